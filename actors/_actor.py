@@ -1,0 +1,131 @@
+"""The class that users derive their actors from."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+
+import pykka
+
+from ..errors import ActorStopped, ConfigurationError
+from ._interop import ActorFuture, StoppedFlag
+from ._mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from ._cell import Cell
+    from ._reference import ActorRef
+
+__all__ = ["Actor"]
+
+_log = logging.getLogger("spa_dat.actors")
+
+if TYPE_CHECKING:
+    # pykka declares its hooks as plain functions, so for a type checker every async override
+    # would be an error.
+    class _Base: ...
+else:
+    _Base = pykka.Actor
+
+
+class Actor(_Base):
+    """One mailbox, one message at a time, state that nobody else touches.
+
+    Derive from it, keep the state in attributes, and have an `ActorSystem` or an application
+    start it. ``super().__init__()`` need not be called. Every hook may be ``def`` or
+    ``async def``; a ``def`` hook runs on the event loop and must not block.
+
+    Attributes:
+        topics: the short form of a handler: what ``on_message`` gets.
+        on_message: the handler for ``topics``.
+    """
+
+    topics: ClassVar[str | tuple[str, ...]] = ()
+    on_message: Any
+
+    _spa_cell: Cell[Any] | None = None
+
+    def __init__(self) -> None:
+        """Nothing needs to be set up: what an actor needs it gets when it is spawned."""
+
+    @property
+    def actor_ref(self) -> ActorRef[Self]:
+        """The reference to this actor, from `on_start` on.
+
+        Raises:
+            ActorStopped: the actor is not spawned yet, or a newer instance has replaced it.
+        """
+        return self._bound().ref
+
+    @property
+    def actor_urn(self) -> str:
+        """A name that no other actor in the world has; the same after a restart."""
+        return self._bound().urn
+
+    @property
+    def actor_inbox(self) -> Mailbox:
+        """The mailbox."""
+        return self._bound().mailbox
+
+    @property
+    def actor_stopped(self) -> StoppedFlag:
+        """``is_set()`` tells whether the actor takes no more messages."""
+        return StoppedFlag(self._bound())
+
+    if TYPE_CHECKING:
+        # Handlers may well be called start and stop, with parameters of their own.
+        start: Any
+        stop: Any
+    else:
+
+        @classmethod
+        def start(cls, *args: Any, **kwargs: Any) -> NoReturn:
+            """pykka's way to start an actor, which has no event loop to give it.
+
+            Raises:
+                ConfigurationError: always.
+            """
+            raise ConfigurationError(
+                f"{cls.__name__}.start() does not start an actor here:"
+                f" use system.spawn(lambda: {cls.__name__}(...))"
+            )
+
+        def stop(self) -> None:
+            """Stop after the messages that are already in the mailbox. Never waits."""
+            self._bound().request_stop(drain=True)
+
+    def on_start(self) -> Any:
+        """Runs before the first message. What it raises restarts the actor as a new instance."""
+
+    def on_stop(self) -> Any:
+        """Runs after the last message. What it raises is reported."""
+
+    def on_receive(self, message: Any) -> Any:
+        """Handles a local message; what it returns answers an ask."""
+        _log.warning("%s got a message that it has no on_receive for: %r", self, message)
+
+    def on_failure(self, error: Exception) -> Any:
+        """Runs after a message that was told, not asked, has raised ``error``. The actor goes on
+        with the next message."""
+
+    def __str__(self) -> str:
+        cell = self._spa_cell
+        return f"{type(self).__name__} ({'not spawned' if cell is None else cell.address})"
+
+    def _bound(self) -> Cell[Any]:
+        if self._spa_cell is None:
+            raise ActorStopped(
+                f"this {type(self).__name__} is not a running actor: it belongs to one from"
+                " on_start on, not yet in __init__"
+            )
+        return self._spa_cell
+
+    @staticmethod
+    def _create_actor_inbox() -> Mailbox:
+        return Mailbox()
+
+    @staticmethod
+    def _create_future() -> ActorFuture:
+        return ActorFuture()
+
+    def _start_actor_loop(self) -> None:
+        self.start()

@@ -1,0 +1,347 @@
+"""One actor at work: its task, its supervision and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from ..errors import ActorError, ActorStopped, ConfigurationError, RestartLimitReached
+from ._actor import Actor
+from ._chain import current_frame, deadlock, find_cycle
+from ._envelope import Envelope
+from ._interop import ActorFuture, PykkaRef
+from ._mailbox import Mailbox
+from ._reference import ActorRef
+from ._restart import RestartCounter, RestartPolicy
+from ._work import call_hook, receive_message, work
+
+if TYPE_CHECKING:
+    from .._environment import Environment
+
+__all__ = ["Cell", "Owner"]
+
+A = TypeVar("A", bound=Actor)
+
+_log = logging.getLogger("spa_dat.actors")
+
+
+class Owner(Protocol):
+    """What a cell needs of the system it belongs to."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def environment(self) -> Environment: ...
+
+    def actor_failed(self, ref: ActorRef[Any], error: BaseException, where: str) -> None: ...
+
+    def actor_ended(self, cell: Cell[Any]) -> None: ...
+
+
+class Cell(Generic[A]):
+    """What stays the same of one actor while instances of the user's class come and go.
+
+    Attributes:
+        receive: handles what is no local message.
+        discard: end after the current message, whatever the mailbox holds.
+        failures: how many messages have raised without anybody waiting for the answer.
+    """
+
+    __slots__ = (
+        "_ended_with",
+        "_factory",
+        "_killed",
+        "_leftover",
+        "_owner",
+        "_pause",
+        "_pykka_ref",
+        "_pykka_stops",
+        "_ready",
+        "_restart",
+        "_started",
+        "_urn",
+        "actor_class",
+        "discard",
+        "failures",
+        "instance",
+        "mailbox",
+        "name",
+        "receive",
+        "ref",
+        "task",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        name: str,
+        mailbox: Mailbox,
+        factory: Callable[[], A],
+        restart: RestartPolicy,
+        receive: Callable[[A, Any], Awaitable[None]] | None,
+        leftover: Callable[[list[Any]], None] | None,
+    ) -> None:
+        self._owner = owner
+        self._factory: Callable[[], A] | None = factory
+        self._restart = restart
+        self.receive: Callable[[A, Any], Awaitable[None]] = receive or receive_message
+        self._leftover = leftover
+        self._ready = self.discard = self._killed = False
+        self._ended_with: RestartLimitReached | None = None
+        self._pause: asyncio.Future[None] | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._pykka_ref: PykkaRef | None = None
+        self._pykka_stops: list[ActorFuture] | None = None
+        self._urn: str | None = None
+        self.failures = 0
+        self.name = name
+        self.mailbox = mailbox
+        self.ref: ActorRef[A] = ActorRef(self)
+        self.actor_class: type[Actor] = Actor
+        self.instance: A | None = self._create(factory)
+        loop = asyncio.get_running_loop()
+        mailbox.bind(loop, name)
+        self.task: asyncio.Task[None] = loop.create_task(self._run(), name=f"actor {name}")
+        self.task.add_done_callback(self._ended)
+
+    @property
+    def address(self) -> str:
+        """The name, with the system's name in front where it has one."""
+        return f"{self._owner.name}/{self.name}" if self._owner.name else self.name
+
+    @property
+    def urn(self) -> str:
+        """pykka's name for the actor."""
+        if self._urn is None:
+            self._urn = f"urn:uuid:{self._owner.environment.new_id()}"
+        return self._urn
+
+    @property
+    def pykka_ref(self) -> PykkaRef:
+        """The reference for pykka's users, made when first asked for."""
+        if self._pykka_ref is None:
+            self._pykka_ref = PykkaRef(self)
+        return self._pykka_ref
+
+    def current_instance(self) -> A | None:
+        """The instance at work, None between two and after the end."""
+        return self.instance
+
+    # Called by others
+
+    async def started(self) -> None:
+        """Wait until on_start has succeeded."""
+        self._refuse_cycle()
+        if not self._ready and not self.task.done():
+            if self._started is None:
+                self._started = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._started)
+        if not self._ready:
+            raise self._ended_with or self.stopped()
+
+    def request_stop(self, *, drain: bool) -> None:
+        """Take no more messages, and end after those in the mailbox or after the current one."""
+        if not drain:
+            self.discard = True
+        self.mailbox.close()
+        if self._pause is not None and not self._pause.done():
+            self._pause.set_result(None)
+
+    async def stop(self, *, drain: bool) -> None:
+        """`request_stop`, and wait for the end unless the end has to wait for the caller."""
+        self.request_stop(drain=drain)
+        if find_cycle(current_frame(), self) is None:
+            await asyncio.wait((self.task,))
+
+    def stop_threadsafe(self, future: ActorFuture | None) -> None:
+        """`request_stop` from any thread; ``future`` ends when the actor has."""
+        try:
+            self.task.get_loop().call_soon_threadsafe(self._stop_for, future)
+        except RuntimeError:
+            if future is not None:
+                future.set_exception(self.stopped())
+
+    def kill(self) -> None:
+        """End now, by cancelling whatever the actor is doing."""
+        self._killed = True
+        self.request_stop(drain=False)
+        self.task.cancel()
+
+    # The life of the actor
+
+    async def _run(self) -> None:
+        try:
+            if await self._bring_up():
+                try:
+                    await work(self)
+                except asyncio.CancelledError:
+                    await self._take_down()
+                    raise
+                await self._take_down()
+        except asyncio.CancelledError:
+            if not self._killed:
+                self.report(ActorError(f"the task of actor {self.address!r} was cancelled"), "task")
+            raise
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.report(error, "task")
+            raise
+        finally:
+            self._finish()
+
+    async def _bring_up(self) -> bool:
+        restarts: RestartCounter | None = None
+        while not self.discard:
+            error = await call_hook(self, self._begin)
+            if error is None:
+                self._ready = True
+                self._announce()
+                return True
+            self.instance = None
+            if restarts is None:
+                restarts = RestartCounter(self._restart, self._owner.environment.random)
+            closed = self.mailbox.closed
+            delay = None if closed else restarts.next_delay(asyncio.get_running_loop().time())
+            self.report(error, "on_start", again_in=delay)
+            if delay is None:
+                if not closed:
+                    self._give_up(error)
+                break
+            await self._wait(delay)
+            if self.mailbox.closed:
+                break
+        return False
+
+    def _begin(self) -> Any:
+        if self.instance is None and self._factory is not None:
+            self.instance = self._create(self._factory)
+        return self.instance.on_start() if self.instance is not None else None
+
+    def _create(self, factory: Callable[[], A]) -> A:
+        instance = factory()
+        if not isinstance(instance, Actor):
+            raise ConfigurationError(
+                f"the factory of actor {self.name!r} made {instance!r}, which is no Actor;"
+                " derive its class from spa_dat.Actor"
+            )
+        if instance._spa_cell not in (None, self):
+            raise ConfigurationError(
+                f"the factory of actor {self.name!r} made {instance}, which runs already;"
+                " make a new instance in each call"
+            )
+        instance._spa_cell = self
+        self.actor_class = type(instance)
+        return instance
+
+    async def _wait(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._pause = loop.create_future()
+        timer = loop.call_later(delay, _wake, self._pause)
+        try:
+            await self._pause
+        finally:
+            timer.cancel()
+            self._pause = None
+
+    async def _take_down(self) -> None:
+        if self.instance is not None:
+            error = await call_hook(self, self.instance.on_stop)
+            if error is not None:
+                self.report(error, "on_stop")
+
+    def _finish(self) -> None:
+        self.mailbox.close()
+        unhandled = 0
+        foreign: list[Any] = []
+        for item in self.mailbox.extract(lambda item: True):
+            if not isinstance(item, Envelope):
+                foreign.append(item)
+            elif item.reply is None:
+                unhandled += 1
+            else:
+                item.fail(self.stopped())
+        if foreign and self._leftover is not None:
+            try:
+                self._leftover(foreign)
+            except Exception:  # noqa: BLE001  (the rest of the end does not depend on it)
+                _log.exception("the leftover hook of actor %r raised", self.address)
+        else:
+            unhandled += len(foreign)
+        if unhandled:
+            _log.warning("actor %r stopped with %d messages unhandled", self.address, unhandled)
+        self.instance = self._factory = None
+        self._owner.actor_ended(self)
+        self._announce()
+        for future in self._pykka_stops or ():
+            future.set(None)
+
+    # Inside
+
+    def _stop_for(self, future: ActorFuture | None) -> None:
+        self.request_stop(drain=True)
+        if future is None:
+            return
+        if self.task.done():
+            future.set_exception(self.stopped())
+            return
+        if self._pykka_stops is None:
+            self._pykka_stops = []
+        self._pykka_stops.append(future)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._factory is not None:
+            # A task that is cancelled before its first step never gets to its end by itself.
+            self._finish()
+        if not task.cancelled():
+            # Marks it as seen: it was reported.
+            task.exception()
+
+    def _announce(self) -> None:
+        started, self._started = self._started, None
+        if started is not None:
+            _wake(started)
+
+    def _give_up(self, error: Exception) -> None:
+        policy = self._restart
+        self._ended_with = RestartLimitReached(
+            f"actor {self.address!r} failed to start again after {policy.intensity} restarts"
+            f" within {policy.period} s and stays stopped; the last error was {error!r}"
+        )
+        self._ended_with.__cause__ = error
+        self.report(self._ended_with, "restart")
+
+    def report(self, error: BaseException, where: str, *, again_in: float | None = None) -> None:
+        """Log a failure and tell the system of it.
+
+        The traceback is logged once: with the last failure in a row of starts.
+
+        Args:
+            error: what was raised.
+            where: as for the system's ``on_failure``.
+            again_in: seconds until the actor is started again; None when it is not.
+        """
+        if again_in is not None:
+            text = "actor %r failed in %s and is started again in %.2g s: %r"
+            _log.warning(text, self.address, where, again_in, error)
+        else:
+            traceback = None if where == "restart" else error
+            _log.error("actor %r failed in %s: %r", self.address, where, error, exc_info=traceback)
+        self._owner.actor_failed(self.ref, error, where)
+
+    def stopped(self) -> ActorStopped:
+        """The error for those who want something of the actor after its end."""
+        return ActorStopped(f"actor {self.address!r} has stopped")
+
+    def _refuse_cycle(self) -> None:
+        cycle = find_cycle(current_frame(), self)
+        if cycle is not None:
+            raise deadlock(cycle, self.address)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,164 @@
+"""Who waits for whom: the chain of actors that a piece of running code belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+import msgspec
+
+from ..errors import DeadlockDetected
+
+__all__ = [
+    "CURRENT",
+    "Frame",
+    "chain_names",
+    "current_actor",
+    "current_frame",
+    "enter_chain",
+    "find_cycle",
+    "refuse_cycle",
+]
+
+LIMIT = 16
+
+
+class Named(Protocol):
+    """An actor as the chain sees it."""
+
+    @property
+    def address(self) -> str:
+        """The name, with the system's name in front where it has one."""
+
+
+class Waiter(Protocol):
+    """What an asker waits on."""
+
+    def done(self) -> bool:
+        """True when the asker has its answer or has given up."""
+
+
+class Frame(msgspec.Struct, eq=False):
+    """One actor at work on one message.
+
+    Attributes:
+        owner: the actor; only a name for a chain that came over the wire.
+        parent: the frame of the asker of this message, if it is an ask.
+        waiter: what the asker waits on; once it is done the asker no longer waits for us.
+        active: False as soon as the message is done. A task that the handler has left behind
+            still sees the frame, and must not count as part of it.
+    """
+
+    owner: Named | str
+    parent: Frame | None = None
+    waiter: Waiter | None = None
+    active: bool = True
+
+    @property
+    def name(self) -> str:
+        owner = self.owner
+        return owner if isinstance(owner, str) else owner.address
+
+    def end(self) -> None:
+        """The message is done: nobody waits through this frame any more."""
+        self.active = False
+        self.parent = self.waiter = None
+
+
+CURRENT: ContextVar[Frame | None] = ContextVar("spa_dat_chain", default=None)
+
+
+def current_frame() -> Frame | None:
+    """The frame of the running code, if its actor is still at work on that message."""
+    frame = CURRENT.get()
+    return frame if frame is not None and frame.active else None
+
+
+def _walk(frame: Frame | None) -> Iterator[Frame]:
+    """Frames that wait, innermost first."""
+    while frame is not None and frame.active:
+        yield frame
+        if frame.waiter is not None and frame.waiter.done():
+            return
+        frame = frame.parent
+
+
+def current_actor() -> str | None:
+    """The name of the actor whose handler is running, None outside of actors."""
+    frame = current_frame()
+    return None if frame is None else frame.name
+
+
+def chain_names() -> tuple[str, ...]:
+    """The actors that wait for the running code: outermost first, the current actor last.
+
+    At most 16, the innermost ones. Names carry the system's name in front where it has one, as
+    in ``plant/boiler``.
+    """
+    names = [frame.name for frame in _walk(current_frame())][:LIMIT]
+    return tuple(reversed(names))
+
+
+def find_cycle(frame: Frame | None, target: Named) -> tuple[str, ...] | None:
+    """The names from ``target`` to the running code, if ``target`` is one of those that wait.
+
+    Actors of this process are told apart by identity, those in a chain from the wire by name.
+    """
+    names: list[str] = []
+    for waiting in _walk(frame):
+        names.append(waiting.name)
+        owner = waiting.owner
+        if owner is target or (isinstance(owner, str) and owner == target.address):
+            return tuple(reversed(names))
+    return None
+
+
+def refuse_cycle(target: str, names: Sequence[str] | None = None) -> None:
+    """Refuse to wait for an actor that waits for us.
+
+    Args:
+        target: the address of the actor that is to be asked.
+        names: the chain of those that wait, outermost first; None for that of the running code.
+
+    Raises:
+        DeadlockDetected: ``target`` is in the chain; the text names the cycle.
+    """
+    chain = chain_names() if names is None else tuple(names)
+    if target in chain:
+        raise deadlock(chain[chain.index(target) :], target)
+
+
+def deadlock(cycle: Sequence[str], target: str) -> DeadlockDetected:
+    """The error for a cycle that ``target`` would close."""
+    path = " -> ".join((*cycle, target))
+    return DeadlockDetected(
+        f"{path}: {target!r} already waits for the one who asks and could never answer;"
+        " use tell, or answer first and ask afterwards"
+    )
+
+
+@contextmanager
+def enter_chain(names: Sequence[str]) -> Iterator[None]:
+    """Run the block as part of a chain that came over the wire.
+
+    Args:
+        names: what `chain_names` gave at the asker, outermost first.
+    """
+    base: Frame | None = None
+    frames: list[Frame] = []
+    for name in tuple(names)[-LIMIT:]:
+        base = Frame(name, base)
+        frames.append(base)
+    outer = current_frame()
+    if outer is not None:
+        base = Frame(outer.owner, base)
+        frames.append(base)
+    token = CURRENT.set(base)
+    try:
+        yield
+    finally:
+        for frame in frames:
+            frame.end()
+        CURRENT.reset(token)

@@ -1,0 +1,66 @@
+"""Marks methods as handlers of topics; the topics are opaque text here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import ConfigurationError
+
+__all__ = ["handlers_of", "on"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARK = "__spa_dat_topics__"
+_WRAPPERS = (staticmethod, classmethod)
+
+
+def on(*topics: str) -> Callable[[F], F]:
+    """Make a method of an `Actor` the handler of what matches ``topics``.
+
+    The first declared handler that matches a message gets it. Several decorators on one method
+    add up, the upper one first. A method that overrides a handler stays one without being
+    decorated again; decorated again, it has the new topics only.
+
+    Args:
+        topics: filters such as ``plant/+/temperature`` or ``plant/{machine}/temperature``.
+
+    Raises:
+        ConfigurationError: there is no topic, or one is not a text.
+    """
+    if not topics:
+        raise ConfigurationError("@on needs at least one topic, as in @on('plant/temperature')")
+    for topic in topics:
+        if not isinstance(topic, str):
+            raise ConfigurationError(
+                f"@on takes topics as texts, not {topic!r}; write @on('plant/temperature')"
+            )
+
+    def mark(function: F) -> F:
+        earlier: tuple[str, ...] = getattr(function, _MARK, ())
+        try:
+            setattr(function, _MARK, (*topics, *earlier))
+        except AttributeError as error:
+            raise ConfigurationError(
+                f"@on can not mark {function!r}; it is for functions defined with def"
+            ) from error
+        return function
+
+    return mark
+
+
+def handlers_of(cls: type) -> list[tuple[tuple[str, ...], str]]:
+    """The handlers of a class as (topics, attribute name), in declared order.
+
+    Handlers of base classes come first, and keep their place when overridden.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for klass in reversed(cls.__mro__):
+        for name, value in vars(klass).items():
+            marked = value.__func__ if isinstance(value, _WRAPPERS) else value
+            topics: tuple[str, ...] | None = getattr(value, _MARK, getattr(marked, _MARK, None))
+            if topics is not None:
+                found[name] = topics
+            elif name in found and not callable(value) and not isinstance(value, _WRAPPERS):
+                del found[name]
+    return [(topics, name) for name, topics in found.items()]

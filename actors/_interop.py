@@ -1,0 +1,198 @@
+"""What pykka's users see of our actors: a `pykka.ActorRef` and a future that can be awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pykka
+
+from ..errors import ActorStopped
+from ._chain import current_frame, deadlock, find_cycle
+from ._envelope import Envelope
+from ._pykka import is_proxy_message, is_stop_message
+
+if TYPE_CHECKING:
+    from ._cell import Cell
+
+__all__ = ["ActorFuture", "ProxyEnvelope", "PykkaRef", "StoppedFlag"]
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+class StoppedFlag:
+    """Stands in for the `threading.Event` that pykka keeps for each actor."""
+
+    __slots__ = ("_cell",)
+
+    def __init__(self, cell: Cell[Any]) -> None:
+        self._cell = cell
+
+    def is_set(self) -> bool:
+        """Whether the actor takes no more messages."""
+        return self._cell.mailbox.closed
+
+
+class ActorFuture(pykka.ThreadingFuture[Any]):
+    """The answer of an actor: other threads `get` it, coroutines await it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given_up = False
+        self._watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+
+    def done(self) -> bool:
+        """Whether there is an answer, or the asker's time is over."""
+        return self._result is not None or self._given_up
+
+    def set_result(self, value: Any) -> None:
+        """As `set`."""
+        self.set(value)
+
+    def get(self, *, timeout: float | None = None) -> Any:
+        """The answer, waiting for it up to ``timeout`` seconds.
+
+        Raises:
+            RuntimeError: called on an event loop's thread when it would have to wait.
+            pykka.Timeout: no answer came in time.
+            Exception: what the actor raised.
+        """
+        if self._result is None and self._get_hook is None and _on_event_loop():
+            raise RuntimeError(
+                "get() would block the event loop: await the future, or use 'await ref.ask(...)'"
+            )
+        try:
+            return super().get(timeout=timeout)
+        except pykka.Timeout:
+            self._given_up = True
+            raise
+
+    def set(self, value: Any = None) -> None:
+        """Give the answer. Raises queue.Full when there is one already."""
+        super().set(value)
+        self._notify()
+
+    def set_exception(self, exc_info: Any = None) -> None:
+        """Give an error as the answer: an exception, or what `sys.exc_info` returns."""
+        if isinstance(exc_info, BaseException):
+            if isinstance(exc_info, ActorStopped):
+                dead = pykka.ActorDeadError(str(exc_info))
+                dead.__cause__ = exc_info
+                exc_info = dead
+            exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+        super().set_exception(exc_info)
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._condition:
+            watchers, self._watchers = self._watchers, []
+        for loop, watcher in watchers:
+            # The one who awaits may have closed its loop and gone.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_end, watcher)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        loop = asyncio.get_running_loop()
+        if self._get_hook is not None:
+            # map, filter and the like compute in get(), which may wait for other futures.
+            return (yield from asyncio.to_thread(self.get).__await__())
+        with self._condition:
+            watcher: asyncio.Future[None] | None = None
+            if self._result is None:
+                watcher = loop.create_future()
+                self._watchers.append((loop, watcher))
+        if watcher is not None:
+            yield from watcher
+        return self.get()
+
+    __iter__ = __await__
+
+
+def _end(watcher: asyncio.Future[None]) -> None:
+    if not watcher.done():
+        watcher.set_result(None)
+
+
+class ProxyEnvelope(Envelope, eq=False):
+    """A message that pykka's own dispatch has to handle."""
+
+    def hand_to(self, actor: Any) -> Any:
+        """Have pykka call the method or read the attribute that the message names."""
+        return actor._handle_receive(self.message)
+
+
+class PykkaRef(pykka.ActorRef[Any]):
+    """A `pykka.ActorRef` to one of our actors, for use from other threads and with proxies.
+
+    It follows the actor through restarts. What blocks is refused on an event loop's thread.
+    """
+
+    def __init__(self, cell: Cell[Any]) -> None:
+        self._cell = cell
+        self._actor_weakref = cell.current_instance  # type: ignore[assignment]
+        self.actor_class = cell.actor_class
+        self.actor_urn = cell.urn
+        self.actor_inbox = cell.mailbox  # type: ignore[assignment]
+        self.actor_stopped = StoppedFlag(cell)  # type: ignore[assignment]
+
+    def tell(self, message: Any) -> None:
+        """Send a message from any thread.
+
+        Raises:
+            pykka.ActorDeadError: the actor has stopped.
+            MailboxFull: its mailbox has no free place.
+        """
+        if is_stop_message(message):
+            self._cell.stop_threadsafe(None)
+            return
+        try:
+            self._cell.mailbox.put(_envelope(message, None))
+        except ActorStopped as error:
+            raise pykka.ActorDeadError(str(error)) from error
+
+    def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any:
+        """Send a message and get the answer, or with ``block=False`` a future of it.
+
+        Raises:
+            RuntimeError: ``block=True`` on an event loop's thread.
+            DeadlockDetected: the actor waits for the one who asks.
+            MailboxFull: its mailbox has no free place.
+            pykka.ActorDeadError: the actor has stopped.
+            pykka.Timeout: no answer within ``timeout`` seconds.
+        """
+        if block and _on_event_loop():
+            raise RuntimeError(
+                f"ask would block the event loop: use 'await ref.ask(...)' of actor"
+                f" {self._cell.name!r}, or block=False and await the future"
+            )
+        future = ActorFuture()
+        if is_stop_message(message):
+            self._cell.stop_threadsafe(future)
+        else:
+            self._put_asked(message, future)
+        return future.get(timeout=timeout) if block else future
+
+    def _put_asked(self, message: Any, future: ActorFuture) -> None:
+        frame = current_frame()
+        cycle = find_cycle(frame, self._cell)
+        if cycle is not None:
+            raise deadlock(cycle, self._cell.address)
+        envelope = _envelope(message, future)
+        envelope.asker = frame
+        try:
+            self._cell.mailbox.put(envelope)
+        except ActorStopped as error:
+            future.set_exception(error)
+
+
+def _envelope(message: Any, future: ActorFuture | None) -> Envelope:
+    envelope = ProxyEnvelope(message) if is_proxy_message(message) else Envelope(message)
+    envelope.reply = future
+    return envelope

@@ -1,0 +1,384 @@
+"""The bounded queue of one actor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+from ..errors import ActorStopped, ConfigurationError, MailboxFull
+from ._envelope import Envelope
+from ._overflow import Overflow, Slot
+from ._places import Places
+
+__all__ = ["Mailbox"]
+
+_log = logging.getLogger("spa_dat.actors")
+_INCOMING_LOCK = threading.Lock()
+
+
+class Mailbox:
+    """The bounded first-in first-out queue of one actor; any number put, one takes.
+
+    It belongs to one event loop. Only `put` may be called from other threads.
+
+    Args:
+        capacity: the number of messages from which on it counts as full.
+        overflow: what happens with a message that is offered to a full mailbox.
+        key: for `Overflow.LATEST_BY_KEY`, the key of a message.
+
+    Attributes:
+        dropped: how many items the overflow policy has dropped.
+        on_drop: called with what was dropped: the item, or for a local message the message
+            itself. It must not raise; what it raises is logged.
+        name: whose mailbox it is, for error messages.
+        items: what waits, for a look at it only.
+
+    Raises:
+        ConfigurationError: the capacity is below 1, or the key is missing or not needed.
+    """
+
+    __slots__ = (
+        "_capacity",
+        "_closed",
+        "_getter",
+        "_incoming",
+        "_latest",
+        "_limit",
+        "_loop",
+        "_overflow",
+        "_places",
+        "_thread",
+        "dropped",
+        "items",
+        "key",
+        "name",
+        "on_drop",
+    )
+
+    def __init__(
+        self,
+        capacity: int = 1000,
+        overflow: Overflow = Overflow.REFUSE,
+        key: Callable[[Any], Hashable] | None = None,
+    ) -> None:
+        if capacity < 1:
+            raise ConfigurationError(f"the capacity of a mailbox is at least 1, not {capacity!r}")
+        if (key is None) == (overflow is Overflow.LATEST_BY_KEY):
+            problem = "needs a key function" if key is None else "has no use for a key function"
+            raise ConfigurationError(f"overflow policy {overflow.value!r} {problem}")
+        self._capacity = capacity
+        self._overflow = overflow
+        self.key = key
+        self.items: deque[Any] = deque()
+        self._latest: dict[Hashable, Slot] | None = None if key is None else {}
+        self._closed = False
+        # What offer() may fill without a closer look; 0 when there is always something to look at.
+        self._limit = capacity if key is None else 0
+        self._getter: asyncio.Future[None] | None = None
+        self._places: Places | None = None
+        self._incoming: deque[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self.dropped = 0
+        self.on_drop: Callable[[Any], None] | None = None
+        self.name = ""
+
+    @property
+    def capacity(self) -> int:
+        """The number of messages from which on it counts as full."""
+        return self._capacity
+
+    @property
+    def _reserved(self) -> int:
+        return 0 if self._places is None else self._places.reserved
+
+    @property
+    def overflow(self) -> Overflow:
+        """What happens with a message that is offered to it when it is full."""
+        return self._overflow
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._closed
+
+    @property
+    def full(self) -> bool:
+        """Whether it has no free place; those kept for senders that wait are not free."""
+        return len(self.items) + self._reserved >= self._capacity
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def empty(self) -> bool:
+        """Whether nothing waits in it."""
+        return not self.items
+
+    def bind(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        """Give it to an actor, which lives on ``loop`` in the calling thread.
+
+        Raises:
+            ConfigurationError: it is another actor's, or closed.
+        """
+        if self._closed or self._loop is not None:
+            state = "closed" if self._closed else f"already that of actor {self.name!r}"
+            raise ConfigurationError(
+                f"the mailbox for actor {name!r} is {state}; give each actor a new Mailbox"
+            )
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self.name = name
+
+    # Putting
+
+    def offer(self, item: Any) -> bool:
+        """Put an item, by the overflow policy if the mailbox is full. Never waits.
+
+        Returns:
+            False when this very item was dropped.
+
+        Raises:
+            MailboxFull: it is full, and the policy is to refuse.
+            ActorStopped: it is closed.
+        """
+        items = self.items
+        if len(items) < self._limit:
+            items.append(item)
+            if self._getter is not None:
+                self._wake()
+            return True
+        return self._offer_closely(item)
+
+    def force(self, item: Any) -> None:
+        """Put an item even if the mailbox is full: for sources that bound themselves.
+
+        Raises:
+            ActorStopped: it is closed.
+        """
+        self._check_open()
+        self.items.append(item)
+        self._wake()
+
+    async def put_wait(self, item: Any) -> None:
+        """Put an item, waiting for a place as long as it takes; who came first goes first.
+
+        An item whose put is cancelled is not in the mailbox.
+
+        Raises:
+            ActorStopped: it is closed, or was closed while waiting.
+        """
+        self._check_open()
+        if self.full:
+            if self._places is None:
+                self._places = Places(self._grant)
+            await self._places.wait()
+            self._note_limit()
+            self._check_open()
+        self.items.append(item)
+        self._wake()
+
+    def put(self, item: Any) -> None:
+        """Put an item from any thread; pykka's protocol. Never waits.
+
+        From another thread an item counts as taken once this returns, and what one thread puts
+        stays in order. What expects an answer is never dropped unanswered.
+
+        Raises:
+            MailboxFull: it is full, and the policy is to refuse.
+            ActorStopped: it is closed, or its event loop is.
+        """
+        if self._loop is None or threading.get_ident() == self._thread:
+            self.offer(item)
+            return
+        self._check_open()
+        with _INCOMING_LOCK:
+            if self._incoming is None:
+                self._incoming = deque()
+        refuses = self._overflow is Overflow.REFUSE
+        if refuses and len(self.items) + len(self._incoming) >= self._capacity:
+            raise self._full()
+        self._incoming.append(item)
+        try:
+            self._loop.call_soon_threadsafe(self._take_incoming)
+        except RuntimeError as error:
+            raise ActorStopped(f"the event loop of actor {self.name!r} is closed") from error
+
+    def push_front(self, items: Iterable[Any]) -> None:
+        """Put items, in their order, ahead of everything else, full or not.
+
+        Raises:
+            ActorStopped: it is closed.
+        """
+        self._check_open()
+        self.items.extendleft(reversed(list(items)))
+        self._wake()
+
+    # Taking
+
+    async def get(self) -> Any:
+        """Take the first item, waiting for one as long as it takes.
+
+        Raises:
+            ActorStopped: it is closed and empty.
+        """
+        while not self.items:
+            self._check_open()
+            await self.arrival()
+        return self.get_nowait()
+
+    def get_nowait(self) -> Any:
+        """Take the first item.
+
+        Raises:
+            asyncio.QueueEmpty: there is none.
+        """
+        try:
+            item = self.items.popleft()
+        except IndexError:
+            raise asyncio.QueueEmpty from None
+        if self._latest is not None:
+            item = self._unslot(item)
+        if self._places is not None:
+            self._grant()
+        return item
+
+    def arrival(self) -> asyncio.Future[None]:
+        """A future that ends with the next item or with `close`; for the one who takes."""
+        if self._getter is not None and not self._getter.done():
+            raise RuntimeError(f"somebody else already takes from the mailbox of {self.name!r}")
+        getter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._getter = getter
+        if self.items or self._closed:
+            self._wake()
+        return getter
+
+    def extract(self, predicate: Callable[[Any], bool]) -> list[Any]:
+        """Take out the items for which ``predicate(item)`` holds; the order of both is kept."""
+        taken: list[Any] = []
+        left: list[Any] = []
+        for entry in self.items:
+            item = entry.item if type(entry) is Slot else entry
+            if predicate(item):
+                taken.append(item)
+                self._unslot(entry)
+            else:
+                left.append(entry)
+        if taken:
+            self.items.clear()
+            self.items.extend(left)
+            self._grant()
+        return taken
+
+    def close(self) -> None:
+        """Take nothing more; what waits for a place gets ActorStopped. What is in stays in."""
+        self._closed = True
+        self._limit = 0
+        if self._places is not None:
+            self._places.refuse(self._stopped())
+        self._wake()
+
+    # Inside
+
+    def _offer_closely(self, item: Any) -> bool:
+        self._check_open()
+        content = item.message if isinstance(item, Envelope) else item
+        asked = isinstance(item, Envelope) and item.reply is not None
+        slot: Slot | None = None
+        if self._latest is not None and not asked:
+            assert self.key is not None
+            key = self.key(content)
+            old = self._latest.get(key)
+            if old is not None:
+                replaced, old.item = old.item, item
+                self._drop(replaced)
+                return True
+            slot = Slot(key, item)
+        if self.full:
+            if asked or self._overflow is Overflow.REFUSE:
+                raise self._full()
+            if self._overflow is Overflow.DROP_NEWEST or not self.items:
+                self._drop(item)
+                return False
+            self._drop(self._unslot(self.items.popleft()))
+        if slot is not None and self._latest is not None:
+            self._latest[slot.key] = slot
+        self.items.append(item if slot is None else slot)
+        self._wake()
+        return True
+
+    def _unslot(self, entry: Any) -> Any:
+        if type(entry) is not Slot:
+            return entry
+        if self._latest is not None:
+            del self._latest[entry.key]
+        return entry.item
+
+    def _drop(self, item: Any) -> None:
+        self.dropped += 1
+        content = item
+        if isinstance(item, Envelope):
+            item.fail(MailboxFull(f"{self._described()} dropped the message for a newer one"))
+            content = item.message
+        if self.on_drop is not None:
+            try:
+                self.on_drop(content)
+            except Exception:  # noqa: BLE001  (the one who sends is not to blame)
+                _log.exception("on_drop of %s raised", self._described())
+
+    def _wake(self) -> None:
+        getter, self._getter = self._getter, None
+        if getter is not None and not getter.done():
+            getter.set_result(None)
+
+    def _grant(self) -> None:
+        """Keep free places for those who have waited longest."""
+        places = self._places
+        if places is None:
+            return
+        while len(places) and not self.full:
+            places.grant()
+        self._note_limit()
+
+    def _note_limit(self) -> None:
+        simple = self._latest is None and not self._closed
+        self._limit = self._capacity - self._reserved if simple else 0
+
+    def _take_incoming(self) -> None:
+        incoming = self._incoming
+        while incoming:
+            item = incoming.popleft()
+            try:
+                if self._overflow is Overflow.REFUSE:
+                    self.force(item)
+                else:
+                    self.offer(item)
+            except Exception as error:  # noqa: BLE001
+                # The thread that put it is gone: closed meanwhile, or the key function raised.
+                _log.warning("%s lost a message from a thread: %s", self._described(), error)
+                if isinstance(item, Envelope):
+                    item.fail(error)
+                self._drop(item)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._stopped()
+
+    def _described(self) -> str:
+        return f"the mailbox of actor {self.name!r}" if self.name else "the mailbox"
+
+    def _stopped(self) -> ActorStopped:
+        whose = f"actor {self.name!r}" if self.name else "the actor of this mailbox"
+        return ActorStopped(f"{whose} has stopped and takes no more messages")
+
+    def _full(self) -> MailboxFull:
+        return MailboxFull(
+            f"{self._described()} is full ({self._capacity} messages);"
+            " wait for a place with send, or choose a larger capacity or another overflow policy"
+        )

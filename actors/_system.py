@@ -1,0 +1,177 @@
+"""The actors of one application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import pykka
+
+from .._environment import Environment
+from ..errors import ConfigurationError
+from ._actor import Actor
+from ._cell import Cell
+from ._mailbox import Mailbox
+from ._pykka import check_pykka
+from ._reference import ActorRef
+from ._restart import RestartPolicy
+
+__all__ = ["ActorSystem", "RestartPolicy"]
+
+A = TypeVar("A", bound=Actor)
+
+_log = logging.getLogger("spa_dat.actors")
+
+# Seconds that actors get to end after they were cancelled.
+GRACE = 1.0
+
+
+class ActorSystem:
+    """Starts actors, finds them by name, supervises and stops them.
+
+    Args:
+        name: goes in front of the actors' names in chains and errors, as in ``plant/boiler``.
+        environment: where jitter and identifiers come from.
+        on_failure: called with every failure that no asker gets: the actor, the error and where
+            it came from: ``on_receive``, ``receive``, ``on_start``, ``on_stop``, ``on_failure``,
+            ``restart`` (with RestartLimitReached) or ``task`` (the actor has ended with it).
+
+    Raises:
+        ConfigurationError: the installed pykka is not a supported one.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "",
+        environment: Environment | None = None,
+        on_failure: Callable[[ActorRef[Any], BaseException, str], None] | None = None,
+    ) -> None:
+        check_pykka()
+        self.name = name
+        self.environment = Environment() if environment is None else environment
+        self._on_failure = on_failure
+        self._cells: dict[str, Cell[Any]] = {}
+        self._count = 0
+        self._global: dict[str, ActorRef[Any]] = {}
+
+    def spawn(
+        self,
+        factory: Callable[[], A],
+        *,
+        name: str | None = None,
+        mailbox: Mailbox | None = None,
+        restart: RestartPolicy = RestartPolicy(),
+        receive: Callable[[A, Any], Awaitable[None]] | None = None,
+        leftover: Callable[[list[Any]], None] | None = None,
+        register_globally: bool = False,
+    ) -> ActorRef[A]:
+        """Start an actor on the running event loop. Messages may be sent to it at once.
+
+        The factory is called here for the first time, and once more for each restart.
+
+        Args:
+            factory: makes an instance of the actor's class.
+            name: unique among the living actors of this system; None for a numbered one.
+            mailbox: a new one, with the limits wanted; None for one of 1,000 messages.
+            restart: when ``on_start`` fails.
+            receive: handles what is in the mailbox and did not come through the reference.
+                What it raises is reported, and the actor goes on.
+            leftover: called once with what ``receive`` would have got and the actor did not
+                come to before it stopped, in order.
+            register_globally: also enter it in pykka's registry of the whole process.
+
+        Raises:
+            ConfigurationError: the name or the mailbox is taken, or the factory makes no Actor.
+            Exception: whatever the factory raises.
+        """
+        if name is None:
+            self._count += 1
+            name = f"actor-{self._count}"
+        if not name or name in self._cells:
+            problem = "is empty" if not name else "is taken by a running actor"
+            raise ConfigurationError(f"actor name {name!r} {problem}; choose another one")
+        box = Mailbox() if mailbox is None else mailbox
+        cell = Cell(self, name, box, factory, restart, receive, leftover)
+        self._cells[name] = cell
+        if register_globally:
+            self._global[name] = cell.ref
+            pykka.ActorRegistry.register(cell.pykka_ref)
+        return cell.ref
+
+    def get(self, name: str) -> ActorRef[Any] | None:
+        """The living actor with this name, None if there is none."""
+        cell = self._cells.get(name)
+        return None if cell is None else cell.ref
+
+    def __len__(self) -> int:
+        """How many actors have not ended."""
+        return len(self._cells)
+
+    def __iter__(self) -> Iterator[ActorRef[Any]]:
+        """The actors that have not ended, in the order in which they were started."""
+        return iter([cell.ref for cell in self._cells.values()])
+
+    async def started(self, ref: ActorRef[Any]) -> None:
+        """Wait until the actor's ``on_start`` has succeeded.
+
+        Raises:
+            RestartLimitReached: it failed too often.
+            ActorStopped: the actor was stopped before.
+            DeadlockDetected: called from inside that ``on_start``.
+        """
+        await ref._cell.started()
+
+    async def stop(self, ref: ActorRef[Any], *, drain: bool = True) -> None:
+        """As `ActorRef.stop`."""
+        await ref.stop(drain=drain)
+
+    async def kill(self, ref: ActorRef[Any]) -> None:
+        """End the actor now, by cancelling what it is doing; waits a second at the most."""
+        ref._cell.kill()
+        await self._ended([ref._cell], GRACE)
+
+    async def stop_all(self, *, timeout: float) -> None:
+        """Stop all actors, after what is in their mailboxes.
+
+        Those that are not done after ``timeout`` seconds are cancelled, and named in the log.
+        Called by an actor, it waits for all the others.
+        """
+        for cell in self._cells.values():
+            cell.request_stop(drain=True)
+        current = asyncio.current_task()
+        cells = [cell for cell in self._cells.values() if cell.task is not current]
+        if await self._ended(cells, timeout):
+            return
+        late = [cell for cell in cells if not cell.task.done()]
+        names = ", ".join(sorted(cell.address for cell in late))
+        _log.warning("actors cancelled because %s s were not enough: %s", timeout, names)
+        for cell in late:
+            cell.kill()
+        if not await self._ended(late, GRACE):
+            left = ", ".join(sorted(cell.address for cell in late if not cell.task.done()))
+            _log.error("actors that go on although they were cancelled: %s", left)
+
+    async def _ended(self, cells: list[Cell[Any]], timeout: float) -> bool:
+        if not cells:
+            return True
+        _, pending = await asyncio.wait([cell.task for cell in cells], timeout=timeout)
+        return not pending
+
+    def actor_failed(self, ref: ActorRef[Any], error: BaseException, where: str) -> None:
+        """Called by an actor's supervision."""
+        if self._on_failure is None:
+            return
+        try:
+            self._on_failure(ref, error, where)
+        except Exception:  # noqa: BLE001  (the actors go on whatever the hook does)
+            _log.exception("on_failure of the actor system raised for actor %r", ref.name)
+
+    def actor_ended(self, cell: Cell[Any]) -> None:
+        """Called by an actor's supervision."""
+        self._cells.pop(cell.name, None)
+        ref = self._global.pop(cell.name, None)
+        if ref is not None:
+            pykka.ActorRegistry.unregister(ref.pykka)

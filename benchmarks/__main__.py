@@ -1,0 +1,60 @@
+"""``python -m benchmarks``: measures, and prints tables.
+
+The interpreter that has the packages to compare with is named in ``SPA_DAT_PEERS_PYTHON``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+
+from . import _local, _receive, _request
+from ._measure import Suite, measure
+from ._report import as_markdown, as_text
+
+_NAMES = ("local", "receive", "request")
+
+
+def _suites(names: Sequence[str], *, quick: bool, peers: str) -> list[Suite]:
+    suites: list[Suite] = []
+    if "local" in names:
+        suites += _local.suites(quick=quick)
+    if "receive" in names:
+        suites += _receive.suites(quick=quick, peers=peers)
+    if "request" in names:
+        suites += _request.suites(quick=quick, peers=peers)
+    return suites
+
+
+def main() -> None:
+    """Read the command line, measure and print."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures the project.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(_NAMES)}; all")
+    parser.add_argument("--quick", action="store_true", help="fewer messages and two rounds")
+    parser.add_argument("--rounds", type=int, help="how often each is measured; 5")
+    parser.add_argument("--markdown", action="store_true", help="print docs/benchmarks.md")
+    told = parser.parse_args()
+    unknown = [name for name in told.names if name not in _NAMES]
+    if unknown:
+        parser.error(f"there is no {', '.join(unknown)}: give some of {', '.join(_NAMES)}")
+    rounds = told.rounds if told.rounds is not None else 2 if told.quick else 5
+    if rounds < 1:
+        parser.error(f"--rounds {rounds}: give 1 or more")
+    # Leaves the contexts that end the children.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    peers = os.environ.get("SPA_DAT_PEERS_PYTHON", sys.executable)
+    suites = _suites(told.names or _NAMES, quick=told.quick, peers=peers)
+    results = [measure(suite, rounds) for suite in suites]
+    if told.markdown:
+        command = shlex.join(("scripts/bench", *sys.argv[1:]))
+        print(as_markdown(results, command=command, peers=peers), end="")
+    else:
+        print(as_text(results))
+
+
+if __name__ == "__main__":
+    main()

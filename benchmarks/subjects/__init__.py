@@ -1,0 +1,3 @@
+"""What is measured; each module runs in a process of its own, some without this package's own
+dependencies: see `benchmarks._children`.
+"""

@@ -1,0 +1,142 @@
+"""The child's side of the measuring: what it was told, and what it reports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "ASK_TOPIC",
+    "RECEIVE_TOPIC",
+    "Meter",
+    "Order",
+    "arguments",
+    "measure_requests",
+    "report",
+]
+
+RECEIVE_TOPIC = "benchmark/receive"
+ASK_TOPIC = "benchmark/ask"
+
+_STEP = 500
+_CHECK = 0.1
+_SILENCE = 1.5
+_LATENCY_SECONDS = 5.0
+_PAYLOAD = bytes(100)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a child is told; which fields are used depends on the child."""
+
+    port: int = 0
+    qos: int = 1
+    messages: int = 0
+    warm_up: int = 0
+    at_once: int = 0
+    what: str = ""
+
+
+def arguments() -> Order:
+    """The order on the command line."""
+    return Order(**json.loads(sys.argv[1]))
+
+
+def report(event: str, **figures: float) -> None:
+    """Tell the parent."""
+    print(json.dumps({"event": event, **figures}), flush=True)
+
+
+class Meter:
+    """Counts what is received, and measures from the end of the warm-up to the last message.
+
+    Time is looked at once in 500 messages: give multiples of it.
+
+    Args:
+        order: how many messages come.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._warm_up = order.warm_up
+        self._total = order.warm_up + order.messages
+        self._seen = 0
+        self._next = _STEP
+        self._marks: list[tuple[int, float, float]] = []
+
+    def count(self) -> None:
+        """One more message was handled."""
+        self._seen += 1
+        if self._seen == self._next:
+            self._next += _STEP
+            if self._seen >= self._warm_up:
+                self._marks.append((self._seen, time.perf_counter(), time.process_time()))
+
+    async def finish(self) -> dict[str, float]:
+        """Wait until all have come, or no more come; what was measured."""
+        silent_since, seen = time.monotonic(), 0
+        while self._seen < self._total:
+            await asyncio.sleep(_CHECK)
+            if self._seen != seen or not seen:
+                silent_since, seen = time.monotonic(), self._seen
+            elif time.monotonic() - silent_since > _SILENCE:
+                break
+        if len(self._marks) < 2:
+            raise SystemExit(f"only {self._seen} of {self._total} messages came")
+        (first, began, cpu_began), (last, ended, cpu_ended) = self._marks[0], self._marks[-1]
+        return {
+            "rate": (last - first) / (ended - began),
+            "cpu_us": (cpu_ended - cpu_began) / (last - first) * 1e6,
+            "lost": float(self._total - self._seen),
+        }
+
+
+async def measure_requests(ask: Callable[[bytes], Awaitable[bytes]], order: Order) -> None:
+    """Requests one at a time, then many at once; reports the result.
+
+    Args:
+        ask: sends a request, and returns the reply.
+        order: how many requests, and how many at once.
+    """
+    for _ in range(order.warm_up):
+        await _checked(ask)
+    latencies: list[float] = []
+    give_up = time.perf_counter() + _LATENCY_SECONDS
+    while len(latencies) < order.messages and time.perf_counter() < give_up:
+        began = time.perf_counter()
+        await _checked(ask)
+        latencies.append(time.perf_counter() - began)
+
+    left = 5 * order.messages
+    latest = time.perf_counter() + 2 * _LATENCY_SECONDS
+
+    async def worker() -> int:
+        nonlocal left
+        done = 0
+        while left > 0 and time.perf_counter() < latest:
+            left -= 1
+            await _checked(ask)
+            done += 1
+        return done
+
+    began, cpu_began = time.perf_counter(), time.process_time()
+    done = sum(await asyncio.gather(*(worker() for _ in range(order.at_once))))
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+    report(
+        "result",
+        latency_us=statistics.median(latencies) * 1e6,
+        slow_us=statistics.quantiles(latencies, n=100)[-1] * 1e6,
+        rate=done / seconds,
+        cpu_us=cpu / done * 1e6,
+    )
+
+
+async def _checked(ask: Callable[[bytes], Awaitable[bytes]]) -> None:
+    reply: Any = await ask(_PAYLOAD)
+    if reply != _PAYLOAD:
+        raise SystemExit(f"the reply is not the request: {reply!r}")

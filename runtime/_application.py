@@ -1,0 +1,296 @@
+"""The application: where actors are registered, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, Unpack
+
+from .._environment import Environment
+from ..actors import Actor, RestartPolicy
+from ..errors import ConfigurationError
+from ..transports import Identity
+from ._lifecycle import Run, Settings
+from ._registry import ProviderLike, Registry
+from ._resources import Resource
+from ._specs import HandlerOptions, Spec, check_name, check_seconds
+
+__all__ = ["DistributedApplication", "ProviderLike"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+A = TypeVar("A", bound=Actor)
+P = ParamSpec("P")
+
+
+class DistributedApplication:
+    """Actors that share a name and a default bus.
+
+    Args:
+        default_socket_provider: the bus of every actor that does not name its own: a provider, a
+            configuration, or a URL such as ``memory://`` or ``mqtt://host``.
+        name: identifies the application to the bus, which keeps messages for it while it is away.
+            Without a name it is ephemeral: nothing is kept.
+        instance: tells copies of the application apart; by default the environment variable
+            ``SPA_DAT_INSTANCE``, else ``0``.
+        stop_timeout: seconds that running handlers and pending publishes get when it stops.
+        dead_letter_limit: dead letters that one run may store; at the limit the actor that needs
+            one more takes no further messages, and the application is unhealthy.
+        restart: how often an actor that fails to start is started again.
+        environment: where time stamps, randomness and identifiers come from.
+
+    Raises:
+        ConfigurationError: a name or the bus is wrong.
+    """
+
+    def __init__(
+        self,
+        default_socket_provider: ProviderLike | None = None,
+        *,
+        name: str | None = None,
+        instance: str | None = None,
+        stop_timeout: float = 10.0,
+        dead_letter_limit: int = 1000,
+        restart: RestartPolicy = RestartPolicy(),
+        environment: Environment | None = None,
+    ) -> None:
+        self.environment = environment or Environment()
+        instance = instance if instance is not None else os.environ.get("SPA_DAT_INSTANCE", "0")
+        self.identity = Identity(
+            application=(
+                f"ephemeral-{self.environment.token(8)}"
+                if name is None
+                else check_name("application name", name)
+            ),
+            instance=check_name("instance", instance),
+            ephemeral=name is None,
+        )
+        check_seconds("application", "stop_timeout", stop_timeout, zero=True)
+        if not isinstance(dead_letter_limit, int) or dead_letter_limit < 0:
+            raise ConfigurationError(
+                f"dead_letter_limit={dead_letter_limit!r}: give a whole number, 0 or more"
+            )
+        if not isinstance(restart, RestartPolicy):
+            raise ConfigurationError(f"restart={restart!r}: give a RestartPolicy")
+        self.stats: Counter[str] = Counter()
+        """Counters by dotted name, for example ``messages.handled``."""
+        self._registry = Registry(default_socket_provider)
+        self._settings = Settings(
+            identity=self.identity,
+            environment=self.environment,
+            stats=self.stats,
+            stop_timeout=stop_timeout,
+            dead_letter_limit=dead_letter_limit,
+            restart=restart,
+        )
+        self._run: Run | None = None
+
+    @property
+    def name(self) -> str:
+        """The application's name; a random one when it is ephemeral."""
+        return self.identity.application
+
+    # Registration.
+
+    def producer(
+        self,
+        *,
+        socket_provider: ProviderLike | None = None,
+        state: Any = None,
+        ressources: Mapping[str, Resource] = {},
+        name: str | None = None,
+        every: float | None = None,
+        deadline: float | None = None,
+    ) -> Callable[[F], F]:
+        """Register a function that starts messages itself. Decorator; returns the function.
+
+        Args:
+            socket_provider: the bus; by default the application's.
+            state: a factory, or one value that only this producer owns.
+            ressources: context managers, or callables that return one, by parameter name.
+            name: the actor's name; by default the function's.
+            every: seconds from one call to the next, the first at once; calls never overlap, and
+                one that raises does not end the others. None calls it once.
+            deadline: seconds after which one call is cut off and counts as failed.
+
+        Raises:
+            ConfigurationError: the function can not be served like this, or the name is taken.
+        """
+        self._registry.check_provider("producer", socket_provider)
+        options = {
+            "socket_provider": socket_provider,
+            "state": state,
+            "ressources": ressources,
+            "every": every,
+            "deadline": deadline,
+        }
+
+        def register(function: F) -> F:
+            self._refuse_while_running("register a producer")
+            self._registry.add_function(function, name, "producer", (), options)
+            return function
+
+        return register
+
+    def application(
+        self,
+        topics: str | Sequence[str],
+        *,
+        socket_provider: ProviderLike | None = None,
+        state: Any = None,
+        ressources: Mapping[str, Resource] = {},
+        name: str | None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Callable[[F], F]:
+        """Register a function that reacts to messages. Decorator; returns the function.
+
+        Args:
+            topics: one filter or several; ``+`` and ``{name}`` stand for one level, ``#`` for all
+                further ones.
+            socket_provider: the bus; by default the application's.
+            state: a factory, or one value that only this actor owns.
+            ressources: context managers, or callables that return one, by parameter name.
+            name: the actor's name; by default the function's.
+            options: how the actor is run; see `ActorOptions`.
+
+        Raises:
+            ConfigurationError: a filter, a parameter, an option is wrong, or the name is taken.
+        """
+        if callable(topics):
+            raise ConfigurationError(
+                "application() needs topics: write @app.application('plant/temperature')"
+            )
+        self._registry.check_provider("application", socket_provider)
+        given = {"socket_provider": socket_provider, "state": state, "ressources": ressources}
+
+        def register(function: F) -> F:
+            self._refuse_while_running("register an actor")
+            self._registry.add_function(function, name, "application", topics, given | options)
+            return function
+
+        return register
+
+    def add(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Spec[A]:
+        """Register an actor class; the arguments are its constructor's.
+
+        Options (``name``, ``retry``, ``mailbox``, ...) are class attributes of the same name, or
+        are given with `configure`.
+
+        Raises:
+            ConfigurationError: the class has no handlers, or one that can not be served.
+        """
+        self._refuse_while_running("add an actor")
+        return self._registry.add_class(cls, args, kwargs)
+
+    def configure(self, spec: Spec[Any], *, name: str | None = None, **options: Any) -> None:
+        """Change how a registered actor is run; the options are those of `ActorOptions`.
+
+        Raises:
+            ConfigurationError: an unknown option, or the application runs.
+        """
+        self._refuse_while_running("configure an actor")
+        if spec not in self._registry.specs:
+            raise ConfigurationError(f"{spec!r} is not registered with application {self.name!r}")
+        self._registry.configure(spec, name, options)
+
+    def resource(self, name: str, factory: Resource) -> None:
+        """Open a resource when the application starts, for every actor that asks for it by name.
+
+        Register it before the actors that use it.
+
+        Raises:
+            ConfigurationError: the name is taken or no identifier, or it can not be opened.
+        """
+        self._refuse_while_running("register a resource")
+        self._registry.add_resource(name, factory)
+
+    def _refuse_while_running(self, what: str) -> None:
+        if self._run is not None:
+            raise ConfigurationError(f"can not {what} while application {self.name!r} runs")
+
+    # Running.
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it runs, is connected, and no actor has given up."""
+        return self._run is not None and self._run.healthy
+
+    async def __aenter__(self) -> Self:
+        """Start: connect, open resources, start actors, bring subscriptions in force, producers.
+
+        Raises:
+            ConfigurationError: the program is wrong, or a resource failed to open.
+            ConnectFailed, NotAuthorised: the bus can not be used.
+            RestartLimitReached: an actor failed to start.
+        """
+        await self._prepare()
+        self._begin()
+        return self
+
+    async def _prepare(self) -> None:
+        """Start everything but the producers; raises as ``__aenter__``."""
+        self._refuse_while_running("start")
+        run = self._run = Run(
+            self._settings, tuple(self._registry.specs), dict(self._registry.resources)
+        )
+        try:
+            await run.start()
+        except BaseException:
+            self._run = None
+            raise
+
+    def _begin(self) -> None:
+        """Start the producers."""
+        if self._run is not None:
+            self._run.begin()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop: see `aclose`."""
+        await self.aclose()
+
+    async def wait(self) -> None:
+        """Wait until the application has reason to end: `stop` was called, or it has producers
+        only and they have ended.
+
+        Raises:
+            Exception: what made it end, for example what a one-shot producer raised.
+        """
+        if self._run is None:
+            raise ConfigurationError(f"application {self.name!r} is not started")
+        await self._run.wait()
+
+    def stop(self) -> None:
+        """Let `wait`, and with it `run`, return. Works from any thread."""
+        if self._run is not None:
+            self._run.request_stop()
+
+    async def aclose(self) -> None:
+        """Stop: producers first, then intake; running handlers get ``stop_timeout`` seconds.
+
+        What was not started stays with the bus. Calling it again does nothing.
+        """
+        run, self._run = self._run, None
+        if run is not None:
+            await asyncio.shield(run.stop())
+
+    def run(self) -> None:
+        """Run until SIGTERM, SIGINT, or until there is nothing left to do; then stop and return.
+
+        A second signal ends at once. Only this method installs signal handlers.
+
+        Raises:
+            SystemExit: with the reason, when the application could not start or failed.
+        """
+        from ._running import run
+
+        run(self)
+
+    def __repr__(self) -> str:
+        return f"<DistributedApplication {self.name!r} instance {self.identity.instance!r}>"

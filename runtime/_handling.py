@@ -1,0 +1,306 @@
+"""What happens to a delivery in an actor: bind, run, retry or park, reply, settle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import Any, Protocol
+
+from ..actors import enter_chain
+from ..errors import (
+    ConnectFailed,
+    ConnectionLost,
+    DecodeError,
+    OutboxFull,
+    PublishNotSent,
+    PublishUnknown,
+    RemoteError,
+    RequestTimeout,
+)
+from ..transports import Delivery, Envelope
+from ._dead_letter import describe
+from ._link import Link, report_loss
+from ._parking import Parking, ParkingHost
+from ._pauses import SHORTEST_PAUSE, Pauses
+from ._requests import CHAIN_HEADER
+from ._retry import Reject, Retry
+from ._router import Router
+from ._scope import MessageScope, ScopeOwner
+from ._settlement import Settlements
+from ._specs import Handler
+from ._turn import Turn, current_turn
+
+__all__ = ["Handling"]
+
+_NOT_THE_HANDLERS_FAULT = (
+    ConnectionLost,
+    ConnectFailed,
+    OutboxFull,
+    PublishNotSent,
+    PublishUnknown,
+)
+
+
+class HandlingHost(ScopeOwner, ParkingHost, Protocol):
+    """What handling needs of the actor."""
+
+    handlers: tuple[Handler, ...]
+    max_payload: int
+
+    def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
+        """Call the handler, cut off at the actor's deadline."""
+
+    def handles(self, topic: str) -> bool:
+        """Whether one of the actor's own filters matches."""
+
+
+class Handling:
+    """Runs one actor's handlers on its deliveries, one at a time.
+
+    Args:
+        host: the actor.
+        link: the actor's bus.
+    """
+
+    def __init__(self, host: HandlingHost, link: Link) -> None:
+        self._host = host
+        self._link = link
+        self._stats = link.surroundings.stats
+        self._environment = link.surroundings.environment
+        self._retry = host.options.retry
+        self._pauses = Pauses()
+        self._parking = Parking(host, link, self._pauses, self._retry.first)
+        self.settlements = Settlements(link.surroundings.stats, self._posts_refused)
+
+    def interrupt(self, router: Router) -> None:
+        """End waits between two attempts at a message of the router, to which it goes back."""
+        self._pauses.interrupt(router)
+
+    def stop(self) -> None:
+        """Start no further attempt."""
+        self._pauses.stop()
+
+    async def handle(self, instance: Any, delivery: Delivery) -> None:
+        """Work a delivery off: when this returns it is settled, about to be, or given back."""
+        if not delivery.start():
+            return
+        envelope = delivery.envelope
+        index = delivery.route.handler
+        handler = self._host.handlers[index]
+        request = None
+        if envelope.response_topic is not None and handler.responder:
+            request = self._request_of(envelope)
+            if self._expired(delivery):
+                return
+        if len(envelope.payload) > self._host.max_payload:
+            size = len(envelope.payload)
+            error = DecodeError(
+                f"the payload has {size} bytes, {self._host.max_payload} are allowed"
+            )
+            await self._undecodable(delivery, request, error)
+            return
+        try:
+            await self._attempts(instance, index, delivery, request)
+        except Exception as error:  # a mistake of the runtime must not lose or block a message
+            self._host.log.exception("message on %r could not be handled", envelope.topic)
+            if request is not None:
+                await self._answer_error(delivery, Turn(None, self._host.source, request), error)
+            else:
+                await self._parking.park(delivery, error)
+
+    async def _attempts(
+        self,
+        instance: Any,
+        index: int,
+        delivery: Delivery,
+        request: Envelope | None,
+    ) -> None:
+        host = self._host
+        handler = host.handlers[index]
+        limit = host.options.deadline
+        held_since: float | None = None
+        while True:
+            turn = Turn(delivery.envelope.id, host.source, request)
+            current_turn.set(turn)
+            deadline = None if limit is None else self._now() + limit
+            scope = MessageScope(host, handler, delivery, turn, deadline)
+            try:
+                arguments = handler.injection.bind(scope)
+            except DecodeError as error:
+                await self._undecodable(delivery, request, error)
+                return
+            try:
+                result = await self._call(instance, index, arguments, delivery.envelope)
+                if request is not None and handler.returns_reply:
+                    self._link.reply(turn, host.source, result)
+            except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the user's code)
+                turn.active = False
+                for post in turn.posts:
+                    post.add_done_callback(report_loss)
+                failure = _as_failure(raised)
+                if held_since is None:
+                    held_since = self._now()
+                if not await self._failed(delivery, turn, failure, held_since):
+                    return
+            else:
+                turn.active = False
+                self._stats["messages.handled"] += 1
+                if turn.posts:
+                    await self.settlements.settle_after(delivery, turn)
+                else:
+                    delivery.settle()
+                return
+
+    async def _call(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], envelope: Envelope
+    ) -> Any:
+        call = self._host.invoke(instance, index, arguments)
+        if CHAIN_HEADER not in envelope.headers:
+            return await call
+        with enter_chain(tuple(envelope.headers[CHAIN_HEADER].split(","))):
+            return await call
+
+    # When it failed.
+
+    async def _failed(
+        self, delivery: Delivery, turn: Turn, error: Exception, held_since: float
+    ) -> bool:
+        """What to do about a failed attempt; True when there is to be another one."""
+        request = turn.request
+        if self._is_outage(error):
+            self._host.log.warning("%s: %s; trying again", delivery.envelope.topic, error)
+            wait: float | None = self._retry.first or SHORTEST_PAUSE
+        else:
+            delivery.attempts += 1
+            self._stats["messages.failed"] += 1
+            wait = self._wait_before_next(delivery, turn, error, held_since)
+            self._log_failure(delivery, error, wait)
+        if wait is not None:
+            router = delivery.route.router
+            if not router.holding and await self._pauses.wait(wait, router):
+                return request is None or not self._expired(delivery)
+            if router.give_back(delivery):
+                return False
+        if request is not None:
+            await self._answer_error(delivery, turn, error)
+        else:
+            await self._parking.park(delivery, error)
+        return False
+
+    def _wait_before_next(
+        self, delivery: Delivery, turn: Turn, error: Exception, held_since: float
+    ) -> float | None:
+        if turn.request is not None and (turn.answered or not self._host.options.retry_requests):
+            return None
+        now = self._now()
+        random = self._environment.random
+        wait = self._retry.wait(delivery.attempts, now - held_since, random, error)
+        if wait is None or turn.request is None or delivery.deadline is None:
+            return wait
+        return wait if now + wait < delivery.deadline else None
+
+    def _expired(self, delivery: Delivery) -> bool:
+        """Settle a request whose sender has given up; True when that happened."""
+        if delivery.deadline is None or self._now() < delivery.deadline:
+            return False
+        self._stats["requests.expired"] += 1
+        delivery.settle()
+        return True
+
+    def _is_outage(self, error: Exception) -> bool:
+        if isinstance(error, RequestTimeout):
+            return not self._link.bus.connected
+        return isinstance(error, _NOT_THE_HANDLERS_FAULT)
+
+    def _log_failure(self, delivery: Delivery, error: Exception, wait: float | None) -> None:
+        expected = isinstance(error, Reject | Retry | RemoteError)
+        then = "no further attempt" if wait is None else f"next attempt in {wait:.2g} s"
+        self._host.log.log(
+            30 if expected or wait is not None else 40,
+            "message on %r failed (attempt %d, %s): %s: %s",
+            delivery.envelope.topic,
+            delivery.attempts,
+            then,
+            type(error).__name__,
+            describe(error),
+            exc_info=None if expected or wait is not None else error,
+        )
+
+    async def _undecodable(
+        self, delivery: Delivery, request: Envelope | None, error: DecodeError
+    ) -> None:
+        delivery.attempts += 1
+        self._stats["messages.undecodable"] += 1
+        self._host.log.error("message on %r: %s", delivery.envelope.topic, error)
+        if request is not None:
+            turn = Turn(None, self._host.source, request)
+            await self._answer_error(delivery, turn, RemoteError("bad-request", str(error)))
+        else:
+            await self._parking.park(delivery, error)
+
+    async def _answer_error(self, delivery: Delivery, failed: Turn, error: Exception) -> None:
+        """Answer a request with an error, unless it is answered, then settle it."""
+        self._stats["requests.failed"] += 1
+        request = failed.request
+        assert request is not None
+        if failed.answered:
+            await self.settlements.settle_after(delivery, failed)
+            return
+        if isinstance(error, RemoteError):
+            code, text = error.code, error.text
+        elif isinstance(error, Reject):
+            code, text = "rejected", describe(error)
+        else:
+            code, text = "failed", f"{type(error).__name__}: {describe(error)}"
+        turn = Turn(request.id, self._host.source, request)
+        turn.posts.extend(failed.posts)
+        while True:
+            try:
+                self._link.reply_error(turn, self._host.source, code, text)
+            except OutboxFull:
+                if not await self._pauses.wait(SHORTEST_PAUSE):
+                    delivery.route.router.give_back(delivery)
+                    return
+            else:
+                break
+        await self.settlements.settle_after(delivery, turn)
+
+    async def _posts_refused(self, delivery: Delivery, error: BaseException) -> None:
+        """A post of a handled message was refused for good: the message becomes a dead letter."""
+        delivery.attempts += 1
+        self._host.log.error(
+            "message on %r was handled, but a post of it was refused: %s",
+            delivery.envelope.topic,
+            error,
+        )
+        await self._parking.park(delivery, error)
+
+    # Requests.
+
+    def _request_of(self, envelope: Envelope) -> Envelope | None:
+        problem = self._link.reply_address_problem(envelope)
+        if problem is None and self._host.handles(envelope.response_topic or ""):
+            problem = "the answering actor itself would get the reply"
+        if problem is None:
+            return envelope
+        self._stats["replies.refused"] += 1
+        self._host.log.warning(
+            "message on %r asks for a reply to %.100r, which is refused: %s",
+            envelope.topic,
+            envelope.response_topic,
+            problem,
+        )
+        return None
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _as_failure(raised: BaseException) -> Exception:
+    if isinstance(raised, Exception):
+        return raised
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise raised
+    # Something that the handler awaited was cancelled, not the handler.
+    return RuntimeError("what the handler was waiting for was cancelled")

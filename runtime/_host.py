@@ -1,0 +1,289 @@
+"""One registered actor while the application runs."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
+from typing import Any, Protocol
+
+from ..actors import Actor, ActorRef, ActorSystem, Mailbox, Overflow, RestartPolicy
+from ..errors import ConfigurationError
+from ..transports import Delivery, Envelope, TopicTrie
+from ._calling import Caller
+from ._handling import Handling
+from ._link import Link
+from ._requests import CHAIN_HEADER
+from ._router import Router
+from ._socket import Socket
+from ._specs import Spec
+from ._subscriptions import RuntimeSubscription
+from ._sync_socket import SyncSocket
+from ._timers import PutOff, Timers
+from ._turn import current_turn
+
+__all__ = ["Host", "Runner"]
+
+_SHORTEST = 0.1
+
+
+class Runner(Protocol):
+    """What a host needs of the run that it is part of."""
+
+    @property
+    def system(self) -> ActorSystem: ...
+
+    def may_park(self) -> bool: ...
+
+    def parked(self, actor: str) -> None: ...
+
+    def unhealthy(self, actor: str, reason: str) -> None: ...
+
+    def stop_actor(self, host: Host) -> None: ...
+
+    def actor_ended(self, error: BaseException | None) -> None: ...
+
+
+class Host:
+    """One registered actor while the application runs: its mailbox, state, socket, deliveries.
+
+    Attributes:
+        ended: it has nothing more to do: a producer that ran through, an actor that stopped.
+
+    Args:
+        runner: the run that it is part of.
+        spec: its registration.
+        link: its bus.
+    """
+
+    def __init__(self, runner: Runner, spec: Spec[Any], link: Link) -> None:
+        surroundings = link.surroundings
+        identity = surroundings.identity
+        self.runner = runner
+        self.spec = spec
+        self.link = link
+        self.name = spec.name
+        self.application = identity.application
+        self.instance = identity.instance
+        self.source = f"{identity.application}/{identity.instance}/{spec.name}"
+        self.options = options = spec.options
+        self.qos = link.provider.default_qos if options.qos is None else options.qos
+        self.window = options.window or link.provider.default_window
+        self.handlers = spec.handlers
+        self.environment = surroundings.environment
+        self.stats = surroundings.stats
+        self.max_payload = link.bus.max_payload
+        self.log = logging.LoggerAdapter(
+            logging.getLogger("spa_dat.actor"), {"spa_dat_actor": self.source}
+        )
+        self.ended = False
+        self.state: Any = None
+        self.resources: Mapping[str, Any] = {}
+        self.mailbox = self._make_mailbox()
+        self._loop = asyncio.get_running_loop()
+        self._stop: asyncio.Future[None] | None = None
+        self._is_cut_off = False
+        self._own_filters: TopicTrie[None] = TopicTrie()
+        for filter_ in spec.filters:
+            self._own_filters.add(filter_.pattern, None)
+        self._runtime = RuntimeSubscription(self, runner.system, self.stats)
+        self.socket = Socket(link, self.source, self._runtime)
+        self.sync_socket = SyncSocket(self.socket, self._loop)
+        self._ref: ActorRef[Any] | None = None
+        self._caller = Caller(
+            self.source, self.handlers, self.options.deadline, self.stats, self._thread_lost
+        )
+        self.timers = Timers(self.mailbox)
+        self.handling = Handling(self, link)
+
+    def _make_mailbox(self) -> Mailbox:
+        by_key = self.options.overflow is Overflow.LATEST_BY_KEY
+        mailbox = Mailbox(self.options.mailbox, self.options.overflow, _key_of if by_key else None)
+        mailbox.on_drop = self._dropped
+        return mailbox
+
+    def _dropped(self, item: Any) -> None:
+        self.stats["messages.dropped"] += 1
+        if isinstance(item, Delivery):
+            item.settle()
+
+    # Start and stop.
+
+    def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> None:
+        """Start the actor; `started` waits until it has succeeded."""
+        self.resources = resources
+        self._caller.start()
+        ref = self.runner.system.spawn(
+            self._make_instance,
+            name=self.name,
+            mailbox=self.mailbox,
+            restart=restart,
+            receive=self.receive,
+        )
+        self._ref = ref
+        self.spec.started(ref)
+
+    def _make_instance(self) -> Actor:
+        self.state = self.spec.make_state()
+        try:
+            instance: Actor = self.spec.factory()
+        except Exception as error:
+            raise ConfigurationError(
+                f"actor {self.name!r} could not be made: {type(error).__name__}: {error}"
+            ) from error
+        return instance
+
+    async def started(self) -> None:
+        """Wait until the actor has started; raises RestartLimitReached when it does not."""
+        assert self._ref is not None
+        await self.runner.system.started(self._ref)
+
+    def begin(self) -> None:
+        """All subscriptions are in force."""
+
+    async def stop_producing(self, deadline: float) -> None:
+        """Start no messages any more; see `ProducerHost`."""
+
+    def stop_attempts(self) -> None:
+        """Start no attempt at a message any more, and run nothing that was put off."""
+        self.handling.stop()
+        self.timers.stop()
+        if self._runtime.router is not None:
+            self._runtime.router.stop_intake()
+
+    async def stop(self, deadline: float) -> None:
+        """Finish what is running, until ``deadline`` (loop time); then cut it off.
+
+        Calling it again waits for the same stop.
+        """
+        if self._stop is None:
+            self._stop = asyncio.ensure_future(self._finish(deadline))
+        await asyncio.shield(self._stop)
+
+    async def _finish(self, deadline: float) -> None:
+        # An actor with nothing to do needs some turns of the loop, also when the time is up.
+        deadline = max(deadline, self._loop.time() + _SHORTEST)
+        ref, self._ref = self._ref, None
+        try:
+            if ref is not None:
+                async with asyncio.timeout_at(deadline):
+                    await self.runner.system.stop(ref)
+                    await self.handling.settlements.drain()
+        except TimeoutError:
+            self._cut_off()
+            if ref is not None:
+                await self.runner.system.kill(ref)
+        finally:
+            if self._runtime.router is not None:
+                await self._runtime.router.close(self.runner.system)
+            left = max(0.0, deadline - self._loop.time())
+            if not await self._caller.stop(timeout=left):
+                self._cut_off()
+            self.spec.started(None)
+
+    def _cut_off(self) -> None:
+        if self._is_cut_off:
+            return
+        self._is_cut_off = True
+        self.stats["actors.cut_off"] += 1
+        self.log.warning("actor %r did not finish in time and is cut off", self.name)
+        self.sync_socket.revoke()
+        self._caller.abandon()
+
+    # Messages.
+
+    async def receive(self, instance: Any, item: Any) -> None:
+        """Work one item of the mailbox off."""
+        if isinstance(item, Delivery):
+            await self.handling.handle(instance, item)
+        elif isinstance(item, PutOff):
+            await self._run_later(item)
+        else:
+            await self.receive_other(instance, item)
+
+    async def receive_other(self, instance: Any, item: Any) -> None:
+        """Work off what only some kinds of actors get; see `ProducerHost`."""
+        raise TypeError(f"actor {self.name!r} got {item!r}")
+
+    def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
+        """Call a handler, cut off at the actor's deadline."""
+        return self._caller.call(instance, index, arguments)
+
+    def _thread_lost(self) -> None:
+        self.sync_socket.revoke()
+        self.sync_socket = SyncSocket(self.socket, self._loop)
+        self.state = self.spec.make_state()
+
+    def handles(self, topic: str) -> bool:
+        """Whether one of the actor's own filters matches, declared or added at run time."""
+        return bool(self._own_filters.match(topic)) or self._runtime.handles(topic)
+
+    def may_park(self) -> bool:
+        """Whether there is room for one more dead letter."""
+        return self.runner.may_park()
+
+    def parked(self) -> None:
+        """A dead letter was stored."""
+        self.runner.parked(self.name)
+
+    def unhealthy(self, reason: str) -> None:
+        """The actor can not go on as it should."""
+        self.runner.unhealthy(self.name, reason)
+
+    # What routers call.
+
+    def interrupt(self, router: Router) -> None:
+        """End a wait between two attempts at a message of this router."""
+        self.handling.interrupt(router)
+
+    def refuses(self, envelope: Envelope, handler: int) -> bool:
+        """Answer a request that would wait for itself; True when that happened."""
+        chain = envelope.headers.get(CHAIN_HEADER)
+        if chain is None or not self.handlers[handler].responder:
+            return False
+        names = chain.split(",")
+        if self.source not in names:
+            return False
+        address = envelope.response_topic or ""
+        if self.link.reply_address_problem(envelope) is not None or self.handles(address):
+            return False
+        cycle = " -> ".join([*names[names.index(self.source) :], self.source])
+        self.stats["requests.deadlocked"] += 1
+        text = f"{cycle}: {self.source!r} itself waits for the reply to this request"
+        self.link.refuse(envelope, self.source, "deadlock", text)
+        return True
+
+    # What contexts and sockets call.
+
+    def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> PutOff:
+        """See `Context.later`."""
+        return self.timers.put_off(delay, function, args)
+
+    async def _run_later(self, later: PutOff) -> None:
+        if later.cancelled:
+            return
+        # No message waits for what it sends.
+        current_turn.set(None)
+        try:
+            if later.in_thread and not inspect.iscoroutinefunction(later.function):
+                await self._caller.in_thread(later.function, later.args)
+                return
+            result = later.function(*later.args)
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            self.stats["timers.failed"] += 1
+            self.log.exception("what actor %r had put off failed", self.name)
+
+    def request_stop(self) -> None:
+        """See `Context.stop`."""
+        # A context of its own: whoever stops the actor must not count as part of its message.
+        self._loop.call_soon_threadsafe(self.runner.stop_actor, self, context=Context())
+
+
+def _key_of(item: Any) -> Any:
+    if isinstance(item, Delivery):
+        return item.envelope.key if item.envelope.key is not None else item.envelope.topic
+    return id(item)

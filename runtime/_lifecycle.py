@@ -1,0 +1,293 @@
+"""One run of an application: the order of starting and of stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .._environment import Environment
+from ..actors import ActorSystem, RestartPolicy
+from ..errors import ActorStopped, ConfigurationError
+from ..transports import Identity, Surroundings
+from ._host import Host
+from ._link import Link
+from ._producing import ProducerHost
+from ._resources import Resource, ResourceKeeper
+from ._specs import Spec
+from ._subscriptions import Subscriptions
+from ._waiting import wait_for_all, wait_for_each, wait_until
+
+__all__ = ["Run", "Settings"]
+
+log = logging.getLogger("spa_dat")
+
+_SHORTEST = 0.1
+_LEAST_FOR_RESOURCES = 5.0
+
+_running: set[tuple[str, str, str]] = set()
+"""(application, instance, bus) of everything that runs in this process."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run needs to know of its application; see `DistributedApplication`."""
+
+    identity: Identity
+    environment: Environment
+    stats: Counter[str]
+    stop_timeout: float
+    dead_letter_limit: int
+    restart: RestartPolicy
+
+
+class Run:
+    """One run of an application, from start to stop.
+
+    Args:
+        settings: of the application.
+        specs: its actors.
+        resources: what its actors share.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        specs: tuple[Spec[Any], ...],
+        resources: Mapping[str, Resource],
+    ) -> None:
+        self.settings = settings
+        self._specs = specs
+        self._resources = resources
+        self._claimed: list[tuple[str, str, str]] = []
+        self._links: dict[str, Link] = {}
+        self._hosts: list[Host] = []
+        self._subscriptions = Subscriptions(settings.identity, settings.stats)
+        self._keeper = ResourceKeeper()
+        self._loop = asyncio.get_running_loop()
+        self._ending: asyncio.Future[None] = self._loop.create_future()
+        self._stopping: asyncio.Task[None] | None = None
+        self._leaving: dict[Host, asyncio.Task[None]] = {}
+        self._confirming: asyncio.Task[None] | None = None
+        self._problems: dict[str, str] = {}
+        self._dead_letters = 0
+        self._started = False
+        self._system = ActorSystem(
+            name=f"{settings.identity.application}/{settings.identity.instance}",
+            environment=settings.environment,
+            on_failure=self._actor_failed,
+        )
+
+    # What the actors' hosts use.
+
+    @property
+    def system(self) -> ActorSystem:
+        """The registry of the running actors."""
+        return self._system
+
+    def may_park(self) -> bool:
+        """Whether there is room for one more dead letter."""
+        return self._dead_letters < self.settings.dead_letter_limit
+
+    def parked(self, actor: str) -> None:
+        """A dead letter of the actor was stored, so whatever was in the way is gone."""
+        self._problems.pop(actor, None)
+        self._dead_letters += 1
+        self.settings.stats["dead_letters.stored"] += 1
+
+    def unhealthy(self, actor: str, reason: str) -> None:
+        """An actor can not go on as it should."""
+        if self._problems.get(actor) != reason:
+            self._problems[actor] = reason
+            log.error("%s: actor %r: %s", self.settings.identity.application, actor, reason)
+
+    def stop_actor(self, host: Host) -> None:
+        """Stop one actor and leave the others; called from inside it."""
+        if host not in self._leaving and self._stopping is None:
+            self._leaving[host] = asyncio.ensure_future(self._leave(host))
+
+    async def _leave(self, host: Host) -> None:
+        await self._stop_hosts([host], self._loop.time() + self.settings.stop_timeout)
+        host.ended = True
+        self.actor_ended(None)
+
+    def actor_ended(self, error: BaseException | None) -> None:
+        """An actor has nothing more to do; with an error when it is the reason to stop all."""
+        if error is not None:
+            self.end(error)
+        elif all(host.ended for host in self._hosts) and self._confirming is None:
+            self._confirming = asyncio.ensure_future(self._end_when_confirmed())
+
+    async def _end_when_confirmed(self) -> None:
+        # Nobody asked for a stop, so what was published has all the time it needs.
+        await wait_for_each(link.bus.drain() for link in self._links.values())
+        self.end(None)
+
+    def end(self, error: BaseException | None) -> None:
+        """There is reason to stop the application."""
+        if self._ending.done():
+            return
+        if error is None:
+            self._ending.set_result(None)
+        else:
+            self._ending.set_exception(error)
+            self._ending.exception()  # whoever waits gets it; nobody has to
+
+    # For the application.
+
+    @property
+    def healthy(self) -> bool:
+        """Started, connected, and no actor has given up."""
+        return (
+            self._started
+            and not self._problems
+            and all(link.bus.connected for link in self._links.values())
+        )
+
+    def request_stop(self) -> None:
+        """Let `wait` return. Works from any thread."""
+        self._loop.call_soon_threadsafe(self.end, None)
+
+    async def wait(self) -> None:
+        """Wait until there is reason to stop; raises what made it necessary."""
+        await asyncio.shield(self._ending)
+
+    async def start(self) -> None:
+        """Start everything but the producers; when it fails, what was started is stopped again.
+
+        Raises:
+            ActorStopped: `stop` was called meanwhile.
+        """
+        identity = self.settings.identity
+        if identity.ephemeral:
+            log.info(
+                "application %r has no name: no messages are kept for it while it is away",
+                identity.application,
+            )
+        try:
+            self._make_links()
+            await wait_for_all(link.start() for link in self._links.values())
+            self._refuse_if_stopping()
+            shared, *own = await self._keeper.open(
+                [
+                    ("application", self._resources),
+                    *((f"actor {spec.name!r}", spec.options.ressources) for spec in self._specs),
+                ]
+            )
+            self._refuse_if_stopping()
+            for host, resources in zip(self._hosts, own, strict=True):
+                host.spawn(self.settings.restart, shared | resources)
+            await wait_for_all(host.started() for host in self._hosts)
+            self._refuse_if_stopping()
+            await wait_for_all(
+                consumer.start() for consumer in self._subscriptions.open(self._system)
+            )
+            self._refuse_if_stopping()
+            self._started = True
+        except BaseException:
+            await asyncio.shield(self.stop())
+            raise
+
+    def begin(self) -> None:
+        """Everything is started: start the producers."""
+        for host in self._hosts:
+            host.begin()
+        if not self._hosts:
+            self.end(None)
+
+    def _refuse_if_stopping(self) -> None:
+        if self._stopping is not None:
+            raise ActorStopped(
+                f"application {self.settings.identity.application!r} was stopped while it started"
+            )
+
+    def _make_links(self) -> None:
+        names: dict[str, None] = {}
+        for spec in self._specs:
+            if spec.name in names:
+                raise ConfigurationError(
+                    f"there are two actors {spec.name!r}; give one of them another name, with the"
+                    " class attribute name or with configure(spec, name=...)"
+                )
+            names[spec.name] = None
+            link = self._link_of(spec)
+            kind = ProducerHost if spec.kind == "producer" else Host
+            host = kind(self, spec, link)
+            self._hosts.append(host)
+            self._subscriptions.add(host)
+
+    def _link_of(self, spec: Spec[Any]) -> Link:
+        provider = spec.options.socket_provider
+        if provider is None:
+            raise ConfigurationError(
+                f"actor {spec.name!r} has no bus: give the application a default socket provider,"
+                " for example DistributedApplication('memory://'), or the actor a socket_provider"
+            )
+        for filter_ in spec.filters:
+            provider.check_filter(filter_.pattern)
+        link = self._links.get(provider.address)
+        if link is None:
+            identity = self.settings.identity
+            claim = (identity.application, identity.instance, provider.address)
+            if claim in _running:
+                raise ConfigurationError(
+                    f"application {claim[0]!r} instance {claim[1]!r} already runs on {claim[2]} in"
+                    " this process; give the copy another instance="
+                )
+            _running.add(claim)
+            self._claimed.append(claim)
+            surroundings = Surroundings(
+                identity, self.settings.environment, self.settings.stats, self.end
+            )
+            link = self._links[provider.address] = Link(provider, surroundings)
+        elif link.provider.config != provider.config:
+            raise ConfigurationError(
+                f"actor {spec.name!r} uses {provider.address} with other options than an actor"
+                " before it; give both the same provider"
+            )
+        return link
+
+    async def stop(self) -> None:
+        """Stop everything, in order. Never raises; calling it again waits for the same stop."""
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        try:
+            if self._confirming is not None:
+                self._confirming.cancel()
+            deadline = self._loop.time() + self.settings.stop_timeout
+            await self._stop_hosts(self._hosts, deadline)
+            await wait_for_each(self._leaving.values())
+            now = self._loop.time()
+            deadline = max(deadline, now + _SHORTEST)
+            await wait_for_each(
+                wait_until(deadline, link.bus.drain()) for link in self._links.values()
+            )
+            await self._keeper.close(max(deadline - now, _LEAST_FOR_RESOURCES))
+            await wait_for_each(link.bus.close() for link in self._links.values())
+        finally:
+            for claim in self._claimed:
+                _running.discard(claim)
+            self.end(None)
+
+    async def _stop_hosts(self, hosts: list[Host], deadline: float) -> None:
+        routers = [router for host in hosts for router in self._subscriptions.leave(host)]
+        # Whatever a producer does with its call: the handlers need time, too.
+        half = (self._loop.time() + deadline) / 2
+        await wait_for_each(host.stop_producing(half) for host in hosts)
+        for router in routers:
+            router.stop_intake()
+        for host in hosts:
+            host.stop_attempts()
+        await wait_for_each(host.stop(deadline) for host in hosts)
+        await wait_for_each(router.close(self._system) for router in routers)
+
+    def _actor_failed(self, ref: Any, error: BaseException, where: str) -> None:
+        self.settings.stats["actors.failed"] += 1
+        if where in ("restart", "task"):
+            self._problems[ref.name] = str(error)

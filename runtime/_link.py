@@ -1,0 +1,251 @@
+"""What all actors of an application that use one bus share: the connection and its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from ..errors import ConfigurationError, OutboxFull
+from ..transports import (
+    RESERVED,
+    Bus,
+    Envelope,
+    SocketProvider,
+    Surroundings,
+    check_topic,
+    is_reserved,
+)
+from ._message import OutgoingMessage
+from ._payloads import encode
+from ._requests import CHAIN_HEADER, ERROR_HEADER, REPLY_HEADER, Requests
+from ._turn import Turn, current_turn
+
+__all__ = ["Link", "report_loss"]
+
+log = logging.getLogger("spa_dat")
+
+_LONGEST_REPLY_ADDRESS = 1024
+_MOST_TOPICS_REMEMBERED = 1024
+_LONGEST_EXPIRY = 2**32
+_LONGEST_ERROR_CODE = 100
+_LONGEST_ERROR_TEXT = 1000
+
+
+class Link:
+    """One application's use of one bus.
+
+    Attributes:
+        provider: what opened the bus.
+        bus: the connection.
+        requests: the requests under way.
+        surroundings: identity, environment and counters of the application.
+    """
+
+    def __init__(self, provider: SocketProvider, surroundings: Surroundings) -> None:
+        self.provider = provider
+        self.surroundings = surroundings
+        self.bus: Bus = provider.open(surroundings)
+        self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
+        self._checked: dict[str, None] = {}
+
+    async def start(self) -> None:
+        """Connect and open the reply inbox; raises as `Bus.start`."""
+        await self.bus.start(self.requests.on_reply)
+
+    def check(self, topic: str) -> None:
+        """Raise ConfigurationError when a user may not publish to ``topic``."""
+        if not isinstance(topic, str):
+            raise ConfigurationError(f"topic {topic!r} is {type(topic).__name__}; give a str")
+        if topic in self._checked:
+            return
+        check_topic(topic)
+        if is_reserved(topic):
+            raise ConfigurationError(
+                f"topic {topic!r}: everything under {RESERVED}/ belongs to the runtime;"
+                " choose another first level"
+            )
+        self.provider.check_topic(topic)
+        if len(self._checked) >= _MOST_TOPICS_REMEMBERED:
+            self._checked.clear()
+        self._checked[topic] = None
+
+    def envelope(
+        self,
+        source: str,
+        message: OutgoingMessage,
+        *,
+        request: tuple[str, bytes, tuple[str, ...]] | None = None,
+    ) -> Envelope:
+        """An outgoing message, encoded, with its id, source and time.
+
+        A message to the address where the current request waits for its reply becomes that reply.
+
+        Args:
+            source: ``application/instance/actor``.
+            message: what to send.
+            request: for a request, its response topic, correlation and the actors that wait.
+
+        Raises:
+            ConfigurationError: the topic, a header or an option can not be sent.
+            EncodeError: the payload can not be written.
+        """
+        topic = message.topic
+        payload, natural_type = encode(message.payload)
+        turn = current_turn.get()
+        headers = dict(message.headers) if message.headers else {}
+        _check_message(message, headers)
+        response_topic, correlation = message.response_topic, None
+        if request is not None:
+            response_topic, correlation, chain = request
+            if chain:
+                headers[CHAIN_HEADER] = ",".join(chain)
+        elif response_topic is not None:
+            check_topic(response_topic)
+        if turn is not None and turn.request is not None and turn.request.response_topic == topic:
+            # One that is too large never leaves, so that an error can still be the answer.
+            turn.answered = turn.answered or len(payload) <= self.bus.max_payload
+            correlation = turn.request.correlation
+            headers[REPLY_HEADER] = "1"
+        else:
+            self.check(topic)
+        environment = self.surroundings.environment
+        repeated = turn.publish_id(topic) if turn is not None else None
+        return Envelope(
+            topic=topic,
+            payload=payload,
+            content_type=message.content_type or natural_type,
+            id=repeated or environment.new_id(),
+            source=source,
+            time=environment.now(),
+            key=message.key,
+            headers=headers,
+            response_topic=response_topic,
+            correlation=correlation,
+            expiry=message.expiry,
+            qos=self.provider.default_qos if message.qos is None else message.qos,
+            retain=message.retain,
+        )
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        """Queue a publish; the message that is being handled is settled after its confirmation."""
+        posted = self.bus.post(envelope)
+        turn = current_turn.get()
+        if turn is not None and turn.active and turn.settles:
+            turn.posts.append(posted)
+        else:
+            posted.add_done_callback(report_loss)
+        return posted
+
+    def reply(self, turn: Turn, source: str, value: object) -> None:
+        """Answer the turn's request with a value, unless it has been answered already.
+
+        The request is not settled before the reply is confirmed.
+
+        Raises:
+            EncodeError: the value can not be written; the request is not answered.
+        """
+        if turn.answered:
+            return
+        payload, content_type = encode(value)
+        self._post_reply(turn, source, payload, content_type, {REPLY_HEADER: "1"})
+
+    def reply_error(self, turn: Turn, source: str, code: str, text: str) -> None:
+        """Answer the turn's request with a `RemoteError`."""
+        headers = {REPLY_HEADER: "1", ERROR_HEADER: _clean(code)[:_LONGEST_ERROR_CODE]}
+        payload = _clean(text)[:_LONGEST_ERROR_TEXT].encode()[: self.bus.max_payload]
+        self._post_reply(turn, source, payload, "text/plain; charset=utf-8", headers)
+
+    def refuse(self, request: Envelope, source: str, code: str, text: str) -> None:
+        """Answer a request that no handler sees with a `RemoteError`, as well as possible."""
+        turn = Turn(request.id, source, request)
+        try:
+            self.reply_error(turn, source, code, text)
+        except OutboxFull:
+            self.surroundings.stats["replies.refused"] += 1
+        for posted in turn.posts:
+            posted.add_done_callback(report_loss)
+
+    def _post_reply(
+        self,
+        turn: Turn,
+        source: str,
+        payload: bytes,
+        content_type: str | None,
+        headers: dict[str, str],
+    ) -> None:
+        request = turn.request
+        assert request is not None
+        assert request.response_topic is not None
+        environment = self.surroundings.environment
+        envelope = Envelope(
+            topic=request.response_topic,
+            payload=payload,
+            content_type=content_type,
+            id=turn.publish_id(request.response_topic) or environment.new_id(),
+            source=source,
+            time=environment.now(),
+            headers=headers,
+            correlation=request.correlation,
+            expiry=request.expiry,
+        )
+        turn.posts.append(self.bus.post(envelope))
+        turn.answered = True
+
+    def reply_address_problem(self, envelope: Envelope) -> str | None:
+        """Why the response topic of a received message must not be used; None when it may.
+
+        It comes from whoever sent the message, so it is checked as hostile input.
+        """
+        address = envelope.response_topic
+        if address is None:
+            return None
+        if REPLY_HEADER in envelope.headers:
+            return "the message is itself a reply"
+        if len(address) > _LONGEST_REPLY_ADDRESS:
+            return f"it is {len(address)} characters long, {_LONGEST_REPLY_ADDRESS} are allowed"
+        try:
+            check_topic(address)
+            self.provider.check_topic(address)
+        except ConfigurationError as error:
+            return str(error)
+        if is_reserved(address) and not address.startswith(f"{RESERVED}/reply/"):
+            return f"it is under {RESERVED}/"
+        return None
+
+
+def _check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
+    if message.qos not in (None, 0, 1):
+        raise ConfigurationError(f"qos={message.qos!r}: give 0 (at most once) or 1 (at least once)")
+    if message.expiry is not None and not 0 < message.expiry < _LONGEST_EXPIRY:
+        raise ConfigurationError(
+            f"expiry={message.expiry!r}: give seconds, more than 0 and less than {_LONGEST_EXPIRY}"
+        )
+    for option in ("key", "content_type", "response_topic"):
+        text = getattr(message, option)
+        if text is not None and (not isinstance(text, str) or text != _clean(text)):
+            raise ConfigurationError(f"{option}={text!r}: give a str that UTF-8 can carry, or None")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigurationError(f"header {name!r}: {value!r}: names and values must be str")
+        if name != _clean(name) or value != _clean(value):
+            raise ConfigurationError(
+                f"header {name!r}: {value!r}: there is a null character or half of a surrogate"
+                " pair in it, which the wire can not carry"
+            )
+        if name.startswith("spa_") or name in _WIRE_NAMES:
+            raise ConfigurationError(f"header {name!r} belongs to the runtime; choose another name")
+
+
+_WIRE_NAMES = frozenset({"id", "source", "type", "time", "specversion", "key"})
+
+
+def _clean(text: object) -> str:
+    """The text without what no bus can carry."""
+    return str(text).replace("\0", "\\0").encode("utf-8", "replace").decode()
+
+
+def report_loss(posted: asyncio.Future[None]) -> None:
+    """Say so if a publish that nobody waits for has failed; a callback of its future."""
+    if not posted.cancelled() and (error := posted.exception()) is not None:
+        log.error("a posted message was lost: %s: %s", type(error).__name__, error)

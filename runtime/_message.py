@@ -1,0 +1,183 @@
+"""A message as handlers see it, and one that they build in order to send it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from ..errors import ConfigurationError
+from ..transports import Envelope
+
+__all__ = ["Message", "MessageBuilder", "OutgoingMessage", "Reply"]
+
+T = TypeVar("T")
+
+Reply = Callable[[object, Mapping[str, str] | None], Awaitable[None]]
+"""Sends a payload, with headers, as the reply to the message at hand."""
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
+    """A received message, its payload decoded to the type that the handler asked for.
+
+    Attributes:
+        payload: the decoded payload.
+        topic: the concrete topic it came on.
+        id: stable over redelivery and resending; None when the sender gave none.
+        key: what the sender grouped it by.
+        headers: everything else that the sender attached.
+        time: when it was sent, in seconds since 1970 (UTC); None when the sender did not say.
+        retained: it was the topic's kept value when the subscription began.
+        redelivered: the bus says that it has sent this message before.
+        attempt: which attempt at it this is, from 1.
+        response_topic: where a reply is expected; None when it is no request.
+        partition: where it is stored, on buses that have partitions.
+        offset: its number in the partition.
+        raw: the payload as it came.
+        content_type: MIME type of the payload; None when the sender gave none.
+        source: who sent it: ``application/instance/actor`` for senders of this package.
+    """
+
+    payload: T
+    topic: str
+    id: str | None = None
+    key: str | None = None
+    headers: Mapping[str, str] = _NO_HEADERS
+    time: float | None = None
+    retained: bool = False
+    redelivered: bool = False
+    attempt: int = 1
+    response_topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+    raw: bytes = b""
+    content_type: str | None = None
+    source: str | None = None
+    _reply: Reply | None = None
+
+    @staticmethod
+    def of(
+        envelope: Envelope, payload: Any, *, attempt: int = 1, reply: Reply | None = None
+    ) -> Message[Any]:
+        """The message in an envelope.
+
+        Args:
+            envelope: as it came from the bus.
+            payload: its payload, decoded.
+            attempt: which attempt at it this is, from 1.
+            reply: sends the answer; None when the message is not to be answered.
+        """
+        return Message(
+            payload=payload,
+            topic=envelope.topic,
+            id=envelope.id,
+            key=envelope.key,
+            headers=envelope.headers,
+            time=envelope.time,
+            retained=envelope.retain,
+            redelivered=envelope.redelivered,
+            attempt=attempt,
+            response_topic=envelope.response_topic,
+            partition=envelope.partition,
+            offset=envelope.offset,
+            raw=envelope.payload,
+            content_type=envelope.content_type,
+            source=envelope.source,
+            _reply=reply,
+        )
+
+    async def reply(self, payload: object, *, headers: Mapping[str, str] | None = None) -> None:
+        """Answer the request; returns when the broker has confirmed the answer.
+
+        Args:
+            payload: as for `Socket.publish`.
+            headers: names and values for the requester.
+
+        Raises:
+            ConfigurationError: the message is not a request.
+            EncodeError: the payload can not be written.
+            TransportError: as `Socket.publish` does.
+        """
+        if self._reply is None:
+            raise ConfigurationError(
+                f"the message on {self.topic!r} can not be answered: it is not a request that may"
+                " get a reply; look at message.response_topic before calling reply()"
+            )
+        await self._reply(payload, headers)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.topic!r} id={self.id!r} {len(self.raw)} bytes>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingMessage:
+    """A message to be sent, as ``message_builder`` makes it; `Socket.publish` takes it whole.
+
+    Attributes:
+        topic: where to.
+        payload: as for `Socket.publish`.
+        response_topic: where the receivers are to send their replies.
+        content_type: MIME type; None for what the payload's type says.
+        headers: names and values for the receivers.
+        key: messages with the same key stay in order where the bus is partitioned.
+        retain: the broker keeps it as the topic's last value for later subscribers.
+        qos: 0 at most once, 1 at least once; None for the default.
+        expiry: seconds after which the broker may drop it undelivered; None for never.
+    """
+
+    topic: str
+    payload: object = None
+    response_topic: str | None = None
+    content_type: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    key: str | None = None
+    retain: bool = False
+    qos: int | None = None
+    expiry: float | None = None
+
+
+class MessageBuilder:
+    """Builds messages to be sent. Handlers get one injected as ``message_builder``."""
+
+    __slots__ = ()
+
+    def __call__(
+        self,
+        topic: str | None,
+        payload: object = None,
+        *,
+        response_topic: str | None = None,
+        content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        key: str | None = None,
+        retain: bool = False,
+        qos: int | None = None,
+        expiry: float | None = None,
+    ) -> OutgoingMessage:
+        """A message for `Socket.publish`; the arguments are the attributes of `OutgoingMessage`.
+
+        Raises:
+            ConfigurationError: the topic is None, as ``message.response_topic`` is for messages
+                that are no requests.
+        """
+        if topic is None:
+            raise ConfigurationError(
+                "message_builder(topic=None): give a topic; message.response_topic is None when"
+                " the message is not a request"
+            )
+        return OutgoingMessage(
+            topic=topic,
+            payload=payload,
+            response_topic=response_topic,
+            content_type=content_type,
+            headers={} if headers is None else dict(headers),
+            key=key,
+            retain=retain,
+            qos=qos,
+            expiry=expiry,
+        )

@@ -1,0 +1,260 @@
+"""Payloads: from values to bytes on the wire and back."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, get_args
+
+import msgspec
+
+from ..errors import ConfigurationError, DecodeError, EncodeError
+from ._content_types import BINARY, JSON, TEXT, PayloadFormat, format_of
+from ._pydantic import is_pydantic, to_builtins
+from ._type_readers import bare_type, is_union, type_name, type_readers
+from ._unencodable import find_unencodable
+
+__all__ = ["Decoder", "encode"]
+
+T = TypeVar("T")
+
+_RAW = (bytes, bytearray, memoryview)
+_EMPTY_IS_NONE = (PayloadFormat.UNSTATED, PayloadFormat.JSON)
+_OFFENDING_VALUE = re.compile(r"^(Invalid (?:enum )?value) .*?((?: - at `[^`]*`)?)$", re.DOTALL)
+_LONGEST_REASON = 300
+
+# Sorted, so that equal values give equal bytes under every hash seed and at every attempt.
+_to_json = msgspec.json.Encoder(order="deterministic", enc_hook=to_builtins).encode
+_refuse_nan = json.JSONEncoder(allow_nan=False, check_circular=False).encode
+
+
+def encode(value: object) -> tuple[bytes, str | None]:
+    """A value's payload and content type.
+
+    Bytes go as they are (``application/octet-stream``), a str as ``text/plain; charset=utf-8``,
+    None as an empty payload without content type, and everything else as JSON.
+
+    Raises:
+        EncodeError: the value, or something in it, has no place in JSON; nan and the infinities
+            have none either.
+    """
+    if value is None:
+        return b"", None
+    if isinstance(value, _RAW):
+        return bytes(value), BINARY
+    if isinstance(value, str):
+        try:
+            return value.encode(), TEXT
+        except UnicodeEncodeError as error:
+            raise EncodeError(f"the text can not be written as UTF-8: {error.reason}") from error
+    return _encode_json(value), JSON
+
+
+def _encode_json(original: object) -> bytes:
+    value: Any = original
+    try:
+        if is_pydantic(type(value)):
+            value = to_builtins(value)
+        try:
+            data = _to_json(value)
+        except TypeError:
+            # The sorting encoder takes no keys but str.
+            if find_unencodable(value) is not None:
+                raise
+            data = _to_json(_builtins(value))
+        # nan and the infinities became null.
+        if b"null" in data:
+            _refuse_nan(_builtins(value))
+    except Exception as error:
+        found = find_unencodable(value)
+        what = f"{type(error).__name__}: {error}"
+        if found is not None:
+            what = f"{found[1]} at `{found[0]}`"
+        raise EncodeError(
+            f"a payload of type {type_name(type(original))} can not be written as JSON: {what};"
+            " give bytes, str, numbers, dict, list, a dataclass, a msgspec.Struct or a pydantic"
+            " model"
+        ) from error
+    return data
+
+
+def _builtins(value: Any) -> Any:
+    return msgspec.to_builtins(value, str_keys=True, enc_hook=to_builtins, order="deterministic")
+
+
+class Decoder(Generic[T]):
+    """Reads payloads as one type. Made once, with `Decoder.of`, and used for every message.
+
+    Attributes:
+        annotation: the type as it was written.
+        is_identity: `decode` gives back the payload bytes themselves.
+    """
+
+    __slots__ = (
+        "_optional",
+        "_read_json",
+        "_read_other",
+        "_read_text",
+        "_read_unstated",
+        "annotation",
+        "is_identity",
+    )
+
+    def __init__(
+        self,
+        annotation: Any,
+        *,
+        optional: bool,
+        json: Callable[[bytes], T],
+        text: Callable[[bytes], T],
+        unstated: Callable[[bytes], T],
+        other: Callable[[bytes], T] | None = None,
+        is_identity: bool = False,
+    ) -> None:
+        self.annotation = annotation
+        self.is_identity = is_identity
+        self._optional = optional
+        self._read_json = json
+        self._read_text = text
+        self._read_unstated = unstated
+        self._read_other = other
+
+    @staticmethod
+    def of(annotation: Any) -> Decoder[Any]:
+        """The decoder for a type annotation.
+
+        Raises:
+            ConfigurationError: payloads can not be read as that type.
+        """
+        try:
+            return _remembered(annotation)
+        except TypeError:
+            # Annotated may carry something that has no hash.
+            return _make(annotation)
+
+    def decode(self, payload: bytes, content_type: str | None = None) -> T:
+        """The payload as a value of the type.
+
+        JSON and text are told apart by the content type. Without one, bytes and str take the
+        payload as it is, and everything else is read as JSON. What has another content type
+        only fits bytes, and Any, which then gets bytes. Values are never coerced in JSON (``"1"``
+        is no int); text, which has no types, is parsed as the type asked for.
+
+        Raises:
+            DecodeError: the payload does not fit the type; says what is wrong and where, and
+                does not quote the payload.
+        """
+        if self.is_identity:
+            return payload  # type: ignore[return-value]
+        form = format_of(content_type)
+        if not payload and self._optional and form in _EMPTY_IS_NONE:
+            return None  # type: ignore[return-value]
+        # Code of the user's types runs in here, so any exception may come.
+        try:
+            if form is PayloadFormat.JSON:
+                return self._read_json(payload)
+            if form is PayloadFormat.UNSTATED:
+                return self._read_unstated(payload)
+            if form is PayloadFormat.TEXT:
+                return self._read_text(payload)
+            if self._read_other is not None:
+                return self._read_other(payload)
+        except Exception as error:
+            raise self._refusal(payload, content_type, _reason(error)) from error
+        raise self._refusal(payload, content_type, "only bytes take that content type")
+
+    def _refusal(self, payload: bytes, content_type: str | None, why: str) -> DecodeError:
+        stated = "no content type"
+        if content_type is not None:
+            stated = f"content type {content_type[:80]!r}"
+        name = type_name(self.annotation)
+        return DecodeError(f"the payload ({len(payload)} bytes, {stated}) is not a {name}: {why}")
+
+    def __repr__(self) -> str:
+        return f"<Decoder {type_name(self.annotation)}>"
+
+
+def _make(annotation: Any) -> Decoder[Any]:
+    bare, optional = bare_type(annotation)
+    if any(bare is raw for raw in _RAW):
+        return _raw_decoder(annotation, bare, optional)
+    members = [bare_type(part)[0] for part in get_args(bare)] if is_union(bare) else [bare]
+    try:
+        if any(raw in members for raw in _RAW):
+            raise TypeError("it is either raw bytes or decoded; ask for bytes alone")
+        read_json, parse = type_readers(Any if bare is object else annotation)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{type_name(annotation)} can not be the type of a payload: {error}; use bytes, str,"
+            " int, float, bool, None, dict, list, a dataclass, a TypedDict, a msgspec.Struct or a"
+            " pydantic model"
+        ) from error
+
+    def read_text(payload: bytes) -> Any:
+        text = payload.decode()
+        return text if annotation is str else parse(text)
+
+    def read_json_or_text(payload: bytes) -> Any:
+        try:
+            return read_json(payload)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return read_text(payload)
+
+    def read_none(payload: bytes) -> Any:
+        return read_json(payload or b"null")
+
+    if bare is type(None):
+        return Decoder(
+            annotation, optional=True, json=read_none, text=read_none, unstated=read_none
+        )
+    if bare in (Any, object):
+        return Decoder(
+            annotation,
+            optional=True,
+            json=read_json,
+            text=read_text,
+            unstated=read_json,
+            other=bytes,
+        )
+    unstated = read_json
+    if bare is str:
+        unstated = read_text
+    elif str in members:
+        unstated = read_json_or_text
+    return Decoder(annotation, optional=optional, json=read_json, text=read_text, unstated=unstated)
+
+
+_remembered = functools.lru_cache(maxsize=512)(_make)
+
+
+def _raw_decoder(annotation: Any, bare: Any, optional: bool) -> Decoder[Any]:
+    convert: Callable[[bytes], Any] = bare
+    if annotation is not bare:
+        # Length limits in Annotated.
+        def convert(payload: bytes) -> Any:
+            return msgspec.convert(payload, annotation)
+
+    return Decoder(
+        annotation,
+        optional=optional,
+        json=convert,
+        text=convert,
+        unstated=convert,
+        other=convert,
+        is_identity=annotation is bytes,
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8: {error.reason} at byte {error.start}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = _OFFENDING_VALUE.sub(r"\1\2", str(error))
+    if not isinstance(error, ValueError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."

@@ -1,0 +1,267 @@
+"""The rules of injection: from a signature to what each parameter gets."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+from ..errors import ConfigurationError
+from ._available import RESERVED_NAMES, Available
+from ._captures import capture_converter
+from ._getters import (
+    Getter,
+    capture_getter,
+    decoded_message,
+    raw_message,
+    resource_getter,
+)
+from ._message import Message
+from ._payloads import Decoder
+from ._signatures import MISSING, Parameter, Signature, Unresolved
+from ._type_readers import bare_type, type_name
+
+__all__ = ["Plan", "make_plan"]
+
+_SIMILAR = 0.8
+_ANYTHING = (MISSING, Any, object)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each parameter gets.
+
+    Attributes:
+        getters: by parameter.
+        extra_captures: captures for ``**kwargs``, as far as the topic has them.
+        required_captures: captures that the handler can not be called without.
+        payload_decoder: reads the payload; None when nobody asks for it.
+    """
+
+    getters: Mapping[str, Getter]
+    extra_captures: tuple[str, ...]
+    required_captures: frozenset[str]
+    payload_decoder: Decoder[Any] | None
+
+
+def make_plan(signature: Signature, available: Available) -> Plan:
+    """Apply the rules; raises ConfigurationError for a parameter that nobody can fill."""
+    available.check(signature.name)
+    return _Analysis(signature, available).run()
+
+
+class _Analysis:
+    """The rules, applied to one signature."""
+
+    def __init__(self, signature: Signature, available: Available) -> None:
+        self._signature = signature
+        self._available = available
+        self._getters: dict[str, Getter] = {}
+        self._required_captures: set[str] = set()
+        self._message_names: list[str] = []
+        self._message_type: Any = MISSING
+        self._payload_type: Any = MISSING
+
+    def run(self) -> Plan:
+        remaining = [p for p in self._signature.parameters if not self._fill(p)]
+        required = [p for p in remaining if p.required]
+        self._refuse_misspelt(required)
+        if len(required) == 1 and self._may_be_payload(required[0]):
+            self._take_payload(required[0])
+        elif required:
+            names = ", ".join(repr(p.name) for p in required)
+            raise self._error(f"nothing to give to {names}")
+        extra_captures = self._fill_rest() if self._signature.takes_anything else ()
+        raw = self._message_type is bytes and self._payload_type not in (MISSING, bytes)
+        for name in self._message_names:
+            self._getters[name] = raw_message if raw else decoded_message
+        return Plan(
+            self._getters, extra_captures, frozenset(self._required_captures), self._decoder()
+        )
+
+    def _error(self, problem: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self._signature.name}: {problem}. It can ask for: {self._available}"
+        )
+
+    def _fill(self, parameter: Parameter) -> bool:
+        return (
+            self._fill_by_type(parameter)
+            or self._fill_by_name(parameter)
+            or self._fill_resource(parameter)
+            or self._fill_capture(parameter)
+        )
+
+    def _fill_by_type(self, parameter: Parameter) -> bool:
+        if isinstance(parameter.annotation, Unresolved):
+            return False
+        wanted = bare_type(parameter.annotation)[0]
+        plain = get_origin(wanted) or wanted
+        if plain is Message:
+            arguments = get_args(wanted)
+            self._take_message(parameter.name, arguments[0] if arguments else bytes)
+            return True
+        for kind, attribute in self._available.special.items():
+            if plain is kind:
+                self._getters[parameter.name] = operator.attrgetter(attribute)
+                return True
+        return False
+
+    def _fill_by_name(self, parameter: Parameter) -> bool:
+        name = parameter.name
+        if name not in RESERVED_NAMES:
+            return False
+        if name not in self._available.reserved:
+            if parameter.required:
+                raise self._error(f"{name!r}: a producer gets no messages")
+            return True
+        if name == "message":
+            self._check_plain_message(parameter)
+            self._take_message(name, bytes)
+        elif name == "payload":
+            self._take_payload(parameter)
+        elif name != "state" or self._state_is_welcome(parameter):
+            self._getters[name] = operator.attrgetter(name)
+        return True
+
+    def _check_plain_message(self, parameter: Parameter) -> None:
+        annotation = parameter.annotation
+        if isinstance(annotation, Unresolved):
+            raise self._unresolved(parameter)
+        if annotation not in _ANYTHING:
+            named = type_name(annotation)
+            raise self._error(
+                f"'message' is annotated {named}, but it is a Message; write Message[{named}], or"
+                " rename the parameter if it is meant to be the payload"
+            )
+
+    def _state_is_welcome(self, parameter: Parameter) -> bool:
+        if self._available.has_state:
+            return True
+        if not parameter.required:
+            return False
+        annotation = parameter.annotation
+        if annotation in _ANYTHING or isinstance(annotation, Unresolved):
+            return True
+        if not bare_type(annotation)[1]:
+            raise self._error(
+                f"'state' is annotated {type_name(annotation)}, and no state was given; register"
+                " the handler with state=..."
+            )
+        return True
+
+    def _fill_resource(self, parameter: Parameter) -> bool:
+        if parameter.name not in self._available.resources:
+            return False
+        self._getters[parameter.name] = resource_getter(parameter.name)
+        return True
+
+    def _fill_capture(self, parameter: Parameter) -> bool:
+        name = parameter.name
+        if name not in self._available.all_captures:
+            return False
+        pairs = zip(self._available.topics, self._available.captures, strict=True)
+        lacking = [topic for topic, names in pairs if name not in names]
+        if lacking and parameter.required:
+            raise self._error(
+                f"capture {name!r} is not in {', '.join(map(repr, lacking))}; give the parameter a"
+                " default"
+            )
+        if isinstance(parameter.annotation, Unresolved):
+            raise self._unresolved(parameter)
+        convert = None
+        if parameter.annotation is not MISSING:
+            try:
+                convert = capture_converter(name, parameter.annotation)
+            except ConfigurationError as error:
+                raise self._error(str(error)) from error
+        if parameter.required:
+            self._required_captures.add(name)
+        self._getters[name] = capture_getter(name, convert, parameter.default)
+        return True
+
+    def _refuse_misspelt(self, required: Iterable[Parameter]) -> None:
+        given = {p.name for p in self._signature.parameters} | self._signature.fixed
+        known = (
+            *self._available.all_captures,
+            *self._available.resources,
+            *self._available.reserved,
+        )
+        open_names = {name.lower(): name for name in known if name not in given}
+        for parameter in required:
+            near = difflib.get_close_matches(
+                parameter.name.lower(), list(open_names), n=1, cutoff=_SIMILAR
+            )
+            if near:
+                meant = open_names[near[0]]
+                raise self._error(
+                    f"nothing to give to {parameter.name!r}; did you mean {meant!r}? (A parameter"
+                    " for the payload needs a name that is less like it)"
+                )
+
+    def _may_be_payload(self, parameter: Parameter) -> bool:
+        if self._available.kind == "producer" or self._payload_type is not MISSING:
+            return False
+        if parameter.annotation is MISSING:
+            raise self._error(
+                f"parameter {parameter.name!r} has no annotation; annotate it with the payload's"
+                " type if it is the payload"
+            )
+        return True
+
+    def _take_message(self, name: str, payload_type: Any) -> None:
+        if self._available.kind == "producer":
+            raise self._error(f"{name!r}: a producer gets no messages")
+        if self._message_type not in (MISSING, payload_type):
+            raise self._error(
+                f"one message can not be read as {type_name(self._message_type)} and as"
+                f" {type_name(payload_type)}"
+            )
+        self._message_type = payload_type
+        self._message_names.append(name)
+
+    def _take_payload(self, parameter: Parameter) -> None:
+        if isinstance(parameter.annotation, Unresolved):
+            raise self._unresolved(parameter)
+        self._payload_type = bytes if parameter.annotation is MISSING else parameter.annotation
+        self._getters[parameter.name] = operator.attrgetter("payload")
+
+    def _fill_rest(self) -> tuple[str, ...]:
+        """Everything else, for ``**kwargs``; returns the captures, which a topic may lack."""
+        taken = {p.name for p in self._signature.parameters} | self._signature.fixed
+        for name in self._available.reserved:
+            if name == "message" and name not in taken:
+                self._message_names.append(name)
+            elif name not in taken:
+                self._getters[name] = operator.attrgetter(name)
+        if self._payload_type is MISSING and self._available.kind == "application":
+            self._payload_type = bytes if self._message_type is MISSING else self._message_type
+        for name in self._available.resources:
+            if name not in taken:
+                self._getters[name] = resource_getter(name)
+        return tuple(name for name in self._available.all_captures if name not in taken)
+
+    def _decoder(self) -> Decoder[Any] | None:
+        wanted, message = self._payload_type, self._message_type
+        if wanted is MISSING:
+            wanted = message
+        if wanted is MISSING:
+            return None
+        if message not in (MISSING, wanted, bytes):
+            raise self._error(
+                f"one payload can not be read as {type_name(message)} and as {type_name(wanted)}"
+            )
+        try:
+            return Decoder.of(wanted)
+        except ConfigurationError as error:
+            raise self._error(str(error)) from error
+
+    def _unresolved(self, parameter: Parameter) -> ConfigurationError:
+        unresolved = parameter.annotation
+        return self._error(
+            f"the annotation {unresolved.text!r} of parameter {parameter.name!r} can not be"
+            f" resolved ({unresolved.reason}); import the name where the handler is defined, not"
+            " only for type checking"
+        )

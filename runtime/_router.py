@@ -1,0 +1,324 @@
+"""The router: takes a subscription's deliveries and puts them into mailboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..actors import Actor, ActorSystem, Mailbox, Overflow
+from ..errors import MailboxFull
+from ..transports import Consumer, Delivery, Envelope, TopicFilter, TopicTrie, is_reserved
+from ._specs import ActorOptions
+
+__all__ = ["Route", "Router", "Target"]
+
+log = logging.getLogger("spa_dat")
+
+_MOST_STALE_TOPICS = 1000
+
+
+class Target(Protocol):
+    """An actor, as its routers see it."""
+
+    mailbox: Mailbox
+    options: ActorOptions
+
+    def interrupt(self, router: Router) -> None:
+        """End a wait between two attempts at a message of the router, to which it is given back."""
+
+    def refuses(self, envelope: Envelope, handler: int) -> bool:
+        """Answer and drop a request that would deadlock; True when that happened."""
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """From one filter of a subscription to one handler of one actor.
+
+    Attributes:
+        router: whose route it is.
+        target: the actor.
+        handler: index of the handler in the actor.
+        filter: the filter, with its captures.
+    """
+
+    router: Router
+    target: Target
+    handler: int
+    filter: TopicFilter
+
+
+class _Whole:
+    """A delivery that several actors share: settled when each of them is done."""
+
+    __slots__ = ("delivery", "left")
+
+    def __init__(self, delivery: Delivery, left: int) -> None:
+        self.delivery = delivery
+        self.left = left
+
+
+class _Part(Delivery):
+    """One actor's part of a shared delivery."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: _Whole) -> None:
+        delivery = whole.delivery
+        super().__init__(delivery.envelope, epoch=delivery.epoch, token=delivery.token)
+        self.attempts = whole.delivery.attempts
+        self._whole = whole
+
+    def settle(self) -> None:
+        before = self.state
+        super().settle()
+        if self.state is not before:
+            self._whole.left -= 1
+            if self._whole.left == 0:
+                self._whole.delivery.settle()
+
+
+class Router(Actor):
+    """The actor that fans one subscription's deliveries out into mailboxes.
+
+    It is the receiver of the subscription's consumer: what comes in goes into its own mailbox,
+    and from there, one at a time and in order, into the mailbox of each actor that wants it.
+    Deliveries that have to be acknowledged always find a place: the broker's window bounds them.
+    Others are subject to the mailbox's overflow policy; with the default they are dropped and
+    counted (``messages.dropped``) when there is no place.
+
+    Args:
+        name: the subscription's name.
+        stats: the application's counters.
+        elsewhere: for the filters that come and go while an actor runs: whether the actor gets a
+            topic's messages through its declared subscription already.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stats: Counter[str],
+        *,
+        elsewhere: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.name = name
+        self._elsewhere = elsewhere
+        self.inbox = Mailbox()
+        self.consumer: Consumer | None = None
+        self._stats = stats
+        self._trie: TopicTrie[Route] = TopicTrie()
+        self._several_targets = False
+        self._targets: list[Target] = []
+        self._held: deque[tuple[Mailbox, Delivery]] | None = None
+        self._redelivered = False
+        self._epoch = -1
+        # Up to this epoch the bus has forgotten what it had sent.
+        self._forgotten = -1
+        self._stopped = False
+        self._stale: dict[str, None] = {}
+
+    def add(self, route: Route) -> None:
+        """Serve a further route; of one actor's routes the first added that matches counts."""
+        self._trie.add(route.filter.pattern, route)
+        if route.target not in self._targets:
+            self._targets.append(route.target)
+        self._several_targets = len(self._targets) > 1
+
+    def discard(self, route: Route) -> None:
+        """Serve a route no more."""
+        self._trie.discard(route.filter.pattern, route)
+
+    def leave(self, target: Target, routes: Iterable[Route]) -> None:
+        """Hand out nothing more to an actor that stops while others use the subscription on."""
+        for route in routes:
+            self.discard(route)
+        self._targets.remove(target)
+        if self._held is not None:
+            left = [delivery for mailbox, delivery in self._held if mailbox is target.mailbox]
+            self._held = deque(held for held in self._held if held[0] is not target.mailbox)
+            # The others must not wait for it: it works off what it has before it ends.
+            target.mailbox.push_front(left)
+
+    @property
+    def holding(self) -> bool:
+        """Whether the connection is gone, so that nothing may be started."""
+        return self._held is not None
+
+    # What the consumer calls.
+
+    def deliver(self, delivery: Delivery) -> None:
+        """A message arrived."""
+        if delivery.token >= 0:
+            self._epoch = delivery.epoch
+        self.inbox.force(delivery)
+
+    def hold(self) -> None:
+        """The connection is gone: take back what has not been started."""
+        if self._held is None:
+            self._held = self._take_back()
+
+    def resume(self, *, redelivered: bool) -> None:
+        """Connected again: drop what is held, or hand it out again if it is the last copy."""
+        held, self._held = self._held, None
+        self._redelivered = redelivered
+        if not redelivered:
+            self._forgotten = self._epoch
+        if not held:
+            return
+        kept: dict[int, tuple[Mailbox, list[Delivery]]] = {}
+        for mailbox, delivery in held:
+            if self._comes_again(delivery):
+                delivery.withdraw()
+            else:
+                kept.setdefault(id(mailbox), (mailbox, []))[1].append(delivery)
+        for mailbox, deliveries in kept.values():
+            mailbox.push_front(deliveries)
+
+    # What the actors call.
+
+    def give_back(self, delivery: Delivery) -> bool:
+        """A started delivery was interrupted before it was settled.
+
+        Returns:
+            False when it can not be taken back: nobody starts it any more, and the bus will not
+            send it again.
+        """
+        target: Target = delivery.route.target
+        mailbox = target.mailbox
+        if self._is_last_copy(delivery) if self._stopped else target not in self._targets:
+            return False
+        delivery.requeue()
+        if self._stopped:
+            delivery.withdraw()
+        elif self._held is not None:
+            self._held.appendleft((mailbox, delivery))
+        elif self._comes_again(delivery):
+            delivery.withdraw()
+        else:
+            mailbox.push_front([delivery])
+        return True
+
+    def stop_intake(self) -> None:
+        """Withdraw what has not been started, but for what the bus would not send again."""
+        self._stopped = True
+        if self.consumer is not None:
+            self.consumer.stop_intake()
+        left = [*(self._held or ()), *self._take_back()]
+        self._held = None
+        for mailbox, delivery in left:
+            if not self._is_last_copy(delivery):
+                delivery.withdraw()
+            elif mailbox is self.inbox:
+                self._route(delivery)
+            else:
+                mailbox.force(delivery)
+
+    async def close(self, system: ActorSystem) -> None:
+        """Acknowledge what is free, disconnect, end."""
+        if self.consumer is not None:
+            await self.consumer.close()
+        if self._spa_cell is not None:
+            await system.stop(self.actor_ref, drain=False)
+
+    # The way into the mailboxes.
+
+    async def route(self, delivery: Delivery) -> None:
+        """Put one delivery into the mailboxes of all that want it."""
+        if self._stopped:
+            delivery.withdraw()
+        else:
+            self._route(delivery)
+
+    def _route(self, delivery: Delivery) -> None:
+        envelope = delivery.envelope
+        routes = self._trie.match(envelope.topic)
+        if self._elsewhere is not None and self._elsewhere(envelope.topic):
+            delivery.settle()
+        elif not routes:
+            self._unwanted(delivery)
+        elif not self._several_targets:
+            self._hand_out(delivery, routes[0])
+        else:
+            first: dict[int, Route] = {}
+            for route in routes:
+                first.setdefault(id(route.target), route)
+            if len(first) == 1:
+                self._hand_out(delivery, routes[0])
+                return
+            delivery.start()
+            whole = _Whole(delivery, len(first))
+            for route in first.values():
+                self._hand_out(_Part(whole), route)
+
+    def _hand_out(self, delivery: Delivery, route: Route) -> None:
+        envelope = delivery.envelope
+        delivery.route = route
+        if envelope.response_topic is not None:
+            if route.target.refuses(envelope, route.handler):
+                delivery.settle()
+                return
+            if envelope.expiry is not None:
+                delivery.deadline = asyncio.get_running_loop().time() + envelope.expiry
+        mailbox = route.target.mailbox
+        if delivery.token >= 0 and route.target.options.overflow is Overflow.REFUSE:
+            mailbox.force(delivery)
+            return
+        try:
+            mailbox.offer(delivery)
+        except MailboxFull:
+            self._stats["messages.dropped"] += 1
+            delivery.settle()
+
+    def _unwanted(self, delivery: Delivery) -> None:
+        delivery.settle()
+        topic = delivery.envelope.topic
+        if is_reserved(topic):
+            self._stats["messages.reserved"] += 1
+            return
+        self._stats["messages.unwanted"] += 1
+        if self._elsewhere is not None:
+            # It was on its way when its filter was removed: there are no others in that session.
+            return
+        if topic in self._stale or len(self._stale) >= _MOST_STALE_TOPICS:
+            return
+        self._stale[topic] = None
+        log.warning(
+            "subscription %r: a message on %r fits none of its filters; a filter of an earlier"
+            " version is still in force and is being removed",
+            self.name,
+            topic,
+        )
+        if self.consumer is not None:
+            self.consumer.discard_stale(topic)
+
+    def _take_back(self) -> deque[tuple[Mailbox, Delivery]]:
+        taken: deque[tuple[Mailbox, Delivery]] = deque()
+        for target in self._targets:
+            mailbox = target.mailbox
+            taken.extend((mailbox, item) for item in mailbox.extract(self._is_mine))
+            target.interrupt(self)
+        # Behind those that were already routed: arrival order.
+        taken.extend((self.inbox, item) for item in self.inbox.extract(_is_delivery))
+        return taken
+
+    def _is_mine(self, item: Any) -> bool:
+        return isinstance(item, Delivery) and item.route.router is self
+
+    def _comes_again(self, delivery: Delivery) -> bool:
+        # A part's other parts may be running, and then the bus's copy is settled with them.
+        return (
+            self._redelivered
+            and delivery.token >= 0
+            and not self._is_last_copy(delivery)
+            and not isinstance(delivery, _Part)
+        )
+
+    def _is_last_copy(self, delivery: Delivery) -> bool:
+        return delivery.token >= 0 and delivery.epoch <= self._forgotten
+
+
+def _is_delivery(item: Any) -> bool:
+    return isinstance(item, Delivery)

@@ -1,0 +1,154 @@
+"""Where the arguments of one call come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from .._environment import Environment
+from ..transports import Delivery
+from ._context import Context, ContextOwner
+from ._link import Link
+from ._message import Message, MessageBuilder, OutgoingMessage
+from ._socket import Socket
+from ._specs import ActorOptions, Handler
+from ._sync_socket import SyncSocket
+from ._turn import Turn, current_turn
+
+__all__ = ["MessageScope", "ProducerScope", "ScopeOwner"]
+
+_BUILDER = MessageBuilder()
+
+
+class ScopeOwner(ContextOwner, Protocol):
+    """What a scope needs of the actor."""
+
+    environment: Environment
+    link: Link
+    options: ActorOptions
+    resources: Mapping[str, Any]
+    socket: Socket
+    source: str
+    sync_socket: SyncSocket
+
+
+class ProducerScope:
+    """What a producer's call can ask for.
+
+    Args:
+        owner: the actor.
+        handler: what is called.
+        deadline: loop time at which the call is cut off.
+    """
+
+    def __init__(self, owner: ScopeOwner, handler: Handler, deadline: float | None = None) -> None:
+        self._owner = owner
+        self._handler = handler
+        self._deadline = deadline
+        self._attempt = 1
+
+    @property
+    def socket(self) -> Socket | SyncSocket:
+        """The socket that fits the kind of function."""
+        return self._owner.socket if self._handler.injection.is_async else self._owner.sync_socket
+
+    @property
+    def context(self) -> Context:
+        """The context of this attempt."""
+        return Context(self._owner, attempt=self._attempt, deadline=self._deadline)
+
+    @property
+    def state(self) -> Any:
+        """The actor's state as it is now."""
+        return self._owner.state
+
+    @property
+    def message_builder(self) -> MessageBuilder:
+        """Builds messages to be sent."""
+        return _BUILDER
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """The actor's open resources."""
+        return self._owner.resources
+
+    @property
+    def captures(self) -> Mapping[str, str]:
+        """Producers have no topics."""
+        return {}
+
+    @property
+    def payload(self) -> Any:
+        """Producers have no messages."""
+        raise NotImplementedError
+
+    def message(self) -> Message[Any]:
+        """Producers have no messages."""
+        raise NotImplementedError
+
+
+class MessageScope(ProducerScope):
+    """What a handler can ask for in one attempt at a message.
+
+    Args:
+        owner: the actor.
+        handler: what is called.
+        delivery: the message.
+        turn: the attempt.
+        deadline: loop time at which the attempt is cut off.
+    """
+
+    def __init__(
+        self,
+        owner: ScopeOwner,
+        handler: Handler,
+        delivery: Delivery,
+        turn: Turn,
+        deadline: float | None,
+    ) -> None:
+        super().__init__(owner, handler, deadline)
+        self._delivery = delivery
+        self._turn = turn
+        self._attempt = delivery.attempts + 1
+
+    @property
+    def captures(self) -> Mapping[str, str]:
+        """The captures of the topic."""
+        captured: Mapping[str, str] = self._delivery.route.filter.capture(
+            self._delivery.envelope.topic
+        )
+        return captured
+
+    @property
+    def payload(self) -> Any:
+        """The payload, decoded to what the handler asks for; raises DecodeError."""
+        decoder = self._handler.injection.payload_decoder
+        envelope = self._delivery.envelope
+        if decoder is None:
+            return envelope.payload
+        return decoder.decode(envelope.payload, envelope.content_type)
+
+    def message(self) -> Message[Any]:
+        """The whole message; raises DecodeError."""
+        envelope = self._delivery.envelope
+        reply = self._reply if self._turn.request is not None else None
+        if reply is None and self._handler.responder and envelope.response_topic is not None:
+            # Refused: a handler that publishes its reply itself must not use it either.
+            envelope = msgspec.structs.replace(envelope, response_topic=None)
+        return Message.of(envelope, self.payload, attempt=self._attempt, reply=reply)
+
+    async def _reply(self, payload: object, headers: Mapping[str, str] | None) -> None:
+        request = self._turn.request
+        assert request is not None
+        assert request.response_topic is not None
+        message = OutgoingMessage(
+            topic=request.response_topic, payload=payload, headers=headers or {}
+        )
+        # A handler may keep a request and answer it when it is at work on something else.
+        token = current_turn.set(self._turn)
+        try:
+            await self._owner.socket.publish(message)
+        finally:
+            current_turn.reset(token)

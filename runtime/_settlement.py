@@ -1,0 +1,137 @@
+"""Settling handled messages once what they sent is confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from ..errors import PublishNotSent, PublishUnknown
+from ..transports import Delivery
+from ._turn import Turn
+
+__all__ = ["Settlements"]
+
+log = logging.getLogger("spa_dat")
+
+_MOST_OPEN = 1000
+_WITHOUT_OUTCOME = (PublishNotSent, PublishUnknown, asyncio.CancelledError)
+
+
+class Settlements:
+    """Messages of one actor that are handled, and wait for their posts and replies.
+
+    So the actor goes on with its next message while the broker confirms, and still nothing is
+    acknowledged before all that came of it is safe.
+
+    Args:
+        stats: the application's counters.
+        on_refused: what to do with a message one of whose posts was refused for good.
+    """
+
+    def __init__(
+        self,
+        stats: Counter[str],
+        on_refused: Callable[[Delivery, BaseException], Awaitable[None]],
+    ) -> None:
+        self._stats = stats
+        self._on_refused = on_refused
+        self._open = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        self._parking: dict[asyncio.Task[None], None] = {}
+
+    def __len__(self) -> int:
+        """Messages that are not settled yet."""
+        return self._open
+
+    async def settle_after(self, delivery: Delivery, turn: Turn) -> None:
+        """Settle the delivery when the turn's posts are confirmed; waits only when very many do."""
+        pending = [post for post in turn.posts if not _is_confirmed(post)]
+        if not pending:
+            delivery.settle()
+            return
+        self._open += 1
+        _Settlement(self, delivery, turn.request is not None, pending)
+        while self._open >= _MOST_OPEN:
+            await self._change()
+
+    async def drain(self) -> None:
+        """Wait until every handled message is settled or given up."""
+        while self._open:
+            await self._change()
+
+    def done(self, delivery: Delivery, is_request: bool, error: BaseException | None) -> None:
+        """All posts of a message have their outcome; ``error`` is the first failure."""
+        if error is None:
+            delivery.settle()
+        elif isinstance(error, _WITHOUT_OUTCOME):
+            # The bus was closed first. Not settled, so the message comes again.
+            self._stats["posts.unconfirmed"] += 1
+        elif is_request:
+            self._stats["replies.refused"] += 1
+            log.error(
+                "a reply or post for the request on %r was refused: %s: %s",
+                delivery.envelope.topic,
+                type(error).__name__,
+                error,
+            )
+            delivery.settle()
+        else:
+            task = asyncio.ensure_future(self._refused(delivery, error))
+            self._parking[task] = None
+            task.add_done_callback(self._parked)
+            return
+        self._closed()
+
+    async def _refused(self, delivery: Delivery, error: BaseException) -> None:
+        await self._on_refused(delivery, error)
+
+    def _parked(self, task: asyncio.Task[None]) -> None:
+        del self._parking[task]
+        self._closed()
+
+    def _closed(self) -> None:
+        self._open -= 1
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _change(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+
+def _is_confirmed(post: asyncio.Future[None]) -> bool:
+    return post.done() and not post.cancelled() and post.exception() is None
+
+
+class _Settlement:
+    """Counts one message's posts down."""
+
+    __slots__ = ("_delivery", "_error", "_is_request", "_left", "_owner")
+
+    def __init__(
+        self,
+        owner: Settlements,
+        delivery: Delivery,
+        is_request: bool,
+        posts: list[asyncio.Future[None]],
+    ) -> None:
+        self._owner = owner
+        self._delivery = delivery
+        self._is_request = is_request
+        self._left = len(posts)
+        self._error: BaseException | None = None
+        for post in posts:
+            post.add_done_callback(self._one_done)
+
+    def _one_done(self, post: asyncio.Future[None]) -> None:
+        error = asyncio.CancelledError() if post.cancelled() else post.exception()
+        if self._error is None or isinstance(error, _WITHOUT_OUTCOME):
+            self._error = error
+        self._left -= 1
+        if self._left == 0:
+            self._owner.done(self._delivery, self._is_request, self._error)

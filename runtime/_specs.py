@@ -1,0 +1,270 @@
+"""What a registration says about an actor."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+
+from ..actors import ActorRef, Overflow
+from ..errors import ActorStopped, ConfigurationError
+from ..transports import SocketProvider, TopicFilter
+from ._injection import Injection
+from ._resources import Resource, check_resources
+from ._retry import RetryPolicy
+from ._state import check_state, make_state
+
+__all__ = [
+    "ActorOptions",
+    "Handler",
+    "HandlerOptions",
+    "Kind",
+    "Spec",
+    "check_name",
+    "check_seconds",
+    "merge_options",
+    "parse_filters",
+]
+
+A = TypeVar("A")
+
+Kind = Literal["application", "producer"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+
+def check_name(what: str, name: str) -> str:
+    """Raise ConfigurationError unless ``name`` may name an application, an instance or an actor."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise ConfigurationError(
+            f"{what} {name!r}: use 1 to 64 of the characters A-Z, a-z, 0-9, _ and -"
+        )
+    return name
+
+
+def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False) -> None:
+    """Raise ConfigurationError unless it is a finite time, and more than 0 (or 0 with ``zero``)."""
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 <= seconds < float("inf") or (seconds == 0 and not zero):
+        least = "0 or more" if zero else "more than 0"
+        raise ConfigurationError(f"{owner}: {option}={seconds!r}: give seconds, {least}")
+
+
+def parse_filters(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
+    """The filters of a registration, in order.
+
+    Raises:
+        ConfigurationError: none given, one given twice, or one that is not a valid filter.
+    """
+    if not isinstance(topics, Iterable):
+        raise ConfigurationError(f"{owner}: topics {topics!r}: give a filter or several")
+    texts = (topics,) if isinstance(topics, str) else tuple(topics)
+    if not texts:
+        raise ConfigurationError(f"{owner}: no topics; give a filter or several")
+    parsed: dict[str, TopicFilter] = {}
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigurationError(
+                f"{owner}: topic {text!r} is {type(text).__name__}; give a str"
+            )
+        filter_ = TopicFilter.parse(text)
+        earlier = parsed.setdefault(filter_.pattern, filter_)
+        if earlier is not filter_:
+            raise ConfigurationError(
+                f"{owner}: filters {earlier.text!r} and {text!r} match the same topics; remove one"
+            )
+    return tuple(parsed.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorOptions:
+    """How an actor is run.
+
+    Attributes:
+        socket_provider: the bus it uses; None for the application's default.
+        state: a factory (a class, function, lambda or partial), or one value that only this actor
+            owns.
+        ressources: context managers, or callables that return one, by parameter name.
+        retry: what happens to a message whose handler failed.
+        mailbox: the most local messages that wait; deliveries of the bus are bounded by window.
+        window: the most deliveries of the bus that are taken and not settled; None for the
+            bus's default.
+        overflow: what happens to a message that finds the mailbox full.
+        qos: 1 at least once, 0 at most once; None for the bus's default.
+        deliver: ``share`` gives each message to one instance, ``all`` to every instance; None
+            for the bus's default.
+        subscription: a name that several actors give in order to share one subscription; then a
+            message is acknowledged when all of them are done with it.
+        replies: answer requests with what the handler returns, even if that is None.
+        retry_requests: a request whose handler failed is retried like other messages, up to
+            its expiry, before the error is sent.
+        deadline: seconds after which an attempt is cut off and counts as failed; None for never.
+        every: seconds from one call of a producer to the next; None to call it once.
+    """
+
+    socket_provider: SocketProvider | None = None
+    state: Any = None
+    ressources: Mapping[str, Resource] = field(default_factory=dict)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    mailbox: int = 1000
+    window: int | None = None
+    overflow: Overflow = Overflow.REFUSE
+    qos: int | None = None
+    deliver: Literal["share", "all"] | None = None
+    subscription: str | None = None
+    replies: bool = False
+    retry_requests: bool = False
+    deadline: float | None = None
+    every: float | None = None
+
+    def check(self, owner: str) -> None:
+        """Raise ConfigurationError for an option that can not be."""
+        for name in ("mailbox", "window"):
+            value = getattr(self, name)
+            if value is None and name == "window":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+                raise ConfigurationError(
+                    f"{owner}: {name}={value!r}: give a whole number from 1 to 65535"
+                )
+        if self.qos not in (None, 0, 1):
+            why = (
+                "; 2 can not be kept for consumers: the client library confirms the receipt before"
+                " the handler has run, so a crash would lose the message"
+            )
+            raise ConfigurationError(f"{owner}: qos={self.qos!r}: give 0 or 1{why}")
+        if self.deliver not in (None, "share", "all"):
+            raise ConfigurationError(f"{owner}: deliver={self.deliver!r}: give 'share' or 'all'")
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(f"{owner}: retry={self.retry!r}: give a RetryPolicy")
+        if not isinstance(self.overflow, Overflow):
+            raise ConfigurationError(f"{owner}: overflow={self.overflow!r}: give an Overflow")
+        for name in ("deadline", "every"):
+            seconds = getattr(self, name)
+            if seconds is not None:
+                check_seconds(owner, name, seconds)
+        if self.subscription is not None:
+            check_name(f"{owner}: subscription", self.subscription)
+        check_state(owner, self.state)
+        check_resources(owner, self.ressources)
+
+
+class HandlerOptions(TypedDict, total=False):
+    """Options of `DistributedApplication.application`; `ActorOptions` explains them."""
+
+    retry: RetryPolicy
+    mailbox: int
+    window: int
+    overflow: Overflow
+    qos: int
+    deliver: Literal["share", "all"] | None
+    subscription: str | None
+    replies: bool
+    retry_requests: bool
+    deadline: float | None
+
+
+_OPTION_NAMES = tuple(option.name for option in fields(ActorOptions))
+
+
+def merge_options(
+    owner: str, options: ActorOptions, changes: Mapping[str, Any], *, but: Sequence[str] = ()
+) -> ActorOptions:
+    """The options with some replaced.
+
+    Raises:
+        ConfigurationError: an option that does not exist; the nearest one is named.
+    """
+    allowed = [name for name in _OPTION_NAMES if name not in but]
+    for name in changes:
+        if name in but:
+            raise ConfigurationError(f"{owner}: only producers have the option {name!r}")
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(allowed)}"
+            raise ConfigurationError(f"{owner}: unknown option {name!r}; {hint}")
+    merged = {name: getattr(options, name) for name in _OPTION_NAMES} | dict(changes)
+    return ActorOptions(**merged)
+
+
+@dataclass(frozen=True)
+class Handler:
+    """One handler of an actor.
+
+    Attributes:
+        filters: what it takes; empty for producers.
+        injection: what its parameters get.
+        bind: gives the callable for an instance of the actor.
+        responder: whether it answers requests.
+        returns_reply: whether what it returns is the reply.
+    """
+
+    filters: tuple[TopicFilter, ...]
+    injection: Injection
+    bind: Callable[[Any], Callable[..., Any]]
+    responder: bool
+    returns_reply: bool
+
+
+class Spec(Generic[A]):
+    """A registered actor.
+
+    Attributes:
+        name: the actor's name, unique in its application.
+        kind: ``application`` or ``producer``.
+        factory: makes an instance; called again when the actor is restarted.
+        handlers: what reacts to messages, in the order of declaration.
+        options: how it is run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        factory: Callable[[], A],
+        options: ActorOptions,
+        analyse: Callable[[ActorOptions], tuple[Handler, ...]],
+    ) -> None:
+        self.name = check_name("actor name", name)
+        self.kind: Kind = kind
+        self.factory = factory
+        self._analyse = analyse
+        self._ref: ActorRef[Any] | None = None
+        self.options: ActorOptions
+        self.handlers: tuple[Handler, ...]
+        self.reconfigure(options)
+
+    def reconfigure(self, options: ActorOptions) -> None:
+        """Run it with these options; raises ConfigurationError when that can not be."""
+        options.check(f"actor {self.name!r}")
+        self.handlers = self._analyse(options)
+        self.options = options
+
+    def started(self, ref: ActorRef[Any] | None) -> None:
+        """The application has started, or stopped (None), the actor."""
+        self._ref = ref
+
+    @property
+    def ref(self) -> ActorRef[Any]:
+        """The running actor.
+
+        Raises:
+            ActorStopped: the application does not run.
+        """
+        if self._ref is None:
+            raise ActorStopped(f"actor {self.name!r} is not started; start the application first")
+        return self._ref
+
+    @property
+    def filters(self) -> tuple[TopicFilter, ...]:
+        """All its filters, in the order of declaration."""
+        return tuple(filter_ for handler in self.handlers for filter_ in handler.filters)
+
+    def make_state(self) -> Any:
+        """What the actor's state starts with."""
+        return make_state(f"actor {self.name!r}", self.options.state)
+
+    def __repr__(self) -> str:
+        return f"<Spec {self.kind} {self.name!r}>"

@@ -1,0 +1,168 @@
+"""The socket of handlers that are plain functions and run in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar, overload
+
+from ..errors import ActorStopped, ConfigurationError, RemoteError
+from ._message import OutgoingMessage
+from ._socket import DEFAULT_TIMEOUT, Socket
+
+__all__ = ["SyncSocket"]
+
+T = TypeVar("T")
+
+
+class SyncSocket:
+    """What a ``def`` handler talks to the bus with: `Socket`, blocking its own thread.
+
+    Every method does what the method of the same name of `Socket` does, and raises the same.
+    Never use it on the event loop: there it raises ConfigurationError.
+    """
+
+    def __init__(self, socket: Socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._socket = socket
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+        self._revoked = False
+
+    def revoke(self) -> None:
+        """From now on every call raises ActorStopped: its thread was given up."""
+        self._revoked = True
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if threading.get_ident() == self._loop_thread:
+            coroutine.close()
+            raise ConfigurationError(
+                "a SyncSocket was used on the event loop, which it would block;"
+                " use Socket in async functions"
+            )
+        if self._revoked or self._loop.is_closed():
+            coroutine.close()
+            raise ActorStopped("this handler was given up; its socket does nothing any more")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def publish(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        retain: bool = False,
+        qos: int | None = None,
+        expiry: float | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        """Publish and wait for the broker's confirmation; see `Socket.publish`."""
+        self._wait(
+            self._socket.publish(
+                topic,
+                payload,
+                key=key,
+                headers=headers,
+                content_type=content_type,
+                retain=retain,
+                qos=qos,
+                expiry=expiry,
+                timeout=timeout,
+            )
+        )
+
+    def post(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        retain: bool = False,
+        qos: int | None = None,
+        expiry: float | None = None,
+    ) -> None:
+        """Publish without waiting for the confirmation; see `Socket.post`."""
+
+        async def post() -> None:
+            self._socket.post(
+                topic,
+                payload,
+                key=key,
+                headers=headers,
+                content_type=content_type,
+                retain=retain,
+                qos=qos,
+                expiry=expiry,
+            )
+
+        self._wait(post())
+
+    def subscribe(self, pattern: str) -> None:
+        """Also receive what matches; see `Socket.subscribe`."""
+        self._wait(self._socket.subscribe(pattern))
+
+    def unsubscribe(self, pattern: str) -> None:
+        """Undo `subscribe`; see `Socket.unsubscribe`."""
+        self._wait(self._socket.unsubscribe(pattern))
+
+    @overload
+    def request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes: ...
+
+    @overload
+    def request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: type[T],
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T: ...
+
+    def request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send a request and wait for its first reply; see `Socket.request`."""
+        return self._wait(
+            self._socket.request(
+                topic, payload, reply=reply, timeout=timeout, key=key, headers=headers
+            )
+        )
+
+    def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: type[T],
+        count: int | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[T | RemoteError]:
+        """Send a request and collect several replies; see `Socket.request_many`."""
+        return self._wait(
+            self._socket.request_many(
+                topic, payload, reply=reply, count=count, timeout=timeout, key=key, headers=headers
+            )
+        )

@@ -1,0 +1,99 @@
+"""What an actor has put off with `Context.later`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ..actors import Mailbox
+from ..errors import ConfigurationError
+
+__all__ = ["PutOff", "Timers"]
+
+
+class PutOff:
+    """One call that was put off; when it is due it goes through the actor's mailbox.
+
+    Attributes:
+        function: what to call.
+        args: its arguments.
+        in_thread: a thread of the actor put it off, not the event loop.
+        cancelled: it is not wanted any more.
+    """
+
+    __slots__ = ("_timers", "args", "cancelled", "function", "in_thread", "timer")
+
+    def __init__(
+        self, timers: Timers, function: Callable[..., Any], args: tuple[Any, ...], in_thread: bool
+    ) -> None:
+        self._timers = timers
+        self.function = function
+        self.args = args
+        self.in_thread = in_thread
+        self.cancelled = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def cancel(self) -> None:
+        """See `Timer.cancel`."""
+        self.cancelled = True
+        self._timers.forget(self)
+
+
+class Timers:
+    """The calls that one actor has put off. Made on the event loop, used from any thread.
+
+    Args:
+        mailbox: gets each `PutOff` when it is due.
+    """
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._waiting: dict[PutOff, None] = {}
+        self._stopped = False
+
+    def __len__(self) -> int:
+        """Calls that are not due yet."""
+        return len(self._waiting)
+
+    def put_off(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> PutOff:
+        """See `Context.later`."""
+        if not callable(function):
+            raise ConfigurationError(f"context.later(..., {function!r}): give a function")
+        put_off = PutOff(self, function, args, threading.get_ident() != self._thread)
+        self._on_loop(self._wait, put_off, delay)
+        return put_off
+
+    def forget(self, put_off: PutOff) -> None:
+        """Do not wait for it any more."""
+        self._on_loop(self._forget, put_off)
+
+    def stop(self) -> None:
+        """Drop everything, now and from now on."""
+        self._stopped = True
+        for put_off in tuple(self._waiting):
+            self._forget(put_off)
+
+    def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
+        if threading.get_ident() == self._thread:
+            function(*args)
+        else:
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _wait(self, put_off: PutOff, delay: float) -> None:
+        if not (self._stopped or put_off.cancelled):
+            put_off.timer = self._loop.call_later(delay, self._due, put_off)
+            self._waiting[put_off] = None
+
+    def _forget(self, put_off: PutOff) -> None:
+        if put_off.timer is not None:
+            put_off.timer.cancel()
+        self._waiting.pop(put_off, None)
+
+    def _due(self, put_off: PutOff) -> None:
+        del self._waiting[put_off]
+        if not self._mailbox.closed:
+            self._mailbox.force(put_off)

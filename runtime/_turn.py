@@ -1,0 +1,77 @@
+"""The message that an actor is working on, as seen by what it publishes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextvars import ContextVar
+
+from ..transports import Envelope
+
+__all__ = ["Turn", "current_turn"]
+
+
+class Turn:
+    """One attempt at one message: its posts, and the ids of what it publishes.
+
+    Tasks that a handler starts inherit the turn through the context; once the handler has
+    returned, what they publish does not belong to the message any more.
+
+    Attributes:
+        message_id: id of the message, None when it has none.
+        request: the message, when it is a request that may be answered.
+        answered: a reply was sent, or is on its way.
+        actor: ``application/instance/actor``.
+        posts: publishes that have to be confirmed before the message is settled.
+        settles: whether there is a message to be settled; else posts are on their own.
+        active: whether the handler still runs.
+    """
+
+    __slots__ = (
+        "_ordinals",
+        "active",
+        "actor",
+        "answered",
+        "message_id",
+        "posts",
+        "request",
+        "settles",
+    )
+
+    def __init__(
+        self,
+        message_id: str | None,
+        actor: str,
+        request: Envelope | None = None,
+        *,
+        settles: bool = True,
+    ) -> None:
+        self.message_id = message_id
+        self.actor = actor
+        self.request = request
+        self.answered = False
+        self.posts: list[asyncio.Future[None]] = []
+        self.settles = settles
+        self.active = True
+        self._ordinals: dict[str, int] | None = None
+
+    def publish_id(self, topic: str) -> str | None:
+        """Id for the next publish on ``topic``: the same at every attempt at the same message.
+
+        A UUID version 5 (RFC 9562) of the message's id, the actor, the topic and how many
+        publishes on that topic went before. None when the message has no id to build on.
+        """
+        if self.message_id is None or not self.active:
+            return None
+        if self._ordinals is None:
+            self._ordinals = {}
+        ordinal = self._ordinals.get(topic, 0)
+        self._ordinals[topic] = ordinal + 1
+        name = f"{self.message_id}\0{self.actor}\0{topic}\0{ordinal}"
+        return str(uuid.uuid5(_NAMESPACE, name))
+
+
+_NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11")
+
+current_turn: ContextVar[Turn | None] = ContextVar("spa_dat_turn", default=None)
+"""The turn that the running code belongs to."""

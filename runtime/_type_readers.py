@@ -1,0 +1,112 @@
+"""How JSON documents and texts become values of an annotated type."""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, NewType, Union, get_args, get_origin
+
+import msgspec
+
+from ._pydantic import is_pydantic, json_reader, mentions_pydantic, validate_builtins
+
+__all__ = ["bare_type", "is_union", "type_name", "type_readers"]
+
+_SWITCHES = {"on": True, "off": False}
+
+
+def type_name(annotation: Any) -> str:
+    """The annotation as it is written in errors."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        text = annotation.__qualname__.rpartition("<locals>.")[2]
+    else:
+        text = str(annotation).replace("typing.", "")
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def is_union(annotation: Any) -> bool:
+    """Whether it is ``A | B``, in either spelling."""
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def bare_type(annotation: Any) -> tuple[Any, bool]:
+    """The annotation without None, Annotated, NewType and alias; and whether it allows None."""
+    optional = False
+    while True:
+        if isinstance(annotation, NewType):
+            annotation = annotation.__supertype__
+        elif get_origin(annotation) is Annotated:
+            annotation = get_args(annotation)[0]
+        elif hasattr(annotation, "__value__"):
+            annotation = annotation.__value__
+        elif is_union(annotation) and type(None) in get_args(annotation):
+            optional = True
+            rest = tuple(part for part in get_args(annotation) if part is not type(None))
+            annotation = Union[rest]  # noqa: UP007  (built from a tuple)
+        elif annotation is None:
+            return type(None), True
+        else:
+            return annotation, optional or annotation is type(None)
+
+
+def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str], Any]]:
+    """Functions that read a JSON document and a text as the type.
+
+    JSON is not coerced. A text has no type, so it is parsed: numbers, ``true``, ``1``, ``on``
+    and their opposites for bool, ``null``, and what enums, literals, UUIDs and dates are
+    written as; blanks around it do not matter there. Both functions may raise anything.
+
+    Raises:
+        Exception: of any kind, with a text that says why values can not be read as the type.
+    """
+    bare = bare_type(annotation)[0]
+    if mentions_pydantic(annotation) or not _is_served(msgspec.inspect.type_info(annotation), []):
+        read = json_reader(annotation)
+        return read, lambda text: _parse(lambda part: read(msgspec.json.encode(part)), bare, text)
+    convert = functools.partial(
+        msgspec.convert, type=annotation, strict=False, dec_hook=_from_builtins
+    )
+    decode = msgspec.json.Decoder(annotation, dec_hook=_from_builtins).decode
+    return decode, functools.partial(_parse, convert, bare)
+
+
+def _parse(convert: Callable[[str], Any], bare: Any, text: str) -> Any:
+    try:
+        value = convert(text)
+    except ValueError:
+        stripped = text.strip()
+        if bare is bool and stripped.lower() in _SWITCHES:
+            return _SWITCHES[stripped.lower()]
+        if stripped == text:
+            raise
+        value = convert(stripped)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("nan and the infinities are not accepted as numbers")
+    return value
+
+
+def _from_builtins(kind: type, value: Any) -> Any:
+    return value if kind is object else validate_builtins(kind, value)
+
+
+def _is_served(info: msgspec.inspect.Type, seen: list[int]) -> bool:
+    """Whether msgspec reads all of the type, with `_from_builtins` as its help."""
+    if id(info) in seen:
+        return True
+    seen.append(id(info))
+    if isinstance(info, msgspec.inspect.CustomType) and info.cls is not object:
+        if not is_pydantic(info.cls):
+            raise TypeError(f"{type_name(info.cls)} is not a type that JSON can be read as")
+        return True
+    # msgspec would fill a pydantic dataclass without running its validators.
+    served = not is_pydantic(getattr(info, "cls", None))
+    for name in info.__struct_fields__:
+        value = getattr(info, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, msgspec.inspect.Field):
+                part = part.type
+            if isinstance(part, msgspec.inspect.Type) and not _is_served(part, seen):
+                served = False
+    return served

@@ -1,0 +1,163 @@
+"""Every error that the package raises on purpose.
+
+SpaDatError
+├── ConfigurationError     the program is wrong: registration, configuration, URL, topic
+├── TransportError         the broker or the network
+│   ├── ConnectFailed      no connection could be made
+│   ├── ConnectionLost     a connection ended under an operation
+│   ├── NotAuthorised      the broker refused the login or the operation
+│   ├── PublishRefused     the broker answered a publish with a refusal
+│   ├── PublishNotSent     a publish was given up before a byte of it was written
+│   ├── PublishUnknown     a publish was written, and no confirmation came in time
+│   ├── OutboxFull         too many publishes are waiting for confirmation
+│   ├── MessageTooLarge    a message is over the limit of the bus
+│   └── UnknownTopic       the bus does not have the topic
+├── MessageError           the bytes are wrong
+│   ├── DecodeError        a payload or capture does not fit the type asked for
+│   └── EncodeError        a value can not be written in the wire format
+├── RequestError
+│   ├── RequestTimeout     no reply came in time (also a TimeoutError)
+│   ├── NoResponder        the bus says that nobody listens to the topic
+│   └── RemoteError        the responder answered with an error; see its ``code``
+└── ActorError
+    ├── ActorStopped       the actor is not there any more
+    ├── MailboxFull        the mailbox has no free place
+    ├── DeadlockDetected   the actor asked is waiting, directly or not, for the one who asks
+    └── RestartLimitReached  the actor failed too often and stays stopped
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ActorError",
+    "ActorStopped",
+    "ConfigurationError",
+    "ConnectFailed",
+    "ConnectionLost",
+    "DeadlockDetected",
+    "DecodeError",
+    "EncodeError",
+    "MailboxFull",
+    "MessageError",
+    "MessageTooLarge",
+    "NoResponder",
+    "NotAuthorised",
+    "OutboxFull",
+    "PublishNotSent",
+    "PublishRefused",
+    "PublishUnknown",
+    "RemoteError",
+    "RequestError",
+    "RequestTimeout",
+    "RestartLimitReached",
+    "SpaDatError",
+    "TransportError",
+    "UnknownTopic",
+]
+
+
+class SpaDatError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigurationError(SpaDatError):
+    """The program is wrong: a registration, a configuration, a URL, a topic or a filter."""
+
+
+class TransportError(SpaDatError):
+    """The broker or the network did not do what was asked."""
+
+
+class ConnectFailed(TransportError):
+    """No connection could be made."""
+
+
+class ConnectionLost(TransportError):
+    """The connection ended while an operation needed it."""
+
+
+class NotAuthorised(TransportError):
+    """The broker refused the login, the subscription or the publish. Trying again is no use."""
+
+
+class PublishRefused(TransportError):
+    """The broker answered the publish with a refusal. Trying again is no use."""
+
+
+class PublishNotSent(TransportError):
+    """The publish was given up before any of it was written: nobody has received it."""
+
+
+class PublishUnknown(TransportError):
+    """The publish was written, and no confirmation came: it may or may not have been received."""
+
+
+class OutboxFull(TransportError):
+    """Too many publishes wait for the broker's confirmation."""
+
+
+class MessageTooLarge(TransportError):
+    """The message is over the size limit of the bus."""
+
+
+class UnknownTopic(TransportError):
+    """The bus does not have the topic and is not allowed to create it."""
+
+
+class MessageError(SpaDatError):
+    """The bytes of a message are wrong."""
+
+
+class DecodeError(MessageError):
+    """A payload or a topic capture does not fit the type that the handler asked for."""
+
+
+class EncodeError(MessageError):
+    """A value can not be written in the wire format."""
+
+
+class RequestError(SpaDatError):
+    """A request got no good reply."""
+
+
+class RequestTimeout(RequestError, TimeoutError):
+    """No reply came in time. The responder may still have done the work."""
+
+
+class NoResponder(RequestError):
+    """The bus says that nobody listens to the topic of the request."""
+
+
+class RemoteError(RequestError):
+    """The responder answered with an error.
+
+    Attributes:
+        code: what kind of error; an open set, the runtime itself sends ``bad-request``,
+            ``failed``, ``deadlock`` and ``expired``.
+        text: the responder's words.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+        self.text = text
+
+
+class ActorError(SpaDatError):
+    """An actor could not take or handle a message."""
+
+
+class ActorStopped(ActorError):
+    """The actor is stopped, or stopped before it handled the message."""
+
+
+class MailboxFull(ActorError):
+    """The mailbox has no free place; ``await ref.send(...)`` waits for one."""
+
+
+class DeadlockDetected(ActorError):
+    """The actor that is asked already waits, directly or not, for the one who asks."""
+
+
+class RestartLimitReached(ActorError):
+    """The actor failed more often than its restart policy allows and stays stopped."""

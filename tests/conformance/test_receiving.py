@@ -1,0 +1,341 @@
+"""Receiving: redelivery, order, windows, sessions, expiry."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from conformance.harness import Harness, numbered
+from spa_dat.transports import Delivery, DeliveryState, Envelope
+from support.waiting import eventually
+
+
+def message(payload: str, topic: str = "plant/x", **fields: object) -> Envelope:
+    return Envelope(topic=topic, payload=payload.encode(), **fields)  # type: ignore[arg-type]
+
+
+async def test_what_is_not_settled_comes_again_after_a_cut(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False)
+        for envelope in numbered("plant/x", 4):
+            await bus.publish(envelope, timeout=10)
+        first = list(await inbox.get(4))
+        assert first[0].start()
+        first[0].settle()
+        await harness.cut()
+        await inbox.get(7)
+        assert inbox.payloads[4:] == ["1", "2", "3"]
+        assert all(d.envelope.redelivered for d in inbox.deliveries[4:])
+        assert {d.epoch for d in inbox.deliveries[4:]}.isdisjoint({d.epoch for d in first})
+        assert not any(d.start() for d in first)
+
+
+async def test_what_was_settled_never_comes_again(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x")
+        for envelope in numbered("plant/x", 5):
+            await bus.publish(envelope, timeout=10)
+        await inbox.get(5)
+        await inbox.consumer.close()
+        again = await harness.inbox(bus, "plant/x")
+        await bus.publish(message("end"), timeout=10)
+        await again.get(1)
+        assert again.payloads == ["end"]
+
+
+async def test_settling_out_of_order_runs_nothing_twice(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False)
+        for envelope in numbered("plant/x", 3):
+            await bus.publish(envelope, timeout=10)
+        deliveries = list(await inbox.get(3))
+        for delivery in deliveries[1:]:
+            delivery.start()
+            delivery.settle()
+        await harness.cut()
+        await inbox.get(4)
+        await bus.publish(message("end"), timeout=20)
+        await inbox.get(5)
+        assert inbox.payloads[3:] == ["0", "end"]
+
+
+async def test_a_running_handler_settles_what_comes_again_meanwhile(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False)
+        await bus.publish(message("running", id="one"), timeout=10)
+        (running,) = list(await inbox.get(1))
+        assert running.start()
+        for times in (1, 2):
+            await harness.cut()
+            await inbox.back(times)
+            await bus.publish(message(f"{times}"), timeout=20)
+            await inbox.has(f"{times}")
+        assert inbox.payloads.count("running") == 1
+        running.settle()
+        for delivery in inbox.deliveries:
+            delivery.start()
+            delivery.settle()
+        await inbox.consumer.close()
+        again = await harness.inbox(bus, "plant/x")
+        await bus.publish(message("end"), timeout=10)
+        await again.has("end")
+        assert "running" not in again.payloads
+
+
+async def test_what_is_settled_while_away_does_not_run_again(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False)
+        await bus.publish(message("running"), timeout=10)
+        (running,) = list(await inbox.get(1))
+        running.start()
+        await harness.go_away()
+        await eventually(lambda: inbox.events == ["hold"])
+        running.settle()
+        await harness.come_back()
+        await inbox.back()
+        await bus.publish(message("end"), timeout=20)
+        await inbox.get(2)
+        assert inbox.payloads == ["running", "end"]
+
+
+async def test_what_waits_behind_the_window_stays_behind_what_comes_again(
+    harness: Harness,
+) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False, window=2)
+        for envelope in numbered("plant/x", 5):
+            await bus.publish(envelope, timeout=10)
+        await inbox.get(2)
+        await harness.cut()
+        for done in range(5):
+            await inbox.get(3 + done)
+            inbox.deliveries[2 + done].start()
+            inbox.deliveries[2 + done].settle()
+        assert inbox.payloads == ["0", "1", "0", "1", "2", "3", "4"]
+
+
+async def test_what_is_settled_after_its_session_settles_no_later_message(
+    harness: Harness,
+) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False, durable=False)
+        await bus.publish(message("old"), timeout=10)
+        (old,) = list(await inbox.get(1))
+        old.start()
+        await harness.go_away()
+        await eventually(lambda: inbox.events == ["hold"])
+        old.settle()
+        await harness.come_back()
+        await inbox.back()
+        for payload in ("old", "new"):
+            await bus.publish(message(payload), timeout=20)
+        await inbox.get(3)
+        assert inbox.payloads == ["old", "old", "new"]
+        assert inbox.deliveries[1].start()
+
+
+async def test_failed_attempts_are_carried_over(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False)
+        await bus.publish(message("bad"), timeout=10)
+        (delivery,) = list(await inbox.get(1))
+        delivery.start()
+        delivery.attempts = 2
+        delivery.requeue()
+        await harness.cut()
+        await inbox.get(2)
+        assert inbox.deliveries[1].attempts == 2
+        assert inbox.deliveries[1].state is DeliveryState.QUEUED
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_hold_and_resume_say_whether_it_comes_again(harness: Harness, durable: bool) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", durable=durable, settle=False)
+        await bus.publish(message("kept"), timeout=10)
+        await inbox.get(1)
+        assert inbox.events == []
+        await harness.cut()
+        await inbox.back()
+        resumed = "resume, redelivered" if durable else "resume, last copies"
+        assert inbox.events == ["hold", resumed]
+        await bus.publish(message("end"), timeout=20)
+        await eventually(lambda: inbox.payloads[-1] == "end")
+        assert inbox.payloads == (["kept", "kept", "end"] if durable else ["kept", "end"])
+        assert inbox.deliveries[0].start() is not durable
+
+
+async def test_settling_a_last_copy_acknowledges_nothing_else(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", durable=False, settle=False, window=2)
+        for envelope in numbered("plant/x", 2):
+            await bus.publish(envelope, timeout=10)
+        old = list(await inbox.get(2))
+        await harness.cut()
+        await inbox.back()
+        for name in ("a", "b", "c"):
+            await bus.publish(message(name), timeout=20)
+        await inbox.get(4)
+        for delivery in old:
+            assert delivery.start()
+            delivery.settle()
+        inbox.deliveries[2].start()
+        inbox.deliveries[2].settle()
+        await inbox.get(5)
+        assert inbox.payloads == ["0", "1", "a", "b", "c"]
+
+
+async def test_no_more_than_the_window_is_unsettled(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        other = await harness.inbox(bus, "plant/#", name="other")
+        inbox = await harness.inbox(bus, "plant/x", settle=False, window=5)
+        for envelope in numbered("plant/x", 30):
+            await bus.publish(envelope, timeout=10)
+        await other.get(30)
+        for done in range(30):
+            await inbox.get(done + 1)
+            unsettled = [d for d in inbox.deliveries if d.state is not DeliveryState.SETTLED]
+            assert len(unsettled) <= 5 * harness.overrun
+            unsettled[0].start()
+            unsettled[0].settle()
+        assert inbox.payloads == [str(number) for number in range(30)]
+
+
+async def test_a_full_window_does_not_hold_up_publishing(harness: Harness) -> None:
+    async with harness:
+        replies: list[str] = []
+        bus = await harness.bus(on_reply=lambda correlation, reply: replies.append(correlation))
+        inbox = await harness.inbox(bus, "plant/x", settle=False, window=1)
+        for envelope in numbered("plant/x", 10):
+            await bus.publish(envelope, timeout=10)
+        await inbox.get(1)
+        await bus.publish(message("more"), timeout=10)
+        await bus.publish(message("", bus.reply_address("ab")), timeout=10)
+        await eventually(lambda: replies == ["ab"])
+        assert inbox.payloads == ["0"]
+
+
+async def test_a_durable_subscription_keeps_messages_while_away(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False)
+        for envelope in numbered("plant/x", 3):
+            await bus.publish(envelope, timeout=10)
+        first = list(await inbox.get(3))
+        first[0].start()
+        first[0].settle()
+        await inbox.consumer.close()
+        await bus.publish(message("while away"), timeout=10)
+        again = await harness.inbox(bus, "plant/x")
+        await again.get(3)
+        assert again.payloads == ["1", "2", "while away"]
+        assert [d.envelope.redelivered for d in again.deliveries] == [True, True, False]
+        assert again.events == []
+
+
+@pytest.mark.parametrize("ephemeral", [True, False])
+async def test_nothing_is_kept_for_who_does_not_ask_for_it(
+    harness: Harness, ephemeral: bool
+) -> None:
+    async with harness:
+        sender = await harness.bus("sender")
+        bus = await harness.bus(ephemeral=ephemeral)
+        inbox = await harness.inbox(bus, "plant/x", settle=False, durable=ephemeral)
+        await sender.publish(message("unsettled"), timeout=10)
+        await inbox.get(1)
+        await inbox.consumer.close()
+        await sender.publish(message("while away"), timeout=10)
+        again = await harness.inbox(bus, "plant/x", durable=ephemeral)
+        await sender.publish(message("end"), timeout=10)
+        await again.get(1)
+        assert again.payloads == ["end"]
+
+
+async def test_after_stopping_intake_acknowledgements_still_go_out(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False)
+        for envelope in numbered("plant/x", 2):
+            await bus.publish(envelope, timeout=10)
+        running, waiting = list(await inbox.get(2))
+        running.start()
+        inbox.consumer.stop_intake()
+        waiting.withdraw()
+        await bus.publish(message("after"), timeout=10)
+        running.settle()
+        await inbox.consumer.close()
+        assert inbox.payloads == ["0", "1"]
+        again = await harness.inbox(bus, "plant/x")
+        await again.get(2)
+        assert again.payloads == ["1", "after"]
+
+
+async def test_an_expired_message_is_not_delivered(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x")
+        await inbox.consumer.close()
+        loop = asyncio.get_running_loop()
+        await bus.publish(message("short", expiry=1.0), timeout=10)
+        await bus.publish(message("long", expiry=1000.0), timeout=10)
+        expired = loop.time() + 2.5
+        await eventually(lambda: loop.time() >= expired)
+        again = await harness.inbox(bus, "plant/x")
+        (delivery,) = await again.get(1)
+        assert again.payloads == ["long"]
+        assert delivery.envelope.expiry is not None
+        assert 0.0 < delivery.envelope.expiry < 1000.0
+
+
+async def test_qos_0_needs_no_settling_and_is_not_kept(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False)
+        await bus.publish(message("fast", qos=0), timeout=10)
+        (delivery,) = await inbox.get(1)
+        assert (delivery.token, delivery.envelope.qos) == (-1, 0)
+        await harness.cut()
+        await inbox.back()
+        await bus.publish(message("end"), timeout=20)
+        await inbox.get(2)
+        assert inbox.payloads == ["fast", "end"]
+
+
+async def test_a_qos_0_subscription_gets_everything_without_acknowledgement(
+    harness: Harness,
+) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False, qos=0, window=1)
+        for envelope in numbered("plant/x", 5):
+            await bus.publish(envelope, timeout=10)
+        await inbox.get(5)
+        assert {d.token for d in inbox.deliveries} == {-1}
+
+
+async def test_a_receiver_may_publish_and_settle_where_it_stands(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/+")
+
+        def publish(delivery: Delivery) -> None:
+            if delivery.envelope.topic == "plant/a":
+                bus.post(message("b", "plant/b"))
+
+        inbox.on_delivery = publish
+        await bus.publish(message("a", "plant/a"), timeout=10)
+        await inbox.get(2)
+        assert inbox.payloads == ["a", "b"]
+        await bus.drain()

@@ -1,0 +1,291 @@
+"""Filters: wildcards, overlaps, retained messages, changes at run time, shared groups."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from conformance.harness import Harness, numbered
+from spa_dat.errors import ConnectionLost
+from spa_dat.transports import Envelope
+from support.waiting import eventually
+
+
+def message(topic: str, payload: str = "x", *, retain: bool = False) -> Envelope:
+    return Envelope(topic=topic, payload=payload.encode(), retain=retain)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a/b", ["a/b"]),
+        ("a/+", ["a/b", "a/c"]),
+        ("a/#", ["a", "a/b", "a/c", "a/b/c"]),
+        ("+/b", ["a/b"]),
+        ("+", ["a", "end"]),
+        ("#", ["a", "a/b", "a/c", "a/b/c", "end"]),
+    ],
+)
+async def test_wildcards(harness: Harness, pattern: str, expected: list[str]) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, pattern, *([] if "end" in expected else ["end"]))
+        for topic in ("a", "a/b", "a/c", "a/b/c", "end"):
+            await bus.publish(message(topic), timeout=10)
+        await eventually(lambda: any(d.envelope.topic == "end" for d in inbox.deliveries))
+        topics = [d.envelope.topic for d in inbox.deliveries]
+        assert topics == [*expected, *([] if "end" in expected else ["end"])]
+
+
+async def test_wildcards_do_not_reach_reserved_topics(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "#")
+        also = await harness.inbox(bus, "+/#", name="also", settle=False, window=2)
+        for number in range(5):
+            await bus.park(Envelope(topic="plant/x", payload=b"dead", id=f"{number}"), timeout=10)
+            await bus.publish(message(bus.reply_address("ab")), timeout=10)
+        await bus.publish(message("plant/x", "end"), timeout=10)
+        await inbox.has("end")
+        await also.has("end")
+        for each in (inbox, also):
+            wanted = [d for d in each.deliveries if not d.envelope.topic.startswith("$")]
+            assert [d.envelope.topic for d in wanted] == ["plant/x"]
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ("a/b/c", "a/+/c", "a/#", "a/b/#"),
+        ("a/+/c", "a/b/+"),
+        ("a/#", "a/#"),
+        ("+/b/#", "a/+/c", "a/b/c"),
+    ],
+)
+async def test_overlapping_filters_give_one_copy(
+    harness: Harness, patterns: tuple[str, ...]
+) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, *patterns, "end")
+        # Equal messages, one after the other and at once: each is a message of its own.
+        for _ in range(3):
+            await bus.publish(message("a/b/c", "same"), timeout=10)
+        await asyncio.gather(*(bus.post(message("a/b/c", "same")) for _ in range(3)))
+        await bus.publish(message("end", "end"), timeout=10)
+        await inbox.has("end")
+        assert inbox.payloads == [*["same"] * 6, "end"]
+
+
+async def test_each_subscription_gets_its_own_copy_and_settles_it_alone(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        slow = await harness.inbox(bus, "a", name="slow", settle=False)
+        fast = await harness.inbox(bus, "a", name="fast")
+        other = await harness.inbox(await harness.bus("other"), "a", name="fast")
+        for envelope in numbered("a", 3):
+            await bus.publish(envelope, timeout=10)
+        for inbox in (slow, fast, other):
+            await inbox.get(3)
+        await harness.cut()
+        for inbox in (slow, fast, other):
+            await inbox.back()
+        await bus.publish(message("a", "end"), timeout=20)
+        await slow.get(7)
+        await fast.get(4)
+        await other.get(4)
+        assert slow.payloads == ["0", "1", "2", "0", "1", "2", "end"]
+        assert fast.payloads == other.payloads == ["0", "1", "2", "end"]
+
+
+async def test_the_last_retained_message_is_sent_to_a_new_subscription(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        live = await harness.inbox(bus, "a/b", name="live")
+        for payload in ("old", "new"):
+            await bus.publish(message("a/b", payload, retain=True), timeout=10)
+        await live.get(2)
+        assert [d.envelope.retain for d in live.deliveries] == [False, False]
+        late = await harness.inbox(bus, "a/+", name="late")
+        (delivery,) = await late.get(1)
+        assert (delivery.envelope.payload, delivery.envelope.retain) == (b"new", True)
+        await harness.cut()
+        await late.back()
+        await bus.publish(message("a/c", "end"), timeout=20)
+        await late.get(2)
+        assert late.payloads == ["new", "end"]
+
+
+async def test_an_empty_payload_clears_the_retained_message(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        live = await harness.inbox(bus, "a", name="live")
+        await bus.publish(message("a", "kept", retain=True), timeout=10)
+        await bus.publish(message("a", "", retain=True), timeout=10)
+        await live.get(2)
+        assert live.payloads == ["kept", ""]
+        late = await harness.inbox(bus, "a", name="late")
+        await bus.publish(message("a", "end"), timeout=10)
+        await late.get(1)
+        assert late.payloads == ["end"]
+
+
+async def test_filters_are_added_and_removed_at_run_time(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        await bus.publish(message("b", "kept", retain=True), timeout=10)
+        inbox = await harness.inbox(bus, "a", "end", durable=False)
+        await inbox.consumer.add_filter("b")
+        await inbox.get(1)
+        await bus.publish(message("b", "added"), timeout=10)
+        await inbox.get(2)
+        await inbox.consumer.remove_filter("b")
+        await bus.publish(message("b", "removed"), timeout=10)
+        await bus.publish(message("end", "end"), timeout=10)
+        await inbox.get(3)
+        assert inbox.payloads == ["kept", "added", "end"]
+
+
+async def test_a_subscription_may_start_without_filters(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, durable=False)
+        await inbox.consumer.add_filter("a")
+        await bus.publish(message("a"), timeout=10)
+        await inbox.get(1)
+
+
+async def test_removing_one_of_two_overlapping_filters_keeps_the_other(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "a/#", "a/b", "end", durable=False)
+        await inbox.consumer.remove_filter("a/#")
+        await bus.publish(message("a/c", "removed"), timeout=10)
+        await bus.publish(message("a/b", "kept"), timeout=10)
+        await bus.publish(message("end", "end"), timeout=10)
+        await inbox.get(2)
+        assert inbox.payloads == ["kept", "end"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_changed_filters_survive_a_reconnect(harness: Harness, durable: bool) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "a", "end", durable=durable)
+        await inbox.consumer.add_filter("b")
+        await inbox.consumer.remove_filter("a")
+        await harness.cut()
+        await inbox.back()
+        for topic in ("a", "b", "end"):
+            await bus.publish(message(topic, topic), timeout=20)
+        await inbox.get(2)
+        assert inbox.payloads == ["b", "end"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_changes_while_the_broker_is_away_come_in_force_later(
+    harness: Harness, durable: bool
+) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "a", "end", durable=durable)
+        await harness.go_away()
+        await eventually(lambda: inbox.events == ["hold"])
+        changes = asyncio.gather(inbox.consumer.add_filter("b"), inbox.consumer.remove_filter("a"))
+        await asyncio.sleep(0)
+        assert not changes.done()
+        await harness.come_back()
+        await asyncio.wait_for(changes, 20)
+        for topic in ("a", "b", "end"):
+            await bus.publish(message(topic, topic), timeout=20)
+        await inbox.get(2)
+        assert inbox.payloads == ["b", "end"]
+
+
+async def test_closing_ends_a_change_that_waits(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "a")
+        await harness.go_away()
+        await eventually(lambda: inbox.events == ["hold"])
+        change = asyncio.ensure_future(inbox.consumer.add_filter("b"))
+        await asyncio.sleep(0)
+        await inbox.consumer.close()
+        with pytest.raises(ConnectionLost):
+            await asyncio.wait_for(change, 10)
+
+
+async def test_a_filter_that_an_earlier_program_left_can_be_removed(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        earlier = await harness.inbox(bus, "old/+/x", "new")
+        await earlier.consumer.close()
+        inbox = await harness.inbox(bus, "new")
+        await bus.publish(message("old/1/x", "stale"), timeout=10)
+        await inbox.get(1)
+        assert inbox.payloads == ["stale"]
+        inbox.consumer.discard_stale("old/1/x")
+
+        async def gone() -> bool:
+            """A stale message is not followed by the wanted one any more."""
+            seen = len(inbox.deliveries)
+            await bus.publish(message("old/1/x", "stale"), timeout=10)
+            await bus.publish(message("new", "wanted"), timeout=10)
+            await eventually(lambda: "wanted" in inbox.payloads[seen:])
+            return inbox.payloads[seen:] == ["wanted"]
+
+        await eventually(gone)
+
+
+async def test_a_group_shares_messages_between_instances(harness: Harness) -> None:
+    async with harness:
+        first = await harness.bus(instance="0")
+        second = await harness.bus(instance="1")
+        one = await harness.inbox(first, "a/#", share=True)
+        two = await harness.inbox(second, "a/#", share=True)
+        everything = await harness.inbox(first, "a/+", name="everything")
+        for envelope in numbered("a/b", 100):
+            await first.publish(envelope, timeout=10)
+        await everything.get(100)
+        await eventually(lambda: len(one.deliveries) + len(two.deliveries) >= 100)
+        assert sorted(map(int, one.payloads + two.payloads)) == list(range(100))
+        assert one.payloads
+        assert two.payloads
+
+
+async def test_groups_of_other_applications_and_actors_are_other_groups(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inboxes = [
+            await harness.inbox(bus, "a", name="one", share=True),
+            await harness.inbox(bus, "a", name="two", share=True),
+            await harness.inbox(await harness.bus("other"), "a", name="one", share=True),
+        ]
+        for envelope in numbered("a", 10):
+            await bus.publish(envelope, timeout=10)
+        for inbox in inboxes:
+            await inbox.get(10)
+            assert inbox.payloads == [str(number) for number in range(10)]
+
+
+async def test_a_group_keeps_messages_while_nobody_is_there(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "a", share=True)
+        await inbox.consumer.close()
+        for envelope in numbered("a", 10):
+            await bus.publish(envelope, timeout=10)
+        again = await harness.inbox(bus, "a", share=True)
+        await again.get(10)
+        assert again.payloads == [str(number) for number in range(10)]
+
+
+async def test_a_group_gets_nothing_that_was_retained(harness: Harness) -> None:
+    async with harness:
+        bus = await harness.bus()
+        await bus.publish(message("a", "retained", retain=True), timeout=10)
+        inbox = await harness.inbox(bus, "a", share=True)
+        await bus.publish(message("a", "end"), timeout=10)
+        await inbox.get(1)
+        assert inbox.payloads == ["end"]

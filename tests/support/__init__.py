@@ -1,0 +1,8 @@
+"""Help for the tests; imported as ``support`` (pytest puts ``tests`` on the path)."""
+
+from pathlib import Path
+
+__all__ = ["ledger_consumer_path"]
+
+ledger_consumer_path = str(Path(__file__).parent / "ledger_consumer.py")
+"""A program to start: see `support.ledger_consumer`."""

@@ -1,0 +1,132 @@
+"""Every example does what it says, on memory and on a real broker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TIMEOUT = 50.0
+
+EXPECTED = {
+    "actor_class": [
+        "watching, the limit is 80 °C",
+        "alarm: 85 °C",
+        "limit not changed, too-low: it has 85 °C now",
+        "the limit is 95 °C; last seen 85.0 °C",
+        "no longer watching",
+    ],
+    "consumer": [
+        "kitchen: 21.5 °C from sensor T1",
+        "cellar: 12.0 °C from sensor unknown",
+        "note on kitchen: window replaced",
+        "note on the whole house: chimney sweep on Monday",
+        "house/kitchen/temperature: 30 bytes of application/json",
+        "house/notes: 23 bytes of text/plain; charset=utf-8",
+    ],
+    "plant": [
+        "operator   present: north, south, west",
+        "control    the limit is 80 °C",
+        "control    refused: 130 °C is not safe",
+        "burner off",
+        "burner on",
+        "ALARM at",
+        "south      vibration 0.004",
+        "'plant/west/vibration' failed (attempt 1, next attempt in",
+        "'plant/west/vibration' failed (attempt 3, no further attempt)",
+        "archive    closed",
+        "dead_letters.stored  1",
+    ],
+    "producer": ["history sent", "reading 1 confirmed", "reading 5 confirmed", "calls: "],
+    "request_reply": [
+        "shop asks 25.00",
+        "refused with code 'bad-amount': -1 of bolt can not be ordered",
+        "refused with code 'bad-request'",
+        "2 offers, the best from cheap: 20.00",
+    ],
+    "resources": [
+        "database open",
+        "wine: 3 readings, 13.0 °C on average",
+        "database closed",
+    ],
+    "state": ["record 1: a 40.0", "record 2: b 55.0", "record 3: a 60.0", "record 4: b 58.0"],
+    "thread_handler": [
+        "correct: 05f7bc2d8908975f",
+        "horse: 2f324f78d7eb10df",
+        "battery: 8b884f3b06a21bce",
+        "times meanwhile",
+    ],
+}
+"""What the standard output of each example contains."""
+MARKS = {"plant": pytest.mark.slow}
+
+
+@pytest.fixture(params=["memory", pytest.param("mqtt", marks=pytest.mark.mosquitto)])
+def arguments(request: pytest.FixtureRequest) -> list[str]:
+    """The command line: nothing for memory, or the address of a broker."""
+    return [] if request.param == "memory" else [request.getfixturevalue("mosquitto").url]
+
+
+def run(name: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=MARKS.get(name, ())) for name in EXPECTED]
+)
+def test_example_does_its_job_and_ends(name: str, arguments: list[str], tmp_path: Path) -> None:
+    result = run(name, arguments, tmp_path)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    missing = [text for text in EXPECTED[name] if text not in result.stdout]
+    assert missing == [], result.stdout + result.stderr
+
+
+def test_every_example_is_tested() -> None:
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == sorted(EXPECTED)
+
+
+def test_an_address_that_is_wrong_is_explained_without_its_password(tmp_path: Path) -> None:
+    result = run("consumer", ["mqtt://user:geheim@127.0.0.1:1?keepalife=3"], tmp_path)
+
+    assert result.returncode == 1
+    assert "keepalife" in result.stderr
+    assert "keepalive" in result.stderr
+    assert "geheim" not in result.stderr
+
+
+def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    result = run("consumer", ["mqtt://user:geheim@127.0.0.1:1?start_timeout=0.2"], tmp_path)
+
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("spa_dat: ConnectFailed: ")
+    assert result.stderr.count("\n") == 1
+    assert "127.0.0.1:1" in result.stderr
+    assert "geheim" not in result.stderr
+
+
+def test_the_example_that_needs_a_package_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "aiosqlite.py").write_text("raise ImportError('not installed')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    result = run("resources", [], tmp_path)
+
+    assert result.returncode == 1
+    assert result.stderr == "this example needs aiosqlite: pip install aiosqlite\n"

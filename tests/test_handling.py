@@ -1,0 +1,622 @@
+"""What happens to a message between the broker and the handler, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+
+from spa_dat import Actor, Context, Message, RetryPolicy, Socket, on
+from spa_dat.transports import Envelope
+from support.memory import Gate, Site
+from support.waiting import eventually
+
+pytestmark = pytest.mark.virtual
+
+
+# Order.
+
+
+async def test_an_actor_handles_messages_one_at_a_time_and_in_order() -> None:
+    site = Site()
+    app = site.app()
+    seen: list[int] = []
+    inside = 0
+
+    @app.application("n", name="actor")
+    async def handle(number: int) -> None:
+        nonlocal inside
+        inside += 1
+        assert inside == 1
+        await asyncio.sleep(0.01 * (number % 3))
+        seen.append(number)
+        inside -= 1
+
+    async with app:
+        site.number("n", *range(50))
+        await site.settled()
+    assert seen == list(range(50))
+    assert app.stats["messages.handled"] == 50
+
+
+async def test_order_is_kept_while_a_message_is_retried() -> None:
+    site = Site()
+    app = site.app()
+    seen: list[tuple[int, int]] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int, context: Context) -> None:
+        seen.append((number, context.attempt))
+        if number in (1, 3) and context.attempt < 3:
+            raise ValueError(number)
+
+    async with app:
+        site.number("n", *range(5))
+        await site.settled()
+    assert seen == [(0, 1), (1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (3, 2), (3, 3), (4, 1)]
+
+
+async def test_one_actors_retries_hold_up_nobody_else() -> None:
+    site = Site()
+    app = site.app()
+    gate = Gate()
+    others: list[int] = []
+
+    @app.application("n", name="actor")
+    async def stuck(number: int) -> None:
+        await gate.pass_()
+
+    @app.application("n", name="other")
+    async def handle(number: int) -> None:
+        others.append(number)
+
+    async with app:
+        site.number("n", *range(300))
+        await site.settled("app.0.other")
+        assert others == list(range(300))
+        assert site.unsettled() == 300
+        gate.open()
+        await site.settled()
+
+
+async def test_a_slow_actor_drops_nothing_and_takes_no_more_than_its_window() -> None:
+    site = Site()
+    app = site.app()
+    gate = Gate()
+    seen: list[int] = []
+
+    @app.application("n", name="actor", window=20, mailbox=5)
+    async def handle(number: int) -> None:
+        await gate.pass_()
+        seen.append(number)
+
+    async with app:
+        site.number("n", *range(500))
+        await gate.reached()
+        (link,) = site.broker.queues["app.0.actor"].members
+        assert len(link.in_flight) == 20
+        gate.open()
+        await site.settled()
+    assert seen == list(range(500))
+    assert app.stats["messages.dropped"] == 0
+
+
+# What is acknowledged when.
+
+
+async def test_a_message_is_acknowledged_only_after_its_handler() -> None:
+    site = Site()
+    app = site.app()
+    gate = Gate()
+
+    @app.application("n", name="actor")
+    async def handle(number: int) -> None:
+        await gate.pass_()
+
+    async with app:
+        site.number("n", 1)
+        await gate.reached()
+        assert site.unsettled() == 1
+        gate.open()
+        await site.settled()
+
+
+async def test_handlers_with_a_full_mailbox_and_window_can_publish_and_request() -> None:
+    site = Site()
+    app = site.app()
+    sums: list[int] = []
+
+    @app.application("n", name="actor", window=3, mailbox=3)
+    async def handle(number: int, socket: Socket) -> None:
+        await socket.publish("out", number)
+        sums.append(await socket.request("double", number, reply=int, timeout=5))
+
+    @app.application("double", window=1, mailbox=1)
+    async def double(number: int) -> int:
+        return 2 * number
+
+    out = site.watch("out")
+    async with app:
+        site.number("n", *range(50))
+        await site.settled()
+    assert sums == [2 * number for number in range(50)]
+    assert out.payloads == [str(number) for number in range(50)]
+
+
+async def test_an_actor_that_feeds_itself_does_not_wait_for_its_own_mailbox() -> None:
+    site = Site()
+    app = site.app()
+    seen: list[int] = []
+
+    @app.application("n", name="actor", window=1, mailbox=1)
+    async def handle(number: int, socket: Socket) -> None:
+        seen.append(number)
+        if number < 4:
+            for child in (2 * number, 2 * number + 1):
+                await socket.publish("n", child, timeout=5)
+
+    async with app:
+        site.number("n", 1)
+        await eventually(lambda: len(seen) == 7)
+        await site.settled()
+    assert sorted(seen) == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_what_the_handler_awaited_being_cancelled_is_a_failure_of_the_handler() -> None:
+    site = Site()
+    app = site.app()
+    attempts: list[int] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int, context: Context) -> None:
+        attempts.append(context.attempt)
+        if context.attempt == 1:
+            task = asyncio.ensure_future(asyncio.sleep(5))
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await task
+
+    async with app:
+        site.number("n", 1)
+        await site.settled()
+    assert attempts == [1, 2]
+
+
+async def test_a_deadline_counts_as_a_failed_attempt() -> None:
+    site = Site()
+    app = site.app()
+    attempts: list[int] = []
+
+    @app.application("n", name="actor", deadline=2.0, retry=RetryPolicy(attempts=2))
+    async def handle(number: int, context: Context) -> None:
+        attempts.append(context.attempt)
+        await asyncio.Event().wait()
+
+    async with app:
+        site.number("n", 1)
+        (letter,) = await site.parked()
+    assert attempts == [1, 2]
+    assert letter.headers["spa_dead_error"] == "TimeoutError"
+    assert letter.headers["spa_dead_attempts"] == "2"
+
+
+# What does not fit.
+
+
+@pytest.mark.parametrize(
+    ("payload", "content_type"),
+    [
+        (b"no number", None),
+        (b'"3"', "application/json"),
+        (b"\xff\xfe", None),
+        (b"[" * 100_000, "application/json"),
+        (b"", None),
+    ],
+    ids=["text", "string", "no utf-8", "deep", "empty"],
+)
+async def test_what_can_not_be_decoded_is_parked_at_once_and_the_rest_goes_on(
+    payload: bytes, content_type: str | None
+) -> None:
+    site = Site()
+    app = site.app()
+    seen: list[int] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int) -> None:
+        seen.append(number)
+
+    async with app:
+        start = asyncio.get_running_loop().time()
+        site.number("n", 0)
+        site.publish("n", payload, content_type=content_type, id="bad")
+        site.number("n", 1)
+        await site.settled()
+        assert asyncio.get_running_loop().time() - start < 0.05
+    assert seen == [0, 1]
+    (letter,) = site.letters()
+    assert letter.headers["spa_dead_error"] == "DecodeError"
+    assert letter.headers["spa_dead_id"] == "bad"
+    assert app.stats["messages.undecodable"] == 1
+    assert app.stats["messages.failed"] == 0
+    if payload:
+        assert letter.payload == payload
+
+
+async def test_a_capture_that_does_not_fit_is_parked_at_once() -> None:
+    site = Site()
+    app = site.app()
+    seen: list[int] = []
+
+    @app.application("machine/{number}/state", name="actor")
+    async def handle(payload: bytes, number: int) -> None:
+        seen.append(number)
+
+    async with app:
+        site.publish("machine/x/state")
+        site.publish("machine/7/state")
+        await site.settled()
+    assert seen == [7]
+    (letter,) = site.letters()
+    assert letter.headers["spa_dead_topic"] == "machine/x/state"
+
+
+async def test_an_oversized_message_is_parked_as_its_size_and_digest() -> None:
+    site = Site(max_payload=2000)
+    app = site.app()
+    seen: list[bytes] = []
+
+    @app.application("n", name="actor")
+    async def handle(payload: bytes) -> None:
+        seen.append(payload)
+
+    async with app:
+        site.publish("n", b"x" * 2001, headers={"origin": "somewhere"})
+        site.publish("n", b"y" * 2000)
+        await site.settled()
+    assert seen == [b"y" * 2000]
+    (letter,) = site.letters()
+    assert len(letter.payload) < 100
+    assert letter.headers["spa_dead_size"] == "2001"
+    assert len(letter.headers["spa_dead_sha256"]) == 64
+    assert letter.headers["origin"] == "somewhere"
+
+
+# What handlers send.
+
+
+async def test_posts_are_confirmed_before_their_message_is_settled() -> None:
+    site = Site()
+    app = site.app()
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket) -> None:
+        for _ in range(3):
+            socket.post("out", number)
+
+    async with app:
+        site.faults.drop_confirmations(3)
+        site.number("n", 1)
+        await eventually(lambda: app.stats["messages.handled"] == 1)
+        await asyncio.sleep(5)
+        assert site.unsettled() == 1
+        site.cut("app.0")
+        await site.settled()
+
+
+async def test_the_actor_goes_on_while_posts_are_being_confirmed() -> None:
+    site = Site()
+    app = site.app()
+    seen: list[int] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket) -> None:
+        seen.append(number)
+        socket.post("out", number)
+
+    async with app:
+        site.faults.drop_confirmations(1)
+        site.number("n", *range(5))
+        await eventually(lambda: len(seen) == 5)
+        assert site.unsettled() == 5
+        site.cut("app.0")
+        await site.settled()
+
+
+async def test_a_message_whose_post_is_refused_becomes_a_dead_letter() -> None:
+    site = Site()
+    app = site.app()
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket) -> None:
+        socket.post("fine", number)
+        socket.post("refused", number)
+
+    async with app:
+        site.faults.refuse_publish("refused")
+        site.number("n", 1)
+        (letter,) = await site.parked()
+        await site.settled()
+    assert letter.headers["spa_dead_error"] == "PublishRefused"
+    assert letter.headers["spa_dead_attempts"] == "1"
+    assert letter.payload == b"1"
+
+
+async def test_a_refused_post_of_a_failed_attempt_is_reported_and_hurts_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = Site()
+    app = site.app()
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket, context: Context) -> None:
+        socket.post("refused" if context.attempt == 1 else "fine", number)
+        if context.attempt == 1:
+            raise ValueError
+
+    async with app:
+        site.faults.refuse_publish("refused")
+        site.number("n", 1)
+        await site.settled()
+    assert site.letters() == []
+    assert "a posted message was lost" in caplog.text
+
+
+async def test_a_refused_publish_is_an_error_of_the_handler() -> None:
+    site = Site()
+    app = site.app()
+    attempts: list[int] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    async def handle(number: int, socket: Socket, context: Context) -> None:
+        attempts.append(context.attempt)
+        await socket.publish("refused", number)
+
+    async with app:
+        site.faults.refuse_publish("refused")
+        site.number("n", 1)
+        await site.parked()
+    assert attempts == [1, 2]
+
+
+async def test_a_full_outbox_costs_no_attempt() -> None:
+    site = Site(outbox=5)
+    app = site.app()
+    attempts: list[int] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2, jitter=0))
+    async def handle(number: int, socket: Socket, context: Context) -> None:
+        attempts.append(context.attempt)
+        for _ in range(5 if len(attempts) > 5 else 6):
+            socket.post("out", number)
+
+    async with app:
+        site.number("n", 1)
+        await site.settled()
+    assert attempts == [1] * 6
+    assert site.letters() == []
+    assert app.stats["messages.failed"] == 0
+
+
+# Ids.
+
+
+async def test_ids_of_what_is_published_repeat_at_each_attempt_and_differ_otherwise() -> None:
+    site = Site()
+    app = site.app()
+    out = site.watch("out/#")
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket, context: Context) -> None:
+        await socket.publish("out/a", number)
+        socket.post("out/a", number)
+        await socket.publish("out/b", number)
+        if context.attempt < 3:
+            raise ValueError
+
+    async with app:
+        site.number("n", 1, 2)
+        await site.settled()
+        await out.get(2 * 9)
+    ids = [envelope.id for envelope in out.envelopes]
+    assert ids[:3] == ids[3:6] == ids[6:9]
+    assert ids[9:12] == ids[12:15] == ids[15:18]
+    assert len(set(ids)) == 6
+    assert all(id_ is not None and uuid.UUID(id_).version == 5 for id_ in ids)
+
+
+async def test_ids_are_random_for_messages_without_an_id() -> None:
+    site = Site()
+    app = site.app()
+    out = site.watch("out")
+
+    @app.application("n", name="actor")
+    async def handle(payload: bytes, socket: Socket) -> None:
+        await socket.publish("out", payload)
+
+    async with app:
+        site.publish("n", "1")
+        site.publish("n", "1")
+        await out.get(2)
+    first, second = out.envelopes
+    assert first.id != second.id
+    assert uuid.UUID(first.id).version == 4
+
+
+async def test_ids_differ_between_actors_and_instances() -> None:
+    site = Site()
+    apps = [site.app(), site.app(instance="1")]
+    out = site.watch("out")
+
+    for app in apps:
+        for name in ("one", "two"):
+
+            @app.application("n", name=name, deliver="all")
+            async def handle(payload: bytes, socket: Socket) -> None:
+                await socket.publish("out", payload)
+
+    async with apps[0], apps[1]:
+        site.number("n", 1)
+        await out.get(4)
+    assert len({envelope.id for envelope in out.envelopes}) == 4
+    assert {envelope.source for envelope in out.envelopes} == {
+        f"app/{instance}/{name}" for instance in (0, 1) for name in ("one", "two")
+    }
+
+
+async def test_tasks_that_a_handler_leaves_behind_spoil_neither_ids_nor_settlement() -> None:
+    site = Site()
+    app = site.app()
+    out = site.watch("out/#")
+    tasks: list[asyncio.Task[None]] = []
+    gate = Gate()
+
+    async def later(socket: Socket, number: int) -> None:
+        await gate.pass_()
+        socket.post("out/late", number)
+        await socket.publish("out/late", number)
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket) -> None:
+        if number == 1:
+            tasks.append(asyncio.ensure_future(later(socket, number)))
+        else:
+            gate.open()
+            await tasks[0]
+        await socket.publish("out/now", number)
+
+    async with app:
+        site.number("n", 1)
+        await site.settled()
+        site.number("n", 2)
+        await site.settled()
+        await out.get(4)
+    by_topic: dict[str, list[Envelope]] = {}
+    for envelope in out.envelopes:
+        by_topic.setdefault(envelope.topic, []).append(envelope)
+    assert [uuid.UUID(e.id).version for e in by_topic["out/now"]] == [5, 5]
+    assert [uuid.UUID(e.id).version for e in by_topic["out/late"]] == [4, 4]
+
+
+async def test_a_post_that_a_task_left_behind_makes_and_that_is_refused_is_only_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = Site()
+    app = site.app()
+    gate = Gate()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def later(socket: Socket) -> None:
+        await gate.pass_()
+        socket.post("refused")
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket) -> None:
+        tasks.append(asyncio.ensure_future(later(socket)))
+
+    async with app:
+        site.faults.refuse_publish("refused")
+        site.number("n", 1)
+        await site.settled()
+        gate.open()
+        await eventually(lambda: "a posted message was lost" in caplog.text)
+    assert site.letters() == []
+
+
+# What a handler is told.
+
+
+async def test_a_message_says_what_the_wire_said() -> None:
+    site = Site()
+    app = site.app()
+    got: list[Message[int]] = []
+
+    @app.application("n/#", name="actor")
+    async def handle(message: Message[int]) -> None:
+        got.append(message)
+
+    async with app:
+        site.publish(
+            "n/1",
+            "1",
+            id="x",
+            key="k",
+            headers={"a": "b"},
+            time=5.0,
+            source="s",
+            response_topic="back",
+        )
+        await site.settled()
+    (message,) = got
+    assert (message.payload, message.topic, message.id, message.key) == (1, "n/1", "x", "k")
+    assert (message.headers, message.time, message.source) == ({"a": "b"}, 5.0, "s")
+    assert (message.attempt, message.redelivered, message.retained) == (1, False, False)
+    assert message.response_topic == "back"
+
+
+async def test_one_actor_with_several_handlers_has_one_order() -> None:
+    site = Site()
+    app = site.app()
+    seen: list[str] = []
+
+    class Boiler(Actor):
+        @on("a/+")
+        async def one(self, message: Message[bytes]) -> None:
+            await asyncio.sleep(0.1)
+            seen.append(message.topic)
+
+        @on("b/{x}")
+        async def two(self, x: str) -> None:
+            seen.append(f"b/{x}")
+
+    app.add(Boiler)
+    async with app:
+        for topic in ("a/1", "b/2", "a/3", "b/4"):
+            site.publish(topic)
+        await site.settled("app.0.Boiler")
+    assert seen == ["a/1", "b/2", "a/3", "b/4"]
+
+
+@pytest.mark.parametrize(
+    ("topic", "options", "named"),
+    [
+        ("_spa/x", {}, "_spa"),
+        ("a/+", {}, "'+'"),
+        ("$SYS/x", {}, "'$'"),
+        ("", {}, "empty"),
+        (["a"], {}, "list"),
+        (None, {}, "NoneType"),
+        ("a", {"headers": {"spa_reply": "1"}}, "spa_reply"),
+        ("a", {"headers": {"id": "1"}}, "'id'"),
+        ("a", {"headers": {"x": 1}}, "must be str"),
+        ("a", {"headers": {"x": "a\0b"}}, "null character"),
+        ("a", {"headers": {"x": "\ud800"}}, "surrogate"),
+        ("a", {"qos": 2}, "qos=2"),
+        ("a", {"expiry": 0}, "expiry=0"),
+        ("a", {"expiry": float("nan")}, "expiry=nan"),
+        ("a", {"key": 5}, "key=5"),
+        ("a", {"content_type": b"x"}, "content_type"),
+    ],
+)
+async def test_what_can_not_be_published_is_refused_with_what_is_wrong(
+    topic: Any, options: dict[str, Any], named: str
+) -> None:
+    site = Site()
+    app = site.app()
+    errors: list[Exception] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket) -> None:
+        for send in (socket.publish, socket.post):
+            try:
+                result = send(topic, 1, **options)
+                if result is not None:
+                    await result
+            except Exception as error:
+                errors.append(error)
+
+    async with app:
+        site.number("n", 1)
+        await site.settled()
+    assert [type(error).__name__ for error in errors] == ["ConfigurationError"] * 2
+    assert all(named in str(error) for error in errors), errors

@@ -1,0 +1,404 @@
+"""Applications as programs: signals, exit codes and what stands on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from spa_dat import DistributedApplication, Socket, run
+from spa_dat.errors import ConfigurationError
+
+_TIMEOUT = 30.0
+
+_PROGRAM = """
+import asyncio, contextlib, logging, sys, time
+from spa_dat import *
+
+def say(*words):
+    print(*words, flush=True)
+
+@contextlib.asynccontextmanager
+async def resource():
+    say("open")
+    try:
+        yield
+    finally:
+        say("close")
+
+"""
+
+
+Start = Callable[[str], "Program"]
+
+
+class Program:
+    """A program in a process of its own."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        path = folder / "program.py"
+        path.write_text(_PROGRAM + textwrap.dedent(text))
+        environment = {k: v for k, v in os.environ.items() if k != "SPA_DAT_INSTANCE"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def read_until(self, line: str) -> None:
+        assert self._process.stdout is not None
+        seen = []
+        for text in self._process.stdout:
+            seen.append(text.strip())
+            if seen[-1] == line:
+                return
+        raise AssertionError(f"the program ended without {line!r}; it said {seen}: {self.end()}")
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def end(self) -> tuple[int, list[str], str]:
+        """Exit code, what else it said, standard error."""
+        out, err = self._process.communicate(timeout=_TIMEOUT)
+        return self._process.returncode, out.split("\n")[:-1], err
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with contextlib.ExitStack() as stack:
+
+        def started(text: str) -> Program:
+            program = Program(tmp_path, text)
+            stack.callback(program.close)
+            return program
+
+        yield started
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_the_program_ends_well(start: Start, number: signal.Signals) -> None:
+    program = start(
+        """
+        app = DistributedApplication("memory://", name="plant")
+
+        @app.application("a", ressources={"db": resource})
+        async def handler(payload: str, socket: Socket) -> None:
+            say("handling")
+            await asyncio.sleep(0.5)
+            await socket.publish("out", "x")
+            say("handled")
+
+        @app.producer()
+        async def produce(socket: Socket) -> None:
+            await socket.publish("a", "x")
+
+        app.run()
+        say("after run")
+        """
+    )
+    program.read_until("handling")
+    program.signal(number)
+    assert program.end() == (0, ["handled", "close", "after run"], "")
+
+
+def test_a_second_signal_ends_the_program_at_once(start: Start) -> None:
+    program = start(
+        """
+        logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
+        app = DistributedApplication("memory://", name="plant", stop_timeout=1000)
+
+        @app.application("a")
+        def handler(payload: str) -> None:
+            say("handling")
+            time.sleep(1000)
+
+        @app.producer()
+        async def produce(socket: Socket) -> None:
+            await socket.publish("a", "x")
+
+        app.run()
+        """
+    )
+    program.read_until("handling")
+    program.signal(signal.SIGTERM)
+    program.read_until("SIGTERM: stopping; a second signal ends at once")
+    program.signal(signal.SIGINT)
+    code, said, _ = program.end()
+    assert code == 1
+    assert said == ["SIGINT again: ending at once"]
+
+
+def test_a_signal_during_the_start_ends_it(start: Start) -> None:
+    program = start(
+        """
+        app = DistributedApplication("memory://", name="plant")
+
+        @contextlib.asynccontextmanager
+        async def hanging():
+            say("hanging")
+            await asyncio.sleep(1000)
+            yield
+
+        @app.application("a", ressources={"one": resource, "two": hanging})
+        async def handler(payload: str) -> None: ...
+
+        app.run()
+        """
+    )
+    program.read_until("hanging")
+    program.signal(signal.SIGTERM)
+    assert program.end() == (0, ["close"], "")
+
+
+def test_a_producer_that_raises_drains_and_gives_exit_code_1_and_one_traceback(
+    start: Start,
+) -> None:
+    program = start(
+        """
+        app = DistributedApplication("memory://", name="plant")
+
+        @app.application("a", ressources={"db": resource})
+        async def handler(payload: str) -> None:
+            say("handling")
+            await asyncio.sleep(0.2)
+            say("handled")
+
+        @app.producer()
+        async def produce(socket: Socket) -> None:
+            await socket.publish("a", "x")
+            await asyncio.sleep(0.05)
+            raise ValueError("no sensor")
+
+        app.run()
+        """
+    )
+    code, said, error = program.end()
+    assert (code, said) == (1, ["open", "handling", "handled", "close"])
+    assert error.count("Traceback") == 1
+    assert error.count("ValueError: no sensor") <= 2
+
+
+def test_a_mistake_in_the_program_is_one_line_and_exit_code_1(start: Start) -> None:
+    program = start(
+        """
+        app = DistributedApplication("memory://", name="plant")
+
+        def failing():
+            raise OSError("no such host")
+
+        @app.application("a", ressources={"one": resource, "two": failing})
+        def handler(payload: str) -> None: ...
+
+        app.run()
+        """
+    )
+    code, said, error = program.end()
+    assert (code, said) == (1, ["open", "close"])
+    assert error == (
+        "spa_dat: ConfigurationError: actor 'handler': resource 'two' failed to open:"
+        " OSError: no such host\n"
+    )
+
+
+def test_a_bus_that_can_not_be_reached_is_one_line_and_exit_code_1(start: Start) -> None:
+    program = start(
+        """
+        app = DistributedApplication("mqtt://127.0.0.1:1?start_timeout=0.3", name="plant")
+
+        @app.application("a")
+        def handler(payload: str) -> None: ...
+
+        app.run()
+        """
+    )
+    code, said, error = program.end()
+    assert (code, said) == (1, [])
+    assert "127.0.0.1:1" in error
+    assert "Traceback" not in error
+    assert error.count("\n") == 1
+
+
+def test_an_actor_that_never_starts_gives_exit_code_1_without_a_flood_of_tracebacks(
+    start: Start,
+) -> None:
+    program = start(
+        """
+        app = DistributedApplication(
+            "memory://", name="plant", restart=RestartPolicy(intensity=3, backoff_min=0.01)
+        )
+
+        class Boiler(Actor):
+            ressources = {"db": resource}
+
+            async def on_start(self) -> None:
+                raise ConnectionError("no boiler")
+
+            @on("a")
+            async def measured(self, payload: str) -> None: ...
+
+        app.add(Boiler)
+        app.run()
+        """
+    )
+    code, said, error = program.end()
+    assert (code, said) == (1, ["open", "close"])
+    assert error.splitlines()[-1].startswith("spa_dat: RestartLimitReached: actor 'plant/0/Boiler'")
+    assert error.count("Traceback") <= 1
+
+
+def test_a_handler_that_exits_ends_the_program(start: Start) -> None:
+    program = start(
+        """
+        app = DistributedApplication("memory://", name="plant")
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            sys.exit(3)
+
+        @app.producer()
+        async def produce(socket: Socket) -> None:
+            await socket.publish("a", "x")
+
+        app.run()
+        """
+    )
+    code, _, error = program.end()
+    assert code == 3
+    assert error.count("Traceback") <= 1
+
+
+def test_several_applications_run_together_and_producers_find_everybody_listening(
+    start: Start,
+) -> None:
+    program = start(
+        """
+        sender = DistributedApplication("memory://hall", name="sender")
+        receiver = DistributedApplication("memory://hall", name="receiver")
+
+        @sender.producer(ressources={"db": resource})
+        async def produce(socket: Socket) -> None:
+            await socket.publish("a", "x")
+            say("sent")
+
+        @receiver.application("a")
+        async def handler(payload: str) -> None:
+            say("received", payload)
+            receiver.stop()
+
+        run(sender, receiver)
+        say("after run")
+        """
+    )
+    code, said, error = program.end()
+    assert (code, error) == (0, "")
+    assert said[0] == "open"
+    assert sorted(said[1:3]) == ["received x", "sent"]
+    assert said[3:] == ["close", "after run"]
+
+
+def test_when_one_of_several_can_not_start_the_others_are_stopped(start: Start) -> None:
+    program = start(
+        """
+        first = DistributedApplication("memory://hall", name="same")
+        second = DistributedApplication("memory://hall", name="same")
+
+        for app in (first, second):
+            @app.application("a", ressources={"db": resource})
+            async def handler(payload: str) -> None: ...
+
+            @app.producer()
+            async def produce(socket: Socket) -> None:
+                say("never")
+
+        run(first, second)
+        """
+    )
+    code, said, error = program.end()
+    assert (code, said) == (1, ["open", "close"])
+    assert error.count("\n") == 1
+    assert "already runs" in error
+
+
+def test_two_that_fail_at_once_are_both_reported_and_nothing_else(start: Start) -> None:
+    program = start(
+        """
+        apps = [DistributedApplication("memory://", name=name) for name in ("one", "two")]
+        for app in apps:
+            @app.producer()
+            async def produce(context: Context) -> None:
+                raise ValueError("no sensor in " + context.app)
+
+        run(*apps)
+        """
+    )
+    code, _, error = program.end()
+    assert code == 1
+    assert error.count("Traceback") <= 2
+    assert "never retrieved" not in error
+
+
+def test_run_returns_when_the_producers_have_ended() -> None:
+    app = DistributedApplication("memory://", name="plant")
+    published: list[str] = []
+
+    @app.producer()
+    async def produce(socket: Socket) -> None:
+        socket.post("a", "x")
+        published.append("x")
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    app.run()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    app.run()
+    run(app)
+    run()
+    assert published == ["x"] * 3
+
+
+async def test_run_on_a_running_loop_says_what_to_do_instead() -> None:
+    app = DistributedApplication("memory://", name="plant")
+    with pytest.raises(ConfigurationError, match="async with app"):
+        app.run()
+
+
+def test_run_outside_the_main_thread_says_what_to_do_instead() -> None:
+    app = DistributedApplication("memory://", name="plant")
+    caught: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            app.run()
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(10)
+    assert isinstance(caught[0], ConfigurationError)
+    assert "main thread" in str(caught[0])
+
+
+async def test_embedding_installs_no_signal_handlers() -> None:
+    app = DistributedApplication("memory://", name="plant")
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    @app.application("a")
+    async def handler(payload: str) -> None: ...
+
+    async with app:
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

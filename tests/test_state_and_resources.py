@@ -1,0 +1,441 @@
+"""State belongs to one actor; resources are open from the first message to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+
+from spa_dat import Actor, Context, DistributedApplication, RetryPolicy, Socket, on
+from spa_dat.errors import ActorStopped, ConfigurationError
+from spa_dat.transports.memory import MemoryProvider
+from support.probe import talking
+from support.waiting import eventually
+
+
+@pytest.fixture
+def provider() -> MemoryProvider:
+    return MemoryProvider()
+
+
+@pytest.fixture
+def app(provider: MemoryProvider) -> DistributedApplication:
+    return DistributedApplication(provider, name="plant")
+
+
+@dataclass
+class Tally:
+    count: int = 0
+
+
+# State.
+
+
+@pytest.mark.parametrize("state", [Tally, lambda: Tally(), partial(Tally, 0), Tally()])
+async def test_state_is_one_object_from_message_to_message(
+    app: DistributedApplication, provider: MemoryProvider, state: Any
+) -> None:
+    seen: list[int] = []
+
+    @app.application("a", state=state)
+    async def handler(payload: str, state: Tally) -> None:
+        state.count += 1
+        seen.append(state.count)
+
+    async with app, talking(provider) as socket:
+        for _ in range(3):
+            await socket.publish("a", "x")
+        await eventually(lambda: seen == [1, 2, 3])
+
+
+async def test_a_factory_makes_a_state_for_each_actor_and_each_run(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    seen: list[tuple[str, Tally]] = []
+    for name in ("first", "second"):
+
+        @app.application("a", name=name, state=Tally)
+        async def handler(payload: str, state: Tally, context: Context) -> None:
+            seen.append((context.actor, state))
+
+    for _ in range(2):
+        async with app, talking(provider) as socket:
+            await socket.publish("a", "x")
+            await eventually(lambda: len(seen) > 0 and len(seen) % 2 == 0)
+    assert len({id(state) for _, state in seen}) == 4
+    assert sorted(name for name, _ in seen) == ["first", "first", "second", "second"]
+
+
+async def test_a_callable_object_is_a_value_not_a_factory(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    class Model:
+        def __call__(self, x: float) -> float:
+            return 2 * x
+
+    results: list[float] = []
+
+    @app.application("a", state=Model())
+    async def predict(x: float, state: Model) -> None:
+        results.append(state(x))
+
+    async with app, talking(provider) as socket:
+        await socket.publish("a", 1.5)
+        await eventually(lambda: results == [3.0])
+
+
+async def test_state_is_replaced_through_the_context(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    seen: list[int] = []
+
+    @app.application("a", state=0)
+    async def handler(payload: str, state: int, context: Context) -> None:
+        seen.append(state)
+        context.state = state + 1
+        assert context.state == state + 1
+
+    async with app, talking(provider) as socket:
+        for _ in range(3):
+            await socket.publish("a", "x")
+        await eventually(lambda: seen == [0, 1, 2])
+
+
+async def test_state_is_not_rolled_back_when_a_handler_fails(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    @app.application("a", state=Tally, retry=RetryPolicy(attempts=3, first=0.0))
+    async def handler(payload: str, state: Tally) -> None:
+        state.count += 1
+        if state.count < 3:
+            raise ValueError("not yet")
+        seen.append(state.count)
+
+    seen: list[int] = []
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        await eventually(lambda: seen == [3])
+
+
+async def test_a_state_factory_that_fails_is_named_and_nothing_is_left(
+    app: DistributedApplication, events: Events
+) -> None:
+    class NeedsArguments:
+        def __init__(self, size: int) -> None: ...
+
+    @app.application("a", state=NeedsArguments, ressources={"db": events.resource("db")})
+    async def handler(payload: str, state: NeedsArguments, db: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"'handler': its state.*NeedsArguments.*size"):
+        await app.__aenter__()
+    assert events == ["open db", "close db"]
+
+
+# Resources.
+
+
+class Events(list[str]):
+    """What happened to resources, in order."""
+
+    def resource(
+        self, name: str, *, fail: BaseException | None = None, close: Exception | None = None
+    ) -> Callable[[], contextlib.AbstractAsyncContextManager[str]]:
+        @contextlib.asynccontextmanager
+        async def opened() -> AsyncIterator[str]:
+            if fail is not None:
+                self.append(f"fail {name}")
+                raise fail
+            self.append(f"open {name}")
+            try:
+                yield name
+            finally:
+                self.append(f"close {name}")
+                if close is not None:
+                    raise close
+
+        return opened
+
+    def sync(self, name: str) -> contextlib.AbstractContextManager[str]:
+        @contextlib.contextmanager
+        def opened() -> Iterator[str]:
+            self.append(f"open {name}")
+            yield name
+            self.append(f"close {name}")
+
+        return opened()
+
+
+@pytest.fixture
+def events() -> Events:
+    return Events()
+
+
+async def test_resources_are_open_from_before_the_first_message_until_after_the_last(
+    app: DistributedApplication, provider: MemoryProvider, events: Events
+) -> None:
+    app.resource("shared", events.resource("shared"))
+
+    @app.application("a", ressources={"one": events.resource("one"), "two": events.sync("two")})
+    async def handler(payload: str, one: str, two: str, shared: str) -> None:
+        events.append(f"handle {one} {two} {shared}")
+
+    class Boiler(Actor):
+        async def on_start(self) -> None:
+            events.append("on_start")
+
+        @on("b")
+        async def measured(self, payload: str, shared: str) -> None: ...
+
+        async def on_stop(self) -> None:
+            events.append("on_stop")
+
+    app.add(Boiler)
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        await eventually(lambda: events[-1].startswith("handle"))
+    assert events == [
+        "open shared",
+        "open one",
+        "open two",
+        "on_start",
+        "handle one two shared",
+        "on_stop",
+        "close two",
+        "close one",
+        "close shared",
+    ]
+
+
+async def test_when_a_resource_fails_to_open_the_others_are_left_in_reverse_order(
+    app: DistributedApplication, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.resource("one", events.resource("one"))
+
+    @app.application(
+        "a",
+        ressources={
+            "two": events.resource("two"),
+            "bad": events.resource("bad", fail=OSError("no such host")),
+            "never": events.resource("never"),
+        },
+    )
+    async def handler(payload: str) -> None: ...
+
+    class Boiler(Actor):
+        async def on_start(self) -> None:
+            events.append("on_start")
+
+        @on("b")
+        async def measured(self, payload: str) -> None: ...
+
+    app.add(Boiler)
+    with pytest.raises(ConfigurationError) as caught:
+        await app.__aenter__()
+    assert "actor 'handler': resource 'bad' failed to open: OSError: no such host" in str(
+        caught.value
+    )
+    assert isinstance(caught.value.__cause__, OSError)
+    assert events == ["open one", "open two", "fail bad", "close two", "close one"]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert not app.healthy
+
+
+async def test_a_resource_that_cancels_itself_while_opening_is_a_failure_not_a_hang(
+    app: DistributedApplication, events: Events
+) -> None:
+    @app.application("a", ressources={"bad": events.resource("bad", fail=asyncio.CancelledError())})
+    async def handler(payload: str) -> None: ...
+
+    async with asyncio.timeout(5):
+        with pytest.raises(ConfigurationError, match="'bad' failed to open: CancelledError"):
+            await app.__aenter__()
+
+
+async def test_a_callable_that_returns_no_context_manager_is_named(
+    app: DistributedApplication,
+) -> None:
+    @app.application("a", ressources={"db": lambda: 5})  # type: ignore[dict-item,return-value]
+    async def handler(payload: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"'db' failed to open.*int, not a"):
+        await app.__aenter__()
+
+
+async def test_a_resource_that_fails_to_close_is_reported_and_the_others_are_closed(
+    app: DistributedApplication, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.application(
+        "a",
+        ressources={
+            "one": events.resource("one"),
+            "bad": events.resource("bad", close=OSError("disk full")),
+        },
+    )
+    async def handler(payload: str) -> None: ...
+
+    async with app:
+        pass
+    assert events == ["open one", "open bad", "close bad", "close one"]
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
+        "a resource failed to close"
+    ]
+
+
+@pytest.mark.virtual
+async def test_a_start_that_is_cancelled_while_a_resource_hangs_leaves_the_others(
+    app: DistributedApplication, events: Events
+) -> None:
+    @contextlib.asynccontextmanager
+    async def hanging() -> AsyncIterator[None]:
+        events.append("hangs")
+        await asyncio.get_running_loop().create_future()
+        yield
+
+    @app.application("a", ressources={"one": events.resource("one"), "two": hanging})
+    async def handler(payload: str) -> None: ...
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await app.__aenter__()
+    assert events == ["open one", "hangs", "close one"]
+
+
+@pytest.mark.virtual
+async def test_a_resource_that_hangs_while_closing_does_not_hang_the_stop(
+    app: DistributedApplication, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    @contextlib.asynccontextmanager
+    async def hanging() -> AsyncIterator[None]:
+        yield
+        await asyncio.get_running_loop().create_future()
+
+    @app.application("a", ressources={"one": events.resource("one"), "two": hanging})
+    async def handler(payload: str) -> None: ...
+
+    async with asyncio.timeout(100):
+        async with app:
+            pass
+    assert events == ["open one", "close one"]
+    assert "did not close within" in caplog.text
+
+
+async def test_resources_are_entered_and_left_in_the_same_task(
+    app: DistributedApplication,
+) -> None:
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    @contextlib.asynccontextmanager
+    async def group() -> AsyncIterator[asyncio.TaskGroup]:
+        tasks.append(asyncio.current_task())
+        async with asyncio.TaskGroup() as tg:
+            yield tg
+        tasks.append(asyncio.current_task())
+
+    @app.application("a", ressources={"group": group})
+    async def handler(payload: str, group: asyncio.TaskGroup) -> None: ...
+
+    async with app:
+        pass
+    assert len(tasks) == 2
+    assert tasks[0] is tasks[1]
+
+
+async def test_resources_survive_restarts_of_the_actor(
+    app: DistributedApplication, events: Events
+) -> None:
+    starts = Counter[str]()
+
+    class Boiler(Actor):
+        ressources = {"db": events.resource("db")}  # noqa: RUF012
+
+        async def on_start(self) -> None:
+            starts["all"] += 1
+            if starts["all"] < 3:
+                raise ConnectionError("not yet")
+
+        @on("a")
+        async def measured(self, payload: str, db: str) -> None: ...
+
+    app.add(Boiler)
+    async with app:
+        assert starts["all"] == 3
+        assert events == ["open db"]
+
+
+async def test_factories_are_opened_again_in_a_further_run_and_one_use_managers_are_named(
+    app: DistributedApplication, events: Events
+) -> None:
+    @app.application("a", ressources={"one": events.resource("one"), "two": events.sync("two")})
+    async def handler(payload: str, one: str, two: str) -> None: ...
+
+    async with app:
+        pass
+    with pytest.raises(ConfigurationError, match="'two' failed to open"):
+        await app.__aenter__()
+    assert events == ["open one", "open two", "close two", "close one", "open one", "close one"]
+
+
+async def test_producers_have_resources_and_state_too(
+    app: DistributedApplication, events: Events
+) -> None:
+    @app.producer(state=Tally, ressources={"db": events.resource("db")})
+    async def produce(socket: Socket, state: Tally, db: str, context: Context) -> None:
+        state.count += 1
+        events.append(f"{db} {state.count} {context.app} {context.actor} {context.instance}")
+
+    async with app:
+        await app.wait()
+    assert events == ["open db", "db 1 plant produce 0", "close db"]
+
+
+async def test_keyword_arguments_get_everything_injectable(
+    app: DistributedApplication, provider: MemoryProvider, events: Events
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    @app.application("plant/{machine}", state=5, ressources={"db": events.resource("db")})
+    async def handler(**everything: Any) -> None:
+        seen.append(everything)
+
+    async with app, talking(provider) as socket:
+        await socket.publish("plant/boiler", "x")
+        (everything,) = await eventually(lambda: seen)
+    assert everything["machine"] == "boiler"
+    assert everything["db"] == "db"
+    assert everything["state"] == 5
+    assert everything["payload"] == b"x"
+    assert everything["message"].topic == "plant/boiler"
+    assert set(everything) == {
+        "machine", "db", "state", "payload", "message", "socket", "context", "message_builder"
+    }  # fmt: skip
+
+
+@pytest.mark.virtual
+async def test_stopping_while_resources_open_ends_the_start(
+    app: DistributedApplication, events: Events
+) -> None:
+    opening = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def hanging() -> AsyncIterator[None]:
+        opening.set()
+        await asyncio.get_running_loop().create_future()
+        yield
+
+    @app.application("a", ressources={"one": events.resource("one"), "two": hanging})
+    async def handler(payload: str) -> None: ...
+
+    starting = asyncio.ensure_future(app.__aenter__())
+    await opening.wait()
+    async with asyncio.timeout(1.0):
+        await app.aclose()
+    with pytest.raises(ActorStopped, match="stopped while"):
+        await starting
+    assert events == ["open one", "close one"]

@@ -1,0 +1,258 @@
+"""The tests' own helpers do what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from support.deadline import deadline
+from support.mosquitto import Mosquitto
+from support.proxy import Proxy
+from support.running import run_async_test
+from support.virtual import Deadlock, VirtualEnvironment
+from support.waiting import eventually
+
+AsyncTest = Callable[[], Coroutine[Any, Any, None]]
+
+
+@pytest.mark.virtual
+async def test_virtual_time_jumps_over_waits() -> None:
+    started = time.monotonic()
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    order: list[int] = []
+    loop.call_later(7200, order.append, 2)
+    loop.call_later(3600, order.append, 1)
+    await asyncio.sleep(86_400 * 30)
+    assert loop.time() - before == pytest.approx(86_400 * 30)
+    assert order == [1, 2]
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.virtual
+async def test_virtual_time_stands_still_while_an_executor_works() -> None:
+    go = threading.Event()
+    threading.Timer(0.05, go.set).start()
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    async with asyncio.timeout(1000):
+        assert await loop.run_in_executor(None, lambda: sum(_busy_until(go)) >= 0)
+    assert loop.time() - before < 1000
+
+
+@pytest.mark.virtual
+async def test_virtual_time_stands_still_while_a_thread_works() -> None:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[str] = loop.create_future()
+
+    def work() -> None:
+        time.sleep(0.05)
+        loop.call_soon_threadsafe(done.set_result, "worked")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    async with asyncio.timeout(5):
+        assert await done == "worked"
+    thread.join()
+
+
+@pytest.mark.virtual
+async def test_virtual_wall_time_follows_the_loop() -> None:
+    environment = VirtualEnvironment()
+    before = environment.now()
+    await asyncio.sleep(60)
+    assert environment.now() - before == pytest.approx(60)
+
+
+def test_virtual_time_names_a_deadlock() -> None:
+    with pytest.raises(Deadlock, match="nothing is ready"):
+        run_async_test(_waits_for_ever, {}, virtual=True)
+
+
+async def test_eventually_names_what_it_waited_for() -> None:
+    looks: list[int] = []
+
+    def third_look() -> bool:
+        looks.append(1)
+        return len(looks) == 3
+
+    assert await eventually(third_look)
+    with pytest.raises(AssertionError, match="len\\(looks\\) == 0"):
+        await eventually(lambda: len(looks) == 0, timeout=0.02)
+
+
+@given(number=st.integers())
+async def test_async_tests_run_under_hypothesis(number: int) -> None:
+    await asyncio.sleep(0)
+    assert number == number + 0
+
+
+async def _leaks_a_task() -> None:
+    asyncio.get_running_loop().create_task(asyncio.Event().wait(), name="leaked")
+    await asyncio.sleep(0)
+
+
+async def _leaves_an_error() -> None:
+    async def fail() -> None:
+        raise ValueError("nobody looks at this")
+
+    asyncio.get_running_loop().create_task(fail(), name="failed")
+    await asyncio.sleep(0)
+
+
+async def _fails_in_a_callback() -> None:
+    asyncio.get_running_loop().call_soon(lambda: [][0])
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("test", "text"),
+    [
+        (_leaks_a_task, "leaked"),
+        (_leaves_an_error, "nobody looks at this"),
+        (_fails_in_a_callback, "IndexError"),
+    ],
+)
+@pytest.mark.parametrize("virtual", [False, True])
+def test_what_a_test_leaves_behind_fails_it(test: AsyncTest, text: str, virtual: bool) -> None:
+    with pytest.raises(pytest.fail.Exception, match=text):
+        run_async_test(test, {}, virtual=virtual)
+
+
+async def _waits_for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_deadline_cancels_an_async_test() -> None:
+    with pytest.raises(pytest.fail.Exception, match="deadline"), deadline(0.05):
+        run_async_test(_waits_for_ever, {}, virtual=False)
+
+
+def test_a_deadline_interrupts_a_blocked_test() -> None:
+    with pytest.raises(pytest.fail.Exception, match="deadline"), deadline(0.05):
+        threading.Event().wait()
+
+
+@asynccontextmanager
+async def _echo_server() -> AsyncIterator[tuple[str, int]]:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while chunk := await reader.read(1024):
+                writer.write(chunk)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    async with server:
+        yield "127.0.0.1", server.sockets[0].getsockname()[1]
+        server.close()
+
+
+async def test_proxy_passes_on_and_cuts() -> None:
+    async with _echo_server() as target, Proxy(*target) as proxy:
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        proxy.cut()
+        with pytest.raises(ConnectionResetError):
+            await reader.readexactly(1)
+        writer.close()
+        await eventually(lambda: proxy.connections == 0)
+        assert proxy.accepted == 1
+
+
+async def test_proxy_holds_back_in_a_blackhole_until_healed() -> None:
+    async with _echo_server() as target, Proxy(*target) as proxy:
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        proxy.blackhole()
+        writer.write(b"hello")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await reader.readexactly(5)
+        proxy.heal()
+        assert await reader.readexactly(5) == b"hello"
+        writer.close()
+
+
+async def test_proxy_closes_a_connection_that_fell_into_a_blackhole() -> None:
+    async with _echo_server() as target:
+        async with Proxy(*target) as proxy:
+            proxy.blackhole()
+            reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+            await eventually(lambda: proxy.accepted == 1)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        writer.close()
+
+
+async def test_proxy_refuses_and_allows() -> None:
+    async with _echo_server() as target, Proxy(*target) as proxy:
+        await proxy.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(proxy.host, proxy.port)
+        await proxy.allow()
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        writer.close()
+
+
+async def test_proxy_cuts_after_so_many_bytes() -> None:
+    async with _echo_server() as target, Proxy(*target) as proxy:
+        proxy.cut_after(3, "server")
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        writer.write(b"hello")
+        assert await reader.readexactly(3) == b"hel"
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        writer.close()
+
+
+async def test_proxy_hooks_see_and_change_bytes() -> None:
+    async with _echo_server() as target, Proxy(*target) as proxy:
+        proxy.on_client_bytes = bytes.upper
+        proxy.delay = 0.01
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"HELLO"
+        writer.close()
+
+
+@pytest.mark.mosquitto
+def test_mosquitto_restarts_on_its_port(own_mosquitto: Callable[..., Mosquitto]) -> None:
+    broker = own_mosquitto(durable=True, users={"ann": "secret"}, acl="user ann\n", tls=True)
+    port, first = broker.port, broker.pid
+    broker.restart(kill=True)
+    assert broker.alive
+    assert (broker.port, broker.pid != first) == (port, True)
+    broker.pause()
+    broker.stop()
+    assert not broker.alive
+    assert "mosquitto version" in broker.log
+
+
+@pytest.mark.mosquitto
+def test_mosquitto_that_can_not_start_shows_its_log(
+    own_mosquitto: Callable[..., Mosquitto],
+) -> None:
+    with pytest.raises(RuntimeError, match="no_such_option"):
+        own_mosquitto(extra=["no_such_option true"])
+
+
+def _busy_until(event: threading.Event) -> list[int]:
+    rounds: list[int] = []
+    while not event.is_set():
+        rounds.append(1)
+        if len(rounds) > 1000:
+            time.sleep(0.001)
+            rounds.clear()
+    return rounds

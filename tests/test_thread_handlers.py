@@ -1,0 +1,429 @@
+"""Plain functions as handlers: a thread of their own and a socket that blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from spa_dat import Actor, Context, DistributedApplication, RetryPolicy, Socket, SyncSocket, on
+from spa_dat.errors import (
+    ActorStopped,
+    ConfigurationError,
+    DecodeError,
+    NoResponder,
+    PublishRefused,
+    RemoteError,
+)
+from spa_dat.transports.memory import MemoryProvider
+from support.probe import talking
+from support.waiting import eventually
+
+
+@pytest.fixture
+def provider() -> MemoryProvider:
+    return MemoryProvider()
+
+
+@pytest.fixture
+def app(provider: MemoryProvider) -> DistributedApplication:
+    return DistributedApplication(provider, name="plant", stop_timeout=5.0)
+
+
+async def test_each_actor_has_one_thread_of_its_own_which_ends_with_it(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    seen: dict[str, set[int]] = {"one": set(), "two": set(), "async": set()}
+    count = 0
+
+    def handler(payload: str, context: Context) -> None:
+        nonlocal count
+        seen[context.actor].add(threading.get_ident())
+        count += 1
+
+    app.application("a", name="one")(handler)
+    app.application("a", name="two")(handler)
+    before = threading.active_count()
+    async with app, talking(provider) as socket:
+        assert threading.active_count() == before + 2
+        for _ in range(3):
+            await socket.publish("a", "x")
+        await eventually(lambda: count == 6)
+    assert {len(seen["one"]), len(seen["two"])} == {1}
+    assert threading.get_ident() not in seen["one"] | seen["two"]
+    assert seen["one"] != seen["two"]
+    await eventually(lambda: threading.active_count() == before)
+
+
+async def test_the_event_loop_goes_on_while_a_handler_blocks(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    blocked, go_on = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    @app.application("a")
+    def handler(payload: str) -> None:
+        blocked.set()
+        assert go_on.wait(10)
+        order.append("thread")
+
+    @app.application("b")
+    async def other(payload: str) -> None:
+        order.append("loop")
+        go_on.set()
+
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        await eventually(blocked.is_set)
+        await socket.publish("b", "x")
+        await eventually(lambda: order == ["loop", "thread"])
+
+
+async def test_messages_are_handled_one_at_a_time_and_in_order(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    seen: list[int] = []
+    running = 0
+
+    @app.application("a", state=list)
+    def handler(number: int, state: list[int]) -> None:
+        nonlocal running
+        running += 1
+        assert running == 1
+        time.sleep(0.001)
+        state.append(number)
+        seen[:] = state
+        running -= 1
+
+    async with app, talking(provider) as socket:
+        for number in range(20):
+            socket.post("a", number)
+        await eventually(lambda: len(seen) == 20)
+    assert seen == list(range(20))
+
+
+async def test_the_sync_socket_publishes_posts_and_requests(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    results: list[Any] = []
+    published: list[str] = []
+
+    @app.application("start")
+    def handler(payload: str, socket: SyncSocket) -> None:
+        socket.publish("out", "published", headers={"n": "1"})
+        socket.post("out", "posted")
+        results.append(socket.request("double", 21, reply=int))
+        results.append(socket.request("double", 21))
+        results.append(socket.request_many("double", 4, reply=int, count=1))
+        for topic, kind in (("nobody", NoResponder), ("double/bad", RemoteError)):
+            try:
+                socket.request(topic, "x", timeout=5.0)
+            except kind as error:
+                results.append(type(error).__name__)
+        try:
+            socket.publish("refused", "x")
+        except PublishRefused as error:
+            results.append(type(error).__name__)
+        try:
+            socket.request("double", 1, reply=list[str])
+        except DecodeError as error:
+            results.append(type(error).__name__)
+
+    @app.application(["double", "double/bad"])
+    def double(number: int) -> int:
+        return number * 2
+
+    @app.application("out")
+    async def collect(payload: str) -> None:
+        published.append(payload)
+
+    provider.broker.faults.refuse_publish("refused")
+    async with app, talking(provider) as socket:
+        await socket.publish("start", "x")
+        await eventually(lambda: len(results) == 7)
+        await eventually(lambda: len(published) == 2)
+    assert results == [
+        42, b"42", [8], "NoResponder", "RemoteError", "PublishRefused", "DecodeError",
+    ]  # fmt: skip
+    assert published == ["published", "posted"]
+
+
+async def test_the_sync_socket_subscribes_and_unsubscribes(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    seen: list[str] = []
+
+    @app.application("control")
+    def handler(payload: str, socket: SyncSocket) -> None:
+        seen.append(payload)
+        if payload == "subscribe":
+            socket.subscribe("more/+")
+        if payload == "unsubscribe":
+            socket.unsubscribe("more/+")
+
+    async with app, talking(provider) as socket:
+        await socket.publish("more/1", "early")
+        await socket.publish("control", "subscribe")
+        await eventually(lambda: app.stats["messages.handled"] == 1)
+        await socket.publish("more/1", "between")
+        await eventually(lambda: app.stats["messages.handled"] == 2)
+        await socket.publish("control", "unsubscribe")
+        await eventually(lambda: app.stats["messages.handled"] == 3)
+        await socket.publish("more/1", "late")
+        await socket.publish("control", "end")
+        await eventually(lambda: app.stats["messages.handled"] == 4)
+    assert seen == ["subscribe", "between", "unsubscribe", "end"]
+
+
+async def test_the_message_is_settled_after_what_its_thread_posted(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    @app.application("a", retry=RetryPolicy(attempts=1))
+    def handler(payload: str, socket: SyncSocket) -> None:
+        socket.post("refused", "x")
+
+    provider.broker.faults.refuse_publish("refused")
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+
+
+async def test_a_sync_socket_on_the_event_loop_is_refused_instead_of_blocking_it(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    sockets: list[SyncSocket] = []
+
+    @app.application("a")
+    def handler(payload: str, socket: SyncSocket) -> None:
+        sockets.append(socket)
+
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        (sync_socket,) = await eventually(lambda: sockets)
+        with pytest.raises(ConfigurationError, match="use Socket in async functions"):
+            sync_socket.publish("a", "x")
+        with pytest.raises(ConfigurationError, match="on the event loop"):
+            sync_socket.request("a", "x")
+
+
+async def test_a_thread_handler_that_raises_is_retried_and_its_requester_answered(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    attempts: list[int] = []
+
+    @app.application("a", retry=RetryPolicy(attempts=3, first=0.0))
+    def handler(payload: str, context: Context) -> None:
+        attempts.append(context.attempt)
+        raise ValueError("no")
+
+    @app.application("ask")
+    def answer(payload: str) -> str:
+        raise KeyError("nothing")
+
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+        with pytest.raises(RemoteError, match="KeyError") as caught:
+            await socket.request("ask", "x", timeout=5.0)
+        assert caught.value.code == "failed"
+    assert attempts == [1, 2, 3]
+
+
+async def test_a_plain_function_may_return_the_coroutine_of_another(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    async def really(number: int) -> int:
+        return number + 1
+
+    @app.application("ask")
+    def answer(number: int) -> int:
+        return really(number)  # type: ignore[return-value]
+
+    async with app, talking(provider) as socket:
+        assert await socket.request("ask", 1, reply=int, timeout=5.0) == 2
+
+
+async def test_a_hung_thread_is_given_up_with_its_socket_and_state(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    release = threading.Event()
+    after: list[str] = []
+    states: list[dict[str, int]] = []
+
+    @app.application("a", state=dict, deadline=0.2, retry=RetryPolicy(attempts=2, first=0.0))
+    def handler(payload: str, socket: SyncSocket, state: dict[str, int], context: Context) -> None:
+        states.append(state)
+        if context.attempt == 1:
+            release.wait(10)
+            try:
+                socket.publish("never", "x")
+            except ActorStopped as error:
+                after.append(str(error))
+            return
+        socket.publish("done", "x", retain=True)
+
+    try:
+        async with app, talking(provider) as socket:
+            await socket.publish("a", "x")
+            await eventually(lambda: "done" in provider.broker.retained)
+            await eventually(lambda: app.stats["messages.handled"] == 1)
+    finally:
+        release.set()
+    await eventually(lambda: after)
+    assert "given up" in after[0]
+    assert states[0] is not states[1]
+    assert app.stats["messages.cut_off"] == 1
+
+
+async def test_a_thread_that_hangs_when_the_application_stops_does_not_hang_the_stop(
+    provider: MemoryProvider,
+) -> None:
+    app = DistributedApplication(provider, name="plant", stop_timeout=0.2)
+    started, release = threading.Event(), threading.Event()
+    errors: list[Exception] = []
+
+    @app.application("a")
+    def handler(payload: str, socket: SyncSocket) -> None:
+        started.set()
+        release.wait(10)
+        try:
+            socket.publish("never", "x")
+        except Exception as error:
+            errors.append(error)
+
+    try:
+        async with app, talking(provider) as socket:
+            await socket.publish("a", "x")
+            await eventually(started.is_set)
+    finally:
+        release.set()
+    await eventually(lambda: errors)
+    assert isinstance(errors[0], ActorStopped)
+    assert app.stats["actors.cut_off"] == 1
+    assert len(provider.broker.queues["plant.0.handler"]) == 1
+
+
+async def test_stopping_waits_for_a_thread_that_is_about_to_end(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    started = threading.Event()
+    ended: list[str] = []
+
+    @app.application("a")
+    def handler(payload: str, socket: SyncSocket) -> None:
+        started.set()
+        time.sleep(0.2)
+        socket.publish("out", "x", retain=True)
+        ended.append("ended")
+
+    async with talking(provider) as socket, app:
+        await socket.publish("a", "x")
+        await eventually(started.is_set)
+    assert ended == ["ended"]
+    assert app.stats["messages.handled"] == 1
+    assert len(provider.broker.queues["plant.0.handler"]) == 0
+
+
+async def test_what_a_thread_handler_puts_off_runs_in_its_thread(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    @app.application("a")
+    def handler(payload: str, socket: SyncSocket, context: Context) -> None:
+        def later(word: str) -> None:
+            seen.append((word, threading.get_ident()))
+            socket.publish("out", word, retain=True)
+
+        async def coroutine() -> None:
+            seen.append(("coroutine", threading.get_ident()))
+
+        seen.append(("handler", threading.get_ident()))
+        context.later(0.05, later, "later")
+        context.later(0.01, coroutine)
+        context.later(0.02, later, "never").cancel()
+
+    # The loop refuses calls from other threads that are not safe.
+    asyncio.get_running_loop().set_debug(True)
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        await eventually(lambda: "out" in provider.broker.retained)
+    here = threading.get_ident()
+    assert app.stats["messages.failed"] == 0
+    assert [word for word, _ in seen] == ["handler", "coroutine", "later"]
+    assert seen[0][1] == seen[2][1] != here
+    assert seen[1][1] == here
+
+
+async def test_a_thread_handler_may_stop_its_actor_and_the_application(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    @app.application("actor")
+    def one(payload: str, context: Context) -> None:
+        context.stop()
+
+    @app.application("application")
+    def two(payload: str) -> None:
+        app.stop()
+
+    asyncio.get_running_loop().set_debug(True)
+    async with app, talking(provider) as socket:
+        await socket.publish("actor", "x")
+        await eventually(lambda: app.stats["messages.handled"] == 1)
+        await socket.publish("application", "x")
+        async with asyncio.timeout(5):
+            await app.wait()
+    assert app.stats["messages.failed"] == 0
+
+
+async def test_a_class_may_have_both_kinds_of_handlers(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    class Boiler(Actor):
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, bool]] = []
+
+        def note(self, word: str) -> None:
+            self.seen.append((word, threading.get_ident() == here))
+
+        @on("a")
+        async def first(self, payload: str, socket: Socket) -> None:
+            self.note(payload)
+            await socket.publish("b", "from a")
+
+        @on("b")
+        def second(self, payload: str, socket: SyncSocket) -> None:
+            self.note(payload)
+            socket.publish("c", "from b")
+
+        @on("c")
+        async def third(self, payload: str) -> None:
+            self.note(payload)
+            result.set_result(self.seen)
+
+    here = threading.get_ident()
+    result: asyncio.Future[list[tuple[str, bool]]] = asyncio.get_running_loop().create_future()
+    app.add(Boiler)
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        assert await result == [("x", True), ("from a", False), ("from b", True)]
+
+
+@pytest.mark.virtual
+async def test_virtual_time_waits_for_threads(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    got: list[float] = []
+
+    @app.application("a")
+    def handler(number: float) -> None:
+        time.sleep(0.05)
+        got.append(number)
+
+    async with app, talking(provider) as socket:
+        await socket.publish("a", 1.5)
+        await asyncio.sleep(1000)
+        assert got == [1.5]

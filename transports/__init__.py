@@ -1,0 +1,59 @@
+"""Envelopes, deliveries, topics, and one folder per kind of bus. Knows nothing of actors."""
+
+from __future__ import annotations
+
+from ._contract import (
+    Bus,
+    Consumer,
+    Identity,
+    Receiver,
+    SocketProvider,
+    Subscription,
+    Surroundings,
+)
+from ._delivery import Delivery, DeliveryState, Tracker
+from ._envelope import Envelope
+from ._factory import Config, SocketProviderFactory, as_provider
+from ._secret import Secret
+from ._topics import (
+    RESERVED,
+    TopicFilter,
+    TopicTrie,
+    check_filter,
+    check_topic,
+    covers,
+    is_reserved,
+    minimal,
+)
+from .memory import MemoryConfig, MemoryProvider
+from .mqtt import MqttConfig, MqttProvider
+
+__all__ = [
+    "RESERVED",
+    "Bus",
+    "Config",
+    "Consumer",
+    "Delivery",
+    "DeliveryState",
+    "Envelope",
+    "Identity",
+    "MemoryConfig",
+    "MemoryProvider",
+    "MqttConfig",
+    "MqttProvider",
+    "Receiver",
+    "Secret",
+    "SocketProvider",
+    "SocketProviderFactory",
+    "Subscription",
+    "Surroundings",
+    "TopicFilter",
+    "TopicTrie",
+    "Tracker",
+    "as_provider",
+    "check_filter",
+    "check_topic",
+    "covers",
+    "is_reserved",
+    "minimal",
+]

@@ -1,0 +1,176 @@
+"""One receipt of one message, and the book-keeping of what may be acknowledged."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from ._envelope import Envelope
+
+__all__ = ["Delivery", "DeliveryState", "Tracker"]
+
+
+class DeliveryState(Enum):
+    """How far a delivery has come."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SETTLED = "settled"
+    WITHDRAWN = "withdrawn"
+
+
+class Delivery:
+    """One receipt of one envelope for one subscription, settled at most once.
+
+    A receiver calls `start` before it works on the delivery and `settle` when it is done with
+    it for good. What was withdrawn in between comes again from the bus: it must not be started.
+
+    Attributes:
+        envelope: the message.
+        epoch: number of the connection or assignment it came with.
+        token: what the transport needs to acknowledge it (MQTT packet id, Kafka offset);
+            -1 where nothing is to be acknowledged (QoS 0).
+        state: how far it has come.
+        attempts: how often a handler has already failed on it, earlier receipts included.
+        deadline: loop time after which it is not worth starting; the receiver sets it.
+        route: the receiver's own note; the transport does not look at it.
+        on_withdraw: called once when it is withdrawn while running, to cut a wait short.
+    """
+
+    __slots__ = (
+        "_tracker",
+        "attempts",
+        "deadline",
+        "envelope",
+        "epoch",
+        "on_withdraw",
+        "route",
+        "state",
+        "successor",
+        "token",
+    )
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        *,
+        epoch: int = 0,
+        token: int = -1,
+        tracker: Tracker | None = None,
+    ) -> None:
+        self.envelope = envelope
+        self.epoch = epoch
+        self.token = token
+        self.state = DeliveryState.QUEUED
+        self.attempts = 0
+        self.deadline: float | None = None
+        self.route: Any = None
+        self.on_withdraw: Callable[[], None] | None = None
+        self.successor: Delivery | None = None
+        self._tracker = tracker
+
+    def start(self) -> bool:
+        """Claim the delivery for a handler; False when it must not run (withdrawn or settled)."""
+        if self.state is not DeliveryState.QUEUED:
+            return False
+        self.state = DeliveryState.RUNNING
+        return True
+
+    def settle(self) -> None:
+        """The receiver is done with it for good. Calling it again changes nothing.
+
+        A delivery that was withdrawn while it ran counts for the receipt that replaced it.
+        """
+        if self.state is DeliveryState.SETTLED:
+            return
+        self.state = DeliveryState.SETTLED
+        if self.successor is not None:
+            self.successor.settle()
+        if self._tracker is not None:
+            self._tracker.settled(self)
+
+    def requeue(self) -> None:
+        """Give a running delivery back unstarted, so that it can be claimed again."""
+        if self.state is DeliveryState.RUNNING:
+            self.state = DeliveryState.QUEUED
+
+    def withdraw(self) -> None:
+        """Take back what has not been settled: the bus will send it again.
+
+        A receipt that waited for this one's result is taken back with it: nobody else would
+        ever settle it.
+        """
+        if self.state in (DeliveryState.SETTLED, DeliveryState.WITHDRAWN):
+            return
+        self.state = DeliveryState.WITHDRAWN
+        if self.successor is not None:
+            self.successor.attempts = self.attempts
+            self.successor.withdraw()
+        if self.on_withdraw is not None:
+            self.on_withdraw()
+
+    def replaced_by(self, successor: Delivery) -> None:
+        """The running handler's result also settles ``successor``, the same message once more."""
+        successor.state = DeliveryState.RUNNING
+        successor.attempts = self.attempts
+        self.successor = successor
+        if self.state is DeliveryState.SETTLED:
+            successor.settle()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Delivery {self.envelope.topic!r} token={self.token} epoch={self.epoch}"
+            f" {self.state.value}>"
+        )
+
+
+class Tracker:
+    """What came from one source (a connection, a partition), in order of arrival.
+
+    Deliveries may be settled in any order; they are released as the longest settled prefix, so
+    that what is acknowledged never passes an unfinished message. A new epoch forgets what came
+    before: settling it later releases nothing.
+
+    Args:
+        release: called with the deliveries that have become free, oldest first, never empty.
+    """
+
+    def __init__(self, release: Callable[[list[Delivery]], None]) -> None:
+        self._release = release
+        self._slots: deque[Delivery] = deque()
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Deliveries that are not released yet."""
+        return len(self._slots)
+
+    def begin(self) -> list[Delivery]:
+        """Start the next epoch; returns what the last one leaves unreleased, oldest first."""
+        left = list(self._slots)
+        self._slots.clear()
+        self.epoch += 1
+        return left
+
+    def register(self, envelope: Envelope, token: int) -> Delivery:
+        """Append a slot for what has just arrived."""
+        delivery = Delivery(envelope, epoch=self.epoch, token=token, tracker=self)
+        self._slots.append(delivery)
+        return delivery
+
+    def unreleased(self) -> tuple[Delivery, ...]:
+        """What is not released yet, oldest first."""
+        return tuple(self._slots)
+
+    def settled(self, delivery: Delivery) -> None:
+        """Called by the delivery itself; releases the prefix that has become free."""
+        if delivery.epoch != self.epoch:
+            return
+        slots = self._slots
+        if not slots or slots[0] is not delivery:
+            return
+        free = []
+        while slots and slots[0].state is DeliveryState.SETTLED:
+            free.append(slots.popleft())
+        self._release(free)

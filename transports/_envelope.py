@@ -1,0 +1,47 @@
+"""A message at the edge of a bus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
+
+__all__ = ["Envelope"]
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A message at the edge of a bus: bytes and what the wire says about them.
+
+    The names follow CloudEvents 1.0 where it has one (``id``, ``source``, ``type``, ``time``).
+    """
+
+    topic: str
+    """The concrete topic, levels separated by ``/``."""
+    payload: bytes = b""
+    content_type: str | None = None
+    """MIME type of the payload; None when the sender gave none."""
+    id: str | None = None
+    """Stable over redelivery and resending, so that receivers can drop duplicates."""
+    source: str | None = None
+    """Who sent it: ``application/instance/actor`` for senders of this package."""
+    type: str | None = None
+    time: float | None = None
+    """When it was sent, in seconds since 1970 (UTC)."""
+    key: str | None = None
+    headers: Mapping[str, str] = _NO_HEADERS
+    """Everything else the sender attached; of a repeated name the last value counts."""
+    response_topic: str | None = None
+    """Where a reply is expected. Comes from the sender: never trusted."""
+    correlation: bytes | None = None
+    expiry: float | None = None
+    """Seconds for which the message is worth delivering; on receipt what is left of them."""
+    qos: int = 1
+    retain: bool = False
+    """Sent: keep it as the topic's last value. Received: it was such a kept value."""
+    redelivered: bool = False
+    """The bus says that it has sent this message before."""
+    partition: int | None = None
+    offset: int | None = None

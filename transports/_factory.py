@@ -1,0 +1,127 @@
+"""From a URL or a configuration to the provider that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from ..errors import ConfigurationError
+from ._contract import SocketProvider
+from ._options import Address, nearest, options_to_config, parse_address
+from .memory._config import MemoryConfig
+from .memory._provider import MemoryProvider
+from .mqtt._config import MqttConfig
+from .mqtt._provider import MqttProvider
+
+__all__ = ["Config", "SocketProviderFactory", "as_provider"]
+
+Config: TypeAlias = MemoryConfig | MqttConfig
+"""The options of one bus."""
+
+_IN_THE_AUTHORITY = ("host", "port", "username", "password")
+
+
+class SocketProviderFactory:
+    """Makes providers from configurations and URLs. Both take the same options."""
+
+    @staticmethod
+    def from_config(config: Config) -> SocketProvider:
+        """The provider for a configuration.
+
+        Raises:
+            ConfigurationError: not a configuration of a bus.
+        """
+        if isinstance(config, MemoryConfig):
+            return MemoryProvider(config)
+        if isinstance(config, MqttConfig):
+            return MqttProvider(config)
+        raise ConfigurationError(
+            f"{type(config).__name__} is no configuration of a bus:"
+            " give a MemoryConfig or an MqttConfig"
+        )
+
+    @staticmethod
+    def from_url(url: str) -> SocketProvider:
+        """The provider for a URL.
+
+        ``memory://`` is a broker of one's own in the process, ``memory://name`` one shared under
+        that name; ``mqtt://user:secret@host:port?option=value`` is an MQTT 5 broker, ``mqtts://``
+        one behind TLS. The options are those of `MemoryConfig` and `MqttConfig`. In user name,
+        password and options special characters are written as ``%40`` and so on.
+
+        Raises:
+            ConfigurationError: unknown scheme or option (names the nearest valid one), or a
+                value that does not fit. Never shows the password.
+        """
+        return SocketProviderFactory.from_config(SocketProviderFactory.config_from_url(url))
+
+    @staticmethod
+    def config_from_url(url: str) -> Config:
+        """The configuration that a URL stands for. Raises as `from_url` does."""
+        address = parse_address(url)
+        read = _SCHEMES.get(address.scheme)
+        if read is not None:
+            return read(address)
+        if address.scheme == "kafka":
+            raise ConfigurationError(
+                f"{address}: this version does not serve Kafka;"
+                " use an mqtt://, mqtts:// or memory:// address"
+            )
+        raise ConfigurationError(
+            f"scheme {address.scheme!r} is not known: {nearest(address.scheme, _SCHEMES)}"
+        )
+
+    @staticmethod
+    def url(config: Config) -> str:
+        """The address of a bus without user, secrets and options."""
+        return config.address
+
+
+def as_provider(value: SocketProvider | Config | str) -> SocketProvider:
+    """A provider as it is, or the one for a configuration or URL.
+
+    Raises:
+        ConfigurationError: it is none of them, or as `SocketProviderFactory.from_url` does.
+    """
+    if isinstance(value, SocketProvider):
+        return value
+    if isinstance(value, str):
+        return SocketProviderFactory.from_url(value)
+    return SocketProviderFactory.from_config(value)
+
+
+def _memory(address: Address) -> MemoryConfig:
+    if address.username is not None or address.password is not None or address.port is not None:
+        raise ConfigurationError(
+            "a memory:// URL has neither user nor port: write memory:// or memory://name"
+        )
+    known: dict[str, object] = {"name": address.host} if address.host else {}
+    return options_to_config(MemoryConfig, address.options, known, address=address)
+
+
+def _mqtt(address: Address) -> MqttConfig:
+    if not address.host:
+        raise ConfigurationError(
+            f"{address} has no host: write for example {address.scheme}://localhost"
+        )
+    for name in _IN_THE_AUTHORITY:
+        if name in address.options:
+            raise ConfigurationError(
+                f"option {name!r} of {address} is written in front of the '?':"
+                f" {address.scheme}://user:password@host:port"
+            )
+    known: dict[str, object] = {"host": address.host}
+    if address.scheme == "mqtts":
+        known["tls"] = True
+    for name in _IN_THE_AUTHORITY[1:]:
+        value = getattr(address, name)
+        if value is not None:
+            known[name] = value
+    return options_to_config(MqttConfig, address.options, known, address=address)
+
+
+_SCHEMES: Mapping[str, Callable[[Address], Config]] = {
+    "memory": _memory,
+    "mqtt": _mqtt,
+    "mqtts": _mqtt,
+}

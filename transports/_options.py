@@ -1,0 +1,239 @@
+"""Makes configurations from URLs and from options given as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from ..errors import ConfigurationError
+from ._secret import Secret
+
+__all__ = ["Address", "nearest", "options_to_config", "parse_address"]
+
+C = TypeVar("C")
+
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_FLAGS = {
+    "true": True, "1": True, "yes": True, "on": True,
+    "false": False, "0": False, "no": False, "off": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Address:
+    """A URL taken apart: ``scheme://username:password@host:port?option=value&...``.
+
+    Attributes:
+        scheme: in lower case.
+        username: decoded; None when the URL has none.
+        password: decoded.
+        host: as written, IPv6 addresses without their brackets; may be empty.
+        port: None when the URL has none.
+        options: the text of each option, decoded.
+    """
+
+    scheme: str
+    username: str | None = None
+    password: Secret | None = None
+    host: str = ""
+    port: int | None = None
+    options: Mapping[str, Secret] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The URL without user, password and options, for messages."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}" + ("" if self.port is None else f":{self.port}")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint for an unknown name: the valid one that is near, if any, and all that there are."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}there are: {', '.join(names) or 'none'}"
+
+
+def parse_address(url: str) -> Address:
+    """Take a URL apart. What it hides never gets into an error.
+
+    Raises:
+        ConfigurationError: it is not such a URL; says which part and what to write.
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ConfigurationError(
+            "the address of a bus is a URL such as 'memory://' or 'mqtt://host:1883'"
+            + ("; this one has no scheme before '://'" if "://" not in url else "")
+        )
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    authority, tail, query = _split(scheme, rest)
+    if re.search(r"[\s\x00-\x1f\x7f\\]", url):
+        raise ConfigurationError(
+            f"a {scheme}:// URL has a space, a control character or a backslash:"
+            " write them as %20, %5C and so on"
+        )
+    if tail not in ("", "/"):
+        raise ConfigurationError(
+            f"a {scheme}:// URL has something after host and port that is not an option:"
+            " options come after '?', and topics are not part of the address"
+        )
+    user, _, place = authority.rpartition("@")
+    username, colon, password = user.partition(":")
+    host, port = _host_and_port(scheme, place)
+    return Address(
+        scheme=scheme,
+        username=_decoded(scheme, "user name", username) if username else None,
+        password=Secret(_decoded(scheme, "password", password)) if colon else None,
+        host=_decoded(scheme, "host", host),
+        port=port,
+        options=_query(scheme, query),
+    )
+
+
+def options_to_config(
+    config: type[C],
+    options: Mapping[str, Secret],
+    known: Mapping[str, object],
+    *,
+    address: object,
+) -> C:
+    """Make a configuration from options given as text.
+
+    Args:
+        config: the dataclass.
+        options: name to text; may be secret, so it is shown only where that is harmless.
+        known: options that are settled already (by the rest of the address).
+        address: for error messages.
+
+    Raises:
+        ConfigurationError: an unknown option (names the nearest), one given twice, a text that
+            does not fit its type, or what the configuration itself refuses.
+    """
+    hints = _hints(config)
+    values: dict[str, object] = dict(known)
+    for name, text in options.items():
+        if name not in hints:
+            raise ConfigurationError(
+                f"option {name!r} of {address} is not known: {nearest(name, hints)}"
+            )
+        if name in known:
+            raise ConfigurationError(
+                f"option {name!r} of {address} is given twice: as an option after '?' and in"
+                " front of it; leave one out"
+            )
+        values[name] = _converted(name, text, hints[name], address)
+    return config(**values)
+
+
+def _split(scheme: str, rest: str) -> tuple[str, str, str]:
+    """Authority, path (or what stands in its place) and query."""
+    end = min((rest.find(mark) for mark in "/?#" if mark in rest), default=len(rest))
+    authority, behind = rest[:end], rest[end:]
+    if "@" in behind or "#" in behind:
+        # A secret with one of these in it lands in the wrong part: name the rule, show nothing.
+        raise ConfigurationError(
+            f"a {scheme}:// URL has '@' or '#' in the wrong place; in a user name, password or"
+            " option write '/' as %2F, '?' as %3F, '#' as %23, '@' as %40 and '%' as %25"
+        )
+    path, _, query = behind.partition("?")
+    return authority, path, query
+
+
+def _host_and_port(scheme: str, place: str) -> tuple[str, int | None]:
+    if place.startswith("["):
+        host, bracket, behind = place[1:].partition("]")
+        if not bracket or ":" not in host or (behind and not behind.startswith(":")):
+            raise ConfigurationError(
+                f"a {scheme}:// URL has a broken IPv6 address:"
+                f" write {scheme}://[::1] or {scheme}://[::1]:1883"
+            )
+        port = behind[1:] if behind else None
+    else:
+        host, colon, text = place.partition(":")
+        port = text if colon else None
+        if port is not None and ":" in port:
+            raise ConfigurationError(
+                f"a {scheme}:// URL has more than one ':' after the user part:"
+                f" write an IPv6 address in brackets, as in {scheme}://[::1]:1883"
+            )
+    if port is None:
+        return host, None
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65_535):
+        raise ConfigurationError(
+            f"port {port!r} of {scheme}://{host}: give a whole number from 1 to 65535"
+        )
+    return host, int(port)
+
+
+def _query(scheme: str, query: str) -> dict[str, Secret]:
+    options: dict[str, Secret] = {}
+    for part in query.split("&") if query else ():
+        name, equals, text = part.partition("=")
+        name = _decoded(scheme, "option", name)
+        if not equals or not name.isidentifier():
+            # Without '=' the text may be the end of a password with '?' in it.
+            raise ConfigurationError(
+                f"a {scheme}:// URL has something after '?' that is not an option:"
+                " options are written ?name=value&name=value"
+            )
+        if name in options:
+            raise ConfigurationError(
+                f"option {name!r} is given twice in a {scheme}:// URL: leave one out"
+            )
+        options[name] = Secret(_decoded(scheme, f"option {name}", text))
+    return options
+
+
+def _decoded(scheme: str, part: str, text: str) -> str:
+    if not _BAD_PERCENT.search(text):
+        try:
+            return unquote(text, errors="strict")
+        except UnicodeDecodeError:
+            pass
+    raise ConfigurationError(
+        f"the {part} of a {scheme}:// URL has a '%' that is not followed by the hexadecimal code"
+        " of UTF-8 text: write '%' itself as %25"
+    )
+
+
+def _hints(config: type[Any]) -> dict[str, tuple[type, ...]]:
+    """The types that each option may have; those that only the constructor takes included."""
+    hints = typing.get_type_hints(config)
+    names = [entry.name for entry in dataclasses.fields(config)]
+    names += [name for name, hint in hints.items() if isinstance(hint, dataclasses.InitVar)]
+    return {name: _members(hints[name]) for name in names}
+
+
+def _members(hint: object) -> tuple[type, ...]:
+    if isinstance(hint, dataclasses.InitVar):
+        hint = hint.type
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return tuple(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return (typing.cast("type", hint),)
+
+
+def _converted(name: str, secret: Secret, kinds: tuple[type, ...], address: object) -> object:
+    text = secret.reveal()
+    if Secret in kinds:
+        return secret
+    try:
+        if bool in kinds:
+            return _FLAGS[text.lower()]
+        if int in kinds:
+            return int(text)
+        if float in kinds:
+            return float(text)
+    except (KeyError, ValueError):
+        expected = (
+            "true or false" if bool in kinds else "a whole number" if int in kinds else "a number"
+        )
+        raise ConfigurationError(f"option {name}={text!r} of {address}: give {expected}") from None
+    return text

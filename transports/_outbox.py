@@ -1,0 +1,251 @@
+"""Publishes on their way to a broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import OutboxFull, PublishNotSent, PublishUnknown
+from ._envelope import Envelope
+
+__all__ = ["Outbox", "OutboxEntry"]
+
+
+class OutboxEntry(asyncio.Future[None]):
+    """One publish, and at the same time the future of its confirmation.
+
+    Cancelling it gives the publish up: at once if it waits to be written, else the broker may or
+    may not have it, and it is not written again.
+
+    Attributes:
+        envelope: the message.
+        note: the transport's own, for example the message in encoded form.
+        writes: how often it has been written so far, over all connections.
+    """
+
+    def __init__(self, envelope: Envelope, outbox: Outbox | None, note: Any = None) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self.envelope = envelope
+        self.note = note
+        self.writes = 0
+        self._outbox = outbox
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled and self._outbox is not None:
+            self._outbox._give_up(self)
+        return cancelled
+
+    def unconfirmed(self, reason: str) -> PublishNotSent | PublishUnknown:
+        """The error that says what is known of the publish when it is given up now."""
+        where = f"publish to {self.envelope.topic!r}"
+        if self.writes:
+            return PublishUnknown(
+                f"{where} was written but not confirmed: {reason}; it may have been received, so"
+                " publish it again only where a duplicate does no harm"
+            )
+        return PublishNotSent(f"{where} was not sent: {reason}; it is safe to publish it again")
+
+
+class Outbox:
+    """Bounded queue of publishes with a window of written but unconfirmed ones.
+
+    The transport supplies ``write`` and reports what happens: `connected`, `disconnected`,
+    `confirm` and `fail`. What is pending when the connection ends is written again on the next
+    one, first and in the order in which it was submitted. Every operation takes constant time,
+    except `disconnected` and `close`, which touch each pending publish once.
+
+    Args:
+        write: writes an entry to the connection; must not raise. It may call `confirm`, `fail` or
+            `disconnected` before it returns.
+        capacity: the most publishes that may be pending.
+        window: the most that may be written and unconfirmed; `connected` may change it.
+    """
+
+    def __init__(
+        self, write: Callable[[OutboxEntry], None], *, capacity: int = 10_000, window: int = 100
+    ) -> None:
+        self._write = write
+        self._capacity = capacity
+        self._window = window
+        self._waiting: OrderedDict[OutboxEntry, None] = OrderedDict()
+        self._written: dict[OutboxEntry, None] = {}
+        # Given up after the write: they hold their place in the window until the broker answers.
+        self._abandoned: dict[OutboxEntry, None] = {}
+        self._connected = False
+        self._closed = False
+        self._pumping = False
+        self._drained: list[asyncio.Future[None]] = []
+
+    def __len__(self) -> int:
+        """Publishes without an outcome."""
+        return len(self._waiting) + len(self._written)
+
+    @property
+    def unconfirmed(self) -> int:
+        """Publishes that are written and have no outcome."""
+        return len(self._written)
+
+    def submit(self, envelope: Envelope, note: Any = None) -> OutboxEntry:
+        """Queue a publish; it is written at once when there is a connection and a place.
+
+        After `close` the entry returned has already failed with PublishNotSent.
+
+        Args:
+            envelope: the message.
+            note: kept as the entry's ``note``.
+
+        Raises:
+            OutboxFull: ``capacity`` publishes are pending.
+        """
+        if self._closed:
+            entry = OutboxEntry(envelope, None)
+            entry.set_exception(entry.unconfirmed("the bus is closed"))
+            return entry
+        if len(self) >= self._capacity:
+            raise OutboxFull(
+                f"{self._capacity} publishes wait for the broker's confirmation; the one to"
+                f" {envelope.topic!r} was not taken: publish more slowly, await the publishes,"
+                " or raise the option 'outbox'"
+            )
+        entry = OutboxEntry(envelope, self, note)
+        self._waiting[entry] = None
+        if not self._pumping:
+            self._pump()
+        return entry
+
+    async def publish(self, envelope: Envelope, timeout: float, note: Any = None) -> None:
+        """Submit and wait for the outcome, for at most ``timeout`` seconds.
+
+        Raises:
+            PublishNotSent: the time went by and nothing was written; it never will be.
+            PublishUnknown: it was written but not confirmed in time; it is not written again.
+            OutboxFull: as `submit`.
+            Whatever the transport gave to `fail`.
+        """
+        entry = self.submit(envelope, note)
+        timer = asyncio.get_running_loop().call_later(timeout, self._expire, entry, timeout)
+        try:
+            await entry
+        finally:
+            timer.cancel()
+
+    def connected(self, window: int | None = None) -> None:
+        """There is a connection: write what is pending, oldest first.
+
+        Args:
+            window: the most that this connection may have written and unconfirmed; None keeps
+                the value.
+        """
+        if self._closed:
+            return
+        self.disconnected()
+        if window is not None:
+            self._window = window
+        self._connected = True
+        self._pump()
+
+    def disconnected(self) -> None:
+        """The connection is gone: what was not confirmed is written again on the next one.
+
+        With QoS 0 that could make duplicates; what was written of it counts as done.
+        """
+        self._connected = False
+        self._abandoned.clear()
+        written, self._written = self._written, {}
+        for entry in reversed(written):
+            if entry.envelope.qos == 0:
+                entry.set_result(None)
+            else:
+                self._waiting[entry] = None
+                self._waiting.move_to_end(entry, last=False)
+        self._wake_drained()
+
+    def confirm(self, entry: OutboxEntry) -> None:
+        """The broker has the message. Ignored for an entry that is not written at the moment."""
+        if not self._answered(entry):
+            return
+        if not entry.done():
+            entry.set_result(None)
+        self._advance()
+
+    def fail(self, entry: OutboxEntry, error: BaseException) -> None:
+        """The publish ends with this error. Ignored for an entry not written at the moment."""
+        if not self._answered(entry):
+            return
+        if not entry.done():
+            entry.set_exception(error)
+        self._advance()
+
+    async def drain(self) -> None:
+        """Wait until every pending publish has its outcome."""
+        while len(self):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drained.append(waiter)
+            await waiter
+
+    def close(self, reason: str = "the bus was closed first") -> None:
+        """Give up what is pending, with PublishNotSent or PublishUnknown, and take no more."""
+        self._closed = True
+        self._connected = False
+        left = [*self._written, *self._waiting]
+        self._written.clear()
+        self._waiting.clear()
+        self._abandoned.clear()
+        for entry in left:
+            if not entry.done():
+                entry.set_exception(entry.unconfirmed(reason))
+        self._wake_drained()
+
+    def _pump(self) -> None:
+        # write() may confirm, fail or disconnect before it returns, which leads back here.
+        self._pumping = True
+        try:
+            while (
+                self._connected
+                and self._waiting
+                and len(self._written) + len(self._abandoned) < self._window
+            ):
+                entry, _ = self._waiting.popitem(last=False)
+                entry.writes += 1
+                self._written[entry] = None
+                self._write(entry)
+        finally:
+            self._pumping = False
+
+    def _answered(self, entry: OutboxEntry) -> bool:
+        if entry in self._written:
+            del self._written[entry]
+            return True
+        if entry in self._abandoned:
+            del self._abandoned[entry]
+            return True
+        return False
+
+    def _advance(self) -> None:
+        if self._waiting and not self._pumping:
+            self._pump()
+        self._wake_drained()
+
+    def _give_up(self, entry: OutboxEntry) -> None:
+        if entry in self._written:
+            del self._written[entry]
+            self._abandoned[entry] = None
+        else:
+            self._waiting.pop(entry, None)
+        self._wake_drained()
+
+    def _expire(self, entry: OutboxEntry, timeout: float) -> None:
+        if entry.done():
+            return
+        entry.set_exception(entry.unconfirmed(f"no confirmation within {timeout:g} s"))
+        self._give_up(entry)
+
+    def _wake_drained(self) -> None:
+        if self._drained and not len(self):
+            for waiter in self._drained:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._drained.clear()

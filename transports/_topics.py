@@ -1,0 +1,305 @@
+"""Topics, filters, and finding what matches."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Generic, TypeVar
+
+from ..errors import ConfigurationError
+
+__all__ = [
+    "RESERVED",
+    "TopicFilter",
+    "TopicTrie",
+    "check_filter",
+    "check_topic",
+    "covers",
+    "is_reserved",
+    "minimal",
+]
+
+RESERVED = "_spa"
+"""First level of every topic that the runtime keeps for itself."""
+
+_LONGEST = 65_535
+_REMEMBERED = 4_096
+
+V = TypeVar("V", bound=Hashable)
+
+
+def is_reserved(topic: str) -> bool:
+    """Whether the topic or filter lies under `RESERVED`."""
+    return topic.startswith(RESERVED) and topic[len(RESERVED) : len(RESERVED) + 1] in ("", "/")
+
+
+def check_topic(topic: str) -> None:
+    """Raise ConfigurationError unless messages can be published to ``topic``."""
+    _check_text("topic", topic)
+    for wildcard in "+#":
+        if wildcard in topic:
+            raise ConfigurationError(
+                f"topic {topic!r} contains {wildcard!r}, which only filters may;"
+                " publish to one concrete topic"
+            )
+    if topic.startswith("$"):
+        raise ConfigurationError(
+            f"topic {topic!r} starts with '$', which brokers keep for themselves;"
+            " choose another first level"
+        )
+
+
+def check_filter(pattern: str) -> None:
+    """Raise ConfigurationError unless ``pattern`` is a filter with ``+`` and ``#`` only."""
+    _check_text("filter", pattern)
+    levels = pattern.split("/")
+    if levels[0] == "$share":
+        raise ConfigurationError(
+            f"filter {pattern!r} names a shared group; leave '$share/<group>/' away"
+            " and let the subscription be shared"
+        )
+    for index, level in enumerate(levels):
+        if level == "#" and index < len(levels) - 1:
+            raise ConfigurationError(
+                f"filter {pattern!r} has levels after '#'; '#' must be the last level"
+            )
+        if len(level) > 1 and ("+" in level or "#" in level):
+            raise ConfigurationError(
+                f"filter {pattern!r} has a wildcard inside the level {level!r};"
+                " '+' and '#' must be whole levels"
+            )
+
+
+def _check_text(kind: str, text: str) -> None:
+    if not text:
+        raise ConfigurationError(f"the {kind} is empty; it needs at least one character")
+    if "\0" in text:
+        raise ConfigurationError(f"{kind} {text!r} contains a null character; remove it")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{kind} {text!r} contains half of a surrogate pair, which UTF-8 can not carry;"
+            " use whole characters"
+        ) from None
+    if size > _LONGEST:
+        raise ConfigurationError(
+            f"{kind} {text[:40]!r}... is {size} bytes long in UTF-8;"
+            f" at most {_LONGEST} are possible"
+        )
+
+
+class TopicFilter:
+    """A filter as users write it: ``+``, ``#``, and ``{name}`` for a level they want to know.
+
+    Attributes:
+        text: as written.
+        pattern: the same with ``+`` in place of every capture, as brokers understand it.
+        captures: index of the level and name of each capture, in order.
+    """
+
+    __slots__ = ("_levels", "_many", "captures", "pattern", "text")
+
+    def __init__(self, text: str, pattern: str, captures: tuple[tuple[int, str], ...]) -> None:
+        self.text = text
+        self.pattern = pattern
+        self.captures = captures
+        levels = pattern.split("/")
+        self._many = levels[-1] == "#"
+        self._levels = levels[:-1] if self._many else levels
+
+    @classmethod
+    def parse(cls, text: str) -> TopicFilter:
+        """The filter that ``text`` describes.
+
+        Raises:
+            ConfigurationError: it is no valid filter, or a capture is not a whole level, not an
+                identifier, or there twice.
+        """
+        _check_text("filter", text)
+        levels = text.split("/")
+        captures: list[tuple[int, str]] = []
+        for index, level in enumerate(levels):
+            if "{" not in level and "}" not in level:
+                continue
+            name = level[1:-1]
+            if level != f"{{{name}}}" or "{" in name or "}" in name:
+                raise ConfigurationError(
+                    f"filter {text!r}: {level!r} mixes a capture with other text;"
+                    " a capture such as {name} must be a whole level"
+                )
+            if not name.isidentifier():
+                raise ConfigurationError(
+                    f"filter {text!r}: the capture name {name!r} is not an identifier;"
+                    " use letters, digits and '_', not starting with a digit"
+                )
+            if any(name == other for _, other in captures):
+                raise ConfigurationError(
+                    f"filter {text!r} has the capture {{{name}}} twice; give each its own name"
+                )
+            captures.append((index, name))
+            levels[index] = "+"
+        pattern = "/".join(levels)
+        check_filter(pattern)
+        return cls(text, pattern, tuple(captures))
+
+    def matches(self, topic: str) -> bool:
+        """Whether a message on the concrete ``topic`` fits."""
+        return _matches(self._levels, self._many, topic)
+
+    def capture(self, topic: str) -> dict[str, str]:
+        """The captured levels of a ``topic`` that matches, by name."""
+        if not self.captures:
+            return {}
+        levels = topic.split("/")
+        return {name: levels[index] for index, name in self.captures}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TopicFilter) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"TopicFilter({self.text!r})"
+
+
+def _is_hidden(first_level: str) -> bool:
+    return first_level.startswith("$") or first_level == RESERVED
+
+
+def _matches(wanted: list[str], many: bool, topic: str) -> bool:
+    levels = topic.split("/")
+    if len(levels) != len(wanted) and not (many and len(levels) > len(wanted)):
+        return False
+    if _is_hidden(levels[0]) and (not wanted or wanted[0] == "+"):
+        return False
+    return all(want in ("+", got) for want, got in zip(wanted, levels, strict=False))
+
+
+def _split(pattern: str) -> tuple[list[str], bool]:
+    levels = pattern.split("/")
+    if levels[-1] != "#":
+        return levels, False
+    # A topic has at least one level, so '#' alone is the same as '+/#'.
+    return levels[:-1] or ["+"], True
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether every topic that matches the plain filter ``narrow`` also matches ``wide``."""
+    wide_levels, wide_many = _split(wide)
+    narrow_levels, narrow_many = _split(narrow)
+    if wide_many:
+        if len(narrow_levels) < len(wide_levels):
+            return False
+    elif narrow_many or len(narrow_levels) != len(wide_levels):
+        return False
+    if wide_levels[0] == "+" and _is_hidden(narrow_levels[0]):
+        return False
+    return all(w in ("+", n) for w, n in zip(wide_levels, narrow_levels, strict=False))
+
+
+def minimal(filters: Iterable[str]) -> tuple[str, ...]:
+    """The plain filters without those that another one covers, in the same order."""
+    unique = list(dict.fromkeys(filters))
+    return tuple(
+        pattern
+        for index, pattern in enumerate(unique)
+        if not any(
+            covers(other, pattern) and (place < index or not covers(pattern, other))
+            for place, other in enumerate(unique)
+            if place != index
+        )
+    )
+
+
+class _Node(Generic[V]):
+    __slots__ = ("children", "values")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[V]] = {}
+        self.values: dict[V, int] = {}
+
+
+class TopicTrie(Generic[V]):
+    """Values by plain filter, found by concrete topic.
+
+    A wildcard as the first level matches neither topics that start with ``$`` nor those under
+    ``_spa``. Results are remembered for the topics seen last, until something changes.
+    """
+
+    __slots__ = ("_cache", "_count", "_root")
+
+    def __init__(self) -> None:
+        self._root: _Node[V] = _Node()
+        self._count = 0
+        self._cache: dict[str, tuple[V, ...]] = {}
+
+    def add(self, pattern: str, value: V) -> None:
+        """Find ``value`` for every topic that matches; adding it again changes nothing."""
+        node = self._root
+        for level in pattern.split("/"):
+            node = node.children.setdefault(level, _Node())
+        if value not in node.values:
+            self._count += 1
+            node.values[value] = self._count
+            self._cache.clear()
+
+    def discard(self, pattern: str, value: V) -> None:
+        """Undo `add`; what was never added is ignored."""
+        path: list[tuple[_Node[V], str]] = []
+        node = self._root
+        for level in pattern.split("/"):
+            child = node.children.get(level)
+            if child is None:
+                return
+            path.append((node, level))
+            node = child
+        if node.values.pop(value, None) is None:
+            return
+        self._cache.clear()
+        while path and not node.values and not node.children:
+            node, level = path.pop()
+            del node.children[level]
+
+    def match(self, topic: str) -> tuple[V, ...]:
+        """The values whose filters match ``topic``, each once, in the order of their adding."""
+        found = self._cache.get(topic)
+        if found is None:
+            found = self._search(topic)
+            if len(self._cache) >= _REMEMBERED:
+                del self._cache[next(iter(self._cache))]
+            self._cache[topic] = found
+        return found
+
+    def _search(self, topic: str) -> tuple[V, ...]:
+        levels = topic.split("/")
+        hits: list[dict[V, int]] = []
+        nodes = [self._root]
+        hidden = _is_hidden(levels[0])
+        # Level by level and not recursive: a topic may have 65,536 levels.
+        for level in levels:
+            following: list[_Node[V]] = []
+            for node in nodes:
+                children = node.children
+                if (child := children.get(level)) is not None:
+                    following.append(child)
+                if hidden and node is self._root:
+                    continue
+                if (child := children.get("+")) is not None:
+                    following.append(child)
+                if (child := children.get("#")) is not None:
+                    hits.append(child.values)
+            if not following:
+                nodes = following
+                break
+            nodes = following
+        for node in nodes:
+            hits.append(node.values)
+            if (child := node.children.get("#")) is not None:
+                hits.append(child.values)
+        order: dict[V, int] = {}
+        for values in hits:
+            for value, count in values.items():
+                if count < order.get(value, count + 1):
+                    order[value] = count
+        return tuple(sorted(order, key=order.__getitem__))

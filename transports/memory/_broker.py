@@ -1,0 +1,200 @@
+"""A broker in the process."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from ...errors import ConfigurationError, NoResponder
+from .._envelope import Envelope
+from .._topics import TopicFilter, TopicTrie
+from ._faults import Faults
+from ._queue import Link, Queue
+
+__all__ = ["Broker"]
+
+
+class Broker:
+    """Sessions, shared groups, retained messages and expiry, as a broker on the network has them.
+
+    Everything happens on the event loop of the clients, and nothing is stored outside memory.
+
+    Args:
+        address: what it is called in messages.
+
+    Attributes:
+        faults: trouble on demand, for tests.
+        links: open connections by client id, in the order of connecting.
+    """
+
+    def __init__(self, address: str = "memory://") -> None:
+        self.address = address
+        self.faults = Faults(self)
+        self.links: dict[str, Link] = {}
+        self._queues: dict[str, Queue] = {}
+        self._trie: TopicTrie[Queue] = TopicTrie()
+        self._retained: dict[str, tuple[Envelope, float | None]] = {}
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+
+    @property
+    def retained(self) -> Mapping[str, Envelope]:
+        """The retained messages that have not expired, by topic, oldest first."""
+        now = asyncio.get_running_loop().time()
+        return MappingProxyType(
+            {
+                topic: envelope
+                for topic, (envelope, deadline) in self._retained.items()
+                if deadline is None or deadline > now
+            }
+        )
+
+    @property
+    def queues(self) -> Mapping[str, Queue]:
+        """Sessions by client id, and shared groups by ``$share/`` and their name."""
+        return MappingProxyType(self._queues)
+
+    def connect(
+        self,
+        client_id: str,
+        *,
+        durable: bool,
+        window: int,
+        on_message: Callable[[Envelope, int], None],
+        on_lost: Callable[[bool], None],
+        group: str | None = None,
+        qos: int = 1,
+    ) -> Link:
+        """Open a connection and find or make its session; messages may arrive from now on.
+
+        An open connection with the same client id is ended first.
+
+        Args:
+            client_id: who connects.
+            durable: keep the session while nobody is connected; without, it starts empty.
+            window: as in `Link`.
+            on_message: as in `Link`.
+            on_lost: as in `Link`.
+            group: share the session under this name; None for one of its own.
+            qos: the highest quality of service wanted.
+
+        Raises:
+            ConnectFailed: a test asked for it.
+            ConfigurationError: the broker is in use on another event loop.
+        """
+        self._bind(asyncio.get_running_loop())
+        self.faults.check_connection()
+        if (older := self.links.get(client_id)) is not None:
+            self.drop(older, taken_over=True)
+        own = self._queues.get(client_id)
+        if own is not None and (group is not None or not durable):
+            self._end(own)
+        name = client_id if group is None else f"$share/{group}"
+        queue = self._queues.get(name)
+        if queue is None:
+            queue = self._queues[name] = Queue(name, self.faults, shared=group is not None)
+        queue.durable = durable
+        queue.qos = qos
+        link = Link(client_id, queue, window=window, on_message=on_message, on_lost=on_lost)
+        self.links[client_id] = link
+        queue.join(link)
+        return link
+
+    def subscribe(self, link: Link, patterns: Iterable[str]) -> None:
+        """Bring plain filters in force; what is retained comes for those that are new.
+
+        A shared group gets nothing that was retained.
+        """
+        queue = link.queue
+        link.filters.update(dict.fromkeys(patterns))
+        new = [pattern for pattern in link.filters if pattern not in queue.filters]
+        for pattern in new:
+            queue.filters[pattern] = None
+            self._trie.add(pattern, queue)
+        if not new or queue.shared or not self._retained:
+            return
+        wanted = [TopicFilter.parse(pattern) for pattern in new]
+        for topic, envelope in self.retained.items():
+            if any(pattern.matches(topic) for pattern in wanted):
+                queue.put(envelope, self._retained[topic][1], retained=True)
+
+    def unsubscribe(self, link: Link, pattern: str) -> None:
+        """Undo `subscribe`; in a shared group once no open connection wants the filter."""
+        queue = link.queue
+        link.filters.pop(pattern, None)
+        if not any(pattern in member.filters for member in queue.members):
+            queue.filters.pop(pattern, None)
+            self._trie.discard(pattern, queue)
+
+    def publish(self, envelope: Envelope) -> None:
+        """Keep the message for everybody subscribed, and as the topic's last value if asked.
+
+        Raises:
+            NoResponder: a request, and nobody is subscribed.
+            PublishRefused: a test asked for it (or for another error).
+        """
+        self.faults.check_publish(envelope.topic)
+        queues = self._trie.match(envelope.topic)
+        if not queues and envelope.response_topic is not None and not envelope.retain:
+            raise NoResponder(
+                f"nobody is subscribed to {envelope.topic!r}; is the responder running,"
+                " and is the topic right?"
+            )
+        envelope = _as_received(envelope)
+        deadline = None
+        if envelope.expiry is not None:
+            deadline = asyncio.get_running_loop().time() + envelope.expiry
+        if envelope.retain:
+            self._retained.pop(envelope.topic, None)
+            if envelope.payload:
+                self._retained[envelope.topic] = (envelope, deadline)
+        for queue in queues:
+            queue.put(envelope, deadline)
+
+    def drop(self, link: Link, *, taken_over: bool = False, lose_session: bool = False) -> None:
+        """End a connection from the broker's side, and tell its owner."""
+        self.close(link, lose_session=lose_session)
+        link.on_lost(taken_over)
+
+    def close(self, link: Link, *, lose_session: bool = False) -> None:
+        """End a connection; what was not acknowledged on it goes out again."""
+        if self.links.get(link.client_id) is not link:
+            return
+        del self.links[link.client_id]
+        queue = link.queue
+        queue.leave(link)
+        if not queue.members and (lose_session or not queue.durable):
+            self._end(queue)
+
+    def _end(self, queue: Queue) -> None:
+        del self._queues[queue.name]
+        for pattern in queue.filters:
+            self._trie.discard(pattern, queue)
+
+    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None and self._loop() is loop:
+            return
+        for link in list(self.links.values()):
+            if not link.loop.is_closed():
+                raise ConfigurationError(
+                    f"{self.address} is in use on another event loop; make a provider for each"
+                )
+            # Its loop ended without closing it: nobody is there to be told.
+            self.close(link)
+        self._loop = weakref.ref(loop)
+
+
+def _as_received(envelope: Envelope) -> Envelope:
+    """Without what only the receiving side knows, and with headers nobody can change."""
+    if not (envelope.headers or envelope.redelivered or envelope.partition is not None):
+        return envelope
+    return msgspec.structs.replace(
+        envelope,
+        headers=MappingProxyType(dict(envelope.headers)),
+        redelivered=False,
+        partition=None,
+        offset=None,
+    )

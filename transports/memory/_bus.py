@@ -1,0 +1,144 @@
+"""Publishing to the memory broker, and its reply inbox."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+
+from ...errors import ConfigurationError, MessageTooLarge, RequestError, TransportError
+from .._addresses import parked, reply_prefix
+from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
+from .._envelope import Envelope
+from .._outbox import Outbox, OutboxEntry
+from .._topics import check_topic
+from ._broker import Broker
+from ._config import MemoryConfig
+from ._connection import Connection
+from ._consumer import MemoryConsumer
+from ._queue import Link
+
+__all__ = ["MemoryBus"]
+
+_WINDOW = 1_000
+_UNLIMITED = 2**31
+_check_topic = functools.lru_cache(4_096)(check_topic)
+
+
+class MemoryBus(Bus):
+    """One application's presence on a memory broker."""
+
+    def __init__(self, broker: Broker, surroundings: Surroundings, config: MemoryConfig) -> None:
+        identity = surroundings.identity
+        self.max_payload = config.max_payload
+        self.connected = False
+        self._broker = broker
+        self._surroundings = surroundings
+        self._start_timeout = config.start_timeout
+        self._application = identity.application
+        self._inbox = reply_prefix(identity.application, surroundings.environment.token())
+        self._on_reply: Callable[[str, Envelope], None] | None = None
+        self._outbox = Outbox(self._write, capacity=config.outbox, window=_WINDOW)
+        self._answers: list[tuple[OutboxEntry, Exception | None]] = []
+        self._connection = Connection(
+            broker,
+            f"{identity.application}.{identity.instance}",
+            surroundings,
+            connect=self._connect,
+            lost=self._lost,
+        )
+
+    async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        self._on_reply = on_reply
+        await self._connection.start(self._start_timeout)
+
+    def reply_address(self, correlation: str) -> str:
+        return self._inbox + correlation
+
+    def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
+        return MemoryConsumer(
+            self._broker,
+            subscription,
+            receiver,
+            self._surroundings,
+            start_timeout=self._start_timeout,
+        )
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        self._check(envelope)
+        return self._outbox.submit(envelope)
+
+    async def publish(self, envelope: Envelope, *, timeout: float) -> None:
+        self._check(envelope)
+        await self._outbox.publish(envelope, timeout)
+
+    async def park(self, envelope: Envelope, *, timeout: float) -> None:
+        new_id = self._surroundings.environment.new_id
+        await self.publish(parked(self._application, envelope, new_id), timeout=timeout)
+
+    async def drain(self) -> None:
+        await self._outbox.drain()
+
+    async def close(self) -> None:
+        self.connected = False
+        self._outbox.close()
+        self._answers.clear()
+        self._connection.close()
+
+    def _check(self, envelope: Envelope) -> None:
+        size = len(envelope.payload)
+        if size > self.max_payload:
+            raise MessageTooLarge(
+                f"the payload for {envelope.topic!r} has {size} bytes, {self._broker.address}"
+                f" takes {self.max_payload}; send less, or raise the option 'max_payload'"
+            )
+        _check_topic(envelope.topic)
+        if envelope.qos not in (0, 1):
+            raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")
+
+    def _connect(self) -> Link:
+        link = self._broker.connect(
+            self._connection.client_id,
+            durable=False,
+            window=_UNLIMITED,
+            on_message=self._received,
+            on_lost=self._connection.lost,
+        )
+        self._broker.subscribe(link, (f"{self._inbox}+",))
+        self.connected = True
+        # The outbox writes at once, and the connection must be there when answers arrive.
+        self._connection.link = link
+        self._outbox.connected()
+        return link
+
+    def _lost(self) -> None:
+        self.connected = False
+        self._answers.clear()
+        self._outbox.disconnected()
+
+    def _received(self, envelope: Envelope, token: int) -> None:
+        link = self._connection.link
+        if link is not None:
+            link.queue.acknowledge(link, token)
+        if self._on_reply is not None:
+            self._on_reply(envelope.topic[len(self._inbox) :], envelope)
+
+    def _write(self, entry: OutboxEntry) -> None:
+        error: Exception | None = None
+        try:
+            self._broker.publish(entry.envelope)
+        except (TransportError, RequestError) as refusal:
+            error = refusal
+        if error is None and self._broker.faults.loses_confirmation():
+            return
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._answers.append((entry, error))
+
+    def _answer(self) -> None:
+        answers, self._answers = self._answers, []
+        for entry, error in answers:
+            if error is None:
+                self._outbox.confirm(entry)
+            else:
+                self._outbox.fail(entry, error)

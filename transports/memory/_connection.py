@@ -1,0 +1,119 @@
+"""Staying connected."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ...errors import ConfigurationError, ConnectFailed
+from .._backoff import Backoff
+from .._contract import Surroundings
+from ._broker import Broker
+from ._queue import Link
+
+__all__ = ["Connection"]
+
+_log = logging.getLogger(__name__)
+
+_KICKS = 5
+_SHORT = 30.0
+
+
+class Connection:
+    """One client's connection, made again after a backoff whenever it is lost.
+
+    Args:
+        broker: where to connect.
+        client_id: names the client in messages.
+        surroundings: the application it is for.
+        connect: connects once, and raises ConnectFailed when the broker refuses.
+        lost: called when the connection has ended and was not closed by `close`.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        client_id: str,
+        surroundings: Surroundings,
+        *,
+        connect: Callable[[], Link],
+        lost: Callable[[], None],
+    ) -> None:
+        self.link: Link | None = None
+        self.client_id = client_id
+        self._broker = broker
+        self._surroundings = surroundings
+        self._attempt = connect
+        self._lost = lost
+        self._backoff = Backoff(surroundings.environment, maximum=1.0)
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0
+        self._kicks = 0
+        self._closed = False
+
+    async def start(self, timeout: float) -> None:
+        """Connect; a refusal is tried again for ``timeout`` seconds.
+
+        Raises:
+            ConnectFailed: refused until then.
+        """
+        deadline = self._loop.time() + timeout
+        while True:
+            try:
+                self._connect()
+                return
+            except ConnectFailed as error:
+                left = deadline - self._loop.time()
+                if left <= 0:
+                    raise ConnectFailed(
+                        f"{self.client_id!r} got no connection to {self._broker.address}"
+                        f" within {timeout:g} s: {error}"
+                    ) from error
+            await asyncio.sleep(min(left, self._backoff.next_delay()))
+            if self._closed:
+                raise ConnectFailed(f"{self.client_id!r} was closed before it was connected")
+
+    def lost(self, taken_over: bool) -> None:
+        """The broker has ended the connection."""
+        lasted = self._loop.time() - self._since
+        self.link = None
+        self._surroundings.stats["connections.lost"] += 1
+        _log.warning("%s: connection of %r lost", self._broker.address, self.client_id)
+        self._lost()
+        self._kicks = self._kicks + 1 if taken_over and lasted < _SHORT else 0
+        if self._kicks >= _KICKS:
+            self._surroundings.fatal(
+                ConfigurationError(
+                    f"client id {self.client_id!r} on {self._broker.address} was taken over"
+                    f" {_KICKS} times in a row: another application with the same name and"
+                    " instance is running; give each its own instance"
+                )
+            )
+            return
+        self._retry(lasted)
+
+    def close(self) -> None:
+        """Disconnect, or stop trying to connect."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        link, self.link = self.link, None
+        if link is not None:
+            self._broker.close(link)
+
+    def _connect(self) -> None:
+        self._since = self._loop.time()
+        self.link = self._attempt()
+
+    def _retry(self, lasted: float) -> None:
+        self._timer = self._loop.call_later(self._backoff.next_delay(lasted), self._again)
+
+    def _again(self) -> None:
+        self._timer = None
+        try:
+            self._connect()
+        except ConnectFailed:
+            self._retry(0.0)

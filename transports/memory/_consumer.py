@@ -1,0 +1,184 @@
+"""Receiving from the memory broker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ...errors import ConnectionLost
+from .._contract import Consumer, Receiver, Subscription, Surroundings
+from .._delivery import Delivery, DeliveryState, Tracker
+from .._envelope import Envelope
+from .._topics import TopicFilter
+from ._broker import Broker
+from ._connection import Connection
+from ._queue import Link, Queue
+
+__all__ = ["MemoryConsumer"]
+
+_log = logging.getLogger(__name__)
+
+
+class MemoryConsumer(Consumer):
+    """One subscription's connection to the memory broker."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        subscription: Subscription,
+        receiver: Receiver,
+        surroundings: Surroundings,
+        *,
+        start_timeout: float,
+    ) -> None:
+        identity = surroundings.identity
+        self._broker = broker
+        self._subscription = subscription
+        self._receiver = receiver
+        self._start_timeout = start_timeout
+        self._durable = subscription.durable and not identity.ephemeral
+        self._group = f"{identity.application}.{subscription.name}" if subscription.share else None
+        self._filters = dict.fromkeys(subscription.filters)
+        self._unwanted: dict[str, None] = {}
+        self._tracker = Tracker(self._release)
+        # What earlier connections brought and nobody acknowledged, by token.
+        self._earlier: dict[int, Delivery] = {}
+        self._queue: Queue | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self._intake = True
+        self._closed = False
+        self._connection = Connection(
+            broker,
+            f"{identity.application}.{identity.instance}.{subscription.name}",
+            surroundings,
+            connect=self._connect,
+            lost=self._lost,
+        )
+
+    async def start(self) -> None:
+        await self._connection.start(self._start_timeout)
+
+    async def add_filter(self, pattern: str) -> None:
+        self._filters[pattern] = None
+        self._unwanted.pop(pattern, None)
+        if self._connection.link is None:
+            await self._connected()
+        else:
+            self._broker.subscribe(self._connection.link, (pattern,))
+
+    async def remove_filter(self, pattern: str) -> None:
+        self._filters.pop(pattern, None)
+        if self._connection.link is None:
+            self._unwanted[pattern] = None
+            await self._connected()
+        else:
+            self._broker.unsubscribe(self._connection.link, pattern)
+
+    def discard_stale(self, topic: str) -> None:
+        link = self._connection.link
+        if link is None:
+            return
+        for pattern in list(link.queue.filters):
+            if pattern not in self._filters and TopicFilter.parse(pattern).matches(topic):
+                self._broker.unsubscribe(link, pattern)
+                _log.warning(
+                    "%s: removed the filter %r of %r, which an earlier program left",
+                    self._broker.address,
+                    pattern,
+                    self._connection.client_id,
+                )
+
+    def stop_intake(self) -> None:
+        self._intake = False
+
+    async def close(self) -> None:
+        self._intake = False
+        self._closed = True
+        self._connection.close()
+        self._wake(
+            ConnectionLost(f"the consumer {self._connection.client_id!r} was closed meanwhile")
+        )
+
+    async def _connected(self) -> None:
+        if self._closed:
+            raise ConnectionLost(f"the consumer {self._connection.client_id!r} is closed")
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _wake(self, error: Exception | None = None) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+    def _connect(self) -> Link:
+        link = self._broker.connect(
+            self._connection.client_id,
+            durable=self._durable,
+            window=self._subscription.window,
+            on_message=self._received,
+            on_lost=self._connection.lost,
+            group=self._group,
+            qos=self._subscription.qos,
+        )
+        for pattern in self._unwanted:
+            self._broker.unsubscribe(link, pattern)
+        self._unwanted.clear()
+        self._broker.subscribe(link, self._filters)
+        before, self._queue = self._queue, link.queue
+        if before is not None:
+            self._resume(kept=before is link.queue)
+        self._wake()
+        return link
+
+    def _resume(self, *, kept: bool) -> None:
+        left = self._tracker.begin()
+        if kept:
+            self._remember(left)
+        else:
+            self._earlier.clear()
+        self._receiver.resume(redelivered=kept)
+
+    def _remember(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            self._earlier[delivery.token] = delivery
+        # What another member of a shared group took over never comes back here.
+        while len(self._earlier) > 2 * self._subscription.window:
+            del self._earlier[next(iter(self._earlier))]
+
+    def _lost(self) -> None:
+        self._receiver.hold()
+
+    def _received(self, envelope: Envelope, token: int) -> None:
+        if token < 0:
+            if self._intake:
+                self._receiver.deliver(Delivery(envelope))
+            return
+        earlier = self._earlier.pop(token, None)
+        running = earlier is not None and earlier.state in (
+            DeliveryState.RUNNING,
+            DeliveryState.SETTLED,
+        )
+        if not running and not self._intake:
+            return
+        delivery = self._tracker.register(envelope, token)
+        if earlier is None:
+            self._receiver.deliver(delivery)
+        elif running:
+            earlier.replaced_by(delivery)
+        else:
+            delivery.attempts = earlier.attempts
+            self._receiver.deliver(delivery)
+
+    def _release(self, free: list[Delivery]) -> None:
+        link = self._connection.link
+        if link is None:
+            self._remember(free)
+            return
+        for delivery in free:
+            link.queue.acknowledge(link, delivery.token)

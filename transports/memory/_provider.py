@@ -1,0 +1,65 @@
+"""The memory transport as an address."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from weakref import WeakKeyDictionary
+
+from .._contract import Bus, SocketProvider, Surroundings
+from .._topics import check_filter, check_topic
+from ._broker import Broker
+from ._bus import MemoryBus
+from ._config import MemoryConfig
+
+__all__ = ["MemoryProvider"]
+
+_named: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Broker]] = WeakKeyDictionary()
+_numbers = itertools.count(1)
+
+
+class MemoryProvider(SocketProvider):
+    """Connections to a broker in the process.
+
+    With a name in the configuration, all providers of that name in one event loop share a broker.
+    Without, this provider has one of its own, which keeps what it has from one event loop to
+    the next.
+
+    Args:
+        config: the options; None for the defaults.
+    """
+
+    config: MemoryConfig
+
+    def __init__(self, config: MemoryConfig | None = None) -> None:
+        self.config: MemoryConfig = config or MemoryConfig()
+        self.default_qos = self.config.qos
+        self.default_window = self.config.window
+        # '~' is in no name: two brokers of one's own are never mistaken for the same bus.
+        self._address = self.config.address if self.config.name else f"memory://~{next(_numbers)}"
+        self._own = None if self.config.name else Broker(self._address)
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    @property
+    def broker(self) -> Broker:
+        """The broker; with a name, that of the running event loop.
+
+        Raises:
+            RuntimeError: it has a name, and no event loop runs.
+        """
+        if self._own is not None:
+            return self._own
+        brokers = _named.setdefault(asyncio.get_running_loop(), {})
+        return brokers.setdefault(self.config.name, Broker(self._address))
+
+    def open(self, surroundings: Surroundings) -> Bus:
+        return MemoryBus(self.broker, surroundings, self.config)
+
+    def check_topic(self, topic: str) -> None:
+        check_topic(topic)
+
+    def check_filter(self, pattern: str) -> None:
+        check_filter(pattern)

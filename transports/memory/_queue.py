@@ -1,0 +1,192 @@
+"""What the broker keeps for a session or a shared group."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from .._envelope import Envelope
+from ._faults import Faults
+
+__all__ = ["Link", "Queue"]
+
+
+class Stored:
+    """One message in one queue."""
+
+    __slots__ = ("deadline", "envelope", "redelivered", "retained", "token")
+
+    def __init__(
+        self, envelope: Envelope, token: int, deadline: float | None, *, retained: bool
+    ) -> None:
+        self.envelope = envelope
+        self.token = token
+        self.deadline = deadline
+        self.retained = retained
+        self.redelivered = False
+
+    def received(self, now: float) -> Envelope:
+        """The envelope as a subscriber gets it."""
+        sent = self.envelope
+        if (
+            self.deadline is None
+            and not (self.redelivered or self.retained or sent.retain)
+            and (self.token > 0) == (sent.qos > 0)
+        ):
+            return sent
+        return msgspec.structs.replace(
+            sent,
+            qos=1 if self.token > 0 else 0,
+            retain=self.retained,
+            redelivered=self.redelivered,
+            expiry=None if self.deadline is None else max(0.0, self.deadline - now),
+        )
+
+
+class Link:
+    """The broker's side of one connection.
+
+    Args:
+        client_id: whose connection; one per client id is open at a time.
+        queue: its session or shared group.
+        window: the most QoS 1 messages sent and not acknowledged.
+        on_message: called with an envelope and its token (-1: nothing to acknowledge), never
+            from within a call to the broker.
+        on_lost: called when the broker ends the connection; the argument says whether the same
+            client id connected again elsewhere.
+    """
+
+    def __init__(
+        self,
+        client_id: str,
+        queue: Queue,
+        *,
+        window: int,
+        on_message: Callable[[Envelope, int], None],
+        on_lost: Callable[[bool], None],
+    ) -> None:
+        self.client_id = client_id
+        self.queue = queue
+        self.window = window
+        self.on_lost = on_lost
+        self.loop = asyncio.get_running_loop()
+        self.filters: dict[str, None] = {}
+        self.in_flight: dict[int, Stored] = {}
+        self.open = True
+        self._on_message = on_message
+        self._on_the_way: list[Stored] = []
+
+    def send(self, stored: Stored) -> None:
+        """Put the message on its way; it arrives in a later iteration of the loop."""
+        if not self._on_the_way:
+            self.loop.call_soon(self._arrive)
+        self._on_the_way.append(stored)
+
+    def shut(self) -> list[Stored]:
+        """End the connection; returns what was sent and never acknowledged, oldest first."""
+        self.open = False
+        self._on_the_way.clear()
+        left = sorted(self.in_flight.values(), key=_by_token)
+        self.in_flight.clear()
+        return left
+
+    def _arrive(self) -> None:
+        arriving, self._on_the_way = self._on_the_way, []
+        now = self.loop.time()
+        for stored in arriving:
+            if not self.open:
+                return
+            self._on_message(stored.received(now), stored.token)
+
+
+class Queue:
+    """The messages of one session, or of a group that shares them, until acknowledged.
+
+    There is no bound on what is kept while nobody takes it: memory is the limit.
+
+    Attributes:
+        name: the client id, or the name of the group.
+        durable: kept while nobody is connected.
+        shared: each message goes to one of several connections; else there is at most one.
+        filters: what it receives, in the order of subscribing.
+        qos: the highest quality of service it was subscribed with.
+        members: open connections.
+    """
+
+    def __init__(self, name: str, faults: Faults, *, shared: bool) -> None:
+        self.name = name
+        self.durable = True
+        self.shared = shared
+        self.qos = 1
+        self.filters: dict[str, None] = {}
+        self.members: list[Link] = []
+        self._faults = faults
+        self._pending: deque[Stored] = deque()
+        self._tokens = 0
+        self._turn = 0
+
+    def __len__(self) -> int:
+        """Messages that wait and are on no connection."""
+        return len(self._pending)
+
+    def put(
+        self, envelope: Envelope, deadline: float | None = None, *, retained: bool = False
+    ) -> None:
+        """Take a message; with QoS 0 only if it can go out now."""
+        if min(envelope.qos, self.qos) == 0:
+            if self.members and not self._faults.drops(envelope.topic):
+                self._turn += 1
+                link = self.members[self._turn % len(self.members)]
+                link.send(Stored(envelope, -1, deadline, retained=retained))
+            return
+        copies = 2 if self._faults.duplicates(envelope.topic) else 1
+        for _ in range(copies):
+            self._tokens += 1
+            self._pending.append(Stored(envelope, self._tokens, deadline, retained=retained))
+        self._pump()
+
+    def join(self, link: Link) -> None:
+        """Send what is kept to this connection too."""
+        self.members.append(link)
+        self._pump()
+
+    def leave(self, link: Link) -> None:
+        """Take back what this connection has not acknowledged: it goes out again, first."""
+        self.members.remove(link)
+        returned = link.shut()
+        for stored in returned:
+            stored.redelivered = True
+        self._pending = deque(heapq.merge(returned, self._pending, key=_by_token))
+        self._pump()
+
+    def acknowledge(self, link: Link, token: int) -> None:
+        """The message is done with; unknown tokens are ignored."""
+        if link.in_flight.pop(token, None) is not None and self._pending:
+            self._pump()
+
+    def _pump(self) -> None:
+        while self._pending and (link := self._next_member()) is not None:
+            stored = self._pending.popleft()
+            if stored.deadline is not None and stored.deadline <= link.loop.time():
+                continue
+            link.in_flight[stored.token] = stored
+            if not self._faults.drops(stored.envelope.topic):
+                link.send(stored)
+
+    def _next_member(self) -> Link | None:
+        count = len(self.members)
+        for step in range(1, count + 1):
+            index = (self._turn + step) % count
+            link = self.members[index]
+            if len(link.in_flight) < link.window:
+                self._turn = index
+                return link
+        return None
+
+
+def _by_token(stored: Stored) -> int:
+    return stored.token

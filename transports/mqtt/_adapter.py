@@ -1,0 +1,396 @@
+"""The one module that reaches into aiomqtt and paho.
+
+The libraries make and read CONNECT, SUBSCRIBE, UNSUBSCRIBE and DISCONNECT. Three things are done
+here instead, because the libraries would lose messages or time over them: messages and their
+acknowledgements pass them by (paho acknowledges on receipt or forgets the order, aiomqtt looks
+through all pending calls for every publish); the socket is opened without a thread, so that
+giving an attempt up leaves nothing behind; and the keep-alive runs even while reading is paused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiomqtt
+import paho.mqtt.client as paho
+from paho.mqtt import MQTTException
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from ...errors import ConnectionLost
+from ._config import MqttConfig
+from ._dial import dial, tls_context
+from ._flow import MessageFlow
+from ._keepalive import KeepAlive
+from ._packets import MalformedPacket, PublishPacket, variable_integer
+from ._reasons import describe, reason_text, translate
+from ._session import ClientHandler, Loss, ServerLimits
+from ._stream import FrameStream
+
+__all__ = ["MqttClient"]
+
+# The libraries' own chatter; aiomqtt sets the level of its default logger on import.
+_log = logging.getLogger(f"{__name__}.library")
+
+_CONNACK = 0x20
+
+
+class MqttClient:
+    """One attempt to be connected, and the connection if it succeeds. Never used again.
+
+    Args:
+        config: where and how.
+        identifier: the client identifier.
+        handler: gets what comes.
+        stats: counters.
+        clean_start: forget an older session of this identifier.
+        session_expiry: seconds for which the broker keeps the session without a connection.
+        receive_maximum: the most unacknowledged messages the broker may send; 0 leaves it open.
+
+    Attributes:
+        limits: what the broker said.
+        lost: ends with a `Loss` when the connection does. Never cancelled, never an error.
+    """
+
+    def __init__(
+        self,
+        config: MqttConfig,
+        identifier: str,
+        handler: ClientHandler,
+        stats: Counter[str],
+        *,
+        clean_start: bool,
+        session_expiry: int = 0,
+        receive_maximum: int = 0,
+    ) -> None:
+        self.limits = ServerLimits()
+        self._loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[Loss] = self._loop.create_future()
+        self._config = config
+        self._handler = handler
+        self._stream: FrameStream | None = None
+        self._unsubscribing: dict[int, asyncio.Future[list[int]]] = {}
+        self._controls = 0
+        self._wants_pause = False
+        self._accepted = False
+        self._keepalive: KeepAlive | None = None
+        self._end_cause: Exception | None = None
+        properties = _properties(
+            PacketTypes.CONNECT,
+            SessionExpiryInterval=session_expiry,
+            ReceiveMaximum=receive_maximum,
+        )
+        secret = config.secret
+        self._client = aiomqtt.Client(
+            config.host,
+            config.effective_port,
+            username=config.username,
+            password=None if secret is None else secret.reveal(),
+            identifier=identifier,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=clean_start,
+            keepalive=config.keepalive,
+            timeout=config.connect_timeout,
+            properties=properties,
+            logger=_log,
+        )
+        self._flow = MessageFlow(
+            handler, stats, self._client._client._mid_generate, self._on_other_packet
+        )
+        self._hook()
+
+    def _hook(self) -> None:
+        library = self._client._client
+        library.manual_ack_set(True)
+        library.on_connect = self._on_connect
+        library.on_disconnect = self._on_disconnect
+        library.on_unsubscribe = self._on_unsubscribe
+        library.on_socket_open = None
+        library.on_socket_close = None
+        library.on_socket_register_write = self._on_write_wanted
+        library.on_socket_unregister_write = None
+        library._create_socket = self._give_stream  # type: ignore[method-assign]
+        # Nobody may wait for these futures when the connection ends.
+        self._client._connected.add_done_callback(_retrieve)
+        self._client._disconnected.add_done_callback(_retrieve)
+
+    # Connecting and disconnecting.
+
+    async def connect(self) -> None:
+        """Connect; at most for the configured time. Cancelling leaves nothing behind.
+
+        Raises:
+            OSError: the socket could not be opened.
+            aiomqtt.MqttError: the broker refused, or did not answer.
+            ConfigurationError: the TLS files can not be used.
+        """
+        context = tls_context(self._config)
+        try:
+            sock = await dial(self._config, context)
+            self._stream = FrameStream(sock, self._flow.on_packet, self._on_end)
+            self._flow.begin(self._stream)
+            # Makes the packet only: the socket is open already.
+            self._client._client_connect()
+            async with asyncio.timeout(self._config.connect_timeout):
+                await asyncio.shield(self._client._connected)
+        except BaseException:
+            self.abort()
+            raise
+        if not self.lost.done():
+            seconds = self.limits.keepalive or self._config.keepalive
+            self._keepalive = KeepAlive(self._stream, seconds, self._on_silence)
+
+    async def disconnect(self, timeout: float) -> None:
+        """Send what is written, say goodbye and close; at most about ``timeout`` seconds."""
+        stream = self._stream
+        self._stop_keepalive()
+        if stream is not None and not self.lost.done():
+            with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._client.__aexit__(None, None, None)
+            await stream.finish(timeout)
+        self.abort()
+
+    def abort(self) -> None:
+        """Close at once, without goodbye. Harmless when it is closed."""
+        self._stop_keepalive()
+        if self._stream is not None:
+            self._stream.abort()
+        self._fail_connect()
+        self._lose(Loss("closed here"))
+
+    # Messages.
+
+    def acknowledge(self, tokens: list[int]) -> None:
+        """Acknowledge messages, in this order."""
+        self._flow.acknowledge(tokens)
+
+    def publish(self, packet: PublishPacket, note: Any) -> None:
+        """Write a message; `ClientHandler.on_confirmed` gets the note with the outcome."""
+        self._flow.publish(packet, note)
+
+    def pause(self) -> None:
+        """Stop reading until `resume`, so that nothing more comes than can be held.
+
+        While an answer to `subscribe` or `unsubscribe` is waited for, reading goes on: the answer
+        is behind the messages.
+        """
+        self._wants_pause = True
+        if self._stream is not None and not self._controls:
+            self._stream.pause()
+
+    def resume(self) -> None:
+        """Read again."""
+        self._wants_pause = False
+        self._resume_stream()
+
+    # Subscriptions.
+
+    async def subscribe(
+        self,
+        patterns: Sequence[str],
+        *,
+        qos: int,
+        timeout: float,
+        identifier: int = 0,
+        retained: bool = True,
+    ) -> list[int]:
+        """Subscribe; returns a reason code for each filter, 0x80 and above are refusals.
+
+        Args:
+            patterns: the filters.
+            qos: highest quality of service, 0 or 1.
+            timeout: seconds to wait for the answer.
+            identifier: comes with every message of this subscription; 0 for none.
+            retained: have retained messages sent, where the subscription was not there before.
+
+        Raises:
+            ConnectionLost: the connection ended first, or there was no answer.
+        """
+        # 1: only where the subscription is new. 2: never.
+        options = SubscribeOptions(qos=qos, retainHandling=1 if retained else 2)
+        properties = _properties(PacketTypes.SUBSCRIBE, SubscriptionIdentifier=identifier)
+        codes = await self._control(
+            lambda: self._client.subscribe(
+                [(pattern, options) for pattern in patterns],
+                properties=properties,
+                timeout=timeout,
+            ),
+            f"subscription to {', '.join(map(repr, patterns))}",
+        )
+        return [code.value if isinstance(code, ReasonCode) else int(code) for code in codes]
+
+    async def unsubscribe(self, patterns: Sequence[str], *, timeout: float) -> list[int]:
+        """Unsubscribe; returns a reason code for each filter, 0x11 where there was none.
+
+        Raises:
+            ConnectionLost: the connection ended first, or there was no answer.
+        """
+
+        async def answered() -> list[int]:
+            result, packet_id = self._client._client.unsubscribe(list(patterns))
+            if result != paho.MQTT_ERR_SUCCESS or packet_id is None:
+                raise aiomqtt.MqttCodeError(result)
+            answer: asyncio.Future[list[int]] = self._loop.create_future()
+            self._unsubscribing[packet_id] = answer
+            try:
+                async with asyncio.timeout(timeout):
+                    return await answer
+            finally:
+                del self._unsubscribing[packet_id]
+
+        codes: list[int] = await self._control(answered, f"end of {len(patterns)} subscriptions")
+        return codes
+
+    async def _control(self, call: Callable[[], Any], what: str) -> Any:
+        self._controls += 1
+        self._resume_stream()
+        task = asyncio.ensure_future(call())
+        try:
+            await asyncio.wait((task, self.lost), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ConnectionLost(f"{what}: {self.lost.result().text}")
+            return task.result()
+        except (aiomqtt.MqttError, MQTTException, OSError) as error:
+            raise translate(error, what) from error
+        finally:
+            if not task.done():
+                task.cancel()
+            self._controls -= 1
+            if self._wants_pause and not self._controls and self._stream is not None:
+                self._stream.pause()
+
+    # What the stream reports.
+
+    def _on_other_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
+        if first & 0xF0 == _CONNACK and stop - start == 2:
+            raise MalformedPacket("the broker answered in an older version than MQTT 5")
+        if self._stream is not None:
+            length = variable_integer(stop - start)
+            self._stream.hand_over(bytes((first,)) + length + data[start:stop])
+            self._run_library(self._client._client.loop_read)
+
+    def _run_library(self, step: Callable[[], Any]) -> None:
+        try:
+            result = step()
+        except Exception as error:
+            # Paho raises all kinds of errors over packets that are not as they should be.
+            raise MalformedPacket(f"a packet of the broker can not be read: {error}") from error
+        if result != paho.MQTT_ERR_SUCCESS:
+            raise MalformedPacket(f"a packet of the broker is no use: {paho.error_string(result)}")
+
+    def _on_end(self, error: Exception | None) -> None:
+        self._end_cause = error
+        with contextlib.suppress(MalformedPacket):
+            self._run_library(self._client._client.loop_read)
+        self._fail_connect()
+        self._lose(self._loss())
+
+    def _loss(self) -> Loss:
+        if self._end_cause is None:
+            return Loss("the broker closed the connection", closed_by_broker=True)
+        return Loss(describe(self._end_cause))
+
+    # What the library reports.
+
+    def _give_stream(self) -> Any:
+        return self._stream
+
+    def _on_write_wanted(self, client: Any, userdata: Any, sock: Any) -> None:
+        # The library may be inside a callback, where it must not be called again.
+        self._loop.call_soon(self._client._client.loop_write)
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None
+    ) -> None:
+        if self._client._connected.done():
+            return
+        self._client._on_connect(client, userdata, flags, reason, properties)
+        if reason.is_failure:
+            return
+        self.limits = ServerLimits(
+            receive_maximum=getattr(properties, "ReceiveMaximum", 65_535),
+            maximum_packet_size=getattr(properties, "MaximumPacketSize", 268_435_460),
+            maximum_qos=getattr(properties, "MaximumQoS", 2),
+            retain=getattr(properties, "RetainAvailable", 1) == 1,
+            subscription_identifiers=getattr(properties, "SubscriptionIdentifierAvailable", 1) == 1,
+            keepalive=getattr(properties, "ServerKeepAlive", 0),
+        )
+        self._accepted = True
+        self._handler.on_connected(flags.session_present)
+
+    def _on_disconnect(
+        self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None
+    ) -> None:
+        self._client._on_disconnect(client, userdata, flags, reason, properties)
+        if flags.is_disconnect_packet_from_server:
+            self._end_cause = aiomqtt.MqttCodeError(reason)
+            self._lose(
+                Loss(
+                    f"the broker ended the connection: {reason_text(reason.value)}",
+                    code=reason.value,
+                    closed_by_broker=True,
+                )
+            )
+            self.abort()
+
+    def _on_unsubscribe(
+        self, client: Any, userdata: Any, packet_id: int, reasons: Any, properties: Any = None
+    ) -> None:
+        answer = self._unsubscribing.get(packet_id)
+        if answer is not None and not answer.done():
+            answer.set_result([reason.value for reason in reasons])
+
+    # Inner parts.
+
+    def _resume_stream(self) -> None:
+        if self._stream is not None and self._stream.paused:
+            self._stream.resume()
+            if self._keepalive is not None:
+                self._keepalive.resumed()
+
+    def _stop_keepalive(self) -> None:
+        if self._keepalive is not None:
+            self._keepalive.stop()
+            self._keepalive = None
+
+    def _on_silence(self) -> None:
+        if self._stream is not None:
+            self._stream.abort()
+        self._on_end(TimeoutError("the broker has gone silent"))
+
+    def _fail_connect(self) -> None:
+        # After a goodbye aiomqtt has a new future there, which nobody looks at.
+        if not self._accepted and not self._client._connected.done():
+            text = "the broker closed it before it was accepted"
+            if self._end_cause is not None:
+                text = describe(self._end_cause)
+            self._client._connected.set_exception(aiomqtt.MqttError(text))
+
+    def _lose(self, loss: Loss) -> None:
+        if not self.lost.done():
+            self._stop_keepalive()
+            self.lost.set_result(loss)
+            self._flow.end()
+            if self._accepted:
+                self._handler.on_lost(loss)
+
+
+def _properties(packet: int, **values: int) -> Properties:
+    properties = Properties(packet)  # type: ignore[no-untyped-call]
+    for name, value in values.items():
+        if value:
+            setattr(properties, name, value)
+    return properties
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,221 @@
+"""Options of the MQTT transport."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import KW_ONLY, InitVar, dataclass
+from pathlib import Path
+
+from ...errors import ConfigurationError
+from .._checks import check_flag, check_numbers, check_text
+from .._secret import Secret
+
+__all__ = ["MqttConfig"]
+
+_WHOLE = {
+    "keepalive": (1, 65_535),
+    "session_expiry": (0, 4_294_967_295),
+    "window": (1, 65_535),
+    "inflight": (1, 65_535),
+    "outbox": (1, 10_000_000),
+    "max_payload": (1, 268_435_455),
+}
+_SECONDS = {
+    "connect_timeout": (0.001, 3_600),
+    "start_timeout": (0.001, 86_400),
+    "backoff_min": (0.001, 3_600),
+    "backoff_max": (0.001, 86_400),
+}
+_HOST = re.compile(r"[^\s/\\?#@%\[\]\x00-\x1f]+(%[A-Za-z0-9._~-]+)?")
+_TLS_FILES = ("tls_ca", "tls_cert", "tls_key")
+
+
+@dataclass(frozen=True)
+class MqttConfig:
+    """How to reach an MQTT 5 broker, and how much may be under way with it.
+
+    Args:
+        host: name or address of the broker; IPv6 addresses with or without brackets.
+        port: TCP port; 1883 when not given, 8883 with ``tls``.
+        username: who logs in.
+        password: with what; kept as a `Secret`.
+        password_env: take the password from the environment variable of this name.
+        password_file: take the password from the first line of this file.
+        tls: encrypt the connection (TLS 1.2 or newer) and check the broker's certificate.
+        tls_ca: file with the certificates to trust, PEM; the system's when not given.
+        tls_cert: file with our own certificate, PEM.
+        tls_key: file with its private key, PEM; when not given it is in ``tls_cert``.
+        tls_key_password: what the private key is encrypted with; kept as a `Secret`.
+        tls_insecure_skip_verification: accept any certificate. Anybody on the way can then read
+            and change everything.
+        keepalive: seconds between signs of life; a dead connection is noticed within two of them.
+        session_expiry: seconds for which the broker keeps what arrives for a named application
+            while it is away; 4294967295 for ever.
+        connect_timeout: seconds for one attempt to connect.
+        start_timeout: seconds for which the first connection is tried.
+        window: the most deliveries of one subscription that may be unsettled at once.
+        inflight: the most publishes that may be written and not confirmed at once.
+        outbox: the most publishes that may wait for confirmation at once.
+        max_payload: the largest payload that may be published, in bytes.
+        qos: quality of service of publishes and subscriptions that name none, 0 or 1.
+        backoff_min: seconds before the first attempt to reconnect, before jitter.
+        backoff_max: the most seconds between two attempts to reconnect.
+
+    Raises:
+        ConfigurationError: an option has a value that can not be, or options contradict.
+    """
+
+    host: str = "localhost"
+    _: KW_ONLY
+    port: int | None = None
+    username: str | None = None
+    password: Secret | str | None = None
+    password_env: InitVar[str | None] = None
+    password_file: InitVar[str | None] = None
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_key_password: Secret | str | None = None
+    tls_insecure_skip_verification: bool = False
+    keepalive: int = 15
+    session_expiry: int = 604_800
+    connect_timeout: float = 5.0
+    start_timeout: float = 10.0
+    window: int = 200
+    inflight: int = 100
+    outbox: int = 10_000
+    max_payload: int = 1_048_576
+    qos: int = 1
+    backoff_min: float = 0.1
+    backoff_max: float = 10.0
+
+    def __post_init__(self, password_env: str | None, password_file: str | None) -> None:
+        object.__setattr__(self, "host", _checked_host(self.host))
+        object.__setattr__(self, "password", _password(self.password, password_env, password_file))
+        object.__setattr__(
+            self, "tls_key_password", _secret("tls_key_password", self.tls_key_password)
+        )
+        if self.port is not None:
+            check_numbers(self, {"port": (1, 65_535)}, whole=True)
+        check_numbers(self, _WHOLE, whole=True)
+        check_numbers(self, _SECONDS, whole=False)
+        self._check_qos()
+        self._check_tls()
+        check_text(self, "username")
+        if self.backoff_max < self.backoff_min:
+            raise ConfigurationError(
+                f"option backoff_max={self.backoff_max} of MqttConfig:"
+                f" give at least backoff_min, which is {self.backoff_min}"
+            )
+
+    @property
+    def effective_port(self) -> int:
+        """The TCP port to connect to."""
+        if self.port is not None:
+            return self.port
+        return 8883 if self.tls else 1883
+
+    @property
+    def address(self) -> str:
+        """The bus as a URL without user, secrets and options."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.effective_port}"
+
+    @property
+    def secret(self) -> Secret | None:
+        """The password as a `Secret`, whatever it was given as."""
+        return _secret("password", self.password)
+
+    def _check_qos(self) -> None:
+        if self.qos == 2 and not isinstance(self.qos, bool):
+            raise ConfigurationError(
+                "option qos=2 of MqttConfig: give 0 or 1. With QoS 2 the client library confirms"
+                " receipt before the handler has run, so a crash would lose the message; with"
+                " QoS 1 it comes again, and message.id tells a message that was handled before"
+            )
+        check_numbers(self, {"qos": (0, 1)}, whole=True)
+
+    def _check_tls(self) -> None:
+        for option in ("tls", "tls_insecure_skip_verification"):
+            check_flag(self, option)
+        for option in _TLS_FILES:
+            check_text(self, option)
+        if not self.tls:
+            asked = [
+                option
+                for option in (*_TLS_FILES, "tls_key_password", "tls_insecure_skip_verification")
+                if getattr(self, option)
+            ]
+            if asked:
+                raise ConfigurationError(
+                    f"option {asked[0]} of MqttConfig has no effect without TLS:"
+                    " give tls=True, or write the URL with mqtts://"
+                )
+        if self.tls_cert is None and (self.tls_key or self.tls_key_password):
+            raise ConfigurationError(
+                "option tls_key or tls_key_password of MqttConfig has no effect without a"
+                " certificate: give tls_cert as well"
+            )
+
+
+def _checked_host(host: object) -> str:
+    if isinstance(host, str):
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if len(bare) <= 255 and _HOST.fullmatch(bare):
+            return bare
+    raise ConfigurationError(
+        "option host of MqttConfig: give the name or address of a broker, for example"
+        " 'localhost'; user, password and port are options of their own"
+    )
+
+
+def _secret(option: str, value: Secret | str | None) -> Secret | None:
+    if value is None:
+        return None
+    if isinstance(value, (str, Secret)):
+        return Secret(value)
+    raise ConfigurationError(
+        f"option {option} of MqttConfig is a {type(value).__name__}: give a text or a Secret"
+    )
+
+
+def _password(
+    password: Secret | str | None, variable: str | None, file: str | None
+) -> Secret | None:
+    given = [
+        option
+        for option, value in (
+            ("password", password),
+            ("password_env", variable),
+            ("password_file", file),
+        )
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise ConfigurationError(
+            f"options {' and '.join(given)} of MqttConfig exclude each other: give one of them"
+        )
+    if variable is not None:
+        value = os.environ.get(variable)
+        if value is None:
+            raise ConfigurationError(
+                f"option password_env={variable!r} of MqttConfig:"
+                " there is no such environment variable; set it, or name another"
+            )
+        return Secret(value)
+    if file is not None:
+        return _read_password(file)
+    return _secret("password", password)
+
+
+def _read_password(file: str) -> Secret:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(
+            f"option password_file={file!r} of MqttConfig can not be read: {reason}"
+        ) from None
+    return Secret(text.split("\n", 1)[0].rstrip("\r"))

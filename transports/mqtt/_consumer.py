@@ -1,0 +1,254 @@
+"""One subscription's connection and session."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+
+from ...errors import ConnectionLost
+from .._contract import Consumer, Receiver, Subscription, Surroundings
+from .._delivery import Delivery, Tracker
+from .._envelope import Envelope
+from .._topics import RESERVED
+from ._adapter import MqttClient
+from ._config import MqttConfig
+from ._connection import Connection
+from ._reasons import subscribe_refusal
+from ._redelivery import Redelivery
+from ._session import Loss
+from ._subscriptions import SubscriptionSet
+
+__all__ = ["MqttConsumer"]
+
+_log = logging.getLogger(__name__)
+
+_SHORTEST_ANSWER = 10.0
+_MOST_RECEIVED = 65_535
+_RETRY_REFUSED = 10.0
+
+
+class MqttConsumer(Consumer):
+    """Receives one subscription's messages and acknowledges them in order, once settled.
+
+    With ``share`` the messages go to the group ``{application}.{subscription}``. Mosquitto gives
+    what a member leaves unacknowledged to another member only once that member's session has
+    ended, not while it is away; use stable instances and bring them back.
+
+    Args:
+        config: where and how.
+        surroundings: identity, counters, randomness.
+        subscription: what to receive; with ``durable`` and a lasting identity the broker keeps
+            the messages for ``session_expiry`` seconds while there is no connection.
+        receiver: who gets the deliveries.
+    """
+
+    def __init__(
+        self,
+        config: MqttConfig,
+        surroundings: Surroundings,
+        subscription: Subscription,
+        receiver: Receiver,
+    ) -> None:
+        identity = surroundings.identity
+        self._config = config
+        self._stats = surroundings.stats
+        self._subscription = subscription
+        self._receiver = receiver
+        self._durable = subscription.durable and not identity.ephemeral
+        self._identifier = f"{identity.application}.{identity.instance}.{subscription.name}"
+        self._low = subscription.window
+        self._high = 2 * subscription.window
+        self._tracker = Tracker(self._release)
+        self._redelivery = Redelivery(subscription.window)
+        self._subscriptions = SubscriptionSet(
+            subscription.filters,
+            qos=min(subscription.qos, 1),
+            group=f"{identity.application}.{subscription.name}" if subscription.share else None,
+            timeout=max(config.connect_timeout, _SHORTEST_ANSWER),
+        )
+        self._connection = Connection(self, config, self._identifier, surroundings)
+        self._client: MqttClient | None = None
+        self._ready: asyncio.Future[MqttClient] = asyncio.get_running_loop().create_future()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._started = False
+        self._held = False
+        self._stopped = False
+        self._closing = False
+        self._paused = False
+
+    # The contract.
+
+    async def start(self) -> None:
+        self._started = True
+        await self._connection.start()
+
+    async def add_filter(self, pattern: str) -> None:
+        self._subscriptions.add(pattern)
+        if self._started:
+            refused = await self._bring_in_force()
+            if pattern in refused:
+                self._subscriptions.remove(pattern)
+                raise subscribe_refusal(refused[pattern], pattern)
+
+    async def remove_filter(self, pattern: str) -> None:
+        self._subscriptions.remove(pattern)
+        if self._started:
+            await self._bring_in_force()
+
+    def discard_stale(self, topic: str) -> None:
+        self._stats["messages.stale"] += 1
+        if self._client is not None:
+            self._spawn(self._discard(self._client, topic))
+
+    def stop_intake(self) -> None:
+        self._stopped = True
+
+    async def close(self) -> None:
+        self._stopped = self._closing = True
+        if not self._ready.done():
+            self._ready.set_exception(ConnectionLost(f"consumer {self._identifier!r} is closed"))
+            self._ready.exception()
+        for task in list(self._tasks):
+            task.cancel()
+        await self._connection.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # What the connection asks for and reports.
+
+    def make_client(self) -> MqttClient:
+        self._client = MqttClient(
+            self._config,
+            self._identifier,
+            self,
+            self._stats,
+            clean_start=not self._durable,
+            session_expiry=self._config.session_expiry if self._durable else 0,
+            receive_maximum=min(self._subscription.window, _MOST_RECEIVED),
+        )
+        return self._client
+
+    async def prepare(self, client: MqttClient, *, first: bool) -> None:
+        refused = await self._subscriptions.apply(client)
+        if not refused:
+            return
+        pattern, code = next(iter(refused.items()))
+        if first:
+            raise subscribe_refusal(code, pattern)
+        self._stats["mqtt.subscribe_refused"] += len(refused)
+        _log.error("%s; trying again", subscribe_refusal(code, pattern))
+        self._spawn(self._retry_refused(client))
+
+    def on_connected(self, session_present: bool) -> None:
+        self._paused = False
+        if not session_present:
+            self._redelivery.session_lost()
+        if not self._held:
+            return
+        if session_present:
+            self._resume(redelivered=True)
+        elif self._durable:
+            self._stats["mqtt.session_lost"] += 1
+            _log.warning(
+                "the broker at %s has lost the session of %r: what it kept for it is gone",
+                self._config.address,
+                self._identifier,
+            )
+
+    def on_ready(self, client: MqttClient) -> None:
+        if self._held:
+            self._resume(redelivered=False)
+        if not self._ready.done():
+            self._ready.set_result(client)
+
+    def on_lost(self, loss: Loss) -> None:
+        self._redelivery.connection_lost(self._tracker.begin())
+        self._subscriptions.connection_lost()
+        if self._ready.done() and not self._closing:
+            self._ready = asyncio.get_running_loop().create_future()
+        if not self._closing:
+            self._held = True
+            self._receiver.hold()
+
+    def on_confirmed(self, note: object, code: int) -> None:
+        """Nothing is published on this connection."""
+
+    def on_message(self, envelope: Envelope, token: int, identifiers: tuple[int, ...]) -> None:
+        if self._stopped:
+            return
+        if self._held:
+            self._resume(redelivered=False)
+        subscriptions = self._subscriptions
+        unwanted = envelope.topic.startswith(RESERVED) and self._is_foreign(envelope.topic)
+        if token < 0:
+            copy = identifiers and subscriptions.guard.is_copy(envelope, identifiers)
+            if not unwanted and not copy:
+                self._receiver.deliver(Delivery(envelope, epoch=self._tracker.epoch))
+            return
+        delivery = self._tracker.register(envelope, token)
+        if self._redelivery.active:
+            if not envelope.redelivered:
+                self._redelivery.over()
+            elif self._redelivery.resolve(delivery):
+                self._stats["messages.recognised"] += 1
+                return
+        if unwanted or (identifiers and subscriptions.guard.is_copy(envelope, identifiers)):
+            delivery.settle()
+            return
+        self._receiver.deliver(delivery)
+        if len(self._tracker) >= self._high and not self._paused and self._client is not None:
+            self._paused = True
+            self._stats["mqtt.paused"] += 1
+            self._client.pause()
+
+    # Inner parts.
+
+    def _resume(self, *, redelivered: bool) -> None:
+        self._held = False
+        self._receiver.resume(redelivered=redelivered)
+
+    def _is_foreign(self, topic: str) -> bool:
+        if not topic.startswith(RESERVED + "/") or self._subscriptions.allows(topic):
+            return False
+        self._stats["messages.reserved"] += 1
+        return True
+
+    def _release(self, free: list[Delivery]) -> None:
+        client = self._client
+        if client is None:
+            return
+        client.acknowledge([delivery.token for delivery in free])
+        self._redelivery.acknowledged(free)
+        if self._paused and len(self._tracker) <= self._low:
+            self._paused = False
+            client.resume()
+
+    async def _bring_in_force(self) -> dict[str, int]:
+        while True:
+            client = await asyncio.shield(self._ready)
+            try:
+                return await self._subscriptions.apply(client)
+            except ConnectionLost:
+                if self._closing or not client.lost.done():
+                    raise
+
+    async def _retry_refused(self, client: MqttClient) -> None:
+        refused = True
+        while refused and not client.lost.done():
+            await asyncio.sleep(_RETRY_REFUSED)
+            try:
+                refused = bool(await self._subscriptions.apply(client))
+            except ConnectionLost:
+                return
+
+    async def _discard(self, client: MqttClient, topic: str) -> None:
+        try:
+            await self._subscriptions.discard(client, topic)
+        except ConnectionLost as error:
+            _log.info("a filter that is not wanted stays for now: %s", error)
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))

@@ -1,0 +1,97 @@
+"""Messages and their acknowledgements on one connection."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ._packets import (
+    MalformedPacket,
+    PublishDecoder,
+    PublishPacket,
+    encode_acknowledgements,
+    encode_completion,
+)
+from ._session import ClientHandler
+from ._stream import FrameStream
+
+__all__ = ["MessageFlow"]
+
+_PUBLISH, _PUBACK, _PUBREL, _PINGRESP = 0x30, 0x40, 0x60, 0xD0
+
+
+class MessageFlow:
+    """Takes the packets that carry messages off a stream, and writes them.
+
+    Args:
+        handler: gets messages and confirmations.
+        stats: counters.
+        next_packet_id: draws from the same ids as the client library's own requests.
+        on_other: gets every other packet, as `FrameStream` hands it over.
+    """
+
+    def __init__(
+        self,
+        handler: ClientHandler,
+        stats: Counter[str],
+        next_packet_id: Callable[[], int],
+        on_other: Callable[[int, bytes, int, int], None],
+    ) -> None:
+        self._handler = handler
+        self._decode = PublishDecoder(stats).decode
+        self._next_packet_id = next_packet_id
+        self._on_other = on_other
+        self._stream: FrameStream | None = None
+        self._in_flight: dict[int, Any] = {}
+
+    def begin(self, stream: FrameStream) -> None:
+        """Write to this stream from now on."""
+        self._stream = stream
+
+    def end(self) -> None:
+        """The connection is gone, and with it what was not confirmed."""
+        self._stream = None
+        self._in_flight.clear()
+
+    def acknowledge(self, tokens: list[int]) -> None:
+        """Acknowledge messages, in this order."""
+        if self._stream is not None:
+            self._stream.write(encode_acknowledgements(tokens))
+
+    def publish(self, packet: PublishPacket, note: Any) -> None:
+        """Write a message; the handler's ``on_confirmed`` gets the note with the outcome."""
+        stream = self._stream
+        if stream is None:
+            return
+        if packet.qos:
+            packet_id = self._next_packet_id()
+            while packet_id in self._in_flight:
+                packet_id = self._next_packet_id()
+            self._in_flight[packet_id] = note
+            stream.write(packet.encode(packet_id))
+        else:
+            stream.write(packet.encode(0))
+            stream.after_flush(lambda: self._handler.on_confirmed(note, 0))
+
+    def on_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
+        """A packet came.
+
+        Raises:
+            MalformedPacket: it can not be read.
+        """
+        kind = first & 0xF0
+        if kind == _PUBLISH:
+            envelope, token, identifiers = self._decode(first, data, start, stop)
+            self._handler.on_message(envelope, token, identifiers)
+        elif kind == _PUBACK:
+            if stop - start < 2:
+                raise MalformedPacket("a PUBACK packet ends too early")
+            note = self._in_flight.pop(data[start] << 8 | data[start + 1], None)
+            if note is not None:
+                self._handler.on_confirmed(note, data[start + 2] if stop - start > 2 else 0)
+        elif kind == _PUBREL:
+            if self._stream is not None:
+                self._stream.write(encode_completion(data[start:stop]))
+        elif kind != _PINGRESP:
+            self._on_other(first, data, start, stop)

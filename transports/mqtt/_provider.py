@@ -1,0 +1,51 @@
+"""MQTT brokers as a bus."""
+
+from __future__ import annotations
+
+import asyncio
+
+from .._contract import Bus, SocketProvider, Surroundings
+from .._topics import check_filter, check_topic
+from ._config import MqttConfig
+from ._libraries import check_libraries, check_loop
+from ._talk import MqttBus
+
+__all__ = ["MqttProvider"]
+
+
+class MqttProvider(SocketProvider):
+    """Connects applications to an MQTT 5 broker.
+
+    Args:
+        config: where the broker is and how to talk to it.
+    """
+
+    config: MqttConfig
+
+    def __init__(self, config: MqttConfig) -> None:
+        self.config: MqttConfig = config
+        self.default_qos = config.qos
+        self.default_window = config.window
+
+    @property
+    def address(self) -> str:
+        return self.config.address
+
+    def open(self, surroundings: Surroundings) -> Bus:
+        """A bus, not started.
+
+        Raises:
+            ConfigurationError: the installed client libraries or the event loop do not fit.
+        """
+        check_loop(asyncio.get_running_loop())
+        check_libraries()
+        return MqttBus(self.config, surroundings)
+
+    def check_topic(self, topic: str) -> None:
+        check_topic(topic)
+
+    def check_filter(self, pattern: str) -> None:
+        check_filter(pattern)
+
+    def __repr__(self) -> str:
+        return f"MqttProvider({self.address!r})"

@@ -1,0 +1,194 @@
+"""An application's own connection: publishes, dead letters and the reply inbox."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+
+from ...errors import ConfigurationError, MessageTooLarge, NoResponder, PublishRefused, SpaDatError
+from .._addresses import parked, reply_prefix
+from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
+from .._envelope import Envelope
+from .._outbox import Outbox, OutboxEntry
+from .._topics import check_topic
+from ._adapter import MqttClient
+from ._config import MqttConfig
+from ._connection import Connection
+from ._consumer import MqttConsumer
+from ._packets import PublishPacket
+from ._reasons import NO_SUBSCRIBERS, publish_refusal, subscribe_refusal
+from ._session import Loss, ServerLimits
+
+__all__ = ["MqttBus"]
+
+_log = logging.getLogger(__name__)
+
+_REFUSED = 0x80
+_check_topic = functools.lru_cache(4_096)(check_topic)
+
+
+class MqttBus(Bus):
+    """The bus of one application on an MQTT 5 broker.
+
+    Args:
+        config: where and how.
+        surroundings: identity, counters, randomness.
+    """
+
+    def __init__(self, config: MqttConfig, surroundings: Surroundings) -> None:
+        identity = surroundings.identity
+        self.max_payload = config.max_payload
+        self.connected = False
+        self._config = config
+        self._surroundings = surroundings
+        self._stats = surroundings.stats
+        self._identifier = f"{identity.application}.{identity.instance}"
+        token = surroundings.environment.token()
+        self._inbox = reply_prefix(identity.application, token)
+        self._on_reply: Callable[[str, Envelope], None] | None = None
+        self._client: MqttClient | None = None
+        self._outbox = Outbox(self._write, capacity=config.outbox, window=config.inflight)
+        self._connection = Connection(self, config, self._identifier, surroundings)
+
+    # The contract.
+
+    async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        self._on_reply = on_reply
+        await self._connection.start()
+
+    def reply_address(self, correlation: str) -> str:
+        return self._inbox + correlation
+
+    def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
+        return MqttConsumer(self._config, self._surroundings, subscription, receiver)
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        return self._outbox.submit(envelope, self._encode(envelope))
+
+    async def publish(self, envelope: Envelope, *, timeout: float) -> None:
+        await self._outbox.publish(envelope, timeout, self._encode(envelope))
+
+    async def park(self, envelope: Envelope, *, timeout: float) -> None:
+        application = self._surroundings.identity.application
+        letter = parked(application, envelope, self._surroundings.environment.new_id)
+        await self.publish(letter, timeout=timeout)
+
+    async def drain(self) -> None:
+        await self._outbox.drain()
+
+    async def close(self) -> None:
+        self._outbox.close()
+        await self._connection.close()
+        self.connected = False
+
+    # What the connection asks for and reports.
+
+    def make_client(self) -> MqttClient:
+        self._client = MqttClient(
+            self._config, self._identifier, self, self._stats, clean_start=True
+        )
+        return self._client
+
+    async def prepare(self, client: MqttClient, *, first: bool) -> None:
+        pattern = self._inbox + "+"
+        codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
+        if codes and codes[0] >= _REFUSED:
+            raise subscribe_refusal(codes[0], pattern)
+
+    def on_connected(self, session_present: bool) -> None:
+        """The connection is used once `prepare` is through."""
+
+    def on_ready(self, client: MqttClient) -> None:
+        limits = client.limits
+        self.max_payload = min(self._config.max_payload, limits.maximum_packet_size)
+        self.connected = True
+        self._outbox.connected(min(limits.receive_maximum, self._config.inflight))
+
+    def on_lost(self, loss: Loss) -> None:
+        self.connected = False
+        self._outbox.disconnected()
+
+    def on_confirmed(self, note: OutboxEntry, code: int) -> None:
+        if code == 0:
+            self._outbox.confirm(note)
+        elif code >= _REFUSED:
+            self._stats["publishes.refused"] += 1
+            self._outbox.fail(note, publish_refusal(code, note.envelope.topic))
+        elif code == NO_SUBSCRIBERS and note.envelope.response_topic and not note.envelope.retain:
+            self._outbox.fail(
+                note,
+                NoResponder(
+                    f"nobody listens on {note.envelope.topic!r}, says the broker; start the"
+                    " responder first, or check the topic"
+                ),
+            )
+        else:
+            self._stats["publishes.unheard"] += 1
+            self._outbox.confirm(note)
+
+    def on_message(self, envelope: Envelope, token: int, identifiers: tuple[int, ...]) -> None:
+        if token >= 0 and self._client is not None:
+            self._client.acknowledge([token])
+        if self._on_reply is None or not envelope.topic.startswith(self._inbox):
+            self._stats["replies.foreign"] += 1
+            return
+        try:
+            self._on_reply(envelope.topic[len(self._inbox) :], envelope)
+        except Exception:  # noqa: BLE001
+            _log.exception("a reply on %r could not be handed over", envelope.topic)
+
+    # Inner parts.
+
+    def _encode(self, envelope: Envelope) -> PublishPacket:
+        if len(envelope.payload) > self.max_payload:
+            raise MessageTooLarge(
+                f"the payload for {envelope.topic!r} has {len(envelope.payload)} bytes, and"
+                f" {self.max_payload} are allowed: send less, or raise the option 'max_payload'"
+                " if the broker allows it"
+            )
+        _check_topic(envelope.topic)
+        if envelope.qos not in (0, 1):
+            raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")
+        packet = PublishPacket(envelope)
+        if self.connected and self._client is not None:
+            limit = self._client.limits.maximum_packet_size
+            if packet.size > limit:
+                raise _too_large(packet, envelope, limit)
+        return packet
+
+    def _write(self, entry: OutboxEntry) -> None:
+        client = self._client
+        if client is None:
+            return
+        packet: PublishPacket = entry.note
+        problem = _beyond(client.limits, packet, entry.envelope)
+        if problem is None:
+            client.publish(packet, entry)
+        else:
+            self._outbox.fail(entry, problem)
+
+
+def _beyond(limits: ServerLimits, packet: PublishPacket, envelope: Envelope) -> SpaDatError | None:
+    """Why the broker at hand can not take the message; it would end the connection over it."""
+    if packet.size > limits.maximum_packet_size:
+        return _too_large(packet, envelope, limits.maximum_packet_size)
+    if packet.qos > limits.maximum_qos:
+        return PublishRefused(
+            f"the broker takes no QoS {packet.qos} publishes, such as the one to"
+            f" {envelope.topic!r}: publish with qos=0, or use another broker"
+        )
+    if packet.retain and not limits.retain:
+        return PublishRefused(
+            f"the broker keeps no messages, and the publish to {envelope.topic!r} asks for it:"
+            " publish without retain, or allow it in the broker"
+        )
+    return None
+
+
+def _too_large(packet: PublishPacket, envelope: Envelope, limit: int) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"the message to {envelope.topic!r} takes {packet.size} bytes, and the broker allows"
+        f" {limit}: send less, or raise the limit of the broker"
+    )
