@@ -75,6 +75,9 @@ class Actor(_Base):
         # Handlers may well be called start and stop, with parameters of their own.
         start: Any
         stop: Any
+        # In an application the hooks may ask for a socket, the context and resources.
+        on_start: Any
+        on_stop: Any
     else:
 
         @classmethod
@@ -93,11 +96,11 @@ class Actor(_Base):
             """Stop after the messages that are already in the mailbox. Never waits."""
             self._bound().request_stop(drain=True)
 
-    def on_start(self) -> Any:
-        """Runs before the first message. What it raises restarts the actor as a new instance."""
+        def on_start(self) -> Any:
+            """Runs before the first message. What it raises restarts the actor anew."""
 
-    def on_stop(self) -> Any:
-        """Runs after the last message. What it raises is reported."""
+        def on_stop(self) -> Any:
+            """Runs after the last message. What it raises is reported."""
 
     def on_receive(self, message: Any) -> Any:
         """Handles a local message; what it returns answers an ask."""

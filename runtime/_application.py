@@ -16,6 +16,7 @@ from ..transports import Identity
 from ._lifecycle import Run, Settings
 from ._registry import ProviderLike, Registry
 from ._resources import Resource
+from ._socket import Socket
 from ._specs import HandlerOptions, Spec, check_name, check_seconds
 
 __all__ = ["DistributedApplication", "ProviderLike"]
@@ -81,6 +82,7 @@ class DistributedApplication:
             identity=self.identity,
             environment=self.environment,
             stats=self.stats,
+            provider=self._registry.provider,
             stop_timeout=stop_timeout,
             dead_letter_limit=dead_letter_limit,
             restart=restart,
@@ -254,6 +256,20 @@ class DistributedApplication:
     ) -> None:
         """Stop: see `aclose`."""
         await self.aclose()
+
+    def socket(self) -> Socket:
+        """A socket for code outside of actors: publish and request on the default bus.
+
+        It works while the application runs. It can not subscribe; that is what actors are for.
+
+        Raises:
+            ConfigurationError: the application does not run, or has no default bus.
+        """
+        if self._run is None:
+            raise ConfigurationError(
+                f"application {self.name!r} does not run; use its socket inside 'async with'"
+            )
+        return self._run.socket()
 
     async def wait(self) -> None:
         """Wait until the application has reason to end: `stop` was called, or it has producers

@@ -92,7 +92,7 @@ class Caller:
             self._stats["messages.cut_off"] += 1
             raise TimeoutError(
                 f"the handler took longer than its deadline of {deadline:g} s"
-            ) from error
+            ) from error.__cause__
 
     async def _in_thread(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         assert self._worker is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from ._router import Router
 from ._scope import MessageScope, ScopeOwner
 from ._settlement import Settlements
 from ._specs import Handler
+from ._tracebacks import of_users_code
 from ._turn import Turn, current_turn
 
 __all__ = ["Handling"]
@@ -69,6 +71,7 @@ class Handling:
         self._environment = link.surroundings.environment
         self._retry = host.options.retry
         self._pauses = Pauses()
+        self._told_unsent = False
         self._parking = Parking(host, link, self._pauses, self._retry.first)
         self.settlements = Settlements(link.surroundings.stats, self._posts_refused)
 
@@ -133,6 +136,8 @@ class Handling:
                 result = await self._call(instance, index, arguments, delivery.envelope)
                 if request is not None and handler.returns_reply:
                     self._link.reply(turn, host.source, result)
+                elif result is not None and delivery.envelope.response_topic is not None:
+                    self._unsent_reply(handler)
             except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the user's code)
                 turn.active = False
                 for post in turn.posts:
@@ -159,6 +164,15 @@ class Handling:
             return await call
         with enter_chain(tuple(envelope.headers[CHAIN_HEADER].split(","))):
             return await call
+
+    def _unsent_reply(self, handler: Handler) -> None:
+        if not self._told_unsent:
+            self._told_unsent = True
+            self._host.log.warning(
+                "%s returned something to a request, and it is not sent: annotate the reply's"
+                " type, as in `-> float`, or register the handler with replies=True",
+                handler.injection.name,
+            )
 
     # When it failed.
 
@@ -214,16 +228,19 @@ class Handling:
 
     def _log_failure(self, delivery: Delivery, error: Exception, wait: float | None) -> None:
         expected = isinstance(error, Reject | Retry | RemoteError)
+        level = logging.WARNING if expected or wait is not None else logging.ERROR
+        if isinstance(error, RemoteError):
+            level = logging.INFO  # an answer like any other
         then = "no further attempt" if wait is None else f"next attempt in {wait:.2g} s"
         self._host.log.log(
-            30 if expected or wait is not None else 40,
+            level,
             "message on %r failed (attempt %d, %s): %s: %s",
             delivery.envelope.topic,
             delivery.attempts,
             then,
             type(error).__name__,
             describe(error),
-            exc_info=None if expected or wait is not None else error,
+            exc_info=None if expected or wait is not None else of_users_code(error),
         )
 
     async def _undecodable(
@@ -231,7 +248,8 @@ class Handling:
     ) -> None:
         delivery.attempts += 1
         self._stats["messages.undecodable"] += 1
-        self._host.log.error("message on %r: %s", delivery.envelope.topic, error)
+        level = logging.ERROR if request is None else logging.WARNING
+        self._host.log.log(level, "message on %r: %s", delivery.envelope.topic, error)
         if request is not None:
             turn = Turn(None, self._host.source, request)
             await self._answer_error(delivery, turn, RemoteError("bad-request", str(error)))

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
+from functools import partial
 from typing import Any, Protocol
 
 from ..actors import Actor, ActorRef, ActorSystem, Mailbox, Overflow, RestartPolicy
@@ -17,8 +18,9 @@ from ._handling import Handling
 from ._link import Link
 from ._requests import CHAIN_HEADER
 from ._router import Router
+from ._scope import ProducerScope
 from ._socket import Socket
-from ._specs import Spec
+from ._specs import Handler, Spec
 from ._subscriptions import RuntimeSubscription
 from ._sync_socket import SyncSocket
 from ._timers import PutOff, Timers
@@ -133,7 +135,12 @@ class Host:
             raise ConfigurationError(
                 f"actor {self.name!r} could not be made: {type(error).__name__}: {error}"
             ) from error
+        for name, hook in self.spec.hooks.items():
+            setattr(instance, name, partial(self._run_hook, hook, hook.bind(instance)))
         return instance
+
+    def _run_hook(self, hook: Handler, function: Callable[..., Any]) -> Any:
+        return function(**hook.injection.bind(ProducerScope(self, hook)))
 
     async def started(self) -> None:
         """Wait until the actor has started; raises RestartLimitReached when it does not."""

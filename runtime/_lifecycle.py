@@ -12,13 +12,14 @@ from typing import Any
 from .._environment import Environment
 from ..actors import ActorSystem, RestartPolicy
 from ..errors import ActorStopped, ConfigurationError
-from ..transports import Identity, Surroundings
+from ..transports import Identity, SocketProvider, Surroundings
 from ._host import Host
 from ._link import Link
 from ._producing import ProducerHost
 from ._resources import Resource, ResourceKeeper
+from ._socket import Socket
 from ._specs import Spec
-from ._subscriptions import Subscriptions
+from ._subscriptions import NoSubscription, Subscriptions
 from ._waiting import wait_for_all, wait_for_each, wait_until
 
 __all__ = ["Run", "Settings"]
@@ -39,6 +40,7 @@ class Settings:
     identity: Identity
     environment: Environment
     stats: Counter[str]
+    provider: SocketProvider | None
     stop_timeout: float
     dead_letter_limit: int
     restart: RestartPolicy
@@ -136,6 +138,12 @@ class Run:
             self._ending.set_exception(error)
             self._ending.exception()  # whoever waits gets it; nobody has to
 
+    def _lost_for_good(self, error: BaseException) -> None:
+        # Whoever embeds the application need not be in `wait`, where it is raised.
+        self._problems[""] = str(error)
+        log.error("%s: %s", self.settings.identity.application, error)
+        self.end(error)
+
     # For the application.
 
     @property
@@ -146,6 +154,21 @@ class Run:
             and not self._problems
             and all(link.bus.connected for link in self._links.values())
         )
+
+    def socket(self) -> Socket:
+        """A socket on the default bus that belongs to no actor.
+
+        Raises:
+            ConfigurationError: there is no default bus.
+        """
+        provider = self.settings.provider
+        if provider is None:
+            raise ConfigurationError(
+                "the application has no default socket provider, so it has no socket of its own"
+            )
+        identity = self.settings.identity
+        source = f"{identity.application}/{identity.instance}"
+        return Socket(self._links[provider.address], source, NoSubscription())
 
     def request_stop(self) -> None:
         """Let `wait` return. Works from any thread."""
@@ -218,6 +241,8 @@ class Run:
             host = kind(self, spec, link)
             self._hosts.append(host)
             self._subscriptions.add(host)
+        if self.settings.provider is not None:
+            self._link(self.settings.provider, "the application's own socket")
 
     def _link_of(self, spec: Spec[Any]) -> Link:
         provider = spec.options.socket_provider
@@ -228,6 +253,9 @@ class Run:
             )
         for filter_ in spec.filters:
             provider.check_filter(filter_.pattern)
+        return self._link(provider, f"actor {spec.name!r}")
+
+    def _link(self, provider: SocketProvider, user: str) -> Link:
         link = self._links.get(provider.address)
         if link is None:
             identity = self.settings.identity
@@ -240,13 +268,13 @@ class Run:
             _running.add(claim)
             self._claimed.append(claim)
             surroundings = Surroundings(
-                identity, self.settings.environment, self.settings.stats, self.end
+                identity, self.settings.environment, self.settings.stats, self._lost_for_good
             )
             link = self._links[provider.address] = Link(provider, surroundings)
         elif link.provider.config != provider.config:
             raise ConfigurationError(
-                f"actor {spec.name!r} uses {provider.address} with other options than an actor"
-                " before it; give both the same provider"
+                f"{user} uses {provider.address} with other options than an actor before it;"
+                " give both the same provider"
             )
         return link
 

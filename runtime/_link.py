@@ -19,6 +19,7 @@ from ..transports import (
 from ._message import OutgoingMessage
 from ._payloads import encode
 from ._requests import CHAIN_HEADER, ERROR_HEADER, REPLY_HEADER, Requests
+from ._specs import is_number
 from ._turn import Turn, current_turn
 
 __all__ = ["Link", "report_loss"]
@@ -93,6 +94,8 @@ class Link:
         topic = message.topic
         payload, natural_type = encode(message.payload)
         turn = current_turn.get()
+        if not isinstance(message.headers, Mapping | None):
+            raise ConfigurationError(f"headers={message.headers!r}: give a dict of str to str")
         headers = dict(message.headers) if message.headers else {}
         _check_message(message, headers)
         response_topic, correlation = message.response_topic, None
@@ -217,7 +220,11 @@ class Link:
 def _check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
     if message.qos not in (None, 0, 1):
         raise ConfigurationError(f"qos={message.qos!r}: give 0 (at most once) or 1 (at least once)")
-    if message.expiry is not None and not 0 < message.expiry < _LONGEST_EXPIRY:
+    if not isinstance(message.retain, bool):
+        raise ConfigurationError(f"retain={message.retain!r}: give True or False")
+    if message.expiry is not None and not (
+        is_number(message.expiry) and 0 < message.expiry < _LONGEST_EXPIRY
+    ):
         raise ConfigurationError(
             f"expiry={message.expiry!r}: give seconds, more than 0 and less than {_LONGEST_EXPIRY}"
         )

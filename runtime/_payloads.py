@@ -67,7 +67,7 @@ def _encode_json(original: object) -> bytes:
         # nan and the infinities became null.
         if b"null" in data:
             _refuse_nan(_builtins(value))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (hooks of the user's types may raise anything)
         found = find_unencodable(value)
         what = f"{type(error).__name__}: {error}"
         if found is not None:
@@ -76,7 +76,7 @@ def _encode_json(original: object) -> bytes:
             f"a payload of type {type_name(type(original))} can not be written as JSON: {what};"
             " give bytes, str, numbers, dict, list, a dataclass, a msgspec.Struct or a pydantic"
             " model"
-        ) from error
+        ) from (error if found is None else None)
     return data
 
 
@@ -170,7 +170,8 @@ class Decoder(Generic[T]):
         if content_type is not None:
             stated = f"content type {content_type[:80]!r}"
         name = type_name(self.annotation)
-        return DecodeError(f"the payload ({len(payload)} bytes, {stated}) is not a {name}: {why}")
+        size = len(payload)
+        return DecodeError(f"the payload ({size} bytes, {stated}) does not fit {name}: {why}")
 
     def __repr__(self) -> str:
         return f"<Decoder {type_name(self.annotation)}>"

@@ -97,13 +97,26 @@ def class_spec(
         _refuse_shadowed(cls.__name__, handlers)
         return handlers
 
-    return Spec(name, "application", factory, merged, analyse)
+    def analyse_hooks(changed: ActorOptions) -> dict[str, Handler]:
+        return {
+            hook: _hook(cls, hook, changed, shared_resources)
+            for hook in ("on_start", "on_stop")
+            if len(inspect.signature(getattr(cls, hook)).parameters) > 1
+        }
+
+    return Spec(name, "application", factory, merged, analyse, analyse_hooks)
 
 
 def check_arguments(
     cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
     """Raise ConfigurationError when the class can not be called with these arguments."""
+    if not isinstance(cls, type) and isinstance(cls, Actor):
+        name = type(cls).__name__
+        raise ConfigurationError(
+            f"add() makes the actor itself: give the class and its arguments, add({name}, ...),"
+            " not an instance"
+        )
     try:
         signature = inspect.signature(cls)
     except (TypeError, ValueError):
@@ -184,6 +197,28 @@ def _check_socket(injection: Injection, function: Callable[..., Any], *, has_sel
                 f"{injection.name}: parameter {parameter.name!r} is a {wrong.__name__}, but the"
                 f" handler is written with {kind}; use {right.__name__} there"
             )
+
+
+def _hook(
+    cls: type[Actor], hook: str, options: ActorOptions, shared_resources: Sequence[str]
+) -> Handler:
+    function = getattr(cls, hook)
+    handler = _handler(
+        function,
+        (),
+        "producer",
+        options,
+        shared_resources,
+        operator.attrgetter(hook),
+        has_self=True,
+    )
+    wanted = (parameter.name for parameter in read_signature(function, has_self=True).parameters)
+    if not handler.injection.is_async and "socket" in wanted:
+        raise ConfigurationError(
+            f"{cls.__name__}.{hook} asks for a socket and runs on the event loop; write it with"
+            " async def"
+        )
+    return handler
 
 
 def _handler(

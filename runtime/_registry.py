@@ -39,11 +39,11 @@ class Registry:
     def __init__(self, provider: ProviderLike | None) -> None:
         self.specs: list[Spec[Any]] = []
         self.resources: dict[str, Resource] = {}
-        self._provider = None if provider is None else as_provider(provider)
+        self.provider = None if provider is None else as_provider(provider)
 
     def check_provider(self, kind: Kind, provider: ProviderLike | None) -> None:
         """Refuse an actor that has no bus."""
-        if provider is None and self._provider is None:
+        if provider is None and self.provider is None:
             raise ConfigurationError(
                 f"{kind}: there is no bus; give the application a default socket provider, for"
                 " example DistributedApplication('memory://'), or this actor a socket_provider"
@@ -60,7 +60,7 @@ class Registry:
         """Register a function."""
         given = dict(options)
         provider = given["socket_provider"]
-        given["socket_provider"] = self._provider if provider is None else as_provider(provider)
+        given["socket_provider"] = self.provider if provider is None else as_provider(provider)
         given["ressources"] = dict(given["ressources"])
         unused = () if kind == "producer" else ("every",)
         merged = merge_options(kind, ActorOptions(), given, but=unused)
@@ -77,7 +77,7 @@ class Registry:
     ) -> Spec[A]:
         """Register an actor class with the arguments of its constructor."""
         check_arguments(cls, args, kwargs)
-        options = ActorOptions(socket_provider=self._provider)
+        options = ActorOptions(socket_provider=self.provider)
         spec = class_spec(cls, partial(cls, *args, **kwargs), options, tuple(self.resources))
         self.specs.append(spec)
         return spec

@@ -248,7 +248,8 @@ class Router(Actor):
             if len(first) == 1:
                 self._hand_out(delivery, routes[0])
                 return
-            delivery.start()
+            if not delivery.start():
+                return
             whole = _Whole(delivery, len(first))
             for route in first.values():
                 self._hand_out(_Part(whole), route)

@@ -98,6 +98,11 @@ def read_signature(function: Callable[..., Any], *, has_self: bool = False) -> S
     if has_self:
         if not raw or raw[0].kind not in (raw[0].POSITIONAL_ONLY, raw[0].POSITIONAL_OR_KEYWORD):
             raise ConfigurationError(f"{name} has no self; make it a method of the actor")
+        if raw[0].name != "self" and raw[0].annotation is not MISSING:
+            raise ConfigurationError(
+                f"{name}: the first parameter of a method is the actor itself, so {raw[0].name!r}"
+                " gets no payload; write self in front of it"
+            )
         del raw[0]
     fixed = {key for f in layers if isinstance(f, functools.partial) for key in f.keywords}
     resolve = _Resolver(layers[-1]).resolve

@@ -13,6 +13,7 @@ from ._link import Link
 from ._message import Message, OutgoingMessage
 from ._payloads import Decoder
 from ._requests import remote_error
+from ._specs import check_seconds
 
 __all__ = ["DEFAULT_TIMEOUT", "RuntimeSubscriptions", "Socket"]
 
@@ -94,6 +95,7 @@ class Socket:
                 expiry=expiry,
             ),
         )
+        check_seconds("publish", "timeout", timeout, zero=True)
         await self._link.bus.publish(envelope, timeout=timeout)
 
     def post(
@@ -241,9 +243,9 @@ class Socket:
             RequestTimeout: fewer than ``count`` replies in time.
             NoResponder, DecodeError: as for `request`; as `publish` does.
         """
-        if count is not None and count < 1:
+        if count is not None and not (isinstance(count, int) and count >= 1):
             raise ConfigurationError(
-                f"request_many(count={count}): give 1 or more, or None for all"
+                f"request_many(count={count!r}): give 1 or more, or None for all"
             )
         decode = self._decoder(reply)
         envelopes = await self._request(topic, payload, key, headers, timeout, count)
@@ -258,8 +260,7 @@ class Socket:
         timeout: float,
         wanted: int | None,
     ) -> list[Envelope]:
-        if not 0 < timeout < float("inf"):
-            raise ConfigurationError(f"request(timeout={timeout!r}): give seconds, more than 0")
+        check_seconds("request", "timeout", timeout)
 
         def make(response_topic: str, correlation: bytes) -> Envelope:
             return self._link.envelope(

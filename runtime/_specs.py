@@ -24,6 +24,7 @@ __all__ = [
     "Spec",
     "check_name",
     "check_seconds",
+    "is_number",
     "merge_options",
     "parse_filters",
 ]
@@ -44,10 +45,14 @@ def check_name(what: str, name: str) -> str:
     return name
 
 
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float; True and False are neither here."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False) -> None:
     """Raise ConfigurationError unless it is a finite time, and more than 0 (or 0 with ``zero``)."""
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not 0 <= seconds < float("inf") or (seconds == 0 and not zero):
+    if not is_number(seconds) or not 0 <= seconds < float("inf") or (seconds == 0 and not zero):
         least = "0 or more" if zero else "more than 0"
         raise ConfigurationError(f"{owner}: {option}={seconds!r}: give seconds, {least}")
 
@@ -182,8 +187,9 @@ def merge_options(
         if name in but:
             raise ConfigurationError(f"{owner}: only producers have the option {name!r}")
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(allowed)}"
+            known = ["name", *allowed]
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
             raise ConfigurationError(f"{owner}: unknown option {name!r}; {hint}")
     merged = {name: getattr(options, name) for name in _OPTION_NAMES} | dict(changes)
     return ActorOptions(**merged)
@@ -216,6 +222,7 @@ class Spec(Generic[A]):
         kind: ``application`` or ``producer``.
         factory: makes an instance; called again when the actor is restarted.
         handlers: what reacts to messages, in the order of declaration.
+        hooks: ``on_start`` and ``on_stop`` where they ask for something, by name.
         options: how it is run.
     """
 
@@ -226,21 +233,24 @@ class Spec(Generic[A]):
         factory: Callable[[], A],
         options: ActorOptions,
         analyse: Callable[[ActorOptions], tuple[Handler, ...]],
+        analyse_hooks: Callable[[ActorOptions], dict[str, Handler]] = lambda options: {},
     ) -> None:
         self.name = check_name("actor name", name)
         self.kind: Kind = kind
         self.factory = factory
         self._analyse = analyse
+        self._analyse_hooks = analyse_hooks
         self._ref: ActorRef[Any] | None = None
         self.options: ActorOptions
         self.handlers: tuple[Handler, ...]
+        self.hooks: dict[str, Handler]
         self.reconfigure(options)
 
     def reconfigure(self, options: ActorOptions) -> None:
         """Run it with these options; raises ConfigurationError when that can not be."""
         options.check(f"actor {self.name!r}")
-        self.handlers = self._analyse(options)
-        self.options = options
+        handlers, hooks = self._analyse(options), self._analyse_hooks(options)
+        self.handlers, self.hooks, self.options = handlers, hooks, options
 
     def started(self, ref: ActorRef[Any] | None) -> None:
         """The application has started, or stopped (None), the actor."""

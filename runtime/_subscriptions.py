@@ -19,7 +19,7 @@ from ._link import Link
 from ._router import Route, Router, Target
 from ._specs import ActorOptions, Handler
 
-__all__ = ["RuntimeSubscription", "Subscriber", "Subscriptions", "spawn_router"]
+__all__ = ["NoSubscription", "RuntimeSubscription", "Subscriber", "Subscriptions", "spawn_router"]
 
 
 class Subscriber(Target, Protocol):
@@ -205,9 +205,11 @@ class RuntimeSubscription:
         for index, handler in enumerate(self._actor.handlers):
             if handler.filters and handler.injection.required_captures <= given:
                 return index
+        why = "its handlers need captures that the filter does not have"
+        if not any(handler.filters for handler in self._actor.handlers):
+            why = "it is a producer; register an application for the topic"
         raise ConfigurationError(
-            f"actor {self._actor.name!r} has no handler that can take {filter_.text!r}: its"
-            " handlers need captures that the filter does not have"
+            f"actor {self._actor.name!r} has no handler that can take {filter_.text!r}: {why}"
         )
 
     async def _open(self) -> Router:
@@ -245,6 +247,21 @@ def _parsed(pattern: str) -> TopicFilter:
     if not isinstance(pattern, str):
         raise ConfigurationError(f"filter {pattern!r} is {type(pattern).__name__}; give a str")
     return TopicFilter.parse(pattern)
+
+
+class NoSubscription:
+    """Refuses runtime subscriptions, for a socket that belongs to no actor."""
+
+    async def add(self, pattern: str) -> None:
+        """Raise ConfigurationError."""
+        raise ConfigurationError(
+            f"subscribe({pattern!r}): this socket belongs to no actor that could handle what comes;"
+            " register an application for the topic"
+        )
+
+    async def remove(self, pattern: str) -> None:
+        """Raise ConfigurationError."""
+        raise ConfigurationError(f"unsubscribe({pattern!r}): this socket belongs to no actor")
 
 
 def spawn_router(system: ActorSystem, router: Router) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,9 +20,10 @@ from spa_dat import (
     MessageBuilder,
     RetryPolicy,
     Socket,
+    SyncSocket,
     on,
 )
-from spa_dat.errors import ActorStopped, DeadlockDetected, RemoteError
+from spa_dat.errors import ActorStopped, ConfigurationError, DeadlockDetected, RemoteError
 from spa_dat.transports.memory import MemoryProvider
 from support.probe import talking
 from support.waiting import eventually
@@ -444,3 +447,53 @@ async def test_an_actor_can_stop_from_inside_through_its_reference(
     assert len(provider.broker.queues["plant.0.Boiler"]) == 3
     async with app:
         await eventually(lambda: app.stats["messages.handled"] == 3)
+
+
+async def test_hooks_may_ask_for_what_producers_may() -> None:
+    seen: list[object] = []
+
+    @contextlib.asynccontextmanager
+    async def database() -> AsyncIterator[str]:
+        yield "open"
+
+    class Greeter(Actor):
+        ressources: ClassVar = {"db": database}
+
+        async def on_start(self, socket: Socket, context: Context, db: str) -> None:
+            self.socket = socket
+            await socket.publish("greetings", f"{context.actor} {db}", retain=True)
+
+        def on_stop(self, db: str) -> None:
+            seen.append(f"stopped {db}")
+
+        @on("greetings")
+        async def greeted(self, payload: str) -> None:
+            seen.append(payload)
+
+    app = DistributedApplication("memory://", name="hooks")
+    app.add(Greeter)
+    async with app:
+        await eventually(lambda: "Greeter open" in seen)
+    assert seen[-1] == "stopped open"
+
+
+def test_a_hook_that_nobody_can_fill_is_refused() -> None:
+    class Wrong(Actor):
+        async def on_start(self, sokcet: Socket, number: int) -> None: ...
+
+        @on("a")
+        async def take(self, payload: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="number"):
+        DistributedApplication("memory://").add(Wrong)
+
+
+def test_a_plain_hook_can_not_ask_for_a_socket() -> None:
+    class Wrong(Actor):
+        def on_stop(self, socket: SyncSocket) -> None: ...
+
+        @on("a")
+        async def take(self, payload: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="async def"):
+        DistributedApplication("memory://").add(Wrong)

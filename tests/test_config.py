@@ -136,7 +136,9 @@ def test_memory_config_names_the_option_that_is_wrong(options: dict[str, Any]) -
     assert next(iter(options)) in refusal(lambda: MemoryConfig(**options))
 
 
-@pytest.mark.parametrize("host", ["", " ", "a b", "a/b", "user@host", "h?x", "h#x", None, 5])
+@pytest.mark.parametrize(
+    "host", ["", " ", "a b", "a/b", "user@host", "h?x", "h#x", "h:1883", None, 5]
+)
 def test_mqtt_config_refuses_hosts_that_are_none(host: Any) -> None:
     assert "host" in refusal(MqttConfig, host)
 
@@ -342,6 +344,10 @@ def test_mqtt_providers_show_an_address_without_secrets() -> None:
     assert provider.address == "mqtt://h:1883"
     assert CANARY not in repr(vars(provider))
     assert SocketProviderFactory.url(MqttConfig("h", username="a", password="b")) == "mqtt://h:1883"
+
+
+def test_a_configuration_is_no_url() -> None:
+    assert "from_config" in refusal(SocketProviderFactory.from_url, MqttConfig("h"))
 
 
 @pytest.mark.parametrize("value", [None, 5, {"host": "h"}, object()])

@@ -620,3 +620,38 @@ async def test_what_can_not_be_published_is_refused_with_what_is_wrong(
         await site.settled()
     assert [type(error).__name__ for error in errors] == ["ConfigurationError"] * 2
     assert all(named in str(error) for error in errors), errors
+
+
+# What the log says.
+
+
+async def test_a_logged_traceback_begins_in_the_handler(caplog: pytest.LogCaptureFixture) -> None:
+    site = Site()
+    app = site.app()
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=1))
+    async def handle(number: int) -> None:
+        raise KeyError(number)
+
+    async with app:
+        site.number("n", 1)
+        await site.settled()
+    assert "in handle" in caplog.text
+    assert "runtime/_handling.py" not in caplog.text
+
+
+async def test_a_reply_that_can_not_be_written_is_logged_without_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    site = Site()
+    app = site.app()
+
+    @app.application("n", name="actor")
+    async def handle(number: int) -> object:
+        return object()
+
+    async with app:
+        site.publish("n", "1", response_topic="answers", correlation=b"1")
+        await site.settled()
+    assert "EncodeError: a payload of type object" in caplog.text
+    assert "Traceback" not in caplog.text

@@ -30,6 +30,7 @@ from spa_dat.errors import (
 )
 from spa_dat.transports.memory import MemoryProvider
 from support.probe import talking
+from support.scripted import Peer, ScriptedBroker
 from support.virtual import VirtualEnvironment
 from support.waiting import eventually
 
@@ -818,3 +819,26 @@ async def test_the_environment_is_asked_for_ids_and_times(provider: MemoryProvid
             await app.wait()
         traces.append((app.name, bus.broker.retained["a"].id))
     assert traces[0] == traces[1]
+
+
+async def test_a_bus_that_gives_up_is_logged_and_makes_the_application_unhealthy(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.ready()
+        await asyncio.sleep(0.05)
+        peer.close()
+
+    async with ScriptedBroker(script) as broker:
+        url = f"mqtt://{broker.host}:{broker.port}?backoff_min=0.01&backoff_max=0.02"
+        app = DistributedApplication(url, name="twice")
+
+        @app.producer()
+        async def work() -> None:
+            await asyncio.Event().wait()
+
+        async with app:
+            await eventually(lambda: "another program uses the same identifier" in caplog.text)
+            assert not app.healthy
+            with pytest.raises(ConfigurationError, match="another program"):
+                await app.wait()

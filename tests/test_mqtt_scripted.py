@@ -467,6 +467,75 @@ async def test_a_result_of_an_older_connection_acknowledges_nothing_on_the_next(
         assert app.stats["mqtt.session_lost"] == 1
 
 
+async def _cut_in_mid_message(peer: Peer) -> None:
+    await peer.ready()
+    peer.send(publish(1, b"last copy"))
+    await asyncio.sleep(0.05)
+    peer.reset()
+
+
+async def test_a_lost_session_is_remembered_until_what_is_held_is_handed_out() -> None:
+    async def forgetful(peer: Peer) -> None:
+        await peer.accept()
+        await peer.expect("SUBSCRIBE")
+        peer.reset()
+
+    async def remembering(peer: Peer) -> None:
+        await peer.ready(session=True)
+        await peer.wait_closed()
+
+    async with (
+        ScriptedBroker(serve, _cut_in_mid_message, forgetful, remembering) as broker,
+        client(broker) as app,
+    ):
+        _, recorder = await app.consume("t", recorder=Recorder(settle=False))
+        (delivery,) = await recorder.get(1)
+        await eventually(lambda: recorder.events[-1:] not in ([], ["hold"]))
+        assert recorder.events == ["hold", "hold", "last copies"]
+        assert delivery.start()
+
+
+async def test_a_session_that_an_unanswered_connect_may_have_made_is_not_trusted() -> None:
+    async def mute(peer: Peer) -> None:
+        await peer.expect("CONNECT")
+        peer.reset()
+
+    async def remembering(peer: Peer) -> None:
+        await peer.ready(session=True)
+        await peer.wait_closed()
+
+    async with (
+        ScriptedBroker(serve, _cut_in_mid_message, mute, remembering) as broker,
+        client(broker) as app,
+    ):
+        _, recorder = await app.consume("t", recorder=Recorder(settle=False))
+        (delivery,) = await recorder.get(1)
+        await eventually(lambda: len(recorder.events) == 2)
+        assert recorder.events == ["hold", "last copies"]
+        assert delivery.start()
+
+
+async def test_a_message_that_comes_again_after_an_unanswered_connect_is_handled_once() -> None:
+    async def mute(peer: Peer) -> None:
+        await peer.expect("CONNECT")
+        peer.reset()
+
+    async def again(peer: Peer) -> None:
+        await peer.accept(session=True)
+        peer.send(publish(1, b"last copy", duplicate=True))
+        await peer.subscribe()
+        await peer.wait_closed()
+
+    async with (
+        ScriptedBroker(serve, _cut_in_mid_message, mute, again) as broker,
+        client(broker) as app,
+    ):
+        _, recorder = await app.consume("t", recorder=Recorder(settle=False))
+        old, new = await recorder.get(2)
+        assert not old.start()
+        assert new.start()
+
+
 async def test_a_message_right_after_the_connack_is_not_lost() -> None:
     async def script(peer: Peer) -> None:
         await peer.expect("CONNECT")

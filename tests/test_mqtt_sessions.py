@@ -113,6 +113,19 @@ def test_an_acknowledgement_that_may_be_lost_counts_only_for_messages_with_an_id
     assert session.again(2, with_id)[1]
 
 
+def test_what_is_acknowledged_anew_pushes_out_no_other_acknowledgement() -> None:
+    session = Session()
+    envelopes = {token: Envelope(topic="t", id=str(token)) for token in range(1, 11)}
+    for token, envelope in envelopes.items():
+        running(session, token, envelope).settle()
+    for _ in range(3):
+        session.lose_connection()
+        for token in range(1, 6):
+            assert session.again(token, envelopes[token])[1]
+    session.lose_connection()
+    assert all(session.again(token, envelope)[1] for token, envelope in envelopes.items())
+
+
 def test_another_id_under_the_same_packet_id_is_another_message() -> None:
     session = Session()
     running(session, 1, Envelope(topic="t", id="7")).settle()

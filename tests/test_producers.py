@@ -462,3 +462,23 @@ async def test_confirmed_posts_of_a_producer_are_forgotten_before_its_call_ends(
     async with app:
         await app.wait()
     assert count[0] < 500
+
+
+@pytest.mark.virtual
+async def test_a_program_of_producers_waits_longer_than_a_stop_would(
+    provider: MemoryProvider,
+) -> None:
+    app = DistributedApplication(
+        provider, name="patient", stop_timeout=1.0, environment=VirtualEnvironment()
+    )
+
+    @app.producer()
+    async def produce(socket: Socket) -> None:
+        provider.broker.faults.refuse_connections()
+        provider.broker.faults.disconnect()
+        socket.post("a", b"x", retain=True)
+        asyncio.get_running_loop().call_later(60.0, provider.broker.faults.allow)
+
+    async with app:
+        await app.wait()
+    assert "a" in provider.broker.retained

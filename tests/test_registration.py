@@ -22,7 +22,9 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError
-from spa_dat.transports import SocketProvider
+from spa_dat.runtime._specs import HandlerOptions
+from spa_dat.transports import Consumer, Receiver, SocketProvider, Subscription
+from spa_dat.transports.memory._bus import MemoryBus
 
 Register = Callable[[DistributedApplication], object]
 
@@ -571,3 +573,51 @@ def test_context_is_injected_whatever_its_name(app: DistributedApplication) -> N
 
         @app.application("b")
         async def other(payload: str, contxt: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"), [({}, (0, 3)), ({"qos": 1, "window": 5}, (1, 5))], ids=["bus", "own"]
+)
+async def test_qos_and_window_of_the_bus_count_for_actors_that_do_not_say(
+    options: HandlerOptions, wanted: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+    consumer = MemoryBus.consumer
+
+    def remember(bus: MemoryBus, subscription: Subscription, receiver: Receiver) -> Consumer:
+        made.append((subscription.qos, subscription.window))
+        return consumer(bus, subscription, receiver)
+
+    monkeypatch.setattr(MemoryBus, "consumer", remember)
+    app = DistributedApplication("memory://?qos=0&window=3", name="defaults")
+
+    @app.application("a", **options)
+    async def take(payload: bytes) -> None: ...
+
+    async with app:
+        assert made == [wanted]
+
+
+def test_the_mqtt_configuration_has_the_same_defaults() -> None:
+    provider = SocketProviderFactory.from_url("mqtt://localhost?qos=0&window=3")
+    assert (provider.default_qos, provider.default_window) == (0, 3)
+
+
+def test_a_method_without_self_is_refused(app: DistributedApplication) -> None:
+    class Boiler(Actor):
+        @on("boiler")
+        async def measured(celsius: float) -> None: ...  # type: ignore[misc]  # noqa: N805
+
+    with pytest.raises(ConfigurationError, match=r"'celsius'.*write self"):
+        app.add(Boiler)
+
+
+def test_add_refuses_an_instance(app: DistributedApplication) -> None:
+    with pytest.raises(ConfigurationError, match=r"add\(Plain, ...\), not an instance"):
+        app.add(Plain())  # type: ignore[arg-type]
+
+
+def test_a_misspelt_name_is_recognised(app: DistributedApplication) -> None:
+    spec = app.add(Plain)
+    with pytest.raises(ConfigurationError, match="'nmae'; did you mean 'name'"):
+        app.configure(spec, nmae="b")

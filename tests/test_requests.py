@@ -848,3 +848,52 @@ async def test_a_request_can_be_handed_on_to_somebody_else() -> None:
         return number + 1
 
     assert await with_socket(app, lambda s: s.request("front", 1, reply=int)) == [2]
+
+
+async def test_a_reply_that_nobody_gets_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    app = Site().app()
+
+    @app.application("double")
+    async def double(number: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        return 2 * number
+
+    async def ask(socket: Socket) -> None:
+        for number in (1, 2):
+            with pytest.raises(RequestTimeout):
+                await socket.request("double", number, reply=int, timeout=1)
+
+    assert await with_socket(app, ask) == [None]
+    assert caplog.text.count("annotate the reply's type") == 1
+
+
+@pytest.mark.parametrize("timeout", ["2", None, True])
+async def test_a_timeout_that_is_no_time_is_refused(timeout: Any) -> None:
+    async def ask(socket: Socket) -> None:
+        for call in (socket.request, socket.publish):
+            with pytest.raises(ConfigurationError, match="timeout="):
+                await call("topic", 1, timeout=timeout)
+        wrong: Any = "2"
+        with pytest.raises(ConfigurationError, match="count='2'"):
+            await socket.request_many("topic", 1, reply=int, count=wrong)
+
+    assert await with_socket(Site().app(), ask) == [None]
+
+
+@pytest.mark.parametrize(
+    "option", [{"retain": "yes"}, {"expiry": "3"}, {"headers": "a=b"}, {"headers": [1]}]
+)
+async def test_options_of_the_wrong_type_are_refused(option: dict[str, Any]) -> None:
+    async def publish(socket: Socket) -> None:
+        (name,) = option
+        with pytest.raises(ConfigurationError, match=f"{name}="):
+            await socket.publish("topic", 1, **option)
+
+    assert await with_socket(Site().app(), publish) == [None]
+
+
+async def test_a_producer_can_not_subscribe() -> None:
+    async def subscribe(socket: Socket) -> None:
+        with pytest.raises(ConfigurationError, match="it is a producer"):
+            await socket.subscribe("topic")
+
+    assert await with_socket(Site().app(), subscribe) == [None]

@@ -339,3 +339,32 @@ async def test_stopping_gives_a_runtime_subscription_up_cleanly() -> None:
         asyncio.get_running_loop().call_later(1, gate.open)
     assert seen == ["0"]
     assert app.stats["actors.cut_off"] == 0
+
+
+async def test_the_applications_own_socket_publishes_and_requests() -> None:
+    app = DistributedApplication("memory://", name="embedded")
+
+    @app.application("double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    with pytest.raises(ConfigurationError, match="does not run"):
+        app.socket()
+    async with app:
+        assert await app.socket().request("double", 21, reply=int) == 42
+        with pytest.raises(ConfigurationError, match="belongs to no actor"):
+            await app.socket().subscribe("a")
+        with pytest.raises(ConfigurationError, match="belongs to no actor"):
+            await app.socket().unsubscribe("a")
+
+
+async def test_an_application_without_actors_has_a_socket_too() -> None:
+    app = DistributedApplication("memory://")
+    async with app:
+        await app.socket().publish("a", b"")
+
+
+async def test_without_a_default_bus_there_is_no_socket() -> None:
+    async with DistributedApplication() as app:
+        with pytest.raises(ConfigurationError, match="no default socket provider"):
+            app.socket()

@@ -67,6 +67,10 @@ def parse_address(url: str) -> Address:
     Raises:
         ConfigurationError: it is not such a URL; says which part and what to write.
     """
+    if not isinstance(url, str):
+        raise ConfigurationError(
+            f"{type(url).__name__} is no URL; give a str, or a configuration to from_config"
+        )
     match = _URL.fullmatch(url)
     if match is None:
         raise ConfigurationError(

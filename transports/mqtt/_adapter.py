@@ -56,6 +56,7 @@ class MqttClient:
 
     Attributes:
         limits: what the broker said.
+        unanswered: the broker may have got a CONNECT to which no answer came.
         lost: ends with a `Loss` when the connection does. Never cancelled, never an error.
     """
 
@@ -80,6 +81,7 @@ class MqttClient:
         self._controls = 0
         self._wants_pause = False
         self._accepted = False
+        self.unanswered = False
         self._keepalive: KeepAlive | None = None
         self._end_cause: Exception | None = None
         properties = _properties(
@@ -136,6 +138,7 @@ class MqttClient:
             sock = await dial(self._config, context)
             self._stream = FrameStream(sock, self._flow.on_packet, self._on_end)
             self._flow.begin(self._stream)
+            self.unanswered = True
             # Makes the packet only: the socket is open already.
             self._client._client_connect()
             async with asyncio.timeout(self._config.connect_timeout):
@@ -310,6 +313,7 @@ class MqttClient:
     def _on_connect(
         self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None
     ) -> None:
+        self.unanswered = False
         if self._client._connected.done():
             return
         self._client._on_connect(client, userdata, flags, reason, properties)

@@ -163,7 +163,8 @@ class MqttConfig:
 def _checked_host(host: object) -> str:
     if isinstance(host, str):
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if len(bare) <= 255 and _HOST.fullmatch(bare):
+        # An IPv6 address has at least two colons.
+        if len(bare) <= 255 and _HOST.fullmatch(bare) and bare.count(":") != 1:
             return bare
     raise ConfigurationError(
         "option host of MqttConfig: give the name or address of a broker, for example"

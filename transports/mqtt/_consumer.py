@@ -73,6 +73,8 @@ class MqttConsumer(Consumer):
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._started = False
         self._held = False
+        # The broker may have forgotten what is held.
+        self._last_copies = False
         self._stopped = False
         self._closing = False
         self._paused = False
@@ -118,6 +120,9 @@ class MqttConsumer(Consumer):
     # What the connection asks for and reports.
 
     def make_client(self) -> MqttClient:
+        if self._held and self._client is not None and self._client.unanswered:
+            # It may have made a new session all the same, which looks like the old one next time.
+            self._last_copies = True
         self._client = MqttClient(
             self._config,
             self._identifier,
@@ -147,8 +152,10 @@ class MqttConsumer(Consumer):
         if not self._held:
             return
         if session_present:
-            self._resume(redelivered=True)
-        elif self._durable:
+            self._resume(redelivered=not self._last_copies)
+            return
+        self._last_copies = True
+        if self._durable:
             self._stats["mqtt.session_lost"] += 1
             _log.warning(
                 "the broker at %s has lost the session of %r: what it kept for it is gone",
@@ -205,7 +212,7 @@ class MqttConsumer(Consumer):
     # Inner parts.
 
     def _resume(self, *, redelivered: bool) -> None:
-        self._held = False
+        self._held = self._last_copies = False
         self._receiver.resume(redelivered=redelivered)
 
     def _is_foreign(self, topic: str) -> bool:

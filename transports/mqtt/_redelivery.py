@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from .._delivery import Delivery, DeliveryState
 from .._envelope import Envelope
 
@@ -43,7 +41,8 @@ class Redelivery:
         """Whether something may still come again."""
         self._left: dict[int, Delivery] = {}
         self._running: dict[Delivery, Delivery] = {}
-        self._written: deque[tuple[int, str, str]] = deque(maxlen=window)
+        self._window = window
+        self._written: dict[int, tuple[str, str]] = {}
         self._acknowledged: dict[int, tuple[str, str]] = {}
 
     def connection_lost(self, left: list[Delivery]) -> None:
@@ -53,15 +52,19 @@ class Redelivery:
         for delivery in left:
             self._left[delivery.token] = self._running.get(delivery, delivery)
         self._running = {}
-        self._acknowledged = {token: (id, topic) for token, id, topic in self._written}
+        self._acknowledged = dict(self._written)
         self.active = True
 
     def acknowledged(self, deliveries: list[Delivery]) -> None:
         """Acknowledgements for these were written."""
         for delivery in deliveries:
             envelope = delivery.envelope
+            # One for each packet id: what is acknowledged anew must not push out others.
+            self._written.pop(delivery.token, None)
             if envelope.id is not None:
-                self._written.append((delivery.token, envelope.id, envelope.topic))
+                self._written[delivery.token] = (envelope.id, envelope.topic)
+        while len(self._written) > self._window:
+            del self._written[next(iter(self._written))]
 
     def over(self) -> None:
         """Nothing comes again any more: something new came, or the session is lost."""
@@ -79,7 +82,7 @@ class Redelivery:
 
         If its handler still runs, the handler's result also counts for it. If it was handled and
         only the acknowledgement did not get through, it is settled. If no handler had it yet, it
-        is to be delivered, with the attempts counted so far.
+        is to be delivered, with the attempts counted so far, in place of the older receipt.
         """
         old = self._left.pop(delivery.token, None)
         if old is None:
@@ -102,4 +105,5 @@ class Redelivery:
             self._running[delivery] = old
             return True
         delivery.attempts = old.attempts
+        old.withdraw()
         return False
