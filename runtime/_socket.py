@@ -213,6 +213,19 @@ class Socket:
             raise error
         return decode(envelope)
 
+    @overload
+    async def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        count: int | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[bytes | RemoteError]: ...
+
+    @overload
     async def request_many(
         self,
         topic: str | OutgoingMessage,
@@ -223,13 +236,25 @@ class Socket:
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> list[T | RemoteError]:
+    ) -> list[T | RemoteError]: ...
+
+    async def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        count: int | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Any]:
         """Send a request and collect the replies of several responders.
 
         Args:
             topic: where to, or a whole message from ``message_builder``.
             payload: as for `publish`.
-            reply: the type that each reply must fit.
+            reply: the type that each reply must fit; bytes by default.
             count: return as soon as this many have come; None waits for the whole timeout and
                 returns all that came.
             timeout: seconds.

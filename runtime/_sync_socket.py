@@ -149,6 +149,19 @@ class SyncSocket:
             )
         )
 
+    @overload
+    def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        count: int | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[bytes | RemoteError]: ...
+
+    @overload
     def request_many(
         self,
         topic: str | OutgoingMessage,
@@ -159,7 +172,19 @@ class SyncSocket:
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> list[T | RemoteError]:
+    ) -> list[T | RemoteError]: ...
+
+    def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        count: int | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Any]:
         """Send a request and collect several replies; see `Socket.request_many`."""
         return self._wait(
             self._socket.request_many(

@@ -826,9 +826,10 @@ async def test_a_bus_that_gives_up_is_logged_and_makes_the_application_unhealthy
 ) -> None:
     async def script(peer: Peer) -> None:
         await peer.ready()
-        await asyncio.sleep(0.05)
+        await started.wait()
         peer.close()
 
+    started = asyncio.Event()
     async with ScriptedBroker(script) as broker:
         url = f"mqtt://{broker.host}:{broker.port}?backoff_min=0.01&backoff_max=0.02"
         app = DistributedApplication(url, name="twice")
@@ -838,6 +839,7 @@ async def test_a_bus_that_gives_up_is_logged_and_makes_the_application_unhealthy
             await asyncio.Event().wait()
 
         async with app:
+            started.set()
             await eventually(lambda: "another program uses the same identifier" in caplog.text)
             assert not app.healthy
             with pytest.raises(ConfigurationError, match="another program"):

@@ -352,6 +352,7 @@ async def test_the_applications_own_socket_publishes_and_requests() -> None:
         app.socket()
     async with app:
         assert await app.socket().request("double", 21, reply=int) == 42
+        assert await app.socket().request_many("double", 21, count=1) == [b"42"]
         with pytest.raises(ConfigurationError, match="belongs to no actor"):
             await app.socket().subscribe("a")
         with pytest.raises(ConfigurationError, match="belongs to no actor"):
