@@ -36,6 +36,7 @@ class Mailbox:
             itself. It must not raise; what it raises is logged.
         name: whose mailbox it is, for error messages.
         items: what waits, for a look at it only.
+        looks_after: whether what is taken out of ``items`` has to go through `taken`.
 
     Raises:
         ConfigurationError: the capacity is below 1, or the key is missing or not needed.
@@ -55,6 +56,7 @@ class Mailbox:
         "dropped",
         "items",
         "key",
+        "looks_after",
         "name",
         "on_drop",
     )
@@ -80,6 +82,8 @@ class Mailbox:
         self._limit = capacity if key is None else 0
         self._getter: asyncio.Future[None] | None = None
         self._places: Places | None = None
+        # Whether an item taken out of `items` has to go through `taken`.
+        self.looks_after = key is not None
         self._incoming: deque[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
@@ -178,6 +182,7 @@ class Mailbox:
         if self.full:
             if self._places is None:
                 self._places = Places(self._grant)
+                self.looks_after = True
             await self._places.wait()
             self._note_limit()
             self._check_open()
@@ -243,6 +248,10 @@ class Mailbox:
             item = self.items.popleft()
         except IndexError:
             raise asyncio.QueueEmpty from None
+        return self.taken(item) if self.looks_after else item
+
+    def taken(self, item: Any) -> Any:
+        """What has just left `items`, as it was put; lets the next one in who waits for a place."""
         if self._latest is not None:
             item = self._unslot(item)
         if self._places is not None:
