@@ -82,7 +82,6 @@ class Mailbox:
         self._limit = capacity if key is None else 0
         self._getter: asyncio.Future[None] | None = None
         self._places: Places | None = None
-        # Whether an item taken out of `items` has to go through `taken`.
         self.looks_after = key is not None
         self._incoming: deque[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -470,8 +470,18 @@ async def test_a_result_of_an_older_connection_acknowledges_nothing_on_the_next(
 async def _cut_in_mid_message(peer: Peer) -> None:
     await peer.ready()
     peer.send(publish(1, b"last copy"))
-    await asyncio.sleep(0.05)
+    # In good order: a reset could overtake the message.
+    peer.close()
+
+
+async def _mute(peer: Peer) -> None:
+    await peer.expect("CONNECT")
     peer.reset()
+
+
+async def _remembering(peer: Peer) -> None:
+    await peer.ready(session=True)
+    await peer.wait_closed()
 
 
 async def test_a_lost_session_is_remembered_until_what_is_held_is_handed_out() -> None:
@@ -480,12 +490,8 @@ async def test_a_lost_session_is_remembered_until_what_is_held_is_handed_out() -
         await peer.expect("SUBSCRIBE")
         peer.reset()
 
-    async def remembering(peer: Peer) -> None:
-        await peer.ready(session=True)
-        await peer.wait_closed()
-
     async with (
-        ScriptedBroker(serve, _cut_in_mid_message, forgetful, remembering) as broker,
+        ScriptedBroker(serve, _cut_in_mid_message, forgetful, _remembering) as broker,
         client(broker) as app,
     ):
         _, recorder = await app.consume("t", recorder=Recorder(settle=False))
@@ -496,16 +502,8 @@ async def test_a_lost_session_is_remembered_until_what_is_held_is_handed_out() -
 
 
 async def test_a_session_that_an_unanswered_connect_may_have_made_is_not_trusted() -> None:
-    async def mute(peer: Peer) -> None:
-        await peer.expect("CONNECT")
-        peer.reset()
-
-    async def remembering(peer: Peer) -> None:
-        await peer.ready(session=True)
-        await peer.wait_closed()
-
     async with (
-        ScriptedBroker(serve, _cut_in_mid_message, mute, remembering) as broker,
+        ScriptedBroker(serve, _cut_in_mid_message, _mute, _remembering) as broker,
         client(broker) as app,
     ):
         _, recorder = await app.consume("t", recorder=Recorder(settle=False))
@@ -516,10 +514,6 @@ async def test_a_session_that_an_unanswered_connect_may_have_made_is_not_trusted
 
 
 async def test_a_message_that_comes_again_after_an_unanswered_connect_is_handled_once() -> None:
-    async def mute(peer: Peer) -> None:
-        await peer.expect("CONNECT")
-        peer.reset()
-
     async def again(peer: Peer) -> None:
         await peer.accept(session=True)
         peer.send(publish(1, b"last copy", duplicate=True))
@@ -527,7 +521,7 @@ async def test_a_message_that_comes_again_after_an_unanswered_connect_is_handled
         await peer.wait_closed()
 
     async with (
-        ScriptedBroker(serve, _cut_in_mid_message, mute, again) as broker,
+        ScriptedBroker(serve, _cut_in_mid_message, _mute, again) as broker,
         client(broker) as app,
     ):
         _, recorder = await app.consume("t", recorder=Recorder(settle=False))

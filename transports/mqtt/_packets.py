@@ -30,7 +30,7 @@ PINGREQ = b"\xc0\x00"
 QOS2 = 0x10000
 """Added to the packet id of a message that came with QoS 2 (from a subscription made elsewhere)."""
 
-_ONE_PUBACK = struct.Struct(">HH").pack
+_head_and_id = struct.Struct(">HH").pack
 _RESERVED_NAMES = frozenset({"id", "source", "type", "time", "key", "specversion"})
 _LONGEST = 65_535
 _MOST_SECONDS = 4_294_967_295
@@ -54,13 +54,9 @@ def variable_integer(value: int) -> bytes:
 
 def encode_acknowledgements(tokens: list[int]) -> bytes:
     """One PUBACK for each packet id, in this order (PUBREC where it came with `QOS2`)."""
-    if len(tokens) == 1 and tokens[0] < QOS2:
-        return _ONE_PUBACK(0x4002, tokens[0])
     return b"".join(
         [
-            b"\x40\x02" + token.to_bytes(2, "big")
-            if token < QOS2
-            else b"\x50\x02" + (token & 0xFFFF).to_bytes(2, "big")
+            _head_and_id(0x4002, token) if token < QOS2 else _head_and_id(0x5002, token & 0xFFFF)
             for token in tokens
         ]
     )
