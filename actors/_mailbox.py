@@ -169,6 +169,12 @@ class Mailbox:
         self.items.append(item)
         self._wake()
 
+    def force_all(self, items: Iterable[Any]) -> None:
+        """As `force` for each item."""
+        self._check_open()
+        self.items.extend(items)
+        self._wake()
+
     async def put_wait(self, item: Any) -> None:
         """Put an item, waiting for a place as long as it takes; who came first goes first.
 

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack
 from .._environment import Environment
 from ..actors import Actor, RestartPolicy
 from ..errors import ConfigurationError
-from ..transports import Identity
+from ..transports import Identity, as_provider
 from ._lifecycle import Run, Settings
 from ._registry import ProviderLike, Registry
 from ._resources import Resource
@@ -257,19 +257,25 @@ class DistributedApplication:
         """Stop: see `aclose`."""
         await self.aclose()
 
-    def socket(self) -> Socket:
-        """A socket for code outside of actors: publish and request on the default bus.
+    def socket(self, *, socket_provider: ProviderLike | None = None) -> Socket:
+        """A socket that belongs to no actor: publish and request on one of the buses in use.
 
         It works while the application runs. It can not subscribe; that is what actors are for.
+        What a handler posts with it counts as the handler's own: its message is settled when the
+        post is confirmed, also by another bus.
+
+        Args:
+            socket_provider: a bus that an actor uses; by default the application's.
 
         Raises:
-            ConfigurationError: the application does not run, or has no default bus.
+            ConfigurationError: the application does not run, or does not use this bus.
         """
         if self._run is None:
             raise ConfigurationError(
                 f"application {self.name!r} does not run; use its socket inside 'async with'"
             )
-        return self._run.socket()
+        provider = None if socket_provider is None else as_provider(socket_provider)
+        return self._run.socket(provider)
 
     async def wait(self) -> None:
         """Wait until the application has reason to end: `stop` was called, or it has producers
@@ -292,9 +298,15 @@ class DistributedApplication:
 
         What was not started stays with the bus. Calling it again does nothing.
         """
-        run, self._run = self._run, None
-        if run is not None:
+        run = self._run
+        if run is None:
+            return
+        try:
+            # Handlers that still run use the application's sockets until they are done.
             await asyncio.shield(run.stop())
+        finally:
+            if self._run is run:
+                self._run = None
 
     def run(self) -> None:
         """Run until SIGTERM, SIGINT, or until there is nothing left to do; then stop and return.

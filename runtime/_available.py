@@ -25,6 +25,7 @@ class Available:
         has_state: a state was given.
         kind: producers have neither messages nor captures.
         special: types that decide whatever the parameter's name, and what of the scope they get.
+        batch: a call gets several messages.
     """
 
     captures: tuple[tuple[str, ...], ...] = ()
@@ -33,6 +34,7 @@ class Available:
     has_state: bool = True
     kind: Literal["application", "producer"] = "application"
     special: Mapping[type, str] = field(default_factory=dict)
+    batch: bool = False
 
     @property
     def reserved(self) -> tuple[str, ...]:
@@ -64,13 +66,15 @@ class Available:
     def __str__(self) -> str:
         types = [kind.__name__ for kind in self.special]
         if self.kind == "application":
-            types.insert(0, "Message[...]")
+            types.insert(0, "list[Message[...]]" if self.batch else "Message[...]")
         groups = [
-            ("by name", self.reserved),
+            ("by name", [name for name in self.reserved if not (self.batch and name == "message")]),
             ("by type", types),
             ("resources", self.resources),
-            ("captures", self.all_captures),
+            ("captures", () if self.batch else self.all_captures),
         ]
         text = "; ".join(f"{what}: {', '.join(names)}" for what, names in groups if names)
         payload = "; and one annotated parameter for the payload"
+        if self.batch:
+            payload = "; and one parameter annotated list[...] for the payloads"
         return text + (payload if self.kind == "application" else "")

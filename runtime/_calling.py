@@ -68,14 +68,26 @@ class Caller:
             TimeoutError: it took longer than the deadline.
             Exception: whatever it raises.
         """
-        if instance is not self._bound_to:
-            self._bound = [handler.bind(instance) for handler in self._handlers]
-            self._bound_to = instance
-        function = self._bound[index]
+        function = self._functions(instance)[index]
         if not self._handlers[index].injection.is_async:
             return self._in_thread(function, arguments)
         call: Awaitable[Any] = function(**arguments)
         return call if self._deadline is None else self._cut_off(call, self._deadline)
+
+    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
+        """Each handler as it can be called and awaited without `call`; None where it can not."""
+        if self._deadline is not None:
+            return [None] * len(self._handlers)
+        return [
+            function if handler.injection.is_async else None
+            for function, handler in zip(self._functions(instance), self._handlers, strict=True)
+        ]
+
+    def _functions(self, instance: Any) -> list[Callable[..., Any]]:
+        if instance is not self._bound_to:
+            self._bound = [handler.bind(instance) for handler in self._handlers]
+            self._bound_to = instance
+        return self._bound
 
     async def in_thread(self, function: Callable[..., Any], args: Sequence[Any]) -> None:
         """Call a function in the actor's thread, without a deadline."""

@@ -28,7 +28,7 @@ def dead_letter(
     """The message as it is stored: original bytes and headers, and what went wrong.
 
     What happened stands in headers ``spa_dead_*``. Parking the same message twice gives the same
-    id, if its sender gave it one.
+    id, if its sender gave it one or the bus has a place for it.
 
     Args:
         envelope: the message as it was received.
@@ -45,11 +45,14 @@ def dead_letter(
         "spa_dead_error": type(error).__name__,
         "spa_dead_text": describe(error)[:_LONGEST_TEXT],
     }
-    if envelope.id is not None:
-        headers["spa_dead_id"] = envelope.id
+    if envelope.tombstone:
+        headers["spa_dead_tombstone"] = "1"
+    identity = envelope.identity
+    if identity is not None:
+        headers["spa_dead_id"] = identity
         # Senders that give every message the same id must not overwrite one letter with the next.
         digest = hashlib.sha256(envelope.payload).hexdigest()
-        name = "\0".join((envelope.id, actor, envelope.topic, digest))
+        name = "\0".join((identity, actor, envelope.topic, digest))
         identifier = str(uuid.uuid5(_NAMESPACE, name))
     else:
         identifier = environment.new_id()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import msgspec
 from ._message import Message
 
 __all__ = [
+    "PAYLOAD",
     "Getter",
     "Scope",
     "capture_getter",
@@ -53,6 +55,9 @@ class Scope(Protocol):
 
 Getter = Callable[[Scope], Any]
 """Gives one argument."""
+
+PAYLOAD: Getter = operator.attrgetter("payload")
+"""Fetches the payload."""
 
 
 def decoded_message(scope: Scope) -> Message[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from ..actors import enter_chain
@@ -18,11 +18,12 @@ from ..errors import (
     RemoteError,
     RequestTimeout,
 )
-from ..transports import Delivery, Envelope
+from ..transports import Delivery, DeliveryState, Envelope
 from ._dead_letter import describe
 from ._link import Link, report_loss
 from ._parking import Parking, ParkingHost
 from ._pauses import SHORTEST_PAUSE, Pauses
+from ._payloads import check_size
 from ._requests import CHAIN_HEADER
 from ._retry import Reject, Retry
 from ._router import Router
@@ -32,8 +33,10 @@ from ._specs import Handler
 from ._tracebacks import of_users_code
 from ._turn import Turn, current_turn
 
-__all__ = ["Handling"]
+__all__ = ["Handling", "as_failure"]
 
+_QUEUED = DeliveryState.QUEUED
+_RUNNING = DeliveryState.RUNNING
 _NOT_THE_HANDLERS_FAULT = (
     ConnectionLost,
     ConnectFailed,
@@ -51,6 +54,9 @@ class HandlingHost(ScopeOwner, ParkingHost, Protocol):
 
     def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
         """Call the handler, cut off at the actor's deadline."""
+
+    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
+        """The handlers that can be called and awaited without `invoke`; None for others."""
 
     def handles(self, topic: str) -> bool:
         """Whether one of the actor's own filters matches."""
@@ -74,6 +80,8 @@ class Handling:
         self._told_unsent = False
         self._parking = Parking(host, link, self._pauses, self._retry.first)
         self.settlements = Settlements(link.surroundings.stats, self._posts_refused)
+        self._direct: list[Callable[..., Any] | None] = []
+        self._direct_of: Any = None
 
     def interrupt(self, router: Router) -> None:
         """End waits between two attempts at a message of the router, to which it goes back."""
@@ -85,7 +93,67 @@ class Handling:
 
     async def handle(self, instance: Any, delivery: Delivery) -> None:
         """Work a delivery off: when this returns it is settled, about to be, or given back."""
-        if not delivery.start():
+        # The first attempt at what is no request, in as few steps as possible: this is where most
+        # of a program's time goes. `_handle_closely` does the same for everything.
+        host = self._host
+        if instance is not self._direct_of:
+            self._direct = host.direct(instance)
+            self._direct_of = instance
+        envelope = delivery.envelope
+        index = delivery.route.handler
+        function = self._direct[index]
+        if (
+            function is None
+            or envelope.response_topic is not None
+            or (envelope.headers and CHAIN_HEADER in envelope.headers)
+            or len(envelope.payload) > host.max_payload
+        ):
+            await self._handle_closely(instance, delivery)
+            return
+        if delivery.state is not _QUEUED:
+            return
+        delivery.state = _RUNNING
+        turn = Turn(envelope, host.source)
+        current_turn.set(turn)
+        injection = host.handlers[index].injection
+        name = injection.only_payload
+        try:
+            if name is None:
+                arguments = injection.bind(
+                    MessageScope(host, host.handlers[index], delivery, turn, None)
+                )
+            elif injection.payload_decoder is None:
+                arguments = {name: envelope.payload}
+            else:
+                decode = injection.payload_decoder.decode
+                arguments = {name: decode(envelope.payload, envelope.content_type)}
+        except DecodeError as error:
+            await self._undecodable(delivery, None, error)
+            return
+        failure: BaseException | None = None
+        try:
+            await function(**arguments)
+        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the user's code)
+            failure = raised
+        if failure is None:
+            turn.active = False
+            self._stats["messages.handled"] += 1
+            if turn.posts:
+                await self.settlements.settle_after(delivery, turn)
+            else:
+                delivery.settle()
+            return
+        held_since = self._now()
+        again = await self._attempt_failed(delivery, turn, failure, held_since)
+        # Its traceback refers to this very frame.
+        failure = None
+        if again:
+            await self._handle_closely(instance, delivery, held_since)
+
+    async def _handle_closely(
+        self, instance: Any, delivery: Delivery, held_since: float | None = None
+    ) -> None:
+        if held_since is None and not delivery.start():
             return
         envelope = delivery.envelope
         index = delivery.route.handler
@@ -95,15 +163,13 @@ class Handling:
             request = self._request_of(envelope)
             if self._expired(delivery):
                 return
-        if len(envelope.payload) > self._host.max_payload:
-            size = len(envelope.payload)
-            error = DecodeError(
-                f"the payload has {size} bytes, {self._host.max_payload} are allowed"
-            )
+        try:
+            check_size(envelope.payload, self._host.max_payload)
+        except DecodeError as error:
             await self._undecodable(delivery, request, error)
             return
         try:
-            await self._attempts(instance, index, delivery, request)
+            await self._attempts(instance, index, delivery, request, held_since)
         except Exception as error:  # a mistake of the runtime must not lose or block a message
             self._host.log.exception("message on %r could not be handled", envelope.topic)
             if request is not None:
@@ -117,13 +183,13 @@ class Handling:
         index: int,
         delivery: Delivery,
         request: Envelope | None,
+        held_since: float | None,
     ) -> None:
         host = self._host
         handler = host.handlers[index]
         limit = host.options.deadline
-        held_since: float | None = None
         while True:
-            turn = Turn(delivery.envelope.id, host.source, request)
+            turn = Turn(delivery.envelope, host.source, request)
             current_turn.set(turn)
             deadline = None if limit is None else self._now() + limit
             scope = MessageScope(host, handler, delivery, turn, deadline)
@@ -139,13 +205,9 @@ class Handling:
                 elif result is not None and delivery.envelope.response_topic is not None:
                     self._unsent_reply(handler)
             except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the user's code)
-                turn.active = False
-                for post in turn.posts:
-                    post.add_done_callback(report_loss)
-                failure = _as_failure(raised)
                 if held_since is None:
                     held_since = self._now()
-                if not await self._failed(delivery, turn, failure, held_since):
+                if not await self._attempt_failed(delivery, turn, raised, held_since):
                     return
             else:
                 turn.active = False
@@ -175,6 +237,15 @@ class Handling:
             )
 
     # When it failed.
+
+    async def _attempt_failed(
+        self, delivery: Delivery, turn: Turn, raised: BaseException, held_since: float
+    ) -> bool:
+        """What a handler raised is dealt with; True when there is to be another attempt."""
+        turn.active = False
+        for post in turn.posts:
+            post.add_done_callback(report_loss)
+        return await self._failed(delivery, turn, as_failure(raised), held_since)
 
     async def _failed(
         self, delivery: Delivery, turn: Turn, error: Exception, held_since: float
@@ -314,7 +385,8 @@ class Handling:
         return asyncio.get_running_loop().time()
 
 
-def _as_failure(raised: BaseException) -> Exception:
+def as_failure(raised: BaseException) -> Exception:
+    """What a handler raised, as an error; raises it when the actor itself is cancelled."""
     if isinstance(raised, Exception):
         return raised
     task = asyncio.current_task()

@@ -12,21 +12,22 @@ from typing import Any, Protocol
 
 from ..actors import Actor, ActorRef, ActorSystem, Mailbox, Overflow, RestartPolicy
 from ..errors import ConfigurationError
-from ..transports import Delivery, Envelope, TopicTrie
+from ..transports import Delivery, Envelope, TopicFilter, TopicTrie
 from ._calling import Caller
 from ._handling import Handling
 from ._link import Link
 from ._requests import CHAIN_HEADER
 from ._router import Router
+from ._routes import Route
 from ._scope import ProducerScope
 from ._socket import Socket
 from ._specs import Handler, Spec
-from ._subscriptions import RuntimeSubscription
+from ._subscriptions import RuntimeSubscription, Subscriber
 from ._sync_socket import SyncSocket
 from ._timers import PutOff, Timers
 from ._turn import current_turn
 
-__all__ = ["Host", "Runner"]
+__all__ = ["Host", "Hosted", "Runner"]
 
 _SHORTEST = 0.1
 
@@ -43,9 +44,39 @@ class Runner(Protocol):
 
     def unhealthy(self, actor: str, reason: str) -> None: ...
 
-    def stop_actor(self, host: Host) -> None: ...
+    def stop_actor(self, host: Hosted) -> None: ...
 
     def actor_ended(self, error: BaseException | None) -> None: ...
+
+
+class Hosted(Subscriber, Protocol):
+    """One registered actor, as the run that it is part of sees it.
+
+    Attributes:
+        ended: it has nothing more to do: a producer that ran through, an actor that stopped.
+    """
+
+    ended: bool
+
+    def spawn(
+        self, restart: RestartPolicy, resources: Mapping[str, Any]
+    ) -> tuple[ActorRef[Any], ...]:
+        """Start it, or all its lanes; `started` waits until that has succeeded."""
+
+    async def started(self) -> None:
+        """Wait until it has started; raises RestartLimitReached when it does not."""
+
+    def begin(self) -> None:
+        """All subscriptions are in force."""
+
+    async def stop_producing(self, deadline: float) -> None:
+        """Start no messages any more."""
+
+    def stop_attempts(self) -> None:
+        """Start no attempt at a message any more."""
+
+    async def stop(self, deadline: float) -> None:
+        """Finish what is running, until ``deadline`` (loop time); then cut it off."""
 
 
 class Host:
@@ -58,9 +89,19 @@ class Host:
         runner: the run that it is part of.
         spec: its registration.
         link: its bus.
+        lane: which of several it is; None when it is the only one.
+        runtime: filters that come and go, when the lanes have them in common.
     """
 
-    def __init__(self, runner: Runner, spec: Spec[Any], link: Link) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        spec: Spec[Any],
+        link: Link,
+        *,
+        lane: int | None = None,
+        runtime: RuntimeSubscription | None = None,
+    ) -> None:
         surroundings = link.surroundings
         identity = surroundings.identity
         self.runner = runner
@@ -70,9 +111,13 @@ class Host:
         self.application = identity.application
         self.instance = identity.instance
         self.source = f"{identity.application}/{identity.instance}/{spec.name}"
+        self._is_lane = lane is not None
+        self.own_name = f"{spec.name}/{lane}" if self._is_lane else spec.name
+        # Who waits for whom: each lane is somebody of its own.
+        self.address = f"{self.source}/{lane}" if self._is_lane else self.source
         self.options = options = spec.options
         self.qos = link.provider.default_qos if options.qos is None else options.qos
-        self.window = options.window or link.provider.default_window
+        self.window = options.window_for(link.provider.default_window)
         self.handlers = spec.handlers
         self.environment = surroundings.environment
         self.stats = surroundings.stats
@@ -84,27 +129,33 @@ class Host:
         self.state: Any = None
         self.resources: Mapping[str, Any] = {}
         self.mailbox = self._make_mailbox()
+        self.local = self._make_local()
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[None] | None = None
         self._is_cut_off = False
         self._own_filters: TopicTrie[None] = TopicTrie()
         for filter_ in spec.filters:
             self._own_filters.add(filter_.pattern, None)
-        self._runtime = RuntimeSubscription(self, runner.system, self.stats)
+        self._runtime = runtime or RuntimeSubscription(self, runner.system, self.stats)
         self.socket = Socket(link, self.source, self._runtime)
         self.sync_socket = SyncSocket(self.socket, self._loop)
         self._ref: ActorRef[Any] | None = None
         self._caller = Caller(
-            self.source, self.handlers, self.options.deadline, self.stats, self._thread_lost
+            self.address, self.handlers, self.options.deadline, self.stats, self._thread_lost
         )
-        self.timers = Timers(self.mailbox)
+        self.timers = Timers(self.local)
         self.handling = Handling(self, link)
 
     def _make_mailbox(self) -> Mailbox:
         by_key = self.options.overflow is Overflow.LATEST_BY_KEY
-        mailbox = Mailbox(self.options.mailbox, self.options.overflow, _key_of if by_key else None)
+        key = self.spec.message_key.of_item if by_key else None
+        mailbox = Mailbox(self.options.mailbox, self.options.overflow, key)
         mailbox.on_drop = self._dropped
         return mailbox
+
+    def _make_local(self) -> Mailbox:
+        """Where everything goes that does not come from routers."""
+        return self.mailbox
 
     def _dropped(self, item: Any) -> None:
         self.stats["messages.dropped"] += 1
@@ -113,19 +164,21 @@ class Host:
 
     # Start and stop.
 
-    def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> None:
+    def spawn(
+        self, restart: RestartPolicy, resources: Mapping[str, Any]
+    ) -> tuple[ActorRef[Any], ...]:
         """Start the actor; `started` waits until it has succeeded."""
         self.resources = resources
         self._caller.start()
         ref = self.runner.system.spawn(
             self._make_instance,
-            name=self.name,
-            mailbox=self.mailbox,
+            name=self.own_name,
+            mailbox=self.local,
             restart=restart,
             receive=self.receive,
         )
         self._ref = ref
-        self.spec.started(ref)
+        return (ref,)
 
     def _make_instance(self) -> Actor:
         self.state = self.spec.make_state()
@@ -157,8 +210,8 @@ class Host:
         """Start no attempt at a message any more, and run nothing that was put off."""
         self.handling.stop()
         self.timers.stop()
-        if self._runtime.router is not None:
-            self._runtime.router.stop_intake()
+        if not self._is_lane:
+            self._runtime.stop_intake()
 
     async def stop(self, deadline: float) -> None:
         """Finish what is running, until ``deadline`` (loop time); then cut it off.
@@ -183,12 +236,13 @@ class Host:
             if ref is not None:
                 await self.runner.system.kill(ref)
         finally:
-            if self._runtime.router is not None:
-                await self._runtime.router.close(self.runner.system)
+            if not self._is_lane:
+                await self._runtime.close()
             left = max(0.0, deadline - self._loop.time())
             if not await self._caller.stop(timeout=left):
                 self._cut_off()
-            self.spec.started(None)
+            if not self._is_lane:
+                self.spec.started(())
 
     def _cut_off(self) -> None:
         if self._is_cut_off:
@@ -201,11 +255,14 @@ class Host:
 
     # Messages.
 
-    async def receive(self, instance: Any, item: Any) -> None:
+    def receive(self, instance: Any, item: Any) -> Awaitable[None]:
         """Work one item of the mailbox off."""
         if isinstance(item, Delivery):
-            await self.handling.handle(instance, item)
-        elif isinstance(item, PutOff):
+            return self.handling.handle(instance, item)
+        return self._receive_other(instance, item)
+
+    async def _receive_other(self, instance: Any, item: Any) -> None:
+        if isinstance(item, PutOff):
             await self._run_later(item)
         else:
             await self.receive_other(instance, item)
@@ -217,6 +274,10 @@ class Host:
     def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
         """Call a handler, cut off at the actor's deadline."""
         return self._caller.call(instance, index, arguments)
+
+    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
+        """The handlers that can be called and awaited without `invoke`; None for others."""
+        return self._caller.direct(instance)
 
     def _thread_lost(self) -> None:
         self.sync_socket.revoke()
@@ -233,13 +294,22 @@ class Host:
 
     def parked(self) -> None:
         """A dead letter was stored."""
-        self.runner.parked(self.name)
+        self.runner.parked(self.own_name)
 
     def unhealthy(self, reason: str) -> None:
         """The actor can not go on as it should."""
-        self.runner.unhealthy(self.name, reason)
+        self.runner.unhealthy(self.own_name, reason)
 
-    # What routers call.
+    # What subscriptions and routers call.
+
+    def check_filter(self, filter_: TopicFilter) -> None:
+        """Raise ConfigurationError when it can not take what comes through a further filter."""
+        if self.options.key is not None:
+            self.spec.message_key.check_filter(filter_)
+
+    def route(self, router: Router, handler: int, filter_: TopicFilter) -> Route:
+        """The way from a filter of the router to one of its handlers."""
+        return Route(router, self, handler, filter_)
 
     def interrupt(self, router: Router) -> None:
         """End a wait between two attempts at a message of this router."""
@@ -251,14 +321,14 @@ class Host:
         if chain is None or not self.handlers[handler].responder:
             return False
         names = chain.split(",")
-        if self.source not in names:
+        if self.address not in names:
             return False
         address = envelope.response_topic or ""
         if self.link.reply_address_problem(envelope) is not None or self.handles(address):
             return False
-        cycle = " -> ".join([*names[names.index(self.source) :], self.source])
+        cycle = " -> ".join([*names[names.index(self.address) :], self.address])
         self.stats["requests.deadlocked"] += 1
-        text = f"{cycle}: {self.source!r} itself waits for the reply to this request"
+        text = f"{cycle}: {self.address!r} itself waits for the reply to this request"
         self.link.refuse(envelope, self.source, "deadlock", text)
         return True
 
@@ -288,9 +358,3 @@ class Host:
         """See `Context.stop`."""
         # A context of its own: whoever stops the actor must not count as part of its message.
         self._loop.call_soon_threadsafe(self.runner.stop_actor, self, context=Context())
-
-
-def _key_of(item: Any) -> Any:
-    if isinstance(item, Delivery):
-        return item.envelope.key if item.envelope.key is not None else item.envelope.topic
-    return id(item)

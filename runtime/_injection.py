@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Protocol
 
 from ._available import Available
-from ._getters import Getter, Scope
+from ._batch_plan import BatchAnalysis
+from ._getters import PAYLOAD, Getter, Scope
 from ._payloads import Decoder
-from ._plan import Plan, make_plan
+from ._plan import Analysis, Plan
 from ._signatures import MISSING, Signature, Unresolved, read_signature
 
 __all__ = ["Filter", "Injection", "Scope"]
@@ -34,6 +35,7 @@ class Injection:
         is_async: calling it gives an awaitable.
         returns: its return annotation; None when it has none. Text if it can not be resolved.
         returns_value: it is annotated to return something other than None.
+        only_payload: the parameter that gets the payload, when there is no other one; else None.
         wants_message_builder: a parameter asks for ``message_builder``.
         payload_decoder: reads the payload as the type asked for; None when nobody asks for it.
         required_captures: captures that the handler can not be called without.
@@ -45,6 +47,7 @@ class Injection:
         "bind",
         "is_async",
         "name",
+        "only_payload",
         "payload_decoder",
         "required_captures",
         "returns",
@@ -63,6 +66,9 @@ class Injection:
         self.wants_message_builder = any(p.name == "message_builder" for p in signature.parameters)
         self.payload_decoder: Decoder[Any] | None = plan.payload_decoder
         self.required_captures = plan.required_captures
+        self.only_payload: str | None = None
+        if [*plan.getters.values()] == [PAYLOAD] and not plan.extra_captures:
+            (self.only_payload,) = plan.getters
         self.bind: Callable[[Scope], dict[str, Any]] = _binder(plan)
 
     @classmethod
@@ -76,6 +82,7 @@ class Injection:
         has_self: bool = False,
         has_state: bool = True,
         special: Mapping[type, str] | None = None,
+        batch: bool = False,
     ) -> Injection:
         """Work out what each parameter gets.
 
@@ -92,6 +99,7 @@ class Injection:
             has_state: a state was given; without one a parameter ``state`` gets None, which its
                 annotation must allow.
             special: types that decide whatever the name, and the attribute of the scope for each.
+            batch: one call gets several messages, as lists.
 
         Raises:
             ConfigurationError: a parameter that nobody can fill, with what could be asked for.
@@ -104,8 +112,10 @@ class Injection:
             has_state=has_state,
             kind=kind,
             special=special or {},
+            batch=batch,
         )
-        return cls(signature, make_plan(signature, available))
+        analysis = BatchAnalysis if batch else Analysis
+        return cls(signature, analysis(signature, available).run())
 
     def is_responder(self, replies: bool = False) -> bool:
         """Whether requests get an answer from it, even if that is an error."""

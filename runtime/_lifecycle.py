@@ -13,9 +13,9 @@ from .._environment import Environment
 from ..actors import ActorSystem, RestartPolicy
 from ..errors import ActorStopped, ConfigurationError
 from ..transports import Identity, SocketProvider, Surroundings
-from ._host import Host
+from ._host import Hosted
+from ._lanes import make_host
 from ._link import Link
-from ._producing import ProducerHost
 from ._resources import Resource, ResourceKeeper
 from ._socket import Socket
 from ._specs import Spec
@@ -66,13 +66,13 @@ class Run:
         self._resources = resources
         self._claimed: list[tuple[str, str, str]] = []
         self._links: dict[str, Link] = {}
-        self._hosts: list[Host] = []
+        self._hosts: list[Hosted] = []
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
         self._keeper = ResourceKeeper()
         self._loop = asyncio.get_running_loop()
         self._ending: asyncio.Future[None] = self._loop.create_future()
         self._stopping: asyncio.Task[None] | None = None
-        self._leaving: dict[Host, asyncio.Task[None]] = {}
+        self._leaving: dict[Hosted, asyncio.Task[None]] = {}
         self._confirming: asyncio.Task[None] | None = None
         self._problems: dict[str, str] = {}
         self._dead_letters = 0
@@ -106,12 +106,12 @@ class Run:
             self._problems[actor] = reason
             log.error("%s: actor %r: %s", self.settings.identity.application, actor, reason)
 
-    def stop_actor(self, host: Host) -> None:
+    def stop_actor(self, host: Hosted) -> None:
         """Stop one actor and leave the others; called from inside it."""
         if host not in self._leaving and self._stopping is None:
             self._leaving[host] = asyncio.ensure_future(self._leave(host))
 
-    async def _leave(self, host: Host) -> None:
+    async def _leave(self, host: Hosted) -> None:
         await self._stop_hosts([host], self._loop.time() + self.settings.stop_timeout)
         host.ended = True
         self.actor_ended(None)
@@ -151,24 +151,29 @@ class Run:
         """Started, connected, and no actor has given up."""
         return (
             self._started
+            and self._stopping is None
             and not self._problems
             and all(link.bus.connected for link in self._links.values())
         )
 
-    def socket(self) -> Socket:
-        """A socket on the default bus that belongs to no actor.
+    def socket(self, provider: SocketProvider | None) -> Socket:
+        """A socket that belongs to no actor, on this bus or on the default one.
 
         Raises:
-            ConfigurationError: there is no default bus.
+            ConfigurationError: no actor uses this bus, or there is no default one.
         """
-        provider = self.settings.provider
+        provider = provider or self.settings.provider
         if provider is None:
             raise ConfigurationError(
                 "the application has no default socket provider, so it has no socket of its own"
             )
+        link = self._links.get(provider.address)
+        if link is None:
+            raise ConfigurationError(
+                f"no actor uses {provider.address}; there are: {', '.join(self._links) or 'none'}"
+            )
         identity = self.settings.identity
-        source = f"{identity.application}/{identity.instance}"
-        return Socket(self._links[provider.address], source, NoSubscription())
+        return Socket(link, f"{identity.application}/{identity.instance}", NoSubscription())
 
     def request_stop(self) -> None:
         """Let `wait` return. Works from any thread."""
@@ -201,8 +206,8 @@ class Run:
                 ]
             )
             self._refuse_if_stopping()
-            for host, resources in zip(self._hosts, own, strict=True):
-                host.spawn(self.settings.restart, shared | resources)
+            for spec, host, resources in zip(self._specs, self._hosts, own, strict=True):
+                spec.started(host.spawn(self.settings.restart, shared | resources))
             await wait_for_all(host.started() for host in self._hosts)
             self._refuse_if_stopping()
             await wait_for_all(
@@ -237,8 +242,7 @@ class Run:
                 )
             names[spec.name] = None
             link = self._link_of(spec)
-            kind = ProducerHost if spec.kind == "producer" else Host
-            host = kind(self, spec, link)
+            host = make_host(self, spec, link)
             self._hosts.append(host)
             self._subscriptions.add(host)
         if self.settings.provider is not None:
@@ -303,7 +307,7 @@ class Run:
                 _running.discard(claim)
             self.end(None)
 
-    async def _stop_hosts(self, hosts: list[Host], deadline: float) -> None:
+    async def _stop_hosts(self, hosts: list[Hosted], deadline: float) -> None:
         routers = [router for host in hosts for router in self._subscriptions.leave(host)]
         # Whatever a producer does with its call: the handlers need time, too.
         half = (self._loop.time() + deadline) / 2

@@ -13,10 +13,12 @@ from ..transports import (
     Envelope,
     SocketProvider,
     Surroundings,
+    Tombstone,
     check_topic,
     is_reserved,
+    on_failure,
 )
-from ._message import OutgoingMessage
+from ._message import NO_HEADERS, OutgoingMessage
 from ._payloads import encode
 from ._requests import CHAIN_HEADER, ERROR_HEADER, REPLY_HEADER, Requests
 from ._specs import is_number
@@ -94,9 +96,12 @@ class Link:
         topic = message.topic
         payload, natural_type = encode(message.payload)
         turn = current_turn.get()
-        if not isinstance(message.headers, Mapping | None):
-            raise ConfigurationError(f"headers={message.headers!r}: give a dict of str to str")
-        headers = dict(message.headers) if message.headers else {}
+        given = message.headers
+        headers: dict[str, str] = {}
+        if given is not NO_HEADERS and given is not None:
+            if not isinstance(given, Mapping):
+                raise ConfigurationError(f"headers={given!r}: give a dict of str to str")
+            headers.update(given)
         _check_message(message, headers)
         response_topic, correlation = message.response_topic, None
         if request is not None:
@@ -110,7 +115,7 @@ class Link:
             turn.answered = turn.answered or len(payload) <= self.bus.max_payload
             correlation = turn.request.correlation
             headers[REPLY_HEADER] = "1"
-        else:
+        elif not isinstance(topic, str) or topic not in self._checked:
             self.check(topic)
         environment = self.surroundings.environment
         repeated = turn.publish_id(topic) if turn is not None else None
@@ -128,6 +133,7 @@ class Link:
             expiry=message.expiry,
             qos=self.provider.default_qos if message.qos is None else message.qos,
             retain=message.retain,
+            tombstone=isinstance(message.payload, Tombstone),
         )
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
@@ -137,7 +143,7 @@ class Link:
         if turn is not None and turn.active and turn.settles:
             turn.posts.append(posted)
         else:
-            posted.add_done_callback(report_loss)
+            on_failure(posted, report_loss)
         return posted
 
     def reply(self, turn: Turn, source: str, value: object) -> None:
@@ -228,8 +234,11 @@ def _check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None
         raise ConfigurationError(
             f"expiry={message.expiry!r}: give seconds, more than 0 and less than {_LONGEST_EXPIRY}"
         )
-    for option in ("key", "content_type", "response_topic"):
-        text = getattr(message, option)
+    for option, text in (
+        ("key", message.key),
+        ("content_type", message.content_type),
+        ("response_topic", message.response_topic),
+    ):
         if text is not None and (not isinstance(text, str) or text != _clean(text)):
             raise ConfigurationError(f"{option}={text!r}: give a str that UTF-8 can carry, or None")
     for name, value in headers.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -12,14 +11,15 @@ import msgspec
 from ..errors import ConfigurationError
 from ..transports import Envelope
 
-__all__ = ["Message", "MessageBuilder", "OutgoingMessage", "Reply"]
+__all__ = ["NO_HEADERS", "Message", "MessageBuilder", "OutgoingMessage", "Reply"]
 
 T = TypeVar("T")
 
 Reply = Callable[[object, Mapping[str, str] | None], Awaitable[None]]
 """Sends a payload, with headers, as the reply to the message at hand."""
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+"""What a message without headers has."""
 
 
 class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
@@ -28,7 +28,8 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
     Attributes:
         payload: the decoded payload.
         topic: the concrete topic it came on.
-        id: stable over redelivery and resending; None when the sender gave none.
+        id: stable over redelivery and resending. When the sender gave none, its place on buses
+            that number their messages (``topic/partition/offset``), else None.
         key: what the sender grouped it by.
         headers: everything else that the sender attached.
         time: when it was sent, in seconds since 1970 (UTC); None when the sender did not say.
@@ -41,13 +42,14 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
         raw: the payload as it came.
         content_type: MIME type of the payload; None when the sender gave none.
         source: who sent it: ``application/instance/actor`` for senders of this package.
+        tombstone: it has no payload at all: it deletes what its key stands for (Kafka).
     """
 
     payload: T
     topic: str
     id: str | None = None
     key: str | None = None
-    headers: Mapping[str, str] = _NO_HEADERS
+    headers: Mapping[str, str] = NO_HEADERS
     time: float | None = None
     retained: bool = False
     redelivered: bool = False
@@ -58,6 +60,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
     raw: bytes = b""
     content_type: str | None = None
     source: str | None = None
+    tombstone: bool = False
     _reply: Reply | None = None
 
     @staticmethod
@@ -75,7 +78,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
         return Message(
             payload=payload,
             topic=envelope.topic,
-            id=envelope.id,
+            id=envelope.identity,
             key=envelope.key,
             headers=envelope.headers,
             time=envelope.time,
@@ -88,6 +91,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             raw=envelope.payload,
             content_type=envelope.content_type,
             source=envelope.source,
+            tombstone=envelope.tombstone,
             _reply=reply,
         )
 
@@ -114,8 +118,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
         return f"<Message {self.topic!r} id={self.id!r} {len(self.raw)} bytes>"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutgoingMessage:
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message to be sent, as ``message_builder`` makes it; `Socket.publish` takes it whole.
 
     Attributes:
@@ -134,7 +137,7 @@ class OutgoingMessage:
     payload: object = None
     response_topic: str | None = None
     content_type: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = NO_HEADERS
     key: str | None = None
     retain: bool = False
     qos: int | None = None

@@ -20,6 +20,11 @@ class Pauses:
         self._open: dict[asyncio.Future[bool], Router | None] = {}
         self._stopped = False
 
+    @property
+    def stopped(self) -> bool:
+        """Whether no wait begins any more."""
+        return self._stopped
+
     async def wait(self, seconds: float, router: Router | None = None) -> bool:
         """Wait; False when the wait was cut short, by `stop` or on behalf of the router.
 

@@ -11,12 +11,13 @@ from typing import Any, Generic, TypeVar, get_args
 import msgspec
 
 from ..errors import ConfigurationError, DecodeError, EncodeError
+from ..transports import Tombstone
 from ._content_types import BINARY, JSON, TEXT, PayloadFormat, format_of
 from ._pydantic import is_pydantic, to_builtins
 from ._type_readers import bare_type, is_union, type_name, type_readers
 from ._unencodable import find_unencodable
 
-__all__ = ["Decoder", "encode"]
+__all__ = ["Decoder", "check_size", "encode"]
 
 T = TypeVar("T")
 
@@ -34,13 +35,13 @@ def encode(value: object) -> tuple[bytes, str | None]:
     """A value's payload and content type.
 
     Bytes go as they are (``application/octet-stream``), a str as ``text/plain; charset=utf-8``,
-    None as an empty payload without content type, and everything else as JSON.
+    None and a `Tombstone` as an empty payload without content type, and everything else as JSON.
 
     Raises:
         EncodeError: the value, or something in it, has no place in JSON; nan and the infinities
             have none either.
     """
-    if value is None:
+    if value is None or isinstance(value, Tombstone):
         return b"", None
     if isinstance(value, _RAW):
         return bytes(value), BINARY
@@ -82,6 +83,12 @@ def _encode_json(original: object) -> bytes:
 
 def _builtins(value: Any) -> Any:
     return msgspec.to_builtins(value, str_keys=True, enc_hook=to_builtins, order="deterministic")
+
+
+def check_size(payload: bytes, allowed: int) -> None:
+    """Raise DecodeError when a received payload has more than ``allowed`` bytes."""
+    if len(payload) > allowed:
+        raise DecodeError(f"the payload has {len(payload)} bytes, {allowed} are allowed")
 
 
 class Decoder(Generic[T]):

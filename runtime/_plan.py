@@ -12,6 +12,7 @@ from ..errors import ConfigurationError
 from ._available import RESERVED_NAMES, Available
 from ._captures import capture_converter
 from ._getters import (
+    PAYLOAD,
     Getter,
     capture_getter,
     decoded_message,
@@ -23,7 +24,7 @@ from ._payloads import Decoder
 from ._signatures import MISSING, Parameter, Signature, Unresolved
 from ._type_readers import bare_type, type_name
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Analysis", "Plan"]
 
 _SIMILAR = 0.8
 _ANYTHING = (MISSING, Any, object)
@@ -46,14 +47,13 @@ class Plan:
     payload_decoder: Decoder[Any] | None
 
 
-def make_plan(signature: Signature, available: Available) -> Plan:
-    """Apply the rules; raises ConfigurationError for a parameter that nobody can fill."""
-    available.check(signature.name)
-    return _Analysis(signature, available).run()
+class Analysis:
+    """The rules, applied to one signature.
 
-
-class _Analysis:
-    """The rules, applied to one signature."""
+    Args:
+        signature: of the handler.
+        available: what it can ask for.
+    """
 
     def __init__(self, signature: Signature, available: Available) -> None:
         self._signature = signature
@@ -65,6 +65,8 @@ class _Analysis:
         self._payload_type: Any = MISSING
 
     def run(self) -> Plan:
+        """Apply the rules; raises ConfigurationError for a parameter that nobody can fill."""
+        self._available.check(self._signature.name)
         remaining = [p for p in self._signature.parameters if not self._fill(p)]
         required = [p for p in remaining if p.required]
         self._refuse_misspelt(required)
@@ -76,10 +78,13 @@ class _Analysis:
         extra_captures = self._fill_rest() if self._signature.takes_anything else ()
         raw = self._message_type is bytes and self._payload_type not in (MISSING, bytes)
         for name in self._message_names:
-            self._getters[name] = raw_message if raw else decoded_message
+            self._getters[name] = self._message_getter(raw=raw)
         return Plan(
             self._getters, extra_captures, frozenset(self._required_captures), self._decoder()
         )
+
+    def _message_getter(self, *, raw: bool) -> Getter:
+        return raw_message if raw else decoded_message
 
     def _error(self, problem: str) -> ConfigurationError:
         return ConfigurationError(
@@ -226,7 +231,7 @@ class _Analysis:
         if isinstance(parameter.annotation, Unresolved):
             raise self._unresolved(parameter)
         self._payload_type = bytes if parameter.annotation is MISSING else parameter.annotation
-        self._getters[parameter.name] = operator.attrgetter("payload")
+        self._getters[parameter.name] = PAYLOAD
 
     def _fill_rest(self) -> tuple[str, ...]:
         """Everything else, for ``**kwargs``; returns the captures, which a topic may lack."""

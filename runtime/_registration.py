@@ -37,6 +37,9 @@ _CLASS_OPTIONS = (
     "replies",
     "retry_requests",
     "deadline",
+    "concurrency",
+    "key",
+    "batch",
 )
 
 
@@ -239,8 +242,15 @@ def _handler(
         has_self=has_self,
         has_state=options.state is not None,
         special=_SPECIAL,
+        batch=options.batch is not None and kind == "application",
     )
     _check_socket(injection, function, has_self=has_self)
+    if options.batch is not None and injection.is_responder(options.replies):
+        raise ConfigurationError(
+            f"{injection.name}: it answers requests, and with batch={options.batch} one call gets"
+            " several messages; leave batch=, or the replies (return annotation, message_builder,"
+            " replies=True), away"
+        )
     return Handler(
         filters=filters,
         injection=injection,

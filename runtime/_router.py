@@ -5,80 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..actors import Actor, ActorSystem, Mailbox, Overflow
 from ..errors import MailboxFull
-from ..transports import Consumer, Delivery, Envelope, TopicFilter, TopicTrie, is_reserved
-from ._specs import ActorOptions
+from ..transports import (
+    Consumer,
+    Delivery,
+    TopicTrie,
+    is_reserved,
+)
+from ._routes import Route, Target
+from ._shared_delivery import Part, Whole
 
-__all__ = ["Route", "Router", "Target"]
+__all__ = ["Router"]
 
 log = logging.getLogger("spa_dat")
 
 _MOST_STALE_TOPICS = 1000
-
-
-class Target(Protocol):
-    """An actor, as its routers see it."""
-
-    mailbox: Mailbox
-    options: ActorOptions
-
-    def interrupt(self, router: Router) -> None:
-        """End a wait between two attempts at a message of the router, to which it is given back."""
-
-    def refuses(self, envelope: Envelope, handler: int) -> bool:
-        """Answer and drop a request that would deadlock; True when that happened."""
-
-
-@dataclass(frozen=True, eq=False)
-class Route:
-    """From one filter of a subscription to one handler of one actor.
-
-    Attributes:
-        router: whose route it is.
-        target: the actor.
-        handler: index of the handler in the actor.
-        filter: the filter, with its captures.
-    """
-
-    router: Router
-    target: Target
-    handler: int
-    filter: TopicFilter
-
-
-class _Whole:
-    """A delivery that several actors share: settled when each of them is done."""
-
-    __slots__ = ("delivery", "left")
-
-    def __init__(self, delivery: Delivery, left: int) -> None:
-        self.delivery = delivery
-        self.left = left
-
-
-class _Part(Delivery):
-    """One actor's part of a shared delivery."""
-
-    __slots__ = ("_whole",)
-
-    def __init__(self, whole: _Whole) -> None:
-        delivery = whole.delivery
-        super().__init__(delivery.envelope, epoch=delivery.epoch, token=delivery.token)
-        self.attempts = whole.delivery.attempts
-        self._whole = whole
-
-    def settle(self) -> None:
-        before = self.state
-        super().settle()
-        if self.state is not before:
-            self._whole.left -= 1
-            if self._whole.left == 0:
-                self._whole.delivery.settle()
 
 
 class Router(Actor):
@@ -110,8 +55,10 @@ class Router(Actor):
         self.consumer: Consumer | None = None
         self._stats = stats
         self._trie: TopicTrie[Route] = TopicTrie()
-        self._several_targets = False
+        # The lanes of an actor are several targets.
         self._targets: list[Target] = []
+        self._actors: list[Target] = []
+        self._note_targets()
         self._held: deque[tuple[Mailbox, Delivery]] | None = None
         self._redelivered = False
         self._epoch = -1
@@ -123,24 +70,42 @@ class Router(Actor):
     def add(self, route: Route) -> None:
         """Serve a further route; of one actor's routes the first added that matches counts."""
         self._trie.add(route.filter.pattern, route)
-        if route.target not in self._targets:
-            self._targets.append(route.target)
-        self._several_targets = len(self._targets) > 1
+        if route.target not in self._actors:
+            self._actors.append(route.target)
+            self._targets.extend(route.targets)
+        self._note_targets()
+
+    def _note_targets(self) -> None:
+        self._several_actors = len(self._actors) > 1
+        # The mailbox that everything goes to, whatever it is.
+        self._direct: Mailbox | None = None
+        if len(self._targets) == 1 and self._elsewhere is None:
+            (target,) = self._targets
+            if target.options.overflow is Overflow.REFUSE:
+                self._direct = target.mailbox
 
     def discard(self, route: Route) -> None:
         """Serve a route no more."""
         self._trie.discard(route.filter.pattern, route)
 
-    def leave(self, target: Target, routes: Iterable[Route]) -> None:
-        """Hand out nothing more to an actor that stops while others use the subscription on."""
+    def leave(self, routes: Sequence[Route]) -> None:
+        """Hand out nothing more to an actor that stops while others use the subscription on.
+
+        Args:
+            routes: all that lead to it.
+        """
         for route in routes:
             self.discard(route)
-        self._targets.remove(target)
-        if self._held is not None:
-            left = [delivery for mailbox, delivery in self._held if mailbox is target.mailbox]
-            self._held = deque(held for held in self._held if held[0] is not target.mailbox)
-            # The others must not wait for it: it works off what it has before it ends.
-            target.mailbox.push_front(left)
+        self._actors.remove(routes[0].target)
+        for target in routes[0].targets:
+            self._targets.remove(target)
+            if self._held is not None:
+                mailbox = target.mailbox
+                left = [delivery for held, delivery in self._held if held is mailbox]
+                self._held = deque(held for held in self._held if held[0] is not mailbox)
+                # The others must not wait for it: it works off what it has before it ends.
+                mailbox.push_front(left)
+        self._note_targets()
 
     @property
     def holding(self) -> bool:
@@ -155,10 +120,50 @@ class Router(Actor):
             self._epoch = delivery.epoch
         self.inbox.force(delivery)
 
+    def deliver_all(self, deliveries: Sequence[Delivery]) -> None:
+        """Messages arrived, in this order.
+
+        What one actor gets all of goes right into its mailbox.
+        """
+        mailbox = self._direct
+        if (
+            mailbox is None
+            or mailbox.closed
+            or self.inbox.items
+            or self._held is not None
+            or self._stopped
+            or deliveries[0].token < 0
+        ):
+            for delivery in deliveries:
+                self.deliver(delivery)
+            return
+        self._epoch = deliveries[0].epoch
+        topic = None
+        route: Route | None = None
+        ready: list[Delivery] = []
+        for delivery in deliveries:
+            envelope = delivery.envelope
+            if envelope.topic != topic:
+                topic = envelope.topic
+                routes = self._trie.match(topic)
+                route = routes[0] if routes else None
+            if route is None or envelope.response_topic is not None:
+                mailbox.force_all(ready)
+                ready = []
+                self._route(delivery)
+            else:
+                delivery.route = route
+                ready.append(delivery)
+        mailbox.force_all(ready)
+
     def hold(self) -> None:
-        """The connection is gone: take back what has not been started."""
+        """The connection is gone: take back what has not been started.
+
+        What one of several actors has started on is left to the others: the bus may be waiting
+        until it is settled.
+        """
         if self._held is None:
-            self._held = self._take_back()
+            self._held = self._put_together(self._take_back(self._not_begun))
 
     def resume(self, *, redelivered: bool) -> None:
         """Connected again: drop what is held, or hand it out again if it is the last copy."""
@@ -206,7 +211,7 @@ class Router(Actor):
         self._stopped = True
         if self.consumer is not None:
             self.consumer.stop_intake()
-        left = [*(self._held or ()), *self._take_back()]
+        left = [*(self._held or ()), *self._take_back(self._is_mine)]
         self._held = None
         for mailbox, delivery in left:
             if not self._is_last_copy(delivery):
@@ -239,7 +244,7 @@ class Router(Actor):
             delivery.settle()
         elif not routes:
             self._unwanted(delivery)
-        elif not self._several_targets:
+        elif not self._several_actors:
             self._hand_out(delivery, routes[0])
         else:
             first: dict[int, Route] = {}
@@ -250,12 +255,14 @@ class Router(Actor):
                 return
             if not delivery.start():
                 return
-            whole = _Whole(delivery, len(first))
+            whole = Whole(delivery, len(first))
             for route in first.values():
-                self._hand_out(_Part(whole), route)
+                self._hand_out(whole.part(), route)
 
     def _hand_out(self, delivery: Delivery, route: Route) -> None:
         envelope = delivery.envelope
+        if route.lanes:
+            route = route.lane(envelope)
         delivery.route = route
         if envelope.response_topic is not None:
             if route.target.refuses(envelope, route.handler):
@@ -295,11 +302,11 @@ class Router(Actor):
         if self.consumer is not None:
             self.consumer.discard_stale(topic)
 
-    def _take_back(self) -> deque[tuple[Mailbox, Delivery]]:
+    def _take_back(self, which: Callable[[Any], bool]) -> deque[tuple[Mailbox, Delivery]]:
         taken: deque[tuple[Mailbox, Delivery]] = deque()
         for target in self._targets:
             mailbox = target.mailbox
-            taken.extend((mailbox, item) for item in mailbox.extract(self._is_mine))
+            taken.extend((mailbox, item) for item in mailbox.extract(which))
             target.interrupt(self)
         # Behind those that were already routed: arrival order.
         taken.extend((self.inbox, item) for item in self.inbox.extract(_is_delivery))
@@ -308,13 +315,38 @@ class Router(Actor):
     def _is_mine(self, item: Any) -> bool:
         return isinstance(item, Delivery) and item.route.router is self
 
+    def _not_begun(self, item: Any) -> bool:
+        return self._is_mine(item) and not (
+            isinstance(item, Part) and item.whole is not None and item.whole.begun
+        )
+
+    def _put_together(
+        self, taken: deque[tuple[Mailbox, Delivery]]
+    ) -> deque[tuple[Mailbox, Delivery]]:
+        """Shared deliveries in place of their parts, to be routed again."""
+        whole_ones: deque[tuple[Mailbox, Delivery]] = deque()
+        seen: set[int] = set()
+        routed: list[tuple[Mailbox, Delivery]] = []
+        for mailbox, delivery in taken:
+            whole = delivery.whole if isinstance(delivery, Part) else None
+            if whole is None:
+                whole_ones.append((mailbox, delivery))
+            elif id(whole) not in seen:
+                seen.add(id(whole))
+                whole.delivery.requeue()
+                routed.append((self.inbox, whole.delivery))
+        # All of an actor's own come from one mailbox, in order; shared ones were routed before
+        # what still waits in the router's own.
+        whole_ones.extendleft(reversed(routed))
+        return whole_ones
+
     def _comes_again(self, delivery: Delivery) -> bool:
         # A part's other parts may be running, and then the bus's copy is settled with them.
         return (
             self._redelivered
             and delivery.token >= 0
             and not self._is_last_copy(delivery)
-            and not isinstance(delivery, _Part)
+            and not isinstance(delivery, Part)
         )
 
     def _is_last_copy(self, delivery: Delivery) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from ..errors import PublishNotSent, PublishUnknown
 from ..transports import Delivery
@@ -47,12 +47,17 @@ class Settlements:
 
     async def settle_after(self, delivery: Delivery, turn: Turn) -> None:
         """Settle the delivery when the turn's posts are confirmed; waits only when very many do."""
+        await self.settle_all_after((delivery,), turn)
+
+    async def settle_all_after(self, deliveries: Sequence[Delivery], turn: Turn) -> None:
+        """`settle_after` for all that one turn has handled."""
         pending = [post for post in turn.posts if not _is_confirmed(post)]
         if not pending:
-            delivery.settle()
+            for delivery in deliveries:
+                delivery.settle()
             return
         self._open += 1
-        _Settlement(self, delivery, turn.request is not None, pending)
+        _Settlement(self, deliveries, turn.request is not None, pending)
         while self._open >= _MOST_OPEN:
             await self._change()
 
@@ -61,14 +66,18 @@ class Settlements:
         while self._open:
             await self._change()
 
-    def done(self, delivery: Delivery, is_request: bool, error: BaseException | None) -> None:
-        """All posts of a message have their outcome; ``error`` is the first failure."""
+    def done(
+        self, deliveries: Sequence[Delivery], is_request: bool, error: BaseException | None
+    ) -> None:
+        """All posts of a turn have their outcome; ``error`` is the first failure."""
         if error is None:
-            delivery.settle()
+            for delivery in deliveries:
+                delivery.settle()
         elif isinstance(error, _WITHOUT_OUTCOME):
             # The bus was closed first. Not settled, so the message comes again.
             self._stats["posts.unconfirmed"] += 1
         elif is_request:
+            (delivery,) = deliveries
             self._stats["replies.refused"] += 1
             log.error(
                 "a reply or post for the request on %r was refused: %s: %s",
@@ -78,14 +87,15 @@ class Settlements:
             )
             delivery.settle()
         else:
-            task = asyncio.ensure_future(self._refused(delivery, error))
+            task = asyncio.ensure_future(self._refused(deliveries, error))
             self._parking[task] = None
             task.add_done_callback(self._parked)
             return
         self._closed()
 
-    async def _refused(self, delivery: Delivery, error: BaseException) -> None:
-        await self._on_refused(delivery, error)
+    async def _refused(self, deliveries: Sequence[Delivery], error: BaseException) -> None:
+        for delivery in deliveries:
+            await self._on_refused(delivery, error)
 
     def _parked(self, task: asyncio.Task[None]) -> None:
         del self._parking[task]
@@ -109,19 +119,19 @@ def _is_confirmed(post: asyncio.Future[None]) -> bool:
 
 
 class _Settlement:
-    """Counts one message's posts down."""
+    """Counts one turn's posts down."""
 
-    __slots__ = ("_delivery", "_error", "_is_request", "_left", "_owner")
+    __slots__ = ("_deliveries", "_error", "_is_request", "_left", "_owner")
 
     def __init__(
         self,
         owner: Settlements,
-        delivery: Delivery,
+        deliveries: Sequence[Delivery],
         is_request: bool,
         posts: list[asyncio.Future[None]],
     ) -> None:
         self._owner = owner
-        self._delivery = delivery
+        self._deliveries = deliveries
         self._is_request = is_request
         self._left = len(posts)
         self._error: BaseException | None = None
@@ -134,4 +144,4 @@ class _Settlement:
             self._error = error
         self._left -= 1
         if self._left == 0:
-            self._owner.done(self._delivery, self._is_request, self._error)
+            self._owner.done(self._deliveries, self._is_request, self._error)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol, TypeVar, get_args, get_origin, overload
+
+import msgspec
 
 from ..actors import chain_names
 from ..errors import ConfigurationError, RemoteError
 from ..transports import Envelope
 from ._link import Link
-from ._message import Message, OutgoingMessage
+from ._message import NO_HEADERS, Message, OutgoingMessage
 from ._payloads import Decoder
 from ._requests import remote_error
 from ._specs import check_seconds
@@ -82,19 +83,17 @@ class Socket:
             PublishNotSent: no connection within ``timeout``; it was not and will not be sent.
             PublishUnknown: sent, but not confirmed within ``timeout``.
         """
-        envelope = self._link.envelope(
-            self._source,
-            _message(
-                topic,
-                payload,
-                key=key,
-                headers=headers,
-                content_type=content_type,
-                retain=retain,
-                qos=qos,
-                expiry=expiry,
-            ),
+        message = _message(
+            topic,
+            payload,
+            key=key,
+            headers=headers,
+            content_type=content_type,
+            retain=retain,
+            qos=qos,
+            expiry=expiry,
         )
+        envelope = self._link.envelope(self._source, message)
         check_seconds("publish", "timeout", timeout, zero=True)
         await self._link.bus.publish(envelope, timeout=timeout)
 
@@ -118,19 +117,17 @@ class Socket:
         Raises:
             ConfigurationError, EncodeError, MessageTooLarge, OutboxFull: at once.
         """
-        envelope = self._link.envelope(
-            self._source,
-            _message(
-                topic,
-                payload,
-                key=key,
-                headers=headers,
-                content_type=content_type,
-                retain=retain,
-                qos=qos,
-                expiry=expiry,
-            ),
+        message = _message(
+            topic,
+            payload,
+            key=key,
+            headers=headers,
+            content_type=content_type,
+            retain=retain,
+            qos=qos,
+            expiry=expiry,
         )
+        envelope = self._link.envelope(self._source, message)
         self._link.post(envelope)
 
     async def subscribe(self, pattern: str) -> None:
@@ -312,12 +309,39 @@ class Socket:
         return decode
 
 
-def _message(topic: str | OutgoingMessage, payload: object, **options: Any) -> OutgoingMessage:
+def _message(
+    topic: str | OutgoingMessage,
+    payload: object,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    content_type: str | None = None,
+    retain: bool = False,
+    qos: int | None = None,
+    expiry: float | None = None,
+) -> OutgoingMessage:
     if not isinstance(topic, OutgoingMessage):
-        return OutgoingMessage(topic=topic, payload=payload, **options)
+        return OutgoingMessage(
+            topic=topic,
+            payload=payload,
+            content_type=content_type,
+            headers=NO_HEADERS if headers is None else headers,
+            key=key,
+            retain=retain,
+            qos=qos,
+            expiry=expiry,
+        )
+    options = {
+        "key": key,
+        "headers": headers,
+        "content_type": content_type,
+        "retain": retain,
+        "qos": qos,
+        "expiry": expiry,
+    }
     given = [name for name, value in options.items() if value not in (None, False)]
     if payload is not None or (given and given != ["expiry"]):
         raise ConfigurationError(
             "a message from message_builder already has its payload and options; give them there"
         )
-    return replace(topic, expiry=options["expiry"]) if given else topic
+    return msgspec.structs.replace(topic, expiry=options["expiry"]) if given else topic

@@ -12,6 +12,14 @@ from ..actors import ActorRef, Overflow
 from ..errors import ActorStopped, ConfigurationError
 from ..transports import SocketProvider, TopicFilter
 from ._injection import Injection
+from ._keys import MessageKey
+from ._option_checks import (
+    LARGEST_WINDOW,
+    check_batch,
+    check_concurrency,
+    check_seconds,
+    is_number,
+)
 from ._resources import Resource, check_resources
 from ._retry import RetryPolicy
 from ._state import check_state, make_state
@@ -33,6 +41,7 @@ A = TypeVar("A")
 
 Kind = Literal["application", "producer"]
 
+_WINDOW_OF_A_LANE = 10
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
@@ -43,18 +52,6 @@ def check_name(what: str, name: str) -> str:
             f"{what} {name!r}: use 1 to 64 of the characters A-Z, a-z, 0-9, _ and -"
         )
     return name
-
-
-def is_number(value: object) -> bool:
-    """Whether it is an int or a float; True and False are neither here."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False) -> None:
-    """Raise ConfigurationError unless it is a finite time, and more than 0 (or 0 with ``zero``)."""
-    if not is_number(seconds) or not 0 <= seconds < float("inf") or (seconds == 0 and not zero):
-        least = "0 or more" if zero else "more than 0"
-        raise ConfigurationError(f"{owner}: {option}={seconds!r}: give seconds, {least}")
 
 
 def parse_filters(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
@@ -106,6 +103,14 @@ class ActorOptions:
         retry_requests: a request whose handler failed is retried like other messages, up to
             its expiry, before the error is sent.
         deadline: seconds after which an attempt is cut off and counts as failed; None for never.
+        concurrency: how many lanes it has. Each is an actor of its own, with its own instance,
+            state and mailbox, and handles one message at a time; messages of one key always go to
+            the same lane, so they stay in order.
+        key: by what messages are kept apart, with ``concurrency`` above 1 or
+            ``Overflow.LATEST_BY_KEY``: the name of a capture, or ``header:`` and the name of a
+            header. None for the message's own key. What lacks both is told apart by its topic.
+        batch: the most messages that one call of the handler gets, as a list, and the seconds
+            after which it is called with fewer; None for one message a call.
         every: seconds from one call of a producer to the next; None to call it once.
     """
 
@@ -122,7 +127,18 @@ class ActorOptions:
     replies: bool = False
     retry_requests: bool = False
     deadline: float | None = None
+    concurrency: int = 1
+    key: str | None = None
+    batch: tuple[int, float] | None = None
     every: float | None = None
+
+    def window_for(self, default: int) -> int:
+        """The window, where ``default`` is the bus's; lanes and batches need more room."""
+        if self.window is not None:
+            return self.window
+        size = 1 if self.batch is None else self.batch[0]
+        lanes = _WINDOW_OF_A_LANE * self.concurrency if self.concurrency > 1 else 0
+        return min(LARGEST_WINDOW, max(default, lanes, 2 * size * self.concurrency))
 
     def check(self, owner: str) -> None:
         """Raise ConfigurationError for an option that can not be."""
@@ -130,9 +146,13 @@ class ActorOptions:
             value = getattr(self, name)
             if value is None and name == "window":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+            if (
+                not isinstance(value, int)
+                or isinstance(value, bool)
+                or not 1 <= value <= LARGEST_WINDOW
+            ):
                 raise ConfigurationError(
-                    f"{owner}: {name}={value!r}: give a whole number from 1 to 65535"
+                    f"{owner}: {name}={value!r}: give a whole number from 1 to {LARGEST_WINDOW}"
                 )
         if self.qos not in (None, 0, 1):
             why = (
@@ -153,6 +173,8 @@ class ActorOptions:
         if self.subscription is not None:
             check_name(f"{owner}: subscription", self.subscription)
         check_state(owner, self.state)
+        check_concurrency(owner, self.concurrency, self.key, self.overflow, self.state)
+        check_batch(owner, self.batch, self.window)
         check_resources(owner, self.ressources)
 
 
@@ -169,6 +191,9 @@ class HandlerOptions(TypedDict, total=False):
     replies: bool
     retry_requests: bool
     deadline: float | None
+    concurrency: int
+    key: str | None
+    batch: tuple[int, float] | None
 
 
 _OPTION_NAMES = tuple(option.name for option in fields(ActorOptions))
@@ -224,6 +249,7 @@ class Spec(Generic[A]):
         handlers: what reacts to messages, in the order of declaration.
         hooks: ``on_start`` and ``on_stop`` where they ask for something, by name.
         options: how it is run.
+        message_key: reads the key of its messages.
     """
 
     def __init__(
@@ -240,21 +266,36 @@ class Spec(Generic[A]):
         self.factory = factory
         self._analyse = analyse
         self._analyse_hooks = analyse_hooks
-        self._ref: ActorRef[Any] | None = None
+        self._refs: tuple[ActorRef[Any], ...] = ()
         self.options: ActorOptions
         self.handlers: tuple[Handler, ...]
         self.hooks: dict[str, Handler]
+        self.message_key: MessageKey
         self.reconfigure(options)
 
     def reconfigure(self, options: ActorOptions) -> None:
         """Run it with these options; raises ConfigurationError when that can not be."""
-        options.check(f"actor {self.name!r}")
+        owner = f"actor {self.name!r}"
+        options.check(owner)
         handlers, hooks = self._analyse(options), self._analyse_hooks(options)
+        filters = (filter_ for handler in handlers for filter_ in handler.filters)
+        self.message_key = MessageKey(owner, options.key, filters)
         self.handlers, self.hooks, self.options = handlers, hooks, options
 
-    def started(self, ref: ActorRef[Any] | None) -> None:
-        """The application has started, or stopped (None), the actor."""
-        self._ref = ref
+    def started(self, refs: tuple[ActorRef[Any], ...]) -> None:
+        """The application has started its lanes; none: they are stopped."""
+        self._refs = refs
+
+    @property
+    def refs(self) -> tuple[ActorRef[Any], ...]:
+        """The running lanes; one without ``concurrency``.
+
+        Raises:
+            ActorStopped: the application does not run.
+        """
+        if not self._refs:
+            raise ActorStopped(f"actor {self.name!r} is not started; start the application first")
+        return self._refs
 
     @property
     def ref(self) -> ActorRef[Any]:
@@ -262,10 +303,14 @@ class Spec(Generic[A]):
 
         Raises:
             ActorStopped: the application does not run.
+            ConfigurationError: the actor has several lanes, with a state each; see `refs`.
         """
-        if self._ref is None:
-            raise ActorStopped(f"actor {self.name!r} is not started; start the application first")
-        return self._ref
+        if self.options.concurrency > 1:
+            raise ConfigurationError(
+                f"actor {self.name!r} has {self.options.concurrency} lanes, and ref names one"
+                " actor; choose one of refs"
+            )
+        return self.refs[0]
 
     @property
     def filters(self) -> tuple[TopicFilter, ...]:

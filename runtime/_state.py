@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigurationError
 
-__all__ = ["check_state", "make_state", "refuse_shared_state"]
+__all__ = ["check_state", "is_factory", "make_state", "refuse_shared_state"]
 
 _IMMUTABLE = (int, float, complex, str, bytes, bool, tuple, frozenset, type(None), enum.Enum)
 
@@ -27,7 +27,7 @@ def check_state(owner: str, state: Any) -> None:
 
 def make_state(owner: str, state: Any) -> Any:
     """What the state starts with; raises ConfigurationError when the factory fails."""
-    if not _is_factory(state):
+    if not is_factory(state):
         return state
     try:
         return state()
@@ -45,7 +45,7 @@ def refuse_shared_state(name: str, state: Any, others: Iterable[tuple[str, Any]]
         state: what was given for it.
         others: name and state of the other actors.
     """
-    if _is_factory(state) or isinstance(state, _IMMUTABLE) or _is_frozen(state):
+    if is_factory(state) or isinstance(state, _IMMUTABLE) or _is_frozen(state):
         return
     for other, theirs in others:
         if theirs is state:
@@ -55,7 +55,8 @@ def refuse_shared_state(name: str, state: Any, others: Iterable[tuple[str, Any]]
             )
 
 
-def _is_factory(state: Any) -> bool:
+def is_factory(state: Any) -> bool:
+    """Whether the state is made anew by calling what was given."""
     # Not everything callable: a model that is called to predict is a value.
     return inspect.isroutine(state) or isinstance(state, type | partial | GenericAlias)
 

@@ -16,13 +16,14 @@ from ..transports import (
     is_reserved,
 )
 from ._link import Link
-from ._router import Route, Router, Target
+from ._router import Router
+from ._routes import Route
 from ._specs import ActorOptions, Handler
 
 __all__ = ["NoSubscription", "RuntimeSubscription", "Subscriber", "Subscriptions", "spawn_router"]
 
 
-class Subscriber(Target, Protocol):
+class Subscriber(Protocol):
     """An actor that may receive messages from a bus."""
 
     name: str
@@ -31,6 +32,12 @@ class Subscriber(Target, Protocol):
     link: Link
     qos: int
     window: int
+
+    def check_filter(self, filter_: TopicFilter) -> None:
+        """Raise ConfigurationError when it can not take what comes through a further filter."""
+
+    def route(self, router: Router, handler: int, filter_: TopicFilter) -> Route:
+        """The way from a filter of the router to one of its handlers."""
 
 
 class _Shared:
@@ -96,7 +103,7 @@ class Subscriptions:
             known.members.append(actor)
         for index, handler in enumerate(actor.handlers):
             for filter_ in handler.filters:
-                route = Route(known.router, actor, index, filter_)
+                route = actor.route(known.router, index, filter_)
                 known.routes.setdefault(actor, []).append(route)
                 known.router.add(route)
 
@@ -133,7 +140,7 @@ class Subscriptions:
             if actor in shared.members:
                 shared.members.remove(actor)
                 if shared.members:
-                    shared.router.leave(actor, shared.routes[actor])
+                    shared.router.leave(shared.routes[actor])
                 else:
                     del self._shared[key]
                     free.append(shared.router)
@@ -156,6 +163,16 @@ class RuntimeSubscription:
         self._routes: dict[str, Route] = {}
         self.router: Router | None = None
 
+    def stop_intake(self) -> None:
+        """Take nothing more."""
+        if self.router is not None:
+            self.router.stop_intake()
+
+    async def close(self) -> None:
+        """Acknowledge what is free, disconnect, end."""
+        if self.router is not None:
+            await self.router.close(self._system)
+
     async def add(self, pattern: str) -> None:
         """See `Socket.subscribe`."""
         filter_ = _parsed(pattern)
@@ -166,8 +183,9 @@ class RuntimeSubscription:
         if filter_.pattern in self._routes:
             return
         self._actor.link.provider.check_filter(filter_.pattern)
+        self._actor.check_filter(filter_)
         router = self.router or await self._open()
-        route = Route(router, self._actor, self._handler_for(filter_), filter_)
+        route = self._actor.route(router, self._handler_for(filter_), filter_)
         router.add(route)
         self._routes[filter_.pattern] = route
         assert router.consumer is not None

@@ -6,54 +6,37 @@ import asyncio
 import uuid
 from contextvars import ContextVar
 
+import msgspec
+
 from ..transports import Envelope
 
 __all__ = ["Turn", "current_turn"]
 
 
-class Turn:
+class Turn(msgspec.Struct, eq=False):
     """One attempt at one message: its posts, and the ids of what it publishes.
 
     Tasks that a handler starts inherit the turn through the context; once the handler has
     returned, what they publish does not belong to the message any more.
 
     Attributes:
-        message_id: id of the message, None when it has none.
-        request: the message, when it is a request that may be answered.
-        answered: a reply was sent, or is on its way.
+        message_id: id of the message, None when it has none. An envelope stands for its own.
         actor: ``application/instance/actor``.
-        posts: publishes that have to be confirmed before the message is settled.
+        request: the message, when it is a request that may be answered.
         settles: whether there is a message to be settled; else posts are on their own.
+        answered: a reply was sent, or is on its way.
+        posts: publishes that have to be confirmed before the message is settled.
         active: whether the handler still runs.
     """
 
-    __slots__ = (
-        "_ordinals",
-        "active",
-        "actor",
-        "answered",
-        "message_id",
-        "posts",
-        "request",
-        "settles",
-    )
-
-    def __init__(
-        self,
-        message_id: str | None,
-        actor: str,
-        request: Envelope | None = None,
-        *,
-        settles: bool = True,
-    ) -> None:
-        self.message_id = message_id
-        self.actor = actor
-        self.request = request
-        self.answered = False
-        self.posts: list[asyncio.Future[None]] = []
-        self.settles = settles
-        self.active = True
-        self._ordinals: dict[str, int] | None = None
+    message_id: str | Envelope | None
+    actor: str
+    request: Envelope | None = None
+    settles: bool = True
+    answered: bool = False
+    posts: list[asyncio.Future[None]] = []
+    active: bool = True
+    _ordinals: dict[str, int] | None = None
 
     def publish_id(self, topic: str) -> str | None:
         """Id for the next publish on ``topic``: the same at every attempt at the same message.
@@ -61,6 +44,8 @@ class Turn:
         A UUID version 5 (RFC 9562) of the message's id, the actor, the topic and how many
         publishes on that topic went before. None when the message has no id to build on.
         """
+        if isinstance(self.message_id, Envelope):
+            self.message_id = self.message_id.identity
         if self.message_id is None or not self.active:
             return None
         if self._ordinals is None:

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 
 from support.deadline import DEADLINE, deadline
+from support.kafka import Kafka, require_kafka
 from support.mosquitto import Mosquitto, require_mosquitto
 from support.running import run_async_test
 
@@ -80,6 +81,31 @@ def own_mosquitto() -> Iterator[Callable[..., Mosquitto]]:
 
     def start(**options: Any) -> Mosquitto:
         broker = Mosquitto(**options)
+        brokers.append(broker)
+        broker.start()
+        return broker
+
+    yield start
+    for broker in brokers:
+        broker.close()
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """A broker that all tests share, with default settings: use topics and groups of your own."""
+    require_kafka()
+    with Kafka() as broker:
+        yield broker
+
+
+@pytest.fixture
+def own_kafka() -> Iterator[Callable[..., Kafka]]:
+    """Starts brokers for one test; takes the arguments of `Kafka`."""
+    require_kafka()
+    brokers: list[Kafka] = []
+
+    def start(**options: Any) -> Kafka:
+        broker = Kafka(**options)
         brokers.append(broker)
         broker.start()
         return broker

@@ -217,7 +217,6 @@ def test_a_url_stands_for_a_configuration(url: str, config: Config) -> None:
         ("://h", ["memory://"]),
         ("mqt://h", ["'mqt'", "did you mean 'mqtt'", "memory, mqtt, mqtts"]),
         ("amqp://h", ["'amqp'", "memory, mqtt, mqtts"]),
-        ("kafka://h:9092", ["kafka://h:9092", "does not serve Kafka"]),
         ("mqtt://", ["no host", "mqtt://localhost"]),
         ("mqtt://:1883", ["no host"]),
         ("mqtt://h:0", ["port '0'"]),

@@ -1,13 +1,17 @@
-"""Every example does what it says, on memory and on a real broker."""
+"""Every example does what it says, on memory and on real brokers."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
+
+from support.kafka import Kafka
+from support.mosquitto import Mosquitto
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TIMEOUT = 50.0
@@ -20,6 +24,8 @@ EXPECTED = {
         "the limit is 95 °C; last seen 85.0 °C",
         "no longer watching",
     ],
+    "batches": ["stored 200 at once", "all 1000 readings are stored"],
+    "bridge": ["the office has 100 temperatures", "oven 3 is told to cool down"],
     "consumer": [
         "kitchen: 21.5 °C from sensor T1",
         "cellar: 12.0 °C from sensor unknown",
@@ -65,10 +71,25 @@ EXPECTED = {
 MARKS = {"plant": pytest.mark.slow}
 
 
-@pytest.fixture(params=["memory", pytest.param("mqtt", marks=pytest.mark.mosquitto)])
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("mqtt", marks=pytest.mark.mosquitto),
+        pytest.param("kafka", marks=pytest.mark.kafka),
+    ]
+)
 def arguments(request: pytest.FixtureRequest) -> list[str]:
     """The command line: nothing for memory, or the address of a broker."""
-    return [] if request.param == "memory" else [request.getfixturevalue("mosquitto").url]
+    if request.param == "memory":
+        return []
+    if request.param == "mqtt":
+        return [request.getfixturevalue("mosquitto").url]
+    return [kafka_url(request.getfixturevalue("kafka"))]
+
+
+def kafka_url(kafka: Kafka) -> str:
+    # Other tests leave messages on the broker, which a new group would get.
+    return f"{kafka.url}?create_topics=all&prefix=example-{uuid.uuid4().hex[:12]}."
 
 
 def run(name: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -94,6 +115,20 @@ def test_example_does_its_job_and_ends(name: str, arguments: list[str], tmp_path
     assert "Traceback" not in result.stderr
     missing = [text for text in EXPECTED[name] if text not in result.stdout]
     assert missing == [], result.stdout + result.stderr
+
+
+@pytest.mark.mosquitto
+@pytest.mark.kafka
+@pytest.mark.parametrize("kafka_first", [True, False])
+def test_the_bridge_joins_two_brokers(
+    kafka: Kafka, mosquitto: Mosquitto, tmp_path: Path, kafka_first: bool
+) -> None:
+    urls = [kafka_url(kafka), mosquitto.url]
+    result = run("bridge", urls if kafka_first else urls[::-1], tmp_path)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    assert [text for text in EXPECTED["bridge"] if text not in result.stdout] == []
 
 
 def test_every_example_is_tested() -> None:

@@ -440,7 +440,7 @@ async def test_ids_are_random_for_messages_without_an_id() -> None:
         await out.get(2)
     first, second = out.envelopes
     assert first.id != second.id
-    assert uuid.UUID(first.id).version == 4
+    assert uuid.UUID(first.id).version == 8
 
 
 async def test_ids_differ_between_actors_and_instances() -> None:
@@ -495,7 +495,7 @@ async def test_tasks_that_a_handler_leaves_behind_spoil_neither_ids_nor_settleme
     for envelope in out.envelopes:
         by_topic.setdefault(envelope.topic, []).append(envelope)
     assert [uuid.UUID(e.id).version for e in by_topic["out/now"]] == [5, 5]
-    assert [uuid.UUID(e.id).version for e in by_topic["out/late"]] == [4, 4]
+    assert [uuid.UUID(e.id).version for e in by_topic["out/late"]] == [8, 8]
 
 
 async def test_a_post_that_a_task_left_behind_makes_and_that_is_refused_is_only_reported(

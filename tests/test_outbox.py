@@ -51,6 +51,54 @@ async def test_nothing_is_written_before_there_is_a_connection() -> None:
     assert len(outbox) == 0
 
 
+async def test_a_pause_keeps_what_is_written_where_it_is() -> None:
+    wire = Wire()
+    outbox = Outbox(wire)
+    outbox.connected()
+    first = outbox.submit(envelope(0))
+    assert wire.take() == [b"0"]
+    outbox.pause()
+    second = outbox.submit(envelope(1))
+    outbox.confirm(first)
+    await first
+    assert wire.take() == []
+    outbox.resume()
+    assert wire.take() == [b"1"]
+    outbox.close()
+    outbox.resume()
+    assert wire.take() == []
+    with pytest.raises(PublishUnknown):
+        await second
+
+
+async def test_a_transport_that_queues_says_itself_what_is_written() -> None:
+    wire = Wire()
+    outbox = Outbox(wire, queues=True)
+    outbox.connected()
+    queued, written = outbox.submit(envelope(0)), outbox.submit(envelope(1))
+    assert [entry.writes for entry in wire.written] == [0, 0]
+    written.writes += 1
+    outbox.close()
+    with pytest.raises(PublishNotSent):
+        await queued
+    with pytest.raises(PublishUnknown):
+        await written
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+async def test_qos_0_is_written_again_where_it_is_asked_for(repeat: bool) -> None:
+    wire = Wire()
+    outbox = Outbox(wire, repeat_qos0=repeat)
+    outbox.connected()
+    entry = outbox.submit(Envelope(topic="a", qos=0))
+    outbox.disconnected()
+    assert entry.done() is not repeat
+    outbox.connected()
+    assert len(wire.written) == (2 if repeat else 1)
+    outbox.close()
+    await asyncio.gather(entry, return_exceptions=True)
+
+
 async def test_the_window_bounds_what_is_unconfirmed() -> None:
     wire = Wire()
     outbox = Outbox(wire, window=2)

@@ -12,8 +12,9 @@ from ._contract import (
     Surroundings,
 )
 from ._delivery import Delivery, DeliveryState, Tracker
-from ._envelope import Envelope
+from ._envelope import Envelope, Tombstone
 from ._factory import Config, SocketProviderFactory, as_provider
+from ._outbox import on_failure
 from ._secret import Secret
 from ._topics import (
     RESERVED,
@@ -25,6 +26,7 @@ from ._topics import (
     is_reserved,
     minimal,
 )
+from .kafka import KafkaConfig, KafkaProvider, KafkaTopic
 from .memory import MemoryConfig, MemoryProvider
 from .mqtt import MqttConfig, MqttProvider
 
@@ -37,6 +39,9 @@ __all__ = [
     "DeliveryState",
     "Envelope",
     "Identity",
+    "KafkaConfig",
+    "KafkaProvider",
+    "KafkaTopic",
     "MemoryConfig",
     "MemoryProvider",
     "MqttConfig",
@@ -47,6 +52,7 @@ __all__ = [
     "SocketProviderFactory",
     "Subscription",
     "Surroundings",
+    "Tombstone",
     "TopicFilter",
     "TopicTrie",
     "Tracker",
@@ -56,4 +62,5 @@ __all__ = [
     "covers",
     "is_reserved",
     "minimal",
+    "on_failure",
 ]

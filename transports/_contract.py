@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -84,6 +84,9 @@ class Receiver(Protocol):
 
     def deliver(self, delivery: Delivery, /) -> None:
         """A message arrived."""
+
+    def deliver_all(self, deliveries: Sequence[Delivery], /) -> None:
+        """Messages arrived, in this order; as `deliver` for each, in less time."""
 
     def hold(self) -> None:
         """The connection is gone: start nothing that came with it until `resume`."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+import msgspec
+
 from ._envelope import Envelope
 
 __all__ = ["Delivery", "DeliveryState", "Tracker"]
@@ -21,7 +23,14 @@ class DeliveryState(Enum):
     WITHDRAWN = "withdrawn"
 
 
-class Delivery:
+# Members of an Enum are slow to look up, and every message needs them several times.
+_QUEUED = DeliveryState.QUEUED
+_RUNNING = DeliveryState.RUNNING
+_SETTLED = DeliveryState.SETTLED
+_WITHDRAWN = DeliveryState.WITHDRAWN
+
+
+class Delivery(msgspec.Struct, eq=False):
     """One receipt of one envelope for one subscription, settled at most once.
 
     A receiver calls `start` before it works on the delivery and `settle` when it is done with
@@ -32,50 +41,31 @@ class Delivery:
         epoch: number of the connection or assignment it came with.
         token: what the transport needs to acknowledge it (MQTT packet id, Kafka offset);
             -1 where nothing is to be acknowledged (QoS 0).
+        tracker: what keeps the order of acknowledging; None where nothing is to be acknowledged.
         state: how far it has come.
         attempts: how often a handler has already failed on it, earlier receipts included.
         deadline: loop time after which it is not worth starting; the receiver sets it.
         route: the receiver's own note; the transport does not look at it.
         on_withdraw: called once when it is withdrawn while running, to cut a wait short.
+        successor: the same message once more, which waits for this one's result.
     """
 
-    __slots__ = (
-        "_tracker",
-        "attempts",
-        "deadline",
-        "envelope",
-        "epoch",
-        "on_withdraw",
-        "route",
-        "state",
-        "successor",
-        "token",
-    )
-
-    def __init__(
-        self,
-        envelope: Envelope,
-        *,
-        epoch: int = 0,
-        token: int = -1,
-        tracker: Tracker | None = None,
-    ) -> None:
-        self.envelope = envelope
-        self.epoch = epoch
-        self.token = token
-        self.state = DeliveryState.QUEUED
-        self.attempts = 0
-        self.deadline: float | None = None
-        self.route: Any = None
-        self.on_withdraw: Callable[[], None] | None = None
-        self.successor: Delivery | None = None
-        self._tracker = tracker
+    envelope: Envelope
+    epoch: int = 0
+    token: int = -1
+    tracker: Tracker | None = None
+    state: DeliveryState = _QUEUED
+    attempts: int = 0
+    deadline: float | None = None
+    route: Any = None
+    on_withdraw: Callable[[], None] | None = None
+    successor: Delivery | None = None
 
     def start(self) -> bool:
         """Claim the delivery for a handler; False when it must not run (withdrawn or settled)."""
-        if self.state is not DeliveryState.QUEUED:
+        if self.state is not _QUEUED:
             return False
-        self.state = DeliveryState.RUNNING
+        self.state = _RUNNING
         return True
 
     def settle(self) -> None:
@@ -83,18 +73,18 @@ class Delivery:
 
         A delivery that was withdrawn while it ran counts for the receipt that replaced it.
         """
-        if self.state is DeliveryState.SETTLED:
+        if self.state is _SETTLED:
             return
-        self.state = DeliveryState.SETTLED
+        self.state = _SETTLED
         if self.successor is not None:
             self.successor.settle()
-        if self._tracker is not None:
-            self._tracker.settled(self)
+        if self.tracker is not None:
+            self.tracker.settled(self)
 
     def requeue(self) -> None:
         """Give a running delivery back unstarted, so that it can be claimed again."""
-        if self.state is DeliveryState.RUNNING:
-            self.state = DeliveryState.QUEUED
+        if self.state is _RUNNING:
+            self.state = _QUEUED
 
     def withdraw(self) -> None:
         """Take back what has not been settled: the bus will send it again.
@@ -102,9 +92,9 @@ class Delivery:
         A receipt that waited for this one's result is taken back with it: nobody else would
         ever settle it.
         """
-        if self.state in (DeliveryState.SETTLED, DeliveryState.WITHDRAWN):
+        if self.state in (_SETTLED, _WITHDRAWN):
             return
-        self.state = DeliveryState.WITHDRAWN
+        self.state = _WITHDRAWN
         if self.successor is not None:
             self.successor.attempts = self.attempts
             self.successor.withdraw()
@@ -113,10 +103,10 @@ class Delivery:
 
     def replaced_by(self, successor: Delivery) -> None:
         """The running handler's result also settles ``successor``, the same message once more."""
-        successor.state = DeliveryState.RUNNING
+        successor.state = _RUNNING
         successor.attempts = self.attempts
         self.successor = successor
-        if self.state is DeliveryState.SETTLED:
+        if self.state is _SETTLED:
             successor.settle()
 
     def __repr__(self) -> str:
@@ -155,7 +145,7 @@ class Tracker:
 
     def register(self, envelope: Envelope, token: int) -> Delivery:
         """Append a slot for what has just arrived."""
-        delivery = Delivery(envelope, epoch=self.epoch, token=token, tracker=self)
+        delivery = Delivery(envelope, self.epoch, token, self)
         self._slots.append(delivery)
         return delivery
 
@@ -170,7 +160,7 @@ class Tracker:
         slots = self._slots
         if not slots or slots[0] is not delivery:
             return
-        free = []
-        while slots and slots[0].state is DeliveryState.SETTLED:
+        free = [slots.popleft()]
+        while slots and slots[0].state is _SETTLED:
             free.append(slots.popleft())
         self._release(free)

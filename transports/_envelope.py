@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import msgspec
 
-__all__ = ["Envelope"]
+__all__ = ["Envelope", "Tombstone"]
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -45,3 +45,22 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The bus says that it has sent this message before."""
     partition: int | None = None
     offset: int | None = None
+    tombstone: bool = False
+    """There is no payload at all: the message deletes what its key stands for."""
+
+    @property
+    def identity(self) -> str | None:
+        """What tells the message from others, also if its sender gave no id: its place in the
+        log, on buses that have one."""
+        if self.id is not None or self.offset is None:
+            return self.id
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+class Tombstone:
+    """A payload that stands for none: it deletes what the message's key stands for.
+
+    On Kafka a record with a null value, which needs a key; elsewhere an empty payload.
+    """
+
+    __slots__ = ()

@@ -8,6 +8,8 @@ from typing import TypeAlias
 from ..errors import ConfigurationError
 from ._contract import SocketProvider
 from ._options import Address, nearest, options_to_config, parse_address
+from .kafka._config import KafkaConfig
+from .kafka._provider import KafkaProvider
 from .memory._config import MemoryConfig
 from .memory._provider import MemoryProvider
 from .mqtt._config import MqttConfig
@@ -15,7 +17,7 @@ from .mqtt._provider import MqttProvider
 
 __all__ = ["Config", "SocketProviderFactory", "as_provider"]
 
-Config: TypeAlias = MemoryConfig | MqttConfig
+Config: TypeAlias = KafkaConfig | MemoryConfig | MqttConfig
 """The options of one bus."""
 
 _IN_THE_AUTHORITY = ("host", "port", "username", "password")
@@ -35,9 +37,11 @@ class SocketProviderFactory:
             return MemoryProvider(config)
         if isinstance(config, MqttConfig):
             return MqttProvider(config)
+        if isinstance(config, KafkaConfig):
+            return KafkaProvider(config)
         raise ConfigurationError(
             f"{type(config).__name__} is no configuration of a bus:"
-            " give a MemoryConfig or an MqttConfig"
+            " give a MemoryConfig, an MqttConfig or a KafkaConfig"
         )
 
     @staticmethod
@@ -46,8 +50,10 @@ class SocketProviderFactory:
 
         ``memory://`` is a broker of one's own in the process, ``memory://name`` one shared under
         that name; ``mqtt://user:secret@host:port?option=value`` is an MQTT 5 broker, ``mqtts://``
-        one behind TLS. The options are those of `MemoryConfig` and `MqttConfig`. In user name,
-        password and options special characters are written as ``%40`` and so on.
+        one behind TLS. ``kafka://host:port,host2:port?option=value`` is a Kafka cluster,
+        ``kafkas://`` one behind TLS. The options are those of `MemoryConfig`, `MqttConfig` and
+        `KafkaConfig`. In user name, password and options special characters are written as
+        ``%40`` and so on.
 
         Raises:
             ConfigurationError: unknown scheme or option (names the nearest valid one), or a
@@ -62,11 +68,6 @@ class SocketProviderFactory:
         read = _SCHEMES.get(address.scheme)
         if read is not None:
             return read(address)
-        if address.scheme == "kafka":
-            raise ConfigurationError(
-                f"{address}: this version does not serve Kafka;"
-                " use an mqtt://, mqtts:// or memory:// address"
-            )
         raise ConfigurationError(
             f"scheme {address.scheme!r} is not known: {nearest(address.scheme, _SCHEMES)}"
         )
@@ -120,7 +121,30 @@ def _mqtt(address: Address) -> MqttConfig:
     return options_to_config(MqttConfig, address.options, known, address=address)
 
 
+def _kafka(address: Address) -> KafkaConfig:
+    if not address.host:
+        raise ConfigurationError(
+            f"{address} has no host: write for example {address.scheme}://localhost:9092"
+        )
+    for name in ("servers", "username", "password"):
+        if name in address.options:
+            raise ConfigurationError(
+                f"option {name!r} of {address} is written in front of the '?':"
+                f" {address.scheme}://user:password@host:port,host2:port"
+            )
+    known: dict[str, object] = {"servers": address.host}
+    if address.scheme == "kafkas":
+        known["tls"] = True
+    for name in ("username", "password"):
+        value = getattr(address, name)
+        if value is not None:
+            known[name] = value
+    return options_to_config(KafkaConfig, address.options, known, address=address)
+
+
 _SCHEMES: Mapping[str, Callable[[Address], Config]] = {
+    "kafka": _kafka,
+    "kafkas": _kafka,
     "memory": _memory,
     "mqtt": _mqtt,
     "mqtts": _mqtt,

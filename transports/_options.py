@@ -21,6 +21,7 @@ C = TypeVar("C")
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_SEVERAL_HOSTS = ("kafka", "kafkas")
 _FLAGS = {
     "true": True, "1": True, "yes": True, "on": True,
     "false": False, "0": False, "no": False, "off": False,
@@ -35,9 +36,11 @@ class Address:
         scheme: in lower case.
         username: decoded; None when the URL has none.
         password: decoded.
-        host: as written, IPv6 addresses without their brackets; may be empty.
-        port: None when the URL has none.
+        host: as written, IPv6 addresses without their brackets; may be empty. With ``several``
+            what stands between user and options, ports and brackets included.
+        port: None when the URL has none, and with ``several``.
         options: the text of each option, decoded.
+        several: there may be several hosts, separated by commas.
     """
 
     scheme: str
@@ -46,10 +49,11 @@ class Address:
     host: str = ""
     port: int | None = None
     options: Mapping[str, Secret] = field(default_factory=dict)
+    several: bool = False
 
     def __str__(self) -> str:
         """The URL without user, password and options, for messages."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = f"[{self.host}]" if ":" in self.host and not self.several else self.host
         return f"{self.scheme}://{host}" + ("" if self.port is None else f":{self.port}")
 
 
@@ -91,7 +95,13 @@ def parse_address(url: str) -> Address:
         )
     user, _, place = authority.rpartition("@")
     username, colon, password = user.partition(":")
-    host, port = _host_and_port(scheme, place)
+    several = scheme in _SEVERAL_HOSTS
+    if several:
+        for one in place.split(",") if place else ():
+            _host_and_port(scheme, one)
+        host, port = place, None
+    else:
+        host, port = _host_and_port(scheme, place)
     return Address(
         scheme=scheme,
         username=_decoded(scheme, "user name", username) if username else None,
@@ -99,6 +109,7 @@ def parse_address(url: str) -> Address:
         host=_decoded(scheme, "host", host),
         port=port,
         options=_query(scheme, query),
+        several=several,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import OutboxFull, PublishNotSent, PublishUnknown
 from ._envelope import Envelope
 
-__all__ = ["Outbox", "OutboxEntry"]
+__all__ = ["Outbox", "OutboxEntry", "on_failure"]
 
 
 class OutboxEntry(asyncio.Future[None]):
@@ -23,14 +23,23 @@ class OutboxEntry(asyncio.Future[None]):
         envelope: the message.
         note: the transport's own, for example the message in encoded form.
         writes: how often it has been written so far, over all connections.
+        on_failure: called with it, soon after it has failed; see the function of that name.
     """
+
+    __slots__ = ("_outbox", "envelope", "note", "on_failure", "writes")
 
     def __init__(self, envelope: Envelope, outbox: Outbox | None, note: Any = None) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self.envelope = envelope
         self.note = note
         self.writes = 0
+        self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
         self._outbox = outbox
+
+    def set_exception(self, exception: type | BaseException, /) -> None:
+        super().set_exception(exception)
+        if self.on_failure is not None:
+            self.get_loop().call_soon(self.on_failure, self)
 
     def cancel(self, msg: Any | None = None) -> bool:
         cancelled = super().cancel(msg)
@@ -49,27 +58,54 @@ class OutboxEntry(asyncio.Future[None]):
         return PublishNotSent(f"{where} was not sent: {reason}; it is safe to publish it again")
 
 
+def on_failure(
+    posted: asyncio.Future[None], callback: Callable[[asyncio.Future[None]], object]
+) -> None:
+    """Call back with the future of a publish that nobody waits for once it has failed.
+
+    For most publishes nothing is ever called, which an ordinary callback could not offer. It may
+    also be called with a future that has ended well.
+    """
+    if isinstance(posted, OutboxEntry) and not posted.done():
+        posted.on_failure = callback
+    else:
+        posted.add_done_callback(callback)
+
+
 class Outbox:
     """Bounded queue of publishes with a window of written but unconfirmed ones.
 
     The transport supplies ``write`` and reports what happens: `connected`, `disconnected`,
     `confirm` and `fail`. What is pending when the connection ends is written again on the next
-    one, first and in the order in which it was submitted. Every operation takes constant time,
-    except `disconnected` and `close`, which touch each pending publish once.
+    one, first and in the order in which it was submitted. Where a library below repeats by itself
+    what it was given, the transport reports `pause` and `resume` instead. Every operation takes
+    constant time, except `disconnected` and `close`, which touch each pending publish once.
 
     Args:
         write: writes an entry to the connection; must not raise. It may call `confirm`, `fail` or
             `disconnected` before it returns.
         capacity: the most publishes that may be pending.
         window: the most that may be written and unconfirmed; `connected` may change it.
+        queues: ``write`` only puts entries in line, and the transport counts `OutboxEntry.writes`
+            when it really writes them. It must pass over those that are done by then, and
+            `confirm` them.
+        repeat_qos0: also write again what has QoS 0.
     """
 
     def __init__(
-        self, write: Callable[[OutboxEntry], None], *, capacity: int = 10_000, window: int = 100
+        self,
+        write: Callable[[OutboxEntry], None],
+        *,
+        capacity: int = 10_000,
+        window: int = 100,
+        queues: bool = False,
+        repeat_qos0: bool = False,
     ) -> None:
         self._write = write
         self._capacity = capacity
         self._window = window
+        self._counted = 0 if queues else 1
+        self._repeat_qos0 = repeat_qos0
         self._waiting: OrderedDict[OutboxEntry, None] = OrderedDict()
         self._written: dict[OutboxEntry, None] = {}
         # Given up after the write: they hold their place in the window until the broker answers.
@@ -111,6 +147,23 @@ class Outbox:
                 " or raise the option 'outbox'"
             )
         entry = OutboxEntry(envelope, self, note)
+        if (
+            self._connected
+            and not self._waiting
+            and not self._pumping
+            and len(self._written) + len(self._abandoned) < self._window
+        ):
+            # As _pump() would, without the way through the queue.
+            entry.writes = self._counted
+            self._written[entry] = None
+            self._pumping = True
+            try:
+                self._write(entry)
+            finally:
+                self._pumping = False
+            if self._waiting:
+                self._pump()
+            return entry
         self._waiting[entry] = None
         if not self._pumping:
             self._pump()
@@ -156,12 +209,22 @@ class Outbox:
         self._abandoned.clear()
         written, self._written = self._written, {}
         for entry in reversed(written):
-            if entry.envelope.qos == 0:
+            if entry.envelope.qos == 0 and not self._repeat_qos0:
                 entry.set_result(None)
             else:
                 self._waiting[entry] = None
                 self._waiting.move_to_end(entry, last=False)
         self._wake_drained()
+
+    def pause(self) -> None:
+        """Write nothing until `resume`; what is written stays written."""
+        self._connected = False
+
+    def resume(self) -> None:
+        """End `pause`."""
+        if not self._closed:
+            self._connected = True
+            self._pump()
 
     def confirm(self, entry: OutboxEntry) -> None:
         """The broker has the message. Ignored for an entry that is not written at the moment."""
@@ -169,7 +232,8 @@ class Outbox:
             return
         if not entry.done():
             entry.set_result(None)
-        self._advance()
+        if self._waiting or self._drained:
+            self._advance()
 
     def fail(self, entry: OutboxEntry, error: BaseException) -> None:
         """The publish ends with this error. Ignored for an entry not written at the moment."""
@@ -209,7 +273,7 @@ class Outbox:
                 and len(self._written) + len(self._abandoned) < self._window
             ):
                 entry, _ = self._waiting.popitem(last=False)
-                entry.writes += 1
+                entry.writes += self._counted
                 self._written[entry] = None
                 self._write(entry)
         finally:

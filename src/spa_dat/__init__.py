@@ -1,4 +1,4 @@
-"""An actor runtime for message applications over MQTT.
+"""An actor runtime for message applications over MQTT and Kafka.
 
 The package is arranged in three parts: ``actors`` knows nothing of brokers, ``transports`` nothing
 of actors, and ``runtime`` joins them. What is named here is the public interface, together with
@@ -23,13 +23,22 @@ from .runtime import (
     SyncSocket,
     run,
 )
-from .transports import MemoryConfig, MqttConfig, SocketProvider, SocketProviderFactory
+from .transports import (
+    KafkaConfig,
+    KafkaTopic,
+    MemoryConfig,
+    MqttConfig,
+    SocketProvider,
+    SocketProviderFactory,
+)
 
 __all__ = [
     "Actor",
     "ActorRef",
     "Context",
     "DistributedApplication",
+    "KafkaConfig",
+    "KafkaTopic",
     "MemoryConfig",
     "Message",
     "MessageBuilder",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.harness import HARNESSES, Harness
+from conformance.harness import Harness, MemoryHarness, MqttHarness
+from conformance.kafka_harness import KafkaHarness
 
 
-def _parameters() -> list[object]:
-    marks = {"mqtt": pytest.mark.mosquitto}
-    return [pytest.param(name, marks=marks[name]) if name in marks else name for name in HARNESSES]
-
-
-@pytest.fixture(params=_parameters())
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("mqtt", marks=pytest.mark.mosquitto),
+        pytest.param("kafka", marks=pytest.mark.kafka),
+    ]
+)
 def harness(request: pytest.FixtureRequest) -> Harness:
     """A broker that starts with ``async with``."""
-    return HARNESSES[request.param]()
+    if request.param == "kafka":
+        return KafkaHarness(request.getfixturevalue("kafka"))
+    return MemoryHarness() if request.param == "memory" else MqttHarness()

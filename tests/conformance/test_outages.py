@@ -25,10 +25,10 @@ async def test_a_start_waits_for_the_broker(harness: Harness) -> None:
 
 async def test_a_start_without_a_broker_fails_in_time(harness: Harness) -> None:
     async with harness:
-        working = await harness.bus("working", start_timeout=0.3)
+        working = await harness.bus("working", start_timeout=harness.quick)
         await harness.go_away()
         with pytest.raises(ConnectFailed):
-            await harness.bus("late", start_timeout=0.3)
+            await harness.bus("late", start_timeout=harness.quick)
         with pytest.raises(ConnectFailed):
             await harness.inbox(working, "a")
 
@@ -62,11 +62,12 @@ async def test_closing_twice_and_without_a_broker_is_quiet(harness: Harness) -> 
 async def test_two_programs_with_one_identity_end_with_an_error(harness: Harness) -> None:
     async with harness:
         errors: list[BaseException] = []
-        await harness.bus("twice", fatal=errors.append)
-        await harness.bus("twice", fatal=errors.append)
+        for _ in range(2):
+            bus = await harness.bus("twice", fatal=errors.append)
+            await harness.inbox(bus, "plant/x")
         await eventually(lambda: errors, 60)
         assert isinstance(errors[0], ConfigurationError)
-        assert "'twice.0'" in str(errors[0])
+        assert "'twice.0" in str(errors[0])
         assert "instance" in str(errors[0])
 
 

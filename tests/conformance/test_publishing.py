@@ -35,7 +35,7 @@ async def test_every_field_arrives_as_it_was_sent(harness: Harness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/#")
         sent = Envelope(
-            topic="plant/größe/ü",
+            topic="plant/größe/ü" if harness.any_topic else "plant/_size-/u",
             payload=bytes(range(256)),
             content_type="application/json",
             id="4f0c-id",
@@ -66,8 +66,9 @@ async def test_what_was_not_sent_is_absent(harness: Harness) -> None:
         (delivery,) = await inbox.get(1)
         got = delivery.envelope
         assert got.payload == b""
-        for field in ("content_type", "id", "source", "type", "time", "key", "response_topic"):
+        for field in ("content_type", "id", "source", "type", "key", "response_topic"):
             assert getattr(got, field) is None, field
+        assert (got.time is not None) is harness.stamps_time
         assert got.correlation is None
         assert got.expiry is None
         assert dict(got.headers) == {}
@@ -90,13 +91,14 @@ async def test_a_message_for_nobody_is_confirmed(harness: Harness) -> None:
 
 
 async def test_a_request_for_nobody_fails_at_once(harness: Harness) -> None:
-    if not harness.tells_no_responder:
-        return
     async with harness:
         bus = await harness.bus()
-        address = bus.reply_address("ab")
+        request = Envelope(topic="nobody/listens", response_topic=bus.reply_address("ab"))
+        if not harness.tells_no_responder:
+            await bus.publish(request, timeout=10)
+            return
         with pytest.raises(NoResponder, match="nobody/listens"):
-            await bus.publish(Envelope(topic="nobody/listens", response_topic=address), timeout=10)
+            await bus.publish(request, timeout=10)
 
 
 async def test_an_oversized_payload_is_refused_before_it_is_sent(harness: Harness) -> None:
@@ -234,7 +236,7 @@ async def test_a_dead_letter_is_kept_for_who_comes_later(harness: Harness, paylo
         inbox = await harness.inbox(reader, "_spa/dead-letter/plant/+")
         (delivery,) = await inbox.get(1)
         got = delivery.envelope
-        assert got.retain
+        assert got.retain is harness.has_retained
         assert got.headers["why"] == "it failed"
         assert got.id == "any/+#text"
         assert got.expiry is None

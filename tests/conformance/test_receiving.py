@@ -72,7 +72,7 @@ async def test_a_running_handler_settles_what_comes_again_meanwhile(harness: Har
         assert running.start()
         for times in (1, 2):
             await harness.cut()
-            await inbox.back(times)
+            await harness.back(inbox, times)
             await bus.publish(message(f"{times}"), timeout=20)
             await inbox.has(f"{times}")
         assert inbox.payloads.count("running") == 1
@@ -95,10 +95,10 @@ async def test_what_is_settled_while_away_does_not_run_again(harness: Harness) -
         (running,) = list(await inbox.get(1))
         running.start()
         await harness.go_away()
-        await eventually(lambda: inbox.events == ["hold"])
+        await harness.lost(inbox)
         running.settle()
         await harness.come_back()
-        await inbox.back()
+        await harness.back(inbox)
         await bus.publish(message("end"), timeout=20)
         await inbox.get(2)
         assert inbox.payloads == ["running", "end"]
@@ -131,10 +131,10 @@ async def test_what_is_settled_after_its_session_settles_no_later_message(
         (old,) = list(await inbox.get(1))
         old.start()
         await harness.go_away()
-        await eventually(lambda: inbox.events == ["hold"])
+        await harness.lost(inbox)
         old.settle()
         await harness.come_back()
-        await inbox.back()
+        await harness.back(inbox)
         for payload in ("old", "new"):
             await bus.publish(message(payload), timeout=20)
         await inbox.get(3)
@@ -166,9 +166,9 @@ async def test_hold_and_resume_say_whether_it_comes_again(harness: Harness, dura
         await inbox.get(1)
         assert inbox.events == []
         await harness.cut()
-        await inbox.back()
+        await harness.back(inbox)
         resumed = "resume, redelivered" if durable else "resume, last copies"
-        assert inbox.events == ["hold", resumed]
+        assert inbox.events == (["hold", resumed] if harness.is_held(inbox) else [])
         await bus.publish(message("end"), timeout=20)
         await eventually(lambda: inbox.payloads[-1] == "end")
         assert inbox.payloads == (["kept", "kept", "end"] if durable else ["kept", "end"])
@@ -183,13 +183,15 @@ async def test_settling_a_last_copy_acknowledges_nothing_else(harness: Harness) 
             await bus.publish(envelope, timeout=10)
         old = list(await inbox.get(2))
         await harness.cut()
-        await inbox.back()
+        await harness.back(inbox)
         for name in ("a", "b", "c"):
             await bus.publish(message(name), timeout=20)
-        await inbox.get(4)
+        if harness.is_held(inbox):
+            await inbox.get(4)
         for delivery in old:
             assert delivery.start()
             delivery.settle()
+        await inbox.get(4)
         inbox.deliveries[2].start()
         inbox.deliveries[2].settle()
         await inbox.get(5)
@@ -241,7 +243,8 @@ async def test_a_durable_subscription_keeps_messages_while_away(harness: Harness
         again = await harness.inbox(bus, "plant/x")
         await again.get(3)
         assert again.payloads == ["1", "2", "while away"]
-        assert [d.envelope.redelivered for d in again.deliveries] == [True, True, False]
+        known = harness.knows_redelivery
+        assert [d.envelope.redelivered for d in again.deliveries] == [known, known, False]
         assert again.events == []
 
 
@@ -305,12 +308,14 @@ async def test_qos_0_needs_no_settling_and_is_not_kept(harness: Harness) -> None
         inbox = await harness.inbox(bus, "plant/x", settle=False)
         await bus.publish(message("fast", qos=0), timeout=10)
         (delivery,) = await inbox.get(1)
-        assert (delivery.token, delivery.envelope.qos) == (-1, 0)
+        assert delivery.envelope.qos == (0 if harness.has_qos_0 else 1)
+        assert (delivery.token == -1) is harness.has_qos_0
         await harness.cut()
-        await inbox.back()
+        await harness.back(inbox)
         await bus.publish(message("end"), timeout=20)
-        await inbox.get(2)
-        assert inbox.payloads == ["fast", "end"]
+        await inbox.has("end")
+        again = [] if harness.has_qos_0 else ["fast"]
+        assert inbox.payloads == ["fast", *again, "end"]
 
 
 async def test_a_qos_0_subscription_gets_everything_without_acknowledgement(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 from spa_dat.transports import (
@@ -53,6 +53,10 @@ class Recorder:
         self.deliveries.append(delivery)
         if self._settle and delivery.start():
             delivery.settle()
+
+    def deliver_all(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self.deliver(delivery)
 
     def hold(self) -> None:
         self.events.append("hold")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import KW_ONLY, InitVar, dataclass
-from pathlib import Path
 
 from ...errors import ConfigurationError
 from .._checks import check_flag, check_numbers, check_text
+from .._credentials import as_secret, password_from
 from .._secret import Secret
 
 __all__ = ["MqttConfig"]
@@ -93,9 +92,11 @@ class MqttConfig:
 
     def __post_init__(self, password_env: str | None, password_file: str | None) -> None:
         object.__setattr__(self, "host", _checked_host(self.host))
-        object.__setattr__(self, "password", _password(self.password, password_env, password_file))
         object.__setattr__(
-            self, "tls_key_password", _secret("tls_key_password", self.tls_key_password)
+            self, "password", password_from(self, self.password, password_env, password_file)
+        )
+        object.__setattr__(
+            self, "tls_key_password", as_secret(self, "tls_key_password", self.tls_key_password)
         )
         if self.port is not None:
             check_numbers(self, {"port": (1, 65_535)}, whole=True)
@@ -126,7 +127,7 @@ class MqttConfig:
     @property
     def secret(self) -> Secret | None:
         """The password as a `Secret`, whatever it was given as."""
-        return _secret("password", self.password)
+        return as_secret(self, "password", self.password)
 
     def _check_qos(self) -> None:
         if self.qos == 2 and not isinstance(self.qos, bool):
@@ -170,53 +171,3 @@ def _checked_host(host: object) -> str:
         "option host of MqttConfig: give the name or address of a broker, for example"
         " 'localhost'; user, password and port are options of their own"
     )
-
-
-def _secret(option: str, value: Secret | str | None) -> Secret | None:
-    if value is None:
-        return None
-    if isinstance(value, (str, Secret)):
-        return Secret(value)
-    raise ConfigurationError(
-        f"option {option} of MqttConfig is a {type(value).__name__}: give a text or a Secret"
-    )
-
-
-def _password(
-    password: Secret | str | None, variable: str | None, file: str | None
-) -> Secret | None:
-    given = [
-        option
-        for option, value in (
-            ("password", password),
-            ("password_env", variable),
-            ("password_file", file),
-        )
-        if value is not None
-    ]
-    if len(given) > 1:
-        raise ConfigurationError(
-            f"options {' and '.join(given)} of MqttConfig exclude each other: give one of them"
-        )
-    if variable is not None:
-        value = os.environ.get(variable)
-        if value is None:
-            raise ConfigurationError(
-                f"option password_env={variable!r} of MqttConfig:"
-                " there is no such environment variable; set it, or name another"
-            )
-        return Secret(value)
-    if file is not None:
-        return _read_password(file)
-    return _secret("password", password)
-
-
-def _read_password(file: str) -> Secret:
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigurationError(
-            f"option password_file={file!r} of MqttConfig can not be read: {reason}"
-        ) from None
-    return Secret(text.split("\n", 1)[0].rstrip("\r"))

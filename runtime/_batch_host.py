@@ -1,0 +1,92 @@
+"""A registered actor whose handlers get several messages at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..actors import Mailbox, Overflow
+from ._batch_handling import BatchHandling
+from ._collector import Collector
+from ._host import Host, Runner
+from ._link import Link
+from ._specs import Spec
+from ._subscriptions import RuntimeSubscription
+
+__all__ = ["BatchHost"]
+
+
+class _Ready:
+    """It is time for the next batch."""
+
+
+_READY = _Ready()
+
+
+class BatchHost(Host):
+    """An actor with ``batch`` while the application runs.
+
+    Deliveries wait in a `Collector`; the actor's own mailbox has the local messages, and word
+    when a batch is complete or has waited long enough.
+
+    Args:
+        runner: the run that it is part of.
+        spec: its registration.
+        link: its bus.
+        lane: as of `Host`.
+        runtime: as of `Host`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        spec: Spec[Any],
+        link: Link,
+        *,
+        lane: int | None = None,
+        runtime: RuntimeSubscription | None = None,
+    ) -> None:
+        super().__init__(runner, spec, link, lane=lane, runtime=runtime)
+        self._batches = BatchHandling(self, link)
+        self.handling = self._batches
+
+    def _make_mailbox(self) -> Mailbox:
+        options = self.options
+        assert options.batch is not None
+        size, seconds = options.batch
+        by_key = options.overflow is Overflow.LATEST_BY_KEY
+        self._collector = Collector(
+            size,
+            seconds,
+            self._ready,
+            capacity=options.mailbox,
+            overflow=options.overflow,
+            key=self.spec.message_key.of_item if by_key else None,
+        )
+        self._collector.name = self.address
+        self._collector.on_drop = self._dropped
+        return self._collector
+
+    def _make_local(self) -> Mailbox:
+        return Mailbox(self.options.mailbox)
+
+    def _ready(self) -> None:
+        if not self.local.closed:
+            self.local.force(_READY)
+
+    def stop_attempts(self) -> None:
+        """Start no further attempt, and wait for no further messages."""
+        super().stop_attempts()
+        self._collector.flush()
+
+    async def receive_other(self, instance: Any, item: Any) -> None:
+        """Work one batch off; when the actor is stopping, all of them."""
+        if item is not _READY:
+            await super().receive_other(instance, item)
+            return
+        try:
+            while batch := self._collector.take():
+                await self._batches.handle_batch(instance, batch)
+                if not self.local.closed:
+                    break
+        finally:
+            self._collector.done()

@@ -1,0 +1,143 @@
+"""Deliveries that wait until there are enough of them for one call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from ..actors import Mailbox, Overflow
+from ..transports import Delivery
+
+__all__ = ["Collector"]
+
+
+class Collector(Mailbox):
+    """What routers fill in place of the mailbox of an actor that handles batches.
+
+    Nothing is claimed here: routers may take back what waits, as from any mailbox. Deliveries of
+    one batch come through one subscription and go to one handler, and order is kept: where the
+    next delivery is for another handler, the batch ends.
+
+    Args:
+        size: the most deliveries of a batch.
+        seconds: how long the first one waits for others, at the most.
+        on_ready: called when it is time to `take` a batch; not again before `done`.
+        capacity: as of `Mailbox`.
+        overflow: as of `Mailbox`.
+        key: as of `Mailbox`.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_flushing",
+        "_on_ready",
+        "_seconds",
+        "_since",
+        "_size",
+        "_timer",
+        "_told",
+    )
+
+    def __init__(
+        self,
+        size: int,
+        seconds: float,
+        on_ready: Callable[[], None],
+        *,
+        capacity: int,
+        overflow: Overflow,
+        key: Callable[[Any], Hashable] | None = None,
+    ) -> None:
+        super().__init__(max(capacity, size), overflow, key)
+        self._size = size
+        self._seconds = seconds
+        self._on_ready = on_ready
+        self._clock = asyncio.get_running_loop()
+        # When the first of those that wait came; or earlier, when a batch has left some over.
+        self._since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._told = False
+        self._flushing = False
+
+    def offer(self, item: Any) -> bool:
+        """As `Mailbox.offer`."""
+        taken = super().offer(item)
+        self._look()
+        return taken
+
+    def extract(self, predicate: Callable[[Any], bool]) -> list[Any]:
+        """As `Mailbox.extract`."""
+        extracted = super().extract(predicate)
+        self._look()
+        return extracted
+
+    def take(self) -> list[Delivery]:
+        """The next batch, not started; empty when it is not time for one."""
+        if not self.items or not self._is_due():
+            return []
+        batch: list[Delivery] = []
+        ended = False
+
+        def is_next(item: Any) -> bool:
+            nonlocal ended
+            if len(batch) == self._size or (batch and _kind(item) != _kind(batch[0])):
+                ended = True
+            if not ended:
+                batch.append(item)
+            return not ended
+
+        self.extract(is_next)
+        return batch
+
+    def done(self) -> None:
+        """The batch that was taken is dealt with."""
+        self._told = False
+        self._look()
+
+    def flush(self) -> None:
+        """Wait for nothing, now and from now on."""
+        self._flushing = True
+        self._look()
+
+    def _wake(self) -> None:
+        # Nobody takes single items here.
+        self._look()
+
+    def _look(self) -> None:
+        if not self.items:
+            self._since = None
+            self._forget_timer()
+            return
+        if self._since is None:
+            self._since = self._clock.time()
+        if self._told:
+            return
+        if self._is_due():
+            self._tell()
+        elif self._timer is None:
+            self._timer = self._clock.call_at(self._since + self._seconds, self._tell)
+
+    def _is_due(self) -> bool:
+        return (
+            self._flushing
+            or len(self.items) >= self._size
+            or _kind(self.items[0]) != _kind(self.items[-1])
+            or (self._since is not None and self._clock.time() >= self._since + self._seconds)
+        )
+
+    def _tell(self) -> None:
+        self._forget_timer()
+        self._told = True
+        self._on_ready()
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _kind(entry: Any) -> tuple[Any, int]:
+    """What the deliveries of a batch have in common."""
+    route = getattr(entry, "item", entry).route
+    return route.router, route.handler

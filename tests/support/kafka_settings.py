@@ -1,0 +1,124 @@
+"""The configuration of a Kafka broker for tests."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import trustme
+from cryptography.hazmat.primitives import serialization
+
+__all__ = ["SCRAM", "SETTINGS", "free_ports", "listener_settings", "sasl_settings", "tls_settings"]
+
+SETTINGS = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "inter.broker.listener.name": "PLAIN",
+    "controller.listener.names": "CONTROLLER",
+    "num.partitions": "1",
+    "default.replication.factor": "1",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "1",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "1",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "100",
+    # A broker that was killed is not taken back before its session with the controller is over.
+    "broker.heartbeat.interval.ms": "200",
+    "broker.session.timeout.ms": "3000",
+    "num.network.threads": "2",
+    "num.io.threads": "4",
+    "background.threads": "2",
+    "log.cleaner.dedupe.buffer.size": "4194304",
+    "log.index.size.max.bytes": "1048576",
+    "log.segment.delete.delay.ms": "1000",
+}
+"""One node, small, and quick to answer."""
+SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+"""Ways to log in whose users are made when the data folder is formatted."""
+
+
+def listener_settings(
+    host: str, listeners: Mapping[str, tuple[str, int]], proxy_port: int
+) -> dict[str, str]:
+    """Listeners by name, with their protocol and port; clients are sent to the proxy instead of
+    to ``PROXIED``."""
+    public = {name: port for name, (_, port) in listeners.items() if name != "CONTROLLER"}
+    public["PROXIED"] = proxy_port
+    return {
+        "listeners": ",".join(f"{name}://{host}:{port}" for name, (_, port) in listeners.items()),
+        "advertised.listeners": ",".join(
+            f"{name}://{host}:{port}" for name, port in public.items()
+        ),
+        "listener.security.protocol.map": ",".join(
+            f"{name}:{protocol}" for name, (protocol, _) in listeners.items()
+        ),
+    }
+
+
+def sasl_settings(users: Mapping[str, str]) -> dict[str, str]:
+    """Logins for the listeners ``SASL`` and ``TLS``; only who comes in elsewhere may do all."""
+    logins = " ".join(f'user_{name}="{password}"' for name, password in users.items())
+    modules = "org.apache.kafka.common.security"
+    plain = f"{modules}.plain.PlainLoginModule required {logins};"
+    jaas = dict.fromkeys(SCRAM, f"{modules}.scram.ScramLoginModule required;") | {"PLAIN": plain}
+    return {
+        "sasl.enabled.mechanisms": ",".join(jaas),
+        **{
+            f"listener.name.{listener}.{mechanism.lower()}.sasl.jaas.config": text
+            for mechanism, text in jaas.items()
+            for listener in ("sasl", "tls")
+        },
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+    }
+
+
+def tls_settings(
+    host: str, ca_file: Path, client_cert_file: Path, *, client_certificates: bool
+) -> dict[str, str]:
+    """Certificates of a new authority, also for clients; writes all files beside ``ca_file``."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(ca_file))
+    server = authority.issue_cert(host, "localhost")
+    key = serialization.load_pem_private_key(server.private_key_pem.bytes(), None)
+    store = ca_file.parent / "server.pem"
+    # Kafka reads PKCS #8 only.
+    store.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        + b"".join(part.bytes() for part in server.cert_chain_pems)
+    )
+    client = authority.issue_cert("client@example.org")
+    client.private_key_and_cert_chain_pem.write_to_path(str(client_cert_file))
+    return {
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(store),
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(ca_file),
+        "ssl.client.auth": "required" if client_certificates else "none",
+    }
+
+
+def free_ports() -> list[int]:
+    """Six of them, below those that the system gives to outgoing connections: a port must still
+    be free when a broker or a proxy comes back to it."""
+    ports: list[int] = []
+    while len(ports) < 6:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
+    return ports

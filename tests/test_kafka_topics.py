@@ -1,0 +1,170 @@
+"""Topics that exist, are created, or are missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from spa_dat.errors import ConfigurationError, UnknownTopic
+from spa_dat.transports import Envelope, KafkaConfig
+from spa_dat.transports.kafka._creation import Topics
+from spa_dat.transports.kafka._names import Names
+from support.kafka import Kafka
+from support.kafka_bus import bus_client, create, new_prefix, read, settings
+from support.waiting import eventually
+
+pytestmark = pytest.mark.kafka
+
+
+def topics(kafka: Kafka, **options: object) -> tuple[Topics, str]:
+    config = KafkaConfig(kafka.server, prefix=new_prefix(), **options)  # type: ignore[arg-type]
+    return Topics(config, Names(config), "tests"), config.prefix
+
+
+async def test_own_topics_are_created_with_their_settings(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, create_topics="own", partitions=3) as client:
+        prefix = client.config.prefix
+        count, replies = await settings(kafka.server, f"{prefix}_spa.reply.app")
+        assert (count, replies["retention.ms"], replies["segment.ms"]) == (1, "3600000", "600000")
+        count, letters = await settings(kafka.server, f"{prefix}_spa.dead-letter.app")
+        assert (count, letters["retention.ms"]) == (1, "-1")
+        assert letters["cleanup.policy"] == "delete"
+
+
+async def test_topics_of_the_program_are_created_as_configured(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, create_topics="all", partitions=3) as client:
+        await client.publish("plant/a")
+        assert (await settings(kafka.server, f"{client.config.prefix}plant.a"))[0] == 3
+
+
+@pytest.mark.parametrize("policy", ["own", "never"])
+async def test_a_topic_that_is_missing_fails_within_seconds_and_holds_up_nobody(
+    kafka: Kafka, policy: str
+) -> None:
+    prefix = new_prefix()
+    for name in ("_spa.reply.app", "_spa.dead-letter.app", "there"):
+        await create(kafka.server, prefix + name)
+    async with bus_client(kafka.server, prefix=prefix, create_topics=policy) as client:
+        missing = [client.bus.post(Envelope(topic="not/there")) for _ in range(3)]
+        await client.publish("there")
+        assert not any(post.done() for post in missing)
+        results = await asyncio.wait_for(asyncio.gather(*missing, return_exceptions=True), 15)
+        assert [type(result) for result in results] == [UnknownTopic] * 3
+        assert f"'{prefix}not.there'" in str(results[0])
+        assert "create_topics='all'" in str(results[0])
+        # It is looked for again, so it can be created while the program runs.
+        await create(kafka.server, f"{prefix}not.there")
+        await client.publish("not/there")
+
+
+async def test_a_topic_that_somebody_creates_meanwhile_is_used(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, create_topics="own") as client:
+        post = client.bus.post(Envelope(topic="soon"))
+        await create(kafka.server, f"{client.config.prefix}soon", 2)
+        await asyncio.wait_for(post, 15)
+
+
+async def test_without_leave_to_create_the_own_topics_must_be_there(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, create_topics="never", start=False) as client:
+        prefix = client.config.prefix
+        with pytest.raises(UnknownTopic) as caught:
+            await asyncio.wait_for(client.start(), 10)
+        for text in (f"'{prefix}_spa.reply.app'", f"'{prefix}_spa.dead-letter.app'"):
+            assert text in str(caught.value)
+        assert "retention.ms=-1" in str(caught.value)
+        assert "create_topics='own'" in str(caught.value)
+        assert (await settings(kafka.server, f"{prefix}_spa.reply.app"))[0] == 0
+
+
+async def test_the_broker_may_create_topics_itself(own_kafka: Callable[..., Kafka]) -> None:
+    broker = own_kafka(auto_create=True)
+    async with bus_client(broker.server, create_topics="never", start=False) as client:
+        # Asking for topics that may not be created does not make the broker create them.
+        with pytest.raises(UnknownTopic):
+            await client.start()
+    async with bus_client(broker.server, create_topics="own") as client:
+        await client.publish("any")
+        assert len(await read(broker.server, f"{client.config.prefix}any", 1)) == 1
+        count, letters = await settings(
+            broker.server, f"{client.config.prefix}_spa.dead-letter.app"
+        )
+        assert (count, letters["retention.ms"]) == (1, "-1")
+
+
+async def test_more_replicas_than_brokers_are_a_wrong_configuration(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, replication=2, start=False) as client:
+        with pytest.raises(ConfigurationError, match=r"could not be created.*replication"):
+            await asyncio.wait_for(client.start(), 10)
+
+
+async def test_ensure_waits_for_others_and_creates_only_what_it_may(kafka: Kafka) -> None:
+    mine, prefix = topics(kafka, create_topics="own")
+    name = f"{prefix}a"
+    waiting = asyncio.ensure_future(mine.ensure([name, f"{prefix}_spa.reply.x"], 20.0))
+    await eventually(lambda: _exists(kafka, f"{prefix}_spa.reply.x"))
+    assert not waiting.done()
+    assert not await _exists(kafka, name)
+    await create(kafka.server, name)
+    await asyncio.wait_for(waiting, 10)
+    with pytest.raises(UnknownTopic, match=f"'{prefix}b'"):
+        await mine.ensure([name, f"{prefix}b"], 0.0)
+    await mine.ensure([], 0.0)
+
+
+async def test_several_may_create_the_same_topics_at_once(kafka: Kafka) -> None:
+    mine, prefix = topics(kafka, create_topics="all", partitions=2)
+    names = [f"{prefix}a", f"{prefix}b"]
+    await asyncio.wait_for(asyncio.gather(*(mine.ensure(names, 5.0) for _ in range(5))), 20)
+    assert (await settings(kafka.server, names[1]))[0] == 2
+
+
+async def test_a_topic_that_gets_more_partitions_uses_them(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, topic_refresh=0.1) as client:
+        await client.publish("a", key="0")
+        name = f"{client.config.prefix}a"
+        await _grow(kafka, name, 4)
+
+        async def used() -> bool:
+            for number in range(20):
+                await client.publish("a", key=str(number))
+            records = await read(kafka.server, name, 1)
+            return {record.partition for record in records} == {0, 1, 2, 3}
+
+        await eventually(used, 20)
+
+
+async def test_a_topic_that_is_deleted_under_way_is_unknown(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, create_topics="own", topic_refresh=0.1) as client:
+        name = f"{client.config.prefix}a"
+        await create(kafka.server, name)
+        await client.publish("a")
+        await _delete(kafka, name)
+        with pytest.raises(UnknownTopic):
+            await client.publish("a")
+
+
+async def _exists(kafka: Kafka, name: str) -> bool:
+    return (await settings(kafka.server, name))[0] > 0
+
+
+async def _grow(kafka: Kafka, name: str, count: int) -> None:
+    from aiokafka.admin import NewPartitions
+
+    from support.kafka_bus import admin
+
+    async with admin(kafka.server) as client:
+        await client.create_partitions({name: NewPartitions(count)})
+
+
+async def _delete(kafka: Kafka, name: str) -> None:
+    from support.kafka_bus import admin
+
+    async with admin(kafka.server) as client:
+        await client.delete_topics([name])
+    await eventually(lambda: _gone(kafka, name))
+
+
+async def _gone(kafka: Kafka, name: str) -> bool:
+    return not await _exists(kafka, name)

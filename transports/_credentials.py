@@ -1,0 +1,73 @@
+"""Secrets in configurations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import ConfigurationError
+from ._secret import Secret
+
+__all__ = ["as_secret", "password_from"]
+
+
+def as_secret(config: object, option: str, value: Secret | str | None) -> Secret | None:
+    """The value of a secret option, however it was given.
+
+    Raises:
+        ConfigurationError: it is neither a text nor a `Secret`; shows its type only.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (str, Secret)):
+        return Secret(value)
+    raise ConfigurationError(
+        f"option {option} of {type(config).__name__} is a {type(value).__name__}:"
+        " give a text or a Secret"
+    )
+
+
+def password_from(
+    config: object, password: Secret | str | None, variable: str | None, file: str | None
+) -> Secret | None:
+    """The password: given as it is, in an environment variable, or as a file's first line.
+
+    Raises:
+        ConfigurationError: more than one was given, or it is not where it should be.
+    """
+    owner = type(config).__name__
+    given = [
+        option
+        for option, value in (
+            ("password", password),
+            ("password_env", variable),
+            ("password_file", file),
+        )
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise ConfigurationError(
+            f"options {' and '.join(given)} of {owner} exclude each other: give one of them"
+        )
+    if variable is not None:
+        value = os.environ.get(variable)
+        if value is None:
+            raise ConfigurationError(
+                f"option password_env={variable!r} of {owner}:"
+                " there is no such environment variable; set it, or name another"
+            )
+        return Secret(value)
+    if file is not None:
+        return _read_password(owner, file)
+    return as_secret(config, "password", password)
+
+
+def _read_password(owner: str, file: str) -> Secret:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(
+            f"option password_file={file!r} of {owner} can not be read: {reason}"
+        ) from None
+    return Secret(text.split("\n", 1)[0].rstrip("\r"))

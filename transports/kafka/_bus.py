@@ -1,0 +1,178 @@
+"""An application's own part of a cluster: publishes, dead letters and the reply inbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ...errors import ConfigurationError, ConnectFailed, MessageTooLarge, SpaDatError
+from .._addresses import parked, reply_prefix
+from .._backoff import Backoff
+from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
+from .._envelope import Envelope
+from ._config import KafkaConfig
+from ._consumer import KafkaConsumer
+from ._creation import Topics
+from ._errors import ConnectProblem, connect_problem
+from ._libraries import check_compression
+from ._names import Names
+from ._producer import ROOM_FOR_HEADERS
+from ._publisher import Publisher
+from ._records import Codec, Record
+from ._replies import ReplyInbox
+
+__all__ = ["KafkaBus"]
+
+_log = logging.getLogger(__name__)
+
+# A topic for each of them, with a new name at every run, would never be removed.
+_SHARED_BY_EPHEMERAL = "ephemeral"
+_OWN_TOPICS_TIMEOUT = 5.0
+
+
+class KafkaBus(Bus):
+    """The bus of one application on a Kafka cluster.
+
+    Applications without a name share the topics ``_spa.reply.ephemeral`` and
+    ``_spa.dead-letter.ephemeral``.
+
+    Args:
+        config: where and how.
+        names: translates addresses.
+        surroundings: identity, counters, randomness.
+    """
+
+    def __init__(self, config: KafkaConfig, names: Names, surroundings: Surroundings) -> None:
+        check_compression(config.compression)
+        identity = surroundings.identity
+        environment = surroundings.environment
+        self.max_payload = config.max_payload
+        self.connected = False
+        self._config = config
+        self._names = names
+        self._surroundings = surroundings
+        self._application = _SHARED_BY_EPHEMERAL if identity.ephemeral else identity.application
+        self._client_id = f"{identity.application}.{identity.instance}"
+        self._codec = Codec(names, surroundings.stats, environment.now)
+        self._topics = Topics(config, names, self._client_id)
+        self._own = [names.replies(self._application), names.dead_letters(self._application)]
+        token = environment.token()
+        self._inbox_prefix = reply_prefix(self._application, token)
+        self._inbox = ReplyInbox(
+            config,
+            self._client_id,
+            names.replies(self._application),
+            token,
+            self._codec,
+            surroundings,
+        )
+        self._publisher = Publisher(
+            config, self._client_id, self._topics, self._own, surroundings, self._on_connected
+        )
+        self._largest = max(config.max_batch, config.max_payload + ROOM_FOR_HEADERS)
+        self._warned = False
+
+    # The contract.
+
+    async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        loop = asyncio.get_running_loop()
+        config = self._config
+        # An application may have a name that no topic can have.
+        self._names.address(self.reply_address("0"))
+        give_up = loop.time() + config.start_timeout
+        backoff = Backoff(
+            self._surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
+        )
+        while True:
+            try:
+                await self._attempt(on_reply)
+                return
+            except Exception as error:  # noqa: BLE001
+                problem = connect_problem(error, config.address, config.username)
+                cause = None if problem.error is error else error
+            self._surroundings.stats["kafka.connect_failed"] += 1
+            delay = backoff.next_delay()
+            if problem.final or loop.time() + delay > give_up:
+                raise self._no_start(problem) from cause
+            _log.info("%s; next attempt in %.1f s", problem.error, delay)
+            await asyncio.sleep(delay)
+
+    def reply_address(self, correlation: str) -> str:
+        return self._inbox_prefix + correlation
+
+    def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
+        return KafkaConsumer(
+            self._config,
+            self._names,
+            self._codec,
+            self._surroundings,
+            subscription,
+            receiver,
+            self._topics,
+        )
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        return self._publisher.outbox.submit(envelope, self._encode(envelope))
+
+    async def publish(self, envelope: Envelope, *, timeout: float) -> None:
+        await self._publisher.outbox.publish(envelope, timeout, self._encode(envelope))
+
+    async def park(self, envelope: Envelope, *, timeout: float) -> None:
+        letter = parked(self._application, envelope, self._surroundings.environment.new_id)
+        await self._publisher.outbox.publish(letter, timeout, self._encode(letter, parking=True))
+
+    async def drain(self) -> None:
+        await self._publisher.outbox.drain()
+
+    async def close(self) -> None:
+        await asyncio.gather(self._publisher.close(), self._inbox.close())
+
+    # Inner parts.
+
+    async def _attempt(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        await self._topics.ensure(self._own, _OWN_TOPICS_TIMEOUT)
+        await self._inbox.start(on_reply)
+        try:
+            await self._publisher.start()
+        except BaseException:
+            await self._inbox.close()
+            raise
+
+    def _no_start(self, problem: ConnectProblem) -> SpaDatError:
+        if problem.final:
+            return problem.error
+        error = ConnectFailed(
+            f"{problem.error}; tried for {self._config.start_timeout:g} s: check the address and"
+            " that the brokers run, or raise the option start_timeout"
+        )
+        error.__cause__ = problem.error
+        return error
+
+    def _on_connected(self, connected: bool) -> None:
+        self.connected = connected
+
+    def _encode(self, envelope: Envelope, *, parking: bool = False) -> Record:
+        if len(envelope.payload) > self.max_payload:
+            raise MessageTooLarge(
+                f"the payload for {envelope.topic!r} has {len(envelope.payload)} bytes, and"
+                f" {self.max_payload} are allowed: send less, or raise the option 'max_payload'"
+                " if the cluster allows it"
+            )
+        if envelope.qos not in (0, 1):
+            raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")
+        if envelope.retain and not parking and not self._warned:
+            self._warned = True
+            _log.warning(
+                "the publish to %r asks for retain=True: Kafka keeps messages as its topics say,"
+                " and hands them to who reads from the start",
+                envelope.topic,
+            )
+        record = self._codec.encode(envelope)
+        if record.size > self._largest:
+            raise MessageTooLarge(
+                f"the message to {envelope.topic!r} takes {record.size} bytes with key and"
+                f" headers, and {self._largest} are allowed: send less, or raise the option"
+                " 'max_payload' if the cluster allows it"
+            )
+        return record

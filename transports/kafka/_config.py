@@ -1,0 +1,312 @@
+"""Options of the Kafka transport."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, InitVar, dataclass, field
+from types import MappingProxyType
+
+from ...errors import ConfigurationError
+from .._checks import check_flag, check_numbers, check_text
+from .._credentials import as_secret, password_from
+from .._secret import Secret
+from .._topics import TopicFilter, is_reserved
+
+__all__ = ["KafkaConfig", "KafkaTopic"]
+
+_WHOLE = {
+    "window": (1, 1_000_000),
+    "max_uncommitted": (1, 100_000_000),
+    "commit_records": (1, 100_000_000),
+    "outbox": (1, 10_000_000),
+    "max_payload": (1, 268_435_455),
+    "max_batch": (1, 268_435_455),
+    "partitions": (1, 100_000),
+    "qos": (0, 1),
+}
+_SECONDS = {
+    "connect_timeout": (0.001, 3_600),
+    "start_timeout": (0.001, 86_400),
+    "request_timeout": (0.1, 3_600),
+    "commit_interval": (0.001, 3_600),
+    "session_timeout": (0.1, 86_400),
+    "heartbeat_interval": (0.01, 3_600),
+    "rebalance_timeout": (0.1, 86_400),
+    "max_poll_interval": (1, 86_400),
+    "topic_refresh": (0.05, 86_400),
+    "backoff_min": (0.001, 3_600),
+    "backoff_max": (0.001, 86_400),
+}
+_CHOICES: Mapping[str, tuple[str | None, ...]] = {
+    "create_topics": ("never", "own", "all"),
+    "offset_reset": ("earliest", "latest"),
+    "sasl_mechanism": ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
+    "compression": (None, "gzip", "snappy", "lz4", "zstd"),
+}
+_TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "tls_key_password")
+_SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/\\?#@%\[\]:,\x00-\x1f]+)(:(?P<port>\d+))?")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
+_NO_TOPICS: Mapping[str, KafkaTopic] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class KafkaTopic:
+    """The topic of the broker that an address is bound to.
+
+    Args:
+        name: of the topic, as the broker knows it.
+        key: the capture of the address that becomes the record's key, so that what has the same
+            value in it stays in order; None when the address has none, or publishers give keys.
+
+    Raises:
+        ConfigurationError: the name is none that a broker takes.
+    """
+
+    name: str
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if (
+            not isinstance(self.name, str)
+            or not _TOPIC.fullmatch(self.name)
+            or self.name in (".", "..")
+        ):
+            raise ConfigurationError(
+                f"KafkaTopic(name={self.name!r}): give 1 to 249 of A-Z, a-z, 0-9, '.', '_', '-'"
+            )
+        if self.name.split(".", 1)[0] == "_spa":
+            raise ConfigurationError(
+                f"KafkaTopic(name={self.name!r}): names that start with '_spa.' belong to the"
+                " runtime"
+            )
+
+
+@dataclass(frozen=True)
+class KafkaConfig:
+    """How to reach a Kafka cluster, and how much may be under way with it.
+
+    Args:
+        servers: one or more brokers to ask first, as ``host:port,host2:port``; without a port
+            9092.
+        username: who logs in (SASL).
+        password: with what; kept as a `Secret`.
+        password_env: take the password from the environment variable of this name.
+        password_file: take the password from the first line of this file.
+        sasl_mechanism: ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``.
+        allow_plain_password: log in over a connection that is not encrypted. Anybody on the way
+            can then read the password (PLAIN) or everything else (SCRAM).
+        tls: encrypt the connections and check the brokers' certificates.
+        tls_ca: file with the certificates to trust, PEM; the system's when not given.
+        tls_cert: file with our own certificate, PEM.
+        tls_key: file with its private key, PEM; when not given it is in ``tls_cert``.
+        tls_key_password: what the private key is encrypted with; kept as a `Secret`.
+        tls_insecure_skip_verification: accept any certificate. Anybody on the way can then read
+            and change everything.
+        prefix: text in front of every topic and group on the cluster, the runtime's own
+            included, so that several environments can share one. Addresses do not show it.
+        topics: addresses that are bound to a topic of another name; see `KafkaTopic`.
+        create_topics: ``own`` creates the runtime's own topics (``_spa.``) when they are missing,
+            ``all`` also those that the program names, ``never`` none. Nothing is ever deleted.
+        partitions: of the program's topics that are created.
+        replication: copies of each partition of a topic that is created; None for 3, or as many
+            as there are brokers.
+        offset_reset: where a group starts that has read nothing yet: ``earliest`` or ``latest``.
+        session_timeout: seconds without a sign of life after which the group gives a member's
+            partitions to others.
+        heartbeat_interval: seconds between signs of life, at most a third of
+            ``session_timeout``.
+        rebalance_timeout: seconds that a member may take to hand its partitions over; for 0.8 of
+            them running handlers are waited for.
+        max_poll_interval: seconds after which a member that has stopped fetching is given up.
+        topic_refresh: seconds until a new topic is noticed that a wildcard matches.
+        commit_interval: seconds between two commits of what is settled.
+        commit_records: settled records after which a commit does not wait for the interval.
+        window: the most deliveries of one subscription that may be unsettled at once.
+        max_uncommitted: the most records of one partition that may be handed out beyond its
+            commit point, settled or not; at it the partition is paused.
+        connect_timeout: seconds for one attempt to reach the brokers.
+        start_timeout: seconds for which the first connection is tried.
+        request_timeout: seconds for one answer of a broker.
+        outbox: the most publishes that may wait for confirmation at once.
+        max_payload: the largest payload that may be published, in bytes.
+        max_batch: bytes of records from which on no more is added to a batch, before compression.
+        compression: of what is published: None, ``gzip``, ``snappy``, ``lz4`` or ``zstd`` (all
+            but the first two need the package ``cramjam``).
+        qos: quality of service of subscriptions that name none: 1, or 0 to commit on receipt.
+        backoff_min: seconds before the first attempt to reconnect, before jitter.
+        backoff_max: the most seconds between two attempts to reconnect.
+
+    Raises:
+        ConfigurationError: an option has a value that can not be, or options contradict.
+    """
+
+    servers: str = "localhost:9092"
+    _: KW_ONLY
+    username: str | None = None
+    password: Secret | str | None = None
+    password_env: InitVar[str | None] = None
+    password_file: InitVar[str | None] = None
+    sasl_mechanism: str = "PLAIN"
+    allow_plain_password: bool = False
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_key_password: Secret | str | None = None
+    tls_insecure_skip_verification: bool = False
+    prefix: str = ""
+    topics: Mapping[str, KafkaTopic] = field(default_factory=lambda: _NO_TOPICS)
+    create_topics: str = "own"
+    partitions: int = 1
+    replication: int | None = None
+    offset_reset: str = "earliest"
+    session_timeout: float = 30.0
+    heartbeat_interval: float = 3.0
+    rebalance_timeout: float = 60.0
+    max_poll_interval: float = 300.0
+    topic_refresh: float = 3.0
+    commit_interval: float = 1.0
+    commit_records: int = 10_000
+    window: int = 1_000
+    max_uncommitted: int = 20_000
+    connect_timeout: float = 5.0
+    start_timeout: float = 10.0
+    request_timeout: float = 30.0
+    outbox: int = 10_000
+    max_payload: int = 1_000_000
+    max_batch: int = 262_144
+    compression: str | None = None
+    qos: int = 1
+    backoff_min: float = 0.1
+    backoff_max: float = 10.0
+
+    def __post_init__(self, password_env: str | None, password_file: str | None) -> None:
+        object.__setattr__(self, "servers", _checked_servers(self.servers))
+        password = password_from(self, self.password, password_env, password_file)
+        object.__setattr__(self, "password", password)
+        object.__setattr__(
+            self, "tls_key_password", as_secret(self, "tls_key_password", self.tls_key_password)
+        )
+        object.__setattr__(self, "topics", _checked_topics(self.topics))
+        check_numbers(self, _WHOLE, whole=True)
+        check_numbers(self, _SECONDS, whole=False)
+        if self.replication is not None:
+            check_numbers(self, {"replication": (1, 1_000)}, whole=True)
+        for option, choices in _CHOICES.items():
+            self._check_choice(option, choices)
+        if not isinstance(self.prefix, str) or not _PREFIX.fullmatch(self.prefix):
+            raise ConfigurationError(
+                f"option prefix={self.prefix!r} of KafkaConfig:"
+                " give at most 100 of A-Z, a-z, 0-9, '.', '_', '-'"
+            )
+        self._check_security()
+        if self.heartbeat_interval * 3 > self.session_timeout:
+            raise ConfigurationError(
+                f"option heartbeat_interval={self.heartbeat_interval:g} of KafkaConfig:"
+                f" give at most a third of session_timeout, which is {self.session_timeout:g}"
+            )
+        if self.backoff_max < self.backoff_min:
+            raise ConfigurationError(
+                f"option backoff_max={self.backoff_max} of KafkaConfig:"
+                f" give at least backoff_min, which is {self.backoff_min}"
+            )
+
+    @property
+    def address(self) -> str:
+        """The bus as a URL without user, secrets and options, but for the prefix."""
+        scheme = "kafkas" if self.tls else "kafka"
+        return f"{scheme}://{self.servers}" + (f"?prefix={self.prefix}" if self.prefix else "")
+
+    @property
+    def secret(self) -> Secret | None:
+        """The password as a `Secret`, whatever it was given as."""
+        return as_secret(self, "password", self.password)
+
+    def _check_choice(self, option: str, choices: tuple[str | None, ...]) -> None:
+        value = getattr(self, option)
+        if value not in choices:
+            raise ConfigurationError(
+                f"option {option}={value!r} of KafkaConfig: give one of"
+                f" {', '.join(map(repr, choices))}"
+            )
+
+    def _check_security(self) -> None:
+        for option in ("tls", "tls_insecure_skip_verification", "allow_plain_password"):
+            check_flag(self, option)
+        for option in ("username", *_TLS_OPTIONS[:3]):
+            check_text(self, option)
+        if (self.username is None) != (self.password is None):
+            given, missing = (
+                ("password", "username") if self.username is None else ("username", "password")
+            )
+            raise ConfigurationError(f"option {given} of KafkaConfig needs {missing} as well")
+        if self.password is not None and not self.tls and not self.allow_plain_password:
+            raise ConfigurationError(
+                "a password over a connection that is not encrypted: give tls=True (in a URL write"
+                " kafkas://), or allow it with allow_plain_password=True"
+            )
+        asked = [
+            option
+            for option in (*_TLS_OPTIONS, "tls_insecure_skip_verification")
+            if getattr(self, option)
+        ]
+        if asked and not self.tls:
+            raise ConfigurationError(
+                f"option {asked[0]} of KafkaConfig has no effect without TLS:"
+                " give tls=True, or write the URL with kafkas://"
+            )
+        if self.tls_cert is None and (self.tls_key or self.tls_key_password):
+            raise ConfigurationError(
+                "option tls_key or tls_key_password of KafkaConfig has no effect without a"
+                " certificate: give tls_cert as well"
+            )
+
+
+def _checked_servers(servers: object) -> str:
+    checked: list[str] = []
+    if isinstance(servers, str):
+        for server in servers.split(","):
+            match = _SERVER.fullmatch(server.strip())
+            if match is None or not 1 <= int(match["port"] or 9092) <= 65_535:
+                checked.clear()
+                break
+            checked.append(f"{match['host']}:{int(match['port'] or 9092)}")
+    if not checked:
+        # What was given may be a URL with a password in it.
+        raise ConfigurationError(
+            "option servers of KafkaConfig: give one or more brokers as 'host:port,host2:port';"
+            " user and password are options of their own"
+        )
+    return ",".join(dict.fromkeys(checked))
+
+
+def _checked_topics(topics: object) -> Mapping[str, KafkaTopic]:
+    if not isinstance(topics, Mapping):
+        raise ConfigurationError(
+            f"option topics of KafkaConfig is a {type(topics).__name__}: give a dict of addresses"
+            " and KafkaTopic"
+        )
+    bound: dict[str, str] = {}
+    for address, topic in topics.items():
+        owner = f"option topics of KafkaConfig, address {address!r}"
+        if not isinstance(address, str) or not isinstance(topic, KafkaTopic):
+            raise ConfigurationError(f"{owner}: give a KafkaTopic for an address that is a text")
+        filter_ = TopicFilter.parse(address)
+        names = [name for _, name in filter_.captures]
+        if is_reserved(filter_.pattern):
+            raise ConfigurationError(f"{owner}: everything under _spa/ belongs to the runtime")
+        if "#" in filter_.pattern or filter_.pattern.count("+") != len(names):
+            raise ConfigurationError(f"{owner}: name the levels, as in 'fleet/{{truck}}/position'")
+        if topic.key is not None and topic.key not in names:
+            raise ConfigurationError(
+                f"{owner}: key={topic.key!r} is no capture of it;"
+                f" there are: {', '.join(names) or 'none'}"
+            )
+        if topic.name in bound:
+            raise ConfigurationError(
+                f"{owner}: topic {topic.name!r} is already bound to {bound[topic.name]!r}"
+            )
+        bound[topic.name] = address
+    return MappingProxyType(dict(topics))

@@ -1,0 +1,68 @@
+"""One subscription's way from a Kafka cluster."""
+
+from __future__ import annotations
+
+from .._contract import Consumer, Receiver, Subscription, Surroundings
+from ._config import KafkaConfig
+from ._creation import Topics
+from ._intake import Intake
+from ._member import GroupMember
+from ._names import Names
+from ._reader import Reader
+from ._records import Codec
+
+__all__ = ["KafkaConsumer"]
+
+
+class KafkaConsumer(Consumer):
+    """Receives one subscription's messages.
+
+    A durable subscription of a named application is a member of a consumer group:
+    ``{application}.{subscription}`` with ``share``, ``{application}.{instance}.{subscription}``
+    without. Any other reads all partitions by itself, from now on.
+
+    Args:
+        config: where and how.
+        names: translates topics.
+        codec: reads records.
+        surroundings: identity, counters, randomness.
+        subscription: what to receive.
+        receiver: who gets the deliveries.
+        topics: makes sure that they exist.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        names: Names,
+        codec: Codec,
+        surroundings: Surroundings,
+        subscription: Subscription,
+        receiver: Receiver,
+        topics: Topics,
+    ) -> None:
+        lasting = subscription.durable and not surroundings.identity.ephemeral
+        kind: type[GroupMember] | type[Reader] = GroupMember if lasting else Reader
+        self._stats = surroundings.stats
+        self._intake: Intake = kind(
+            config, names, codec, surroundings, subscription, receiver, topics
+        )
+
+    async def start(self) -> None:
+        await self._intake.start()
+
+    async def add_filter(self, pattern: str) -> None:
+        await self._intake.change(pattern, None)
+
+    async def remove_filter(self, pattern: str) -> None:
+        await self._intake.change(None, pattern)
+
+    def discard_stale(self, topic: str) -> None:
+        # The cluster keeps no filters: what came was on its way.
+        self._stats["messages.stale"] += 1
+
+    def stop_intake(self) -> None:
+        self._intake.stop()
+
+    async def close(self) -> None:
+        await self._intake.close()

@@ -1,0 +1,175 @@
+"""What clusters and the client library report, in the words of this package."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+
+import aiokafka.errors as kafka
+
+from ...errors import (
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionLost,
+    MessageTooLarge,
+    NotAuthorised,
+    PublishRefused,
+    SpaDatError,
+    TransportError,
+    UnknownTopic,
+)
+
+__all__ = [
+    "TRANSLATIONS",
+    "ConnectProblem",
+    "connect_problem",
+    "describe",
+    "publish_refusal",
+    "translate",
+]
+
+TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
+    (kafka.TopicAuthorizationFailedError, NotAuthorised),
+    (kafka.GroupAuthorizationFailedError, NotAuthorised),
+    (kafka.ClusterAuthorizationFailedError, NotAuthorised),
+    (kafka.TransactionalIdAuthorizationFailed, NotAuthorised),
+    (kafka.SaslAuthenticationFailed, NotAuthorised),
+    (kafka.AuthenticationFailedError, NotAuthorised),
+    (kafka.UnsupportedSaslMechanismError, NotAuthorised),
+    (kafka.IllegalSaslStateError, NotAuthorised),
+    (kafka.MessageSizeTooLargeError, MessageTooLarge),
+    (kafka.RecordListTooLargeError, MessageTooLarge),
+    (kafka.UnknownTopicOrPartitionError, UnknownTopic),
+    (kafka.InvalidTopicError, UnknownTopic),
+    (kafka.KafkaError, ConnectionLost),
+    (OSError, ConnectionLost),
+)
+"""Third-party exceptions and what they become, the most specific first."""
+
+# What a cluster answers, and what that means to whoever can not look it up.
+_WORDS: tuple[tuple[type[BaseException], str], ...] = (
+    (kafka.TopicAuthorizationFailedError, "not authorised for the topic"),
+    (kafka.GroupAuthorizationFailedError, "not authorised for the group"),
+    (kafka.ClusterAuthorizationFailedError, "not authorised for this on the cluster"),
+    (kafka.SaslAuthenticationFailed, "bad user name or password"),
+    (kafka.AuthenticationFailedError, "bad user name or password"),
+    (kafka.UnsupportedSaslMechanismError, "this SASL mechanism is not enabled there"),
+    (kafka.IllegalSaslStateError, "no login is asked for at this port"),
+    (kafka.MessageSizeTooLargeError, "larger than the topic allows (max.message.bytes)"),
+    (kafka.RecordListTooLargeError, "larger than a segment of the topic"),
+    (kafka.UnknownTopicOrPartitionError, "unknown topic or partition"),
+    (kafka.InvalidTopicError, "no valid name of a topic"),
+    (kafka.InvalidTimestampError, "the time is out of the range that the topic accepts"),
+    (kafka.CorruptRecordException, "the record is not acceptable to the topic (has it a key?)"),
+    (kafka.PolicyViolationError, "against a policy of the cluster"),
+    (kafka.InvalidReplicationFactorError, "not enough brokers for the replication"),
+    (kafka.NotEnoughReplicasError, "fewer replicas in sync than the topic needs"),
+    (kafka.RequestTimedOutError, "no answer in time"),
+    (kafka.NodeNotReadyError, "the broker can not be reached"),
+)
+_LOGIN_REFUSED = (
+    kafka.SaslAuthenticationFailed,
+    kafka.AuthenticationFailedError,
+    kafka.UnsupportedSaslMechanismError,
+    kafka.IllegalSaslStateError,
+)
+_FORBIDDEN = (
+    kafka.TopicAuthorizationFailedError,
+    kafka.GroupAuthorizationFailedError,
+    kafka.ClusterAuthorizationFailedError,
+    kafka.TransactionalIdAuthorizationFailed,
+)
+
+
+def translate(cause: BaseException, what: str) -> TransportError:
+    """The error of this package for one of the libraries below, to be raised ``from`` it.
+
+    Args:
+        cause: what was raised there.
+        what: what was being done, for the message.
+    """
+    advice = "; allow it in the cluster's access rules" if isinstance(cause, _FORBIDDEN) else ""
+    for kind, error in TRANSLATIONS:
+        if isinstance(cause, kind):
+            return error(f"{what}: {describe(cause)}{advice}")
+    return ConnectionLost(f"{what}: {describe(cause)}")
+
+
+def describe(cause: BaseException) -> str:
+    """What an exception of a library below says, in one line."""
+    for kind, words in _WORDS:
+        if isinstance(cause, kind):
+            return words
+    if isinstance(cause, socket.gaierror):
+        return f"unknown host ({cause.strerror})"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        reason = getattr(cause, "verify_message", cause)
+        return f"the broker's certificate is not accepted: {reason}"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS failed: {cause.reason or cause}"
+    if isinstance(cause, TimeoutError):
+        return str(cause) or "no answer in time"
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
+        return os.strerror(cause.errno)
+    if isinstance(cause, kafka.KafkaError):
+        # With several lines, where the library explains its own options.
+        return " ".join(str(cause).split()) or type(cause).__name__
+    return str(cause) or type(cause).__name__
+
+
+@dataclass(frozen=True)
+class ConnectProblem:
+    """Why an attempt to connect failed.
+
+    Attributes:
+        error: what to raise.
+        final: at the start it is no use to try again.
+    """
+
+    error: SpaDatError
+    final: bool
+
+
+def connect_problem(cause: BaseException, address: str, user: str | None) -> ConnectProblem:
+    """Sort out what an attempt to connect raised.
+
+    Args:
+        cause: the exception.
+        address: of the cluster, for the message.
+        user: name used to log in, for the message.
+    """
+    if isinstance(cause, (NotAuthorised, ConfigurationError, ConnectFailed, UnknownTopic)):
+        return ConnectProblem(cause, final=True)
+    if isinstance(cause, TransportError):
+        return ConnectProblem(cause, final=False)
+    if isinstance(cause, _LOGIN_REFUSED):
+        who = f"user {user!r}" if user is not None else "a client without user name"
+        text = (
+            f"the cluster at {address} refused the login of {who}: {describe(cause)};"
+            " check the options username, password and sasl_mechanism"
+        )
+        return ConnectProblem(NotAuthorised(text), final=True)
+    if isinstance(cause, _FORBIDDEN):
+        return ConnectProblem(translate(cause, f"the cluster at {address} refused"), final=True)
+    text = f"no connection to the cluster at {address}: {describe(cause)}"
+    return ConnectProblem(ConnectFailed(text), final=isinstance(cause, ssl.SSLError))
+
+
+def publish_refusal(cause: BaseException, topic: str) -> TransportError:
+    """The error for a publish that the cluster refused for good.
+
+    Args:
+        cause: what the library says of it.
+        topic: the address published to.
+    """
+    text = f"the cluster refused the publish to {topic!r}: {describe(cause)}"
+    if isinstance(cause, _FORBIDDEN):
+        return NotAuthorised(f"{text}; allow it in the cluster's access rules")
+    if isinstance(cause, (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError)):
+        return MessageTooLarge(f"{text}: send less, or raise the limit of the topic")
+    if isinstance(cause, (kafka.UnknownTopicOrPartitionError, kafka.InvalidTopicError)):
+        return UnknownTopic(f"{text}; create it, or give create_topics='all'")
+    return PublishRefused(text)

@@ -1,0 +1,296 @@
+"""Consuming as a member of a group."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Collection
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.structs import TopicPartition
+
+from ...errors import ConfigurationError
+from .._contract import Receiver, Subscription, Surroundings
+from ._commits import Committer
+from ._config import KafkaConfig
+from ._creation import Topics
+from ._fetching import Fetched, Fetching
+from ._intake import Intake
+from ._membership import (
+    is_lost,
+    leave_on_stop,
+    rejoin_anew,
+    stop_consumer,
+    unassigned,
+    watch_topics,
+)
+from ._names import Names
+from ._past import Past
+from ._records import Codec
+from ._slots import Assignment, PartitionTracker
+
+__all__ = ["GroupMember"]
+
+_log = logging.getLogger(__name__)
+
+_COMMIT_TIMEOUT = 5.0
+_STOP_TIMEOUT = 3.0
+_SHARE_FOR_RUNNING = 0.8
+_KICKS = 6
+_SHORT = 10.0
+
+
+class GroupMember(Intake):
+    """Shares the partitions of its topics with the other members of its group.
+
+    What is settled is committed; when partitions are taken away what was not started is given
+    back, what runs is waited for, and what is settled is committed before.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        names: Names,
+        codec: Codec,
+        surroundings: Surroundings,
+        subscription: Subscription,
+        receiver: Receiver,
+        topics: Topics,
+    ) -> None:
+        super().__init__(config, names, codec, surroundings, subscription, receiver, topics)
+        self._consumer: Any = None
+        self._assignment: Assignment | None = None
+        self._committer: Committer | None = None
+        self._reassigned = asyncio.Event()
+        self._epoch = 0
+        self._held = False
+        self._kicks = 0
+        self._joined_at = 0.0
+
+    @property
+    def _group(self) -> str:
+        identity = self._surroundings.identity
+        name = f"{identity.application}.{self._subscription.name}"
+        return self._names.group(name if self._subscription.share else self.identifier)
+
+    # One consumer of the library after the other.
+
+    async def _session(self) -> None:
+        changes = self._taken_changes()
+        await self._reach()
+        if not self._filters:
+            self._in_force(changes)
+            await self._interrupt.wait()
+            return
+        consumer = self._consumer = self._make()
+        try:
+            if not await self._unless_interrupted(self._join(consumer)):
+                return
+            self._in_force(changes)
+            fetching = Fetching(
+                consumer,
+                self._config,
+                self._subscription.window,
+                lambda: self._assignment,
+                self._take,
+                self._stats,
+                f"consumer {self.identifier!r}",
+            )
+            await fetching.run(self._interrupt)
+        finally:
+            await self._leave(consumer)
+
+    def _make(self) -> Any:
+        config = self._config
+        options = self._options()
+        consumer = AIOKafkaConsumer(
+            **options,
+            group_id=self._group,
+            group_instance_id=self._names.group(self.identifier),
+            auto_offset_reset=config.offset_reset,
+            session_timeout_ms=int(config.session_timeout * 1000),
+            heartbeat_interval_ms=int(config.heartbeat_interval * 1000),
+            rebalance_timeout_ms=int(config.rebalance_timeout * 1000),
+            max_poll_interval_ms=int(config.max_poll_interval * 1000),
+        )
+        names, pattern, _ = self._selection
+        listener = _Listener(self)
+        if pattern is None:
+            consumer.subscribe(topics=list(names), listener=listener)
+        else:
+            # The library takes either names or a pattern.
+            every = [*(re.escape(name) for name in names), pattern.pattern]
+            whole = "|".join(f"(?:{part})" for part in every)
+            consumer.subscribe(pattern=rf"(?:{whole})\Z", listener=listener)
+        return consumer
+
+    async def _join(self, consumer: Any) -> None:
+        # A group that is busy with handing over lets nobody in before that is done.
+        async with asyncio.timeout(self._config.start_timeout + self._config.rebalance_timeout):
+            await consumer.start()
+            if await unassigned(consumer, self._group) or not self._wants(consumer.assignment()):
+                self._reassigned.clear()
+                await rejoin_anew(consumer)
+                await self._reassigned.wait()
+            watch_topics(consumer)
+            for partition in consumer.assignment():
+                await consumer.position(partition)
+
+    def _wants(self, partitions: Collection[TopicPartition]) -> bool:
+        """Whether all these are still wanted: a name that is known gets what it had before."""
+        names, pattern, _ = self._selection
+        return all(
+            tp.topic in names or (pattern is not None and pattern.match(tp.topic))
+            for tp in partitions
+        )
+
+    async def _leave(self, consumer: Any) -> None:
+        """End with this consumer of the library: commit, and give back what it had."""
+        assignment = self._assignment
+        if assignment is not None:
+            assignment.end()
+            if not self._closing:
+                self._hold()
+                running = assignment.running()
+                await assignment.finished(running, self._patience if self._changes else 0.0)
+        if self._committer is not None:
+            await self._committer.finish(_COMMIT_TIMEOUT, lost=is_lost(consumer))
+        self._forget()
+        if self._changes:
+            # The name would get what it had before, whatever it wants now.
+            leave_on_stop(consumer)
+        await stop_consumer(consumer, _STOP_TIMEOUT)
+        self._consumer = None
+
+    @property
+    def _patience(self) -> float:
+        return _SHARE_FOR_RUNNING * self._config.rebalance_timeout
+
+    def _hold(self) -> None:
+        if not self._held:
+            self._held = True
+            self._receiver.hold()
+
+    def _forget(self) -> None:
+        assignment, self._assignment, self._committer = self._assignment, None, None
+        if assignment is not None:
+            for partition, tracker in assignment.trackers.items():
+                self._past[partition] = Past(tracker, self._past.get(partition))
+
+    # What the listener reports.
+
+    async def revoked(self) -> None:
+        """The partitions are taken away, to be handed out anew."""
+        assignment, committer = self._assignment, self._committer
+        if assignment is None or committer is None:
+            return
+        assignment.end()
+        self._hold()
+        lost = is_lost(self._consumer)
+        if not lost:
+            await assignment.finished(assignment.running(), self._patience)
+        await committer.finish(_COMMIT_TIMEOUT, lost=lost)
+        if self._assignment is assignment:
+            self._forget()
+        self._stats["kafka.rebalances"] += 1
+        if lost:
+            self._count_loss()
+
+    def assigned(self, partitions: Collection[TopicPartition]) -> None:
+        """These are ours from now on."""
+        self._epoch += 1
+        self._joined_at = asyncio.get_running_loop().time()
+        assignment = Assignment(self._epoch)
+        for partition in sorted(partitions):
+            assignment.trackers[partition] = PartitionTracker(assignment, partition, self._on_room)
+        for partition in [*self._past]:
+            if partition not in assignment.trackers and not self._past[partition].keep_running():
+                del self._past[partition]
+        self._assignment = assignment
+        self._committer = Committer(
+            self._consumer, assignment, self._config, self._stats, self._group
+        )
+        self._reassigned.set()
+        if self._held and not self._closing:
+            self._held = False
+            self._receiver.resume(redelivered=True)
+
+    def _count_loss(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._stats["kafka.memberships_lost"] += 1
+        self._kicks = self._kicks + 1 if now - self._joined_at < _SHORT else 1
+        if self._kicks < _KICKS:
+            return
+        identity = self._surroundings.identity
+        who = f"{identity.application}.{identity.instance}"
+        self._surroundings.fatal(
+            ConfigurationError(
+                f"consumer {self.identifier!r} keeps losing its place in group {self._group!r}:"
+                f" another program runs as {who!r} too; give each copy of an application another"
+                " instance="
+            )
+        )
+
+    # Records.
+
+    def _take(self, fetched: Fetched) -> None:
+        assignment, consumer = self._assignment, self._consumer
+        if self._stopped or assignment is None or assignment.ended:
+            # They come again; the library must not think that they were handed out.
+            for partition, records in fetched.items():
+                if partition in consumer.assignment():
+                    consumer.seek(partition, records[0].offset)
+            return
+        if self._at_most_once:
+            self._take_at_most_once(fetched)
+            return
+        for partition, records in fetched.items():
+            self._hand_out(assignment, partition, records)
+            self._pause_if_full(assignment.trackers[partition])
+
+    def _take_at_most_once(self, fetched: Fetched) -> None:
+        committer = self._committer
+        assert committer is not None
+        offsets = {partition: records[-1].offset + 1 for partition, records in fetched.items()}
+        task = asyncio.ensure_future(committer.commit(offsets))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        for records in fetched.values():
+            self._hand_out_untracked(records)
+
+    def _pause_if_full(self, tracker: PartitionTracker) -> None:
+        limit = self._config.max_uncommitted
+        if tracker.paused or len(tracker.slots) < limit:
+            return
+        tracker.paused = True
+        tracker.resume_at = limit // 2
+        self._consumer.pause(tracker.partition)
+        self._stats["kafka.partitions_stuck"] += 1
+        _log.warning(
+            "consumer %r: offset %d of partition %d of topic %r is not settled, and %d records"
+            " behind it can not be committed; the partition is paused until it is",
+            self.identifier,
+            tracker.oldest,
+            tracker.partition.partition,
+            tracker.partition.topic,
+            len(tracker.slots),
+        )
+
+    def _on_room(self, partition: TopicPartition) -> None:
+        if self._consumer is not None and partition in self._consumer.assignment():
+            self._consumer.resume(partition)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Passes on what the library reports; what it raised would only be logged there."""
+
+    def __init__(self, member: GroupMember) -> None:
+        self._member = member
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        await self._member.revoked()
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        self._member.assigned(assigned)

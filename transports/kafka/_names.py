@@ -1,0 +1,264 @@
+"""Addresses, and the topics and keys that they become on a Kafka cluster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ...errors import ConfigurationError
+from .._topics import (
+    RESERVED,
+    TopicFilter,
+    check_filter,
+    check_topic,
+    covers,
+)
+from ._config import KafkaConfig, KafkaTopic
+
+__all__ = ["Address", "Names", "Selection"]
+
+_LONGEST = 249
+_MOST_REMEMBERED = 4_096
+_LEVEL = re.compile(r"[A-Za-z0-9_-]+")
+_DEAD_LETTER = f"{RESERVED}/dead-letter/"
+_REPLY = f"{RESERVED}/reply/"
+# The first level of the brokers' own topics, such as __consumer_offsets.
+_HIDDEN = rf"(?!{RESERVED}(?:\.|\Z)|__)"
+_UNKNOWN = "unknown"
+
+
+class Address(NamedTuple):
+    """Where a message goes.
+
+    Attributes:
+        name: of the topic on the cluster.
+        key: the record key that the address asks for; None when it asks for none.
+        subject: the address in full, where the topic's name does not tell it.
+        correlation: of a reply: what its ``correlation_id`` has to be.
+    """
+
+    name: str
+    key: str | None = None
+    subject: str | None = None
+    correlation: str | None = None
+
+
+class Selection(NamedTuple):
+    """Which topics of a cluster a set of filters takes.
+
+    Attributes:
+        names: topics by name.
+        pattern: matches the names of further ones as a whole; None when there are none.
+        exact: whether every record of these topics fits one of the filters.
+    """
+
+    names: tuple[str, ...]
+    pattern: re.Pattern[str] | None
+    exact: bool
+
+
+class _Bound(NamedTuple):
+    filter: TopicFilter
+    topic: KafkaTopic
+    name: str
+
+
+class Names:
+    """Translates addresses of the runtime to names of a cluster, and back.
+
+    A ``/`` is a ``.`` on the cluster, and the levels are what both sides can carry: letters,
+    digits, ``_`` and ``-``. The addresses of `KafkaConfig.topics` go to the topics that they are
+    bound to. Dead letters and replies of one application have one topic each.
+
+    Args:
+        config: prefix and bindings.
+    """
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self._prefix = config.prefix
+        self._bound = [
+            _Bound(TopicFilter.parse(address), topic, config.prefix + topic.name)
+            for address, topic in config.topics.items()
+        ]
+        self._by_name = {bound.name: bound for bound in self._bound}
+        self._addresses: dict[str, Address] = {}
+
+    def group(self, name: str) -> str:
+        """The id of a consumer group."""
+        return self._prefix + name
+
+    def dead_letters(self, application: str) -> str:
+        """The topic of an application's dead letters."""
+        return f"{self._prefix}{RESERVED}.dead-letter.{application}"
+
+    def replies(self, application: str) -> str:
+        """The topic of the replies to an application."""
+        return f"{self._prefix}{RESERVED}.reply.{application}"
+
+    def is_own(self, name: str) -> bool:
+        """Whether a topic belongs to the runtime."""
+        return name.startswith(f"{self._prefix}{RESERVED}.")
+
+    # From addresses.
+
+    def address(self, topic: str) -> Address:
+        """Where to send what is published on ``topic``.
+
+        Raises:
+            ConfigurationError: no topic of a cluster can stand for it.
+        """
+        known = self._addresses.get(topic)
+        if known is None:
+            known = self._find(topic)
+            if len(self._addresses) >= _MOST_REMEMBERED:
+                self._addresses.clear()
+            if known.correlation is None:
+                self._addresses[topic] = known
+        return known
+
+    def _find(self, topic: str) -> Address:
+        check_topic(topic)
+        if topic.startswith(_REPLY):
+            _, _, application, correlation = [*topic.split("/", 3), ""][:4]
+            return Address(self.replies(_checked(application, topic)), correlation=correlation)
+        if topic.startswith(_DEAD_LETTER):
+            _, _, application, identifier = [*topic.split("/", 3), ""][:4]
+            name = self.dead_letters(_checked(application, topic))
+            return Address(name, key=identifier, subject=topic)
+        for bound in self._bound:
+            if bound.filter.matches(topic):
+                wanted = bound.topic.key
+                key = None if wanted is None else bound.filter.capture(topic)[wanted]
+                return Address(bound.name, key, topic)
+        for level in topic.split("/"):
+            _checked(level, topic)
+        name = self._prefix + topic.replace("/", ".")
+        if len(name) > _LONGEST or name in (".", ".."):
+            raise ConfigurationError(
+                f"topic {topic[:80]!r} is {len(name)} characters long on Kafka;"
+                f" at most {_LONGEST} are possible"
+            )
+        if name in self._by_name:
+            raise ConfigurationError(
+                f"topic {topic!r} would go to {name!r}, which is bound to"
+                f" {self._by_name[name].filter.text!r}; publish to that address"
+            )
+        return Address(name)
+
+    def check_filter(self, pattern: str) -> None:
+        """Raise ConfigurationError when no topic of a cluster can match the plain filter."""
+        check_filter(pattern)
+        if pattern.startswith(_DEAD_LETTER) or any(
+            _overlap(bound.filter.pattern, pattern) for bound in self._bound
+        ):
+            return
+        for level in pattern.split("/"):
+            if level not in ("+", "#"):
+                _checked(level, pattern)
+
+    def selection(self, filters: Iterable[str]) -> Selection:
+        """The topics that the plain filters take.
+
+        Raises:
+            ConfigurationError: as `check_filter`.
+        """
+        names: dict[str, None] = {}
+        patterns: list[str] = []
+        exact = True
+        for pattern in dict.fromkeys(filters):
+            self.check_filter(pattern)
+            if pattern.startswith(_DEAD_LETTER):
+                application = pattern.split("/")[2]
+                exact = exact and pattern.split("/")[3:] in (["+"], ["#"])
+                if application in ("+", "#"):
+                    own = re.escape(f"{self._prefix}{RESERVED}.dead-letter.")
+                    patterns.append(own + "[^.]+")
+                else:
+                    names[self.dead_letters(application)] = None
+                continue
+            for bound in self._bound:
+                if _overlap(bound.filter.pattern, pattern):
+                    names[bound.name] = None
+                    exact = False
+            if not any(covers(bound.filter.pattern, pattern) for bound in self._bound):
+                self._select(pattern, names, patterns)
+        if not patterns:
+            return Selection(tuple(names), None, exact)
+        return Selection(tuple(names), re.compile(f"(?:{'|'.join(patterns)})\\Z"), exact)
+
+    def _select(self, pattern: str, names: dict[str, None], patterns: list[str]) -> None:
+        levels = pattern.split("/")
+        if any(level not in ("+", "#") and not _LEVEL.fullmatch(level) for level in levels):
+            return
+        if "+" not in levels and levels[-1] != "#":
+            name = self._prefix + ".".join(levels)
+            if name not in self._by_name:
+                names[name] = None
+            return
+        many = levels[-1] == "#"
+        if many:
+            # A topic has at least one level, so '#' alone is the same as '+/#'.
+            levels = levels[:-1] or ["+"]
+        hidden = _HIDDEN if levels[0] == "+" else ""
+        body = r"\.".join("[^.]+" if level == "+" else re.escape(level) for level in levels)
+        taken = "".join(rf"(?!{re.escape(name)}\Z)" for name in self._by_name)
+        rest = r"(?:\.[^.]+)*" if many else ""
+        patterns.append(f"{taken}{re.escape(self._prefix)}{hidden}{body}{rest}")
+
+    # To addresses.
+
+    def topic(self, name: str, key: str | None, headers: Mapping[str, str], offset: int) -> str:
+        """The address of a record.
+
+        Args:
+            name: of its topic.
+            key: of the record.
+            headers: of the record; ``ce_subject`` counts where the name does not tell.
+            offset: of the record.
+        """
+        bound = self._by_name.get(name)
+        subject = headers.get("ce_subject", "")
+        if bound is not None:
+            return subject if bound.filter.matches(subject) else _reconstructed(bound, key)
+        plain = self.plain_topic(name)
+        if plain.startswith(_DEAD_LETTER):
+            return subject if subject.startswith(plain + "/") else f"{plain}/{offset}"
+        return plain
+
+    def is_plain(self, name: str) -> bool:
+        """Whether the name alone tells the address of every record of the topic."""
+        return name not in self._by_name and not self.plain_topic(name).startswith(_DEAD_LETTER)
+
+    def plain_topic(self, name: str) -> str:
+        """The address that a topic's name stands for."""
+        return name.removeprefix(self._prefix).replace(".", "/")
+
+
+def _checked(level: str, topic: str) -> str:
+    if not _LEVEL.fullmatch(level):
+        raise ConfigurationError(
+            f"topic {topic[:80]!r}: Kafka can not carry the level {level[:80]!r}; use letters"
+            " A-Z and a-z, digits, '_' and '-', or bind the address with KafkaConfig(topics=...)"
+        )
+    return level
+
+
+def _reconstructed(bound: _Bound, key: str | None) -> str:
+    """The address of a record whose sender knows of none: the key is all that can be known."""
+    levels = bound.filter.pattern.split("/")
+    for index, name in bound.filter.captures:
+        is_key = name == bound.topic.key and key and "/" not in key
+        levels[index] = key if is_key and key is not None else _UNKNOWN
+    return "/".join(levels)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether a topic can match both plain filters; the first has no ``#``."""
+    levels, wanted = one.split("/"), other.split("/")
+    many = wanted[-1] == "#"
+    if many:
+        wanted = wanted[:-1]
+    if len(levels) != len(wanted) and not (many and len(levels) > len(wanted)):
+        return False
+    return all("+" in (a, b) or a == b for a, b in zip(levels, wanted, strict=False))

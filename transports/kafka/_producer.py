@@ -1,0 +1,379 @@
+"""One producer of the library, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiokafka.errors as kafka
+from aiokafka.producer.producer import AIOKafkaProducer
+from aiokafka.structs import TopicPartition
+
+from ...errors import ConfigurationError, NotAuthorised, UnknownTopic
+from .._outbox import Outbox, OutboxEntry
+from ._clients import common_options
+from ._config import KafkaConfig
+from ._creation import Topics
+from ._errors import translate
+from ._keys import hash_of
+from ._lane import Lane
+from ._records import Record
+
+__all__ = ["ROOM_FOR_HEADERS", "Producer"]
+
+ROOM_FOR_HEADERS = 65_536
+"""Bytes that key and headers of a message with the largest payload may take."""
+
+_UNKNOWN_AFTER = 3.0
+_LOOK_AGAIN = 0.1
+_CLOSE_TIMEOUT = 2.0
+_SETTLE_TIMEOUT = 5.0
+
+
+class Producer:
+    """Sends what the outbox writes, until it breaks. Never used again.
+
+    Args:
+        config: where and how.
+        client_id: what the cluster's logs call us.
+        topics: creates topics that are missing.
+        outbox: hears what became of the publishes.
+        suspects: publishes that must be sent in a batch of their own.
+        choice: where the partitions of records without key come from.
+        known: topics that exist.
+        on_trouble: called when a connection is lost or the producer breaks.
+
+    Attributes:
+        broken: why it can not go on; None while it can.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        client_id: str,
+        topics: Topics,
+        outbox: Outbox,
+        suspects: set[OutboxEntry],
+        choice: random.Random,
+        known: Sequence[str],
+        on_trouble: Callable[[], None],
+    ) -> None:
+        self.broken: BaseException | None = None
+        self.outbox = outbox
+        self.suspects = suspects
+        self.choice = choice
+        self._config = config
+        self._topics = topics
+        self._on_trouble = on_trouble
+        self._open = False
+        self._routes: dict[str, _Route] = {}
+        self._finding: dict[str, asyncio.Task[None]] = {}
+        self._good: int | None = None
+        self._library = AIOKafkaProducer(
+            **common_options(config, client_id),
+            enable_idempotence=True,
+            acks="all",
+            compression_type=config.compression,
+            max_batch_size=config.max_batch,
+            max_request_size=max(config.max_batch, config.max_payload + ROOM_FOR_HEADERS),
+            linger_ms=0,
+        )
+        client = self._library.client
+        self._on_closed = client._on_connection_closed
+        client._on_connection_closed = self._on_connection_closed
+        client.cluster.add_listener(self._on_metadata)
+        # As long as it knows of no topic, the library asks for all of them, every time.
+        client.set_topics(known)
+
+    # Life.
+
+    async def start(self) -> None:
+        """Connect, and get an identity as an idempotent producer.
+
+        Raises:
+            OSError: no connection; TimeoutError is one.
+            aiokafka.errors.KafkaError: the cluster refused.
+        """
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                await self._library.start()
+        except BaseException:
+            await self.close()
+            raise
+        self._open = True
+
+    @property
+    def open(self) -> bool:
+        """Whether more may be handed over to the library now."""
+        return self._open
+
+    def pause(self) -> None:
+        """Hand nothing more over; the library goes on trying with what it has."""
+        self._open = False
+
+    def resume(self) -> None:
+        """End `pause`."""
+        if self.broken is None:
+            self._open = True
+            for route in self._routes.values():
+                route.start()
+
+    def break_off(self, cause: BaseException) -> None:
+        """It can not go on: what it has must be written again with another one."""
+        if self.broken is None:
+            self.broken = cause
+            self._open = False
+            self._on_trouble()
+
+    async def reachable(self) -> bool:
+        """Whether a broker can be reached; breaks off when the library can not go on by itself."""
+        client = self._library.client
+        for task in (client._sync_task, self._library._sender.sender_task):
+            if task is not None and task.done():
+                error = None if task.cancelled() else task.exception()
+                self.break_off(error or kafka.KafkaError("a task of the library has ended"))
+                return False
+        self._look_for_lost_topics()
+        nodes = [broker.nodeId for broker in client.cluster.brokers()]
+        nodes.sort(key=lambda node: node != self._good)
+        for node in nodes:
+            with contextlib.suppress(OSError, kafka.KafkaError):
+                async with asyncio.timeout(self._config.connect_timeout):
+                    if await client.ready(node):
+                        self._good = node
+                        return True
+        return False
+
+    def _look_for_lost_topics(self) -> None:
+        """A topic that was deleted under way: the library would wait a whole request_timeout."""
+        now = asyncio.get_running_loop().time()
+        for name, route in self._routes.items():
+            if self._partitions(name) or name in self._finding or not route.tasks():
+                route.lost_at = None
+            elif route.lost_at is None:
+                route.lost_at = now
+            elif now - route.lost_at > _UNKNOWN_AFTER:
+                self.break_off(kafka.UnknownTopicOrPartitionError(name))
+
+    async def settle(self) -> None:
+        """Wait, not for long, for the outcome of what is in the library's hands."""
+        routes = [route for name, route in self._routes.items() if self._partitions(name)]
+        tasks = [task for route in routes for task in route.tasks()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_SETTLE_TIMEOUT)
+
+    async def close(self) -> None:
+        """End it at once; never raises, bounded in time.
+
+        The library's own way waits for confirmations, for ever when the cluster is away.
+        """
+        self._open = False
+        library, client = self._library, self._library.client
+        library._closed = True
+        tasks = [*self._tasks(), *self._finding.values()]
+        for task in tasks:
+            task.cancel()
+        sender = library._sender.sender_task
+        if sender is not None:
+            sender.cancel()
+            tasks.append(sender)
+        closing = asyncio.ensure_future(client.close())
+        tasks.append(closing)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _CLOSE_TIMEOUT
+        while tasks and loop.time() < deadline:
+            _, left = await asyncio.wait(tasks, timeout=0.02)
+            tasks = list(left)
+            # Its requests wait for news of the cluster that nobody will fetch any more.
+            news = client._md_update_fut
+            if news is not None and not news.done():
+                news.set_result(False)
+        for task in tasks:
+            task.cancel()
+        for task in (sender, closing):
+            if task is not None and task.done() and not task.cancelled():
+                task.exception()
+
+    def _tasks(self) -> list[asyncio.Task[Any]]:
+        return [task for route in self._routes.values() for task in route.tasks()]
+
+    def _on_connection_closed(self, connection: Any, reason: Any) -> None:
+        self._on_closed(connection, reason)
+        self._on_trouble()
+
+    # Publishing.
+
+    def write(self, entry: OutboxEntry) -> None:
+        """Put a publish in line; its note is its `Record`."""
+        record: Record = entry.note
+        route = self._routes.get(record.name)
+        if route is None:
+            route = self._routes[record.name] = _Route(self, record.name)
+            self._look_up(route)
+        route.write(entry, record)
+
+    def new_batch(self) -> Any:
+        return self._library.create_batch()
+
+    async def send(self, batch: Any, name: str, partition: int) -> asyncio.Future[Any]:
+        sent: asyncio.Future[Any] = await self._library.send_batch(batch, name, partition=partition)
+        return sent
+
+    def take_back(self, name: str, partition: int, count: int) -> None:
+        # The cluster expects the numbers of the refused records from the next ones. The lane
+        # hands over one batch at a time, so nothing else has been numbered.
+        place = TopicPartition(name, partition)
+        self._library._txn_manager.increment_sequence_number(place, -count)
+
+    def on_batch(self, lane: Lane) -> None:
+        self._routes[lane.name].on_batch(lane)
+
+    # Topics.
+
+    async def find(self, name: str) -> None:
+        """Return when the topic is known to the library.
+
+        Raises:
+            UnknownTopic: it does not exist, and was not created.
+            NotAuthorised: the cluster does not tell us.
+            ConfigurationError: it can not be created as configured.
+        """
+        if self._partitions(name):
+            return
+        task = self._finding.get(name)
+        if task is None:
+            task = asyncio.ensure_future(self._find(name))
+            self._finding[name] = task
+            task.add_done_callback(lambda _: self._finding.pop(name, None))
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None:
+                raise error
+
+    def _partitions(self, name: str) -> int:
+        return len(self._library.client.cluster.partitions_for_topic(name) or ())
+
+    async def _find(self, name: str) -> None:
+        client = self._library.client
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _UNKNOWN_AFTER
+        creates = self._topics.may_create(name)
+        client.add_topic(name)
+        while True:
+            asked = await client.force_metadata_update()
+            if self._partitions(name):
+                return
+            if name in client.cluster.unauthorized_topics:
+                client._topics.discard(name)
+                error = kafka.TopicAuthorizationFailedError(name)
+                raise translate(error, f"publish to topic {name!r}") from error
+            if not asked or not self._open:
+                # Only what a cluster says counts.
+                deadline = loop.time() + _UNKNOWN_AFTER
+            elif creates:
+                try:
+                    await self._topics.ensure([name], _UNKNOWN_AFTER)
+                    creates = False
+                except (kafka.KafkaError, OSError):
+                    deadline = loop.time() + _UNKNOWN_AFTER
+            elif loop.time() > deadline:
+                client._topics.discard(name)
+                raise UnknownTopic(
+                    f"topic {name!r} does not exist on the cluster: create it, or give"
+                    " create_topics='all'"
+                )
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    def _look_up(self, route: _Route) -> None:
+        count = self._partitions(route.name)
+        if count:
+            route.grow(count)
+            return
+        task = asyncio.ensure_future(self.find(route.name))
+        route.finding = task
+        task.add_done_callback(lambda task: self._on_looked_up(route, task))
+
+    def _on_looked_up(self, route: _Route, task: asyncio.Task[None]) -> None:
+        route.finding = None
+        if task.cancelled() or self.broken is not None:
+            return
+        error = task.exception()
+        if error is None:
+            route.grow(self._partitions(route.name))
+            return
+        # The next publish asks again.
+        del self._routes[route.name]
+        if isinstance(error, (UnknownTopic, NotAuthorised, ConfigurationError)):
+            for entry in route.unplaced:
+                self.outbox.fail(entry, copy.copy(error))
+        else:
+            self.break_off(error)
+
+    def _on_metadata(self, cluster: Any) -> None:
+        for route in self._routes.values():
+            count = self._partitions(route.name)
+            if count > len(route.lanes) > 0:
+                route.grow(count)
+
+
+class _Route:
+    """What goes to one topic."""
+
+    def __init__(self, producer: Producer, name: str) -> None:
+        self.name = name
+        self.lanes: list[Lane] = []
+        self.unplaced: deque[OutboxEntry] = deque()
+        self.finding: asyncio.Task[None] | None = None
+        self.lost_at: float | None = None
+        self._producer = producer
+        self._sticky: Lane | None = None
+        self._stuck = 0
+        self._most = producer._config.max_batch
+
+    def write(self, entry: OutboxEntry, record: Record) -> None:
+        lanes = self.lanes
+        if not lanes:
+            self.unplaced.append(entry)
+        elif len(lanes) == 1:
+            lanes[0].append(entry)
+        elif record.key is not None:
+            lanes[hash_of(record.key) % len(lanes)].append(entry)
+        else:
+            self._anywhere(record).append(entry)
+
+    def _anywhere(self, record: Record) -> Lane:
+        # Whole batches for one partition, and not a piece of each for all.
+        self._stuck += len(record.value or b"")
+        if self._sticky is None or self._stuck > self._most:
+            others = [lane for lane in self.lanes if lane is not self._sticky]
+            cluster = self._producer._library.client.cluster
+            led = cluster.available_partitions_for_topic(self.name) or ()
+            usable = [lane for lane in others if lane.partition in led]
+            self._sticky = self._producer.choice.choice(usable or others)
+            self._stuck = 0
+        return self._sticky
+
+    def grow(self, count: int) -> None:
+        known = len(self.lanes)
+        self.lanes += [Lane(self._producer, self.name, number) for number in range(known, count)]
+        unplaced, self.unplaced = self.unplaced, deque()
+        for entry in unplaced:
+            self.write(entry, entry.note)
+
+    def start(self) -> None:
+        for lane in self.lanes:
+            lane.start()
+
+    def on_batch(self, lane: Lane) -> None:
+        if lane is self._sticky:
+            self._sticky = None
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        found: list[asyncio.Task[Any]] = [lane.task for lane in self.lanes if lane.task is not None]
+        return found

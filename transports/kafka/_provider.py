@@ -1,0 +1,55 @@
+"""Kafka clusters as a bus."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .._contract import Bus, SocketProvider, Surroundings
+from ._config import KafkaConfig
+from ._names import Names
+
+__all__ = ["KafkaProvider"]
+
+
+class KafkaProvider(SocketProvider):
+    """Connects applications to a Kafka cluster.
+
+    Args:
+        config: where the cluster is and how to talk to it.
+    """
+
+    config: KafkaConfig
+    default_deliver: Literal["share", "all"] = "share"
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self.config: KafkaConfig = config
+        self.default_qos = config.qos
+        self.default_window = config.window
+        self._names = Names(config)
+
+    @property
+    def address(self) -> str:
+        return self.config.address
+
+    def open(self, surroundings: Surroundings) -> Bus:
+        """A bus, not started.
+
+        Raises:
+            ConfigurationError: the installed client library does not fit.
+        """
+        # Importing the client library takes a tenth of a second that programs on other buses
+        # need not spend.
+        from ._bus import KafkaBus
+        from ._libraries import check_libraries
+
+        check_libraries()
+        return KafkaBus(self.config, self._names, surroundings)
+
+    def check_topic(self, topic: str) -> None:
+        self._names.address(topic)
+
+    def check_filter(self, pattern: str) -> None:
+        self._names.check_filter(pattern)
+
+    def __repr__(self) -> str:
+        return f"KafkaProvider({self.address!r})"

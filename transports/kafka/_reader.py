@@ -1,0 +1,141 @@
+"""Consuming without a group: all partitions, from now on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import TopicPartition
+
+from .._contract import Receiver, Subscription, Surroundings
+from ._config import KafkaConfig
+from ._creation import Topics
+from ._fetching import Fetched, Fetching
+from ._intake import Intake
+from ._membership import stop_consumer
+from ._names import Names, Selection
+from ._records import Codec
+from ._slots import Assignment, CountingTracker
+
+__all__ = ["Reader"]
+
+_STOP_TIMEOUT = 3.0
+
+
+class Reader(Intake):
+    """Reads every partition of its topics by itself.
+
+    It starts at the end of what there is when a filter comes in force, and at the beginning of what
+    appears later. Its place is kept in memory and outlives connections; nothing is committed.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        names: Names,
+        codec: Codec,
+        surroundings: Surroundings,
+        subscription: Subscription,
+        receiver: Receiver,
+        topics: Topics,
+    ) -> None:
+        super().__init__(config, names, codec, surroundings, subscription, receiver, topics)
+        # One for good: what was handed out stays handed out, whatever happens to the connection.
+        self._assignment = Assignment(1)
+        self._consumer: Any = None
+        # The next offset of each partition.
+        self._places: dict[TopicPartition, int] = {}
+        # What is matched by these starts at its end; what appears later at its beginning.
+        self._new = self._selection
+
+    def _added(self, pattern: str) -> None:
+        self._new = self._names.selection((pattern,))
+
+    async def _session(self) -> None:
+        await self._reach()
+        config = self._config
+        consumer = self._consumer = AIOKafkaConsumer(
+            # Only counts where its place is gone.
+            **self._options(),
+            group_id=None,
+            auto_offset_reset="earliest",
+        )
+        try:
+            async with asyncio.timeout(config.connect_timeout):
+                await consumer.start()
+            fetching = Fetching(
+                consumer,
+                config,
+                self._subscription.window,
+                lambda: self._assignment,
+                self._take,
+                self._stats,
+                f"consumer {self.identifier!r}",
+            )
+            loop = asyncio.get_running_loop()
+            while not self._closing:
+                changes = self._taken_changes()
+                self._interrupt.clear()
+                await self._look_around(consumer)
+                self._in_force(changes)
+                if self._places:
+                    await fetching.run(self._interrupt, loop.time() + config.topic_refresh)
+                else:
+                    await self._interrupted(config.topic_refresh)
+        finally:
+            await stop_consumer(consumer, _STOP_TIMEOUT)
+            self._consumer = None
+
+    async def _look_around(self, consumer: Any) -> None:
+        """Read all partitions that there are of the topics that are wanted."""
+        async with asyncio.timeout(self._config.request_timeout):
+            cluster = await consumer._client.fetch_all_metadata()
+            wanted = [
+                TopicPartition(topic, number)
+                for topic in sorted(cluster.topics())
+                if _matches(self._selection, topic)
+                for number in sorted(cluster.partitions_for_topic(topic) or ())
+            ]
+            places = {tp: self._places[tp] for tp in wanted if tp in self._places}
+            fresh = [tp for tp in wanted if tp not in places]
+            at_the_end = [tp for tp in fresh if _matches(self._new, tp.topic)]
+            if at_the_end:
+                places |= await consumer.end_offsets(at_the_end)
+            places |= {tp: 0 for tp in fresh if tp not in places}
+        self._new = _NOTHING
+        if places.keys() != consumer.assignment() or fresh:
+            self._places = places
+            self._assign(consumer, wanted)
+
+    def _assign(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        trackers = self._assignment.trackers
+        for partition in partitions:
+            trackers.setdefault(partition, CountingTracker(self._assignment, partition))
+        if partitions:
+            consumer.assign(partitions)
+            for partition in partitions:
+                consumer.seek(partition, self._places[partition])
+        else:
+            consumer.unsubscribe()
+
+    def _take(self, fetched: Fetched) -> None:
+        for partition, records in fetched.items():
+            if self._stopped:
+                return
+            if partition not in self._places:
+                continue
+            self._places[partition] = records[-1].offset + 1
+            if self._at_most_once:
+                self._hand_out_untracked(records)
+            else:
+                self._hand_out(self._assignment, partition, records)
+
+
+_NOTHING = Selection((), None, True)
+
+
+def _matches(selection: Selection, topic: str) -> bool:
+    names, pattern, _ = selection
+    return topic in names or (pattern is not None and pattern.match(topic) is not None)

@@ -1,0 +1,190 @@
+"""The inbox for replies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import aiokafka.errors as kafka
+import msgspec
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import TopicPartition
+
+from .._backoff import Backoff
+from .._contract import Surroundings
+from .._envelope import Envelope
+from ._clients import common_options, reach, stop_consumer
+from ._config import KafkaConfig
+from ._errors import connect_problem, describe
+from ._records import Codec
+
+__all__ = ["ReplyInbox"]
+
+_log = logging.getLogger(__name__)
+
+_POLL = 1_000
+_CLOSE_TIMEOUT = 2.0
+_LOOK_AGAIN = 0.1
+
+
+class ReplyInbox:
+    """Reads all partitions of the reply topic, in no group, from the end when it starts.
+
+    It is never paused: replies end futures and take no place in any mailbox. After an interruption
+    it goes on where it was.
+
+    Args:
+        config: where and how.
+        client_id: what the cluster's logs call us.
+        name: of the reply topic.
+        token: what the correlations of this bus start with, unguessable.
+        codec: reads the records.
+        surroundings: counters and randomness.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        client_id: str,
+        name: str,
+        token: str,
+        codec: Codec,
+        surroundings: Surroundings,
+    ) -> None:
+        self._config = config
+        self._client_id = client_id
+        self._name = name
+        self._prefix = f"{token}/".encode()
+        self._codec = codec
+        self._stats = surroundings.stats
+        self._backoff = Backoff(
+            surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
+        )
+        self._positions: dict[TopicPartition, int] = {}
+        self._consumer: Any = None
+        self._task: asyncio.Task[None] | None = None
+        self._on_reply: Callable[[str, Envelope], None] | None = None
+
+    async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        """Take its place at the end of the topic, which must exist; one attempt.
+
+        Args:
+            on_reply: called with the correlation, without the token, and the reply.
+
+        Raises:
+            OSError: no connection; TimeoutError is one.
+            aiokafka.errors.KafkaError: the cluster refused.
+        """
+        self._on_reply = on_reply
+        self._consumer = await self._connected()
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(), name=f"kafka replies {self._client_id}"
+        )
+
+    async def close(self) -> None:
+        """End it; never raises, bounded in time."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+        await self._drop()
+
+    async def _connected(self) -> Any:
+        consumer = AIOKafkaConsumer(
+            **common_options(self._config, self._client_id),
+            group_id=None,
+            enable_auto_commit=False,
+            # Only counts where the place is gone: removed by retention, or the topic was made
+            # anew. What is there then has not been seen.
+            auto_offset_reset="earliest",
+            # With read_committed anybody's open transaction would hold all replies back.
+            isolation_level="read_uncommitted",
+        )
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                await consumer.start()
+                await self._take_place(consumer)
+        except BaseException:
+            await stop_consumer(consumer, _CLOSE_TIMEOUT)
+            raise
+        return consumer
+
+    async def _take_place(self, consumer: Any) -> None:
+        numbers = await self._partitions(consumer)
+        places = [TopicPartition(self._name, number) for number in numbers]
+        if not self._positions:
+            # The library's own way would look for the end with the first fetch, which may be
+            # after the first reply.
+            self._positions = await consumer.end_offsets(places)
+        consumer.assign(places)
+        for place in places:
+            consumer.seek(place, self._positions.setdefault(place, 0))
+
+    async def _partitions(self, consumer: Any) -> list[int]:
+        client = consumer._client
+        client.set_topics([self._name])
+        while True:
+            await client.force_metadata_update()
+            found = client.cluster.partitions_for_topic(self._name)
+            if found:
+                return sorted(found)
+            if self._name in client.cluster.unauthorized_topics:
+                raise kafka.TopicAuthorizationFailedError(self._name)
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            try:
+                if self._consumer is None:
+                    await reach(self._config, self._client_id)
+                    self._consumer = await self._connected()
+                    began = loop.time()
+                await self._read(self._consumer)
+            # Whatever it is, it must not end the attempts to come back.
+            except Exception as error:  # noqa: BLE001
+                lasted = 0.0 if self._consumer is None else loop.time() - began
+                self._stats["kafka.inboxes_lost"] += 1
+                delay = self._backoff.next_delay(lasted)
+                problem = connect_problem(error, self._config.address, self._config.username)
+                what = describe(error) if self._consumer is not None else problem.error
+                _log.warning("reply inbox %r: %s; again in %.1f s", self._name, what, delay)
+                await self._drop()
+                await asyncio.sleep(delay)
+
+    async def _read(self, consumer: Any) -> None:
+        tasks = (consumer._fetcher.error_future, consumer._client._sync_task)
+        while True:
+            fetched = await consumer.getmany(timeout_ms=_POLL)
+            for place, records in fetched.items():
+                for record in records:
+                    self._hand_over(record)
+                self._positions[place] = records[-1].offset + 1
+            for task in tasks:
+                if task.done():
+                    task.result()
+                    raise kafka.KafkaError("a task of the library has ended")
+
+    def _hand_over(self, record: Any) -> None:
+        try:
+            reply = self._codec.decode(record)
+            correlation = None if reply is None else reply.correlation
+            if reply is None:
+                self._stats["messages.expired"] += 1
+            elif correlation is None or not correlation.startswith(self._prefix):
+                self._stats["replies.foreign"] += 1
+            elif self._on_reply is not None:
+                own = correlation[len(self._prefix) :]
+                reply = msgspec.structs.replace(reply, correlation=own)
+                self._on_reply(own.decode("utf-8", "replace"), reply)
+        # A reply is anybody's bytes; it must not stop those behind it.
+        except Exception:  # noqa: BLE001
+            _log.exception("a reply on %r could not be handed over", self._name)
+
+    async def _drop(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await stop_consumer(consumer, _CLOSE_TIMEOUT)
