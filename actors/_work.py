@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["call_hook", "receive_message", "work"]
 
-# So many messages may be handled before the event loop gets a turn.
-BURST = 128
+# So many messages may be handled before the event loop gets a turn: few enough that what they have
+# sent goes out while the next ones are handled.
+BURST = 32
 
 
 async def work(cell: Cell[Any]) -> None:

@@ -22,7 +22,9 @@ __all__ = ["Decoder", "check_size", "encode"]
 T = TypeVar("T")
 
 _RAW = (bytes, bytearray, memoryview)
-_EMPTY_IS_NONE = (PayloadFormat.UNSTATED, PayloadFormat.JSON)
+# Members of an Enum are slow to look up.
+_UNSTATED, _JSON, _TEXT = PayloadFormat.UNSTATED, PayloadFormat.JSON, PayloadFormat.TEXT
+_EMPTY_IS_NONE = (_UNSTATED, _JSON)
 _OFFENDING_VALUE = re.compile(r"^(Invalid (?:enum )?value) .*?((?: - at `[^`]*`)?)$", re.DOTALL)
 _LONGEST_REASON = 300
 
@@ -155,16 +157,16 @@ class Decoder(Generic[T]):
         """
         if self.is_identity:
             return payload  # type: ignore[return-value]
-        form = format_of(content_type)
+        form = _UNSTATED if content_type is None else format_of(content_type)
         if not payload and self._optional and form in _EMPTY_IS_NONE:
             return None  # type: ignore[return-value]
         # Code of the user's types runs in here, so any exception may come.
         try:
-            if form is PayloadFormat.JSON:
+            if form is _JSON:
                 return self._read_json(payload)
-            if form is PayloadFormat.UNSTATED:
+            if form is _UNSTATED:
                 return self._read_unstated(payload)
-            if form is PayloadFormat.TEXT:
+            if form is _TEXT:
                 return self._read_text(payload)
             if self._read_other is not None:
                 return self._read_other(payload)

@@ -25,6 +25,7 @@ __all__ = ["ReplyInbox"]
 _log = logging.getLogger(__name__)
 
 _POLL = 1_000
+_BURST = 32
 _CLOSE_TIMEOUT = 2.0
 _LOOK_AGAIN = 0.1
 
@@ -160,9 +161,12 @@ class ReplyInbox:
         while True:
             fetched = await consumer.getmany(timeout_ms=_POLL)
             for place, records in fetched.items():
-                for record in records:
+                for number, record in enumerate(records, 1):
                     self._hand_over(record)
-                self._positions[place] = records[-1].offset + 1
+                    self._positions[place] = record.offset + 1
+                    if not number % _BURST:
+                        # What those who waited send now goes out meanwhile.
+                        await asyncio.sleep(0)
             for task in tasks:
                 if task.done():
                     task.result()
