@@ -61,6 +61,7 @@ class Cell(Generic[A]):
         "_pykka_stops",
         "_ready",
         "_restart",
+        "_restarting",
         "_started",
         "_urn",
         "actor_class",
@@ -89,7 +90,7 @@ class Cell(Generic[A]):
         self._restart = restart
         self.receive: Callable[[A, Any], Awaitable[None]] = receive or receive_message
         self._leftover = leftover
-        self._ready = self.discard = self._killed = False
+        self._ready = self.discard = self._killed = self._restarting = False
         self._ended_with: RestartLimitReached | None = None
         self._pause: asyncio.Future[None] | None = None
         self._started: asyncio.Future[None] | None = None
@@ -150,6 +151,11 @@ class Cell(Generic[A]):
         if self._pause is not None and not self._pause.done():
             self._pause.set_result(None)
 
+    @property
+    def ready(self) -> bool:
+        """Whether on_start has succeeded."""
+        return self._ready
+
     async def stop(self, *, drain: bool) -> None:
         """`request_stop`, and wait for the end unless the end has to wait for the caller."""
         self.request_stop(drain=drain)
@@ -170,17 +176,32 @@ class Cell(Generic[A]):
         self.request_stop(drain=False)
         self.task.cancel()
 
+    def restart(self) -> bool:
+        """Lose the instance, in the middle of what it does, and start with a new one.
+
+        What it was working on is nobody's any more; the mailbox stays. False when it is not up.
+        """
+        if not self._ready or self.mailbox.closed:
+            return False
+        self._ready = False
+        self._restarting = True
+        self.task.cancel()
+        return True
+
     # The life of the actor
 
     async def _run(self) -> None:
         try:
-            if await self._bring_up():
+            while await self._bring_up():
                 try:
                     await work(self)
                 except asyncio.CancelledError:
+                    if self._loses_instance():
+                        continue
                     await self._take_down()
                     raise
                 await self._take_down()
+                break
         except asyncio.CancelledError:
             if not self._killed:
                 self.report(ActorError(f"the task of actor {self.address!r} was cancelled"), "task")
@@ -192,6 +213,14 @@ class Cell(Generic[A]):
             raise
         finally:
             self._finish()
+
+    def _loses_instance(self) -> bool:
+        if not self._restarting or self._killed:
+            return False
+        self._restarting = False
+        self.task.uncancel()
+        self.instance = None
+        return True
 
     async def _bring_up(self) -> bool:
         restarts: RestartCounter | None = None

@@ -128,6 +128,20 @@ class ActorSystem:
         """As `ActorRef.stop`."""
         await ref.stop(drain=drain)
 
+    def is_up(self, ref: ActorRef[Any]) -> bool:
+        """Whether the actor has started, and is not starting again."""
+        return ref._cell.ready
+
+    def crash(self, ref: ActorRef[Any]) -> bool:
+        """Let the actor lose its instance, in the middle of what it does, and start again.
+
+        What it was working on is nobody's any more; the mailbox stays. For tests.
+
+        Returns:
+            False when it is starting or stopping, and nothing happens.
+        """
+        return ref._cell.restart()
+
     async def kill(self, ref: ActorRef[Any]) -> None:
         """End the actor now, by cancelling what it is doing; waits a second at the most."""
         ref._cell.kill()

@@ -18,7 +18,7 @@ __all__ = ["call_hook", "receive_message", "work"]
 
 # So many messages may be handled before the event loop gets a turn: few enough that what they have
 # sent goes out while the next ones are handled.
-BURST = 32
+BURST = 64
 
 
 async def work(cell: Cell[Any]) -> None:

@@ -12,11 +12,16 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from . import _local, _receive, _request
+from . import _kafka, _local, _receive, _request
 from ._measure import Suite, measure
 from ._report import as_markdown, as_text
 
-_NAMES = ("local", "receive", "request")
+_KAFKA = {
+    "kafka-receive": _kafka.receive,
+    "kafka-publish": _kafka.publish,
+    "kafka-request": _kafka.request,
+}
+_NAMES = ("local", "receive", "request", *_KAFKA)
 
 
 def _suites(names: Sequence[str], *, quick: bool, peers: str) -> list[Suite]:
@@ -27,6 +32,7 @@ def _suites(names: Sequence[str], *, quick: bool, peers: str) -> list[Suite]:
         suites += _receive.suites(quick=quick, peers=peers)
     if "request" in names:
         suites += _request.suites(quick=quick, peers=peers)
+    suites += [make(quick=quick, peers=peers) for name, make in _KAFKA.items() if name in names]
     return suites
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from ._children import MeasurementFailed
@@ -74,6 +75,7 @@ class Suite:
         contenders: ours first.
         columns: of the table.
         targets: what is aimed at.
+        around: entered before the first round and left after the last.
     """
 
     title: str
@@ -81,6 +83,7 @@ class Suite:
     contenders: Sequence[Contender]
     columns: Sequence[Column]
     targets: Sequence[Target] = ()
+    around: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
 @dataclass
@@ -113,6 +116,19 @@ class Results:
 def measure(suite: Suite, rounds: int) -> Results:
     """Measure every contender so many times; one that fails twice is left out of further rounds."""
     results = Results(suite, {contender.name: [] for contender in suite.contenders})
+    try:
+        with suite.around:
+            _measure_rounds(results, rounds)
+    except (MeasurementFailed, OSError) as error:
+        print(f"{suite.title} failed: {error}", file=sys.stderr)
+        for figures in results.rounds.values():
+            figures += [None] * (rounds - len(figures))
+        results.failures |= dict.fromkeys(results.rounds, str(error))
+    return results
+
+
+def _measure_rounds(results: Results, rounds: int) -> None:
+    suite = results.suite
     failed = dict.fromkeys(results.rounds, 0)
     for number in range(rounds):
         turn = number % len(suite.contenders)
@@ -128,4 +144,3 @@ def measure(suite: Suite, rounds: int) -> Results:
                     results.failures[name] = str(error)
                     print(f"  failed: {error}", file=sys.stderr)
             results.rounds[name].append(figures)
-    return results

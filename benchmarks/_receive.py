@@ -28,7 +28,7 @@ def _contender(
 
     def run() -> dict[str, float]:
         with Broker(_SETTINGS) as broker:
-            told = order | {"port": broker.port}
+            told = order | {"port": broker.port, "url": f"mqtt://127.0.0.1:{broker.port}"}
             with Child(interpreter, module, told, seconds=_SECONDS) as receiver:
                 receiver.expect("ready")
                 idle = broker.cpu_seconds()

@@ -11,12 +11,13 @@ from importlib import metadata
 from pathlib import Path
 
 from ._broker import broker_version
+from ._cluster import cluster_version
 from ._measure import Column, Results, Target
 
 __all__ = ["as_markdown", "as_text"]
 
-_OWN = ("spa-dat", "pykka", "aiomqtt", "paho-mqtt", "msgspec")
-_PEERS = ("faststream", "zmqtt", "aiomqtt", "paho-mqtt")
+_OWN = ("spa-dat", "pykka", "aiomqtt", "paho-mqtt", "aiokafka", "msgspec")
+_PEERS = ("faststream", "zmqtt", "aiomqtt", "paho-mqtt", "aiokafka")
 _VERSIONS = (
     "from importlib import metadata\n"
     "for name in {names!r}:\n"
@@ -28,6 +29,10 @@ _INTRODUCTION = (
     " measured in turns, each in a process of its own, and each figure is the median of the"
     " rounds, with the smallest and the largest in brackets. Ratios are ours by theirs: the"
     " median of the rounds' ratios."
+)
+_NOT_COMPARED = (
+    "spa-dat 0.4.0 needs aiomqtt before 2.0 and can not be installed beside the others. FastStream"
+    " offers no requests on Kafka."
 )
 
 
@@ -59,10 +64,7 @@ def as_markdown(all_results: Sequence[Results], *, command: str, peers: str) -> 
         blocks += [f"## {results.suite.title}", results.suite.about, _table(_rows(results))]
         if results.failures:
             blocks.append(_bullets(_failures(results)))
-    blocks += [
-        "## What is not compared",
-        "spa-dat 0.4.0 needs aiomqtt before 2.0 and can not be installed beside the others.",
-    ]
+    blocks += ["## What is not compared", _NOT_COMPARED]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -132,6 +134,7 @@ def _circumstances(peers: str) -> list[str]:
         f"{platform.python_implementation()} {platform.python_version()}: {own}",
         f"beside it: {', '.join(told.stdout.splitlines()) or 'nothing'}",
         broker_version(),
+        cluster_version(),
         f"load over the last 1, 5 and 15 minutes of the run: {load}",
     ]
 

@@ -23,7 +23,11 @@ def _contender(name: str, interpreter: str, module: str, requests: int) -> Conte
 
     def run() -> dict[str, float]:
         with Broker() as broker:
-            responding = order | {"port": broker.port, "what": "responder"}
+            responding = order | {
+                "port": broker.port,
+                "url": f"mqtt://127.0.0.1:{broker.port}",
+                "what": "responder",
+            }
             requesting = responding | {"what": "requester"}
             with Child(interpreter, module, responding, seconds=_SECONDS) as responder:
                 responder.expect("ready")

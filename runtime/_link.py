@@ -51,6 +51,8 @@ class Link:
         self.bus: Bus = provider.open(surroundings)
         self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
         self._checked: dict[str, None] = {}
+        # All but the last level of reply addresses that may be used.
+        self._reply_prefixes: dict[str, None] = {}
 
     async def start(self) -> None:
         """Connect and open the reply inbox; raises as `Bus.start`."""
@@ -213,14 +215,26 @@ class Link:
             return "the message is itself a reply"
         if len(address) > _LONGEST_REPLY_ADDRESS:
             return f"it is {len(address)} characters long, {_LONGEST_REPLY_ADDRESS} are allowed"
+        prefix, _, last = address.rpartition("/")
+        if prefix in self._reply_prefixes and _is_plain(last):
+            return None
         try:
             check_topic(address)
             self.provider.check_topic(address)
         except ConfigurationError as error:
             return str(error)
-        if is_reserved(address) and not address.startswith(f"{RESERVED}/reply/"):
-            return f"it is under {RESERVED}/"
+        if is_reserved(address):
+            if not address.startswith(f"{RESERVED}/reply/"):
+                return f"it is under {RESERVED}/"
+            if _is_plain(last):
+                if len(self._reply_prefixes) >= _MOST_TOPICS_REMEMBERED:
+                    self._reply_prefixes.clear()
+                self._reply_prefixes[prefix] = None
         return None
+
+
+def _is_plain(level: str) -> bool:
+    return level.isascii() and level.isalnum()
 
 
 def _check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from contextvars import ContextVar
+from hashlib import sha1
 
 import msgspec
 
@@ -53,10 +54,15 @@ class Turn(msgspec.Struct, eq=False):
         ordinal = self._ordinals.get(topic, 0)
         self._ordinals[topic] = ordinal + 1
         name = f"{self.message_id}\0{self.actor}\0{topic}\0{ordinal}"
-        return str(uuid.uuid5(_NAMESPACE, name))
+        # By hand: uuid.uuid5 takes several times as long.
+        digits = sha1(_NAMESPACE + name.encode(), usedforsecurity=False).hexdigest()
+        variant = "89ab"[int(digits[16], 16) & 3]
+        return (
+            f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
+        )
 
 
-_NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11")
+_NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11").bytes
 
 current_turn: ContextVar[Turn | None] = ContextVar("spa_dat_turn", default=None)
 """The turn that the running code belongs to."""

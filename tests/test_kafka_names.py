@@ -43,7 +43,7 @@ def test_plain_addresses_come_back(address: str, prefix: str) -> None:
     assert name.startswith(prefix)
     assert names.is_plain(name)
     assert names.plain_topic(name) == address
-    assert names.topic(name, None, {}, 0) == address
+    assert names.topic(name, None, "", 0) == address
 
 
 @given(address=_ADDRESSES, pattern=_FILTERS, prefix=_PREFIXES)
@@ -72,14 +72,14 @@ def test_a_bound_address_has_its_topic_key_and_subject() -> None:
 
 def test_a_bound_topic_gives_the_address_of_each_record() -> None:
     names = bound()
-    subject = {"ce_subject": "fleet/7/position"}
+    subject = "fleet/7/position"
     assert names.topic("fleet.position", "7", subject, 0) == "fleet/7/position"
-    assert names.topic("fleet.position", "8", {}, 0) == "fleet/8/position"
+    assert names.topic("fleet.position", "8", "", 0) == "fleet/8/position"
     # What does not fit the binding is not believed.
-    assert names.topic("fleet.position", "8", {"ce_subject": "x/y"}, 0) == "fleet/8/position"
-    assert names.topic("fleet.position", "a/b", {}, 0) == "fleet/unknown/position"
-    assert names.topic("fleet.position", None, {}, 0) == "fleet/unknown/position"
-    assert names.topic("states", "k", {}, 0) == "fleet/unknown/unknown/state"
+    assert names.topic("fleet.position", "8", "x/y", 0) == "fleet/8/position"
+    assert names.topic("fleet.position", "a/b", "", 0) == "fleet/unknown/position"
+    assert names.topic("fleet.position", None, "", 0) == "fleet/unknown/position"
+    assert names.topic("states", "k", "", 0) == "fleet/unknown/unknown/state"
     assert not names.is_plain("fleet.position")
 
 
@@ -114,9 +114,9 @@ def test_dead_letters_of_an_application_have_one_topic() -> None:
     assert letter == Address("p-_spa.dead-letter.app", "x%2F1", subject)
     assert letter.name == names.dead_letters("app")
     assert names.is_own(letter.name)
-    headers = {"ce_subject": "_spa/dead-letter/app/1"}
-    assert names.topic(letter.name, "1", headers, 5) == "_spa/dead-letter/app/1"
-    assert names.topic(letter.name, "1", {}, 5) == "_spa/dead-letter/app/5"
+    own = "_spa/dead-letter/app/1"
+    assert names.topic(letter.name, "1", own, 5) == own
+    assert names.topic(letter.name, "1", "", 5) == "_spa/dead-letter/app/5"
     assert names.selection(["_spa/dead-letter/app/+"]) == ((letter.name,), None, True)
     every = names.selection(["_spa/dead-letter/+/+"])
     assert every.pattern is not None

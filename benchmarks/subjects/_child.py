@@ -13,22 +13,52 @@ from typing import Any
 
 __all__ = [
     "ASK_TOPIC",
+    "JSON_PAYLOAD",
+    "JSON_TOPIC",
+    "PAYLOAD",
+    "PUBLISH_TOPIC",
     "RECEIVE_TOPIC",
     "Meter",
     "Order",
+    "Reading",
     "arguments",
+    "measure_latency",
+    "measure_rate",
     "measure_requests",
+    "on_kafka",
     "report",
 ]
 
 RECEIVE_TOPIC = "benchmark/receive"
 ASK_TOPIC = "benchmark/ask"
+JSON_TOPIC = "benchmark/json"
+PUBLISH_TOPIC = "benchmark/publish"
+PAYLOAD = bytes(100)
+JSON_PAYLOAD = (
+    b'{"sensor":"boiler-17","celsius":81.25,"taken_at":1789459200.125,'
+    b'"line":"north-hall4","number":47113}'
+)
 
 _STEP = 500
 _CHECK = 0.1
 _SILENCE = 1.5
 _LATENCY_SECONDS = 5.0
-_PAYLOAD = bytes(100)
+
+
+@dataclass
+class Reading:
+    """What `JSON_PAYLOAD` is."""
+
+    sensor: str
+    celsius: float
+    taken_at: float
+    line: str
+    number: int
+
+
+def on_kafka(topic: str) -> str:
+    """The name that an address has on a Kafka cluster."""
+    return topic.replace("/", ".")
 
 
 @dataclass(frozen=True)
@@ -36,6 +66,9 @@ class Order:
     """What a child is told; which fields are used depends on the child."""
 
     port: int = 0
+    server: str = ""
+    url: str = ""
+    topic: str = ASK_TOPIC
     qos: int = 1
     messages: int = 0
     warm_up: int = 0
@@ -92,8 +125,35 @@ class Meter:
         return {
             "rate": (last - first) / (ended - began),
             "cpu_us": (cpu_ended - cpu_began) / (last - first) * 1e6,
-            "lost": float(self._total - self._seen),
+            "lost": float(max(0, self._total - self._seen)),
         }
+
+
+async def measure_latency(call: Callable[[], Awaitable[object]], order: Order) -> dict[str, float]:
+    """Calls one at a time, so many of them after those for warming up, or for five seconds."""
+    for _ in range(order.warm_up):
+        await call()
+    latencies: list[float] = []
+    give_up = time.perf_counter() + _LATENCY_SECONDS
+    while len(latencies) < order.messages and time.perf_counter() < give_up:
+        began = time.perf_counter()
+        await call()
+        latencies.append(time.perf_counter() - began)
+    return {
+        "latency_us": statistics.median(latencies) * 1e6,
+        "slow_us": statistics.quantiles(latencies, n=100)[-1] * 1e6,
+    }
+
+
+def measure_rate() -> Callable[[int], dict[str, float]]:
+    """Start measuring; the result takes how much was done, and tells the figures."""
+    began, cpu_began = time.perf_counter(), time.process_time()
+
+    def figures(done: int) -> dict[str, float]:
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+        return {"rate": done / seconds, "cpu_us": cpu / done * 1e6}
+
+    return figures
 
 
 async def measure_requests(ask: Callable[[bytes], Awaitable[bytes]], order: Order) -> None:
@@ -103,15 +163,13 @@ async def measure_requests(ask: Callable[[bytes], Awaitable[bytes]], order: Orde
         ask: sends a request, and returns the reply.
         order: how many requests, and how many at once.
     """
-    for _ in range(order.warm_up):
-        await _checked(ask)
-    latencies: list[float] = []
-    give_up = time.perf_counter() + _LATENCY_SECONDS
-    while len(latencies) < order.messages and time.perf_counter() < give_up:
-        began = time.perf_counter()
-        await _checked(ask)
-        latencies.append(time.perf_counter() - began)
 
+    async def checked() -> None:
+        reply: Any = await ask(PAYLOAD)
+        if reply != PAYLOAD:
+            raise SystemExit(f"the reply is not the request: {reply!r}")
+
+    latency = await measure_latency(checked, order)
     left = 5 * order.messages
     latest = time.perf_counter() + 2 * _LATENCY_SECONDS
 
@@ -120,23 +178,10 @@ async def measure_requests(ask: Callable[[bytes], Awaitable[bytes]], order: Orde
         done = 0
         while left > 0 and time.perf_counter() < latest:
             left -= 1
-            await _checked(ask)
+            await checked()
             done += 1
         return done
 
-    began, cpu_began = time.perf_counter(), time.process_time()
+    figures = measure_rate()
     done = sum(await asyncio.gather(*(worker() for _ in range(order.at_once))))
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu_began
-    report(
-        "result",
-        latency_us=statistics.median(latencies) * 1e6,
-        slow_us=statistics.quantiles(latencies, n=100)[-1] * 1e6,
-        rate=done / seconds,
-        cpu_us=cpu / done * 1e6,
-    )
-
-
-async def _checked(ask: Callable[[bytes], Awaitable[bytes]]) -> None:
-    reply: Any = await ask(_PAYLOAD)
-    if reply != _PAYLOAD:
-        raise SystemExit(f"the reply is not the request: {reply!r}")
+    report("result", **latency, **figures(done))

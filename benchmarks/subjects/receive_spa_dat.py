@@ -1,22 +1,32 @@
-"""Receives with an application."""
+"""Receives with an application: payloads as bytes, or as what their JSON says."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 
 from spa_dat import DistributedApplication
 
-from ._child import RECEIVE_TOPIC, Meter, arguments, report
+from ._child import JSON_TOPIC, RECEIVE_TOPIC, Meter, Reading, arguments, report
 
 
 async def _main() -> None:
     order = arguments()
     meter = Meter(order)
-    app = DistributedApplication(f"mqtt://127.0.0.1:{order.port}", name="benchmark")
+    # A name of its own: on Kafka a group that has read nothing yet.
+    app = DistributedApplication(order.url, name=f"benchmark-{os.getpid()}")
 
-    @app.application(RECEIVE_TOPIC, qos=order.qos)
-    async def receive(payload: bytes) -> None:
-        meter.count()
+    if order.what == "json":
+
+        @app.application(JSON_TOPIC, qos=order.qos)
+        async def receive_json(payload: Reading) -> None:
+            meter.count()
+
+    else:
+
+        @app.application(RECEIVE_TOPIC, qos=order.qos)
+        async def receive(payload: bytes) -> None:
+            meter.count()
 
     async with app:
         report("ready")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 from spa_dat import DistributedApplication, Socket
 
-from ._child import ASK_TOPIC, arguments, measure_requests, report
+from ._child import arguments, measure_requests, report
 
 
 async def _main() -> None:
     order = arguments()
-    app = DistributedApplication(f"mqtt://127.0.0.1:{order.port}", name=order.what)
+    app = DistributedApplication(order.url, name=f"{order.what}-{os.getpid()}")
 
     if order.what == "responder":
 
-        @app.application(ASK_TOPIC)
+        @app.application(order.topic)
         async def answer(payload: bytes) -> bytes:
             return payload
 
@@ -23,7 +24,7 @@ async def _main() -> None:
 
         @app.producer()
         async def ask(socket: Socket) -> None:
-            await measure_requests(lambda payload: socket.request(ASK_TOPIC, payload), order)
+            await measure_requests(lambda payload: socket.request(order.topic, payload), order)
 
     async with app:
         report("ready")

@@ -21,6 +21,7 @@ class Environment:
 
     def __init__(self, seed: int | None = None) -> None:
         self.random: random.Random = random.SystemRandom() if seed is None else random.Random(seed)
+        self._digits = ""
         self._prefix = ""
         self._number = 0
         self._forks = 0
@@ -31,7 +32,14 @@ class Environment:
 
     def token(self, size: int = 16) -> str:
         """A random lower-case hexadecimal token of ``size`` bytes; unguessable without a seed."""
-        return self.random.randbytes(size).hex()
+        if self._forks != _forks:
+            self._new_prefix()
+        digits = self._digits
+        if len(digits) < 2 * size:
+            # Many at once: each call of the operating system costs as much as many of them.
+            digits = self.random.randbytes(_DRAWN_AT_ONCE + size).hex()
+        self._digits = digits[2 * size :]
+        return digits[: 2 * size]
 
     def new_id(self) -> str:
         """A new unique identifier: a UUID (version 8, RFC 9562) as text.
@@ -51,8 +59,10 @@ class Environment:
         variant = "89ab"[int(digits[16], 16) & 3]
         self._prefix = f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-{variant}{digits[17:20]}-"
         self._forks = _forks
+        self._digits = ""
 
 
+_DRAWN_AT_ONCE = 512
 _IDS_WITH_ONE_PREFIX = 0xFFF
 _forks = 0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ...errors import ConfigurationError
@@ -118,10 +119,10 @@ class Names:
         return known
 
     def _find(self, topic: str) -> Address:
-        check_topic(topic)
         if topic.startswith(_REPLY):
-            _, _, application, correlation = [*topic.split("/", 3), ""][:4]
+            application, _, correlation = topic[len(_REPLY) :].partition("/")
             return Address(self.replies(_checked(application, topic)), correlation=correlation)
+        check_topic(topic)
         if topic.startswith(_DEAD_LETTER):
             _, _, application, identifier = [*topic.split("/", 3), ""][:4]
             name = self.dead_letters(_checked(application, topic))
@@ -208,17 +209,16 @@ class Names:
 
     # To addresses.
 
-    def topic(self, name: str, key: str | None, headers: Mapping[str, str], offset: int) -> str:
+    def topic(self, name: str, key: str | None, subject: str, offset: int) -> str:
         """The address of a record.
 
         Args:
             name: of its topic.
             key: of the record.
-            headers: of the record; ``ce_subject`` counts where the name does not tell.
+            subject: what it says of its address, which counts where the name does not tell.
             offset: of the record.
         """
         bound = self._by_name.get(name)
-        subject = headers.get("ce_subject", "")
         if bound is not None:
             return subject if bound.filter.matches(subject) else _reconstructed(bound, key)
         plain = self.plain_topic(name)
@@ -235,8 +235,13 @@ class Names:
         return name.removeprefix(self._prefix).replace(".", "/")
 
 
+@functools.lru_cache(_MOST_REMEMBERED)
+def _is_level(text: str) -> bool:
+    return _LEVEL.fullmatch(text) is not None
+
+
 def _checked(level: str, topic: str) -> str:
-    if not _LEVEL.fullmatch(level):
+    if not _is_level(level):
         raise ConfigurationError(
             f"topic {topic[:80]!r}: Kafka can not carry the level {level[:80]!r}; use letters"
             " A-Z and a-z, digits, '_' and '-', or bind the address with KafkaConfig(topics=...)"

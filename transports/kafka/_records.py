@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
@@ -32,6 +33,8 @@ _WIRE_NAMES = frozenset(
         "spa_reply_subject",
     }
 )
+_REPLY = f"{RESERVED}/reply/"
+_NONE: Mapping[str, str] = MappingProxyType({})
 _VERSION = ("ce_specversion", b"1.0")
 # What a record takes beside its parts: lengths, offset and time as variable-length integers.
 _OVERHEAD = 64
@@ -191,84 +194,74 @@ class Codec:
     def _decode_closely(
         self, record: StoredRecord, topic: str | None, redelivered: bool
     ) -> Envelope | None:
+        # Of a repeated header the last counts.
         raw = dict(record.headers)
-        headers = {
-            name: "" if text is None else text.decode("utf-8", "replace")
-            for name, text in raw.items()
-        }
-        key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
-        fields: dict[str, Any] = {}
-        if topic is None:
-            topic = self._names.topic(record.topic, key, headers, record.offset)
-        time = self._time(headers, record.timestamp / 1000)
-        ttl = headers.pop("ttl_ms", None)
+        take = raw.pop
+        content_type, identifier = take("content-type", None), take("ce_id", None)
+        source, kind = take("ce_source", None), take("ce_type", None)
+        subject, time = take("ce_subject", None), take("ce_time", None)
+        ttl, reply_to = take("ttl_ms", None), take("reply_to", None)
+        correlation = take("correlation_id", None)
+        take("ce_specversion", None)
+        value, timestamp = record.value, record.timestamp
+        expiry = None
         if ttl is not None:
-            left = self._left(ttl, record.timestamp)
-            if left is not None:
-                if left <= 0:
-                    return None
-                fields["expiry"] = left
-        correlation = raw.get("correlation_id")
-        headers.pop("correlation_id", None)
-        if "reply_to" in headers:
-            fields["response_topic"], correlation = self._reply_address(headers, correlation)
-        for header, field in _TEXTS:
-            text = headers.pop(header, None)
-            if text:
-                fields[field] = text
-        headers.pop("ce_specversion", None)
-        headers.pop("ce_subject", None)
-        if headers:
-            fields["headers"] = headers
-        value = record.value
-        if value is None:
-            # There is nothing that could be of that type.
-            fields.pop("content_type", None)
+            expiry = self._left(ttl, timestamp)
+            if expiry is not None and expiry <= 0:
+                return None
+        key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
+        response_topic = None
+        if reply_to is not None:
+            reply_subject = take("spa_reply_subject", None)
+            response_topic, correlation = self._reply_address(reply_to, reply_subject, correlation)
+        if topic is None:
+            topic = self._names.topic(record.topic, key, _text(subject) or "", record.offset)
         return Envelope(
             topic=topic,
             payload=b"" if value is None else value,
+            # There is nothing in a tombstone that could be of that type.
+            content_type=None if value is None else _text(content_type),
+            id=_text(identifier),
+            source=_text(source),
+            type=_text(kind),
+            time=timestamp / 1000 if time is None else self._time(time, timestamp / 1000),
             key=key,
-            time=time,
+            headers={name: _text(text) or "" for name, text in raw.items()} if raw else _NONE,
+            response_topic=response_topic,
             correlation=correlation,
+            expiry=expiry,
             redelivered=redelivered,
             partition=record.partition,
             offset=record.offset,
             tombstone=value is None,
-            **fields,
         )
 
-    def _time(self, headers: dict[str, str], stamp: float) -> float:
-        text = headers.pop("ce_time", None)
-        if text is not None:
-            try:
-                return datetime.fromisoformat(text).timestamp()
-            except (ValueError, OverflowError, OSError):
-                self._stats["messages.malformed"] += 1
+    def _time(self, text: bytes, stamp: float) -> float:
+        try:
+            return datetime.fromisoformat(text.decode()).timestamp()
+        except (ValueError, OverflowError, OSError):
+            self._stats["messages.malformed"] += 1
         return stamp
 
-    def _left(self, ttl: str, timestamp: int) -> float | None:
-        if not (ttl.isascii() and ttl.isdigit() and len(ttl) < 16):
+    def _left(self, ttl: bytes, timestamp: int) -> float | None:
+        if not (ttl.isdigit() and len(ttl) < 16):
             self._stats["messages.malformed"] += 1
             return None
         return (timestamp + int(ttl)) / 1000 - self._now()
 
     def _reply_address(
-        self, headers: dict[str, str], correlation: bytes | None
+        self, reply_to: bytes, subject: bytes | None, correlation: bytes | None
     ) -> tuple[str, bytes | None]:
-        address = self._names.plain_topic(headers.pop("reply_to"))
-        subject = headers.pop("spa_reply_subject", None)
-        if address.startswith(f"{RESERVED}/reply/") and correlation is not None:
+        address = self._names.plain_topic(reply_to.decode("utf-8", "replace"))
+        if correlation is not None and address.startswith(_REPLY):
             text = correlation.decode("utf-8", "replace")
             return f"{address}/{text}", text.rpartition("/")[2].encode()
-        return subject or address, correlation
+        return _text(subject) or address, correlation
 
 
-_TEXTS = (
-    ("content-type", "content_type"),
-    ("ce_id", "id"),
-    ("ce_source", "source"),
-    ("ce_type", "type"),
-)
+def _text(value: bytes | None) -> str | None:
+    """What a header says; None when it says nothing."""
+    return value.decode("utf-8", "replace") if value else None
 
 
 @functools.lru_cache(256)

@@ -25,7 +25,7 @@ __all__ = ["ReplyInbox"]
 _log = logging.getLogger(__name__)
 
 _POLL = 1_000
-_BURST = 32
+_BURST = 64
 _CLOSE_TIMEOUT = 2.0
 _LOOK_AGAIN = 0.1
 
