@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import DecodeError
 from ..transports import Delivery
 from ._dead_letter import describe
-from ._handling import Handling, as_failure
+from ._failures import as_failure
+from ._handling import Handling
 from ._link import report_loss
 from ._message import Message
 from ._pauses import SHORTEST_PAUSE
@@ -140,6 +141,7 @@ class BatchHandling(Handling):
         for delivery in batch:
             delivery.attempts += 1
         self._stats["messages.failed"] += len(batch)
+        self._host.failed("handler", error, batch[0].envelope)
         wait = None
         if not once:
             held = self._now() - held_since

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..actors import Mailbox, Overflow
+from ..transports import Delivery
 from ._batch_handling import BatchHandling
 from ._collector import Collector
-from ._host import Host, Runner
+from ._host import Host
+from ._hosted import Runner
 from ._link import Link
 from ._specs import Spec
 from ._subscriptions import RuntimeSubscription
@@ -28,6 +31,9 @@ class BatchHost(Host):
     Deliveries wait in a `Collector`; the actor's own mailbox has the local messages, and word
     when a batch is complete or has waited long enough.
 
+    Attributes:
+        batch: what it is working on.
+
     Args:
         runner: the run that it is part of.
         spec: its registration.
@@ -46,6 +52,7 @@ class BatchHost(Host):
         runtime: RuntimeSubscription | None = None,
     ) -> None:
         super().__init__(runner, spec, link, lane=lane, runtime=runtime)
+        self.batch: Sequence[Delivery] = ()
         self._batches = BatchHandling(self, link)
         self.handling = self._batches
 
@@ -85,8 +92,10 @@ class BatchHost(Host):
             return
         try:
             while batch := self._collector.take():
+                self.batch = batch
                 await self._batches.handle_batch(instance, batch)
                 if not self.local.closed:
                     break
         finally:
+            self.batch = ()
             self._collector.done()

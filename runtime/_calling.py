@@ -56,6 +56,14 @@ class Caller:
         if self._worker is not None:
             self._worker.abandon()
 
+    def replace_thread(self) -> None:
+        """Leave the thread to itself, and start another one."""
+        worker = self._worker
+        if worker is not None:
+            self._worker = ThreadWorker(self._name)
+            self._thread_lost()
+            worker.abandon()
+
     def call(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
         """Call a handler.
 
@@ -119,9 +127,7 @@ class Caller:
         if done:
             return await _awaited(running.result())
         self._stats["messages.cut_off"] += 1
-        self._worker.abandon()
-        self._worker = ThreadWorker(self._name)
-        self._thread_lost()
+        self.replace_thread()
         raise TimeoutError(
             f"the handler took longer than its deadline of {deadline:g} s; its thread is given up"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from ..actors import Mailbox, Overflow
@@ -29,6 +29,7 @@ class Collector(Mailbox):
     """
 
     __slots__ = (
+        "_alike",
         "_clock",
         "_flushing",
         "_on_ready",
@@ -59,16 +60,28 @@ class Collector(Mailbox):
         self._timer: asyncio.TimerHandle | None = None
         self._told = False
         self._flushing = False
+        # How many of the first ones are known to go into one batch.
+        self._alike = 0
 
     def offer(self, item: Any) -> bool:
         """As `Mailbox.offer`."""
+        before = len(self.items)
         taken = super().offer(item)
+        if len(self.items) != before + 1:
+            # It has replaced another one, or made it go.
+            self._alike = 0
         self._look()
         return taken
+
+    def push_front(self, items: Iterable[Any]) -> None:
+        """As `Mailbox.push_front`."""
+        self._alike = 0
+        super().push_front(items)
 
     def extract(self, predicate: Callable[[Any], bool]) -> list[Any]:
         """As `Mailbox.extract`."""
         extracted = super().extract(predicate)
+        self._alike = 0
         self._look()
         return extracted
 
@@ -122,9 +135,17 @@ class Collector(Mailbox):
         return (
             self._flushing
             or len(self.items) >= self._size
-            or _kind(self.items[0]) != _kind(self.items[-1])
+            or self._is_mixed()
             or (self._since is not None and self._clock.time() >= self._since + self._seconds)
         )
+
+    def _is_mixed(self) -> bool:
+        """Whether a batch ends before the last one that waits; looks at each of them once."""
+        items = self.items
+        first = _kind(items[0])
+        while self._alike < len(items) and _kind(items[self._alike]) == first:
+            self._alike += 1
+        return self._alike < len(items)
 
     def _tell(self) -> None:
         self._forget_timer()

@@ -20,6 +20,7 @@ from ..errors import (
 )
 from ..transports import Delivery, DeliveryState, Envelope
 from ._dead_letter import describe
+from ._failures import as_failure
 from ._link import Link, report_loss
 from ._parking import Parking, ParkingHost
 from ._pauses import SHORTEST_PAUSE, Pauses
@@ -33,7 +34,7 @@ from ._specs import Handler
 from ._tracebacks import of_users_code
 from ._turn import Turn, current_turn
 
-__all__ = ["Handling", "as_failure"]
+__all__ = ["Handling"]
 
 _QUEUED = DeliveryState.QUEUED
 _RUNNING = DeliveryState.RUNNING
@@ -172,6 +173,7 @@ class Handling:
             await self._attempts(instance, index, delivery, request, held_since)
         except Exception as error:  # a mistake of the runtime must not lose or block a message
             self._host.log.exception("message on %r could not be handled", envelope.topic)
+            self._host.failed("handler", error, envelope)
             if request is not None:
                 await self._answer_error(delivery, Turn(None, self._host.source, request), error)
             else:
@@ -202,7 +204,11 @@ class Handling:
                 result = await self._call(instance, index, arguments, delivery.envelope)
                 if request is not None and handler.returns_reply:
                     self._link.reply(turn, host.source, result)
-                elif result is not None and delivery.envelope.response_topic is not None:
+                elif (
+                    result is not None
+                    and not handler.returns_reply
+                    and delivery.envelope.response_topic is not None
+                ):
                     self._unsent_reply(handler)
             except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the user's code)
                 if held_since is None:
@@ -258,6 +264,7 @@ class Handling:
         else:
             delivery.attempts += 1
             self._stats["messages.failed"] += 1
+            self._host.failed("handler", error, delivery.envelope)
             wait = self._wait_before_next(delivery, turn, error, held_since)
             self._log_failure(delivery, error, wait)
         if wait is not None:
@@ -319,6 +326,7 @@ class Handling:
     ) -> None:
         delivery.attempts += 1
         self._stats["messages.undecodable"] += 1
+        self._host.failed("payload", error, delivery.envelope)
         level = logging.ERROR if request is None else logging.WARNING
         self._host.log.log(level, "message on %r: %s", delivery.envelope.topic, error)
         if request is not None:
@@ -357,6 +365,7 @@ class Handling:
     async def _posts_refused(self, delivery: Delivery, error: BaseException) -> None:
         """A post of a handled message was refused for good: the message becomes a dead letter."""
         delivery.attempts += 1
+        self._host.failed("post", error, delivery.envelope)
         self._host.log.error(
             "message on %r was handled, but a post of it was refused: %s",
             delivery.envelope.topic,
@@ -383,14 +392,3 @@ class Handling:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def as_failure(raised: BaseException) -> Exception:
-    """What a handler raised, as an error; raises it when the actor itself is cancelled."""
-    if isinstance(raised, Exception):
-        return raised
-    task = asyncio.current_task()
-    if task is None or task.cancelling():
-        raise raised
-    # Something that the handler awaited was cancelled, not the handler.
-    return RuntimeError("what the handler was waiting for was cancelled")

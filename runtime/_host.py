@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from ..actors import Actor, ActorRef, ActorSystem, Mailbox, Overflow, RestartPolicy
+from ..actors import Actor, ActorRef, Mailbox, Overflow, RestartPolicy
 from ..errors import ConfigurationError
-from ..transports import Delivery, Envelope, TopicFilter, TopicTrie
+from ..transports import Delivery, Envelope, TopicFilter, TopicTrie, is_reserved
 from ._calling import Caller
 from ._handling import Handling
+from ._hosted import Runner
 from ._link import Link
 from ._requests import CHAIN_HEADER
 from ._router import Router
@@ -22,61 +23,14 @@ from ._routes import Route
 from ._scope import ProducerScope
 from ._socket import Socket
 from ._specs import Handler, Spec
-from ._subscriptions import RuntimeSubscription, Subscriber
+from ._subscriptions import RuntimeSubscription
 from ._sync_socket import SyncSocket
 from ._timers import PutOff, Timers
 from ._turn import current_turn
 
-__all__ = ["Host", "Hosted", "Runner"]
+__all__ = ["Host"]
 
 _SHORTEST = 0.1
-
-
-class Runner(Protocol):
-    """What a host needs of the run that it is part of."""
-
-    @property
-    def system(self) -> ActorSystem: ...
-
-    def may_park(self) -> bool: ...
-
-    def parked(self, actor: str) -> None: ...
-
-    def unhealthy(self, actor: str, reason: str) -> None: ...
-
-    def stop_actor(self, host: Hosted) -> None: ...
-
-    def actor_ended(self, error: BaseException | None) -> None: ...
-
-
-class Hosted(Subscriber, Protocol):
-    """One registered actor, as the run that it is part of sees it.
-
-    Attributes:
-        ended: it has nothing more to do: a producer that ran through, an actor that stopped.
-    """
-
-    ended: bool
-
-    def spawn(
-        self, restart: RestartPolicy, resources: Mapping[str, Any]
-    ) -> tuple[ActorRef[Any], ...]:
-        """Start it, or all its lanes; `started` waits until that has succeeded."""
-
-    async def started(self) -> None:
-        """Wait until it has started; raises RestartLimitReached when it does not."""
-
-    def begin(self) -> None:
-        """All subscriptions are in force."""
-
-    async def stop_producing(self, deadline: float) -> None:
-        """Start no messages any more."""
-
-    def stop_attempts(self) -> None:
-        """Start no attempt at a message any more."""
-
-    async def stop(self, deadline: float) -> None:
-        """Finish what is running, until ``deadline`` (loop time); then cut it off."""
 
 
 class Host:
@@ -84,6 +38,8 @@ class Host:
 
     Attributes:
         ended: it has nothing more to do: a producer that ran through, an actor that stopped.
+        state: what was given as ``state``, as it is now.
+        made: the instance of the actor's class, the latest one.
 
     Args:
         runner: the run that it is part of.
@@ -127,6 +83,7 @@ class Host:
         )
         self.ended = False
         self.state: Any = None
+        self.made: Actor | None = None
         self.resources: Mapping[str, Any] = {}
         self.mailbox = self._make_mailbox()
         self.local = self._make_local()
@@ -170,12 +127,13 @@ class Host:
         """Start the actor; `started` waits until it has succeeded."""
         self.resources = resources
         self._caller.start()
+        observer = self.runner.observer
         ref = self.runner.system.spawn(
             self._make_instance,
             name=self.own_name,
             mailbox=self.local,
             restart=restart,
-            receive=self.receive,
+            receive=self.receive if observer is None else observer.receiving(self, self.receive),
         )
         self._ref = ref
         return (ref,)
@@ -190,6 +148,7 @@ class Host:
             ) from error
         for name, hook in self.spec.hooks.items():
             setattr(instance, name, partial(self._run_hook, hook, hook.bind(instance)))
+        self.made = instance
         return instance
 
     def _run_hook(self, hook: Handler, function: Callable[..., Any]) -> Any:
@@ -253,6 +212,38 @@ class Host:
         self.sync_socket.revoke()
         self._caller.abandon()
 
+    @property
+    def lanes(self) -> tuple[Host, ...]:
+        """Itself; see `Hosted.lanes`."""
+        return (self,)
+
+    @property
+    def up(self) -> bool:
+        """Whether it has started, or has nothing to start any more."""
+        return self._ref is None or self.runner.system.is_up(self._ref)
+
+    def crash(self, unfinished: Sequence[Delivery]) -> bool:
+        """Lose instance, state and thread, in the middle of what it does, and start again.
+
+        Args:
+            unfinished: what it was working on; it begins anew with that.
+
+        Returns:
+            False when it is starting or stopping, and nothing happens.
+        """
+        if self._ref is None or not self.runner.system.crash(self._ref):
+            return False
+        self._caller.replace_thread()
+        for delivery in reversed(unfinished):
+            delivery.route.router.start_over(delivery)
+        return True
+
+    def abandon(self) -> None:
+        """See `Hosted.abandon`."""
+        self.sync_socket.revoke()
+        self._caller.abandon()
+        self.spec.started(())
+
     # Messages.
 
     def receive(self, instance: Any, item: Any) -> Awaitable[None]:
@@ -286,7 +277,15 @@ class Host:
 
     def handles(self, topic: str) -> bool:
         """Whether one of the actor's own filters matches, declared or added at run time."""
+        if is_reserved(topic):
+            return False
         return bool(self._own_filters.match(topic)) or self._runtime.handles(topic)
+
+    def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
+        """Let the observer, if there is one, know of a failure."""
+        observer = self.runner.observer
+        if observer is not None:
+            observer.failed(self.address, where, error, envelope)
 
     def may_park(self) -> bool:
         """Whether there is room for one more dead letter."""
@@ -350,9 +349,10 @@ class Host:
             result = later.function(*later.args)
             if inspect.isawaitable(result):
                 await result
-        except Exception:
+        except Exception as error:
             self.stats["timers.failed"] += 1
             self.log.exception("what actor %r had put off failed", self.name)
+            self.failed("timer", error)
 
     def request_stop(self) -> None:
         """See `Context.stop`."""

@@ -9,8 +9,10 @@ from typing import Any
 from ..actors import ActorRef, ActorSystem, RestartPolicy
 from ..transports import TopicFilter
 from ._batch_host import BatchHost
-from ._host import Host, Hosted, Runner
+from ._host import Host
+from ._hosted import Hosted, Runner
 from ._link import Link
+from ._observer import Observer
 from ._producing import ProducerHost
 from ._router import Router
 from ._routes import Route
@@ -77,6 +79,21 @@ class Lanes:
     def system(self) -> ActorSystem:
         """The registry of the running actors."""
         return self._runner.system
+
+    @property
+    def observer(self) -> Observer | None:
+        """Who hears of what the lanes do."""
+        return self._runner.observer
+
+    @property
+    def lanes(self) -> tuple[Host, ...]:
+        """All of them."""
+        return tuple(self._lanes)
+
+    def abandon(self) -> None:
+        """See `Hosted.abandon`."""
+        for lane in self._lanes:
+            lane.abandon()
 
     def may_park(self) -> bool:
         """Whether there is room for one more dead letter."""

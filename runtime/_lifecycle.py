@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from .._environment import Environment
 from ..actors import ActorSystem, RestartPolicy
 from ..errors import ActorStopped, ConfigurationError
 from ..transports import Identity, SocketProvider, Surroundings
-from ._host import Hosted
+from ._hosted import Hosted
 from ._lanes import make_host
 from ._link import Link
+from ._observer import Observer
 from ._resources import Resource, ResourceKeeper
 from ._socket import Socket
 from ._specs import Spec
@@ -35,7 +36,12 @@ _running: set[tuple[str, str, str]] = set()
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run needs to know of its application; see `DistributedApplication`."""
+    """What a run needs to know of its application; see `DistributedApplication`.
+
+    Attributes:
+        stand_in: what is used in place of each provider; None for the provider itself.
+        observer: hears of what the actors do; None for nobody.
+    """
 
     identity: Identity
     environment: Environment
@@ -44,6 +50,8 @@ class Settings:
     stop_timeout: float
     dead_letter_limit: int
     restart: RestartPolicy
+    stand_in: Callable[[SocketProvider], SocketProvider] | None = None
+    observer: Observer | None = None
 
 
 class Run:
@@ -89,6 +97,11 @@ class Run:
     def system(self) -> ActorSystem:
         """The registry of the running actors."""
         return self._system
+
+    @property
+    def observer(self) -> Observer | None:
+        """Who hears of what the actors do."""
+        return self.settings.observer
 
     def may_park(self) -> bool:
         """Whether there is room for one more dead letter."""
@@ -154,6 +167,23 @@ class Run:
             and self._stopping is None
             and not self._problems
             and all(link.bus.connected for link in self._links.values())
+        )
+
+    @property
+    def hosts(self) -> tuple[Hosted, ...]:
+        """The registered actors, in the order of registration."""
+        return tuple(self._hosts)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The buses in use."""
+        return tuple(self._links.values())
+
+    @property
+    def changing(self) -> bool:
+        """Whether it, or one of its actors, is stopping."""
+        return any(not leaving.done() for leaving in self._leaving.values()) or (
+            self._stopping is not None and not self._stopping.done()
         )
 
     def socket(self, provider: SocketProvider | None) -> Socket:
@@ -274,7 +304,9 @@ class Run:
             surroundings = Surroundings(
                 identity, self.settings.environment, self.settings.stats, self._lost_for_good
             )
-            link = self._links[provider.address] = Link(provider, surroundings)
+            stand_in = self.settings.stand_in
+            used = provider if stand_in is None else stand_in(provider)
+            link = self._links[provider.address] = Link(used, surroundings)
         elif link.provider.config != provider.config:
             raise ConfigurationError(
                 f"{user} uses {provider.address} with other options than an actor before it;"
@@ -287,6 +319,16 @@ class Run:
         if self._stopping is None:
             self._stopping = asyncio.ensure_future(self._stop())
         await asyncio.shield(self._stopping)
+
+    def abandon(self) -> None:
+        """What is left to do when the whole application was killed, and its tasks with it."""
+        for host in self._hosts:
+            host.abandon()
+        self._release_claims()
+
+    def _release_claims(self) -> None:
+        for claim in self._claimed:
+            _running.discard(claim)
 
     async def _stop(self) -> None:
         try:
@@ -303,8 +345,7 @@ class Run:
             await self._keeper.close(max(deadline - now, _LEAST_FOR_RESOURCES))
             await wait_for_each(link.bus.close() for link in self._links.values())
         finally:
-            for claim in self._claimed:
-                _running.discard(claim)
+            self._release_claims()
             self.end(None)
 
     async def _stop_hosts(self, hosts: list[Hosted], deadline: float) -> None:
@@ -321,5 +362,7 @@ class Run:
 
     def _actor_failed(self, ref: Any, error: BaseException, where: str) -> None:
         self.settings.stats["actors.failed"] += 1
+        if self.observer is not None:
+            self.observer.failed(f"{self._system.name}/{ref.name}", where, error, None)
         if where in ("restart", "task"):
             self._problems[ref.name] = str(error)

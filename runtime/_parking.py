@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..errors import MessageTooLarge
-from ..transports import Delivery
+from ..transports import Delivery, Envelope
 from ._dead_letter import abridged, dead_letter
 from ._link import Link
 from ._pauses import LONGEST_PAUSE, SHORTEST_PAUSE, Pauses
@@ -25,6 +25,9 @@ class ParkingHost(Protocol):
 
     def parked(self) -> None:
         """A dead letter was stored."""
+
+    def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
+        """Let the observer, if there is one, know of a failure."""
 
     def unhealthy(self, reason: str) -> None:
         """The actor can not go on as it should."""

@@ -52,6 +52,8 @@ def encode(value: object) -> tuple[bytes, str | None]:
             return value.encode(), TEXT
         except UnicodeEncodeError as error:
             raise EncodeError(f"the text can not be written as UTF-8: {error.reason}") from error
+    if value is Tombstone:
+        raise EncodeError("Tombstone is a class: give an object of it, Tombstone()")
     return _encode_json(value), JSON
 
 

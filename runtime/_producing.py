@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ._host import Host, Runner
+from ._host import Host
+from ._hosted import Runner
 from ._link import Link
 from ._scope import ProducerScope
 from ._specs import Spec
@@ -121,6 +122,7 @@ class ProducerHost(Host):
             self.stats["producers.called"] += 1
             return None
         self.stats["producers.failed"] += 1
+        self.failed("producer", error)
         self.log.error(
             "producer %r failed: %s: %s", self.name, type(error).__name__, error, exc_info=error
         )

@@ -206,6 +206,14 @@ class Router(Actor):
             mailbox.push_front([delivery])
         return True
 
+    def start_over(self, delivery: Delivery) -> None:
+        """A started delivery is to be started anew, without an outage that would bring it again."""
+        if self._stopped or self._held is not None:
+            self.give_back(delivery)
+            return
+        delivery.requeue()
+        delivery.route.target.mailbox.push_front([delivery])
+
     def stop_intake(self) -> None:
         """Withdraw what has not been started, but for what the bus would not send again."""
         self._stopped = True

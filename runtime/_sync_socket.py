@@ -43,7 +43,11 @@ class SyncSocket:
         if self._revoked or self._loop.is_closed():
             coroutine.close()
             raise ActorStopped("this handler was given up; its socket does nothing any more")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        # A loop may want to know when a thread waits for it: one with a clock of its own does.
+        wait = getattr(self._loop, "wait_in_thread", None)
+        result: T = future.result() if wait is None else wait(future)
+        return result
 
     def publish(
         self,

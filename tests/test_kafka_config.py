@@ -78,6 +78,7 @@ def test_options_of_a_url_have_their_types() -> None:
         ("kafka://h/topic", "topics are not part"),
         ("kafka://u:p@h", "not encrypted"),
         ("kafka://u@h", "password"),
+        ("kafka://u:secret@h1,u:secret@h2", "more than one '@': .*%40"),
     ],
 )
 def test_a_wrong_url_says_what_is_wrong(url: str, text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports import Envelope, KafkaConfig, KafkaTopic
@@ -72,6 +72,7 @@ def stored(record: Record) -> Stored:
     return Stored(record.name, record.value, record.key, record.headers, timestamp)
 
 
+@example(sent=Envelope(topic="a", key="", time=33_678_981.999, expiry=0.001))
 @given(sent=_ENVELOPES)
 def test_what_is_encoded_comes_back(sent: Envelope) -> None:
     assert sent.time is not None
@@ -148,6 +149,22 @@ def test_a_reply_finds_its_way_back() -> None:
     answer = both.encode(Envelope(topic=got.response_topic, correlation=got.correlation))
     assert answer.name == "p-_spa.reply.app"
     assert answer.headers == [("correlation_id", b"token/0a")]
+
+
+def test_a_reply_topic_of_another_program_is_taken_by_its_full_name() -> None:
+    both = codec(prefix="p-")
+    known, foreign = (
+        Stored(topic="p-a", headers=[("reply_to", name)])
+        for name in (b"p-plant.answers", b"plant.answers")
+    )
+    got = both.decode(known)  # type: ignore[arg-type]
+    assert got is not None
+    assert got.response_topic == "plant/answers"
+    got = both.decode(foreign)  # type: ignore[arg-type]
+    assert got is not None
+    assert got.response_topic is not None
+    with pytest.raises(ConfigurationError, match=r"'plant\.answers' .* prefix 'p-'"):
+        both.encode(Envelope(topic=got.response_topic))
 
 
 def test_a_record_without_headers_is_a_message() -> None:

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports import Envelope
 from support.kafka import Kafka
-from support.kafka_bus import BusClient, bus_client, new_prefix, read, settings
+from support.kafka_bus import BusClient, admin, bus_client, new_prefix, read, settings
 from support.waiting import eventually
 
 pytestmark = pytest.mark.kafka
@@ -153,6 +153,24 @@ async def test_an_inbox_that_breaks_is_made_again(kafka: Kafka) -> None:
         await eventually(lambda: len(client.replies) == 3)
         assert client.stats["kafka.inboxes_lost"] == 1
         assert inbox._consumer is not broken
+
+
+async def test_an_inbox_whose_topic_was_deleted_makes_it_anew(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, topic_refresh=0.1) as client:
+        name = f"{client.config.prefix}_spa.reply.app"
+        answer = Envelope(topic=client.bus.reply_address("0"))
+        await client.bus.publish(answer, timeout=10)
+        await eventually(lambda: len(client.replies) == 1)
+        async with admin(kafka.server) as administrator:
+            await administrator.delete_topics([name])
+        await eventually(lambda: client.stats["kafka.inboxes_lost"] > 0)
+        await eventually(lambda: _has_partitions(kafka, name))
+        await client.bus.publish(answer, timeout=20)
+        await eventually(lambda: len(client.replies) == 2)
+
+
+async def _has_partitions(kafka: Kafka, name: str) -> bool:
+    return (await settings(kafka.server, name))[0] > 0
 
 
 async def test_applications_without_name_share_their_topics(kafka: Kafka) -> None:

@@ -59,6 +59,16 @@ async def test_a_topic_that_is_missing_fails_within_seconds_and_holds_up_nobody(
         await client.publish("not/there")
 
 
+@pytest.mark.parametrize("topic", ["answers", "_spa/reply/nobody/token/0a"])
+async def test_a_topic_that_only_a_requester_names_is_not_created(kafka: Kafka, topic: str) -> None:
+    async with bus_client(kafka.server, create_topics="all") as client:
+        reply = client.bus.post(Envelope(topic=topic, correlation=b"0a"))
+        with pytest.raises(UnknownTopic):
+            await asyncio.wait_for(reply, 15)
+        await client.publish("answers")
+        await client.bus.publish(Envelope(topic="answers", correlation=b"0a"), timeout=10)
+
+
 async def test_a_topic_that_somebody_creates_meanwhile_is_used(kafka: Kafka) -> None:
     async with bus_client(kafka.server, create_topics="own") as client:
         post = client.bus.post(Envelope(topic="soon"))

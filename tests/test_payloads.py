@@ -20,6 +20,7 @@ from hypothesis import given, strategies as st
 from spa_dat.errors import ConfigurationError, DecodeError, EncodeError
 from spa_dat.runtime._content_types import PayloadFormat, format_of
 from spa_dat.runtime._payloads import Decoder, encode
+from spa_dat.transports import Tombstone
 
 T = TypeVar("T")
 
@@ -196,6 +197,12 @@ def test_what_json_can_not_carry_is_named_with_its_place(value: object, words: l
         encode(value)
     for word in words:
         assert word in str(raised.value)
+
+
+def test_a_tombstone_is_an_object() -> None:
+    assert encode(Tombstone()) == (b"", None)
+    with pytest.raises(EncodeError, match=r"Tombstone\(\)"):
+        encode(Tombstone)
 
 
 def test_a_lone_surrogate_is_no_text() -> None:

@@ -741,7 +741,9 @@ async def test_request_many_refuses_a_count_that_can_not_be(count: int) -> None:
         "_spa",
     ],
 )
-async def test_a_hostile_reply_address_is_refused_and_counted(address: str, way: str) -> None:
+async def test_a_hostile_reply_address_is_refused_and_counted(
+    address: str, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
     site = Site()
     app = site.app()
     seen: list[str | None] = []
@@ -762,6 +764,7 @@ async def test_a_hostile_reply_address_is_refused_and_counted(address: str, way:
         await asyncio.sleep(1)
     assert seen == [None]
     assert app.stats["replies.refused"] == 1
+    assert "annotate the reply's type" not in caplog.text
     assert [envelope.topic for envelope in everything.envelopes] == ["q/1"]
     assert site.letters() == []
 

@@ -97,6 +97,11 @@ def parse_address(url: str) -> Address:
     username, colon, password = user.partition(":")
     several = scheme in _SEVERAL_HOSTS
     if several:
+        if "@" in user:
+            raise ConfigurationError(
+                f"a {scheme}:// URL has more than one '@': user and password stand once, in front"
+                " of all hosts; write '@' itself as %40"
+            )
         for one in place.split(",") if place else ():
             _host_and_port(scheme, one)
         host, port = place, None

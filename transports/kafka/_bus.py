@@ -65,6 +65,7 @@ class KafkaBus(Bus):
             names.replies(self._application),
             token,
             self._codec,
+            self._topics,
             surroundings,
         )
         self._publisher = Publisher(
@@ -143,8 +144,9 @@ class KafkaBus(Bus):
         if problem.final:
             return problem.error
         error = ConnectFailed(
-            f"{problem.error}; tried for {self._config.start_timeout:g} s: check the address and"
-            " that the brokers run, or raise the option start_timeout"
+            f"{problem.error}; tried for {self._config.start_timeout:g} s: check the address, that"
+            " the brokers run, and whether this port wants TLS (kafkas://) and a login; or raise"
+            " the option start_timeout"
         )
         error.__cause__ = problem.error
         return error

@@ -15,7 +15,7 @@ from ...errors import ConfigurationError
 from .._secret import Secret
 from ._config import KafkaConfig
 
-__all__ = ["common_options", "reach", "stop_consumer", "tls_context"]
+__all__ = ["common_options", "end_tasks", "reach", "stop_consumer", "tls_context"]
 
 _LIBRARY = "aiokafka"
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.02, 0.1
@@ -76,28 +76,52 @@ async def reach(config: KafkaConfig, client_id: str) -> None:
 
 
 async def stop_consumer(consumer: Any, timeout: float) -> None:
-    """Stop a consumer of the library and close its connections; never raises.
+    """Stop a consumer of the library, and all that it has started; never raises.
 
-    Its own ``stop`` ends half-way with a CancelledError when a fetch has just begun or failed.
+    Not by its own ``stop``: in the middle of a rebalance that waits for the end of it, and where a
+    fetch has just begun or failed it ends half-way. It would do nothing else, as nothing is
+    committed by the library, and a group is left with `leave`.
 
     Args:
         consumer: started or not.
-        timeout: seconds for each of the two steps.
+        timeout: seconds for each of two steps.
     """
-    await _attempt(consumer.stop(), timeout)
-    if consumer._fetcher is not None:
-        for task in consumer._fetcher._pending_tasks:
-            task.cancel()
+    consumer._closed = True
+    await end_tasks(consumer, timeout)
     await _attempt(consumer._client.close(), timeout)
+
+
+async def end_tasks(consumer: Any, timeout: float) -> None:
+    """End all that a consumer of the library does by itself, within ``timeout`` seconds."""
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher
+    parts = (
+        getattr(coordinator, "_coordination_task", None),
+        getattr(coordinator, "_heartbeat_task", None),
+        getattr(coordinator, "_commit_refresh_task", None),
+        getattr(coordinator, "_reset_committed_task", None),
+        getattr(fetcher, "_fetch_task", None),
+        *getattr(fetcher, "_pending_tasks", ()),
+    )
+    tasks = [task for task in parts if task is not None]
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=timeout)
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            # What it ended with is of no interest any more.
+            task.exception()
 
 
 async def _attempt(step: Coroutine[Any, Any, None], timeout: float) -> None:
     task = asyncio.ensure_future(step)
-    await asyncio.wait((task,), timeout=timeout)
-    if not task.done():
-        task.cancel()
-    elif not task.cancelled():
-        task.exception()
+    try:
+        await asyncio.wait((task,), timeout=timeout)
+    finally:
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled():
+            task.exception()
 
 
 async def _greet(host: str, port: int, options: dict[str, Any]) -> None:

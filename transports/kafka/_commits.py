@@ -12,6 +12,7 @@ from aiokafka.structs import TopicPartition
 
 from ._config import KafkaConfig
 from ._errors import describe
+from ._membership import commit
 from ._slots import Assignment
 
 __all__ = ["Committer"]
@@ -19,8 +20,7 @@ __all__ = ["Committer"]
 _log = logging.getLogger(__name__)
 
 _NEVER = 1 << 62
-# What says that the partitions are somebody else's by now.
-_LOST = (kafka.CommitFailedError, kafka.IllegalStateError, kafka.IllegalOperation)
+_TRY_AGAIN = 0.1
 
 
 class Committer:
@@ -53,6 +53,7 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[bool] | None = None
         self._ended = False
+        self._failing = False
         assignment.on_release = self._on_release
 
     def _on_release(self) -> None:
@@ -97,17 +98,27 @@ class Committer:
             await _bounded(self._task, 0.0 if lost else timeout)
         offsets = {} if lost else self._pending()
         if offsets:
-            task = loop.create_task(self._commit(offsets))
+            task = loop.create_task(self._commit_at_last(offsets))
             if not await _bounded(task, max(deadline - loop.time(), 0.0)):
                 self._stats["kafka.commits_failed"] += 1
                 _log.warning(
-                    "group %r: no answer to the last commit: what is settled may come again",
+                    "group %r: the last commit was not confirmed: what is settled may come again",
                     self._group,
                 )
 
     async def commit(self, offsets: dict[TopicPartition, int]) -> bool:
-        """Commit these; whether the cluster has them. Only while nothing else is committed."""
-        return await self._commit(offsets)
+        """Commit these now; whether the cluster has them all. Only where nothing is settled."""
+        if not self._ended:
+            await self._commit(offsets)
+        trackers = self._assignment.trackers
+        return all(trackers[tp].committed == offset for tp, offset in offsets.items())
+
+    async def _commit_at_last(self, offsets: dict[TopicPartition, int]) -> bool:
+        done = await self._commit(offsets)
+        while not done:
+            await asyncio.sleep(_TRY_AGAIN)
+            done = await self._commit(offsets)
+        return done
 
     def _pending(self) -> dict[TopicPartition, int]:
         return {
@@ -117,21 +128,30 @@ class Committer:
         }
 
     async def _commit(self, offsets: dict[TopicPartition, int]) -> bool:
-        assigned = self._consumer.assignment()
-        offsets = {tp: offset for tp, offset in offsets.items() if tp in assigned}
-        if not offsets:
-            return True
+        """Commit these; False if that is to be tried again."""
         try:
-            await self._consumer.commit(offsets)
-        except _LOST as error:
+            async with asyncio.timeout(self._config.request_timeout):
+                await commit(self._consumer, offsets)
+        except kafka.CommitFailedError as error:
             # Whoever has the partitions now gets the records again.
             self._stats["kafka.commits_lost"] += 1
             _log.info("group %r: a commit came too late: %s", self._group, describe(error))
             return True
-        except (kafka.KafkaError, OSError) as error:
+        except kafka.UnknownTopicOrPartitionError:
+            # Which one is gone is not told.
+            one_by_one = [{partition: offset} for partition, offset in offsets.items()]
+            return len(offsets) == 1 or all([await self._commit(one) for one in one_by_one])
+        except Exception as error:  # noqa: BLE001 (whatever the library raises, it is tried again)
             self._stats["kafka.commits_failed"] += 1
-            _log.error("group %r: a commit failed: %s", self._group, describe(error))
+            if not self._failing:
+                self._failing = True
+                _log.error(
+                    "group %r: a commit failed, and is tried again: %s",
+                    self._group,
+                    describe(error),
+                )
             return False
+        self._failing = False
         self._stats["kafka.commits"] += 1
         trackers = self._assignment.trackers
         for partition, offset in offsets.items():

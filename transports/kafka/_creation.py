@@ -172,5 +172,7 @@ class Topics:
             )
             advice = f"create {settings}; or give create_topics='own'"
         else:
-            advice = "create it, or give create_topics='all'"
-        return UnknownTopic(f"topic {missing} does not exist on the cluster: {advice}")
+            it = "it" if len(names) == 1 else "them"
+            advice = f"create {it}, or give create_topics='all'"
+        what = f"topic {missing} does" if len(names) == 1 else f"topics {missing} do"
+        return UnknownTopic(f"{what} not exist on the cluster: {advice}")

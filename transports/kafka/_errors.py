@@ -102,7 +102,13 @@ def describe(cause: BaseException) -> str:
     """What an exception of a library below says, in one line."""
     for kind, words in _WORDS:
         if isinstance(cause, kind):
+            if kind is kafka.GroupAuthorizationFailedError and cause.args:
+                return f"{words} {cause.args[0]!r}"
             return words
+    if isinstance(cause, kafka.KafkaConnectionError):
+        return " ".join(str(cause).split()).removeprefix("KafkaConnectionError: ")
+    if isinstance(cause, ConnectionResetError):
+        return "the broker closed the connection"
     if isinstance(cause, socket.gaierror):
         return f"unknown host ({cause.strerror})"
     if isinstance(cause, ssl.SSLCertVerificationError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -25,21 +25,23 @@ _POLL = 200
 _SMALL_WINDOW = 64
 _PATIENCE = 0.02
 _LONGEST_IDLE = 5.0
+# More than what one fetch takes, unless the library waits for something that may never come.
+_GRACE = 1.0
 
 
 class Fetching:
-    """The one task that fetches for a consumer of the library, never cancelled while it does.
+    """Fetches for a consumer of the library, never cancelled while that is in use.
 
     At most ``window`` deliveries are unsettled. As long as there is no room nothing is fetched; if
     that lasts, the partitions are paused and it goes on polling, or the group would give the member
-    up. If nothing at all is settled for ``max_poll_interval``, it is left to do so.
+    up. If nothing at all is settled for ``max_poll_interval``, it ends.
 
     Args:
         consumer: the library's.
         config: limits.
         window: the most unsettled deliveries.
         current: the assignment at work; None between two.
-        take: gets what was fetched.
+        take: gets what was fetched; what it returns is awaited.
         stats: counts ``kafka.stalled``.
         name: for messages.
     """
@@ -50,7 +52,7 @@ class Fetching:
         config: KafkaConfig,
         window: int,
         current: Callable[[], Assignment | None],
-        take: Callable[[Fetched], None],
+        take: Callable[[Fetched], Awaitable[None] | None],
         stats: Counter[str],
         name: str,
     ) -> None:
@@ -64,64 +66,104 @@ class Fetching:
         self._name = name
         self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
 
-    async def run(self, stop: asyncio.Event, until: float | None = None) -> None:
+    async def run(self, stop: asyncio.Event, until: float | None = None) -> bool:
         """Fetch until ``stop`` is set, or until ``until`` (loop time).
+
+        Returns:
+            False when it ended because nothing was settled for too long.
 
         Raises:
             Exception: what the library raises.
         """
+        fetching = asyncio.ensure_future(self._fetch(stop, until))
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            assignment = self._current()
+            if assignment is not None:
+                assignment.wake()
+            # In the middle of a rebalance the library does not come back before its end.
+            await asyncio.wait({fetching}, timeout=_GRACE)
+            return fetching.result() if fetching.done() else True
+        finally:
+            fetching.cancel()
+            stopping.cancel()
+            await asyncio.gather(fetching, stopping, return_exceptions=True)
+
+    async def _fetch(self, stop: asyncio.Event, until: float | None) -> bool:
         consumer = self._consumer
         loop = asyncio.get_running_loop()
         watched = (consumer._client._sync_task, consumer._fetcher._fetch_task)
         while not stop.is_set() and (until is None or loop.time() < until):
             room = await self._room(stop)
+            if room is None:
+                return False
             if room:
                 fetched = await consumer.getmany(timeout_ms=_POLL, max_records=room)
                 if fetched:
-                    self._take(fetched)
+                    await self._taken(fetched)
             for task in watched:
                 if task.done():
                     raise kafka.KafkaError("a task of the library has ended")
+        return True
 
-    async def _room(self, stop: asyncio.Event) -> int:
-        """How many records may be fetched now; waits for some time if there are none."""
+    async def _taken(self, fetched: Fetched) -> None:
+        waiting = self._take(fetched)
+        if waiting is not None:
+            await waiting
+
+    async def _room(self, stop: asyncio.Event) -> int | None:
+        """How many records may be fetched now; None if there has been no room for too long."""
         assignment = self._current()
         if assignment is None or assignment.ended:
             # The library waits for the next one.
             return self._window
         if assignment.unsettled > self._low:
             await assignment.settled_down_to(self._low, _PATIENCE)
-            if assignment.unsettled >= self._window and not assignment.ended:
-                await self._stand_still(assignment, stop)
+            full = assignment.unsettled >= self._window and not assignment.ended
+            if full and not await self._stand_still(assignment, stop):
+                return None
         return max(self._window - assignment.unsettled, 0)
 
-    async def _stand_still(self, assignment: Assignment, stop: asyncio.Event) -> None:
-        """Wait for room, however long it takes, and stay a member meanwhile."""
+    async def _stand_still(self, assignment: Assignment, stop: asyncio.Event) -> bool:
+        """Wait for room, and stay a member meanwhile; False if that takes too long."""
         loop = asyncio.get_running_loop()
-        since, told = loop.time(), False
+        limit = loop.time() + self._config.max_poll_interval
         paused: list[TopicPartition] = []
-        while assignment.unsettled >= self._window and not assignment.ended and not stop.is_set():
-            if await assignment.settled_down_to(self._window - 1, self._idle):
-                break
-            if loop.time() - since < self._config.max_poll_interval:
+        try:
+            while assignment.unsettled >= self._window:
+                left = limit - loop.time()
+                if left <= 0:
+                    return self._stalled()
+                patience = min(self._idle, left)
+                if await assignment.settled_down_to(self._window - 1, patience):
+                    break
+                if assignment.ended or stop.is_set():
+                    break
                 if not paused:
                     paused = list(self._consumer.assignment())
                     self._consumer.pause(*paused)
                 # Everything is paused: it only says that we are alive.
                 stray = await self._consumer.getmany(timeout_ms=0, max_records=1)
                 if stray:
-                    self._take(stray)
-            elif not told:
-                told = True
-                self._stats["kafka.stalled"] += 1
-                _log.error(
-                    "%s: nothing was settled for %g s, so the group will give its partitions to"
-                    " others; see what the handler waits for, or raise max_poll_interval",
-                    self._name,
-                    self._config.max_poll_interval,
-                )
+                    await self._taken(stray)
+            return True
+        finally:
+            self._go_on(assignment, paused)
+
+    def _go_on(self, assignment: Assignment, paused: Sequence[TopicPartition]) -> None:
+        if assignment.ended:
+            return
         full = {tp for tp, tracker in assignment.trackers.items() if tracker.paused}
         assigned = self._consumer.assignment()
-        again = [tp for tp in paused if tp in assigned and tp not in full]
-        if again and not assignment.ended:
-            self._consumer.resume(*again)
+        self._consumer.resume(*(tp for tp in paused if tp in assigned and tp not in full))
+
+    def _stalled(self) -> bool:
+        self._stats["kafka.stalled"] += 1
+        _log.error(
+            "%s: nothing was settled for %g s; see what the handler waits for, or raise"
+            " max_poll_interval",
+            self._name,
+            self._config.max_poll_interval,
+        )
+        return False

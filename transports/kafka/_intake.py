@@ -8,6 +8,7 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from ...errors import ConnectFailed, ConnectionLost, SpaDatError
@@ -24,7 +25,7 @@ from ._past import Past
 from ._records import Codec, StoredRecord
 from ._slots import Assignment
 
-__all__ = ["Intake"]
+__all__ = ["Intake", "unless"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Intake(abc.ABC):
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._interrupt = asyncio.Event()
         self._closed = asyncio.Event()
+        # Those who wait for their filter to come in force.
         self._changes: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
@@ -115,11 +117,12 @@ class Intake(abc.ABC):
         self._stopped = self._closing = True
         self._interrupt.set()
         self._closed.set()
-        for change in self._taken_changes():
-            if not change.done():
-                change.set_exception(self._is_closed())
-        if not self._ready.done():
-            self._ready.cancel()
+        waiting, self._changes = [*self._changes, self._ready], []
+        for future in waiting:
+            if not future.done():
+                future.set_exception(self._is_closed())
+                # Nobody has to be waiting for it.
+                future.exception()
         if self._task is not None:
             # It bounds its own steps; should one hang all the same, it is cut off.
             await asyncio.wait({self._task}, timeout=_LONGEST_END)
@@ -148,7 +151,7 @@ class Intake(abc.ABC):
                 await self._session()
                 continue
             except Exception as error:  # noqa: BLE001 (whatever the library raises, it goes on)
-                if self._is_final(error) or self._closing:
+                if self._closing or self._is_final(error):
                     return
             self._stats["kafka.reconnects"] += 1
             delay = backoff.next_delay(loop.time() - began)
@@ -161,7 +164,13 @@ class Intake(abc.ABC):
         config = self._config
         problem = connect_problem(error, config.address, config.username)
         if self._ready.done():
-            _log.warning("consumer %r: %s; trying again", self.identifier, problem.error)
+            expected = isinstance(error, (KafkaError, OSError, SpaDatError))
+            _log.warning(
+                "consumer %r: %s; trying again",
+                self.identifier,
+                problem.error,
+                exc_info=None if expected else error,
+            )
             return False
         connecting = isinstance(problem.error, ConnectFailed) and not (
             problem.final and problem.error is not error
@@ -212,14 +221,12 @@ class Intake(abc.ABC):
 
     def _in_force(self, changes: Sequence[asyncio.Future[None]]) -> None:
         for change in changes:
+            if change in self._changes:
+                self._changes.remove(change)
             if not change.done():
                 change.set_result(None)
         if not self._ready.done():
             self._ready.set_result(None)
-
-    def _taken_changes(self) -> list[asyncio.Future[None]]:
-        taken, self._changes = self._changes, []
-        return taken
 
     # Waiting that ends when something else has to be done.
 
@@ -234,10 +241,10 @@ class Intake(abc.ABC):
 
     async def _unless_interrupted(self, coroutine: Coroutine[Any, Any, None]) -> bool:
         """Await something, or cancel it when `_interrupt` is set; whether it was done."""
-        return await _unless(self._interrupt, coroutine)
+        return await unless(self._interrupt, coroutine)
 
     async def _unless_closed(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        if not await _unless(self._closed, coroutine):
+        if not await unless(self._closed, coroutine):
             raise self._is_closed()
 
     def _is_closed(self) -> ConnectionLost:
@@ -265,6 +272,8 @@ class Intake(abc.ABC):
         decode, epoch, keep = self._codec.decode, assignment.epoch, tracker.slots.append
         deliveries: list[Delivery] = []
         skipped = 0
+        if tracker.first < 0:
+            tracker.first = records[0].offset
         # Before anything is settled.
         assignment.unsettled += len(records)
         for record in records:
@@ -285,7 +294,6 @@ class Intake(abc.ABC):
             else:
                 self._stats["messages.recognised"] += 1
         self._seen[partition] = max(seen, records[-1].offset + 1)
-        assignment.handed_out += len(records)
         if skipped:
             assignment.unsettled -= skipped
             tracker.advance()
@@ -324,7 +332,8 @@ class Intake(abc.ABC):
 _LONGEST_END = 8.0
 
 
-async def _unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> bool:
+async def unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> bool:
+    """Await something, or cancel it when the event is set; whether it was done."""
     task = asyncio.ensure_future(coroutine)
     waiting = asyncio.ensure_future(event.wait())
     try:

@@ -6,10 +6,20 @@ import functools
 from collections.abc import Sequence
 from importlib import metadata
 from types import ModuleType
+from typing import Any
 
 from aiokafka import codec
 from aiokafka.client import AIOKafkaClient
 from aiokafka.cluster import ClusterMetadata
+from aiokafka.consumer.consumer import AIOKafkaConsumer
+from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.group_coordinator import (
+    BaseCoordinator,
+    GroupCoordinator,
+    NoGroupCoordinator,
+)
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.coordinator.protocol import ConsumerProtocol
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.producer import AIOKafkaProducer
 from aiokafka.producer.sender import Sender
@@ -27,17 +37,34 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
             "_on_connection_closed",
             "add_topic",
             "bootstrap",
+            "close",
+            "fetch_all_metadata",
             "force_metadata_update",
             "get_random_node",
             "ready",
             "send",
+            "set_topics",
         ),
     ),
     (
         ClusterMetadata,
-        ("add_listener", "available_partitions_for_topic", "partitions_for_topic"),
+        ("add_listener", "available_partitions_for_topic", "partitions_for_topic", "topics"),
     ),
     (BatchBuilder, ("append", "record_count")),
+    (ConsumerProtocol, ("ASSIGNMENT",)),
+    (Fetcher, ("error_future",)),
+    (
+        GroupCoordinator,
+        (
+            "_do_commit_offsets",
+            "_get_metadata_snapshot",
+            "_maybe_leave_group",
+            "check_errors",
+            "ensure_coordinator_known",
+            "fetch_committed_offsets",
+        ),
+    ),
+    (SubscriptionState, ("fetch_context",)),
     (codec, ("has_gzip", "has_lz4", "has_snappy", "has_zstd")),
     (Sender, ("sender_task",)),
     (TransactionManager, ("increment_sequence_number",)),
@@ -45,6 +72,26 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
 _PRODUCER_STATE = ("_closed", "_sender", "_txn_manager", "client")
 _CLIENT_STATE = ("_md_update_fut", "_sync_task", "_topics", "cluster")
 _CLUSTER_STATE = ("controller", "unauthorized_topics")
+_CONSUMER_STATE = ("_client", "_closed", "_coordinator", "_fetcher", "_subscription")
+# What a consumer makes when it starts, and sets there.
+_STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (BaseCoordinator, ("_metadata_snapshot",)),
+    (Fetcher, ("_fetch_task", "_pending_tasks")),
+    (
+        GroupCoordinator,
+        (
+            "_commit_lock",
+            "_commit_refresh_task",
+            "_coordination_task",
+            "_group_instance_id",
+            "_group_subscription",
+            "_heartbeat_task",
+            "coordinator_id",
+            "generation",
+        ),
+    ),
+    (NoGroupCoordinator, ("_reset_committed_task",)),
+)
 
 
 @functools.cache
@@ -57,10 +104,15 @@ def check_libraries() -> None:
         ConfigurationError: it does not; names the version found and the ones that fit.
     """
     missing = [lack for owner, names in _PARTS for lack in _lacking(owner, names)]
-    probe = AIOKafkaProducer(enable_idempotence=True)
+    missing += [
+        f"{_name(owner)}.{name}"
+        for owner, names in _STARTED
+        for name in names
+        if name not in vars(owner)["__init__"].__code__.co_names
+    ]
+    missing += _lacking(_never_started(AIOKafkaConsumer()), _CONSUMER_STATE)
+    probe = _never_started(AIOKafkaProducer(enable_idempotence=True))
     missing += _lacking(probe, _PRODUCER_STATE)
-    # It was never started, and would complain that it was not stopped.
-    probe._closed = True
     if not missing:
         missing += _lacking(probe.client, _CLIENT_STATE)
         missing += _lacking(probe.client.cluster, _CLUSTER_STATE)
@@ -87,10 +139,18 @@ def check_compression(name: str | None) -> None:
         )
 
 
+def _never_started(probe: Any) -> Any:
+    # It would complain that it was not stopped.
+    probe._closed = True
+    return probe
+
+
 def _lacking(thing: object, names: Sequence[str]) -> list[str]:
-    if isinstance(thing, ModuleType):
-        where = thing.__name__
-    else:
-        owner = thing if isinstance(thing, type) else type(thing)
-        where = f"{owner.__module__}.{owner.__qualname__}"
+    where = _name(thing if isinstance(thing, (ModuleType, type)) else type(thing))
     return [f"{where}.{name}" for name in names if not hasattr(thing, name)]
+
+
+def _name(thing: ModuleType | type) -> str:
+    if isinstance(thing, ModuleType):
+        return thing.__name__
+    return f"{thing.__module__}.{thing.__qualname__}"

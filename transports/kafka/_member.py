@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from typing import Any
 
+import aiokafka.errors as kafka
 from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.structs import TopicPartition
 
 from ...errors import ConfigurationError
 from .._contract import Receiver, Subscription, Surroundings
+from ._clients import end_tasks, stop_consumer
 from ._commits import Committer
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._fetching import Fetched, Fetching
-from ._intake import Intake
+from ._intake import Intake, unless
 from ._membership import (
+    commit,
+    committed,
     is_lost,
-    leave_on_stop,
+    leave,
+    partitions,
     rejoin_anew,
-    stop_consumer,
     unassigned,
     watch_topics,
 )
@@ -41,6 +46,7 @@ _STOP_TIMEOUT = 3.0
 _SHARE_FOR_RUNNING = 0.8
 _KICKS = 6
 _SHORT = 10.0
+_LOOK_AGAIN = 0.05
 
 
 class GroupMember(Intake):
@@ -67,6 +73,8 @@ class GroupMember(Intake):
         self._reassigned = asyncio.Event()
         self._epoch = 0
         self._held = False
+        self._rejoining = False
+        self._lost = False
         self._kicks = 0
         self._joined_at = 0.0
 
@@ -79,29 +87,40 @@ class GroupMember(Intake):
     # One consumer of the library after the other.
 
     async def _session(self) -> None:
-        changes = self._taken_changes()
-        await self._reach()
+        changes = [*self._changes]
+        if not await self._unless_interrupted(self._reach()):
+            return
         if not self._filters:
+            self._resume()
             self._in_force(changes)
             await self._interrupt.wait()
             return
         consumer = self._consumer = self._make()
+        stalled: Assignment | None = None
         try:
             if not await self._unless_interrupted(self._join(consumer)):
                 return
             self._in_force(changes)
-            fetching = Fetching(
-                consumer,
-                self._config,
-                self._subscription.window,
-                lambda: self._assignment,
-                self._take,
-                self._stats,
-                f"consumer {self.identifier!r}",
-            )
-            await fetching.run(self._interrupt)
+            if not await self._fetching(consumer).run(self._interrupt):
+                stalled = self._assignment
         finally:
-            await self._leave(consumer)
+            await self._leave(consumer, for_good=stalled is not None or bool(self._changes))
+        if stalled is not None:
+            # Until then it would only take away from others what it can not handle.
+            running = stalled.running()
+            one_less = max(len(running) - 1, 0)
+            await self._unless_interrupted(stalled.finished(running, math.inf, one_less))
+
+    def _fetching(self, consumer: Any) -> Fetching:
+        return Fetching(
+            consumer,
+            self._config,
+            self._subscription.window,
+            lambda: self._assignment,
+            self._take,
+            self._stats,
+            f"consumer {self.identifier!r}",
+        )
 
     def _make(self) -> Any:
         config = self._config
@@ -110,7 +129,7 @@ class GroupMember(Intake):
             **options,
             group_id=self._group,
             group_instance_id=self._names.group(self.identifier),
-            auto_offset_reset=config.offset_reset,
+            auto_offset_reset="earliest",
             session_timeout_ms=int(config.session_timeout * 1000),
             heartbeat_interval_ms=int(config.heartbeat_interval * 1000),
             rebalance_timeout_ms=int(config.rebalance_timeout * 1000),
@@ -130,40 +149,64 @@ class GroupMember(Intake):
     async def _join(self, consumer: Any) -> None:
         # A group that is busy with handing over lets nobody in before that is done.
         async with asyncio.timeout(self._config.start_timeout + self._config.rebalance_timeout):
-            await consumer.start()
-            if await unassigned(consumer, self._group) or not self._wants(consumer.assignment()):
+            try:
+                await consumer.start()
+            except kafka.KafkaError:
+                # A name that is known gets what it had before, and the library breaks off when that
+                # is not wanted any more. The next attempt is to be another member.
+                await end_tasks(consumer, _STOP_TIMEOUT)
+                await leave(consumer)
+                raise
+            if await unassigned(consumer, self._group):
+                self._rejoining = True
                 self._reassigned.clear()
-                await rejoin_anew(consumer)
-                await self._reassigned.wait()
+                await rejoin_anew(consumer, self._reassigned)
             watch_topics(consumer)
+            while True:
+                try:
+                    await self._take_places(consumer)
+                    return
+                except (kafka.IllegalStateError, kafka.CommitFailedError):
+                    # The partitions were handed out anew meanwhile.
+                    await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _take_places(self, consumer: Any) -> None:
+        """Have a place in each partition, so that what is published from now on is received."""
+        if self._config.offset_reset == "latest":
+            # Not left to the library: it would also go to the end of what appears later, and where
+            # retention has removed its place.
+            offsets = await committed(consumer)
+            if not offsets:
+                offsets = await consumer.end_offsets(partitions(consumer))
+                await commit(consumer, offsets)
             for partition in consumer.assignment():
-                await consumer.position(partition)
+                if partition in offsets:
+                    consumer.seek(partition, offsets[partition])
+        for partition in consumer.assignment():
+            await consumer.position(partition)
 
-    def _wants(self, partitions: Collection[TopicPartition]) -> bool:
-        """Whether all these are still wanted: a name that is known gets what it had before."""
-        names, pattern, _ = self._selection
-        return all(
-            tp.topic in names or (pattern is not None and pattern.match(tp.topic))
-            for tp in partitions
-        )
-
-    async def _leave(self, consumer: Any) -> None:
+    async def _leave(self, consumer: Any, *, for_good: bool) -> None:
         """End with this consumer of the library: commit, and give back what it had."""
-        assignment = self._assignment
-        if assignment is not None:
-            assignment.end()
-            if not self._closing:
-                self._hold()
-                running = assignment.running()
-                await assignment.finished(running, self._patience if self._changes else 0.0)
-        if self._committer is not None:
-            await self._committer.finish(_COMMIT_TIMEOUT, lost=is_lost(consumer))
-        self._forget()
-        if self._changes:
-            # The name would get what it had before, whatever it wants now.
-            leave_on_stop(consumer)
-        await stop_consumer(consumer, _STOP_TIMEOUT)
-        self._consumer = None
+        try:
+            assignment = self._assignment
+            if assignment is not None:
+                assignment.end()
+                if not self._closing:
+                    self._hold()
+                    if self._changes:
+                        running = assignment.running()
+                        await unless(self._closed, assignment.finished(running, self._patience))
+            if self._committer is not None:
+                await self._committer.finish(_COMMIT_TIMEOUT, lost=is_lost(consumer))
+        finally:
+            self._forget()
+            if for_good:
+                # The name would get what it had before, whatever it wants now. The tasks would
+                # join again at once.
+                await end_tasks(consumer, _STOP_TIMEOUT)
+                await unless(self._closed, leave(consumer))
+            await stop_consumer(consumer, _STOP_TIMEOUT)
+            self._consumer = None
 
     @property
     def _patience(self) -> float:
@@ -174,9 +217,14 @@ class GroupMember(Intake):
             self._held = True
             self._receiver.hold()
 
+    def _resume(self) -> None:
+        if self._held and not self._closing:
+            self._held = False
+            self._receiver.resume(redelivered=True)
+
     def _forget(self) -> None:
         assignment, self._assignment, self._committer = self._assignment, None, None
-        if assignment is not None:
+        if assignment is not None and not self._at_most_once:
             for partition, tracker in assignment.trackers.items():
                 self._past[partition] = Past(tracker, self._past.get(partition))
 
@@ -189,14 +237,14 @@ class GroupMember(Intake):
             return
         assignment.end()
         self._hold()
-        lost = is_lost(self._consumer)
+        self._lost = lost = is_lost(self._consumer)
         if not lost:
             await assignment.finished(assignment.running(), self._patience)
         await committer.finish(_COMMIT_TIMEOUT, lost=lost)
         if self._assignment is assignment:
             self._forget()
         self._stats["kafka.rebalances"] += 1
-        if lost:
+        if lost and not self._rejoining:
             self._count_loss()
 
     def assigned(self, partitions: Collection[TopicPartition]) -> None:
@@ -213,10 +261,11 @@ class GroupMember(Intake):
         self._committer = Committer(
             self._consumer, assignment, self._config, self._stats, self._group
         )
+        if self._lost:
+            watch_topics(self._consumer)
+        self._lost = self._rejoining = False
         self._reassigned.set()
-        if self._held and not self._closing:
-            self._held = False
-            self._receiver.resume(redelivered=True)
+        self._resume()
 
     def _count_loss(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -236,27 +285,38 @@ class GroupMember(Intake):
 
     # Records.
 
-    def _take(self, fetched: Fetched) -> None:
-        assignment, consumer = self._assignment, self._consumer
-        if self._stopped or assignment is None or assignment.ended:
-            # They come again; the library must not think that they were handed out.
-            for partition, records in fetched.items():
-                if partition in consumer.assignment():
-                    consumer.seek(partition, records[0].offset)
-            return
+    def _take(self, fetched: Fetched) -> Awaitable[None] | None:
+        assignment = self._assignment
+        if assignment is None:
+            raise kafka.KafkaError("the library did not say what it has assigned")
+        if self._stopped or assignment.ended:
+            self._put_back(fetched)
+            return None
         if self._at_most_once:
-            self._take_at_most_once(fetched)
-            return
+            return self._take_at_most_once(assignment, fetched)
         for partition, records in fetched.items():
             self._hand_out(assignment, partition, records)
             self._pause_if_full(assignment.trackers[partition])
+        return None
 
-    def _take_at_most_once(self, fetched: Fetched) -> None:
+    def _put_back(self, fetched: Fetched) -> None:
+        """They come again: the library must not think that they were handed out."""
+        consumer = self._consumer
+        for partition, records in fetched.items():
+            if partition in consumer.assignment():
+                consumer.seek(partition, records[0].offset)
+                if self._stopped:
+                    consumer.pause(partition)
+
+    async def _take_at_most_once(self, assignment: Assignment, fetched: Fetched) -> None:
         committer = self._committer
         assert committer is not None
         offsets = {partition: records[-1].offset + 1 for partition, records in fetched.items()}
-        task = asyncio.ensure_future(committer.commit(offsets))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        confirmed = await committer.commit(offsets)
+        if assignment.ended:
+            return
+        if not confirmed:
+            raise kafka.KafkaError("what was fetched could not be committed")
         for records in fetched.values():
             self._hand_out_untracked(records)
 
@@ -284,13 +344,19 @@ class GroupMember(Intake):
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Passes on what the library reports; what it raised would only be logged there."""
+    """Passes on what the library reports, which would keep errors to itself."""
 
     def __init__(self, member: GroupMember) -> None:
         self._member = member
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        await self._member.revoked()
+        try:
+            await self._member.revoked()
+        except Exception:  # noqa: BLE001 (nobody else would say so)
+            _log.exception("consumer %r could not give partitions back", self._member.identifier)
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        self._member.assigned(assigned)
+        try:
+            self._member.assigned(assigned)
+        except Exception:  # noqa: BLE001 (nobody else would say so)
+            _log.exception("consumer %r could not take partitions", self._member.identifier)

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import aiokafka.errors as kafka
 from aiokafka.client import ConnectionGroup
 from aiokafka.coordinator.protocol import ConsumerProtocol
 from aiokafka.protocol.admin import DescribeGroupsRequest
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-__all__ = ["is_lost", "leave_on_stop", "rejoin_anew", "stop_consumer", "unassigned", "watch_topics"]
+__all__ = [
+    "commit",
+    "committed",
+    "is_lost",
+    "leave",
+    "partitions",
+    "rejoin_anew",
+    "unassigned",
+    "watch_topics",
+]
 
 _STABLE = "Stable"
+_LOOK_AGAIN = 0.1
+_NO_MEMBER = (
+    kafka.IllegalGenerationError,
+    kafka.RebalanceInProgressError,
+    kafka.UnknownMemberIdError,
+)
 
 
 def is_lost(consumer: Any) -> bool:
@@ -22,20 +38,72 @@ def is_lost(consumer: Any) -> bool:
     return bool(consumer._coordinator.generation < 0)
 
 
-def leave_on_stop(consumer: Any) -> None:
-    """Give the membership up when the consumer stops, instead of keeping it for the next one."""
-    if consumer._coordinator is not None:
-        consumer._coordinator._group_instance_id = None
-
-
-async def rejoin_anew(consumer: Any) -> None:
-    """Leave the group and join it again, so that everything is assigned anew."""
+async def leave(consumer: Any) -> None:
+    """Give the membership up, instead of keeping it for who comes back with the name."""
     coordinator = consumer._coordinator
-    instance, coordinator._group_instance_id = coordinator._group_instance_id, None
+    if coordinator is not None:
+        instance, coordinator._group_instance_id = coordinator._group_instance_id, None
+        try:
+            await coordinator._maybe_leave_group()
+        finally:
+            coordinator._group_instance_id = instance
+
+
+async def commit(consumer: Any, offsets: Mapping[TopicPartition, int]) -> None:
+    """Commit for as long as the membership lasts.
+
+    The library's own way does so no more once a pattern has found a new topic, although that is
+    before the partitions are taken away. It would also try again without end.
+
+    Raises:
+        aiokafka.errors.CommitFailedError: somebody else may have the partitions by now.
+        aiokafka.errors.KafkaError: the cluster refused it, or can not be reached.
+    """
+    coordinator = consumer._coordinator
+    wanted = {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+    await coordinator.ensure_coordinator_known()
     try:
-        await coordinator._maybe_leave_group()
-    finally:
-        coordinator._group_instance_id = instance
+        async with coordinator._commit_lock:
+            await coordinator._do_commit_offsets(None, wanted)
+    except _NO_MEMBER as error:
+        raise kafka.CommitFailedError(*error.args) from error
+
+
+async def committed(consumer: Any) -> dict[TopicPartition, int]:
+    """What the group has committed of the consumer's topics, whoever has the partitions."""
+    offsets = await consumer._coordinator.fetch_committed_offsets(partitions(consumer))
+    return {tp: meta.offset for tp, meta in offsets.items() if meta.offset >= 0}
+
+
+def partitions(consumer: Any) -> list[TopicPartition]:
+    """All partitions of the consumer's topics."""
+    cluster = consumer._client.cluster
+    return [
+        TopicPartition(topic, partition)
+        for topic in sorted(consumer.subscription())
+        for partition in sorted(cluster.partitions_for_topic(topic) or ())
+    ]
+
+
+async def rejoin_anew(consumer: Any, reassigned: asyncio.Event) -> None:
+    """Leave the group and join it again, so that everything is assigned anew.
+
+    Args:
+        consumer: it.
+        reassigned: set when that is done.
+
+    Raises:
+        aiokafka.errors.KafkaError: the cluster does not let it.
+    """
+    coordinator = consumer._coordinator
+    await leave(consumer)
+    # Or it counts as one that has stopped fetching, which is not let in.
+    with consumer._subscription.fetch_context():
+        while not reassigned.is_set():
+            coordinator.check_errors()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_AGAIN):
+                    await reassigned.wait()
 
 
 def watch_topics(consumer: Any) -> None:
@@ -57,8 +125,7 @@ async def unassigned(consumer: Any, group: str) -> list[TopicPartition]:
     partitions: as long as its name is known, it gets what it had.
     """
     coordinator = consumer._coordinator
-    client = consumer._client
-    answer = await client.send(
+    answer = await consumer._client.send(
         coordinator.coordinator_id,
         DescribeGroupsRequest([group]),
         group=ConnectionGroup.COORDINATION,
@@ -69,47 +136,8 @@ async def unassigned(consumer: Any, group: str) -> list[TopicPartition]:
     taken: set[TopicPartition] = set()
     for member in members:
         taken.update(_assigned_to(member[4]))
-    return [tp for tp in _partitions(client, sorted(consumer.subscription())) if tp not in taken]
+    return [tp for tp in partitions(consumer) if tp not in taken]
 
 
 def _assigned_to(assignment: bytes) -> Iterable[TopicPartition]:
     return ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions() if assignment else ()
-
-
-def _partitions(client: Any, topics: Iterable[str]) -> list[TopicPartition]:
-    return [
-        TopicPartition(topic, partition)
-        for topic in topics
-        for partition in sorted(client.cluster.partitions_for_topic(topic) or ())
-    ]
-
-
-async def stop_consumer(consumer: Any, timeout: float) -> None:
-    """Stop a consumer of the library, and all that it has started, whatever happens.
-
-    Args:
-        consumer: it, started or not.
-        timeout: seconds after which it is not asked but cut off.
-    """
-    stopping = asyncio.ensure_future(consumer.stop())
-    try:
-        await asyncio.wait({stopping}, timeout=timeout)
-    finally:
-        coordinator, fetcher = consumer._coordinator, consumer._fetcher
-        parts = [
-            stopping,
-            getattr(coordinator, "_coordination_task", None),
-            getattr(coordinator, "_heartbeat_task", None),
-            getattr(coordinator, "_commit_refresh_task", None),
-            getattr(coordinator, "_reset_committed_task", None),
-            getattr(fetcher, "_fetch_task", None),
-            *getattr(fetcher, "_pending_tasks", ()),
-        ]
-        tasks = [task for task in parts if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        closing = asyncio.ensure_future(consumer._client.close())
-        await asyncio.wait({closing}, timeout=timeout)
-        closing.cancel()
-        await asyncio.gather(closing, return_exceptions=True)

@@ -24,6 +24,7 @@ _MOST_REMEMBERED = 4_096
 _LEVEL = re.compile(r"[A-Za-z0-9_-]+")
 _DEAD_LETTER = f"{RESERVED}/dead-letter/"
 _REPLY = f"{RESERVED}/reply/"
+_OUTSIDE = f"{RESERVED}/outside/"
 # The first level of the brokers' own topics, such as __consumer_offsets.
 _HIDDEN = rf"(?!{RESERVED}(?:\.|\Z)|__)"
 _UNKNOWN = "unknown"
@@ -123,6 +124,11 @@ class Names:
             application, _, correlation = topic[len(_REPLY) :].partition("/")
             return Address(self.replies(_checked(application, topic)), correlation=correlation)
         check_topic(topic)
+        if topic.startswith(_OUTSIDE):
+            raise ConfigurationError(
+                f"topic {topic[len(_OUTSIDE) :][:80]!r} of the cluster does not start with the"
+                f" prefix {self._prefix!r}"
+            )
         if topic.startswith(_DEAD_LETTER):
             _, _, application, identifier = [*topic.split("/", 3), ""][:4]
             name = self.dead_letters(_checked(application, topic))
@@ -229,6 +235,10 @@ class Names:
     def is_plain(self, name: str) -> bool:
         """Whether the name alone tells the address of every record of the topic."""
         return name not in self._by_name and not self.plain_topic(name).startswith(_DEAD_LETTER)
+
+    def reply_topic(self, name: str) -> str:
+        """The address of a topic that a sender names; one that is refused outside the prefix."""
+        return self.plain_topic(name) if name.startswith(self._prefix) else _OUTSIDE + name
 
     def plain_topic(self, name: str) -> str:
         """The address that a topic's name stands for."""

@@ -25,18 +25,26 @@ class Past:
         for delivery in tracker.unreleased():
             # What the record is can not be told any more, but that it is dealt with.
             self.left[delivery.token] = delivery
-        self._done_before, self._done_until = -1, 0.0
+        # What was settled and not committed: these offsets, up to this time.
+        self._done, self._done_until = range(0), 0.0
         if before is not None:
-            self._done_before, self._done_until = before._done_before, before._done_until
-        if tracker.commit_at > max(tracker.committed, self._done_before):
-            self._done_before = tracker.commit_at
-            self._done_until = _time(tracker.last.envelope) if tracker.last is not None else 0.0
-        self._end = max(self._done_before, *(offset + 1 for offset in self.left), 0)
+            self._done, self._done_until = before._done, before._done_until
+        if tracker.last is not None and tracker.commit_at > tracker.committed:
+            self._add_done(range(tracker.first, tracker.commit_at), _time(tracker.last.envelope))
+        self._end = max(self._done.stop, *(offset + 1 for offset in self.left), 0)
+
+    def _add_done(self, done: range, until: float) -> None:
+        earlier = self._done
+        if earlier and done.start <= earlier.stop and earlier.start <= done.stop:
+            until = max(until, self._done_until)
+            done = range(min(done.start, earlier.start), max(done.stop, earlier.stop))
+        self._done, self._done_until = done, until
 
     def keep_running(self) -> bool:
         """The partition went to somebody else: forget all but what still runs here."""
         running = DeliveryState.RUNNING
         self.left = {o: delivery for o, delivery in self.left.items() if delivery.state is running}
+        self._done = range(0)
         return bool(self.left)
 
     def is_over(self, offset: int) -> bool:
@@ -52,8 +60,7 @@ class Past:
         earlier = self.left.pop(delivery.token, None)
         if earlier is None:
             # Not of a topic that was deleted and made anew: its records are younger.
-            done = delivery.token < self._done_before
-            if done and _time(delivery.envelope) <= self._done_until:
+            if delivery.token in self._done and _time(delivery.envelope) <= self._done_until:
                 delivery.settle()
                 return True
             return False

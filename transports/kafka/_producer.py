@@ -215,6 +215,8 @@ class Producer:
         if route is None:
             route = self._routes[record.name] = _Route(self, record.name)
             self._look_up(route)
+        if not record.is_reply:
+            route.creates = True
         route.write(entry, record)
 
     def new_batch(self) -> Any:
@@ -263,7 +265,7 @@ class Producer:
         client = self._library.client
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _UNKNOWN_AFTER
-        creates = self._topics.may_create(name)
+        created = False
         client.add_topic(name)
         while True:
             asked = await client.force_metadata_update()
@@ -276,19 +278,23 @@ class Producer:
             if not asked or not self._open:
                 # Only what a cluster says counts.
                 deadline = loop.time() + _UNKNOWN_AFTER
-            elif creates:
+            elif not created and self._may_create(name):
                 try:
                     await self._topics.ensure([name], _UNKNOWN_AFTER)
-                    creates = False
+                    created = True
                 except (kafka.KafkaError, OSError):
                     deadline = loop.time() + _UNKNOWN_AFTER
             elif loop.time() > deadline:
                 client._topics.discard(name)
+                allow = "" if self._topics.may_create(name) else ", or give create_topics='all'"
                 raise UnknownTopic(
-                    f"topic {name!r} does not exist on the cluster: create it, or give"
-                    " create_topics='all'"
+                    f"topic {name!r} does not exist on the cluster: create it{allow}"
                 )
             await asyncio.sleep(_LOOK_AGAIN)
+
+    def _may_create(self, name: str) -> bool:
+        route = self._routes.get(name)
+        return route is not None and route.creates and self._topics.may_create(name)
 
     def _look_up(self, route: _Route) -> None:
         count = self._partitions(route.name)
@@ -331,6 +337,8 @@ class _Route:
         self.unplaced: deque[OutboxEntry] = deque()
         self.finding: asyncio.Task[None] | None = None
         self.lost_at: float | None = None
+        # Strangers name the topics of replies, as many as they like.
+        self.creates = False
         self._producer = producer
         self._sticky: Lane | None = None
         self._stuck = 0

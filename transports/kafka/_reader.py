@@ -10,11 +10,11 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from .._contract import Receiver, Subscription, Surroundings
+from ._clients import stop_consumer
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._fetching import Fetched, Fetching
 from ._intake import Intake
-from ._membership import stop_consumer
 from ._names import Names, Selection
 from ._records import Codec
 from ._slots import Assignment, CountingTracker
@@ -45,16 +45,17 @@ class Reader(Intake):
         # One for good: what was handed out stays handed out, whatever happens to the connection.
         self._assignment = Assignment(1)
         self._consumer: Any = None
-        # The next offset of each partition.
+        # The next offset of each partition; also of those that are not to be seen now.
         self._places: dict[TopicPartition, int] = {}
-        # What is matched by these starts at its end; what appears later at its beginning.
-        self._new = self._selection
+        # What is there for these starts at its end; what appears later at its beginning.
+        self._new = dict.fromkeys(subscription.filters)
 
     def _added(self, pattern: str) -> None:
-        self._new = self._names.selection((pattern,))
+        self._new[pattern] = None
 
     async def _session(self) -> None:
-        await self._reach()
+        if not await self._unless_interrupted(self._reach()):
+            return
         config = self._config
         consumer = self._consumer = AIOKafkaConsumer(
             # Only counts where its place is gone.
@@ -63,8 +64,8 @@ class Reader(Intake):
             auto_offset_reset="earliest",
         )
         try:
-            async with asyncio.timeout(config.connect_timeout):
-                await consumer.start()
+            if not await self._unless_interrupted(self._connect(consumer)):
+                return
             fetching = Fetching(
                 consumer,
                 config,
@@ -76,11 +77,12 @@ class Reader(Intake):
             )
             loop = asyncio.get_running_loop()
             while not self._closing:
-                changes = self._taken_changes()
+                changes = [*self._changes]
                 self._interrupt.clear()
-                await self._look_around(consumer)
+                if not await self._unless_interrupted(self._look_around(consumer)):
+                    continue
                 self._in_force(changes)
-                if self._places:
+                if consumer.assignment():
                     await fetching.run(self._interrupt, loop.time() + config.topic_refresh)
                 else:
                     await self._interrupted(config.topic_refresh)
@@ -88,25 +90,30 @@ class Reader(Intake):
             await stop_consumer(consumer, _STOP_TIMEOUT)
             self._consumer = None
 
+    async def _connect(self, consumer: Any) -> None:
+        async with asyncio.timeout(self._config.connect_timeout):
+            await consumer.start()
+
     async def _look_around(self, consumer: Any) -> None:
         """Read all partitions that there are of the topics that are wanted."""
+        selection, patterns = self._selection, [*self._new]
+        new = self._names.selection(patterns)
         async with asyncio.timeout(self._config.request_timeout):
             cluster = await consumer._client.fetch_all_metadata()
             wanted = [
                 TopicPartition(topic, number)
                 for topic in sorted(cluster.topics())
-                if _matches(self._selection, topic)
+                if _matches(selection, topic)
                 for number in sorted(cluster.partitions_for_topic(topic) or ())
             ]
-            places = {tp: self._places[tp] for tp in wanted if tp in self._places}
-            fresh = [tp for tp in wanted if tp not in places]
-            at_the_end = [tp for tp in fresh if _matches(self._new, tp.topic)]
-            if at_the_end:
-                places |= await consumer.end_offsets(at_the_end)
-            places |= {tp: 0 for tp in fresh if tp not in places}
-        self._new = _NOTHING
-        if places.keys() != consumer.assignment() or fresh:
-            self._places = places
+            fresh = [tp for tp in wanted if tp not in self._places]
+            at_the_end = [tp for tp in fresh if _matches(new, tp.topic)]
+            ends = await consumer.end_offsets(at_the_end) if at_the_end else {}
+        for pattern in patterns:
+            self._new.pop(pattern, None)
+        kept = {tp: n for tp, n in self._places.items() if _matches(selection, tp.topic)}
+        self._places = kept | dict.fromkeys(fresh, 0) | ends
+        if set(wanted) != consumer.assignment():
             self._assign(consumer, wanted)
 
     def _assign(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
@@ -131,9 +138,6 @@ class Reader(Intake):
                 self._hand_out_untracked(records)
             else:
                 self._hand_out(self._assignment, partition, records)
-
-
-_NOTHING = Selection((), None, True)
 
 
 def _matches(selection: Selection, topic: str) -> bool:

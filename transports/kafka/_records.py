@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -50,6 +50,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         value: the payload; None for a tombstone.
         headers: in order.
         timestamp: milliseconds since 1970 (UTC); None for the time of sending.
+        is_reply: whoever asked has chosen the topic, so it is not created for this.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None
     headers: list[tuple[str, bytes]]
     timestamp: int | None
+    is_reply: bool = False
 
     @property
     def size(self) -> int:
@@ -149,7 +151,9 @@ class Codec:
             None if key is None else key.encode(),
             None if envelope.tombstone else envelope.payload,
             headers,
-            None if envelope.time is None else int(envelope.time * 1000),
+            None if envelope.time is None else round(envelope.time * 1000),
+            address.correlation is not None
+            or (envelope.correlation is not None and envelope.response_topic is None),
         )
 
     def _add_reply_address(self, envelope: Envelope, headers: list[tuple[str, bytes]]) -> None:
@@ -252,7 +256,7 @@ class Codec:
     def _reply_address(
         self, reply_to: bytes, subject: bytes | None, correlation: bytes | None
     ) -> tuple[str, bytes | None]:
-        address = self._names.plain_topic(reply_to.decode("utf-8", "replace"))
+        address = self._names.reply_topic(reply_to.decode("utf-8", "replace"))
         if correlation is not None and address.startswith(_REPLY):
             text = correlation.decode("utf-8", "replace")
             return f"{address}/{text}", text.rpartition("/")[2].encode()

@@ -15,8 +15,9 @@ from aiokafka.structs import TopicPartition
 from .._backoff import Backoff
 from .._contract import Surroundings
 from .._envelope import Envelope
-from ._clients import common_options, reach, stop_consumer
+from ._clients import common_options, stop_consumer
 from ._config import KafkaConfig
+from ._creation import Topics
 from ._errors import connect_problem, describe
 from ._records import Codec
 
@@ -28,6 +29,7 @@ _POLL = 1_000
 _BURST = 64
 _CLOSE_TIMEOUT = 2.0
 _LOOK_AGAIN = 0.1
+_LOST_AFTER = 2.0
 
 
 class ReplyInbox:
@@ -42,6 +44,7 @@ class ReplyInbox:
         name: of the reply topic.
         token: what the correlations of this bus start with, unguessable.
         codec: reads the records.
+        topics: makes the topic anew when somebody has deleted it.
         surroundings: counters and randomness.
     """
 
@@ -52,6 +55,7 @@ class ReplyInbox:
         name: str,
         token: str,
         codec: Codec,
+        topics: Topics,
         surroundings: Surroundings,
     ) -> None:
         self._config = config
@@ -59,6 +63,7 @@ class ReplyInbox:
         self._name = name
         self._prefix = f"{token}/".encode()
         self._codec = codec
+        self._topics = topics
         self._stats = surroundings.stats
         self._backoff = Backoff(
             surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
@@ -141,7 +146,7 @@ class ReplyInbox:
         while True:
             try:
                 if self._consumer is None:
-                    await reach(self._config, self._client_id)
+                    await self._topics.ensure([self._name], self._config.connect_timeout)
                     self._consumer = await self._connected()
                     began = loop.time()
                 await self._read(self._consumer)
@@ -158,6 +163,8 @@ class ReplyInbox:
 
     async def _read(self, consumer: Any) -> None:
         tasks = (consumer._fetcher.error_future, consumer._client._sync_task)
+        loop = asyncio.get_running_loop()
+        seen = loop.time()
         while True:
             fetched = await consumer.getmany(timeout_ms=_POLL)
             for place, records in fetched.items():
@@ -167,6 +174,11 @@ class ReplyInbox:
                     if not number % _BURST:
                         # What those who waited send now goes out meanwhile.
                         await asyncio.sleep(0)
+            # The library would wait for ever for a topic that was deleted.
+            if consumer._client.cluster.partitions_for_topic(self._name):
+                seen = loop.time()
+            elif loop.time() - seen > _LOST_AFTER:
+                raise kafka.UnknownTopicOrPartitionError(self._name)
             for task in tasks:
                 if task.done():
                     task.result()

@@ -30,8 +30,7 @@ class Assignment:
 
     Attributes:
         unsettled: deliveries handed out and not settled.
-        handed_out: deliveries handed out in all.
-        released: of them, those that have become free to commit since ``released`` was set to 0.
+        released: deliveries that have become free to commit since ``released`` was set to 0.
         notify_at: see ``on_release``.
         trackers: by partition.
         ended: whether it is over.
@@ -41,7 +40,6 @@ class Assignment:
         self.epoch = epoch
         self.on_release = on_release
         self.unsettled = 0
-        self.handed_out = 0
         self.released = 0
         self.notify_at = 1
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
@@ -68,14 +66,14 @@ class Assignment:
             await self._wait(unsettled, timeout)
         return self.unsettled <= unsettled
 
-    async def finished(self, deliveries: list[Delivery], timeout: float) -> None:
-        """Wait until none of the deliveries runs any more, or for so many seconds."""
+    async def finished(self, deliveries: list[Delivery], timeout: float, left: int = 0) -> None:
+        """Wait until at most ``left`` of the deliveries still run, or for so many seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         running = DeliveryState.RUNNING
-        while deliveries and (left := deadline - loop.time()) > 0:
+        while len(deliveries) > left and (patience := deadline - loop.time()) > 0:
             # One that is given back unsettled wakes nobody.
-            await self._wait(self.unsettled - 1, min(left, 0.05))
+            await self._wait(self.unsettled - 1, min(patience, 0.05))
             deliveries = [delivery for delivery in deliveries if delivery.state is running]
 
     async def _wait(self, unsettled: int, timeout: float) -> None:
@@ -101,6 +99,7 @@ class PartitionTracker(Tracker):
     """What came from one partition in one assignment, in order.
 
     Attributes:
+        first: the offset of the first record; -1 before there was one.
         commit_at: the offset to commit: everything before it is settled; -1 when nothing is.
         committed: the one that the cluster has confirmed; -1 when none.
         last: the last delivery before ``commit_at``.
@@ -116,6 +115,7 @@ class PartitionTracker(Tracker):
         super().__init__(lambda free: None)
         self.epoch = assignment.epoch
         self.partition = partition
+        self.first = -1
         self.commit_at = -1
         self.committed = -1
         self.last: Delivery | None = None

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from ._broker import Broker
+from ._bus import MemoryBus
 from ._config import MemoryConfig
+from ._consumer import MemoryConsumer
 from ._faults import Faults
 from ._provider import MemoryProvider
+from ._queue import Link, Wire
 
-__all__ = ["Broker", "Faults", "MemoryConfig", "MemoryProvider"]
+__all__ = [
+    "Broker",
+    "Faults",
+    "Link",
+    "MemoryBus",
+    "MemoryConfig",
+    "MemoryConsumer",
+    "MemoryProvider",
+    "Wire",
+]

@@ -13,7 +13,7 @@ from ...errors import ConfigurationError, NoResponder
 from .._envelope import Envelope
 from .._topics import TopicFilter, TopicTrie
 from ._faults import Faults
-from ._queue import Link, Queue
+from ._queue import Link, Queue, Wire
 
 __all__ = ["Broker"]
 
@@ -99,9 +99,14 @@ class Broker:
         queue.durable = durable
         queue.qos = qos
         link = Link(client_id, queue, window=window, on_message=on_message, on_lost=on_lost)
+        link.wire = self.make_wire(link)
         self.links[client_id] = link
         queue.join(link)
         return link
+
+    def make_wire(self, link: Link) -> Wire | None:
+        """What the packets of a new connection go over; None for the short way."""
+        return None
 
     def subscribe(self, link: Link, patterns: Iterable[str]) -> None:
         """Bring plain filters in force; what is retained comes for those that are new.

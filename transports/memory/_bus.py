@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ...errors import ConfigurationError, MessageTooLarge, RequestError, TransportError
 from .._addresses import parked, reply_prefix
-from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
+from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
 from .._topics import check_topic
@@ -16,7 +16,7 @@ from ._broker import Broker
 from ._config import MemoryConfig
 from ._connection import Connection
 from ._consumer import MemoryConsumer
-from ._queue import Link
+from ._queue import Link, Wire
 
 __all__ = ["MemoryBus"]
 
@@ -55,7 +55,17 @@ class MemoryBus(Bus):
     def reply_address(self, correlation: str) -> str:
         return self._inbox + correlation
 
-    def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
+    @property
+    def away(self) -> bool:
+        """Whether it has lost its connection and is going to connect again."""
+        return self._connection.away
+
+    @property
+    def pending(self) -> int:
+        """Publishes without an outcome."""
+        return len(self._outbox)
+
+    def consumer(self, subscription: Subscription, receiver: Receiver) -> MemoryConsumer:
         return MemoryConsumer(
             self._broker,
             subscription,
@@ -119,26 +129,39 @@ class MemoryBus(Bus):
     def _received(self, envelope: Envelope, token: int) -> None:
         link = self._connection.link
         if link is not None:
-            link.queue.acknowledge(link, token)
+            link.acknowledge(token)
         if self._on_reply is not None:
             self._on_reply(envelope.topic[len(self._inbox) :], envelope)
 
     def _write(self, entry: OutboxEntry) -> None:
-        error: Exception | None = None
-        try:
-            self._broker.publish(entry.envelope)
-        except (TransportError, RequestError) as refusal:
-            error = refusal
+        link = self._connection.link
+        if link is not None and link.wire is not None:
+            link.wire.up(self._taken, link.wire, entry)
+            return
+        error = self._refusal(entry)
         if error is None and self._broker.faults.loses_confirmation():
             return
         if not self._answers:
             asyncio.get_running_loop().call_soon(self._answer)
         self._answers.append((entry, error))
 
+    def _taken(self, wire: Wire, entry: OutboxEntry) -> None:
+        wire.down(self._answered, entry, self._refusal(entry))
+
+    def _refusal(self, entry: OutboxEntry) -> Exception | None:
+        try:
+            self._broker.publish(entry.envelope)
+        except (TransportError, RequestError) as refusal:
+            return refusal
+        return None
+
     def _answer(self) -> None:
         answers, self._answers = self._answers, []
         for entry, error in answers:
-            if error is None:
-                self._outbox.confirm(entry)
-            else:
-                self._outbox.fail(entry, error)
+            self._answered(entry, error)
+
+    def _answered(self, entry: OutboxEntry, error: Exception | None) -> None:
+        if error is None:
+            self._outbox.confirm(entry)
+        else:
+            self._outbox.fail(entry, error)

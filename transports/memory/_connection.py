@@ -53,6 +53,11 @@ class Connection:
         self._kicks = 0
         self._closed = False
 
+    @property
+    def away(self) -> bool:
+        """Whether it is not connected and is going to be."""
+        return self.link is None and not self._closed
+
     async def start(self, timeout: float) -> None:
         """Connect; a refusal is tried again for ``timeout`` seconds.
 

@@ -88,6 +88,11 @@ class MemoryConsumer(Consumer):
                     self._connection.client_id,
                 )
 
+    @property
+    def away(self) -> bool:
+        """Whether it has lost its connection and is going to connect again."""
+        return self._connection.away
+
     def stop_intake(self) -> None:
         self._intake = False
 
@@ -181,4 +186,4 @@ class MemoryConsumer(Consumer):
             self._remember(free)
             return
         for delivery in free:
-            link.queue.acknowledge(link, delivery.token)
+            link.acknowledge(delivery.token)

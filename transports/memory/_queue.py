@@ -6,13 +6,30 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 
 from .._envelope import Envelope
 from ._faults import Faults
 
-__all__ = ["Link", "Queue"]
+__all__ = ["Link", "Queue", "Wire"]
+
+
+class Wire(Protocol):
+    """What the packets of one connection go over, where they do not arrive by themselves.
+
+    Each direction keeps its order. What is still under way when the connection ends never arrives.
+    """
+
+    def up(self, function: Callable[..., None], *args: Any) -> None:
+        """Call the function when the packet reaches the broker, if it does; maybe at once."""
+
+    def acknowledge(self, token: int) -> None:
+        """Let the queue know, when the packet reaches the broker, that a message is done with."""
+
+    def down(self, function: Callable[..., None], *args: Any) -> None:
+        """Call the function when the packet reaches the client, if it does; never at once."""
 
 
 class Stored:
@@ -58,6 +75,10 @@ class Link:
             from within a call to the broker.
         on_lost: called when the broker ends the connection; the argument says whether the same
             client id connected again elsewhere.
+
+    Attributes:
+        on_message: as given.
+        wire: what its packets go over; None for the short way.
     """
 
     def __init__(
@@ -77,14 +98,25 @@ class Link:
         self.filters: dict[str, None] = {}
         self.in_flight: dict[int, Stored] = {}
         self.open = True
-        self._on_message = on_message
+        self.wire: Wire | None = None
+        self.on_message = on_message
         self._on_the_way: list[Stored] = []
 
     def send(self, stored: Stored) -> None:
         """Put the message on its way; it arrives in a later iteration of the loop."""
+        if self.wire is not None:
+            self.wire.down(self._received, stored)
+            return
         if not self._on_the_way:
             self.loop.call_soon(self._arrive)
         self._on_the_way.append(stored)
+
+    def acknowledge(self, token: int) -> None:
+        """Tell the broker that the client is done with a message."""
+        if self.wire is None:
+            self.queue.acknowledge(self, token)
+        else:
+            self.wire.acknowledge(token)
 
     def shut(self) -> list[Stored]:
         """End the connection; returns what was sent and never acknowledged, oldest first."""
@@ -100,7 +132,10 @@ class Link:
         for stored in arriving:
             if not self.open:
                 return
-            self._on_message(stored.received(now), stored.token)
+            self.on_message(stored.received(now), stored.token)
+
+    def _received(self, stored: Stored) -> None:
+        self.on_message(stored.received(self.loop.time()), stored.token)
 
 
 class Queue:

@@ -1,0 +1,378 @@
+"""The harness: applications under test, without brokers and without waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from ...actors import ThreadWorker
+from ...errors import ConfigurationError
+from .._application import DistributedApplication
+from ._core import NAME, Core
+from ._faults import Faults
+from ._profiles import Profile
+from ._reads import Reads
+from ._world import World
+
+__all__ = ["AsyncHarness", "Harness"]
+
+T = TypeVar("T")
+
+_TIMEOUT = 30.0
+_NOT_IN_USE = "the harness is not in use; write `with Harness(app) as harness:`"
+
+
+class Harness(Reads):
+    """Applications on simulated buses, with virtual time, for tests.
+
+    The applications are those that run in production, with any address; nothing connects to it.
+    ``with Harness(app) as harness:`` starts them for plain tests, ``async with`` for ``async def``
+    ones, under any runner: it gives an `AsyncHarness`. Leaving the block lets everything settle,
+    raises what nobody expected, and stops the applications.
+
+    Time is virtual: `asyncio.sleep`, timeouts, timers, backoff and expiry take none of it really.
+    It goes by only in `settle`, `advance`, `request` and `restart`. ``def`` handlers run in their
+    threads, one at a time and only while the event loop waits for them.
+
+    Args:
+        applications: not running; they share the buses with equal addresses.
+        seed: of everything random; the same one gives the same run.
+        profile: ``mqtt`` or ``kafka``: how the simulated buses behave; None for what fits each
+            address (``memory://`` behaves as MQTT does).
+        faults: that strike, by chance; None for none.
+        allow_failures: classes of errors that do not fail the test.
+        grace: real seconds for what can not be hurried: work in threads, real connections.
+        patience: virtual seconds within which `settle` must succeed.
+        limit: messages that may be published before one `settle` is done.
+    """
+
+    def __init__(
+        self,
+        *applications: DistributedApplication,
+        seed: int = 0,
+        profile: Profile | None = None,
+        faults: Faults | None = None,
+        allow_failures: type[BaseException] | tuple[type[BaseException], ...] = (),
+        grace: float = 5.0,
+        patience: float = 600.0,
+        limit: int = 100_000,
+    ) -> None:
+        if not applications:
+            raise ConfigurationError("Harness() needs an application: write Harness(app)")
+        for application in applications:
+            if not isinstance(application, DistributedApplication):
+                raise ConfigurationError(f"Harness({application!r}): give a DistributedApplication")
+            if application.name == NAME:
+                raise ConfigurationError(
+                    f"an application under test can not be named {NAME!r}, as the harness itself is"
+                )
+        self._applications = applications
+        self._make_world: Callable[[], World] = partial(
+            World,
+            seed=seed,
+            profile=profile,
+            faults=faults,
+            grace=grace,
+            patience=patience,
+            limit=limit,
+        )
+        allowed = allow_failures if isinstance(allow_failures, tuple) else (allow_failures,)
+        self._allowed = allowed
+        # Stays when it is closed: the test may still look at what happened.
+        self._used_core: Core | None = None
+        self._thread: ThreadWorker | None = None
+
+    @property
+    def _core(self) -> Core:
+        if self._used_core is None:
+            raise ConfigurationError(_NOT_IN_USE)
+        return self._used_core
+
+    # Starting and stopping.
+
+    def __enter__(self) -> Self:
+        """Start the applications.
+
+        Raises:
+            ConfigurationError: one of them runs already, or what it raises when it starts.
+            Exception: whatever else an application raises when it starts.
+        """
+        if self._used_core is not None:
+            raise ConfigurationError("a harness can be used once; make a new one")
+        if _is_loop_running():
+            self._thread = ThreadWorker("harness")
+        try:
+            self._call(self._open)
+        except BaseException:
+            self._shut()
+            raise
+        return self
+
+    def _open(self) -> None:
+        world = self._make_world()
+        world.watch.allow(self._allowed)
+        core = self._used_core = Core(world, self._applications)
+        world.run(world.outcome(core.open()))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let everything settle, raise what nobody expected, stop the applications.
+
+        After an exception in the block they are only stopped.
+        """
+        try:
+            try:
+                if error is None:
+                    self.settle()
+                    self._core.world.watch.check_expected()
+            except BaseException:
+                self._stop(quietly=True)
+                raise
+            self._stop(quietly=error is not None)
+        finally:
+            self._shut()
+
+    def _stop(self, *, quietly: bool) -> None:
+        world = self._core.world
+        world.dice.stop()
+        try:
+            self._run(world.outcome(self._core.close()))
+            world.watch.check()
+        except BaseException:
+            if not quietly:
+                raise
+
+    def _shut(self) -> None:
+        core = self._used_core
+        try:
+            if core is not None:
+                self._call(core.close_world)
+        finally:
+            if self._thread is not None:
+                self._thread.abandon()
+                self._thread = None
+
+    async def __aenter__(self) -> AsyncHarness:
+        """As ``__enter__``, for ``async def`` tests."""
+        self.__enter__()
+        return AsyncHarness(self)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """As ``__exit__``."""
+        self.__exit__(kind, error, traceback)
+
+    # Time.
+
+    def settle(self) -> None:
+        """Let things happen until nothing moves any more.
+
+        Deliveries, mailboxes, handlers, confirmations, requests, retries: all is worked off, and
+        the clock jumps as far as that takes. What is only due later is not waited for: ticks of
+        ``every=``, ``context.later``, whatever a producer that runs once sleeps for.
+
+        Raises:
+            HandlerFailed: something failed that nobody expected; its cause is the error.
+            NotSettled: it goes on and on; says who, with what, and where in the code.
+        """
+        self._run(self._core.world.settled())
+        self._core.world.watch.check()
+
+    def advance(self, seconds: float) -> None:
+        """Let time go by, and work off what is due by then.
+
+        Raises:
+            HandlerFailed: as for `settle`.
+        """
+        if not 0 <= seconds < float("inf"):
+            raise ConfigurationError(f"advance({seconds!r}): give seconds, 0 or more")
+        self._run(self._core.world.advanced(seconds))
+        self._core.world.watch.check()
+
+    @overload
+    def request(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        timeout: float = _TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        bus: str | None = None,
+    ) -> bytes: ...
+
+    @overload
+    def request(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        reply: type[T],
+        timeout: float = _TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        bus: str | None = None,
+    ) -> T: ...
+
+    def request(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        timeout: float = _TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        bus: str | None = None,
+    ) -> Any:
+        """Send a request from outside, and wait for the reply.
+
+        Args:
+            topic: where to.
+            payload: as for `Socket.request`, and so are the other options.
+            reply: the type of the reply.
+            timeout: virtual seconds.
+            key: see there.
+            headers: see there.
+            bus: as for `publish`.
+
+        Raises:
+            RequestTimeout, RemoteError, NoResponder: as `Socket.request` does.
+        """
+        socket = self._core.socket(bus)
+        call = socket.request(
+            topic, payload, reply=reply, timeout=timeout, key=key, headers=headers
+        )
+        return self._run(self._core.world.outcome(call, timeout))
+
+    def restart(self, application: DistributedApplication | None = None) -> None:
+        """Start an application again; one that runs is stopped first, as by a signal.
+
+        Args:
+            application: None for all.
+
+        Raises:
+            Exception: whatever it raises when it starts.
+        """
+        self._run(self._core.world.outcome(self._core.restart(application)))
+
+    def stop(self, application: DistributedApplication | None = None) -> None:
+        """Stop an application, as a signal does. `restart` starts it again.
+
+        Args:
+            application: None for all.
+        """
+        self._run(self._core.world.outcome(self._core.stop(application)))
+
+    # Where it runs.
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._core.closed:
+            coroutine.close()
+            raise ConfigurationError(_NOT_IN_USE)
+        world = self._core.world
+        if world.loop.is_running():
+            coroutine.close()
+            raise ConfigurationError(
+                "the harness is at work already: its methods that take time are for the test, not"
+                " for handlers"
+            )
+        return self._call(lambda: world.run(coroutine))
+
+    def _call(self, function: Callable[[], T]) -> T:
+        # A thread has an event loop of its own; here one may be running already.
+        return function() if self._thread is None else self._thread.submit(function).result()
+
+
+class AsyncHarness(Reads):
+    """A harness in an ``async def`` test: what takes time is awaited.
+
+    The applications run on an event loop of the harness's own, in a thread of its own, and only
+    while one of these methods is awaited; the test's own event loop stands still meanwhile.
+
+    Args:
+        harness: entered.
+    """
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+
+    @property
+    def _core(self) -> Core:
+        return self._harness._core
+
+    async def settle(self) -> None:
+        """See `Harness.settle`."""
+        self._harness.settle()
+
+    async def advance(self, seconds: float) -> None:
+        """See `Harness.advance`."""
+        self._harness.advance(seconds)
+
+    @overload
+    async def request(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        timeout: float = _TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        bus: str | None = None,
+    ) -> bytes: ...
+
+    @overload
+    async def request(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        reply: type[T],
+        timeout: float = _TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        bus: str | None = None,
+    ) -> T: ...
+
+    async def request(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        timeout: float = _TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        bus: str | None = None,
+    ) -> Any:
+        """See `Harness.request`."""
+        return self._harness.request(
+            topic, payload, reply=reply, timeout=timeout, key=key, headers=headers, bus=bus
+        )
+
+    async def restart(self, application: DistributedApplication | None = None) -> None:
+        """See `Harness.restart`."""
+        self._harness.restart(application)
+
+    async def stop(self, application: DistributedApplication | None = None) -> None:
+        """See `Harness.stop`."""
+        self._harness.stop(application)
+
+
+def _is_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,52 @@
+"""Dead letters as tests look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...transports import Envelope
+
+__all__ = ["DeadLetter"]
+
+_OURS = "spa_dead_"
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that was given up and stored.
+
+    Attributes:
+        topic: of the message.
+        payload: its bytes.
+        actor: ``application/instance/actor`` that could not handle it.
+        attempts: how often its handler was called.
+        error: name of the class of what was raised last.
+        text: what it said.
+        headers: of the message.
+        message_id: of the message; None when it had none.
+    """
+
+    topic: str
+    payload: bytes
+    actor: str
+    attempts: int
+    error: str
+    text: str
+    headers: Mapping[str, str]
+    message_id: str | None
+
+    @classmethod
+    def of(cls, letter: Envelope) -> DeadLetter:
+        """The dead letter in an envelope, as it is stored on a bus."""
+        notes = letter.headers
+        return cls(
+            topic=notes["spa_dead_topic"],
+            payload=b"" if notes.get("spa_dead_size") == "0" else letter.payload,
+            actor=notes["spa_dead_actor"],
+            attempts=int(notes["spa_dead_attempts"]),
+            error=notes["spa_dead_error"],
+            text=notes["spa_dead_text"],
+            headers={name: text for name, text in notes.items() if not name.startswith(_OURS)},
+            message_id=notes.get("spa_dead_id"),
+        )

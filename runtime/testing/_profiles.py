@@ -1,0 +1,159 @@
+"""Simulated buses in place of the real ones."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from ...transports import Bus, Envelope, KafkaProvider, SocketProvider, Surroundings
+
+if TYPE_CHECKING:
+    import asyncio
+    from contextvars import Context
+
+    from ._faults import Dice
+    from ._trace import Trace
+
+__all__ = ["OWNER", "Profile", "SimulatedBus", "SimulatedProvider", "Surround", "simulate"]
+
+Profile: TypeAlias = Literal["mqtt", "kafka"]
+"""Whose behaviour a simulated bus has."""
+
+OWNER: ContextVar[Any] = ContextVar("spa_dat_owner", default=None)
+"""The life of the application that the running code belongs to; None for the world around it."""
+
+
+class Surround(Protocol):
+    """What a simulated bus has of the harness.
+
+    Attributes:
+        loop: the event loop.
+        trace: where its events go.
+        dice: whether a fault strikes.
+        outside: the context of what belongs to no application, and so survives them.
+    """
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    @property
+    def trace(self) -> Trace: ...
+
+    @property
+    def dice(self) -> Dice: ...
+
+    @property
+    def outside(self) -> Context: ...
+
+    def note(self, envelope: Envelope) -> None:
+        """The bus has taken a message."""
+
+
+class SimulatedBus(abc.ABC):
+    """One bus of a simulated world, with the behaviour of a kind of broker.
+
+    Connections know the `OWNER` of the code that made them. When its application is killed,
+    `kill` ends them as the end of a process does.
+    """
+
+    @abc.abstractmethod
+    def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
+        """The presence of one application, not started.
+
+        Args:
+            original: the provider that is replaced; its options count.
+            surroundings: the application's.
+        """
+
+    @abc.abstractmethod
+    def inject(self, envelope: Envelope) -> None:
+        """Take a message from outside; no fault strikes it before it is taken."""
+
+    @abc.abstractmethod
+    def under_way(self) -> str | None:
+        """What is not settled though somebody is there for it; None when there is nothing.
+
+        For example a message that was delivered and not acknowledged, a publish without
+        confirmation, a connection that is to come back.
+        """
+
+    @abc.abstractmethod
+    def letters(self) -> list[Envelope]:
+        """The dead letters that are stored, oldest first."""
+
+    @abc.abstractmethod
+    def clients(self) -> list[str]:
+        """Ids of what is connected, as ``application.instance`` or
+        ``application.instance.subscription``, in the order of connecting."""
+
+    @abc.abstractmethod
+    def cut(self, client: str, *, lose_session: bool = False) -> None:
+        """End a connection; with ``lose_session`` forget what was kept for it, too."""
+
+    @abc.abstractmethod
+    def kill(self, owner: object) -> None:
+        """The process that made these connections is gone: nothing of theirs arrives any more."""
+
+    def rebalance(self) -> bool:
+        """Hand partitions out anew; False when there is nothing to hand out."""
+        return False
+
+
+class SimulatedProvider(SocketProvider):
+    """Stands in for a provider: same address, defaults and rules, on a simulated bus.
+
+    Args:
+        original: what it stands in for.
+        bus: the simulated one.
+    """
+
+    def __init__(self, original: SocketProvider, bus: SimulatedBus) -> None:
+        self._original = original
+        self.bus = bus
+        self.config = original.config
+        self.default_deliver = original.default_deliver
+        self.default_qos = original.default_qos
+        self.default_window = original.default_window
+
+    @property
+    def address(self) -> str:
+        return self._original.address
+
+    def open(self, surroundings: Surroundings) -> Bus:
+        return self.bus.open(self._original, surroundings)
+
+    def check_topic(self, topic: str) -> None:
+        self._original.check_topic(topic)
+
+    def check_filter(self, pattern: str) -> None:
+        self._original.check_filter(pattern)
+
+
+def simulate(
+    original: SocketProvider,
+    surround: Surround,
+    buses: dict[str, SimulatedBus],
+    profile: Profile | None = None,
+) -> SimulatedProvider:
+    """What stands in for a provider.
+
+    Args:
+        original: the provider.
+        surround: the world that the simulated bus is in.
+        buses: the simulated buses so far, by address; gets a new one where there is none.
+        profile: whose behaviour it is to have; None for what fits the original.
+    """
+    bus = buses.get(original.address)
+    if bus is None:
+        kind: Profile = profile or ("kafka" if isinstance(original, KafkaProvider) else "mqtt")
+        bus = buses[original.address] = _kinds()[kind](surround)
+    return SimulatedProvider(original, bus)
+
+
+def _kinds() -> Mapping[str, Callable[[Surround], SimulatedBus]]:
+    # Not at the top: they build on this module.
+    from ._mqtt import SimulatedMqtt
+
+    return {"mqtt": SimulatedMqtt, "kafka": SimulatedMqtt}

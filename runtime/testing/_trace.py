@@ -1,0 +1,44 @@
+"""What happened in a harness, line by line."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ._clock import START
+
+__all__ = ["Trace"]
+
+
+class Trace:
+    """The events of one harness: when, who, what, about which message.
+
+    There is nothing in it that differs from one process to another, so the same program under the
+    same seed gives the same text.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._events: list[tuple[float, str, str, str, str | None]] = []
+
+    def add(self, who: str, what: str, about: str = "", identifier: str | None = None) -> None:
+        """Note an event.
+
+        Args:
+            who: an actor, a client of the broker, an application.
+            what: one word for it.
+            about: a topic, or what else there is to say.
+            identifier: id of the message.
+        """
+        self._events.append((self._loop.time(), who, what, about, identifier))
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def lines(self) -> list[str]:
+        """The events as text."""
+        return [
+            " ".join(
+                filter(None, (f"{time - START:.6f}", who, what, about, identifier)),
+            )
+            for time, who, what, about, identifier in self._events
+        ]

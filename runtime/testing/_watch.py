@@ -1,0 +1,169 @@
+"""What the actors of a harness are doing, and what has failed in them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ...transports import Delivery, Envelope
+from .._host import Host
+from .._observer import Receive
+from .._retry import Reject, Retry
+from ._errors import HandlerFailed
+from ._trace import Trace
+
+__all__ = ["Failure", "Watch", "Work"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that failed in an application.
+
+    Attributes:
+        actor: ``application/instance/actor``.
+        where: what it was: ``handler``, ``payload`` (it did not fit), ``post`` (refused by the
+            broker), ``timer``, ``producer``, ``on_start``, ``on_stop``, ``task`` ...
+        error: what was raised.
+        topic: of the message that it was about; None where there was none.
+        message_id: its id.
+    """
+
+    actor: str
+    where: str
+    error: BaseException
+    topic: str | None = None
+    message_id: str | None = None
+
+    def __str__(self) -> str:
+        about = "" if self.topic is None else f" on {self.topic!r}"
+        return f"{self.where} of {self.actor}{about}: {type(self.error).__name__}: {self.error}"
+
+
+class Work:
+    """What one actor is working on.
+
+    Attributes:
+        host: the actor.
+        item: of its mailbox.
+        since: loop time.
+        task: the actor's.
+    """
+
+    __slots__ = ("host", "item", "since", "task")
+
+    def __init__(self, host: Host, item: Any, since: float) -> None:
+        self.host = host
+        self.item = item
+        self.since = since
+        self.task = asyncio.current_task()
+
+    @property
+    def topic(self) -> str | None:
+        """The topic of the message, where it is one."""
+        return self.item.envelope.topic if isinstance(self.item, Delivery) else None
+
+
+class Watch:
+    """Hears of everything that actors do; see `Observer`.
+
+    Attributes:
+        failures: everything that failed, in order.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, trace: Trace) -> None:
+        self._loop = loop
+        self._trace = trace
+        self._work: dict[Host, Work] = {}
+        self._allowed: list[type[BaseException]] = [Reject, Retry]
+        self._expected: dict[type[BaseException], bool] = {}
+        self._reported = 0
+        self.failures: list[Failure] = []
+
+    # Observer.
+
+    def receiving(self, host: Host, receive: Receive) -> Receive:
+        """See `Observer.receiving`."""
+        work, address, add = self._work, host.address, self._trace.add
+
+        async def watched(instance: Any, item: Any) -> None:
+            if isinstance(item, Delivery):
+                add(address, "receive", item.envelope.topic, item.envelope.id)
+            else:
+                add(address, "wake")
+            mine = Work(host, item, self._loop.time())
+            work[host] = mine
+            try:
+                await receive(instance, item)
+            finally:
+                if work.get(host) is mine:
+                    del work[host]
+
+        return watched
+
+    def failed(
+        self, actor: str, where: str, error: BaseException, envelope: Envelope | None
+    ) -> None:
+        """See `Observer.failed`."""
+        topic = None if envelope is None else envelope.topic
+        identifier = None if envelope is None else envelope.identity
+        self._trace.add(actor, "failed", f"{where} {type(error).__name__}", identifier)
+        self.failures.append(Failure(actor, where, error, topic, identifier))
+
+    # For the harness.
+
+    def work(self) -> Iterator[Work]:
+        """What is being worked on."""
+        return iter(tuple(self._work.values()))
+
+    def work_of(self, host: Host) -> Work | None:
+        """What an actor is working on."""
+        return self._work.get(host)
+
+    def forget(self, host: Host) -> None:
+        """What the actor was working on, it does not work on any more."""
+        self._work.pop(host, None)
+
+    def allow(self, kinds: tuple[type[BaseException], ...]) -> None:
+        """Do not mind such failures."""
+        self._allowed.extend(kinds)
+
+    def expect(self, kinds: tuple[type[BaseException], ...]) -> None:
+        """Do not mind such failures, but mind if they do not happen."""
+        for kind in kinds:
+            self._expected[kind] = False
+
+    def check(self) -> None:
+        """Raise HandlerFailed for what is new and nobody expected."""
+        new = self.failures[self._reported :]
+        self._reported = len(self.failures)
+        # Of several attempts at a message the last one says enough.
+        last: dict[tuple[str, str | None, int], Failure] = {}
+        for failure in new:
+            if not self._is_expected(failure.error):
+                unique = 0 if failure.message_id is not None else id(failure)
+                last[failure.actor, failure.message_id, unique] = failure
+        unexpected = list(last.values())
+        if not unexpected:
+            return
+        text = "\n".join(str(failure) for failure in unexpected)
+        errors = [failure.error for failure in unexpected]
+        hint = "expect_failure() is for failures that the test wants"
+        cause = errors[0]
+        if len(errors) > 1:
+            cause = BaseExceptionGroup(f"{len(errors)} failures", errors)
+        raise HandlerFailed(f"{text}\n({hint})") from cause
+
+    def check_expected(self) -> None:
+        """Raise HandlerFailed for an expected failure that did not happen."""
+        missing = [kind.__name__ for kind, seen in self._expected.items() if not seen]
+        if missing:
+            raise HandlerFailed(f"nothing raised {', '.join(missing)}, which the test expected")
+
+    def _is_expected(self, error: BaseException) -> bool:
+        for kind in self._expected:
+            if isinstance(error, kind):
+                self._expected[kind] = True
+                return True
+        return isinstance(error, tuple(self._allowed))

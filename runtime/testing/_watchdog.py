@@ -1,0 +1,134 @@
+"""Ends what blocks an event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from ._stacks import stack_of_frame
+
+__all__ = ["Beat", "LoopBlocked", "watched"]
+
+_LOOKS_A_GRACE = 5
+_DEBUGGERS = ("bdb", "pdb", "pydevd", "debugpy")
+_SIGNAL: signal.Signals | None = getattr(signal, "SIGURG", None)
+
+
+class LoopBlocked(BaseException):
+    """Raised in the middle of what blocks an event loop; no handler is to catch it."""
+
+
+class Beat:
+    """The signs of life of one event loop.
+
+    Attributes:
+        count: goes up with each iteration.
+        blocked: what has blocked it, in words; None for nothing.
+        ident: of the thread that it runs in.
+    """
+
+    def __init__(self, grace: float, is_waiting: Callable[[], bool]) -> None:
+        self.count = 0
+        self.blocked: str | None = None
+        self.ident = 0
+        self._grace = grace
+        self._is_waiting = is_waiting
+        self._seen = -1
+        self._since = 0.0
+
+    def look(self, now: float) -> float:
+        """Interrupt the loop if it has been in one iteration for too long.
+
+        Returns:
+            Seconds until the next look.
+        """
+        if self.count != self._seen or self._is_waiting():
+            self._seen, self._since = self.count, now
+        elif now - self._since > self._grace:
+            self._since = now
+            frame = sys._current_frames().get(self.ident)
+            if frame is not None and not _is_debugged(frame):
+                self.blocked = self.blocked or (
+                    f"the event loop was blocked for {self._grace:g} real seconds by"
+                    f"{stack_of_frame(frame)}"
+                )
+                _interrupt(self.ident)
+        return self._grace / _LOOKS_A_GRACE
+
+
+class _Watchdog:
+    """One thread that looks at all the loops that run."""
+
+    def __init__(self) -> None:
+        self._beats: dict[Beat, None] = {}
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, beat: Beat) -> None:
+        with self._change:
+            self._beats[beat] = None
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._run, name="spa_dat watchdog", daemon=True
+                )
+                self._thread.spa_dat_watches = True  # type: ignore[attr-defined]
+                self._thread.start()
+            elif len(self._beats) == 1:
+                self._change.notify()
+
+    def remove(self, beat: Beat) -> None:
+        with self._change:
+            self._beats.pop(beat, None)
+
+    def _run(self) -> None:
+        with self._change:
+            while True:
+                now = time.monotonic()
+                waits = [beat.look(now) for beat in self._beats]
+                self._change.wait(min(waits, default=None))
+
+
+_watchdog = _Watchdog()
+
+
+@contextlib.contextmanager
+def watched(beat: Beat) -> Iterator[None]:
+    """Interrupt what blocks the loop of this thread, while inside."""
+    beat.ident = threading.get_ident()
+    by_signal = _SIGNAL is not None and threading.current_thread() is threading.main_thread()
+    before = signal.signal(_SIGNAL, _raise) if by_signal and _SIGNAL is not None else None
+    _watchdog.add(beat)
+    try:
+        yield
+    finally:
+        _watchdog.remove(beat)
+        if by_signal and _SIGNAL is not None:
+            signal.signal(_SIGNAL, before)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise LoopBlocked("the event loop was blocked")
+
+
+def _interrupt(ident: int) -> None:
+    if _SIGNAL is not None and ident == threading.main_thread().ident:
+        # Also ends calls that wait in the operating system.
+        signal.pthread_kill(ident, _SIGNAL)
+    else:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(ident), ctypes.py_object(LoopBlocked)
+        )
+
+
+def _is_debugged(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).split(".")[0] in _DEBUGGERS:
+            return True
+        frame = frame.f_back
+    return False

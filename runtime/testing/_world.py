@@ -1,0 +1,379 @@
+"""The world of a harness: one event loop, simulated buses, applications, faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextvars import Context
+from typing import Any, TypeVar
+
+from ...transports import Envelope, SocketProvider, is_reserved
+from .._application import DistributedApplication
+from .._specs import Spec
+from ._clock import START, VirtualLoop
+from ._errors import NotSettled
+from ._faults import Dice, Faults
+from ._member import Life, Member
+from ._profiles import OWNER, Profile, SimulatedBus, simulate
+from ._stacks import stack_of
+from ._strikes import Strikes
+from ._trace import Trace
+from ._watch import Watch, Work
+from ._watchdog import Beat, watched
+
+__all__ = ["World"]
+
+T = TypeVar("T")
+
+_MOST_STEPS_AT_ONCE = 200_000
+_MANY = 1000
+_CLOSINGS = 10
+_NAMED = 5
+
+
+class _Wait:
+    """What the test waits for."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, condition: Callable[[], bool], until: float
+    ) -> None:
+        self.condition = condition
+        self.until = until
+        self.future: asyncio.Future[None] = loop.create_future()
+
+
+class World:
+    """Applications on simulated buses, on one event loop with virtual time.
+
+    Args:
+        seed: of everything random.
+        profile: as for `simulate`.
+        faults: that strike.
+        grace: real seconds for what can not be hurried.
+        patience: virtual seconds within which things have to come to rest.
+        limit: messages that may be published before things come to rest.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        profile: Profile | None,
+        faults: Faults | None,
+        grace: float,
+        patience: float,
+        limit: int,
+    ) -> None:
+        self.seed = seed
+        self._profile = profile
+        self._patience = patience
+        self._grace = grace
+        self._limit = limit
+        self.loop = VirtualLoop(grace, one_at_a_time=True)
+        self.loop.set_task_factory(_make_task)
+        self.loop.set_exception_handler(self._unhandled)
+        self.loop.on_iteration = self._step
+        self.loop.on_idle = self._idle
+        self.loop.on_stuck = self._stuck
+        self.outside = Context()
+        self.trace = Trace(self.loop)
+        self.dice = Dice(seed, faults)
+        self.watch = Watch(self.loop, self.trace)
+        self.strikes = Strikes(self)
+        self.buses: dict[str, SimulatedBus] = {}
+        self.members: list[Member] = []
+        self.taken: list[Envelope] = []
+        self._beat = Beat(grace, lambda: self.loop.is_waiting)
+        self._wait: _Wait | None = None
+        self._steps = 0
+        self._steps_since = -1.0
+        self._published = 0
+        self._routes: Counter[tuple[str, str]] = Counter()
+        self._over: list[Life] = []
+
+    # Surround.
+
+    def note(self, envelope: Envelope) -> None:
+        """See `Surround.note`."""
+        source = envelope.source or "somebody"
+        self.trace.add(source, "publish", envelope.topic, envelope.id)
+        self.taken.append(envelope)
+        self._published += 1
+        self._routes[source, envelope.topic] += 1
+
+    @property
+    def elapsed(self) -> float:
+        """Virtual seconds since the start."""
+        return self.loop.time() - START
+
+    # For applications.
+
+    def stand_in(self, provider: SocketProvider) -> SocketProvider:
+        """What an application uses in place of a provider."""
+        return simulate(provider, self, self.buses, self._profile)
+
+    def add(self, application: DistributedApplication) -> None:
+        """Take an application in, not started."""
+        self.members.append(Member(self, application, len(self.members) + 1))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T], context: Context) -> asyncio.Task[T]:
+        """Run a coroutine in a context."""
+        return self.loop.create_task(coroutine, context=context)
+
+    def free(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function so that what it starts belongs to no application."""
+        return self.outside.copy().run(function, *args)
+
+    def silence(self, life: Life) -> None:
+        """Nothing of this life happens any more."""
+        self._over.append(life)
+        self._drop_dead()
+        for handle in tuple(self.loop._scheduled):  # type: ignore[attr-defined]
+            if handle._context.get(OWNER) is life:
+                handle.cancel()
+
+    def _drop_dead(self) -> None:
+        for handle in self.loop._ready:  # type: ignore[attr-defined]
+            owner = handle._context.get(OWNER)
+            if owner is not None and owner.over:
+                handle.cancel()
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Exception):
+            self.watch.failed("a background task", "task", error, None)
+
+    # The event loop.
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run the loop until the coroutine has ended."""
+        context = contextvars.copy_context()
+        context.run(OWNER.set, None)
+        with watched(self._beat):
+            return self.loop.run_until_complete(self.loop.create_task(coroutine, context=context))
+
+    async def settled(self) -> None:
+        """Wait until nothing moves.
+
+        Raises:
+            NotSettled: that does not happen; says why.
+        """
+        self._published = 0
+        self._routes.clear()
+        await self._until(lambda: self.under_way() is None, self._patience)
+
+    async def advanced(self, seconds: float) -> None:
+        """Let so much time go by, and work off what is due then."""
+        self._published = 0
+        self._routes.clear()
+        target = self.loop.time() + seconds
+        timer = self.loop.call_at(target, _nothing)
+        try:
+            await self._until(lambda: self.loop.time() >= target, seconds + self._patience)
+        finally:
+            timer.cancel()
+
+    async def outcome(self, coroutine: Coroutine[Any, Any, T], seconds: float = 0.0) -> T:
+        """Run something until it is done and all that was ready has run.
+
+        Args:
+            coroutine: what to run.
+            seconds: for how long it may wait by itself.
+        """
+        task = self.spawn(coroutine, contextvars.copy_context())
+        try:
+            await self._until(task.done, seconds + self._patience)
+        except BaseException:
+            task.cancel()
+            raise
+        return task.result()
+
+    async def _until(self, condition: Callable[[], bool], patience: float) -> None:
+        if self._wait is not None:
+            raise RuntimeError("the harness is already waiting; await one of its methods at a time")
+        self._wait = _Wait(self.loop, condition, self.loop.time() + patience)
+        try:
+            await self._wait.future
+        finally:
+            self._wait = None
+
+    def _step(self) -> bool:
+        self._beat.count += 1
+        now = self.loop.time()
+        self._steps = self._steps + 1 if now == self._steps_since else 0
+        self._steps_since = now
+        struck = self._wait is not None and self._look_after()
+        if self._over:
+            self._drop_dead()
+        return struck
+
+    def _look_after(self) -> bool:
+        if self._beat.blocked is not None:
+            self._give_up(self._beat.blocked)
+            self._beat.blocked = None
+        elif self._published > self._limit:
+            self._give_up(self._storm())
+        elif self._steps > _MOST_STEPS_AT_ONCE:
+            self._steps = 0
+            self._give_up(
+                self._storm()
+                if self._published > _MANY
+                else f"something goes round and round without time passing: {self._busy_tasks()}"
+            )
+        elif self.dice.at_steps:
+            left = self.dice.left
+            self.strikes.roll()
+            return self.dice.left < left
+        else:
+            return False
+        return True
+
+    def _idle(self, timeout: float | None) -> bool:
+        wait = self._wait
+        if wait is None or wait.future.done():
+            return False
+        if wait.condition():
+            wait.future.set_result(None)
+            return True
+        if timeout is None and self._has_sockets():
+            return False
+        if timeout is None:
+            self._give_up(f"nothing will ever happen that could end it: {self.reason()}")
+            return True
+        if self.loop.time() + timeout > wait.until:
+            self._give_up(f"after {self._patience:g} virtual seconds still: {self.reason()}")
+            return True
+        return False
+
+    def _stuck(self, text: str) -> None:
+        if self._has_sockets():
+            text = f"real input or output brought nothing within {self._grace:g} real seconds"
+        self._give_up(f"{text}; {self.reason()}")
+
+    def _has_sockets(self) -> bool:
+        # One is the loop's own.
+        return len(self.loop._selector.get_map()) > 1  # type: ignore[attr-defined]
+
+    def _give_up(self, why: str) -> None:
+        wait = self._wait
+        if wait is not None and not wait.future.done():
+            wait.future.set_exception(NotSettled(f"the application does not come to rest: {why}"))
+
+    def _storm(self) -> str:
+        most = ", ".join(
+            f"{source} -> {topic} ({count} times)"
+            for (source, topic), count in self._routes.most_common(_NAMED)
+        )
+        return (
+            f"{self._published} messages were published; most of them: {most}; if that is no loop,"
+            " give the harness a higher limit="
+        )
+
+    def _busy_tasks(self) -> str:
+        names: dict[str, None] = {}
+        for handle in self.loop._ready:  # type: ignore[attr-defined]
+            task = getattr(handle._callback, "__self__", None)
+            if isinstance(task, asyncio.Task):
+                names[f"{task.get_name()}{stack_of(task)}"] = None
+        return "; ".join(tuple(names)[:_NAMED]) or "nobody knows what"
+
+    # What goes on.
+
+    def under_way(self) -> str | None:
+        """One of the things that are not done, in words; None when everything is at rest."""
+        for work in self.watch.work():
+            if _counts(work):
+                return f"{work.host.address} is at work"
+        for member in self.members:
+            what = member.under_way()
+            if what is not None:
+                return what
+        for bus in self.buses.values():
+            what = bus.under_way()
+            if what is not None:
+                return what
+        return None
+
+    def reason(self) -> str:
+        """What is not done, in as many words as it takes."""
+        working = [work for work in self.watch.work() if _counts(work)]
+        if not working:
+            return self.under_way() or "it is at rest"
+        return "; ".join(self._described(work) for work in working[:_NAMED])
+
+    def _described(self, work: Work) -> str:
+        about = "" if work.topic is None else f" on a message on {work.topic!r}"
+        since = self.loop.time() - work.since
+        return (
+            f"{work.host.address} has been at work{about} for {since:g} virtual seconds"
+            f"{stack_of(work.task)}"
+        )
+
+    def published(self, *, reserved: bool) -> Iterator[Envelope]:
+        """What was published; to the runtime's own topics, or to all others."""
+        return (envelope for envelope in self.taken if is_reserved(envelope.topic) is reserved)
+
+    # The end.
+
+    def close(self) -> None:
+        """Let go of everything."""
+        loop = self.loop
+        loop.on_iteration = loop.on_idle = loop.on_stuck = None
+        loop.set_exception_handler(lambda loop, context: None)
+        try:
+            for member in self.members:
+                self.free(member.kill)
+            loop.run_until_complete(loop.create_task(self._bury()))
+        finally:
+            for member in self.members:
+                member.restore()
+            loop.close()
+
+    async def _bury(self) -> None:
+        await self.loop.shutdown_asyncgens()
+        # Cleaning up code of the user's may want to begin something.
+        self.loop.set_task_factory(_make_no_task)
+        current = asyncio.current_task()
+        for task in asyncio.all_tasks(self.loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            if task is not current:
+                _close(task.get_coro())
+
+
+def _counts(work: Work) -> bool:
+    """Whether rest has to wait for it: a producer that runs once may run for ever."""
+    spec: Spec[Any] = work.host.spec
+    return spec.kind != "producer" or spec.options.every is not None
+
+
+def _make_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
+) -> asyncio.Task[Any]:
+    task = asyncio.Task(coroutine, loop=loop, **options)
+    context = options.get("context")
+    life = OWNER.get() if context is None else context.get(OWNER)
+    if life is not None:
+        life.tasks.add(task)
+    return task
+
+
+def _make_no_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
+) -> asyncio.Task[Any]:
+    coroutine.close()
+    raise asyncio.CancelledError("the harness is done")
+
+
+def _close(coroutine: Any) -> None:
+    for _ in range(_CLOSINGS):
+        try:
+            coroutine.close()
+        except BaseException:  # noqa: BLE001, S112 (it wants to wait, or raises something else)
+            continue
+        return
+
+
+def _nothing() -> None:
+    pass

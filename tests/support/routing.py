@@ -1,0 +1,118 @@
+"""What is on both sides of a router, doing what a test says and when it says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from spa_dat.actors import Mailbox, Overflow
+from spa_dat.runtime._router import Router
+from spa_dat.transports import Delivery, DeliveryState, Envelope, Tracker
+
+__all__ = ["Session", "Worker"]
+
+CAPACITY = 3
+_GOING_ON = (DeliveryState.RUNNING, DeliveryState.SETTLED)
+
+
+class Worker:
+    """An actor as its router sees it; the machine says when it does what."""
+
+    def __init__(self, *topics: str) -> None:
+        self.mailbox = Mailbox(CAPACITY)
+        self.options: Any = SimpleNamespace(overflow=Overflow.REFUSE)
+        self.topics = topics
+        self.present = True
+        self.running: Delivery | None = None
+        self.interrupted = False
+        self.finished: list[int] = []
+        self.finished_qos0: list[int] = []
+
+    def interrupt(self, router: Router) -> None:
+        self.interrupted = self.running is not None
+
+    def refuses(self, envelope: Envelope, handler: int) -> bool:
+        return False
+
+    def start_next(self) -> Delivery | None:
+        """Claim what is next; what must not be started is passed over."""
+        while self.running is None and len(self.mailbox):
+            delivery: Delivery = self.mailbox.get_nowait()
+            if delivery.start():
+                self.running = delivery
+        return self.running
+
+    def done(self) -> None:
+        assert self.running is not None
+        delivery, self.running = self.running, None
+        to = self.finished if delivery.token >= 0 else self.finished_qos0
+        to.append(int(delivery.envelope.payload))
+        delivery.settle()
+
+
+class Session:
+    """A broker's session and the consumer in front of it: numbers are tokens, too."""
+
+    def __init__(self, receiver: Router) -> None:
+        self.receiver = receiver
+        self.tracker = Tracker(self.release)
+        self.connected = True
+        self.waiting: list[Envelope] = []
+        self.in_flight: dict[int, Envelope] = {}
+        self.acknowledged: list[int] = []
+        self.lost: list[int] = []
+        self.earlier: dict[int, Delivery] = {}
+        self.stopped = False
+
+    def send(self, count: int, *, together: bool) -> None:
+        """The next ones arrive."""
+        arriving, self.waiting = self.waiting[:count], self.waiting[count:]
+        fresh: list[Delivery] = []
+        for envelope in arriving:
+            number = int(envelope.payload)
+            self.in_flight[number] = envelope
+            earlier = self.earlier.pop(number, None)
+            going_on = earlier is not None and earlier.state in _GOING_ON
+            if self.stopped and not going_on:
+                continue
+            delivery = self.tracker.register(envelope, number)
+            if earlier is not None and going_on:
+                earlier.replaced_by(delivery)
+                continue
+            fresh.append(delivery)
+        if together and fresh:
+            self.receiver.deliver_all(fresh)
+        else:
+            for delivery in fresh:
+                self.receiver.deliver(delivery)
+
+    def release(self, free: list[Delivery]) -> None:
+        for delivery in free:
+            if self.connected:
+                self.acknowledged.append(delivery.token)
+                del self.in_flight[delivery.token]
+            else:
+                self.earlier[delivery.token] = delivery
+
+    def cut(self) -> None:
+        self.connected = False
+        self.receiver.hold()
+
+    def come_back(self, *, kept: bool) -> None:
+        self.connected = True
+        left = self.tracker.begin()
+        if kept:
+            self.waiting[:0] = self.in_flight.values()
+            self.earlier.update({delivery.token: delivery for delivery in left})
+        else:
+            # The session is lost: what the consumer has is the last copy.
+            self.lost += self.in_flight
+            self.earlier.clear()
+        self.in_flight = {}
+        self.receiver.resume(redelivered=kept)
+
+    def stop_intake(self) -> None:
+        self.stopped = True
+
+    def discard_stale(self, topic: str) -> None:
+        """No filter is left over here but those of workers that have left."""
