@@ -13,6 +13,7 @@ from aiokafka.structs import TopicPartition
 
 from ._config import KafkaConfig
 from ._records import StoredRecord
+from ._salvage import read_leniently
 from ._slots import Assignment
 
 __all__ = ["Fetched", "Fetching"]
@@ -22,6 +23,8 @@ _log = logging.getLogger(__name__)
 Fetched = Mapping[TopicPartition, Sequence[StoredRecord]]
 
 _POLL = 200
+_CAREFUL_POLL = 20
+_NOWHERE = TopicPartition("", -1)
 _SMALL_WINDOW = 64
 _PATIENCE = 0.02
 _LONGEST_IDLE = 5.0
@@ -44,6 +47,8 @@ class Fetching:
         take: gets what was fetched; what it returns is awaited.
         stats: counts ``kafka.stalled``.
         name: for messages.
+        careful: something could not be read: look at one partition at a time, so that it shows
+            where, and nothing else is lost over it.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class Fetching:
         take: Callable[[Fetched], Awaitable[None] | None],
         stats: Counter[str],
         name: str,
+        *,
+        careful: bool = False,
     ) -> None:
         self._consumer = consumer
         self._config = config
@@ -64,6 +71,7 @@ class Fetching:
         self._take = take
         self._stats = stats
         self._name = name
+        self._get = self._get_carefully if careful else self._get_all
         self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
 
     async def run(self, stop: asyncio.Event, until: float | None = None) -> bool:
@@ -99,13 +107,42 @@ class Fetching:
             if room is None:
                 return False
             if room:
-                fetched = await consumer.getmany(timeout_ms=_POLL, max_records=room)
+                fetched = await self._get(room)
                 if fetched:
                     await self._taken(fetched)
+                    # What is in the library's hands comes without a pause, and whoever has to
+                    # handle it needs a turn.
+                    await asyncio.sleep(0)
             for task in watched:
                 if task.done():
                     raise kafka.KafkaError("a task of the library has ended")
         return True
+
+    async def _get_all(self, room: int) -> Fetched:
+        fetched: Fetched = await self._consumer.getmany(timeout_ms=_POLL, max_records=room)
+        return fetched
+
+    async def _get_carefully(self, room: int) -> Fetched:
+        consumer = self._consumer
+        for partition in sorted(consumer.assignment()):
+            try:
+                fetched: Fetched = await consumer.getmany(partition, timeout_ms=0, max_records=room)
+            except UnicodeDecodeError as error:
+                _log.warning(
+                    "%s: partition %d of topic %r: the name of a header is no text: %s",
+                    self._name,
+                    partition.partition,
+                    partition.topic,
+                    error,
+                )
+                self._stats["messages.malformed"] += 1
+                await read_leniently(consumer, partition)
+                continue
+            if fetched:
+                return fetched
+        # Only waits: it could not be told where that comes from which could not be read.
+        nothing: Fetched = await consumer.getmany(_NOWHERE, timeout_ms=_CAREFUL_POLL)
+        return nothing
 
     async def _taken(self, fetched: Fetched) -> None:
         waiting = self._take(fetched)

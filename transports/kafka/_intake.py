@@ -71,6 +71,8 @@ class Intake(abc.ABC):
         self._changes: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
+        # The last session ended over a record that the library can not read.
+        self._careful = False
 
     # What the consumer calls.
 
@@ -151,6 +153,7 @@ class Intake(abc.ABC):
                 await self._session()
                 continue
             except Exception as error:  # noqa: BLE001 (whatever the library raises, it goes on)
+                self._careful = isinstance(error, UnicodeDecodeError)
                 if self._closing or self._is_final(error):
                     return
             self._stats["kafka.reconnects"] += 1

@@ -24,6 +24,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.producer import AIOKafkaProducer
 from aiokafka.producer.sender import Sender
 from aiokafka.producer.transaction_manager import TransactionManager
+from aiokafka.record.default_records import _DefaultRecordBatchPy
 
 from ...errors import ConfigurationError
 
@@ -64,7 +65,8 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
             "fetch_committed_offsets",
         ),
     ),
-    (SubscriptionState, ("fetch_context",)),
+    (SubscriptionState, ("fetch_context", "subscription")),
+    (_DefaultRecordBatchPy, ("_read_msg", "validate_crc")),
     (codec, ("has_gzip", "has_lz4", "has_snappy", "has_zstd")),
     (Sender, ("sender_task",)),
     (TransactionManager, ("increment_sequence_number",)),
@@ -76,7 +78,8 @@ _CONSUMER_STATE = ("_client", "_closed", "_coordinator", "_fetcher", "_subscript
 # What a consumer makes when it starts, and sets there.
 _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
     (BaseCoordinator, ("_metadata_snapshot",)),
-    (Fetcher, ("_fetch_task", "_pending_tasks")),
+    (Fetcher, ("_fetch_task", "_pending_tasks", "_records")),
+    (SubscriptionState, ("_fetch_count",)),
     (
         GroupCoordinator,
         (

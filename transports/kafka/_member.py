@@ -120,6 +120,7 @@ class GroupMember(Intake):
             self._take,
             self._stats,
             f"consumer {self.identifier!r}",
+            careful=self._careful,
         )
 
     def _make(self) -> Any:

@@ -74,6 +74,7 @@ class Reader(Intake):
                 self._take,
                 self._stats,
                 f"consumer {self.identifier!r}",
+                careful=self._careful,
             )
             loop = asyncio.get_running_loop()
             while not self._closing:
