@@ -11,10 +11,11 @@ from .._addresses import parked, reply_prefix
 from .._backoff import Backoff
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
+from .._failures import ConnectProblem
 from ._config import KafkaConfig
 from ._consumer import KafkaConsumer
 from ._creation import Topics
-from ._errors import ConnectProblem, connect_problem
+from ._errors import connect_problem
 from ._libraries import check_compression
 from ._names import Names
 from ._producer import ROOM_FOR_HEADERS

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Coroutine
 from typing import Any
 
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
-from ...errors import ConfigurationError
-from .._secret import Secret
+from .._tls import tls_context
 from ._config import KafkaConfig
 
-__all__ = ["common_options", "end_tasks", "reach", "stop_consumer", "tls_context"]
+__all__ = ["common_options", "end_tasks", "reach", "stop_consumer"]
 
 _LIBRARY = "aiokafka"
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.02, 0.1
@@ -144,36 +142,6 @@ def _connection_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
         options["sasl_plain_password"] = secret.reveal()
     options["security_protocol"] = protocol
     return options
-
-
-def tls_context(config: KafkaConfig) -> ssl.SSLContext | None:
-    """The TLS settings; None for plain TCP. Reads the certificate files anew each time.
-
-    Raises:
-        ConfigurationError: a file can not be read or is no certificate or key.
-    """
-    if not config.tls:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=config.tls_ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if config.tls_cert is not None:
-            password = config.tls_key_password
-            if isinstance(password, Secret):
-                password = password.reveal()
-            # Without a password the function would ask for one on the terminal.
-            context.load_cert_chain(config.tls_cert, config.tls_key, password or "")
-    except (OSError, ValueError) as error:
-        files = [name for name in (config.tls_ca, config.tls_cert, config.tls_key) if name]
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-        raise ConfigurationError(
-            f"the TLS files {', '.join(map(repr, files))} can not be used: {reason};"
-            " check the options tls_ca, tls_cert, tls_key and tls_key_password"
-        ) from error
-    if config.tls_insecure_skip_verification:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _restrain_loggers() -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 import ssl
-from dataclasses import dataclass
 
 import aiokafka.errors as kafka
 
@@ -17,14 +13,13 @@ from ...errors import (
     MessageTooLarge,
     NotAuthorised,
     PublishRefused,
-    SpaDatError,
     TransportError,
     UnknownTopic,
 )
+from .._failures import ConnectProblem, describe_failure
 
 __all__ = [
     "TRANSLATIONS",
-    "ConnectProblem",
     "connect_problem",
     "describe",
     "publish_refusal",
@@ -109,34 +104,10 @@ def describe(cause: BaseException) -> str:
         return " ".join(str(cause).split()).removeprefix("KafkaConnectionError: ")
     if isinstance(cause, ConnectionResetError):
         return "the broker closed the connection"
-    if isinstance(cause, socket.gaierror):
-        return f"unknown host ({cause.strerror})"
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        reason = getattr(cause, "verify_message", cause)
-        return f"the broker's certificate is not accepted: {reason}"
-    if isinstance(cause, ssl.SSLError):
-        return f"TLS failed: {cause.reason or cause}"
-    if isinstance(cause, TimeoutError):
-        return str(cause) or "no answer in time"
-    if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
-        return os.strerror(cause.errno)
     if isinstance(cause, kafka.KafkaError):
         # With several lines, where the library explains its own options.
         return " ".join(str(cause).split()) or type(cause).__name__
-    return str(cause) or type(cause).__name__
-
-
-@dataclass(frozen=True)
-class ConnectProblem:
-    """Why an attempt to connect failed.
-
-    Attributes:
-        error: what to raise.
-        final: at the start it is no use to try again.
-    """
-
-    error: SpaDatError
-    final: bool
+    return describe_failure(cause)
 
 
 def connect_problem(cause: BaseException, address: str, user: str | None) -> ConnectProblem:

@@ -26,7 +26,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ...errors import ConnectionLost
 from ._config import MqttConfig
-from ._dial import dial, tls_context
+from ._dial import dial
 from ._flow import MessageFlow
 from ._keepalive import KeepAlive
 from ._packets import MalformedPacket, PublishPacket, variable_integer
@@ -133,9 +133,8 @@ class MqttClient:
             aiomqtt.MqttError: the broker refused, or did not answer.
             ConfigurationError: the TLS files can not be used.
         """
-        context = tls_context(self._config)
         try:
-            sock = await dial(self._config, context)
+            sock = await dial(self._config)
             self._stream = FrameStream(sock, self._flow.on_packet, self._on_end)
             self._flow.begin(self._stream)
             self.unanswered = True

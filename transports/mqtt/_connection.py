@@ -9,9 +9,10 @@ from typing import Protocol
 from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
 from .._backoff import Backoff
 from .._contract import Surroundings
+from .._failures import ConnectProblem
 from ._adapter import MqttClient
 from ._config import MqttConfig
-from ._reasons import SESSION_TAKEN_OVER, ConnectProblem, connect_problem
+from ._reasons import SESSION_TAKEN_OVER, connect_problem
 from ._session import ClientHandler, Loss
 
 __all__ = ["Connection", "ConnectionOwner"]

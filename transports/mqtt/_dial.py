@@ -7,49 +7,20 @@ import contextlib
 import socket
 import ssl
 
-from ...errors import ConfigurationError
-from .._secret import Secret
+from .._tls import tls_context
 from ._config import MqttConfig
 
-__all__ = ["dial", "tls_context"]
+__all__ = ["dial"]
 
 
-def tls_context(config: MqttConfig) -> ssl.SSLContext | None:
-    """The TLS settings; None for plain TCP. Reads the certificate files anew each time.
-
-    Raises:
-        ConfigurationError: a file can not be read or is no certificate or key.
-    """
-    if not config.tls:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=config.tls_ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if config.tls_cert is not None:
-            password = config.tls_key_password
-            if isinstance(password, Secret):
-                password = password.reveal()
-            # Without a password the function would ask for one on the terminal.
-            context.load_cert_chain(config.tls_cert, config.tls_key, password or "")
-    except (OSError, ValueError) as error:
-        files = [name for name in (config.tls_ca, config.tls_cert, config.tls_key) if name]
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-        raise ConfigurationError(
-            f"the TLS files {', '.join(map(repr, files))} can not be used: {reason};"
-            " check the options tls_ca, tls_cert, tls_key and tls_key_password"
-        ) from error
-    if config.tls_insecure_skip_verification:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-async def dial(config: MqttConfig, context: ssl.SSLContext | None) -> socket.socket:
+async def dial(config: MqttConfig) -> socket.socket:
     """A connected socket that does not block; cancelling leaves nothing open.
 
     Raises:
         OSError: unknown host, refused, unreachable, or TLS failed; TimeoutError is one.
+        ConfigurationError: the TLS files can not be used.
     """
+    context = tls_context(config)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + config.connect_timeout
     async with asyncio.timeout_at(deadline):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 import ssl
-from dataclasses import dataclass
 
 from aiomqtt.exceptions import (
     MqttCodeError,
@@ -23,16 +19,15 @@ from ...errors import (
     ConnectionLost,
     NotAuthorised,
     PublishRefused,
-    SpaDatError,
     TransportError,
 )
+from .._failures import ConnectProblem, describe_failure
 from ._packets import MalformedPacket
 
 __all__ = [
     "NO_SUBSCRIBERS",
     "SESSION_TAKEN_OVER",
     "TRANSLATIONS",
-    "ConnectProblem",
     "connect_problem",
     "publish_refusal",
     "reason_text",
@@ -117,31 +112,7 @@ def describe(cause: BaseException) -> str:
     code = getattr(cause, "rc", None)
     if isinstance(code, ReasonCode):
         return reason_text(code.value)
-    if isinstance(cause, socket.gaierror):
-        return f"unknown host ({cause.strerror})"
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        reason = getattr(cause, "verify_message", cause)
-        return f"the broker's certificate is not accepted: {reason}"
-    if isinstance(cause, ssl.SSLError):
-        return f"TLS failed: {cause.reason or cause}"
-    if isinstance(cause, TimeoutError):
-        return str(cause) or "no answer in time"
-    if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
-        return os.strerror(cause.errno)
-    return str(cause) or type(cause).__name__
-
-
-@dataclass(frozen=True)
-class ConnectProblem:
-    """Why an attempt to connect failed.
-
-    Attributes:
-        error: what to raise.
-        final: at the start it is no use to try again.
-    """
-
-    error: SpaDatError
-    final: bool
+    return describe_failure(cause)
 
 
 def connect_problem(cause: BaseException, address: str, user: str | None) -> ConnectProblem:

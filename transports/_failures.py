@@ -1,0 +1,42 @@
+"""What goes wrong on the way to a broker, whatever the broker."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+
+from ..errors import SpaDatError
+
+__all__ = ["ConnectProblem", "describe_failure"]
+
+
+@dataclass(frozen=True)
+class ConnectProblem:
+    """Why an attempt to connect failed.
+
+    Attributes:
+        error: what to raise.
+        final: at the start it is no use to try again.
+    """
+
+    error: SpaDatError
+    final: bool
+
+
+def describe_failure(cause: BaseException) -> str:
+    """What an exception of the operating system, of TLS or of any library says, in one line."""
+    if isinstance(cause, socket.gaierror):
+        return f"unknown host ({cause.strerror})"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        reason = getattr(cause, "verify_message", cause)
+        return f"the broker's certificate is not accepted: {reason}"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS failed: {cause.reason or cause}"
+    if isinstance(cause, TimeoutError):
+        return str(cause) or "no answer in time"
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
+        return os.strerror(cause.errno)
+    return str(cause) or type(cause).__name__

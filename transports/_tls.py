@@ -1,0 +1,58 @@
+"""TLS as configurations ask for it."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Protocol
+
+from ..errors import ConfigurationError
+from ._secret import Secret
+
+__all__ = ["TlsOptions", "tls_context"]
+
+
+class TlsOptions(Protocol):
+    """The options of a configuration that are about TLS; see `MqttConfig`."""
+
+    @property
+    def tls(self) -> bool: ...
+    @property
+    def tls_ca(self) -> str | None: ...
+    @property
+    def tls_cert(self) -> str | None: ...
+    @property
+    def tls_key(self) -> str | None: ...
+    @property
+    def tls_key_password(self) -> Secret | str | None: ...
+    @property
+    def tls_insecure_skip_verification(self) -> bool: ...
+
+
+def tls_context(config: TlsOptions) -> ssl.SSLContext | None:
+    """The TLS settings; None for plain TCP. Reads the certificate files anew each time.
+
+    Raises:
+        ConfigurationError: a file can not be read or is no certificate or key.
+    """
+    if not config.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=config.tls_ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if config.tls_cert is not None:
+            password = config.tls_key_password
+            if isinstance(password, Secret):
+                password = password.reveal()
+            # Without a password the function would ask for one on the terminal.
+            context.load_cert_chain(config.tls_cert, config.tls_key, password or "")
+    except (OSError, ValueError) as error:
+        files = [name for name in (config.tls_ca, config.tls_cert, config.tls_key) if name]
+        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+        raise ConfigurationError(
+            f"the TLS files {', '.join(map(repr, files))} can not be used: {reason};"
+            " check the options tls_ca, tls_cert, tls_key and tls_key_password"
+        ) from error
+    if config.tls_insecure_skip_verification:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
