@@ -154,6 +154,10 @@ class ReplyInbox:
             except Exception as error:  # noqa: BLE001
                 lasted = 0.0 if self._consumer is None else loop.time() - began
                 self._stats["kafka.inboxes_lost"] += 1
+                if isinstance(error, kafka.UnknownTopicOrPartitionError):
+                    # Made anew it counts from 0 again, and nothing in it has been seen. If it was
+                    # only out of sight, replies come again that nobody waits for any more.
+                    self._positions = dict.fromkeys(self._positions, 0)
                 delay = self._backoff.next_delay(lasted)
                 problem = connect_problem(error, self._config.address, self._config.username)
                 what = describe(error) if self._consumer is not None else problem.error
