@@ -240,7 +240,7 @@ class Router(Actor):
 
     async def route(self, delivery: Delivery) -> None:
         """Put one delivery into the mailboxes of all that want it."""
-        if self._stopped:
+        if self._stopped and not self._is_last_copy(delivery):
             delivery.withdraw()
         else:
             self._route(delivery)

@@ -184,3 +184,19 @@ async def test_shared_deliveries_that_do_not_come_again_are_routed_anew_in_order
     while router.inbox.items:
         await router.route(router.inbox.get_nowait())
     assert fast.payloads == slow.payloads == ["1", "2", "3"]
+
+
+async def test_a_shared_last_copy_is_worked_off_although_the_router_has_stopped() -> None:
+    fast, slow, source = Actor(), Actor(), Source()
+    router = router_of(fast, slow)
+    (delivery,) = source.make("1")
+    router.deliver(delivery)
+    router.hold()
+    # The bus has forgotten it.
+    router.resume(redelivered=False)
+    router.stop_intake()
+    router.hold()
+    router.resume(redelivered=True)
+    while router.inbox.items:
+        await router.route(router.inbox.get_nowait())
+    assert fast.payloads == slow.payloads == ["1"]
