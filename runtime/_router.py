@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..transports import (
     TopicTrie,
     is_reserved,
 )
+from ._outage import Outage
 from ._routes import Route, Target
 from ._shared_delivery import Part, Whole
 
@@ -59,7 +60,7 @@ class Router(Actor):
         self._targets: list[Target] = []
         self._actors: list[Target] = []
         self._note_targets()
-        self._held: deque[tuple[Mailbox, Delivery]] | None = None
+        self._outage: Outage | None = None
         self._redelivered = False
         self._epoch = -1
         # Up to this epoch the bus has forgotten what it had sent.
@@ -99,18 +100,15 @@ class Router(Actor):
         self._actors.remove(routes[0].target)
         for target in routes[0].targets:
             self._targets.remove(target)
-            if self._held is not None:
-                mailbox = target.mailbox
-                left = [delivery for held, delivery in self._held if held is mailbox]
-                self._held = deque(held for held in self._held if held[0] is not mailbox)
+            if self._outage is not None:
                 # The others must not wait for it: it works off what it has before it ends.
-                mailbox.push_front(left)
+                self._outage.leave(target.mailbox)
         self._note_targets()
 
     @property
     def holding(self) -> bool:
         """Whether the connection is gone, so that nothing may be started."""
-        return self._held is not None
+        return self._outage is not None
 
     # What the consumer calls.
 
@@ -130,7 +128,7 @@ class Router(Actor):
             mailbox is None
             or mailbox.closed
             or self.inbox.items
-            or self._held is not None
+            or self._outage is not None
             or self._stopped
             or deliveries[0].token < 0
         ):
@@ -162,25 +160,22 @@ class Router(Actor):
         What one of several actors has started on is left to the others: the bus may be waiting
         until it is settled.
         """
-        if self._held is None:
-            self._held = self._put_together(self._take_back(self._not_begun))
+        if self._outage is None:
+            self._outage = outage = Outage()
+            for target in self._targets:
+                outage.take(target.mailbox, self._is_mine)
+                target.interrupt(self)
+            # Behind those that were already routed: arrival order.
+            outage.take(self.inbox, _is_delivery)
 
     def resume(self, *, redelivered: bool) -> None:
         """Connected again: drop what is held, or hand it out again if it is the last copy."""
-        held, self._held = self._held, None
+        outage, self._outage = self._outage, None
         self._redelivered = redelivered
         if not redelivered:
             self._forgotten = self._epoch
-        if not held:
-            return
-        kept: dict[int, tuple[Mailbox, list[Delivery]]] = {}
-        for mailbox, delivery in held:
-            if self._comes_again(delivery):
-                delivery.withdraw()
-            else:
-                kept.setdefault(id(mailbox), (mailbox, []))[1].append(delivery)
-        for mailbox, deliveries in kept.values():
-            mailbox.push_front(deliveries)
+        if outage is not None:
+            outage.end(self._comes_again)
 
     # What the actors call.
 
@@ -198,8 +193,8 @@ class Router(Actor):
         delivery.requeue()
         if self._stopped:
             delivery.withdraw()
-        elif self._held is not None:
-            self._held.appendleft((mailbox, delivery))
+        elif self._outage is not None:
+            self._outage.give_back(mailbox, delivery)
         elif self._comes_again(delivery):
             delivery.withdraw()
         else:
@@ -208,19 +203,33 @@ class Router(Actor):
 
     def start_over(self, delivery: Delivery) -> None:
         """A started delivery is to be started anew, without an outage that would bring it again."""
-        if self._stopped or self._held is not None:
+        if self._stopped or self._outage is not None:
             self.give_back(delivery)
             return
         delivery.requeue()
         delivery.route.target.mailbox.push_front([delivery])
+
+    def put_in(self, delivery: Delivery, route: Route) -> None:
+        """Hand out, in its turn, what did not come from the bus."""
+        if self._outage is None:
+            self._hand_out(delivery, route)
+            return
+        delivery.route = route.lane(delivery.envelope)
+        self._outage.add(delivery.route.target.mailbox, delivery)
 
     def stop_intake(self) -> None:
         """Withdraw what has not been started, but for what the bus would not send again."""
         self._stopped = True
         if self.consumer is not None:
             self.consumer.stop_intake()
-        left = [*(self._held or ()), *self._take_back(self._is_mine)]
-        self._held = None
+        outage, self._outage = self._outage, None
+        if outage is not None:
+            outage.end(lambda delivery: not self._is_last_copy(delivery))
+        left: list[tuple[Mailbox, Delivery]] = []
+        for target in self._targets:
+            left += [(target.mailbox, item) for item in target.mailbox.extract(self._is_mine)]
+            target.interrupt(self)
+        left += [(self.inbox, item) for item in self.inbox.extract(_is_delivery)]
         for mailbox, delivery in left:
             if not self._is_last_copy(delivery):
                 delivery.withdraw()
@@ -310,43 +319,8 @@ class Router(Actor):
         if self.consumer is not None:
             self.consumer.discard_stale(topic)
 
-    def _take_back(self, which: Callable[[Any], bool]) -> deque[tuple[Mailbox, Delivery]]:
-        taken: deque[tuple[Mailbox, Delivery]] = deque()
-        for target in self._targets:
-            mailbox = target.mailbox
-            taken.extend((mailbox, item) for item in mailbox.extract(which))
-            target.interrupt(self)
-        # Behind those that were already routed: arrival order.
-        taken.extend((self.inbox, item) for item in self.inbox.extract(_is_delivery))
-        return taken
-
     def _is_mine(self, item: Any) -> bool:
         return isinstance(item, Delivery) and item.route.router is self
-
-    def _not_begun(self, item: Any) -> bool:
-        return self._is_mine(item) and not (
-            isinstance(item, Part) and item.whole is not None and item.whole.begun
-        )
-
-    def _put_together(
-        self, taken: deque[tuple[Mailbox, Delivery]]
-    ) -> deque[tuple[Mailbox, Delivery]]:
-        """Shared deliveries in place of their parts, to be routed again."""
-        whole_ones: deque[tuple[Mailbox, Delivery]] = deque()
-        seen: set[int] = set()
-        routed: list[tuple[Mailbox, Delivery]] = []
-        for mailbox, delivery in taken:
-            whole = delivery.whole if isinstance(delivery, Part) else None
-            if whole is None:
-                whole_ones.append((mailbox, delivery))
-            elif id(whole) not in seen:
-                seen.add(id(whole))
-                whole.delivery.requeue()
-                routed.append((self.inbox, whole.delivery))
-        # All of an actor's own come from one mailbox, in order; shared ones were routed before
-        # what still waits in the router's own.
-        whole_ones.extendleft(reversed(routed))
-        return whole_ones
 
     def _comes_again(self, delivery: Delivery) -> bool:
         # A part's other parts may be running, and then the bus's copy is settled with them.

@@ -30,6 +30,13 @@ class Whole:
         """Whether one of the actors has started on it."""
         return any(part.state is not DeliveryState.QUEUED for part in self.parts)
 
+    def withdraw(self) -> None:
+        """Take back what none of the actors has started on."""
+        for part in self.parts:
+            part.withdraw()
+        self.delivery.requeue()
+        self.delivery.withdraw()
+
 
 class Part(Delivery):
     """One actor's part of a shared delivery."""

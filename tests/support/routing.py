@@ -61,6 +61,8 @@ class Session:
         self.in_flight: dict[int, Envelope] = {}
         self.acknowledged: list[int] = []
         self.lost: list[int] = []
+        self.gone: list[int] = []
+        self.sent: set[int] = set()
         self.earlier: dict[int, Delivery] = {}
         self.stopped = False
 
@@ -69,7 +71,8 @@ class Session:
         arriving, self.waiting = self.waiting[:count], self.waiting[count:]
         fresh: list[Delivery] = []
         for envelope in arriving:
-            number = int(envelope.payload)
+            number = _number(envelope)
+            self.sent.add(number)
             self.in_flight[number] = envelope
             earlier = self.earlier.pop(number, None)
             going_on = earlier is not None and earlier.state in _GOING_ON
@@ -105,8 +108,13 @@ class Session:
             self.waiting[:0] = self.in_flight.values()
             self.earlier.update({delivery.token: delivery for delivery in left})
         else:
-            # The session is lost: what the consumer has is the last copy.
-            self.lost += self.in_flight
+            # The session is lost: what the consumer has is the last copy, but for what it had
+            # given back to the bus when it stopped.
+            if not self.stopped:
+                self.lost += self.in_flight
+            # What it was to send again is gone.
+            self.gone += [number for number in map(_number, self.waiting) if number in self.sent]
+            self.waiting = [e for e in self.waiting if _number(e) not in self.sent]
             self.earlier.clear()
         self.in_flight = {}
         self.receiver.resume(redelivered=kept)
@@ -116,3 +124,7 @@ class Session:
 
     def discard_stale(self, topic: str) -> None:
         """No filter is left over here but those of workers that have left."""
+
+
+def _number(envelope: Envelope) -> int:
+    return int(envelope.payload)
