@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._addresses import parked, reply_prefix
+from ._backoff import Backoff
 from ._contract import (
     Bus,
     Consumer,
@@ -14,7 +16,7 @@ from ._contract import (
 from ._delivery import Delivery, DeliveryState, Tracker
 from ._envelope import Envelope, Tombstone
 from ._factory import Config, SocketProviderFactory, as_provider
-from ._outbox import on_failure
+from ._outbox import Outbox, OutboxEntry, on_failure
 from ._secret import Secret
 from ._topics import (
     RESERVED,
@@ -32,6 +34,7 @@ from .mqtt import MqttConfig, MqttProvider
 
 __all__ = [
     "RESERVED",
+    "Backoff",
     "Bus",
     "Config",
     "Consumer",
@@ -46,6 +49,8 @@ __all__ = [
     "MemoryProvider",
     "MqttConfig",
     "MqttProvider",
+    "Outbox",
+    "OutboxEntry",
     "Receiver",
     "Secret",
     "SocketProvider",
@@ -63,4 +68,6 @@ __all__ = [
     "is_reserved",
     "minimal",
     "on_failure",
+    "parked",
+    "reply_prefix",
 ]

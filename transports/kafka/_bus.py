@@ -9,9 +9,10 @@ from collections.abc import Callable
 from ...errors import ConfigurationError, ConnectFailed, MessageTooLarge, SpaDatError
 from .._addresses import parked, reply_prefix
 from .._backoff import Backoff
-from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
+from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._failures import ConnectProblem
+from ._common import Common
 from ._config import KafkaConfig
 from ._consumer import KafkaConsumer
 from ._creation import Topics
@@ -57,6 +58,7 @@ class KafkaBus(Bus):
         self._client_id = f"{identity.application}.{identity.instance}"
         self._codec = Codec(names, surroundings.stats, environment.now)
         self._topics = Topics(config, names, self._client_id)
+        self._common = Common(config, names, self._codec, surroundings, self._topics)
         self._own = [names.replies(self._application), names.dead_letters(self._application)]
         token = environment.token()
         self._inbox_prefix = reply_prefix(self._application, token)
@@ -103,16 +105,8 @@ class KafkaBus(Bus):
     def reply_address(self, correlation: str) -> str:
         return self._inbox_prefix + correlation
 
-    def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
-        return KafkaConsumer(
-            self._config,
-            self._names,
-            self._codec,
-            self._surroundings,
-            subscription,
-            receiver,
-            self._topics,
-        )
+    def consumer(self, subscription: Subscription, receiver: Receiver) -> KafkaConsumer:
+        return KafkaConsumer(self._common, subscription, receiver)
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         return self._publisher.outbox.submit(envelope, self._encode(envelope))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from .._contract import Consumer, Receiver, Subscription, Surroundings
-from ._config import KafkaConfig
-from ._creation import Topics
+from .._contract import Consumer, Receiver, Subscription
+from ._common import Common
 from ._intake import Intake
 from ._member import GroupMember
-from ._names import Names
 from ._reader import Reader
-from ._records import Codec
 
 __all__ = ["KafkaConsumer"]
 
@@ -22,31 +19,17 @@ class KafkaConsumer(Consumer):
     without. Any other reads all partitions by itself, from now on.
 
     Args:
-        config: where and how.
-        names: translates topics.
-        codec: reads records.
-        surroundings: identity, counters, randomness.
+        common: what the bus lends.
         subscription: what to receive.
         receiver: who gets the deliveries.
-        topics: makes sure that they exist.
     """
 
-    def __init__(
-        self,
-        config: KafkaConfig,
-        names: Names,
-        codec: Codec,
-        surroundings: Surroundings,
-        subscription: Subscription,
-        receiver: Receiver,
-        topics: Topics,
-    ) -> None:
+    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
+        surroundings = common.surroundings
         lasting = subscription.durable and not surroundings.identity.ephemeral
         kind: type[GroupMember] | type[Reader] = GroupMember if lasting else Reader
         self._stats = surroundings.stats
-        self._intake: Intake = kind(
-            config, names, codec, surroundings, subscription, receiver, topics
-        )
+        self._intake: Intake = kind(common, subscription, receiver)
 
     async def start(self) -> None:
         await self._intake.start()

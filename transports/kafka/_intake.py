@@ -13,16 +13,15 @@ from aiokafka.structs import TopicPartition
 
 from ...errors import ConnectFailed, ConnectionLost, SpaDatError
 from .._backoff import Backoff
-from .._contract import Receiver, Subscription, Surroundings
+from .._contract import Receiver, Subscription
 from .._delivery import Delivery
 from .._topics import TopicTrie
 from ._clients import common_options, reach
-from ._config import KafkaConfig
-from ._creation import Topics
+from ._common import Common
 from ._errors import connect_problem
-from ._names import Names, Selection
+from ._names import Selection
 from ._past import Past
-from ._records import Codec, StoredRecord
+from ._records import StoredRecord
 from ._slots import Assignment
 
 __all__ = ["Intake", "unless"]
@@ -37,26 +36,18 @@ class Intake(abc.ABC):
     `close`. A task of its own looks after them; another one fetches.
     """
 
-    def __init__(
-        self,
-        config: KafkaConfig,
-        names: Names,
-        codec: Codec,
-        surroundings: Surroundings,
-        subscription: Subscription,
-        receiver: Receiver,
-        topics: Topics,
-    ) -> None:
+    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
+        surroundings = common.surroundings
         identity = surroundings.identity
         self.identifier = f"{identity.application}.{identity.instance}.{subscription.name}"
-        self._config = config
-        self._names = names
-        self._codec = codec
+        self._config = common.config
+        self._names = common.names
+        self._codec = common.codec
         self._surroundings = surroundings
         self._stats = surroundings.stats
         self._subscription = subscription
         self._receiver = receiver
-        self._topics = topics
+        self._topics = common.topics
         self._at_most_once = subscription.qos == 0
         self._filters = dict.fromkeys(subscription.filters)
         self._select()

@@ -15,11 +15,10 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.structs import TopicPartition
 
 from ...errors import ConfigurationError
-from .._contract import Receiver, Subscription, Surroundings
+from .._contract import Receiver, Subscription
 from ._clients import end_tasks, stop_consumer
 from ._commits import Committer
-from ._config import KafkaConfig
-from ._creation import Topics
+from ._common import Common
 from ._fetching import Fetched, Fetching
 from ._intake import Intake, unless
 from ._membership import (
@@ -32,9 +31,7 @@ from ._membership import (
     unassigned,
     watch_topics,
 )
-from ._names import Names
 from ._past import Past
-from ._records import Codec
 from ._slots import Assignment, PartitionTracker
 
 __all__ = ["GroupMember"]
@@ -56,17 +53,8 @@ class GroupMember(Intake):
     back, what runs is waited for, and what is settled is committed before.
     """
 
-    def __init__(
-        self,
-        config: KafkaConfig,
-        names: Names,
-        codec: Codec,
-        surroundings: Surroundings,
-        subscription: Subscription,
-        receiver: Receiver,
-        topics: Topics,
-    ) -> None:
-        super().__init__(config, names, codec, surroundings, subscription, receiver, topics)
+    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
+        super().__init__(common, subscription, receiver)
         self._consumer: Any = None
         self._assignment: Assignment | None = None
         self._committer: Committer | None = None

@@ -9,14 +9,12 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
-from .._contract import Receiver, Subscription, Surroundings
+from .._contract import Receiver, Subscription
 from ._clients import stop_consumer
-from ._config import KafkaConfig
-from ._creation import Topics
+from ._common import Common
 from ._fetching import Fetched, Fetching
 from ._intake import Intake
-from ._names import Names, Selection
-from ._records import Codec
+from ._names import Selection
 from ._slots import Assignment, CountingTracker
 
 __all__ = ["Reader"]
@@ -31,17 +29,8 @@ class Reader(Intake):
     appears later. Its place is kept in memory and outlives connections; nothing is committed.
     """
 
-    def __init__(
-        self,
-        config: KafkaConfig,
-        names: Names,
-        codec: Codec,
-        surroundings: Surroundings,
-        subscription: Subscription,
-        receiver: Receiver,
-        topics: Topics,
-    ) -> None:
-        super().__init__(config, names, codec, surroundings, subscription, receiver, topics)
+    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
+        super().__init__(common, subscription, receiver)
         # One for good: what was handed out stays handed out, whatever happens to the connection.
         self._assignment = Assignment(1)
         self._consumer: Any = None

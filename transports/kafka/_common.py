@@ -1,0 +1,32 @@
+"""What a bus has in common with its consumers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .._contract import Surroundings
+from ._config import KafkaConfig
+from ._creation import Topics
+from ._names import Names
+from ._records import Codec
+
+__all__ = ["Common"]
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What all parts of one bus use.
+
+    Attributes:
+        config: where and how.
+        names: translates topics.
+        codec: reads and writes records.
+        surroundings: identity, counters, randomness.
+        topics: makes sure that they exist.
+    """
+
+    config: KafkaConfig
+    names: Names
+    codec: Codec
+    surroundings: Surroundings
+    topics: Topics
