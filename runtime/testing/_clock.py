@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from contextvars import Context
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 from ..._environment import Environment
 from ._threads import IDLE_IN, Threads
+
+if TYPE_CHECKING:
+    from ._network import Network
 
 __all__ = ["Deadlock", "VirtualEnvironment", "VirtualLoop"]
 
@@ -52,6 +55,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         on_idle: called when nothing is ready any more, with the seconds to the next timer (None:
             there is none); True when it has made something ready, so that the clock must not jump.
         on_stuck: called with a text instead of raising `Deadlock`.
+        network: hosts that connections are made to without sockets; None for none.
     """
 
     def __init__(self, grace: float = 10.0, *, one_at_a_time: bool = False) -> None:
@@ -63,6 +67,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.on_iteration: Callable[[], bool] | None = None
         self.on_idle: Callable[[float | None], bool] | None = None
         self.on_stuck: Callable[[str], None] | None = None
+        self.network: Network | None = None
         self.threads = Threads(self, grace, self._stuck) if one_at_a_time else None
         super().__init__(_JumpingSelector(self))
 
@@ -91,6 +96,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._executor_work += 1
         future.add_done_callback(self._executor_work_done)
         return future
+
+    async def create_connection(
+        self,
+        protocol_factory: Callable[[], Any],
+        host: Any = None,
+        port: Any = None,
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """As usual; to a host of ``network`` without sockets, and always without encryption."""
+        if self.network is not None and self.network.claims(host):
+            return await self.network.connect(protocol_factory, host, port)
+        return await super().create_connection(protocol_factory, host, port, **options)
 
     def wait_in_thread(self, future: Future[T]) -> T:
         """What a thread calls that has to wait for something that the loop does."""

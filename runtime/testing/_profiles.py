@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from ...transports import Bus, Envelope, KafkaProvider, SocketProvider, Surroundings
 
 if TYPE_CHECKING:
-    import asyncio
     from contextvars import Context
 
+    from ._clock import VirtualLoop
     from ._faults import Dice
     from ._trace import Trace
 
@@ -36,7 +35,7 @@ class Surround(Protocol):
     """
 
     @property
-    def loop(self) -> asyncio.AbstractEventLoop: ...
+    def loop(self) -> VirtualLoop: ...
 
     @property
     def trace(self) -> Trace: ...
@@ -56,7 +55,12 @@ class SimulatedBus(abc.ABC):
 
     Connections know the `OWNER` of the code that made them. When its application is killed,
     `kill` ends them as the end of a process does.
+
+    Attributes:
+        pace: so many steps of the event loop, roughly, get as much done as one on a memory broker.
     """
+
+    pace: int = 1
 
     @abc.abstractmethod
     def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
@@ -99,6 +103,9 @@ class SimulatedBus(abc.ABC):
     def rebalance(self) -> bool:
         """Hand partitions out anew; False when there is nothing to hand out."""
         return False
+
+    def close(self) -> None:  # noqa: B027 (there is nothing that every bus has to do)
+        """The world has come to its end; nothing happens any more."""
 
 
 class SimulatedProvider(SocketProvider):
@@ -148,12 +155,16 @@ def simulate(
     bus = buses.get(original.address)
     if bus is None:
         kind: Profile = profile or ("kafka" if isinstance(original, KafkaProvider) else "mqtt")
-        bus = buses[original.address] = _kinds()[kind](surround)
+        bus = buses[original.address] = _simulated(kind, surround)
     return SimulatedProvider(original, bus)
 
 
-def _kinds() -> Mapping[str, Callable[[Surround], SimulatedBus]]:
-    # Not at the top: they build on this module.
+def _simulated(kind: Profile, surround: Surround) -> SimulatedBus:
+    # Not at the top: they build on this module, and the Kafka client takes time to import.
+    if kind == "kafka":
+        from ._kafka import SimulatedKafka
+
+        return SimulatedKafka(surround)
     from ._mqtt import SimulatedMqtt
 
-    return {"mqtt": SimulatedMqtt, "kafka": SimulatedMqtt}
+    return SimulatedMqtt(surround)

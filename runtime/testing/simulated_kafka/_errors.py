@@ -1,0 +1,46 @@
+"""What a broker answers when it does not do what it was asked."""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["Code", "Refused"]
+
+
+class Code(enum.IntEnum):
+    """The error codes of the protocol that the simulated cluster uses."""
+
+    NONE = 0
+    OFFSET_OUT_OF_RANGE = 1
+    CORRUPT_MESSAGE = 2
+    UNKNOWN_TOPIC_OR_PARTITION = 3
+    LEADER_NOT_AVAILABLE = 5
+    MESSAGE_TOO_LARGE = 10
+    COORDINATOR_NOT_AVAILABLE = 15
+    INVALID_TOPIC = 17
+    INVALID_REQUIRED_ACKS = 21
+    ILLEGAL_GENERATION = 22
+    INCONSISTENT_GROUP_PROTOCOL = 23
+    INVALID_GROUP_ID = 24
+    UNKNOWN_MEMBER_ID = 25
+    INVALID_SESSION_TIMEOUT = 26
+    REBALANCE_IN_PROGRESS = 27
+    TOPIC_ALREADY_EXISTS = 36
+    INVALID_PARTITIONS = 37
+    INVALID_REQUEST = 42
+    OUT_OF_ORDER_SEQUENCE_NUMBER = 45
+    INVALID_PRODUCER_EPOCH = 47
+    MEMBER_ID_REQUIRED = 79
+    FENCED_INSTANCE_ID = 82
+
+
+class Refused(Exception):
+    """The request, or a part of it, is answered with an error.
+
+    Args:
+        code: which one.
+    """
+
+    def __init__(self, code: Code) -> None:
+        super().__init__(code.name)
+        self.code = code

@@ -1,0 +1,192 @@
+"""Requests about topics, partitions and records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ._cluster import MAX_BATCH, REFUSAL_DELAY, Cluster
+from ._errors import Code, Refused
+from ._frames import REQUESTS, Request
+
+__all__ = ["TOPIC_REQUESTS"]
+
+_Reply = Callable[[Any], None]
+_NODE = 0
+_CLUSTER_ID = "simulated"
+_LATEST, _EARLIEST = -1, -2
+_NO_OFFSET = -1
+
+
+def _api_versions(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    versions = [(kind.API_KEY, kind.API_VERSION, kind.API_VERSION) for kind in REQUESTS.values()]
+    reply(request.body.RESPONSE_TYPE(Code.NONE, versions))
+
+
+def _metadata(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    body = request.body
+    names = list(cluster.topics) if body.topics is None else list(dict.fromkeys(body.topics))
+    may_create = cluster.auto_create and body.allow_auto_topic_creation
+    topics = [_described(cluster, name, may_create) for name in names]
+    brokers = [(_NODE, cluster.host, cluster.port, None)]
+    answer = body.RESPONSE_TYPE(0, brokers, _CLUSTER_ID, _NODE, topics)
+    if all(code is Code.NONE for code, *_ in topics):
+        reply(answer)
+    else:
+        cluster.loop.call_later(REFUSAL_DELAY, reply, answer)
+
+
+def _described(cluster: Cluster, name: str, may_create: bool) -> tuple[Any, ...]:
+    topic = cluster.topics.get(name)
+    if topic is not None:
+        numbers = range(len(topic.partitions))
+        places: list[tuple[Any, ...]] = [
+            (Code.NONE, number, _NODE, [_NODE], [_NODE], []) for number in numbers
+        ]
+        return Code.NONE, name, False, places
+    code = Code.UNKNOWN_TOPIC_OR_PARTITION
+    if may_create:
+        try:
+            cluster.create_topic(name, -1)
+            # It is there when the client asks again.
+            code = Code.LEADER_NOT_AVAILABLE
+        except Refused as refusal:
+            code = refusal.code
+    return code, name, False, []
+
+
+def _produce(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    body = request.body
+    topics = []
+    failed = False
+    for topic, batches in body.topics:
+        partitions = []
+        for partition, batch in batches:
+            code, offset = _append(cluster, request, topic, partition, batch)
+            failed = failed or code is not Code.NONE
+            partitions.append((partition, code, offset, -1, 0 if offset >= 0 else -1))
+        topics.append((topic, partitions))
+    # Without confirmation there is nothing to answer.
+    reply(body.RESPONSE_TYPE(topics, 0) if body.required_acks else None)
+
+
+def _append(
+    cluster: Cluster, request: Request, topic: str, partition: int, batch: bytes | None
+) -> tuple[Code, int]:
+    try:
+        if request.body.required_acks not in (-1, 0, 1):
+            raise Refused(Code.INVALID_REQUIRED_ACKS)
+        log = cluster.log(topic, partition)
+        return Code.NONE, cluster.append_batch(request.client_id, log, batch)
+    except Refused as refusal:
+        return refusal.code, _NO_OFFSET
+
+
+def _list_offsets(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    topics = []
+    for topic, wanted in request.body.topics:
+        partitions = []
+        for partition, timestamp in wanted:
+            code, moment, offset = Code.NONE, -1, -1
+            try:
+                log = cluster.log(topic, partition)
+            except Refused as refusal:
+                code = refusal.code
+            else:
+                if timestamp == _LATEST:
+                    offset = log.end
+                elif timestamp == _EARLIEST:
+                    offset = log.start
+                else:
+                    moment, offset = log.offset_for(timestamp)
+            partitions.append((partition, code, moment, offset))
+        topics.append((topic, partitions))
+    reply(request.body.RESPONSE_TYPE(0, topics))
+
+
+def _delete_records(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    topics = []
+    for topic, wanted in request.body.topics:
+        partitions = []
+        for partition, offset in wanted:
+            code, start = Code.NONE, -1
+            try:
+                log = cluster.log(topic, partition)
+                log.trim(log.end if offset == _LATEST else offset)
+                start = log.start
+            except Refused as refusal:
+                code = refusal.code
+            partitions.append((partition, start, code))
+        topics.append((topic, partitions))
+    reply(request.body.RESPONSE_TYPE(0, topics))
+
+
+def _init_producer(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    answer = request.body.RESPONSE_TYPE
+    if request.body.transactional_id is not None:
+        reply(answer(0, Code.INVALID_REQUEST, -1, -1))
+    else:
+        reply(answer(0, Code.NONE, cluster.next_producer(), 0))
+
+
+def _create_topics(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    errors = []
+    for name, partitions, _, placed, configs in request.body.create_topic_requests:
+        settings = dict(configs)
+        most = int(settings.get("max.message.bytes", MAX_BATCH))
+        count = len(placed) or partitions
+        errors.append(_done(name, partial(_make, cluster, request, name, count, most)))
+    reply(request.body.RESPONSE_TYPE(0, errors))
+
+
+def _make(cluster: Cluster, request: Request, name: str, partitions: int, max_batch: int) -> None:
+    if not request.body.validate_only:
+        cluster.create_topic(name, partitions, max_batch=max_batch)
+    elif name in cluster.topics:
+        raise Refused(Code.TOPIC_ALREADY_EXISTS)
+
+
+def _delete_topics(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    errors = [_done(name, partial(cluster.delete_topic, name))[:2] for name in request.body.topics]
+    reply(request.body.RESPONSE_TYPE(0, errors))
+
+
+def _create_partitions(cluster: Cluster, request: Request, reply: _Reply) -> None:
+    errors = [
+        _done(name, partial(_grow, cluster, request, name, count))
+        for name, (count, _) in request.body.topic_partitions
+    ]
+    reply(request.body.RESPONSE_TYPE(0, errors))
+
+
+def _grow(cluster: Cluster, request: Request, name: str, count: int) -> None:
+    topic = cluster.topics.get(name)
+    if topic is None:
+        raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION)
+    if count <= len(topic.partitions):
+        raise Refused(Code.INVALID_PARTITIONS)
+    if not request.body.validate_only:
+        topic.grow(count)
+
+
+def _done(name: str, step: Callable[[], None]) -> tuple[str, Code, str | None]:
+    try:
+        step()
+    except Refused as refusal:
+        return name, refusal.code, str(refusal)
+    return name, Code.NONE, None
+
+
+TOPIC_REQUESTS: dict[int, Callable[[Cluster, Request, _Reply], None]] = {
+    0: _produce,
+    2: _list_offsets,
+    3: _metadata,
+    18: _api_versions,
+    19: _create_topics,
+    20: _delete_topics,
+    21: _delete_records,
+    22: _init_producer,
+    37: _create_partitions,
+}
+"""What answers them, by API key."""

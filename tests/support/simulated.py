@@ -1,0 +1,70 @@
+"""A simulated Kafka cluster on the loop of a test that runs on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from spa_dat.runtime.testing import VirtualLoop
+from spa_dat.runtime.testing._network import Network
+from spa_dat.runtime.testing.simulated_kafka import Cluster, virtual_time
+
+__all__ = ["SERVER", "World", "world"]
+
+SERVER = "kafka:9092"
+
+
+class World:
+    """A cluster, how it is reached, and what happened in it."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.loop = loop
+        self.events: list[tuple[str, str, str, str]] = []
+        self.network = loop.network = Network(loop)
+        self.cluster = Cluster(loop, on_event=lambda *event: self.events.append(event))
+        self.network.listen("kafka", 9092, self.cluster.accept)
+
+    def happened(self, what: str) -> list[tuple[str, str, str]]:
+        """The events of a kind: whose, about what, and the rest."""
+        return [(who, about, detail) for who, kind, about, detail in self.events if kind == what]
+
+    @contextlib.asynccontextmanager
+    async def producer(self, **options: Any) -> AsyncIterator[Any]:
+        """A plain idempotent producer."""
+        producer = AIOKafkaProducer(
+            bootstrap_servers=SERVER, **{"enable_idempotence": True, **options}
+        )
+        try:
+            await producer.start()
+            yield producer
+        finally:
+            await producer.stop()
+
+    @contextlib.asynccontextmanager
+    async def consumer(self, *topics: str, **options: Any) -> AsyncIterator[Any]:
+        """A plain consumer that commits nothing by itself."""
+        consumer = AIOKafkaConsumer(
+            *topics,
+            bootstrap_servers=SERVER,
+            **{"auto_offset_reset": "earliest", "enable_auto_commit": False, **options},
+        )
+        try:
+            await consumer.start()
+            yield consumer
+        finally:
+            await consumer.stop()
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """A world on the running loop."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    made = World(loop)
+    with virtual_time(loop, made.cluster.now):
+        yield made
+    loop.network = None
