@@ -1,1 +1,1 @@
-"""What every transport must do, whatever its broker: one suite, run on each of them."""
+"""The transport kit, run on every transport and on every profile of the test harness."""

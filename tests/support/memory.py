@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from spa_dat import DistributedApplication, MemoryConfig
+from spa_dat.runtime.testing._waiting import Gate, eventually
 from spa_dat.transports import Envelope, MemoryProvider
 from spa_dat.transports.memory import Broker, Faults
 from support.virtual import VirtualEnvironment
-from support.waiting import eventually
 
 __all__ = ["Gate", "Site", "Watcher"]
 
@@ -109,28 +108,3 @@ class Site:
         """Wait until so many dead letters are stored."""
         await eventually(lambda: len(self.letters()) >= count, timeout)
         return self.letters()
-
-
-class Gate:
-    """Where a handler waits until the test lets it go on.
-
-    Attributes:
-        arrived: how often a handler has come here.
-    """
-
-    def __init__(self) -> None:
-        self.arrived = 0
-        self._open = asyncio.Event()
-
-    async def pass_(self) -> None:
-        """Wait until the gate is open."""
-        self.arrived += 1
-        await self._open.wait()
-
-    async def reached(self, times: int = 1) -> None:
-        """Wait until a handler has come here so many times."""
-        await eventually(lambda: self.arrived >= times, 60.0)
-
-    def open(self) -> None:
-        """Let all pass, from now on."""
-        self._open.set()

@@ -2,59 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, overload
+from spa_dat.runtime.testing._waiting import eventually
 
 __all__ = ["eventually"]
-
-T = TypeVar("T")
-
-
-@overload
-async def eventually(
-    predicate: Callable[[], Awaitable[T]], timeout: float = ..., interval: float = ...
-) -> T: ...
-
-
-@overload
-async def eventually(
-    predicate: Callable[[], T], timeout: float = ..., interval: float = ...
-) -> T: ...
-
-
-async def eventually(
-    predicate: Callable[[], Any],
-    timeout: float = 10.0,
-    interval: float = 0.01,
-) -> Any:
-    """Wait until the predicate is true, and return what it returned.
-
-    Args:
-        predicate: looked at again and again; a plain or an ``async`` function.
-        timeout: seconds on the loop's clock, virtual or real.
-        interval: seconds between two looks.
-
-    Raises:
-        AssertionError: it was not true in time; says what was waited for.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
-    while True:
-        result = predicate()
-        value = await result if inspect.isawaitable(result) else result
-        if value:
-            return value
-        if loop.time() >= deadline:
-            raise AssertionError(
-                f"not true within {timeout} s: {_describe(predicate)} (last value: {value!r})"
-            )
-        await asyncio.sleep(interval)
-
-
-def _describe(predicate: Callable[[], object]) -> str:
-    try:
-        return " ".join(inspect.getsource(predicate).split())
-    except (OSError, TypeError):
-        return repr(predicate)

@@ -6,17 +6,27 @@ import asyncio
 
 import pytest
 
-from conformance.harness import Harness, numbered
-from spa_dat.transports import Delivery, DeliveryState, Envelope
-from support.waiting import eventually
+from ....transports import Delivery, DeliveryState, Envelope
+from .._waiting import eventually
+from ._harness import TransportHarness
+from ._inbox import numbered
+from ._scenario import Scenarios, scenario
 
 
 def message(payload: str, topic: str = "plant/x", **fields: object) -> Envelope:
     return Envelope(topic=topic, payload=payload.encode(), **fields)  # type: ignore[arg-type]
 
 
-async def test_what_is_not_settled_comes_again_after_a_cut(harness: Harness) -> None:
-    async with harness:
+__all__ = ["Receiving"]
+
+
+class Receiving(Scenarios):
+    """What a transport does with deliveries."""
+
+    @scenario
+    async def test_what_is_not_settled_comes_again_after_a_cut(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
         for envelope in numbered("plant/x", 4):
@@ -31,9 +41,8 @@ async def test_what_is_not_settled_comes_again_after_a_cut(harness: Harness) -> 
         assert {d.epoch for d in inbox.deliveries[4:]}.isdisjoint({d.epoch for d in first})
         assert not any(d.start() for d in first)
 
-
-async def test_what_was_settled_never_comes_again(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_what_was_settled_never_comes_again(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x")
         for envelope in numbered("plant/x", 5):
@@ -45,9 +54,10 @@ async def test_what_was_settled_never_comes_again(harness: Harness) -> None:
         await again.get(1)
         assert again.payloads == ["end"]
 
-
-async def test_settling_out_of_order_runs_nothing_twice(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_settling_out_of_order_runs_nothing_twice(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
         for envelope in numbered("plant/x", 3):
@@ -62,9 +72,10 @@ async def test_settling_out_of_order_runs_nothing_twice(harness: Harness) -> Non
         await inbox.get(5)
         assert inbox.payloads[3:] == ["0", "end"]
 
-
-async def test_a_running_handler_settles_what_comes_again_meanwhile(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_running_handler_settles_what_comes_again_meanwhile(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
         await bus.publish(message("running", id="one"), timeout=10)
@@ -86,9 +97,10 @@ async def test_a_running_handler_settles_what_comes_again_meanwhile(harness: Har
         await again.has("end")
         assert "running" not in again.payloads
 
-
-async def test_what_is_settled_while_away_does_not_run_again(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_what_is_settled_while_away_does_not_run_again(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
         await bus.publish(message("running"), timeout=10)
@@ -103,11 +115,11 @@ async def test_what_is_settled_while_away_does_not_run_again(harness: Harness) -
         await inbox.get(2)
         assert inbox.payloads == ["running", "end"]
 
-
-async def test_what_waits_behind_the_window_stays_behind_what_comes_again(
-    harness: Harness,
-) -> None:
-    async with harness:
+    @scenario
+    async def test_what_waits_behind_the_window_stays_behind_what_comes_again(
+        self,
+        harness: TransportHarness,
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False, window=2)
         for envelope in numbered("plant/x", 5):
@@ -120,11 +132,11 @@ async def test_what_waits_behind_the_window_stays_behind_what_comes_again(
             inbox.deliveries[2 + done].settle()
         assert inbox.payloads == ["0", "1", "0", "1", "2", "3", "4"]
 
-
-async def test_what_is_settled_after_its_session_settles_no_later_message(
-    harness: Harness,
-) -> None:
-    async with harness:
+    @scenario
+    async def test_what_is_settled_after_its_session_settles_no_later_message(
+        self,
+        harness: TransportHarness,
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False, durable=False)
         await bus.publish(message("old"), timeout=10)
@@ -141,9 +153,8 @@ async def test_what_is_settled_after_its_session_settles_no_later_message(
         assert inbox.payloads == ["old", "old", "new"]
         assert inbox.deliveries[1].start()
 
-
-async def test_failed_attempts_are_carried_over(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_failed_attempts_are_carried_over(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
         await bus.publish(message("bad"), timeout=10)
@@ -156,10 +167,11 @@ async def test_failed_attempts_are_carried_over(harness: Harness) -> None:
         assert inbox.deliveries[1].attempts == 2
         assert inbox.deliveries[1].state is DeliveryState.QUEUED
 
-
-@pytest.mark.parametrize("durable", [True, False])
-async def test_hold_and_resume_say_whether_it_comes_again(harness: Harness, durable: bool) -> None:
-    async with harness:
+    @pytest.mark.parametrize("durable", [True, False])
+    @scenario
+    async def test_hold_and_resume_say_whether_it_comes_again(
+        self, harness: TransportHarness, durable: bool
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", durable=durable, settle=False)
         await bus.publish(message("kept"), timeout=10)
@@ -174,9 +186,10 @@ async def test_hold_and_resume_say_whether_it_comes_again(harness: Harness, dura
         assert inbox.payloads == (["kept", "kept", "end"] if durable else ["kept", "end"])
         assert inbox.deliveries[0].start() is not durable
 
-
-async def test_settling_a_last_copy_acknowledges_nothing_else(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_settling_a_last_copy_acknowledges_nothing_else(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", durable=False, settle=False, window=2)
         for envelope in numbered("plant/x", 2):
@@ -197,9 +210,8 @@ async def test_settling_a_last_copy_acknowledges_nothing_else(harness: Harness) 
         await inbox.get(5)
         assert inbox.payloads == ["0", "1", "a", "b", "c"]
 
-
-async def test_no_more_than_the_window_is_unsettled(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_no_more_than_the_window_is_unsettled(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         other = await harness.inbox(bus, "plant/#", name="other")
         inbox = await harness.inbox(bus, "plant/x", settle=False, window=5)
@@ -214,9 +226,10 @@ async def test_no_more_than_the_window_is_unsettled(harness: Harness) -> None:
             unsettled[0].settle()
         assert inbox.payloads == [str(number) for number in range(30)]
 
-
-async def test_a_full_window_does_not_hold_up_publishing(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_full_window_does_not_hold_up_publishing(
+        self, harness: TransportHarness
+    ) -> None:
         replies: list[str] = []
         bus = await harness.bus(on_reply=lambda correlation, reply: replies.append(correlation))
         inbox = await harness.inbox(bus, "plant/x", settle=False, window=1)
@@ -228,9 +241,10 @@ async def test_a_full_window_does_not_hold_up_publishing(harness: Harness) -> No
         await eventually(lambda: replies == ["ab"])
         assert inbox.payloads == ["0"]
 
-
-async def test_a_durable_subscription_keeps_messages_while_away(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_durable_subscription_keeps_messages_while_away(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
         for envelope in numbered("plant/x", 3):
@@ -247,12 +261,11 @@ async def test_a_durable_subscription_keeps_messages_while_away(harness: Harness
         assert [d.envelope.redelivered for d in again.deliveries] == [known, known, False]
         assert again.events == []
 
-
-@pytest.mark.parametrize("ephemeral", [True, False])
-async def test_nothing_is_kept_for_who_does_not_ask_for_it(
-    harness: Harness, ephemeral: bool
-) -> None:
-    async with harness:
+    @pytest.mark.parametrize("ephemeral", [True, False])
+    @scenario
+    async def test_nothing_is_kept_for_who_does_not_ask_for_it(
+        self, harness: TransportHarness, ephemeral: bool
+    ) -> None:
         sender = await harness.bus("sender")
         bus = await harness.bus(ephemeral=ephemeral)
         inbox = await harness.inbox(bus, "plant/x", settle=False, durable=ephemeral)
@@ -265,9 +278,10 @@ async def test_nothing_is_kept_for_who_does_not_ask_for_it(
         await again.get(1)
         assert again.payloads == ["end"]
 
-
-async def test_after_stopping_intake_acknowledgements_still_go_out(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_after_stopping_intake_acknowledgements_still_go_out(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
         for envelope in numbered("plant/x", 2):
@@ -284,9 +298,8 @@ async def test_after_stopping_intake_acknowledgements_still_go_out(harness: Harn
         await again.get(2)
         assert again.payloads == ["1", "after"]
 
-
-async def test_an_expired_message_is_not_delivered(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_an_expired_message_is_not_delivered(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x")
         await inbox.consumer.close()
@@ -301,9 +314,8 @@ async def test_an_expired_message_is_not_delivered(harness: Harness) -> None:
         assert delivery.envelope.expiry is not None
         assert 0.0 < delivery.envelope.expiry < 1000.0
 
-
-async def test_qos_0_needs_no_settling_and_is_not_kept(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_qos_0_needs_no_settling_and_is_not_kept(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
         await bus.publish(message("fast", qos=0), timeout=10)
@@ -317,11 +329,11 @@ async def test_qos_0_needs_no_settling_and_is_not_kept(harness: Harness) -> None
         again = [] if harness.has_qos_0 else ["fast"]
         assert inbox.payloads == ["fast", *again, "end"]
 
-
-async def test_a_qos_0_subscription_gets_everything_without_acknowledgement(
-    harness: Harness,
-) -> None:
-    async with harness:
+    @scenario
+    async def test_a_qos_0_subscription_gets_everything_without_acknowledgement(
+        self,
+        harness: TransportHarness,
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False, qos=0, window=1)
         for envelope in numbered("plant/x", 5):
@@ -329,9 +341,10 @@ async def test_a_qos_0_subscription_gets_everything_without_acknowledgement(
         await inbox.get(5)
         assert {d.token for d in inbox.deliveries} == {-1}
 
-
-async def test_a_receiver_may_publish_and_settle_where_it_stands(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_receiver_may_publish_and_settle_where_it_stands(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/+")
 

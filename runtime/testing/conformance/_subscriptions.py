@@ -6,29 +6,39 @@ import asyncio
 
 import pytest
 
-from conformance.harness import Harness, numbered
-from spa_dat.errors import ConnectionLost
-from spa_dat.transports import Envelope
-from support.waiting import eventually
+from ....errors import ConnectionLost
+from ....transports import Envelope
+from .._waiting import eventually
+from ._harness import TransportHarness
+from ._inbox import numbered
+from ._scenario import Scenarios, scenario
 
 
 def message(topic: str, payload: str = "x", *, retain: bool = False) -> Envelope:
     return Envelope(topic=topic, payload=payload.encode(), retain=retain)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("a/b", ["a/b"]),
-        ("a/+", ["a/b", "a/c"]),
-        ("a/#", ["a", "a/b", "a/c", "a/b/c"]),
-        ("+/b", ["a/b"]),
-        ("+", ["a", "end"]),
-        ("#", ["a", "a/b", "a/c", "a/b/c", "end"]),
-    ],
-)
-async def test_wildcards(harness: Harness, pattern: str, expected: list[str]) -> None:
-    async with harness:
+__all__ = ["Subscriptions"]
+
+
+class Subscriptions(Scenarios):
+    """Which messages a transport brings."""
+
+    @pytest.mark.parametrize(
+        ("pattern", "expected"),
+        [
+            ("a/b", ["a/b"]),
+            ("a/+", ["a/b", "a/c"]),
+            ("a/#", ["a", "a/b", "a/c", "a/b/c"]),
+            ("+/b", ["a/b"]),
+            ("+", ["a", "end"]),
+            ("#", ["a", "a/b", "a/c", "a/b/c", "end"]),
+        ],
+    )
+    @scenario
+    async def test_wildcards(
+        self, harness: TransportHarness, pattern: str, expected: list[str]
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, pattern, *([] if "end" in expected else ["end"]))
         wanted = [*expected, *([] if "end" in expected else ["end"])]
@@ -38,9 +48,8 @@ async def test_wildcards(harness: Harness, pattern: str, expected: list[str]) ->
         topics = [d.envelope.topic for d in inbox.deliveries]
         assert harness.in_order(topics) == harness.in_order(wanted)
 
-
-async def test_wildcards_do_not_reach_reserved_topics(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_wildcards_do_not_reach_reserved_topics(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "#")
         also = await harness.inbox(bus, "+/#", name="also", settle=False, window=2)
@@ -54,20 +63,19 @@ async def test_wildcards_do_not_reach_reserved_topics(harness: Harness) -> None:
             wanted = [d for d in each.deliveries if not d.envelope.topic.startswith("$")]
             assert [d.envelope.topic for d in wanted] == ["plant/x"]
 
-
-@pytest.mark.parametrize(
-    "patterns",
-    [
-        ("a/b/c", "a/+/c", "a/#", "a/b/#"),
-        ("a/+/c", "a/b/+"),
-        ("a/#", "a/#"),
-        ("+/b/#", "a/+/c", "a/b/c"),
-    ],
-)
-async def test_overlapping_filters_give_one_copy(
-    harness: Harness, patterns: tuple[str, ...]
-) -> None:
-    async with harness:
+    @pytest.mark.parametrize(
+        "patterns",
+        [
+            ("a/b/c", "a/+/c", "a/#", "a/b/#"),
+            ("a/+/c", "a/b/+"),
+            ("a/#", "a/#"),
+            ("+/b/#", "a/+/c", "a/b/c"),
+        ],
+    )
+    @scenario
+    async def test_overlapping_filters_give_one_copy(
+        self, harness: TransportHarness, patterns: tuple[str, ...]
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, *patterns, "end")
         # Equal messages, one after the other and at once: each is a message of its own.
@@ -78,9 +86,10 @@ async def test_overlapping_filters_give_one_copy(
         await inbox.get(7)
         assert harness.in_order(inbox.payloads) == harness.in_order([*["same"] * 6, "end"])
 
-
-async def test_each_subscription_gets_its_own_copy_and_settles_it_alone(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_each_subscription_gets_its_own_copy_and_settles_it_alone(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         slow = await harness.inbox(bus, "a", name="slow", settle=False)
         fast = await harness.inbox(bus, "a", name="fast")
@@ -99,9 +108,10 @@ async def test_each_subscription_gets_its_own_copy_and_settles_it_alone(harness:
         assert slow.payloads == ["0", "1", "2", "0", "1", "2", "end"]
         assert fast.payloads == other.payloads == ["0", "1", "2", "end"]
 
-
-async def test_a_new_subscription_gets_what_the_broker_keeps(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_new_subscription_gets_what_the_broker_keeps(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         live = await harness.inbox(bus, "a/b", name="live")
         for payload in ("old", "new"):
@@ -119,9 +129,10 @@ async def test_a_new_subscription_gets_what_the_broker_keeps(harness: Harness) -
         await late.has("end")
         assert late.payloads == [*kept, "end"]
 
-
-async def test_an_empty_payload_clears_the_retained_message(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_an_empty_payload_clears_the_retained_message(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         live = await harness.inbox(bus, "a", name="live")
         await bus.publish(message("a", "kept", retain=True), timeout=10)
@@ -133,9 +144,10 @@ async def test_an_empty_payload_clears_the_retained_message(harness: Harness) ->
         await late.has("end")
         assert late.payloads == [*(live.payloads[:2] if harness.keeps_all else []), "end"]
 
-
-async def test_filters_are_added_and_removed_at_run_time(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_filters_are_added_and_removed_at_run_time(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         await bus.publish(message("b", "kept", retain=True), timeout=10)
         inbox = await harness.inbox(bus, "a", "end", durable=False)
@@ -150,18 +162,20 @@ async def test_filters_are_added_and_removed_at_run_time(harness: Harness) -> No
         await inbox.has("end")
         assert inbox.payloads == [*kept, "added", "end"]
 
-
-async def test_a_subscription_may_start_without_filters(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_subscription_may_start_without_filters(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, durable=False)
         await inbox.consumer.add_filter("a")
         await bus.publish(message("a"), timeout=10)
         await inbox.get(1)
 
-
-async def test_removing_one_of_two_overlapping_filters_keeps_the_other(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_removing_one_of_two_overlapping_filters_keeps_the_other(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "a/#", "a/b", "end", durable=False)
         await inbox.consumer.remove_filter("a/#")
@@ -171,10 +185,11 @@ async def test_removing_one_of_two_overlapping_filters_keeps_the_other(harness: 
         await inbox.get(2)
         assert harness.in_order(inbox.payloads) == harness.in_order(["kept", "end"])
 
-
-@pytest.mark.parametrize("durable", [True, False])
-async def test_changed_filters_survive_a_reconnect(harness: Harness, durable: bool) -> None:
-    async with harness:
+    @pytest.mark.parametrize("durable", [True, False])
+    @scenario
+    async def test_changed_filters_survive_a_reconnect(
+        self, harness: TransportHarness, durable: bool
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "a", "end", durable=durable)
         await inbox.consumer.add_filter("b")
@@ -186,12 +201,11 @@ async def test_changed_filters_survive_a_reconnect(harness: Harness, durable: bo
         await inbox.get(2)
         assert harness.in_order(inbox.payloads) == harness.in_order(["b", "end"])
 
-
-@pytest.mark.parametrize("durable", [True, False])
-async def test_changes_while_the_broker_is_away_come_in_force_later(
-    harness: Harness, durable: bool
-) -> None:
-    async with harness:
+    @pytest.mark.parametrize("durable", [True, False])
+    @scenario
+    async def test_changes_while_the_broker_is_away_come_in_force_later(
+        self, harness: TransportHarness, durable: bool
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "a", "end", durable=durable)
         await harness.go_away()
@@ -206,9 +220,8 @@ async def test_changes_while_the_broker_is_away_come_in_force_later(
         await inbox.get(2)
         assert harness.in_order(inbox.payloads) == harness.in_order(["b", "end"])
 
-
-async def test_closing_ends_a_change_that_waits(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_closing_ends_a_change_that_waits(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "a")
         await harness.go_away()
@@ -219,9 +232,10 @@ async def test_closing_ends_a_change_that_waits(harness: Harness) -> None:
         with pytest.raises(ConnectionLost):
             await asyncio.wait_for(change, 10)
 
-
-async def test_a_filter_that_an_earlier_program_left_can_be_removed(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_filter_that_an_earlier_program_left_can_be_removed(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         earlier = await harness.inbox(bus, "old/+/x", "new")
         await earlier.consumer.close()
@@ -242,9 +256,10 @@ async def test_a_filter_that_an_earlier_program_left_can_be_removed(harness: Har
 
         await eventually(gone)
 
-
-async def test_a_group_shares_messages_between_instances(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_group_shares_messages_between_instances(
+        self, harness: TransportHarness
+    ) -> None:
         first = await harness.bus(instance="0", **harness.spread)
         second = await harness.bus(instance="1", **harness.spread)
         one = await harness.inbox(first, "a/#", share=True)
@@ -258,9 +273,10 @@ async def test_a_group_shares_messages_between_instances(harness: Harness) -> No
         assert one.payloads
         assert two.payloads
 
-
-async def test_groups_of_other_applications_and_actors_are_other_groups(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_groups_of_other_applications_and_actors_are_other_groups(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inboxes = [
             await harness.inbox(bus, "a", name="one", share=True),
@@ -273,9 +289,10 @@ async def test_groups_of_other_applications_and_actors_are_other_groups(harness:
             await inbox.get(10)
             assert inbox.payloads == [str(number) for number in range(10)]
 
-
-async def test_a_group_keeps_messages_while_nobody_is_there(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_group_keeps_messages_while_nobody_is_there(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "a", share=True)
         await inbox.consumer.close()
@@ -285,9 +302,10 @@ async def test_a_group_keeps_messages_while_nobody_is_there(harness: Harness) ->
         await again.get(10)
         assert again.payloads == [str(number) for number in range(10)]
 
-
-async def test_a_group_gets_nothing_because_it_was_retained(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_group_gets_nothing_because_it_was_retained(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         await bus.publish(message("a", "retained", retain=True), timeout=10)
         inbox = await harness.inbox(bus, "a", share=True)

@@ -6,20 +6,27 @@ import asyncio
 
 import pytest
 
-from conformance.harness import Harness, numbered
-from spa_dat.errors import (
+from ....errors import (
     ConfigurationError,
     MessageTooLarge,
     NoResponder,
     OutboxFull,
     PublishNotSent,
 )
-from spa_dat.transports import Envelope
-from support.waiting import eventually
+from ....transports import Envelope
+from .._waiting import eventually
+from ._harness import TransportHarness
+from ._inbox import numbered
+from ._scenario import Scenarios, scenario
+
+__all__ = ["Publishing"]
 
 
-async def test_a_published_message_arrives(harness: Harness) -> None:
-    async with harness:
+class Publishing(Scenarios):
+    """What a transport does with publishes."""
+
+    @scenario
+    async def test_a_published_message_arrives(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/boiler")
         await bus.publish(Envelope(topic="plant/boiler", payload=b"21.5"), timeout=10)
@@ -29,9 +36,8 @@ async def test_a_published_message_arrives(harness: Harness) -> None:
         assert not envelope.redelivered
         assert not envelope.retain
 
-
-async def test_every_field_arrives_as_it_was_sent(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_every_field_arrives_as_it_was_sent(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/#")
         sent = Envelope(
@@ -57,9 +63,8 @@ async def test_every_field_arrives_as_it_was_sent(harness: Harness) -> None:
         assert (got.response_topic, got.correlation) == ("plant/answers", b"\x00\xff17")
         assert got.qos == 1
 
-
-async def test_what_was_not_sent_is_absent(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_what_was_not_sent_is_absent(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x")
         await bus.publish(Envelope(topic="plant/x"), timeout=10)
@@ -73,9 +78,8 @@ async def test_what_was_not_sent_is_absent(harness: Harness) -> None:
         assert got.expiry is None
         assert dict(got.headers) == {}
 
-
-async def test_posts_are_confirmed_and_arrive_in_order(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_posts_are_confirmed_and_arrive_in_order(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x")
         futures = [bus.post(envelope) for envelope in numbered("plant/x", 500)]
@@ -83,15 +87,13 @@ async def test_posts_are_confirmed_and_arrive_in_order(harness: Harness) -> None
         await inbox.get(500)
         assert inbox.payloads == [str(number) for number in range(500)]
 
-
-async def test_a_message_for_nobody_is_confirmed(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_message_for_nobody_is_confirmed(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         await bus.publish(Envelope(topic="nobody/listens"), timeout=10)
 
-
-async def test_a_request_for_nobody_fails_at_once(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_request_for_nobody_fails_at_once(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         request = Envelope(topic="nobody/listens", response_topic=bus.reply_address("ab"))
         if not harness.tells_no_responder:
@@ -100,9 +102,10 @@ async def test_a_request_for_nobody_fails_at_once(harness: Harness) -> None:
         with pytest.raises(NoResponder, match="nobody/listens"):
             await bus.publish(request, timeout=10)
 
-
-async def test_an_oversized_payload_is_refused_before_it_is_sent(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_an_oversized_payload_is_refused_before_it_is_sent(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus(max_payload=1000)
         assert bus.max_payload == 1000
         inbox = await harness.inbox(bus, "plant/x")
@@ -114,12 +117,11 @@ async def test_an_oversized_payload_is_refused_before_it_is_sent(harness: Harnes
         await bus.publish(Envelope(topic="plant/x", payload=b"x" * 1000), timeout=10)
         await inbox.get(1)
 
-
-@pytest.mark.parametrize("topic", ["", "plant/+", "plant/#", "$SYS/x", "a\0"])
-async def test_a_topic_that_can_not_be_is_refused_before_it_is_sent(
-    harness: Harness, topic: str
-) -> None:
-    async with harness:
+    @pytest.mark.parametrize("topic", ["", "plant/+", "plant/#", "$SYS/x", "a\0"])
+    @scenario
+    async def test_a_topic_that_can_not_be_is_refused_before_it_is_sent(
+        self, harness: TransportHarness, topic: str
+    ) -> None:
         bus = await harness.bus()
         with pytest.raises(ConfigurationError):
             bus.post(Envelope(topic=topic))
@@ -129,9 +131,8 @@ async def test_a_topic_that_can_not_be_is_refused_before_it_is_sent(
             bus.post(Envelope(topic="plant/x", qos=2))
         await bus.publish(Envelope(topic="plant/x"), timeout=10)
 
-
-async def test_a_full_outbox_refuses_at_once(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_full_outbox_refuses_at_once(self, harness: TransportHarness) -> None:
         bus = await harness.bus(outbox=3)
         await harness.go_away()
         await eventually(lambda: not bus.connected)
@@ -141,9 +142,10 @@ async def test_a_full_outbox_refuses_at_once(harness: Harness) -> None:
         await harness.come_back()
         await asyncio.wait_for(asyncio.gather(*futures), 20)
 
-
-async def test_what_is_published_while_the_broker_is_away_arrives_later(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_what_is_published_while_the_broker_is_away_arrives_later(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x")
         await harness.go_away()
@@ -154,9 +156,10 @@ async def test_what_is_published_while_the_broker_is_away_arrives_later(harness:
         await inbox.get(50)
         assert [d.envelope.id for d in inbox.deliveries] == [f"id-{n}" for n in range(50)]
 
-
-async def test_publishes_and_cuts_at_the_same_time_lose_nothing(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_publishes_and_cuts_at_the_same_time_lose_nothing(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x")
         futures = []
@@ -171,9 +174,10 @@ async def test_publishes_and_cuts_at_the_same_time_lose_nothing(harness: Harness
         first_seen = list(dict.fromkeys(inbox.payloads))
         assert first_seen == [str(number) for number in range(600)]
 
-
-async def test_a_publish_that_timed_out_unsent_is_never_sent(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_publish_that_timed_out_unsent_is_never_sent(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x")
         await harness.go_away()
@@ -187,9 +191,8 @@ async def test_a_publish_that_timed_out_unsent_is_never_sent(harness: Harness) -
         await inbox.get(1)
         assert inbox.payloads == ["next"]
 
-
-async def test_closing_gives_up_what_was_not_sent(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_closing_gives_up_what_was_not_sent(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         await harness.go_away()
         await eventually(lambda: not bus.connected)
@@ -198,18 +201,16 @@ async def test_closing_gives_up_what_was_not_sent(harness: Harness) -> None:
         with pytest.raises(PublishNotSent):
             await future
 
-
-async def test_drain_waits_for_every_outcome(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_drain_waits_for_every_outcome(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         await bus.drain()
         futures = [bus.post(envelope) for envelope in numbered("plant/x", 20)]
         await asyncio.wait_for(bus.drain(), 10)
         assert all(future.done() for future in futures)
 
-
-async def test_connected_follows_the_connection(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_connected_follows_the_connection(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         assert bus.connected
         await harness.go_away()
@@ -217,10 +218,11 @@ async def test_connected_follows_the_connection(harness: Harness) -> None:
         await harness.come_back()
         await eventually(lambda: bus.connected)
 
-
-@pytest.mark.parametrize("payload", [b"\xff\x00bad", b""])
-async def test_a_dead_letter_is_kept_for_who_comes_later(harness: Harness, payload: bytes) -> None:
-    async with harness:
+    @pytest.mark.parametrize("payload", [b"\xff\x00bad", b""])
+    @scenario
+    async def test_a_dead_letter_is_kept_for_who_comes_later(
+        self, harness: TransportHarness, payload: bytes
+    ) -> None:
         bus = await harness.bus()
         letter = Envelope(
             topic="plant/x",
@@ -246,9 +248,8 @@ async def test_a_dead_letter_is_kept_for_who_comes_later(harness: Harness, paylo
         else:
             assert got.headers["spa_dead_size"] == "0"
 
-
-async def test_dead_letters_are_kept_side_by_side(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_dead_letters_are_kept_side_by_side(self, harness: TransportHarness) -> None:
         bus = await harness.bus()
         for envelope in numbered("plant/x", 3):
             await bus.park(envelope, timeout=10)
@@ -256,9 +257,8 @@ async def test_dead_letters_are_kept_side_by_side(harness: Harness) -> None:
         await inbox.get(3)
         assert sorted(inbox.payloads) == ["0", "1", "2"]
 
-
-async def test_topics_and_filters_are_checked(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_topics_and_filters_are_checked(self, harness: TransportHarness) -> None:
         provider = harness.provider()
         provider.check_topic("plant/x")
         provider.check_filter("plant/+/#")

@@ -7,14 +7,21 @@ import random
 
 import pytest
 
-from conformance.harness import Harness, numbered
-from spa_dat.errors import ConfigurationError, ConnectFailed
-from spa_dat.transports import Delivery, DeliveryState
-from support.waiting import eventually
+from ....errors import ConfigurationError, ConnectFailed
+from ....transports import Delivery, DeliveryState
+from .._waiting import eventually
+from ._harness import TransportHarness
+from ._inbox import numbered
+from ._scenario import Scenarios, scenario
+
+__all__ = ["Outages"]
 
 
-async def test_a_start_waits_for_the_broker(harness: Harness) -> None:
-    async with harness:
+class Outages(Scenarios):
+    """What a transport does when the broker is away."""
+
+    @scenario
+    async def test_a_start_waits_for_the_broker(self, harness: TransportHarness) -> None:
         await harness.go_away()
         starting = asyncio.ensure_future(harness.bus())
         await asyncio.sleep(0)
@@ -22,9 +29,8 @@ async def test_a_start_waits_for_the_broker(harness: Harness) -> None:
         bus = await asyncio.wait_for(starting, 15)
         assert bus.connected
 
-
-async def test_a_start_without_a_broker_fails_in_time(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_start_without_a_broker_fails_in_time(self, harness: TransportHarness) -> None:
         working = await harness.bus("working", start_timeout=harness.quick)
         await harness.go_away()
         with pytest.raises(ConnectFailed):
@@ -32,9 +38,8 @@ async def test_a_start_without_a_broker_fails_in_time(harness: Harness) -> None:
         with pytest.raises(ConnectFailed):
             await harness.inbox(working, "a")
 
-
-async def test_a_start_can_be_cancelled(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_start_can_be_cancelled(self, harness: TransportHarness) -> None:
         await harness.go_away()
         starting = asyncio.ensure_future(harness.bus())
         await asyncio.sleep(0)
@@ -44,9 +49,10 @@ async def test_a_start_can_be_cancelled(harness: Harness) -> None:
         await harness.come_back()
         assert (await harness.bus("other")).connected
 
-
-async def test_closing_twice_and_without_a_broker_is_quiet(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_closing_twice_and_without_a_broker_is_quiet(
+        self, harness: TransportHarness
+    ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "a")
         await harness.go_away()
@@ -57,10 +63,10 @@ async def test_closing_twice_and_without_a_broker_is_quiet(harness: Harness) -> 
         assert not bus.connected
         assert inbox.events.count("resume, redelivered") == 0
 
-
-@pytest.mark.deadline(90)
-async def test_two_programs_with_one_identity_end_with_an_error(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_two_programs_with_one_identity_end_with_an_error(
+        self, harness: TransportHarness
+    ) -> None:
         errors: list[BaseException] = []
         for _ in range(2):
             bus = await harness.bus("twice", fatal=errors.append)
@@ -70,16 +76,13 @@ async def test_two_programs_with_one_identity_end_with_an_error(harness: Harness
         assert "'twice.0" in str(errors[0])
         assert "instance" in str(errors[0])
 
-
-@pytest.mark.deadline(120)
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_random_settling_with_cuts_in_between_loses_nothing(
-    harness: Harness, seed: int
-) -> None:
-    print(f"seed {seed}")
-    choice = random.Random(seed)
-    count = 2000
-    async with harness:
+    @pytest.mark.parametrize("seed", [1, 2])
+    @scenario
+    async def test_random_settling_with_cuts_in_between_loses_nothing(
+        self, harness: TransportHarness, seed: int
+    ) -> None:
+        choice = random.Random(seed)
+        count = 2000
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/+", settle=False, window=50)
         done: dict[str, int] = {}

@@ -7,12 +7,14 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Sized
 
-import pytest
-
-from conformance.harness import Harness
-from spa_dat import Context, DistributedApplication, Message, RetryPolicy, Socket
-from support.memory import Gate
-from support.waiting import eventually
+from ..._application import DistributedApplication
+from ..._context import Context
+from ..._message import Message
+from ..._retry import RetryPolicy
+from ..._socket import Socket
+from .._waiting import Gate, eventually
+from ._harness import TransportHarness
+from ._scenario import Scenarios, scenario
 
 KEYS = [f"k{number}" for number in range(12)]
 
@@ -37,12 +39,20 @@ def first_of_each(numbers: list[int]) -> dict[int, list[int]]:
     return found
 
 
-async def test_keys_run_at_the_same_time_and_each_in_order(harness: Harness) -> None:
-    gate = Gate()
-    begun: list[int] = []
-    done: list[int] = []
-    async with harness:
-        app = DistributedApplication(harness.provider(), name="plant")
+__all__ = ["Concurrency"]
+
+
+class Concurrency(Scenarios):
+    """Whole applications with lanes and batches."""
+
+    @scenario
+    async def test_keys_run_at_the_same_time_and_each_in_order(
+        self, harness: TransportHarness
+    ) -> None:
+        gate = Gate()
+        begun: list[int] = []
+        done: list[int] = []
+        app = harness.application("plant")
 
         @app.application("work", concurrency=4)
         async def handle(number: int) -> None:
@@ -56,14 +66,13 @@ async def test_keys_run_at_the_same_time_and_each_in_order(harness: Harness) -> 
             assert len(begun) == 4
             gate.open()
             await eventually(lambda: len(set(done)) == 60, 30.0)
-    assert all(numbers == sorted(numbers) for numbers in first_of_each(begun).values())
+        assert all(numbers == sorted(numbers) for numbers in first_of_each(begun).values())
 
-
-async def test_a_stuck_key_does_not_stop_the_others(harness: Harness) -> None:
-    gate = Gate()
-    done: list[int] = []
-    async with harness:
-        app = DistributedApplication(harness.provider(), name="plant")
+    @scenario
+    async def test_a_stuck_key_does_not_stop_the_others(self, harness: TransportHarness) -> None:
+        gate = Gate()
+        done: list[int] = []
+        app = harness.application("plant")
 
         @app.application("work", concurrency=8)
         async def handle(number: int, message: Message[int]) -> None:
@@ -81,17 +90,17 @@ async def test_a_stuck_key_does_not_stop_the_others(harness: Harness) -> None:
             gate.open()
             await eventually(lambda: len(set(done)) == 61, 30.0)
 
+    @scenario
+    async def test_cuts_and_stops_while_lanes_run_lose_nothing(
+        self, harness: TransportHarness
+    ) -> None:
+        chance = random.Random(5)
+        begun: list[int] = []
+        done: Counter[int] = Counter()
+        count = 600
 
-@pytest.mark.deadline(120)
-async def test_cuts_and_stops_while_lanes_run_lose_nothing(harness: Harness) -> None:
-    chance = random.Random(5)
-    begun: list[int] = []
-    done: Counter[int] = Counter()
-    count = 600
-
-    async with harness:
-        app = DistributedApplication(harness.provider(), name="plant", stop_timeout=20.0)
-        sender = DistributedApplication(harness.provider(), name="sender")
+        app = harness.application("plant", stop_timeout=20.0)
+        sender = harness.application("sender")
 
         @app.application("work", concurrency=4, window=40)
         async def handle(number: int, socket: Socket) -> None:
@@ -112,13 +121,14 @@ async def test_cuts_and_stops_while_lanes_run_lose_nothing(harness: Harness) -> 
                 await reaches(done, 0.6 * count)
             async with app:
                 await reaches(done, count)
-    assert all(numbers == sorted(numbers) for numbers in first_of_each(begun).values())
+        assert all(numbers == sorted(numbers) for numbers in first_of_each(begun).values())
 
-
-async def test_a_batch_comes_when_it_is_full_and_when_time_is_up(harness: Harness) -> None:
-    calls: list[list[int]] = []
-    async with harness:
-        app = DistributedApplication(harness.provider(), name="plant")
+    @scenario
+    async def test_a_batch_comes_when_it_is_full_and_when_time_is_up(
+        self, harness: TransportHarness
+    ) -> None:
+        calls: list[list[int]] = []
+        app = harness.application("plant")
 
         @app.application("work", batch=(25, 0.5))
         async def handle(numbers: list[int]) -> None:
@@ -136,11 +146,10 @@ async def test_a_batch_comes_when_it_is_full_and_when_time_is_up(harness: Harnes
             await eventually(lambda: len(calls) > handled, 30.0)
         assert calls[handled:] == [list(range(60, 85))]
 
-
-async def test_one_bad_message_does_not_park_its_batch(harness: Harness) -> None:
-    calls: list[list[str]] = []
-    async with harness:
-        app = DistributedApplication(harness.provider(), name="plant")
+    @scenario
+    async def test_one_bad_message_does_not_park_its_batch(self, harness: TransportHarness) -> None:
+        calls: list[list[str]] = []
+        app = harness.application("plant")
 
         @app.application("work", batch=(5, 0.2), retry=RetryPolicy(attempts=2, first=0.05))
         async def handle(messages: list[Message[int]], context: Context) -> None:
@@ -157,19 +166,19 @@ async def test_one_bad_message_does_not_park_its_batch(harness: Harness) -> None
                 await socket.publish("work", payload)
             await eventually(lambda: app.stats["dead_letters.stored"] == 2, 30.0)
             await eventually(lambda: sum(map(len, calls)) == 3, 30.0)
-    assert sorted(number for numbers in calls for number in numbers) == ["1", "4", "5"]
+        assert sorted(number for numbers in calls for number in numbers) == ["1", "4", "5"]
 
+    @scenario
+    async def test_cuts_and_stops_while_batches_run_lose_nothing(
+        self, harness: TransportHarness
+    ) -> None:
+        chance = random.Random(6)
+        begun: list[int] = []
+        done: Counter[int] = Counter()
+        count = 600
 
-@pytest.mark.deadline(120)
-async def test_cuts_and_stops_while_batches_run_lose_nothing(harness: Harness) -> None:
-    chance = random.Random(6)
-    begun: list[int] = []
-    done: Counter[int] = Counter()
-    count = 600
-
-    async with harness:
-        app = DistributedApplication(harness.provider(), name="plant", stop_timeout=20.0)
-        sender = DistributedApplication(harness.provider(), name="sender")
+        app = harness.application("plant", stop_timeout=20.0)
+        sender = harness.application("sender")
 
         @app.application("work", batch=(10, 0.05), concurrency=3, window=60)
         async def handle(numbers: list[int], socket: Socket) -> None:
@@ -189,4 +198,4 @@ async def test_cuts_and_stops_while_batches_run_lose_nothing(harness: Harness) -
                 await reaches(done, 0.6 * count)
             async with app:
                 await reaches(done, count)
-    assert all(numbers == sorted(numbers) for numbers in first_of_each(begun).values())
+        assert all(numbers == sorted(numbers) for numbers in first_of_each(begun).values())

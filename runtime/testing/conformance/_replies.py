@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 
-from conformance.harness import Harness
-from spa_dat.transports import Delivery, Envelope
-from support.waiting import eventually
+from ....transports import Delivery, Envelope
+from .._waiting import eventually
+from ._harness import TransportHarness
+from ._scenario import Scenarios, scenario
+
+__all__ = ["Replies"]
 
 
-async def test_a_reply_finds_the_request(harness: Harness) -> None:
-    async with harness:
+class Replies(Scenarios):
+    """What a transport does for requests."""
+
+    @scenario
+    async def test_a_reply_finds_the_request(self, harness: TransportHarness) -> None:
         replies: dict[str, bytes] = {}
         bus = await harness.bus(
             on_reply=lambda correlation, reply: replies.update({correlation: reply.payload})
@@ -45,9 +51,10 @@ async def test_a_reply_finds_the_request(harness: Harness) -> None:
         await responder.drain()
         assert all(payload == correlation.encode() * 2 for correlation, payload in replies.items())
 
-
-async def test_every_reply_is_handed_over_also_late_and_twice(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_every_reply_is_handed_over_also_late_and_twice(
+        self, harness: TransportHarness
+    ) -> None:
         replies: list[tuple[str, bytes | None]] = []
         bus = await harness.bus(
             on_reply=lambda correlation, reply: replies.append((correlation, reply.correlation))
@@ -61,9 +68,8 @@ async def test_every_reply_is_handed_over_also_late_and_twice(harness: Harness) 
         without = b"ab" if harness.tells_correlation else None
         assert replies == [("ab", b"ab"), ("ab", b"ab"), ("ab", without)]
 
-
-async def test_reply_addresses_belong_to_one_bus(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_reply_addresses_belong_to_one_bus(self, harness: TransportHarness) -> None:
         seen: dict[str, list[str]] = {"0": [], "1": []}
         first = await harness.bus(
             instance="0", on_reply=lambda correlation, _: seen["0"].append(correlation)
@@ -78,9 +84,8 @@ async def test_reply_addresses_belong_to_one_bus(harness: Harness) -> None:
         await first.publish(Envelope(topic=first.reply_address("cd")), timeout=10)
         await eventually(lambda: seen == {"0": ["cd"], "1": ["ab"]})
 
-
-async def test_replies_arrive_again_after_a_cut(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_replies_arrive_again_after_a_cut(self, harness: TransportHarness) -> None:
         replies: list[str] = []
         bus = await harness.bus(on_reply=lambda correlation, reply: replies.append(correlation))
         address = bus.reply_address("ab")
@@ -93,9 +98,8 @@ async def test_replies_arrive_again_after_a_cut(harness: Harness) -> None:
         await eventually(lambda: replies == ["ab"])
         assert bus.reply_address("ab") == address
 
-
-async def test_a_reply_inbox_needs_no_window(harness: Harness) -> None:
-    async with harness:
+    @scenario
+    async def test_a_reply_inbox_needs_no_window(self, harness: TransportHarness) -> None:
         replies: list[str] = []
         bus = await harness.bus(on_reply=lambda correlation, reply: replies.append(correlation))
         expected = [f"{number:04x}" for number in range(2000)]

@@ -1,0 +1,118 @@
+"""The simulated buses of the test harness, on virtual time."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from conformance.kafka_harness import KafkaHarness
+from spa_dat.runtime.testing._kafka import SimulatedKafka
+from spa_dat.runtime.testing._mqtt import SimulatedMqtt
+from spa_dat.runtime.testing._profiles import SimulatedBus
+from spa_dat.runtime.testing._world import World
+from spa_dat.testing.conformance import TransportHarness, VirtualEnvironment
+from spa_dat.transports import (
+    KafkaConfig,
+    KafkaProvider,
+    MqttConfig,
+    MqttProvider,
+    SocketProvider,
+)
+
+__all__ = ["SimulatedHarness", "SimulatedKafkaHarness", "SimulatedMqttHarness"]
+
+
+class SimulatedHarness(TransportHarness):
+    """A world without faults of its own, and one bus in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(
+            seed=1, profile=None, faults=None, grace=10.0, patience=600.0, limit=1_000_000
+        )
+        self.environment = VirtualEnvironment(1, loop=self.world.loop)
+
+    @abc.abstractmethod
+    def original(self, **options: Any) -> SocketProvider:
+        """What the bus stands in for."""
+
+    def run(self, test: Coroutine[Any, Any, None]) -> None:
+        try:
+            self.world.run(asyncio.wait_for(test, self.deadline))
+            assert self.world.watch.failures == []
+        finally:
+            self.world.close()
+
+    async def start_broker(self) -> None:
+        """The bus is made for the first provider."""
+        self.provider()
+
+    async def stop_broker(self) -> None:
+        """It goes with the world."""
+
+    def provider(self, **options: Any) -> SocketProvider:
+        return self.world.stand_in(self.original(**options))
+
+    @property
+    def simulated(self) -> SimulatedBus:
+        """The bus."""
+        (bus,) = self.world.buses.values()
+        return bus
+
+    async def cut(self) -> None:
+        for client in self.simulated.clients():
+            self.simulated.cut(client)
+
+
+class SimulatedMqttHarness(SimulatedHarness):
+    """The profile of MQTT."""
+
+    def original(self, **options: Any) -> SocketProvider:
+        return MqttProvider(MqttConfig("simulated", **options))
+
+    @property
+    def simulated(self) -> SimulatedMqtt:
+        bus = super().simulated
+        assert isinstance(bus, SimulatedMqtt)
+        return bus
+
+    async def go_away(self) -> None:
+        self.simulated.broker.faults.refuse_connections()
+        await self.cut()
+
+    async def come_back(self) -> None:
+        self.simulated.broker.faults.allow()
+
+
+class SimulatedKafkaHarness(SimulatedHarness, KafkaHarness):
+    """The profile of Kafka."""
+
+    def original(self, **options: Any) -> SocketProvider:
+        return KafkaProvider(KafkaConfig("simulated", **{**self.short_times, **options}))
+
+    @property
+    def simulated(self) -> SimulatedKafka:
+        bus = super().simulated
+        assert isinstance(bus, SimulatedKafka)
+        return bus
+
+    async def cut(self) -> None:
+        """As with the real one, groups are also rebalanced."""
+        self.remember_events()
+        await super().cut()
+        self.simulated.rebalance()
+
+    async def go_away(self) -> None:
+        cluster = self.simulated.cluster
+        network = self.world.loop.network
+        assert network is not None
+        network.refuse(cluster.host, cluster.port)
+        await super().cut()
+
+    async def come_back(self) -> None:
+        cluster = self.simulated.cluster
+        network = self.world.loop.network
+        assert network is not None
+        network.listen(cluster.host, cluster.port, cluster.accept)

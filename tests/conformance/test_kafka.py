@@ -1,0 +1,17 @@
+"""The conformance suite on the Kafka transport."""
+
+from __future__ import annotations
+
+import pytest
+
+from conformance.kafka_harness import RealKafkaHarness
+from spa_dat.testing.conformance import ConformanceSuite, TransportHarness
+from support.kafka import Kafka
+
+
+@pytest.mark.kafka
+@pytest.mark.deadline(130)
+class TestKafka(ConformanceSuite):
+    @pytest.fixture
+    def harness(self, kafka: Kafka) -> TransportHarness:
+        return RealKafkaHarness(kafka)
