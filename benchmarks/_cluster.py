@@ -10,8 +10,7 @@ from typing import Self
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from support.kafka import Kafka, kafka_version
-from support.kafka_jars import what_is_missing
+from spa_dat.testing import Kafka
 
 from ._children import MeasurementFailed
 
@@ -25,7 +24,7 @@ _PROPERTIES = {"group.coordinator.append.linger.ms": "0"}
 
 def cluster_version() -> str:
     """Which broker is used, or what is missing for one."""
-    return what_is_missing() or f"Kafka {kafka_version()}, one node"
+    return Kafka.missing() or f"Kafka {Kafka.version()}, one node"
 
 
 class Cluster:
@@ -60,7 +59,7 @@ class Cluster:
         asyncio.run(_create(self.server, topics))
 
     def __enter__(self) -> Self:
-        missing = what_is_missing()
+        missing = Kafka.missing()
         if missing is not None:
             raise FileNotFoundError(missing)
         self._kafka = Kafka(properties=_PROPERTIES)

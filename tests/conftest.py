@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
 
+from spa_dat._pytest import require
+from spa_dat.testing import BrokerProcess, Kafka, Mosquitto
 from support.deadline import DEADLINE, deadline
-from support.kafka import Kafka, require_kafka
-from support.mosquitto import Mosquitto, require_mosquitto
 from support.running import run_async_test
+
+B = TypeVar("B", bound=BrokerProcess)
 
 # Timing says nothing on a busy machine. On CI the same examples every time: what random ones find
 # is found, and mended, where somebody looks.
@@ -66,50 +69,40 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 
 @pytest.fixture(scope="session")
-def mosquitto() -> Iterator[Mosquitto]:
+def mosquitto(mqtt_broker: Mosquitto) -> Mosquitto:
     """A broker that all tests share, with default settings: use topics of your own."""
-    require_mosquitto()
-    with Mosquitto() as broker:
-        yield broker
+    return mqtt_broker
 
 
 @pytest.fixture
 def own_mosquitto() -> Iterator[Callable[..., Mosquitto]]:
     """Starts brokers for one test; takes the arguments of `Mosquitto`."""
-    require_mosquitto()
-    brokers: list[Mosquitto] = []
-
-    def start(**options: Any) -> Mosquitto:
-        broker = Mosquitto(**options)
-        brokers.append(broker)
-        broker.start()
-        return broker
-
-    yield start
-    for broker in brokers:
-        broker.close()
+    with _starting(Mosquitto) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
-def kafka() -> Iterator[Kafka]:
+def kafka(kafka_broker: Kafka) -> Kafka:
     """A broker that all tests share, with default settings: use topics and groups of your own."""
-    require_kafka()
-    with Kafka() as broker:
-        yield broker
+    return kafka_broker
 
 
 @pytest.fixture
 def own_kafka() -> Iterator[Callable[..., Kafka]]:
     """Starts brokers for one test; takes the arguments of `Kafka`."""
-    require_kafka()
-    brokers: list[Kafka] = []
+    with _starting(Kafka) as start:
+        yield start
 
-    def start(**options: Any) -> Kafka:
-        broker = Kafka(**options)
-        brokers.append(broker)
-        broker.start()
-        return broker
 
-    yield start
-    for broker in brokers:
-        broker.close()
+@contextlib.contextmanager
+def _starting(kind: type[B]) -> Iterator[Callable[..., B]]:
+    require(kind)
+    with contextlib.ExitStack() as brokers:
+
+        def start(**options: Any) -> B:
+            broker = kind(**options)
+            brokers.callback(broker.close)
+            broker.start()
+            return broker
+
+        yield start

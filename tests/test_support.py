@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from support.deadline import deadline
-from support.mosquitto import Mosquitto
-from support.proxy import Proxy
 from support.running import run_async_test
 from support.virtual import Deadlock, VirtualEnvironment
 from support.waiting import eventually
@@ -138,114 +135,6 @@ def test_a_deadline_cancels_an_async_test() -> None:
 def test_a_deadline_interrupts_a_blocked_test() -> None:
     with pytest.raises(pytest.fail.Exception, match="deadline"), deadline(0.05):
         threading.Event().wait()
-
-
-@asynccontextmanager
-async def _echo_server() -> AsyncIterator[tuple[str, int]]:
-    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while chunk := await reader.read(1024):
-                writer.write(chunk)
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    async with server:
-        yield "127.0.0.1", server.sockets[0].getsockname()[1]
-        server.close()
-
-
-async def test_proxy_passes_on_and_cuts() -> None:
-    async with _echo_server() as target, Proxy(*target) as proxy:
-        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        writer.write(b"hello")
-        assert await reader.readexactly(5) == b"hello"
-        proxy.cut()
-        with pytest.raises(ConnectionResetError):
-            await reader.readexactly(1)
-        writer.close()
-        await eventually(lambda: proxy.connections == 0)
-        assert proxy.accepted == 1
-
-
-async def test_proxy_holds_back_in_a_blackhole_until_healed() -> None:
-    async with _echo_server() as target, Proxy(*target) as proxy:
-        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        proxy.blackhole()
-        writer.write(b"hello")
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await reader.readexactly(5)
-        proxy.heal()
-        assert await reader.readexactly(5) == b"hello"
-        writer.close()
-
-
-async def test_proxy_closes_a_connection_that_fell_into_a_blackhole() -> None:
-    async with _echo_server() as target:
-        async with Proxy(*target) as proxy:
-            proxy.blackhole()
-            reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-            await eventually(lambda: proxy.accepted == 1)
-        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-            await reader.readexactly(1)
-        writer.close()
-
-
-async def test_proxy_refuses_and_allows() -> None:
-    async with _echo_server() as target, Proxy(*target) as proxy:
-        await proxy.refuse()
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection(proxy.host, proxy.port)
-        await proxy.allow()
-        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        writer.write(b"x")
-        assert await reader.readexactly(1) == b"x"
-        writer.close()
-
-
-async def test_proxy_cuts_after_so_many_bytes() -> None:
-    async with _echo_server() as target, Proxy(*target) as proxy:
-        proxy.cut_after(3, "server")
-        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        writer.write(b"hello")
-        assert await reader.readexactly(3) == b"hel"
-        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-            await reader.readexactly(1)
-        writer.close()
-
-
-async def test_proxy_hooks_see_and_change_bytes() -> None:
-    async with _echo_server() as target, Proxy(*target) as proxy:
-        proxy.on_client_bytes = bytes.upper
-        proxy.delay = 0.01
-        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        writer.write(b"hello")
-        assert await reader.readexactly(5) == b"HELLO"
-        writer.close()
-
-
-@pytest.mark.mosquitto
-def test_mosquitto_restarts_on_its_port(own_mosquitto: Callable[..., Mosquitto]) -> None:
-    broker = own_mosquitto(durable=True, users={"ann": "secret"}, acl="user ann\n", tls=True)
-    port, first = broker.port, broker.pid
-    broker.restart(kill=True)
-    assert broker.alive
-    assert (broker.port, broker.pid != first) == (port, True)
-    broker.pause()
-    broker.stop()
-    assert not broker.alive
-    assert "mosquitto version" in broker.log
-
-
-@pytest.mark.mosquitto
-def test_mosquitto_that_can_not_start_shows_its_log(
-    own_mosquitto: Callable[..., Mosquitto],
-) -> None:
-    with pytest.raises(RuntimeError, match="no_such_option"):
-        own_mosquitto(extra=["no_such_option true"])
 
 
 def _busy_until(event: threading.Event) -> list[int]:

@@ -7,30 +7,34 @@ the module ``spa_dat.errors``.
 
 from __future__ import annotations
 
-from .actors import Actor, ActorRef, Overflow, RestartPolicy, on
-from .errors import RemoteError, SpaDatError
-from .runtime import (
-    Context,
-    DistributedApplication,
-    Message,
-    MessageBuilder,
-    Reject,
-    Retry,
-    RetryPolicy,
-    Socket,
-    Spec,
-    SupportedContextManagers,
-    SyncSocket,
-    run,
-)
-from .transports import (
-    KafkaConfig,
-    KafkaTopic,
-    MemoryConfig,
-    MqttConfig,
-    SocketProvider,
-    SocketProviderFactory,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .actors import Actor, ActorRef, Overflow, RestartPolicy, on
+    from .errors import RemoteError, SpaDatError
+    from .runtime import (
+        Context,
+        DistributedApplication,
+        Message,
+        MessageBuilder,
+        Reject,
+        Retry,
+        RetryPolicy,
+        Socket,
+        Spec,
+        SupportedContextManagers,
+        SyncSocket,
+        run,
+    )
+    from .transports import (
+        KafkaConfig,
+        KafkaTopic,
+        MemoryConfig,
+        MqttConfig,
+        SocketProvider,
+        SocketProviderFactory,
+    )
 
 __all__ = [
     "Actor",
@@ -59,3 +63,59 @@ __all__ = [
     "on",
     "run",
 ]
+
+_PARTS = {
+    "actors": (
+        "Actor",
+        "ActorRef",
+        "Overflow",
+        "RestartPolicy",
+        "on",
+    ),
+    "errors": (
+        "RemoteError",
+        "SpaDatError",
+    ),
+    "runtime": (
+        "Context",
+        "DistributedApplication",
+        "Message",
+        "MessageBuilder",
+        "Reject",
+        "Retry",
+        "RetryPolicy",
+        "Socket",
+        "Spec",
+        "SupportedContextManagers",
+        "SyncSocket",
+        "run",
+    ),
+    "transports": (
+        "KafkaConfig",
+        "KafkaTopic",
+        "MemoryConfig",
+        "MqttConfig",
+        "SocketProvider",
+        "SocketProviderFactory",
+    ),
+}
+_PART_OF = {name: part for part, names in _PARTS.items() for name in names}
+
+
+if not TYPE_CHECKING:
+    # A type checker is to notice names that are not there.
+
+    def __getattr__(name: str) -> Any:
+        # pytest imports the package at every start, for its plugin: what is not used costs nothing.
+        if name in _PART_OF:
+            value = getattr(import_module(f".{_PART_OF[name]}", __name__), name)
+        elif name in _PARTS:
+            value = import_module(f".{name}", __name__)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ from typing import Any
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.structs import TopicPartition
 
-from conformance.harness import Inbox
+from spa_dat.testing.conformance import Inbox
 from spa_dat.transports import Subscription
 from support.kafka_bus import BusClient, admin, bus_client
 from support.waiting import eventually

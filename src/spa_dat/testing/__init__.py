@@ -8,24 +8,44 @@ with Harness(app) as harness:
 
 from __future__ import annotations
 
-from .runtime.testing import (
+from ..runtime.testing import (
     AsyncHarness,
     DeadLetter,
     Failure,
     Faults,
     HandlerFailed,
     Harness,
+    HarnessFactory,
     NotSettled,
+    NotSimulated,
     explore,
+)
+from ..runtime.testing.brokers import (
+    Acl,
+    BrokerFailed,
+    BrokerProcess,
+    BrokerUnavailable,
+    Kafka,
+    Mosquitto,
+    Proxy,
 )
 
 __all__ = [
+    "Acl",
     "AsyncHarness",
+    "BrokerFailed",
+    "BrokerProcess",
+    "BrokerUnavailable",
     "DeadLetter",
     "Failure",
     "Faults",
     "HandlerFailed",
     "Harness",
+    "HarnessFactory",
+    "Kafka",
+    "Mosquitto",
     "NotSettled",
+    "NotSimulated",
+    "Proxy",
     "explore",
 ]

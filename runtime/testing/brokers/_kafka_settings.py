@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-import trustme
-from cryptography.hazmat.primitives import serialization
+from ._certificates import make_certificates
 
-__all__ = ["SCRAM", "SETTINGS", "free_ports", "listener_settings", "sasl_settings", "tls_settings"]
+__all__ = ["SCRAM", "SETTINGS", "listener_settings", "sasl_settings", "tls_settings"]
 
 SETTINGS = {
     "process.roles": "broker,controller",
@@ -79,46 +76,14 @@ def sasl_settings(users: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def tls_settings(
-    host: str, ca_file: Path, client_cert_file: Path, *, client_certificates: bool
-) -> dict[str, str]:
-    """Certificates of a new authority, also for clients; writes all files beside ``ca_file``."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(ca_file))
-    server = authority.issue_cert(host, "localhost")
-    key = serialization.load_pem_private_key(server.private_key_pem.bytes(), None)
-    store = ca_file.parent / "server.pem"
+def tls_settings(host: str, folder: Path, *, client_certificates: bool) -> dict[str, str]:
+    """Certificates of a new authority, also for clients; see `make_certificates`."""
     # Kafka reads PKCS #8 only.
-    store.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + b"".join(part.bytes() for part in server.cert_chain_pems)
-    )
-    client = authority.issue_cert("client@example.org")
-    client.private_key_and_cert_chain_pem.write_to_path(str(client_cert_file))
+    server = make_certificates(host, folder, plain_key=True)
     return {
         "ssl.keystore.type": "PEM",
-        "ssl.keystore.location": str(store),
+        "ssl.keystore.location": str(server),
         "ssl.truststore.type": "PEM",
-        "ssl.truststore.location": str(ca_file),
+        "ssl.truststore.location": str(folder / "ca.pem"),
         "ssl.client.auth": "required" if client_certificates else "none",
     }
-
-
-def free_ports() -> list[int]:
-    """Six of them, below those that the system gives to outgoing connections: a port must still
-    be free when a broker or a proxy comes back to it."""
-    ports: list[int] = []
-    while len(ports) < 6:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in ports:
-            ports.append(port)
-    return ports

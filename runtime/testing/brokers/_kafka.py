@@ -1,0 +1,246 @@
+"""A real Kafka broker for tests."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from . import _kafka_tools as tools
+from ._errors import BrokerFailed, BrokerUnavailable
+from ._kafka_settings import SCRAM, SETTINGS, listener_settings, sasl_settings, tls_settings
+from ._process import BrokerProcess, free_ports
+from ._proxy import Proxy
+
+__all__ = ["Acl", "Kafka"]
+
+Acl: TypeAlias = tuple[str, str, str, str]
+"""Who may do what with what: user, operation, kind of resource and its name, for example
+``("ann", "READ", "TOPIC", "plant.*")``. A ``*`` at the end stands for any rest."""
+
+_CLUSTER = "c3BhLWRhdC10ZXN0cy1rYQ"
+_JVM = (
+    "-Xms64m",
+    "-Xmx384m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Xshare:auto",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
+)
+_RESOURCES = {"TOPIC": 2, "GROUP": 3, "CLUSTER": 4, "TRANSACTIONAL_ID": 5}
+_OPERATIONS = {
+    "ALL": 2,
+    "READ": 3,
+    "WRITE": 4,
+    "CREATE": 5,
+    "DELETE": 6,
+    "ALTER": 7,
+    "DESCRIBE": 8,
+    "IDEMPOTENT_WRITE": 12,
+}
+_METADATA, _CREATE_ACLS = 3, 30
+
+
+class Kafka(BrokerProcess):
+    """A Kafka process on 127.0.0.1, one node, with ports and a data folder of its own.
+
+    It needs Java 17 or newer, of ``JAVA_HOME`` or the ``PATH``, and the broker's jars, which
+    `fetch` gets with Maven. Environment variables: ``SPA_DAT_KAFKA_VERSION`` for another version,
+    ``SPA_DAT_KAFKA_JARS`` for a folder with jars that are there already. Starting takes some
+    seconds.
+
+    It has several listeners. The one at `port` lets everybody do everything, also where there
+    are users: it is for the test's own clients. `proxy` stands in front of another one, whose
+    address the broker gives as the proxy's, so that clients that start there stay there.
+
+    Args:
+        auto_create: topics come into being when they are first used.
+        sasl_users: name to password, for another listener at `sasl_port` (SASL, PLAIN and SCRAM).
+            What they may do is what ``acls`` and `grant` say, and nothing else.
+        acls: granted at the first start.
+        tls: another listener with TLS, at `tls_port`; its authority is in `ca_file`. With
+            ``sasl_users`` it also wants a login. Needs the package ``trustme``.
+        client_certificates: with ``tls``, clients need a certificate; see `client_cert_file`.
+        properties: more lines of configuration, or other values.
+        jvm: more options of Java, or other values; they are chosen for a quick start.
+
+    Attributes:
+        port: of the plain listener.
+        sasl_port: of the one with logins.
+        tls_port: of the one with TLS.
+        proxy_port: of `proxy`.
+        ca_file: the authority's certificate, PEM.
+        client_cert_file: a client's certificate and key, PEM.
+
+    Raises:
+        BrokerUnavailable: ``tls`` needs a package that is not installed.
+    """
+
+    title = "Kafka"
+    _start_timeout = 40.0
+    _stop_timeout = 20.0
+
+    def __init__(
+        self,
+        *,
+        auto_create: bool = False,
+        sasl_users: Mapping[str, str] | None = None,
+        acls: Sequence[Acl] = (),
+        tls: bool = False,
+        client_certificates: bool = False,
+        properties: Mapping[str, str] | None = None,
+        jvm: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.ca_file = self.folder / "ca.pem"
+        self.client_cert_file = self.folder / "client.pem"
+        ports = free_ports(6)
+        self.port, self.proxy_port, behind, controller, self.sasl_port, self.tls_port = ports
+        self._behind = behind
+        self._acls = tuple(acls)
+        self._jvm = (*_JVM, *jvm)
+        self._users = dict(sasl_users or {})
+        listeners = {
+            "PLAIN": ("PLAINTEXT", self.port),
+            "PROXIED": ("PLAINTEXT", behind),
+            "CONTROLLER": ("PLAINTEXT", controller),
+        }
+        settings = {
+            **SETTINGS,
+            "controller.quorum.voters": f"1@{self.host}:{controller}",
+            "log.dirs": str(self.folder / "data"),
+            "auto.create.topics.enable": str(auto_create).lower(),
+        }
+        if sasl_users is not None:
+            listeners["SASL"] = ("SASL_PLAINTEXT", self.sasl_port)
+            settings |= sasl_settings(sasl_users)
+        if tls:
+            listeners["TLS"] = ("SSL" if sasl_users is None else "SASL_SSL", self.tls_port)
+            settings |= tls_settings(
+                self.host, self.folder, client_certificates=client_certificates
+            )
+        settings |= listener_settings(self.host, listeners, self.proxy_port)
+        settings |= properties or {}
+        lines = "".join(f"{name}={value}\n" for name, value in settings.items())
+        self._config_file = self._write("server.properties", lines)
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """See `BrokerProcess.missing`."""
+        return tools.missing()
+
+    @classmethod
+    def version(cls) -> str:
+        """The version in use: ``SPA_DAT_KAFKA_VERSION``, or the default."""
+        return tools.version()
+
+    @classmethod
+    def fetch(cls) -> Path:
+        """Fetch the broker's jars with Maven, unless they are there.
+
+        About 50 MB go to ``SPA_DAT_KAFKA_JARS``, or to a folder for the version below
+        ``XDG_CACHE_HOME`` (``~/.cache``). Where from is Maven's own setting.
+
+        Returns:
+            The folder with the jars.
+
+        Raises:
+            BrokerUnavailable: there is no Maven.
+            BrokerFailed: Maven fails; shows what it says.
+        """
+        return tools.fetch()
+
+    @property
+    def url(self) -> str:
+        """Address of the plain listener."""
+        return f"kafka://{self.server}"
+
+    @property
+    def server(self) -> str:
+        """The plain listener as ``host:port``."""
+        return f"{self.host}:{self.port}"
+
+    def proxy(self) -> Proxy:
+        """A proxy, not started, in front of the broker. Only one at a time can be started."""
+        proxy = Proxy(self.host, self._behind)
+        proxy.port = self.proxy_port
+        return proxy
+
+    def start(self) -> None:
+        """See `BrokerProcess.start`."""
+        first = not (self.folder / "data").exists()
+        super().start()
+        if first:
+            for acl in self._acls:
+                self.grant(*acl)
+
+    def grant(self, user: str, operation: str, kind: str, name: str) -> None:
+        """Allow something; see `Acl`. It is in force when this returns.
+
+        Raises:
+            BrokerFailed: the broker refuses it.
+        """
+        prefixed = name.endswith("*") and name != "*"
+        answer = self._ask(
+            _CREATE_ACLS,
+            1,
+            struct.pack(">ib", 1, _RESOURCES[kind])
+            + _string(name[:-1] if prefixed else name)
+            + struct.pack(">b", 4 if prefixed else 3)
+            + _string(f"User:{user}")
+            + _string("*")
+            + struct.pack(">bb", _OPERATIONS[operation], 3),
+        )
+        _, _, error = struct.unpack_from(">iih", answer)
+        if error:
+            raise BrokerFailed(f"Kafka refused the ACL with error {error}; its log:\n{self.log}")
+
+    def _java(self) -> list[str]:
+        java = tools.find_java()
+        if java is None:
+            raise BrokerUnavailable(str(tools.missing()))
+        return [java, *self._jvm, "-cp", f"{tools.jars_folder()}/*"]
+
+    def _command(self) -> list[str]:
+        if not (self.folder / "data").exists():
+            self._format()
+        return [*self._java(), "kafka.Kafka", str(self._config_file)]
+
+    def _format(self) -> None:
+        tool = [*self._java(), "kafka.tools.StorageTool", "format"]
+        for mechanism in SCRAM:
+            for name, password in self._users.items():
+                tool += ["--add-scram", f"{mechanism}=[name={name},password={password}]"]
+        done = subprocess.run(  # noqa: S603
+            [*tool, "-t", _CLUSTER, "-c", str(self._config_file)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise BrokerFailed(f"Kafka's storage can not be formatted:\n{done.stdout}{done.stderr}")
+
+    def _answers(self) -> bool:
+        try:
+            _, brokers = struct.unpack_from(">ii", self._ask(_METADATA, 0, struct.pack(">i", 0)))
+        except struct.error:
+            return False
+        return bool(brokers == 1)
+
+    def _ask(self, api: int, version: int, body: bytes) -> bytes:
+        """One request on a connection of its own; the answer, from its correlation id on."""
+        request = struct.pack(">hhih", api, version, 1, -1) + body
+        with socket.create_connection((self.host, self.port), timeout=10.0) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            with connection.makefile("rb") as answers:
+                size: int = struct.unpack(">i", answers.read(4))[0]
+                return answers.read(size)
+
+
+def _string(text: str) -> bytes:
+    return struct.pack(">h", len(text)) + text.encode()

@@ -1,0 +1,137 @@
+"""A real Mosquitto broker for tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ._certificates import make_certificates
+from ._errors import BrokerUnavailable
+from ._process import BrokerProcess, free_ports
+
+__all__ = ["Mosquitto"]
+
+_DURABLE = (
+    "persistence true",
+    "autosave_on_changes true",
+    "autosave_interval 1",
+    "max_queued_messages 0",
+)
+
+
+class Mosquitto(BrokerProcess):
+    """A Mosquitto process on 127.0.0.1 with a port and a data folder of its own.
+
+    It is the ``mosquitto`` of the ``PATH`` or of ``/usr/sbin``. Starting takes some tens of
+    milliseconds.
+
+    Args:
+        durable: nothing queued is dropped or lost, also when the broker is killed (except what
+            came in the last moment).
+        users: name to password; anonymous clients are refused then.
+        acl: text of an access control file.
+        tls: another listener with TLS, at `tls_port`; its authority is in `ca_file`. Needs the
+            package ``trustme``.
+        client_certificates: with ``tls``, clients need a certificate; see `client_cert_file`.
+        extra: more lines of configuration.
+
+    Attributes:
+        port: of the plain listener.
+        tls_port: of the one with TLS; 0 without.
+        ca_file: the authority's certificate, PEM.
+        client_cert_file: a client's certificate and key, PEM.
+
+    Raises:
+        BrokerUnavailable: ``users`` or ``tls`` need something that is not installed.
+    """
+
+    title = "mosquitto"
+
+    def __init__(
+        self,
+        *,
+        durable: bool = False,
+        users: Mapping[str, str] | None = None,
+        acl: str | None = None,
+        tls: bool = False,
+        client_certificates: bool = False,
+        extra: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.port, tls_port = free_ports(2)
+        self.tls_port = tls_port if tls else 0
+        self.ca_file = self.folder / "ca.pem"
+        self.client_cert_file = self.folder / "client.pem"
+        lines = ["log_dest stderr", "log_type all", "connection_messages true", "user root"]
+        lines += [f"listener {self.port} {self.host}"]
+        if tls:
+            lines += self._tls_lines(client_certificates)
+        lines += [f"allow_anonymous {'false' if users else 'true'}"]
+        if users:
+            lines += [f"password_file {self._write_users(users)}"]
+        if acl is not None:
+            lines += [f"acl_file {self._write('acl', acl)}"]
+        lines += [f"persistence_location {self.folder}/"]
+        lines += _DURABLE if durable else ()
+        lines += extra
+        self._config_file = self._write("mosquitto.conf", "\n".join(lines) + "\n")
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """See `BrokerProcess.missing`."""
+        if _find("mosquitto") is not None:
+            return None
+        return "mosquitto is not installed: apt-get install mosquitto, or put it on the PATH"
+
+    @property
+    def url(self) -> str:
+        """Address of the plain listener."""
+        return f"mqtt://{self.host}:{self.port}"
+
+    def reload(self, *, users: Mapping[str, str] | None = None, acl: str | None = None) -> None:
+        """Write new users or access rules and have the running broker read them (SIGHUP).
+
+        Only what the broker was made with can be changed. It is in force soon after: wait for
+        ``Reloading config`` in `log`.
+        """
+        if users is not None:
+            self._write_users(users)
+        if acl is not None:
+            self._write("acl", acl)
+        self._running().send_signal(signal.SIGHUP)
+
+    def _command(self) -> list[str]:
+        return [_find("mosquitto") or "mosquitto", "-c", str(self._config_file)]
+
+    def _answers(self) -> bool:
+        return all(self._accepts(port) for port in (self.port, self.tls_port) if port)
+
+    def _write_users(self, users: Mapping[str, str]) -> Path:
+        text = "".join(f"{name}:{password}\n" for name, password in users.items())
+        path = self._write("users", text)
+        tool = _find("mosquitto_passwd")
+        if tool is None:
+            raise BrokerUnavailable(
+                "mosquitto_passwd is not installed, which users= needs: apt-get install mosquitto"
+            )
+        subprocess.run([tool, "-U", str(path)], check=True, stdin=subprocess.DEVNULL)  # noqa: S603
+        return path
+
+    def _tls_lines(self, client_certificates: bool) -> list[str]:
+        server = make_certificates(self.host, self.folder)
+        return [
+            f"listener {self.tls_port} {self.host}",
+            f"cafile {self.ca_file}",
+            f"certfile {server}",
+            f"keyfile {server}",
+            f"require_certificate {'true' if client_certificates else 'false'}",
+        ]
+
+
+def _find(name: str) -> str | None:
+    """Path of the broker or one of its tools; Debian keeps it out of ordinary users' PATH."""
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))

@@ -1,0 +1,182 @@
+"""A TCP proxy that makes faults: cuts, silence, delay, refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal
+
+__all__ = ["Proxy"]
+
+Hook = Callable[[bytes], bytes]
+_CHUNK = 65_536
+
+
+class Proxy:
+    """Stands between clients and a server on this machine.
+
+    Use it as ``async with Proxy(host, port) as proxy`` and connect to ``proxy.host`` and
+    ``proxy.port``.
+
+    Args:
+        host: of the server.
+        port: of the server.
+
+    Attributes:
+        delay: seconds by which every chunk is held back, in each direction.
+        on_client_bytes: called with each chunk from a client; what it returns is passed on.
+            It may call `cut`: then nothing of the chunk is passed on.
+        on_server_bytes: the same for chunks from the server.
+        accepted: connections taken so far.
+    """
+
+    host = "127.0.0.1"
+
+    def __init__(self, host: str, port: int) -> None:
+        self.delay = 0.0
+        self.on_client_bytes: Hook | None = None
+        self.on_server_bytes: Hook | None = None
+        self.accepted = 0
+        self.port = 0
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._links: list[_Link] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open = asyncio.Event()
+        self._open.set()
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open now."""
+        return len(self._links)
+
+    async def start(self) -> None:
+        """Listen; the first time on a free port, later on the same one again."""
+        self._server = await asyncio.start_server(self._accept, self.host, self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening and cut everything."""
+        await self.refuse()
+        self.cut()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Proxy:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def cut(self) -> None:
+        """Reset all connections, on both sides; what was under way is lost."""
+        for link in list(self._links):
+            link.reset()
+
+    def cut_after(self, size: int, source: Literal["client", "server"] = "client") -> None:
+        """Reset all connections once ``size`` more bytes of that side were passed on."""
+        left = size
+
+        def count(chunk: bytes) -> bytes:
+            nonlocal left
+            if len(chunk) < left:
+                left -= len(chunk)
+                return chunk
+            setattr(self, f"on_{source}_bytes", None)
+            asyncio.get_running_loop().call_later(0.01, self.cut)
+            return chunk[:left]
+
+        setattr(self, f"on_{source}_bytes", count)
+
+    def blackhole(self) -> None:
+        """Pass nothing on, say nothing: connections are half-open. New ones are accepted."""
+        self._open.clear()
+
+    def heal(self) -> None:
+        """End `blackhole`; what was held back goes on."""
+        self._open.set()
+
+    async def refuse(self) -> None:
+        """Refuse new connections; open ones stay."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def allow(self) -> None:
+        """End `refuse`."""
+        if self._server is None:
+            await self.start()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.append(task)
+        self.accepted += 1
+        link = _Link(writer)
+        self._links.append(link)
+        try:
+            await self._open.wait()
+            server_reader, server_writer = await asyncio.open_connection(*self._target)
+            link.server = server_writer
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, server_writer, link, "on_client_bytes"))
+                group.create_task(self._pump(server_reader, writer, link, "on_server_bytes"))
+        except (OSError, ExceptionGroup, asyncio.CancelledError):
+            # The client sees the reset that follows.
+            pass
+        finally:
+            link.reset()
+            self._links.remove(link)
+            self._tasks.remove(task)
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        link: _Link,
+        hook_name: str,
+    ) -> None:
+        while chunk := await reader.read(_CHUNK):
+            await self._open.wait()
+            if self.delay:
+                await asyncio.sleep(self.delay)
+            hook: Hook | None = getattr(self, hook_name)
+            if hook is not None:
+                chunk = hook(chunk)
+            if link.gone:
+                return
+            if chunk:
+                writer.write(chunk)
+                await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+
+class _Link:
+    """One client's connection and the one to the server that belongs to it."""
+
+    def __init__(self, client: asyncio.StreamWriter) -> None:
+        self.client = client
+        self.server: asyncio.StreamWriter | None = None
+        self.gone = False
+
+    def reset(self) -> None:
+        """Close both sides with RST."""
+        self.gone = True
+        for writer in filter(None, (self.client, self.server)):
+            raw = writer.get_extra_info("socket")
+            if raw is not None and not writer.transport.is_closing():
+                with contextlib.suppress(OSError):
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()

@@ -1,0 +1,105 @@
+"""``spa-dat record``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Literal
+
+from ._cli_application import load_application
+from .errors import ConfigurationError
+from .runtime import DistributedApplication, Message, run
+from .runtime._host import Host
+from .runtime._recorder import Recorder
+from .runtime._recording import Receipt
+from .transports import Delivery, Envelope, MemoryConfig, SocketProviderFactory
+
+__all__ = ["record"]
+
+
+def record(given: argparse.Namespace) -> int:
+    """Run an application, or listen on a bus, and write messages down; returns the exit code."""
+    if "://" in given.source:
+        recorder, application = _listening(given)
+    else:
+        recorder, application = _recording(given)
+    try:
+        with recorder:
+            run(application)
+    except BaseException:
+        if recorder.recorded:
+            _tell(recorder, given.output)
+        raise
+    _tell(recorder, given.output)
+    if recorder.problem is not None:
+        raise ConfigurationError(f"{given.output!r} is not complete: {recorder.problem}")
+    return 0
+
+
+def _recording(given: argparse.Namespace) -> tuple[Recorder, DistributedApplication]:
+    if given.topic:
+        raise ConfigurationError(
+            "--topic is for listening on a bus; of an application name the actors: --actor"
+        )
+    application = load_application(given.source)
+    recorder = Recorder(
+        application,
+        given.output,
+        actors=given.actor,
+        limit=given.limit,
+        existing=_existing(given),
+    )
+    return recorder, application
+
+
+def _listening(given: argparse.Namespace) -> tuple[Recorder, DistributedApplication]:
+    if given.actor:
+        raise ConfigurationError("--actor is for applications; of a bus name the topics: --topic")
+    if not given.topic:
+        raise ConfigurationError(
+            "listening on a bus needs topics: give for example --topic 'plant/#'"
+        )
+    config = SocketProviderFactory.config_from_url(given.source)
+    if isinstance(config, MemoryConfig):
+        raise ConfigurationError(
+            "memory:// is inside of one process, and nothing arrives from others: give the address"
+            " of a broker, or an application"
+        )
+    # Without a name: the bus keeps no session or group for it.
+    application = DistributedApplication(config)
+
+    @application.application(tuple(given.topic), deliver="all")
+    async def listen(message: Message[bytes]) -> None:
+        if given.limit is not None and tap.taken >= given.limit:
+            application.stop()
+
+    tap = _Tap(application, given.output, limit=given.limit, existing=_existing(given))
+    return tap, application
+
+
+class _Tap(Recorder):
+    """A recorder whose application is only there to listen: it and its actor are not recorded.
+
+    Attributes:
+        taken: messages that arrived.
+    """
+
+    taken = 0
+
+    def _take(self, host: Host, delivery: Delivery) -> None:
+        self.taken += 1
+        super()._take(host, delivery)
+
+    def _receipt(
+        self, host: Host, envelope: Envelope, handler: int, at: float, attempt: int
+    ) -> Receipt:
+        return Receipt.of(envelope, at=at, bus=host.link.provider.address)
+
+
+def _existing(given: argparse.Namespace) -> Literal["replace", "refuse"]:
+    return "replace" if given.force else "refuse"
+
+
+def _tell(recorder: Recorder, output: str) -> None:
+    missing = f", {recorder.skipped} are missing" if recorder.skipped else ""
+    sys.stderr.write(f"spa-dat: messages in {output}: {recorder.recorded}{missing}\n")

@@ -1,0 +1,15 @@
+"""What the command line writes."""
+
+from __future__ import annotations
+
+__all__ = ["one_line"]
+
+
+def one_line(text: str) -> str:
+    """The text as one line.
+
+    What a terminal would take for a command is written as an escape: it may come from a message.
+    """
+    return "".join(
+        letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split())
+    )

@@ -1,0 +1,14 @@
+"""Recording the messages that reach an application's actors.
+
+with Recorder(app, "incident.jsonl"):
+    app.run()
+
+What was recorded, `spa_dat.testing.Harness.replay` gives to the application again, in a test.
+"""
+
+from __future__ import annotations
+
+from .runtime._recorder import Recorder
+from .runtime._recording import Receipt, read_recording
+
+__all__ = ["Receipt", "Recorder", "read_recording"]

@@ -1,0 +1,45 @@
+"""The transport kit: what every transport must do, as tests that any transport can run.
+
+class TestMyTransport(ConformanceSuite):
+    @pytest.fixture
+    def harness(self) -> TransportHarness:
+        return MyHarness()
+
+Needs pytest.
+"""
+
+from __future__ import annotations
+
+from ..runtime.testing.conformance import (
+    Concurrency,
+    ConformanceSuite,
+    Inbox,
+    Outages,
+    Publishing,
+    Receiving,
+    Replies,
+    Subscriptions,
+    TransportHarness,
+    VirtualEnvironment,
+    VirtualLoop,
+    eventually,
+    numbered,
+    scenario,
+)
+
+__all__ = [
+    "Concurrency",
+    "ConformanceSuite",
+    "Inbox",
+    "Outages",
+    "Publishing",
+    "Receiving",
+    "Replies",
+    "Subscriptions",
+    "TransportHarness",
+    "VirtualEnvironment",
+    "VirtualLoop",
+    "eventually",
+    "numbered",
+    "scenario",
+]
