@@ -93,6 +93,8 @@ class BatchHost(Host):
         try:
             while batch := self._collector.take():
                 self.batch = batch
+                if self.runner.observer is not None:
+                    self.runner.observer.collected(self, batch)
                 await self._batches.handle_batch(instance, batch)
                 if not self.local.closed:
                     break

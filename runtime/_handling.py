@@ -260,6 +260,7 @@ class Handling:
         request = turn.request
         if self._is_outage(error):
             self._host.log.warning("%s: %s; trying again", delivery.envelope.topic, error)
+            self._host.troubled(f"{type(error).__name__}: {error}")
             wait: float | None = self._retry.first or SHORTEST_PAUSE
         else:
             delivery.attempts += 1

@@ -287,6 +287,12 @@ class Host:
         if observer is not None:
             observer.failed(self.address, where, error, envelope)
 
+    def troubled(self, reason: str) -> None:
+        """Let the observer, if there is one, know why the actor can not go on as it should."""
+        observer = self.runner.observer
+        if observer is not None:
+            observer.troubled(self.address, reason)
+
     def may_park(self) -> bool:
         """Whether there is room for one more dead letter."""
         return self.runner.may_park()
@@ -297,6 +303,7 @@ class Host:
 
     def unhealthy(self, reason: str) -> None:
         """The actor can not go on as it should."""
+        self.troubled(reason)
         self.runner.unhealthy(self.own_name, reason)
 
     # What subscriptions and routers call.

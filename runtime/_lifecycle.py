@@ -18,6 +18,7 @@ from ._lanes import make_host
 from ._link import Link
 from ._observer import Observer
 from ._resources import Resource, ResourceKeeper
+from ._routes import Route
 from ._socket import Socket
 from ._specs import Spec
 from ._subscriptions import NoSubscription, Subscriptions
@@ -30,8 +31,8 @@ log = logging.getLogger("spa_dat")
 _SHORTEST = 0.1
 _LEAST_FOR_RESOURCES = 5.0
 
-_running: set[tuple[str, str, str]] = set()
-"""(application, instance, bus) of everything that runs in this process."""
+_running: set[tuple[str, str, str, object]] = set()
+"""(application, instance, bus, what stands in for it) of everything that runs in this process."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Run:
         self.settings = settings
         self._specs = specs
         self._resources = resources
-        self._claimed: list[tuple[str, str, str]] = []
+        self._claimed: list[tuple[str, str, str, object]] = []
         self._links: dict[str, Link] = {}
         self._hosts: list[Hosted] = []
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
@@ -173,6 +174,10 @@ class Run:
     def hosts(self) -> tuple[Hosted, ...]:
         """The registered actors, in the order of registration."""
         return tuple(self._hosts)
+
+    def routes_to(self, host: Hosted) -> list[Route]:
+        """The ways to a registered actor from its declared filters."""
+        return self._subscriptions.routes_to(host)
 
     @property
     def links(self) -> tuple[Link, ...]:
@@ -293,7 +298,9 @@ class Run:
         link = self._links.get(provider.address)
         if link is None:
             identity = self.settings.identity
-            claim = (identity.application, identity.instance, provider.address)
+            stand_in = self.settings.stand_in
+            # Equal addresses are one bus, but for those that something stands in for.
+            claim = (identity.application, identity.instance, provider.address, stand_in)
             if claim in _running:
                 raise ConfigurationError(
                     f"application {claim[0]!r} instance {claim[1]!r} already runs on {claim[2]} in"
@@ -304,7 +311,6 @@ class Run:
             surroundings = Surroundings(
                 identity, self.settings.environment, self.settings.stats, self._lost_for_good
             )
-            stand_in = self.settings.stand_in
             used = provider if stand_in is None else stand_in(provider)
             link = self._links[provider.address] = Link(used, surroundings)
         elif link.provider.config != provider.config:

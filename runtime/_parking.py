@@ -29,6 +29,9 @@ class ParkingHost(Protocol):
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
         """Let the observer, if there is one, know of a failure."""
 
+    def troubled(self, reason: str) -> None:
+        """Let the observer, if there is one, know why the actor can not go on as it should."""
+
     def unhealthy(self, reason: str) -> None:
         """The actor can not go on as it should."""
 

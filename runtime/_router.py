@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..actors import Actor, ActorSystem, Mailbox, Overflow
-from ..errors import MailboxFull
+from ..errors import ActorStopped, MailboxFull
 from ..transports import (
     Consumer,
     Delivery,
@@ -288,14 +288,17 @@ class Router(Actor):
             if envelope.expiry is not None:
                 delivery.deadline = asyncio.get_running_loop().time() + envelope.expiry
         mailbox = route.target.mailbox
-        if delivery.token >= 0 and route.target.options.overflow is Overflow.REFUSE:
-            mailbox.force(delivery)
-            return
         try:
-            mailbox.offer(delivery)
+            if delivery.token >= 0 and route.target.options.overflow is Overflow.REFUSE:
+                mailbox.force(delivery)
+            else:
+                mailbox.offer(delivery)
         except MailboxFull:
             self._stats["messages.dropped"] += 1
             delivery.settle()
+        except ActorStopped:
+            # It was given up, which it has told; the bus keeps what nobody settles.
+            pass
 
     def _unwanted(self, delivery: Delivery) -> None:
         delivery.settle()

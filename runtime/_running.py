@@ -11,14 +11,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from typing import Literal
 
 from ..errors import ConfigurationError, SpaDatError
 from ._application import DistributedApplication
 
-__all__ = ["run"]
+__all__ = ["IMPORTING", "run"]
 
 log = logging.getLogger("spa_dat")
+
+# Set while a module is only imported for the application in it.
+IMPORTING: ContextVar[bool] = ContextVar("spa_dat_importing", default=False)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,6 +36,11 @@ def run(*applications: DistributedApplication) -> None:
         SystemExit: with the reason, when one could not start or failed; the others are stopped.
     """
     _refuse_wrong_place()
+    if IMPORTING.get():
+        raise ConfigurationError(
+            "run() was called, but the module is only imported: write"
+            ' `if __name__ == "__main__":` above it'
+        )
     try:
         # A selector loop everywhere: the MQTT client needs add_reader, Windows' default lacks it.
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:

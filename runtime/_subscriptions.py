@@ -133,6 +133,10 @@ class Subscriptions:
         shared.router.consumer = consumer
         return consumer
 
+    def routes_to(self, actor: Subscriber) -> list[Route]:
+        """The ways to an actor from its declared filters, in the order of their declaration."""
+        return [route for shared in self._shared.values() for route in shared.routes.get(actor, ())]
+
     def leave(self, actor: Subscriber) -> list[Router]:
         """The actor stops; returns the routers that nobody else uses."""
         free = []

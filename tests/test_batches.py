@@ -1,4 +1,4 @@
-"""Handlers that get several messages in one call; on virtual time."""
+"""Handlers that get several messages in one call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from spa_dat import (
     SyncSocket,
     on,
 )
-from spa_dat.errors import ConfigurationError, ConnectionLost
+from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
+from spa_dat.testing import Harness
 from support.memory import Gate, Site
 from support.waiting import eventually
 
@@ -45,73 +46,62 @@ class Reading:
     celsius: float
 
 
-def now() -> float:
-    return asyncio.get_running_loop().time()
+def publish(harness: Harness, topic: str, *payloads: object) -> None:
+    for payload in payloads:
+        harness.publish(topic, payload)
 
 
 # When a handler is called, and with what.
 
 
-async def test_a_full_batch_is_handled_at_once_and_the_rest_in_time() -> None:
-    site = Site()
-    app = site.app()
+def test_a_full_batch_is_handled_at_once_and_the_rest_in_time() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[tuple[float, list[int]]] = []
 
-    @app.application("n", name="actor", batch=(4, 2.0))
+    @app.application("n", batch=(4, 2.0))
     async def handle(numbers: list[int]) -> None:
-        calls.append((now() - start, numbers))
+        calls.append((harness.time, numbers))
 
-    async with app:
-        start = now()
-        site.number("n", *range(10))
-        await eventually(lambda: len(calls) == 2)
-        assert site.unsettled() == 2
-        await site.settled()
-    assert [numbers for _, numbers in calls] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert [round(when) for when, _ in calls] == [0, 0, 2]
+    with Harness(app) as harness:
+        publish(harness, "n", *range(10))
+        harness.advance(1.0)
+        assert harness.trace.count(" acknowledge ") == 8
+    assert calls == [(0.0, [0, 1, 2, 3]), (0.0, [4, 5, 6, 7]), (2.0, [8, 9])]
 
 
-async def test_the_time_counts_from_the_first_message() -> None:
-    site = Site()
-    app = site.app()
+def test_the_time_counts_from_the_first_message() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[tuple[float, list[int]]] = []
 
-    @app.application("n", name="actor", batch=(100, 2.0))
+    @app.application("n", batch=(100, 2.0))
     async def handle(numbers: list[int]) -> None:
-        calls.append((round(now() - start, 3), numbers))
+        calls.append((harness.time, numbers))
 
-    async with app:
-        start = now()
+    with Harness(app) as harness:
         for number in range(5):
-            site.number("n", number)
-            await asyncio.sleep(0.75)
-        await site.settled()
+            harness.publish("n", number)
+            harness.advance(0.75)
     assert calls == [(2.0, [0, 1, 2]), (4.25, [3, 4])]
 
 
-async def test_what_comes_while_the_handler_runs_goes_into_the_next_batch() -> None:
-    site = Site()
-    app = site.app()
+def test_what_comes_while_the_handler_runs_goes_into_the_next_batch() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
-    gate = Gate()
 
-    @app.application("n", name="actor", batch=(4, 0))
+    @app.application("n", batch=(4, 0))
     async def handle(numbers: list[int]) -> None:
         calls.append(numbers)
-        await gate.pass_()
+        await asyncio.sleep(10.0)
 
-    async with app:
-        site.number("n", 0)
-        await gate.reached()
-        site.number("n", *range(1, 7))
-        gate.open()
-        await site.settled()
+    with Harness(app) as harness:
+        harness.publish("n", 0)
+        harness.advance(1.0)
+        publish(harness, "n", *range(1, 7))
     assert calls == [[0], [1, 2, 3, 4], [5, 6]]
 
 
-async def test_payloads_and_whole_messages_come_as_lists() -> None:
-    site = Site()
-    app = site.app()
+def test_payloads_and_whole_messages_come_as_lists() -> None:
+    app = DistributedApplication("memory://", name="app")
     got: dict[str, Any] = {}
     readings = [Reading(1.5), Reading(2.5)]
 
@@ -142,11 +132,11 @@ async def test_payloads_and_whole_messages_come_as_lists() -> None:
     async def everything(**given: Any) -> None:
         got["all"] = given
 
-    async with app:
-        for sensor, reading in zip("ab", readings, strict=True):
-            site.publish(f"r/{sensor}", f'{{"celsius": {reading.celsius}}}', id=f"id-{sensor}")
-        await eventually(lambda: len(got) == 6)
-    data = [b'{"celsius": 1.5}', b'{"celsius": 2.5}']
+    with Harness(app) as harness:
+        harness.publish("r/a", readings[0], id="id-a")
+        harness.publish("r/b", readings[1], id="id-b")
+    data = [b'{"celsius":1.5}', b'{"celsius":2.5}']
+    assert len(got) == 6
     assert got["payloads"] == readings
     assert got["sequence"] == (readings, 1)
     assert got["messages"] == [
@@ -160,47 +150,41 @@ async def test_payloads_and_whole_messages_come_as_lists() -> None:
     assert "sensor" not in got["all"]
 
 
-async def test_without_batch_a_list_is_one_payload() -> None:
-    site = Site()
-    app = site.app()
+def test_without_batch_a_list_is_one_payload() -> None:
+    app = DistributedApplication("memory://", name="app")
     got: list[list[int]] = []
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(numbers: list[int]) -> None:
         got.append(numbers)
 
-    async with app:
-        site.publish("n", "[1, 2]")
-        await site.settled()
+    with Harness(app) as harness:
+        harness.publish("n", [1, 2])
     assert got == [[1, 2]]
 
 
-async def test_state_resources_and_the_socket_are_there() -> None:
-    site = Site()
-    app = site.app()
-    out = site.watch("out")
+def test_state_resources_and_the_socket_are_there() -> None:
+    app = DistributedApplication("memory://", name="app")
     threads: list[int] = []
 
-    @app.application("n", name="actor", batch=(3, 1), state=Counter)
+    @app.application("n", batch=(3, 1), state=Counter)
     def handle(numbers: list[int], state: Counter[str], socket: SyncSocket) -> None:
         state["sum"] += sum(numbers)
         threads.append(threading.get_ident())
         socket.publish("out", state["sum"])
 
-    async with app:
-        site.number("n", 1, 2, 3, 4)
-        await site.settled()
-    assert out.payloads == ["6", "10"]
+    with Harness(app) as harness:
+        publish(harness, "n", 1, 2, 3, 4)
+    assert harness.published("out") == [6, 10]
+    assert len(set(threads)) == 1
     assert threading.get_ident() not in threads
 
 
-async def test_a_batch_ends_where_the_next_message_is_for_another_handler() -> None:
-    site = Site()
-    app = site.app()
+def test_a_batch_ends_where_the_next_message_is_for_another_handler() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[tuple[str, list[int]]] = []
 
     class Two(Actor):
-        name = "actor"
         batch = (3, 5.0)
 
         @on("a")
@@ -212,11 +196,11 @@ async def test_a_batch_ends_where_the_next_message_is_for_another_handler() -> N
             calls.append(("b", numbers))
 
     app.add(Two)
-    async with app:
+    with Harness(app) as harness:
         for topic, number in zip("aabaabbbb", range(9), strict=True):
-            site.number(topic, number)
-        await eventually(lambda: len(calls) == 4)
-        await site.settled()
+            harness.publish(topic, number)
+        harness.advance(1.0)
+        assert len(calls) == 4
     assert calls == [
         ("a", [0, 1]),
         ("b", [2]),
@@ -253,40 +237,36 @@ async def test_local_messages_do_not_wait_for_a_batch() -> None:
         assert site.unsettled() == 1
 
 
-async def test_filters_added_at_run_time_have_batches_of_their_own() -> None:
-    site = Site()
-    app = site.app()
+def test_filters_added_at_run_time_have_batches_of_their_own() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[tuple[str, int]]] = []
 
-    @app.application("n", name="actor", batch=(3, 5.0))
+    @app.application("n", batch=(3, 5.0))
     async def handle(messages: list[Message[int]], socket: Socket) -> None:
         await socket.subscribe("more")
         calls.append([(message.topic, message.payload) for message in messages])
 
-    async with app:
-        site.number("n", *range(3))
-        await site.settled()
-        site.number("more", 3)
-        site.number("n", 4)
-        await eventually(lambda: len(calls) == 3)
+    with Harness(app) as harness:
+        publish(harness, "n", *range(3))
+        harness.settle()
+        harness.publish("more", 3)
+        harness.publish("n", 4)
     assert calls[1:] == [[("more", 3)], [("n", 4)]]
 
 
-async def test_each_lane_collects_its_own_batches() -> None:
-    site = Site()
-    app = site.app()
+def test_each_lane_collects_its_own_batches() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[tuple[set[str], int]] = []
 
-    @app.application("n/{key}", name="actor", batch=(10, 1.0), concurrency=4, key="key")
+    @app.application("n/{key}", batch=(10, 1.0), concurrency=4, key="key")
     async def handle(messages: list[Message[int]]) -> None:
         await asyncio.sleep(0.01)
         calls.append(({message.topic for message in messages}, len(messages)))
 
-    async with app:
+    with Harness(app) as harness:
         for number in range(10):
             for key in range(20):
-                site.number(f"n/{key}", number)
-        await site.settled()
+                harness.publish(f"n/{key}", number)
     topics = [topic for of_call, _ in calls for topic in of_call]
     lanes: list[set[str]] = []
     for of_call, _ in calls:
@@ -336,55 +316,48 @@ async def test_a_refused_post_makes_dead_letters_of_the_batch() -> None:
     assert [letter.payload for letter in letters] == [b"0", b"1", b"2"]
 
 
-async def test_what_a_batch_publishes_has_the_same_ids_at_every_attempt() -> None:
-    site = Site()
-    app = site.app()
-    out = site.watch("out")
+def test_what_a_batch_publishes_has_the_same_ids_at_every_attempt() -> None:
+    app = DistributedApplication("memory://", name="app")
 
-    @app.application("n", name="actor", batch=(3, 1), retry=QUICK)
+    @app.application("n", batch=(3, 1), retry=QUICK)
     async def handle(numbers: list[int], socket: Socket, context: Context) -> None:
         for _ in numbers:
             await socket.publish("out", numbers)
         if context.attempt < 3 and numbers[0] == 0:
             raise ValueError
 
-    async with app:
-        site.number("n", *range(6))
-        await site.settled()
-        site.publish("n", "9", id="id-9")
-        site.publish("n", "9")
-        await site.settled()
-    ids = [envelope.id for envelope in out.envelopes]
+    with Harness(app, allow_failures=ValueError) as harness:
+        publish(harness, "n", *range(6))
+        harness.settle()
+        harness.publish("n", 9, id="id-9")
+        harness.publish("n", 9)
+    ids = [message.id for message in harness.messages("out")]
     assert ids[0:3] == ids[3:6] == ids[6:9]
     assert len(set(ids[:3])) == 3
+    assert len(ids[9:]) == 5
     assert not {*ids[:9]} & {*ids[9:]}
 
 
 # Failures.
 
 
-async def test_what_can_not_be_read_is_parked_and_the_rest_goes_on() -> None:
-    site = Site()
-    app = site.app()
+def test_what_can_not_be_read_is_parked_and_the_rest_goes_on() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
 
-    @app.application("n", name="actor", batch=(4, 1))
+    @app.application("n", batch=(4, 1))
     async def handle(numbers: list[int]) -> None:
         calls.append(numbers)
 
-    async with app:
-        for payload in ("0", "one", "2", "3"):
-            site.publish("n", payload)
-        (letter,) = await site.parked()
-        await site.settled()
-        for _ in range(4):
-            site.publish("n", "nothing")
-        await site.parked(5)
-        await site.settled()
+    with Harness(app, allow_failures=DecodeError) as harness:
+        publish(harness, "n", 0, "one", 2, 3)
+        harness.settle()
+        (letter,) = harness.dead_letters()
+        publish(harness, "n", *["nothing"] * 4)
+    assert len(harness.dead_letters()) == 5
     assert calls == [[0, 2, 3]]
-    assert letter.payload == b"one"
-    assert letter.headers["spa_dead_attempts"] == "1"
-    assert app.stats["messages.undecodable"] == 5
+    assert (letter.payload, letter.attempts) == (b"one", 1)
+    assert harness.stats["messages.undecodable"] == 5
 
 
 async def test_what_is_too_large_is_parked_and_the_rest_goes_on() -> None:
@@ -404,146 +377,131 @@ async def test_what_is_too_large_is_parked_and_the_rest_goes_on() -> None:
     assert calls == [["small"]]
 
 
-async def test_a_batch_is_retried_as_a_whole_then_each_message_once_alone() -> None:
-    site = Site()
-    app = site.app()
+def test_a_batch_is_retried_as_a_whole_then_each_message_once_alone() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[tuple[int, list[int], list[int]]] = []
 
-    @app.application("n", name="actor", batch=(4, 1), retry=QUICK)
+    @app.application("n", batch=(4, 1), retry=QUICK)
     async def handle(messages: list[Message[int]], context: Context) -> None:
         numbers = [message.payload for message in messages]
         calls.append((context.attempt, numbers, [message.attempt for message in messages]))
         if 1 in numbers or 2 in numbers:
             raise ValueError(f"bad {numbers}")
 
-    async with app:
-        site.number("n", *range(5))
-        letters = await site.parked(2)
-        await site.settled()
+    with Harness(app, allow_failures=ValueError) as harness:
+        publish(harness, "n", *range(5))
     together = [0, 1, 2, 3]
     assert calls == [
         *((attempt, together, [attempt] * 4) for attempt in (1, 2, 3)),
         *((4, [number], [4]) for number in together),
         (1, [4], [1]),
     ]
+    letters = harness.dead_letters()
     assert [letter.payload for letter in letters] == [b"1", b"2"]
-    assert letters[0].headers["spa_dead_attempts"] == "4"
-    assert letters[0].headers["spa_dead_text"] == "bad [1]"
-    assert app.stats["messages.handled"] == 3
+    assert (letters[0].attempts, letters[0].text) == (4, "bad [1]")
+    assert harness.stats["messages.handled"] == 3
 
 
 @pytest.mark.parametrize("error", [Reject("no"), Retry("later", after=1000.0)])
-async def test_a_batch_that_is_not_to_be_retried_is_tried_alone_at_once(error: Exception) -> None:
-    site = Site()
-    app = site.app()
+def test_a_batch_that_is_not_to_be_retried_is_tried_alone_at_once(error: Exception) -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
 
-    @app.application("n", name="actor", batch=(3, 1), retry=QUICK)
+    @app.application("n", batch=(3, 1), retry=QUICK)
     async def handle(numbers: list[int]) -> None:
         calls.append(numbers)
         if 1 in numbers:
             raise error
 
-    async with app:
-        site.number("n", *range(3))
-        await site.parked()
-        await site.settled()
+    with Harness(app) as harness:
+        publish(harness, "n", *range(3))
+        harness.settle()
+        assert harness.time == 0.0
     assert calls == [[0, 1, 2], [0], [1], [2]]
+    assert [letter.payload for letter in harness.dead_letters()] == [b"1"]
 
 
-async def test_a_batch_of_one_is_not_tried_once_more() -> None:
-    site = Site()
-    app = site.app()
+def test_a_batch_of_one_is_not_tried_once_more() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
 
-    @app.application("n", name="actor", batch=(3, 1), retry=QUICK)
+    @app.application("n", batch=(3, 1), retry=QUICK)
     async def handle(numbers: list[int]) -> None:
         calls.append(numbers)
         raise ValueError
 
-    async with app:
-        site.number("n", 0)
-        await site.parked()
-        await site.settled()
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("n", 0)
     assert calls == [[0]] * 3
+    assert len(harness.dead_letters()) == 1
 
 
-async def test_an_outage_under_the_handler_does_not_count() -> None:
-    site = Site()
-    app = site.app()
+def test_an_outage_under_the_handler_does_not_count() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[tuple[int, list[int]]] = []
 
-    @app.application("n", name="actor", batch=(3, 1), retry=QUICK)
+    @app.application("n", batch=(3, 1), retry=QUICK)
     async def handle(numbers: list[int], context: Context) -> None:
         calls.append((context.attempt, numbers))
         if len(calls) < 10:
             raise ConnectionLost("somewhere else")
 
-    async with app:
-        site.number("n", *range(3))
-        await site.settled()
+    with Harness(app) as harness:
+        publish(harness, "n", *range(3))
     assert calls == [(1, [0, 1, 2])] * 10
 
 
-async def test_a_handler_that_takes_too_long_is_cut_off() -> None:
-    site = Site()
-    app = site.app()
+def test_a_handler_that_takes_too_long_is_cut_off() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
 
-    @app.application("n", name="actor", batch=(3, 1), retry=QUICK, deadline=1.0)
+    @app.application("n", batch=(3, 1), retry=QUICK, deadline=1.0)
     async def handle(numbers: list[int]) -> None:
         calls.append(list(numbers))
         numbers.clear()
         if len(calls) == 1:
             await asyncio.sleep(100)
 
-    async with app:
-        site.number("n", *range(3))
-        await site.settled()
+    with Harness(app) as harness:
+        harness.expect_failure(TimeoutError)
+        publish(harness, "n", *range(3))
     assert calls == [[0, 1, 2]] * 2
 
 
 # Overflow.
 
 
-async def test_overflow_goes_by_what_waits_for_a_batch() -> None:
-    site = Site()
-    app = site.app()
+def test_overflow_goes_by_what_waits_for_a_batch() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
 
-    @app.application(
-        "n/{key}", name="actor", batch=(4, 2), key="key", overflow=Overflow.LATEST_BY_KEY
-    )
+    @app.application("n/{key}", batch=(4, 2), key="key", overflow=Overflow.LATEST_BY_KEY)
     async def handle(numbers: list[int]) -> None:
         calls.append(numbers)
 
-    async with app:
+    with Harness(app) as harness:
         for number, key in enumerate("abacbd"):
-            site.number(f"n/{key}", number)
-        await site.settled()
+            harness.publish(f"n/{key}", number)
     assert calls == [[2, 4, 3, 5]]
-    assert app.stats["messages.dropped"] == 2
+    assert harness.stats["messages.dropped"] == 2
 
 
 @pytest.mark.parametrize("overflow", [Overflow.DROP_OLDEST, Overflow.REFUSE])
-async def test_at_most_once_messages_are_dropped_when_too_many_wait(overflow: Overflow) -> None:
-    site = Site()
-    app = site.app()
+def test_at_most_once_messages_are_dropped_when_too_many_wait(overflow: Overflow) -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
-    gate = Gate()
 
-    @app.application("n", name="actor", batch=(2, 1), mailbox=3, qos=0, overflow=overflow)
+    @app.application("n", batch=(2, 1), mailbox=3, qos=0, overflow=overflow)
     async def handle(numbers: list[int]) -> None:
         calls.append(numbers)
-        await gate.pass_()
+        await asyncio.sleep(10.0)
 
-    async with app:
-        site.number("n", 0, 1)
-        await gate.reached()
-        site.number("n", *range(2, 8))
-        await eventually(lambda: app.stats["messages.dropped"] == 3)
-        gate.open()
-        await eventually(lambda: len(calls) == 3)
+    with Harness(app) as harness:
+        publish(harness, "n", 0, 1)
+        harness.advance(1.0)
+        publish(harness, "n", *range(2, 8))
+        harness.advance(1.0)
+        assert harness.stats["messages.dropped"] == 3
     rest = [[5, 6], [7]] if overflow is Overflow.DROP_OLDEST else [[2, 3], [4]]
     assert calls == [[0, 1], *rest]
 
@@ -574,30 +532,25 @@ async def test_a_cut_takes_back_what_waits_for_a_batch() -> None:
     assert calls == [[0, 1, 2, 3]]
 
 
-async def test_a_batch_under_way_in_a_cut_is_not_handled_twice() -> None:
-    site = Site()
-    app = site.app()
+def test_a_batch_under_way_in_a_cut_is_not_handled_twice() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
-    gate = Gate()
 
     @app.application("n", name="actor", batch=(3, 1))
     async def handle(numbers: list[int]) -> None:
         calls.append(numbers)
-        await gate.pass_()
+        await asyncio.sleep(10.0)
 
-    async with app:
-        site.number("n", *range(5))
-        await gate.reached()
-        site.cut()
-        await site.reconnected()
-        gate.open()
-        await site.settled()
+    with Harness(app) as harness:
+        publish(harness, "n", *range(5))
+        harness.advance(1.0)
+        harness.cut("actor")
+    assert harness.trace.count(" redeliver ") == 5
     assert calls == [[0, 1, 2], [3, 4]]
 
 
-async def test_a_cut_between_two_attempts_gives_the_batch_back_in_order() -> None:
-    site = Site()
-    app = site.app()
+def test_a_cut_between_two_attempts_gives_the_batch_back_in_order() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[tuple[int, int]]] = []
     policy = RetryPolicy(attempts=5, first=600, hold=10_000)
 
@@ -607,17 +560,18 @@ async def test_a_cut_between_two_attempts_gives_the_batch_back_in_order() -> Non
         if len(calls) == 1:
             raise ValueError
 
-    async with app:
-        site.number("n", *range(4))
-        await eventually(lambda: app.stats["messages.failed"] == 3)
-        site.cut()
-        await site.settled()
+    with Harness(app, allow_failures=ValueError) as harness:
+        publish(harness, "n", *range(4))
+        harness.advance(2.0)
+        assert harness.stats["messages.failed"] == 3
+        harness.cut("actor")
+        harness.settle()
+        assert harness.time < 60.0
     assert calls == [[(0, 1), (1, 1), (2, 1)], [(0, 2), (1, 2), (2, 2)], [(3, 1)]]
 
 
-async def test_a_lost_session_gives_the_last_copies_back_in_order() -> None:
-    site = Site()
-    app = site.app()
+def test_a_lost_session_gives_the_last_copies_back_in_order() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
     policy = RetryPolicy(attempts=5, first=600, hold=10_000)
 
@@ -627,12 +581,13 @@ async def test_a_lost_session_gives_the_last_copies_back_in_order() -> None:
         if len(calls) == 1:
             raise ValueError
 
-    async with app:
-        site.number("n", *range(5))
-        await eventually(lambda: app.stats["messages.failed"] == 3)
-        site.cut(lose_session=True)
-        await site.reconnected()
-        await eventually(lambda: len(calls) == 3)
+    with Harness(app, allow_failures=ValueError) as harness:
+        publish(harness, "n", *range(5))
+        harness.advance(2.0)
+        assert harness.stats["messages.failed"] == 3
+        harness.lose_session("actor")
+        harness.settle()
+        assert harness.time < 60.0
     assert calls == [[0, 1, 2], [0, 1, 2], [3, 4]]
 
 
@@ -663,70 +618,65 @@ async def test_a_cut_among_messages_that_are_tried_alone_gives_the_rest_back() -
     assert calls == [[0, 1, 2, 3], [0], [1], [2, 3]]
 
 
-async def test_a_stop_finishes_the_batch_and_leaves_the_rest_to_the_bus() -> None:
-    site = Site()
-    app = site.app()
+def test_a_stop_finishes_the_batch_and_leaves_the_rest_to_the_bus() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
-    gate = Gate()
 
-    @app.application("n", name="actor", batch=(3, 100.0))
+    @app.application("n", batch=(3, 100.0))
     async def handle(numbers: list[int]) -> None:
         calls.append(numbers)
-        await gate.pass_()
+        await asyncio.sleep(2.0)
 
-    async with app:
-        site.number("n", *range(5))
-        await gate.reached()
-        asyncio.get_running_loop().call_later(1, gate.open)
-    assert calls == [[0, 1, 2]]
-    assert site.unsettled() == 2
-    async with app:
-        site.number("n", 5)
-        await site.settled()
+    with Harness(app) as harness:
+        publish(harness, "n", *range(5))
+        harness.advance(1.0)
+        harness.stop()
+        assert calls == [[0, 1, 2]]
+        assert harness.time == 2.0
+        assert harness.trace.count(" acknowledge ") == 3
+        harness.restart()
+        harness.publish("n", 5)
     assert calls == [[0, 1, 2], [3, 4, 5]]
 
 
-async def test_a_stop_does_not_wait_for_a_batch_to_fill() -> None:
-    site = Site()
-    app = site.app()
+def test_a_stop_does_not_wait_for_a_batch_to_fill() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
 
-    @app.application("n", name="actor", batch=(3, 1000.0))
+    @app.application("n", batch=(3, 1000.0))
     async def handle(numbers: list[int]) -> None:
         calls.append(numbers)
 
-    async with app:
-        site.number("n", *range(2))
-        await asyncio.sleep(1)
-        start = now()
-    assert now() - start < 1
+    with Harness(app) as harness:
+        publish(harness, "n", *range(2))
+        harness.advance(1.0)
+        harness.stop()
+        assert harness.time < 2.0
     assert calls == []
-    assert site.unsettled() == 2
+    assert " acknowledge " not in harness.trace
 
 
-async def test_a_stop_works_the_last_copies_off() -> None:
-    site = Site()
-    app = site.app()
+def test_a_stop_works_the_last_copies_off() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
-    gate = Gate()
 
     @app.application("n", name="actor", batch=(2, 1000.0))
     async def handle(numbers: list[int]) -> None:
-        await gate.pass_()
+        await asyncio.sleep(2.5)
         calls.append(numbers)
 
-    async with app:
-        site.number("n", *range(7))
-        await gate.reached()
-        site.cut(lose_session=True)
-        await site.reconnected()
-        asyncio.get_running_loop().call_later(1, gate.open)
+    with Harness(app) as harness:
+        publish(harness, "n", *range(7))
+        harness.advance(0.1)
+        harness.lose_session("actor")
+        harness.advance(2.0)
+        assert calls == []
+        harness.stop()
     assert calls == [[0, 1], [2, 3], [4, 5], [6]]
 
 
-async def test_a_stop_between_two_attempts_tries_each_last_copy_alone() -> None:
-    site = Site()
-    app = site.app()
+def test_a_stop_between_two_attempts_tries_each_last_copy_alone() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
     policy = RetryPolicy(attempts=5, first=600, hold=10_000)
 
@@ -736,31 +686,33 @@ async def test_a_stop_between_two_attempts_tries_each_last_copy_alone() -> None:
         if 1 in numbers:
             raise ValueError(numbers)
 
-    async with app:
-        site.number("n", *range(3))
-        await eventually(lambda: app.stats["messages.failed"] == 3)
-        site.cut(lose_session=True)
-        await site.reconnected()
-        await eventually(lambda: app.stats["messages.failed"] == 6)
+    with Harness(app, allow_failures=ValueError) as harness:
+        publish(harness, "n", *range(3))
+        harness.advance(2.0)
+        assert harness.stats["messages.failed"] == 3
+        harness.lose_session("actor")
+        harness.advance(5.0)
+        assert harness.stats["messages.failed"] == 6
+        harness.stop()
     assert calls == [[0, 1, 2], [0, 1, 2], [0], [1], [2]]
-    assert [letter.payload for letter in site.letters()] == [b"1"]
+    assert [letter.payload for letter in harness.dead_letters()] == [b"1"]
 
 
-async def test_an_actor_that_stops_itself_hands_back_what_waits() -> None:
-    site = Site()
-    app = site.app()
+def test_an_actor_that_stops_itself_hands_back_what_waits() -> None:
+    app = DistributedApplication("memory://", name="app")
     calls: list[list[int]] = []
 
-    @app.application("n", name="actor", batch=(3, 100.0))
+    @app.application("n", batch=(3, 100.0))
     async def handle(numbers: list[int], context: Context) -> None:
         calls.append(numbers)
         context.stop()
 
-    async with app:
-        site.number("n", *range(5))
-        await asyncio.wait_for(app.wait(), 30)
+    with Harness(app) as harness:
+        publish(harness, "n", *range(5))
+        harness.advance(30.0)
+        assert not app.healthy
     assert calls == [[0, 1, 2]]
-    assert site.unsettled() == 2
+    assert harness.trace.count(" acknowledge ") == 3
 
 
 # What is refused.

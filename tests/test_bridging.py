@@ -1,4 +1,4 @@
-"""Consuming on one bus and publishing on another, on virtual time."""
+"""Consuming on one bus and publishing on another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from spa_dat import DistributedApplication, Message, Socket
 from spa_dat.errors import ConfigurationError
-from support.memory import Gate, Site
+from spa_dat.testing import Harness
+from support.memory import Site
 from support.virtual import VirtualEnvironment
 from support.waiting import eventually
 
@@ -105,42 +106,44 @@ async def test_messages_wait_where_they_came_from_while_the_other_bus_is_away() 
     assert bridge.arrivals.payloads == [str(number) for number in range(500)]
 
 
-async def test_requests_pass_a_bridge_in_one_piece() -> None:
-    near, far = Site(), Site()
-    app = DistributedApplication(name="app", environment=VirtualEnvironment(7))
+def test_requests_pass_a_bridge_in_one_piece() -> None:
+    app = DistributedApplication(name="app")
 
-    @app.application("double", socket_provider=far.provider)
+    @app.application("double", socket_provider="memory://far")
     async def double(number: int) -> int:
         return 2 * number
 
-    @app.application("double", name="actor", socket_provider=near.provider)
+    @app.application("double", name="actor", socket_provider="memory://near")
     async def carry(number: int) -> int:
-        return await app.socket(socket_provider=far.provider).request("double", number, reply=int)
+        return await app.socket(socket_provider="memory://far").request("double", number, reply=int)
 
-    async with app, near.app("asker") as asker:
-        assert await asker.socket().request("double", 21, reply=int) == 42
+    with Harness(app) as harness:
+        assert harness.request("double", 21, reply=int, bus="memory://near") == 42
 
 
-async def test_a_handler_that_runs_while_the_application_stops_still_has_its_socket() -> None:
-    gate = Gate()
+def test_a_handler_that_runs_while_the_application_stops_still_has_its_socket() -> None:
+    app = DistributedApplication(name="app")
+    begun: list[str] = []
 
-    async def late(socket: Socket, message: Message[bytes]) -> None:
-        await gate.pass_()
-        await bridge.app.socket(socket_provider=bridge.far.provider).publish(message.topic, b"late")
+    @app.application("in/#", socket_provider="memory://near")
+    async def carry(message: Message[bytes]) -> None:
+        begun.append(message.topic)
+        await asyncio.sleep(1.0)
+        assert not app.healthy
+        await app.socket(socket_provider="memory://far").publish(message.topic, b"late")
 
-    bridge = Bridge(late)
-    await bridge.app.__aenter__()
-    bridge.near.number("in/a", 1)
-    await gate.reached()
-    stopping = asyncio.ensure_future(bridge.app.aclose())
-    await asyncio.sleep(1)
-    assert not bridge.app.healthy
-    gate.open()
-    await stopping
-    assert bridge.arrivals.payloads == ["late"]
-    assert bridge.near.unsettled() == 0
-    with pytest.raises(ConfigurationError, match="does not run"):
-        bridge.app.socket()
+    @app.application("far", socket_provider="memory://far")
+    async def uses_the_other_bus() -> None: ...
+
+    with Harness(app) as harness:
+        harness.publish("in/a", 1, bus="memory://near")
+        harness.advance(0.5)
+        assert begun == ["in/a"]
+        harness.stop()
+        assert harness.published() == [b"late"]
+        assert harness.trace.count(" acknowledge ") == 1
+        with pytest.raises(ConfigurationError, match="does not run"):
+            app.socket()
 
 
 async def test_a_bus_that_nobody_uses_is_named() -> None:

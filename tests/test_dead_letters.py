@@ -6,13 +6,12 @@ import uuid
 
 import pytest
 
-from spa_dat import Reject, RetryPolicy
+from spa_dat import DistributedApplication, Reject, RetryPolicy
 from spa_dat._environment import Environment
 from spa_dat.runtime._dead_letter import abridged, dead_letter, describe
+from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Envelope
 from support.memory import Site
-
-pytestmark = pytest.mark.virtual
 
 ERROR = ValueError("too hot")
 
@@ -21,6 +20,7 @@ def letter_for(envelope: Envelope, error: BaseException = ERROR, actor: str = "a
     return dead_letter(envelope, actor=actor, attempts=3, error=error, environment=Environment(1))
 
 
+@pytest.mark.virtual
 async def test_a_dead_letter_has_the_original_bytes_headers_and_what_went_wrong() -> None:
     site = Site()
     app = site.app()
@@ -62,39 +62,37 @@ async def test_a_dead_letter_has_the_original_bytes_headers_and_what_went_wrong(
     }
 
 
-async def test_a_dead_letter_of_an_empty_message_is_kept_too() -> None:
-    site = Site()
-    app = site.app()
+def test_a_dead_letter_of_an_empty_message_is_kept_too() -> None:
+    app = DistributedApplication("memory://", name="app")
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(payload: bytes) -> None:
         raise Reject
 
-    async with app:
-        site.publish("n", b"")
-        (letter,) = await site.parked()
-    assert letter.headers["spa_dead_size"] == "0"
+    with Harness(app) as harness:
+        harness.publish("n", b"")
+        harness.settle()
+        (stored,) = harness.messages("_spa/dead-letter/#", type=bytes)
+        assert stored.headers["spa_dead_size"] == "0"
+        (letter,) = harness.dead_letters()
+        assert letter.payload == b""
 
 
-async def test_parking_the_same_message_twice_leaves_one_letter() -> None:
-    site = Site()
-    app = site.app()
+def test_parking_the_same_message_twice_leaves_one_letter() -> None:
+    app = DistributedApplication("memory://", name="app")
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(number: int) -> None:
         raise Reject
 
-    async with app:
-        site.faults.duplicate_next(1, "n")
-        site.number("n", 1)
-        await site.settled()
-        assert app.stats["dead_letters.stored"] == 2
-    assert len(site.letters()) == 1
+    with Harness(app, faults=Faults(duplicate=1.0, most=1)) as harness:
+        harness.publish("n", 1)
+    assert harness.stats["dead_letters.stored"] == 2
+    assert len(harness.dead_letters()) == 1
 
 
-async def test_messages_with_the_same_id_have_letters_of_their_own() -> None:
-    site = Site()
-    app = site.app()
+def test_messages_with_the_same_id_have_letters_of_their_own() -> None:
+    app = DistributedApplication("memory://", name="app")
 
     for name in ("one", "two"):
 
@@ -102,14 +100,11 @@ async def test_messages_with_the_same_id_have_letters_of_their_own() -> None:
         async def handle(number: int) -> None:
             raise Reject
 
-    async with app:
-        site.publish("n/1", "1", id="always")
-        site.publish("n/2", "1", id="always")
-        site.publish("n/1", "2", id="always")
-        await site.parked(6)
-        await site.settled("app.0.one")
-        await site.settled("app.0.two")
-    assert len(site.letters()) == 6
+    with Harness(app) as harness:
+        harness.publish("n/1", 1, id="always")
+        harness.publish("n/2", 1, id="always")
+        harness.publish("n/1", 2, id="always")
+    assert len(harness.dead_letters()) == 6
 
 
 def test_messages_without_an_id_have_letters_of_their_own() -> None:
@@ -136,17 +131,16 @@ def test_the_id_of_a_letter_repeats_in_another_process() -> None:
 
 
 @pytest.mark.parametrize("max_payload", [50, 3000, 1_048_576])
-async def test_a_letter_of_a_message_that_fits_has_all_of_it(max_payload: int) -> None:
-    site = Site(max_payload=max_payload)
-    app = site.app()
+def test_a_letter_of_a_message_that_fits_has_all_of_it(max_payload: int) -> None:
+    app = DistributedApplication(f"memory://?max_payload={max_payload}", name="app")
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(payload: bytes) -> None:
         raise Reject
 
-    async with app:
-        site.publish("n", b"x" * max_payload)
-        (letter,) = await site.parked()
+    with Harness(app) as harness:
+        harness.publish("n", b"x" * max_payload)
+    (letter,) = harness.dead_letters()
     assert letter.payload == b"x" * max_payload
 
 
@@ -200,34 +194,31 @@ def test_the_text_of_an_error_is_cut() -> None:
     assert len(letter.headers["spa_dead_text"]) == 1000
 
 
-async def test_an_error_that_no_bus_can_carry_does_not_block_the_actor() -> None:
-    site = Site()
-    app = site.app()
+def test_an_error_that_no_bus_can_carry_does_not_block_the_actor() -> None:
+    app = DistributedApplication("memory://", name="app")
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(number: int) -> None:
         raise Unspeakable if number == 1 else ValueError("half \ud800")
 
-    async with app:
-        site.number("n", 1, 2)
-        await site.settled()
-    assert {letter.headers["spa_dead_error"] for letter in site.letters()} == {
-        "Unspeakable",
-        "ValueError",
-    }
+    with Harness(app, allow_failures=(Unspeakable, ValueError)) as harness:
+        harness.publish("n", 1)
+        harness.publish("n", 2)
+    assert [letter.error for letter in harness.dead_letters()] == ["Unspeakable", "ValueError"]
 
 
 @pytest.mark.parametrize("identifier", ["a/b", "#", "+", "$x", "ü" * 300, "..", "%2F", ""])
-async def test_hostile_ids_make_valid_topics(identifier: str) -> None:
-    site = Site()
-    app = site.app()
+def test_hostile_ids_make_valid_topics(identifier: str) -> None:
+    app = DistributedApplication("memory://", name="app")
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(payload: bytes) -> None:
         raise Reject
 
-    async with app:
-        site.publish("n", "x", id=identifier)
-        (letter,) = await site.parked()
-        await site.settled()
-    assert letter.topic.count("/") == 3
+    with Harness(app) as harness:
+        harness.publish("n", b"x", id=identifier)
+        harness.settle()
+        (stored,) = harness.messages("_spa/dead-letter/#")
+        assert stored.topic.count("/") == 3
+        (letter,) = harness.dead_letters()
+        assert letter.message_id == identifier

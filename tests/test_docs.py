@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import inspect
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ import pytest
 
 from spa_dat import DistributedApplication, Socket
 from spa_dat.errors import NotAuthorised
-from support.mosquitto import Mosquitto
+from spa_dat.testing import HarnessFactory, Mosquitto
 from support.waiting import eventually
 
 pytestmark = pytest.mark.repository
@@ -76,7 +77,7 @@ def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identifier)
-def test_code_runs(page: Path, module: types.ModuleType) -> None:
+def test_code_runs(page: Path, module: types.ModuleType, request: pytest.FixtureRequest) -> None:
     on_memory: dict[int, tuple[DistributedApplication, bool]] = {}
     for block in blocks(page):
         code = block.compiled()
@@ -87,7 +88,7 @@ def test_code_runs(page: Path, module: types.ModuleType) -> None:
             if isinstance(value, DistributedApplication):
                 on_memory.setdefault(id(value), (value, "memory://" in block.code))
             elif name.startswith("test_"):
-                value()
+                run_test(value, request)
                 del vars(module)[name]
 
     async def start_and_stop(application: DistributedApplication) -> None:
@@ -97,6 +98,27 @@ def test_code_runs(page: Path, module: types.ModuleType) -> None:
     for application, startable in on_memory.values():
         if startable:
             asyncio.run(start_and_stop(application))
+
+
+def run_test(test: Callable[..., object], request: pytest.FixtureRequest) -> None:
+    """Run what pytest would run, once for each set of parameters."""
+    marks: list[pytest.Mark] = getattr(test, "pytestmark", [])
+    given: list[dict[str, object]] = [{}]
+    for mark in marks:
+        if mark.name == "parametrize":
+            name, values = mark.args
+            given = [{name: value} for value in values]
+    for arguments in given:
+        harness = HarnessFactory({}, asynchronous=inspect.iscoroutinefunction(test))
+        for name in inspect.signature(test).parameters:
+            if name == "harness":
+                arguments[name] = harness
+            elif name not in arguments:
+                arguments[name] = request.getfixturevalue(name)
+        outcome = test(**arguments)
+        if inspect.iscoroutine(outcome):
+            asyncio.run(outcome)
+        harness.finish()
 
 
 def test_the_first_example_of_the_readme_prints_alarms_until_it_is_stopped(tmp_path: Path) -> None:

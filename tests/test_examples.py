@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.kafka import Kafka
-from support.mosquitto import Mosquitto
+from spa_dat.testing import Kafka, Mosquitto
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TIMEOUT = 50.0

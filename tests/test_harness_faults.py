@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -187,6 +189,35 @@ def test_a_crash_leaves_nothing_running() -> None:
         harness.crash()
         harness.advance(60.0)
         assert steps == ["begun"]
+
+
+def test_what_wants_to_wait_at_its_violent_end_is_given_up_from_the_inside_out() -> None:
+    app = DistributedApplication("mqtt://broker", name="app")
+    steps: list[str] = []
+
+    async def inner() -> None:
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            steps.append("inner")
+            await asyncio.sleep(1.0)
+            steps.append("wrong")
+
+    @app.application("in")
+    async def outer(payload: int) -> None:
+        try:
+            await inner()
+        except Exception as error:
+            steps.append(repr(error))
+        finally:
+            steps.append("outer")
+
+    with Harness(app) as harness:
+        harness.publish("in", 1)
+        harness.advance(1.0)
+        harness.crash()
+    gc.collect()
+    assert steps == ["inner", "outer"]
 
 
 def test_restarting_an_actor_loses_its_state_only() -> None:

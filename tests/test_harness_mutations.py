@@ -17,15 +17,48 @@ from spa_dat.runtime._requests import Requests
 from spa_dat.runtime._router import Router
 from spa_dat.testing import Faults, Harness, explore
 from spa_dat.transports import Delivery, Envelope, Tracker
+from spa_dat.transports.kafka._commits import Committer
+from spa_dat.transports.kafka._slots import PartitionTracker
 from spa_dat.transports.memory import Broker, Link, MemoryConsumer
 
 PASSING = 200
+FEWER = 50
+"""Where each takes longer."""
 MUTATED = 1000
 NUMBERS = list(range(5))
 
 
 def application() -> DistributedApplication:
     return DistributedApplication("mqtt://broker", name="app")
+
+
+def crash_on_kafka(seed: int) -> None:
+    """What several lanes work on when they are killed is handled all the same."""
+    app = DistributedApplication("kafka://broker?commit_interval=0.1", name="app")
+    chance = random.Random(seed)
+
+    @app.application("in", concurrency=2)
+    async def forward(payload: int, socket: Socket) -> None:
+        await asyncio.sleep(chance.uniform(0.0, 1.0))
+        await socket.publish("out", payload)
+
+    with Harness(app, seed=seed) as harness:
+        for number in NUMBERS:
+            harness.publish("in", number, key=str(number))
+        harness.advance(chance.uniform(0.0, 1.5))
+        harness.crash()
+        harness.restart()
+        harness.settle()
+        assert set(harness.published("out")) == set(NUMBERS)
+
+
+handle = Handling.handle
+
+
+async def too_early(self: Handling, instance: Any, delivery: Delivery) -> None:
+    copy = Delivery(delivery.envelope, route=delivery.route)
+    delivery.settle()
+    await handle(self, instance, copy)
 
 
 def test_acknowledging_before_the_handler_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,14 +75,11 @@ def test_acknowledging_before_the_handler_has_run(monkeypatch: pytest.MonkeyPatc
             harness.settle()
             assert set(harness.published("out")) == set(NUMBERS)
 
-    handle = Handling.handle
-
-    async def too_early(self: Handling, instance: Any, delivery: Delivery) -> None:
-        copy = Delivery(delivery.envelope, route=delivery.route)
-        delivery.settle()
-        await handle(self, instance, copy)
-
     check(scenario, lambda: monkeypatch.setattr(Handling, "handle", too_early))
+
+
+def test_committing_before_the_handler_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    check(crash_on_kafka, lambda: monkeypatch.setattr(Handling, "handle", too_early), passing=FEWER)
 
 
 def test_acknowledging_with_an_old_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +228,55 @@ def test_losing_a_message_whose_retry_is_cancelled(monkeypatch: pytest.MonkeyPat
     check(scenario, lambda: monkeypatch.setattr(Router, "give_back", forget))
 
 
-def check(scenario: Callable[[int], None], mutate: Callable[[], None]) -> None:
+def test_committing_past_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = PartitionTracker.settled
+
+    def past_gaps(self: PartitionTracker, delivery: Delivery) -> None:
+        settled(self, delivery)
+        if self.commit_at <= delivery.token:
+            self.commit_at = delivery.token + 1
+            self._assignment.released += 1
+            self._assignment.on_release()
+
+    check(crash_on_kafka, lambda: monkeypatch.setattr(PartitionTracker, "settled", past_gaps))
+
+
+def test_committing_what_was_only_handed_out_when_partitions_are_taken_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def scenario(seed: int) -> None:
+        app = DistributedApplication("kafka://broker?partitions=2", name="app")
+        chance = random.Random(seed)
+
+        @app.application("in")
+        async def forward(payload: int, socket: Socket) -> None:
+            await asyncio.sleep(chance.uniform(0.0, 1.0))
+            await socket.publish("out", payload)
+
+        with Harness(app, seed=seed, faults=Faults(reorder=0.5)) as harness:
+            for number in NUMBERS:
+                harness.publish("in", number, key=str(number))
+            harness.advance(chance.uniform(0.0, 4.0))
+            harness.rebalance()
+            harness.settle()
+            assert set(harness.published("out")) == set(NUMBERS)
+
+    finish = Committer.finish
+
+    async def everything(self: Committer, timeout: float, *, lost: bool = False) -> None:
+        for tracker in self._assignment.trackers.values():
+            if tracker.slots:
+                tracker.commit_at = tracker.slots[-1].token + 1
+        await finish(self, timeout, lost=lost)
+
+    check(scenario, lambda: monkeypatch.setattr(Committer, "finish", everything), passing=FEWER)
+
+
+def check(
+    scenario: Callable[[int], None], mutate: Callable[[], None], passing: int = PASSING
+) -> None:
     """The scenario passes as long as the mistake is not made, and finds it when it is."""
-    assert explore(scenario, seeds=PASSING) == PASSING
+    assert explore(scenario, seeds=passing) == passing
     mutate()
-    with pytest.raises(AssertionError, match=r"^explore\(scenario, seeds=\["):
+    with pytest.raises(AssertionError, match=r"^explore\(\w+, seeds=\["):
         explore(scenario, seeds=MUTATED)

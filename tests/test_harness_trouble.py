@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from spa_dat import DistributedApplication, Socket
+from spa_dat import DistributedApplication, RetryPolicy, Socket
+from spa_dat.errors import ConnectionLost
 from spa_dat.testing import Harness, NotSettled
 
 
@@ -46,6 +47,26 @@ def test_a_handler_that_always_has_more_to_wait_for(app: DistributedApplication)
             await asyncio.sleep(10.0)
 
     with pytest.raises(NotSettled, match=r"600 virtual seconds(?s:.*)app/0/hang"):
+        run(app)
+
+
+def test_what_keeps_a_handler_from_being_done_is_told(app: DistributedApplication) -> None:
+    @app.application("in")
+    async def ask(payload: int) -> None:
+        raise ConnectionLost("no way to the database's bus")
+
+    with pytest.raises(NotSettled, match=r"last trouble: ConnectionLost: no way to the database's"):
+        run(app)
+
+
+def test_a_dead_letter_that_can_not_be_stored_is_told() -> None:
+    app = DistributedApplication("mqtt://broker", name="app", dead_letter_limit=0)
+
+    @app.application("in", retry=RetryPolicy(attempts=1))
+    async def fail(payload: int) -> None:
+        raise LookupError
+
+    with pytest.raises(NotSettled, match=r"last trouble: .*the limit of dead letters is reached"):
         run(app)
 
 

@@ -17,9 +17,9 @@ from spa_dat.errors import (
     PublishNotSent,
     PublishRefused,
 )
+from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
 from spa_dat.transports.kafka._keys import hash_of
-from support.kafka import Kafka
 from support.kafka_bus import bus_client, create, new_prefix, read
 
 

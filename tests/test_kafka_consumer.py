@@ -12,8 +12,8 @@ from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
 
 from spa_dat.errors import ConnectFailed, ConnectionLost, UnknownTopic
+from spa_dat.testing import Kafka
 from spa_dat.transports import DeliveryState, Envelope
-from support.kafka import Kafka
 from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix
 from support.kafka_consuming import committed, taker
 from support.waiting import eventually

@@ -11,11 +11,10 @@ import pytest
 from aiokafka.admin import NewPartitions
 
 from spa_dat.errors import ConnectionLost
+from spa_dat.testing import Kafka, Proxy
 from spa_dat.transports import DeliveryState, Envelope
-from support.kafka import Kafka
 from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix
 from support.kafka_consuming import Taker, committed, taker
-from support.proxy import Proxy
 from support.waiting import eventually
 
 pytestmark = pytest.mark.kafka

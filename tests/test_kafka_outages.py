@@ -10,11 +10,10 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from spa_dat.errors import ConnectFailed, PublishNotSent, PublishUnknown
+from spa_dat.testing import Kafka, Proxy
 from spa_dat.transports import Envelope
 from spa_dat.transports.kafka._producer import Producer
-from support.kafka import Kafka
 from support.kafka_bus import BusClient, bus_client, read
-from support.proxy import Proxy
 from support.waiting import eventually
 
 pytestmark = pytest.mark.kafka

@@ -12,8 +12,8 @@ from aiokafka.admin import NewPartitions
 from aiokafka.cluster import ClusterMetadata
 
 from spa_dat.errors import ConnectionLost, UnknownTopic
+from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
-from support.kafka import Kafka
 from support.kafka_bus import BusClient, admin, bus_client, create
 from support.kafka_consuming import Taker, committed, taker
 from support.waiting import eventually

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
-from support.kafka import Kafka
 from support.kafka_bus import BusClient, bus_client, create, new_prefix
 from support.kafka_consuming import committed, taker
 from support.waiting import eventually

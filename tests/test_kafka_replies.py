@@ -10,8 +10,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from spa_dat.errors import ConfigurationError
+from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
-from support.kafka import Kafka
 from support.kafka_bus import BusClient, admin, bus_client, new_prefix, read, settings
 from support.waiting import eventually
 

@@ -13,11 +13,11 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
-from conformance.harness import Inbox
+from spa_dat.testing import Kafka
+from spa_dat.testing.conformance import Inbox
 from spa_dat.transports import Identity, Subscription, Surroundings
 from spa_dat.transports.kafka import KafkaConfig, KafkaProvider
 from spa_dat.transports.kafka._salvage import LenientRecords
-from support.kafka import Kafka
 from support.waiting import eventually
 
 _PLAIN, _SPOILT = b"zzzz", b"\xff\xfe\xff\xfe"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised
+from spa_dat.testing import Acl, Kafka
 from spa_dat.transports import Envelope
-from support.kafka import Acl, Kafka
 from support.kafka_bus import bus_client, create, settings
 
 pytestmark = pytest.mark.kafka

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from spa_dat.errors import ConfigurationError, UnknownTopic
+from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope, KafkaConfig
 from spa_dat.transports.kafka._creation import Topics
 from spa_dat.transports.kafka._names import Names
-from support.kafka import Kafka
 from support.kafka_bus import bus_client, create, new_prefix, read, settings
 from support.waiting import eventually
 

@@ -1,4 +1,4 @@
-"""Actors with several lanes: order per key, keys at the same time; on virtual time."""
+"""Actors with several lanes: order per key, keys at the same time."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from spa_dat import (
 from spa_dat.errors import ActorStopped, ConfigurationError, RemoteError
 from spa_dat.runtime._keys import lane_of
 from spa_dat.runtime._specs import ActorOptions
+from spa_dat.testing import Harness
 from support.memory import Gate, Site
 from support.waiting import eventually
 
@@ -48,28 +49,25 @@ A, B, C, D = keys_of_lanes(4)
 # Order and concurrency.
 
 
-async def test_keys_run_at_the_same_time_and_each_in_order() -> None:
-    site = Site()
-    app = site.app()
-    gate = Gate()
+def test_keys_run_at_the_same_time_and_each_in_order() -> None:
+    app = DistributedApplication("memory://", name="app")
     begun: list[tuple[str, int]] = []
     done: dict[str, list[int]] = defaultdict(list)
 
-    @app.application("work/{machine}", name="actor", concurrency=4, key="machine")
+    @app.application("work/{machine}", concurrency=4, key="machine")
     async def handle(number: int, machine: str) -> None:
         begun.append((machine, number))
-        await gate.pass_()
+        await asyncio.sleep(10.0)
         done[machine].append(number)
 
-    async with app:
+    with Harness(app) as harness:
         for number in range(3):
             for machine in (A, B, C, D):
-                site.number(f"work/{machine}", number)
-        await gate.reached(4)
-        await asyncio.sleep(1)
+                harness.publish(f"work/{machine}", number)
+        harness.advance(9.0)
         assert sorted(begun) == sorted((machine, 0) for machine in (A, B, C, D))
-        gate.open()
-        await site.settled()
+        harness.settle()
+        assert harness.time == 30.0
     assert done == {machine: [0, 1, 2] for machine in (A, B, C, D)}
 
 
@@ -84,9 +82,8 @@ async def test_keys_run_at_the_same_time_and_each_in_order() -> None:
     ],
     ids=["own key", "topic", "header", "no such header", "capture"],
 )
-async def test_what_the_key_may_be(key: str | None, of: Any) -> None:
-    site = Site()
-    app = site.app()
+def test_what_the_key_may_be(key: str | None, of: Any) -> None:
+    app = DistributedApplication("memory://", name="app")
     lanes: dict[str, set[int]] = defaultdict(set)
 
     class Worker(Actor):
@@ -98,10 +95,12 @@ async def test_what_the_key_may_be(key: str | None, of: Any) -> None:
 
     app.configure(app.add(Worker), key=key)
     names = [f"n{number}" for number in range(50)]
-    async with app:
+    with Harness(app) as harness:
         for name in names * 2:
-            site.publish(payload=name, **of(name))
-        await site.settled("app.0.Worker")
+            harness.publish(payload=name, **of(name))
+        harness.settle()
+        assert sorted(lanes) == sorted(names)
+        assert sorted(lanes) == sorted(names)
         assert all(len(of_one) == 1 for of_one in lanes.values())
         assert len({lane for of_one in lanes.values() for lane in of_one}) == 4
 
@@ -110,30 +109,26 @@ def test_lanes_of_keys_are_the_same_in_every_process() -> None:
     assert [lane_of(key, 1000) for key in ("", "boiler", "kessel-ä")] == [0, 977, 8]
 
 
-async def test_a_stuck_key_does_not_stop_the_others() -> None:
-    site = Site()
-    app = site.app()
-    gate = Gate()
+def test_a_stuck_key_does_not_stop_the_others() -> None:
+    app = DistributedApplication("memory://", name="app")
     done: Counter[str] = Counter()
 
-    @app.application("work/{machine}", name="actor", concurrency=4, key="machine", window=20)
+    @app.application("work/{machine}", concurrency=4, key="machine", window=20)
     async def handle(payload: bytes, machine: str) -> None:
         if machine == A:
-            await gate.pass_()
+            await asyncio.sleep(10.0)
         done[machine] += 1
 
-    async with app:
-        site.publish(f"work/{A}")
-        await gate.reached()
+    with Harness(app) as harness:
+        harness.publish(f"work/{A}")
         for _ in range(30):
-            site.publish(f"work/{B}")
+            harness.publish(f"work/{B}")
         # The stuck message is not acknowledged, nor what came after it: 19 fit beside it.
-        await eventually(lambda: done[B] == 19)
-        await asyncio.sleep(5)
-        assert done[B] == 19
-        assert site.unsettled() == 31
-        gate.open()
-        await site.settled()
+        harness.advance(9.0)
+        assert done == {B: 19}
+        assert " acknowledge " not in harness.trace
+        harness.settle()
+        assert harness.trace.count(" acknowledge ") == 31
     assert done == {A: 1, B: 30}
 
 
@@ -178,9 +173,8 @@ async def test_thread_handlers_have_a_thread_for_each_lane() -> None:
 # State, resources, hooks, references.
 
 
-async def test_each_lane_has_its_own_state_and_all_share_the_resources() -> None:
-    site = Site()
-    app = site.app()
+def test_each_lane_has_its_own_state_and_all_share_the_resources() -> None:
+    app = DistributedApplication("memory://", name="app")
     seen: list[tuple[str, int, int]] = []
 
     class Pool:
@@ -195,7 +189,6 @@ async def test_each_lane_has_its_own_state_and_all_share_the_resources() -> None
 
     @app.application(
         "work/{machine}",
-        name="actor",
         concurrency=4,
         key="machine",
         state=Counter,
@@ -205,17 +198,16 @@ async def test_each_lane_has_its_own_state_and_all_share_the_resources() -> None
         state[machine] += 1
         seen.append((machine, state.total(), id(pool)))
 
-    async with app:
+    with Harness(app) as harness:
         for machine in (A, B, A):
-            site.publish(f"work/{machine}")
-        await site.settled()
+            harness.publish(f"work/{machine}")
     assert Pool.opened == 1
+    assert harness.state("handle") == [{A: 2}, {B: 1}, {}, {}]
     assert [(machine, total) for machine, total, _ in seen if machine != B] == [
         (A, 1),
         (A, 2),
         ("closed", 0),
     ]
-    assert [total for machine, total, _ in seen if machine == B] == [1]
     assert len({pool for _, _, pool in seen[:3]}) == 1
 
 
@@ -297,9 +289,8 @@ async def test_a_lane_that_stops_its_actor_stops_all_lanes() -> None:
 # Failures.
 
 
-async def test_a_failing_message_holds_up_its_lane_only_and_is_parked() -> None:
-    site = Site()
-    app = site.app()
+def test_a_failing_message_holds_up_its_lane_only_and_is_parked() -> None:
+    app = DistributedApplication("memory://", name="app")
     begun: list[tuple[str, int]] = []
     policy = RetryPolicy(attempts=3, first=1, factor=1, jitter=0)
 
@@ -309,16 +300,14 @@ async def test_a_failing_message_holds_up_its_lane_only_and_is_parked() -> None:
         if (machine, number) == (A, 0):
             raise ValueError(f"attempt {context.attempt}")
 
-    async with app:
+    with Harness(app, allow_failures=ValueError) as harness:
         for number in range(2):
             for machine in (A, B):
-                site.number(f"work/{machine}", number)
-        await eventually(lambda: (B, 1) in begun)
+                harness.publish(f"work/{machine}", number)
+        harness.advance(0.5)
         assert begun == [(A, 0), (B, 0), (B, 1)]
-        (letter,) = await site.parked()
-        await site.settled()
-    assert letter.headers["spa_dead_text"] == "attempt 3"
-    assert letter.headers["spa_dead_actor"] == "app/0/actor"
+    (letter,) = harness.dead_letters()
+    assert (letter.actor, letter.text) == ("app/0/actor", "attempt 3")
     assert begun == [(A, 0), (B, 0), (B, 1), (A, 0), (A, 0), (A, 1)]
 
 
@@ -374,59 +363,54 @@ async def test_a_lane_that_does_not_start_fails_the_start() -> None:
 # Stopping, interruptions, redelivery.
 
 
-async def test_a_stop_drains_all_lanes_and_gives_back_what_has_not_begun() -> None:
-    site = Site()
-    app = site.app()
-    gate = Gate()
+def test_a_stop_drains_all_lanes_and_gives_back_what_has_not_begun() -> None:
+    app = DistributedApplication("memory://", name="app")
     done: list[tuple[str, int]] = []
 
-    @app.application("work/{machine}", name="actor", concurrency=4, key="machine")
+    @app.application("work/{machine}", concurrency=4, key="machine")
     async def handle(number: int, machine: str) -> None:
-        await gate.pass_()
+        await asyncio.sleep(1.0)
         done.append((machine, number))
 
-    async with app:
+    with Harness(app) as harness:
         for number in range(3):
             for machine in (A, B, C):
-                site.number(f"work/{machine}", number)
-        await gate.reached(3)
-        asyncio.get_running_loop().call_later(1, gate.open)
-    assert sorted(done) == sorted((machine, 0) for machine in (A, B, C))
-    assert app.stats["actors.cut_off"] == 0
-    assert site.unsettled() == 6
-    async with app:
-        await site.settled()
+                harness.publish(f"work/{machine}", number)
+        harness.advance(0.5)
+        harness.stop()
+        assert sorted(done) == sorted((machine, 0) for machine in (A, B, C))
+        assert harness.stats["actors.cut_off"] == 0
+        harness.restart()
+    assert len(done) == 9
     for machine in (A, B, C):
         assert [number for name, number in done if name == machine] == [0, 1, 2]
 
 
-async def test_what_was_settled_out_of_order_is_not_done_again_after_a_cut() -> None:
-    site = Site()
-    app = site.app()
-    gate = Gate()
+def test_what_was_settled_out_of_order_is_not_done_again_after_a_cut() -> None:
+    app = DistributedApplication("memory://", name="app")
     done: list[tuple[str, int]] = []
 
     @app.application("work/{machine}", name="actor", concurrency=4, key="machine")
     async def handle(number: int, machine: str) -> None:
         if machine == A:
-            await gate.pass_()
+            await asyncio.sleep(10.0)
         done.append((machine, number))
 
-    async with app:
-        site.number(f"work/{A}", 0, 1)
-        site.number(f"work/{B}", *range(5))
-        await eventually(lambda: len(done) == 5)
-        assert site.unsettled() == 7
-        site.cut()
-        await site.reconnected()
-        gate.open()
-        await site.settled()
+    with Harness(app) as harness:
+        for number in range(2):
+            harness.publish(f"work/{A}", number)
+        for number in range(5):
+            harness.publish(f"work/{B}", number)
+        harness.advance(1.0)
+        assert len(done) == 5
+        assert " acknowledge " not in harness.trace
+        harness.cut("actor")
+    assert harness.trace.count(" redeliver ") == 7
     assert done == [*((B, number) for number in range(5)), (A, 0), (A, 1)]
 
 
-async def test_a_retry_in_a_lane_is_interrupted_when_the_connection_ends() -> None:
-    site = Site()
-    app = site.app()
+def test_a_retry_in_a_lane_is_interrupted_when_the_connection_ends() -> None:
+    app = DistributedApplication("memory://", name="app")
     begun: list[tuple[str, int]] = []
     policy = RetryPolicy(attempts=9, first=600, hold=10_000)
 
@@ -436,35 +420,33 @@ async def test_a_retry_in_a_lane_is_interrupted_when_the_connection_ends() -> No
         if message.attempt == 1:
             raise ValueError
 
-    async with app:
-        site.number(f"work/{A}", 0)
-        site.number(f"work/{B}", 0)
-        await eventually(lambda: app.stats["messages.failed"] == 2)
-        site.cut()
-        await site.settled()
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish(f"work/{A}", 0)
+        harness.publish(f"work/{B}", 0)
+        harness.advance(1.0)
+        assert harness.stats["messages.failed"] == 2
+        harness.cut("actor")
+        harness.settle()
+        assert harness.time < 60.0
     assert sorted(begun) == sorted([(A, 1), (B, 1), (A, 2), (B, 2)])
 
 
-async def test_a_lost_session_keeps_what_waits_in_the_lanes_in_order() -> None:
-    site = Site()
-    app = site.app()
-    gate = Gate()
+def test_a_lost_session_keeps_what_waits_in_the_lanes_in_order() -> None:
+    app = DistributedApplication("memory://", name="app")
     done: list[tuple[str, int]] = []
 
     @app.application("work/{machine}", name="actor", concurrency=4, key="machine")
     async def handle(number: int, machine: str) -> None:
-        await gate.pass_()
+        await asyncio.sleep(10.0)
         done.append((machine, number))
 
-    async with app:
+    with Harness(app) as harness:
         for number in range(3):
             for machine in (A, B):
-                site.number(f"work/{machine}", number)
-        await gate.reached(2)
-        site.cut(lose_session=True)
-        await site.reconnected()
-        gate.open()
-        await eventually(lambda: len(done) == 6)
+                harness.publish(f"work/{machine}", number)
+        harness.advance(1.0)
+        harness.lose_session("actor")
+    assert len(done) == 6
     for machine in (A, B):
         assert [number for name, number in done if name == machine] == [0, 1, 2]
 
@@ -508,28 +490,25 @@ async def test_filters_added_at_run_time_belong_to_all_lanes() -> None:
         assert site.broker.queues["app.0.Worker.now"].filters == {}
 
 
-async def test_a_filter_without_the_key_is_refused_at_run_time() -> None:
-    site = Site()
-    app = site.app()
+def test_a_filter_without_the_key_is_refused_at_run_time() -> None:
+    app = DistributedApplication("memory://", name="app")
     refused: list[str] = []
 
-    @app.application("work/{machine}", name="actor", concurrency=4, key="machine")
+    @app.application("work/{machine}", concurrency=4, key="machine")
     async def handle(socket: Socket) -> None:
         with pytest.raises(ConfigurationError) as caught:
             await socket.subscribe("more/+")
         refused.append(str(caught.value))
 
-    async with app:
-        site.publish(f"work/{A}")
-        await site.settled()
+    with Harness(app) as harness:
+        harness.publish(f"work/{A}")
     (text,) = refused
     assert "'more/+'" in text
     assert "'machine'" in text
 
 
-async def test_only_a_request_to_the_same_lane_is_a_deadlock() -> None:
-    site = Site()
-    app = site.app()
+def test_only_a_request_to_the_same_lane_is_a_deadlock() -> None:
+    app = DistributedApplication("memory://", name="app")
 
     @app.application("ask/{machine}", concurrency=4, key="machine")
     async def asker(machine: str, number: int, socket: Socket) -> int:
@@ -542,11 +521,11 @@ async def test_only_a_request_to_the_same_lane_is_a_deadlock() -> None:
     async def via(machine: str, number: int, socket: Socket) -> int:
         return 1 + await socket.request(f"ask/{machine}", number, reply=int, timeout=10)
 
-    async with app:
-        socket = app.socket()
-        assert await socket.request(f"ask/{A}", 1, reply=int, timeout=30) == 3
+    with Harness(app) as harness:
+        assert harness.request(f"ask/{A}", 1, reply=int) == 3
+        harness.expect_failure(RemoteError)
         with pytest.raises(RemoteError) as caught:
-            await socket.request(f"ask/{C}", 1, reply=int, timeout=30)
+            harness.request(f"ask/{C}", 1, reply=int)
     assert "app/0/asker/" in caught.value.text
     assert "deadlock" in str(caught.value)
 
@@ -585,9 +564,8 @@ async def test_actors_with_and_without_lanes_share_a_subscription() -> None:
     assert len(single) == 5
 
 
-async def test_a_laned_actor_may_leave_a_shared_subscription() -> None:
-    site = Site()
-    app = site.app()
+def test_a_laned_actor_may_leave_a_shared_subscription() -> None:
+    app = DistributedApplication("memory://", name="app")
     single: list[str] = []
     lanes: list[str] = []
     stopped: list[int] = []
@@ -612,39 +590,32 @@ async def test_a_laned_actor_may_leave_a_shared_subscription() -> None:
     async def one(machine: str) -> None:
         single.append(machine)
 
-    async with app:
+    with Harness(app) as harness:
         for machine in (A, D):
-            site.publish(f"work/{machine}")
-        await site.settled("app.0.both")
-        await eventually(lambda: len(stopped) == 4)
+            harness.publish(f"work/{machine}")
+        harness.settle()
+        assert len(stopped) == 4
         for machine in (A, B):
-            site.publish(f"work/{machine}")
-        await site.settled("app.0.both")
+            harness.publish(f"work/{machine}")
     assert single == [A, D, A, B]
     assert lanes == [A, D]
 
 
-async def test_latest_by_key_goes_by_the_same_key() -> None:
-    site = Site()
-    app = site.app()
-    gate = Gate()
+def test_latest_by_key_goes_by_the_same_key() -> None:
+    app = DistributedApplication("memory://", name="app")
     done: list[tuple[str, int]] = []
 
-    @app.application(
-        "work/{machine}/+", name="actor", key="machine", overflow=Overflow.LATEST_BY_KEY
-    )
+    @app.application("work/{machine}/+", key="machine", overflow=Overflow.LATEST_BY_KEY)
     async def handle(number: int, machine: str) -> None:
-        await gate.pass_()
+        await asyncio.sleep(10.0)
         done.append((machine, number))
 
-    async with app:
-        site.number("work/first/a", 0)
-        await gate.reached()
-        site.number("work/x/a", 1)
-        site.number("work/y/a", 2)
-        site.number("work/x/b", 3)
-        gate.open()
-        await site.settled()
+    with Harness(app) as harness:
+        harness.publish("work/first/a", 0)
+        harness.advance(1.0)
+        harness.publish("work/x/a", 1)
+        harness.publish("work/y/a", 2)
+        harness.publish("work/x/b", 3)
     assert done == [("first", 0), ("x", 3), ("y", 2)]
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from spa_dat import DistributedApplication
-from support.kafka import Kafka
+from spa_dat.testing import Kafka, Mosquitto
 from support.kafka_bus import create, new_prefix
 from support.kafka_ledger import Ledger, Numbers, Process, seeded
-from support.mosquitto import Mosquitto
 
 pytestmark = [pytest.mark.kafka, pytest.mark.mosquitto, pytest.mark.slow]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.kafka import Kafka
+from spa_dat.testing import Kafka
 from support.kafka_bus import create, new_prefix
 from support.kafka_ledger import Ledger, Member, Numbers, seeded
 

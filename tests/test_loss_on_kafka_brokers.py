@@ -13,7 +13,7 @@ from aiokafka.structs import TopicPartition
 
 from spa_dat import Context, DistributedApplication, Message, RetryPolicy, Socket
 from spa_dat.errors import PublishUnknown
-from support.kafka import Kafka
+from spa_dat.testing import Kafka
 from support.kafka_bus import create, new_prefix, read
 from support.waiting import eventually
 

@@ -15,8 +15,8 @@ from typing import Self
 import pytest
 
 from spa_dat import DistributedApplication, Socket
+from spa_dat.testing import Mosquitto
 from support import ledger_consumer_path
-from support.mosquitto import Mosquitto
 from support.waiting import eventually
 
 pytestmark = pytest.mark.mosquitto

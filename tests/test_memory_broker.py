@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from conformance.harness import Harness, Inbox, MemoryHarness, numbered
+from conformance.memory_harness import MemoryHarness
 from spa_dat.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -17,6 +17,7 @@ from spa_dat.errors import (
     PublishRefused,
     PublishUnknown,
 )
+from spa_dat.testing.conformance import Inbox, numbered
 from spa_dat.transports import (
     Bus,
     Delivery,
@@ -38,7 +39,7 @@ def message(payload: str, topic: str = "a", **fields: object) -> Envelope:
     return Envelope(topic=topic, payload=payload.encode(), **fields)  # type: ignore[arg-type]
 
 
-def broker_of(harness: Harness) -> Broker:
+def broker_of(harness: MemoryHarness) -> Broker:
     provider = harness.provider()
     assert isinstance(provider, MemoryProvider)
     return provider.broker
@@ -213,7 +214,9 @@ async def test_a_retained_message_expires() -> None:
 # Shared groups.
 
 
-async def group(harness: Harness, *instances: str, **fields: object) -> tuple[Bus, list[Inbox]]:
+async def group(
+    harness: MemoryHarness, *instances: str, **fields: object
+) -> tuple[Bus, list[Inbox]]:
     buses = [await harness.bus(instance=instance) for instance in instances]
     fields = {"settle": False, "share": True, **fields}
     return buses[0], [await harness.inbox(bus, "a", **fields) for bus in buses]  # type: ignore[arg-type]

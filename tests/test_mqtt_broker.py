@@ -17,10 +17,9 @@ from spa_dat.errors import (
     NotAuthorised,
     PublishUnknown,
 )
+from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import DeliveryState, Envelope
-from support.mosquitto import Mosquitto
 from support.mqtt import Client, Recorder, client
-from support.proxy import Proxy
 from support.waiting import eventually
 
 pytestmark = pytest.mark.mosquitto

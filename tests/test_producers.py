@@ -11,6 +11,7 @@ import pytest
 
 from spa_dat import Context, DistributedApplication, Socket, SyncSocket
 from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, PublishRefused
+from spa_dat.testing import Faults, Harness
 from spa_dat.transports.memory import MemoryProvider
 from support.virtual import VirtualEnvironment
 from support.waiting import eventually
@@ -30,7 +31,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def test_a_producer_runs_once_and_only_when_subscriptions_are_in_force(
+def test_a_producer_runs_once_and_only_when_subscriptions_are_in_force(
     app: DistributedApplication,
 ) -> None:
     got: list[str] = []
@@ -44,30 +45,31 @@ async def test_a_producer_runs_once_and_only_when_subscriptions_are_in_force(
     async def consume(payload: str) -> None:
         got.append(payload)
 
-    async with app:
-        await eventually(lambda: len(got) >= 3)
+    with Harness(app) as harness:
+        harness.advance(3600.0)
     assert got == ["0", "1", "2"]
-    assert app.stats["producers.called"] == 1
+    assert harness.stats["producers.called"] == 1
 
 
-async def test_a_program_of_producers_ends_when_all_they_published_is_confirmed(
-    app: DistributedApplication, provider: MemoryProvider
+def test_a_program_of_producers_ends_when_all_they_published_is_confirmed(
+    app: DistributedApplication,
 ) -> None:
     @app.producer(name="one")
     async def one(socket: Socket) -> None:
         for number in range(100):
-            socket.post(f"a/{number}", "x", retain=True)
+            socket.post(f"a/{number}", "x")
 
     @app.producer(name="two")
     async def two(socket: Socket) -> None:
-        await socket.publish("b", "y", retain=True)
+        await socket.publish("b", "y")
 
-    async with app:
-        await app.wait()
-    assert len(provider.broker.retained) == 101
+    with Harness(app, faults=Faults(delay=1.0)) as harness:
+        harness.settle()
+        assert not app.healthy
+        assert len(harness.published()) == 101
 
 
-async def test_a_program_with_other_actors_goes_on_after_its_producers(
+def test_a_program_with_other_actors_goes_on_after_its_producers(
     app: DistributedApplication,
 ) -> None:
     @app.producer()
@@ -76,57 +78,52 @@ async def test_a_program_with_other_actors_goes_on_after_its_producers(
     @app.application("a")
     async def consume(payload: str) -> None: ...
 
-    async with app:
-        await eventually(lambda: app.stats["producers.called"] == 1)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await app.wait()
+    with Harness(app) as harness:
+        harness.advance(3600.0)
+        assert harness.stats["producers.called"] == 1
+        assert app.healthy
         app.stop()
-        await app.wait()
+        harness.settle()
+        assert not app.healthy
 
 
-@pytest.mark.virtual
-async def test_ticks_come_at_once_and_then_at_a_fixed_rate(app: DistributedApplication) -> None:
+def test_ticks_come_at_once_and_then_at_a_fixed_rate(app: DistributedApplication) -> None:
     times: list[float] = []
 
     @app.producer(every=2.0)
     async def tick(context: Context) -> None:
-        times.append(now() - begin)
+        times.append(harness.time)
         await asyncio.sleep(0.7)
 
-    begin = now()
-    async with app:
-        await asyncio.sleep(9.0)
+    harness = Harness(app)
+    with harness:
+        harness.advance(9.0)
     assert times == pytest.approx([0.0, 2.0, 4.0, 6.0, 8.0])
-    assert app.stats["producers.missed"] == 0
+    assert harness.stats["producers.missed"] == 0
 
 
-@pytest.mark.virtual
-async def test_ticks_do_not_overlap_and_missed_ones_are_counted(
-    app: DistributedApplication,
-) -> None:
+def test_ticks_do_not_overlap_and_missed_ones_are_counted(app: DistributedApplication) -> None:
     times: list[float] = []
     running = 0
 
     @app.producer(every=1.0)
     async def tick() -> None:
         nonlocal running
-        times.append(now() - begin)
+        times.append(harness.time)
         running += 1
         assert running == 1
         await asyncio.sleep(2.5 if len(times) == 2 else 0.0)
         running -= 1
 
-    begin = now()
-    async with app:
-        await asyncio.sleep(5.5)
+    harness = Harness(app)
+    with harness:
+        harness.advance(5.5)
     assert times == pytest.approx([0.0, 1.0, 4.0, 5.0])
-    assert app.stats["producers.missed"] == 2
-    assert app.stats["producers.called"] == 4
+    assert harness.stats["producers.missed"] == 2
+    assert harness.stats["producers.called"] == 4
 
 
-@pytest.mark.virtual
-async def test_a_tick_that_raises_is_reported_and_the_next_one_runs(
+def test_a_tick_that_raises_is_reported_and_the_next_one_runs(
     app: DistributedApplication, caplog: pytest.LogCaptureFixture
 ) -> None:
     count = 0
@@ -138,36 +135,37 @@ async def test_a_tick_that_raises_is_reported_and_the_next_one_runs(
         if count == 2:
             raise ValueError("no sensor")
 
-    async with app:
-        await asyncio.sleep(3.5)
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        harness.advance(3.5)
     assert count == 4
-    assert app.stats["producers.failed"] == 1
-    assert app.stats["producers.called"] == 3
+    assert harness.stats["producers.failed"] == 1
+    assert harness.stats["producers.called"] == 3
     (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert "producer 'tick' failed: ValueError: no sensor" in record.getMessage()
 
 
-@pytest.mark.virtual
-async def test_a_call_over_its_deadline_is_cut_off_and_counts_as_failed(
+def test_a_call_over_its_deadline_is_cut_off_and_counts_as_failed(
     app: DistributedApplication,
 ) -> None:
     ended: list[float] = []
-    limits: list[float | None] = []
+    limits: list[float] = []
 
     @app.producer(every=10.0, deadline=1.5)
     async def tick(context: Context) -> None:
-        limits.append(context.deadline)
+        assert context.deadline is not None
+        limits.append(context.deadline - now())
         try:
             await asyncio.sleep(5.0)
         finally:
-            ended.append(now() - begin)
+            ended.append(harness.time)
 
-    begin = now()
-    async with app:
-        await asyncio.sleep(2.0)
+    with Harness(app) as harness:
+        harness.expect_failure(TimeoutError)
+        harness.advance(2.0)
     assert ended == pytest.approx([1.5])
-    assert limits == pytest.approx([begin + 1.5])
-    assert app.stats["producers.failed"] == 1
+    assert limits == pytest.approx([1.5])
+    assert harness.stats["producers.failed"] == 1
 
 
 async def test_what_a_one_shot_producer_raises_ends_the_program_and_is_handed_on(
@@ -202,8 +200,7 @@ async def test_errors_of_two_producers_are_both_reported_and_one_is_handed_on(
             await app.wait()
 
 
-@pytest.mark.virtual
-async def test_stopping_cancels_a_one_shot_producer(app: DistributedApplication) -> None:
+def test_stopping_cancels_a_one_shot_producer(app: DistributedApplication) -> None:
     ended: list[str] = []
 
     @app.producer()
@@ -214,17 +211,15 @@ async def test_stopping_cancels_a_one_shot_producer(app: DistributedApplication)
             ended.append("cancelled")
             raise
 
-    begin = now()
-    async with app:
-        await asyncio.sleep(0.1)
+    with Harness(app) as harness:
+        harness.stop()
+        assert harness.time < 5.0
     assert ended == ["cancelled"]
-    assert now() - begin < 5.0
-    assert app.stats["producers.failed"] == 0
-    assert app.stats["actors.cut_off"] == 0
+    assert harness.stats["producers.failed"] == 0
+    assert harness.stats["actors.cut_off"] == 0
 
 
-@pytest.mark.virtual
-async def test_stopping_lets_a_running_tick_end(app: DistributedApplication) -> None:
+def test_stopping_lets_a_running_tick_end(app: DistributedApplication) -> None:
     ended: list[str] = []
 
     @app.producer(every=60.0)
@@ -233,14 +228,14 @@ async def test_stopping_lets_a_running_tick_end(app: DistributedApplication) -> 
         await socket.publish("a", "x")
         ended.append("ended")
 
-    async with app:
-        await asyncio.sleep(0.1)
+    with Harness(app) as harness:
+        harness.advance(0.1)
+        harness.stop()
     assert ended == ["ended"]
-    assert app.stats["actors.cut_off"] == 0
+    assert harness.stats["actors.cut_off"] == 0
 
 
-@pytest.mark.virtual
-async def test_a_tick_that_never_ends_is_cut_off_and_leaves_time_for_the_others(
+def test_a_tick_that_never_ends_is_cut_off_and_leaves_time_for_the_others(
     app: DistributedApplication,
 ) -> None:
     ended: list[str] = []
@@ -262,14 +257,14 @@ async def test_a_tick_that_never_ends_is_cut_off_and_leaves_time_for_the_others(
         await asyncio.sleep(4.0)
         ended.append("consume")
 
-    async with app:
-        await asyncio.sleep(0.1)
+    with Harness(app) as harness:
+        harness.advance(0.1)
+        harness.stop()
     assert ended == ["consume", "consume", "tick"]
-    assert app.stats["actors.cut_off"] == 1
+    assert harness.stats["actors.cut_off"] == 1
 
 
-@pytest.mark.virtual
-async def test_a_tick_may_use_a_responder_of_its_own_application_while_it_stops(
+def test_a_tick_may_use_a_responder_of_its_own_application_while_it_stops(
     app: DistributedApplication,
 ) -> None:
     replies: list[int] = []
@@ -283,31 +278,32 @@ async def test_a_tick_may_use_a_responder_of_its_own_application_while_it_stops(
     async def double(number: int) -> int:
         return 2 * number
 
-    async with app:
-        await asyncio.sleep(0.1)
+    with Harness(app) as harness:
+        harness.advance(0.1)
+        harness.stop()
     assert replies == [42]
 
 
-@pytest.mark.virtual
-async def test_a_producer_that_stops_itself_has_ended(app: DistributedApplication) -> None:
+def test_a_producer_that_stops_itself_has_ended(app: DistributedApplication) -> None:
     ticks: list[float] = []
 
     @app.producer(every=1.0)
     async def tick(context: Context, socket: Socket) -> None:
-        ticks.append(now())
+        ticks.append(harness.time)
         if len(ticks) == 3:
             context.stop()
             await asyncio.sleep(0.3)
-            await socket.publish("a", "the last one", retain=True)
-            ticks.append(0.0)
+            await socket.publish("a", "the last one")
 
-    async with app:
-        await asyncio.wait_for(app.wait(), 60)
-    assert len(ticks) == 4
+    harness = Harness(app)
+    with harness:
+        harness.advance(60.0)
+        assert not app.healthy
+        assert harness.published("a") == ["the last one"]
+    assert ticks == pytest.approx([0.0, 1.0, 2.0])
 
 
-@pytest.mark.virtual
-async def test_a_one_shot_producer_that_stops_itself_ends_its_call_first(
+def test_a_one_shot_producer_that_stops_itself_ends_its_call_first(
     app: DistributedApplication,
 ) -> None:
     ended: list[str] = []
@@ -318,13 +314,13 @@ async def test_a_one_shot_producer_that_stops_itself_ends_its_call_first(
         await asyncio.sleep(1.0)
         ended.append("ended")
 
-    async with app:
-        await asyncio.wait_for(app.wait(), 60)
-    assert ended == ["ended"]
+    with Harness(app) as harness:
+        harness.advance(60.0)
+        assert ended == ["ended"]
+        assert not app.healthy
 
 
-@pytest.mark.virtual
-async def test_a_producer_in_a_thread_ticks_too(app: DistributedApplication) -> None:
+def test_a_producer_in_a_thread_ticks_too(app: DistributedApplication) -> None:
     threads: set[int] = set()
     got: list[int] = []
 
@@ -338,8 +334,8 @@ async def test_a_producer_in_a_thread_ticks_too(app: DistributedApplication) -> 
     async def consume(number: int) -> None:
         got.append(number)
 
-    async with app:
-        await asyncio.sleep(2.5)
+    with Harness(app) as harness:
+        harness.advance(2.5)
     assert got == [1, 2, 3]
     assert threading.get_ident() not in threads
     assert len(threads) == 1
@@ -385,7 +381,7 @@ async def test_posts_of_a_producer_are_not_kept_and_refused_ones_are_reported(
     assert "a posted message was lost: PublishRefused" in record.getMessage()
 
 
-async def test_what_is_too_large_or_can_not_be_written_is_refused_at_once() -> None:
+def test_what_is_too_large_or_can_not_be_written_is_refused_at_once() -> None:
     app = DistributedApplication("memory://?max_payload=100", name="plant")
     refused: list[str] = []
 
@@ -403,13 +399,14 @@ async def test_what_is_too_large_or_can_not_be_written_is_refused_at_once() -> N
                 refused.append(type(error).__name__)
         await socket.publish("a", b"x" * 100)
 
-    async with app:
-        await app.wait()
+    with Harness(app) as harness:
+        harness.settle()
+        assert harness.published() == [b"x" * 100]
     assert refused == ["MessageTooLarge"] * 9 + ["EncodeError"] * 6
 
 
 @pytest.mark.parametrize("topic", ["", "a/+", "a/#", "$SYS/x", "_spa/reply/x", "a\0"])
-async def test_topics_that_can_not_be_published_to_are_refused_at_once(
+def test_topics_that_can_not_be_published_to_are_refused_at_once(
     app: DistributedApplication, topic: str
 ) -> None:
     errors: list[ConfigurationError] = []
@@ -424,12 +421,12 @@ async def test_topics_that_can_not_be_published_to_are_refused_at_once(
             socket.post(topic, "x")
         errors.append(caught.value)
 
-    async with app:
-        await app.wait()
+    with Harness(app):
+        pass
     assert len(errors) == 3
 
 
-async def test_a_producer_has_nothing_that_could_take_a_subscription(
+def test_a_producer_has_nothing_that_could_take_a_subscription(
     app: DistributedApplication,
 ) -> None:
     refused: list[ConfigurationError] = []
@@ -440,8 +437,8 @@ async def test_a_producer_has_nothing_that_could_take_a_subscription(
             await socket.subscribe("a")
         refused.append(caught.value)
 
-    async with app:
-        await app.wait()
+    with Harness(app):
+        pass
     assert "no handler" in str(refused[0])
 
 

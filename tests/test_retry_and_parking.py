@@ -1,4 +1,4 @@
-"""What becomes of messages whose handler fails, on virtual time."""
+"""What becomes of messages whose handler fails."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import random
 
 import pytest
 
-from spa_dat import Context, Reject, Retry, RetryPolicy, Socket, SyncSocket
+from spa_dat import Context, DistributedApplication, Reject, Retry, RetryPolicy, Socket, SyncSocket
 from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
+from spa_dat.testing import Harness
 from support.memory import Gate, Site
 from support.waiting import eventually
 
@@ -26,107 +27,101 @@ def clock() -> float:
 
 
 @pytest.mark.parametrize(("failures", "parked"), [(4, 0), (5, 1), (1000, 1)])
-async def test_a_message_is_tried_five_times_with_growing_waits(failures: int, parked: int) -> None:
-    site = Site()
-    app = site.app()
+def test_a_message_is_tried_five_times_with_growing_waits(failures: int, parked: int) -> None:
+    app = DistributedApplication("memory://", name="app")
     times: list[float] = []
 
-    @app.application("n", name="actor", retry=STEADY)
+    @app.application("n", retry=STEADY)
     async def handle(number: int, context: Context) -> None:
         times.append(clock())
         assert context.attempt == len(times)
         if len(times) <= failures:
             raise ValueError(f"no. {len(times)}")
 
-    async with app:
-        site.number("n", 1)
-        await site.settled()
-        waits = [round(later - earlier, 3) for earlier, later in itertools.pairwise(times)]
-        assert waits == [0.1, 0.4, 1.6, 6.4]
-        assert len(site.letters()) == parked
-    assert app.stats["messages.failed"] == min(failures, 5)
-    assert app.stats["messages.handled"] == 1 - parked
-    assert app.stats["dead_letters.stored"] == parked
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("n", 1)
+        harness.advance(8.0)
+        assert " acknowledge " not in harness.trace
+    waits = [round(later - earlier, 3) for earlier, later in itertools.pairwise(times)]
+    assert waits == [0.1, 0.4, 1.6, 6.4]
+    assert len(harness.dead_letters()) == parked
+    assert harness.stats["messages.failed"] == min(failures, 5)
+    assert harness.stats["messages.handled"] == 1 - parked
+    assert harness.stats["dead_letters.stored"] == parked
 
 
-async def test_waits_have_jitter_within_its_bounds() -> None:
-    site = Site()
-    app = site.app()
+def test_waits_have_jitter_within_its_bounds() -> None:
+    app = DistributedApplication("memory://", name="app")
     times: list[float] = []
 
-    @app.application("n", name="actor", retry=RetryPolicy(attempts=2, first=1.0, jitter=0.5))
+    @app.application("n", retry=RetryPolicy(attempts=2, first=1.0, jitter=0.5))
     async def handle(number: int) -> None:
         times.append(clock())
         raise ValueError
 
-    async with app:
-        site.number("n", *range(20))
-        await site.parked(20)
+    with Harness(app, allow_failures=ValueError) as harness:
+        for number in range(20):
+            harness.publish("n", number)
     waits = [times[index + 1] - times[index] for index in range(0, 40, 2)]
     assert len(set(waits)) == 20
     assert all(0.5 <= wait <= 1.5 for wait in waits)
+    assert len(harness.dead_letters()) == 20
 
 
-async def test_a_message_is_held_for_no_longer_than_the_policy_says() -> None:
-    site = Site()
-    app = site.app()
+def test_a_message_is_held_for_no_longer_than_the_policy_says() -> None:
+    app = DistributedApplication("memory://", name="app")
     attempts: list[int] = []
     policy = RetryPolicy(attempts=50, first=1.0, factor=1.0, jitter=0, hold=3.5)
 
-    @app.application("n", name="actor", retry=policy)
+    @app.application("n", retry=policy)
     async def handle(number: int, context: Context) -> None:
         attempts.append(context.attempt)
         raise ValueError
 
-    async with app:
-        site.number("n", 1)
-        (letter,) = await site.parked()
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("n", 1)
     assert attempts == [1, 2, 3, 4]
-    assert letter.headers["spa_dead_attempts"] == "4"
+    (letter,) = harness.dead_letters()
+    assert letter.attempts == 4
 
 
-async def test_a_policy_without_waits_tries_again_at_once() -> None:
-    site = Site()
-    app = site.app()
+def test_a_policy_without_waits_tries_again_at_once() -> None:
+    app = DistributedApplication("memory://", name="app")
     attempts: list[int] = []
 
-    @app.application("n", name="actor", retry=RetryPolicy(attempts=3, first=0.0))
+    @app.application("n", retry=RetryPolicy(attempts=3, first=0.0))
     async def handle(number: int, context: Context) -> None:
         attempts.append(context.attempt)
         raise ValueError
 
-    async with app:
-        start = clock()
-        site.number("n", 1)
-        await site.parked()
-        assert clock() - start < 0.05
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("n", 1)
+        harness.settle()
+        assert harness.time == 0.0
+        assert len(harness.dead_letters()) == 1
     assert attempts == [1, 2, 3]
 
 
-async def test_reject_parks_at_once() -> None:
-    site = Site()
-    app = site.app()
+def test_reject_parks_at_once() -> None:
+    app = DistributedApplication("memory://", name="app")
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(number: int) -> None:
         raise Reject("out of range")
 
-    async with app:
-        start = clock()
-        site.number("n", 1)
-        (letter,) = await site.parked()
-        assert clock() - start < 0.05
-    assert letter.headers["spa_dead_error"] == "Reject"
-    assert letter.headers["spa_dead_text"] == "out of range"
-    assert letter.headers["spa_dead_attempts"] == "1"
+    with Harness(app) as harness:
+        harness.publish("n", 1)
+        harness.settle()
+        assert harness.time == 0.0
+    (letter,) = harness.dead_letters()
+    assert (letter.error, letter.text, letter.attempts) == ("Reject", "out of range", 1)
 
 
-async def test_retry_names_its_own_wait() -> None:
-    site = Site()
-    app = site.app()
+def test_retry_names_its_own_wait() -> None:
+    app = DistributedApplication("memory://", name="app")
     times: list[float] = []
 
-    @app.application("n", name="actor", retry=STEADY)
+    @app.application("n", retry=STEADY)
     async def handle(number: int) -> None:
         times.append(clock())
         if len(times) == 1:
@@ -134,26 +129,26 @@ async def test_retry_names_its_own_wait() -> None:
         if len(times) == 2:
             raise Retry
 
-    async with app:
-        site.number("n", 1)
-        await site.settled()
+    with Harness(app) as harness:
+        harness.publish("n", 1)
+        harness.advance(7.2)
+        assert " acknowledge " not in harness.trace
     assert [round(b - a, 3) for a, b in itertools.pairwise(times)] == [7.0, 0.4]
+    assert harness.dead_letters() == []
 
 
-async def test_retry_beyond_the_hold_parks() -> None:
-    site = Site()
-    app = site.app()
+def test_retry_beyond_the_hold_parks() -> None:
+    app = DistributedApplication("memory://", name="app")
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(number: int) -> None:
         raise Retry("tomorrow", after=86_400.0)
 
-    async with app:
-        start = clock()
-        site.number("n", 1)
-        (letter,) = await site.parked()
-        assert clock() - start < 0.05
-    assert letter.headers["spa_dead_text"] == "tomorrow"
+    with Harness(app) as harness:
+        harness.publish("n", 1)
+        harness.settle()
+        assert harness.time == 0.0
+        assert [letter.text for letter in harness.dead_letters()] == ["tomorrow"]
 
 
 @pytest.mark.parametrize("after", [-1.0, float("inf"), float("nan")])
@@ -182,69 +177,65 @@ def test_a_policy_refuses_what_can_not_be(options: dict[str, float]) -> None:
         RetryPolicy(**options)  # type: ignore[arg-type]
 
 
-async def test_a_policy_with_many_attempts_does_not_overflow() -> None:
-    site = Site()
-    app = site.app()
+def test_a_policy_with_many_attempts_does_not_overflow() -> None:
+    app = DistributedApplication("memory://", name="app")
     attempts: list[int] = []
     policy = RetryPolicy(attempts=2000, first=0.0)
 
-    @app.application("n", name="actor", retry=policy)
+    @app.application("n", retry=policy)
     async def handle(number: int, context: Context) -> None:
         attempts.append(context.attempt)
         raise ValueError
 
-    async with app:
-        site.number("n", 1)
-        await site.parked()
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("n", 1)
+    assert len(harness.dead_letters()) == 1
     assert len(attempts) == 2000
     growing = RetryPolicy(attempts=5000, first=1.0, factor=10.0, hold=1e308)
     assert growing.wait(4000, 0.0, random.Random(1), ValueError()) is None
 
 
-async def test_handlers_in_threads_are_retried_and_parked_alike() -> None:
-    site = Site()
-    app = site.app()
+def test_handlers_in_threads_are_retried_and_parked_alike() -> None:
+    app = DistributedApplication("memory://", name="app")
     attempts: list[int] = []
 
-    @app.application("n", name="actor", retry=RetryPolicy(first=0.01, factor=1.0))
+    @app.application("n", retry=RetryPolicy(first=0.01, factor=1.0))
     def handle(number: int, context: Context, socket: SyncSocket) -> None:
         attempts.append(context.attempt)
         raise ValueError("in a thread")
 
-    async with app:
-        site.number("n", 1)
-        (letter,) = await site.parked()
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("n", 1)
     assert attempts == [1, 2, 3, 4, 5]
-    assert letter.headers["spa_dead_text"] == "in a thread"
+    assert [letter.text for letter in harness.dead_letters()] == ["in a thread"]
 
 
 # Whose fault it is.
 
 
-async def test_a_lost_connection_under_the_handler_costs_no_attempt() -> None:
-    site = Site()
-    app = site.app()
+def test_a_lost_connection_under_the_handler_costs_no_attempt() -> None:
+    app = DistributedApplication("memory://", name="app")
     attempts: list[int] = []
 
-    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    @app.application("n", retry=RetryPolicy(attempts=2))
     async def handle(number: int, context: Context) -> None:
         attempts.append(context.attempt)
         if len(attempts) < 10:
             raise ConnectionLost("the broker went away")
 
-    async with app:
-        site.number("n", 1)
-        await site.settled()
+    with Harness(app) as harness:
+        harness.publish("n", 1)
+        harness.advance(0.5)
+        assert " acknowledge " not in harness.trace
     assert attempts == [1] * 10
-    assert site.letters() == []
+    assert harness.dead_letters() == []
 
 
-async def test_a_decode_error_of_a_reply_is_the_handlers_to_retry() -> None:
-    site = Site()
-    app = site.app()
+def test_a_decode_error_of_a_reply_is_the_handlers_to_retry() -> None:
+    app = DistributedApplication("memory://", name="app")
     attempts: list[int] = []
 
-    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    @app.application("n", retry=RetryPolicy(attempts=2))
     async def handle(number: int, socket: Socket, context: Context) -> None:
         attempts.append(context.attempt)
         await socket.request("text", reply=int, timeout=1)
@@ -253,11 +244,10 @@ async def test_a_decode_error_of_a_reply_is_the_handlers_to_retry() -> None:
     async def text() -> str:
         return "no number"
 
-    async with app:
-        site.number("n", 1)
-        (letter,) = await site.parked()
+    with Harness(app, allow_failures=DecodeError) as harness:
+        harness.publish("n", 1)
     assert attempts == [1, 2]
-    assert letter.headers["spa_dead_error"] == DecodeError.__name__
+    assert [letter.error for letter in harness.dead_letters()] == [DecodeError.__name__]
 
 
 async def test_a_request_that_times_out_while_there_is_no_connection_costs_no_attempt() -> None:
@@ -358,95 +348,94 @@ async def test_a_lost_confirmation_of_a_dead_letter_leaves_one_letter() -> None:
     assert len(site.letters()) == 1
 
 
-async def test_at_the_limit_of_dead_letters_the_actor_stops_taking_and_is_unhealthy() -> None:
-    site = Site()
-    app = site.app(dead_letter_limit=2)
+def test_at_the_limit_of_dead_letters_the_actor_stops_taking_and_is_unhealthy() -> None:
+    app = DistributedApplication("memory://", name="app", dead_letter_limit=2)
     seen: list[int] = []
     others: list[int] = []
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(number: int) -> None:
         seen.append(number)
         raise Reject
 
-    @app.application("n", name="other")
-    async def fine(number: int) -> None:
+    @app.application("n")
+    async def other(number: int) -> None:
         others.append(number)
 
-    async with app:
+    with Harness(app) as harness:
         assert app.healthy
-        site.number("n", *range(10))
-        await eventually(lambda: not app.healthy)
-        await asyncio.sleep(60)
+        for number in range(10):
+            harness.publish("n", number)
+        harness.advance(60.0)
+        assert not app.healthy
         assert seen == [0, 1, 2]
         assert others == list(range(10))
-        assert site.unsettled() == 8
-        assert len(site.letters()) == 2
-        start = clock()
-    assert clock() - start < 0.5
-    assert len(site.letters()) == 2
-    async with app:
-        await eventually(lambda: not app.healthy)
-        assert len(site.letters()) == 4
+        assert len(harness.dead_letters()) == 2
+        harness.stop()
+        assert harness.time < 60.5
+        assert len(harness.dead_letters()) == 2
+        harness.restart()
+        harness.advance(1.0)
+        assert not app.healthy
+        assert len(harness.dead_letters()) == 4
+        harness.stop()
     assert seen == [0, 1, 2, 2, 3, 4]
+    assert others == list(range(10))
 
 
 # When the connection or the application ends meanwhile.
 
 
-async def test_stop_ends_a_wait_at_once_and_the_message_comes_again() -> None:
-    site = Site()
-    app = site.app()
+def test_stop_ends_a_wait_at_once_and_the_message_comes_again() -> None:
+    app = DistributedApplication("memory://", name="app")
     attempts: list[int] = []
 
-    @app.application("n", name="actor", retry=RetryPolicy(first=9.0, jitter=0))
+    @app.application("n", retry=RetryPolicy(first=9.0, jitter=0))
     async def handle(number: int, context: Context) -> None:
         attempts.append(number)
         if len(attempts) == 1:
             raise ValueError
 
-    async with app:
-        site.number("n", 1, 2)
-        await eventually(lambda: attempts == [1])
-        start = clock()
-    assert clock() - start < 0.5
-    assert attempts == [1]
-    assert site.unsettled() == 2
-    async with app:
-        await site.settled()
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("n", 1)
+        harness.publish("n", 2)
+        harness.advance(1.0)
+        assert attempts == [1]
+        harness.stop()
+        assert harness.time < 1.5
+        assert attempts == [1]
+        harness.restart()
     assert attempts == [1, 1, 2]
 
 
-async def test_a_handler_that_fails_while_the_application_stops_is_not_tried_again() -> None:
-    site = Site()
-    app = site.app()
-    gate = Gate()
+def test_a_handler_that_fails_while_the_application_stops_is_not_tried_again() -> None:
+    app = DistributedApplication("memory://", name="app")
     attempts: list[int] = []
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(number: int) -> None:
         attempts.append(number)
-        await gate.pass_()
+        await asyncio.sleep(1.0)
         if len(attempts) == 1:
             raise ValueError
 
-    async with app:
-        site.number("n", 1, 2)
-        await gate.reached()
-        asyncio.get_running_loop().call_later(1, gate.open)
-    assert attempts == [1]
-    assert site.letters() == []
-    async with app:
-        await site.settled()
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        harness.publish("n", 1)
+        harness.publish("n", 2)
+        harness.advance(0.5)
+        harness.stop()
+        assert attempts == [1]
+        assert harness.dead_letters() == []
+        harness.restart()
     assert attempts == [1, 1, 2]
 
 
 @pytest.mark.parametrize("lose_session", [False, True])
-async def test_a_wait_ends_with_the_connection_and_attempts_are_carried_over(
+def test_a_wait_ends_with_the_connection_and_attempts_are_carried_over(
     lose_session: bool,
 ) -> None:
-    site = Site()
-    app = site.app()
+    app = DistributedApplication("memory://", name="app")
     attempts: list[tuple[int, int]] = []
 
     @app.application("n", name="actor", retry=RetryPolicy(first=5.0, factor=1.0, jitter=0))
@@ -455,15 +444,14 @@ async def test_a_wait_ends_with_the_connection_and_attempts_are_carried_over(
         if context.attempt < 3:
             raise ValueError
 
-    async with app:
-        site.number("n", 1, 2)
-        await eventually(lambda: attempts == [(1, 1)])
-        start = clock()
-        site.cut(lose_session=lose_session)
-        await eventually(lambda: attempts == [(1, 1), (1, 2)])
-        assert clock() - start < 2
-        await eventually(lambda: (2, 3) in attempts, 60.0)
-        await site.settled()
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("n", 1)
+        harness.publish("n", 2)
+        harness.advance(1.0)
+        assert attempts == [(1, 1)]
+        harness.cut("actor", lose_session=lose_session)
+        harness.advance(2.0)
+        assert attempts == [(1, 1), (1, 2)]
     assert attempts == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
 
 
@@ -521,9 +509,8 @@ async def test_parking_goes_on_when_the_connection_is_lost(lose_session: bool) -
     assert len(site.letters()) == 1
 
 
-async def test_a_lost_connection_interrupts_no_wait_of_another_connection() -> None:
-    site = Site()
-    app = site.app()
+def test_a_lost_connection_interrupts_no_wait_of_another_connection() -> None:
+    app = DistributedApplication("memory://", name="app")
     attempts: list[str] = []
 
     @app.application("n", name="actor", retry=RetryPolicy(first=5.0, jitter=0))
@@ -534,17 +521,18 @@ async def test_a_lost_connection_interrupts_no_wait_of_another_connection() -> N
         elif text == "bad" and context.attempt == 1:
             raise ValueError
 
-    async with app:
-        site.publish("n", "subscribe")
-        await site.settled()
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("n", "subscribe")
+        harness.settle()
         # Once connected again, what is given back counts as coming again.
-        site.cut("app.0.actor")
-        await site.reconnected("app.0.actor")
-        site.publish("n", "bad")
-        await eventually(lambda: "bad" in attempts)
-        site.cut("app.0.actor.now")
-        await site.reconnected("app.0.actor.now")
-        await site.settled()
+        harness.cut("actor")
+        harness.settle()
+        harness.publish("n", "bad")
+        harness.advance(1.0)
+        harness.cut("actor.now")
+        harness.advance(2.0)
+        assert attempts == ["subscribe", "bad"]
+        assert harness.trace.count(" acknowledge ") == 1
     assert attempts == ["subscribe", "bad", "bad"]
 
 

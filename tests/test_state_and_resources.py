@@ -15,19 +15,12 @@ import pytest
 
 from spa_dat import Actor, Context, DistributedApplication, RetryPolicy, Socket, on
 from spa_dat.errors import ActorStopped, ConfigurationError
-from spa_dat.transports.memory import MemoryProvider
-from support.probe import talking
-from support.waiting import eventually
+from spa_dat.testing import Harness
 
 
 @pytest.fixture
-def provider() -> MemoryProvider:
-    return MemoryProvider()
-
-
-@pytest.fixture
-def app(provider: MemoryProvider) -> DistributedApplication:
-    return DistributedApplication(provider, name="plant")
+def app() -> DistributedApplication:
+    return DistributedApplication("memory://", name="plant")
 
 
 @dataclass
@@ -39,8 +32,8 @@ class Tally:
 
 
 @pytest.mark.parametrize("state", [Tally, lambda: Tally(), partial(Tally, 0), Tally()])
-async def test_state_is_one_object_from_message_to_message(
-    app: DistributedApplication, provider: MemoryProvider, state: Any
+def test_state_is_one_object_from_message_to_message(
+    app: DistributedApplication, state: Any
 ) -> None:
     seen: list[int] = []
 
@@ -49,15 +42,14 @@ async def test_state_is_one_object_from_message_to_message(
         state.count += 1
         seen.append(state.count)
 
-    async with app, talking(provider) as socket:
+    with Harness(app) as harness:
         for _ in range(3):
-            await socket.publish("a", "x")
-        await eventually(lambda: seen == [1, 2, 3])
+            harness.publish("a", "x")
+    assert seen == [1, 2, 3]
+    assert harness.state("handler") == Tally(3)
 
 
-async def test_a_factory_makes_a_state_for_each_actor_and_each_run(
-    app: DistributedApplication, provider: MemoryProvider
-) -> None:
+def test_a_factory_makes_a_state_for_each_actor_and_each_run(app: DistributedApplication) -> None:
     seen: list[tuple[str, Tally]] = []
     for name in ("first", "second"):
 
@@ -65,35 +57,30 @@ async def test_a_factory_makes_a_state_for_each_actor_and_each_run(
         async def handler(payload: str, state: Tally, context: Context) -> None:
             seen.append((context.actor, state))
 
-    for _ in range(2):
-        async with app, talking(provider) as socket:
-            await socket.publish("a", "x")
-            await eventually(lambda: len(seen) > 0 and len(seen) % 2 == 0)
+    with Harness(app) as harness:
+        harness.publish("a", "x")
+        harness.settle()
+        harness.restart()
+        harness.publish("a", "x")
     assert len({id(state) for _, state in seen}) == 4
     assert sorted(name for name, _ in seen) == ["first", "first", "second", "second"]
 
 
-async def test_a_callable_object_is_a_value_not_a_factory(
-    app: DistributedApplication, provider: MemoryProvider
-) -> None:
+def test_a_callable_object_is_a_value_not_a_factory(app: DistributedApplication) -> None:
     class Model:
         def __call__(self, x: float) -> float:
             return 2 * x
 
-    results: list[float] = []
-
     @app.application("a", state=Model())
-    async def predict(x: float, state: Model) -> None:
-        results.append(state(x))
+    async def predict(x: float, state: Model, socket: Socket) -> None:
+        socket.post("b", state(x))
 
-    async with app, talking(provider) as socket:
-        await socket.publish("a", 1.5)
-        await eventually(lambda: results == [3.0])
+    with Harness(app) as harness:
+        harness.publish("a", 1.5)
+    assert harness.published("b") == [3.0]
 
 
-async def test_state_is_replaced_through_the_context(
-    app: DistributedApplication, provider: MemoryProvider
-) -> None:
+def test_state_is_replaced_through_the_context(app: DistributedApplication) -> None:
     seen: list[int] = []
 
     @app.application("a", state=0)
@@ -102,26 +89,24 @@ async def test_state_is_replaced_through_the_context(
         context.state = state + 1
         assert context.state == state + 1
 
-    async with app, talking(provider) as socket:
+    with Harness(app) as harness:
         for _ in range(3):
-            await socket.publish("a", "x")
-        await eventually(lambda: seen == [0, 1, 2])
+            harness.publish("a", "x")
+    assert seen == [0, 1, 2]
+    assert harness.state("handler") == 3
 
 
-async def test_state_is_not_rolled_back_when_a_handler_fails(
-    app: DistributedApplication, provider: MemoryProvider
-) -> None:
+def test_state_is_not_rolled_back_when_a_handler_fails(app: DistributedApplication) -> None:
     @app.application("a", state=Tally, retry=RetryPolicy(attempts=3, first=0.0))
     async def handler(payload: str, state: Tally) -> None:
         state.count += 1
         if state.count < 3:
             raise ValueError("not yet")
-        seen.append(state.count)
 
-    seen: list[int] = []
-    async with app, talking(provider) as socket:
-        await socket.publish("a", "x")
-        await eventually(lambda: seen == [3])
+    with Harness(app, allow_failures=ValueError) as harness:
+        harness.publish("a", "x")
+    assert harness.state("handler") == Tally(3)
+    assert harness.dead_letters() == []
 
 
 async def test_a_state_factory_that_fails_is_named_and_nothing_is_left(
@@ -177,8 +162,8 @@ def events() -> Events:
     return Events()
 
 
-async def test_resources_are_open_from_before_the_first_message_until_after_the_last(
-    app: DistributedApplication, provider: MemoryProvider, events: Events
+def test_resources_are_open_from_before_the_first_message_until_after_the_last(
+    app: DistributedApplication, events: Events
 ) -> None:
     app.resource("shared", events.resource("shared"))
 
@@ -197,9 +182,8 @@ async def test_resources_are_open_from_before_the_first_message_until_after_the_
             events.append("on_stop")
 
     app.add(Boiler)
-    async with app, talking(provider) as socket:
-        await socket.publish("a", "x")
-        await eventually(lambda: events[-1].startswith("handle"))
+    with Harness(app) as harness:
+        harness.publish("a", "x")
     assert events == [
         "open shared",
         "open one",
@@ -347,7 +331,7 @@ async def test_resources_are_entered_and_left_in_the_same_task(
     assert tasks[0] is tasks[1]
 
 
-async def test_resources_survive_restarts_of_the_actor(
+def test_resources_survive_restarts_of_the_actor(
     app: DistributedApplication, events: Events
 ) -> None:
     starts = Counter[str]()
@@ -364,8 +348,11 @@ async def test_resources_survive_restarts_of_the_actor(
         async def measured(self, payload: str, db: str) -> None: ...
 
     app.add(Boiler)
-    async with app:
+    with Harness(app, allow_failures=ConnectionError) as harness:
         assert starts["all"] == 3
+        harness.restart_actor("Boiler")
+        harness.settle()
+        assert starts["all"] == 4
         assert events == ["open db"]
 
 
@@ -382,7 +369,7 @@ async def test_factories_are_opened_again_in_a_further_run_and_one_use_managers_
     assert events == ["open one", "open two", "close two", "close one", "open one", "close one"]
 
 
-async def test_producers_have_resources_and_state_too(
+def test_producers_have_resources_and_state_too(
     app: DistributedApplication, events: Events
 ) -> None:
     @app.producer(state=Tally, ressources={"db": events.resource("db")})
@@ -390,13 +377,13 @@ async def test_producers_have_resources_and_state_too(
         state.count += 1
         events.append(f"{db} {state.count} {context.app} {context.actor} {context.instance}")
 
-    async with app:
-        await app.wait()
+    with Harness(app):
+        pass
     assert events == ["open db", "db 1 plant produce 0", "close db"]
 
 
-async def test_keyword_arguments_get_everything_injectable(
-    app: DistributedApplication, provider: MemoryProvider, events: Events
+def test_keyword_arguments_get_everything_injectable(
+    app: DistributedApplication, events: Events
 ) -> None:
     seen: list[dict[str, Any]] = []
 
@@ -404,9 +391,9 @@ async def test_keyword_arguments_get_everything_injectable(
     async def handler(**everything: Any) -> None:
         seen.append(everything)
 
-    async with app, talking(provider) as socket:
-        await socket.publish("plant/boiler", "x")
-        (everything,) = await eventually(lambda: seen)
+    with Harness(app) as harness:
+        harness.publish("plant/boiler", "x")
+    (everything,) = seen
     assert everything["machine"] == "boiler"
     assert everything["db"] == "db"
     assert everything["state"] == 5

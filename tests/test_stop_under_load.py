@@ -1,4 +1,4 @@
-"""Nothing is lost and order is kept, whatever happens and whenever; on virtual time."""
+"""Nothing is lost and order is kept, whatever happens and whenever."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from spa_dat import Context, DistributedApplication, Reject, RetryPolicy, Socket
 from spa_dat.errors import ConnectionLost
-from support.memory import Gate, Site
+from spa_dat.testing import Harness
+from support.memory import Site
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual
@@ -21,15 +22,12 @@ pytestmark = pytest.mark.virtual
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.001, 0.013, 0.1, 0.7])
-async def test_stop_under_load_finishes_what_runs_and_leaves_the_rest_to_the_bus(
-    moment: float,
-) -> None:
-    site = Site()
-    app = site.app()
+def test_stop_under_load_finishes_what_runs_and_leaves_the_rest_to_the_bus(moment: float) -> None:
+    app = DistributedApplication("memory://", name="app")
     begun: list[int] = []
     seen: list[int] = []
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(number: int, socket: Socket) -> None:
         begun.append(number)
         await asyncio.sleep(0.01)
@@ -37,37 +35,39 @@ async def test_stop_under_load_finishes_what_runs_and_leaves_the_rest_to_the_bus
         await socket.publish("out", number)
         seen.append(number)
 
-    async with app:
-        site.number("n", *range(200))
-        await asyncio.sleep(moment)
-    assert seen == begun
-    assert site.unsettled() == 200 - len(seen)
-    assert app.stats["actors.cut_off"] == 0
-    async with app:
-        await site.settled()
+    with Harness(app) as harness:
+        for number in range(200):
+            harness.publish("n", number)
+        harness.advance(moment)
+        harness.stop()
+        assert seen == begun
+        assert harness.trace.count(" acknowledge ") == len(seen) < 200
+        assert harness.stats["actors.cut_off"] == 0
+        harness.restart()
     assert seen == list(range(200))
+    assert harness.published("out") == [number for number in range(200) for _ in range(2)]
 
 
-async def test_a_handler_that_does_not_end_is_cut_off_and_its_message_comes_again() -> None:
-    site = Site()
-    app = site.app(stop_timeout=2.0)
-    gate = Gate()
+def test_a_handler_that_does_not_end_is_cut_off_and_its_message_comes_again() -> None:
+    app = DistributedApplication("memory://", name="app", stop_timeout=2.0)
+    begun: list[int] = []
     seen: list[int] = []
 
-    @app.application("n", name="actor")
+    @app.application("n")
     async def handle(number: int) -> None:
-        await gate.pass_()
+        begun.append(number)
+        await asyncio.sleep(1000.0 if len(begun) == 1 else 0.0)
         seen.append(number)
 
-    async with app:
-        site.number("n", 1, 2)
-        await gate.reached()
-        start = asyncio.get_running_loop().time()
-    assert asyncio.get_running_loop().time() - start < 4
-    assert app.stats["actors.cut_off"] == 1
-    gate.open()
-    async with app:
-        await site.settled()
+    with Harness(app) as harness:
+        harness.publish("n", 1)
+        harness.publish("n", 2)
+        harness.advance(0.0)
+        assert begun == [1]
+        harness.stop()
+        assert harness.time < 4.0
+        assert harness.stats["actors.cut_off"] == 1
+        harness.restart()
     assert seen == [1, 2]
 
 
@@ -98,47 +98,49 @@ async def test_stop_while_the_broker_is_away_ends_in_time_and_loses_nothing() ->
     assert set(out.payloads) == {str(number) for number in range(10)}
 
 
-async def test_many_actors_stop_together_in_the_time_of_the_slowest() -> None:
-    site = Site()
-    app = site.app()
-    gate = Gate()
+def test_many_actors_stop_together_in_the_time_of_the_slowest() -> None:
+    app = DistributedApplication("memory://", name="app")
+    begun: list[str] = []
 
     for number in range(30):
 
         @app.application("n", name=f"actor-{number}")
-        async def handle(payload: bytes) -> None:
-            gate.arrived += 1
+        async def handle(payload: bytes, context: Context) -> None:
+            begun.append(context.actor)
             await asyncio.sleep(2)
 
-    async with app:
-        site.number("n", 1)
-        await gate.reached(30)
-        start = asyncio.get_running_loop().time()
-    assert asyncio.get_running_loop().time() - start < 3
-    assert app.stats["messages.handled"] == 30
+    with Harness(app) as harness:
+        harness.publish("n", 1)
+        harness.advance(0.0)
+        assert len(begun) == 30
+        harness.stop()
+        assert harness.time < 3.0
+    assert harness.stats["messages.handled"] == 30
 
 
-async def test_requests_under_way_when_the_application_stops_get_their_answer() -> None:
-    site = Site()
-    asker, responder = site.app("asker"), site.app("responder")
-    gate = Gate()
+def test_requests_under_way_when_the_application_stops_get_their_answer() -> None:
+    asker = DistributedApplication("memory://shared", name="asker")
+    responder = DistributedApplication("memory://shared", name="responder")
+    begun: list[int] = []
     answers: list[int] = []
 
-    @asker.application("n", name="actor")
+    @asker.application("n")
     async def ask(number: int, socket: Socket) -> None:
         answers.append(await socket.request("q", number, reply=int, timeout=5))
 
     @responder.application("q")
     async def answer(number: int) -> int:
-        await gate.pass_()
+        begun.append(number)
+        await asyncio.sleep(1.0)
         return number
 
-    async with asker:
-        async with responder:
-            site.number("n", 1)
-            await gate.reached()
-            asyncio.get_running_loop().call_later(1, gate.open)
-        await eventually(lambda: answers == [1])
+    with Harness(asker, responder) as harness:
+        harness.publish("n", 1)
+        harness.advance(0.5)
+        assert begun == [1]
+        harness.stop(responder)
+    assert answers == [1]
+    assert begun == [1]
 
 
 # Anything, at any time.

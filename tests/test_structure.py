@@ -82,15 +82,18 @@ def test_modules_declare_what_is_public_and_stay_small(path: Path) -> None:
 
 
 def test_the_root_shows_exactly_its_public_names() -> None:
+    public = set(spa_dat.__all__)
+    for name in public:
+        assert getattr(spa_dat, name) is not None
+    its_own = {"annotations", "import_module", "TYPE_CHECKING", "Any"}
     visible = {
         name
         for name, value in vars(spa_dat).items()
-        if not name.startswith("_")
-        and name != "annotations"
-        and not isinstance(value, types.ModuleType)
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    public = {name for name in spa_dat.__all__ if not name.startswith("_")}
-    assert public == visible
+    assert visible - its_own == public
+    with pytest.raises(AttributeError, match="'Actors'"):
+        _ = spa_dat.Actors  # type: ignore[attr-defined]
     assert len(spa_dat.__all__) <= 25
     assert list(spa_dat.__all__) == sorted(spa_dat.__all__, key=_as_ruff_sorts)
 

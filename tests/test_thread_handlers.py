@@ -18,6 +18,7 @@ from spa_dat.errors import (
     PublishRefused,
     RemoteError,
 )
+from spa_dat.testing import Harness
 from spa_dat.transports.memory import MemoryProvider
 from support.probe import talking
 from support.waiting import eventually
@@ -151,9 +152,8 @@ async def test_the_sync_socket_publishes_posts_and_requests(
     assert published == ["published", "posted"]
 
 
-async def test_the_sync_socket_subscribes_and_unsubscribes(
-    app: DistributedApplication, provider: MemoryProvider
-) -> None:
+def test_the_sync_socket_subscribes_and_unsubscribes() -> None:
+    app = DistributedApplication("memory://", name="plant")
     seen: list[str] = []
 
     @app.application("control")
@@ -164,17 +164,17 @@ async def test_the_sync_socket_subscribes_and_unsubscribes(
         if payload == "unsubscribe":
             socket.unsubscribe("more/+")
 
-    async with app, talking(provider) as socket:
-        await socket.publish("more/1", "early")
-        await socket.publish("control", "subscribe")
-        await eventually(lambda: app.stats["messages.handled"] == 1)
-        await socket.publish("more/1", "between")
-        await eventually(lambda: app.stats["messages.handled"] == 2)
-        await socket.publish("control", "unsubscribe")
-        await eventually(lambda: app.stats["messages.handled"] == 3)
-        await socket.publish("more/1", "late")
-        await socket.publish("control", "end")
-        await eventually(lambda: app.stats["messages.handled"] == 4)
+    with Harness(app) as harness:
+        harness.publish("more/1", "early")
+        for topic, payload in (
+            ("control", "subscribe"),
+            ("more/1", "between"),
+            ("control", "unsubscribe"),
+            ("more/1", "late"),
+            ("control", "end"),
+        ):
+            harness.publish(topic, payload)
+            harness.settle()
     assert seen == ["subscribe", "between", "unsubscribe", "end"]
 
 
@@ -209,9 +209,8 @@ async def test_a_sync_socket_on_the_event_loop_is_refused_instead_of_blocking_it
             sync_socket.request("a", "x")
 
 
-async def test_a_thread_handler_that_raises_is_retried_and_its_requester_answered(
-    app: DistributedApplication, provider: MemoryProvider
-) -> None:
+def test_a_thread_handler_that_raises_is_retried_and_its_requester_answered() -> None:
+    app = DistributedApplication("memory://", name="plant")
     attempts: list[int] = []
 
     @app.application("a", retry=RetryPolicy(attempts=3, first=0.0))
@@ -223,18 +222,20 @@ async def test_a_thread_handler_that_raises_is_retried_and_its_requester_answere
     def answer(payload: str) -> str:
         raise KeyError("nothing")
 
-    async with app, talking(provider) as socket:
-        await socket.publish("a", "x")
-        await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError, KeyError)
+        harness.publish("a", "x")
+        harness.settle()
+        assert len(harness.dead_letters()) == 1
         with pytest.raises(RemoteError, match="KeyError") as caught:
-            await socket.request("ask", "x", timeout=5.0)
+            harness.request("ask", "x")
         assert caught.value.code == "failed"
     assert attempts == [1, 2, 3]
 
 
-async def test_a_plain_function_may_return_the_coroutine_of_another(
-    app: DistributedApplication, provider: MemoryProvider
-) -> None:
+def test_a_plain_function_may_return_the_coroutine_of_another() -> None:
+    app = DistributedApplication("memory://", name="plant")
+
     async def really(number: int) -> int:
         return number + 1
 
@@ -242,8 +243,8 @@ async def test_a_plain_function_may_return_the_coroutine_of_another(
     def answer(number: int) -> int:
         return really(number)  # type: ignore[return-value]
 
-    async with app, talking(provider) as socket:
-        assert await socket.request("ask", 1, reply=int, timeout=5.0) == 2
+    with Harness(app) as harness:
+        assert harness.request("ask", 1, reply=int) == 2
 
 
 async def test_a_hung_thread_is_given_up_with_its_socket_and_state(
@@ -379,37 +380,33 @@ async def test_a_thread_handler_may_stop_its_actor_and_the_application(
     assert app.stats["messages.failed"] == 0
 
 
-async def test_a_class_may_have_both_kinds_of_handlers(
-    app: DistributedApplication, provider: MemoryProvider
-) -> None:
+def test_a_class_may_have_both_kinds_of_handlers() -> None:
+    app = DistributedApplication("memory://", name="plant")
+    here = threading.get_ident()
+    seen: list[tuple[str, bool]] = []
+
+    def note(word: str) -> None:
+        seen.append((word, threading.get_ident() == here))
+
     class Boiler(Actor):
-        def __init__(self) -> None:
-            self.seen: list[tuple[str, bool]] = []
-
-        def note(self, word: str) -> None:
-            self.seen.append((word, threading.get_ident() == here))
-
         @on("a")
         async def first(self, payload: str, socket: Socket) -> None:
-            self.note(payload)
+            note(payload)
             await socket.publish("b", "from a")
 
         @on("b")
         def second(self, payload: str, socket: SyncSocket) -> None:
-            self.note(payload)
+            note(payload)
             socket.publish("c", "from b")
 
         @on("c")
         async def third(self, payload: str) -> None:
-            self.note(payload)
-            result.set_result(self.seen)
+            note(payload)
 
-    here = threading.get_ident()
-    result: asyncio.Future[list[tuple[str, bool]]] = asyncio.get_running_loop().create_future()
     app.add(Boiler)
-    async with app, talking(provider) as socket:
-        await socket.publish("a", "x")
-        assert await result == [("x", True), ("from a", False), ("from b", True)]
+    with Harness(app) as harness:
+        harness.publish("a", "x")
+    assert seen == [("x", True), ("from a", False), ("from b", True)]
 
 
 @pytest.mark.virtual

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ._async_harness import AsyncHarness
 from ._clock import Deadlock, VirtualEnvironment, VirtualLoop
-from ._errors import HandlerFailed, NotSettled
+from ._errors import HandlerFailed, NotSettled, NotSimulated
 from ._explore import explore
 from ._faults import Faults
-from ._harness import AsyncHarness, Harness
+from ._fixture import HarnessFactory, HarnessOptions
+from ._harness import Harness
 from ._letters import DeadLetter
 from ._watch import Failure
 
@@ -18,7 +20,10 @@ __all__ = [
     "Faults",
     "HandlerFailed",
     "Harness",
+    "HarnessFactory",
+    "HarnessOptions",
     "NotSettled",
+    "NotSimulated",
     "VirtualEnvironment",
     "VirtualLoop",
     "explore",

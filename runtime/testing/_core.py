@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from ...errors import ConfigurationError
 from ...transports import Envelope, Identity, SocketProvider, Surroundings, TopicFilter
@@ -15,17 +18,19 @@ from .._message import OutgoingMessage
 from .._payloads import Decoder
 from .._socket import Socket
 from .._subscriptions import NoSubscription
-from ._clock import VirtualEnvironment
 from ._member import Member
 from ._profiles import SimulatedBus
-from ._world import World
+from ._stage import Stage
 
-__all__ = ["NAME", "Core", "plain"]
+__all__ = ["NAME", "NO_MORE", "Core", "plain"]
 
 NAME = "harness"
 """What the harness itself is called on the buses."""
+NO_MORE = "the harness is not in use any more: its block was left, or the test is over"
+"""For those who want something of it then."""
 _SOURCE = f"{NAME}/0/test"
 _PLAIN = Decoder.of(Any)
+_TEXT = Decoder.of(str)
 
 
 class Core:
@@ -39,11 +44,12 @@ class Core:
         closed: nothing can happen any more.
     """
 
-    def __init__(self, world: World, applications: tuple[DistributedApplication, ...]) -> None:
+    def __init__(self, world: Stage, applications: tuple[DistributedApplication, ...]) -> None:
         self.world = world
-        self._environment = VirtualEnvironment(world.seed, loop=world.loop)
+        self._environment = world.environment(world.seed)
         self._links: dict[str, Link] = {}
         self._applications = applications
+        self._replayed: Counter[object] = Counter()
         self.closed = False
 
     async def open(self) -> None:
@@ -62,8 +68,7 @@ class Core:
             await member.prepare()
         for member in self.world.members:
             member.begin()
-        # Not sooner: nobody keeps anything for an application that was never there.
-        self.world.dice.start()
+        self.world.begin()
 
     async def close(self) -> None:
         """Stop the applications, the last one first."""
@@ -81,17 +86,23 @@ class Core:
     def soon(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function as soon as time goes by."""
         if self.closed:
-            raise ConfigurationError("the harness is not in use any more: its block was left")
+            raise ConfigurationError(NO_MORE)
         self.world.loop.call_soon(function, *args, context=self.world.outside)
 
     # Into the applications.
 
-    def publish(self, message: OutgoingMessage, bus: str | None) -> None:
+    def publish(self, message: OutgoingMessage, bus: str | None, id: str | None = None) -> None:
         """A message from outside."""
         link = self._link(bus)
         envelope = link.envelope(_SOURCE, message)
+        if id is not None:
+            envelope = msgspec.structs.replace(envelope, id=id)
         simulated = self.world.buses[link.provider.address]
         self.soon(simulated.inject, envelope)
+
+    def replayed(self, envelope: Envelope) -> None:
+        """The envelope is put in: an application has published it, but not in this test."""
+        self._replayed[_what(envelope)] += 1
 
     def socket(self, bus: str | None) -> Socket:
         """A socket of the test's own."""
@@ -109,11 +120,16 @@ class Core:
             )
         return self._links[bus]
 
+    def link_or_default(self, bus: str | None) -> Link:
+        """The test's access to a bus, to the default one where that is not in use."""
+        return self._links[bus] if bus in self._links else self._link(None)
+
     # What happens to the applications.
 
     def cut(self, actor: str | None, lose_session: bool) -> None:
         """See `Reads.cut`."""
         world = self.world
+        world.check_simulated("cut()")
         found = [
             (bus, client)
             for bus in world.buses.values()
@@ -129,20 +145,23 @@ class Core:
 
     def rebalance(self) -> None:
         """See `Reads.rebalance`."""
+        self.world.check_simulated("rebalance()")
         for bus in self.world.buses.values():
             self.soon(bus.rebalance)
 
     def crash(self, application: DistributedApplication | None) -> None:
         """See `Reads.crash`."""
+        self.world.check_simulated("crash()")
         for member in self.members(application):
             self.soon(member.kill)
 
     def restart_actor(self, actor: str, application: DistributedApplication | None) -> None:
         """See `Reads.restart_actor`."""
+        self.world.check_simulated("restart_actor()")
         for host in self.hosts(actor, application):
             if host.spec.kind == "producer":
                 raise ConfigurationError(f"{actor!r} is a producer, which has nothing to restart")
-            self.world.loop.call_soon(self.world.strikes.restart, host, context=self.world.outside)
+            self.world.restart_actor(host)
 
     async def restart(self, application: DistributedApplication | None) -> None:
         """See `Harness.restart`."""
@@ -163,11 +182,15 @@ class Core:
     def taken(self, pattern: str) -> list[Envelope]:
         """What applications have published to topics that match."""
         filter_ = TopicFilter.parse(pattern)
-        return [
-            envelope
-            for envelope in self.world.published(reserved=pattern.startswith("_spa"))
-            if envelope.source != _SOURCE and filter_.matches(envelope.topic)
-        ]
+        replayed = self._replayed.copy()
+        taken = []
+        for envelope in self.world.published(reserved=pattern.startswith("_spa")):
+            what = _what(envelope)
+            if replayed[what]:
+                replayed[what] -= 1
+            elif envelope.source != _SOURCE and filter_.matches(envelope.topic):
+                taken.append(envelope)
+        return taken
 
     def members(self, application: DistributedApplication | None) -> list[Member]:
         """One application, or all of them."""
@@ -205,6 +228,10 @@ def _cut(bus: SimulatedBus, client: str, lose_session: bool) -> None:
         bus.cut(client, lose_session=lose_session)
 
 
+def _what(envelope: Envelope) -> object:
+    return envelope.topic, envelope.id, envelope.source, envelope.payload
+
+
 def _providers(application: DistributedApplication) -> list[SocketProvider]:
     """All that the application uses, the default one first."""
     given = [application._settings.provider]
@@ -218,5 +245,5 @@ def plain(envelope: Envelope) -> Any:
     if form is PayloadFormat.JSON:
         return _PLAIN.decode(envelope.payload, envelope.content_type)
     if form is PayloadFormat.TEXT:
-        return envelope.payload.decode()
+        return _TEXT.decode(envelope.payload, envelope.content_type)
     return envelope.payload or None if form is PayloadFormat.UNSTATED else envelope.payload

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["HandlerFailed", "NotSettled"]
+from ...errors import ConfigurationError
+
+__all__ = ["HandlerFailed", "NotSettled", "NotSimulated"]
 
 
 class HandlerFailed(AssertionError):
@@ -14,3 +16,7 @@ class HandlerFailed(AssertionError):
 
 class NotSettled(AssertionError):
     """The application does not come to rest; says what goes on, and where."""
+
+
+class NotSimulated(ConfigurationError):
+    """The test asks for what only a simulated bus has, and it runs on a real one."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from ...errors import ConfigurationError
 
-__all__ = ["explore"]
+__all__ = ["explore", "quiet"]
 
 
 def explore(
@@ -27,7 +28,7 @@ def explore(
 
     Raises:
         AssertionError: a seed made it fail. The first line replays it; the cause is the failure.
-        ConfigurationError: there is no seed to try.
+        ConfigurationError: there is no seed to try, or the scenario is an ``async`` function.
     """
     chosen = range(start, start + seeds) if isinstance(seeds, int) else tuple(seeds)
     if not len(chosen):
@@ -35,20 +36,26 @@ def explore(
     name = getattr(scenario, "__qualname__", repr(scenario)).rpartition("<locals>.")[2]
     for number, seed in enumerate(chosen):
         try:
-            with _quiet():
-                scenario(seed)
+            with quiet():
+                result = scenario(seed)
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # pytest.fail() raises no Exception
             raise AssertionError(
                 f"explore({name}, seeds=[{seed}])  # replays this; {number} seeds passed before"
             ) from error
+        if inspect.iscoroutine(result):
+            result.close()
+            raise ConfigurationError(
+                f"explore({name}): its call gives a coroutine, of which nothing has run; write the"
+                " scenario with def"
+            )
     return len(chosen)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Thousands of simulated outages need not be in the log."""
+def quiet() -> Iterator[None]:
+    """Keep the log of the runtime to what is beyond any simulated trouble."""
     logger = logging.getLogger("spa_dat")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -23,7 +23,8 @@ class Faults:
 
     For ``drop``, ``delay``, ``reorder`` and ``duplicate`` each packet on its way is an occasion:
     a message, an acknowledgement, a publish, a confirmation. For the others each step of the event
-    loop is one, so that they also strike between two steps of the same moment.
+    loop is one (each eighth where Kafka is simulated, which takes more of them for the same), so
+    that they also strike between two steps of the same moment.
 
     An application that has a name keeps its promise under all of them: what was published with
     QoS 1 is handled, at least once. What the broker itself forgets is another matter, so losing a
@@ -32,7 +33,8 @@ class Faults:
     Attributes:
         drop: the connection breaks down under a packet, which is lost with all that follows; both
             ends notice up to a second later.
-        duplicate: a message is delivered once more, as one of its own.
+        duplicate: a message is delivered once more, as one of its own. (On Kafka it is appended
+            once more, as by a publisher that did not get to know that it was.)
         delay: a packet takes up to a second longer; those behind it on the connection wait.
         reorder: a packet takes up to 0.01 s longer, so that what comes from different sources
             overtakes; the order on each connection is kept, as TCP does.

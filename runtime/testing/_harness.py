@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from ...actors import ThreadWorker
 from ...errors import ConfigurationError
 from .._application import DistributedApplication
-from ._core import NAME, Core
+from .._option_checks import is_number
+from ._async_harness import AsyncHarness
+from ._core import NAME, NO_MORE, Core
+from ._errors import HandlerFailed, NotSettled
 from ._faults import Faults
+from ._harness_options import check_options, failure_classes
 from ._profiles import Profile
 from ._reads import Reads
+from ._replay import replay
+from ._stage import Stage
 from ._world import World
 
-__all__ = ["AsyncHarness", "Harness"]
+__all__ = ["Harness"]
 
 T = TypeVar("T")
 
@@ -69,8 +76,11 @@ class Harness(Reads):
                 raise ConfigurationError(
                     f"an application under test can not be named {NAME!r}, as the harness itself is"
                 )
+        check_options(
+            seed=seed, profile=profile, faults=faults, grace=grace, patience=patience, limit=limit
+        )
         self._applications = applications
-        self._make_world: Callable[[], World] = partial(
+        self._make_world: Callable[[], Stage] = partial(
             World,
             seed=seed,
             profile=profile,
@@ -79,11 +89,11 @@ class Harness(Reads):
             patience=patience,
             limit=limit,
         )
-        allowed = allow_failures if isinstance(allow_failures, tuple) else (allow_failures,)
-        self._allowed = allowed
+        self._allowed = failure_classes("Harness: allow_failures", allow_failures)
         # Stays when it is closed: the test may still look at what happened.
         self._used_core: Core | None = None
         self._thread: ThreadWorker | None = None
+        self._started_ahead = False
 
     @property
     def _core(self) -> Core:
@@ -100,16 +110,41 @@ class Harness(Reads):
             ConfigurationError: one of them runs already, or what it raises when it starts.
             Exception: whatever else an application raises when it starts.
         """
+        if self._started_ahead:
+            self._started_ahead = False
+            return self
         if self._used_core is not None:
             raise ConfigurationError("a harness can be used once; make a new one")
-        if _is_loop_running():
+        self._start(in_thread=_is_loop_running())
+        return self
+
+    def start_ahead(self, *, in_thread: bool) -> None:
+        """Start the applications before the ``with`` block, or without one.
+
+        Args:
+            in_thread: the harness will be used where an event loop runs.
+        """
+        self._start(in_thread=in_thread)
+        self._started_ahead = True
+
+    @property
+    def was_started(self) -> bool:
+        """Whether there is anything to see of it."""
+        return self._used_core is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is in use."""
+        return self._used_core is not None and not self._used_core.closed
+
+    def _start(self, *, in_thread: bool) -> None:
+        if in_thread:
             self._thread = ThreadWorker("harness")
         try:
             self._call(self._open)
         except BaseException:
             self._shut()
             raise
-        return self
 
     def _open(self) -> None:
         world = self._make_world()
@@ -127,6 +162,8 @@ class Harness(Reads):
 
         After an exception in the block they are only stopped.
         """
+        # In pytest the test itself and the handler are what one wants to see.
+        __tracebackhide__ = True
         try:
             try:
                 if error is None:
@@ -141,7 +178,7 @@ class Harness(Reads):
 
     def _stop(self, *, quietly: bool) -> None:
         world = self._core.world
-        world.dice.stop()
+        world.end()
         try:
             self._run(world.outcome(self._core.close()))
             world.watch.check()
@@ -178,16 +215,28 @@ class Harness(Reads):
     def settle(self) -> None:
         """Let things happen until nothing moves any more.
 
-        Deliveries, mailboxes, handlers, confirmations, requests, retries: all is worked off, and
-        the clock jumps as far as that takes. What is only due later is not waited for: ticks of
-        ``every=``, ``context.later``, whatever a producer that runs once sleeps for.
+        Deliveries, mailboxes, handlers, confirmations, commits, requests, retries: all is worked
+        off, and the clock jumps as far as that takes (on Kafka about a second, as groups commit
+        that often). What is only due later is not waited for: ticks of ``every=``,
+        ``context.later``, whatever a producer that runs once sleeps for.
 
         Raises:
             HandlerFailed: something failed that nobody expected; its cause is the error.
             NotSettled: it goes on and on; says who, with what, and where in the code.
         """
-        self._run(self._core.world.settled())
-        self._core.world.watch.check()
+        __tracebackhide__ = True
+        watch = self._core.world.watch
+        try:
+            self._run(self._core.world.settled())
+        except NotSettled as stuck:
+            # What has failed may be why.
+            try:
+                watch.check()
+            except HandlerFailed as failed:
+                failed.add_note(str(stuck))
+                raise
+            raise
+        watch.check()
 
     def advance(self, seconds: float) -> None:
         """Let time go by, and work off what is due by then.
@@ -195,7 +244,8 @@ class Harness(Reads):
         Raises:
             HandlerFailed: as for `settle`.
         """
-        if not 0 <= seconds < float("inf"):
+        __tracebackhide__ = True
+        if not is_number(seconds) or not 0 <= seconds < float("inf"):
             raise ConfigurationError(f"advance({seconds!r}): give seconds, 0 or more")
         self._run(self._core.world.advanced(seconds))
         self._core.world.watch.check()
@@ -256,6 +306,38 @@ class Harness(Reads):
         )
         return self._run(self._core.world.outcome(call, timeout))
 
+    def replay(
+        self,
+        file: str | PathLike[str],
+        *,
+        actor: str | None = None,
+        keep_times: bool = False,
+    ) -> int:
+        """Put in the messages of a recording, in its order, and `settle`.
+
+        They go through the buses, as they did: each once, however many actors got it, and left out
+        is what actors sent that get their own messages from the recording, for they send it again.
+        What producers sent is put in; those of the applications run all the same. Ids, headers and
+        times of sending stay; replies go to nobody, unless they were to go to a topic of yours.
+
+        Args:
+            file: of a `Recorder`, or of ``spa-dat record``.
+            actor: put in what this actor got, all of it, right into its mailbox: retained,
+                redelivered, partition and offset stay, too, and nobody else gets it.
+            keep_times: let as much virtual time go by between two messages as there was.
+
+        Returns:
+            How many messages were put in.
+
+        Raises:
+            HandlerFailed, NotSettled: as for `settle`.
+            ConfigurationError: the file can not be read, a line is wrong, or there is no such
+                actor; says which.
+        """
+        count = self._run(replay(self._core, file, actor=actor, keep_times=keep_times))
+        self._core.world.watch.check()
+        return count
+
     def restart(self, application: DistributedApplication | None = None) -> None:
         """Start an application again; one that runs is stopped first, as by a signal.
 
@@ -280,7 +362,7 @@ class Harness(Reads):
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._core.closed:
             coroutine.close()
-            raise ConfigurationError(_NOT_IN_USE)
+            raise ConfigurationError(NO_MORE)
         world = self._core.world
         if world.loop.is_running():
             coroutine.close()
@@ -293,81 +375,6 @@ class Harness(Reads):
     def _call(self, function: Callable[[], T]) -> T:
         # A thread has an event loop of its own; here one may be running already.
         return function() if self._thread is None else self._thread.submit(function).result()
-
-
-class AsyncHarness(Reads):
-    """A harness in an ``async def`` test: what takes time is awaited.
-
-    The applications run on an event loop of the harness's own, in a thread of its own, and only
-    while one of these methods is awaited; the test's own event loop stands still meanwhile.
-
-    Args:
-        harness: entered.
-    """
-
-    def __init__(self, harness: Harness) -> None:
-        self._harness = harness
-
-    @property
-    def _core(self) -> Core:
-        return self._harness._core
-
-    async def settle(self) -> None:
-        """See `Harness.settle`."""
-        self._harness.settle()
-
-    async def advance(self, seconds: float) -> None:
-        """See `Harness.advance`."""
-        self._harness.advance(seconds)
-
-    @overload
-    async def request(
-        self,
-        topic: str,
-        payload: object = None,
-        *,
-        timeout: float = _TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        bus: str | None = None,
-    ) -> bytes: ...
-
-    @overload
-    async def request(
-        self,
-        topic: str,
-        payload: object = None,
-        *,
-        reply: type[T],
-        timeout: float = _TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        bus: str | None = None,
-    ) -> T: ...
-
-    async def request(
-        self,
-        topic: str,
-        payload: object = None,
-        *,
-        reply: Any = bytes,
-        timeout: float = _TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        bus: str | None = None,
-    ) -> Any:
-        """See `Harness.request`."""
-        return self._harness.request(
-            topic, payload, reply=reply, timeout=timeout, key=key, headers=headers, bus=bus
-        )
-
-    async def restart(self, application: DistributedApplication | None = None) -> None:
-        """See `Harness.restart`."""
-        self._harness.restart(application)
-
-    async def stop(self, application: DistributedApplication | None = None) -> None:
-        """See `Harness.stop`."""
-        self._harness.stop(application)
 
 
 def _is_loop_running() -> bool:

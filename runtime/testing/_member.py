@@ -10,17 +10,19 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, ConnectFailed
 from .._application import DistributedApplication
 from .._host import Host
 from .._lifecycle import Run
-from ._clock import VirtualEnvironment
+from .._observer import Observers
 from ._profiles import OWNER
 
 if TYPE_CHECKING:
-    from ._world import World
+    from ._stage import Stage
 
 __all__ = ["Life", "Member"]
+
+_PAUSE = 1.0
 
 
 class Life:
@@ -65,10 +67,11 @@ class Member:
 
     Attributes:
         life: the current life; None when it does not run.
+        stats: the counters of all lives.
         returns: it was killed and is going to be started again.
     """
 
-    def __init__(self, world: World, application: DistributedApplication, number: int) -> None:
+    def __init__(self, world: Stage, application: DistributedApplication, number: int) -> None:
         if application._run is not None:
             raise ConfigurationError(f"application {application.name!r} runs already")
         self._world = world
@@ -90,18 +93,19 @@ class Member:
         if identity.ephemeral:
             identity = replace(identity, application=f"ephemeral-{number}")
         seed = hashlib.sha256(f"{world.seed} {identity.application} {identity.instance}".encode())
-        environment = VirtualEnvironment(int.from_bytes(seed.digest()[:8], "big"), loop=world.loop)
-        stats: Counter[str] = Counter()
+        environment = world.environment(int.from_bytes(seed.digest()[:8], "big"))
+        self.stats: Counter[str] = Counter()
+        observer = application._settings.observer
         application.environment = environment
         application.identity = identity
-        application.stats = stats
+        application.stats = self.stats
         application._settings = replace(
             application._settings,
             identity=identity,
             environment=environment,
-            stats=stats,
+            stats=self.stats,
             stand_in=world.stand_in,
-            observer=world.watch,
+            observer=world.watch if observer is None else Observers(world.watch, observer),
         )
 
     @property
@@ -208,7 +212,12 @@ class Member:
 
     def _came_back(self, restarting: asyncio.Task[None]) -> None:
         error = None if restarting.cancelled() else restarting.exception()
-        if error is not None:
+        if isinstance(error, ConnectFailed):
+            # Faults can keep it away for longer than it tries; whoever looks after a process
+            # starts it once more.
+            self.life = None
+            self.come_back(_PAUSE)
+        elif error is not None:
             self._world.watch.failed(self.name, "start", error, None)
 
     # What goes on.

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
+from ...errors import ConfigurationError
 from .._application import DistributedApplication
 from .._message import NO_HEADERS, Message, OutgoingMessage
 from .._payloads import Decoder
 from ._core import Core, plain
+from ._harness_options import failure_classes
 from ._letters import DeadLetter
 from ._watch import Failure
 
@@ -36,6 +38,7 @@ class Reads:
         retain: bool = False,
         qos: int | None = None,
         expiry: float | None = None,
+        id: str | None = None,
         bus: str | None = None,
     ) -> None:
         """Put in a message from outside; it moves once time does: `settle`, `advance`.
@@ -49,6 +52,7 @@ class Reads:
             retain: see there.
             qos: see there.
             expiry: see there.
+            id: of the message, for tests with ids of your own; None for a new one.
             bus: address of the bus; by default the applications' default one.
 
         Raises:
@@ -65,7 +69,7 @@ class Reads:
             qos=qos,
             expiry=expiry,
         )
-        self._core.publish(message, bus)
+        self._core.publish(message, bus, id)
 
     @overload
     def published(self, pattern: str = "#") -> list[Any]: ...
@@ -140,7 +144,7 @@ class Reads:
         """The counters of all applications, added up."""
         total: Counter[str] = Counter()
         for member in self._core.world.members:
-            total.update(member.application.stats)
+            total.update(member.stats)
         return total
 
     @property
@@ -164,15 +168,22 @@ class Reads:
 
         Args:
             kinds: classes of what handlers, producers and the like raise.
+
+        Raises:
+            ConfigurationError: none is given, or something that is no class of errors.
         """
-        self._core.world.watch.expect(kinds)
+        if not kinds:
+            raise ConfigurationError("expect_failure(): say which class of errors is to be raised")
+        self._core.world.watch.expect(failure_classes("expect_failure", kinds))
 
     def cut(self, actor: str | None = None, *, lose_session: bool = False) -> None:
         """Cut connections to the bus, at once; they are made again after the usual backoff.
 
         Args:
             actor: whose subscription; None for all connections of all applications.
-            lose_session: the broker also forgets the subscriptions, and what it kept for them.
+            lose_session: the broker also forgets the subscriptions, and what it kept for them. On
+                Kafka the group puts the member out, and nothing is lost: it has to join anew, and
+                gets again what it had not committed.
 
         Raises:
             ConfigurationError: no such connection is there.
@@ -180,7 +191,7 @@ class Reads:
         self._core.cut(actor, lose_session)
 
     def lose_session(self, actor: str | None = None) -> None:
-        """`cut`, and the broker forgets the subscriptions, and what it kept for them."""
+        """`cut` with ``lose_session``."""
         self.cut(actor, lose_session=True)
 
     def rebalance(self) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from ._clock import START
-
 __all__ = ["Trace"]
 
 
@@ -14,10 +12,15 @@ class Trace:
 
     There is nothing in it that differs from one process to another, so the same program under the
     same seed gives the same text.
+
+    Args:
+        loop: whose clock counts.
+        start: its time at the beginning.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, start: float) -> None:
         self._loop = loop
+        self._start = start
         self._events: list[tuple[float, str, str, str, str | None]] = []
 
     def add(self, who: str, what: str, about: str = "", identifier: str | None = None) -> None:
@@ -38,7 +41,7 @@ class Trace:
         """The events as text."""
         return [
             " ".join(
-                filter(None, (f"{time - START:.6f}", who, what, about, identifier)),
+                filter(None, (f"{time - self._start:.6f}", who, what, about, identifier)),
             )
             for time, who, what, about, identifier in self._events
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from ._errors import HandlerFailed
 from ._trace import Trace
 
 __all__ = ["Failure", "Watch", "Work"]
+
+_USUAL = (Exception, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ class Work:
         self.task = asyncio.current_task()
 
     @property
+    def counts(self) -> bool:
+        """Whether rest has to wait for it: a producer that runs once may run for ever."""
+        spec = self.host.spec
+        return spec.kind != "producer" or spec.options.every is not None
+
+    @property
     def topic(self) -> str | None:
         """The topic of the message, where it is one."""
         return self.item.envelope.topic if isinstance(self.item, Delivery) else None
@@ -70,6 +78,7 @@ class Watch:
 
     Attributes:
         failures: everything that failed, in order.
+        troubles: why an actor could not go on as it should, the last time that it could not.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, trace: Trace) -> None:
@@ -80,6 +89,7 @@ class Watch:
         self._expected: dict[type[BaseException], bool] = {}
         self._reported = 0
         self.failures: list[Failure] = []
+        self.troubles: dict[str, str] = {}
 
     # Observer.
 
@@ -96,11 +106,24 @@ class Watch:
             work[host] = mine
             try:
                 await receive(instance, item)
+            except _USUAL:
+                raise
+            except BaseException as error:
+                # Such as pytest.fail(): it ends the actor, and nobody else would hear of it.
+                about = item.envelope if isinstance(item, Delivery) else None
+                self.failed(address, "handler", error, about)
+                raise
             finally:
                 if work.get(host) is mine:
                     del work[host]
 
         return watched
+
+    def collected(self, host: Host, batch: Sequence[Delivery]) -> None:
+        """See `Observer.collected`."""
+        for delivery in batch:
+            envelope = delivery.envelope
+            self._trace.add(host.address, "receive", envelope.topic, envelope.id)
 
     def failed(
         self, actor: str, where: str, error: BaseException, envelope: Envelope | None
@@ -110,6 +133,10 @@ class Watch:
         identifier = None if envelope is None else envelope.identity
         self._trace.add(actor, "failed", f"{where} {type(error).__name__}", identifier)
         self.failures.append(Failure(actor, where, error, topic, identifier))
+
+    def troubled(self, actor: str, reason: str) -> None:
+        """See `Observer.troubled`."""
+        self.troubles[actor] = reason
 
     # For the harness.
 
@@ -136,6 +163,7 @@ class Watch:
 
     def check(self) -> None:
         """Raise HandlerFailed for what is new and nobody expected."""
+        __tracebackhide__ = True
         new = self.failures[self._reported :]
         self._reported = len(self.failures)
         # Of several attempts at a message the last one says enough.
@@ -157,6 +185,7 @@ class Watch:
 
     def check_expected(self) -> None:
         """Raise HandlerFailed for an expected failure that did not happen."""
+        __tracebackhide__ = True
         missing = [kind.__name__ for kind, seen in self._expected.items() if not seen]
         if missing:
             raise HandlerFailed(f"nothing raised {', '.join(missing)}, which the test expected")

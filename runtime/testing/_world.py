@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from contextvars import Context
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from ...transports import Envelope, SocketProvider, is_reserved
-from .._application import DistributedApplication
-from .._specs import Spec
-from ._clock import START, VirtualLoop
+from ..._environment import Environment
+from ...transports import Envelope, SocketProvider
+from .._host import Host
+from ._clock import START, VirtualEnvironment, VirtualLoop
 from ._errors import NotSettled
+from ._explore import quiet
 from ._faults import Dice, Faults
-from ._member import Life, Member
-from ._profiles import OWNER, Profile, SimulatedBus, simulate
+from ._member import Life
+from ._profiles import OWNER, Profile, simulate
 from ._stacks import stack_of
+from ._stage import Stage
 from ._strikes import Strikes
-from ._trace import Trace
-from ._watch import Watch, Work
+from ._watch import Work
 from ._watchdog import Beat, watched
 
 __all__ = ["World"]
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 _MOST_STEPS_AT_ONCE = 200_000
 _MANY = 1000
-_CLOSINGS = 10
+_CLOSINGS = 100
 _NAMED = 5
 
 
@@ -44,7 +45,7 @@ class _Wait:
         self.future: asyncio.Future[None] = loop.create_future()
 
 
-class World:
+class World(Stage):
     """Applications on simulated buses, on one event loop with virtual time.
 
     Args:
@@ -66,29 +67,25 @@ class World:
         patience: float,
         limit: int,
     ) -> None:
-        self.seed = seed
+        loop = VirtualLoop(grace, one_at_a_time=True)
+        super().__init__(seed, loop, START)
+        self.loop: VirtualLoop = loop
         self._profile = profile
         self._patience = patience
         self._grace = grace
         self._limit = limit
-        self.loop = VirtualLoop(grace, one_at_a_time=True)
         self.loop.set_task_factory(_make_task)
         self.loop.set_exception_handler(self._unhandled)
         self.loop.on_iteration = self._step
         self.loop.on_idle = self._idle
         self.loop.on_stuck = self._stuck
-        self.outside = Context()
-        self.trace = Trace(self.loop)
         self.dice = Dice(seed, faults)
-        self.watch = Watch(self.loop, self.trace)
         self.strikes = Strikes(self)
-        self.buses: dict[str, SimulatedBus] = {}
-        self.members: list[Member] = []
-        self.taken: list[Envelope] = []
         self._beat = Beat(grace, lambda: self.loop.is_waiting)
         self._wait: _Wait | None = None
         self._steps = 0
         self._steps_since = -1.0
+        self._occasions = 0
         self._published = 0
         self._routes: Counter[tuple[str, str]] = Counter()
         self._over: list[Life] = []
@@ -97,16 +94,9 @@ class World:
 
     def note(self, envelope: Envelope) -> None:
         """See `Surround.note`."""
-        source = envelope.source or "somebody"
-        self.trace.add(source, "publish", envelope.topic, envelope.id)
-        self.taken.append(envelope)
+        super().note(envelope)
         self._published += 1
-        self._routes[source, envelope.topic] += 1
-
-    @property
-    def elapsed(self) -> float:
-        """Virtual seconds since the start."""
-        return self.loop.time() - START
+        self._routes[envelope.source or "somebody", envelope.topic] += 1
 
     # For applications.
 
@@ -114,17 +104,25 @@ class World:
         """What an application uses in place of a provider."""
         return simulate(provider, self, self.buses, self._profile)
 
-    def add(self, application: DistributedApplication) -> None:
-        """Take an application in, not started."""
-        self.members.append(Member(self, application, len(self.members) + 1))
+    def environment(self, seed: int) -> Environment:
+        """See `Stage.environment`."""
+        return VirtualEnvironment(seed, loop=self.loop)
 
-    def spawn(self, coroutine: Coroutine[Any, Any, T], context: Context) -> asyncio.Task[T]:
-        """Run a coroutine in a context."""
-        return self.loop.create_task(coroutine, context=context)
+    def check_simulated(self, what: str) -> None:
+        """See `Stage.check_simulated`."""
 
-    def free(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function so that what it starts belongs to no application."""
-        return self.outside.copy().run(function, *args)
+    def begin(self) -> None:
+        """See `Stage.begin`: not sooner, for nobody keeps anything for an application that was
+        never there."""
+        self.dice.start()
+
+    def end(self) -> None:
+        """See `Stage.end`."""
+        self.dice.stop()
+
+    def restart_actor(self, host: Host) -> None:
+        """See `Stage.restart_actor`."""
+        self.loop.call_soon(self.strikes.restart, host, context=self.outside)
 
     def silence(self, life: Life) -> None:
         """Nothing of this life happens any more."""
@@ -222,13 +220,17 @@ class World:
                 if self._published > _MANY
                 else f"something goes round and round without time passing: {self._busy_tasks()}"
             )
-        elif self.dice.at_steps:
+        elif self.dice.at_steps and self._is_occasion():
             left = self.dice.left
             self.strikes.roll()
             return self.dice.left < left
         else:
             return False
         return True
+
+    def _is_occasion(self) -> bool:
+        self._occasions += 1
+        return self._occasions % max((bus.pace for bus in self.buses.values()), default=1) == 0
 
     def _idle(self, timeout: float | None) -> bool:
         wait = self._wait
@@ -284,7 +286,7 @@ class World:
     def under_way(self) -> str | None:
         """One of the things that are not done, in words; None when everything is at rest."""
         for work in self.watch.work():
-            if _counts(work):
+            if work.counts:
                 return f"{work.host.address} is at work"
         for member in self.members:
             what = member.under_way()
@@ -298,7 +300,7 @@ class World:
 
     def reason(self) -> str:
         """What is not done, in as many words as it takes."""
-        working = [work for work in self.watch.work() if _counts(work)]
+        working = [work for work in self.watch.work() if work.counts]
         if not working:
             return self.under_way() or "it is at rest"
         return "; ".join(self._described(work) for work in working[:_NAMED])
@@ -306,14 +308,12 @@ class World:
     def _described(self, work: Work) -> str:
         about = "" if work.topic is None else f" on a message on {work.topic!r}"
         since = self.loop.time() - work.since
+        trouble = self.watch.troubles.get(work.host.address)
+        why = "" if trouble is None else f" (last trouble: {trouble})"
         return (
-            f"{work.host.address} has been at work{about} for {since:g} virtual seconds"
+            f"{work.host.address} has been at work{about} for {since:g} virtual seconds{why}"
             f"{stack_of(work.task)}"
         )
-
-    def published(self, *, reserved: bool) -> Iterator[Envelope]:
-        """What was published; to the runtime's own topics, or to all others."""
-        return (envelope for envelope in self.taken if is_reserved(envelope.topic) is reserved)
 
     # The end.
 
@@ -325,8 +325,12 @@ class World:
         try:
             for member in self.members:
                 self.free(member.kill)
+            for bus in self.buses.values():
+                self.free(bus.kill, None)
             loop.run_until_complete(loop.create_task(self._bury()))
         finally:
+            for bus in self.buses.values():
+                bus.close()
             for member in self.members:
                 member.restore()
             loop.close()
@@ -339,13 +343,8 @@ class World:
         for task in asyncio.all_tasks(self.loop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             if task is not current:
-                _close(task.get_coro())
-
-
-def _counts(work: Work) -> bool:
-    """Whether rest has to wait for it: a producer that runs once may run for ever."""
-    spec: Spec[Any] = work.host.spec
-    return spec.kind != "producer" or spec.options.every is not None
+                with quiet():
+                    _close(task.get_coro())
 
 
 def _make_task(
@@ -367,12 +366,18 @@ def _make_no_task(
 
 
 def _close(coroutine: Any) -> None:
+    """Close a coroutine, beginning with what it waits for: one that wants to wait while it is
+    closed would be forgotten by those that wait for it, in the middle of that."""
     for _ in range(_CLOSINGS):
-        try:
-            coroutine.close()
-        except BaseException:  # noqa: BLE001, S112 (it wants to wait, or raises something else)
-            continue
-        return
+        inner = coroutine
+        while (awaited := getattr(inner, "cr_await", None)) is not None and getattr(
+            awaited, "cr_frame", None
+        ) is not None:
+            inner = awaited
+        with contextlib.suppress(BaseException):
+            inner.close()
+        if getattr(coroutine, "cr_frame", None) is None:
+            return
 
 
 def _nothing() -> None:

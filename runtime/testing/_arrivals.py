@@ -1,0 +1,172 @@
+"""What has been published on a real bus and has yet to arrive, and what is not settled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ...transports import (
+    Delivery,
+    DeliveryState,
+    Envelope,
+    Identity,
+    Receiver,
+    Subscription,
+    TopicFilter,
+    is_reserved,
+)
+
+__all__ = ["Arrivals", "Right", "WatchedReceiver"]
+
+# What the broker may drop is not waited for longer than it takes on one machine.
+_LONGEST_WITHOUT_PROMISE = 1.0
+
+
+class _Awaited(NamedTuple):
+    topic: str
+    until: float | None
+
+
+class Right:
+    """A right to messages: of one subscription, or of all instances that share it.
+
+    Attributes:
+        name: of the subscription, with whose it is.
+        active: how many consumers of it are in force.
+    """
+
+    def __init__(self, name: str, *, durable: bool, qos: int) -> None:
+        self.name = name
+        self.durable = durable
+        self.active = 0
+        self._qos = qos
+        self._filters: dict[str, TopicFilter] = {}
+        self._awaited: dict[str, list[_Awaited]] = {}
+        self._arrived: dict[str, Delivery] = {}
+
+    def add(self, pattern: str) -> None:
+        """A filter is in force."""
+        self._filters[pattern] = TopicFilter.parse(pattern)
+
+    def discard(self, pattern: str) -> None:
+        """A filter is in force no longer."""
+        self._filters.pop(pattern, None)
+
+    def forget(self) -> None:
+        """The bus keeps nothing for it any more."""
+        self._awaited.clear()
+        self._arrived.clear()
+
+    def expect(self, envelope: Envelope, now: float) -> None:
+        """The message is on its way to the broker."""
+        if (not self.active and not self.durable) or envelope.id is None:
+            return
+        if not any(filter_.matches(envelope.topic) for filter_ in self._filters.values()):
+            return
+        until = None if envelope.expiry is None else now + envelope.expiry
+        if min(self._qos, envelope.qos) == 0:
+            until = min(now + _LONGEST_WITHOUT_PROMISE, until or float("inf"))
+        self._awaited.setdefault(envelope.id, []).append(_Awaited(envelope.topic, until))
+
+    def not_published(self, envelope: Envelope) -> None:
+        """The broker has not taken the message."""
+        if envelope.id is not None:
+            self._less(envelope.id)
+
+    def arrived(self, delivery: Delivery) -> None:
+        """The message is here."""
+        identifier = delivery.envelope.id or f"delivery {id(delivery)}"
+        self._less(identifier)
+        self._arrived[identifier] = delivery
+
+    def _less(self, identifier: str) -> None:
+        awaited = self._awaited.get(identifier)
+        if awaited is not None:
+            awaited.pop()
+            if not awaited:
+                del self._awaited[identifier]
+
+    def under_way(self, now: float) -> str | None:
+        """What is not done, in words; None when everything is."""
+        if not self.active:
+            return None
+        for identifier, delivery in list(self._arrived.items()):
+            topic = delivery.envelope.topic
+            if delivery.state is DeliveryState.SETTLED:
+                del self._arrived[identifier]
+            elif delivery.state is DeliveryState.WITHDRAWN:
+                return f"{self.name}: a message on {topic!r} is to come again"
+            else:
+                return f"{self.name}: a message on {topic!r} is not settled"
+        for identifier, awaited in list(self._awaited.items()):
+            left = [one for one in awaited if one.until is None or one.until > now]
+            if left:
+                return f"{self.name}: a message on {left[0].topic!r} has not arrived"
+            del self._awaited[identifier]
+        return None
+
+
+class Arrivals:
+    """All rights to messages on one bus."""
+
+    def __init__(self) -> None:
+        self._rights: dict[str, Right] = {}
+
+    def right(self, identity: Identity, subscription: Subscription) -> Right:
+        """The right that a subscription gives."""
+        parts = [identity.application, identity.instance, subscription.name]
+        if subscription.share:
+            del parts[1]
+        name = "/".join(parts)
+        found = self._rights.get(name)
+        if found is None:
+            found = self._rights[name] = Right(
+                name, durable=subscription.durable, qos=subscription.qos
+            )
+        return found
+
+    def expect(self, envelope: Envelope) -> None:
+        """A message is being published."""
+        if not is_reserved(envelope.topic):
+            now = asyncio.get_running_loop().time()
+            for right in self._rights.values():
+                right.expect(envelope, now)
+
+    def not_published(self, envelope: Envelope) -> None:
+        """It was refused, or given up."""
+        for right in self._rights.values():
+            right.not_published(envelope)
+
+    def under_way(self) -> str | None:
+        """What is not done, in words; None when everything is."""
+        now = asyncio.get_running_loop().time()
+        for right in self._rights.values():
+            what = right.under_way(now)
+            if what is not None:
+                return what
+        return None
+
+
+class WatchedReceiver:
+    """Tells what arrives, and hands it on.
+
+    Args:
+        receiver: gets it.
+        right: with which it comes.
+    """
+
+    def __init__(self, receiver: Receiver, right: Right) -> None:
+        self._receiver = receiver
+        self._right = right
+        self.hold = receiver.hold
+        self.resume = receiver.resume
+
+    def deliver(self, delivery: Delivery, /) -> None:
+        self._right.arrived(delivery)
+        self._receiver.deliver(delivery)
+
+    def deliver_all(self, deliveries: Sequence[Delivery], /) -> None:
+        for delivery in deliveries:
+            self._right.arrived(delivery)
+        self._receiver.deliver_all(deliveries)
