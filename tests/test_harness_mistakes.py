@@ -9,7 +9,7 @@ import pytest
 
 from spa_dat import DistributedApplication, Socket
 from spa_dat.errors import ConfigurationError
-from spa_dat.testing import Faults, HandlerFailed, Harness, explore
+from spa_dat.testing import Faults, Harness, NotSettled, explore
 
 ADDRESSES = ("mqtt://broker", "kafka://broker")
 
@@ -97,18 +97,22 @@ def test_an_async_scenario_is_not_taken_for_one_that_passes() -> None:
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_a_handler_may_fail_the_test(address: str) -> None:
+def test_a_handler_that_ends_its_actor_is_named(address: str) -> None:
     app = DistributedApplication(address, name="app")
 
     @app.application("in")
     async def judge(payload: int) -> None:
         pytest.fail(f"{payload} is too much")
 
-    with Harness(app) as harness:
-        harness.publish("in", 7)
-        with pytest.raises(HandlerFailed, match="7 is too much") as raised:
+    def use() -> None:
+        with Harness(app) as harness:
+            harness.publish("in", 7)
             harness.settle()
+
+    with pytest.raises(NotSettled) as raised:
+        use()
     assert isinstance(raised.value.__cause__, pytest.fail.Exception)
+    assert any("7 is too much" in note for note in raised.value.__notes__)
 
 
 def test_an_application_that_faults_keep_from_starting_is_started_once_more() -> None:

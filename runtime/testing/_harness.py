@@ -15,7 +15,7 @@ from .._application import DistributedApplication
 from .._option_checks import is_number
 from ._async_harness import AsyncHarness
 from ._core import NAME, NO_MORE, Core
-from ._errors import HandlerFailed, NotSettled
+from ._errors import NotSettled
 from ._faults import Faults
 from ._harness_options import check_options, failure_classes
 from ._profiles import Profile
@@ -229,12 +229,7 @@ class Harness(Reads):
         try:
             self._run(self._core.world.settled())
         except NotSettled as stuck:
-            # What has failed may be why.
-            try:
-                watch.check()
-            except HandlerFailed as failed:
-                failed.add_note(str(stuck))
-                raise
+            watch.explain(stuck)
             raise
         watch.check()
 

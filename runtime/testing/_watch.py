@@ -11,12 +11,10 @@ from ...transports import Delivery, Envelope
 from .._host import Host
 from .._observer import Receive
 from .._retry import Reject, Retry
-from ._errors import HandlerFailed
+from ._errors import HandlerFailed, NotSettled
 from ._trace import Trace
 
 __all__ = ["Failure", "Watch", "Work"]
-
-_USUAL = (Exception, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
 
 
 @dataclass(frozen=True)
@@ -106,13 +104,6 @@ class Watch:
             work[host] = mine
             try:
                 await receive(instance, item)
-            except _USUAL:
-                raise
-            except BaseException as error:
-                # Such as pytest.fail(): it ends the actor, and nobody else would hear of it.
-                about = item.envelope if isinstance(item, Delivery) else None
-                self.failed(address, "handler", error, about)
-                raise
             finally:
                 if work.get(host) is mine:
                     del work[host]
@@ -182,6 +173,13 @@ class Watch:
         if len(errors) > 1:
             cause = BaseExceptionGroup(f"{len(errors)} failures", errors)
         raise HandlerFailed(f"{text}\n({hint})") from cause
+
+    def explain(self, stuck: NotSettled) -> None:
+        """Add to it what has failed, which may be why: an actor that has ended, for example."""
+        for failure in self.failures[self._reported :]:
+            if not self._is_expected(failure.error):
+                stuck.add_note(f"before that failed: {failure}")
+                stuck.__cause__ = stuck.__cause__ or failure.error
 
     def check_expected(self) -> None:
         """Raise HandlerFailed for an expected failure that did not happen."""
