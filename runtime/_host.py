@@ -364,4 +364,9 @@ class Host:
     def request_stop(self) -> None:
         """See `Context.stop`."""
         # A context of its own: whoever stops the actor must not count as part of its message.
-        self._loop.call_soon_threadsafe(self.runner.stop_actor, self, context=Context())
+        context = Context()
+        if asyncio._get_running_loop() is self._loop:
+            # At once: the next message may be handled before the loop has its turn.
+            context.run(self.runner.stop_actor, self)
+        else:
+            self._loop.call_soon_threadsafe(self.runner.stop_actor, self, context=context)

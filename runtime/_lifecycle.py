@@ -18,6 +18,7 @@ from ._lanes import make_host
 from ._link import Link
 from ._observer import Observer
 from ._resources import Resource, ResourceKeeper
+from ._router import Router
 from ._routes import Route
 from ._socket import Socket
 from ._specs import Spec
@@ -123,10 +124,14 @@ class Run:
     def stop_actor(self, host: Hosted) -> None:
         """Stop one actor and leave the others; called from inside it."""
         if host not in self._leaving and self._stopping is None:
-            self._leaving[host] = asyncio.ensure_future(self._leave(host))
+            routers = self._subscriptions.leave(host)
+            for router in routers:
+                router.stop_intake()
+            self._leaving[host] = asyncio.ensure_future(self._leave(host, routers))
 
-    async def _leave(self, host: Hosted) -> None:
-        await self._stop_hosts([host], self._loop.time() + self.settings.stop_timeout)
+    async def _leave(self, host: Hosted, routers: list[Router]) -> None:
+        deadline = self._loop.time() + self.settings.stop_timeout
+        await self._stop_hosts([host], routers, deadline)
         host.ended = True
         self.actor_ended(None)
 
@@ -341,7 +346,8 @@ class Run:
             if self._confirming is not None:
                 self._confirming.cancel()
             deadline = self._loop.time() + self.settings.stop_timeout
-            await self._stop_hosts(self._hosts, deadline)
+            routers = [router for host in self._hosts for router in self._subscriptions.leave(host)]
+            await self._stop_hosts(self._hosts, routers, deadline)
             await wait_for_each(self._leaving.values())
             now = self._loop.time()
             deadline = max(deadline, now + _SHORTEST)
@@ -354,8 +360,9 @@ class Run:
             self._release_claims()
             self.end(None)
 
-    async def _stop_hosts(self, hosts: list[Hosted], deadline: float) -> None:
-        routers = [router for host in hosts for router in self._subscriptions.leave(host)]
+    async def _stop_hosts(
+        self, hosts: list[Hosted], routers: list[Router], deadline: float
+    ) -> None:
         # Whatever a producer does with its call: the handlers need time, too.
         half = (self._loop.time() + deadline) / 2
         await wait_for_each(host.stop_producing(half) for host in hosts)

@@ -48,6 +48,27 @@ def test_stop_under_load_finishes_what_runs_and_leaves_the_rest_to_the_bus(momen
     assert harness.published("out") == [number for number in range(200) for _ in range(2)]
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_an_actor_that_stops_itself_handles_no_further_message(concurrency: int) -> None:
+    app = DistributedApplication("mqtt://broker", name="app")
+    seen: list[int] = []
+
+    @app.application("n", concurrency=concurrency)
+    async def handle(number: int, context: Context) -> None:
+        seen.append(number)
+        if number == 2:
+            context.stop()
+
+    with Harness(app) as harness:
+        for number in range(10):
+            harness.publish("n", number, key="same")
+        harness.settle()
+        assert seen == [0, 1, 2]
+        harness.restart()
+        harness.settle()
+        assert seen == list(range(10))
+
+
 def test_a_handler_that_does_not_end_is_cut_off_and_its_message_comes_again() -> None:
     app = DistributedApplication("memory://", name="app", stop_timeout=2.0)
     begun: list[int] = []
