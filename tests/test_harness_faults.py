@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -344,3 +345,37 @@ def test_a_thread_that_is_given_up_cleans_up_before_anything_else_happens() -> N
         harness.crash()
         harness.advance(0.0)
         assert steps == ["begun", "cleaned up"] * 2
+
+
+@pytest.mark.parametrize("profile", ["mqtt", "kafka"])
+def test_an_outage_of_the_broker_is_survived(profile: Literal["mqtt", "kafka"]) -> None:
+    app = DistributedApplication("mqtt://broker", name="app")
+    times: list[float] = []
+
+    @app.application("in")
+    async def forward(payload: int, socket: Socket) -> None:
+        await asyncio.sleep(2.0)
+        await socket.publish("out", payload)
+        times.append(harness.time)
+
+    harness = Harness(app, profile=profile)
+    with harness:
+        harness.publish("in", 1)
+        harness.advance(1.0)
+        harness.outage(60.0)
+        harness.outage(30.0)
+        harness.publish("in", 2)
+        harness.advance(58.0)
+        assert harness.published("out") == []
+        harness.settle()
+        assert sorted(set(harness.published("out"))) == [1, 2]
+        assert all(time > 61.0 for time in times)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), "1", True])
+def test_an_outage_lasts_for_some_time(seconds: Any) -> None:
+    with (
+        Harness(DistributedApplication("mqtt://broker", name="app")) as harness,
+        pytest.raises(ConfigurationError, match=rf"outage\({seconds!r}\): give seconds"),
+    ):
+        harness.outage(seconds)

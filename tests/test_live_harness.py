@@ -239,6 +239,7 @@ def test_at_the_end_everything_is_settled_and_checked(factory: HarnessFactory) -
         ("advance", lambda harness: harness.advance(1)),
         ("cut", lambda harness: harness.cut()),
         ("cut", lambda harness: harness.lose_session("carry")),
+        ("outage", lambda harness: harness.outage(1)),
         ("crash", lambda harness: harness.crash()),
         ("rebalance", lambda harness: harness.rebalance()),
         ("restart_actor", lambda harness: harness.restart_actor("carry")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from .._content_types import PayloadFormat, format_of
 from .._host import Host
 from .._link import Link
 from .._message import OutgoingMessage
+from .._option_checks import is_number
 from .._payloads import Decoder
 from .._socket import Socket
 from .._subscriptions import NoSubscription
@@ -50,6 +52,7 @@ class Core:
         self._links: dict[str, Link] = {}
         self._applications = applications
         self._replayed: Counter[object] = Counter()
+        self._return: asyncio.TimerHandle | None = None
         self.closed = False
 
     async def open(self) -> None:
@@ -142,6 +145,25 @@ class Core:
             raise ConfigurationError(f"there is no connection of {whose} that could be cut")
         for bus, client in found:
             self.soon(_cut, bus, client, lose_session)
+
+    def outage(self, seconds: float) -> None:
+        """See `Reads.outage`."""
+        world = self.world
+        world.check_simulated("outage()")
+        if not is_number(seconds) or not 0 < seconds < float("inf"):
+            raise ConfigurationError(f"outage({seconds!r}): give seconds, more than 0")
+        for bus in world.buses.values():
+            self.soon(bus.go_away)
+        end = world.loop.time() + seconds
+        if self._return is not None:
+            end = max(end, self._return.when())
+            self._return.cancel()
+        self._return = world.loop.call_at(end, self._come_back, context=world.outside)
+
+    def _come_back(self) -> None:
+        self._return = None
+        for bus in self.world.buses.values():
+            bus.come_back()
 
     def rebalance(self) -> None:
         """See `Reads.rebalance`."""

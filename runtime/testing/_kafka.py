@@ -63,7 +63,8 @@ class SimulatedKafka(SimulatedBus):
         self.cluster.on_append = self._on_append
         self.cluster.patience = self._patience
         self._wires = Wires(surround, network, self._host)
-        network.listen(self._host, _PORT, self._wires.accepting(self.cluster.accept))
+        self._network = network
+        self.come_back()
         self._buses: list[ObservedBus] = []
         # Those of the first bus count for what comes from outside.
         self._config = KafkaConfig()
@@ -151,6 +152,17 @@ class SimulatedKafka(SimulatedBus):
                 for identifier, member in list(group.members.items()):
                     if member.client_id == client:
                         group.leave(identifier)
+
+    def go_away(self) -> None:
+        """See `SimulatedBus.go_away`."""
+        self._network.refuse(self._host, _PORT)
+        for client in self.clients():
+            self._surround.trace.add(client, "lost")
+            self._wires.reset(client)
+
+    def come_back(self) -> None:
+        """See `SimulatedBus.come_back`."""
+        self._network.listen(self._host, _PORT, self._wires.accepting(self.cluster.accept))
 
     def kill(self, owner: object) -> None:
         """See `SimulatedBus.kill`."""

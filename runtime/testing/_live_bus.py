@@ -112,6 +112,14 @@ class LiveBus(SimulatedBus):
         """Not here."""
         raise NotSimulated("cut() needs a simulated bus")
 
+    def go_away(self) -> None:
+        """Not here."""
+        raise NotSimulated("outage() needs a simulated bus")
+
+    def come_back(self) -> None:
+        """Not here."""
+        raise NotSimulated("outage() needs a simulated bus")
+
     def kill(self, owner: object) -> None:
         """See `SimulatedBus.kill`: connections of a real bus end when they are closed."""
 

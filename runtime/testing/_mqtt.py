@@ -79,6 +79,16 @@ class SimulatedMqtt(SimulatedBus):
         """See `SimulatedBus.cut`."""
         self.broker.drop(self.broker.links[client], lose_session=lose_session)
 
+    def go_away(self) -> None:
+        """See `SimulatedBus.go_away`."""
+        self.broker.faults.refuse_connections()
+        for link in list(self.broker.links.values()):
+            self.broker.drop(link)
+
+    def come_back(self) -> None:
+        """See `SimulatedBus.come_back`."""
+        self.broker.faults.allow()
+
     def kill(self, owner: object) -> None:
         """See `SimulatedBus.kill`."""
         for bus in self._buses:

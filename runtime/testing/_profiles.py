@@ -100,6 +100,14 @@ class SimulatedBus(abc.ABC):
     def kill(self, owner: object) -> None:
         """The process that made these connections is gone: nothing of theirs arrives any more."""
 
+    @abc.abstractmethod
+    def go_away(self) -> None:
+        """Cut all connections, and refuse new ones."""
+
+    @abc.abstractmethod
+    def come_back(self) -> None:
+        """Take connections again."""
+
     def rebalance(self) -> bool:
         """Hand partitions out anew; False when there is nothing to hand out."""
         return False

@@ -194,6 +194,19 @@ class Reads:
         """`cut` with ``lose_session``."""
         self.cut(actor, lose_session=True)
 
+    def outage(self, seconds: float) -> None:
+        """Let the brokers be away: all connections are cut, and new ones are refused.
+
+        What the test publishes meanwhile is there when they are back.
+
+        Args:
+            seconds: of virtual time.
+
+        Raises:
+            ConfigurationError: that is no number above 0.
+        """
+        self._core.outage(seconds)
+
     def rebalance(self) -> None:
         """Let the bus hand out its partitions anew (Kafka)."""
         self._core.rebalance()

@@ -65,6 +65,12 @@ class SimulatedHarness(TransportHarness):
         for client in self.simulated.clients():
             self.simulated.cut(client)
 
+    async def go_away(self) -> None:
+        self.simulated.go_away()
+
+    async def come_back(self) -> None:
+        self.simulated.come_back()
+
 
 class SimulatedMqttHarness(SimulatedHarness):
     """The profile of MQTT."""
@@ -77,13 +83,6 @@ class SimulatedMqttHarness(SimulatedHarness):
         bus = super().simulated
         assert isinstance(bus, SimulatedMqtt)
         return bus
-
-    async def go_away(self) -> None:
-        self.simulated.broker.faults.refuse_connections()
-        await self.cut()
-
-    async def come_back(self) -> None:
-        self.simulated.broker.faults.allow()
 
 
 class SimulatedKafkaHarness(SimulatedHarness, KafkaHarness):
@@ -103,16 +102,3 @@ class SimulatedKafkaHarness(SimulatedHarness, KafkaHarness):
         self.remember_events()
         await super().cut()
         self.simulated.rebalance()
-
-    async def go_away(self) -> None:
-        cluster = self.simulated.cluster
-        network = self.world.loop.network
-        assert network is not None
-        network.refuse(cluster.host, cluster.port)
-        await super().cut()
-
-    async def come_back(self) -> None:
-        cluster = self.simulated.cluster
-        network = self.world.loop.network
-        assert network is not None
-        network.listen(cluster.host, cluster.port, cluster.accept)
