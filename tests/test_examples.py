@@ -134,7 +134,32 @@ def test_the_bridge_joins_two_brokers(
 
 
 def test_every_example_is_tested() -> None:
-    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == sorted(EXPECTED)
+    names = [*EXPECTED, "testing"]
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("broker", "outcome"),
+    [
+        ("memory", "5 passed in"),
+        pytest.param("mqtt", "4 passed, 1 skipped in", marks=pytest.mark.mosquitto),
+        pytest.param("kafka", "4 passed, 1 skipped in", marks=pytest.mark.kafka),
+    ],
+)
+def test_the_tests_of_an_application_run_without_and_with_a_broker(
+    broker: str, outcome: str, tmp_path: Path
+) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-W", "error", f"--spa-dat-broker={broker}"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, EXAMPLES / "testing.py"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert outcome in result.stdout, result.stdout + result.stderr
 
 
 def test_an_address_that_is_wrong_is_explained_without_its_password(tmp_path: Path) -> None:
