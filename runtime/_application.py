@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Never, ParamSpec, Self, TypeVar, Unpack
 
 from .._environment import Environment
 from ..actors import Actor, RestartPolicy
@@ -98,7 +98,7 @@ class DistributedApplication:
 
     def producer(
         self,
-        *,
+        *misplaced: Never,
         socket_provider: ProviderLike | None = None,
         state: Any = None,
         ressources: Mapping[str, Resource] = {},
@@ -120,6 +120,11 @@ class DistributedApplication:
         Raises:
             ConfigurationError: the function can not be served like this, or the name is taken.
         """
+        if misplaced:
+            raise ConfigurationError(
+                f"producer() got {misplaced[0]!r}: write @app.producer(), with parentheses and"
+                " options by name"
+            )
         self._registry.check_provider("producer", socket_provider)
         options = {
             "socket_provider": socket_provider,

@@ -287,6 +287,13 @@ def test_a_bare_decorator_is_refused_instead_of_registering_nothing(
         async def handler(payload: str) -> None: ...
 
 
+def test_a_producer_without_parentheses_is_told(app: DistributedApplication) -> None:
+    async def tick(socket: Socket) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"producer\(\) got .*tick.*@app\.producer\(\)"):
+        app.producer(tick)  # type: ignore[arg-type]
+
+
 def test_two_actors_of_one_name_are_refused(app: DistributedApplication) -> None:
     @app.application("a")
     async def handler(payload: str) -> None: ...
