@@ -464,6 +464,70 @@ def test_clients_that_were_idle_for_long_are_there_at_once() -> None:
         assert harness.time - before < 1.0
 
 
+def test_what_never_pauses_for_a_commit_comes_to_rest() -> None:
+    app = DistributedApplication("kafka://broker:9092?commit_interval=5", name="app")
+
+    @app.producer(every=0.5)
+    async def tick(socket: Socket) -> None:
+        await socket.publish("tick", 1)
+
+    @app.application("tick")
+    async def count(payload: int) -> None:
+        await asyncio.sleep(0.3)
+
+    @app.application("in")
+    async def begin(payload: int, socket: Socket) -> None:
+        await asyncio.sleep(1.1)
+        await socket.publish("middle", payload)
+
+    @app.application("middle")
+    async def finish(payload: int, socket: Socket) -> None:
+        await asyncio.sleep(1.1)
+        await socket.publish("out", payload)
+
+    with Harness(app) as harness:
+        harness.settle()
+        for number in range(3):
+            harness.publish("in", number)
+            harness.settle()
+            assert harness.published("out") == list(range(number + 1))
+            # What was put in and what came of it is committed: nothing comes again.
+            harness.crash()
+            harness.restart()
+        harness.settle()
+        assert harness.published("middle") == harness.published("out") == [0, 1, 2]
+
+
+def test_what_is_bridged_is_committed_on_both_sides() -> None:
+    app = DistributedApplication("kafka://north:9092", name="bridge")
+    south = SocketProviderFactory.from_url("kafka://south:9092")
+
+    @app.application("in", socket_provider=south)
+    async def forward(payload: int) -> None:
+        await asyncio.sleep(2.0)
+        await app.socket().publish("between", payload)
+
+    @app.application("between")
+    async def finish(payload: int, socket: Socket) -> None:
+        await socket.publish("out", payload)
+
+    @app.producer(every=0.25)
+    async def tick(socket: Socket) -> None:
+        await socket.publish("tick", 1)
+
+    @app.application("tick")
+    async def ignore(payload: int) -> None:
+        """Only makes that something is always not committed."""
+
+    with Harness(app) as harness:
+        harness.publish("in", 1, bus="kafka://south:9092")
+        harness.settle()
+        harness.crash()
+        harness.restart()
+        harness.settle()
+        assert harness.published("between") == harness.published("out") == [1]
+
+
 # By hand.
 
 

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from contextvars import Context
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 from ..._environment import Environment
-from ._threads import IDLE_IN, Threads
+from ._idle import Sign, is_idle, sign_of
+from ._threads import Threads
 
 if TYPE_CHECKING:
     from ._network import Network
@@ -64,6 +66,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._executor_work = 0
         self._outside = False
         self._known_threads = set(threading.enumerate())
+        self._signs: dict[threading.Thread, Sign] = {}
         self.on_iteration: Callable[[], bool] | None = None
         self.on_idle: Callable[[float | None], bool] | None = None
         self.on_stuck: Callable[[str], None] | None = None
@@ -136,21 +139,29 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _working(self) -> list[str]:
         """Names of what works outside the loop."""
-        frames = sys._current_frames()
         names = []
-        for thread in threading.enumerate():
-            if self._is_foreign(thread) or thread.ident is None:
-                continue
-            frame = frames.get(thread.ident)
-            if frame is None:
-                continue
-            code = frame.f_code
-            place = (code.co_filename.replace("\\", "/").rsplit("/", 1)[-1], code.co_name)
-            if place not in IDLE_IN:
-                names.append(f"{thread.name} in {place[1]} ({place[0]}:{frame.f_lineno})")
+        for thread, frame in self._threads_at_hand():
+            if not is_idle(frame):
+                code = frame.f_code
+                file = code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
+                names.append(f"{thread.name} in {code.co_name} ({file}:{frame.f_lineno})")
         if self._executor_work and not names:
             names.append(f"{self._executor_work} executor call(s)")
         return names
+
+    def _have_run(self) -> bool:
+        """Whether other threads may have run since it was asked last."""
+        signs = {thread: sign_of(thread, frame) for thread, frame in self._threads_at_hand()}
+        before, self._signs = self._signs, signs
+        return signs != before
+
+    def _threads_at_hand(self) -> list[tuple[threading.Thread, FrameType]]:
+        frames = sys._current_frames()
+        return [
+            (thread, frames[thread.ident])
+            for thread in threading.enumerate()
+            if thread.ident in frames and not self._is_foreign(thread)
+        ]
 
     def _has_threads(self) -> bool:
         return any(not self._is_foreign(thread) for thread in threading.enumerate())
@@ -225,7 +236,8 @@ class _JumpingSelector(selectors.BaseSelector):
             return []
         give_up = time.monotonic() + loop._grace
         looks = 1 if loop.threads is not None else _SETTLING_LOOKS
-        if looks == 1 and not loop._working():
+        if looks == 1 and not loop._working() and not loop._have_run():
+            # What seems to wait may only have been interrupted on its way to its next step.
             return []
         quiet = 0
         while True:

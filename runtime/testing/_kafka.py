@@ -13,7 +13,7 @@ from ...transports.kafka._libraries import check_libraries
 from ...transports.kafka._names import Names
 from ...transports.kafka._records import Codec, Record
 from ._clock import VirtualEnvironment
-from ._kafka_bus import ObservedBus
+from ._kafka_bus import ObservedBus, Offsets
 from ._kafka_order import repeatable_order
 from ._kafka_wires import Wires
 from ._network import Network
@@ -72,6 +72,7 @@ class SimulatedKafka(SimulatedBus):
         self._codec: Codec | None = None
         self._random = random.Random(0)
         self._repeating = False
+        self._to_commit: Offsets = {}
 
     def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
         """See `SimulatedBus.open`."""
@@ -113,11 +114,32 @@ class SimulatedKafka(SimulatedBus):
 
     def under_way(self) -> str | None:
         """See `SimulatedBus.under_way`."""
+        return self._under_way(self._to_commit)
+
+    def _under_way(self, to_commit: Offsets) -> str | None:
         self._buses = [bus for bus in self._buses if not bus.gone]
         problem = self._wires.under_way()
-        for bus in self._buses:
-            problem = problem or bus.under_way(self._wires.is_connected)
+        if problem is None:
+            settled: Offsets = {}
+            for bus in self._buses:
+                settled.update(bus.settled())
+            for bus in self._buses:
+                problem = problem or bus.under_way(self._wires.is_connected, settled, to_commit)
         return problem
+
+    def begin_to_settle(self) -> None:
+        """See `SimulatedBus.begin_to_settle`."""
+        self._to_commit = {}
+
+    def all_handled(self) -> None:
+        """See `SimulatedBus.all_handled`."""
+        self._to_commit = self._ends()
+
+    def _ends(self) -> Offsets:
+        ends: Offsets = {}
+        for bus in self._buses:
+            ends.update(bus.ends())
+        return ends
 
     def letters(self) -> list[Envelope]:
         """See `SimulatedBus.letters`."""
@@ -187,7 +209,7 @@ class SimulatedKafka(SimulatedBus):
 
     def _patience(self) -> float:
         """Clients ask for records twice a second, which takes time where an hour is to go by."""
-        if not self._buses or self.under_way() is not None:
+        if not self._buses or self._under_way(self._ends()) is not None:
             return 0.0
         return min(_IDLE, *(bus.request_timeout / 2 for bus in self._buses))
 

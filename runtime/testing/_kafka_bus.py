@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiokafka.structs import TopicPartition
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from ...transports.kafka._names import Selection
     from .simulated_kafka import Cluster
 
-__all__ = ["ObservedBus"]
+__all__ = ["ObservedBus", "Offsets"]
+
+Offsets: TypeAlias = dict[tuple[str, str, int], int]
+"""The offset after the last record that counts, by group, topic and partition."""
 
 _STABLE = "Stable"
 
@@ -92,11 +95,33 @@ class ObservedBus(KafkaBus):
 
     # What goes on.
 
-    def under_way(self, connected: Callable[[str], bool]) -> str | None:
+    def settled(self) -> Offsets:
+        """How far its consumers have settled what they had, committed or not."""
+        found: Offsets = {}
+        for member in self._members():
+            assignment = member._assignment
+            if assignment is not None and not assignment.ended and self._is_in_group(member):
+                for place, tracker in assignment.trackers.items():
+                    found[member._group, place.topic, place.partition] = tracker.commit_at
+        return found
+
+    def ends(self) -> Offsets:
+        """How far the partitions go that its consumers read as members of groups."""
+        return {
+            (member._group, topic, partition): end
+            for member in self._members()
+            for topic, partition, end in self._ends(member._selection)
+        }
+
+    def under_way(
+        self, connected: Callable[[str], bool], settled: Offsets, to_commit: Offsets
+    ) -> str | None:
         """What keeps it from being at rest.
 
         Args:
             connected: whether a client of this id has a connection.
+            settled: how far the members of groups have settled what they had.
+            to_commit: how far it has to be committed, too.
         """
         pending = len(self._publisher.outbox)
         if pending:
@@ -111,7 +136,7 @@ class ObservedBus(KafkaBus):
             if place.topic in topics and position < self._end(place.topic, place.partition):
                 return f"{self._client_id}: replies are on their way"
         for consumer in self._intakes():
-            problem = self._problem(consumer._intake, connected)
+            problem = self._problem(consumer._intake, connected, settled, to_commit)
             if problem is not None:
                 return f"{consumer._intake.identifier}: {problem}"
         return None
@@ -121,7 +146,21 @@ class ObservedBus(KafkaBus):
         self._consumers = alive
         return list(alive)
 
-    def _problem(self, intake: Any, connected: Callable[[str], bool]) -> str | None:
+    def _members(self) -> Iterator[GroupMember]:
+        for consumer in self._intakes():
+            if isinstance(consumer._intake, GroupMember):
+                yield consumer._intake
+
+    def _is_in_group(self, member: GroupMember) -> bool:
+        """Whether the group knows of it; one that was put out finds that out later."""
+        group = self._cluster.groups.get(member._group)
+        return group is not None and any(
+            known.client_id == member.identifier for known in group.members.values()
+        )
+
+    def _problem(
+        self, intake: Any, connected: Callable[[str], bool], settled: Offsets, to_commit: Offsets
+    ) -> str | None:
         ready = intake._ready
         if not ready.done():
             return "it is starting" if intake._task is not None else None
@@ -137,20 +176,29 @@ class ObservedBus(KafkaBus):
         if assignment is not None and assignment.unsettled > 0:
             return f"{assignment.unsettled} messages are not settled"
         if isinstance(intake, GroupMember):
-            return self._problem_of_member(intake)
+            return self._problem_of_member(intake, settled, to_commit)
         return self._problem_of_reader(intake)
 
-    def _problem_of_member(self, member: GroupMember) -> str | None:
+    def _problem_of_member(
+        self, member: GroupMember, settled: Offsets, to_commit: Offsets
+    ) -> str | None:
         name = member._group
         group = self._cluster.groups.get(name)
         assignment = member._assignment
         if assignment is None or assignment.ended or group is None or group.state != _STABLE:
             return f"group {name!r} hands its partitions out"
         committed = self._cluster.committed(name)
-        left = 0
+        unsettled = uncommitted = 0
         for topic, partition, end in self._ends(member._selection):
-            left += max(0, end - max(committed.get((topic, partition), 0), 0))
-        return f"group {name!r} has {left} messages that are not committed" if left else None
+            place = name, topic, partition
+            kept = max(committed.get((topic, partition), 0), 0)
+            unsettled += max(0, end - max(kept, settled.get(place, 0)))
+            uncommitted += max(0, to_commit.get(place, 0) - kept)
+        if unsettled:
+            return f"group {name!r} has {unsettled} messages that are not settled"
+        if uncommitted:
+            return f"group {name!r} has {uncommitted} messages that are not committed"
+        return None
 
     def _problem_of_reader(self, reader: Reader) -> str | None:
         places = reader._places

@@ -83,6 +83,16 @@ class SimulatedBus(abc.ABC):
         confirmation, a connection that is to come back.
         """
 
+    def begin_to_settle(self) -> None:  # noqa: B027 (not every bus keeps progress by itself)
+        """The test waits for rest from now on, and `all_handled` has not been called for that."""
+
+    def all_handled(self) -> None:  # noqa: B027 (as before)
+        """Nothing is under way on any bus of the world.
+
+        From now on, until `begin_to_settle`, what was published so far is under way again as
+        long as the progress of those who have handled it is not kept.
+        """
+
     @abc.abstractmethod
     def letters(self) -> list[Envelope]:
         """The dead letters that are stored, oldest first."""

@@ -12,35 +12,16 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ...errors import ActorStopped
+from ._idle import is_idle
 from ._stacks import stack_of_frame
 
-__all__ = ["IDLE_IN", "Threads", "place_of"]
+__all__ = ["Threads"]
 
 T = TypeVar("T")
-
-IDLE_IN = frozenset(
-    {
-        ("threading.py", "wait"),
-        ("threading.py", "_wait_for_tstate_lock"),
-        ("threading.py", "join"),
-        ("thread.py", "_worker"),
-        ("queue.py", "get"),
-    }
-)
-"""Where a thread waits for another one, as file and function."""
 
 _LOOK = 0.02
 _LOOKS = 3
 _GONE = "the application that this thread belonged to is gone"
-
-
-def place_of(ident: int | None) -> tuple[str, str, int] | None:
-    """File, function and line where a thread is; None when there is no such thread."""
-    frame = None if ident is None else sys._current_frames().get(ident)
-    if frame is None:
-        return None
-    name = frame.f_code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
-    return name, frame.f_code.co_name, frame.f_lineno
 
 
 class _Job:
@@ -153,16 +134,14 @@ class Threads:
         looks = 0
         try:
             while not self._yielded.acquire(timeout=_LOOK):
-                place = place_of(job.ident)
-                idle = place is not None and place[:2] in IDLE_IN
-                looks = looks + 1 if idle else 0
+                frame = sys._current_frames().get(job.ident or 0)
+                looks = looks + 1 if frame is not None and is_idle(frame) else 0
                 if looks >= _LOOKS:
                     # It waits for something that only the loop, or another thread, can bring.
                     job.loose = True
                     return
                 if time.monotonic() > give_up:
                     job.loose = True
-                    frame = sys._current_frames().get(job.ident or 0)
                     self._stuck(
                         f"work in a thread did not end within {self._grace:g} real seconds"
                         f"{stack_of_frame(frame)}"

@@ -87,6 +87,7 @@ class World(Stage):
         self._steps_since = -1.0
         self._occasions = 0
         self._published = 0
+        self._all_handled = False
         self._routes: Counter[tuple[str, str]] = Counter()
         self._over: list[Life] = []
 
@@ -160,7 +161,19 @@ class World(Stage):
         """
         self._published = 0
         self._routes.clear()
-        await self._until(lambda: self.under_way() is None, self._patience)
+        self._all_handled = False
+        for bus in self.buses.values():
+            bus.begin_to_settle()
+        await self._until(self._is_settled, self._patience)
+
+    def _is_settled(self) -> bool:
+        if self.under_way() is not None:
+            return False
+        if not self._all_handled:
+            self._all_handled = True
+            for bus in self.buses.values():
+                bus.all_handled()
+        return self.under_way() is None
 
     async def advanced(self, seconds: float) -> None:
         """Let so much time go by, and work off what is due then."""
