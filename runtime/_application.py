@@ -105,6 +105,7 @@ class DistributedApplication:
         name: str | None = None,
         every: float | None = None,
         deadline: float | None = None,
+        replace: bool | None = None,
     ) -> Callable[[F], F]:
         """Register a function that starts messages itself. Decorator; returns the function.
 
@@ -116,6 +117,7 @@ class DistributedApplication:
             every: seconds from one call to the next, the first at once; calls never overlap, and
                 one that raises does not end the others. None calls it once.
             deadline: seconds after which one call is cut off and counts as failed.
+            replace: as for `application`.
 
         Raises:
             ConfigurationError: the function can not be served like this, or the name is taken.
@@ -136,7 +138,7 @@ class DistributedApplication:
 
         def register(function: F) -> F:
             self._refuse_while_running("register a producer")
-            self._registry.add_function(function, name, "producer", (), options)
+            self._registry.add_function(function, name, "producer", (), options, replace=replace)
             return function
 
         return register
@@ -149,6 +151,7 @@ class DistributedApplication:
         state: Any = None,
         ressources: Mapping[str, Resource] = {},
         name: str | None = None,
+        replace: bool | None = None,
         **options: Unpack[HandlerOptions],
     ) -> Callable[[F], F]:
         """Register a function that reacts to messages. Decorator; returns the function.
@@ -160,6 +163,9 @@ class DistributedApplication:
             state: a factory, or one value that only this actor owns.
             ressources: context managers, or callables that return one, by parameter name.
             name: the actor's name; by default the function's.
+            replace: take the place of an actor of that name. By default only in an interactive
+                session, and only if that one is an earlier version of the same function: so a cell
+                of a notebook can be run again.
             options: how the actor is run; see `ActorOptions`.
 
         Raises:
@@ -174,7 +180,9 @@ class DistributedApplication:
 
         def register(function: F) -> F:
             self._refuse_while_running("register an actor")
-            self._registry.add_function(function, name, "application", topics, given | options)
+            self._registry.add_function(
+                function, name, "application", topics, given | options, replace=replace
+            )
             return function
 
         return register
@@ -183,13 +191,23 @@ class DistributedApplication:
         """Register an actor class; the arguments are its constructor's.
 
         Options (``name``, ``retry``, ``mailbox``, ...) are class attributes of the same name, or
-        are given with `configure`.
+        are given with `configure`. In an interactive session a new version of a class takes the
+        place of the earlier one.
 
         Raises:
             ConfigurationError: the class has no handlers, or one that can not be served.
         """
         self._refuse_while_running("add an actor")
         return self._registry.add_class(cls, args, kwargs)
+
+    def remove(self, actor: Spec[Any] | str) -> None:
+        """Take back the registration of an actor, given by its name or by what `add` returned.
+
+        Raises:
+            ConfigurationError: there is no such actor, or the application runs.
+        """
+        self._refuse_while_running("remove an actor")
+        self._registry.remove(actor)
 
     def configure(self, spec: Spec[Any], *, name: str | None = None, **options: Any) -> None:
         """Change how a registered actor is run; the options are those of `ActorOptions`.

@@ -29,7 +29,7 @@ class ContextOwner(Protocol):
     instance: str
     state: Any
     environment: Environment
-    log: logging.LoggerAdapter[logging.Logger]
+    users_log: logging.LoggerAdapter[logging.Logger]
     stats: Counter[str]
 
     def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> Timer: ...
@@ -81,7 +81,7 @@ class Context:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger that names the application and the actor."""
-        return self._owner.log
+        return self._owner.users_log
 
     @property
     def stats(self) -> Counter[str]:

@@ -51,6 +51,7 @@ class HandlingHost(ScopeOwner, ParkingHost, Protocol):
     """What handling needs of the actor."""
 
     handlers: tuple[Handler, ...]
+    log: logging.LoggerAdapter[logging.Logger]
     max_payload: int
 
     def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
@@ -80,7 +81,7 @@ class Handling:
         self._pauses = Pauses()
         self._told_unsent = False
         self._parking = Parking(host, link, self._pauses, self._retry.first)
-        self.settlements = Settlements(link.surroundings.stats, self._posts_refused)
+        self.settlements = Settlements(self._stats, self._posts_refused, host.log)
         self._direct: list[Callable[..., Any] | None] = []
         self._direct_of: Any = None
 
@@ -267,7 +268,7 @@ class Handling:
             self._stats["messages.failed"] += 1
             self._host.failed("handler", error, delivery.envelope)
             wait = self._wait_before_next(delivery, turn, error, held_since)
-            self._log_failure(delivery, error, wait)
+            self._log_failure(delivery, error, wait, answers=request is not None)
         if wait is not None:
             router = delivery.route.router
             if not router.holding and await self._pauses.wait(wait, router):
@@ -305,10 +306,13 @@ class Handling:
             return not self._link.bus.connected
         return isinstance(error, _NOT_THE_HANDLERS_FAULT)
 
-    def _log_failure(self, delivery: Delivery, error: Exception, wait: float | None) -> None:
-        expected = isinstance(error, Reject | Retry | RemoteError)
+    def _log_failure(
+        self, delivery: Delivery, error: Exception, wait: float | None, *, answers: bool
+    ) -> None:
+        is_answer = answers and isinstance(error, RemoteError)
+        expected = is_answer or isinstance(error, Reject | Retry)
         level = logging.WARNING if expected or wait is not None else logging.ERROR
-        if isinstance(error, RemoteError):
+        if is_answer and wait is None:
             level = logging.INFO  # an answer like any other
         then = "no further attempt" if wait is None else f"next attempt in {wait:.2g} s"
         self._host.log.log(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -31,6 +31,20 @@ from ._turn import current_turn
 __all__ = ["Host"]
 
 _SHORTEST = 0.1
+
+
+class _RuntimeLog(logging.LoggerAdapter[logging.Logger]):
+    """The runtime's own lines about one actor, whose name they begin with.
+
+    Which of several actors on one topic has failed must show under any logging format.
+    """
+
+    def __init__(self, name: str, extra: Mapping[str, object]) -> None:
+        super().__init__(logging.getLogger("spa_dat.actor"), extra)
+        self._name = name
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
+        return super().process(f"actor {self._name!r}: {msg}", kwargs)
 
 
 class Host:
@@ -78,9 +92,9 @@ class Host:
         self.environment = surroundings.environment
         self.stats = surroundings.stats
         self.max_payload = link.bus.max_payload
-        self.log = logging.LoggerAdapter(
-            logging.getLogger("spa_dat.actor"), {"spa_dat_actor": self.source}
-        )
+        extra = {"spa_dat_actor": self.source}
+        self.users_log = logging.LoggerAdapter(logging.getLogger("spa_dat.actor"), extra)
+        self.log: logging.LoggerAdapter[logging.Logger] = _RuntimeLog(spec.name, extra)
         self.ended = False
         self.state: Any = None
         self.made: Actor | None = None
@@ -208,7 +222,7 @@ class Host:
             return
         self._is_cut_off = True
         self.stats["actors.cut_off"] += 1
-        self.log.warning("actor %r did not finish in time and is cut off", self.name)
+        self.log.warning("it did not finish in time and is cut off")
         self.sync_socket.revoke()
         self._caller.abandon()
 
@@ -358,7 +372,7 @@ class Host:
                 await result
         except Exception as error:
             self.stats["timers.failed"] += 1
-            self.log.exception("what actor %r had put off failed", self.name)
+            self.log.exception("what it had put off failed")
             self.failed("timer", error)
 
     def request_stop(self) -> None:

@@ -278,7 +278,7 @@ class Run:
             if spec.name in names:
                 raise ConfigurationError(
                     f"there are two actors {spec.name!r}; give one of them another name, with the"
-                    " class attribute name or with configure(spec, name=...)"
+                    " class attribute name or with configure(spec, name=...), or remove(spec) one"
                 )
             names[spec.name] = None
             link = self._link_of(spec)

@@ -177,6 +177,8 @@ class Decoder(Generic[T]):
         raise self._refusal(payload, content_type, "only bytes take that content type")
 
     def _refusal(self, payload: bytes, content_type: str | None, why: str) -> DecodeError:
+        if not payload:
+            why = "it is empty"
         stated = "no content type"
         if content_type is not None:
             stated = f"content type {content_type[:80]!r}"

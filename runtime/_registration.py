@@ -66,7 +66,7 @@ def function_spec(
             _handler(function, filters, kind, changed, shared_resources, lambda instance: function),
         )
 
-    return Spec(owner, kind, FunctionActor, options, analyse)
+    return Spec(owner, kind, function, FunctionActor, options, analyse)
 
 
 def class_spec(
@@ -107,7 +107,7 @@ def class_spec(
             if len(inspect.signature(getattr(cls, hook)).parameters) > 1
         }
 
-    return Spec(name, "application", factory, merged, analyse, analyse_hooks)
+    return Spec(name, "application", cls, factory, merged, analyse, analyse_hooks)
 
 
 def check_arguments(

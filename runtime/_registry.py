@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -56,8 +57,15 @@ class Registry:
         kind: Kind,
         topics: str | Sequence[str],
         options: Mapping[str, Any],
+        *,
+        replace: bool | None,
     ) -> None:
-        """Register a function."""
+        """Register a function.
+
+        Args:
+            replace: take the place of the actor of that name; None does so in an interactive
+                session if that is an earlier version of the same function.
+        """
         given = dict(options)
         provider = given["socket_provider"]
         given["socket_provider"] = self.provider if provider is None else as_provider(provider)
@@ -65,12 +73,14 @@ class Registry:
         unused = () if kind == "producer" else ("every",)
         merged = merge_options(kind, ActorOptions(), given, but=unused)
         spec = function_spec(function, name, kind, topics, merged, tuple(self.resources))
-        if any(other.name == spec.name for other in self.specs):
+        earlier = next((other for other in self.specs if other.name == spec.name), None)
+        if earlier is not None and not (replace or (replace is None and _redefines(spec, earlier))):
             raise ConfigurationError(
-                f"there is already an actor {spec.name!r}; give one of them another name="
+                f"there is already an actor {spec.name!r}; give one of them another name=, or this"
+                " one replace=True to take its place"
             )
-        refuse_shared_state(spec.name, merged.state, self._states())
-        self.specs.append(spec)
+        refuse_shared_state(spec.name, merged.state, self._states(but=earlier))
+        self._enter(spec, earlier)
 
     def add_class(
         self, cls: Callable[..., A], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -79,8 +89,28 @@ class Registry:
         check_arguments(cls, args, kwargs)
         options = ActorOptions(socket_provider=self.provider)
         spec = class_spec(cls, partial(cls, *args, **kwargs), options, tuple(self.resources))
-        self.specs.append(spec)
+        # Only another version of the class: the same one may be added twice, and named afterwards.
+        earlier = next(
+            (other for other in self.specs if other.source is not cls and _redefines(spec, other)),
+            None,
+        )
+        self._enter(spec, earlier)
         return spec
+
+    def _enter(self, spec: Spec[Any], earlier: Spec[Any] | None) -> None:
+        if earlier is None:
+            self.specs.append(spec)
+        else:
+            self.specs[self.specs.index(earlier)] = spec
+
+    def remove(self, actor: Spec[Any] | str) -> None:
+        """Take an actor out, given by its name or its registration."""
+        for spec in self.specs:
+            if actor is spec or actor == spec.name:
+                self.specs.remove(spec)
+                return
+        names = ", ".join(repr(spec.name) for spec in self.specs) or "none"
+        raise ConfigurationError(f"no actor {actor!r} is registered; there are: {names}")
 
     def configure(self, spec: Spec[Any], name: str | None, options: Mapping[str, Any]) -> None:
         """Change the name and options of an actor, or nothing at all."""
@@ -103,3 +133,14 @@ class Registry:
         if name in self.resources:
             raise ConfigurationError(f"resource {name!r} is registered already")
         self.resources[name] = resource
+
+
+def _redefines(spec: Spec[Any], earlier: Spec[Any]) -> bool:
+    """Whether a cell of a notebook was run again, or a definition typed once more."""
+    if not hasattr(sys, "ps1"):
+        return False
+    return spec.name == earlier.name and _place(spec.source) == _place(earlier.source)
+
+
+def _place(source: object) -> tuple[object, object]:
+    return getattr(source, "__module__", None), getattr(source, "__qualname__", source)

@@ -13,7 +13,7 @@ from ._turn import Turn
 
 __all__ = ["Settlements"]
 
-log = logging.getLogger("spa_dat")
+_Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 _MOST_OPEN = 1000
 _WITHOUT_OUTCOME = (PublishNotSent, PublishUnknown, asyncio.CancelledError)
@@ -28,14 +28,17 @@ class Settlements:
     Args:
         stats: the application's counters.
         on_refused: what to do with a message one of whose posts was refused for good.
+        log: where it says what was refused.
     """
 
     def __init__(
         self,
         stats: Counter[str],
         on_refused: Callable[[Delivery, BaseException], Awaitable[None]],
+        log: _Log,
     ) -> None:
         self._stats = stats
+        self._log = log
         self._on_refused = on_refused
         self._open = 0
         self._waiters: list[asyncio.Future[None]] = []
@@ -79,7 +82,7 @@ class Settlements:
         elif is_request:
             (delivery,) = deliveries
             self._stats["replies.refused"] += 1
-            log.error(
+            self._log.error(
                 "a reply or post for the request on %r was refused: %s: %s",
                 delivery.envelope.topic,
                 type(error).__name__,

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, get_args, get_origin, overload
 import msgspec
 
 from ..actors import chain_names
-from ..errors import ConfigurationError, RemoteError
+from ..errors import ConfigurationError, DecodeError, RemoteError
 from ..transports import Envelope
 from ._link import Link
 from ._message import NO_HEADERS, Message, OutgoingMessage
@@ -303,10 +303,20 @@ class Socket:
         decoder, whole = known
 
         def decode(envelope: Envelope) -> Any:
-            value = decoder.decode(envelope.payload, envelope.content_type)
+            try:
+                value = decoder.decode(envelope.payload, envelope.content_type)
+            except DecodeError as error:
+                raise _reply_refusal(envelope, error) from error
             return Message.of(envelope, value) if whole else value
 
         return decode
+
+
+def _reply_refusal(envelope: Envelope, error: DecodeError) -> DecodeError:
+    """Say that it is a reply that does not fit, and whose."""
+    who = "the responder" if envelope.source is None else repr(envelope.source[:200])
+    hint = "" if envelope.payload else f"; {who} returned None, perhaps by a forgotten 'return'"
+    return DecodeError(f"the reply of {who} is no use: {error}{hint}")
 
 
 def _message(

@@ -245,6 +245,7 @@ class Spec(Generic[A]):
     Attributes:
         name: the actor's name, unique in its application.
         kind: ``application`` or ``producer``.
+        source: the function or class that was registered.
         factory: makes an instance; called again when the actor is restarted.
         handlers: what reacts to messages, in the order of declaration.
         hooks: ``on_start`` and ``on_stop`` where they ask for something, by name.
@@ -256,6 +257,7 @@ class Spec(Generic[A]):
         self,
         name: str,
         kind: Kind,
+        source: Callable[..., Any],
         factory: Callable[[], A],
         options: ActorOptions,
         analyse: Callable[[ActorOptions], tuple[Handler, ...]],
@@ -263,6 +265,7 @@ class Spec(Generic[A]):
     ) -> None:
         self.name = check_name("actor name", name)
         self.kind: Kind = kind
+        self.source = source
         self.factory = factory
         self._analyse = analyse
         self._analyse_hooks = analyse_hooks

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from spa_dat import Actor, Context, Message, RetryPolicy, Socket, on
+from spa_dat.errors import RemoteError
 from spa_dat.transports import Envelope
 from support.memory import Gate, Site
 from support.waiting import eventually
@@ -655,3 +656,55 @@ async def test_a_reply_that_can_not_be_written_is_logged_without_traceback(
         await site.settled()
     assert "EncodeError: a payload of type object" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+# Log lines.
+
+
+async def test_lines_about_a_failure_begin_with_the_actor(caplog: pytest.LogCaptureFixture) -> None:
+    app = Site().app()
+
+    @app.application("n", name="tracker", retry=RetryPolicy(attempts=1))
+    async def track(payload: int) -> None:
+        raise ValueError(payload)
+
+    @app.application("n", name="archive")
+    async def archive(payload: list[int]) -> None: ...
+
+    @app.application("n", name="fence", batch=(2, 0.1), retry=RetryPolicy(attempts=1))
+    async def fence(numbers: list[int]) -> None:
+        raise ValueError(numbers)
+
+    async with app:
+        await app.socket().publish("n", 1)
+        await eventually(lambda: app.stats["dead_letters.stored"] == 3)
+    lines = [r.getMessage() for r in caplog.records if r.name == "spa_dat.actor"]
+    assert {line.partition(":")[0] for line in lines} == {
+        "actor 'tracker'",
+        "actor 'archive'",
+        "actor 'fence'",
+    }
+
+
+async def test_an_error_of_somebody_it_asked_is_logged_as_any_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = Site().app()
+
+    @app.application("price/of")
+    async def price(item: str) -> float:
+        raise RemoteError("unknown-item", item)
+
+    @app.application("orders", retry=RetryPolicy(attempts=2))
+    async def order(item: str, socket: Socket) -> None:
+        await socket.request("price/of", item, reply=float, timeout=1)
+
+    async with app:
+        await app.socket().publish("orders", "bolt")
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+    levels = [
+        (r.levelname, r.getMessage().partition(":")[0])
+        for r in caplog.records
+        if r.name == "spa_dat.actor" and r.levelname != "INFO"
+    ]
+    assert levels == [("WARNING", "actor 'order'"), ("ERROR", "actor 'order'")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from spa_dat.errors import ConfigurationError
 from spa_dat.runtime._specs import HandlerOptions
 from spa_dat.transports import Consumer, Receiver, SocketProvider, Subscription
 from spa_dat.transports.memory._bus import MemoryBus
+from support.waiting import eventually
 
 Register = Callable[[DistributedApplication], object]
 
@@ -628,3 +630,84 @@ def test_a_misspelt_name_is_recognised(app: DistributedApplication) -> None:
     spec = app.add(Plain)
     with pytest.raises(ConfigurationError, match="'nmae'; did you mean 'name'"):
         app.configure(spec, nmae="b")
+
+
+# Registering again.
+
+
+def test_replace_takes_the_place_of_an_actor(app: DistributedApplication) -> None:
+    @app.application("a")
+    async def handler(payload: str) -> None: ...
+
+    @app.application("b")
+    async def last(payload: str) -> None: ...
+
+    @app.application("c", name="handler", replace=True)
+    async def other(payload: str) -> None: ...
+
+    specs = app._registry.specs
+    assert [(s.name, s.filters[0].text) for s in specs] == [("handler", "c"), ("last", "b")]
+
+
+async def test_a_cell_of_a_notebook_can_be_run_again(
+    app: DistributedApplication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    seen: list[int] = []
+    for cell in (1, 2):
+
+        @app.application("in", state=dict)
+        async def handler(payload: int, cell: int = cell) -> None: ...
+
+        class Counter(Actor):
+            number: ClassVar[int] = cell
+
+            @on("count")
+            async def count(self, payload: int) -> None:
+                seen.append(self.number)
+
+        app.add(Counter)
+    assert [spec.name for spec in app._registry.specs] == ["handler", "Counter"]
+    async with app:
+        await app.socket().publish("count", 1)
+        await eventually(lambda: seen)
+    assert seen == [2]
+
+
+def test_another_function_of_that_name_is_no_new_version(
+    app: DistributedApplication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+
+    @app.application("a", name="handler")
+    async def first(payload: str) -> None: ...
+
+    async def second(payload: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"already an actor 'handler'.*replace=True"):
+        app.application("b", name="handler")(second)
+
+
+def test_replace_can_be_refused_in_a_notebook(
+    app: DistributedApplication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+
+    async def handler(payload: str) -> None: ...
+
+    app.application("a")(handler)
+    with pytest.raises(ConfigurationError, match="already an actor"):
+        app.application("a", replace=False)(handler)
+
+
+def test_an_actor_is_removed_by_name_or_by_registration(app: DistributedApplication) -> None:
+    @app.application("a")
+    async def handler(payload: str) -> None: ...
+
+    spec = app.add(Plain)
+    app.remove("handler")
+    with pytest.raises(ConfigurationError, match=r"no actor 'handler' is registered.*'Plain'"):
+        app.remove("handler")
+    app.remove(spec)
+    assert app._registry.specs == []
+    app.application("a")(handler)

@@ -900,3 +900,37 @@ async def test_a_producer_can_not_subscribe() -> None:
             await socket.subscribe("topic")
 
     assert await with_socket(Site().app(), subscribe) == [None]
+
+
+# Replies that do not fit.
+
+
+async def test_a_responder_that_returns_nothing_is_named() -> None:
+    app = Site().app()
+
+    @app.application("double")
+    async def double(number: int) -> int:
+        return None  # type: ignore[return-value]
+
+    (outcome,) = await with_socket(
+        app, lambda socket: socket.request("double", 1, reply=int, timeout=5)
+    )
+    assert isinstance(outcome, DecodeError)
+    text = str(outcome)
+    assert text.startswith("the reply of 'app/0/double' is no use: ")
+    assert "it is empty" in text
+    assert "returned None" in text
+
+
+async def test_a_reply_of_another_type_is_called_a_reply() -> None:
+    app = Site().app()
+
+    @app.application("double")
+    async def double(number: int) -> str:
+        return "five"
+
+    (outcome,) = await with_socket(
+        app, lambda socket: socket.request("double", 1, reply=int, timeout=5)
+    )
+    assert isinstance(outcome, DecodeError)
+    assert str(outcome).startswith("the reply of 'app/0/double' is no use: the payload (4 bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 
 import pytest
@@ -22,7 +23,7 @@ class Desk:
         self.stats: Counter[str] = Counter()
         self.refused: list[tuple[Delivery, BaseException]] = []
         self.may_park = asyncio.Event()
-        self.settlements = Settlements(self.stats, self._park)
+        self.settlements = Settlements(self.stats, self._park, logging.getLogger("spa_dat"))
 
     async def _park(self, delivery: Delivery, error: BaseException) -> None:
         self.refused.append((delivery, error))

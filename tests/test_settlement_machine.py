@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class SettlementMachine(VirtualMachine):
     def begin(self) -> None:
         self.stats: Counter[str] = Counter()
         self.gates: dict[Delivery, asyncio.Event] = {}
-        self.settlements = Settlements(self.stats, self.park)
+        self.settlements = Settlements(self.stats, self.park, logging.getLogger("spa_dat"))
         self.handled: list[Handled] = []
         self.handling: asyncio.Task[None] | None = None
         self.drains: list[asyncio.Task[None]] = []

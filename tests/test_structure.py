@@ -170,7 +170,7 @@ def _texts() -> Iterator[Path]:
             generated = any(part.startswith((".", "__pycache__")) for part in below)
             if path.is_file() and not generated and not _is_linked(path):
                 yield path
-    yield from sorted(path for path in ROOT.glob("*.*") if path.is_file())
+    yield from sorted(path for path in ROOT.glob("*.*") if path.is_file() and path.name != ".git")
 
 
 def _is_linked(path: Path) -> bool:
