@@ -68,6 +68,27 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
         yield
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Write what UTF-8 cannot carry as escapes: reports travel between processes.
+
+    Tests of hostile texts log and raise halves of surrogate pairs.
+    """
+    report = yield
+    report.sections = [(_encodable(name), _encodable(text)) for name, text in report.sections]
+    if report.longrepr is not None:
+        text = str(report.longrepr)
+        if text != _encodable(text):
+            report.longrepr = _encodable(text)
+    return report
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @pytest.fixture(scope="session")
 def mosquitto(mqtt_broker: Mosquitto) -> Mosquitto:
     """A broker that all tests share, with default settings: use topics of your own."""
