@@ -124,6 +124,11 @@ class Outbox:
         """Publishes that are written and have no outcome."""
         return len(self._written)
 
+    @property
+    def oldest_unconfirmed(self) -> OutboxEntry | None:
+        """The first of the publishes that are written and have no outcome."""
+        return next(iter(self._written), None)
+
     def submit(self, envelope: Envelope, note: Any = None) -> OutboxEntry:
         """Queue a publish; it is written at once when there is a connection and a place.
 

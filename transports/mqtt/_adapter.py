@@ -1,4 +1,4 @@
-"""The one module that reaches into aiomqtt and paho.
+"""The module that reaches into aiomqtt and paho, with `_control` for subscriptions.
 
 The libraries make and read CONNECT, SUBSCRIBE, UNSUBSCRIBE and DISCONNECT. Three things are done
 here instead, because the libraries would lose messages or time over them: messages and their
@@ -18,19 +18,15 @@ from typing import Any
 
 import aiomqtt
 import paho.mqtt.client as paho
-from paho.mqtt import MQTTException
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from ...errors import ConnectionLost
 from ._config import MqttConfig
+from ._control import Control, make_properties
 from ._dial import dial
 from ._flow import MessageFlow
 from ._keepalive import KeepAlive
 from ._packets import MalformedPacket, PublishPacket, variable_integer
-from ._reasons import describe, reason_text, translate
+from ._reasons import describe, reason_text
 from ._session import ClientHandler, Loss, ServerLimits
 from ._stream import FrameStream
 
@@ -53,6 +49,8 @@ class MqttClient:
         clean_start: forget an older session of this identifier.
         session_expiry: seconds for which the broker keeps the session without a connection.
         receive_maximum: the most unacknowledged messages the broker may send; 0 leaves it open.
+        patience: how many times as long as usual a silent broker is waited for while much is
+            unconfirmed; see `KeepAlive`.
 
     Attributes:
         limits: what the broker said.
@@ -70,6 +68,7 @@ class MqttClient:
         clean_start: bool,
         session_expiry: int = 0,
         receive_maximum: int = 0,
+        patience: int = 1,
     ) -> None:
         self.limits = ServerLimits()
         self._loop = asyncio.get_running_loop()
@@ -77,14 +76,14 @@ class MqttClient:
         self._config = config
         self._handler = handler
         self._stream: FrameStream | None = None
-        self._unsubscribing: dict[int, asyncio.Future[list[int]]] = {}
-        self._controls = 0
         self._wants_pause = False
         self._accepted = False
         self.unanswered = False
         self._keepalive: KeepAlive | None = None
+        self._patience = patience
+        self._unconfirmed = 0
         self._end_cause: Exception | None = None
-        properties = _properties(
+        properties = make_properties(
             PacketTypes.CONNECT,
             SessionExpiryInterval=session_expiry,
             ReceiveMaximum=receive_maximum,
@@ -106,6 +105,12 @@ class MqttClient:
         self._flow = MessageFlow(
             handler, stats, self._client._client._mid_generate, self._on_other_packet
         )
+        self._control = Control(
+            self._client,
+            self.lost,
+            lambda: 0 if self._stream is None else self._stream.received,
+            self._on_busy,
+        )
         self._hook()
 
     def _hook(self) -> None:
@@ -113,7 +118,6 @@ class MqttClient:
         library.manual_ack_set(True)
         library.on_connect = self._on_connect
         library.on_disconnect = self._on_disconnect
-        library.on_unsubscribe = self._on_unsubscribe
         library.on_socket_open = None
         library.on_socket_close = None
         library.on_socket_register_write = self._on_write_wanted
@@ -147,7 +151,13 @@ class MqttClient:
             raise
         if not self.lost.done():
             seconds = self.limits.keepalive or self._config.keepalive
-            self._keepalive = KeepAlive(self._stream, seconds, self._on_silence)
+            self._keepalive = KeepAlive(
+                self._stream,
+                seconds,
+                self._on_silence,
+                self._flow.unconfirmed,
+                patience=self._patience,
+            )
 
     async def disconnect(self, timeout: float) -> None:
         """Send what is written, say goodbye and close; at most about ``timeout`` seconds."""
@@ -185,7 +195,7 @@ class MqttClient:
         is behind the messages.
         """
         self._wants_pause = True
-        if self._stream is not None and not self._controls:
+        if self._stream is not None and not self._control.busy:
             self._stream.pause()
 
     def resume(self) -> None:
@@ -209,25 +219,16 @@ class MqttClient:
         Args:
             patterns: the filters.
             qos: highest quality of service, 0 or 1.
-            timeout: seconds to wait for the answer.
+            timeout: seconds to wait for the answer while nothing else comes.
             identifier: comes with every message of this subscription; 0 for none.
             retained: have retained messages sent, where the subscription was not there before.
 
         Raises:
             ConnectionLost: the connection ended first, or there was no answer.
         """
-        # 1: only where the subscription is new. 2: never.
-        options = SubscribeOptions(qos=qos, retainHandling=1 if retained else 2)
-        properties = _properties(PacketTypes.SUBSCRIBE, SubscriptionIdentifier=identifier)
-        codes = await self._control(
-            lambda: self._client.subscribe(
-                [(pattern, options) for pattern in patterns],
-                properties=properties,
-                timeout=timeout,
-            ),
-            f"subscription to {', '.join(map(repr, patterns))}",
+        return await self._control.subscribe(
+            patterns, qos=qos, timeout=timeout, identifier=identifier, retained=retained
         )
-        return [code.value if isinstance(code, ReasonCode) else int(code) for code in codes]
 
     async def unsubscribe(self, patterns: Sequence[str], *, timeout: float) -> list[int]:
         """Unsubscribe; returns a reason code for each filter, 0x11 where there was none.
@@ -235,39 +236,7 @@ class MqttClient:
         Raises:
             ConnectionLost: the connection ended first, or there was no answer.
         """
-
-        async def answered() -> list[int]:
-            result, packet_id = self._client._client.unsubscribe(list(patterns))
-            if result != paho.MQTT_ERR_SUCCESS or packet_id is None:
-                raise aiomqtt.MqttCodeError(result)
-            answer: asyncio.Future[list[int]] = self._loop.create_future()
-            self._unsubscribing[packet_id] = answer
-            try:
-                async with asyncio.timeout(timeout):
-                    return await answer
-            finally:
-                del self._unsubscribing[packet_id]
-
-        codes: list[int] = await self._control(answered, f"end of {len(patterns)} subscriptions")
-        return codes
-
-    async def _control(self, call: Callable[[], Any], what: str) -> Any:
-        self._controls += 1
-        self._resume_stream()
-        task = asyncio.ensure_future(call())
-        try:
-            await asyncio.wait((task, self.lost), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise ConnectionLost(f"{what}: {self.lost.result().text}")
-            return task.result()
-        except (aiomqtt.MqttError, MQTTException, OSError) as error:
-            raise translate(error, what) from error
-        finally:
-            if not task.done():
-                task.cancel()
-            self._controls -= 1
-            if self._wants_pause and not self._controls and self._stream is not None:
-                self._stream.pause()
+        return await self._control.unsubscribe(patterns, timeout=timeout)
 
     # What the stream reports.
 
@@ -298,7 +267,7 @@ class MqttClient:
     def _loss(self) -> Loss:
         if self._end_cause is None:
             return Loss("the broker closed the connection", closed_by_broker=True)
-        return Loss(describe(self._end_cause))
+        return Loss(describe(self._end_cause), unconfirmed=self._unconfirmed)
 
     # What the library reports.
 
@@ -344,14 +313,13 @@ class MqttClient:
             )
             self.abort()
 
-    def _on_unsubscribe(
-        self, client: Any, userdata: Any, packet_id: int, reasons: Any, properties: Any = None
-    ) -> None:
-        answer = self._unsubscribing.get(packet_id)
-        if answer is not None and not answer.done():
-            answer.set_result([reason.value for reason in reasons])
-
     # Inner parts.
+
+    def _on_busy(self, is_busy: bool) -> None:
+        if is_busy:
+            self._resume_stream()
+        elif self._wants_pause and self._stream is not None:
+            self._stream.pause()
 
     def _resume_stream(self) -> None:
         if self._stream is not None and self._stream.paused:
@@ -365,6 +333,7 @@ class MqttClient:
             self._keepalive = None
 
     def _on_silence(self) -> None:
+        self._unconfirmed = self._flow.unconfirmed()
         if self._stream is not None:
             self._stream.abort()
         self._on_end(TimeoutError("the broker has gone silent"))
@@ -384,14 +353,6 @@ class MqttClient:
             self._flow.end()
             if self._accepted:
                 self._handler.on_lost(loss)
-
-
-def _properties(packet: int, **values: int) -> Properties:
-    properties = Properties(packet)  # type: ignore[no-untyped-call]
-    for name, value in values.items():
-        if value:
-            setattr(properties, name, value)
-    return properties
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

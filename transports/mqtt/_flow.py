@@ -43,7 +43,7 @@ class MessageFlow:
         self._next_packet_id = next_packet_id
         self._on_other = on_other
         self._stream: FrameStream | None = None
-        self._in_flight: dict[int, Any] = {}
+        self._in_flight: dict[int, tuple[Any, int]] = {}
 
     def begin(self, stream: FrameStream) -> None:
         """Write to this stream from now on."""
@@ -53,6 +53,10 @@ class MessageFlow:
         """The connection is gone, and with it what was not confirmed."""
         self._stream = None
         self._in_flight.clear()
+
+    def unconfirmed(self) -> int:
+        """Bytes of the messages that were written with QoS 1 and not confirmed yet."""
+        return sum(size for _, size in self._in_flight.values())
 
     def acknowledge(self, tokens: list[int]) -> None:
         """Acknowledge messages, in this order."""
@@ -68,7 +72,7 @@ class MessageFlow:
             packet_id = self._next_packet_id()
             while packet_id in self._in_flight:
                 packet_id = self._next_packet_id()
-            self._in_flight[packet_id] = note
+            self._in_flight[packet_id] = note, packet.size
             stream.write(packet.encode(packet_id))
         else:
             stream.write(packet.encode(0))
@@ -87,9 +91,9 @@ class MessageFlow:
         elif kind == _PUBACK:
             if stop - start < 2:
                 raise MalformedPacket("a PUBACK packet ends too early")
-            note = self._in_flight.pop(data[start] << 8 | data[start + 1], None)
-            if note is not None:
-                self._handler.on_confirmed(note, data[start + 2] if stop - start > 2 else 0)
+            confirmed = self._in_flight.pop(data[start] << 8 | data[start + 1], None)
+            if confirmed is not None:
+                self._handler.on_confirmed(confirmed[0], data[start + 2] if stop - start > 2 else 0)
         elif kind == _PUBREL:
             if self._stream is not None:
                 self._stream.write(encode_completion(data[start:stop]))

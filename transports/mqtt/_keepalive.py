@@ -4,37 +4,82 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from ._packets import PINGREQ
-from ._stream import FrameStream
 
-__all__ = ["KeepAlive"]
+__all__ = ["LARGE", "KeepAlive", "Line"]
+
+LARGE = 65_536
+"""Bytes that a proxy or load balancer on the way may take from us and pass on slowly."""
+
+# Checks in a row without a sign of life, of which there are two in each interval: usually, and
+# while more than `LARGE` bytes are unconfirmed.
+_MOST_QUIET = 2
+_MOST_QUIET_LARGE = 3
+
+
+class Line(Protocol):
+    """What a connection's stream tells of the bytes that pass it; see `FrameStream`."""
+
+    heard: bool
+    spoken: bool
+    paused: bool
+    written: int
+
+    def departed(self) -> int:
+        """How many of the written bytes the peer's system has received."""
+
+    def write(self, data: bytes) -> None:
+        """Send."""
 
 
 class KeepAlive:
     """Pings a broker that hears or says nothing, and notices when it does not answer.
 
-    A dead connection is noticed within one and a half times ``seconds``. While reading is paused
-    the broker's answers can not be seen and are not asked for; pings still go out, so that the
-    broker does not give up.
+    A ping stands behind what was written before it, and the broker cannot answer before that has
+    arrived. So bytes that leave in front of a ping are a sign of life like bytes that come. What
+    is written behind it is not: the system of a broker that is frozen goes on taking bytes.
+
+    A dead connection is noticed within one and a half times ``seconds`` after the last sign of
+    life, and within twice ``seconds`` while more than `LARGE` bytes are unconfirmed. While reading
+    is paused the broker's answers cannot be seen and are not asked for; pings still go out, so
+    that the broker does not give up.
 
     Args:
         stream: of the connection.
         seconds: the interval agreed with the broker.
         on_silence: called once when the broker is not there any more.
+        unconfirmed: how many bytes of messages the broker has not confirmed.
+        patience: how many times as long to wait while more than `LARGE` bytes are unconfirmed,
+            since what a proxy on the way holds back cannot be seen.
     """
 
-    def __init__(self, stream: FrameStream, seconds: float, on_silence: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        stream: Line,
+        seconds: float,
+        on_silence: Callable[[], None],
+        unconfirmed: Callable[[], int],
+        *,
+        patience: int = 1,
+    ) -> None:
         self._stream = stream
         self._period = seconds / 2
         self._on_silence = on_silence
-        self._unanswered = False
+        self._unconfirmed = unconfirmed
+        self._patience = patience
+        self._quiet = 0
+        # How many bytes were written before the first unanswered ping.
+        self._asked: int | None = None
+        self._departed = 0
         self._timer: asyncio.TimerHandle | None = None
         self._schedule()
 
     def resumed(self) -> None:
         """Reading goes on after a pause: what was not seen until now does not count."""
-        self._unanswered = False
+        self._quiet = 0
+        self._asked = None
 
     def stop(self) -> None:
         """No more pings."""
@@ -47,12 +92,31 @@ class KeepAlive:
 
     def _check(self) -> None:
         stream = self._stream
-        if self._unanswered and not stream.heard and not stream.paused:
+        departed = stream.departed()
+        if stream.heard:
+            self._asked = None
+        if stream.heard or stream.paused or self._comes_nearer(departed):
+            self._quiet = 0
+        else:
+            self._quiet += 1
+        if self._quiet >= _MOST_QUIET and self._quiet >= self._most_quiet():
             self._timer = None
             self._on_silence()
             return
-        self._unanswered = not stream.heard
-        if not (stream.heard and stream.spoken):
+        self._departed = departed
+        is_idle = not stream.spoken and departed >= stream.written
+        if is_idle or (self._asked is None and not stream.heard):
+            if self._asked is None:
+                self._asked = stream.written
             stream.write(PINGREQ)
         stream.heard = stream.spoken = False
         self._schedule()
+
+    def _most_quiet(self) -> int:
+        if self._unconfirmed() > LARGE:
+            return _MOST_QUIET_LARGE * self._patience
+        return _MOST_QUIET
+
+    def _comes_nearer(self, departed: int) -> bool:
+        """Whether bytes in front of the unanswered ping have left since the last look."""
+        return self._asked is not None and self._departed < min(departed, self._asked)

@@ -7,15 +7,22 @@ import contextlib
 import logging
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 
 from ._packets import MalformedPacket
 
 __all__ = ["FrameStream"]
 
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
 _log = logging.getLogger(__name__)
 
 _CHUNK = 65_536
+# Of macOS; Python does not name it.
+_SO_NWRITE = 0x1024
 _WANT_READ = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 _BLOCKED = (*_WANT_READ, ssl.SSLWantWriteError)
 
@@ -38,6 +45,8 @@ class FrameStream:
         heard: something was received since this was last set to False.
         spoken: something was written since this was last set to False.
         paused: `pause` is in effect.
+        received: bytes received so far.
+        written: bytes written so far, by the user of the stream.
     """
 
     def __init__(
@@ -49,6 +58,8 @@ class FrameStream:
         self.heard = False
         self.spoken = False
         self.paused = False
+        self.received = 0
+        self.written = 0
         self._sock = sock
         self._descriptor = sock.fileno()
         self._loop = asyncio.get_running_loop()
@@ -108,10 +119,20 @@ class FrameStream:
         if self._ended:
             return
         self._out += data
+        self.written += len(data)
         self.spoken = True
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
+
+    def departed(self) -> int:
+        """How many of the bytes written the peer's system has confirmed to have.
+
+        Where the system does not tell, what it has taken over counts.
+        """
+        if self._ended:
+            return self.written
+        return self.written - len(self._out) - _unconfirmed(self._sock)
 
     def after_flush(self, callback: Callable[[], None]) -> None:
         """Call it once everything written so far is with the operating system."""
@@ -173,6 +194,7 @@ class FrameStream:
             self._end(cause)
             return
         self.heard = True
+        self.received += len(data)
         if self._quick is not None:
             # The kernel forgets it again; without it a small answer waits up to 40 ms.
             with contextlib.suppress(OSError):
@@ -274,6 +296,19 @@ class FrameStream:
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
         self._on_end(error)
+
+
+def _unconfirmed(sock: socket.socket) -> int:
+    """Bytes in the send buffer of a socket that the peer has not confirmed; 0 where unknown."""
+    try:
+        if sys.platform == "linux":
+            answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+            return int.from_bytes(answer, sys.byteorder)
+        if sys.platform == "darwin":
+            return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
+    except OSError:
+        pass
+    return 0
 
 
 def _long_length(data: bytes, position: int, end: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from ._adapter import MqttClient
 from ._config import MqttConfig
 from ._connection import Connection
 from ._consumer import MqttConsumer
+from ._keepalive import LARGE
 from ._packets import PublishPacket
 from ._reasons import NO_SUBSCRIBERS, publish_refusal, subscribe_refusal
 from ._session import Loss, ServerLimits
@@ -26,6 +27,7 @@ __all__ = ["MqttBus"]
 _log = logging.getLogger(__name__)
 
 _REFUSED = 0x80
+_MOST_PATIENCE = 16
 _check_topic = functools.lru_cache(4_096)(check_topic)
 
 
@@ -49,6 +51,7 @@ class MqttBus(Bus):
         self._inbox = reply_prefix(identity.application, token)
         self._on_reply: Callable[[str, Envelope], None] | None = None
         self._client: MqttClient | None = None
+        self._patience = 1
         self._outbox = Outbox(self._write, capacity=config.outbox, window=config.inflight)
         self._connection = Connection(self, config, self._identifier, surroundings)
 
@@ -87,7 +90,12 @@ class MqttBus(Bus):
 
     def make_client(self) -> MqttClient:
         self._client = MqttClient(
-            self._config, self._identifier, self, self._stats, clean_start=True
+            self._config,
+            self._identifier,
+            self,
+            self._stats,
+            clean_start=True,
+            patience=self._patience,
         )
         return self._client
 
@@ -107,6 +115,11 @@ class MqttBus(Bus):
         self._outbox.connected(min(limits.receive_maximum, self._config.inflight))
 
     def on_lost(self, loss: Loss) -> None:
+        self._patience = 1
+        oldest = self._outbox.oldest_unconfirmed
+        if loss.unconfirmed > LARGE and oldest is not None:
+            # It is sent again from its beginning: without more time it would never arrive.
+            self._patience = min(2**oldest.writes, _MOST_PATIENCE)
         self.connected = False
         self._outbox.disconnected()
 

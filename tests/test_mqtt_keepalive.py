@@ -1,0 +1,235 @@
+"""Signs of life on MQTT connections: what counts as one, and when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from spa_dat.errors import ConnectionLost
+from spa_dat.transports import Envelope
+from spa_dat.transports.mqtt._control import Control
+from spa_dat.transports.mqtt._keepalive import LARGE, KeepAlive
+from spa_dat.transports.mqtt._packets import PINGREQ
+from spa_dat.transports.mqtt._stream import FrameStream
+from support.mqtt import client
+from support.scripted import Peer, ScriptedBroker
+from support.waiting import eventually
+
+SECONDS = 10.0
+
+
+class Link:
+    """A connection whose bytes leave at a given rate, to a broker that answers pings."""
+
+    def __init__(
+        self, *, rate: float = 1e9, hides: float = 0.0, patience: int = 1, unconfirmed: int = 0
+    ) -> None:
+        self.heard = self.spoken = self.paused = False
+        self.written = 0
+        self.pings = 0
+        self.is_answering = True
+        self.silent_at: float | None = None
+        self.rate = rate
+        self._hides = hides
+        self._left = 0.0
+        self._unanswered: list[int] = []
+        self._loop = asyncio.get_running_loop()
+        self._began = self._now = self._loop.time()
+        self.keepalive = KeepAlive(
+            self, SECONDS, self._on_silence, lambda: unconfirmed, patience=patience
+        )
+
+    def departed(self) -> int:
+        return int(self._left)
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+        self.spoken = True
+        if data == PINGREQ:
+            self.pings += 1
+            self._unanswered.append(self.written)
+
+    async def run(self, seconds: float) -> None:
+        """Let so much time go by."""
+        end = self._loop.time() + seconds
+        while self._loop.time() < end and self.silent_at is None:
+            await asyncio.sleep(0.1)
+            passed = self._loop.time() - self._now
+            self._now += passed
+            self._left = min(self.written, self._left + passed * self.rate)
+            arrived = self._left - self._hides * self.rate
+            while self.is_answering and self._unanswered and self._unanswered[0] <= arrived + 2:
+                del self._unanswered[0]
+                self.heard = True
+
+    def _on_silence(self) -> None:
+        self.silent_at = self._loop.time() - self._began
+
+
+@pytest.mark.virtual
+async def test_what_leaves_in_front_of_a_ping_is_a_sign_of_life_for_however_long_it_takes() -> None:
+    link = Link(rate=1_000)
+    link.write(b"x" * 1_000_000)
+    await link.run(990)
+    assert link.silent_at is None
+    assert link.pings <= 2, "a ping that waits in line is not followed by more"
+    await link.run(200)
+    assert link.silent_at is None
+    link.keepalive.stop()
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("unconfirmed", [0, 10 * LARGE])
+async def test_sending_that_comes_to_rest_ends_within_two_keep_alives(unconfirmed: int) -> None:
+    link = Link(rate=1_000, unconfirmed=unconfirmed)
+    link.is_answering = False
+    link.write(b"x" * 1_000_000)
+    await link.run(301)
+    assert link.silent_at is None
+    link.rate = 0.0
+    await link.run(1_000)
+    assert link.silent_at is not None
+    assert link.silent_at - 301 <= 2 * SECONDS
+
+
+@pytest.mark.virtual
+async def test_bytes_behind_a_ping_prove_nothing_when_the_broker_is_frozen() -> None:
+    link = Link()
+    link.is_answering = False
+    for _ in range(100):
+        link.write(b"x" * 100)
+        await link.run(1)
+    assert link.silent_at is not None
+    assert link.silent_at <= 2 * SECONDS
+
+
+@pytest.mark.virtual
+async def test_an_idle_broker_that_freezes_is_noticed_within_one_and_a_half_intervals() -> None:
+    link = Link()
+    await link.run(7)
+    link.is_answering = False
+    await link.run(100)
+    assert link.silent_at is not None
+    assert link.silent_at - 7 <= 1.5 * SECONDS
+
+
+@pytest.mark.virtual
+async def test_an_idle_broker_that_answers_is_asked_once_in_half_an_interval() -> None:
+    link = Link()
+    await link.run(1_000)
+    assert link.silent_at is None
+    assert 190 <= link.pings <= 200
+    link.keepalive.stop()
+
+
+@pytest.mark.virtual
+async def test_while_reading_is_paused_pings_go_out_and_silence_is_not_judged() -> None:
+    link = Link()
+    link.is_answering = False
+    link.paused = True
+    await link.run(1_000)
+    assert link.silent_at is None
+    assert link.pings >= 190
+    link.keepalive.stop()
+
+
+@pytest.mark.virtual
+async def test_patience_gives_time_to_what_a_proxy_holds_back_and_to_nothing_else() -> None:
+    large = 10 * LARGE
+    for patience, unconfirmed, lives in ((1, large, False), (4, large, True), (4, 1, False)):
+        link = Link(hides=45, rate=10_000, patience=patience, unconfirmed=unconfirmed)
+        link.write(b"x" * 100_000)
+        await link.run(55)
+        assert (link.silent_at is None) is lives
+        link.keepalive.stop()
+
+
+async def test_a_stream_tells_how_much_the_peer_has() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+    ours.setblocking(False)
+    peer.setblocking(False)
+    stream = FrameStream(ours, lambda *packet: None, lambda error: None)
+    loop = asyncio.get_running_loop()
+    size = 40_000_000
+    try:
+        stream.write(b"x" * size)
+        await asyncio.sleep(0)
+        assert stream.written == size
+        assert stream.departed() < size
+        got = 0
+        while got < size:
+            before = stream.departed()
+            got += len(await loop.sock_recv(peer, 4_000_000))
+            assert stream.departed() >= before
+        await eventually(lambda: stream.departed() == size)
+    finally:
+        stream.abort()
+        peer.close()
+
+
+async def test_the_same_large_publish_is_given_more_time_after_each_silence() -> None:
+    """A silent broker that has taken everything looks like a proxy that passes it on slowly."""
+    given: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.ready()
+        packet = await peer.expect("PUBLISH")
+        given.append(len(packet.body))
+        if len(given) < 3:
+            await asyncio.Event().wait()
+        peer.puback(packet)
+        await peer.wait_closed()
+
+    async with ScriptedBroker(script) as broker, client(broker, keepalive=1) as app:
+        bus = app.bus
+        posted = bus.post(Envelope(topic="t", payload=b"x" * 200_000))
+        patience: list[int] = []
+        for connections in (1, 2, 3):
+            await eventually(lambda count=connections: len(given) == count, 30)  # type: ignore[misc]
+            patience.append(vars(bus)["_patience"])
+        await posted
+        assert patience == [1, 2, 4]
+
+
+class Library:
+    """Stands for the client library; the broker answers after ``seconds``."""
+
+    def __init__(self, seconds: float) -> None:
+        self._client = SimpleNamespace(on_unsubscribe=None)
+        self._seconds = seconds
+
+    async def subscribe(self, topics: object, *, properties: object, timeout: float) -> list[int]:
+        async with asyncio.timeout(timeout):
+            await asyncio.sleep(self._seconds)
+        return [1]
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize(("rate", "waits"), [(26_000, True), (1, False), (0, False)])
+async def test_an_answer_behind_large_messages_is_waited_for_while_they_come(
+    rate: int, waits: bool
+) -> None:
+    """A session's messages come before the answer to a subscription; pings' answers do too."""
+    loop = asyncio.get_running_loop()
+    busy: list[bool] = []
+    control = Control(
+        cast(Any, Library(300)),
+        loop.create_future(),
+        lambda: int(loop.time() * rate),
+        busy.append,
+    )
+    began = loop.time()
+    subscribing = control.subscribe(["t"], qos=1, timeout=10, identifier=0, retained=True)
+    if waits:
+        assert await subscribing == [1]
+    else:
+        with pytest.raises(ConnectionLost, match=r"'t'.*did not answer within 10 s"):
+            await subscribing
+        assert loop.time() - began < 11
+    assert busy == [True, False]

@@ -1,0 +1,146 @@
+"""SUBSCRIBE and UNSUBSCRIBE, and the wait for their answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import aiomqtt
+import paho.mqtt.client as paho
+from paho.mqtt import MQTTException
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from ...errors import ConnectionLost
+from ._reasons import translate
+from ._session import Loss
+
+__all__ = ["Control", "make_properties"]
+
+# The library's own limit is out of the way: it does not know what else arrives meanwhile.
+_NO_LIMIT = 1e9
+# Answers to pings are no sign that an answer is under way behind large messages.
+_LEAST_RECEIVED = 1_024
+
+
+class Control:
+    """Changes subscriptions on one connection.
+
+    Args:
+        client: the library's client.
+        lost: ends when the connection does.
+        received: how many bytes have been received so far.
+        on_busy: called with True when the first answer is waited for, with False after the last.
+
+    Attributes:
+        busy: an answer is being waited for.
+    """
+
+    def __init__(
+        self,
+        client: aiomqtt.Client,
+        lost: asyncio.Future[Loss],
+        received: Callable[[], int],
+        on_busy: Callable[[bool], None],
+    ) -> None:
+        self._client = client
+        self._lost = lost
+        self._received = received
+        self._on_busy = on_busy
+        self._waiting = 0
+        self._unsubscribing: dict[int, asyncio.Future[list[int]]] = {}
+        client._client.on_unsubscribe = self._on_unsubscribe
+
+    @property
+    def busy(self) -> bool:
+        return self._waiting > 0
+
+    async def subscribe(
+        self, patterns: Sequence[str], *, qos: int, timeout: float, identifier: int, retained: bool
+    ) -> list[int]:
+        """See `MqttClient.subscribe`."""
+        # 1: only where the subscription is new. 2: never.
+        options = SubscribeOptions(qos=qos, retainHandling=1 if retained else 2)
+        properties = make_properties(PacketTypes.SUBSCRIBE, SubscriptionIdentifier=identifier)
+        codes = await self._answered(
+            self._client.subscribe(
+                [(pattern, options) for pattern in patterns],
+                properties=properties,
+                timeout=_NO_LIMIT,
+            ),
+            timeout,
+            f"subscription to {', '.join(map(repr, patterns))}",
+        )
+        return [code.value if isinstance(code, ReasonCode) else int(code) for code in codes]
+
+    async def unsubscribe(self, patterns: Sequence[str], *, timeout: float) -> list[int]:
+        """See `MqttClient.unsubscribe`."""
+
+        async def answered() -> list[int]:
+            result, packet_id = self._client._client.unsubscribe(list(patterns))
+            if result != paho.MQTT_ERR_SUCCESS or packet_id is None:
+                raise aiomqtt.MqttCodeError(result)
+            answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+            self._unsubscribing[packet_id] = answer
+            try:
+                return await answer
+            finally:
+                del self._unsubscribing[packet_id]
+
+        codes: list[int] = await self._answered(
+            answered(), timeout, f"end of {len(patterns)} subscriptions"
+        )
+        return codes
+
+    def _on_unsubscribe(
+        self, client: Any, userdata: Any, packet_id: int, reasons: Any, properties: Any = None
+    ) -> None:
+        answer = self._unsubscribing.get(packet_id)
+        if answer is not None and not answer.done():
+            answer.set_result([reason.value for reason in reasons])
+
+    async def _answered(self, call: Awaitable[Any], timeout: float, what: str) -> Any:
+        self._waiting += 1
+        if self._waiting == 1:
+            self._on_busy(True)
+        task = asyncio.ensure_future(call)
+        try:
+            await self._wait(task, timeout)
+            if task.done():
+                return task.result()
+            if self._lost.done():
+                raise ConnectionLost(f"{what}: {self._lost.result().text}")
+            raise ConnectionLost(f"{what}: the broker did not answer within {timeout:g} s")
+        except (aiomqtt.MqttError, MQTTException, OSError) as error:
+            raise translate(error, what) from error
+        finally:
+            if not task.done():
+                task.cancel()
+            self._waiting -= 1
+            if not self._waiting:
+                self._on_busy(False)
+
+    async def _wait(self, task: asyncio.Future[Any], timeout: float) -> None:
+        """Until there is an answer, or nothing more has come for ``timeout`` seconds.
+
+        The answer stands behind the messages that the session has kept, and they may be large.
+        """
+        while True:
+            received = self._received()
+            done, _ = await asyncio.wait(
+                (task, self._lost), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done or self._received() - received < _LEAST_RECEIVED:
+                return
+
+
+def make_properties(packet: int, **values: int) -> Properties:
+    """Properties of a packet of this type; those with the value 0 are left out."""
+    properties = Properties(packet)  # type: ignore[no-untyped-call]
+    for name, value in values.items():
+        if value:
+            setattr(properties, name, value)
+    return properties
