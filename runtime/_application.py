@@ -12,12 +12,13 @@ from typing import Any, Never, ParamSpec, Self, TypeVar, Unpack
 from .._environment import Environment
 from ..actors import Actor, RestartPolicy
 from ..errors import ConfigurationError
-from ..transports import Identity, as_provider
+from ..transports import Identity, SocketProvider, as_provider
 from ._lifecycle import Run, Settings
 from ._registry import ProviderLike, Registry
 from ._resources import Resource
 from ._socket import Socket
 from ._specs import HandlerOptions, Spec, check_name, check_seconds
+from ._sync_socket import SyncSocket
 
 __all__ = ["DistributedApplication", "ProviderLike"]
 
@@ -293,12 +294,28 @@ class DistributedApplication:
         Raises:
             ConfigurationError: the application does not run, or does not use this bus.
         """
+        return self._started_run().socket(_provider(socket_provider))
+
+    def sync_socket(self, *, socket_provider: ProviderLike | None = None) -> SyncSocket:
+        """A blocking socket for threads that the program has started itself.
+
+        May be called, and the socket used, in any thread but that of the event loop, while the
+        application runs. Otherwise as `socket`.
+
+        Args:
+            socket_provider: as for `socket`.
+
+        Raises:
+            ConfigurationError: as `socket`.
+        """
+        return self._started_run().sync_socket(_provider(socket_provider))
+
+    def _started_run(self) -> Run:
         if self._run is None:
             raise ConfigurationError(
                 f"application {self.name!r} does not run; use its socket inside 'async with'"
             )
-        provider = None if socket_provider is None else as_provider(socket_provider)
-        return self._run.socket(provider)
+        return self._run
 
     async def wait(self) -> None:
         """Wait until the application has reason to end: `stop` was called, or it has producers
@@ -345,3 +362,7 @@ class DistributedApplication:
 
     def __repr__(self) -> str:
         return f"<DistributedApplication {self.name!r} instance {self.identity.instance!r}>"
+
+
+def _provider(given: ProviderLike | None) -> SocketProvider | None:
+    return None if given is None else as_provider(given)

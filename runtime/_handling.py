@@ -9,14 +9,13 @@ from typing import Any, Protocol
 
 from ..actors import enter_chain
 from ..errors import (
-    ConnectFailed,
-    ConnectionLost,
     DecodeError,
     OutboxFull,
     PublishNotSent,
     PublishUnknown,
     RemoteError,
     RequestTimeout,
+    TransportError,
 )
 from ..transports import Delivery, DeliveryState, Envelope
 from ._dead_letter import describe
@@ -38,13 +37,7 @@ __all__ = ["Handling"]
 
 _QUEUED = DeliveryState.QUEUED
 _RUNNING = DeliveryState.RUNNING
-_NOT_THE_HANDLERS_FAULT = (
-    ConnectionLost,
-    ConnectFailed,
-    OutboxFull,
-    PublishNotSent,
-    PublishUnknown,
-)
+_OF_OUTAGES = (OutboxFull, PublishNotSent, PublishUnknown)
 
 
 class HandlingHost(ScopeOwner, ParkingHost, Protocol):
@@ -302,9 +295,16 @@ class Handling:
         return True
 
     def _is_outage(self, error: Exception) -> bool:
-        if isinstance(error, RequestTimeout):
-            return not self._link.bus.connected
-        return isinstance(error, _NOT_THE_HANDLERS_FAULT)
+        """Whether the handler failed because a connection was away, which is not its fault.
+
+        Failing while there is one counts, whatever failed: else a handler that always posts too
+        much, or always waits too briefly, would be called for ever.
+        """
+        if not isinstance(error, TransportError | RequestTimeout):
+            return False
+        if error.outage is None:
+            return isinstance(error, _OF_OUTAGES) and not self._link.bus.connected
+        return error.outage
 
     def _log_failure(
         self, delivery: Delivery, error: Exception, wait: float | None, *, answers: bool

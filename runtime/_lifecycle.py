@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ._routes import Route
 from ._socket import Socket
 from ._specs import Spec
 from ._subscriptions import NoSubscription, Subscriptions
+from ._sync_socket import SyncSocket
 from ._waiting import wait_for_all, wait_for_each, wait_until
 
 __all__ = ["Run", "Settings"]
@@ -80,6 +82,7 @@ class Run:
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
         self._keeper = ResourceKeeper()
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._ending: asyncio.Future[None] = self._loop.create_future()
         self._stopping: asyncio.Task[None] | None = None
         self._leaving: dict[Hosted, asyncio.Task[None]] = {}
@@ -215,6 +218,10 @@ class Run:
         identity = self.settings.identity
         return Socket(link, f"{identity.application}/{identity.instance}", NoSubscription())
 
+    def sync_socket(self, provider: SocketProvider | None) -> SyncSocket:
+        """What `socket` gives, for other threads; works in any thread."""
+        return SyncSocket(self.socket(provider), self._loop, self._thread)
+
     def request_stop(self) -> None:
         """Let `wait` return. Works from any thread."""
         self._loop.call_soon_threadsafe(self.end, None)
@@ -333,6 +340,8 @@ class Run:
 
     def abandon(self) -> None:
         """What is left to do when the whole application was killed, and its tasks with it."""
+        for link in self._links.values():
+            link.ended = True
         for host in self._hosts:
             host.abandon()
         self._release_claims()
@@ -355,7 +364,7 @@ class Run:
                 wait_until(deadline, link.bus.drain()) for link in self._links.values()
             )
             await self._keeper.close(max(deadline - now, _LEAST_FOR_RESOURCES))
-            await wait_for_each(link.bus.close() for link in self._links.values())
+            await wait_for_each(link.close() for link in self._links.values())
         finally:
             self._release_claims()
             self.end(None)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from ..errors import ConfigurationError, OutboxFull
+from ..errors import ActorStopped, ConfigurationError, OutboxFull
 from ..transports import (
     RESERVED,
     Bus,
@@ -43,6 +43,8 @@ class Link:
         bus: the connection.
         requests: the requests under way.
         surroundings: identity, environment and counters of the application.
+        loop: the event loop that it belongs to.
+        ended: the application has stopped, and its sockets do nothing any more.
     """
 
     def __init__(self, provider: SocketProvider, surroundings: Surroundings) -> None:
@@ -50,6 +52,10 @@ class Link:
         self.surroundings = surroundings
         self.bus: Bus = provider.open(surroundings)
         self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
+        self.loop = asyncio.get_running_loop()
+        self.ended = False
+        identity = surroundings.identity
+        self._own = f"{identity.application}/{identity.instance}/"
         self._checked: dict[str, None] = {}
         # All but the last level of reply addresses that may be used.
         self._reply_prefixes: dict[str, None] = {}
@@ -57,6 +63,39 @@ class Link:
     async def start(self) -> None:
         """Connect and open the reply inbox; raises as `Bus.start`."""
         await self.bus.start(self.requests.on_reply)
+
+    async def close(self) -> None:
+        """Disconnect, and refuse what sockets are still used for."""
+        self.ended = True
+        await self.bus.close()
+
+    def check_use(self) -> None:
+        """Refuse a socket that is used where it cannot work, instead of letting it fail later.
+
+        Raises:
+            ActorStopped: the application has ended.
+            ConfigurationError: it belongs to the event loop of another thread, or the handler
+                that uses it to another application.
+        """
+        name = self.surroundings.identity.application
+        if self.ended:
+            raise ActorStopped(
+                f"application {name!r} has ended, and this socket with it: ask for a new one when"
+                " it runs again"
+            )
+        if asyncio._get_running_loop() is not self.loop:
+            raise ConfigurationError(
+                f"a socket of application {name!r} was used outside of the event loop that it"
+                " belongs to: in another thread use app.sync_socket(), or the SyncSocket that a"
+                " 'def' handler gets; in another event loop start an application of its own"
+            )
+        turn = current_turn.get()
+        if turn is not None and not turn.actor.startswith(self._own):
+            raise ConfigurationError(
+                f"actor {turn.actor!r} used a socket of another application, {name!r}: use the"
+                " socket that the handler is given, or app.socket(socket_provider=...) of its own"
+                " application for another bus"
+            )
 
     def check(self, topic: str) -> None:
         """Raise ConfigurationError when a user may not publish to ``topic``."""

@@ -121,9 +121,9 @@ class Requests:
             f"{len(waiting.replies)} of {waiting.wanted} replies" if waiting.replies else "no reply"
         )
         hint = "" if self._bus.connected else "; there is no connection to the broker"
-        waiting.future.set_exception(
-            RequestTimeout(f"request to {topic!r}: {got} within {timeout:g} s{hint}")
-        )
+        error = RequestTimeout(f"request to {topic!r}: {got} within {timeout:g} s{hint}")
+        error.outage = not self._bus.connected
+        waiting.future.set_exception(error)
 
 
 def _fail_with(future: asyncio.Future[list[Envelope]], posted: asyncio.Future[None]) -> None:

@@ -76,7 +76,9 @@ class Socket:
             timeout: seconds to wait for the confirmation.
 
         Raises:
-            ConfigurationError: the topic or an option is wrong.
+            ConfigurationError: the topic or an option is wrong, or the socket belongs to another
+                application, thread or event loop.
+            ActorStopped: its application has ended.
             EncodeError: the payload can not be written.
             MessageTooLarge, OutboxFull: at once.
             PublishRefused, NotAuthorised: the broker's answer.
@@ -93,6 +95,7 @@ class Socket:
             qos=qos,
             expiry=expiry,
         )
+        self._link.check_use()
         envelope = self._link.envelope(self._source, message)
         check_seconds("publish", "timeout", timeout, zero=True)
         await self._link.bus.publish(envelope, timeout=timeout)
@@ -115,7 +118,8 @@ class Socket:
         broker refuses one, the message becomes a dead letter.
 
         Raises:
-            ConfigurationError, EncodeError, MessageTooLarge, OutboxFull: at once.
+            ConfigurationError, ActorStopped, EncodeError, MessageTooLarge, OutboxFull: at once.
+                For the last there is `drain`.
         """
         message = _message(
             topic,
@@ -127,8 +131,21 @@ class Socket:
             qos=qos,
             expiry=expiry,
         )
+        self._link.check_use()
         envelope = self._link.envelope(self._source, message)
         self._link.post(envelope)
+
+    async def drain(self) -> None:
+        """Wait until posts find room: until at most half of the bus's ``outbox`` is taken.
+
+        Call it between posts, in a loop that posts much; it returns at once while there is room.
+        It does not wait for confirmations, as `publish` does.
+
+        Raises:
+            ActorStopped, ConfigurationError: as `publish`.
+        """
+        self._link.check_use()
+        await self._link.bus.room()
 
     async def subscribe(self, pattern: str) -> None:
         """Also give this actor what matches the filter, from now on and while it runs.
@@ -143,6 +160,7 @@ class Socket:
             ConfigurationError: the filter is wrong, or no handler of the actor can take it.
             NotAuthorised: the broker refuses it.
         """
+        self._link.check_use()
         await self._subscriptions.add(pattern)
 
     async def unsubscribe(self, pattern: str) -> None:
@@ -151,6 +169,7 @@ class Socket:
         Raises:
             ConfigurationError: there is no such runtime subscription.
         """
+        self._link.check_use()
         await self._subscriptions.remove(pattern)
 
     @overload
@@ -282,6 +301,7 @@ class Socket:
         timeout: float,
         wanted: int | None,
     ) -> list[Envelope]:
+        self._link.check_use()
         check_seconds("request", "timeout", timeout)
 
         def make(response_topic: str, correlation: bytes) -> Envelope:

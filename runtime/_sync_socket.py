@@ -23,10 +23,12 @@ class SyncSocket:
     Never use it on the event loop: there it raises ConfigurationError.
     """
 
-    def __init__(self, socket: Socket, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, socket: Socket, loop: asyncio.AbstractEventLoop, loop_thread: int | None = None
+    ) -> None:
         self._socket = socket
         self._loop = loop
-        self._loop_thread = threading.get_ident()
+        self._loop_thread = threading.get_ident() if loop_thread is None else loop_thread
         self._revoked = False
 
     def revoke(self) -> None:
@@ -42,7 +44,10 @@ class SyncSocket:
             )
         if self._revoked or self._loop.is_closed():
             coroutine.close()
-            raise ActorStopped("this handler was given up; its socket does nothing any more")
+            raise ActorStopped(
+                "the handler or application that this socket belongs to has ended; it does nothing"
+                " any more"
+            )
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         # A loop may want to know when a thread waits for it: one with a clock of its own does.
         wait = getattr(self._loop, "wait_in_thread", None)
@@ -104,6 +109,10 @@ class SyncSocket:
             )
 
         self._wait(post())
+
+    def drain(self) -> None:
+        """Wait until posts find room; see `Socket.drain`."""
+        self._wait(self._socket.drain())
 
     def subscribe(self, pattern: str) -> None:
         """Also receive what matches; see `Socket.subscribe`."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spa_dat import Actor, Context, Message, RetryPolicy, Socket, on
-from spa_dat.errors import RemoteError
+from spa_dat.errors import ActorStopped, ConfigurationError, RemoteError
 from spa_dat.transports import Envelope
 from support.memory import Gate, Site
 from support.waiting import eventually
@@ -380,23 +380,161 @@ async def test_a_refused_publish_is_an_error_of_the_handler() -> None:
     assert attempts == [1, 2]
 
 
-async def test_a_full_outbox_costs_no_attempt() -> None:
+async def test_an_outbox_that_is_full_while_there_is_a_connection_costs_an_attempt() -> None:
     site = Site(outbox=5)
     app = site.app()
     attempts: list[int] = []
 
-    @app.application("n", name="actor", retry=RetryPolicy(attempts=2, jitter=0))
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
     async def handle(number: int, socket: Socket, context: Context) -> None:
         attempts.append(context.attempt)
-        for _ in range(5 if len(attempts) > 5 else 6):
+        for _ in range(6):
+            socket.post("out", number)
+
+    async with app:
+        site.number("n", 1)
+        (letter,) = await site.parked()
+    assert attempts == [1, 2]
+    assert letter.headers["spa_dead_error"] == "OutboxFull"
+
+
+async def test_an_outbox_that_is_full_in_an_outage_costs_no_attempt() -> None:
+    site = Site(outbox=5)
+    app = site.app()
+    attempts: list[int] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    async def handle(number: int, socket: Socket, context: Context) -> None:
+        attempts.append(context.attempt)
+        if len(attempts) == 1:
+            site.faults.refuse_connections()
+            site.cut("app.0")
+        elif len(attempts) == 4:
+            site.faults.allow()
+            await eventually(lambda: "app.0" in site.broker.links, 60.0)
+            return
+        for _ in range(6):
             socket.post("out", number)
 
     async with app:
         site.number("n", 1)
         await site.settled()
-    assert attempts == [1] * 6
-    assert site.letters() == []
+    assert attempts == [1] * 4
     assert app.stats["messages.failed"] == 0
+
+
+async def test_posts_wait_for_room() -> None:
+    site = Site(outbox=5)
+    app = site.app()
+    out = site.watch("out")
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=1))
+    async def handle(number: int, socket: Socket) -> None:
+        for index in range(100):
+            await socket.drain()
+            socket.post("out", index)
+
+    async with app:
+        site.number("n", 1)
+        await site.settled()
+    assert out.payloads == [str(index) for index in range(100)]
+    assert site.letters() == []
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001])
+async def test_a_timeout_that_is_always_too_short_costs_attempts(timeout: float) -> None:
+    site = Site()
+    app = site.app()
+    attempts: list[int] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    async def handle(number: int, socket: Socket, context: Context) -> None:
+        attempts.append(context.attempt)
+        site.faults.drop_confirmations(1)
+        await socket.publish("out", number, timeout=timeout)
+
+    async with app:
+        site.number("n", 1)
+        (letter,) = await site.parked()
+    assert attempts == [1, 2]
+    assert letter.headers["spa_dead_error"] in ("PublishUnknown", "PublishNotSent")
+
+
+async def test_a_publish_without_confirmation_costs_no_attempt_where_the_broker_is_silent() -> None:
+    site = Site()
+    app = site.app()
+    attempts: list[int] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    async def handle(number: int, socket: Socket, context: Context) -> None:
+        attempts.append(context.attempt)
+        if len(attempts) < 4:
+            site.faults.drop_confirmations(1)
+        await socket.publish("out", number, timeout=10)
+
+    async with app:
+        site.number("n", 1)
+        await site.settled()
+    assert attempts == [1] * 4
+
+
+# Sockets that are used where they do not belong.
+
+
+async def test_a_socket_of_an_ended_application_is_refused_at_once() -> None:
+    site = Site()
+    app = site.app()
+    other = site.app("other")
+    async with other:
+        held = other.socket()
+        held_sync = other.sync_socket()
+    for call in (
+        held.publish("out", 1),
+        held.request("out", 1),
+        held.request_many("out", 1),
+        held.drain(),
+    ):
+        with pytest.raises(ActorStopped, match="'other' has ended"):
+            await call
+    with pytest.raises(ActorStopped, match="'other' has ended"):
+        held.post("out", 1)
+    with pytest.raises(ActorStopped, match="'other' has ended"):
+        await asyncio.to_thread(held_sync.publish, "out", 1)
+    attempts: list[int] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    async def handle(number: int, context: Context) -> None:
+        attempts.append(context.attempt)
+        await held.publish("out", number)
+
+    async with app:
+        site.number("n", 1)
+        (letter,) = await site.parked()
+    assert attempts == [1, 2]
+    assert letter.headers["spa_dead_error"] == "ActorStopped"
+
+
+async def test_a_socket_of_another_application_is_refused_in_a_handler() -> None:
+    site = Site()
+    app = site.app()
+    other = site.app("other")
+    refusals: list[str] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int) -> None:
+        for call in (other.socket().publish("out", 1), other.socket().request("out", 1)):
+            with pytest.raises(ConfigurationError) as caught:
+                await call
+            refusals.append(str(caught.value))
+        with pytest.raises(ConfigurationError, match="another application, 'other'"):
+            other.socket().post("out", 1)
+
+    async with app, other:
+        await other.socket().publish("n", 1)
+        await site.settled()
+    assert len(refusals) == 2
+    assert all("'app/0/actor'" in text and "'other'" in text for text in refusals)
+    assert site.letters() == []
 
 
 # Ids.

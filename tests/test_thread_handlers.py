@@ -274,7 +274,7 @@ async def test_a_hung_thread_is_given_up_with_its_socket_and_state(
     finally:
         release.set()
     await eventually(lambda: after)
-    assert "given up" in after[0]
+    assert "has ended" in after[0]
     assert states[0] is not states[1]
     assert app.stats["messages.cut_off"] == 1
 

@@ -200,6 +200,9 @@ class Bus(abc.ABC):
     async def drain(self) -> None:
         """Wait until every pending publish has its outcome."""
 
+    async def room(self) -> None:  # noqa: B027 (a bus without bounds need not define it)
+        """Wait until posts find room again; at once where nothing is bounded."""
+
     @abc.abstractmethod
     async def close(self) -> None:
         """Give up what is pending, disconnect. Never raises; bounded in time."""

@@ -12,6 +12,9 @@ from ._envelope import Envelope
 
 __all__ = ["Outbox", "OutboxEntry", "on_failure"]
 
+# Seconds without any confirmation after which a broker counts as away, connected or not.
+_SILENCE = 5.0
+
 
 class OutboxEntry(asyncio.Future[None]):
     """One publish, and at the same time the future of its confirmation.
@@ -26,7 +29,7 @@ class OutboxEntry(asyncio.Future[None]):
         on_failure: called with it, soon after it has failed; see the function of that name.
     """
 
-    __slots__ = ("_outbox", "envelope", "note", "on_failure", "writes")
+    __slots__ = ("_answers", "_losses", "_outbox", "envelope", "note", "on_failure", "writes")
 
     def __init__(self, envelope: Envelope, outbox: Outbox | None, note: Any = None) -> None:
         super().__init__(loop=asyncio.get_running_loop())
@@ -35,6 +38,8 @@ class OutboxEntry(asyncio.Future[None]):
         self.writes = 0
         self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
         self._outbox = outbox
+        # What `Outbox._is_outage` compares with.
+        self._losses = self._answers = 0
 
     def set_exception(self, exception: type | BaseException, /) -> None:
         super().set_exception(exception)
@@ -111,9 +116,12 @@ class Outbox:
         # Given up after the write: they hold their place in the window until the broker answers.
         self._abandoned: dict[OutboxEntry, None] = {}
         self._connected = False
+        self._losses = 0
+        self._answers = 0
         self._closed = False
         self._pumping = False
         self._drained: list[asyncio.Future[None]] = []
+        self._crowded: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
         """Publishes without an outcome."""
@@ -143,15 +151,19 @@ class Outbox:
         """
         if self._closed:
             entry = OutboxEntry(envelope, None)
-            entry.set_exception(entry.unconfirmed("the bus is closed"))
+            entry.set_exception(_not_outage(entry.unconfirmed("the bus is closed")))
             return entry
         if len(self) >= self._capacity:
-            raise OutboxFull(
+            full = OutboxFull(
                 f"{self._capacity} publishes wait for the broker's confirmation; the one to"
-                f" {envelope.topic!r} was not taken: publish more slowly, await the publishes,"
-                " or raise the option 'outbox'"
+                f" {envelope.topic!r} was not taken: wait for room with 'await socket.drain()',"
+                " await the publishes, or raise the option 'outbox'"
             )
+            full.outage = not self._connected
+            raise full
         entry = OutboxEntry(envelope, self, note)
+        entry._losses = self._losses if self._connected else -1
+        entry._answers = self._answers
         if (
             self._connected
             and not self._waiting
@@ -210,7 +222,7 @@ class Outbox:
 
         With QoS 0 that could make duplicates; what was written of it counts as done.
         """
-        self._connected = False
+        self._lose()
         self._abandoned.clear()
         written, self._written = self._written, {}
         for entry in reversed(written):
@@ -223,7 +235,7 @@ class Outbox:
 
     def pause(self) -> None:
         """Write nothing until `resume`; what is written stays written."""
-        self._connected = False
+        self._lose()
 
     def resume(self) -> None:
         """End `pause`."""
@@ -237,7 +249,7 @@ class Outbox:
             return
         if not entry.done():
             entry.set_result(None)
-        if self._waiting or self._drained:
+        if self._waiting or self._drained or self._crowded:
             self._advance()
 
     def fail(self, entry: OutboxEntry, error: BaseException) -> None:
@@ -251,9 +263,20 @@ class Outbox:
     async def drain(self) -> None:
         """Wait until every pending publish has its outcome."""
         while len(self):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._drained.append(waiter)
-            await waiter
+            await self._outcome(self._drained)
+
+    async def room(self) -> None:
+        """Wait until at most half of ``capacity`` is taken, or the outbox is closed.
+
+        Raises nothing: a `submit` after it may still find the outbox full, if others fill it.
+        """
+        while len(self) > self._capacity // 2 and not self._closed:
+            await self._outcome(self._crowded)
+
+    async def _outcome(self, waiters: list[asyncio.Future[None]]) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters.append(waiter)
+        await waiter
 
     def close(self, reason: str = "the bus was closed first") -> None:
         """Give up what is pending, with PublishNotSent or PublishUnknown, and take no more."""
@@ -265,7 +288,7 @@ class Outbox:
         self._abandoned.clear()
         for entry in left:
             if not entry.done():
-                entry.set_exception(entry.unconfirmed(reason))
+                entry.set_exception(_not_outage(entry.unconfirmed(reason)))
         self._wake_drained()
 
     def _pump(self) -> None:
@@ -284,7 +307,22 @@ class Outbox:
         finally:
             self._pumping = False
 
+    def _lose(self) -> None:
+        if self._connected:
+            self._connected = False
+            self._losses += 1
+
+    def _is_outage(self, entry: OutboxEntry, waited: float) -> bool:
+        """Whether it was not confirmed in time because of the connection.
+
+        A broker that is frozen, or cut off without a word, shows only by its silence.
+        """
+        if not self._connected or entry._losses != self._losses:
+            return True
+        return waited >= _SILENCE and entry._answers == self._answers
+
     def _answered(self, entry: OutboxEntry) -> bool:
+        self._answers += 1
         if entry in self._written:
             del self._written[entry]
             return True
@@ -309,12 +347,26 @@ class Outbox:
     def _expire(self, entry: OutboxEntry, timeout: float) -> None:
         if entry.done():
             return
-        entry.set_exception(entry.unconfirmed(f"no confirmation within {timeout:g} s"))
+        error = entry.unconfirmed(f"no confirmation within {timeout:g} s")
+        error.outage = self._is_outage(entry, timeout)
+        entry.set_exception(error)
         self._give_up(entry)
 
     def _wake_drained(self) -> None:
         if self._drained and not len(self):
-            for waiter in self._drained:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._drained.clear()
+            _wake(self._drained)
+        if self._crowded and (self._closed or len(self) <= self._capacity // 2):
+            _wake(self._crowded)
+
+
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    waiters.clear()
+
+
+def _not_outage(error: PublishNotSent | PublishUnknown) -> PublishNotSent | PublishUnknown:
+    """Mark what fails because the program ends, not the connection."""
+    error.outage = False
+    return error

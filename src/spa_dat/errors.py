@@ -65,15 +65,27 @@ class ConfigurationError(SpaDatError):
 
 
 class TransportError(SpaDatError):
-    """The broker or the network did not do what was asked."""
+    """The broker or the network did not do what was asked.
+
+    Attributes:
+        outage: whether it happened because there was no connection. A handler that fails over
+            an outage is called again however often that happens; anything else is a failure of
+            its own. None where the transport does not say.
+    """
+
+    outage: bool | None = None
 
 
 class ConnectFailed(TransportError):
     """No connection could be made."""
 
+    outage = True
+
 
 class ConnectionLost(TransportError):
     """The connection ended while an operation needed it."""
+
+    outage = True
 
 
 class NotAuthorised(TransportError):
@@ -121,7 +133,13 @@ class RequestError(SpaDatError):
 
 
 class RequestTimeout(RequestError, TimeoutError):
-    """No reply came in time. The responder may still have done the work."""
+    """No reply came in time. The responder may still have done the work.
+
+    Attributes:
+        outage: whether there was no connection when the time was up.
+    """
+
+    outage: bool = False
 
 
 class NoResponder(RequestError):

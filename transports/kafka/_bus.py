@@ -121,6 +121,9 @@ class KafkaBus(Bus):
     async def drain(self) -> None:
         await self._publisher.outbox.drain()
 
+    async def room(self) -> None:
+        await self._publisher.outbox.room()
+
     async def close(self) -> None:
         await asyncio.gather(self._publisher.close(), self._inbox.close())
 

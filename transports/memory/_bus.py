@@ -89,6 +89,9 @@ class MemoryBus(Bus):
     async def drain(self) -> None:
         await self._outbox.drain()
 
+    async def room(self) -> None:
+        await self._outbox.room()
+
     async def close(self) -> None:
         self.connected = False
         self._outbox.close()

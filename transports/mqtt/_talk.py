@@ -81,6 +81,9 @@ class MqttBus(Bus):
     async def drain(self) -> None:
         await self._outbox.drain()
 
+    async def room(self) -> None:
+        await self._outbox.room()
+
     async def close(self) -> None:
         self._outbox.close()
         await self._connection.close()
