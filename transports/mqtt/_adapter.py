@@ -49,8 +49,8 @@ class MqttClient:
         clean_start: forget an older session of this identifier.
         session_expiry: seconds for which the broker keeps the session without a connection.
         receive_maximum: the most unacknowledged messages the broker may send; 0 leaves it open.
-        patience: how many times as long as usual a silent broker is waited for while much is
-            unconfirmed; see `KeepAlive`.
+        patience: by how much to multiply the time that a silent broker gets for a large message;
+            see `KeepAlive`.
 
     Attributes:
         limits: what the broker said.
@@ -106,7 +106,7 @@ class MqttClient:
             handler, stats, self._client._client._mid_generate, self._on_other_packet
         )
         self._control = Control(
-            self._client,
+            self._client._client,
             self.lost,
             lambda: 0 if self._stream is None else self._stream.received,
             self._on_busy,

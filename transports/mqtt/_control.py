@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import aiomqtt
 import paho.mqtt.client as paho
 from paho.mqtt import MQTTException
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ...errors import ConnectionLost
@@ -20,8 +18,6 @@ from ._session import Loss
 
 __all__ = ["Control", "make_properties"]
 
-# The library's own limit is out of the way: it does not know what else arrives meanwhile.
-_NO_LIMIT = 1e9
 # Answers to pings are no sign that an answer is under way behind large messages.
 _LEAST_RECEIVED = 1_024
 
@@ -30,7 +26,7 @@ class Control:
     """Changes subscriptions on one connection.
 
     Args:
-        client: the library's client.
+        client: paho's client.
         lost: ends when the connection does.
         received: how many bytes have been received so far.
         on_busy: called with True when the first answer is waited for, with False after the last.
@@ -41,7 +37,7 @@ class Control:
 
     def __init__(
         self,
-        client: aiomqtt.Client,
+        client: paho.Client,
         lost: asyncio.Future[Loss],
         received: Callable[[], int],
         on_busy: Callable[[bool], None],
@@ -51,8 +47,8 @@ class Control:
         self._received = received
         self._on_busy = on_busy
         self._waiting = 0
-        self._unsubscribing: dict[int, asyncio.Future[list[int]]] = {}
-        client._client.on_unsubscribe = self._on_unsubscribe
+        self._pending: dict[int, asyncio.Future[list[int]]] = {}
+        client.on_subscribe = client.on_unsubscribe = self._on_answer
 
     @property
     def busy(self) -> bool:
@@ -65,65 +61,59 @@ class Control:
         # 1: only where the subscription is new. 2: never.
         options = SubscribeOptions(qos=qos, retainHandling=1 if retained else 2)
         properties = make_properties(PacketTypes.SUBSCRIBE, SubscriptionIdentifier=identifier)
-        codes = await self._answered(
-            self._client.subscribe(
-                [(pattern, options) for pattern in patterns],
-                properties=properties,
-                timeout=_NO_LIMIT,
+        return await self._answered(
+            lambda: self._client.subscribe(
+                [(pattern, options) for pattern in patterns], properties=properties
             ),
             timeout,
             f"subscription to {', '.join(map(repr, patterns))}",
         )
-        return [code.value if isinstance(code, ReasonCode) else int(code) for code in codes]
 
     async def unsubscribe(self, patterns: Sequence[str], *, timeout: float) -> list[int]:
         """See `MqttClient.unsubscribe`."""
 
-        async def answered() -> list[int]:
-            result, packet_id = self._client._client.unsubscribe(list(patterns))
-            if result != paho.MQTT_ERR_SUCCESS or packet_id is None:
-                raise aiomqtt.MqttCodeError(result)
-            answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-            self._unsubscribing[packet_id] = answer
-            try:
-                return await answer
-            finally:
-                del self._unsubscribing[packet_id]
-
-        codes: list[int] = await self._answered(
-            answered(), timeout, f"end of {len(patterns)} subscriptions"
+        return await self._answered(
+            lambda: self._client.unsubscribe(list(patterns)),
+            timeout,
+            f"end of {len(patterns)} subscriptions",
         )
-        return codes
 
-    def _on_unsubscribe(
+    def _on_answer(
         self, client: Any, userdata: Any, packet_id: int, reasons: Any, properties: Any = None
     ) -> None:
-        answer = self._unsubscribing.get(packet_id)
+        answer = self._pending.get(packet_id)
         if answer is not None and not answer.done():
             answer.set_result([reason.value for reason in reasons])
 
-    async def _answered(self, call: Awaitable[Any], timeout: float, what: str) -> Any:
+    async def _answered(
+        self, send: Callable[[], tuple[Any, int | None]], timeout: float, what: str
+    ) -> list[int]:
+        answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         self._waiting += 1
         if self._waiting == 1:
             self._on_busy(True)
-        task = asyncio.ensure_future(call)
+        packet_id: int | None = None
         try:
-            await self._wait(task, timeout)
-            if task.done():
-                return task.result()
+            result, packet_id = send()
+            if result != paho.MQTT_ERR_SUCCESS or packet_id is None:
+                raise ConnectionLost(f"{what}: {paho.error_string(result)}")
+            self._pending[packet_id] = answer
+            await self._wait(answer, timeout)
+            if answer.done():
+                return answer.result()
             if self._lost.done():
                 raise ConnectionLost(f"{what}: {self._lost.result().text}")
             raise ConnectionLost(f"{what}: the broker did not answer within {timeout:g} s")
-        except (aiomqtt.MqttError, MQTTException, OSError) as error:
+        except (MQTTException, OSError) as error:
             raise translate(error, what) from error
         finally:
-            if not task.done():
-                task.cancel()
+            if packet_id is not None:
+                self._pending.pop(packet_id, None)
             self._waiting -= 1
             if not self._waiting:
                 self._on_busy(False)
 
-    async def _wait(self, task: asyncio.Future[Any], timeout: float) -> None:
+    async def _wait(self, answer: asyncio.Future[list[int]], timeout: float) -> None:
         """Until there is an answer, or nothing more has come for ``timeout`` seconds.
 
         The answer stands behind the messages that the session has kept, and they may be large.
@@ -131,7 +121,7 @@ class Control:
         while True:
             received = self._received()
             done, _ = await asyncio.wait(
-                (task, self._lost), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                (answer, self._lost), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if done or self._received() - received < _LEAST_RECEIVED:
                 return

@@ -55,8 +55,8 @@ class MessageFlow:
         self._in_flight.clear()
 
     def unconfirmed(self) -> int:
-        """Bytes of the messages that were written with QoS 1 and not confirmed yet."""
-        return sum(size for _, size in self._in_flight.values())
+        """Bytes of the oldest message that was written with QoS 1 and is not confirmed yet."""
+        return next((size for _, size in self._in_flight.values()), 0)
 
     def acknowledge(self, tokens: list[int]) -> None:
         """Acknowledge messages, in this order."""

@@ -11,12 +11,14 @@ from ._packets import PINGREQ
 __all__ = ["LARGE", "KeepAlive", "Line"]
 
 LARGE = 65_536
-"""Bytes that a proxy or load balancer on the way may take from us and pass on slowly."""
+"""Bytes from which on a message may be on its way for long after its last byte has left here."""
 
-# Checks in a row without a sign of life, of which there are two in each interval: usually, and
-# while more than `LARGE` bytes are unconfirmed.
+# Checks in a row without a sign of life; there are two in each interval.
 _MOST_QUIET = 2
-_MOST_QUIET_LARGE = 3
+# How slowly a proxy or load balancer may pass on what it has taken from us, in bytes a second.
+_SLOWEST = 32_768
+# The most intervals that this may take, times the patience.
+_MOST_INTERVALS = 4
 
 
 class Line(Protocol):
@@ -42,17 +44,19 @@ class KeepAlive:
     is written behind it is not: the system of a broker that is frozen goes on taking bytes.
 
     A dead connection is noticed within one and a half times ``seconds`` after the last sign of
-    life, and within twice ``seconds`` while more than `LARGE` bytes are unconfirmed. While reading
-    is paused the broker's answers cannot be seen and are not asked for; pings still go out, so
-    that the broker does not give up.
+    life. While reading is paused the broker's answers cannot be seen and are not asked for; pings
+    still go out, so that the broker does not give up.
+
+    A proxy on the way may take a large message at once and pass it on slowly, which cannot be
+    told from a broker that is frozen. As long as the peer's system takes everything, pings too,
+    such a message gets some seconds more for its size.
 
     Args:
         stream: of the connection.
         seconds: the interval agreed with the broker.
         on_silence: called once when the broker is not there any more.
-        unconfirmed: how many bytes of messages the broker has not confirmed.
-        patience: how many times as long to wait while more than `LARGE` bytes are unconfirmed,
-            since what a proxy on the way holds back cannot be seen.
+        unconfirmed: how many bytes the oldest message has that the broker has not confirmed.
+        patience: by how much to multiply the additional seconds for a large message.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class KeepAlive:
     ) -> None:
         self._stream = stream
         self._period = seconds / 2
+        self._most_more = seconds * _MOST_INTERVALS
         self._on_silence = on_silence
         self._unconfirmed = unconfirmed
         self._patience = patience
@@ -99,7 +104,7 @@ class KeepAlive:
             self._quiet = 0
         else:
             self._quiet += 1
-        if self._quiet >= _MOST_QUIET and self._quiet >= self._most_quiet():
+        if self._quiet >= _MOST_QUIET and self._quiet >= self._most_quiet(departed):
             self._timer = None
             self._on_silence()
             return
@@ -112,10 +117,12 @@ class KeepAlive:
         stream.heard = stream.spoken = False
         self._schedule()
 
-    def _most_quiet(self) -> int:
-        if self._unconfirmed() > LARGE:
-            return _MOST_QUIET_LARGE * self._patience
-        return _MOST_QUIET
+    def _most_quiet(self, departed: int) -> float:
+        size = self._unconfirmed()
+        if size <= LARGE or departed < self._stream.written:
+            return _MOST_QUIET
+        seconds = min(size / _SLOWEST, self._most_more) * self._patience
+        return _MOST_QUIET + seconds / self._period
 
     def _comes_nearer(self, departed: int) -> bool:
         """Whether bytes in front of the unanswered ping have left since the last look."""

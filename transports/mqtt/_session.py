@@ -34,8 +34,8 @@ class Loss:
         code: reason code that the broker gave, None without one.
         closed_by_broker: the broker ended it in good order, as it does with a client whose
             identifier somebody else uses; False for resets, silence and our own doing.
-        unconfirmed: bytes of messages that were not confirmed when the connection was given up
-            because the broker had gone silent; 0 for every other end.
+        unconfirmed: bytes of the oldest message that was not confirmed, when the connection was
+            given up because the broker had gone silent; 0 for every other end.
     """
 
     text: str
