@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+import aiokafka.errors as kafka
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from .._tls import tls_context
 from ._config import KafkaConfig
 
-__all__ = ["common_options", "end_tasks", "reach", "stop_consumer"]
+__all__ = [
+    "MOVED",
+    "Whereabouts",
+    "common_options",
+    "end_tasks",
+    "overhear",
+    "reach",
+    "stop_consumer",
+]
+
+_log = logging.getLogger(__name__)
+
+MOVED = "the brokers known last are gone, and the cluster is at other addresses"
+"""What is wrong when `Whereabouts.moved`."""
 
 _LIBRARY = "aiokafka"
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.02, 0.1
+# After so many looks in a row at which the brokers known last did not answer, but the configured
+# ones did, the whole cluster must have moved.
+_MOVED = 3
 
 
 def common_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
@@ -71,6 +89,77 @@ async def reach(config: KafkaConfig, client_id: str) -> None:
         else:
             return
     raise cause or OSError("no broker is named")
+
+
+class Whereabouts:
+    """Tells whether what a client of the library knows of the cluster is still good for anything.
+
+    After its start the library asks only the brokers that it was told of last. When all of them
+    have come back at other addresses it asks in vain, for ever.
+
+    Args:
+        config: where the cluster is.
+        client_id: what the cluster's logs call us.
+        client: the library's.
+    """
+
+    def __init__(self, config: KafkaConfig, client_id: str, client: Any) -> None:
+        self._config = config
+        self._client_id = client_id
+        self._client = client
+        self._good: int | None = None
+        self._elsewhere = 0
+
+    async def reachable(self) -> bool:
+        """Whether one of the brokers that the client knows can be reached."""
+        client = self._client
+        if any(connection.connected() for connection in client._conns.values()):
+            self._elsewhere = 0
+            return True
+        nodes = [broker.nodeId for broker in client.cluster.brokers()]
+        nodes.sort(key=lambda node: node != self._good)
+        for node in nodes:
+            with contextlib.suppress(OSError, kafka.KafkaError):
+                async with asyncio.timeout(self._config.connect_timeout):
+                    if await client.ready(node):
+                        self._good = node
+                        self._elsewhere = 0
+                        return True
+        return False
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the cluster may have moved, and a further look is to tell."""
+        return self._elsewhere > 0
+
+    async def moved(self) -> bool:
+        """Whether it is time to start anew from the configured addresses.
+
+        To be called again and again while `reachable` says no.
+        """
+        try:
+            await reach(self._config, self._client_id)
+        except Exception as error:  # noqa: BLE001 (whatever it is, there is no cluster)
+            self._elsewhere = 0
+            _log.debug("no connection to %s: %s", self._config.address, error)
+            return False
+        self._elsewhere += 1
+        return self._elsewhere >= _MOVED
+
+
+def overhear(client: Any, hear: Callable[[Any, Any], None]) -> None:
+    """Have ``hear`` called with each request of a client of the library and with its answer.
+
+    There is more in some answers than the library passes on.
+    """
+    send = client.send
+
+    async def send_and_tell(node: Any, request: Any, **options: Any) -> Any:
+        answer = await send(node, request, **options)
+        hear(request, answer)
+        return answer
+
+    client.send = send_and_tell
 
 
 async def stop_consumer(consumer: Any, timeout: float) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import aiokafka.errors as kafka
 from aiokafka.structs import TopicPartition
 
+from ._clients import MOVED, Whereabouts
 from ._config import KafkaConfig
+from ._guard import Guard
 from ._records import StoredRecord
-from ._salvage import read_leniently
 from ._slots import Assignment
 
 __all__ = ["Fetched", "Fetching"]
@@ -23,8 +24,7 @@ _log = logging.getLogger(__name__)
 Fetched = Mapping[TopicPartition, Sequence[StoredRecord]]
 
 _POLL = 200
-_CAREFUL_POLL = 20
-_NOWHERE = TopicPartition("", -1)
+_LOOK = 1.0
 _SMALL_WINDOW = 64
 _PATIENCE = 0.02
 _LONGEST_IDLE = 5.0
@@ -37,7 +37,8 @@ class Fetching:
 
     At most ``window`` deliveries are unsettled. As long as there is no room nothing is fetched; if
     that lasts, the partitions are paused and it goes on polling, or the group would give the member
-    up. If nothing at all is settled for ``max_poll_interval``, it ends.
+    up. If nothing at all is settled for ``max_poll_interval``, it ends. So it does when the brokers
+    that the library knows are gone and the cluster is somewhere else.
 
     Args:
         consumer: the library's.
@@ -47,8 +48,8 @@ class Fetching:
         take: gets what was fetched; what it returns is awaited.
         stats: counts ``kafka.stalled``.
         name: for messages.
-        careful: something could not be read: look at one partition at a time, so that it shows
-            where, and nothing else is lost over it.
+        guard: keeps partitions that can not be read from the others.
+        whereabouts: whether the brokers that the library knows are still there.
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class Fetching:
         take: Callable[[Fetched], Awaitable[None] | None],
         stats: Counter[str],
         name: str,
-        *,
-        careful: bool = False,
+        guard: Guard,
+        whereabouts: Whereabouts,
     ) -> None:
         self._consumer = consumer
         self._config = config
@@ -71,7 +72,8 @@ class Fetching:
         self._take = take
         self._stats = stats
         self._name = name
-        self._get = self._get_carefully if careful else self._get_all
+        self._guard = guard
+        self._whereabouts = whereabouts
         self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
 
     async def run(self, stop: asyncio.Event, until: float | None = None) -> bool:
@@ -81,12 +83,16 @@ class Fetching:
             False when it ended because nothing was settled for too long.
 
         Raises:
+            ConnectionError: the cluster has moved.
             Exception: what the library raises.
         """
         fetching = asyncio.ensure_future(self._fetch(stop, until))
         stopping = asyncio.ensure_future(stop.wait())
+        watching = asyncio.ensure_future(self._watch())
         try:
-            await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({fetching, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
             assignment = self._current()
             if assignment is not None:
                 assignment.wake()
@@ -96,7 +102,16 @@ class Fetching:
         finally:
             fetching.cancel()
             stopping.cancel()
-            await asyncio.gather(fetching, stopping, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(fetching, stopping, watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Raise what the library would never notice."""
+        where = self._whereabouts
+        while True:
+            await asyncio.sleep(_LOOK)
+            if not await where.reachable() and await where.moved():
+                raise ConnectionError(MOVED)
 
     async def _fetch(self, stop: asyncio.Event, until: float | None) -> bool:
         consumer = self._consumer
@@ -107,42 +122,30 @@ class Fetching:
             if room is None:
                 return False
             if room:
-                fetched = await self._get(room)
+                fetched = await self._consumer.getmany(timeout_ms=_POLL, max_records=room)
                 if fetched:
                     await self._taken(fetched)
                     # What is in the library's hands comes without a pause, and whoever has to
                     # handle it needs a turn.
                     await asyncio.sleep(0)
+                if self._guard.busy:
+                    await self._mend()
             for task in watched:
                 if task.done():
                     raise kafka.KafkaError("a task of the library has ended")
         return True
 
-    async def _get_all(self, room: int) -> Fetched:
-        fetched: Fetched = await self._consumer.getmany(timeout_ms=_POLL, max_records=room)
-        return fetched
+    async def _mend(self) -> None:
+        if self._guard.found:
+            await self._guard.mend(self._may_go_on)
+        self._guard.look_again(self._may_go_on)
 
-    async def _get_carefully(self, room: int) -> Fetched:
-        consumer = self._consumer
-        for partition in sorted(consumer.assignment()):
-            try:
-                fetched: Fetched = await consumer.getmany(partition, timeout_ms=0, max_records=room)
-            except UnicodeDecodeError as error:
-                _log.warning(
-                    "%s: partition %d of topic %r: the name of a header is no text: %s",
-                    self._name,
-                    partition.partition,
-                    partition.topic,
-                    error,
-                )
-                self._stats["messages.malformed"] += 1
-                await read_leniently(consumer, partition)
-                continue
-            if fetched:
-                return fetched
-        # Only waits: it could not be told where that comes from which could not be read.
-        nothing: Fetched = await consumer.getmany(_NOWHERE, timeout_ms=_CAREFUL_POLL)
-        return nothing
+    def _may_go_on(self, partition: TopicPartition) -> bool:
+        assignment = self._current()
+        if assignment is None or assignment.ended:
+            return False
+        tracker = assignment.trackers.get(partition)
+        return tracker is None or not tracker.paused
 
     async def _taken(self, fetched: Fetched) -> None:
         waiting = self._take(fetched)
@@ -193,7 +196,8 @@ class Fetching:
             return
         full = {tp for tp, tracker in assignment.trackers.items() if tracker.paused}
         assigned = self._consumer.assignment()
-        self._consumer.resume(*(tp for tp in paused if tp in assigned and tp not in full))
+        free = [tp for tp in paused if tp in assigned and tp not in full]
+        self._consumer.resume(*(tp for tp in free if not self._guard.keeps(tp)))
 
     def _stalled(self) -> bool:
         self._stats["kafka.stalled"] += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -16,13 +16,16 @@ from .._backoff import Backoff
 from .._contract import Receiver, Subscription
 from .._delivery import Delivery
 from .._topics import TopicTrie
-from ._clients import common_options, reach
+from ._clients import Whereabouts, common_options, reach
 from ._common import Common
 from ._errors import connect_problem
+from ._fetching import Fetched, Fetching
+from ._guard import Guard
 from ._names import Selection
 from ._past import Past
 from ._records import StoredRecord
 from ._slots import Assignment
+from ._unreadable import Troubles
 
 __all__ = ["Intake", "unless"]
 
@@ -53,6 +56,7 @@ class Intake(abc.ABC):
         self._select()
         # What earlier assignments handed out, by partition.
         self._past: dict[TopicPartition, Past] = {}
+        self._assignment: Assignment | None = None
         self._seen: dict[TopicPartition, int] = {}
         self._stopped = self._closing = False
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -62,8 +66,7 @@ class Intake(abc.ABC):
         self._changes: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
-        # The last session ended over a record that the library can not read.
-        self._careful = False
+        self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
 
     # What the consumer calls.
 
@@ -144,7 +147,6 @@ class Intake(abc.ABC):
                 await self._session()
                 continue
             except Exception as error:  # noqa: BLE001 (whatever the library raises, it goes on)
-                self._careful = isinstance(error, UnicodeDecodeError)
                 if self._closing or self._is_final(error):
                     return
             self._stats["kafka.reconnects"] += 1
@@ -206,6 +208,28 @@ class Intake(abc.ABC):
                 if problem.final:
                     raise problem.error from (None if problem.error is error else error)
             await asyncio.sleep(backoff.next_delay())
+
+    def _fetching(self, consumer: Any, guard: Guard) -> Fetching:
+        return Fetching(
+            consumer,
+            self._config,
+            self._subscription.window,
+            lambda: self._assignment,
+            self._take,
+            self._stats,
+            f"consumer {self.identifier!r}",
+            guard,
+            Whereabouts(self._config, self.identifier, consumer._client),
+        )
+
+    @abc.abstractmethod
+    def _take(self, fetched: Fetched) -> Awaitable[None] | None:
+        """Hand out what was fetched; what it returns is awaited."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps some of the messages from being received; None when nothing does."""
+        return self._troubles.serious(self._selection.names)
 
     def _options(self) -> dict[str, Any]:
         options = common_options(self._config, self.identifier)

@@ -12,7 +12,7 @@ from aiokafka import codec
 from aiokafka.client import AIOKafkaClient
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.consumer.consumer import AIOKafkaConsumer
-from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import (
     BaseCoordinator,
     GroupCoordinator,
@@ -65,20 +65,23 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
             "fetch_committed_offsets",
         ),
     ),
-    (SubscriptionState, ("fetch_context", "subscription")),
+    (SubscriptionState, ("fetch_context", "is_assigned", "subscription")),
     (_DefaultRecordBatchPy, ("_read_msg", "validate_crc")),
     (codec, ("has_gzip", "has_lz4", "has_snappy", "has_zstd")),
     (Sender, ("sender_task",)),
     (TransactionManager, ("increment_sequence_number",)),
 )
 _PRODUCER_STATE = ("_closed", "_sender", "_txn_manager", "client")
-_CLIENT_STATE = ("_md_update_fut", "_sync_task", "_topics", "cluster")
+_CLIENT_STATE = ("_conns", "_md_update_fut", "_sync_task", "_topics", "cluster")
 _CLUSTER_STATE = ("controller", "unauthorized_topics")
 _CONSUMER_STATE = ("_client", "_closed", "_coordinator", "_fetcher", "_subscription")
 # What a consumer makes when it starts, and sets there.
 _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
     (BaseCoordinator, ("_metadata_snapshot",)),
+    (FetchError, ("_error",)),
+    (FetchResult, ("_partition_records",)),
     (Fetcher, ("_fetch_task", "_pending_tasks", "_records")),
+    (PartitionRecords, ("_records", "_records_iterator", "next_fetch_offset")),
     (SubscriptionState, ("_fetch_count",)),
     (
         GroupCoordinator,

@@ -19,7 +19,8 @@ from .._contract import Receiver, Subscription
 from ._clients import end_tasks, stop_consumer
 from ._commits import Committer
 from ._common import Common
-from ._fetching import Fetched, Fetching
+from ._fetching import Fetched
+from ._guard import Guard
 from ._intake import Intake, unless
 from ._membership import (
     commit,
@@ -56,7 +57,7 @@ class GroupMember(Intake):
     def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(common, subscription, receiver)
         self._consumer: Any = None
-        self._assignment: Assignment | None = None
+        self._guard: Guard | None = None
         self._committer: Committer | None = None
         self._reassigned = asyncio.Event()
         self._epoch = 0
@@ -84,12 +85,13 @@ class GroupMember(Intake):
             await self._interrupt.wait()
             return
         consumer = self._consumer = self._make()
+        guard = self._guard = Guard(consumer, self._troubles)
         stalled: Assignment | None = None
         try:
-            if not await self._unless_interrupted(self._join(consumer)):
+            if not await self._unless_interrupted(self._join(consumer, guard)):
                 return
             self._in_force(changes)
-            if not await self._fetching(consumer).run(self._interrupt):
+            if not await self._fetching(consumer, guard).run(self._interrupt):
                 stalled = self._assignment
         finally:
             await self._leave(consumer, for_good=stalled is not None or bool(self._changes))
@@ -98,18 +100,6 @@ class GroupMember(Intake):
             running = stalled.running()
             one_less = max(len(running) - 1, 0)
             await self._unless_interrupted(stalled.finished(running, math.inf, one_less))
-
-    def _fetching(self, consumer: Any) -> Fetching:
-        return Fetching(
-            consumer,
-            self._config,
-            self._subscription.window,
-            lambda: self._assignment,
-            self._take,
-            self._stats,
-            f"consumer {self.identifier!r}",
-            careful=self._careful,
-        )
 
     def _make(self) -> Any:
         config = self._config
@@ -135,7 +125,7 @@ class GroupMember(Intake):
             consumer.subscribe(pattern=rf"(?:{whole})\Z", listener=listener)
         return consumer
 
-    async def _join(self, consumer: Any) -> None:
+    async def _join(self, consumer: Any, guard: Guard) -> None:
         # A group that is busy with handing over lets nobody in before that is done.
         async with asyncio.timeout(self._config.start_timeout + self._config.rebalance_timeout):
             try:
@@ -146,6 +136,7 @@ class GroupMember(Intake):
                 await end_tasks(consumer, _STOP_TIMEOUT)
                 await leave(consumer)
                 raise
+            guard.start()
             if await unassigned(consumer, self._group):
                 self._rejoining = True
                 self._reassigned.clear()
@@ -246,6 +237,8 @@ class GroupMember(Intake):
         for partition in [*self._past]:
             if partition not in assignment.trackers and not self._past[partition].keep_running():
                 del self._past[partition]
+        if self._guard is not None:
+            self._guard.reassigned(partitions)
         self._assignment = assignment
         self._committer = Committer(
             self._consumer, assignment, self._config, self._stats, self._group
@@ -328,7 +321,9 @@ class GroupMember(Intake):
         )
 
     def _on_room(self, partition: TopicPartition) -> None:
-        if self._consumer is not None and partition in self._consumer.assignment():
+        if self._consumer is None or partition not in self._consumer.assignment():
+            return
+        if self._guard is None or not self._guard.keeps(partition):
             self._consumer.resume(partition)
 
 

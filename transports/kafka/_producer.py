@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import random
 from collections import deque
@@ -16,7 +15,7 @@ from aiokafka.structs import TopicPartition
 
 from ...errors import ConfigurationError, NotAuthorised, UnknownTopic
 from .._outbox import Outbox, OutboxEntry
-from ._clients import common_options
+from ._clients import Whereabouts, common_options
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._errors import translate
@@ -50,6 +49,7 @@ class Producer:
 
     Attributes:
         broken: why it can not go on; None while it can.
+        whereabouts: whether the brokers that it knows are still there.
     """
 
     def __init__(
@@ -73,7 +73,6 @@ class Producer:
         self._open = False
         self._routes: dict[str, _Route] = {}
         self._finding: dict[str, asyncio.Task[None]] = {}
-        self._good: int | None = None
         self._library = AIOKafkaProducer(
             **common_options(config, client_id),
             enable_idempotence=True,
@@ -84,6 +83,7 @@ class Producer:
             linger_ms=0,
         )
         client = self._library.client
+        self.whereabouts = Whereabouts(config, client_id, client)
         self._on_closed = client._on_connection_closed
         client._on_connection_closed = self._on_connection_closed
         client.cluster.add_listener(self._on_metadata)
@@ -139,15 +139,7 @@ class Producer:
                 self.break_off(error or kafka.KafkaError("a task of the library has ended"))
                 return False
         self._look_for_lost_topics()
-        nodes = [broker.nodeId for broker in client.cluster.brokers()]
-        nodes.sort(key=lambda node: node != self._good)
-        for node in nodes:
-            with contextlib.suppress(OSError, kafka.KafkaError):
-                async with asyncio.timeout(self._config.connect_timeout):
-                    if await client.ready(node):
-                        self._good = node
-                        return True
-        return False
+        return await self.whereabouts.reachable()
 
     def _look_for_lost_topics(self) -> None:
         """A topic that was deleted under way: the library would wait a whole request_timeout."""

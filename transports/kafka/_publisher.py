@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from .._backoff import Backoff
 from .._contract import Surroundings
 from .._outbox import Outbox, OutboxEntry
-from ._clients import reach
+from ._clients import MOVED, reach
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._errors import connect_problem, describe
@@ -20,9 +20,6 @@ __all__ = ["Publisher"]
 _log = logging.getLogger(__name__)
 
 _LONGEST_BETWEEN_LOOKS = 1.0
-# After so many looks in a row at which the brokers known last did not answer, but the configured
-# ones did, the whole cluster must have moved.
-_MOVED = 3
 
 
 class Publisher:
@@ -77,7 +74,6 @@ class Publisher:
         self._producer: Producer | None = None
         self._connected = False
         self._task: asyncio.Task[None] | None = None
-        self._moved = 0
 
     async def start(self) -> None:
         """Make the first producer; one attempt.
@@ -136,7 +132,8 @@ class Publisher:
             except Exception:  # noqa: BLE001
                 _log.exception("the connection to %s could not be looked at", self._config.address)
                 self._set_connected(False)
-            if self._connected:
+            producer = self._producer
+            if self._connected or (producer is not None and producer.whereabouts.suspicious):
                 delay = min(_LONGEST_BETWEEN_LOOKS, self._config.backoff_max)
             else:
                 delay = self._backoff.next_delay()
@@ -158,24 +155,12 @@ class Publisher:
         if producer is None or producer.broken is not None:
             return
         if await producer.reachable():
-            self._moved = 0
             self._backoff.reset()
             self._set_connected(True)
         else:
             self._set_connected(False)
-            await self._look_for_the_cluster(producer)
-
-    async def _look_for_the_cluster(self, producer: Producer) -> None:
-        try:
-            await reach(self._config, self._client_id)
-        except Exception as error:  # noqa: BLE001
-            self._moved = 0
-            _log.debug("no connection to %s: %s", self._config.address, describe(error))
-            return
-        self._moved += 1
-        if self._moved >= _MOVED:
-            self._moved = 0
-            producer.break_off(ConnectionError("the brokers known last are gone"))
+            if await producer.whereabouts.moved():
+                producer.break_off(ConnectionError(MOVED))
 
     async def _renew(self, broken: Producer, lasted: float) -> None:
         assert broken.broken is not None

@@ -12,7 +12,8 @@ from aiokafka.structs import TopicPartition
 from .._contract import Receiver, Subscription
 from ._clients import stop_consumer
 from ._common import Common
-from ._fetching import Fetched, Fetching
+from ._fetching import Fetched
+from ._guard import Guard
 from ._intake import Intake
 from ._names import Selection
 from ._slots import Assignment, CountingTracker
@@ -32,7 +33,8 @@ class Reader(Intake):
     def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(common, subscription, receiver)
         # One for good: what was handed out stays handed out, whatever happens to the connection.
-        self._assignment = Assignment(1)
+        self._assignment: Assignment = Assignment(1)
+        self._guard: Guard | None = None
         self._consumer: Any = None
         # The next offset of each partition; also of those that are not to be seen now.
         self._places: dict[TopicPartition, int] = {}
@@ -45,26 +47,18 @@ class Reader(Intake):
     async def _session(self) -> None:
         if not await self._unless_interrupted(self._reach()):
             return
-        config = self._config
         consumer = self._consumer = AIOKafkaConsumer(
             # Only counts where its place is gone.
             **self._options(),
             group_id=None,
             auto_offset_reset="earliest",
         )
+        guard = self._guard = Guard(consumer, self._troubles)
         try:
             if not await self._unless_interrupted(self._connect(consumer)):
                 return
-            fetching = Fetching(
-                consumer,
-                config,
-                self._subscription.window,
-                lambda: self._assignment,
-                self._take,
-                self._stats,
-                f"consumer {self.identifier!r}",
-                careful=self._careful,
-            )
+            guard.start()
+            fetching = self._fetching(consumer, guard)
             loop = asyncio.get_running_loop()
             while not self._closing:
                 changes = [*self._changes]
@@ -73,9 +67,9 @@ class Reader(Intake):
                     continue
                 self._in_force(changes)
                 if consumer.assignment():
-                    await fetching.run(self._interrupt, loop.time() + config.topic_refresh)
+                    await fetching.run(self._interrupt, loop.time() + self._config.topic_refresh)
                 else:
-                    await self._interrupted(config.topic_refresh)
+                    await self._interrupted(self._config.topic_refresh)
         finally:
             await stop_consumer(consumer, _STOP_TIMEOUT)
             self._consumer = None
@@ -110,6 +104,8 @@ class Reader(Intake):
         trackers = self._assignment.trackers
         for partition in partitions:
             trackers.setdefault(partition, CountingTracker(self._assignment, partition))
+        if self._guard is not None:
+            self._guard.reassigned(partitions)
         if partitions:
             consumer.assign(partitions)
             for partition in partitions:

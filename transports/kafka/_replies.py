@@ -15,11 +15,13 @@ from aiokafka.structs import TopicPartition
 from .._backoff import Backoff
 from .._contract import Surroundings
 from .._envelope import Envelope
-from ._clients import common_options, stop_consumer
+from ._clients import MOVED, Whereabouts, common_options, stop_consumer
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._errors import connect_problem, describe
+from ._guard import Guard
 from ._records import Codec
+from ._unreadable import Troubles
 
 __all__ = ["ReplyInbox"]
 
@@ -70,6 +72,8 @@ class ReplyInbox:
         )
         self._positions: dict[TopicPartition, int] = {}
         self._consumer: Any = None
+        self._troubles = Troubles(f"reply inbox {name!r}", surroundings.stats)
+        self._guard: Guard | None = None
         self._task: asyncio.Task[None] | None = None
         self._on_reply: Callable[[str, Envelope], None] | None = None
 
@@ -108,13 +112,17 @@ class ReplyInbox:
             # With read_committed anybody's open transaction would hold all replies back.
             isolation_level="read_uncommitted",
         )
+        # Replies are worth nothing later: better some are lost than all that come after them.
+        guard = Guard(consumer, self._troubles, passes_over=True)
         try:
             async with asyncio.timeout(self._config.connect_timeout):
                 await consumer.start()
+                guard.start()
                 await self._take_place(consumer)
         except BaseException:
             await stop_consumer(consumer, _CLOSE_TIMEOUT)
             raise
+        self._guard = guard
         return consumer
 
     async def _take_place(self, consumer: Any) -> None:
@@ -169,6 +177,8 @@ class ReplyInbox:
         tasks = (consumer._fetcher.error_future, consumer._client._sync_task)
         loop = asyncio.get_running_loop()
         seen = loop.time()
+        whereabouts = Whereabouts(self._config, self._client_id, consumer._client)
+        guard = self._guard
         while True:
             fetched = await consumer.getmany(timeout_ms=_POLL)
             for place, records in fetched.items():
@@ -178,6 +188,11 @@ class ReplyInbox:
                     if not number % _BURST:
                         # What those who waited send now goes out meanwhile.
                         await asyncio.sleep(0)
+            if guard is not None and guard.busy:
+                await guard.mend(lambda _: True)
+                guard.look_again(lambda _: True)
+            if not fetched and not await whereabouts.reachable() and await whereabouts.moved():
+                raise ConnectionError(MOVED)
             # The library would wait for ever for a topic that was deleted.
             if consumer._client.cluster.partitions_for_topic(self._name):
                 seen = loop.time()

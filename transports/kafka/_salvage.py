@@ -26,15 +26,13 @@ async def read_leniently(consumer: Any, partition: TopicPartition) -> None:
 
     Names of headers are texts for the library, but for the cluster any bytes: one that is no UTF-8
     would end every attempt to read its batch, and whoever may publish could stop a partition. Call
-    it after ``getmany`` for only this partition has raised UnicodeDecodeError.
+    it while the partition is paused where the library can not read on.
 
     Raises:
         aiokafka.errors.KafkaError: the cluster did not answer with records.
     """
     client, fetcher = consumer._client, consumer._fetcher
     assignment = consumer._subscription.subscription.assignment
-    # The library counts a fetch that raises as one that goes on.
-    consumer._subscription._fetch_count -= 1
     position = await consumer.position(partition)
     place = (partition.partition, position, _MOST_OF_A_PARTITION)
     answer = await client.send(

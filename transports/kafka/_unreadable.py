@@ -1,0 +1,143 @@
+"""What is known of partitions that can not be read."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import aiokafka.errors as kafka
+import msgspec
+from aiokafka.structs import TopicPartition
+
+from ._errors import describe
+
+__all__ = ["Troubles", "Unreadable"]
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_REASON = 200
+_CODEC = re.compile(r"Libraries for (\w+) compression codec")
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """What is wrong with a partition.
+
+    Attributes:
+        error: what the library or the cluster says of it.
+        offset: from where on nothing can be read.
+        beyond: the offset behind the batch that can not be read; None when that is not known.
+    """
+
+    error: Exception
+    offset: int
+    beyond: int | None = None
+
+    @property
+    def forbidden(self) -> bool:
+        """Whether the whole topic is not for us."""
+        return isinstance(self.error, kafka.TopicAuthorizationFailedError)
+
+    def __str__(self) -> str:
+        error = self.error
+        if self.forbidden:
+            return f"{describe(error)}; allow Read in the cluster's access rules"
+        if isinstance(error, kafka.UnsupportedCodecError):
+            codec = _CODEC.search(str(error))
+            if codec is not None:
+                return (
+                    f"it is compressed with {codec[1]}, which needs the package cramjam: install"
+                    " spa-dat[compression] and start again"
+                )
+        if isinstance(error, kafka.CorruptRecordException):
+            text = "it is damaged"
+        else:
+            text = f"{type(error).__name__}: {error}"
+        if self.beyond is not None:
+            text += f"; what is readable goes on at offset {self.beyond}"
+        return "".join(c if c.isprintable() else " " for c in text)[:_LONGEST_REASON]
+
+
+class Troubles:
+    """The partitions of one subscription that can not be read, whatever consumer it has.
+
+    Says so when one is new and when it is over.
+
+    Args:
+        name: of the consumer, for messages.
+        stats: counts ``kafka.partitions_held``.
+
+    Attributes:
+        known: by partition.
+    """
+
+    def __init__(self, name: str, stats: Counter[str]) -> None:
+        self.known: dict[TopicPartition, Unreadable] = {}
+        self._name = name
+        self._stats = stats
+
+    def add(self, partition: TopicPartition, problem: Unreadable) -> None:
+        """A partition can not be read, or still not."""
+        before = self.known.get(partition)
+        told = problem.forbidden and any(
+            other.forbidden and place.topic == partition.topic
+            for place, other in self.known.items()
+        )
+        self.known[partition] = problem
+        if before is None:
+            self._stats["kafka.partitions_held"] += 1
+        if told or (before is not None and _same(before, problem)):
+            return
+        if problem.forbidden:
+            _log.error(
+                "%s: topic %r can not be read, and is left out until it can: %s",
+                self._name,
+                partition.topic,
+                problem,
+            )
+        else:
+            _log.error(
+                "%s: partition %d of topic %r can not be read from offset %d on, and is held until"
+                " it can, while the others go on: %s",
+                self._name,
+                partition.partition,
+                partition.topic,
+                problem.offset,
+                problem,
+            )
+
+    def over(self, partition: TopicPartition) -> None:
+        """A partition can be read again."""
+        if self.known.pop(partition, None) is not None:
+            _log.warning(
+                "%s: partition %d of topic %r can be read again",
+                self._name,
+                partition.partition,
+                partition.topic,
+            )
+
+    def keep(self, partitions: Iterable[TopicPartition]) -> None:
+        """All others are somebody else's now."""
+        ours = set(partitions)
+        self.known = {place: it for place, it in self.known.items() if place in ours}
+
+    def serious(self, names: Iterable[str]) -> str | None:
+        """What keeps the subscription from all that it is to get; None when nothing does.
+
+        Args:
+            names: of the topics that are wanted by name. What only a wildcard matches may be for
+                others.
+        """
+        named = set(names)
+        for place, problem in self.known.items():
+            if not problem.forbidden or place.topic in named:
+                return (
+                    f"partition {place.partition} of topic {place.topic!r} can not be read:"
+                    f" {problem}"
+                )
+        return None
+
+
+def _same(one: Unreadable, other: Unreadable) -> bool:
+    return type(one.error) is type(other.error) and one.offset == other.offset
