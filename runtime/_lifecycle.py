@@ -176,6 +176,7 @@ class Run:
             and self._stopping is None
             and not self._problems
             and all(link.bus.connected for link in self._links.values())
+            and self._subscriptions.complete
         )
 
     @property

@@ -111,6 +111,12 @@ class Subscriptions:
         """Start the routers; returns their consumers, to be started."""
         return [self._open(system, name, shared) for (_, name), shared in self._shared.items()]
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing keeps a part of the messages from being received."""
+        consumers = [shared.router.consumer for shared in self._shared.values()]
+        return all(consumer is None or consumer.trouble is None for consumer in consumers)
+
     def _open(self, system: ActorSystem, name: str, shared: _Shared) -> Consumer:
         first = shared.members[0]
         deliver = first.options.deliver or first.link.provider.default_deliver

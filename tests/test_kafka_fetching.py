@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import aiokafka.errors as kafka
 import pytest
@@ -57,6 +57,25 @@ class Library:
         return {PLACE: range(first, self.fetched)}
 
 
+class Here:
+    """Stands for brokers that are where they were, unless ``gone``: the looks until that shows."""
+
+    def __init__(self) -> None:
+        self.gone: int | None = None
+
+    async def reachable(self) -> bool:
+        return self.gone is None
+
+    async def moved(self) -> bool:
+        assert self.gone is not None
+        self.gone -= 1
+        return self.gone == 0
+
+
+def all_readable() -> Any:
+    return SimpleNamespace(busy=False, keeps=lambda partition: False)
+
+
 class Case:
     """A fetching that runs, and hands out what it gets."""
 
@@ -68,6 +87,7 @@ class Case:
         self.most = 0
         self.assignment: Assignment | None = None
         self.assign()
+        self.here = Here()
         self.running = Fetching(
             self.library,
             KafkaConfig("h", **options),
@@ -76,6 +96,8 @@ class Case:
             self.take,
             self.stats,
             "consumer 'x'",
+            all_readable(),
+            cast("Any", self.here),
         )
         self.task = asyncio.ensure_future(self.running.run(self.stop))
 
@@ -239,7 +261,15 @@ async def test_what_taking_waits_for_is_waited_for() -> None:
         await gate.wait()
 
     fetching = Fetching(
-        case.library, KafkaConfig("h"), 10, lambda: None, take, Counter(), "consumer 'x'"
+        case.library,
+        KafkaConfig("h"),
+        10,
+        lambda: None,
+        take,
+        Counter(),
+        "consumer 'x'",
+        all_readable(),
+        cast("Any", case.here),
     )
     stop = asyncio.Event()
     task = asyncio.ensure_future(fetching.run(stop))
@@ -250,3 +280,16 @@ async def test_what_taking_waits_for_is_waited_for() -> None:
     assert len(case.library.polls) > polls
     stop.set()
     await task
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_it_ends_when_the_cluster_is_somewhere_else(stuck: bool) -> None:
+    case = Case(10)
+    # The library waits for the group, or for records.
+    case.library.parked, case.library.is_paused = stuck, not stuck
+    await asyncio.sleep(5)
+    assert not case.task.done()
+    case.here.gone = 3
+    with pytest.raises(ConnectionError, match="other addresses"):
+        await case.task
+    assert case.here.gone == 0

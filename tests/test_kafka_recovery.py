@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 
 import pytest
 
+from spa_dat.runtime.testing.brokers._process import free_ports
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
 from support.kafka_bus import BusClient, bus_client, create, new_prefix
@@ -52,6 +54,43 @@ async def test_a_broker_that_comes_back_has_lost_nothing(
             delivery.settle()
         assert inbox.client.fatal == []
     assert sum((await committed(broker.server, "")).values()) == 200
+
+
+@pytest.mark.slow
+@pytest.mark.deadline(120)
+async def test_a_cluster_that_comes_back_at_other_addresses_is_found(
+    own_kafka: Callable[..., Kafka],
+) -> None:
+    broker = own_kafka()
+    (elsewhere,) = free_ports(1)
+    servers = f"{broker.server},{broker.host}:{elsewhere}"
+    await create(broker.server, "a")
+    async with (
+        bus_client(servers, prefix="") as client,
+        taker(servers, "a", prefix="") as member,
+        taker(servers, "a", prefix="", instance="reader", ephemeral=True) as reader,
+    ):
+        await publish(client, range(1))
+        await client.publish(client.bus.reply_address("0"))
+        await eventually(lambda: client.replies)
+        for inbox in (member, reader):
+            await inbox.get(1)
+        await eventually(lambda: member.stats["kafka.commits"])
+        await asyncio.to_thread(broker.stop)
+        move(broker, elsewhere)
+        await asyncio.to_thread(broker.start)
+        await publish(client, range(1, 2))
+        await client.publish(client.bus.reply_address("1"))
+        await eventually(lambda: member.numbers == reader.numbers == [0, 1], 20)
+        await eventually(lambda: len(client.replies) == 2, 20)
+    assert await committed(broker.server, "") == {"a/0": 2}
+
+
+def move(broker: Kafka, port: int) -> None:
+    """Where the broker listens, and says that it does, from its next start on."""
+    config = broker.folder / "server.properties"
+    config.write_text(re.sub(rf":{broker.port}\b", f":{port}", config.read_text()))
+    broker.port = port
 
 
 @pytest.mark.parametrize("part", ["_client._sync_task", "_fetcher._fetch_task", "coordination"])

@@ -12,7 +12,10 @@ import pytest
 from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised
 from spa_dat.testing import Acl, Kafka
 from spa_dat.transports import Envelope
+from spa_dat.transports.kafka import _guard
 from support.kafka_bus import bus_client, create, settings
+from support.kafka_consuming import taker
+from support.waiting import eventually
 
 pytestmark = pytest.mark.kafka
 
@@ -70,6 +73,38 @@ async def test_a_right_that_is_gone_refuses_and_others_go_on(guarded: Kafka) -> 
         guarded.grant("ann", "WRITE", "TOPIC", "p-seen")
         await client.publish("seen")
         assert client.stats["kafka.producers_lost"] == 0
+
+
+async def test_a_wildcard_leaves_out_what_may_not_be_read(
+    guarded: Kafka, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_guard, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(_guard, "_LONGEST_PAUSE", 0.1)
+    for topic in ("open", "closed"):
+        await create(guarded.server, f"p-w.{topic}")
+        guarded.grant("ann", "DESCRIBE", "TOPIC", f"p-w.{topic}")
+    guarded.grant("ann", "READ", "TOPIC", "p-w.open")
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    async with (
+        bus_client(guarded.server, prefix="p-") as other,
+        taker(
+            f"{guarded.host}:{guarded.sasl_port}", "w/+", prefix="p-", create_topics="own", **login
+        ) as inbox,
+    ):
+        await eventually(lambda: "topic 'p-w.closed' can not be read" in caplog.text)
+        for number in range(20):
+            await other.publish("w/closed", b"%d" % number)
+            await other.publish("w/open", b"%d" % number)
+        await inbox.get(20)
+        assert inbox.numbers == list(range(20))
+        assert inbox.stats["kafka.reconnects"] == 0
+        # What a wildcard finds may be for others.
+        assert inbox.consumer.trouble is None
+        assert caplog.text.count("can not be read") == 1
+        guarded.grant("ann", "READ", "TOPIC", "p-w.closed")
+        await inbox.get(40)
+        assert {d.envelope.topic for d in inbox.deliveries[20:]} == {"w/closed"}
+        await eventually(lambda: "can be read again" in caplog.text)
 
 
 async def test_a_refused_login_is_an_error_at_once(guarded: Kafka) -> None:

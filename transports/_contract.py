@@ -99,6 +99,12 @@ class Receiver(Protocol):
 class Consumer(abc.ABC):
     """One subscription's connection to the bus. Reconnects by itself, for ever."""
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps some of the messages from being received, although there is a connection;
+        None when nothing does."""
+        return None
+
     @abc.abstractmethod
     async def start(self) -> None:
         """Connect and bring all filters in force; deliveries may begin before this returns.

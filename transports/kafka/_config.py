@@ -133,7 +133,7 @@ class KafkaConfig:
         max_payload: the largest payload that may be published, in bytes.
         max_batch: bytes of records from which on no more is added to a batch, before compression.
         compression: of what is published: None, ``gzip``, ``snappy``, ``lz4`` or ``zstd`` (all
-            but the first two need the package ``cramjam``).
+            but the first two need ``spa-dat[compression]``).
         qos: quality of service of subscriptions that name none: 1, or 0 to commit on receipt.
         backoff_min: seconds before the first attempt to reconnect, before jitter.
         backoff_max: the most seconds between two attempts to reconnect.

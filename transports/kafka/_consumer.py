@@ -31,6 +31,10 @@ class KafkaConsumer(Consumer):
         self._stats = surroundings.stats
         self._intake: Intake = kind(common, subscription, receiver)
 
+    @property
+    def trouble(self) -> str | None:
+        return self._intake.trouble
+
     async def start(self) -> None:
         await self._intake.start()
 

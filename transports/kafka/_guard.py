@@ -59,7 +59,6 @@ class Guard:
         # Those that are being tried again, or were somebody's trouble before.
         self._tried = dict(troubles.known)
         self._pauses: dict[TopicPartition, float] = {}
-        self._named_headers: set[TopicPartition] = set()
         overhear(consumer._client, self._hear)
 
     def start(self) -> None:
@@ -118,14 +117,7 @@ class Guard:
                 self._consumer.resume(partition)
 
     async def _read_leniently(self, partition: TopicPartition, problem: Unreadable) -> bool:
-        if partition not in self._named_headers:
-            self._named_headers.add(partition)
-            _log.warning(
-                "partition %d of topic %r: the name of a header is no text: %s",
-                partition.partition,
-                partition.topic,
-                problem.error,
-            )
+        self._troubles.misnamed(partition, problem)
         try:
             await read_leniently(self._consumer, partition)
         except kafka.KafkaError as error:

@@ -140,8 +140,8 @@ def check_compression(name: str | None) -> None:
     """
     if name is not None and not getattr(codec, f"has_{name}")():
         raise ConfigurationError(
-            f"option compression={name!r} of KafkaConfig needs the package cramjam: install it, or"
-            " use 'gzip'"
+            f"option compression={name!r} of KafkaConfig needs the package cramjam: install"
+            " spa-dat[compression], or use 'gzip'"
         )
 
 

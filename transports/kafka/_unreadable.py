@@ -66,7 +66,7 @@ class Troubles:
 
     Args:
         name: of the consumer, for messages.
-        stats: counts ``kafka.partitions_held``.
+        stats: counts ``kafka.partitions_held`` and ``messages.malformed``.
 
     Attributes:
         known: by partition.
@@ -76,6 +76,7 @@ class Troubles:
         self.known: dict[TopicPartition, Unreadable] = {}
         self._name = name
         self._stats = stats
+        self._misnamed: set[TopicPartition] = set()
 
     def add(self, partition: TopicPartition, problem: Unreadable) -> None:
         """A partition can not be read, or still not."""
@@ -105,6 +106,19 @@ class Troubles:
                 partition.topic,
                 problem.offset,
                 problem,
+            )
+
+    def misnamed(self, partition: TopicPartition, problem: Unreadable) -> None:
+        """There are names of headers that are no text; said once for each partition."""
+        self._stats["messages.malformed"] += 1
+        if partition not in self._misnamed:
+            self._misnamed.add(partition)
+            _log.warning(
+                "%s: partition %d of topic %r: the name of a header is no text: %s",
+                self._name,
+                partition.partition,
+                partition.topic,
+                problem.error,
             )
 
     def over(self, partition: TopicPartition) -> None:

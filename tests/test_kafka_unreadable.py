@@ -1,0 +1,283 @@
+"""Partitions that can not be read: held and named, while all others go on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextvars import ContextVar
+from importlib import metadata
+from typing import Any
+
+import aiokafka.codec
+import aiokafka.errors as kafka_errors
+import msgspec
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.structs import TopicPartition
+
+from spa_dat import DistributedApplication, Message
+from spa_dat.testing import Kafka
+from spa_dat.transports.kafka import _guard
+from spa_dat.transports.kafka._unreadable import Troubles, Unreadable
+from support.kafka_bus import bus_client, create, new_prefix
+from support.kafka_consuming import committed, taker
+from support.waiting import eventually
+
+pytestmark = pytest.mark.kafka
+
+
+# The package for compression is there for producers, and not for the consumers under test.
+sending: ContextVar[bool] = ContextVar("sending", default=False)
+
+
+def hide(patch: pytest.MonkeyPatch, codec: str) -> None:
+    patch.setattr(aiokafka.codec, f"has_{codec}", sending.get)
+
+
+async def send(kafka: Kafka, name: str, values: range, partition: int = 0, **options: Any) -> None:
+    """One batch."""
+    token = sending.set(True)
+    async with AIOKafkaProducer(
+        bootstrap_servers=kafka.server, linger_ms=200, acks="all", **options
+    ) as producer:
+        futures = [
+            await producer.send(name, b"%d" % value, partition=partition) for value in values
+        ]
+        for future in futures:
+            await future
+    sending.reset(token)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_guard, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(_guard, "_LONGEST_PAUSE", 0.1)
+
+
+def numbers(inbox: Any, name: str, partition: int) -> list[int]:
+    return [
+        int(delivery.envelope.payload)
+        for delivery in inbox.deliveries
+        if (delivery.envelope.topic, delivery.envelope.partition) == (name, partition)
+    ]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+@pytest.mark.usefixtures("quick")
+async def test_what_needs_a_package_that_is_missing_holds_up_its_partition_only(
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    durable: bool,
+    codec: str,
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}packed", 2)
+    await create(kafka.server, f"{prefix}plain")
+    async with taker(
+        kafka.server, "packed", "plain", prefix=prefix, subscription={"durable": durable}
+    ) as inbox:
+        with monkeypatch.context() as patch:
+            hide(patch, codec)
+            await send(kafka, f"{prefix}packed", range(3))
+            await send(kafka, f"{prefix}packed", range(3, 6), compression_type=codec)
+            await send(kafka, f"{prefix}packed", range(6, 9))
+            consumer: Any = inbox.consumer
+            await eventually(lambda: consumer.trouble)
+            await send(kafka, f"{prefix}packed", range(10), partition=1)
+            await send(kafka, f"{prefix}plain", range(10))
+            await inbox.get(3 + 10 + 10)
+            assert numbers(inbox, "packed", 0) == [0, 1, 2]
+            assert inbox.stats["kafka.partitions_held"] == 1
+            assert inbox.stats["kafka.reconnects"] == 0
+            (line,) = [message for message in caplog.messages if "is held" in message]
+            assert f"partition 0 of topic '{prefix}packed'" in line
+            assert "from offset 3 on" in line
+            assert codec in line
+            assert "spa-dat[compression]" in line
+            assert "packed" in consumer.trouble
+        await inbox.get(3 + 10 + 10 + 6)
+        assert numbers(inbox, "packed", 0) == list(range(9))
+        await eventually(lambda: consumer.trouble is None)
+    if durable:
+        assert await committed(kafka.server, prefix) == {
+            "packed/0": 9,
+            "packed/1": 10,
+            "plain/0": 10,
+        }
+
+
+class Damage:
+    """Changes what is fetched of one partition."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, partition: int) -> None:
+        self.place = name, partition
+        self.change: Callable[[list[Any]], None] | None = None
+        self.met = 0
+        original = AIOKafkaClient.send
+
+        async def send(client: Any, node: Any, request: Any, **options: Any) -> Any:
+            answer = await original(client, node, request, **options)
+            if isinstance(request, FetchRequest) and self.change is not None:
+                answer.topics = [
+                    (topic, [self._changed(topic, part) for part in parts])
+                    for topic, parts in answer.topics
+                ]
+            return answer
+
+        monkeypatch.setattr(AIOKafkaClient, "send", send)
+
+    def _changed(self, topic: str, part: tuple[Any, ...]) -> tuple[Any, ...]:
+        if (topic, part[0]) != self.place or self.change is None:
+            return part
+        changed = list(part)
+        if changed[-1]:
+            self.met += 1
+            self.change(changed)
+        return tuple(changed)
+
+
+def flip_a_bit(part: list[Any]) -> None:
+    raw = bytearray(part[-1])
+    raw[-3] ^= 0x10
+    part[-1] = bytes(raw)
+
+
+def no_batch(part: list[Any]) -> None:
+    raw = bytearray(part[-1])
+    # The length of the first batch is too small for one.
+    raw[8:12] = (3).to_bytes(4, "big")
+    part[-1] = bytes(raw)
+
+
+def unfinished(part: list[Any]) -> None:
+    raw = bytearray(part[-1])
+    raw[8:12] = (1 << 30).to_bytes(4, "big")
+    part[-1] = bytes(raw)
+
+
+def refused(code: int) -> Callable[[list[Any]], None]:
+    def change(part: list[Any]) -> None:
+        part[1], part[-1] = code, b""
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [flip_a_bit, no_batch, unfinished, refused(2), refused(-1), refused(76), refused(29)],
+    ids=["checksum", "length", "too long", "corrupt", "unknown", "codec", "forbidden"],
+)
+@pytest.mark.usefixtures("quick")
+async def test_a_damaged_batch_is_held_and_nothing_is_lost(
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[list[Any]], None],
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a", 2)
+    damage = Damage(monkeypatch, f"{prefix}a", 0)
+    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+        await send(kafka, f"{prefix}a", range(5))
+        await inbox.get(5)
+        damage.change = change
+        await send(kafka, f"{prefix}a", range(5, 10))
+        consumer: Any = inbox.consumer
+        await eventually(lambda: consumer.trouble)
+        await send(kafka, f"{prefix}a", range(10), partition=1)
+        await inbox.get(15)
+        assert numbers(inbox, "a", 0) == list(range(5))
+        await eventually(lambda: damage.met > 2)
+        # It is not asked for again and again.
+        assert damage.met < 100
+        assert inbox.stats["kafka.reconnects"] == 0
+        assert sum(f"topic '{prefix}a' can not be read" in m for m in caplog.messages) == 1
+        damage.change = None
+        await inbox.get(20)
+        assert numbers(inbox, "a", 0) == list(range(10))
+        assert numbers(inbox, "a", 1) == list(range(10))
+        await eventually(lambda: consumer.trouble is None)
+    assert await committed(kafka.server, prefix) == {"a/0": 10, "a/1": 10}
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_held_partition_stays_known_over_sessions(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    damage = Damage(monkeypatch, f"{prefix}a", 0)
+    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+        damage.change = flip_a_bit
+        await send(kafka, f"{prefix}a", range(3))
+        consumer: Any = inbox.consumer
+        await eventually(lambda: consumer.trouble)
+        library = inbox.library
+        library._fetcher._fetch_task.cancel()
+        await eventually(lambda: inbox.library not in (library, None))
+        assert consumer.trouble
+        damage.change = None
+        await inbox.get(3)
+        await eventually(lambda: consumer.trouble is None)
+
+
+async def test_the_reply_inbox_goes_on_behind_what_can_not_be_read(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bus_client(kafka.server) as client:
+        name = f"{client.config.prefix}_spa.reply.app"
+        with monkeypatch.context() as patch:
+            hide(patch, "zstd")
+            await send(kafka, name, range(3), compression_type="zstd")
+            await eventually(lambda: "is passed over" in caplog.text)
+            await client.publish(client.bus.reply_address("7"), b"reply")
+            await eventually(lambda: client.replies)
+        assert [reply.payload for _, reply in client.replies] == [b"reply"]
+        assert client.stats["kafka.inboxes_lost"] == 0
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_application_that_does_not_get_all_is_not_healthy(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    damage = Damage(monkeypatch, f"{prefix}a", 0)
+    app = DistributedApplication(f"{kafka.url}?prefix={prefix}", name="app")
+    got: list[bytes] = []
+
+    @app.application("a")
+    async def handle(message: Message[bytes]) -> None:
+        got.append(message.payload)
+
+    async with app:
+        assert app.healthy
+        damage.change = flip_a_bit
+        await send(kafka, f"{prefix}a", range(1))
+        await eventually(lambda: not app.healthy)
+        damage.change = None
+        await eventually(lambda: got)
+        await eventually(lambda: app.healthy)
+
+
+def test_a_topic_that_only_a_wildcard_matches_may_be_for_others() -> None:
+    troubles = Troubles("consumer 'x'", Counter())
+    forbidden = Unreadable(kafka_errors.TopicAuthorizationFailedError("t"), 0)
+    troubles.add(TopicPartition("t", 0), forbidden)
+    assert troubles.serious(["other"]) is None
+    assert "'t'" in (troubles.serious(["t"]) or "")
+    troubles.add(
+        TopicPartition("u", 1), msgspec.structs.replace(forbidden, error=ValueError("x\n"))
+    )
+    assert troubles.serious([]) == "partition 1 of topic 'u' can not be read: ValueError: x "
+    troubles.keep([TopicPartition("t", 0)])
+    assert troubles.serious([]) is None
+
+
+async def test_a_package_for_every_compression_is_an_extra() -> None:
+    needs = metadata.requires("spa-dat") or []
+    assert any(need.startswith("cramjam") and "compression" in need for need in needs)
