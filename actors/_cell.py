@@ -38,6 +38,8 @@ class Owner(Protocol):
 
     def actor_failed(self, ref: ActorRef[Any], error: BaseException, where: str) -> None: ...
 
+    def actor_left(self, ref: ActorRef[Any], unhandled: int) -> None: ...
+
     def actor_ended(self, cell: Cell[Any]) -> None: ...
 
 
@@ -302,6 +304,7 @@ class Cell(Generic[A]):
             unhandled += len(foreign)
         if unhandled:
             _log.warning("actor %r stopped with %d messages unhandled", self.address, unhandled)
+            self._owner.actor_left(self.ref, unhandled)
         self.instance = self._factory = None
         self._owner.actor_ended(self)
         self._announce()

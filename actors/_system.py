@@ -37,6 +37,8 @@ class ActorSystem:
         on_failure: called with every failure that no asker gets: the actor, the error and where
             it came from: ``on_receive``, ``receive``, ``on_start``, ``on_stop``, ``on_failure``,
             ``restart`` (with RestartLimitReached) or ``task`` (the actor has ended with it).
+        on_unhandled: called with an actor that has ended and how many messages were left in its
+            mailbox, but for those that ``leftover`` got.
 
     Raises:
         ConfigurationError: the installed pykka is not a supported one.
@@ -48,11 +50,13 @@ class ActorSystem:
         name: str = "",
         environment: Environment | None = None,
         on_failure: Callable[[ActorRef[Any], BaseException, str], None] | None = None,
+        on_unhandled: Callable[[ActorRef[Any], int], None] | None = None,
     ) -> None:
         check_pykka()
         self.name = name
         self.environment = Environment() if environment is None else environment
         self._on_failure = on_failure
+        self._on_unhandled = on_unhandled
         self._cells: dict[str, Cell[Any]] = {}
         self._count = 0
         self._global: dict[str, ActorRef[Any]] = {}
@@ -142,10 +146,18 @@ class ActorSystem:
         """
         return ref._cell.restart()
 
-    async def kill(self, ref: ActorRef[Any]) -> None:
-        """End the actor now, by cancelling what it is doing; waits a second at the most."""
-        ref._cell.kill()
-        await self._ended([ref._cell], GRACE)
+    async def kill(self, ref: ActorRef[Any]) -> asyncio.Task[None] | None:
+        """End the actor now, by cancelling what it is doing; a second later once more.
+
+        Returns:
+            Its task if that goes on another second later all the same; None when it has ended.
+        """
+        cell = ref._cell
+        for _ in range(2):
+            cell.kill()
+            if await self._ended([cell], GRACE):
+                return None
+        return cell.task
 
     async def stop_all(self, *, timeout: float) -> None:
         """Stop all actors, after what is in their mailboxes.
@@ -182,6 +194,11 @@ class ActorSystem:
             self._on_failure(ref, error, where)
         except Exception:  # noqa: BLE001  (the actors go on whatever the hook does)
             _log.exception("on_failure of the actor system raised for actor %r", ref.name)
+
+    def actor_left(self, ref: ActorRef[Any], unhandled: int) -> None:
+        """Called by an actor's supervision."""
+        if self._on_unhandled is not None:
+            self._on_unhandled(ref, unhandled)
 
     def actor_ended(self, cell: Cell[Any]) -> None:
         """Called by an actor's supervision."""

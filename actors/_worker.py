@@ -57,6 +57,10 @@ class _Job:
 class _Runner(pykka.ThreadingActor):
     # A function that hangs for ever must not keep the process from ending.
     use_daemon_thread = True
+    ident: int | None = None
+
+    def on_start(self) -> None:
+        self.ident = threading.get_ident()
 
     def on_receive(self, message: _Job) -> None:
         message.run()
@@ -81,6 +85,11 @@ class ThreadWorker(Executor):
     def spawn(cls, name: str = "worker") -> Self:
         """A worker with its thread started; the same as making one."""
         return cls(name)
+
+    @property
+    def ident(self) -> int | None:
+        """The thread's identifier; None before it runs."""
+        return self._runner.ident
 
     @property
     def busy(self) -> bool:

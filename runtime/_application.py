@@ -13,9 +13,10 @@ from .._environment import Environment
 from ..actors import Actor, RestartPolicy
 from ..errors import ConfigurationError
 from ..transports import Identity, SocketProvider, as_provider
-from ._lifecycle import Run, Settings
+from ._lifecycle import Run
 from ._registry import ProviderLike, Registry
 from ._resources import Resource
+from ._settings import Settings
 from ._socket import Socket
 from ._specs import HandlerOptions, Spec, check_name, check_seconds
 from ._sync_socket import SyncSocket
@@ -89,6 +90,7 @@ class DistributedApplication:
             restart=restart,
         )
         self._run: Run | None = None
+        self._last_run: Run | None = None
 
     @property
     def name(self) -> str:
@@ -258,7 +260,7 @@ class DistributedApplication:
     async def _prepare(self) -> None:
         """Start everything but the producers; raises as ``__aenter__``."""
         self._refuse_while_running("start")
-        run = self._run = Run(
+        run = self._run = self._last_run = Run(
             self._settings, tuple(self._registry.specs), dict(self._registry.resources)
         )
         try:
@@ -266,6 +268,11 @@ class DistributedApplication:
         except BaseException:
             self._run = None
             raise
+
+    @property
+    def _given_up(self) -> list[str]:
+        """What the run that has ended could not finish, in words."""
+        return [] if self._last_run is None else self._last_run.given_up.reasons
 
     def _begin(self) -> None:
         """Start the producers."""
@@ -351,10 +358,11 @@ class DistributedApplication:
     def run(self) -> None:
         """Run until SIGTERM, SIGINT, or until there is nothing left to do; then stop and return.
 
-        A second signal ends at once. Only this method installs signal handlers.
+        See `spa_dat.run`, which does so for several applications.
 
         Raises:
-            SystemExit: with the reason, when the application could not start or failed.
+            SystemExit: with the reason, when the application could not start, failed, or was not
+                stopped in good order.
         """
         from ._running import run
 

@@ -13,7 +13,6 @@ from ..transports import Delivery
 from ._dead_letter import describe
 from ._failures import as_failure
 from ._handling import Handling
-from ._link import report_loss
 from ._message import Message
 from ._pauses import SHORTEST_PAUSE
 from ._payloads import check_size
@@ -121,7 +120,7 @@ class BatchHandling(Handling):
         except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the user's code)
             turn.active = False
             for post in turn.posts:
-                post.add_done_callback(report_loss)
+                post.add_done_callback(self._link.lost_posts.report)
             return as_failure(raised)
         turn.active = False
         self._stats["messages.handled"] += len(batch)

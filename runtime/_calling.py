@@ -10,6 +10,7 @@ from typing import Any
 
 from ..actors import ThreadWorker
 from ._specs import Handler
+from ._stacks import frames_of_thread, place
 
 __all__ = ["Caller"]
 
@@ -50,6 +51,14 @@ class Caller:
     async def stop(self, timeout: float) -> bool:
         """End the thread when its call has ended; whether that was within ``timeout`` seconds."""
         return self._worker is None or await self._worker.stop(timeout=timeout)
+
+    @property
+    def in_thread_at(self) -> str | None:
+        """What the thread is at work on, and where it stands; None for nothing."""
+        worker = self._worker
+        if worker is None or not worker.busy:
+            return None
+        return place(frames_of_thread(worker.ident)) or "a function"
 
     def abandon(self) -> None:
         """Leave the thread to itself: nobody can stop it from outside."""

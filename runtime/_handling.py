@@ -20,7 +20,7 @@ from ..errors import (
 from ..transports import Delivery, DeliveryState, Envelope
 from ._dead_letter import describe
 from ._failures import as_failure
-from ._link import Link, report_loss
+from ._link import Link
 from ._parking import Parking, ParkingHost
 from ._pauses import SHORTEST_PAUSE, Pauses
 from ._payloads import check_size
@@ -244,7 +244,7 @@ class Handling:
         """What a handler raised is dealt with; True when there is to be another attempt."""
         turn.active = False
         for post in turn.posts:
-            post.add_done_callback(report_loss)
+            post.add_done_callback(self._link.lost_posts.report)
         return await self._failed(delivery, turn, as_failure(raised), held_since)
 
     async def _failed(

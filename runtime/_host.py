@@ -207,7 +207,9 @@ class Host:
         except TimeoutError:
             self._cut_off()
             if ref is not None:
-                await self.runner.system.kill(ref)
+                task = await self.runner.system.kill(ref)
+                if task is not None:
+                    self.runner.given_up.task(f"actor {self.own_name!r}", task)
         finally:
             if not self._is_lane:
                 await self._runtime.close()
@@ -223,6 +225,9 @@ class Host:
         self._is_cut_off = True
         self.stats["actors.cut_off"] += 1
         self.log.warning("it did not finish in time and is cut off")
+        self.runner.given_up.add(f"actor {self.own_name!r} did not finish in time and was cut off")
+        if (where := self._caller.in_thread_at) is not None:
+            self.runner.given_up.thread(f"actor {self.own_name!r}", where)
         self.sync_socket.revoke()
         self._caller.abandon()
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..actors import ActorRef, ActorSystem, RestartPolicy
+from ._given_up import GivenUp
 from ._observer import Observer
 from ._subscriptions import Subscriber
 
@@ -23,6 +24,9 @@ class Runner(Protocol):
 
     @property
     def observer(self) -> Observer | None: ...
+
+    @property
+    def given_up(self) -> GivenUp: ...
 
     def may_park(self) -> bool: ...
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..actors import ActorRef, ActorSystem, RestartPolicy
 from ..transports import TopicFilter
 from ._batch_host import BatchHost
+from ._given_up import GivenUp
 from ._host import Host
 from ._hosted import Hosted, Runner
 from ._link import Link
@@ -84,6 +85,11 @@ class Lanes:
     def observer(self) -> Observer | None:
         """Who hears of what the lanes do."""
         return self._runner.observer
+
+    @property
+    def given_up(self) -> GivenUp:
+        """What the run could not finish before its end."""
+        return self._runner.given_up
 
     @property
     def lanes(self) -> tuple[Host, ...]:

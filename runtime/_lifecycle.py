@@ -5,57 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from .._environment import Environment
-from ..actors import ActorSystem, RestartPolicy
+from ..actors import ActorSystem
 from ..errors import ActorStopped, ConfigurationError
-from ..transports import Identity, SocketProvider, Surroundings
+from ..transports import SocketProvider
+from ._given_up import GivenUp
 from ._hosted import Hosted
 from ._lanes import make_host
 from ._link import Link
+from ._links import Links
 from ._observer import Observer
 from ._resources import Resource, ResourceKeeper
 from ._router import Router
 from ._routes import Route
+from ._settings import Settings
 from ._socket import Socket
 from ._specs import Spec
 from ._subscriptions import NoSubscription, Subscriptions
 from ._sync_socket import SyncSocket
 from ._waiting import wait_for_all, wait_for_each, wait_until
 
-__all__ = ["Run", "Settings"]
+__all__ = ["Run"]
 
 log = logging.getLogger("spa_dat")
 
 _SHORTEST = 0.1
 _LEAST_FOR_RESOURCES = 5.0
-
-_running: set[tuple[str, str, str, object]] = set()
-"""(application, instance, bus, what stands in for it) of everything that runs in this process."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run needs to know of its application; see `DistributedApplication`.
-
-    Attributes:
-        stand_in: what is used in place of each provider; None for the provider itself.
-        observer: hears of what the actors do; None for nobody.
-    """
-
-    identity: Identity
-    environment: Environment
-    stats: Counter[str]
-    provider: SocketProvider | None
-    stop_timeout: float
-    dead_letter_limit: int
-    restart: RestartPolicy
-    stand_in: Callable[[SocketProvider], SocketProvider] | None = None
-    observer: Observer | None = None
 
 
 class Run:
@@ -76,11 +53,9 @@ class Run:
         self.settings = settings
         self._specs = specs
         self._resources = resources
-        self._claimed: list[tuple[str, str, str, object]] = []
-        self._links: dict[str, Link] = {}
+        self._links = Links(settings, self._lost_for_good)
         self._hosts: list[Hosted] = []
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
-        self._keeper = ResourceKeeper()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._ending: asyncio.Future[None] = self._loop.create_future()
@@ -90,10 +65,13 @@ class Run:
         self._problems: dict[str, str] = {}
         self._dead_letters = 0
         self._started = False
+        self._given_up = GivenUp(settings.identity.application, settings.stats)
+        self._keeper = ResourceKeeper(self._given_up)
         self._system = ActorSystem(
             name=f"{settings.identity.application}/{settings.identity.instance}",
             environment=settings.environment,
             on_failure=self._actor_failed,
+            on_unhandled=self._left_unhandled,
         )
 
     # What the actors' hosts use.
@@ -107,6 +85,11 @@ class Run:
     def observer(self) -> Observer | None:
         """Who hears of what the actors do."""
         return self.settings.observer
+
+    @property
+    def given_up(self) -> GivenUp:
+        """What could not be finished before the end."""
+        return self._given_up
 
     def may_park(self) -> bool:
         """Whether there is room for one more dead letter."""
@@ -147,7 +130,7 @@ class Run:
 
     async def _end_when_confirmed(self) -> None:
         # Nobody asked for a stop, so what was published has all the time it needs.
-        await wait_for_each(link.bus.drain() for link in self._links.values())
+        await wait_for_each(link.bus.drain() for link in self._links)
         self.end(None)
 
     def end(self, error: BaseException | None) -> None:
@@ -175,7 +158,7 @@ class Run:
             self._started
             and self._stopping is None
             and not self._problems
-            and all(link.bus.connected for link in self._links.values())
+            and all(link.bus.connected for link in self._links)
             and self._subscriptions.complete
         )
 
@@ -191,7 +174,7 @@ class Run:
     @property
     def links(self) -> tuple[Link, ...]:
         """The buses in use."""
-        return tuple(self._links.values())
+        return tuple(self._links)
 
     @property
     def changing(self) -> bool:
@@ -211,11 +194,7 @@ class Run:
             raise ConfigurationError(
                 "the application has no default socket provider, so it has no socket of its own"
             )
-        link = self._links.get(provider.address)
-        if link is None:
-            raise ConfigurationError(
-                f"no actor uses {provider.address}; there are: {', '.join(self._links) or 'none'}"
-            )
+        link = self._links.in_use(provider)
         identity = self.settings.identity
         return Socket(link, f"{identity.application}/{identity.instance}", NoSubscription())
 
@@ -245,7 +224,7 @@ class Run:
             )
         try:
             self._make_links()
-            await wait_for_all(link.start() for link in self._links.values())
+            await wait_for_all(link.start() for link in self._links)
             self._refuse_if_stopping()
             shared, *own = await self._keeper.open(
                 [
@@ -289,49 +268,12 @@ class Run:
                     " class attribute name or with configure(spec, name=...), or remove(spec) one"
                 )
             names[spec.name] = None
-            link = self._link_of(spec)
+            link = self._links.of(spec)
             host = make_host(self, spec, link)
             self._hosts.append(host)
             self._subscriptions.add(host)
         if self.settings.provider is not None:
-            self._link(self.settings.provider, "the application's own socket")
-
-    def _link_of(self, spec: Spec[Any]) -> Link:
-        provider = spec.options.socket_provider
-        if provider is None:
-            raise ConfigurationError(
-                f"actor {spec.name!r} has no bus: give the application a default socket provider,"
-                " for example DistributedApplication('memory://'), or the actor a socket_provider"
-            )
-        for filter_ in spec.filters:
-            provider.check_filter(filter_.pattern)
-        return self._link(provider, f"actor {spec.name!r}")
-
-    def _link(self, provider: SocketProvider, user: str) -> Link:
-        link = self._links.get(provider.address)
-        if link is None:
-            identity = self.settings.identity
-            stand_in = self.settings.stand_in
-            # Equal addresses are one bus, but for those that something stands in for.
-            claim = (identity.application, identity.instance, provider.address, stand_in)
-            if claim in _running:
-                raise ConfigurationError(
-                    f"application {claim[0]!r} instance {claim[1]!r} already runs on {claim[2]} in"
-                    " this process; give the copy another instance="
-                )
-            _running.add(claim)
-            self._claimed.append(claim)
-            surroundings = Surroundings(
-                identity, self.settings.environment, self.settings.stats, self._lost_for_good
-            )
-            used = provider if stand_in is None else stand_in(provider)
-            link = self._links[provider.address] = Link(used, surroundings)
-        elif link.provider.config != provider.config:
-            raise ConfigurationError(
-                f"{user} uses {provider.address} with other options than an actor before it;"
-                " give both the same provider"
-            )
-        return link
+            self._links.use(self.settings.provider, "the application's own socket")
 
     async def stop(self) -> None:
         """Stop everything, in order. Never raises; calling it again waits for the same stop."""
@@ -341,15 +283,11 @@ class Run:
 
     def abandon(self) -> None:
         """What is left to do when the whole application was killed, and its tasks with it."""
-        for link in self._links.values():
+        for link in self._links:
             link.ended = True
         for host in self._hosts:
             host.abandon()
-        self._release_claims()
-
-    def _release_claims(self) -> None:
-        for claim in self._claimed:
-            _running.discard(claim)
+        self._links.release()
 
     async def _stop(self) -> None:
         try:
@@ -361,13 +299,12 @@ class Run:
             await wait_for_each(self._leaving.values())
             now = self._loop.time()
             deadline = max(deadline, now + _SHORTEST)
-            await wait_for_each(
-                wait_until(deadline, link.bus.drain()) for link in self._links.values()
-            )
+            await wait_for_each(wait_until(deadline, link.bus.drain()) for link in self._links)
             await self._keeper.close(max(deadline - now, _LEAST_FOR_RESOURCES))
-            await wait_for_each(link.close() for link in self._links.values())
+            await wait_for_each(link.close() for link in self._links)
+            self._given_up.posts(link.lost_posts for link in self._links)
         finally:
-            self._release_claims()
+            self._links.release()
             self.end(None)
 
     async def _stop_hosts(
@@ -382,6 +319,11 @@ class Run:
             host.stop_attempts()
         await wait_for_each(host.stop(deadline) for host in hosts)
         await wait_for_each(router.close(self._system) for router in routers)
+
+    def _left_unhandled(self, ref: Any, count: int) -> None:
+        lanes = (lane for host in self._hosts for lane in host.lanes)
+        if self._stopping is not None and any(lane.own_name == ref.name for lane in lanes):
+            self._given_up.unhandled(ref.name, count)
 
     def _actor_failed(self, ref: Any, error: BaseException, where: str) -> None:
         self.settings.stats["actors.failed"] += 1

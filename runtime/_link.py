@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 
 from ..errors import ActorStopped, ConfigurationError, OutboxFull
@@ -18,15 +17,14 @@ from ..transports import (
     is_reserved,
     on_failure,
 )
+from ._given_up import LostPosts
 from ._message import NO_HEADERS, OutgoingMessage
 from ._payloads import encode
 from ._requests import CHAIN_HEADER, ERROR_HEADER, REPLY_HEADER, Requests
 from ._specs import is_number
 from ._turn import Turn, current_turn
 
-__all__ = ["Link", "report_loss"]
-
-log = logging.getLogger("spa_dat")
+__all__ = ["Link"]
 
 _LONGEST_REPLY_ADDRESS = 1024
 _MOST_TOPICS_REMEMBERED = 1024
@@ -42,6 +40,7 @@ class Link:
         provider: what opened the bus.
         bus: the connection.
         requests: the requests under way.
+        lost_posts: hears of posts that nobody waits for and that failed.
         surroundings: identity, environment and counters of the application.
         loop: the event loop that it belongs to.
         ended: the application has stopped, and its sockets do nothing any more.
@@ -56,6 +55,7 @@ class Link:
         self.ended = False
         identity = surroundings.identity
         self._own = f"{identity.application}/{identity.instance}/"
+        self.lost_posts = LostPosts()
         self._checked: dict[str, None] = {}
         # All but the last level of reply addresses that may be used.
         self._reply_prefixes: dict[str, None] = {}
@@ -65,9 +65,12 @@ class Link:
         await self.bus.start(self.requests.on_reply)
 
     async def close(self) -> None:
-        """Disconnect, and refuse what sockets are still used for."""
+        """Give up what is pending, disconnect, and refuse what sockets are still used for."""
         self.ended = True
+        self.lost_posts.close()
         await self.bus.close()
+        # What was given up is reported by callbacks.
+        await asyncio.sleep(0)
 
     def check_use(self) -> None:
         """Refuse a socket that is used where it cannot work, instead of letting it fail later.
@@ -184,7 +187,7 @@ class Link:
         if turn is not None and turn.active and turn.settles:
             turn.posts.append(posted)
         else:
-            on_failure(posted, report_loss)
+            on_failure(posted, self.lost_posts.report)
         return posted
 
     def reply(self, turn: Turn, source: str, value: object) -> None:
@@ -214,7 +217,7 @@ class Link:
         except OutboxFull:
             self.surroundings.stats["replies.refused"] += 1
         for posted in turn.posts:
-            posted.add_done_callback(report_loss)
+            posted.add_done_callback(self.lost_posts.report)
 
     def _post_reply(
         self,
@@ -312,9 +315,3 @@ _WIRE_NAMES = frozenset({"id", "source", "type", "time", "specversion", "key"})
 def _clean(text: object) -> str:
     """The text without what no bus can carry."""
     return str(text).replace("\0", "\\0").encode("utf-8", "replace").decode()
-
-
-def report_loss(posted: asyncio.Future[None]) -> None:
-    """Say so if a publish that nobody waits for has failed; a callback of its future."""
-    if not posted.cancelled() and (error := posted.exception()) is not None:
-        log.error("a posted message was lost: %s: %s", type(error).__name__, error)

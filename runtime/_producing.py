@@ -14,6 +14,8 @@ from ._turn import current_turn
 
 __all__ = ["ProducerHost"]
 
+_GRACE = 1.0
+
 
 class _Tick:
     """It is time for the next call."""
@@ -79,6 +81,12 @@ class ProducerHost(Host):
             call.cancel()
         await asyncio.wait((call,), timeout=max(0.0, deadline - self._loop.time()))
 
+    async def _finish(self, deadline: float) -> None:
+        await super()._finish(deadline)
+        call = self._call
+        if call is not None and (await asyncio.wait((call,), timeout=_GRACE))[1]:
+            self.runner.given_up.task(f"actor {self.own_name!r}", call)
+
     async def receive_other(self, instance: Any, item: Any) -> None:
         """Make one call."""
         if self._stopped or self._last:
@@ -113,8 +121,10 @@ class ProducerHost(Host):
         try:
             await asyncio.wait((call,))
         finally:
-            self._call = None
-            call.cancel()
+            if call.done():
+                self._call = None
+            else:
+                call.cancel()
         if call.cancelled():
             return None
         error = call.exception()

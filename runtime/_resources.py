@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Asyn
 from typing import Any, TypeAlias
 
 from ..errors import ActorStopped, ConfigurationError
+from ._given_up import GivenUp
 
 __all__ = ["Resource", "ResourceKeeper", "SupportedContextManagers", "check_resources"]
 
@@ -48,9 +49,13 @@ class ResourceKeeper:
 
     Context managers may hold on to the task that entered them (cancel scopes, task groups), so
     entering and leaving has to happen in the same one.
+
+    Args:
+        given_up: what the run could not finish before its end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, given_up: GivenUp) -> None:
+        self._given_up = given_up
         self._release = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[list[dict[str, Any]]] | None = None
@@ -62,7 +67,7 @@ class ResourceKeeper:
 
         Raises:
             ConfigurationError: one failed to open; its error is the cause. Those that were open
-                have been left again.
+                are being left again, and `close` waits for that.
             ActorStopped: `close` was called meanwhile.
         """
         opened: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
@@ -71,15 +76,13 @@ class ResourceKeeper:
         await asyncio.wait((opened,))
         if opened.cancelled():
             raise ActorStopped("the application was stopped while its resources were opened")
-        if opened.exception() is not None:
-            await asyncio.wait((self._task,))
         return opened.result()
 
     async def close(self, timeout: float) -> None:
         """Leave everything, in reverse order; errors are logged.
 
         What is still being opened is given up at once, and what takes longer than ``timeout``
-        seconds to close is cut off.
+        seconds to close is cut off. What goes on another second later is abandoned.
         """
         task, opened = self._task, self._opened
         if task is None or opened is None:
@@ -90,8 +93,12 @@ class ResourceKeeper:
         await asyncio.wait((task,), timeout=timeout)
         if not task.done():
             log.error("resources did not close within %g s and are cut off", timeout)
+            self._given_up.add("resources did not close in time and were cut off")
             task.cancel()
             await asyncio.wait((task,), timeout=_GRACE)
+        if not task.done():
+            self._given_up.task("a resource", task)
+        opened.cancel()
 
     async def _keep(
         self,

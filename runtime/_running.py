@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
-import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import Literal
 
 from ..errors import ConfigurationError, SpaDatError
 from ._application import DistributedApplication
+from ._loop_end import end_loop
+from ._signals import Signals
 
 __all__ = ["IMPORTING", "run"]
 
-log = logging.getLogger("spa_dat")
-
 # Set while a module is only imported for the application in it.
 IMPORTING: ContextVar[bool] = ContextVar("spa_dat_importing", default=False)
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(*applications: DistributedApplication) -> None:
     """Run applications together until SIGTERM, SIGINT, or until none has anything left to do.
 
-    They are stopped in reverse order. A second signal ends the program at once.
+    They are stopped in reverse order. A second signal ends the program at once, with 128 and the
+    signal's number as exit code, also while the event loop is blocked.
 
     Raises:
-        SystemExit: with the reason, when one could not start or failed; the others are stopped.
+        SystemExit: with the reason, when one could not start or failed, or could not be stopped
+            in good order: something had to be given up. The others are stopped.
     """
     _refuse_wrong_place()
     if IMPORTING.get():
@@ -41,14 +36,24 @@ def run(*applications: DistributedApplication) -> None:
             "run() was called, but the module is only imported: write"
             ' `if __name__ == "__main__":` above it'
         )
+    # A selector loop everywhere: the MQTT client needs add_reader, Windows' default lacks it.
+    loop = asyncio.SelectorEventLoop()
+    signals = Signals()
+    given_up: list[str] = []
     try:
-        # A selector loop everywhere: the MQTT client needs add_reader, Windows' default lacks it.
-        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-            runner.run(_serve(applications))
+        main = loop.create_task(_serve(applications, signals, given_up))
+        try:
+            loop.run_until_complete(main)
+        finally:
+            given_up += end_loop(loop, main)
     except SpaDatError as error:
         raise SystemExit(f"spa_dat: {type(error).__name__}: {error}") from error
     except _ProducerFailed as failed:
         raise SystemExit(1) from failed.__cause__
+    finally:
+        signals.restore()
+    if given_up:
+        raise SystemExit(f"spa_dat: not stopped in good order: {'; '.join(given_up)}")
 
 
 def _refuse_wrong_place() -> None:
@@ -72,9 +77,12 @@ class _ProducerFailed(Exception):
     """An application ended because of an error in the user's code, which is logged already."""
 
 
-async def _serve(applications: tuple[DistributedApplication, ...]) -> None:
+async def _serve(
+    applications: tuple[DistributedApplication, ...], signals: Signals, given_up: list[str]
+) -> None:
     stop = asyncio.Event()
-    with _signals(stop.set):
+    signals.install(stop.set)
+    try:
         async with AsyncExitStack() as stack:
             starting = asyncio.ensure_future(_start(stack, applications))
             interrupted = asyncio.ensure_future(stop.wait())
@@ -88,6 +96,9 @@ async def _serve(applications: tuple[DistributedApplication, ...]) -> None:
                     await _until_done(applications, interrupted)
             finally:
                 interrupted.cancel()
+    finally:
+        for application in applications:
+            given_up += application._given_up
 
 
 async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplication, ...]) -> None:
@@ -116,37 +127,3 @@ async def _until_done(
         everything.cancel()
         with contextlib.suppress(BaseException):
             await everything
-
-
-@contextlib.contextmanager
-def _signals(first: Callable[[], object]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    received = 0
-
-    def on_signal(name: str) -> None:
-        nonlocal received
-        received += 1
-        if received == 1:
-            log.info("%s: stopping; a second signal ends at once", name)
-            first()
-        else:
-            log.warning("%s again: ending at once", name)
-            sys.stderr.flush()
-            os._exit(1)
-
-    try:
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, on_signal, number.name)
-    except NotImplementedError:  # Windows
-        for number in _SIGNALS:
-            signal.signal(
-                number,
-                lambda got, _: loop.call_soon_threadsafe(on_signal, signal.Signals(got).name),
-            )
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)

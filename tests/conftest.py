@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import hypothesis
@@ -15,6 +16,7 @@ import pytest
 from spa_dat._pytest import require
 from spa_dat.testing import BrokerProcess, Kafka, Mosquitto
 from support.deadline import DEADLINE, deadline
+from support.program import Program, Start
 from support.running import run_async_test
 
 B = TypeVar("B", bound=BrokerProcess)
@@ -87,6 +89,19 @@ def pytest_runtest_makereport(
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts programs: the text after what `support.program` puts in front of it."""
+    with contextlib.ExitStack() as stack:
+
+        def started(text: str) -> Program:
+            program = Program(tmp_path, text)
+            stack.callback(program.close)
+            return program
+
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -2,92 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from spa_dat import DistributedApplication, Socket, run
 from spa_dat.errors import ConfigurationError
-
-_TIMEOUT = 30.0
-
-_PROGRAM = """
-import asyncio, contextlib, logging, sys, time
-from spa_dat import *
-
-def say(*words):
-    print(*words, flush=True)
-
-@contextlib.asynccontextmanager
-async def resource():
-    say("open")
-    try:
-        yield
-    finally:
-        say("close")
-
-"""
-
-
-Start = Callable[[str], "Program"]
-
-
-class Program:
-    """A program in a process of its own."""
-
-    def __init__(self, folder: Path, text: str) -> None:
-        path = folder / "program.py"
-        path.write_text(_PROGRAM + textwrap.dedent(text))
-        environment = {k: v for k, v in os.environ.items() if k != "SPA_DAT_INSTANCE"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def read_until(self, line: str) -> None:
-        assert self._process.stdout is not None
-        seen = []
-        for text in self._process.stdout:
-            seen.append(text.strip())
-            if seen[-1] == line:
-                return
-        raise AssertionError(f"the program ended without {line!r}; it said {seen}: {self.end()}")
-
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def end(self) -> tuple[int, list[str], str]:
-        """Exit code, what else it said, standard error."""
-        out, err = self._process.communicate(timeout=_TIMEOUT)
-        return self._process.returncode, out.split("\n")[:-1], err
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with contextlib.ExitStack() as stack:
-
-        def started(text: str) -> Program:
-            program = Program(tmp_path, text)
-            stack.callback(program.close)
-            return program
-
-        yield started
+from support.program import Start
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -139,7 +61,7 @@ def test_a_second_signal_ends_the_program_at_once(start: Start) -> None:
     program.read_until("SIGTERM: stopping; a second signal ends at once")
     program.signal(signal.SIGINT)
     code, said, _ = program.end()
-    assert code == 1
+    assert code == 128 + signal.SIGINT
     assert said == ["SIGINT again: ending at once"]
 
 

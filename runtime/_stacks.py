@@ -1,0 +1,74 @@
+"""Where code is at the moment."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import sysconfig
+from types import AsyncGeneratorType, FrameType
+from typing import Any
+
+__all__ = ["frames_of", "frames_of_thread", "is_ours", "place"]
+
+_OURS = __name__.partition(".")[0] + "."
+_LIBRARIES = tuple(
+    dict.fromkeys(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
+)
+
+_KINDS = (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await"))
+_STEPS = ("async_generator_asend", "async_generator_athrow")
+
+
+def frames_of(task: asyncio.Future[Any]) -> list[FrameType]:
+    """The frames of a task that waits, outermost first; none of what is no task."""
+    frames: list[FrameType] = []
+    awaited: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
+    # Task.get_stack() gives the outermost frame only.
+    while awaited is not None:
+        for prefix, inner in _KINDS:
+            frame = getattr(awaited, f"{prefix}_frame", None)
+            if frame is not None:
+                frames.append(frame)
+                awaited = getattr(awaited, inner)
+                break
+        else:
+            # What a step of an async generator belongs to is not told otherwise.
+            found = gc.get_referents(awaited) if type(awaited).__name__ in _STEPS else ()
+            awaited = next((each for each in found if isinstance(each, AsyncGeneratorType)), None)
+    return frames
+
+
+def frames_of_thread(ident: int | None) -> list[FrameType]:
+    """The frames of a thread, outermost first, from where this package called something else."""
+    frame = None if ident is None else sys._current_frames().get(ident)
+    frames: list[FrameType] = []
+    while frame is not None and not (frames and is_ours(frame)):
+        frames.append(frame)
+        frame = frame.f_back
+    return frames[::-1]
+
+
+def is_ours(frame: FrameType) -> bool:
+    """Whether it runs code of this package or of asyncio."""
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.startswith((_OURS, "asyncio."))
+
+
+def place(frames: list[FrameType]) -> str | None:
+    """What of the user's is at work and where it stands, on one line; None for nothing.
+
+    Args:
+        frames: outermost first.
+    """
+    others = [frame for frame in frames if not is_ours(frame)]
+    if not others:
+        return None
+    users = [frame for frame in others if not frame.f_code.co_filename.startswith(_LIBRARIES)]
+    outer, inner = (users or others[-1:])[0], (users or others)[-1]
+    where = f"{_name(outer)} at {inner.f_code.co_filename}:{inner.f_lineno}"
+    return where if inner is outer else f"{where} in {_name(inner)}"
+
+
+def _name(frame: FrameType) -> str:
+    return frame.f_code.co_qualname.rpartition("<locals>.")[2]
