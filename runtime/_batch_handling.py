@@ -59,7 +59,7 @@ class BatchHandling(Handling):
             await self._undecodable(delivery, None, problem)
 
     def _read(self, delivery: Delivery) -> Any:
-        check_size(delivery.envelope.payload, self._host.max_payload)
+        check_size(delivery.envelope, self._host.max_received)
         handler = self._host.handlers[delivery.route.handler]
         return _decode(handler, delivery)
 

@@ -47,11 +47,20 @@ def dead_letter(
     }
     if envelope.tombstone:
         headers["spa_dead_tombstone"] = "1"
+    digest = None
+    if envelope.left_out is not None:
+        digest = envelope.left_out.sha256
+        headers["spa_dead_size"] = str(envelope.left_out.size)
+        headers["spa_dead_sha256"] = digest
+    if envelope.offset is not None:
+        # Where the original still is.
+        headers["spa_dead_partition"] = str(envelope.partition)
+        headers["spa_dead_offset"] = str(envelope.offset)
     identity = envelope.identity
     if identity is not None:
         headers["spa_dead_id"] = identity
         # Senders that give every message the same id must not overwrite one letter with the next.
-        digest = hashlib.sha256(envelope.payload).hexdigest()
+        digest = digest or hashlib.sha256(envelope.payload).hexdigest()
         name = "\0".join((identity, actor, envelope.topic, digest))
         identifier = str(uuid.uuid5(_NAMESPACE, name))
     else:

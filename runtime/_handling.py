@@ -45,7 +45,7 @@ class HandlingHost(ScopeOwner, ParkingHost, Protocol):
 
     handlers: tuple[Handler, ...]
     log: logging.LoggerAdapter[logging.Logger]
-    max_payload: int
+    max_received: int
 
     def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
         """Call the handler, cut off at the actor's deadline."""
@@ -101,7 +101,8 @@ class Handling:
             function is None
             or envelope.response_topic is not None
             or (envelope.headers and CHAIN_HEADER in envelope.headers)
-            or len(envelope.payload) > host.max_payload
+            or len(envelope.payload) > host.max_received
+            or envelope.left_out is not None
         ):
             await self._handle_closely(instance, delivery)
             return
@@ -159,7 +160,7 @@ class Handling:
             if self._expired(delivery):
                 return
         try:
-            check_size(envelope.payload, self._host.max_payload)
+            check_size(envelope, self._host.max_received)
         except DecodeError as error:
             await self._undecodable(delivery, request, error)
             return

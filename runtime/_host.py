@@ -88,10 +88,11 @@ class Host:
         self.options = options = spec.options
         self.qos = link.provider.default_qos if options.qos is None else options.qos
         self.window = options.window_for(link.provider.default_window)
+        self.window_bytes = options.window_bytes or link.provider.default_window_bytes
         self.handlers = spec.handlers
         self.environment = surroundings.environment
         self.stats = surroundings.stats
-        self.max_payload = link.bus.max_payload
+        self.max_received = link.max_received
         extra = {"spa_dat_actor": self.source}
         self.users_log = logging.LoggerAdapter(logging.getLogger("spa_dat.actor"), extra)
         self.log: logging.LoggerAdapter[logging.Logger] = _RuntimeLog(spec.name, extra)

@@ -56,6 +56,7 @@ class Lanes:
         ]
         self.qos = self._lanes[0].qos
         self.window = self._lanes[0].window
+        self.window_bytes = self._lanes[0].window_bytes
 
     # What the subscriptions use.
 

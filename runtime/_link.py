@@ -39,6 +39,7 @@ class Link:
     Attributes:
         provider: what opened the bus.
         bus: the connection.
+        max_received: the largest payload that handlers are given, in bytes.
         requests: the requests under way.
         lost_posts: hears of posts that nobody waits for and that failed.
         surroundings: identity, environment and counters of the application.
@@ -50,6 +51,7 @@ class Link:
         self.provider = provider
         self.surroundings = surroundings
         self.bus: Bus = provider.open(surroundings)
+        self.max_received = self.bus.max_received or self.bus.max_payload
         self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
         self.loop = asyncio.get_running_loop()
         self.ended = False

@@ -8,16 +8,33 @@ from ..actors import Overflow
 from ..errors import ConfigurationError
 from ._state import is_factory
 
-__all__ = ["LARGEST_WINDOW", "check_batch", "check_concurrency", "check_seconds", "is_number"]
+__all__ = [
+    "LARGEST_WINDOW",
+    "LARGEST_WINDOW_BYTES",
+    "check_batch",
+    "check_concurrency",
+    "check_count",
+    "check_seconds",
+    "is_number",
+]
 
 LARGEST_WINDOW = 65535
 """What the receive maximum of MQTT can say."""
+LARGEST_WINDOW_BYTES = 2**40
 _MOST_LANES = 1000
 
 
 def is_number(value: object) -> bool:
     """Whether it is an int or a float; True and False are neither here."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_count(owner: str, option: str, value: object, most: int) -> None:
+    """Raise ConfigurationError unless it is a whole number from 1 to ``most``."""
+    if not _is_count(value, most):
+        raise ConfigurationError(
+            f"{owner}: {option}={value!r}: give a whole number from 1 to {most}"
+        )
 
 
 def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, get_args
 import msgspec
 
 from ..errors import ConfigurationError, DecodeError, EncodeError
-from ..transports import Tombstone
+from ..transports import Envelope, Tombstone
 from ._content_types import BINARY, JSON, TEXT, PayloadFormat, format_of
 from ._pydantic import is_pydantic, to_builtins
 from ._type_readers import bare_type, is_union, type_name, type_readers
@@ -89,10 +89,16 @@ def _builtins(value: Any) -> Any:
     return msgspec.to_builtins(value, str_keys=True, enc_hook=to_builtins, order="deterministic")
 
 
-def check_size(payload: bytes, allowed: int) -> None:
+def check_size(envelope: Envelope, allowed: int) -> None:
     """Raise DecodeError when a received payload has more than ``allowed`` bytes."""
-    if len(payload) > allowed:
-        raise DecodeError(f"the payload has {len(payload)} bytes, {allowed} are allowed")
+    size = len(envelope.payload) if envelope.left_out is None else envelope.left_out.size
+    if size > allowed:
+        raise DecodeError(
+            f"the payload has {size} bytes, {allowed} are allowed: send less, or raise the option"
+            " 'max_received' of the bus"
+        )
+    if envelope.left_out is not None:
+        raise DecodeError("the headers are too large to be taken")
 
 
 class Decoder(Generic[T]):

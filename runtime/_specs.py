@@ -15,8 +15,10 @@ from ._injection import Injection
 from ._keys import MessageKey
 from ._option_checks import (
     LARGEST_WINDOW,
+    LARGEST_WINDOW_BYTES,
     check_batch,
     check_concurrency,
+    check_count,
     check_seconds,
     is_number,
 )
@@ -93,6 +95,8 @@ class ActorOptions:
         mailbox: the most local messages that wait; deliveries of the bus are bounded by window.
         window: the most deliveries of the bus that are taken and not settled; None for the
             bus's default.
+        window_bytes: the most bytes of deliveries that are taken and not settled; None for the
+            bus's default. One message that takes more goes through alone.
         overflow: what happens to a message that finds the mailbox full.
         qos: 1 at least once, 0 at most once; None for the bus's default.
         deliver: ``share`` gives each message to one instance, ``all`` to every instance; None
@@ -120,6 +124,7 @@ class ActorOptions:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     mailbox: int = 1000
     window: int | None = None
+    window_bytes: int | None = None
     overflow: Overflow = Overflow.REFUSE
     qos: int | None = None
     deliver: Literal["share", "all"] | None = None
@@ -142,18 +147,10 @@ class ActorOptions:
 
     def check(self, owner: str) -> None:
         """Raise ConfigurationError for an option that can not be."""
-        for name in ("mailbox", "window"):
-            value = getattr(self, name)
-            if value is None and name == "window":
-                continue
-            if (
-                not isinstance(value, int)
-                or isinstance(value, bool)
-                or not 1 <= value <= LARGEST_WINDOW
-            ):
-                raise ConfigurationError(
-                    f"{owner}: {name}={value!r}: give a whole number from 1 to {LARGEST_WINDOW}"
-                )
+        check_count(owner, "mailbox", self.mailbox, LARGEST_WINDOW)
+        for name, most in (("window", LARGEST_WINDOW), ("window_bytes", LARGEST_WINDOW_BYTES)):
+            if getattr(self, name) is not None:
+                check_count(owner, name, getattr(self, name), most)
         if self.qos not in (None, 0, 1):
             why = (
                 "; 2 can not be kept for consumers: the client library confirms the receipt before"
@@ -184,6 +181,7 @@ class HandlerOptions(TypedDict, total=False):
     retry: RetryPolicy
     mailbox: int
     window: int
+    window_bytes: int
     overflow: Overflow
     qos: int
     deliver: Literal["share", "all"] | None

@@ -32,6 +32,7 @@ class Subscriber(Protocol):
     link: Link
     qos: int
     window: int
+    window_bytes: int
 
     def check_filter(self, filter_: TopicFilter) -> None:
         """Raise ConfigurationError when it can not take what comes through a further filter."""
@@ -131,6 +132,7 @@ class Subscriptions:
             filters=tuple(dict.fromkeys(filters)),
             qos=first.qos,
             window=max(member.window for member in shared.members),
+            window_bytes=max(member.window_bytes for member in shared.members),
             share=deliver == "share",
             durable=not self._identity.ephemeral,
         )
@@ -249,6 +251,7 @@ class RuntimeSubscription:
             filters=(),
             qos=self._actor.qos,
             window=self._actor.window,
+            window_bytes=self._actor.window_bytes,
             durable=False,
         )
         router.consumer = self._actor.link.bus.consumer(subscription, router)

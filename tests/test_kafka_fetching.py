@@ -79,7 +79,11 @@ def all_readable() -> Any:
 class Case:
     """A fetching that runs, and hands out what it gets."""
 
-    def __init__(self, window: int, **options: Any) -> None:
+    def __init__(
+        self, window: int, *, window_bytes: int = 4_194_304, size: int = 0, **options: Any
+    ) -> None:
+        self.size = size
+        self.most_bytes = 0
         self.library = Library()
         self.stop = asyncio.Event()
         self.stats: Counter[str] = Counter()
@@ -98,6 +102,7 @@ class Case:
             "consumer 'x'",
             all_readable(),
             cast("Any", self.here),
+            window_bytes=window_bytes,
         )
         self.task = asyncio.ensure_future(self.running.run(self.stop))
 
@@ -270,6 +275,7 @@ async def test_what_taking_waits_for_is_waited_for() -> None:
         "consumer 'x'",
         all_readable(),
         cast("Any", case.here),
+        window_bytes=1_000,
     )
     stop = asyncio.Event()
     task = asyncio.ensure_future(fetching.run(stop))

@@ -14,7 +14,7 @@ from ._contract import (
     Surroundings,
 )
 from ._delivery import Delivery, DeliveryState, Tracker
-from ._envelope import Envelope, Tombstone
+from ._envelope import Envelope, LeftOut, Tombstone, without_payload
 from ._factory import Config, SocketProviderFactory, as_provider
 from ._outbox import Outbox, OutboxEntry, on_failure
 from ._secret import Secret
@@ -45,6 +45,7 @@ __all__ = [
     "KafkaConfig",
     "KafkaProvider",
     "KafkaTopic",
+    "LeftOut",
     "MemoryConfig",
     "MemoryProvider",
     "MqttConfig",
@@ -70,4 +71,5 @@ __all__ = [
     "on_failure",
     "parked",
     "reply_prefix",
+    "without_payload",
 ]

@@ -14,6 +14,7 @@ from ._delivery import Delivery
 from ._envelope import Envelope
 
 __all__ = [
+    "DEFAULT_WINDOW_BYTES",
     "Bus",
     "Consumer",
     "Identity",
@@ -22,6 +23,8 @@ __all__ = [
     "Subscription",
     "Surroundings",
 ]
+
+DEFAULT_WINDOW_BYTES = 2_097_152
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Subscription:
         filters: plain MQTT filters (``+`` and ``#``, no captures); may be empty.
         qos: highest quality of service asked for, 0 or 1.
         window: the most deliveries that may be unsettled at once before intake pauses.
+        window_bytes: the most bytes of unsettled deliveries before intake pauses. One message that
+            takes more goes through alone.
         share: several instances share the messages, each goes to one of them.
         durable: the bus keeps messages while nobody is connected. Never for ephemeral identities.
     """
@@ -74,6 +79,7 @@ class Subscription:
     filters: tuple[str, ...]
     qos: int = 1
     window: int = 200
+    window_bytes: int = DEFAULT_WINDOW_BYTES
     share: bool = False
     durable: bool = True
 
@@ -142,10 +148,13 @@ class Bus(abc.ABC):
 
     Attributes:
         max_payload: the largest payload that may be published, in bytes.
+        max_received: the largest payload that is handed out, in bytes; of a larger one the
+            envelope says `left_out`. None for ``max_payload``, which the runtime sees to.
         connected: whether there is a connection now (the talk connection where several).
     """
 
     max_payload: int
+    max_received: int | None = None
     connected: bool
 
     @abc.abstractmethod
@@ -224,6 +233,7 @@ class SocketProvider(abc.ABC):
             each to every instance, ``share`` to one of them.
         default_qos: quality of service of publishes and subscriptions that name none.
         default_window: the window of subscriptions that name none.
+        default_window_bytes: as ``default_window``, in bytes.
         config: the options; providers of one address with equal ones can stand in for each other.
     """
 
@@ -231,6 +241,7 @@ class SocketProvider(abc.ABC):
     config: object = None
     default_qos: int = 1
     default_window: int = 200
+    default_window_bytes: int = DEFAULT_WINDOW_BYTES
 
     @property
     @abc.abstractmethod

@@ -41,7 +41,9 @@ class Delivery(msgspec.Struct, eq=False):
         epoch: number of the connection or assignment it came with.
         token: what the transport needs to acknowledge it (MQTT packet id, Kafka offset);
             -1 where nothing is to be acknowledged (QoS 0).
-        tracker: what keeps the order of acknowledging; None where nothing is to be acknowledged.
+        tracker: what keeps the order of acknowledging, and count of what is unsettled; None where
+            nobody does.
+        size: the bytes that it takes of its subscription's window.
         state: how far it has come.
         attempts: how often a handler has already failed on it, earlier receipts included.
         deadline: loop time after which it is not worth starting; the receiver sets it.
@@ -54,6 +56,7 @@ class Delivery(msgspec.Struct, eq=False):
     epoch: int = 0
     token: int = -1
     tracker: Tracker | None = None
+    size: int = 0
     state: DeliveryState = _QUEUED
     attempts: int = 0
     deadline: float | None = None
@@ -125,12 +128,24 @@ class Tracker:
 
     Args:
         release: called with the deliveries that have become free, oldest first, never empty.
+        on_settled: called when a delivery is settled that nobody waits for to be released.
+
+    Attributes:
+        epoch: the number of the connection.
+        size: bytes of the deliveries of this epoch that are not released, or not settled where
+            nothing is to be acknowledged.
     """
 
-    def __init__(self, release: Callable[[list[Delivery]], None]) -> None:
+    def __init__(
+        self,
+        release: Callable[[list[Delivery]], None],
+        on_settled: Callable[[], None] = lambda: None,
+    ) -> None:
         self._release = release
+        self._on_settled = on_settled
         self._slots: deque[Delivery] = deque()
         self.epoch = 0
+        self.size = 0
 
     def __len__(self) -> int:
         """Deliveries that are not released yet."""
@@ -140,14 +155,21 @@ class Tracker:
         """Start the next epoch; returns what the last one leaves unreleased, oldest first."""
         left = list(self._slots)
         self._slots.clear()
+        self.size = 0
         self.epoch += 1
         return left
 
-    def register(self, envelope: Envelope, token: int) -> Delivery:
-        """Append a slot for what has just arrived."""
-        delivery = Delivery(envelope, self.epoch, token, self)
+    def register(self, envelope: Envelope, token: int, size: int = 0) -> Delivery:
+        """Append a slot for what has just arrived, and takes so many bytes."""
+        delivery = Delivery(envelope, self.epoch, token, self, size)
         self._slots.append(delivery)
+        self.size += size
         return delivery
+
+    def count(self, envelope: Envelope, size: int) -> Delivery:
+        """A delivery that takes so many bytes until it is settled, and is never acknowledged."""
+        self.size += size
+        return Delivery(envelope, self.epoch, -1, self, size)
 
     def unreleased(self) -> tuple[Delivery, ...]:
         """What is not released yet, oldest first."""
@@ -157,10 +179,17 @@ class Tracker:
         """Called by the delivery itself; releases the prefix that has become free."""
         if delivery.epoch != self.epoch:
             return
+        if delivery.token < 0:
+            self.size -= delivery.size
+            self._on_settled()
+            return
         slots = self._slots
         if not slots or slots[0] is not delivery:
             return
         free = [slots.popleft()]
+        self.size -= delivery.size
         while slots and slots[0].state is _SETTLED:
-            free.append(slots.popleft())
+            next_one = slots.popleft()
+            self.size -= next_one.size
+            free.append(next_one)
         self._release(free)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import msgspec
 
-__all__ = ["Envelope", "Tombstone"]
+__all__ = ["Envelope", "LeftOut", "Tombstone", "without_payload"]
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class LeftOut(msgspec.Struct, frozen=True, gc=False):
+    """What is known of a payload that was too large to be taken.
+
+    Attributes:
+        size: its bytes.
+        sha256: its digest, in hexadecimal.
+    """
+
+    size: int
+    sha256: str
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -47,6 +60,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     offset: int | None = None
     tombstone: bool = False
     """There is no payload at all: the message deletes what its key stands for."""
+    left_out: LeftOut | None = None
+    """Received: the payload was too large to be taken, and `payload` is empty in its place."""
 
     @property
     def identity(self) -> str | None:
@@ -55,6 +70,13 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         if self.id is not None or self.offset is None:
             return self.id
         return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+def without_payload(envelope: Envelope) -> Envelope:
+    """What is handed out of a message whose payload is too large to be handed out."""
+    payload = envelope.payload
+    left_out = LeftOut(len(payload), hashlib.sha256(payload).hexdigest())
+    return msgspec.structs.replace(envelope, payload=b"", left_out=left_out)
 
 
 class Tombstone:

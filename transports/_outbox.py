@@ -10,7 +10,9 @@ from typing import Any
 from ..errors import OutboxFull, PublishNotSent, PublishUnknown
 from ._envelope import Envelope
 
-__all__ = ["Outbox", "OutboxEntry", "on_failure"]
+__all__ = ["DEFAULT_OUTBOX_BYTES", "Outbox", "OutboxEntry", "on_failure"]
+
+DEFAULT_OUTBOX_BYTES = 67_108_864
 
 # Seconds without any confirmation after which a broker counts as away, connected or not.
 _SILENCE = 5.0
@@ -90,7 +92,10 @@ class Outbox:
         write: writes an entry to the connection; must not raise. It may call `confirm`, `fail` or
             `disconnected` before it returns.
         capacity: the most publishes that may be pending.
+        capacity_bytes: the most bytes of payloads that may be pending; one that has more may be
+            pending alone.
         window: the most that may be written and unconfirmed; `connected` may change it.
+        window_bytes: the most bytes of payloads of those, likewise.
         queues: ``write`` only puts entries in line, and the transport counts `OutboxEntry.writes`
             when it really writes them. It must pass over those that are done by then, and
             `confirm` them.
@@ -102,19 +107,26 @@ class Outbox:
         write: Callable[[OutboxEntry], None],
         *,
         capacity: int = 10_000,
+        capacity_bytes: int = DEFAULT_OUTBOX_BYTES,
         window: int = 100,
+        window_bytes: int = DEFAULT_OUTBOX_BYTES,
         queues: bool = False,
         repeat_qos0: bool = False,
     ) -> None:
         self._write = write
         self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
         self._window = window
+        self._window_bytes = window_bytes
         self._counted = 0 if queues else 1
         self._repeat_qos0 = repeat_qos0
         self._waiting: OrderedDict[OutboxEntry, None] = OrderedDict()
         self._written: dict[OutboxEntry, None] = {}
         # Given up after the write: they hold their place in the window until the broker answers.
         self._abandoned: dict[OutboxEntry, None] = {}
+        # Bytes of all of them, and of those on the connection.
+        self._size = 0
+        self._written_size = 0
         self._connected = False
         self._losses = 0
         self._answers = 0
@@ -126,6 +138,11 @@ class Outbox:
     def __len__(self) -> int:
         """Publishes without an outcome."""
         return len(self._waiting) + len(self._written)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payloads that are kept."""
+        return self._size
 
     @property
     def unconfirmed(self) -> int:
@@ -147,31 +164,23 @@ class Outbox:
             note: kept as the entry's ``note``.
 
         Raises:
-            OutboxFull: ``capacity`` publishes are pending.
+            OutboxFull: ``capacity`` publishes, or ``capacity_bytes``, are pending.
         """
         if self._closed:
             entry = OutboxEntry(envelope, None)
             entry.set_exception(_not_outage(entry.unconfirmed("the bus is closed")))
             return entry
-        if len(self) >= self._capacity:
-            full = OutboxFull(
-                f"{self._capacity} publishes wait for the broker's confirmation; the one to"
-                f" {envelope.topic!r} was not taken: wait for room with 'await socket.drain()',"
-                " await the publishes, or raise the option 'outbox'"
-            )
-            full.outage = not self._connected
-            raise full
+        size = len(envelope.payload)
+        if len(self) >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
+            raise self._full(envelope)
         entry = OutboxEntry(envelope, self, note)
         entry._losses = self._losses if self._connected else -1
         entry._answers = self._answers
-        if (
-            self._connected
-            and not self._waiting
-            and not self._pumping
-            and len(self._written) + len(self._abandoned) < self._window
-        ):
+        self._size += size
+        if self._connected and not self._waiting and not self._pumping and self._has_place(size):
             # As _pump() would, without the way through the queue.
             entry.writes = self._counted
+            self._written_size += size
             self._written[entry] = None
             self._pumping = True
             try:
@@ -223,10 +232,14 @@ class Outbox:
         With QoS 0 that could make duplicates; what was written of it counts as done.
         """
         self._lose()
+        self._written_size = 0
+        for entry in self._abandoned:
+            self._size -= len(entry.envelope.payload)
         self._abandoned.clear()
         written, self._written = self._written, {}
         for entry in reversed(written):
             if entry.envelope.qos == 0 and not self._repeat_qos0:
+                self._size -= len(entry.envelope.payload)
                 entry.set_result(None)
             else:
                 self._waiting[entry] = None
@@ -266,11 +279,11 @@ class Outbox:
             await self._outcome(self._drained)
 
     async def room(self) -> None:
-        """Wait until at most half of ``capacity`` is taken, or the outbox is closed.
+        """Wait until at most half of what it may hold is taken, or the outbox is closed.
 
         Raises nothing: a `submit` after it may still find the outbox full, if others fill it.
         """
-        while len(self) > self._capacity // 2 and not self._closed:
+        while self._is_crowded and not self._closed:
             await self._outcome(self._crowded)
 
     async def _outcome(self, waiters: list[asyncio.Future[None]]) -> None:
@@ -286,6 +299,7 @@ class Outbox:
         self._written.clear()
         self._waiting.clear()
         self._abandoned.clear()
+        self._size = self._written_size = 0
         for entry in left:
             if not entry.done():
                 entry.set_exception(_not_outage(entry.unconfirmed(reason)))
@@ -295,17 +309,41 @@ class Outbox:
         # write() may confirm, fail or disconnect before it returns, which leads back here.
         self._pumping = True
         try:
-            while (
-                self._connected
-                and self._waiting
-                and len(self._written) + len(self._abandoned) < self._window
-            ):
-                entry, _ = self._waiting.popitem(last=False)
+            while self._connected and self._waiting:
+                entry = next(iter(self._waiting))
+                size = len(entry.envelope.payload)
+                if not self._has_place(size):
+                    break
+                del self._waiting[entry]
+                self._written_size += size
                 entry.writes += self._counted
                 self._written[entry] = None
                 self._write(entry)
         finally:
             self._pumping = False
+
+    def _has_place(self, size: int) -> bool:
+        """Whether so many bytes may be written."""
+        written = len(self._written) + len(self._abandoned)
+        return written < self._window and (
+            not written or self._written_size + size <= self._window_bytes
+        )
+
+    def _full(self, envelope: Envelope) -> OutboxFull:
+        what, option = f"{self._capacity} publishes wait", "outbox"
+        if len(self) < self._capacity:
+            what, option = f"publishes of {self._size} bytes wait", "outbox_bytes"
+        full = OutboxFull(
+            f"{what} for the broker's confirmation; the one to {envelope.topic!r} was not taken:"
+            " wait for room with 'await socket.drain()', await the publishes, or raise the option"
+            f" {option!r}"
+        )
+        full.outage = not self._connected
+        return full
+
+    @property
+    def _is_crowded(self) -> bool:
+        return len(self) > self._capacity // 2 or self._size > self._capacity_bytes // 2
 
     def _lose(self) -> None:
         if self._connected:
@@ -325,11 +363,14 @@ class Outbox:
         self._answers += 1
         if entry in self._written:
             del self._written[entry]
-            return True
-        if entry in self._abandoned:
+        elif entry in self._abandoned:
             del self._abandoned[entry]
-            return True
-        return False
+        else:
+            return False
+        size = len(entry.envelope.payload)
+        self._size -= size
+        self._written_size -= size
+        return True
 
     def _advance(self) -> None:
         if self._waiting and not self._pumping:
@@ -340,8 +381,9 @@ class Outbox:
         if entry in self._written:
             del self._written[entry]
             self._abandoned[entry] = None
-        else:
-            self._waiting.pop(entry, None)
+        elif entry in self._waiting:
+            del self._waiting[entry]
+            self._size -= len(entry.envelope.payload)
         self._wake_drained()
 
     def _expire(self, entry: OutboxEntry, timeout: float) -> None:
@@ -355,7 +397,7 @@ class Outbox:
     def _wake_drained(self) -> None:
         if self._drained and not len(self):
             _wake(self._drained)
-        if self._crowded and (self._closed or len(self) <= self._capacity // 2):
+        if self._crowded and (self._closed or not self._is_crowded):
             _wake(self._crowded)
 
 

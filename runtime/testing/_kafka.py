@@ -24,7 +24,8 @@ __all__ = ["SimulatedKafka"]
 
 _PORT = 9092
 _SHARED = (
-    "window", "outbox", "qos", "start_timeout", "connect_timeout", "backoff_min", "backoff_max",
+    "window", "window_bytes", "outbox", "outbox_bytes", "max_received", "qos", "start_timeout",
+    "connect_timeout", "backoff_min", "backoff_max",
 )  # fmt: skip
 _PARTITIONS = 3
 _IDLE = 10.0

@@ -25,6 +25,8 @@ class DeadLetter:
         text: what it said.
         headers: of the message.
         message_id: of the message; None when it had none.
+        size: bytes of a payload that was too large to be taken or stored, and is not there; None
+            when it is.
     """
 
     topic: str
@@ -35,18 +37,21 @@ class DeadLetter:
     text: str
     headers: Mapping[str, str]
     message_id: str | None
+    size: int | None = None
 
     @classmethod
     def of(cls, letter: Envelope) -> DeadLetter:
         """The dead letter in an envelope, as it is stored on a bus."""
         notes = letter.headers
+        size = notes.get("spa_dead_size")
         return cls(
             topic=notes["spa_dead_topic"],
-            payload=b"" if notes.get("spa_dead_size") == "0" else letter.payload,
+            payload=b"" if size is not None else letter.payload,
             actor=notes["spa_dead_actor"],
             attempts=int(notes["spa_dead_attempts"]),
             error=notes["spa_dead_error"],
             text=notes["spa_dead_text"],
             headers={name: text for name, text in notes.items() if not name.startswith(_OURS)},
             message_id=notes.get("spa_dead_id"),
+            size=int(size) if size and size != "0" else None,
         )

@@ -138,6 +138,7 @@ class LiveProvider(SimulatedProvider):
         self.default_deliver = self._real.default_deliver
         self.default_qos = self._real.default_qos
         self.default_window = self._real.default_window
+        self.default_window_bytes = self._real.default_window_bytes
 
     def check_topic(self, topic: str) -> None:
         super().check_topic(topic)
@@ -164,6 +165,10 @@ class _WatchedBus(Bus):
     @property
     def max_payload(self) -> int:  # type: ignore[override]
         return self._bus.max_payload
+
+    @property
+    def max_received(self) -> int | None:  # type: ignore[override]
+        return self._bus.max_received
 
     @property
     def connected(self) -> bool:  # type: ignore[override]

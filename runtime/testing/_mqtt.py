@@ -24,7 +24,10 @@ from ._profiles import OWNER, SimulatedBus, Surround
 __all__ = ["SimulatedMqtt"]
 
 _LETTERS = f"{RESERVED}/dead-letter/"
-_SHARED = ("max_payload", "outbox", "start_timeout", "window", "qos")
+_SHARED = (
+    "max_payload", "max_received", "outbox", "outbox_bytes", "start_timeout", "window",
+    "window_bytes", "qos",
+)  # fmt: skip
 
 
 class SimulatedMqtt(SimulatedBus):

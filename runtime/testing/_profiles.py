@@ -141,6 +141,7 @@ class SimulatedProvider(SocketProvider):
         self.default_deliver = original.default_deliver
         self.default_qos = original.default_qos
         self.default_window = original.default_window
+        self.default_window_bytes = original.default_window_bytes
 
     @property
     def address(self) -> str:

@@ -23,7 +23,10 @@ from .brokers import Kafka, Mosquitto
 
 __all__ = ["OnKafka", "OnMosquitto", "RealBrokers", "RealBus"]
 
-_SHARED = ("window", "outbox", "max_payload", "qos", "backoff_min", "backoff_max")
+_SHARED = (
+    "window", "window_bytes", "outbox", "outbox_bytes", "max_payload", "max_received", "qos",
+    "backoff_min", "backoff_max",
+)  # fmt: skip
 _OPEN: dict[str, Any] = {
     "username": None,
     "password": None,

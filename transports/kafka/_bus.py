@@ -50,6 +50,7 @@ class KafkaBus(Bus):
         identity = surroundings.identity
         environment = surroundings.environment
         self.max_payload = config.max_payload
+        self.max_received = config.largest_received
         self.connected = False
         self._config = config
         self._names = names

@@ -20,6 +20,7 @@ __all__ = [
     "Whereabouts",
     "common_options",
     "end_tasks",
+    "fetch_options",
     "overhear",
     "reach",
     "stop_consumer",
@@ -31,6 +32,7 @@ MOVED = "the brokers known last are gone, and the cluster is at other addresses"
 """What is wrong when `Whereabouts.moved`."""
 
 _LIBRARY = "aiokafka"
+_LEAST_FETCHED = 65_536
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.02, 0.1
 # After so many looks in a row at which the brokers known last did not answer, but the configured
 # ones did, the whole cluster must have moved.
@@ -59,6 +61,15 @@ def common_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
         "retry_backoff_ms": int(retry * 1000),
         **_connection_options(config, client_id),
     }
+
+
+def fetch_options(window_bytes: int) -> dict[str, Any]:
+    """How much a consumer asks for: it may have that much of each broker beside its window.
+
+    A record that is larger comes alone all the same.
+    """
+    most = max(_LEAST_FETCHED, min(window_bytes // 4, 2**31 - 1))
+    return {"fetch_max_bytes": most, "max_partition_fetch_bytes": most}
 
 
 async def reach(config: KafkaConfig, client_id: str) -> None:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from ...errors import ConfigurationError
 from .._checks import check_flag, check_numbers, check_text
 from .._credentials import as_secret, password_from
+from .._outbox import DEFAULT_OUTBOX_BYTES
 from .._secret import Secret
 from .._topics import TopicFilter, is_reserved
 
@@ -20,6 +21,8 @@ _WHOLE = {
     "max_uncommitted": (1, 100_000_000),
     "commit_records": (1, 100_000_000),
     "outbox": (1, 10_000_000),
+    "window_bytes": (1, 2**40),
+    "outbox_bytes": (1, 2**40),
     "max_payload": (1, 268_435_455),
     "max_batch": (1, 268_435_455),
     "partitions": (1, 100_000),
@@ -44,6 +47,7 @@ _CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "sasl_mechanism": ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
     "compression": (None, "gzip", "snappy", "lz4", "zstd"),
 }
+_LARGEST_RECEIVED = 2_097_152
 _TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "tls_key_password")
 _SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/\\?#@%\[\]:,\x00-\x1f]+)(:(?P<port>\d+))?")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -124,13 +128,18 @@ class KafkaConfig:
         commit_interval: seconds between two commits of what is settled.
         commit_records: settled records after which a commit does not wait for the interval.
         window: the most deliveries of one subscription that may be unsettled at once.
+        window_bytes: the most bytes of them; one message that takes more goes through alone. A
+            quarter of it, but 64 KiB at least, is what a broker is asked for at once.
         max_uncommitted: the most records of one partition that may be handed out beyond its
             commit point, settled or not; at it the partition is paused.
         connect_timeout: seconds for one attempt to reach the brokers.
         start_timeout: seconds for which the first connection is tried.
         request_timeout: seconds for one answer of a broker.
         outbox: the most publishes that may wait for confirmation at once.
+        outbox_bytes: the most bytes of them; one message that takes more may wait alone.
         max_payload: the largest payload that may be published, in bytes.
+        max_received: the largest value that is taken, in bytes. A larger one is a dead letter
+            that says where the record is. None for 2 MiB, or ``max_payload`` where that is more.
         max_batch: bytes of records from which on no more is added to a batch, before compression.
         compression: of what is published: None, ``gzip``, ``snappy``, ``lz4`` or ``zstd`` (all
             but the first two need ``spa-dat[compression]``).
@@ -170,12 +179,15 @@ class KafkaConfig:
     commit_interval: float = 1.0
     commit_records: int = 10_000
     window: int = 1_000
+    window_bytes: int = 4_194_304
     max_uncommitted: int = 20_000
     connect_timeout: float = 5.0
     start_timeout: float = 10.0
     request_timeout: float = 30.0
     outbox: int = 10_000
+    outbox_bytes: int = DEFAULT_OUTBOX_BYTES
     max_payload: int = 1_000_000
+    max_received: int | None = None
     max_batch: int = 262_144
     compression: str | None = None
     qos: int = 1
@@ -192,6 +204,8 @@ class KafkaConfig:
         object.__setattr__(self, "topics", _checked_topics(self.topics))
         check_numbers(self, _WHOLE, whole=True)
         check_numbers(self, _SECONDS, whole=False)
+        if self.max_received is not None:
+            check_numbers(self, {"max_received": (1, 2_147_483_647)}, whole=True)
         if self.replication is not None:
             check_numbers(self, {"replication": (1, 1_000)}, whole=True)
         for option, choices in _CHOICES.items():
@@ -223,6 +237,11 @@ class KafkaConfig:
     def secret(self) -> Secret | None:
         """The password as a `Secret`, whatever it was given as."""
         return as_secret(self, "password", self.password)
+
+    @property
+    def largest_received(self) -> int:
+        """The largest value that is taken, in bytes."""
+        return self.max_received or max(_LARGEST_RECEIVED, self.max_payload)
 
     def _check_choice(self, option: str, choices: tuple[str | None, ...]) -> None:
         value = getattr(self, option)

@@ -35,15 +35,17 @@ _GRACE = 1.0
 class Fetching:
     """Fetches for a consumer of the library, never cancelled while that is in use.
 
-    At most ``window`` deliveries are unsettled. As long as there is no room nothing is fetched; if
-    that lasts, the partitions are paused and it goes on polling, or the group would give the member
-    up. If nothing at all is settled for ``max_poll_interval``, it ends. So it does when the brokers
-    that the library knows are gone and the cluster is somewhere else.
+    At most ``window`` deliveries are unsettled, and ``window_bytes`` but for those of the last
+    fetch. As long as there is no room nothing is fetched; if that lasts, the partitions are paused
+    and it goes on polling, or the group would give the member up. If nothing at all is settled
+    for ``max_poll_interval``, it ends. So it does when the brokers that the library knows are gone
+    and the cluster is somewhere else.
 
     Args:
         consumer: the library's.
         config: limits.
         window: the most unsettled deliveries.
+        window_bytes: the most unsettled bytes.
         current: the assignment at work; None between two.
         take: gets what was fetched; what it returns is awaited.
         stats: counts ``kafka.stalled``.
@@ -63,10 +65,13 @@ class Fetching:
         name: str,
         guard: Guard,
         whereabouts: Whereabouts,
+        *,
+        window_bytes: int,
     ) -> None:
         self._consumer = consumer
         self._config = config
         self._window = window
+        self._most_bytes = window_bytes
         self._low = window - 1 if window < _SMALL_WINDOW else window // 2
         self._current = current
         self._take = take
@@ -158,12 +163,20 @@ class Fetching:
         if assignment is None or assignment.ended:
             # The library waits for the next one.
             return self._window
-        if assignment.unsettled > self._low:
-            await assignment.settled_down_to(self._low, _PATIENCE)
-            full = assignment.unsettled >= self._window and not assignment.ended
+        few_bytes = self._most_bytes // 2
+        if assignment.unsettled > self._low or assignment.size > few_bytes:
+            await assignment.settled_down_to(self._low, _PATIENCE, few_bytes)
+            full = self._is_full(assignment) and not assignment.ended
             if full and not await self._stand_still(assignment, stop):
                 return None
-        return max(self._window - assignment.unsettled, 0)
+        room = max(self._window - assignment.unsettled, 0)
+        if assignment.average:
+            bytes_left = max(self._most_bytes - assignment.size, 0)
+            room = min(room, max(bytes_left // assignment.average, 1))
+        return room
+
+    def _is_full(self, assignment: Assignment) -> bool:
+        return assignment.unsettled >= self._window or assignment.size >= self._most_bytes
 
     async def _stand_still(self, assignment: Assignment, stop: asyncio.Event) -> bool:
         """Wait for room, and stay a member meanwhile; False if that takes too long."""
@@ -171,12 +184,14 @@ class Fetching:
         limit = loop.time() + self._config.max_poll_interval
         paused: list[TopicPartition] = []
         try:
-            while assignment.unsettled >= self._window:
+            while self._is_full(assignment):
                 left = limit - loop.time()
                 if left <= 0:
                     return self._stalled()
                 patience = min(self._idle, left)
-                if await assignment.settled_down_to(self._window - 1, patience):
+                if await assignment.settled_down_to(
+                    self._window - 1, patience, self._most_bytes - 1
+                ):
                     break
                 if assignment.ended or stop.is_set():
                     break

@@ -15,16 +15,17 @@ from ...errors import ConnectFailed, ConnectionLost, SpaDatError
 from .._backoff import Backoff
 from .._contract import Receiver, Subscription
 from .._delivery import Delivery
+from .._envelope import without_payload
 from .._topics import TopicTrie
-from ._clients import Whereabouts, common_options, reach
+from ._clients import Whereabouts, common_options, fetch_options, reach
 from ._common import Common
 from ._errors import connect_problem
 from ._fetching import Fetched, Fetching
 from ._guard import Guard
 from ._names import Selection
 from ._past import Past
-from ._records import StoredRecord
-from ._slots import Assignment
+from ._records import StoredRecord, size_of_headers
+from ._slots import Assignment, SizeTracker
 from ._unreadable import Troubles
 
 __all__ = ["Intake", "unless"]
@@ -220,6 +221,7 @@ class Intake(abc.ABC):
             f"consumer {self.identifier!r}",
             guard,
             Whereabouts(self._config, self.identifier, consumer._client),
+            window_bytes=self._subscription.window_bytes,
         )
 
     @abc.abstractmethod
@@ -235,6 +237,7 @@ class Intake(abc.ABC):
         options = common_options(self._config, self.identifier)
         options["enable_auto_commit"] = False
         options["isolation_level"] = "read_committed"
+        options |= fetch_options(self._subscription.window_bytes)
         return options
 
     def _in_force(self, changes: Sequence[asyncio.Future[None]]) -> None:
@@ -289,7 +292,8 @@ class Intake(abc.ABC):
         seen = self._seen.get(partition, -1)
         decode, epoch, keep = self._codec.decode, assignment.epoch, tracker.slots.append
         deliveries: list[Delivery] = []
-        skipped = 0
+        skipped = total = 0
+        largest = self._config.largest_received
         if tracker.first < 0:
             tracker.first = records[0].offset
         # Before anything is settled.
@@ -305,22 +309,35 @@ class Intake(abc.ABC):
                 tracker.skip(offset)
                 skipped += 1
                 continue
-            delivery = Delivery(envelope, epoch=epoch, token=offset, tracker=tracker)
+            size = len(envelope.payload)
+            if size > largest:
+                envelope, size = without_payload(envelope), 0
+            if envelope.key is not None:
+                size += len(envelope.key)
+            if envelope.headers:
+                size += size_of_headers(envelope.headers)
+            total += size
+            delivery = Delivery(envelope, epoch=epoch, token=offset, tracker=tracker, size=size)
             keep(delivery)
             if past is None or not past.resolve(delivery):
                 deliveries.append(delivery)
             else:
                 self._stats["messages.recognised"] += 1
         self._seen[partition] = max(seen, records[-1].offset + 1)
+        # Before anything is settled.
+        assignment.size += total
+        assignment.average = max(total // len(records), assignment.average // 2)
         if skipped:
             assignment.unsettled -= skipped
             tracker.advance()
         if deliveries:
             self._receiver.deliver_all(deliveries)
 
-    def _hand_out_untracked(self, records: Sequence[StoredRecord]) -> None:
-        """Decode and deliver what nobody has to settle."""
+    def _hand_out_untracked(self, assignment: Assignment, records: Sequence[StoredRecord]) -> None:
+        """Decode and deliver what nobody commits; its bytes count until it is settled."""
         deliveries: list[Delivery] = []
+        tracker = SizeTracker(assignment)
+        largest = self._config.largest_received
         match = None if self._selection.exact else self._trie.match
         for record in records:
             try:
@@ -329,7 +346,11 @@ class Intake(abc.ABC):
                 self._undecodable(record, error)
                 continue
             if envelope is not None and (match is None or match(envelope.topic)):
-                deliveries.append(Delivery(envelope))
+                if len(envelope.payload) > largest:
+                    envelope = without_payload(envelope)
+                size = len(envelope.payload) + size_of_headers(envelope.headers)
+                assignment.size += size
+                deliveries.append(Delivery(envelope, tracker=tracker, size=size))
         if deliveries:
             self._receiver.deliver_all(deliveries)
 

@@ -300,7 +300,7 @@ class GroupMember(Intake):
         if not confirmed:
             raise kafka.KafkaError("what was fetched could not be committed")
         for records in fetched.values():
-            self._hand_out_untracked(records)
+            self._hand_out_untracked(assignment, records)
 
     def _pause_if_full(self, tracker: PartitionTracker) -> None:
         limit = self._config.max_uncommitted

@@ -79,4 +79,13 @@ def _time(envelope: Envelope) -> float:
 
 
 def _same(one: Envelope, other: Envelope) -> bool:
-    return one.time == other.time and one.id == other.id and one.payload == other.payload
+    return (
+        one.time == other.time
+        and one.id == other.id
+        and (one.payload == other.payload or one.left_out is not None)
+        and _size(one) == _size(other)
+    )
+
+
+def _size(envelope: Envelope) -> int:
+    return len(envelope.payload) if envelope.left_out is None else envelope.left_out.size

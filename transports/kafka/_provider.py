@@ -25,6 +25,7 @@ class KafkaProvider(SocketProvider):
         self.config: KafkaConfig = config
         self.default_qos = config.qos
         self.default_window = config.window
+        self.default_window_bytes = config.window_bytes
         self._names = Names(config)
 
     @property

@@ -55,7 +55,9 @@ class Publisher:
         self.outbox = Outbox(
             self._write,
             capacity=config.outbox,
+            capacity_bytes=config.outbox_bytes,
             window=config.outbox,
+            window_bytes=config.outbox_bytes,
             queues=True,
             repeat_qos0=True,
         )

@@ -121,7 +121,7 @@ class Reader(Intake):
                 continue
             self._places[partition] = records[-1].offset + 1
             if self._at_most_once:
-                self._hand_out_untracked(records)
+                self._hand_out_untracked(self._assignment, records)
             else:
                 self._hand_out(self._assignment, partition, records)
 

@@ -16,7 +16,7 @@ from .._envelope import Envelope
 from .._topics import RESERVED
 from ._names import Names
 
-__all__ = ["Codec", "Record", "StoredRecord"]
+__all__ = ["Codec", "Record", "StoredRecord", "size_of_headers"]
 
 _WIRE_NAMES = frozenset(
     {
@@ -39,6 +39,8 @@ _VERSION = ("ce_specversion", b"1.0")
 # What a record takes beside its parts: lengths, offset and time as variable-length integers.
 _OVERHEAD = 64
 _OVERHEAD_OF_A_HEADER = 10
+# What one takes in memory beside its characters.
+_KEPT_WITH_A_HEADER = 256
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -261,6 +263,14 @@ class Codec:
             text = correlation.decode("utf-8", "replace")
             return f"{address}/{text}", text.rpartition("/")[2].encode()
         return _text(subject) or address, correlation
+
+
+def size_of_headers(headers: Mapping[str, str]) -> int:
+    """Bytes that they take in memory, about."""
+    size = _KEPT_WITH_A_HEADER * len(headers)
+    for name, text in headers.items():
+        size += len(name) + len(text)
+    return size
 
 
 def _text(value: bytes | None) -> str | None:

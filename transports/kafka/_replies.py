@@ -14,8 +14,8 @@ from aiokafka.structs import TopicPartition
 
 from .._backoff import Backoff
 from .._contract import Surroundings
-from .._envelope import Envelope
-from ._clients import MOVED, Whereabouts, common_options, stop_consumer
+from .._envelope import Envelope, without_payload
+from ._clients import MOVED, Whereabouts, common_options, fetch_options, stop_consumer
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._errors import connect_problem, describe
@@ -104,6 +104,7 @@ class ReplyInbox:
     async def _connected(self) -> Any:
         consumer = AIOKafkaConsumer(
             **common_options(self._config, self._client_id),
+            **fetch_options(self._config.window_bytes),
             group_id=None,
             enable_auto_commit=False,
             # Only counts where the place is gone: removed by retention, or the topic was made
@@ -214,6 +215,8 @@ class ReplyInbox:
             elif self._on_reply is not None:
                 own = correlation[len(self._prefix) :]
                 reply = msgspec.structs.replace(reply, correlation=own)
+                if len(reply.payload) > self._config.largest_received:
+                    reply = without_payload(reply)
                 self._on_reply(own.decode("utf-8", "replace"), reply)
         # A reply is anybody's bytes; it must not stop those behind it.
         except Exception:  # noqa: BLE001

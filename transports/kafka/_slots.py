@@ -6,15 +6,19 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
 from aiokafka.structs import TopicPartition
 
 from .._delivery import Delivery, DeliveryState, Tracker
-from .._envelope import Envelope
+from .._envelope import Envelope, LeftOut
 
-__all__ = ["Assignment", "CountingTracker", "PartitionTracker"]
+__all__ = ["Assignment", "CountingTracker", "PartitionTracker", "SizeTracker"]
 
 _NOTHING = Envelope(topic="-")
 _SETTLED = DeliveryState.SETTLED
+_UNLIMITED = 2**63
+# Payloads of so many bytes are not worth the work of forgetting them.
+_SMALL = 256
 
 
 class Assignment:
@@ -30,6 +34,8 @@ class Assignment:
 
     Attributes:
         unsettled: deliveries handed out and not settled.
+        size: bytes of what is handed out and not settled.
+        average: bytes of a record of what was handed out last, or more; 0 when nothing was.
         released: deliveries that have become free to commit since ``released`` was set to 0.
         notify_at: see ``on_release``.
         trackers: by partition.
@@ -40,11 +46,14 @@ class Assignment:
         self.epoch = epoch
         self.on_release = on_release
         self.unsettled = 0
+        self.size = 0
+        self.average = 0
         self.released = 0
         self.notify_at = 1
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
         self.ended = False
         self.wake_at = -1
+        self.wake_at_size = _UNLIMITED
         self._changed = asyncio.Event()
 
     def end(self) -> None:
@@ -53,18 +62,18 @@ class Assignment:
         self.wake()
 
     def wake(self) -> None:
-        """Called when no more than ``wake_at`` deliveries are unsettled."""
+        """Called when no more than ``wake_at`` deliveries and ``wake_at_size`` bytes are left."""
         self.wake_at = -1
         self._changed.set()
 
-    async def settled_down_to(self, unsettled: int, timeout: float) -> bool:
-        """Wait until at most so many are unsettled; whether that is so.
+    async def settled_down_to(self, unsettled: int, timeout: float, size: int = _UNLIMITED) -> bool:
+        """Wait until at most so many, and so many bytes, are unsettled; whether that is so.
 
         Returns early, with False, when the assignment ends or ``timeout`` seconds are over.
         """
-        if self.unsettled > unsettled and not self.ended:
-            await self._wait(unsettled, timeout)
-        return self.unsettled <= unsettled
+        if (self.unsettled > unsettled or self.size > size) and not self.ended:
+            await self._wait(unsettled, timeout, size)
+        return self.unsettled <= unsettled and self.size <= size
 
     async def finished(self, deliveries: list[Delivery], timeout: float, left: int = 0) -> None:
         """Wait until at most ``left`` of the deliveries still run, or for so many seconds."""
@@ -76,9 +85,10 @@ class Assignment:
             await self._wait(self.unsettled - 1, min(patience, 0.05))
             deliveries = [delivery for delivery in deliveries if delivery.state is running]
 
-    async def _wait(self, unsettled: int, timeout: float) -> None:
+    async def _wait(self, unsettled: int, timeout: float, size: int = _UNLIMITED) -> None:
         self._changed.clear()
         self.wake_at = unsettled
+        self.wake_at_size = size
         try:
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
@@ -153,6 +163,7 @@ class PartitionTracker(Tracker):
     def settled(self, delivery: Delivery) -> None:
         assignment = self._assignment
         assignment.unsettled = unsettled = assignment.unsettled - 1
+        assignment.size -= delivery.size
         slots = self._slots
         if slots and slots[0] is delivery:
             slots.popleft()
@@ -168,7 +179,9 @@ class PartitionTracker(Tracker):
             if self.paused and len(slots) <= self.resume_at:
                 self.paused = False
                 self._on_room(self.partition)
-        if unsettled <= assignment.wake_at:
+        elif delivery.size > _SMALL:
+            delivery.envelope = _forgotten(delivery.envelope)
+        if unsettled <= assignment.wake_at and assignment.size <= assignment.wake_at_size:
             assignment.wake()
 
     def _released(self, count: int) -> None:
@@ -199,5 +212,34 @@ class CountingTracker(PartitionTracker):
     def settled(self, delivery: Delivery) -> None:
         assignment = self._assignment
         assignment.unsettled = unsettled = assignment.unsettled - 1
-        if unsettled <= assignment.wake_at:
+        assignment.size -= delivery.size
+        if unsettled <= assignment.wake_at and assignment.size <= assignment.wake_at_size:
             assignment.wake()
+
+
+class SizeTracker(Tracker):
+    """Counts the bytes of what is handed out and never committed.
+
+    Args:
+        assignment: with which it came.
+    """
+
+    def __init__(self, assignment: Assignment) -> None:
+        super().__init__(lambda free: None)
+        self._assignment = assignment
+
+    def settled(self, delivery: Delivery) -> None:
+        assignment = self._assignment
+        assignment.size -= delivery.size
+        if assignment.unsettled <= assignment.wake_at and (
+            assignment.size <= assignment.wake_at_size
+        ):
+            assignment.wake()
+
+
+def _forgotten(envelope: Envelope) -> Envelope:
+    """What is kept of a message that is settled while one before it is not."""
+    if envelope.left_out is not None:
+        return envelope
+    left_out = LeftOut(len(envelope.payload), "")
+    return msgspec.structs.replace(envelope, payload=b"", left_out=left_out)

@@ -63,6 +63,7 @@ class Broker:
         *,
         durable: bool,
         window: int,
+        window_bytes: int | None = None,
         on_message: Callable[[Envelope, int], None],
         on_lost: Callable[[bool], None],
         group: str | None = None,
@@ -76,6 +77,7 @@ class Broker:
             client_id: who connects.
             durable: keep the session while nobody is connected; without, it starts empty.
             window: as in `Link`.
+            window_bytes: as in `Link`.
             on_message: as in `Link`.
             on_lost: as in `Link`.
             group: share the session under this name; None for one of its own.
@@ -98,7 +100,14 @@ class Broker:
             queue = self._queues[name] = Queue(name, self.faults, shared=group is not None)
         queue.durable = durable
         queue.qos = qos
-        link = Link(client_id, queue, window=window, on_message=on_message, on_lost=on_lost)
+        link = Link(
+            client_id,
+            queue,
+            window=window,
+            window_bytes=window_bytes,
+            on_message=on_message,
+            on_lost=on_lost,
+        )
         link.wire = self.make_wire(link)
         self.links[client_id] = link
         queue.join(link)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ...errors import ConfigurationError, MessageTooLarge, RequestError, TransportError
 from .._addresses import parked, reply_prefix
 from .._contract import Bus, Receiver, Subscription, Surroundings
-from .._envelope import Envelope
+from .._envelope import Envelope, without_payload
 from .._outbox import Outbox, OutboxEntry
 from .._topics import check_topic
 from ._broker import Broker
@@ -31,6 +31,7 @@ class MemoryBus(Bus):
     def __init__(self, broker: Broker, surroundings: Surroundings, config: MemoryConfig) -> None:
         identity = surroundings.identity
         self.max_payload = config.max_payload
+        self.max_received = self._largest_received = config.largest_received
         self.connected = False
         self._broker = broker
         self._surroundings = surroundings
@@ -38,7 +39,12 @@ class MemoryBus(Bus):
         self._application = identity.application
         self._inbox = reply_prefix(identity.application, surroundings.environment.token())
         self._on_reply: Callable[[str, Envelope], None] | None = None
-        self._outbox = Outbox(self._write, capacity=config.outbox, window=_WINDOW)
+        self._outbox = Outbox(
+            self._write,
+            capacity=config.outbox,
+            capacity_bytes=config.outbox_bytes,
+            window=_WINDOW,
+        )
         self._answers: list[tuple[OutboxEntry, Exception | None]] = []
         self._connection = Connection(
             broker,
@@ -72,6 +78,7 @@ class MemoryBus(Bus):
             receiver,
             self._surroundings,
             start_timeout=self._start_timeout,
+            max_received=self._largest_received,
         )
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
@@ -134,6 +141,8 @@ class MemoryBus(Bus):
         if link is not None:
             link.acknowledge(token)
         if self._on_reply is not None:
+            if len(envelope.payload) > self._largest_received:
+                envelope = without_payload(envelope)
             self._on_reply(envelope.topic[len(self._inbox) :], envelope)
 
     def _write(self, entry: OutboxEntry) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from ...errors import ConfigurationError
 from .._checks import check_numbers
+from .._contract import DEFAULT_WINDOW_BYTES
+from .._outbox import DEFAULT_OUTBOX_BYTES
 
 __all__ = ["MemoryConfig"]
 
@@ -21,8 +23,12 @@ class MemoryConfig:
         name: providers with the same name share one broker within one event loop; empty for a
             broker of one's own. Up to 64 letters, digits and ``_ . -``.
         window: the most deliveries of one subscription that may be unsettled at once.
+        window_bytes: the most bytes of them; one message that takes more goes through alone.
         outbox: the most publishes that may wait for confirmation at once.
+        outbox_bytes: the most bytes of them; one message that takes more may wait alone.
         max_payload: the largest payload that may be published, in bytes.
+        max_received: the largest payload that is taken, in bytes. A larger one is a dead letter
+            without payload, or refused where it came with a request. None for ``max_payload``.
         start_timeout: how long a first connection is tried for, in seconds.
         qos: quality of service of publishes and subscriptions that name none, 0 or 1.
 
@@ -32,8 +38,11 @@ class MemoryConfig:
 
     name: str = ""
     window: int = 200
+    window_bytes: int = DEFAULT_WINDOW_BYTES
     outbox: int = 10_000
+    outbox_bytes: int = DEFAULT_OUTBOX_BYTES
     max_payload: int = 1_048_576
+    max_received: int | None = None
     start_timeout: float = 10.0
     qos: int = 1
 
@@ -48,12 +57,21 @@ class MemoryConfig:
             {
                 "window": (1, 65_535),
                 "outbox": (1, 10_000_000),
+                "window_bytes": (1, 2**40),
+                "outbox_bytes": (1, 2**40),
                 "max_payload": (1, 268_435_455),
                 "qos": (0, 1),
             },
             whole=True,
         )
+        if self.max_received is not None:
+            check_numbers(self, {"max_received": (1, 268_435_455)}, whole=True)
         check_numbers(self, {"start_timeout": (0.001, 86_400)}, whole=False)
+
+    @property
+    def largest_received(self) -> int:
+        """The largest payload that is taken, in bytes."""
+        return self.max_received or self.max_payload
 
     @property
     def address(self) -> str:

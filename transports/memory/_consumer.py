@@ -8,7 +8,7 @@ import logging
 from ...errors import ConnectionLost
 from .._contract import Consumer, Receiver, Subscription, Surroundings
 from .._delivery import Delivery, DeliveryState, Tracker
-from .._envelope import Envelope
+from .._envelope import Envelope, without_payload
 from .._topics import TopicFilter
 from ._broker import Broker
 from ._connection import Connection
@@ -30,12 +30,14 @@ class MemoryConsumer(Consumer):
         surroundings: Surroundings,
         *,
         start_timeout: float,
+        max_received: int,
     ) -> None:
         identity = surroundings.identity
         self._broker = broker
         self._subscription = subscription
         self._receiver = receiver
         self._start_timeout = start_timeout
+        self._max_received = max_received
         self._durable = subscription.durable and not identity.ephemeral
         self._group = f"{identity.application}.{subscription.name}" if subscription.share else None
         self._filters = dict.fromkeys(subscription.filters)
@@ -126,6 +128,7 @@ class MemoryConsumer(Consumer):
             self._connection.client_id,
             durable=self._durable,
             window=self._subscription.window,
+            window_bytes=self._subscription.window_bytes,
             on_message=self._received,
             on_lost=self._connection.lost,
             group=self._group,
@@ -160,6 +163,8 @@ class MemoryConsumer(Consumer):
         self._receiver.hold()
 
     def _received(self, envelope: Envelope, token: int) -> None:
+        if len(envelope.payload) > self._max_received:
+            envelope = without_payload(envelope)
         if token < 0:
             if self._intake:
                 self._receiver.deliver(Delivery(envelope))

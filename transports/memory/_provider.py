@@ -35,6 +35,7 @@ class MemoryProvider(SocketProvider):
         self.config: MemoryConfig = config or MemoryConfig()
         self.default_qos = self.config.qos
         self.default_window = self.config.window
+        self.default_window_bytes = self.config.window_bytes
         # '~' is in no name: two brokers of one's own are never mistaken for the same bus.
         self._address = self.config.address if self.config.name else f"memory://~{next(_numbers)}"
         self._own = None if self.config.name else Broker(self._address)

@@ -71,6 +71,7 @@ class Link:
         client_id: whose connection; one per client id is open at a time.
         queue: its session or shared group.
         window: the most QoS 1 messages sent and not acknowledged.
+        window_bytes: the most bytes of them, one message that has more aside; None for no limit.
         on_message: called with an envelope and its token (-1: nothing to acknowledge), never
             from within a call to the broker.
         on_lost: called when the broker ends the connection; the argument says whether the same
@@ -87,16 +88,19 @@ class Link:
         queue: Queue,
         *,
         window: int,
+        window_bytes: int | None = None,
         on_message: Callable[[Envelope, int], None],
         on_lost: Callable[[bool], None],
     ) -> None:
         self.client_id = client_id
         self.queue = queue
         self.window = window
+        self.window_bytes = window_bytes
         self.on_lost = on_lost
         self.loop = asyncio.get_running_loop()
         self.filters: dict[str, None] = {}
         self.in_flight: dict[int, Stored] = {}
+        self.size = 0
         self.open = True
         self.wire: Wire | None = None
         self.on_message = on_message
@@ -124,7 +128,14 @@ class Link:
         self._on_the_way.clear()
         left = sorted(self.in_flight.values(), key=_by_token)
         self.in_flight.clear()
+        self.size = 0
         return left
+
+    def has_room(self) -> bool:
+        """Whether one more message may be sent."""
+        return len(self.in_flight) < self.window and (
+            self.window_bytes is None or self.size < self.window_bytes
+        )
 
     def _arrive(self) -> None:
         arriving, self._on_the_way = self._on_the_way, []
@@ -200,8 +211,11 @@ class Queue:
 
     def acknowledge(self, link: Link, token: int) -> None:
         """The message is done with; unknown tokens are ignored."""
-        if link.in_flight.pop(token, None) is not None and self._pending:
-            self._pump()
+        stored = link.in_flight.pop(token, None)
+        if stored is not None:
+            link.size -= len(stored.envelope.payload)
+            if self._pending:
+                self._pump()
 
     def _pump(self) -> None:
         while self._pending and (link := self._next_member()) is not None:
@@ -209,6 +223,7 @@ class Queue:
             if stored.deadline is not None and stored.deadline <= link.loop.time():
                 continue
             link.in_flight[stored.token] = stored
+            link.size += len(stored.envelope.payload)
             if not self._faults.drops(stored.envelope.topic):
                 link.send(stored)
 
@@ -217,7 +232,7 @@ class Queue:
         for step in range(1, count + 1):
             index = (self._turn + step) % count
             link = self.members[index]
-            if len(link.in_flight) < link.window:
+            if link.has_room():
                 self._turn = index
                 return link
         return None

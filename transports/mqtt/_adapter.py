@@ -102,8 +102,9 @@ class MqttClient:
             properties=properties,
             logger=_log,
         )
+        generate = self._client._client._mid_generate
         self._flow = MessageFlow(
-            handler, stats, self._client._client._mid_generate, self._on_other_packet
+            handler, stats, config.largest_received, generate, self._on_other_packet
         )
         self._control = Control(
             self._client._client,
@@ -139,7 +140,7 @@ class MqttClient:
         """
         try:
             sock = await dial(self._config)
-            self._stream = FrameStream(sock, self._flow.on_packet, self._on_end)
+            self._stream = FrameStream(sock, self._flow.on_packet, self._on_end, self._flow.divert)
             self._flow.begin(self._stream)
             self.unanswered = True
             # Makes the packet only: the socket is open already.

@@ -7,7 +7,9 @@ from dataclasses import KW_ONLY, InitVar, dataclass
 
 from ...errors import ConfigurationError
 from .._checks import check_flag, check_numbers, check_text
+from .._contract import DEFAULT_WINDOW_BYTES
 from .._credentials import as_secret, password_from
+from .._outbox import DEFAULT_OUTBOX_BYTES
 from .._secret import Secret
 
 __all__ = ["MqttConfig"]
@@ -18,6 +20,8 @@ _WHOLE = {
     "window": (1, 65_535),
     "inflight": (1, 65_535),
     "outbox": (1, 10_000_000),
+    "window_bytes": (1, 2**40),
+    "outbox_bytes": (1, 2**40),
     "max_payload": (1, 268_435_455),
 }
 _SECONDS = {
@@ -54,9 +58,13 @@ class MqttConfig:
         connect_timeout: seconds for one attempt to connect.
         start_timeout: seconds for which the first connection is tried.
         window: the most deliveries of one subscription that may be unsettled at once.
+        window_bytes: the most bytes of them; one message that takes more goes through alone.
         inflight: the most publishes that may be written and not confirmed at once.
         outbox: the most publishes that may wait for confirmation at once.
+        outbox_bytes: the most bytes of them; one message that takes more may wait alone.
         max_payload: the largest payload that may be published, in bytes.
+        max_received: the largest payload that is taken, in bytes. A larger one is a dead letter
+            without payload, or refused where it came with a request. None for ``max_payload``.
         qos: quality of service of publishes and subscriptions that name none, 0 or 1.
         backoff_min: seconds before the first attempt to reconnect, before jitter.
         backoff_max: the most seconds between two attempts to reconnect.
@@ -83,9 +91,12 @@ class MqttConfig:
     connect_timeout: float = 5.0
     start_timeout: float = 10.0
     window: int = 200
+    window_bytes: int = DEFAULT_WINDOW_BYTES
     inflight: int = 100
     outbox: int = 10_000
+    outbox_bytes: int = DEFAULT_OUTBOX_BYTES
     max_payload: int = 1_048_576
+    max_received: int | None = None
     qos: int = 1
     backoff_min: float = 0.1
     backoff_max: float = 10.0
@@ -101,6 +112,8 @@ class MqttConfig:
         if self.port is not None:
             check_numbers(self, {"port": (1, 65_535)}, whole=True)
         check_numbers(self, _WHOLE, whole=True)
+        if self.max_received is not None:
+            check_numbers(self, {"max_received": (1, 268_435_455)}, whole=True)
         check_numbers(self, _SECONDS, whole=False)
         self._check_qos()
         self._check_tls()
@@ -128,6 +141,11 @@ class MqttConfig:
     def secret(self) -> Secret | None:
         """The password as a `Secret`, whatever it was given as."""
         return as_secret(self, "password", self.password)
+
+    @property
+    def largest_received(self) -> int:
+        """The largest payload that is taken, in bytes."""
+        return self.max_received or self.max_payload
 
     def _check_qos(self) -> None:
         if self.qos == 2 and not isinstance(self.qos, bool):

@@ -59,7 +59,8 @@ class MqttConsumer(Consumer):
         self._identifier = f"{identity.application}.{identity.instance}.{subscription.name}"
         self._low = subscription.window
         self._high = 2 * subscription.window
-        self._tracker = Tracker(self._release)
+        self._most_bytes = subscription.window_bytes
+        self._tracker = Tracker(self._release, self._look_for_room)
         self._redelivery = Redelivery(subscription.window)
         self._subscriptions = SubscriptionSet(
             subscription.filters,
@@ -181,7 +182,9 @@ class MqttConsumer(Consumer):
     def on_confirmed(self, note: object, code: int) -> None:
         """Nothing is published on this connection."""
 
-    def on_message(self, envelope: Envelope, token: int, identifiers: tuple[int, ...]) -> None:
+    def on_message(
+        self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
+    ) -> None:
         if self._stopped:
             return
         if self._held:
@@ -191,9 +194,10 @@ class MqttConsumer(Consumer):
         if token < 0:
             copy = identifiers and subscriptions.guard.is_copy(envelope, identifiers)
             if not unwanted and not copy:
-                self._receiver.deliver(Delivery(envelope, epoch=self._tracker.epoch))
+                self._receiver.deliver(self._tracker.count(envelope, size))
+                self._pause_if_full()
             return
-        delivery = self._tracker.register(envelope, token)
+        delivery = self._tracker.register(envelope, token, size)
         if self._redelivery.active:
             if not envelope.redelivered:
                 self._redelivery.over()
@@ -204,12 +208,31 @@ class MqttConsumer(Consumer):
             delivery.settle()
             return
         self._receiver.deliver(delivery)
-        if len(self._tracker) >= self._high and not self._paused and self._client is not None:
+        self._pause_if_full()
+
+    # Inner parts.
+
+    def _pause_if_full(self) -> None:
+        tracker = self._tracker
+        if (
+            (len(tracker) >= self._high or tracker.size >= self._most_bytes)
+            and not self._paused
+            and self._client is not None
+        ):
             self._paused = True
             self._stats["mqtt.paused"] += 1
             self._client.pause()
 
-    # Inner parts.
+    def _look_for_room(self) -> None:
+        tracker = self._tracker
+        if (
+            self._paused
+            and len(tracker) <= self._low
+            and tracker.size <= self._most_bytes // 2
+            and self._client is not None
+        ):
+            self._paused = False
+            self._client.resume()
 
     def _resume(self, *, redelivered: bool) -> None:
         self._held = self._last_copies = False
@@ -227,9 +250,7 @@ class MqttConsumer(Consumer):
             return
         client.acknowledge([delivery.token for delivery in free])
         self._redelivery.acknowledged(free)
-        if self._paused and len(self._tracker) <= self._low:
-            self._paused = False
-            client.resume()
+        self._look_for_room()
 
     async def _bring_in_force(self) -> dict[str, int]:
         while True:

@@ -88,6 +88,7 @@ def _fingerprint(envelope: Envelope) -> tuple[object, ...]:
     return (
         envelope.topic,
         hashlib.blake2b(envelope.payload, digest_size=16).digest(),
+        envelope.left_out and envelope.left_out.sha256,
         envelope.retain,
         envelope.id,
         envelope.time,

@@ -6,6 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from .._envelope import without_payload
+from ._large import LARGEST_HEAD, LargePublish
 from ._packets import (
     MalformedPacket,
     PublishDecoder,
@@ -19,6 +23,8 @@ from ._stream import FrameStream
 __all__ = ["MessageFlow"]
 
 _PUBLISH, _PUBACK, _PUBREL, _PINGRESP = 0x30, 0x40, 0x60, 0xD0
+# What one takes in memory beside its characters.
+_OVERHEAD_OF_A_HEADER = 256
 
 
 class MessageFlow:
@@ -27,6 +33,8 @@ class MessageFlow:
     Args:
         handler: gets messages and confirmations.
         stats: counters.
+        largest: the most bytes of a payload that is taken; of a larger one the handler gets its
+            size and digest.
         next_packet_id: draws from the same ids as the client library's own requests.
         on_other: gets every other packet, as `FrameStream` hands it over.
     """
@@ -35,10 +43,12 @@ class MessageFlow:
         self,
         handler: ClientHandler,
         stats: Counter[str],
+        largest: int,
         next_packet_id: Callable[[], int],
         on_other: Callable[[int, bytes, int, int], None],
     ) -> None:
         self._handler = handler
+        self._largest = largest
         self._decode = PublishDecoder(stats).decode
         self._next_packet_id = next_packet_id
         self._on_other = on_other
@@ -87,7 +97,13 @@ class MessageFlow:
         kind = first & 0xF0
         if kind == _PUBLISH:
             envelope, token, identifiers = self._decode(first, data, start, stop)
-            self._handler.on_message(envelope, token, identifiers)
+            size = stop - start
+            if size > self._largest and len(envelope.payload) > self._largest:
+                size -= len(envelope.payload)
+                envelope = without_payload(envelope)
+            if envelope.headers:
+                size += _OVERHEAD_OF_A_HEADER * len(envelope.headers)
+            self._handler.on_message(envelope, token, identifiers, size)
         elif kind == _PUBACK:
             if stop - start < 2:
                 raise MalformedPacket("a PUBACK packet ends too early")
@@ -99,3 +115,16 @@ class MessageFlow:
                 self._stream.write(encode_completion(data[start:stop]))
         elif kind != _PINGRESP:
             self._on_other(first, data, start, stop)
+
+    def divert(self, first: int, length: int) -> LargePublish | None:
+        """Who takes a packet in pieces that is too large to be put together; None if it is not."""
+        if first & 0xF0 != _PUBLISH or length <= self._largest + LARGEST_HEAD:
+            return None
+        return LargePublish(first, length, self._on_large)
+
+    def _on_large(self, large: LargePublish) -> None:
+        head = large.head
+        envelope, token, identifiers = self._decode(large.first, head, 0, len(head))
+        envelope = msgspec.structs.replace(envelope, left_out=large.left_out)
+        size = len(head) + _OVERHEAD_OF_A_HEADER * len(envelope.headers)
+        self._handler.on_message(envelope, token, identifiers, size)

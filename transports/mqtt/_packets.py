@@ -23,6 +23,7 @@ __all__ = [
     "PublishPacket",
     "encode_acknowledgements",
     "encode_completion",
+    "read_variable",
     "variable_integer",
 ]
 
@@ -222,7 +223,7 @@ class PublishDecoder:
             length = data[position]
             position += 1
             if length > 127:
-                length, position = _read_variable(data, position - 1)
+                length, position = read_variable(data, position - 1)
             if length:
                 return self._with_properties(first, topic, token, data, position, length, stop)
         except (IndexError, struct.error):
@@ -262,7 +263,7 @@ class PublishDecoder:
                 value, position = _read_text(data, position)
                 headers[name] = value
             elif kind == 0x0B:
-                identifier, position = _read_variable(data, position)
+                identifier, position = read_variable(data, position)
                 identifiers += (identifier,)
             elif kind == 0x09:
                 size = data[position] << 8 | data[position + 1]
@@ -324,7 +325,13 @@ def _read_text(data: bytes, position: int) -> tuple[str, int]:
     return data[position + 2 : end].decode("utf-8", "replace"), end
 
 
-def _read_variable(data: bytes, position: int) -> tuple[int, int]:
+def read_variable(data: bytes, position: int) -> tuple[int, int]:
+    """A variable byte integer, and where it ends.
+
+    Raises:
+        MalformedPacket: it has more than four bytes.
+        IndexError: it is not complete.
+    """
     value = shift = 0
     while shift < 28:
         byte = data[position]

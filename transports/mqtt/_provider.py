@@ -26,6 +26,7 @@ class MqttProvider(SocketProvider):
         self.config: MqttConfig = config
         self.default_qos = config.qos
         self.default_window = config.window
+        self.default_window_bytes = config.window_bytes
 
     @property
     def address(self) -> str:

@@ -13,6 +13,7 @@ def same_message(one: Envelope, other: Envelope) -> bool:
     return (
         one.topic == other.topic
         and one.payload == other.payload
+        and one.left_out == other.left_out
         and one.id == other.id
         and one.source == other.source
         and one.type == other.type

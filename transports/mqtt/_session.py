@@ -53,8 +53,10 @@ class ClientHandler(Protocol):
     def on_lost(self, loss: Loss) -> None:
         """The connection has ended; called once after `on_connected`."""
 
-    def on_message(self, envelope: Envelope, token: int, identifiers: tuple[int, ...]) -> None:
-        """A message came. Acknowledge the token, unless it is -1."""
+    def on_message(
+        self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
+    ) -> None:
+        """A message came, which takes so many bytes. Acknowledge the token, unless it is -1."""
 
     def on_confirmed(self, note: Any, code: int) -> None:
         """The broker's answer to a publish; ``note`` is what `publish` got."""

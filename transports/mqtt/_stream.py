@@ -10,6 +10,7 @@ import ssl
 import sys
 from collections.abc import Callable
 
+from ._large import Dropped, Taker
 from ._packets import MalformedPacket
 
 __all__ = ["FrameStream"]
@@ -40,6 +41,9 @@ class FrameStream:
             its variable header starts and the packet ends.
         on_end: called once when the socket can not be read or written any more; with None when
             the peer closed it in good order.
+        divert: asked about a packet that has not come whole yet, with its first byte and the
+            length behind its fixed header; returns who takes it as it comes, or None to have it
+            put together.
 
     Attributes:
         heard: something was received since this was last set to False.
@@ -54,6 +58,7 @@ class FrameStream:
         sock: socket.socket,
         on_packet: Callable[[int, bytes, int, int], None],
         on_end: Callable[[Exception | None], None],
+        divert: Callable[[int, int], Taker | None] = lambda first, length: None,
     ) -> None:
         self.heard = False
         self.spoken = False
@@ -65,6 +70,8 @@ class FrameStream:
         self._loop = asyncio.get_running_loop()
         self._on_packet = on_packet
         self._on_end = on_end
+        self._divert = divert
+        self._taker: Taker | None = None
         self._rest = bytearray()
         self._needed = 2
         self._out = bytearray()
@@ -160,6 +167,9 @@ class FrameStream:
         was sent last would be lost: so what still comes is read and thrown away.
         """
         self._on_packet = _ignore
+        self._divert = _drop
+        if self._taker is not None:
+            self._taker = Dropped(self._taker.left)
         self.resume()
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(timeout):
@@ -211,6 +221,11 @@ class FrameStream:
         self._readable()
 
     def _split(self, data: bytes) -> None:
+        if self._taker is not None:
+            data = self._fed(data)
+            if self.paused or self._ended:
+                self._rest += data
+                return
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
@@ -231,20 +246,40 @@ class FrameStream:
                 stop = start + length
                 if stop > end:
                     needed = stop - position
+                    self._taker = self._divert(data[position], length)
+                    if self._taker is not None:
+                        self._taker.feed(data[start:])
+                        position = end
+                        needed = 2
                     break
                 self._on_packet(data[position], data, start, stop)
                 position = stop
                 if self.paused or self._ended:
                     break
         except Exception as error:  # noqa: BLE001
-            # The packet is left unacknowledged and the connection given up: nothing is lost.
-            if not isinstance(error, MalformedPacket):
-                _log.exception("a packet of the broker could not be handled")
-            self._end(error)
+            self._give_up(error)
             return
         self._needed = needed
         if position < end:
             self._rest += data[position:] if position else data
+
+    def _fed(self, data: bytes) -> bytes:
+        """What is left of the data when who takes the packet under way has had its part."""
+        assert self._taker is not None
+        try:
+            taken = self._taker.feed(data)
+        except Exception as error:  # noqa: BLE001
+            self._give_up(error)
+            return b""
+        if not self._taker.left:
+            self._taker = None
+        return data[taken:]
+
+    def _give_up(self, error: Exception) -> None:
+        # The packet is left unacknowledged and the connection given up: nothing is lost.
+        if not isinstance(error, MalformedPacket):
+            _log.exception("a packet of the broker could not be handled")
+        self._end(error)
 
     def _flush(self) -> None:
         if self._ended:
@@ -291,6 +326,7 @@ class FrameStream:
         self._sock.close()
         self._out.clear()
         self._rest.clear()
+        self._taker = None
         self._after_flush.clear()
         for waiter in (self._at_end, self._flushed):
             if waiter is not None and not waiter.done():
@@ -327,6 +363,11 @@ def _long_length(data: bytes, position: int, end: int) -> tuple[int, int]:
 
 def _ignore(first: int, data: bytes, start: int, stop: int) -> None:
     """For packets that come while the connection is being closed."""
+
+
+def _drop(first: int, length: int) -> Taker:
+    """What comes while the connection is being closed need not be put together."""
+    return Dropped(length)
 
 
 def _ignore_end(error: Exception | None) -> None:

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 _REFUSED = 0x80
 _MOST_PATIENCE = 16
+# Bytes that are written and not confirmed; they are in memory once more until they have left.
+_MOST_WRITTEN = 8_388_608
 _check_topic = functools.lru_cache(4_096)(check_topic)
 
 
@@ -42,6 +44,7 @@ class MqttBus(Bus):
     def __init__(self, config: MqttConfig, surroundings: Surroundings) -> None:
         identity = surroundings.identity
         self.max_payload = config.max_payload
+        self.max_received = config.largest_received
         self.connected = False
         self._config = config
         self._surroundings = surroundings
@@ -52,7 +55,13 @@ class MqttBus(Bus):
         self._on_reply: Callable[[str, Envelope], None] | None = None
         self._client: MqttClient | None = None
         self._patience = 1
-        self._outbox = Outbox(self._write, capacity=config.outbox, window=config.inflight)
+        self._outbox = Outbox(
+            self._write,
+            capacity=config.outbox,
+            capacity_bytes=config.outbox_bytes,
+            window=config.inflight,
+            window_bytes=_MOST_WRITTEN,
+        )
         self._connection = Connection(self, config, self._identifier, surroundings)
 
     # The contract.
@@ -144,7 +153,9 @@ class MqttBus(Bus):
             self._stats["publishes.unheard"] += 1
             self._outbox.confirm(note)
 
-    def on_message(self, envelope: Envelope, token: int, identifiers: tuple[int, ...]) -> None:
+    def on_message(
+        self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
+    ) -> None:
         if token >= 0 and self._client is not None:
             self._client.acknowledge([token])
         if self._on_reply is None or not envelope.topic.startswith(self._inbox):

@@ -1,0 +1,398 @@
+"""What strangers send, in bytes: what is taken of it, and what is made of what is too large."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from spa_dat import DistributedApplication
+from spa_dat._environment import Environment
+from spa_dat.errors import ConfigurationError, DecodeError, OutboxFull
+from spa_dat.runtime._dead_letter import dead_letter
+from spa_dat.testing import Harness
+from spa_dat.transports import (
+    Delivery,
+    Envelope,
+    KafkaConfig,
+    MemoryConfig,
+    MqttConfig,
+    Outbox,
+    OutboxEntry,
+    Tracker,
+    without_payload,
+)
+from spa_dat.transports.mqtt._flow import MessageFlow
+from spa_dat.transports.mqtt._packets import MalformedPacket, PublishPacket, variable_integer
+from spa_dat.transports.mqtt._session import Loss
+from spa_dat.transports.mqtt._stream import FrameStream
+from support.waiting import eventually
+
+LARGEST = 1_000
+
+
+class Taking:
+    """Takes messages off a stream, the payload of each up to `LARGEST` bytes."""
+
+    def __init__(self) -> None:
+        ours, self.peer = socket.socketpair()
+        ours.setblocking(False)
+        self.peer.setblocking(False)
+        self.messages: list[tuple[Envelope, int, int]] = []
+        self.ends: list[Exception | None] = []
+        self.flow = MessageFlow(self, Counter(), LARGEST, lambda: 1, lambda *packet: None)
+        self.stream = FrameStream(ours, self.flow.on_packet, self.ends.append, self.flow.divert)
+        self.most_kept = 0
+        self.pauses = False
+
+    def on_message(
+        self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
+    ) -> None:
+        self.messages.append((envelope, token, size))
+        if self.pauses:
+            self.stream.pause()
+
+    def on_connected(self, session_present: bool) -> None: ...
+
+    def on_lost(self, loss: Loss) -> None: ...
+
+    def on_confirmed(self, note: object, code: int) -> None: ...
+
+    async def send(self, data: bytes, cuts: list[int]) -> None:
+        """Let the bytes arrive in pieces of these lengths."""
+        loop = asyncio.get_running_loop()
+        position = 0
+        for cut in [*cuts, len(data)]:
+            await loop.sock_sendall(self.peer, data[position : position + cut])
+            position += cut
+            await asyncio.sleep(0)
+            self.most_kept = max(self.most_kept, len(self.stream._rest))
+
+    def close(self) -> None:
+        self.stream.abort()
+        self.peer.close()
+
+
+def publish(payload: bytes, packet_id: int, headers: dict[str, str] | None = None) -> bytes:
+    envelope = Envelope(topic="t", payload=payload, headers=headers or {}, id=f"m{packet_id}")
+    return PublishPacket(envelope).encode(packet_id)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    sizes=st.lists(
+        st.sampled_from([0, LARGEST, LARGEST + 1, 130_000, 200_000, 900_000]),
+        min_size=1,
+        max_size=5,
+    ),
+    cuts=st.lists(st.integers(1, 300_000), max_size=8),
+    pauses=st.booleans(),
+)
+async def test_a_payload_that_is_too_large_is_never_kept_and_its_size_and_digest_are_right(
+    sizes: list[int], cuts: list[int], pauses: bool
+) -> None:
+    taking = Taking()
+    taking.pauses = pauses
+    payloads = [bytes([number + 65]) * size for number, size in enumerate(sizes)]
+    data = b"".join(publish(payload, number) for number, payload in enumerate(payloads, 1))
+    sending = asyncio.ensure_future(taking.send(data, cuts))
+    try:
+
+        def all_there() -> bool:
+            taking.stream.resume()
+            return len(taking.messages) == len(payloads)
+
+        await eventually(all_there)
+        await sending
+        for number, (payload, (envelope, token, size)) in enumerate(
+            zip(payloads, taking.messages, strict=True), 1
+        ):
+            assert (token, envelope.id, envelope.qos) == (number, f"m{number}", 1)
+            assert size < LARGEST + 100
+            if len(payload) <= LARGEST:
+                assert (envelope.payload, envelope.left_out) == (payload, None)
+            else:
+                left_out = envelope.left_out
+                assert left_out is not None
+                assert envelope.payload == b""
+                assert left_out.size == len(payload)
+                assert left_out.sha256 == hashlib.sha256(payload).hexdigest()
+        assert taking.most_kept < 300_000
+        assert taking.ends == []
+    finally:
+        taking.close()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+@pytest.mark.parametrize("size", [140_000, 3_000_000])
+async def test_headers_that_are_too_large_are_left_out_like_the_payload(size: int) -> None:
+    taking = Taking()
+    try:
+        headers = {f"h{number}": "x" * 60_000 for number in range(size // 60_000 + 1)}
+        await taking.send(publish(b"small", 7, headers) + publish(b"next", 8), [1, 2, 3])
+        await eventually(lambda: len(taking.messages) == 2)
+        (first, token, taken), (second, _, _) = taking.messages
+        assert (first.topic, token, dict(first.headers)) == ("t", 7, {})
+        assert taken < 1_000
+        assert first.left_out is not None
+        assert first.left_out.size == 5
+        assert second.payload == b"next"
+    finally:
+        taking.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\0\x01t\0\x01" + b"\xff\xff\xff\x7f",
+        b"\0\x01t\0\x01" + b"\xff\xff\xff\xff\xff",
+        b"\xff\xff",
+    ],
+)
+async def test_a_large_packet_that_is_none_ends_the_connection(body: bytes) -> None:
+    taking = Taking()
+    try:
+        length = 200_000
+        await taking.send(b"\x32" + variable_integer(length) + body.ljust(length, b"\xff"), [])
+        await eventually(lambda: taking.ends)
+        assert isinstance(taking.ends[0], MalformedPacket)
+        assert taking.messages == []
+    finally:
+        taking.close()
+
+
+async def test_closing_in_the_middle_of_a_large_packet_takes_no_longer() -> None:
+    taking = Taking()
+    packet = publish(b"x" * 2_000_000, 1)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(taking.peer, packet[:200_000])
+    finishing = asyncio.ensure_future(taking.stream.finish(30.0))
+    await loop.sock_sendall(taking.peer, packet[200_000:] + publish(b"y" * 2_000_000, 2))
+    taking.peer.close()
+    await finishing
+    assert taking.messages == []
+
+
+# Deliveries that are not settled.
+
+
+def test_the_tracker_counts_what_is_not_released() -> None:
+    rooms: list[int] = []
+    tracker = Tracker(lambda free: None, lambda: rooms.append(tracker.size))
+    first, second = (tracker.register(Envelope(topic="t"), n, 10 * n) for n in (1, 2))
+    loose = tracker.count(Envelope(topic="t"), 5)
+    assert tracker.size == 35
+    second.settle()
+    assert tracker.size == 35, "it can not be acknowledged yet"
+    loose.settle()
+    loose.settle()
+    assert (tracker.size, rooms) == (30, [30])
+    first.settle()
+    assert tracker.size == 0
+    late = tracker.register(Envelope(topic="t"), 3, 7)
+    tracker.begin()
+    assert tracker.size == 0
+    tracker.register(Envelope(topic="t"), 4, 1)
+    late.settle()
+    assert tracker.size == 1, "what came with an earlier connection does not count"
+
+
+@pytest.mark.virtual
+def test_no_more_bytes_are_handed_out_than_the_window_says_and_a_larger_message_passes_alone() -> (
+    None
+):
+    app = DistributedApplication("memory://", name="app")
+    handled: list[int] = []
+
+    @app.application("n", window_bytes=1_000, batch=(50, 1.0), window=50)
+    async def handle(parts: list[bytes]) -> None:
+        handled.append(sum(map(len, parts)))
+
+    with Harness(app) as harness:
+        for size in [300] * 9 + [5_000] + [300] * 9:
+            harness.publish("n", b"x" * size)
+        harness.settle()
+    assert sum(handled) == 18 * 300 + 5_000
+    # The one that goes beyond is still taken: nothing ever waits for room that can not be.
+    assert max(handled) <= 1_000 + 5_000
+    assert all(size <= 1_200 for size in handled if size < 5_000)
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("profile", ["mqtt", "kafka"])
+def test_a_message_over_the_limit_is_a_dead_letter_that_says_what_it_was(profile: str) -> None:
+    app = DistributedApplication("memory://?max_received=1000", name="app")
+    seen: list[int] = []
+
+    @app.application("n")
+    async def handle(payload: bytes) -> None:
+        seen.append(len(payload))
+
+    with Harness(app, profile=profile) as harness:  # type: ignore[arg-type]
+        harness.expect_failure(DecodeError)
+        harness.publish("n", b"x" * 1_001, headers={"origin": "somewhere"})
+        harness.publish("n", b"y" * 1_000)
+        harness.settle()
+        (letter,) = harness.dead_letters()
+        assert seen == [1_000]
+        assert (letter.payload, letter.size) == (b"", 1_001)
+        assert letter.headers == {"origin": "somewhere"}
+        assert "max_received" in letter.text
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("profile", ["mqtt", "kafka"])
+def test_more_may_be_received_than_published(profile: str) -> None:
+    app = DistributedApplication("memory://?max_payload=100&max_received=1000", name="app")
+    seen: list[int] = []
+
+    @app.application("n")
+    async def handle(payload: bytes) -> None:
+        seen.append(len(payload))
+
+    with Harness(app, profile=profile) as harness:  # type: ignore[arg-type]
+        harness.publish("n", b"y" * 1_000)
+        harness.settle()
+        assert harness.dead_letters() == []
+    assert seen == [1_000]
+
+
+# Publishes that wait.
+
+
+def outbox(**limits: Any) -> tuple[Outbox, list[OutboxEntry]]:
+    written: list[OutboxEntry] = []
+    return Outbox(written.append, **limits), written
+
+
+def close(box: Outbox, *left: OutboxEntry) -> None:
+    """Give up what is left, and look at how it ended."""
+    box.close()
+    for entry in left:
+        entry.exception()
+
+
+def of(size: int, qos: int = 1) -> Envelope:
+    return Envelope(topic="t", payload=b"x" * size, qos=qos)
+
+
+async def test_the_outbox_takes_so_many_bytes_and_says_which_option_it_is() -> None:
+    box, _ = outbox(capacity_bytes=1_000)
+    first = box.submit(of(600))
+    waiting = box.submit(of(400))
+    with pytest.raises(OutboxFull, match=r"1000 bytes.*'outbox_bytes'"):
+        box.submit(of(1))
+    waiting.cancel()
+    assert box.size == 600
+    again = box.submit(of(400))
+    close(box, first, again)
+    assert box.size == 0
+
+
+async def test_a_publish_that_is_larger_than_the_outbox_waits_alone() -> None:
+    box, written = outbox(capacity_bytes=10, window_bytes=10)
+    box.connected()
+    alone = box.submit(of(100))
+    with pytest.raises(OutboxFull):
+        box.submit(of(1))
+    box.confirm(alone)
+    assert alone.done()
+    after = box.submit(of(1))
+    assert [len(entry.envelope.payload) for entry in written] == [100, 1]
+    close(box, after)
+
+
+async def test_no_more_bytes_are_written_than_the_window_says() -> None:
+    box, written = outbox(window_bytes=1_000)
+    box.connected()
+    entries = [box.submit(of(400, qos)) for qos in (0, 1, 1, 1)]
+    assert written == entries[:2]
+    entries[1].cancel()
+    assert written == entries[:2], "the broker has not answered yet"
+    assert box.size == 1_600
+    box.confirm(entries[1])
+    assert written == entries[:3]
+    box.fail(entries[0], ValueError())
+    entries[0].exception()
+    assert written == entries
+    assert box.size == 800
+    box.disconnected()
+    box.connected()
+    assert written == entries + entries[2:]
+    assert box.size == 800
+    for entry in entries[2:]:
+        box.confirm(entry)
+    assert box.size == 0
+
+
+async def test_what_was_given_up_or_lost_takes_no_bytes_any_more() -> None:
+    box, _ = outbox(capacity_bytes=1_000)
+    box.connected()
+    entries = [box.submit(of(100, qos)) for qos in (0, 1)]
+    entries[1].cancel()
+    assert box.size == 200
+    box.disconnected()
+    assert box.size == 0
+    assert entries[0].done()
+
+
+@pytest.mark.parametrize("option", ["window_bytes", "outbox_bytes", "max_received"])
+@pytest.mark.parametrize("kind", [MqttConfig, MemoryConfig, KafkaConfig])
+def test_limits_in_bytes_are_whole_numbers_above_zero(kind: type, option: str) -> None:
+    for value in (0, -1, 1.5, True, "1"):
+        with pytest.raises(ConfigurationError, match=option):
+            kind(**{option: value})
+
+
+@pytest.mark.parametrize("value", [0, True, "1", 2**41])
+def test_a_window_in_bytes_is_a_whole_number(value: object) -> None:
+    app = DistributedApplication("memory://", name="app")
+
+    with pytest.raises(ConfigurationError, match="window_bytes"):
+
+        @app.application("n", window_bytes=value)  # type: ignore[arg-type]
+        async def handle() -> None: ...
+
+
+def test_what_is_received_is_limited_by_what_may_be_published_unless_something_else_is_said() -> (
+    None
+):
+    assert MqttConfig(max_payload=5).largest_received == 5
+    assert MqttConfig(max_payload=5, max_received=9).largest_received == 9
+    # What a broker with default settings takes is received.
+    assert KafkaConfig().largest_received > 1_048_588
+    assert KafkaConfig(max_payload=10_000_000).largest_received == 10_000_000
+
+
+def test_a_delivery_without_a_size_takes_nothing() -> None:
+    assert Delivery(Envelope(topic="t")).size == 0
+
+
+def letter_of(envelope: Envelope) -> Envelope:
+    return dead_letter(
+        envelope, actor="a/0/x", attempts=1, error=ValueError(), environment=Environment(1)
+    )
+
+
+def test_a_dead_letter_says_where_the_original_still_is() -> None:
+    record = Envelope(topic="orders/eu", payload=b"x", partition=3, offset=41)
+    for envelope in (record, without_payload(record)):
+        headers = letter_of(envelope).headers
+        assert headers["spa_dead_topic"] == "orders/eu"
+        assert (headers["spa_dead_partition"], headers["spa_dead_offset"]) == ("3", "41")
+    assert "spa_dead_offset" not in letter_of(Envelope(topic="t")).headers
+
+
+def test_a_dead_letter_of_what_was_left_out_has_size_and_digest_and_an_id_of_its_own() -> None:
+    letters = [
+        letter_of(without_payload(Envelope(topic="t", payload=payload, id="same")))
+        for payload in (b"one", b"three", b"three")
+    ]
+    assert [letter.headers["spa_dead_size"] for letter in letters] == ["3", "5", "5"]
+    assert letters[0].headers["spa_dead_sha256"] == hashlib.sha256(b"one").hexdigest()
+    assert letters[0].id != letters[1].id == letters[2].id
