@@ -396,3 +396,16 @@ def test_a_dead_letter_of_what_was_left_out_has_size_and_digest_and_an_id_of_its
     assert [letter.headers["spa_dead_size"] for letter in letters] == ["3", "5", "5"]
     assert letters[0].headers["spa_dead_sha256"] == hashlib.sha256(b"one").hexdigest()
     assert letters[0].id != letters[1].id == letters[2].id
+
+
+async def test_there_is_room_again_when_half_of_the_bytes_have_left() -> None:
+    box, _ = outbox(capacity_bytes=1_000)
+    box.connected()
+    entries = [box.submit(of(300)) for _ in range(3)]
+    waiting = asyncio.ensure_future(box.room())
+    box.confirm(entries[0])
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    box.confirm(entries[1])
+    await waiting
+    box.confirm(entries[2])

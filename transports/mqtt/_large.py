@@ -29,7 +29,7 @@ class Taker(Protocol):
 
 
 class LargePublish:
-    """Takes one PUBLISH, of whose payload only a digest is kept; keeps topic, packet id and properties only.
+    """Takes one PUBLISH: keeps topic, packet id and properties, and of the payload a digest.
 
     Properties that are too large themselves are left out, too.
 
