@@ -7,8 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import OutboxFull, PublishNotSent, PublishUnknown
+from ..errors import OutboxFull
 from ._envelope import Envelope
+from ._outbox_entry import OutboxEntry, not_outage, on_failure
 
 __all__ = ["DEFAULT_OUTBOX_BYTES", "Outbox", "OutboxEntry", "on_failure"]
 
@@ -16,67 +17,6 @@ DEFAULT_OUTBOX_BYTES = 67_108_864
 
 # Seconds without any confirmation after which a broker counts as away, connected or not.
 _SILENCE = 5.0
-
-
-class OutboxEntry(asyncio.Future[None]):
-    """One publish, and at the same time the future of its confirmation.
-
-    Cancelling it gives the publish up: at once if it waits to be written, else the broker may or
-    may not have it, and it is not written again.
-
-    Attributes:
-        envelope: the message.
-        note: the transport's own, for example the message in encoded form.
-        writes: how often it has been written so far, over all connections.
-        on_failure: called with it, soon after it has failed; see the function of that name.
-    """
-
-    __slots__ = ("_answers", "_losses", "_outbox", "envelope", "note", "on_failure", "writes")
-
-    def __init__(self, envelope: Envelope, outbox: Outbox | None, note: Any = None) -> None:
-        super().__init__(loop=asyncio.get_running_loop())
-        self.envelope = envelope
-        self.note = note
-        self.writes = 0
-        self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
-        self._outbox = outbox
-        # What `Outbox._is_outage` compares with.
-        self._losses = self._answers = 0
-
-    def set_exception(self, exception: type | BaseException, /) -> None:
-        super().set_exception(exception)
-        if self.on_failure is not None:
-            self.get_loop().call_soon(self.on_failure, self)
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        cancelled = super().cancel(msg)
-        if cancelled and self._outbox is not None:
-            self._outbox._give_up(self)
-        return cancelled
-
-    def unconfirmed(self, reason: str) -> PublishNotSent | PublishUnknown:
-        """The error that says what is known of the publish when it is given up now."""
-        where = f"publish to {self.envelope.topic!r}"
-        if self.writes:
-            return PublishUnknown(
-                f"{where} was written but not confirmed: {reason}; it may have been received, so"
-                " publish it again only where a duplicate does no harm"
-            )
-        return PublishNotSent(f"{where} was not sent: {reason}; it is safe to publish it again")
-
-
-def on_failure(
-    posted: asyncio.Future[None], callback: Callable[[asyncio.Future[None]], object]
-) -> None:
-    """Call back with the future of a publish that nobody waits for once it has failed.
-
-    For most publishes nothing is ever called, which an ordinary callback could not offer. It may
-    also be called with a future that has ended well.
-    """
-    if isinstance(posted, OutboxEntry) and not posted.done():
-        posted.on_failure = callback
-    else:
-        posted.add_done_callback(callback)
 
 
 class Outbox:
@@ -168,7 +108,7 @@ class Outbox:
         """
         if self._closed:
             entry = OutboxEntry(envelope, None)
-            entry.set_exception(_not_outage(entry.unconfirmed("the bus is closed")))
+            entry.set_exception(not_outage(entry.unconfirmed("the bus is closed")))
             return entry
         size = len(envelope.payload)
         if len(self) >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
@@ -302,7 +242,7 @@ class Outbox:
         self._size = self._written_size = 0
         for entry in left:
             if not entry.done():
-                entry.set_exception(_not_outage(entry.unconfirmed(reason)))
+                entry.set_exception(not_outage(entry.unconfirmed(reason)))
         self._wake_drained()
 
     def _pump(self) -> None:
@@ -377,7 +317,8 @@ class Outbox:
             self._pump()
         self._wake_drained()
 
-    def _give_up(self, entry: OutboxEntry) -> None:
+    def give_up(self, entry: OutboxEntry) -> None:
+        """The entry was cancelled: write it no more."""
         if entry in self._written:
             del self._written[entry]
             self._abandoned[entry] = None
@@ -392,7 +333,7 @@ class Outbox:
         error = entry.unconfirmed(f"no confirmation within {timeout:g} s")
         error.outage = self._is_outage(entry, timeout)
         entry.set_exception(error)
-        self._give_up(entry)
+        self.give_up(entry)
 
     def _wake_drained(self) -> None:
         if self._drained and not len(self):
@@ -406,9 +347,3 @@ def _wake(waiters: list[asyncio.Future[None]]) -> None:
         if not waiter.done():
             waiter.set_result(None)
     waiters.clear()
-
-
-def _not_outage(error: PublishNotSent | PublishUnknown) -> PublishNotSent | PublishUnknown:
-    """Mark what fails because the program ends, not the connection."""
-    error.outage = False
-    return error
