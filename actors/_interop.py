@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pykka
 
+from .._thread_work import waits_for_loop
 from ..errors import ActorStopped
 from ._chain import current_frame, deadlock, find_cycle
 from ._envelope import Envelope
@@ -46,7 +47,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
     def __init__(self) -> None:
         super().__init__()
         self._given_up = False
-        self._watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._watchers: list[Callable[[], None]] = []
 
     def done(self) -> bool:
         """Whether there is an answer, or the asker's time is over."""
@@ -68,6 +69,10 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
             raise RuntimeError(
                 "get() would block the event loop: await the future, or use 'await ref.ask(...)'"
             )
+        work = waits_for_loop()
+        if work is not None and self._get_hook is None:
+            work.wait_until(self._subscribe, timeout)
+            timeout = None if timeout is None else 0
         try:
             return super().get(timeout=timeout)
         except pykka.Timeout:
@@ -93,23 +98,32 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
     def _notify(self) -> None:
         with self._condition:
             watchers, self._watchers = self._watchers, []
-        for loop, watcher in watchers:
-            # The one who awaits may have closed its loop and gone.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_end, watcher)
+        for watcher in watchers:
+            watcher()
+
+    def _subscribe(self, watcher: Callable[[], None]) -> None:
+        """Have a function called once, in any thread, when there is an answer."""
+        with self._condition:
+            if self._result is None:
+                self._watchers.append(watcher)
+                return
+        watcher()
 
     def __await__(self) -> Generator[Any, None, Any]:
         loop = asyncio.get_running_loop()
         if self._get_hook is not None:
             # map, filter and the like compute in get(), which may wait for other futures.
             return (yield from asyncio.to_thread(self.get).__await__())
-        with self._condition:
-            watcher: asyncio.Future[None] | None = None
-            if self._result is None:
-                watcher = loop.create_future()
-                self._watchers.append((loop, watcher))
-        if watcher is not None:
-            yield from watcher
+        answered: asyncio.Future[None] = loop.create_future()
+
+        def tell() -> None:
+            # The one who awaits may have closed its loop and gone.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_end, answered)
+
+        if self._result is None:
+            self._subscribe(tell)
+            yield from answered
         return self.get()
 
     __iter__ = __await__

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 from ..actors import ThreadWorker
@@ -64,6 +65,10 @@ class Caller:
         """Leave the thread to itself: nobody can stop it from outside."""
         if self._worker is not None:
             self._worker.abandon()
+
+    def runs_in(self, executor: Executor) -> bool:
+        """Whether the executor is the thread of these handlers."""
+        return self._worker is executor
 
     def replace_thread(self) -> None:
         """Leave the thread to itself, and start another one."""

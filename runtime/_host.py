@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from concurrent.futures import Executor
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -117,6 +118,10 @@ class Host:
         )
         self.timers = Timers(self.local)
         self.handling = Handling(self, link)
+
+    def runs_in(self, executor: Executor) -> bool:
+        """Whether the executor is the thread of its handlers."""
+        return self._caller.runs_in(executor)
 
     def _make_mailbox(self) -> Mailbox:
         by_key = self.options.overflow is Overflow.LATEST_BY_KEY

@@ -49,10 +49,7 @@ class SyncSocket:
                 " any more"
             )
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        # A loop may want to know when a thread waits for it: one with a clock of its own does.
-        wait = getattr(self._loop, "wait_in_thread", None)
-        result: T = future.result() if wait is None else wait(future)
-        return result
+        return future.result()
 
     def publish(
         self,

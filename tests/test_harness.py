@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import runpy
 import sqlite3
-import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from queue import Queue, SimpleQueue
-from typing import Any
 
 import pytest
 
@@ -29,7 +20,7 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError, RequestTimeout
-from spa_dat.testing import HandlerFailed, Harness, NotSettled
+from spa_dat.testing import HandlerFailed, Harness
 
 
 @dataclass
@@ -511,132 +502,3 @@ def test_handlers_can_not_let_time_go_by() -> None:
 def test_no_application_is_mistaken_for_the_harness() -> None:
     with pytest.raises(ConfigurationError, match="harness"):
         Harness(DistributedApplication("memory://", name="harness"))
-
-
-# Threads that a program has started itself.
-
-PROFILES = ("mqtt", "kafka")
-
-
-def by_get(jobs: Any, work: Callable[[Any], None]) -> None:
-    while (job := jobs.get()) is not None:
-        work(job)
-
-
-def by_get_with_arguments(jobs: Any, work: Callable[[Any], None]) -> None:
-    while (job := jobs.get(True, timeout=3600.0)) is not None:
-        work(job)
-
-
-def by_name(jobs: Any, work: Callable[[Any], None]) -> None:
-    get = jobs.get
-    while (job := get()) is not None:
-        work(job)
-
-
-def by_iteration(jobs: Any, work: Callable[[Any], None]) -> None:
-    for job in iter(jobs.get, None):
-        work(job)
-
-
-def working_in_thread(
-    jobs: Any, take: Callable[[Any, Callable[[Any], None]], None], seconds: float
-) -> DistributedApplication:
-    """Has a thread that takes from a queue, and works for some real seconds on what it gets."""
-    app = DistributedApplication("mqtt://broker", name="app")
-
-    @asynccontextmanager
-    async def worker() -> AsyncIterator[object]:
-        loop = asyncio.get_running_loop()
-
-        def work(job: tuple[asyncio.Future[int], int]) -> None:
-            future, number = job
-            time.sleep(seconds)
-            loop.call_soon_threadsafe(future.set_result, 2 * number)
-
-        thread = threading.Thread(target=take, args=(jobs, work), daemon=True)
-        thread.start()
-        yield jobs
-        jobs.put(None)
-        thread.join()
-
-    app.resource("jobs", worker)
-
-    @app.application("in")
-    async def double(payload: int, jobs: Any, socket: Socket, context: Context) -> None:
-        before = context.now()
-        future = asyncio.get_running_loop().create_future()
-        jobs.put((future, payload))
-        number = await future
-        assert context.now() == before
-        await socket.publish("out", number)
-
-    @app.producer(every=1.0)
-    async def tick() -> None:
-        """Time could jump to the next one."""
-
-    return app
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("take", [by_get, by_get_with_arguments, by_name, by_iteration])
-@pytest.mark.parametrize("kind", [SimpleQueue, Queue])
-def test_a_thread_that_waits_for_work_does_not_hold_time_up_and_one_that_works_does(
-    kind: Callable[[], Any], take: Callable[..., None], profile: Any
-) -> None:
-    with Harness(working_in_thread(kind(), take, 0.02), profile=profile) as harness:
-        for number in range(5):
-            harness.publish("in", number)
-        harness.settle()
-        assert sorted(harness.published("out")) == [0, 2, 4, 6, 8]
-        harness.advance(600.0)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_a_thread_that_has_asked_a_queue_and_now_does_something_else_works(profile: Any) -> None:
-    jobs: SimpleQueue[Any] = SimpleQueue()
-
-    def take(jobs: SimpleQueue[Any], work: Callable[[Any], None]) -> None:
-        while (job := jobs.get()) is not None:
-            time.sleep(0.3)
-            work(job)
-
-    with Harness(working_in_thread(jobs, take, 0.0), profile=profile) as harness:
-        harness.publish("in", 1)
-        harness.settle()
-        assert harness.published("out") == [2]
-
-
-def test_a_thread_that_does_not_end_its_work_is_named() -> None:
-    go_on = threading.Event()
-
-    def take(jobs: Any, work: Callable[[Any], None]) -> None:
-        by_get(jobs, busy)
-
-    def busy(job: Any) -> None:
-        while not go_on.is_set():
-            time.sleep(0.01)
-
-    jobs: SimpleQueue[Any] = SimpleQueue()
-    app = working_in_thread(jobs, take, 0.0)
-    with Harness(app, grace=0.3) as harness:
-        harness.publish("in", 1)
-        try:
-            with pytest.raises(NotSettled, match=r"in busy \(test_harness\.py"):
-                harness.settle()
-        finally:
-            go_on.set()
-            jobs.put(None)
-            harness.crash()
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_a_program_with_a_database_in_a_thread(
-    profile: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("aiosqlite")
-    monkeypatch.setattr(sys, "argv", ["resources.py"])
-    path = Path(__file__).parent.parent / "examples" / "resources.py"
-    with Harness(runpy.run_path(str(path))["app"], profile=profile) as harness:
-        harness.settle()
-    assert "wine: 3 readings, 13.0 °C on average" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from ._errors import HandlerFailed, NotSettled, NotSimulated
 from ._explore import explore
 from ._faults import Faults
 from ._fixture import HarnessFactory, HarnessOptions
+from ._foreign_threads import UnannouncedThread
 from ._harness import Harness
 from ._letters import DeadLetter
 from ._watch import Failure
@@ -24,6 +25,7 @@ __all__ = [
     "HarnessOptions",
     "NotSettled",
     "NotSimulated",
+    "UnannouncedThread",
     "VirtualEnvironment",
     "VirtualLoop",
     "explore",

@@ -7,15 +7,16 @@ import selectors
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextvars import Context
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 from ..._environment import Environment
-from ._idle import Sign, is_idle, sign_of
-from ._threads import Threads
+from ..._thread_work import BusyThread
+from ._foreign_threads import ForeignThreads
+from ._threads import Caller, Threads
 
 if TYPE_CHECKING:
     from ._network import Network
@@ -30,8 +31,7 @@ Ts = TypeVarTuple("Ts")
 START = 1000.0
 """The time on the clock of a new loop, in seconds."""
 
-_SETTLING_LOOKS = 3
-_LOOK = 0.002
+_LOOK = 0.05
 
 
 class Deadlock(AssertionError):
@@ -42,15 +42,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """A loop on virtual time.
 
     When nothing is ready its clock jumps to the next timer. Before it jumps, work in threads is
-    waited for in real time: a thread counts as working until it waits for a lock, a queue or a
-    future.
+    waited for in real time: all that the loop was given for threads (``run_in_executor``,
+    `asyncio.to_thread`), except while it waits for the loop, and what was announced with
+    `announce` or `spa_dat.busy_thread`. Also waited for are futures that only a thread can
+    complete, as far as that is known: those of `asyncio.wrap_future`, and those that are made in
+    the module in which a living thread begins.
 
     Args:
         grace: the most real seconds to wait for threads, or for sockets, at one point of virtual
             time.
         one_at_a_time: functions in threads run one at a time, and only while the loop waits for
-            them, so that a run can be repeated exactly. Threads that were started by other means
-            than ``run_in_executor`` are then only noticed when the clock is about to jump.
+            them; what other threads call is taken up one call at a time, when nothing is ready. So
+            a run can be repeated exactly.
 
     Attributes:
         on_iteration: called at the start of each iteration; True when it has scheduled anything.
@@ -58,20 +61,23 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             there is none); True when it has made something ready, so that the clock must not jump.
         on_stuck: called with a text instead of raising `Deadlock`.
         network: hosts that connections are made to without sockets; None for none.
+        threads: what the loop has given to threads.
+        foreign: threads that the program has started itself.
     """
 
     def __init__(self, grace: float = 10.0, *, one_at_a_time: bool = False) -> None:
         self._virtual_now = START
         self._grace = grace
-        self._executor_work = 0
         self._outside = False
-        self._known_threads = set(threading.enumerate())
-        self._signs: dict[threading.Thread, Sign] = {}
+        self._one_at_a_time = one_at_a_time
+        self._home = threading.get_ident()
+        self._arrivals: deque[asyncio.Handle] = deque()
         self.on_iteration: Callable[[], bool] | None = None
         self.on_idle: Callable[[float | None], bool] | None = None
         self.on_stuck: Callable[[str], None] | None = None
         self.network: Network | None = None
-        self.threads = Threads(self, grace, self._stuck) if one_at_a_time else None
+        self.threads = Threads(self, grace, one_at_a_time=one_at_a_time)
+        self.foreign = ForeignThreads(self.threads.knows, self.wake)
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
@@ -81,24 +87,24 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     @property
     def is_waiting(self) -> bool:
         """Whether it waits in real time for something outside, as it may."""
-        return self._outside or (self.threads is not None and self.threads.waiting)
+        return self._outside or self.threads.waiting
 
     def close(self) -> None:
         """As usual; what runs in threads is left to itself."""
-        if self.threads is not None:
-            self.threads.close()
+        self.threads.close()
         super().close()
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """As usual."""
+        future = super().create_future()
+        self.foreign.note(future, sys._getframe(1))
+        return future
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """As usual; the clock stands still until the work is done."""
-        if self.threads is not None:
-            return self.threads.submit(executor, func, *args)
-        future = super().run_in_executor(executor, func, *args)
-        self._executor_work += 1
-        future.add_done_callback(self._executor_work_done)
-        return future
+        return self.threads.submit(executor, func, *args)
 
     async def create_connection(
         self,
@@ -112,67 +118,69 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             return await self.network.connect(protocol_factory, host, port)
         return await super().create_connection(protocol_factory, host, port, **options)
 
-    def wait_in_thread(self, future: Future[T]) -> T:
-        """What a thread calls that has to wait for something that the loop does."""
-        return future.result() if self.threads is None else self.threads.wait_for(future)
+    def announce(self, name: str, place: str) -> BusyThread:
+        """Work that a thread of the program's own has; the clock stands still until its end.
+
+        Args:
+            name: of the work, for errors.
+            place: where it was announced.
+        """
+        return self.foreign.announce(name, place)
 
     def call_soon_threadsafe(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """As usual; what a thread asks for that was given up never happens."""
-        if self.threads is not None and self.threads.is_dead():
+        ident = threading.get_ident()
+        caller = self.threads.caller(callback)
+        if caller is Caller.DEAD:
             handle = asyncio.Handle(callback, args, self, context)
             handle.cancel()
             return handle
-        return super().call_soon_threadsafe(callback, *args, context=context)
+        if (
+            not self._one_at_a_time
+            or caller is Caller.TURN
+            or ident in (self._home, getattr(self, "_thread_id", None))
+            or self.is_closed()
+        ):
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        if caller is Caller.STRANGER and self.is_running():
+            self.foreign.heard(threading.current_thread())
+        handle = asyncio.Handle(callback, args, self, context)
+        self._arrivals.append(handle)
+        self.wake()
+        return handle
 
-    def _executor_work_done(self, _: object) -> None:
-        self._executor_work -= 1
+    def wake(self) -> None:
+        """Have the loop look again at what it waits for; from any thread."""
+        self._write_to_self()  # type: ignore[attr-defined]
 
-    def _jump(self, seconds: float) -> None:
-        self._virtual_now += seconds
-
-    def _stuck(self, text: str) -> None:
+    def stuck(self, text: str) -> None:
+        """Tell that what is outside does not come to an end."""
         if self.on_stuck is None:
             raise Deadlock(text)
         self.on_stuck(text)
 
-    def _working(self) -> list[str]:
-        """Names of what works outside the loop."""
-        names = []
-        for thread, frame in self._threads_at_hand():
-            if not is_idle(frame):
-                code = frame.f_code
-                file = code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
-                names.append(f"{thread.name} in {code.co_name} ({file}:{frame.f_lineno})")
-        if self._executor_work and not names:
-            names.append(f"{self._executor_work} executor call(s)")
-        return names
+    def has_sockets(self) -> bool:
+        """Whether it watches real connections."""
+        # One is the loop's own.
+        return len(self._selector.get_map()) > 1  # type: ignore[attr-defined]
 
-    def _have_run(self) -> bool:
-        """Whether other threads may have run since it was asked last."""
-        signs = {thread: sign_of(thread, frame) for thread, frame in self._threads_at_hand()}
-        before, self._signs = self._signs, signs
-        return signs != before
+    def take_arrival(self) -> bool:
+        """Take up one call of another thread; whether there was one."""
+        while self._arrivals:
+            handle = self._arrivals.popleft()
+            if not handle.cancelled():
+                self._ready.append(handle)  # type: ignore[attr-defined]
+                return True
+        return False
 
-    def _threads_at_hand(self) -> list[tuple[threading.Thread, FrameType]]:
-        frames = sys._current_frames()
-        return [
-            (thread, frames[thread.ident])
-            for thread in threading.enumerate()
-            if thread.ident in frames and not self._is_foreign(thread)
-        ]
+    def busy(self) -> list[str]:
+        """Describe what works outside the loop and has to end before the clock may jump."""
+        return self.threads.busy() + self.foreign.busy()
 
-    def _has_threads(self) -> bool:
-        return any(not self._is_foreign(thread) for thread in threading.enumerate())
-
-    def _is_foreign(self, thread: threading.Thread) -> bool:
-        """Whether the clock takes no notice of the thread."""
-        return (
-            thread in self._known_threads
-            or getattr(thread, "spa_dat_watches", False)
-            or (self.threads is not None and self.threads.knows(thread))
-        )
+    def _jump(self, seconds: float) -> None:
+        self._virtual_now += seconds
 
 
 class _JumpingSelector(selectors.BaseSelector):
@@ -187,29 +195,30 @@ class _JumpingSelector(selectors.BaseSelector):
         loop = self._loop
         if loop.on_iteration is not None and loop.on_iteration():
             return []
-        if loop.threads is not None and loop.threads.step():
+        if loop.threads.step():
             return []
         due = timeout is not None and timeout <= 0
-        if due and loop.threads is not None:
+        if due and loop._one_at_a_time:
             # Sockets and other threads have to wait for a moment in which nothing is ready.
             return []
         events = self._real.select(0)
         if events:
             self._gave_up = False
-        if events or due:
+        if loop.take_arrival() or events or due:
             return events
-        events = self._outside(self._wait_for_threads)
-        if events:
-            return events
+        if loop.busy() or loop.foreign.awaited():
+            return self._outside(self._wait_for_threads)
         if loop.on_idle is not None and loop.on_idle(timeout):
             return []
         events = self._outside(self._wait_for_sockets)
         if events:
             return events
         if timeout is None:
-            loop._stuck(
-                "deadlock: nothing is ready, no timer is set and no thread is working, so"
-                f" nothing will ever happen; waiting: {_waiting(loop)}"
+            loop.stuck(
+                f"real input or output brought nothing within {loop._grace:g} real seconds"
+                if loop.has_sockets()
+                else "deadlock: nothing is ready, no timer is set and no thread is working, so"
+                f" nothing will ever happen; waiting: {_waiting(loop)}{loop.foreign.describe()}"
             )
             return []
         loop._jump(timeout)
@@ -223,39 +232,34 @@ class _JumpingSelector(selectors.BaseSelector):
             self._loop._outside = False
 
     def _wait_for_sockets(self) -> _Events:
-        # One is the loop's own.
-        if self._gave_up or self._loop.threads is None or len(self._real.get_map()) <= 1:
+        loop = self._loop
+        if self._gave_up or not loop._one_at_a_time:
             return []
-        events = self._real.select(self._loop._grace)
+        if not loop.has_sockets() and not loop.foreign.has_children():
+            return []
+        events = self._real.select(loop._grace)
         self._gave_up = not events
         return events
 
     def _wait_for_threads(self) -> _Events:
         loop = self._loop
-        if not loop._has_threads():
-            return []
         give_up = time.monotonic() + loop._grace
-        looks = 1 if loop.threads is not None else _SETTLING_LOOKS
-        if looks == 1 and not loop._working() and not loop._have_run():
-            # What seems to wait may only have been interrupted on its way to its next step.
-            return []
-        quiet = 0
         while True:
+            # A thread may also end without a word.
             events = self._real.select(_LOOK)
-            if events:
+            busy, awaited = loop.busy(), loop.foreign.awaited()
+            if events or not (busy or awaited):
                 return events
-            working = loop._working()
-            quiet = 0 if working else quiet + 1
-            # A thread that was just given work still looks idle until it gets to run.
-            if quiet >= looks:
-                return []
             if time.monotonic() > give_up:
-                loop._stuck(
-                    f"work outside the loop did not end within {loop._grace} real"
-                    f" seconds: {', '.join(working)}"
-                )
-                loop._known_threads.update(threading.enumerate())
-                return []
+                break
+        loop.foreign.give_up(awaited, loop._grace)
+        late = loop.threads.leave_alone() + loop.foreign.leave_alone()
+        if late:
+            loop.stuck(
+                f"work outside the loop did not end within {loop._grace:g} real seconds:"
+                f" {', '.join(late)}"
+            )
+        return []
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return self._real.register(fileobj, events, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from os import PathLike
@@ -17,6 +18,7 @@ from ._async_harness import AsyncHarness
 from ._core import NAME, NO_MORE, Core
 from ._errors import NotSettled
 from ._faults import Faults
+from ._foreign_threads import UnannouncedThread
 from ._harness_options import check_options, failure_classes
 from ._profiles import Profile
 from ._reads import Reads
@@ -41,8 +43,9 @@ class Harness(Reads):
     raises what nobody expected, and stops the applications.
 
     Time is virtual: `asyncio.sleep`, timeouts, timers, backoff and expiry take none of it really.
-    It goes by only in `settle`, `advance`, `request` and `restart`. ``def`` handlers run in their
-    threads, one at a time and only while the event loop waits for them.
+    It goes by only in `settle`, `advance`, `request` and `restart`, and not while a thread works:
+    ``def`` handlers run in their threads, one at a time, while the event loop waits for them; what
+    threads of the program's own do is announced with `spa_dat.busy_thread` or `busy_thread`.
 
     Args:
         applications: not running; they share the buses with equal addresses.
@@ -365,7 +368,15 @@ class Harness(Reads):
                 "the harness is at work already: its methods that take time are for the test, not"
                 " for handlers"
             )
-        return self._call(lambda: world.run(coroutine))
+        try:
+            result = self._call(lambda: world.run(coroutine))
+        except BaseException as error:
+            for problem in world.take_problems():
+                error.add_note(problem)
+            raise
+        for problem in world.take_problems():
+            warnings.warn(problem, UnannouncedThread, stacklevel=3)
+        return result
 
     def _call(self, function: Callable[[], T]) -> T:
         # A thread has an event loop of its own; here one may be running already.

@@ -9,6 +9,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..._environment import Environment
+from ..._thread_work import BusyThread
 from ...transports import Envelope, SocketProvider, is_reserved
 from .._application import DistributedApplication
 from ._errors import NotSettled, NotSimulated
@@ -82,6 +83,7 @@ class LiveWorld(Stage):
         self._limit = limit
         self._sent: list[Published] = []
         self._before = 0
+        self._announced: dict[BusyThread, None] = {}
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -114,6 +116,12 @@ class LiveWorld(Stage):
 
     def end(self) -> None:
         """See `Stage.end`."""
+
+    def announce(self, name: str, place: str) -> BusyThread:
+        """See `Stage.announce`."""
+        work = BusyThread(name, place, lambda work: self._announced.pop(work, None))
+        self._announced[work] = None
+        return work
 
     def silence(self, life: Life) -> None:
         """See `Stage.silence`."""
@@ -184,6 +192,8 @@ class LiveWorld(Stage):
             if work.counts:
                 about = "" if work.topic is None else f" on a message on {work.topic!r}"
                 return f"{work.host.address} is at work{about}{stack_of(work.task)}"
+        for busy in tuple(self._announced):
+            return f"a thread is busy with {busy.name}, announced in {busy.place}"
         for member in self.members:
             what = member.under_way()
             if what is not None:

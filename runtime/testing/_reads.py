@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
+from ..._thread_work import BusyThread, place_of_caller
 from ...errors import ConfigurationError
 from .._application import DistributedApplication
 from .._message import NO_HEADERS, Message, OutgoingMessage
@@ -152,9 +153,8 @@ class Reads:
         """All that happened, an event a line: seconds, who, what, topic, message id.
 
         The same applications, test and seed give the same trace, in any process. Left out of that
-        promise are threads that were not started with `asyncio.to_thread`, ``run_in_executor`` or
-        as ``def`` handlers, real sockets, and what code does with the real clock, its own random
-        numbers, or the order of sets.
+        promise are threads that the program starts by itself, real sockets, and what code does with
+        the real clock, its own random numbers, or the order of sets.
         """
         return "\n".join(self._core.world.trace.lines()) + "\n"
 
@@ -175,6 +175,19 @@ class Reads:
         if not kinds:
             raise ConfigurationError("expect_failure(): say which class of errors is to be raised")
         self._core.world.watch.expect(failure_classes("expect_failure", kinds))
+
+    def busy_thread(self, name: str = "work in a thread") -> BusyThread:
+        """Announce that a thread of the program's own has work, from now until its end.
+
+        Time stands still, and nothing is at rest, until `BusyThread.end` is called or the ``with``
+        block of what this returns is left; both may happen in any thread. What the thread has
+        called on the event loop by then is done first. Where it takes more than ``grace`` real
+        seconds without anything happening, `settle` and the like raise NotSettled.
+
+        Args:
+            name: of the work, for errors.
+        """
+        return self._core.world.announce(name, place_of_caller(2))
 
     def cut(self, actor: str | None = None, *, lose_session: bool = False) -> None:
         """Cut connections to the bus, at once; they are made again after the usual backoff.

@@ -9,6 +9,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..._environment import Environment
+from ..._thread_work import BusyThread
 from ...transports import Envelope, SocketProvider, is_reserved
 from .._application import DistributedApplication
 from ._member import Member
@@ -40,6 +41,7 @@ class Stage(abc.ABC):
         buses: in place of those of the applications, by their address.
         members: the applications.
         taken: what the buses have taken from applications.
+        problems: for `take_problems`.
     """
 
     def __init__(self, seed: int, loop: asyncio.AbstractEventLoop, start: float) -> None:
@@ -51,6 +53,7 @@ class Stage(abc.ABC):
         self.buses: dict[str, SimulatedBus] = {}
         self.members: list[Member] = []
         self.taken: list[Envelope] = []
+        self.problems: list[str] = []
         self._start = start
 
     @property
@@ -98,6 +101,15 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def end(self) -> None:
         """The applications are going to be stopped."""
+
+    @abc.abstractmethod
+    def announce(self, name: str, place: str) -> BusyThread:
+        """Work that a thread of the program's own has; things are not at rest before its end."""
+
+    def take_problems(self) -> list[str]:
+        """What has to be told to who writes the test, each once."""
+        taken, self.problems[:] = self.problems[:], []
+        return taken
 
     @abc.abstractmethod
     def silence(self, life: Life) -> None:

@@ -1,39 +1,73 @@
-"""Running functions in threads one at a time, so that what they do has an order."""
+"""Running functions in threads of which the event loop knows at each moment whether they work."""
 
 from __future__ import annotations
 
 import asyncio
+import enum
+import inspect
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..._thread_work import here
 from ...errors import ActorStopped
-from ._idle import is_idle
 from ._stacks import stack_of_frame
 
-__all__ = ["Threads"]
+if TYPE_CHECKING:
+    from ._clock import VirtualLoop
+
+__all__ = ["Caller", "Threads"]
 
 T = TypeVar("T")
 
-_LOOK = 0.02
-_LOOKS = 3
+_AFTER_CALL = 0.2
 _GONE = "the application that this thread belonged to is gone"
+_RUN_COROUTINE = asyncio.run_coroutine_threadsafe.__qualname__ + ".<locals>.callback"
+
+
+class _State(enum.Enum):
+    QUEUED = enum.auto()
+    """It has not begun."""
+    TURN = enum.auto()
+    """It runs while the loop stands still."""
+    BESIDE = enum.auto()
+    """It runs while the loop does, too; time stands still."""
+    WAITING = enum.auto()
+    """It waits for the loop."""
+    LEFT_ALONE = enum.auto()
+    """Nobody waits for it any more; it may still run."""
+    OVER = enum.auto()
+
+
+class Caller(enum.Enum):
+    """Who calls into the loop from outside."""
+
+    TURN = enum.auto()
+    """A function in a thread that the loop stands still for."""
+    BESIDE = enum.auto()
+    """One that runs beside the loop."""
+    DEAD = enum.auto()
+    """One that was given up."""
+    STRANGER = enum.auto()
+    """None of them."""
 
 
 class _Job:
-    """One function in a thread. It runs while the loop's thread waits, and the other way round."""
+    """One function in a thread."""
 
-    __slots__ = ("done", "executor", "gate", "ident", "killed", "loose", "started")
+    __slots__ = ("called", "executor", "gate", "ident", "killed", "state")
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
-        self.gate = threading.Lock()
-        self.gate.acquire()
-        self.started = self.done = self.killed = self.loose = False
+        self.gate = threading.Semaphore(0)
+        self.state = _State.QUEUED
+        self.killed = self.called = False
         self.ident: int | None = None
 
     def wait(self) -> None:
@@ -41,47 +75,43 @@ class _Job:
         if self.killed:
             raise ActorStopped(_GONE)
 
-    def go(self) -> None:
-        if self.gate.locked():
-            self.gate.release()
-
 
 class Threads:
-    """The threads of one event loop, of which one runs at a time, and only when the loop does not.
+    """The functions that one event loop has given to threads.
 
     Args:
-        loop: whose threads they are.
+        loop: whose they are.
         grace: the most real seconds that one function may take between two waits for the loop.
-        stuck: called with a text that names a function that takes longer.
+        one_at_a_time: one of them runs at a time, and only while the loop does not. One that has
+            called into the loop (``call_soon_threadsafe``) and takes longer than 0.2 real seconds
+            from then on runs beside it: it may wait for what it has called.
+
+    Attributes:
+        may_outlast: whether a function may take longer than the grace, and is then left alone.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, grace: float, stuck: Callable[[str], None]
-    ) -> None:
+    def __init__(self, loop: VirtualLoop, grace: float, *, one_at_a_time: bool) -> None:
         self._loop = loop
         self._grace = grace
-        self._stuck = stuck
+        self._one_at_a_time = one_at_a_time
         self._jobs: dict[_Job, None] = {}
         self._runnable: deque[_Job] = deque()
         self._by_ident: dict[int, _Job] = {}
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._granted: _Job | None = None
-        self._yielded = threading.Lock()
-        self._yielded.acquire()
+        self._yielded = threading.Semaphore(0)
+        self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self.may_outlast: Callable[[Executor], bool] = lambda executor: False
 
     @property
     def waiting(self) -> bool:
         """Whether the loop's thread is waiting for one of these threads."""
         return self._granted is not None
 
-    @property
-    def busy(self) -> int:
-        """Functions that are not done."""
-        return len(self._jobs)
-
     def knows(self, thread: threading.Thread) -> bool:
         """Whether the thread is one of these, or was."""
-        return thread.ident in self._by_ident
+        return thread in self._threads
 
     # In the thread of the loop.
 
@@ -92,10 +122,17 @@ class Threads:
         if executor is None:
             executor = self._pool = self._pool or ThreadPoolExecutor(thread_name_prefix="spa_dat")
         job = _Job(executor)
-        running: Future[T] = executor.submit(self._run, job, function, *args)
         self._jobs[job] = None
-        self._runnable.append(job)
+        try:
+            running: Future[T] = executor.submit(self._run, job, function, *args)
+        except BaseException:
+            del self._jobs[job]
+            raise
+        if self._one_at_a_time:
+            self._runnable.append(job)
         future = asyncio.wrap_future(running, loop=self._loop)
+        self._loop.foreign.forget(future)
+        future.add_done_callback(lambda _: self._leave_alone(job))
         # After the callback of wrap_future: whoever waits has the result by then.
         running.add_done_callback(lambda _: self._over(job))
         return future
@@ -104,109 +141,223 @@ class Threads:
         """Let one thread run until it ends or waits for the loop; False when none wants to."""
         for _ in range(len(self._runnable)):
             job = self._runnable.popleft()
-            if job.done:
+            if job.state is _State.OVER:
                 continue
-            if not job.started and not self._has_thread(job.executor):
+            if job.state is _State.QUEUED and not self._has_thread(job.executor):
                 self._runnable.append(job)
                 continue
-            job.started = True
             self._grant(job)
             return True
         return False
 
+    def busy(self) -> list[str]:
+        """Describe what works while the loop does, and what is about to."""
+        frames = sys._current_frames()
+        jobs = tuple(self._jobs)
+        return [self._describe(job, frames) for job in jobs if self._is_busy(job)]
+
+    def leave_alone(self) -> list[str]:
+        """Wait no more for what `busy` describes; return those that must not take so long."""
+        frames = sys._current_frames()
+        late = []
+        for job in tuple(self._jobs):
+            if self._is_busy(job):
+                if not self.may_outlast(job.executor):
+                    late.append(self._describe(job, frames))
+                self._leave_alone(job)
+        return late
+
+    def _describe(self, job: _Job, frames: dict[int, FrameType]) -> str:
+        return f"work in a thread{stack_of_frame(frames.get(job.ident or 0))}"
+
     def close(self) -> None:
         """Nothing runs any more."""
-        for job in tuple(self._jobs):
-            self._kill(job)
+        if self._one_at_a_time:
+            for job in tuple(self._jobs):
+                self._kill(job)
         if self._pool is not None:
             self._pool.shutdown(wait=False)
 
+    def _is_busy(self, job: _Job) -> bool:
+        if job.state is _State.QUEUED:
+            return not self._one_at_a_time and self._has_thread(job.executor)
+        return job.state is _State.BESIDE
+
     def _has_thread(self, executor: Executor) -> bool:
-        running = sum(job.started and job.executor is executor for job in self._jobs)
+        running = sum(
+            job.state is not _State.QUEUED and job.executor is executor for job in tuple(self._jobs)
+        )
         return running < getattr(executor, "_max_workers", 1)
 
     def _grant(self, job: _Job) -> None:
         self._granted = job
-        # What a thread left that was given up while it was about to answer.
-        self._yielded.acquire(blocking=False)
-        job.go()
+        job.state, job.called = _State.TURN, False
+        job.gate.release()
         give_up = time.monotonic() + self._grace
-        looks = 0
         try:
-            while not self._yielded.acquire(timeout=_LOOK):
-                frame = sys._current_frames().get(job.ident or 0)
-                looks = looks + 1 if frame is not None and is_idle(frame) else 0
-                if looks >= _LOOKS:
-                    # It waits for something that only the loop, or another thread, can bring.
-                    job.loose = True
-                    return
-                if time.monotonic() > give_up:
-                    job.loose = True
-                    self._stuck(
+            while not self._yielded.acquire(timeout=min(self._grace, _AFTER_CALL)):
+                late = time.monotonic() > give_up
+                if not late and not job.called:
+                    continue
+                with self._lock:
+                    if job.state is not _State.TURN:
+                        # It has yielded in this moment.
+                        self._yielded.acquire()
+                        return
+                    job.state = _State.LEFT_ALONE if late else _State.BESIDE
+                if late and not self.may_outlast(job.executor):
+                    frame = sys._current_frames().get(job.ident or 0)
+                    self._loop.stuck(
                         f"work in a thread did not end within {self._grace:g} real seconds"
                         f"{stack_of_frame(frame)}"
                     )
-                    return
+                return
         finally:
             self._granted = None
 
-    def _resume(self, job: _Job) -> None:
-        if not job.done:
-            self._runnable.append(job)
+    def _leave_alone(self, job: _Job) -> None:
+        with self._lock:
+            if job.state is _State.BESIDE or (
+                not self._one_at_a_time and job.state is _State.QUEUED
+            ):
+                job.state = _State.LEFT_ALONE
 
     def _kill(self, job: _Job) -> None:
         self._jobs.pop(job, None)
-        if job.done:
+        with self._lock:
+            state, job.state = job.state, _State.OVER
+        if state is _State.OVER:
             return
-        job.done = job.killed = True
-        if job.started and not job.loose:
+        job.killed = True
+        if state is _State.WAITING:
             # It cleans up now, and not while the loop does something else.
             self._grant(job)
         else:
-            job.go()
+            job.gate.release()
 
     # In any thread.
 
     def _over(self, job: _Job) -> None:
-        if threading.get_ident() != job.ident:
+        mine = threading.get_ident() == job.ident
+        if self._one_at_a_time and not mine:
             # Cancelled or abandoned by the loop: its thread must not wait for ever.
             self._kill(job)
-        elif not job.killed:
-            job.done = True
-            self._jobs.pop(job, None)
-            if self._granted is job and not job.loose:
+            return
+        self._jobs.pop(job, None)
+        if mine:
+            self._by_ident.pop(threading.get_ident(), None)
+        if not job.killed:
+            self._yield(job, _State.OVER)
+
+    def _yield(self, job: _Job, state: _State) -> None:
+        """Let the loop go on, which may stand still for this job or sleep."""
+        with self._lock:
+            had_turn, job.state = job.state is _State.TURN, state
+            if had_turn:
                 self._yielded.release()
+        if not had_turn:
+            self._loop.wake()
 
     # In the threads.
 
     def _run(self, job: _Job, function: Callable[..., T], *args: Any) -> T:
         job.ident = threading.get_ident()
         self._by_ident[job.ident] = job
+        self._threads.add(threading.current_thread())
+        here.work = self
         try:
-            job.wait()
+            if self._one_at_a_time:
+                job.wait()
+            else:
+                with self._lock:
+                    if job.state is _State.QUEUED:
+                        job.state = _State.BESIDE
             return function(*args)
         finally:
-            if job.killed and self._granted is job:
-                self._yielded.release()
+            here.work = None
+            if job.killed:
+                self._by_ident.pop(threading.get_ident(), None)
+                self._yield(job, _State.OVER)
 
-    def is_dead(self) -> bool:
-        """Whether the calling thread runs something that was given up."""
+    def caller(self, callback: Callable[..., object]) -> Caller:
+        """Who calls into the loop, by ``call_soon_threadsafe``, at this moment."""
         job = self._by_ident.get(threading.get_ident())
-        return job is not None and job.killed
+        if job is None:
+            return Caller.STRANGER
+        if job.killed:
+            return Caller.DEAD
+        job.called = True
+        if getattr(callback, "__qualname__", None) == _RUN_COROUTINE:
+            self._know_of_waits_for(_made_by_run_coroutine(callback))
+        return Caller.TURN if job.state is _State.TURN else Caller.BESIDE
 
-    def wait_for(self, future: Future[T]) -> T:
-        """Wait in a thread for what the loop does; the loop runs meanwhile.
+    def _know_of_waits_for(self, future: Future[Any]) -> None:
+        def result(timeout: float | None = None) -> Any:
+            self._wait_for(future, timeout)
+            return Future.result(future, 0 if here.work is self else timeout)
 
-        Raises:
-            ActorStopped: what the thread runs was given up.
-            Exception: what the future has.
-        """
-        job = self._by_ident.get(threading.get_ident())
-        if job is None or job.loose:
-            return future.result()
+        def exception(timeout: float | None = None) -> BaseException | None:
+            self._wait_for(future, timeout)
+            return Future.exception(future, 0 if here.work is self else timeout)
+
+        for method in (result, exception):
+            setattr(future, method.__name__, method)
+
+    def _wait_for(self, future: Future[Any], timeout: float | None) -> None:
+        if here.work is self and not future.done():
+            self.wait_until(lambda resume: future.add_done_callback(lambda _: resume()), timeout)
+
+    def wait_until(
+        self, subscribe: Callable[[Callable[[], None]], object], timeout: float | None = None
+    ) -> None:
+        """See `WaitsForLoop.wait_until`."""
+        job = self._by_ident[threading.get_ident()]
         if job.killed:
             raise ActorStopped(_GONE)
-        future.add_done_callback(lambda _: self._resume(job))
-        self._yielded.release()
+        if job.state is _State.LEFT_ALONE:
+            called = threading.Event()
+            subscribe(called.set)
+            called.wait(timeout)
+            return
+        wait = _Wait()
+
+        def resume() -> None:
+            with self._lock:
+                if wait.over:
+                    return
+                wait.over = True
+                if wait.begun and self._one_at_a_time:
+                    self._runnable.append(job)
+                elif wait.begun:
+                    job.state = _State.BESIDE
+                    job.gate.release()
+            self._loop.wake()
+
+        subscribe(resume)
+        if timeout is not None:
+            self._loop.call_soon_threadsafe(self._loop.call_later, timeout, resume)
+        with self._lock:
+            if wait.over:
+                return
+            wait.begun = True
+            had_turn, job.state = job.state is _State.TURN, _State.WAITING
+            if had_turn:
+                self._yielded.release()
+        if not had_turn:
+            self._loop.wake()
         job.wait()
-        return future.result()
+
+
+class _Wait:
+    """A thread's wait for the loop."""
+
+    __slots__ = ("begun", "over")
+
+    def __init__(self) -> None:
+        self.begun = self.over = False
+
+
+def _made_by_run_coroutine(callback: Callable[..., object]) -> Future[Any]:
+    """The future that `asyncio.run_coroutine_threadsafe` is about to return."""
+    future: Future[Any] = inspect.getclosurevars(callback).nonlocals["future"]
+    return future

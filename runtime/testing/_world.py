@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from ..._environment import Environment
+from ..._thread_work import BusyThread
 from ...transports import Envelope, SocketProvider
 from .._host import Host
 from ._clock import START, VirtualEnvironment, VirtualLoop
 from ._errors import NotSettled
-from ._explore import quiet
 from ._faults import Dice, Faults
 from ._member import Life
 from ._profiles import OWNER, Profile, simulate
 from ._stacks import stack_of
 from ._stage import Stage
 from ._strikes import Strikes
+from ._tasks import bury_tasks, make_task
 from ._watch import Work
 from ._watchdog import Beat, watched
 
@@ -30,7 +31,6 @@ T = TypeVar("T")
 
 _MOST_STEPS_AT_ONCE = 200_000
 _MANY = 1000
-_CLOSINGS = 100
 _NAMED = 5
 
 
@@ -70,15 +70,17 @@ class World(Stage):
         loop = VirtualLoop(grace, one_at_a_time=True)
         super().__init__(seed, loop, START)
         self.loop: VirtualLoop = loop
+        self.problems = loop.foreign.problems
         self._profile = profile
         self._patience = patience
         self._grace = grace
         self._limit = limit
-        self.loop.set_task_factory(_make_task)
+        self.loop.set_task_factory(make_task)
         self.loop.set_exception_handler(self._unhandled)
         self.loop.on_iteration = self._step
         self.loop.on_idle = self._idle
         self.loop.on_stuck = self._stuck
+        self.loop.threads.may_outlast = self._may_outlast
         self.dice = Dice(seed, faults)
         self.strikes = Strikes(self)
         self._beat = Beat(grace, lambda: self.loop.is_waiting)
@@ -252,7 +254,7 @@ class World(Stage):
         if wait.condition():
             wait.future.set_result(None)
             return True
-        if timeout is None and self._has_sockets():
+        if timeout is None and self.loop.has_sockets():
             return False
         if timeout is None:
             self._give_up(f"nothing will ever happen that could end it: {self.reason()}")
@@ -263,13 +265,15 @@ class World(Stage):
         return False
 
     def _stuck(self, text: str) -> None:
-        if self._has_sockets():
-            text = f"real input or output brought nothing within {self._grace:g} real seconds"
         self._give_up(f"{text}; {self.reason()}")
 
-    def _has_sockets(self) -> bool:
-        # One is the loop's own.
-        return len(self.loop._selector.get_map()) > 1  # type: ignore[attr-defined]
+    def _may_outlast(self, executor: Executor) -> bool:
+        """Whether a thread may take longer than the grace: something else ends the wait for it."""
+        return any(
+            work.host.runs_in(executor)
+            and (work.host.options.deadline is not None or not work.counts)
+            for work in self.watch.work()
+        )
 
     def _give_up(self, why: str) -> None:
         wait = self._wait
@@ -296,6 +300,10 @@ class World(Stage):
 
     # What goes on.
 
+    def announce(self, name: str, place: str) -> BusyThread:
+        """See `Stage.announce`."""
+        return self.loop.announce(name, place)
+
     def under_way(self) -> str | None:
         """One of the things that are not done, in words; None when everything is at rest."""
         for work in self.watch.work():
@@ -314,9 +322,10 @@ class World(Stage):
     def reason(self) -> str:
         """What is not done, in as many words as it takes."""
         working = [work for work in self.watch.work() if work.counts]
+        threads = self.loop.foreign.describe()
         if not working:
-            return self.under_way() or "it is at rest"
-        return "; ".join(self._described(work) for work in working[:_NAMED])
+            return f"{self.under_way() or 'it is at rest'}{threads}"
+        return "; ".join(self._described(work) for work in working[:_NAMED]) + threads
 
     def _described(self, work: Work) -> str:
         about = "" if work.topic is None else f" on a message on {work.topic!r}"
@@ -350,47 +359,7 @@ class World(Stage):
 
     async def _bury(self) -> None:
         await self.loop.shutdown_asyncgens()
-        # Cleaning up code of the user's may want to begin something.
-        self.loop.set_task_factory(_make_no_task)
-        current = asyncio.current_task()
-        for task in asyncio.all_tasks(self.loop):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            if task is not current:
-                with quiet():
-                    _close(task.get_coro())
-
-
-def _make_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
-) -> asyncio.Task[Any]:
-    task = asyncio.Task(coroutine, loop=loop, **options)
-    context = options.get("context")
-    life = OWNER.get() if context is None else context.get(OWNER)
-    if life is not None:
-        life.tasks.add(task)
-    return task
-
-
-def _make_no_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
-) -> asyncio.Task[Any]:
-    coroutine.close()
-    raise asyncio.CancelledError("the harness is done")
-
-
-def _close(coroutine: Any) -> None:
-    """Close a coroutine, beginning with what it waits for: one that wants to wait while it is
-    closed would be forgotten by those that wait for it, in the middle of that."""
-    for _ in range(_CLOSINGS):
-        inner = coroutine
-        while (awaited := getattr(inner, "cr_await", None)) is not None and getattr(
-            awaited, "cr_frame", None
-        ) is not None:
-            inner = awaited
-        with contextlib.suppress(BaseException):
-            inner.close()
-        if getattr(coroutine, "cr_frame", None) is None:
-            return
+        bury_tasks(self.loop)
 
 
 def _nothing() -> None:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._thread_work import busy_thread
     from .actors import Actor, ActorRef, Overflow, RestartPolicy, on
     from .errors import RemoteError, SpaDatError
     from .runtime import (
@@ -60,11 +61,13 @@ __all__ = [
     "Spec",
     "SupportedContextManagers",
     "SyncSocket",
+    "busy_thread",
     "on",
     "run",
 ]
 
 _PARTS = {
+    "_thread_work": ("busy_thread",),
     "actors": (
         "Actor",
         "ActorRef",

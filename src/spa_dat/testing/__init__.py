@@ -8,6 +8,7 @@ with Harness(app) as harness:
 
 from __future__ import annotations
 
+from .._thread_work import BusyThread
 from ..runtime.testing import (
     AsyncHarness,
     DeadLetter,
@@ -18,6 +19,7 @@ from ..runtime.testing import (
     HarnessFactory,
     NotSettled,
     NotSimulated,
+    UnannouncedThread,
     explore,
 )
 from ..runtime.testing.brokers import (
@@ -36,6 +38,7 @@ __all__ = [
     "BrokerFailed",
     "BrokerProcess",
     "BrokerUnavailable",
+    "BusyThread",
     "DeadLetter",
     "Failure",
     "Faults",
@@ -47,5 +50,6 @@ __all__ = [
     "NotSettled",
     "NotSimulated",
     "Proxy",
+    "UnannouncedThread",
     "explore",
 ]

@@ -1,0 +1,58 @@
+"""The tasks on the loop of a harness: whose they are, and how they end with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from ._explore import quiet
+from ._profiles import OWNER
+
+__all__ = ["bury_tasks", "make_task"]
+
+_CLOSINGS = 100
+
+
+def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    """Make a task that belongs to the life of an application in which it is made."""
+    task = asyncio.Task(coroutine, loop=loop, **options)
+    context = options.get("context")
+    life = OWNER.get() if context is None else context.get(OWNER)
+    if life is not None:
+        life.tasks.add(task)
+    return task
+
+
+def bury_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Close what all tasks of a loop run, except for the one that calls this."""
+    # Cleaning up code of the user's may want to begin something.
+    loop.set_task_factory(_make_no_task)
+    current = asyncio.current_task()
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        if task is not current:
+            with quiet():
+                _close(task.get_coro())
+
+
+def _make_no_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
+) -> asyncio.Task[Any]:
+    coroutine.close()
+    raise asyncio.CancelledError("the harness is done")
+
+
+def _close(coroutine: Any) -> None:
+    """Close a coroutine, beginning with what it waits for: one that wants to wait while it is
+    closed would be forgotten by those that wait for it, in the middle of that."""
+    for _ in range(_CLOSINGS):
+        inner = coroutine
+        while (awaited := getattr(inner, "cr_await", None)) is not None and getattr(
+            awaited, "cr_frame", None
+        ) is not None:
+            inner = awaited
+        with contextlib.suppress(BaseException):
+            inner.close()
+        if getattr(coroutine, "cr_frame", None) is None:
+            return

@@ -1,0 +1,114 @@
+"""What threads and an event loop tell each other about work: a loop with virtual time waits for it.
+
+On an ordinary event loop, as in production, none of it does anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+__all__ = ["BusyThread", "WaitsForLoop", "busy_thread", "waits_for_loop"]
+
+
+class BusyThread:
+    """Says that a thread which the program has started itself has work, from now until `end`.
+
+    Its ``with`` block ends it, too; a block in the thread makes errors say where the thread is.
+
+    Args:
+        name: of the work, for errors.
+        place: where it was announced.
+        when_over: called once, at the end, in whatever thread ends it.
+    """
+
+    __slots__ = ("_when_over", "ident", "name", "place")
+
+    def __init__(
+        self, name: str, place: str, when_over: Callable[[BusyThread], object] | None = None
+    ) -> None:
+        self.name = name
+        self.place = place
+        self.ident: int | None = None
+        self._when_over = when_over
+
+    def end(self) -> None:
+        """Say that the work is done; may be called from any thread, and more than once."""
+        when_over, self._when_over = self._when_over, None
+        if when_over is not None:
+            when_over(self)
+
+    def __enter__(self) -> Self:
+        """Do nothing: the work began when this was made."""
+        self.ident = threading.get_ident()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """`end`."""
+        self.end()
+
+
+def busy_thread(name: str | None = None) -> BusyThread:
+    """Announce that a thread of the program's own is being given work by the code that calls this.
+
+    Call it on the event loop, in the step that hands the work over. Under a `Harness` virtual time
+    stands still until `BusyThread.end`, or until its ``with`` block is left, in whatever thread.
+    In production it does nothing.
+
+    Args:
+        name: of the work, for errors; None for where this was called.
+    """
+    place = place_of_caller(2)
+    try:
+        announce = getattr(asyncio.get_running_loop(), "announce", None)
+    except RuntimeError:
+        announce = None
+    name = name or "work in a thread"
+    if announce is None:
+        return BusyThread(name, place)
+    announced: BusyThread = announce(name, place)
+    return announced
+
+
+def place_of_caller(depth: int = 1) -> str:
+    """Name file and line of the code that called the caller.
+
+    Args:
+        depth: frames to go up.
+    """
+    frame = sys._getframe(depth)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class WaitsForLoop(Protocol):
+    """How a thread that works for a loop with virtual time waits for what the loop does."""
+
+    def wait_until(
+        self, subscribe: Callable[[Callable[[], None]], object], timeout: float | None = None
+    ) -> None:
+        """Wait until what ``subscribe`` is given has been called, or so many virtual seconds.
+
+        Raises:
+            ActorStopped: what the thread runs was given up.
+        """
+
+
+class _Here(threading.local):
+    work: WaitsForLoop | None = None
+
+
+here = _Here()
+
+
+def waits_for_loop() -> WaitsForLoop | None:
+    """How the calling thread has to wait for the loop that it works for; None: as usual."""
+    return here.work
