@@ -25,6 +25,7 @@ from spa_dat import (
     SyncSocket,
     busy_thread,
 )
+from spa_dat.errors import NoResponder, RequestTimeout
 from spa_dat.testing import (
     BusyThread,
     Harness,
@@ -147,6 +148,36 @@ def test_an_announcement_that_does_not_end_is_named_with_its_place_and_its_threa
         assert harness.time == before
         go_on.set()
         thread.join()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_an_announced_thread_may_wait_for_what_takes_virtual_time(profile: Profile) -> None:
+    app = ticking()
+    jobs: SimpleQueue[Any] = SimpleQueue()
+    thread = ThreadElsewhere(work_off, jobs)
+    answers: list[object] = []
+
+    @app.application("slow")
+    async def answer(payload: int) -> int:
+        await asyncio.sleep(5.0)
+        return 2 * payload
+
+    def work() -> None:
+        socket = app.sync_socket()
+        time.sleep(SOME_TIME)
+        answers.append(socket.request("slow", 4, reply=int))
+        try:
+            socket.request("nobody/answers", 4, timeout=60.0)
+        except (RequestTimeout, NoResponder) as error:
+            answers.append(type(error))
+        answers.append(socket.request("slow", 5, reply=int))
+
+    with Harness(app, profile=profile) as harness:
+        jobs.put((work, harness.busy_thread()))
+        harness.advance(100.0)
+        assert answers[::2] == [8, 10]
+    jobs.put(None)
+    thread.join()
 
 
 async def test_announcements_in_an_async_test(harness: HarnessFactory) -> None:

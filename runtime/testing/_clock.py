@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import selectors
 import sys
 import threading
@@ -14,7 +15,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 from ..._environment import Environment
-from ..._thread_work import BusyThread
+from ..._thread_work import BusyThread, let_waits_be_known
 from ._foreign_threads import ForeignThreads
 from ._threads import Caller, Threads
 
@@ -32,6 +33,7 @@ START = 1000.0
 """The time on the clock of a new loop, in seconds."""
 
 _LOOK = 0.05
+_RUN_COROUTINE = f"{asyncio.run_coroutine_threadsafe.__qualname__}.<locals>.callback"
 
 
 class Deadlock(AssertionError):
@@ -77,7 +79,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.on_stuck: Callable[[str], None] | None = None
         self.network: Network | None = None
         self.threads = Threads(self, grace, one_at_a_time=one_at_a_time)
-        self.foreign = ForeignThreads(self.threads.knows, self.wake)
+        self.foreign = ForeignThreads(self)
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
@@ -132,7 +134,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.Handle:
         """As usual; what a thread asks for that was given up never happens."""
         ident = threading.get_ident()
-        caller = self.threads.caller(callback)
+        caller = self.threads.caller()
+        if getattr(callback, "__qualname__", None) == _RUN_COROUTINE:
+            # What run_coroutine_threadsafe is about to return.
+            let_waits_be_known(inspect.getclosurevars(callback).nonlocals["future"])
         if caller is Caller.DEAD:
             handle = asyncio.Handle(callback, args, self, context)
             handle.cancel()

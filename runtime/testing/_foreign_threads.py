@@ -9,10 +9,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._thread_work import BusyThread
 from ._stacks import stack_of_frame
+from ._threads import Wait
+
+if TYPE_CHECKING:
+    from ._clock import VirtualLoop
 
 __all__ = ["ForeignThreads", "UnannouncedThread"]
 
@@ -35,18 +39,15 @@ class ForeignThreads:
     same module, is taken for one that the thread completes.
 
     Args:
-        ours: whether a thread is known otherwise.
-        wake: called when something is over.
+        loop: that they work for.
 
     Attributes:
         problems: what has to be told to who writes the test.
     """
 
-    def __init__(
-        self, ours: Callable[[threading.Thread], bool], wake: Callable[[], object]
-    ) -> None:
-        self._ours = ours
-        self._wake = wake
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
         self._known = set(threading.enumerate())
         self._announced: dict[BusyThread, None] = {}
         self._made: weakref.WeakKeyDictionary[asyncio.Future[Any], tuple[str, str]] = (
@@ -125,13 +126,38 @@ class ForeignThreads:
 
     def announce(self, name: str, place: str) -> BusyThread:
         """Work that a thread has, until it is said to be done."""
-        work = BusyThread(name, place, self._done)
+        work = BusyThread(name, place, self._done, self)
         self._announced[work] = None
         return work
 
     def _done(self, work: BusyThread) -> None:
         self._announced.pop(work, None)
-        self._wake()
+        self._loop.wake()
+
+    def wait_until(
+        self, subscribe: Callable[[Callable[[], None]], object], timeout: float | None = None
+    ) -> None:
+        """See `WaitsForLoop.wait_until`: what this thread has announced is no work meanwhile."""
+        wait, called = Wait(), threading.Event()
+        mine = [work for work in tuple(self._announced) if work.ident == threading.get_ident()]
+
+        def resume() -> None:
+            with self._lock:
+                if not wait.over and wait.begun:
+                    self._announced.update((work, None) for work in mine if not work.is_over)
+                wait.over = True
+            called.set()
+
+        subscribe(resume)
+        if timeout is not None:
+            self._loop.call_soon_threadsafe(self._loop.call_later, timeout, resume)
+        with self._lock:
+            wait.begun = True
+            if not wait.over:
+                for work in mine:
+                    self._announced.pop(work, None)
+        self._loop.wake()
+        called.wait()
 
     def heard(self, thread: threading.Thread) -> None:
         """A thread calls into the loop, which runs."""
@@ -161,7 +187,7 @@ class ForeignThreads:
                 thread is not main
                 and thread is not threading.current_thread()
                 and not getattr(thread, "spa_dat_watches", False)
-                and not self._ours(thread)
+                and not self._loop.threads.knows(thread)
             ):
                 yield thread
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import inspect
 import sys
 import threading
 import time
@@ -22,13 +21,12 @@ from ._stacks import stack_of_frame
 if TYPE_CHECKING:
     from ._clock import VirtualLoop
 
-__all__ = ["Caller", "Threads"]
+__all__ = ["Caller", "Threads", "Wait"]
 
 T = TypeVar("T")
 
 _AFTER_CALL = 0.2
 _GONE = "the application that this thread belonged to is gone"
-_RUN_COROUTINE = asyncio.run_coroutine_threadsafe.__qualname__ + ".<locals>.callback"
 
 
 class _State(enum.Enum):
@@ -279,33 +277,15 @@ class Threads:
                 self._by_ident.pop(threading.get_ident(), None)
                 self._yield(job, _State.OVER)
 
-    def caller(self, callback: Callable[..., object]) -> Caller:
-        """Who calls into the loop, by ``call_soon_threadsafe``, at this moment."""
+    def caller(self) -> Caller:
+        """Who is calling into the loop, by ``call_soon_threadsafe``."""
         job = self._by_ident.get(threading.get_ident())
         if job is None:
             return Caller.STRANGER
         if job.killed:
             return Caller.DEAD
         job.called = True
-        if getattr(callback, "__qualname__", None) == _RUN_COROUTINE:
-            self._know_of_waits_for(_made_by_run_coroutine(callback))
         return Caller.TURN if job.state is _State.TURN else Caller.BESIDE
-
-    def _know_of_waits_for(self, future: Future[Any]) -> None:
-        def result(timeout: float | None = None) -> Any:
-            self._wait_for(future, timeout)
-            return Future.result(future, 0 if here.work is self else timeout)
-
-        def exception(timeout: float | None = None) -> BaseException | None:
-            self._wait_for(future, timeout)
-            return Future.exception(future, 0 if here.work is self else timeout)
-
-        for method in (result, exception):
-            setattr(future, method.__name__, method)
-
-    def _wait_for(self, future: Future[Any], timeout: float | None) -> None:
-        if here.work is self and not future.done():
-            self.wait_until(lambda resume: future.add_done_callback(lambda _: resume()), timeout)
 
     def wait_until(
         self, subscribe: Callable[[Callable[[], None]], object], timeout: float | None = None
@@ -319,7 +299,7 @@ class Threads:
             subscribe(called.set)
             called.wait(timeout)
             return
-        wait = _Wait()
+        wait = Wait()
 
         def resume() -> None:
             with self._lock:
@@ -348,16 +328,10 @@ class Threads:
         job.wait()
 
 
-class _Wait:
+class Wait:
     """A thread's wait for the loop."""
 
     __slots__ = ("begun", "over")
 
     def __init__(self) -> None:
         self.begun = self.over = False
-
-
-def _made_by_run_coroutine(callback: Callable[..., object]) -> Future[Any]:
-    """The future that `asyncio.run_coroutine_threadsafe` is about to return."""
-    future: Future[Any] = inspect.getclosurevars(callback).nonlocals["future"]
-    return future

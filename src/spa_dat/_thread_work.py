@@ -9,10 +9,19 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
-__all__ = ["BusyThread", "WaitsForLoop", "busy_thread", "waits_for_loop"]
+__all__ = [
+    "BusyThread",
+    "WaitsForLoop",
+    "busy_thread",
+    "here",
+    "let_waits_be_known",
+    "place_of_caller",
+    "waits_for_loop",
+]
 
 
 class BusyThread:
@@ -24,17 +33,28 @@ class BusyThread:
         name: of the work, for errors.
         place: where it was announced.
         when_over: called once, at the end, in whatever thread ends it.
+        waits: how a thread waits for the loop while it is in the ``with`` block.
     """
 
-    __slots__ = ("_when_over", "ident", "name", "place")
+    __slots__ = ("_waits", "_when_over", "ident", "name", "place")
 
     def __init__(
-        self, name: str, place: str, when_over: Callable[[BusyThread], object] | None = None
+        self,
+        name: str,
+        place: str,
+        when_over: Callable[[BusyThread], object] | None = None,
+        waits: WaitsForLoop | None = None,
     ) -> None:
         self.name = name
         self.place = place
         self.ident: int | None = None
         self._when_over = when_over
+        self._waits = waits
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the work is done."""
+        return self._when_over is None
 
     def end(self) -> None:
         """Say that the work is done; may be called from any thread, and more than once."""
@@ -45,6 +65,8 @@ class BusyThread:
     def __enter__(self) -> Self:
         """Do nothing: the work began when this was made."""
         self.ident = threading.get_ident()
+        if self._waits is not None and here.work is None and not _on_event_loop():
+            here.work = self._waits
         return self
 
     def __exit__(
@@ -54,7 +76,24 @@ class BusyThread:
         traceback: TracebackType | None,
     ) -> None:
         """`end`."""
+        if here.work is self._waits:
+            here.work = None
         self.end()
+
+
+class _Here(threading.local):
+    work: WaitsForLoop | None = None
+
+
+here = _Here()
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def busy_thread(name: str | None = None) -> BusyThread:
@@ -102,13 +141,26 @@ class WaitsForLoop(Protocol):
         """
 
 
-class _Here(threading.local):
-    work: WaitsForLoop | None = None
-
-
-here = _Here()
-
-
 def waits_for_loop() -> WaitsForLoop | None:
     """How the calling thread has to wait for the loop that it works for; None: as usual."""
     return here.work
+
+
+def let_waits_be_known(future: Future[Any]) -> None:
+    """Have ``future.result`` and ``future.exception`` wait as the calling thread has to."""
+
+    def wait(timeout: float | None) -> float | None:
+        work = here.work
+        if work is None or future.done():
+            return timeout
+        work.wait_until(lambda resume: future.add_done_callback(lambda _: resume()), timeout)
+        return 0.0
+
+    def result(timeout: float | None = None) -> Any:
+        return Future.result(future, wait(timeout))
+
+    def exception(timeout: float | None = None) -> BaseException | None:
+        return Future.exception(future, wait(timeout))
+
+    for method in (result, exception):
+        setattr(future, method.__name__, method)
