@@ -18,7 +18,7 @@ from ._registry import ProviderLike, Registry
 from ._resources import Resource
 from ._settings import Settings
 from ._socket import Socket
-from ._specs import HandlerOptions, Spec, check_name, check_seconds
+from ._specs import HandlerOptions, Spec, check_name, check_seconds, parse_reply_topics
 from ._sync_socket import SyncSocket
 
 __all__ = ["DistributedApplication", "ProviderLike"]
@@ -42,6 +42,9 @@ class DistributedApplication:
         dead_letter_limit: dead letters that one run may store; at the limit the actor that needs
             one more takes no further messages, and the application is unhealthy.
         restart: how often an actor that fails to start is started again.
+        reply_topics: filters for where replies may go, besides the inboxes of programs of this
+            package; None for everywhere, which whoever may ask then chooses. A reply never goes
+            to a topic that an actor of the application takes.
         environment: where time stamps, randomness and identifiers come from.
 
     Raises:
@@ -57,6 +60,7 @@ class DistributedApplication:
         stop_timeout: float = 10.0,
         dead_letter_limit: int = 1000,
         restart: RestartPolicy = RestartPolicy(),
+        reply_topics: str | Sequence[str] | None = None,
         environment: Environment | None = None,
     ) -> None:
         self.environment = environment or Environment()
@@ -88,6 +92,9 @@ class DistributedApplication:
             stop_timeout=stop_timeout,
             dead_letter_limit=dead_letter_limit,
             restart=restart,
+            reply_topics=(
+                None if reply_topics is None else parse_reply_topics("application", reply_topics)
+            ),
         )
         self._run: Run | None = None
         self._last_run: Run | None = None

@@ -24,7 +24,7 @@ from ._link import Link
 from ._parking import Parking, ParkingHost
 from ._pauses import SHORTEST_PAUSE, Pauses
 from ._payloads import check_size
-from ._requests import CHAIN_HEADER
+from ._requests import CHAIN_HEADER, chain_of
 from ._retry import Reject, Retry
 from ._router import Router
 from ._scope import MessageScope, ScopeOwner
@@ -52,9 +52,6 @@ class HandlingHost(ScopeOwner, ParkingHost, Protocol):
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """The handlers that can be called and awaited without `invoke`; None for others."""
-
-    def handles(self, topic: str) -> bool:
-        """Whether one of the actor's own filters matches."""
 
 
 class Handling:
@@ -223,9 +220,10 @@ class Handling:
         self, instance: Any, index: int, arguments: Mapping[str, Any], envelope: Envelope
     ) -> Any:
         call = self._host.invoke(instance, index, arguments)
-        if CHAIN_HEADER not in envelope.headers:
+        chain = chain_of(envelope)
+        if not chain:
             return await call
-        with enter_chain(tuple(envelope.headers[CHAIN_HEADER].split(","))):
+        with enter_chain(chain):
             return await call
 
     def _unsent_reply(self, handler: Handler) -> None:
@@ -382,9 +380,7 @@ class Handling:
     # Requests.
 
     def _request_of(self, envelope: Envelope) -> Envelope | None:
-        problem = self._link.reply_address_problem(envelope)
-        if problem is None and self._host.handles(envelope.response_topic or ""):
-            problem = "the answering actor itself would get the reply"
+        problem = self._host.reply_address_problem(envelope)
         if problem is None:
             return envelope
         self._stats["replies.refused"] += 1

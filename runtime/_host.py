@@ -13,12 +13,12 @@ from typing import Any
 
 from ..actors import Actor, ActorRef, Mailbox, Overflow, RestartPolicy
 from ..errors import ConfigurationError
-from ..transports import Delivery, Envelope, TopicFilter, TopicTrie, is_reserved
+from ..transports import Delivery, Envelope, TopicFilter
 from ._calling import Caller
 from ._handling import Handling
 from ._hosted import Runner
 from ._link import Link
-from ._requests import CHAIN_HEADER
+from ._requests import CHAIN_HEADER, chain_of
 from ._router import Router
 from ._routes import Route
 from ._scope import ProducerScope
@@ -106,9 +106,7 @@ class Host:
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[None] | None = None
         self._is_cut_off = False
-        self._own_filters: TopicTrie[None] = TopicTrie()
-        for filter_ in spec.filters:
-            self._own_filters.add(filter_.pattern, None)
+        self._reply_topics = options.reply_filters
         self._runtime = runtime or RuntimeSubscription(self, runner.system, self.stats)
         self.socket = Socket(link, self.source, self._runtime)
         self.sync_socket = SyncSocket(self.socket, self._loop)
@@ -300,11 +298,9 @@ class Host:
         self.sync_socket = SyncSocket(self.socket, self._loop)
         self.state = self.spec.make_state()
 
-    def handles(self, topic: str) -> bool:
-        """Whether one of the actor's own filters matches, declared or added at run time."""
-        if is_reserved(topic):
-            return False
-        return bool(self._own_filters.match(topic)) or self._runtime.handles(topic)
+    def reply_address_problem(self, envelope: Envelope) -> str | None:
+        """Why a reply must not go where the message asks for; None when it may."""
+        return self.link.reply_address_problem(envelope, self._reply_topics)
 
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
         """Let the observer, if there is one, know of a failure."""
@@ -348,14 +344,12 @@ class Host:
 
     def refuses(self, envelope: Envelope, handler: int) -> bool:
         """Answer a request that would wait for itself; True when that happened."""
-        chain = envelope.headers.get(CHAIN_HEADER)
-        if chain is None or not self.handlers[handler].responder:
+        if CHAIN_HEADER not in envelope.headers or not self.handlers[handler].responder:
             return False
-        names = chain.split(",")
+        names = chain_of(envelope)
         if self.address not in names:
             return False
-        address = envelope.response_topic or ""
-        if self.link.reply_address_problem(envelope) is not None or self.handles(address):
+        if self.reply_address_problem(envelope) is not None:
             return False
         cycle = " -> ".join([*names[names.index(self.address) :], self.address])
         self.stats["requests.deadlocked"] += 1

@@ -272,6 +272,8 @@ class Run:
             host = make_host(self, spec, link)
             self._hosts.append(host)
             self._subscriptions.add(host)
+            for filter_ in spec.filters:
+                link.filters.add(filter_.pattern, None)
         if self.settings.provider is not None:
             self._links.use(self.settings.provider, "the application's own socket")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from ..errors import ActorStopped, ConfigurationError, OutboxFull
 from ..transports import (
@@ -13,6 +14,8 @@ from ..transports import (
     SocketProvider,
     Surroundings,
     Tombstone,
+    TopicFilter,
+    TopicTrie,
     check_topic,
     is_reserved,
     on_failure,
@@ -27,10 +30,18 @@ from ._turn import Turn, current_turn
 __all__ = ["Link"]
 
 _LONGEST_REPLY_ADDRESS = 1024
+_LONGEST_CORRELATION = 1024
 _MOST_TOPICS_REMEMBERED = 1024
 _LONGEST_EXPIRY = 2**32
 _LONGEST_ERROR_CODE = 100
 _LONGEST_ERROR_TEXT = 1000
+
+
+class Takes(Protocol):
+    """Something that takes messages."""
+
+    def handles(self, topic: str) -> bool:
+        """Whether it takes what is published on the topic."""
 
 
 class Link:
@@ -43,12 +54,23 @@ class Link:
         requests: the requests under way.
         lost_posts: hears of posts that nobody waits for and that failed.
         surroundings: identity, environment and counters of the application.
+        filters: what the application's actors take on this bus, as declared.
+        subscribed: what they take besides, from time to time.
+        reply_topics: where replies may go; None for everywhere. An actor may have its own.
         loop: the event loop that it belongs to.
         ended: the application has stopped, and its sockets do nothing any more.
     """
 
-    def __init__(self, provider: SocketProvider, surroundings: Surroundings) -> None:
+    def __init__(
+        self,
+        provider: SocketProvider,
+        surroundings: Surroundings,
+        reply_topics: Sequence[TopicFilter] | None = None,
+    ) -> None:
         self.provider = provider
+        self.reply_topics = reply_topics
+        self.filters: TopicTrie[None] = TopicTrie()
+        self.subscribed: list[Takes] = []
         self.surroundings = surroundings
         self.bus: Bus = provider.open(surroundings)
         self.max_received = self.bus.max_received or self.bus.max_payload
@@ -247,10 +269,24 @@ class Link:
         turn.posts.append(self.bus.post(envelope))
         turn.answered = True
 
-    def reply_address_problem(self, envelope: Envelope) -> str | None:
+    def takes(self, topic: str) -> bool:
+        """Whether an actor of this application takes what is published on the topic."""
+        return bool(self.filters.match(topic)) or any(
+            subscription.handles(topic) for subscription in self.subscribed
+        )
+
+    def reply_address_problem(
+        self, envelope: Envelope, reply_topics: Sequence[TopicFilter] | None = None
+    ) -> str | None:
         """Why the response topic of a received message must not be used; None when it may.
 
-        It comes from whoever sent the message, so it is checked as hostile input.
+        It comes from whoever sent the message, so it is checked as hostile input. Whoever may only
+        ask must not reach further with this application's rights than with their own: no actor of
+        the application is ever sent a reply that somebody else has asked for.
+
+        Args:
+            envelope: the message.
+            reply_topics: where the actor at hand may reply to; None for `reply_topics`.
         """
         address = envelope.response_topic
         if address is None:
@@ -259,6 +295,11 @@ class Link:
             return "the message is itself a reply"
         if len(address) > _LONGEST_REPLY_ADDRESS:
             return f"it is {len(address)} characters long, {_LONGEST_REPLY_ADDRESS} are allowed"
+        if envelope.correlation is not None and len(envelope.correlation) > _LONGEST_CORRELATION:
+            return (
+                f"its correlation data has {len(envelope.correlation)} bytes,"
+                f" {_LONGEST_CORRELATION} are allowed"
+            )
         prefix, _, last = address.rpartition("/")
         if prefix in self._reply_prefixes and _is_plain(last):
             return None
@@ -274,6 +315,12 @@ class Link:
                 if len(self._reply_prefixes) >= _MOST_TOPICS_REMEMBERED:
                     self._reply_prefixes.clear()
                 self._reply_prefixes[prefix] = None
+            return None
+        if self.takes(address):
+            return "an actor of this application would get the reply"
+        allowed = self.reply_topics if reply_topics is None else reply_topics
+        if allowed is not None and not any(filter_.matches(address) for filter_ in allowed):
+            return "reply_topics does not name it"
         return None
 
 

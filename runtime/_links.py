@@ -76,7 +76,9 @@ class Links:
                 identity, self._settings.environment, self._settings.stats, self._lost_for_good
             )
             used = provider if stand_in is None else stand_in(provider)
-            link = self._links[provider.address] = Link(used, surroundings)
+            link = self._links[provider.address] = Link(
+                used, surroundings, self._settings.reply_topics
+            )
         elif link.provider.config != provider.config:
             raise ConfigurationError(
                 f"{user} uses {provider.address} with other options than an actor before it;"

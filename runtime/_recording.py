@@ -176,6 +176,10 @@ def _read(path: Path, number: int, line: bytes) -> Receipt | None:
         check_topic(receipt.topic.removeprefix("$"))
         if receipt.qos not in (0, 1, 2):
             raise ValueError(f"qos is {receipt.qos}, and can be 0, 1 or 2")
+    except RecursionError as error:
+        raise ConfigurationError(
+            f"recording {str(path)!r}, line {number}: it is nested too deeply; remove the line"
+        ) from error
     except (ValueError, ConfigurationError) as error:
         if not line.endswith(b"\n") and _is_cut_short(error):
             log.warning("recording %s: its last line, %d, is cut short", path, number)

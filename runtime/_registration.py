@@ -40,6 +40,7 @@ _CLASS_OPTIONS = (
     "concurrency",
     "key",
     "batch",
+    "reply_topics",
 )
 
 

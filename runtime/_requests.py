@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable
 
 from ..errors import RemoteError, RequestTimeout
 from ..transports import Bus, Envelope
 
-__all__ = ["CHAIN_HEADER", "ERROR_HEADER", "REPLY_HEADER", "Requests", "remote_error"]
+__all__ = [
+    "CHAIN_HEADER",
+    "ERROR_HEADER",
+    "REPLY_HEADER",
+    "Requests",
+    "chain_of",
+    "remote_error",
+]
 
 CHAIN_HEADER = "spa_chain"
 """On a request: the actors that wait for its reply, outermost first, separated by commas."""
@@ -17,6 +25,23 @@ ERROR_HEADER = "spa_error"
 """On a reply: the code of a `RemoteError`; the payload is its text."""
 REPLY_HEADER = "spa_reply"
 """On a reply: marks it as one, so that it never gets a reply itself."""
+
+
+# Sixteen names at the most, of printable characters: see `chain_names`.
+_CHAIN = re.compile(r"[!-+\--~]+(?:,[!-+\--~]+){0,15}")
+_LONGEST_CHAIN = 4096
+
+
+def chain_of(envelope: Envelope) -> tuple[str, ...]:
+    """The actors that wait for the reply to a request, outermost first.
+
+    Empty where none are named, and where a stranger has written something else: it goes out again
+    with each request that the handler makes.
+    """
+    text = envelope.headers.get(CHAIN_HEADER)
+    if text is None or len(text) > _LONGEST_CHAIN or _CHAIN.fullmatch(text) is None:
+        return ()
+    return tuple(text.split(","))
 
 
 def remote_error(envelope: Envelope) -> RemoteError | None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from .._environment import Environment
-from ..transports import Delivery
+from ..transports import Delivery, Envelope
 from ._context import Context, ContextOwner
 from ._link import Link
 from ._message import Message, MessageBuilder, OutgoingMessage
@@ -32,6 +32,9 @@ class ScopeOwner(ContextOwner, Protocol):
     socket: Socket
     source: str
     sync_socket: SyncSocket
+
+    def reply_address_problem(self, envelope: Envelope) -> str | None:
+        """Why a reply must not go where the message asks for; None when it may."""
 
 
 class ProducerScope:
@@ -134,8 +137,13 @@ class MessageScope(ProducerScope):
         """The whole message; raises DecodeError."""
         envelope = self._delivery.envelope
         reply = self._reply if self._turn.request is not None else None
-        if reply is None and self._handler.responder and envelope.response_topic is not None:
-            # Refused: a handler that publishes its reply itself must not use it either.
+        if (
+            reply is None
+            and envelope.response_topic is not None
+            and (self._handler.responder or self._owner.reply_address_problem(envelope) is not None)
+        ):
+            # Refused: a handler that publishes its reply itself, or hands the request on, must not
+            # use it either.
             envelope = msgspec.structs.replace(envelope, response_topic=None)
         return Message.of(envelope, self.payload, attempt=self._attempt, reply=reply)
 

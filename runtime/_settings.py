@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .._environment import Environment
 from ..actors import RestartPolicy
-from ..transports import Identity, SocketProvider
+from ..transports import Identity, SocketProvider, TopicFilter
 from ._observer import Observer
 
 __all__ = ["Settings"]
@@ -19,6 +19,7 @@ class Settings:
     """What a run needs to know of its application; see `DistributedApplication`.
 
     Attributes:
+        reply_topics: where replies may go; None for everywhere.
         stand_in: what is used in place of each provider; None for the provider itself.
         observer: hears of what the actors do; None for nobody.
     """
@@ -30,5 +31,6 @@ class Settings:
     stop_timeout: float
     dead_letter_limit: int
     restart: RestartPolicy
+    reply_topics: tuple[TopicFilter, ...] | None = None
     stand_in: Callable[[SocketProvider], SocketProvider] | None = None
     observer: Observer | None = None

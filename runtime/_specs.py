@@ -37,6 +37,7 @@ __all__ = [
     "is_number",
     "merge_options",
     "parse_filters",
+    "parse_reply_topics",
 ]
 
 A = TypeVar("A")
@@ -82,6 +83,17 @@ def parse_filters(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter,
     return tuple(parsed.values())
 
 
+def parse_reply_topics(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
+    """The filters of ``reply_topics``; an empty sequence allows none.
+
+    Raises:
+        ConfigurationError: one is not a valid filter.
+    """
+    if not isinstance(topics, str) and isinstance(topics, Iterable) and not tuple(topics):
+        return ()
+    return parse_filters(f"{owner}: reply_topics" if owner else "reply_topics", topics)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ActorOptions:
     """How an actor is run.
@@ -115,6 +127,9 @@ class ActorOptions:
             header. None for the message's own key. What lacks both is told apart by its topic.
         batch: the most messages that one call of the handler gets, as a list, and the seconds
             after which it is called with fewer; None for one message a call.
+        reply_topics: filters for where replies may go, besides the inboxes of programs of this
+            package; None for the application's. A reply never goes to a topic that an actor of
+            the application takes.
         every: seconds from one call of a producer to the next; None to call it once.
     """
 
@@ -135,6 +150,7 @@ class ActorOptions:
     concurrency: int = 1
     key: str | None = None
     batch: tuple[int, float] | None = None
+    reply_topics: str | Sequence[str] | None = None
     every: float | None = None
 
     def window_for(self, default: int) -> int:
@@ -144,6 +160,11 @@ class ActorOptions:
         size = 1 if self.batch is None else self.batch[0]
         lanes = _WINDOW_OF_A_LANE * self.concurrency if self.concurrency > 1 else 0
         return min(LARGEST_WINDOW, max(default, lanes, 2 * size * self.concurrency))
+
+    @property
+    def reply_filters(self) -> tuple[TopicFilter, ...] | None:
+        """``reply_topics``, parsed."""
+        return None if self.reply_topics is None else parse_reply_topics("", self.reply_topics)
 
     def check(self, owner: str) -> None:
         """Raise ConfigurationError for an option that can not be."""
@@ -167,6 +188,8 @@ class ActorOptions:
             seconds = getattr(self, name)
             if seconds is not None:
                 check_seconds(owner, name, seconds)
+        if self.reply_topics is not None:
+            parse_reply_topics(owner, self.reply_topics)
         if self.subscription is not None:
             check_name(f"{owner}: subscription", self.subscription)
         check_state(owner, self.state)
@@ -192,6 +215,7 @@ class HandlerOptions(TypedDict, total=False):
     concurrency: int
     key: str | None
     batch: tuple[int, float] | None
+    reply_topics: str | Sequence[str] | None
 
 
 _OPTION_NAMES = tuple(option.name for option in fields(ActorOptions))

@@ -174,6 +174,7 @@ class RuntimeSubscription:
         self._stats = stats
         self._routes: dict[str, Route] = {}
         self.router: Router | None = None
+        actor.link.subscribed.append(self)
 
     def stop_intake(self) -> None:
         """Take nothing more."""

@@ -8,8 +8,10 @@ import logging
 import random
 from collections.abc import Callable
 
+import aiomqtt
 import pytest
 
+from spa_dat import DistributedApplication
 from spa_dat.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -17,6 +19,7 @@ from spa_dat.errors import (
     NotAuthorised,
     PublishUnknown,
 )
+from spa_dat.runtime.testing.brokers._process import free_ports
 from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import DeliveryState, Envelope
 from support.mqtt import Client, Recorder, client
@@ -487,3 +490,39 @@ async def test_retained_messages_come_with_a_new_subscription_and_not_at_each_re
         await app.bus.publish(Envelope(topic="a", payload=b"end"), timeout=10)
         await eventually(lambda: b"end" in recorder.payloads)
         assert recorder.payloads == [b"kept", b"end"]
+
+
+async def test_nobody_takes_a_session_where_the_user_is_the_identifier(
+    own_mosquitto: StartBroker,
+) -> None:
+    (others,) = free_ports(1)
+    broker = own_mosquitto(
+        durable=True,
+        users={"plant": "x", "stranger": "s"},
+        extra=(f"listener {others} 127.0.0.1", "use_username_as_clientid true"),
+    )
+    url = f"mqtt://plant:x@{broker.host}:{broker.port}"
+    handled: list[int] = []
+    app = DistributedApplication(url, name="plant")
+
+    @app.application("order")
+    async def order(number: int) -> None:
+        handled.append(number)
+
+    async with app:
+        pass
+    async with DistributedApplication(url, name="shop") as shop:
+        await shop.socket().publish("order", 1)
+    taker = aiomqtt.Client(
+        broker.host,
+        others,
+        username="stranger",
+        password="s",
+        identifier="plant.0.order",
+        protocol=aiomqtt.ProtocolVersion.V5,
+        clean_start=True,
+    )
+    async with taker:
+        pass
+    async with app:
+        await eventually(lambda: handled == [1])

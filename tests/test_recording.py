@@ -422,6 +422,11 @@ GOOD = b'{"version":1,"at":1.0,"topic":"in/a","actor":"look"}\n'
         (b'{"version":2,"at":1.0,"topic":"a"}\n', "line 2: it is of version 2, .* reads version 1"),
         (b'{"version":2,"topic":["a"]}\n', "line 2: it is of version 2, .* a newer one may read"),
         (b'{"version":1,"at":1.0,"topic":"a/#"}\n', "line 2: topic 'a/#' contains '#'"),
+        (b'{"version":1,"x":' + b"[" * 100_000 + b"\n", "line 2: it is nested too deeply"),
+        (
+            b'{"version":1,"headers":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001 + b"\n",
+            "line 2: ",
+        ),
         (b'{"version":1,"at":1.0,"topic":"a","qos":7}\n', "line 2: qos is 7"),
         (b"\xff\xfe\n", "line 2: "),
         (b'{"version":1,"at":1.0,"topic":"b","actor":"nobody"}\n', "line 2: .*'nobody'.*: look"),

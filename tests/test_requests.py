@@ -821,7 +821,159 @@ async def test_two_responders_can_not_be_made_to_answer_each_other() -> None:
         site.publish("ping", "x", response_topic="pong")
         await site.settled("app.0.ping")
         await asyncio.sleep(10)
-    assert calls == ["ping", "pong"]
+    assert calls == ["ping"]
+    assert app.stats["replies.refused"] == 1
+
+
+# Where replies may go.
+
+
+@pytest.mark.parametrize("runtime", [False, True], ids=["declared", "at run time"])
+@pytest.mark.parametrize("way", ["return", "reply", "build", "hand on"])
+async def test_no_actor_of_the_application_gets_a_reply_that_a_stranger_asked_for(
+    way: str, runtime: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = Site()
+    app = site.app()
+    moved: list[str] = []
+    seen: list[str | None] = []
+
+    async def move(text: str, socket: Socket) -> None:
+        if text == "subscribe":
+            await socket.subscribe("internal/valve")
+        else:
+            moved.append(text)
+
+    app.application("own/valve" if runtime else "internal/valve", name="valve")(move)
+    if way == "return":
+
+        @app.application("echo", name="actor")
+        async def echo(text: str) -> str:
+            return text
+    else:
+
+        @app.application("echo", name="actor")
+        async def handle(message: Message[str], socket: Socket) -> None:
+            seen.append(message.response_topic)
+            address = message.response_topic
+            if address is not None and way == "reply":
+                await message.reply(message.payload)
+            elif address is not None and way == "build":
+                await socket.publish(address, message.payload)
+            elif way == "hand on":
+                forwarded = MessageBuilder()("other", "text", response_topic=address)
+                await socket.publish(forwarded)
+
+    @app.application("other")
+    async def other(text: str) -> str:
+        return text
+
+    async with app:
+        if runtime:
+            site.publish("own/valve", "subscribe")
+            await site.settled("app.0.valve")
+        site.publish("echo", "open", response_topic="internal/valve")
+        await site.settled()
+        await site.settled("app.0.other")
+        await asyncio.sleep(10)
+    assert moved == []
+    assert seen == ([] if way == "return" else [None])
+    if way == "return":
+        assert app.stats["replies.refused"] == 1
+        assert "an actor of this application would get the reply" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["actor", "application"])
+async def test_reply_topics_narrows_where_replies_go(place: str) -> None:
+    site = Site()
+    at_application = {"reply_topics": "back/+"} if place == "application" else {}
+    at_actor: Any = {"reply_topics": ("back/+",)} if place == "actor" else {}
+    app = site.app(**at_application)
+    everything = site.watch("#")
+
+    @app.application("q", name="actor", **at_actor)
+    async def handle(payload: bytes) -> bytes:
+        return payload
+
+    async with app:
+        for address in ("back/1", "elsewhere", "back/1/2"):
+            site.publish("q", address, response_topic=address)
+        await site.settled()
+        await asyncio.sleep(1)
+        # The inboxes of programs of this package are always allowed.
+        assert await app.socket().request("q", b"x", timeout=5) == b"x"
+    assert [e.topic for e in everything.envelopes if e.topic != "q"] == ["back/1"]
+    assert app.stats["replies.refused"] == 2
+
+
+async def test_an_actor_may_be_given_other_reply_topics_than_the_application() -> None:
+    site = Site()
+    app = site.app(reply_topics=())
+    back = site.watch("back")
+
+    @app.application("q", name="actor", reply_topics="back")
+    async def handle(payload: bytes) -> bytes:
+        return payload
+
+    @app.application("p", name="strict")
+    async def strict(payload: bytes) -> bytes:
+        return payload
+
+    async with app:
+        for topic in ("q", "p"):
+            site.publish(topic, topic, response_topic="back")
+        await site.settled()
+        await site.settled("app.0.strict")
+        await asyncio.sleep(1)
+    assert back.payloads == ["q"]
+
+
+def test_reply_topics_must_be_filters() -> None:
+    with pytest.raises(ConfigurationError, match="'#' must be the last level"):
+        Site().app(reply_topics="a/#/b")
+    app = Site().app()
+    with pytest.raises(ConfigurationError, match=r"actor.*reply_topics"):
+
+        @app.application("q", reply_topics=("a", "a"))
+        async def handle(payload: bytes) -> bytes:
+            return payload
+
+
+async def test_correlation_data_of_any_length_is_not_sent_back() -> None:
+    site = Site()
+    app = site.app()
+    back = site.watch("back")
+
+    @app.application("q", name="actor")
+    async def handle(payload: bytes) -> bytes:
+        return payload
+
+    async with app:
+        for size in (1024, 1025, 60_000):
+            site.publish("q", str(size), response_topic="back", correlation=b"c" * size)
+        await site.settled()
+        await back.get()
+        await asyncio.sleep(1)
+    assert back.payloads == ["1024"]
+    assert app.stats["replies.refused"] == 2
+
+
+@pytest.mark.parametrize(
+    "chain", ["", ",", "a b", "x\n", "é", ",".join(["app/0/a"] * 17), "a" * 5000, "a,,b"]
+)
+async def test_a_chain_that_a_stranger_made_up_goes_no_further(chain: str) -> None:
+    site = Site()
+    app = site.app()
+    inner = site.watch("inner")
+
+    @app.application("outer", name="actor")
+    async def outer(payload: bytes, socket: Socket) -> None:
+        await socket.request("inner", b"x", timeout=0.1)
+
+    async with app:
+        site.publish("outer", "x", headers={"spa_chain": chain})
+        await inner.get()
+    assert inner.envelopes[0].headers["spa_chain"] == "app/0/actor"
 
 
 @pytest.mark.parametrize("address", ["", "a/+", "a\0b", "$SYS/x", 7])

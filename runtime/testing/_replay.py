@@ -125,7 +125,7 @@ def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt
     if receipt.actor is None:
         return
     hosts = [host for member in core.world.members for host in member.hosts]
-    if not any(host.handles(receipt.topic) for host in hosts):
+    if is_reserved(receipt.topic) or not any(host.link.takes(receipt.topic) for host in hosts):
         names = dict.fromkeys(host.name for host in hosts)
         raise ConfigurationError(
             f"recording {str(file)!r}, line {number}: there is no actor {receipt.actor!r}, and no"
