@@ -65,6 +65,15 @@ class Peer:
                 break
         return Packet(_KINDS[first >> 4], first & 15, await self._reader.readexactly(length))
 
+    async def arrived(self) -> list[Packet]:
+        """Further packets that are here already, without waiting for more."""
+        packets: list[Packet] = []
+        while True:
+            await asyncio.sleep(0)
+            if not self._reader._buffer:  # type: ignore[attr-defined]
+                return packets
+            packets.append(await self.receive())
+
     async def expect(self, kind: str) -> Packet:
         """The client's next packet of this kind; pings before it are answered.
 

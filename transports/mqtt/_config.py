@@ -18,6 +18,7 @@ _WHOLE = {
     "keepalive": (1, 65_535),
     "session_expiry": (0, 4_294_967_295),
     "window": (1, 65_535),
+    "subscribe_batch": (1, 1_000),
     "inflight": (1, 65_535),
     "outbox": (1, 10_000_000),
     "window_bytes": (1, 2**40),
@@ -59,6 +60,7 @@ class MqttConfig:
         start_timeout: seconds for which the first connection is tried.
         window: the most deliveries of one subscription that may be unsettled at once.
         window_bytes: the most bytes of them; one message that takes more goes through alone.
+        subscribe_batch: the most filters in one packet that subscribes or unsubscribes.
         inflight: the most publishes that may be written and not confirmed at once.
         outbox: the most publishes that may wait for confirmation at once.
         outbox_bytes: the most bytes of them; one message that takes more may wait alone.
@@ -92,6 +94,7 @@ class MqttConfig:
     start_timeout: float = 10.0
     window: int = 200
     window_bytes: int = DEFAULT_WINDOW_BYTES
+    subscribe_batch: int = 8
     inflight: int = 100
     outbox: int = 10_000
     outbox_bytes: int = DEFAULT_OUTBOX_BYTES

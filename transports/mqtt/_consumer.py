@@ -67,6 +67,7 @@ class MqttConsumer(Consumer):
             qos=min(subscription.qos, 1),
             group=f"{identity.application}.{subscription.name}" if subscription.share else None,
             timeout=max(config.connect_timeout, _SHORTEST_ANSWER),
+            batch=config.subscribe_batch,
         )
         self._connection = Connection(self, config, self._identifier, surroundings)
         self._client: MqttClient | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
+from ...errors import ConnectionLost
 from .._topics import TopicTrie, check_filter, is_reserved, minimal
 from ._adapter import MqttClient
 from ._filters import CopyGuard, candidates
@@ -15,33 +17,49 @@ __all__ = ["SubscriptionSet"]
 
 _log = logging.getLogger(__name__)
 
-_BATCH = 64
+_Answer = TypeVar("_Answer")
+
+# Packets that are sent before the first of them is answered.
+_AT_ONCE = 16
 _REFUSED = 0x80
+# Unspecified, implementation specific, quota exceeded: it may have been too many at once.
+_MAYBE_TOO_MANY = frozenset({0x80, 0x83, 0x97})
 _MOST_DISCARDED = 1_000
 
 
 class SubscriptionSet:
     """What a session is to receive, brought in force on whatever connection there is.
 
-    Of filters that cover each other only the widest are subscribed to.
+    Of filters that cover each other only the widest are subscribed to. Brokers that do not take as
+    many filters at once as they are sent, or as many packets, close the connection or refuse them:
+    from then on there are fewer at once.
 
     Args:
         filters: plain filters to begin with.
         qos: highest quality of service.
         group: name of the group that shares the messages; None when they are not shared.
         timeout: seconds for each answer of the broker.
+        batch: the most filters in one packet.
 
     Attributes:
         guard: recognises copies that come because filters overlap in part.
     """
 
     def __init__(
-        self, filters: Iterable[str], *, qos: int, group: str | None, timeout: float
+        self,
+        filters: Iterable[str],
+        *,
+        qos: int,
+        group: str | None,
+        timeout: float,
+        batch: int,
     ) -> None:
         self.guard = CopyGuard()
         self._qos = qos
         self._prefix = "" if group is None else f"$share/{group}/"
         self._timeout = timeout
+        self._batch = batch
+        self._at_once = _AT_ONCE
         self._wanted: dict[str, None] = {}
         self._reserved: TopicTrie[str] = TopicTrie()
         self._in_force: dict[str, int] = {}
@@ -95,17 +113,22 @@ class SubscriptionSet:
             wanted = minimal(self._wanted)
             watched = wanted if client.limits.subscription_identifiers else ()
             self.guard.watch(watched)
-            refused: dict[str, int] = {}
             missing = [
                 pattern
                 for pattern in wanted
                 if self._in_force.get(pattern) != self.guard.identifier(pattern)
             ]
-            for identifier, group in itertools.groupby(missing, self.guard.identifier):
-                patterns = list(group)
-                for start in range(0, len(patterns), _BATCH):
-                    batch = patterns[start : start + _BATCH]
-                    refused |= await self._subscribe(client, batch, identifier)
+            refused = await self._subscribe_all(client, missing, self._batch)
+            again = [pattern for pattern, code in refused.items() if code in _MAYBE_TOO_MANY]
+            if again and len(missing) > 1:
+                alone = await self._subscribe_all(client, again, 1)
+                if len(alone) < len(again):
+                    self._shrink(len(missing))
+                refused = {
+                    pattern: alone.get(pattern, code)
+                    for pattern, code in refused.items()
+                    if pattern in alone or pattern not in again
+                }
             covered = [pattern for pattern in self._wanted if pattern not in wanted]
             await self._unsubscribe(
                 client, dict.fromkeys([*self._unwanted, *covered, *self._in_force]), wanted
@@ -129,8 +152,7 @@ class SubscriptionSet:
             if self._prefix:
                 found += [self._prefix + pattern for pattern in found]
             found = [pattern for pattern in found if pattern not in keep]
-            codes = await client.unsubscribe(found, timeout=self._timeout)
-        removed = [pattern for pattern, code in zip(found, codes, strict=False) if code == 0]
+            removed = await self._unsubscribe_all(client, found)
         if removed:
             _log.warning(
                 "the session still had filters that are not wanted any more, seen by a message"
@@ -139,8 +161,57 @@ class SubscriptionSet:
                 ", ".join(map(repr, removed)),
             )
 
+    async def _subscribe_all(
+        self, client: MqttClient, patterns: Sequence[str], batch: int
+    ) -> dict[str, int]:
+        answers = await self._in_turn(
+            client,
+            len(patterns),
+            (
+                self._subscribe(client, part, identifier)
+                for identifier, group in itertools.groupby(patterns, self.guard.identifier)
+                for part in _parts(list(group), batch)
+            ),
+        )
+        return {pattern: code for refused in answers for pattern, code in refused.items()}
+
+    async def _unsubscribe_all(self, client: MqttClient, filters: Sequence[str]) -> list[str]:
+        """End these filters of the session; returns those that were there."""
+
+        async def unsubscribe(part: Sequence[str]) -> list[str]:
+            codes = await client.unsubscribe(part, timeout=self._timeout)
+            return [pattern for pattern, code in zip(part, codes, strict=False) if code == 0]
+
+        answers = await self._in_turn(
+            client, len(filters), (unsubscribe(part) for part in _parts(filters, self._batch))
+        )
+        return [pattern for removed in answers for pattern in removed]
+
+    async def _in_turn(
+        self, client: MqttClient, count: int, calls: Iterator[Coroutine[Any, Any, _Answer]]
+    ) -> list[_Answer]:
+        """Make the calls for ``count`` filters, some at once.
+
+        If the connection ends there are fewer at once ever after.
+        """
+        answers: list[_Answer] = []
+        while part := list(itertools.islice(calls, self._at_once)):
+            results = await asyncio.gather(*part, return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    if isinstance(result, ConnectionLost) and client.lost.done():
+                        self._shrink(count)
+                    raise result
+                answers.append(result)
+        return answers
+
+    def _shrink(self, count: int) -> None:
+        """Put fewer filters into a packet than the ``count`` there were in all."""
+        self._at_once = 1
+        self._batch = max(min(self._batch, count) // 4, 1)
+
     async def _subscribe(
-        self, client: MqttClient, patterns: list[str], identifier: int
+        self, client: MqttClient, patterns: Sequence[str], identifier: int
     ) -> dict[str, int]:
         codes = await client.subscribe(
             [self._prefix + pattern for pattern in patterns],
@@ -151,7 +222,9 @@ class SubscriptionSet:
             retained=not self._prefix,
         )
         refused = {}
-        for pattern, code in zip(patterns, codes, strict=False):
+        # What a broker leaves out of its answer it has not granted.
+        answer = itertools.chain(codes, itertools.repeat(_REFUSED))
+        for pattern, code in zip(patterns, answer, strict=False):
             if code >= _REFUSED:
                 refused[pattern] = code
                 continue
@@ -168,11 +241,11 @@ class SubscriptionSet:
         self, client: MqttClient, patterns: Iterable[str], wanted: tuple[str, ...]
     ) -> None:
         ending = [pattern for pattern in patterns if pattern not in wanted]
-        for start in range(0, len(ending), _BATCH):
-            batch = ending[start : start + _BATCH]
-            await client.unsubscribe(
-                [self._prefix + pattern for pattern in batch], timeout=self._timeout
-            )
-            for pattern in batch:
-                self._in_force.pop(pattern, None)
-                self._unwanted.pop(pattern, None)
+        await self._unsubscribe_all(client, [self._prefix + pattern for pattern in ending])
+        for pattern in ending:
+            self._in_force.pop(pattern, None)
+            self._unwanted.pop(pattern, None)
+
+
+def _parts(patterns: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+    return (patterns[start : start + most] for start in range(0, len(patterns), most))
