@@ -207,8 +207,9 @@ class SubscriptionSet:
 
     def _shrink(self, count: int) -> None:
         """Put fewer filters into a packet than the ``count`` there were in all."""
-        self._at_once = 1
-        self._batch = max(min(self._batch, count) // 4, 1)
+        if count > 1:
+            self._at_once = 1
+            self._batch = max(min(self._batch, count) // 4, 1)
 
     async def _subscribe(
         self, client: MqttClient, patterns: Sequence[str], identifier: int
