@@ -39,8 +39,8 @@ class DistributedApplication:
         instance: tells copies of the application apart; by default the environment variable
             ``SPA_DAT_INSTANCE``, else ``0``.
         stop_timeout: seconds that running handlers and pending publishes get when it stops.
-        dead_letter_limit: dead letters that one run may store; at the limit the actor that needs
-            one more takes no further messages, and the application is unhealthy.
+        dead_letter_limit: dead letters that each actor may store in one run; at the limit the
+            application is unhealthy, and an actor that needs one more takes no further messages.
         restart: how often an actor that fails to start is started again.
         reply_topics: filters for where replies may go, besides the inboxes of programs of this
             package; None for everywhere, which whoever may ask then chooses. A reply never goes

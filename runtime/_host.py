@@ -314,13 +314,17 @@ class Host:
         if observer is not None:
             observer.troubled(self.address, reason)
 
-    def may_park(self) -> bool:
-        """Whether there is room for one more dead letter."""
-        return self.runner.may_park()
+    def take_letter(self) -> bool:
+        """See `ParkingHost.take_letter`."""
+        return self.runner.take_letter(self.name)
+
+    def return_letter(self) -> None:
+        """See `ParkingHost.return_letter`."""
+        self.runner.return_letter(self.name)
 
     def parked(self) -> None:
-        """A dead letter was stored."""
-        self.runner.parked(self.own_name)
+        """See `ParkingHost.parked`."""
+        self.runner.parked(self.name, self.own_name)
 
     def unhealthy(self, reason: str) -> None:
         """The actor can not go on as it should."""

@@ -102,13 +102,17 @@ class Lanes:
         for lane in self._lanes:
             lane.abandon()
 
-    def may_park(self) -> bool:
-        """Whether there is room for one more dead letter."""
-        return self._runner.may_park()
+    def take_letter(self, actor: str) -> bool:
+        """A lane claims a place for one more dead letter."""
+        return self._runner.take_letter(actor)
 
-    def parked(self, actor: str) -> None:
+    def return_letter(self, actor: str) -> None:
+        """A lane does not need its place for a dead letter."""
+        self._runner.return_letter(actor)
+
+    def parked(self, actor: str, lane: str) -> None:
         """A lane has stored a dead letter."""
-        self._runner.parked(actor)
+        self._runner.parked(actor, lane)
 
     def unhealthy(self, actor: str, reason: str) -> None:
         """A lane can not go on as it should."""

@@ -14,6 +14,7 @@ from ..transports import SocketProvider
 from ._given_up import GivenUp
 from ._hosted import Hosted
 from ._lanes import make_host
+from ._letter_limit import LetterLimit
 from ._link import Link
 from ._links import Links
 from ._observer import Observer
@@ -63,7 +64,7 @@ class Run:
         self._leaving: dict[Hosted, asyncio.Task[None]] = {}
         self._confirming: asyncio.Task[None] | None = None
         self._problems: dict[str, str] = {}
-        self._dead_letters = 0
+        self._letters = LetterLimit(settings.dead_letter_limit)
         self._started = False
         self._given_up = GivenUp(settings.identity.application, settings.stats)
         self._keeper = ResourceKeeper(self._given_up)
@@ -91,15 +92,23 @@ class Run:
         """What could not be finished before the end."""
         return self._given_up
 
-    def may_park(self) -> bool:
-        """Whether there is room for one more dead letter."""
-        return self._dead_letters < self.settings.dead_letter_limit
+    def take_letter(self, actor: str) -> bool:
+        """Claim a place for one more dead letter of the actor; False when it has no more."""
+        taken = self._letters.take(actor)
+        if not taken:
+            self.unhealthy(actor, self._letters.problem)
+        return taken
 
-    def parked(self, actor: str) -> None:
+    def return_letter(self, actor: str) -> None:
+        """A dead letter of the actor with a place is not going to be stored."""
+        self._letters.give_back(actor)
+
+    def parked(self, actor: str, lane: str) -> None:
         """A dead letter of the actor was stored, so whatever was in the way is gone."""
-        self._problems.pop(actor, None)
-        self._dead_letters += 1
+        self._problems.pop(lane, None)
         self.settings.stats["dead_letters.stored"] += 1
+        if self._letters.stored(actor):
+            self.unhealthy(actor, self._letters.problem)
 
     def unhealthy(self, actor: str, reason: str) -> None:
         """An actor can not go on as it should."""

@@ -20,11 +20,14 @@ class ParkingHost(Protocol):
 
     source: str
 
-    def may_park(self) -> bool:
-        """Whether there is room for one more dead letter."""
+    def take_letter(self) -> bool:
+        """Claim a place for one more dead letter; False when the actor has used up its own."""
+
+    def return_letter(self) -> None:
+        """A dead letter with a place is not going to be stored."""
 
     def parked(self) -> None:
-        """A dead letter was stored."""
+        """A dead letter was stored in its place."""
 
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
         """Let the observer, if there is one, know of a failure."""
@@ -62,10 +65,10 @@ class Parking:
             environment=self._link.surroundings.environment,
         )
         seconds = self._first
-        is_last = False
+        has_place = is_last = False
         while True:
-            problem: Exception | str
-            if self._host.may_park():
+            has_place = has_place or self._host.take_letter()
+            if has_place:
                 try:
                     await self._link.bus.park(letter, timeout=_TIMEOUT)
                 except Exception as refused:  # noqa: BLE001 (tried again, whatever it is)
@@ -73,19 +76,20 @@ class Parking:
                     if smaller is not None:
                         letter = smaller
                         continue
-                    problem = refused
+                    self._host.unhealthy(f"a dead letter can not be stored: {refused}")
                 else:
                     self._host.parked()
                     delivery.settle()
                     return
             else:
-                problem = "the limit of dead letters is reached"
+                self._host.troubled("the limit of dead letters is reached")
             self._link.surroundings.stats["dead_letters.refused"] += 1
-            self._host.unhealthy(f"a dead letter can not be stored: {problem}")
             seconds = min(seconds * 2, LONGEST_PAUSE)
             if is_last:
-                return
+                break
             if not await self._pauses.wait(seconds):
                 if delivery.route.router.give_back(delivery):
-                    return
+                    break
                 is_last = True
+        if has_place:
+            self._host.return_letter()

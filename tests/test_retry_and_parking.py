@@ -383,6 +383,47 @@ def test_at_the_limit_of_dead_letters_the_actor_stops_taking_and_is_unhealthy() 
     assert others == list(range(10))
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_each_actor_has_a_limit_of_dead_letters_of_its_own_and_one_line_tells(
+    concurrency: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = DistributedApplication("memory://", name="app", dead_letter_limit=5)
+    handled: list[int] = []
+
+    @app.application("public", retry=RetryPolicy(attempts=1), concurrency=concurrency)
+    async def public(number: int) -> None: ...
+
+    @app.application("internal", retry=RetryPolicy(attempts=1))
+    async def internal(number: int) -> None:
+        handled.append(number)
+
+    with Harness(app, allow_failures=DecodeError) as harness:
+        for number in range(4):
+            harness.publish("public", "bad", key=f"{number}")
+        harness.settle()
+        assert app.healthy
+        harness.publish("public", "bad")
+        harness.settle()
+        # The last one that may be, and not only the one after it, is seen.
+        assert not app.healthy
+        for number in range(20):
+            harness.publish("public", "bad", key=f"{number}")
+        harness.advance(60.0)
+        for number in range(3):
+            harness.publish("internal", number)
+            harness.publish("internal", "bad")
+        harness.advance(60.0)
+        assert handled == [0, 1, 2]
+        letters = [letter.topic for letter in harness.dead_letters()]
+        assert letters == ["public"] * 5 + ["internal"] * 3
+        assert not app.healthy
+        lines = [one.getMessage() for one in caplog.records if "dead_letter_limit" in one.message]
+        assert len(lines) == 1
+        assert "'public'" in lines[0]
+        assert "5 dead letters" in lines[0]
+        harness.stop()
+
+
 # When the connection or the application ends meanwhile.
 
 
