@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import pickle
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,23 @@ def test_passwords_come_from_the_environment_or_a_file(
     assert MqttConfig(password_file=str(file)).secret == Secret(CANARY)
     from_url = config_from_url("mqtt://ann@h?password_env=PLANT_PASSWORD")
     assert from_url == MqttConfig("h", username="ann", password=CANARY)
+
+
+def test_a_password_in_a_file_is_read_each_time_it_is_needed(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("one\n")
+    config = MqttConfig(password_file=str(file))
+    same = MqttConfig(password_file=str(file))
+    file.write_text("two\n")
+    secret = dataclasses.replace(config, keepalive=3).secret
+    assert secret is not None
+    assert secret.reveal() == "two"
+    assert config == same
+    assert hash(config) == hash(same)
+    assert str(secret) == repr(secret) == "***"
+    file.unlink()
+    with pytest.raises(ConfigurationError, match=re.escape(str(file))):
+        secret.reveal()
 
 
 def test_passwords_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -827,7 +827,7 @@ async def test_a_bus_that_gives_up_is_logged_and_makes_the_application_unhealthy
     async def script(peer: Peer) -> None:
         await peer.ready()
         await started.wait()
-        peer.close()
+        peer.goodbye(0x8E)
 
     started = asyncio.Event()
     async with ScriptedBroker(script) as broker:

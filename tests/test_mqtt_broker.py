@@ -7,6 +7,7 @@ import itertools
 import logging
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import aiomqtt
 import pytest
@@ -19,6 +20,7 @@ from spa_dat.errors import (
     NotAuthorised,
     PublishUnknown,
 )
+from spa_dat.runtime.testing.brokers._certificates import make_certificates
 from spa_dat.runtime.testing.brokers._process import free_ports
 from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import DeliveryState, Envelope
@@ -283,6 +285,41 @@ async def test_credentials_that_change_while_away_are_tried_again_without_a_hot_
         assert app.fatal == []
         broker.reload(users={"bob": "hush"})
         await eventually(lambda: app.bus.connected)
+
+
+async def test_a_password_that_is_changed_in_its_file_is_used_at_the_next_connection(
+    own_mosquitto: StartBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("old\n")
+    broker = own_mosquitto(users={"bob": "old"})
+    async with client(broker, username="bob", password_file=str(file)) as app:
+        broker.reload(users={"bob": "new"})
+        await asyncio.to_thread(broker.restart)
+        await eventually(lambda: app.stats["mqtt.connect_failed"] >= 2)
+        assert f"the password is from the file {str(file)!r}" in caplog.text
+        file.unlink()
+        await eventually(lambda: f"{str(file)!r} of MqttConfig can not be read" in caplog.text)
+        file.write_text("new\n")
+        await app.bus.publish(Envelope(topic="a"), timeout=20)
+        assert app.fatal == []
+        assert "old" not in caplog.text.replace(str(file), "")
+
+
+async def test_certificates_that_are_changed_in_their_files_are_used_at_the_next_connection(
+    own_mosquitto: StartBroker,
+) -> None:
+    broker = own_mosquitto(tls=True, client_certificates=True)
+    options = {
+        "tls": True,
+        "tls_ca": str(broker.ca_file),
+        "tls_cert": str(broker.client_cert_file),
+    }
+    async with client(tls_address(broker), **options) as app:  # type: ignore[arg-type]
+        make_certificates(broker.host, broker.folder)
+        await asyncio.to_thread(broker.restart)
+        await eventually(lambda: app.stats["mqtt.lost"])
+        await app.bus.publish(Envelope(topic="a"), timeout=20)
 
 
 # Being refused.

@@ -682,23 +682,6 @@ async def test_the_keep_alive_that_the_broker_demands_is_kept() -> None:
         await eventually(lambda: len(pings) == 2, 10)
 
 
-@pytest.mark.parametrize("goodbye", [b"\xe0\x01\x8e", b""])
-async def test_being_kicked_off_again_and_again_is_fatal_and_names_the_identifier(
-    goodbye: bytes,
-) -> None:
-    async def script(peer: Peer) -> None:
-        await peer.ready()
-        await asyncio.sleep(0.02)
-        peer.send(goodbye)
-        peer.close()
-
-    async with ScriptedBroker(script) as broker, client(broker, name="twice") as app:
-        await eventually(lambda: app.fatal)
-        assert isinstance(app.fatal[0], ConfigurationError)
-        assert "'twice.0'" in str(app.fatal[0])
-        assert "instance" in str(app.fatal[0])
-
-
 async def test_resets_however_many_are_not_taken_for_another_client() -> None:
     async def script(peer: Peer) -> None:
         await peer.ready()

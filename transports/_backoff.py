@@ -35,14 +35,17 @@ class Backoff:
         self._stable = maximum if stable is None else stable
         self._ceiling = minimum
 
-    def next_delay(self, lasted: float = 0.0) -> float:
+    def next_delay(self, lasted: float = 0.0, *, longest: bool = False) -> float:
         """Seconds to wait now: between half of the current ceiling and all of it.
 
         Args:
             lasted: how many seconds the connection held that has just ended; 0.0 for an attempt
                 that never led to one.
+            longest: go to the longest delay at once.
         """
-        if lasted >= self._stable:
+        if longest:
+            self._ceiling = self._maximum
+        elif lasted >= self._stable:
             self._ceiling = self._minimum
         ceiling = self._ceiling
         self._ceiling = min(self._maximum, ceiling * self._factor)

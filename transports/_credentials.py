@@ -8,7 +8,39 @@ from pathlib import Path
 from ..errors import ConfigurationError
 from ._secret import Secret
 
-__all__ = ["as_secret", "password_from"]
+__all__ = ["PasswordFile", "as_secret", "password_from"]
+
+
+class PasswordFile(Secret):
+    """A password that stands in the first line of a file, and may be changed there at any time.
+
+    Args:
+        owner: the configuration that names the file, for errors.
+        file: its path.
+
+    Raises:
+        ConfigurationError: it can not be read; so does `reveal`.
+    """
+
+    __slots__ = ("_owner", "file")
+
+    def __init__(self, owner: str, file: str) -> None:
+        super().__init__(_read_password(owner, file))
+        self._owner = owner
+        self.file = file
+
+    def reveal(self) -> str:
+        """What the file has now."""
+        self._value = _read_password(self._owner, self.file)
+        return self._value
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, PasswordFile):
+            return self.file == other.file
+        return super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return hash((PasswordFile, self.file))
 
 
 def as_secret(config: object, option: str, value: Secret | str | None) -> Secret | None:
@@ -19,7 +51,9 @@ def as_secret(config: object, option: str, value: Secret | str | None) -> Secret
     """
     if value is None:
         return None
-    if isinstance(value, (str, Secret)):
+    if isinstance(value, Secret):
+        return value
+    if isinstance(value, str):
         return Secret(value)
     raise ConfigurationError(
         f"option {option} of {type(config).__name__} is a {type(value).__name__}:"
@@ -31,6 +65,8 @@ def password_from(
     config: object, password: Secret | str | None, variable: str | None, file: str | None
 ) -> Secret | None:
     """The password: given as it is, in an environment variable, or as a file's first line.
+
+    What is in a file is read anew each time it is revealed.
 
     Raises:
         ConfigurationError: more than one was given, or it is not where it should be.
@@ -58,11 +94,11 @@ def password_from(
             )
         return Secret(value)
     if file is not None:
-        return _read_password(owner, file)
+        return PasswordFile(owner, file)
     return as_secret(config, "password", password)
 
 
-def _read_password(owner: str, file: str) -> Secret:
+def _read_password(owner: str, file: str) -> str:
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -70,4 +106,4 @@ def _read_password(owner: str, file: str) -> Secret:
         raise ConfigurationError(
             f"option password_file={file!r} of {owner} can not be read: {reason}"
         ) from None
-    return Secret(text.split("\n", 1)[0].rstrip("\r"))
+    return text.split("\n", 1)[0].rstrip("\r")

@@ -20,10 +20,12 @@ class ConnectProblem:
     Attributes:
         error: what to raise.
         final: at the start it is no use to try again.
+        later: it takes a while until trying again is any use.
     """
 
     error: SpaDatError
     final: bool
+    later: bool = False
 
 
 def describe_failure(cause: BaseException) -> str:

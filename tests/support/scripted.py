@@ -10,7 +10,16 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import NamedTuple
 
-__all__ = ["Packet", "Peer", "ScriptedBroker", "connack", "publish", "suback"]
+__all__ = [
+    "Packet",
+    "Peer",
+    "ScriptedBroker",
+    "connack",
+    "publish",
+    "reason_string",
+    "server_reference",
+    "suback",
+]
 
 
 class Packet(NamedTuple):
@@ -110,10 +119,21 @@ class Peer:
         await self.accept(properties, session=session)
         await self.subscribe()
 
-    def puback(self, packet: Packet, code: int = 0) -> None:
-        """Answer a PUBLISH."""
-        identifier = packet.publish_id.to_bytes(2, "big")
-        self.send(b"\x40\x03" + identifier + bytes((code,)))
+    def puback(self, packet: Packet, code: int = 0, properties: bytes = b"") -> None:
+        """Answer a PUBLISH; ``properties`` without their length."""
+        body = packet.publish_id.to_bytes(2, "big") + bytes((code,))
+        if properties:
+            body += bytes((len(properties),)) + properties
+        self.send(_frame(0x40, body))
+
+    def unsuback(self, packet: Packet, *codes: int) -> None:
+        """Answer an UNSUBSCRIBE, by default with success."""
+        self.send(_frame(0xB0, packet.packet_id.to_bytes(2, "big") + b"\0" + bytes(codes or (0,))))
+
+    def goodbye(self, code: int, properties: bytes = b"") -> None:
+        """Send a DISCONNECT and close; ``properties`` without their length."""
+        self.send(_frame(0xE0, bytes((code, len(properties))) + properties))
+        self.close()
 
     async def wait_closed(self) -> None:
         """Take whatever comes until the client has gone."""
@@ -203,9 +223,22 @@ def connack(code: int, properties: bytes = b"", *, session: bool = False) -> byt
     return _frame(0x20, bytes((session, code, len(properties))) + properties)
 
 
-def suback(packet_id: int, *codes: int) -> bytes:
-    """A SUBACK."""
-    return _frame(0x90, packet_id.to_bytes(2, "big") + b"\0" + bytes(codes))
+def suback(packet_id: int, *codes: int, properties: bytes = b"") -> bytes:
+    """A SUBACK; ``properties`` without their length."""
+    head = packet_id.to_bytes(2, "big") + bytes((len(properties),)) + properties
+    return _frame(0x90, head + bytes(codes))
+
+
+def reason_string(words: str) -> bytes:
+    """The property in which a broker says in words what it means."""
+    data = words.encode()
+    return b"\x1f" + len(data).to_bytes(2, "big") + data
+
+
+def server_reference(server: str) -> bytes:
+    """The property in which a broker names another one."""
+    data = server.encode()
+    return b"\x1c" + len(data).to_bytes(2, "big") + data
 
 
 def publish(

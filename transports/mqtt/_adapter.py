@@ -26,8 +26,8 @@ from ._dial import dial
 from ._flow import MessageFlow
 from ._keepalive import KeepAlive
 from ._packets import MalformedPacket, PublishPacket, variable_integer
-from ._reasons import describe, reason_text
-from ._session import ClientHandler, Loss, ServerLimits
+from ._reasons import LoginRefused, Reason, WrongVersion, describe, reason_text
+from ._session import ClientHandler, Ending, Loss, ServerLimits
 from ._stream import FrameStream
 
 __all__ = ["MqttClient"]
@@ -54,6 +54,7 @@ class MqttClient:
 
     Attributes:
         limits: what the broker said.
+        session_expiry: seconds for which it was asked to keep the session.
         unanswered: the broker may have got a CONNECT to which no answer came.
         lost: ends with a `Loss` when the connection does. Never cancelled, never an error.
     """
@@ -71,6 +72,7 @@ class MqttClient:
         patience: int = 1,
     ) -> None:
         self.limits = ServerLimits()
+        self.session_expiry = session_expiry
         self._loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[Loss] = self._loop.create_future()
         self._config = config
@@ -177,7 +179,7 @@ class MqttClient:
         if self._stream is not None:
             self._stream.abort()
         self._fail_connect()
-        self._lose(Loss("closed here"))
+        self._lose(Loss("closed here", Ending.OURS))
 
     # Messages.
 
@@ -243,7 +245,7 @@ class MqttClient:
 
     def _on_other_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
         if first & 0xF0 == _CONNACK and stop - start == 2:
-            raise MalformedPacket("the broker answered in an older version than MQTT 5")
+            raise WrongVersion("the broker answered in an older version than MQTT 5")
         if self._stream is not None:
             length = variable_integer(stop - start)
             self._stream.hand_over(bytes((first,)) + length + data[start:stop])
@@ -267,8 +269,13 @@ class MqttClient:
 
     def _loss(self) -> Loss:
         if self._end_cause is None:
-            return Loss("the broker closed the connection", closed_by_broker=True)
-        return Loss(describe(self._end_cause), unconfirmed=self._unconfirmed)
+            return Loss("the broker closed the connection", Ending.CLOSED)
+        broken = isinstance(self._end_cause, ConnectionError)
+        return Loss(
+            describe(self._end_cause),
+            Ending.RESET if broken else Ending.FAILED,
+            unconfirmed=self._unconfirmed,
+        )
 
     # What the library reports.
 
@@ -285,17 +292,12 @@ class MqttClient:
         self.unanswered = False
         if self._client._connected.done():
             return
-        self._client._on_connect(client, userdata, flags, reason, properties)
         if reason.is_failure:
+            refusal = LoginRefused(Reason.of(reason.value, properties))
+            self._client._connected.set_exception(refusal)
             return
-        self.limits = ServerLimits(
-            receive_maximum=getattr(properties, "ReceiveMaximum", 65_535),
-            maximum_packet_size=getattr(properties, "MaximumPacketSize", 268_435_460),
-            maximum_qos=getattr(properties, "MaximumQoS", 2),
-            retain=getattr(properties, "RetainAvailable", 1) == 1,
-            subscription_identifiers=getattr(properties, "SubscriptionIdentifierAvailable", 1) == 1,
-            keepalive=getattr(properties, "ServerKeepAlive", 0),
-        )
+        self._client._on_connect(client, userdata, flags, reason, properties)
+        self.limits = ServerLimits.of(properties)
         self._accepted = True
         self._handler.on_connected(flags.session_present)
 
@@ -305,13 +307,9 @@ class MqttClient:
         self._client._on_disconnect(client, userdata, flags, reason, properties)
         if flags.is_disconnect_packet_from_server:
             self._end_cause = aiomqtt.MqttCodeError(reason)
-            self._lose(
-                Loss(
-                    f"the broker ended the connection: {reason_text(reason.value)}",
-                    code=reason.value,
-                    closed_by_broker=True,
-                )
-            )
+            said = Reason.of(reason.value, properties)
+            text = f"the broker ended the connection: {reason_text(said)}"
+            self._lose(Loss(text, Ending.GOODBYE, said))
             self.abort()
 
     # Inner parts.
@@ -342,10 +340,11 @@ class MqttClient:
     def _fail_connect(self) -> None:
         # After a goodbye aiomqtt has a new future there, which nobody looks at.
         if not self._accepted and not self._client._connected.done():
-            text = "the broker closed it before it was accepted"
-            if self._end_cause is not None:
-                text = describe(self._end_cause)
-            self._client._connected.set_exception(aiomqtt.MqttError(text))
+            cause: Exception | None = self._end_cause
+            if not isinstance(cause, WrongVersion):
+                closed = "the broker closed it before it was accepted"
+                cause = aiomqtt.MqttError(closed if cause is None else describe(cause))
+            self._client._connected.set_exception(cause)
 
     def _lose(self, loss: Loss) -> None:
         if not self.lost.done():

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, InitVar, dataclass
 from ...errors import ConfigurationError
 from .._checks import check_flag, check_numbers, check_text
 from .._contract import DEFAULT_WINDOW_BYTES
-from .._credentials import as_secret, password_from
+from .._credentials import PasswordFile, as_secret, password_from
 from .._outbox import DEFAULT_OUTBOX_BYTES
 from .._secret import Secret
 
@@ -45,7 +45,8 @@ class MqttConfig:
         username: who logs in.
         password: with what; kept as a `Secret`.
         password_env: take the password from the environment variable of this name.
-        password_file: take the password from the first line of this file.
+        password_file: take the password from the first line of this file, each time it is
+            needed: so it may be changed while the application runs.
         tls: encrypt the connection (TLS 1.2 or newer) and check the broker's certificate.
         tls_ca: file with the certificates to trust, PEM; the system's when not given.
         tls_cert: file with our own certificate, PEM.
@@ -149,6 +150,12 @@ class MqttConfig:
     def largest_received(self) -> int:
         """The largest payload that is taken, in bytes."""
         return self.max_received or self.max_payload
+
+    @property
+    def password_source(self) -> str | None:
+        """The file that the password comes from; None when it was given another way."""
+        secret = self.secret
+        return secret.file if isinstance(secret, PasswordFile) else None
 
     def _check_qos(self) -> None:
         if self.qos == 2 and not isinstance(self.qos, bool):

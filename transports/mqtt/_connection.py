@@ -9,20 +9,30 @@ from typing import Protocol
 from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
 from .._backoff import Backoff
 from .._contract import Surroundings
+from .._envelope import Envelope
 from .._failures import ConnectProblem
 from ._adapter import MqttClient
 from ._config import MqttConfig
-from ._reasons import SESSION_TAKEN_OVER, connect_problem
+from ._reasons import (
+    ANSWERS,
+    SESSION_TAKEN_OVER,
+    Answer,
+    Decision,
+    Packet,
+    answer_to,
+    connect_problem,
+)
 from ._session import ClientHandler, Loss
+from ._takeovers import Takeovers
 
 __all__ = ["Connection", "ConnectionOwner"]
 
 _log = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT = 2.0
-_MOST_KICKS = 6
-# Two clients that take over from each other hold for as long as the other one backs off.
-_SHORT_LIFE = 10.0
+_LOOK_TIMEOUT = 5.0
+_TRACE_SECONDS = 60
+_NO_SUBSCRIPTION = 0x11
 
 
 class ConnectionOwner(ClientHandler, Protocol):
@@ -40,6 +50,35 @@ class ConnectionOwner(ClientHandler, Protocol):
 
     def on_ready(self, client: MqttClient) -> None:
         """The connection can be used."""
+
+    def on_unreachable(self) -> None:
+        """An attempt to connect failed."""
+
+    def trace(self) -> str | None:
+        """A filter of the session that tells it from those of other clients with its identifier.
+
+        None when there is none, or this is no time to look for it.
+        """
+
+
+class _Onlooker:
+    """Takes nothing of what a connection brings that is only to look at the session."""
+
+    session_present = False
+
+    def on_connected(self, session_present: bool) -> None:
+        self.session_present = session_present
+
+    def on_lost(self, loss: Loss) -> None:
+        """Nothing depends on it."""
+
+    def on_message(
+        self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
+    ) -> None:
+        """It stays unacknowledged."""
+
+    def on_confirmed(self, note: object, code: int) -> None:
+        """Nothing is published."""
 
 
 class Connection:
@@ -70,7 +109,13 @@ class Connection:
         self._client: MqttClient | None = None
         self._task: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
-        self._kicks = 0
+        self._takeovers = Takeovers()
+
+    @property
+    def trace_seconds(self) -> int:
+        """For how long the next connection is to leave its session behind; mostly 0."""
+        wanted = self._takeovers.leaves_trace and self._owner.trace() is not None
+        return _TRACE_SECONDS if wanted else 0
 
     async def start(self) -> None:
         """Connect for the first time.
@@ -119,34 +164,46 @@ class Connection:
         assert self._started is not None
         give_up = loop.time() + self._config.start_timeout
         while True:
+            if self._takeovers.looks:
+                await self._look()
+            if self._takeovers.gives_way:
+                self._give_way()
+                return
             try:
                 client = await self._attempt(first=not self._started.done())
             except ConfigurationError as error:
                 problem = ConnectProblem(error, final=True)
             # Whatever it is, it must not end the attempts to come back.
             except Exception as error:  # noqa: BLE001
-                problem = connect_problem(error, self._config.address, self._config.username)
-                problem.error.__cause__ = None if problem.error is error else error
+                problem = self._problem(error)
             else:
-                lasted = await self._use(client)
-                if self._kicks >= _MOST_KICKS:
-                    self._surroundings.fatal(self._kicked_off())
-                    return
-                await asyncio.sleep(self._backoff.next_delay(lasted))
+                lasted, answer = await self._use(client)
+                longest = answer.decision is Decision.LATER
+                if not self._takeovers.gives_way:
+                    await asyncio.sleep(self._backoff.next_delay(lasted, longest=longest))
                 continue
             self._stats["mqtt.connect_failed"] += 1
-            if self._kicks >= _MOST_KICKS:
-                problem = ConnectProblem(self._kicked_off(), final=True)
-                if self._started.done():
-                    self._surroundings.fatal(problem.error)
-                    return
-            delay = self._backoff.next_delay()
-            if not self._started.done() and (problem.final or loop.time() + delay > give_up):
+            started = self._started.done()
+            delay = self._backoff.next_delay(longest=problem.later and started)
+            if not started and (problem.final or loop.time() + delay > give_up):
                 self._started.set_exception(self._no_start(problem))
                 return
-            level = logging.WARNING if self._started.done() or problem.final else logging.INFO
+            level = logging.WARNING if started or problem.final else logging.INFO
             _log.log(level, "%s; next attempt in %.1f s", problem.error, delay)
             await asyncio.sleep(delay)
+
+    def _problem(self, error: Exception) -> ConnectProblem:
+        config = self._config
+        problem = connect_problem(error, config.address, config.username, config.password_source)
+        problem.error.__cause__ = None if problem.error is error else error
+        return problem
+
+    def _give_way(self) -> None:
+        assert self._started is not None
+        if self._started.done():
+            self._surroundings.fatal(self._kicked_off())
+        else:
+            self._started.set_exception(self._kicked_off())
 
     def _no_start(self, problem: ConnectProblem) -> SpaDatError:
         if problem.final:
@@ -164,7 +221,8 @@ class Connection:
             await client.connect()
         except BaseException:
             client.abort()
-            self._kicks = 0
+            self._takeovers.unreachable()
+            self._owner.on_unreachable()
             raise
         try:
             await self._owner.prepare(client, first=first)
@@ -173,15 +231,21 @@ class Connection:
                     f"the connection of {self._identifier!r} to {self._config.address} ended at"
                     f" once: {client.lost.result().text}"
                 )
-        except BaseException:
-            if client.lost.done():
-                self._count_kick(client.lost.result(), 0.0)
+        except BaseException as error:
+            lost = client.lost.done()
             client.abort()
+            loss = client.lost.result()
+            self._owner.on_unreachable()
+            if lost:
+                self._takeovers.ended(loss, 0.0, left_trace=False)
+            answer = _answer(loss)
+            if answer.error is ConnectFailed and isinstance(error, ConnectionLost):
+                raise ConnectFailed(f"{error}; {answer.advice}".removesuffix("; ")) from error
             raise
         return client
 
-    async def _use(self, client: MqttClient) -> float:
-        """Seconds for which the connection held."""
+    async def _use(self, client: MqttClient) -> tuple[float, Answer]:
+        """Seconds for which the connection held, and what is done about its end."""
         loop = asyncio.get_running_loop()
         assert self._started is not None
         began = loop.time()
@@ -194,7 +258,7 @@ class Connection:
         lasted = loop.time() - began
         self._client = None
         self._stats["mqtt.lost"] += 1
-        self._count_kick(loss, lasted)
+        self._takeovers.ended(loss, lasted, left_trace=client.session_expiry > 0)
         _log.warning(
             "connection of %r to %s lost after %.1f s: %s",
             self._identifier,
@@ -202,18 +266,51 @@ class Connection:
             lasted,
             loss.text,
         )
-        return lasted
+        if self._takeovers.puzzles:
+            _log.warning(
+                "the broker at %s keeps closing the connection of %r right after it was made, and"
+                " does not say why: look into its log; if another program uses the identifier,"
+                " give one of them another instance",
+                self._config.address,
+                self._identifier,
+            )
+        return lasted, _answer(loss)
 
-    def _count_kick(self, loss: Loss, lasted: float) -> None:
-        # A broker that goes away also closes its connections, but then it is away for a while:
-        # the failed attempts that follow set the count back.
-        kicked = loss.code == SESSION_TAKEN_OVER or (loss.closed_by_broker and lasted < _SHORT_LIFE)
-        self._kicks = self._kicks + 1 if kicked else 0
+    async def _look(self) -> None:
+        """Look whose session the broker has: ours, or that of another client that came since."""
+        trace = self._owner.trace()
+        if trace is None:
+            return
+        onlooker = _Onlooker()
+        client = MqttClient(
+            self._config,
+            self._identifier,
+            onlooker,
+            self._stats,
+            clean_start=False,
+            session_expiry=_TRACE_SECONDS,
+        )
+        foreign = False
+        try:
+            await client.connect()
+            if onlooker.session_present:
+                codes = await client.unsubscribe([trace], timeout=_LOOK_TIMEOUT)
+                foreign = codes == [_NO_SUBSCRIPTION]
+        except Exception as error:  # noqa: BLE001 (the next attempt meets it again)
+            _log.debug("the session of %r could not be looked at: %s", self._identifier, error)
+        finally:
+            await client.disconnect(_CLOSE_TIMEOUT)
+        self._takeovers.looked(foreign=foreign)
 
     def _kicked_off(self) -> SpaDatError:
+        when = ", the first time right after this one was started"
         return ConfigurationError(
-            f"the broker at {self._config.address} closed the connection of client identifier"
-            f" {self._identifier!r} {_MOST_KICKS} times, each time right after it was made: most"
-            " likely another program uses the same identifier; give every copy of the"
-            " application an instance of its own (instance=..., or SPA_DAT_INSTANCE)"
+            f"another program uses the same identifier {self._identifier!r} on the broker at"
+            f" {self._config.address}: it has taken over {self._takeovers.count} times"
+            f"{when if self._takeovers.is_newcomer else ''};"
+            f" {ANSWERS[Packet.DISCONNECT][SESSION_TAKEN_OVER].advice}"
         )
+
+
+def _answer(loss: Loss) -> Answer:
+    return answer_to(Packet.DISCONNECT, 0 if loss.reason is None else loss.reason)

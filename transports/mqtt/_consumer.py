@@ -171,6 +171,12 @@ class MqttConsumer(Consumer):
         if not self._ready.done():
             self._ready.set_result(client)
 
+    def on_unreachable(self) -> None:
+        """What is held stays held."""
+
+    def trace(self) -> None:
+        """Other copies of the application have the same filters."""
+
     def on_lost(self, loss: Loss) -> None:
         self._redelivery.connection_lost(self._tracker.begin())
         self._subscriptions.connection_lost()

@@ -13,7 +13,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ...errors import ConnectionLost
-from ._reasons import translate
+from ._reasons import Reason, translate
 from ._session import Loss
 
 __all__ = ["Control", "make_properties"]
@@ -83,7 +83,7 @@ class Control:
     ) -> None:
         answer = self._pending.get(packet_id)
         if answer is not None and not answer.done():
-            answer.set_result([reason.value for reason in reasons])
+            answer.set_result([Reason.of(reason.value, properties) for reason in reasons])
 
     async def _answered(
         self, send: Callable[[], tuple[Any, int | None]], timeout: float, what: str

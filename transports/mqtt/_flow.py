@@ -16,7 +16,9 @@ from ._packets import (
     PublishPacket,
     encode_acknowledgements,
     encode_completion,
+    reason_string,
 )
+from ._reasons import Reason
 from ._session import ClientHandler
 from ._stream import FrameStream
 
@@ -25,6 +27,7 @@ __all__ = ["MessageFlow"]
 _PUBLISH, _PUBACK, _PUBREL, _PINGRESP = 0x30, 0x40, 0x60, 0xD0
 # What one takes in memory beside its characters.
 _OVERHEAD_OF_A_HEADER = 256
+_REFUSED = 0x80
 
 
 class MessageFlow:
@@ -109,7 +112,10 @@ class MessageFlow:
                 raise MalformedPacket("a PUBACK packet ends too early")
             confirmed = self._in_flight.pop(data[start] << 8 | data[start + 1], None)
             if confirmed is not None:
-                self._handler.on_confirmed(confirmed[0], data[start + 2] if stop - start > 2 else 0)
+                code = data[start + 2] if stop - start > 2 else 0
+                if code >= _REFUSED and stop - start > 4:
+                    code = Reason(code, reason_string(data, start + 3, stop))
+                self._handler.on_confirmed(confirmed[0], code)
         elif kind == _PUBREL:
             if self._stream is not None:
                 self._stream.write(encode_completion(data[start:stop]))

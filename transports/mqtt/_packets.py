@@ -24,6 +24,7 @@ __all__ = [
     "encode_acknowledgements",
     "encode_completion",
     "read_variable",
+    "reason_string",
     "variable_integer",
 ]
 
@@ -66,6 +67,39 @@ def encode_acknowledgements(tokens: list[int]) -> bytes:
 def encode_completion(packet: bytes) -> bytes:
     """The PUBCOMP that answers a PUBREL, given the PUBREL without its fixed header."""
     return b"\x70\x02" + packet[:2]
+
+
+def reason_string(data: bytes, start: int, stop: int) -> str:
+    """What the properties of an acknowledgement say in words; empty when they do not.
+
+    Args:
+        data: what holds the packet.
+        start: where in ``data`` the length of the properties stands.
+        stop: where the packet ends.
+
+    Raises:
+        MalformedPacket: its inner lengths do not fit.
+    """
+    try:
+        length, position = read_variable(data, start)
+        if position + length > stop:
+            raise MalformedPacket("the properties of a PUBACK packet are longer than it is")
+        end = position + length
+        words = ""
+        while position < end:
+            kind = data[position]
+            text, position = _read_text(data, position + 1)
+            if kind == 0x1F:
+                words = text
+            elif kind == 0x26:
+                _, position = _read_text(data, position)
+            else:
+                raise MalformedPacket(f"a PUBACK packet has the unknown property {kind:#04x}")
+    except IndexError:
+        raise MalformedPacket("a PUBACK packet ends too early") from None
+    if position != end:
+        raise MalformedPacket("the properties of a PUBACK packet have a wrong length")
+    return words
 
 
 class PublishPacket:

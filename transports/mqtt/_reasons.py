@@ -1,8 +1,11 @@
-"""What brokers and the client library report, in the words of this package."""
+"""What brokers and the client library report: in words, and what is done about it."""
 
 from __future__ import annotations
 
 import ssl
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from aiomqtt.exceptions import (
     MqttCodeError,
@@ -19,17 +22,28 @@ from ...errors import (
     ConnectionLost,
     NotAuthorised,
     PublishRefused,
+    SpaDatError,
     TransportError,
 )
 from .._failures import ConnectProblem, describe_failure
 from ._packets import MalformedPacket
 
 __all__ = [
+    "ANSWERS",
     "NO_SUBSCRIBERS",
     "SESSION_TAKEN_OVER",
     "TRANSLATIONS",
+    "Answer",
+    "Decision",
+    "LoginRefused",
+    "Packet",
+    "Reason",
+    "WrongVersion",
+    "answer_to",
     "connect_problem",
+    "describe",
     "publish_refusal",
+    "quoted",
     "reason_text",
     "subscribe_refusal",
     "translate",
@@ -37,6 +51,8 @@ __all__ = [
 
 NO_SUBSCRIBERS = 0x10
 SESSION_TAKEN_OVER = 0x8E
+
+_LONGEST_WORDS = 300
 
 _NAMES = {
     0x80: "unspecified error",
@@ -58,6 +74,7 @@ _NAMES = {
     0x90: "topic name invalid",
     0x91: "packet identifier in use",
     0x93: "receive maximum exceeded",
+    0x94: "topic alias invalid",
     0x95: "packet too large",
     0x96: "message rate too high",
     0x97: "quota exceeded",
@@ -73,9 +90,126 @@ _NAMES = {
     0xA1: "subscription identifiers not supported",
     0xA2: "wildcard subscriptions not supported",
 }
-_LOGIN_REFUSED = frozenset({0x86, 0x87, 0x8A, 0x8C})
-# Anything else that a broker answers to a login does not go away by itself.
-_PASSING = frozenset({0x80, 0x83, 0x88, 0x89, 0x8B, 0x96, 0x97, 0x9C, 0x9D, 0x9F})
+
+
+class Packet(Enum):
+    """The packets of a broker that carry a reason code."""
+
+    CONNACK = "CONNACK"
+    PUBACK = "PUBACK"
+    SUBACK = "SUBACK"
+    UNSUBACK = "UNSUBACK"
+    DISCONNECT = "DISCONNECT"
+
+
+class Decision(Enum):
+    """What is done about a reason code: nothing, trying again after the backoff or after the
+    longest one, or it is final for the message, the subscription or the application."""
+
+    FINE = "fine"
+    RETRY = "again"
+    LATER = "again, later"
+    MESSAGE = "message"
+    SUBSCRIPTION = "subscription"
+    APPLICATION = "application"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reason code in a packet leads to.
+
+    Attributes:
+        decision: what is done.
+        error: what is raised to whoever waits for the outcome, if it comes to that.
+        advice: what to do about it, for the error; empty when the code says it all.
+    """
+
+    decision: Decision
+    error: type[SpaDatError] | None = None
+    advice: str = ""
+
+
+_FINE = Answer(Decision.FINE)
+_RULES = "allow it in the broker's access rules"
+_LOGIN = Answer(Decision.APPLICATION, NotAuthorised, "check the options username and password")
+_NO_START = Answer(Decision.APPLICATION, ConnectFailed)
+_RETRY = Answer(Decision.RETRY, ConnectFailed)
+_LATER = Answer(Decision.LATER, ConnectFailed)
+_COMES_BACK = Answer(Decision.RETRY, ConnectionLost)
+_COMES_BACK_LATER = Answer(Decision.LATER, ConnectionLost)
+_NO_MESSAGE = Answer(Decision.MESSAGE, PublishRefused)
+_NO_FILTER = Answer(Decision.SUBSCRIPTION, ConnectFailed)
+_NO_SHARING = Answer(
+    Decision.SUBSCRIPTION, ConnectFailed, "give deliver='all', or use another broker"
+)
+_NO_WILDCARDS = Answer(
+    Decision.SUBSCRIPTION, ConnectFailed, "name the topics without + and #, or use another broker"
+)
+
+ANSWERS: dict[Packet, dict[int, Answer]] = {
+    Packet.CONNACK: {
+        0x00: _FINE,
+        **dict.fromkeys((0x80, 0x83, 0x88, 0x89), _RETRY),
+        **dict.fromkeys((0x97, 0x9C, 0x9F), _LATER),
+        **dict.fromkeys((0x86, 0x87, 0x8A, 0x8C), _LOGIN),
+        **dict.fromkeys((0x81, 0x82, 0x90, 0x95, 0x99, 0x9A, 0x9B), _NO_START),
+        0x84: Answer(
+            Decision.APPLICATION,
+            ConnectFailed,
+            "it does not speak MQTT 5, which is needed: use a broker that does",
+        ),
+        0x85: Answer(
+            Decision.APPLICATION,
+            ConnectFailed,
+            "the identifier is made of the application's name and its instance: give others",
+        ),
+        0x9D: Answer(Decision.APPLICATION, ConnectFailed, "give the address that it has moved to"),
+    },
+    Packet.PUBACK: {
+        **dict.fromkeys((0x00, NO_SUBSCRIBERS), _FINE),
+        **dict.fromkeys((0x91, 0x97), Answer(Decision.RETRY)),
+        **dict.fromkeys((0x80, 0x83, 0x90, 0x99), _NO_MESSAGE),
+        0x87: Answer(Decision.MESSAGE, NotAuthorised, _RULES),
+    },
+    Packet.SUBACK: {
+        **dict.fromkeys((0x00, 0x01, 0x02), _FINE),
+        **dict.fromkeys((0x91, 0x97), _COMES_BACK),
+        **dict.fromkeys((0x80, 0x83, 0x8F, 0xA1), _NO_FILTER),
+        0x87: Answer(Decision.SUBSCRIPTION, NotAuthorised, _RULES),
+        0x9E: _NO_SHARING,
+        0xA2: _NO_WILDCARDS,
+    },
+    Packet.UNSUBACK: {
+        **dict.fromkeys((0x00, 0x11), _FINE),
+        **dict.fromkeys((0x80, 0x83, 0x87, 0x8F, 0x91), Answer(Decision.RETRY)),
+    },
+    Packet.DISCONNECT: {
+        **dict.fromkeys((0x00, 0x80, 0x81, 0x82, 0x83, 0x87, 0x8B), _COMES_BACK),
+        **dict.fromkeys((0x8C, 0x8D, 0x93, 0x94, 0x98, 0xA0), _COMES_BACK),
+        **dict.fromkeys((0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F), _COMES_BACK_LATER),
+        **dict.fromkeys((0x90, 0x95, 0x99, 0x9A, 0x9B), _NO_MESSAGE),
+        **dict.fromkeys((0x8F, 0xA1), _NO_FILTER),
+        0x9E: _NO_SHARING,
+        0xA2: _NO_WILDCARDS,
+        SESSION_TAKEN_OVER: Answer(
+            Decision.APPLICATION,
+            ConfigurationError,
+            "give every copy of the application an instance of its own (instance=..., or"
+            " SPA_DAT_INSTANCE)",
+        ),
+    },
+}
+"""The decision for every reason code that MQTT 5 allows a broker in each packet. ``docs/mqtt.md``
+shows it. Until an application has started, what is final for it fails the start; later only
+`SESSION_TAKEN_OVER` can end it, and everything else is tried again."""
+
+_UNKNOWN: dict[Packet, Answer] = {
+    Packet.CONNACK: _NO_START,
+    Packet.PUBACK: _NO_MESSAGE,
+    Packet.SUBACK: _NO_FILTER,
+    Packet.UNSUBACK: Answer(Decision.RETRY),
+    Packet.DISCONNECT: _COMES_BACK,
+}
 
 TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
     (MqttConnectError, ConnectFailed),
@@ -89,9 +223,66 @@ TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
 """Third-party exceptions and what they become, the most specific first."""
 
 
+class Reason(int):
+    """A reason code, with what else the broker said about it.
+
+    Attributes:
+        words: its reason string; empty without one.
+        server: the server that it refers to; empty without one.
+    """
+
+    words: str
+    server: str
+
+    def __new__(cls, code: int, words: str = "", server: str = "") -> Reason:
+        self = super().__new__(cls, code)
+        self.words = words
+        self.server = server
+        return self
+
+    @classmethod
+    def of(cls, code: int, properties: Any) -> Reason:
+        """A code with what the properties of its packet say, as the client library has them."""
+        words = getattr(properties, "ReasonString", "")
+        server = getattr(properties, "ServerReference", "")
+        return cls(code, words, server)
+
+
+class LoginRefused(Exception):
+    """The broker answered a CONNECT with a refusal."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason_text(reason))
+        self.reason = reason
+
+
+class WrongVersion(MalformedPacket):
+    """The broker speaks an older version of MQTT."""
+
+
+def answer_to(packet: Packet, code: int) -> Answer:
+    """The decision for a reason code; one that MQTT 5 does not list counts as unspecified."""
+    known = ANSWERS[packet].get(int(code))
+    if known is not None:
+        return known
+    return _UNKNOWN[packet] if code >= 0x80 else _FINE
+
+
+def quoted(words: str) -> str:
+    """A text of the broker's for logs and errors: in quotes, on one line, shortened."""
+    shown = words if len(words) <= _LONGEST_WORDS else words[:_LONGEST_WORDS] + "..."
+    return repr(shown)
+
+
 def reason_text(code: int) -> str:
-    """A reason code of MQTT 5 in words, with its number."""
-    return f"{_NAMES.get(code, 'unknown reason')} ({code:#04x})"
+    """A reason code of MQTT 5 in words, with its number and what the broker says about it."""
+    text = f"{_NAMES.get(code, 'unknown reason')} ({code:#04x})"
+    if isinstance(code, Reason):
+        if code.words:
+            text += f", in the broker's words {quoted(code.words)}"
+        if code.server:
+            text += f", it refers to the server {quoted(code.server)}"
+    return text
 
 
 def translate(cause: BaseException, what: str) -> TransportError:
@@ -115,43 +306,65 @@ def describe(cause: BaseException) -> str:
     return describe_failure(cause)
 
 
-def connect_problem(cause: BaseException, address: str, user: str | None) -> ConnectProblem:
+def connect_problem(
+    cause: BaseException, address: str, user: str | None, password_file: str | None = None
+) -> ConnectProblem:
     """Sort out what an attempt to connect raised.
 
     Args:
         cause: the exception.
         address: of the broker, for the message.
         user: name used to log in, for the message.
+        password_file: where the password was read, for the message; None when it was given.
     """
     if isinstance(cause, (NotAuthorised, ConfigurationError, ConnectFailed)):
         return ConnectProblem(cause, final=True)
     if isinstance(cause, TransportError):
         return ConnectProblem(cause, final=False)
-    code = getattr(cause, "rc", None)
-    number = code.value if isinstance(code, ReasonCode) else None
-    if number in _LOGIN_REFUSED:
+    reason = _reason_of(cause)
+    said = describe(cause) if isinstance(cause, WrongVersion) else reason_text(reason or 0)
+    if reason is None:
+        text = f"no connection to the broker at {address}: {describe(cause)}"
+        return ConnectProblem(ConnectFailed(text), final=isinstance(cause, ssl.SSLError))
+    answer = answer_to(Packet.CONNACK, reason)
+    if answer is _LOGIN:
         who = f"user {user!r}" if user is not None else "a client without user name"
-        text = (
-            f"the broker at {address} refused the login of {who}: {reason_text(number)};"
-            " check the options username and password"
-        )
-        return ConnectProblem(NotAuthorised(text), final=True)
-    text = f"no connection to the broker at {address}: {describe(cause)}"
-    final = (number is not None and number not in _PASSING) or isinstance(cause, ssl.SSLError)
-    return ConnectProblem(ConnectFailed(text), final=final)
+        text = f"the broker at {address} refused the login of {who}: {said}; {answer.advice}"
+        if password_file is not None:
+            text += f"; the password is from the file {password_file!r}"
+    else:
+        text = f"no connection to the broker at {address}: {said}"
+        text += f"; {answer.advice}" if answer.advice else ""
+    kind = answer.error or ConnectFailed
+    return ConnectProblem(
+        kind(text),
+        final=answer.decision is Decision.APPLICATION,
+        later=answer.decision is Decision.LATER,
+    )
 
 
-def subscribe_refusal(code: int, pattern: str) -> TransportError:
+def _reason_of(cause: BaseException) -> Reason | None:
+    if isinstance(cause, LoginRefused):
+        return cause.reason
+    if isinstance(cause, WrongVersion):
+        return Reason(0x84)
+    code = getattr(cause, "rc", None)
+    return Reason(code.value) if isinstance(code, ReasonCode) else None
+
+
+def subscribe_refusal(code: int, pattern: str) -> SpaDatError:
     """The error for a filter that the broker refused."""
-    text = f"the broker refused the subscription to {pattern!r}: {reason_text(code)}"
-    if code == 0x87:
-        return NotAuthorised(f"{text}; allow it in the broker's access rules")
-    return ConnectFailed(text)
+    return _refusal(Packet.SUBACK, code, f"the subscription to {pattern!r}", ConnectFailed)
 
 
-def publish_refusal(code: int, topic: str) -> TransportError:
+def publish_refusal(code: int, topic: str) -> SpaDatError:
     """The error for a publish that the broker refused."""
-    text = f"the broker refused the publish to {topic!r}: {reason_text(code)}"
-    if code == 0x87:
-        return NotAuthorised(f"{text}; allow it in the broker's access rules")
-    return PublishRefused(text)
+    return _refusal(Packet.PUBACK, code, f"the publish to {topic!r}", PublishRefused)
+
+
+def _refusal(packet: Packet, code: int, what: str, default: type[TransportError]) -> SpaDatError:
+    answer = answer_to(packet, code)
+    text = f"the broker refused {what}: {reason_text(code)}"
+    if answer.advice:
+        text += f"; {answer.advice}"
+    return (answer.error or default)(text)

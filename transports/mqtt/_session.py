@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 from .._envelope import Envelope
+from ._reasons import Reason
 
-__all__ = ["ClientHandler", "Loss", "ServerLimits"]
+__all__ = ["ClientHandler", "Ending", "Loss", "ServerLimits"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,37 @@ class ServerLimits:
     maximum_qos: int = 2
     retain: bool = True
     subscription_identifiers: bool = True
+    wildcards: bool = True
+    shared_subscriptions: bool = True
     keepalive: int = 0
     """Seconds that the broker demands; 0 when it leaves ours."""
+    session_expiry: int | None = None
+    """Seconds for which it keeps the session; None when that is what was asked for."""
+
+    @classmethod
+    def of(cls, properties: Any) -> ServerLimits:
+        """What the properties of a CONNACK say, as the client library has them."""
+        return cls(
+            receive_maximum=getattr(properties, "ReceiveMaximum", 65_535),
+            maximum_packet_size=getattr(properties, "MaximumPacketSize", 268_435_460),
+            maximum_qos=getattr(properties, "MaximumQoS", 2),
+            retain=getattr(properties, "RetainAvailable", 1) == 1,
+            subscription_identifiers=getattr(properties, "SubscriptionIdentifierAvailable", 1) == 1,
+            wildcards=getattr(properties, "WildcardSubscriptionAvailable", 1) == 1,
+            shared_subscriptions=getattr(properties, "SharedSubscriptionAvailable", 1) == 1,
+            keepalive=getattr(properties, "ServerKeepAlive", 0),
+            session_expiry=getattr(properties, "SessionExpiryInterval", None),
+        )
+
+
+class Ending(Enum):
+    """Who ended a connection, and how."""
+
+    GOODBYE = "the broker said why, or at least that"
+    CLOSED = "the broker closed it in good order, without a word"
+    RESET = "the other side broke it off"
+    FAILED = "the network failed, or the broker has gone silent"
+    OURS = "we did"
 
 
 @dataclass(frozen=True)
@@ -31,16 +62,15 @@ class Loss:
 
     Attributes:
         text: for logs.
-        code: reason code that the broker gave, None without one.
-        closed_by_broker: the broker ended it in good order, as it does with a client whose
-            identifier somebody else uses; False for resets, silence and our own doing.
+        ending: who ended it.
+        reason: what the broker gave as its reason, None without one.
         unconfirmed: bytes of the oldest message that was not confirmed, when the connection was
             given up because the broker had gone silent; 0 for every other end.
     """
 
     text: str
-    code: int | None = None
-    closed_by_broker: bool = False
+    ending: Ending = Ending.FAILED
+    reason: Reason | None = None
     unconfirmed: int = 0
 
 
@@ -59,4 +89,7 @@ class ClientHandler(Protocol):
         """A message came, which takes so many bytes. Acknowledge the token, unless it is -1."""
 
     def on_confirmed(self, note: Any, code: int) -> None:
-        """The broker's answer to a publish; ``note`` is what `publish` got."""
+        """The broker's answer to a publish; ``note`` is what `publish` got.
+
+        The code is a `Reason` where the broker says more than the code.
+        """

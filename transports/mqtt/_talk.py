@@ -108,6 +108,7 @@ class MqttBus(Bus):
             self._stats,
             clean_start=True,
             patience=self._patience,
+            session_expiry=self._connection.trace_seconds,
         )
         return self._client
 
@@ -125,6 +126,12 @@ class MqttBus(Bus):
         self.max_payload = min(self._config.max_payload, limits.maximum_packet_size)
         self.connected = True
         self._outbox.connected(min(limits.receive_maximum, self._config.inflight))
+
+    def on_unreachable(self) -> None:
+        """What waits goes on waiting."""
+
+    def trace(self) -> str | None:
+        return self._inbox + "+"
 
     def on_lost(self, loss: Loss) -> None:
         self._patience = 1

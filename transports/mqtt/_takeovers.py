@@ -1,0 +1,95 @@
+"""Whether another client uses our identifier, and who of the two gives way."""
+
+from __future__ import annotations
+
+from ._reasons import SESSION_TAKEN_OVER
+from ._session import Ending, Loss
+
+__all__ = ["Takeovers"]
+
+_LASTING = 30.0
+_SHORT = 10.0
+# The one that was there first is back after the shortest backoff, and so ends the first
+# connection of the one that came second.
+_SETTLED = 2.0
+_PATIENCE = 10
+_PATIENCE_OF_A_NEWCOMER = 3
+_WORDLESS = 3
+_PUZZLING = 6
+
+
+class Takeovers:
+    """Counts what proves that another client connects with the same identifier.
+
+    Two things do. The broker says so, with the reason "session taken over". Or, for brokers that
+    close without a word: the session that we have left on the broker a moment ago is not there,
+    and another one is. Nothing else does: restarts, refusals, goodbyes of any other kind and
+    closed connections, however many.
+
+    Of two that fight, the one that came second gives way: who has not held a connection for two
+    seconds yet gives up after three takeovers, who has after ten. A connection that holds for
+    half a minute, or is ended for another reason, ends the fight.
+
+    Attributes:
+        count: takeovers in this fight.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._settled = False
+        self._wordless = 0
+        self._trace_left = False
+
+    @property
+    def leaves_trace(self) -> bool:
+        """Whether the next connection is to leave a session behind, to be found by `looks`."""
+        return self._wordless >= _WORDLESS - 1
+
+    @property
+    def looks(self) -> bool:
+        """Whether to look now for whose session there is."""
+        return self._trace_left and self._wordless >= _WORDLESS
+
+    @property
+    def puzzles(self) -> bool:
+        """Whether it is time to say once that the broker keeps closing without a word."""
+        return self._wordless == _PUZZLING
+
+    @property
+    def is_newcomer(self) -> bool:
+        """Whether no connection has held for some seconds yet."""
+        return not self._settled
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether another client is proved to be there, and this one is to end."""
+        return self.count >= (_PATIENCE if self._settled else _PATIENCE_OF_A_NEWCOMER)
+
+    def ended(self, loss: Loss, lasted: float, *, left_trace: bool) -> None:
+        """A connection has ended.
+
+        Args:
+            loss: how.
+            lasted: seconds for which it held.
+            left_trace: it left a session behind that tells it from others.
+        """
+        self._settled = self._settled or lasted >= _SETTLED
+        if lasted >= _LASTING:
+            self.count = 0
+        self._trace_left = left_trace
+        if loss.ending in (Ending.CLOSED, Ending.RESET):
+            self._wordless = self._wordless + 1 if lasted < _SHORT else 1
+            return
+        self._wordless = 0
+        self.count = self.count + 1 if loss.reason == SESSION_TAKEN_OVER else 0
+
+    def unreachable(self) -> None:
+        """An attempt to connect failed: the broker was away, which explains what came before."""
+        self.count = self._wordless = 0
+
+    def looked(self, *, foreign: bool) -> None:
+        """The session was looked at; ``foreign`` when another client has made it."""
+        if foreign:
+            self.count += 1
+        else:
+            self.count = self._wordless = 0
