@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 import pykka
 
+from .._texts import quoted
 from ..errors import ActorStopped, ConfigurationError
 from ._interop import ActorFuture, StoppedFlag
 from ._mailbox import Mailbox
@@ -104,7 +105,7 @@ class Actor(_Base):
 
     def on_receive(self, message: Any) -> Any:
         """Handles a local message; what it returns answers an ask."""
-        _log.warning("%s got a message that it has no on_receive for: %r", self, message)
+        _log.warning("%s got a message that it has no on_receive for: %s", self, quoted(message))
 
     def on_failure(self, error: Exception) -> Any:
         """Runs after a message that was told, not asked, has raised ``error``. The actor goes on

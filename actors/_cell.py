@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from .._texts import quoted, showable
 from ..errors import ActorError, ActorStopped, ConfigurationError, RestartLimitReached
 from ._actor import Actor
 from ._chain import current_frame, deadlock, find_cycle
@@ -298,8 +299,9 @@ class Cell(Generic[A]):
         if foreign and self._leftover is not None:
             try:
                 self._leftover(foreign)
-            except Exception:  # noqa: BLE001  (the rest of the end does not depend on it)
-                _log.exception("the leftover hook of actor %r raised", self.address)
+            except Exception as error:  # noqa: BLE001  (the rest of the end does not depend on it)
+                shown = showable(error)
+                _log.error("the leftover hook of actor %r raised", self.address, exc_info=shown)
         else:
             unhandled += len(foreign)
         if unhandled:
@@ -341,7 +343,7 @@ class Cell(Generic[A]):
         policy = self._restart
         self._ended_with = RestartLimitReached(
             f"actor {self.address!r} failed to start again after {policy.intensity} restarts"
-            f" within {policy.period} s and stays stopped; the last error was {error!r}"
+            f" within {policy.period} s and stays stopped; the last error was {quoted(error)}"
         )
         self._ended_with.__cause__ = error
         self.report(self._ended_with, "restart")
@@ -357,11 +359,12 @@ class Cell(Generic[A]):
             again_in: seconds until the actor is started again; None when it is not.
         """
         if again_in is not None:
-            text = "actor %r failed in %s and is started again in %.2g s: %r"
-            _log.warning(text, self.address, where, again_in, error)
+            text = "actor %r failed in %s and is started again in %.2g s: %s"
+            _log.warning(text, self.address, where, again_in, quoted(error))
         else:
-            traceback = None if where == "restart" else error
-            _log.error("actor %r failed in %s: %r", self.address, where, error, exc_info=traceback)
+            traceback = None if where == "restart" else showable(error)
+            text = "actor %r failed in %s: %s"
+            _log.error(text, self.address, where, quoted(error), exc_info=traceback)
         self._owner.actor_failed(self.ref, error, where)
 
     def stopped(self) -> ActorStopped:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
+from .._texts import describe, showable
 from ..errors import ActorStopped, ConfigurationError, MailboxFull
 from ._envelope import Envelope
 from ._overflow import Overflow, Slot
@@ -343,8 +344,8 @@ class Mailbox:
         if self.on_drop is not None:
             try:
                 self.on_drop(content)
-            except Exception:  # noqa: BLE001  (the one who sends is not to blame)
-                _log.exception("on_drop of %s raised", self._described())
+            except Exception as error:  # noqa: BLE001  (the one who sends is not to blame)
+                _log.error("on_drop of %s raised", self._described(), exc_info=showable(error))
 
     def _wake(self) -> None:
         getter, self._getter = self._getter, None
@@ -375,7 +376,8 @@ class Mailbox:
                     self.offer(item)
             except Exception as error:  # noqa: BLE001
                 # The thread that put it is gone: closed meanwhile, or the key function raised.
-                _log.warning("%s lost a message from a thread: %s", self._described(), error)
+                what, why = self._described(), describe(error)
+                _log.warning("%s lost a message from a thread: %s", what, why)
                 if isinstance(item, Envelope):
                     item.fail(error)
                 self._drop(item)

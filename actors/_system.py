@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import pykka
 
 from .._environment import Environment
+from .._texts import showable
 from ..errors import ConfigurationError
 from ._actor import Actor
 from ._cell import Cell
@@ -192,8 +193,9 @@ class ActorSystem:
             return
         try:
             self._on_failure(ref, error, where)
-        except Exception:  # noqa: BLE001  (the actors go on whatever the hook does)
-            _log.exception("on_failure of the actor system raised for actor %r", ref.name)
+        except Exception as raised:  # noqa: BLE001  (the actors go on whatever the hook does)
+            text = "on_failure of the actor system raised for actor %r"
+            _log.error(text, ref.name, exc_info=showable(raised))
 
     def actor_left(self, ref: ActorRef[Any], unhandled: int) -> None:
         """Called by an actor's supervision."""

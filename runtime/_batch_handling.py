@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from .._texts import describe, error_name, quoted
 from ..errors import DecodeError
 from ..transports import Delivery
-from ._dead_letter import describe
 from ._failures import as_failure
 from ._handling import Handling
 from ._message import Message
@@ -132,9 +132,11 @@ class BatchHandling(Handling):
     ) -> float | None:
         """Seconds before the next attempt at the batch; None when there is none."""
         if self._is_outage(error):
-            topic = batch[0].envelope.topic
             self._host.log.warning(
-                "%d messages, the first on %s: %s; trying again", len(batch), topic, error
+                "%d messages, the first on %s: %s; trying again",
+                len(batch),
+                quoted(batch[0].envelope.topic),
+                describe(error),
             )
             return self._retry.first or SHORTEST_PAUSE
         for delivery in batch:
@@ -156,12 +158,12 @@ class BatchHandling(Handling):
         then = "each is tried alone" if wait is None else f"next attempt in {wait:.2g} s"
         self._host.log.log(
             logging.WARNING if expected else logging.ERROR,
-            "%d messages, the first on %r, failed together (attempt %d, %s): %s: %s",
+            "%d messages, the first on %s, failed together (attempt %d, %s): %s: %s",
             len(batch),
-            batch[0].envelope.topic,
+            quoted(batch[0].envelope.topic),
             _attempts(batch),
             then,
-            type(error).__name__,
+            error_name(error),
             describe(error),
             exc_info=None if expected else of_users_code(error),
         )

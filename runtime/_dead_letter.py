@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
+from typing import Any
 
 import msgspec
 
 from .._environment import Environment
+from .._texts import describe, error_name, escaped
+from ..errors import MessageTooLarge
 from ..transports import Envelope
 
-__all__ = ["abridged", "dead_letter", "describe"]
+__all__ = ["abridged", "dead_letter", "describe", "plain", "simpler"]
 
 _NAMESPACE = uuid.UUID("c1a2f1f6-8f2f-5d0e-8a8e-3d5a1f6b7c11")
 _LONGEST_TEXT = 1000
 _OURS = "spa_dead_"
+_ORIGINAL = "spa_dead_original"
+_LONGEST_ORIGINAL = 30_000
+_LONGEST_VALUE = 1_000
 
 
 def dead_letter(
@@ -42,8 +49,8 @@ def dead_letter(
         "spa_dead_topic": envelope.topic,
         "spa_dead_actor": actor,
         "spa_dead_attempts": str(attempts),
-        "spa_dead_error": type(error).__name__,
-        "spa_dead_text": describe(error)[:_LONGEST_TEXT],
+        "spa_dead_error": error_name(error),
+        "spa_dead_text": describe(error),
     }
     if envelope.tombstone:
         headers["spa_dead_tombstone"] = "1"
@@ -62,7 +69,7 @@ def dead_letter(
         # Senders that give every message the same id must not overwrite one letter with the next.
         digest = digest or hashlib.sha256(envelope.payload).hexdigest()
         name = "\0".join((identity, actor, envelope.topic, digest))
-        identifier = str(uuid.uuid5(_NAMESPACE, name))
+        identifier = str(uuid.uuid5(_NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
     else:
         identifier = environment.new_id()
     if envelope.source is not None:
@@ -82,6 +89,65 @@ def dead_letter(
     )
 
 
+def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
+    """The dead letter in a form that the bus may take after all; None when there is none left.
+
+    Args:
+        letter: as it was refused.
+        refusal: why. What is too large gets smaller; else what the sender has chosen is escaped
+            first, and only then left out.
+    """
+    escaped_form = None if isinstance(refusal, MessageTooLarge) else plain(letter)
+    return escaped_form or abridged(letter)
+
+
+def plain(letter: Envelope) -> Envelope | None:
+    """The dead letter with nothing in it, besides the payload, that any bus could refuse.
+
+    What the sender has chosen is moved to the header ``spa_dead_original``, as JSON in ASCII; the
+    runtime's own headers stay where they are, escaped and cut off. None when it is so already.
+    """
+    headers = _plain_headers(letter)
+    if _ORIGINAL in letter.headers or (
+        headers == letter.headers and letter.key is letter.content_type is letter.type is None
+    ):
+        return None
+    headers[_ORIGINAL] = _original(letter)
+    return msgspec.structs.replace(letter, headers=headers, key=None, content_type=None, type=None)
+
+
+def _plain_headers(letter: Envelope) -> dict[str, str]:
+    return {
+        name: escaped(text, _LONGEST_TEXT)
+        for name, text in letter.headers.items()
+        if name.startswith(_OURS) and name != _ORIGINAL
+    }
+
+
+def _original(letter: Envelope) -> str:
+    """What the sender has chosen, as JSON, as much of it as fits; ``complete`` if that is all."""
+    fields = {
+        "topic": letter.headers.get("spa_dead_topic"),
+        "key": letter.key,
+        "content_type": letter.content_type,
+        "type": letter.type,
+    }
+    given = {name: text for name, text in fields.items() if text is not None}
+    original: dict[str, Any] = {name: text[:_LONGEST_VALUE] for name, text in given.items()}
+    headers: dict[str, str] = {}
+    room = _LONGEST_ORIGINAL - len(json.dumps(original))
+    complete = all(len(text) <= _LONGEST_VALUE for text in given.values())
+    for name, text in letter.headers.items():
+        if name.startswith(_OURS):
+            continue
+        room -= len(json.dumps((name, text)))
+        if room < 0:
+            complete = False
+            break
+        headers[name] = text
+    return json.dumps(original | {"headers": headers, "complete": complete})
+
+
 def abridged(letter: Envelope) -> Envelope | None:
     """The dead letter with less in it, for a bus that found it too large.
 
@@ -95,15 +161,6 @@ def abridged(letter: Envelope) -> Envelope | None:
             "spa_dead_sha256": hashlib.sha256(letter.payload).hexdigest(),
         }
         return msgspec.structs.replace(letter, payload=b"", headers=headers)
-    ours = {name: text for name, text in letter.headers.items() if name.startswith(_OURS)}
-    bare = msgspec.structs.replace(letter, headers=ours, key=None, content_type=None, type=None)
+    headers = _plain_headers(letter)
+    bare = msgspec.structs.replace(letter, headers=headers, key=None, content_type=None, type=None)
     return None if bare == letter else bare
-
-
-def describe(error: BaseException) -> str:
-    """The error's text, in a form that every bus can carry."""
-    try:
-        text = str(error)
-    except Exception as broken:  # noqa: BLE001 (the user's class)
-        text = f"(its text can not be had: {type(broken).__name__})"
-    return text.replace("\0", "\\0").encode("utf-8", "replace").decode()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from .._texts import describe, error_name, quoted
 from ..errors import PublishNotSent, PublishUnknown
 from ..transports import OutboxEntry
 from ._stacks import frames_of, place
@@ -42,7 +43,7 @@ class LostPosts:
         if posted.cancelled() or (error := posted.exception()) is None:
             return
         if not (self._closing and isinstance(error, PublishNotSent | PublishUnknown)):
-            log.error("a posted message was lost: %s: %s", type(error).__name__, error)
+            log.error("a posted message was lost: %s: %s", error_name(error), describe(error))
             return
         if not self.count and isinstance(posted, OutboxEntry):
             self.first = posted.envelope.topic
@@ -75,7 +76,9 @@ class GivenUp:
         count = sum(each.count for each in lost)
         if count:
             self._stats["posts.given_up"] += count
-            first = next((f", the first to {each.first!r}" for each in lost if each.first), "")
+            first = next(
+                (f", the first to {quoted(each.first)}" for each in lost if each.first), ""
+            )
             self._tell(f"{count} posts had no confirmation and were given up{first}")
 
     def unhandled(self, actor: str, count: int) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from .._texts import describe, error_name, escaped, quoted, showable
 from ..actors import enter_chain
 from ..errors import (
     DecodeError,
@@ -18,13 +19,12 @@ from ..errors import (
     TransportError,
 )
 from ..transports import Delivery, DeliveryState, Envelope
-from ._dead_letter import describe
 from ._failures import as_failure
 from ._link import Link
 from ._parking import Parking, ParkingHost
 from ._pauses import SHORTEST_PAUSE, Pauses
 from ._payloads import check_size
-from ._requests import CHAIN_HEADER, chain_of
+from ._requests import CHAIN_HEADER, chain_of, error_answer
 from ._retry import Reject, Retry
 from ._router import Router
 from ._scope import MessageScope, ScopeOwner
@@ -164,7 +164,11 @@ class Handling:
         try:
             await self._attempts(instance, index, delivery, request, held_since)
         except Exception as error:  # a mistake of the runtime must not lose or block a message
-            self._host.log.exception("message on %r could not be handled", envelope.topic)
+            self._host.log.error(
+                "message on %s could not be handled",
+                quoted(envelope.topic),
+                exc_info=showable(error),
+            )
             self._host.failed("handler", error, envelope)
             if request is not None:
                 await self._answer_error(delivery, Turn(None, self._host.source, request), error)
@@ -252,8 +256,9 @@ class Handling:
         """What to do about a failed attempt; True when there is to be another one."""
         request = turn.request
         if self._is_outage(error):
-            self._host.log.warning("%s: %s; trying again", delivery.envelope.topic, error)
-            self._host.troubled(f"{type(error).__name__}: {error}")
+            text = describe(error)
+            self._host.log.warning("%s: %s; trying again", quoted(delivery.envelope.topic), text)
+            self._host.troubled(f"{error_name(error)}: {text}")
             wait: float | None = self._retry.first or SHORTEST_PAUSE
         else:
             delivery.attempts += 1
@@ -316,11 +321,11 @@ class Handling:
         then = "no further attempt" if wait is None else f"next attempt in {wait:.2g} s"
         self._host.log.log(
             level,
-            "message on %r failed (attempt %d, %s): %s: %s",
-            delivery.envelope.topic,
+            "message on %s failed (attempt %d, %s): %s: %s",
+            quoted(delivery.envelope.topic),
             delivery.attempts,
             then,
-            type(error).__name__,
+            error_name(error),
             describe(error),
             exc_info=None if expected or wait is not None else of_users_code(error),
         )
@@ -332,7 +337,8 @@ class Handling:
         self._stats["messages.undecodable"] += 1
         self._host.failed("payload", error, delivery.envelope)
         level = logging.ERROR if request is None else logging.WARNING
-        self._host.log.log(level, "message on %r: %s", delivery.envelope.topic, error)
+        topic = quoted(delivery.envelope.topic)
+        self._host.log.log(level, "message on %s: %s", topic, describe(error))
         if request is not None:
             turn = Turn(None, self._host.source, request)
             await self._answer_error(delivery, turn, RemoteError("bad-request", str(error)))
@@ -347,12 +353,7 @@ class Handling:
         if failed.answered:
             await self.settlements.settle_after(delivery, failed)
             return
-        if isinstance(error, RemoteError):
-            code, text = error.code, error.text
-        elif isinstance(error, Reject):
-            code, text = "rejected", describe(error)
-        else:
-            code, text = "failed", f"{type(error).__name__}: {describe(error)}"
+        code, text = error_answer(error)
         turn = Turn(request.id, self._host.source, request)
         turn.posts.extend(failed.posts)
         while True:
@@ -371,9 +372,9 @@ class Handling:
         delivery.attempts += 1
         self._host.failed("post", error, delivery.envelope)
         self._host.log.error(
-            "message on %r was handled, but a post of it was refused: %s",
-            delivery.envelope.topic,
-            error,
+            "message on %s was handled, but a post of it was refused: %s",
+            quoted(delivery.envelope.topic),
+            describe(error),
         )
         await self._parking.park(delivery, error)
 
@@ -385,10 +386,10 @@ class Handling:
             return envelope
         self._stats["replies.refused"] += 1
         self._host.log.warning(
-            "message on %r asks for a reply to %.100r, which is refused: %s",
-            envelope.topic,
-            envelope.response_topic,
-            problem,
+            "message on %s asks for a reply to %s, which is refused: %s",
+            quoted(envelope.topic),
+            quoted(envelope.response_topic),
+            escaped(problem),
         )
         return None
 

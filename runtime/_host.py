@@ -11,6 +11,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
+from .._texts import showable
 from ..actors import Actor, ActorRef, Mailbox, Overflow, RestartPolicy
 from ..errors import ConfigurationError
 from ..transports import Delivery, Envelope, TopicFilter
@@ -381,7 +382,7 @@ class Host:
                 await result
         except Exception as error:
             self.stats["timers.failed"] += 1
-            self.log.exception("what it had put off failed")
+            self.log.error("what it had put off failed", exc_info=showable(error))
             self.failed("timer", error)
 
     def request_stop(self) -> None:

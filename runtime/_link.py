@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from ..errors import ActorStopped, ConfigurationError, OutboxFull
+from .._texts import describe, escaped, quoted
+from ..errors import ActorStopped, ConfigurationError, OutboxFull, SpaDatError
 from ..transports import (
     RESERVED,
     Bus,
@@ -28,6 +30,8 @@ from ._specs import is_number
 from ._turn import Turn, current_turn
 
 __all__ = ["Link"]
+
+log = logging.getLogger("spa_dat")
 
 _LONGEST_REPLY_ADDRESS = 1024
 _LONGEST_CORRELATION = 1024
@@ -178,16 +182,19 @@ class Link:
                 headers[CHAIN_HEADER] = ",".join(chain)
         elif response_topic is not None:
             check_topic(response_topic)
-        if turn is not None and turn.request is not None and turn.request.response_topic == topic:
-            # One that is too large never leaves, so that an error can still be the answer.
-            turn.answered = turn.answered or len(payload) <= self.bus.max_payload
+        is_reply = (
+            turn is not None and turn.request is not None and turn.request.response_topic == topic
+        )
+        if is_reply:
+            assert turn is not None
+            assert turn.request is not None
             correlation = turn.request.correlation
             headers[REPLY_HEADER] = "1"
         elif not isinstance(topic, str) or topic not in self._checked:
             self.check(topic)
         environment = self.surroundings.environment
         repeated = turn.publish_id(topic) if turn is not None else None
-        return Envelope(
+        envelope = Envelope(
             topic=topic,
             payload=payload,
             content_type=message.content_type or natural_type,
@@ -203,6 +210,12 @@ class Link:
             retain=message.retain,
             tombstone=isinstance(message.payload, Tombstone),
         )
+        if is_reply:
+            assert turn is not None
+            # One that can not leave never does, so that an error can still be the answer.
+            self.provider.check_message(envelope)
+            turn.answered = turn.answered or len(payload) <= self.bus.max_payload
+        return envelope
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         """Queue a publish; the message that is being handled is settled after its confirmation."""
@@ -228,10 +241,24 @@ class Link:
         self._post_reply(turn, source, payload, content_type, {REPLY_HEADER: "1"})
 
     def reply_error(self, turn: Turn, source: str, code: str, text: str) -> None:
-        """Answer the turn's request with a `RemoteError`."""
-        headers = {REPLY_HEADER: "1", ERROR_HEADER: _clean(code)[:_LONGEST_ERROR_CODE]}
-        payload = _clean(text)[:_LONGEST_ERROR_TEXT].encode()[: self.bus.max_payload]
-        self._post_reply(turn, source, payload, "text/plain; charset=utf-8", headers)
+        """Answer the turn's request with a `RemoteError`, unless not even that can leave.
+
+        Raises:
+            OutboxFull: it can, later.
+        """
+        headers = {REPLY_HEADER: "1", ERROR_HEADER: escaped(str(code))[:_LONGEST_ERROR_CODE]}
+        payload = str(text)[:_LONGEST_ERROR_TEXT].encode("utf-8", "replace")
+        payload = payload[: self.bus.max_payload].decode("utf-8", "ignore").encode()
+        try:
+            self._post_reply(turn, source, payload, "text/plain; charset=utf-8", headers)
+        except OutboxFull:
+            raise
+        except SpaDatError as refusal:
+            # What the request came with makes even this answer one that can not leave.
+            assert turn.request is not None
+            self.surroundings.stats["replies.refused"] += 1
+            topic = quoted(turn.request.topic)
+            log.error("the request on %s can not be answered: %s", topic, describe(refusal))
 
     def refuse(self, request: Envelope, source: str, code: str, text: str) -> None:
         """Answer a request that no handler sees with a `RemoteError`, as well as possible."""
@@ -344,23 +371,15 @@ def _check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None
         ("content_type", message.content_type),
         ("response_topic", message.response_topic),
     ):
-        if text is not None and (not isinstance(text, str) or text != _clean(text)):
-            raise ConfigurationError(f"{option}={text!r}: give a str that UTF-8 can carry, or None")
+        if text is not None and not isinstance(text, str):
+            raise ConfigurationError(f"{option}={quoted(text)}: give a str or None")
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigurationError(f"header {name!r}: {value!r}: names and values must be str")
-        if name != _clean(name) or value != _clean(value):
             raise ConfigurationError(
-                f"header {name!r}: {value!r}: there is a null character or half of a surrogate"
-                " pair in it, which the wire can not carry"
+                f"header {quoted(name)}: {quoted(value)}: names and values must be str"
             )
         if name.startswith("spa_") or name in _WIRE_NAMES:
             raise ConfigurationError(f"header {name!r} belongs to the runtime; choose another name")
 
 
 _WIRE_NAMES = frozenset({"id", "source", "type", "time", "specversion", "key"})
-
-
-def _clean(text: object) -> str:
-    """The text without what no bus can carry."""
-    return str(text).replace("\0", "\\0").encode("utf-8", "replace").decode()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..errors import MessageTooLarge
+from .._texts import describe
+from ..errors import ConfigurationError, MessageError, MessageTooLarge, PublishRefused
 from ..transports import Delivery, Envelope
-from ._dead_letter import abridged, dead_letter
+from ._dead_letter import dead_letter, simpler
 from ._link import Link
 from ._pauses import LONGEST_PAUSE, SHORTEST_PAUSE, Pauses
 
 __all__ = ["Parking", "ParkingHost"]
 
 _TIMEOUT = 30.0
+# What may be the fault of what the letter says, and not of the bus.
+_OVER_ITS_CONTENT = (ConfigurationError, MessageError, MessageTooLarge, PublishRefused)
 
 
 class ParkingHost(Protocol):
@@ -56,8 +59,12 @@ class Parking:
         self._first = first or SHORTEST_PAUSE
 
     async def park(self, delivery: Delivery, error: BaseException) -> None:
-        """Store a dead letter, then settle; keeps trying until it is stored or the actor stops."""
-        letter = dead_letter(
+        """Store a dead letter, then settle; keeps trying until it is stored or the actor stops.
+
+        A letter that the bus refuses over what it says is tried in simpler forms, the last of
+        which has nothing of the sender's in it.
+        """
+        letter = complete = dead_letter(
             delivery.envelope,
             actor=self._host.source,
             attempts=delivery.attempts,
@@ -72,11 +79,14 @@ class Parking:
                 try:
                     await self._link.bus.park(letter, timeout=_TIMEOUT)
                 except Exception as refused:  # noqa: BLE001 (tried again, whatever it is)
-                    smaller = abridged(letter) if isinstance(refused, MessageTooLarge) else None
-                    if smaller is not None:
-                        letter = smaller
-                        continue
-                    self._host.unhealthy(f"a dead letter can not be stored: {refused}")
+                    if isinstance(refused, _OVER_ITS_CONTENT):
+                        simple = simpler(letter, refused)
+                        # If not even the last form is taken, it was not over what the letter says.
+                        letter = simple or complete
+                        if simple is not None:
+                            continue
+                    why = describe(refused)
+                    self._host.unhealthy(f"a dead letter can not be stored: {why}")
                 else:
                     self._host.parked()
                     delivery.settle()

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 import msgspec
 
+from .._texts import escaped
 from ..errors import ConfigurationError, DecodeError, EncodeError
 from ..transports import Envelope, Tombstone
 from ._content_types import BINARY, JSON, TEXT, PayloadFormat, format_of
@@ -277,4 +278,5 @@ def _reason(error: Exception) -> str:
     text = _OFFENDING_VALUE.sub(r"\1\2", str(error))
     if not isinstance(error, ValueError):
         text = f"{type(error).__name__}: {text}"
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."
+    # It quotes names of fields, which are the sender's.
+    return escaped(text, _LONGEST_REASON)

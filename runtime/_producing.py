@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from .._texts import describe, error_name, showable
 from ._host import Host
 from ._hosted import Runner
 from ._link import Link
@@ -134,6 +135,10 @@ class ProducerHost(Host):
         self.stats["producers.failed"] += 1
         self.failed("producer", error)
         self.log.error(
-            "producer %r failed: %s: %s", self.name, type(error).__name__, error, exc_info=error
+            "producer %r failed: %s: %s",
+            self.name,
+            error_name(error),
+            describe(error),
+            exc_info=showable(error),
         )
         return error

@@ -7,8 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
+from .._texts import describe, error_name
 from ..errors import RemoteError, RequestTimeout
 from ..transports import Bus, Envelope
+from ._retry import Reject
 
 __all__ = [
     "CHAIN_HEADER",
@@ -16,6 +18,7 @@ __all__ = [
     "REPLY_HEADER",
     "Requests",
     "chain_of",
+    "error_answer",
     "remote_error",
 ]
 
@@ -50,6 +53,15 @@ def remote_error(envelope: Envelope) -> RemoteError | None:
     if code is None:
         return None
     return RemoteError(code, envelope.payload.decode("utf-8", "replace"))
+
+
+def error_answer(error: BaseException) -> tuple[str, str]:
+    """Code and text of the answer to a request whose handler has raised ``error``."""
+    if isinstance(error, RemoteError):
+        return error.code, error.text
+    if isinstance(error, Reject):
+        return "rejected", describe(error)
+    return "failed", f"{error_name(error)}: {describe(error)}"
 
 
 class _Waiting:

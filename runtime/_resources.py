@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from typing import Any, TypeAlias
 
+from .._texts import showable
 from ..errors import ActorStopped, ConfigurationError
 from ._given_up import GivenUp
 
@@ -115,8 +116,8 @@ class ResourceKeeper:
                 else:
                     opened.set_result(values)
                     await self._release.wait()
-        except Exception:
-            log.exception("a resource failed to close")
+        except Exception as error:
+            log.error("a resource failed to close", exc_info=showable(error))
         finally:
             opened.cancel()
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._texts import quoted
 from ..actors import Actor, ActorSystem, Mailbox, Overflow
 from ..errors import ActorStopped, MailboxFull
 from ..transports import (
@@ -314,10 +315,10 @@ class Router(Actor):
             return
         self._stale[topic] = None
         log.warning(
-            "subscription %r: a message on %r fits none of its filters; a filter of an earlier"
+            "subscription %r: a message on %s fits none of its filters; a filter of an earlier"
             " version is still in force and is being removed",
             self.name,
-            topic,
+            quoted(topic),
         )
         if self.consumer is not None:
             self.consumer.discard_stale(topic)

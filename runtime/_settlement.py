@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
+from .._texts import describe, error_name, quoted
 from ..errors import PublishNotSent, PublishUnknown
 from ..transports import Delivery
 from ._turn import Turn
@@ -83,10 +84,10 @@ class Settlements:
             (delivery,) = deliveries
             self._stats["replies.refused"] += 1
             self._log.error(
-                "a reply or post for the request on %r was refused: %s: %s",
-                delivery.envelope.topic,
-                type(error).__name__,
-                error,
+                "a reply or post for the request on %s was refused: %s: %s",
+                quoted(delivery.envelope.topic),
+                error_name(error),
+                describe(error),
             )
             delivery.settle()
         else:

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
+from .._texts import describe, showable
+
 __all__ = ["wait_for_all", "wait_for_each", "wait_until"]
 
 log = logging.getLogger("spa_dat")
@@ -31,7 +33,7 @@ async def wait_for_each(awaitables: Iterable[Awaitable[Any]]) -> None:
     """Wait for all at once; errors are logged, for this is the way down."""
     for outcome in await asyncio.gather(*awaitables, return_exceptions=True):
         if isinstance(outcome, Exception):
-            log.error("while stopping: %s", outcome, exc_info=outcome)
+            log.error("while stopping: %s", describe(outcome), exc_info=showable(outcome))
 
 
 async def wait_until(deadline: float, awaitable: Awaitable[Any]) -> None:

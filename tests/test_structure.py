@@ -16,9 +16,17 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("actors", "runtime", "transports")
 # runtime may use the other two; those know nothing of each other.
 MAY_IMPORT = {
-    "actors": {"actors", "_environment", "_thread_work", "errors"},
-    "transports": {"transports", "_environment", "_thread_work", "errors"},
-    "runtime": {"runtime", "actors", "transports", "_environment", "_thread_work", "errors"},
+    "actors": {"actors", "_environment", "_texts", "_thread_work", "errors"},
+    "transports": {"transports", "_environment", "_texts", "_thread_work", "errors"},
+    "runtime": {
+        "runtime",
+        "actors",
+        "transports",
+        "_environment",
+        "_texts",
+        "_thread_work",
+        "errors",
+    },
 }
 SLEEPS_ALLOWED: frozenset[str] = frozenset()
 """Tests, as ``file::function``, for which letting real time pass is what is tested."""

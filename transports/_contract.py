@@ -187,6 +187,7 @@ class Bus(abc.ABC):
         Raises (at once):
             OutboxFull: too many are waiting.
             MessageTooLarge: over `max_payload`.
+            ConfigurationError: as `SocketProvider.check_message`.
         The future raises:
             PublishRefused, NotAuthorised: the broker's answer; final.
             NoResponder: a request (an envelope with response_topic) that the broker says nobody
@@ -259,3 +260,12 @@ class SocketProvider(abc.ABC):
     @abc.abstractmethod
     def check_filter(self, pattern: str) -> None:
         """Raise ConfigurationError when the bus can not serve the (plain) filter."""
+
+    def check_message(self, envelope: Envelope) -> None:
+        """Raise ConfigurationError when the bus can not carry a text of the message.
+
+        The error names the field (a topic, a header, the key, ...), shows its value, and says
+        what to do. `Bus.post`, `Bus.publish` and `Bus.park` raise the same, at once. Override it
+        unless the bus takes every text besides topics.
+        """
+        self.check_topic(envelope.topic)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
+from .._texts import quoted, unfit_character
 from ..errors import ConfigurationError
 
 __all__ = [
@@ -38,12 +39,12 @@ def check_topic(topic: str) -> None:
     for wildcard in "+#":
         if wildcard in topic:
             raise ConfigurationError(
-                f"topic {topic!r} contains {wildcard!r}, which only filters may;"
+                f"topic {quoted(topic)} contains {wildcard!r}, which only filters may;"
                 " publish to one concrete topic"
             )
     if topic.startswith("$"):
         raise ConfigurationError(
-            f"topic {topic!r} starts with '$', which brokers keep for themselves;"
+            f"topic {quoted(topic)} starts with '$', which brokers keep for themselves;"
             " choose another first level"
         )
 
@@ -54,17 +55,17 @@ def check_filter(pattern: str) -> None:
     levels = pattern.split("/")
     if levels[0] == "$share":
         raise ConfigurationError(
-            f"filter {pattern!r} names a shared group; leave '$share/<group>/' away"
+            f"filter {quoted(pattern)} names a shared group; leave '$share/<group>/' away"
             " and let the subscription be shared"
         )
     for index, level in enumerate(levels):
         if level == "#" and index < len(levels) - 1:
             raise ConfigurationError(
-                f"filter {pattern!r} has levels after '#'; '#' must be the last level"
+                f"filter {quoted(pattern)} has levels after '#'; '#' must be the last level"
             )
         if len(level) > 1 and ("+" in level or "#" in level):
             raise ConfigurationError(
-                f"filter {pattern!r} has a wildcard inside the level {level!r};"
+                f"filter {quoted(pattern)} has a wildcard inside the level {quoted(level)};"
                 " '+' and '#' must be whole levels"
             )
 
@@ -72,18 +73,12 @@ def check_filter(pattern: str) -> None:
 def _check_text(kind: str, text: str) -> None:
     if not text:
         raise ConfigurationError(f"the {kind} is empty; it needs at least one character")
-    if "\0" in text:
-        raise ConfigurationError(f"{kind} {text!r} contains a null character; remove it")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise ConfigurationError(
-            f"{kind} {text!r} contains half of a surrogate pair, which UTF-8 can not carry;"
-            " use whole characters"
-        ) from None
+    if (unfit := unfit_character(text)) is not None:
+        raise ConfigurationError(f"{kind} {quoted(text)} contains {unfit}; remove it")
+    size = len(text.encode())
     if size > _LONGEST:
         raise ConfigurationError(
-            f"{kind} {text[:40]!r}... is {size} bytes long in UTF-8;"
+            f"{kind} {quoted(text, 40)} is {size} bytes long in UTF-8;"
             f" at most {_LONGEST} are possible"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from ...transports import Envelope
 __all__ = ["DeadLetter"]
 
 _OURS = "spa_dead_"
+_ORIGINAL = "spa_dead_original"
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,19 @@ class DeadLetter:
         """The dead letter in an envelope, as it is stored on a bus."""
         notes = letter.headers
         size = notes.get("spa_dead_size")
+        sent = {name: text for name, text in notes.items() if not name.startswith(_OURS)}
+        topic = notes["spa_dead_topic"]
+        if _ORIGINAL in notes:
+            original = json.loads(notes[_ORIGINAL])
+            sent, topic = original["headers"], original["topic"]
         return cls(
-            topic=notes["spa_dead_topic"],
+            topic=topic,
             payload=b"" if size is not None else letter.payload,
             actor=notes["spa_dead_actor"],
             attempts=int(notes["spa_dead_attempts"]),
             error=notes["spa_dead_error"],
             text=notes["spa_dead_text"],
-            headers={name: text for name, text in notes.items() if not name.startswith(_OURS)},
+            headers=sent,
             message_id=notes.get("spa_dead_id"),
             size=int(size) if size and size != "0" else None,
         )

@@ -148,6 +148,10 @@ class LiveProvider(SimulatedProvider):
         super().check_filter(pattern)
         self._real.check_filter(pattern)
 
+    def check_message(self, envelope: Envelope) -> None:
+        super().check_message(envelope)
+        self._real.check_message(envelope)
+
 
 class _WatchedBus(Bus):
     """One application's presence on a real bus, and what it has under way there."""

@@ -156,6 +156,9 @@ class SimulatedProvider(SocketProvider):
     def check_filter(self, pattern: str) -> None:
         self._original.check_filter(pattern)
 
+    def check_message(self, envelope: Envelope) -> None:
+        self._original.check_message(envelope)
+
 
 def simulate(
     original: SocketProvider,

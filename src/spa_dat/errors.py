@@ -28,6 +28,8 @@ SpaDatError
 
 from __future__ import annotations
 
+from ._texts import escaped
+
 __all__ = [
     "ActorError",
     "ActorStopped",
@@ -156,7 +158,8 @@ class RemoteError(RequestError):
     """
 
     def __init__(self, code: str, text: str) -> None:
-        super().__init__(f"{code}: {text}")
+        # They are somebody else's, and this is what logs show.
+        super().__init__(f"{escaped(str(code), 100)}: {escaped(str(text))}")
         self.code = code
         self.text = text
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from .._contract import Bus, SocketProvider, Surroundings
+from .._envelope import Envelope
 from ._config import KafkaConfig
 from ._names import Names
+from ._texts import check_message
 
 __all__ = ["KafkaProvider"]
 
@@ -51,6 +53,12 @@ class KafkaProvider(SocketProvider):
 
     def check_filter(self, pattern: str) -> None:
         self._names.check_filter(pattern)
+
+    def check_message(self, envelope: Envelope) -> None:
+        self._names.address(envelope.topic)
+        if envelope.response_topic is not None:
+            self._names.address(envelope.response_topic)
+        check_message(envelope)
 
     def __repr__(self) -> str:
         return f"KafkaProvider({self.address!r})"

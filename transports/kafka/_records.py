@@ -15,24 +15,10 @@ from ...errors import ConfigurationError
 from .._envelope import Envelope
 from .._topics import RESERVED
 from ._names import Names
+from ._texts import RESERVED_NAMES, check_message
 
 __all__ = ["Codec", "Record", "StoredRecord", "size_of_headers"]
 
-_WIRE_NAMES = frozenset(
-    {
-        "content-type",
-        "correlation_id",
-        "reply_to",
-        "ttl_ms",
-        "ce_id",
-        "ce_source",
-        "ce_specversion",
-        "ce_subject",
-        "ce_time",
-        "ce_type",
-        "spa_reply_subject",
-    }
-)
 _REPLY = f"{RESERVED}/reply/"
 _NONE: Mapping[str, str] = MappingProxyType({})
 _VERSION = ("ce_specversion", b"1.0")
@@ -116,6 +102,14 @@ class Codec:
             ConfigurationError: Kafka can not carry its topic, response topic or headers, or it is
                 a tombstone without a key.
         """
+        try:
+            return self._encode(envelope)
+        except UnicodeEncodeError:
+            # Names the field.
+            check_message(envelope)
+            raise
+
+    def _encode(self, envelope: Envelope) -> Record:
         address = self._names.address(envelope.topic)
         headers: list[tuple[str, bytes]] = []
         if envelope.content_type is not None:
@@ -138,10 +132,8 @@ class Codec:
         if envelope.expiry is not None:
             headers.append(("ttl_ms", b"%d" % max(1, round(envelope.expiry * 1000))))
         for name, value in envelope.headers.items() if envelope.headers else ():
-            if name in _WIRE_NAMES:
-                raise ConfigurationError(
-                    f"header {name!r} belongs to the runtime on Kafka; choose another name"
-                )
+            if name in RESERVED_NAMES:
+                check_message(envelope)
             headers.append((name, value.encode()))
         key = address.key if envelope.key is None else envelope.key
         if envelope.tombstone and key is None:
@@ -216,9 +208,8 @@ class Codec:
             if expiry is not None and expiry <= 0:
                 return None
         key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
-        response_topic = None
+        response_topic, reply_subject = None, take("spa_reply_subject", None)
         if reply_to is not None:
-            reply_subject = take("spa_reply_subject", None)
             response_topic, correlation = self._reply_address(reply_to, reply_subject, correlation)
         if topic is None:
             topic = self._names.topic(record.topic, key, _text(subject) or "", record.offset)

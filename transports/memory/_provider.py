@@ -7,7 +7,8 @@ import itertools
 from weakref import WeakKeyDictionary
 
 from .._contract import Bus, SocketProvider, Surroundings
-from .._topics import check_filter, check_topic
+from .._envelope import Envelope
+from ..mqtt import check_filter, check_message, check_topic
 from ._broker import Broker
 from ._bus import MemoryBus
 from ._config import MemoryConfig
@@ -64,3 +65,6 @@ class MemoryProvider(SocketProvider):
 
     def check_filter(self, pattern: str) -> None:
         check_filter(pattern)
+
+    def check_message(self, envelope: Envelope) -> None:
+        check_message(envelope)

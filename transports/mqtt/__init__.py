@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from ._config import MqttConfig
 from ._provider import MqttProvider
+from ._texts import check_filter, check_message, check_topic
 
-__all__ = ["MqttConfig", "MqttProvider"]
+__all__ = ["MqttConfig", "MqttProvider", "check_filter", "check_message", "check_topic"]

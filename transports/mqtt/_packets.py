@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import EncodeError
 from .._envelope import Envelope
+from ._texts import RESERVED_NAMES
 
 __all__ = [
     "PINGREQ",
@@ -33,7 +34,6 @@ QOS2 = 0x10000
 """Added to the packet id of a message that came with QoS 2 (from a subscription made elsewhere)."""
 
 _head_and_id = struct.Struct(">HH").pack
-_RESERVED_NAMES = frozenset({"id", "source", "type", "time", "key", "specversion"})
 _LONGEST = 65_535
 _MOST_SECONDS = 4_294_967_295
 
@@ -163,7 +163,7 @@ def _encode_properties(envelope: Envelope) -> bytes:
     if envelope.id and envelope.source and envelope.type:
         parts.append(b"\x26\x00\x0bspecversion\x00\x031.0")
     for name, value in envelope.headers.items():
-        if name in _RESERVED_NAMES:
+        if name in RESERVED_NAMES:
             raise EncodeError(
                 f"header {name!r} of the message to {envelope.topic!r} has a name that the wire"
                 " format uses itself; choose another name, or use the field of that name"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from .._contract import Bus, SocketProvider, Surroundings
-from .._topics import check_filter, check_topic
+from .._envelope import Envelope
 from ._config import MqttConfig
 from ._libraries import check_libraries, check_loop
 from ._talk import MqttBus
+from ._texts import check_filter, check_message, check_topic
 
 __all__ = ["MqttProvider"]
 
@@ -47,6 +48,9 @@ class MqttProvider(SocketProvider):
 
     def check_filter(self, pattern: str) -> None:
         check_filter(pattern)
+
+    def check_message(self, envelope: Envelope) -> None:
+        check_message(envelope)
 
     def __repr__(self) -> str:
         return f"MqttProvider({self.address!r})"

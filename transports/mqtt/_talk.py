@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable
 
@@ -12,7 +11,6 @@ from .._addresses import parked, reply_prefix
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
-from .._topics import check_topic
 from ._adapter import MqttClient
 from ._config import MqttConfig
 from ._connection import Connection
@@ -21,6 +19,7 @@ from ._keepalive import LARGE
 from ._packets import PublishPacket
 from ._reasons import NO_SUBSCRIBERS, publish_refusal, subscribe_refusal
 from ._session import Loss, ServerLimits
+from ._texts import check_message
 
 __all__ = ["MqttBus"]
 
@@ -30,7 +29,6 @@ _REFUSED = 0x80
 _MOST_PATIENCE = 16
 # Bytes that are written and not confirmed; they are in memory once more until they have left.
 _MOST_WRITTEN = 8_388_608
-_check_topic = functools.lru_cache(4_096)(check_topic)
 
 
 class MqttBus(Bus):
@@ -182,7 +180,7 @@ class MqttBus(Bus):
                 f" {self.max_payload} are allowed: send less, or raise the option 'max_payload'"
                 " if the broker allows it"
             )
-        _check_topic(envelope.topic)
+        check_message(envelope)
         if envelope.qos not in (0, 1):
             raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")
         packet = PublishPacket(envelope)

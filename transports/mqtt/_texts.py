@@ -1,0 +1,94 @@
+"""What the texts of a message on an MQTT broker may be."""
+
+from __future__ import annotations
+
+import functools
+
+from ..._texts import quoted, unfit_character
+from ...errors import ConfigurationError
+from .._envelope import Envelope
+from .._topics import check_filter as check_any_filter, check_topic as check_any_topic
+
+__all__ = ["RESERVED_NAMES", "check_filter", "check_message", "check_topic"]
+
+RESERVED_NAMES = frozenset({"id", "source", "type", "time", "key", "specversion"})
+"""Names of headers (user properties) that stand for fields of the envelope."""
+_LONGEST = 65_535
+# Mosquitto's limit; it ends the connection over more.
+_MOST_LEVELS = 200
+_LEVELS_OF_A_SHARE = 2
+# A character is at most four bytes of UTF-8.
+_SURELY_SHORT = _LONGEST // 4
+
+
+@functools.lru_cache(4_096)
+def check_topic(topic: str) -> None:
+    """Raise ConfigurationError unless messages can be published to ``topic``."""
+    check_any_topic(topic)
+    _check_levels("topic", topic, _MOST_LEVELS)
+
+
+def check_filter(pattern: str) -> None:
+    """Raise ConfigurationError unless ``pattern`` can be subscribed to, also shared."""
+    check_any_filter(pattern)
+    _check_levels("filter", pattern, _MOST_LEVELS - _LEVELS_OF_A_SHARE)
+
+
+def _check_levels(what: str, text: str, most: int) -> None:
+    levels = text.count("/") + 1
+    if levels > most:
+        raise ConfigurationError(
+            f"{what} {quoted(text, 40)} has {levels} levels, and more than {most} make some brokers"
+            " end the connection: put what varies into a header or the payload"
+        )
+
+
+def check_message(envelope: Envelope) -> None:
+    """Raise ConfigurationError when MQTT can not carry a text of the message.
+
+    Brokers end the connection over a text that they do not take, and say no more. So what any of
+    them refuses is refused here: the error names the field, shows its value, and says what to do.
+    """
+    check_topic(envelope.topic)
+    if envelope.response_topic is not None:
+        check_topic(envelope.response_topic)
+    for what, text in (
+        ("content_type", envelope.content_type),
+        ("key", envelope.key),
+        ("id", envelope.id),
+        ("source", envelope.source),
+        ("type", envelope.type),
+    ):
+        if text is not None:
+            _check_text(text, what)
+    correlation = envelope.correlation
+    if correlation is not None and len(correlation) > _LONGEST:
+        raise ConfigurationError(
+            f"correlation has {len(correlation)} bytes, and MQTT carries {_LONGEST}: shorten it"
+        )
+    if envelope.headers:
+        for name, value in envelope.headers.items():
+            if name in RESERVED_NAMES:
+                raise ConfigurationError(
+                    f"header {name!r} has a name that the wire format uses itself: choose another"
+                    " name, or use the field of that name"
+                )
+            _check_text(name, "name of a header")
+            _check_text(value, "header", name)
+
+
+def _check_text(text: str, what: str, name: str | None = None) -> None:
+    if len(text) <= _SURELY_SHORT and text.isascii() and text.isprintable():
+        return
+    described = what if name is None else f"{what} {quoted(name)}"
+    if (unfit := unfit_character(text)) is not None:
+        raise ConfigurationError(
+            f"{described}: {quoted(text)} contains {unfit}, and MQTT carries no such text: leave it"
+            " out, or send it in the payload"
+        )
+    size = len(text.encode())
+    if size > _LONGEST:
+        raise ConfigurationError(
+            f"{described}: {quoted(text, 40)} has {size} bytes in UTF-8, and MQTT carries"
+            f" {_LONGEST}: shorten it, or send it in the payload"
+        )
