@@ -15,6 +15,7 @@ from ._retry import Reject
 __all__ = [
     "CHAIN_HEADER",
     "ERROR_HEADER",
+    "MOST_REPLIES",
     "REPLY_HEADER",
     "Requests",
     "chain_of",
@@ -28,7 +29,15 @@ ERROR_HEADER = "spa_error"
 """On a reply: the code of a `RemoteError`; the payload is its text."""
 REPLY_HEADER = "spa_reply"
 """On a reply: marks it as one, so that it never gets a reply itself."""
-
+MOST_REPLIES = 1_000
+"""How many replies to one request are kept unless something else is said."""
+_MOST_BYTES = 16_777_216
+_MOST_BYTES_TOGETHER = 67_108_864
+_LONGEST_CODE = 100
+_LONGEST_TEXT = 1_000
+# What each takes in memory beside its characters.
+_OVERHEAD = 512
+_OVERHEAD_OF_A_HEADER = 256
 
 # Sixteen names at the most, of printable characters: see `chain_names`.
 _CHAIN = re.compile(r"[!-+\--~]+(?:,[!-+\--~]+){0,15}")
@@ -48,11 +57,33 @@ def chain_of(envelope: Envelope) -> tuple[str, ...]:
 
 
 def remote_error(envelope: Envelope) -> RemoteError | None:
-    """The error that a reply carries, if it carries one."""
+    """The error that a reply carries, shortened, or is for being too large; None for a good one."""
     code = envelope.headers.get(ERROR_HEADER)
+    left_out = envelope.left_out
     if code is None:
-        return None
-    return RemoteError(code, envelope.payload.decode("utf-8", "replace"))
+        if left_out is None:
+            return None
+        text = (
+            f"the reply has {left_out.size} bytes, which is more than may be received: have less"
+            " sent, or raise the option 'max_received' of the bus"
+        )
+        return RemoteError("reply-too-large", text)
+    if left_out is not None:
+        text = f"(a text of {left_out.size} bytes)"
+    else:
+        # A character has at most four bytes.
+        text = envelope.payload[: 4 * _LONGEST_TEXT].decode("utf-8", "replace")
+        if len(envelope.payload) > 4 * _LONGEST_TEXT or len(text) > _LONGEST_TEXT:
+            text = f"{text[:_LONGEST_TEXT]}... ({len(envelope.payload)} bytes)"
+    return RemoteError(code[:_LONGEST_CODE], text)
+
+
+def _size(envelope: Envelope) -> int:
+    texts = (envelope.id, envelope.source, envelope.type, envelope.key, envelope.content_type)
+    size = _OVERHEAD + len(envelope.payload) + sum(len(text) for text in texts if text)
+    for name, value in envelope.headers.items():
+        size += _OVERHEAD_OF_A_HEADER + len(name) + len(value)
+    return size
 
 
 def error_answer(error: BaseException) -> tuple[str, str]:
@@ -67,11 +98,15 @@ def error_answer(error: BaseException) -> tuple[str, str]:
 class _Waiting:
     """One request under way: hands on each reply, then is forgotten."""
 
-    __slots__ = ("future", "replies", "seen", "wanted")
+    __slots__ = ("future", "limit", "replies", "seen", "size", "wanted")
 
-    def __init__(self, future: asyncio.Future[list[Envelope]], wanted: int | None) -> None:
+    def __init__(
+        self, future: asyncio.Future[list[Envelope]], wanted: int | None, limit: int
+    ) -> None:
         self.future = future
         self.wanted = wanted
+        self.limit = limit
+        self.size = 0
         self.replies: list[Envelope] = []
         self.seen: set[tuple[str | None, str]] = set()
 
@@ -90,7 +125,8 @@ class Requests:
     """The table of requests under way on one bus.
 
     Every request has a correlation of its own that can not be guessed. A reply for an unknown
-    one (late, repeated, foreign) is dropped and counted as ``replies.dropped``.
+    one (late, repeated, foreign) is dropped and counted as ``replies.dropped``, and so is one that
+    is more than is kept.
     """
 
     def __init__(self, bus: Bus, token: Callable[[], str], stats: Counter[str]) -> None:
@@ -98,6 +134,8 @@ class Requests:
         self._token = token
         self._stats = stats
         self._waiting: dict[str, _Waiting] = {}
+        # Bytes of what is kept for requests of several replies.
+        self._size = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -108,13 +146,43 @@ class Requests:
         if waiting is None or waiting.future.done() or waiting.is_repeated(envelope):
             self._stats["replies.dropped"] += 1
             return
+        if waiting.wanted != 1 and not self._keeps(waiting, envelope):
+            self._stats["replies.dropped"] += 1
+            del self._waiting[correlation]
+            waiting.future.set_result(waiting.replies)
+            return
         waiting.replies.append(envelope)
         if waiting.wanted is not None and len(waiting.replies) >= waiting.wanted:
             del self._waiting[correlation]
             waiting.future.set_result(waiting.replies)
 
+    def _keeps(self, waiting: _Waiting, envelope: Envelope) -> bool:
+        """Whether there is room for one more reply; if not, the last one says so."""
+        size = _size(envelope)
+        if waiting.wanted is None and len(waiting.replies) >= waiting.limit:
+            problem = f"more than {waiting.limit} replies came: raise limit= if they are wanted"
+        elif waiting.size + size > _MOST_BYTES or self._size + size > _MOST_BYTES_TOGETHER:
+            problem = (
+                f"after {len(waiting.replies)} replies of {waiting.size} bytes there was no room"
+                f" for more: one request may have {_MOST_BYTES} bytes of replies, and all together"
+                f" {_MOST_BYTES_TOGETHER}"
+            )
+        else:
+            waiting.size += size
+            self._size += size
+            return True
+        headers = {ERROR_HEADER: "too-many-replies"}
+        end = Envelope(topic=envelope.topic, payload=problem.encode(), headers=headers)
+        waiting.replies.append(end)
+        return False
+
     async def request(
-        self, make: Callable[[str, bytes], Envelope], *, timeout: float, wanted: int | None
+        self,
+        make: Callable[[str, bytes], Envelope],
+        *,
+        timeout: float,
+        wanted: int | None,
+        limit: int = MOST_REPLIES,
     ) -> list[Envelope]:
         """Send a request and collect its replies.
 
@@ -123,6 +191,7 @@ class Requests:
             timeout: seconds.
             wanted: how many replies end the waiting; None waits for the whole timeout and
                 returns what has come, be it nothing.
+            limit: without ``wanted``, how many replies are kept.
 
         Raises:
             RequestTimeout: fewer than ``wanted`` replies came in time.
@@ -133,7 +202,7 @@ class Requests:
         envelope = make(self._bus.reply_address(correlation), correlation.encode("ascii"))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Envelope]] = loop.create_future()
-        waiting = _Waiting(future, wanted)
+        waiting = _Waiting(future, wanted, limit)
         self._waiting[correlation] = waiting
         expiry = loop.call_later(timeout, self._expire, waiting, envelope.topic, timeout)
         try:
@@ -147,6 +216,7 @@ class Requests:
         finally:
             expiry.cancel()
             self._waiting.pop(correlation, None)
+            self._size -= waiting.size
 
     def _expire(self, waiting: _Waiting, topic: str, timeout: float) -> None:
         if waiting.future.done():

@@ -13,8 +13,8 @@ from ..transports import Envelope
 from ._link import Link
 from ._message import NO_HEADERS, Message, OutgoingMessage
 from ._payloads import Decoder
-from ._requests import remote_error
-from ._specs import check_seconds
+from ._requests import MOST_REPLIES, remote_error
+from ._specs import check_seconds, is_number
 
 __all__ = ["DEFAULT_TIMEOUT", "RuntimeSubscriptions", "Socket"]
 
@@ -236,6 +236,7 @@ class Socket:
         payload: object = None,
         *,
         count: int | None = None,
+        limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -249,6 +250,7 @@ class Socket:
         *,
         reply: type[T],
         count: int | None = None,
+        limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -261,6 +263,7 @@ class Socket:
         *,
         reply: Any = bytes,
         count: int | None = None,
+        limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -273,6 +276,9 @@ class Socket:
             reply: the type that each reply must fit; bytes by default.
             count: return as soon as this many have come; None waits for the whole timeout and
                 returns all that came.
+            limit: without ``count``, the most replies that are kept. One more ends the waiting,
+                and so do 16 MiB of replies: then the last of what is returned is a `RemoteError`
+                with the code ``too-many-replies``.
             timeout: seconds.
             key: as for `publish`.
             headers: as for `publish`.
@@ -288,8 +294,10 @@ class Socket:
             raise ConfigurationError(
                 f"request_many(count={count!r}): give 1 or more, or None for all"
             )
+        if not is_number(limit) or not isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(f"request_many(limit={limit!r}): give 1 or more")
         decode = self._decoder(reply)
-        envelopes = await self._request(topic, payload, key, headers, timeout, count)
+        envelopes = await self._request(topic, payload, key, headers, timeout, count, limit)
         return [remote_error(envelope) or decode(envelope) for envelope in envelopes]
 
     async def _request(
@@ -300,6 +308,7 @@ class Socket:
         headers: Mapping[str, str] | None,
         timeout: float,
         wanted: int | None,
+        limit: int = MOST_REPLIES,
     ) -> list[Envelope]:
         self._link.check_use()
         check_seconds("request", "timeout", timeout)
@@ -312,7 +321,7 @@ class Socket:
             )
 
         message = _message(topic, payload, key=key, headers=headers, expiry=timeout)
-        return await self._link.requests.request(make, timeout=timeout, wanted=wanted)
+        return await self._link.requests.request(make, timeout=timeout, wanted=wanted, limit=limit)
 
     def _decoder(self, reply: Any) -> Callable[[Envelope], Any]:
         known = self._decoders.get(reply)

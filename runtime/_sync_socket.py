@@ -9,6 +9,7 @@ from typing import Any, TypeVar, overload
 
 from ..errors import ActorStopped, ConfigurationError, RemoteError
 from ._message import OutgoingMessage
+from ._requests import MOST_REPLIES
 from ._socket import DEFAULT_TIMEOUT, Socket
 
 __all__ = ["SyncSocket"]
@@ -166,6 +167,7 @@ class SyncSocket:
         payload: object = None,
         *,
         count: int | None = None,
+        limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -179,6 +181,7 @@ class SyncSocket:
         *,
         reply: type[T],
         count: int | None = None,
+        limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -191,6 +194,7 @@ class SyncSocket:
         *,
         reply: Any = bytes,
         count: int | None = None,
+        limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -198,6 +202,13 @@ class SyncSocket:
         """Send a request and collect several replies; see `Socket.request_many`."""
         return self._wait(
             self._socket.request_many(
-                topic, payload, reply=reply, count=count, timeout=timeout, key=key, headers=headers
+                topic,
+                payload,
+                reply=reply,
+                count=count,
+                limit=limit,
+                timeout=timeout,
+                key=key,
+                headers=headers,
             )
         )

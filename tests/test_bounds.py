@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from spa_dat import DistributedApplication
+from spa_dat import DistributedApplication, Message, Socket
 from spa_dat._environment import Environment
-from spa_dat.errors import ConfigurationError, DecodeError, OutboxFull
+from spa_dat.errors import ConfigurationError, DecodeError, OutboxFull, RemoteError
 from spa_dat.runtime._dead_letter import dead_letter
+from spa_dat.runtime._requests import ERROR_HEADER, remote_error
 from spa_dat.testing import Harness
 from spa_dat.transports import (
     Delivery,
@@ -409,3 +410,118 @@ async def test_there_is_room_again_when_half_of_the_bytes_have_left() -> None:
     box.confirm(entries[1])
     await waiting
     box.confirm(entries[2])
+
+
+# Replies.
+
+
+def asking(url: str) -> DistributedApplication:
+    """An application that answers with as many replies of such a size as it is told."""
+    app = DistributedApplication(url, name="app")
+
+    @app.application("svc", replies=True)
+    async def svc(message: Message[tuple[int, int]], socket: Socket) -> None:
+        count, size = message.payload
+        assert message.response_topic is not None
+        for _ in range(count):
+            socket.post(message.response_topic, b"x" * size)
+
+    return app
+
+
+async def replies_of(
+    url: str, number: int, size: int, **options: Any
+) -> tuple[list[bytes | RemoteError], float]:
+    app = asking(url)
+    async with app:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        replies = await app.socket().request_many("svc", [number, size], timeout=9.0, **options)
+        return replies, loop.time() - began
+
+
+@pytest.mark.virtual
+async def test_replies_beyond_the_limit_end_the_waiting_and_the_last_one_says_so() -> None:
+    replies, waited = await replies_of("memory://", 2_000, 1)
+    assert replies[:-1] == [b"x"] * 1_000
+    last = replies[-1]
+    assert isinstance(last, RemoteError)
+    assert last.code == "too-many-replies"
+    assert "more than 1000 replies" in last.text
+    assert waited < 1.0
+    replies, waited = await replies_of("memory://", 5, 1, limit=5)
+    assert (replies, waited) == ([b"x"] * 5, 9.0)
+
+
+@pytest.mark.virtual
+async def test_who_says_how_many_replies_are_wanted_gets_them() -> None:
+    replies, _ = await replies_of("memory://", 2_000, 1, count=1_500)
+    assert replies == [b"x"] * 1_500
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("count", [None, 30])
+async def test_replies_have_a_limit_in_bytes(count: int | None) -> None:
+    replies, waited = await replies_of("memory://", 40, 1_000_000, count=count)
+    last = replies[-1]
+    assert isinstance(last, RemoteError)
+    assert last.code == "too-many-replies"
+    assert "16777216 bytes" in last.text
+    assert len(replies) == 17
+    assert waited < 1.0
+
+
+@pytest.mark.virtual
+async def test_all_requests_together_have_a_limit_in_bytes_that_is_given_back() -> None:
+    app = asking("memory://?outbox_bytes=1000000000")
+    async with app:
+        for _ in range(2):
+            answers = await asyncio.gather(
+                *(app.socket().request_many("svc", [15, 1_000_000], timeout=9.0) for _ in range(6))
+            )
+            complete = [replies for replies in answers if replies == [b"x" * 1_000_000] * 15]
+            assert len(complete) == 4
+            for replies in answers:
+                if replies not in complete:
+                    assert isinstance(replies[-1], RemoteError)
+
+
+@pytest.mark.virtual
+async def test_a_reply_over_the_limit_is_an_error_that_says_so() -> None:
+    url = "memory://?max_payload=1000000&max_received=1000"
+    app = asking(url)
+    async with app:
+        socket = app.socket()
+        assert await socket.request("svc", [1, 1_000]) == b"x" * 1_000
+        with pytest.raises(RemoteError, match=r"1001 bytes.*'max_received'") as raised:
+            await socket.request("svc", [1, 1_001])
+        assert raised.value.code == "reply-too-large"
+    (answer, *_), _ = await replies_of(url, 1, 1_001)
+    assert isinstance(answer, RemoteError)
+    assert answer.code == "reply-too-large"
+
+
+def test_the_text_and_the_code_of_a_received_error_are_shortened() -> None:
+    def error_of(code: str, text: bytes) -> RemoteError:
+        error = remote_error(Envelope(topic="t", headers={ERROR_HEADER: code}, payload=text))
+        assert error is not None
+        return error
+
+    assert error_of("c", b"x" * 1_000).text == "x" * 1_000
+    long = error_of("c" * 60_000, b"x" * 5_000_000)
+    assert long.code == "c" * 100
+    assert long.text == "x" * 1_000 + "... (5000000 bytes)"
+    wide = error_of("c", "\N{PILE OF POO}".encode() * 1_001)
+    assert wide.text == "\N{PILE OF POO}" * 1_000 + "... (4004 bytes)"
+    left = remote_error(
+        without_payload(Envelope(topic="t", headers={ERROR_HEADER: "c"}, payload=b"x" * 9))
+    )
+    assert left is not None
+    assert (left.code, left.text) == ("c", "(a text of 9 bytes)")
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("limit", [0, True, 1.5, "1", None])
+async def test_a_limit_of_replies_is_a_whole_number(limit: Any) -> None:
+    with pytest.raises(ConfigurationError, match="limit="):
+        await replies_of("memory://", 1, 1, limit=limit)
