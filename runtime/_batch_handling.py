@@ -20,7 +20,7 @@ from ._retry import Reject, Retry
 from ._scope import ProducerScope, ScopeOwner
 from ._specs import Handler
 from ._tracebacks import of_users_code
-from ._turn import Turn, current_turn
+from ._turn import Turn, current_turn, lasting_identity
 
 __all__ = ["BatchHandling"]
 
@@ -111,7 +111,7 @@ class BatchHandling(Handling):
         index = batch[0].route.handler
         handler = host.handlers[index]
         limit = host.options.deadline
-        turn = Turn(_identity(batch), host.source)
+        turn = Turn(_identity(batch), host.source, shared=batch[0].route.router.shared)
         current_turn.set(turn)
         deadline = None if limit is None else self._now() + limit
         try:
@@ -227,7 +227,7 @@ def _attempts(batch: Sequence[Delivery]) -> int:
 
 def _identity(batch: Sequence[Delivery]) -> str | None:
     """What the ids of a batch's publishes are made of; None when a message has no id."""
-    identities = [delivery.envelope.identity for delivery in batch]
+    identities = [lasting_identity(delivery.envelope) for delivery in batch]
     if len(identities) == 1:
         return identities[0]
     known = [identity for identity in identities if identity is not None]

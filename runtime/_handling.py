@@ -106,7 +106,7 @@ class Handling:
         if delivery.state is not _QUEUED:
             return
         delivery.state = _RUNNING
-        turn = Turn(envelope, host.source)
+        turn = Turn(envelope, host.source, shared=delivery.route.router.shared)
         current_turn.set(turn)
         injection = host.handlers[index].injection
         name = injection.only_payload
@@ -185,9 +185,9 @@ class Handling:
     ) -> None:
         host = self._host
         handler = host.handlers[index]
-        limit = host.options.deadline
+        limit, shared = host.options.deadline, delivery.route.router.shared
         while True:
-            turn = Turn(delivery.envelope, host.source, request)
+            turn = Turn(delivery.envelope, host.source, request, shared=shared)
             current_turn.set(turn)
             deadline = None if limit is None else self._now() + limit
             scope = MessageScope(host, handler, delivery, turn, deadline)
@@ -354,7 +354,7 @@ class Handling:
             await self.settlements.settle_after(delivery, failed)
             return
         code, text = error_answer(error)
-        turn = Turn(request.id, self._host.source, request)
+        turn = Turn(request.id, self._host.source, request, shared=failed.shared)
         turn.posts.extend(failed.posts)
         while True:
             try:

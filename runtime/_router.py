@@ -55,6 +55,8 @@ class Router(Actor):
         self._elsewhere = elsewhere
         self.inbox = Mailbox()
         self.consumer: Consumer | None = None
+        # Whether each message goes to one of several instances.
+        self.shared = False
         self._stats = stats
         self._trie: TopicTrie[Route] = TopicTrie()
         # The lanes of an actor are several targets.

@@ -136,6 +136,7 @@ class Subscriptions:
             share=deliver == "share",
             durable=not self._identity.ephemeral,
         )
+        shared.router.shared = subscription.share
         spawn_router(system, shared.router)
         consumer = first.link.bus.consumer(subscription, shared.router)
         shared.router.consumer = consumer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid
 from contextvars import ContextVar
 from hashlib import sha1
@@ -11,7 +12,7 @@ import msgspec
 
 from ..transports import Envelope
 
-__all__ = ["Turn", "current_turn"]
+__all__ = ["Turn", "current_turn", "lasting_identity"]
 
 
 class Turn(msgspec.Struct, eq=False):
@@ -28,6 +29,8 @@ class Turn(msgspec.Struct, eq=False):
         answered: a reply was sent, or is on its way.
         posts: publishes that have to be confirmed before the message is settled.
         active: whether the handler still runs.
+        shared: another instance may have to handle the message again: the ids do not depend on
+            the instance. What every instance gets makes something of its own in each.
     """
 
     message_id: str | Envelope | None
@@ -37,6 +40,7 @@ class Turn(msgspec.Struct, eq=False):
     answered: bool = False
     posts: list[asyncio.Future[None]] = []
     active: bool = True
+    shared: bool = False
     _ordinals: dict[str, int] | None = None
 
     def publish_id(self, topic: str) -> str | None:
@@ -46,20 +50,39 @@ class Turn(msgspec.Struct, eq=False):
         publishes on that topic went before. None when the message has no id to build on.
         """
         if isinstance(self.message_id, Envelope):
-            self.message_id = self.message_id.identity
+            self.message_id = lasting_identity(self.message_id)
         if self.message_id is None or not self.active:
             return None
         if self._ordinals is None:
             self._ordinals = {}
         ordinal = self._ordinals.get(topic, 0)
         self._ordinals[topic] = ordinal + 1
-        name = f"{self.message_id}\0{self.actor}\0{topic}\0{ordinal}"
+        actor = _common(self.actor) if self.shared else self.actor
+        name = f"{self.message_id}\0{actor}\0{topic}\0{ordinal}"
         # By hand: uuid.uuid5 takes several times as long.
         digits = sha1(_NAMESPACE + name.encode(), usedforsecurity=False).hexdigest()
         variant = "89ab"[int(digits[16], 16) & 3]
         return (
             f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
         )
+
+
+def lasting_identity(envelope: Envelope) -> str | None:
+    """What the ids of publishes over a message are made of: its id, or its place in the log.
+
+    With the time, since a topic that was deleted and made anew has other messages at the same
+    places. None when the message has neither.
+    """
+    identity = envelope.identity
+    if identity is None or envelope.id is not None:
+        return identity
+    return f"{identity}@{envelope.time}"
+
+
+@functools.lru_cache(1_024)
+def _common(actor: str) -> str:
+    application, _, name = actor.split("/", 2)
+    return f"{application}/{name}"
 
 
 _NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11").bytes

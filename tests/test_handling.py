@@ -10,6 +10,7 @@ import pytest
 
 from spa_dat import Actor, Context, Message, RetryPolicy, Socket, on
 from spa_dat.errors import ActorStopped, ConfigurationError, RemoteError
+from spa_dat.runtime._turn import Turn
 from spa_dat.transports import Envelope
 from support.memory import Gate, Site
 from support.waiting import eventually
@@ -601,6 +602,19 @@ async def test_ids_differ_between_actors_and_instances() -> None:
     assert {envelope.source for envelope in out.envelopes} == {
         f"app/{instance}/{name}" for instance in (0, 1) for name in ("one", "two")
     }
+
+
+def test_ids_for_messages_without_an_id_are_made_of_their_place_and_time() -> None:
+    def made(time: float, actor: str = "app/0/a", *, shared: bool = False) -> str | None:
+        envelope = Envelope(topic="t", partition=0, offset=5, time=time)
+        return Turn(envelope, actor, shared=shared).publish_id("out")
+
+    assert made(1.0) == made(1.0)
+    # The topic was made anew.
+    assert made(1.0) != made(2.0)
+    assert made(1.0) != made(1.0, "app/1/a")
+    assert made(1.0, shared=True) == made(1.0, "app/1/a", shared=True)
+    assert made(1.0, shared=True) != made(1.0, "app/1/b", shared=True)
 
 
 async def test_tasks_that_a_handler_leaves_behind_spoil_neither_ids_nor_settlement() -> None:

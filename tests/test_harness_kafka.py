@@ -178,6 +178,67 @@ def test_one_partition_keeps_everything_in_order() -> None:
     assert [number for _, number in seen] == list(range(20))
 
 
+@pytest.mark.parametrize("batch", [None, (2, 0.01)])
+def test_what_another_instance_publishes_again_has_the_same_id(
+    batch: tuple[int, float] | None,
+) -> None:
+    apps = []
+    began: list[str] = []
+
+    def add(instance: str) -> None:
+        app = DistributedApplication("kafka://broker:9092", name="app", instance=instance)
+
+        async def work(key: str | None, socket: Socket) -> None:
+            began.append(instance)
+            await socket.publish("out", instance, key=key)
+            if len(began) == 1:
+                await asyncio.Event().wait()
+
+        if batch is None:
+
+            @app.application("in", name="actor")
+            async def handle(message: Message[bytes], socket: Socket) -> None:
+                await work(message.key, socket)
+
+        else:
+
+            @app.application("in", name="actor", batch=batch)
+            async def handle_all(messages: list[Message[bytes]], socket: Socket) -> None:
+                await work(messages[0].key, socket)
+
+        apps.append(app)
+
+    for instance in "01":
+        add(instance)
+    with Harness(*apps) as harness:
+        harness.publish("in", b"x", key="k")
+        harness.advance(1)
+        first = began[0]
+        harness.crash(apps[int(first)])
+        harness.settle()
+        assert began[1:] == ["1" if first == "0" else "0"]
+        one, other = harness.messages("out")
+        assert one.id == other.id
+        assert one.source != other.source
+
+
+def test_what_every_instance_gets_makes_something_of_its_own_in_each() -> None:
+    apps = []
+    for instance in "01":
+        app = DistributedApplication("kafka://broker:9092", name="app", instance=instance)
+
+        @app.application("in", name="actor", deliver="all")
+        async def handle(payload: bytes, socket: Socket) -> None:
+            await socket.publish("out", payload)
+
+        apps.append(app)
+    with Harness(*apps) as harness:
+        harness.publish("in", b"x")
+        harness.settle()
+        one, other = harness.messages("out")
+        assert one.id != other.id
+
+
 def test_two_instances_share_the_partitions() -> None:
     one, seen = collecting(instance="0")
     other, also_seen = collecting(instance="1")
