@@ -132,12 +132,21 @@ async def test_a_record_without_key_for_a_compacted_topic_is_refused(kafka: Kafk
     async with bus_client(kafka.server, prefix=prefix) as client:
         posts = [
             client.bus.post(Envelope(topic="table", payload=bytes([number]), key=key))
-            for number, key in enumerate(["a", None, "b"])
+            for number, key in enumerate(["a", None, "b", None, "c", "d"])
         ]
+        others = [client.bus.post(Envelope(topic="other", payload=b"y")) for _ in range(20)]
         results = await asyncio.wait_for(asyncio.gather(*posts, return_exceptions=True), 20)
-        assert [type(result) for result in results] == [type(None), PublishRefused, type(None)]
-        records = await read(kafka.server, f"{prefix}table", 2)
-    assert [record.value for record in records if record.key] == [b"\0", b"\2"]
+        await asyncio.wait_for(asyncio.gather(*others), 20)
+        refused = [number for number, result in enumerate(results) if result is not None]
+        assert refused == [1, 3]
+        assert isinstance(results[1], PublishRefused)
+        assert "'table'" in str(results[1])
+        assert "key=" in str(results[1])
+        await client.publish("table", b"\6", key="a")
+        records = await read(kafka.server, f"{prefix}table", 5)
+        # Nobody else notices: no other producer was needed.
+        assert client.stats["kafka.producers_lost"] == 0
+    assert [record.value for record in records] == [b"\0", b"\2", b"\4", b"\5", b"\6"]
 
 
 @pytest.mark.kafka

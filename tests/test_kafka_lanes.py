@@ -51,6 +51,7 @@ class Library:
         self.taken_back: list[int] = []
         self.broken: list[BaseException] = []
         self.unknown: Exception | None = None
+        self.code = -1
         self.pending: list[asyncio.Future[None]] = []
         self.lane = Lane(self, "t", 0)
         self._most = most
@@ -102,6 +103,9 @@ class Library:
 
     def take_back(self, name: str, partition: int, count: int) -> None:
         self.taken_back.append(count)
+
+    def last_refusal(self, name: str, partition: int) -> int:
+        return self.code
 
     def break_off(self, cause: BaseException) -> None:
         self.broken.append(cause)
@@ -185,6 +189,31 @@ async def test_only_the_record_to_blame_is_refused_and_the_order_stays(
     assert not library.broken
     refused = [len(numbers) for numbers in library.sent if bad & set(numbers)]
     assert library.taken_back == refused
+
+
+@pytest.mark.parametrize("error", [kafka.UnknownError(), kafka.PolicyViolationError()])
+async def test_what_breaks_a_rule_of_the_topic_is_refused_alone(
+    error: Exception,
+) -> None:
+    library = Library(verdict=lambda numbers: error if 2 in numbers else None)
+    # The library has no name for this one.
+    library.code = 87
+    results = await asyncio.gather(*library.post(*range(5)), return_exceptions=True)
+    assert [number for number, result in enumerate(results) if result is not None] == [2]
+    assert isinstance(results[2], PublishRefused)
+    assert library.confirmed == [0, 1, 3, 4]
+    assert not library.broken
+
+
+@pytest.mark.parametrize("code", [76])
+async def test_what_no_record_of_the_topic_would_change_is_refused_for_all(code: int) -> None:
+    library = Library(verdict=lambda numbers: kafka.UnknownError())
+    library.code = code
+    results = await asyncio.gather(*library.post(*range(5)), return_exceptions=True)
+    assert [type(result) for result in results] == [PublishRefused] * 5
+    assert "compression" in str(results[0])
+    assert library.sent == [[0, 1, 2, 3, 4]]
+    assert not library.broken
 
 
 @given(count=st.integers(1, 30), bad=st.sets(st.integers(0, 29), max_size=4))

@@ -20,11 +20,42 @@ from .._failures import ConnectProblem, describe_failure
 
 __all__ = [
     "TRANSLATIONS",
+    "InvalidRecordError",
+    "UnknownAnswerError",
+    "UnsupportedCompressionError",
     "connect_problem",
     "describe",
+    "error_for",
     "publish_refusal",
     "translate",
 ]
+
+
+class InvalidRecordError(kafka.BrokerResponseError):  # type: ignore[misc]
+    """A record breaks a rule of its topic: in a compacted one each needs a key."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+
+
+class UnsupportedCompressionError(kafka.BrokerResponseError):  # type: ignore[misc]
+    """The broker, or the topic, does not take batches compressed so."""
+
+    errno = 76
+    message = "UNSUPPORTED_COMPRESSION_TYPE"
+
+
+class UnknownAnswerError(kafka.BrokerResponseError):  # type: ignore[misc]
+    """An answer that the library has no name for.
+
+    Args:
+        code: what the broker answered.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"answer {code}")
+        self.code = code
+
 
 TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
     (kafka.TopicAuthorizationFailedError, NotAuthorised),
@@ -57,6 +88,8 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (kafka.RecordListTooLargeError, "larger than a segment of the topic"),
     (kafka.UnknownTopicOrPartitionError, "unknown topic or partition"),
     (kafka.InvalidTopicError, "no valid name of a topic"),
+    (InvalidRecordError, "the record breaks a rule of the topic"),
+    (UnsupportedCompressionError, "compression of this kind is not taken (option compression)"),
     (kafka.InvalidTimestampError, "the time is out of the range that the topic accepts"),
     (kafka.CorruptRecordException, "the record is not acceptable to the topic (has it a key?)"),
     (kafka.PolicyViolationError, "against a policy of the cluster"),
@@ -135,14 +168,26 @@ def connect_problem(cause: BaseException, address: str, user: str | None) -> Con
     return ConnectProblem(ConnectFailed(text), final=isinstance(cause, ssl.SSLError))
 
 
-def publish_refusal(cause: BaseException, topic: str) -> TransportError:
+def error_for(code: int) -> kafka.BrokerResponseError:
+    """What a broker answered, also where the library has no name for it."""
+    for kind in (InvalidRecordError, UnsupportedCompressionError):
+        if kind.errno == code:
+            return kind()
+    known = kafka.for_code(code)
+    return known() if known.errno == code else UnknownAnswerError(code)
+
+
+def publish_refusal(cause: BaseException, topic: str, *, keyless: bool = False) -> TransportError:
     """The error for a publish that the cluster refused for good.
 
     Args:
         cause: what the library says of it.
         topic: the address published to.
+        keyless: whether the message has no key.
     """
     text = f"the cluster refused the publish to {topic!r}: {describe(cause)}"
+    if keyless and isinstance(cause, (InvalidRecordError, kafka.CorruptRecordException)):
+        return PublishRefused(f"{text}: if it is compacted, every message needs a key=")
     if isinstance(cause, _FORBIDDEN):
         return NotAuthorised(f"{text}; allow it in the cluster's access rules")
     if isinstance(cause, (kafka.MessageSizeTooLargeError, kafka.RecordListTooLargeError)):

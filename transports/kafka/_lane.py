@@ -11,10 +11,15 @@ import aiokafka.errors as kafka
 
 from ...errors import PublishRefused, SpaDatError
 from .._outbox import Outbox, OutboxEntry
-from ._errors import publish_refusal
+from ._errors import (
+    InvalidRecordError,
+    UnsupportedCompressionError,
+    error_for,
+    publish_refusal,
+)
 from ._records import Record
 
-__all__ = ["Lane", "LaneOwner"]
+__all__ = ["Lane", "LaneOwner", "blames_records"]
 
 # Nothing of such a batch is appended, and perhaps one record alone is to blame.
 _REFUSED_FOR_A_RECORD = (
@@ -23,6 +28,8 @@ _REFUSED_FOR_A_RECORD = (
     kafka.InvalidTimestampError,
     kafka.CorruptRecordException,
     kafka.UnsupportedForMessageFormatError,
+    kafka.PolicyViolationError,
+    InvalidRecordError,
 )
 # Nothing of such a batch is appended, whatever is in it.
 _REFUSED_FOR_ALL = (
@@ -30,7 +37,7 @@ _REFUSED_FOR_ALL = (
     kafka.ClusterAuthorizationFailedError,
     kafka.InvalidTopicError,
     kafka.InvalidRequiredAcksError,
-    kafka.PolicyViolationError,
+    UnsupportedCompressionError,
 )
 # The producer is no use any more, and the records are not to blame.
 _PRODUCER_LOST = (
@@ -42,6 +49,13 @@ _PRODUCER_LOST = (
     kafka.UnknownProducerId,
     kafka.InvalidTxnState,
 )
+
+
+def blames_records(error: BaseException) -> bool:
+    """Whether an answer of a broker leaves it open what it has against a batch."""
+    return isinstance(error, kafka.BrokerResponseError) and not (
+        error.retriable or isinstance(error, _PRODUCER_LOST)
+    )
 
 
 class LaneOwner(Protocol):
@@ -65,6 +79,9 @@ class LaneOwner(Protocol):
 
     def take_back(self, name: str, partition: int, count: int) -> None:
         """The cluster did not append the last batch of so many records."""
+
+    def last_refusal(self, name: str, partition: int) -> int:
+        """The code of the last answer for the partition that was no good."""
 
     def break_off(self, cause: BaseException) -> None:
         """The producer can not go on."""
@@ -205,6 +222,9 @@ class Lane:
         return True
 
     def _on_refused(self, entries: list[OutboxEntry], error: kafka.KafkaError) -> None:
+        if type(error) is kafka.UnknownError:
+            # The library has one name for all that it does not know.
+            error = error_for(self._owner.last_refusal(self.name, self.partition))
         if isinstance(error, _REFUSED_FOR_ALL):
             self._owner.take_back(self.name, self.partition, len(entries))
             self._refuse(entries, error)
@@ -218,9 +238,7 @@ class Lane:
                 self._parts.appendleft(deque(entries[half:]))
                 self._parts.appendleft(deque(entries[:half]))
         else:
-            if isinstance(error, kafka.BrokerResponseError) and not (
-                error.retriable or isinstance(error, _PRODUCER_LOST)
-            ):
+            if blames_records(error):
                 self._suspect(entries, error)
             self._owner.break_off(error)
 
@@ -235,7 +253,7 @@ class Lane:
 
     def _refuse(self, entries: list[OutboxEntry], error: kafka.KafkaError) -> None:
         for entry in entries:
-            refusal = publish_refusal(error, entry.envelope.topic)
+            refusal = publish_refusal(error, entry.envelope.topic, keyless=entry.note.key is None)
             refusal.__cause__ = error
             self._owner.outbox.fail(entry, refusal)
 

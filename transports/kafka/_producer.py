@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka
 from aiokafka.producer.producer import AIOKafkaProducer
+from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import TopicPartition
 
 from ...errors import ConfigurationError, NotAuthorised, UnknownTopic
 from .._outbox import Outbox, OutboxEntry
-from ._clients import Whereabouts, common_options
+from ._clients import Whereabouts, common_options, overhear
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._errors import translate
-from ._keys import hash_of
 from ._lane import Lane
 from ._records import Record
+from ._route import Route
 
 __all__ = ["ROOM_FOR_HEADERS", "Producer"]
 
@@ -71,8 +71,10 @@ class Producer:
         self._topics = topics
         self._on_trouble = on_trouble
         self._open = False
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[str, Route] = {}
         self._finding: dict[str, asyncio.Task[None]] = {}
+        # The last answers that were no good.
+        self._answers: dict[TopicPartition, int] = {}
         self._library = AIOKafkaProducer(
             **common_options(config, client_id),
             enable_idempotence=True,
@@ -84,6 +86,7 @@ class Producer:
         )
         client = self._library.client
         self.whereabouts = Whereabouts(config, client_id, client)
+        overhear(client, self._hear)
         self._on_closed = client._on_connection_closed
         client._on_connection_closed = self._on_connection_closed
         client.cluster.add_listener(self._on_metadata)
@@ -205,7 +208,9 @@ class Producer:
         record: Record = entry.note
         route = self._routes.get(record.name)
         if route is None:
-            route = self._routes[record.name] = _Route(self, record.name)
+            route = self._routes[record.name] = Route(
+                self, record.name, self._library.client.cluster, self.choice, self._config.max_batch
+            )
             self._look_up(route)
         if not record.is_reply:
             route.creates = True
@@ -217,6 +222,17 @@ class Producer:
     async def send(self, batch: Any, name: str, partition: int) -> asyncio.Future[Any]:
         sent: asyncio.Future[Any] = await self._library.send_batch(batch, name, partition=partition)
         return sent
+
+    def _hear(self, request: Any, answer: Any) -> None:
+        if not isinstance(request, ProduceRequest):
+            return
+        for topic, partitions in answer.topics:
+            for number, code, *_ in partitions:
+                if code:
+                    self._answers[TopicPartition(topic, number)] = code
+
+    def last_refusal(self, name: str, partition: int) -> int:
+        return self._answers.pop(TopicPartition(name, partition), -1)
 
     def take_back(self, name: str, partition: int, count: int) -> None:
         # The cluster expects the numbers of the refused records from the next ones. The lane
@@ -288,7 +304,7 @@ class Producer:
         route = self._routes.get(name)
         return route is not None and route.creates and self._topics.may_create(name)
 
-    def _look_up(self, route: _Route) -> None:
+    def _look_up(self, route: Route) -> None:
         count = self._partitions(route.name)
         if count:
             route.grow(count)
@@ -297,7 +313,7 @@ class Producer:
         route.finding = task
         task.add_done_callback(lambda task: self._on_looked_up(route, task))
 
-    def _on_looked_up(self, route: _Route, task: asyncio.Task[None]) -> None:
+    def _on_looked_up(self, route: Route, task: asyncio.Task[None]) -> None:
         route.finding = None
         if task.cancelled() or self.broken is not None:
             return
@@ -318,62 +334,3 @@ class Producer:
             count = self._partitions(route.name)
             if count > len(route.lanes) > 0:
                 route.grow(count)
-
-
-class _Route:
-    """What goes to one topic."""
-
-    def __init__(self, producer: Producer, name: str) -> None:
-        self.name = name
-        self.lanes: list[Lane] = []
-        self.unplaced: deque[OutboxEntry] = deque()
-        self.finding: asyncio.Task[None] | None = None
-        self.lost_at: float | None = None
-        # Strangers name the topics of replies, as many as they like.
-        self.creates = False
-        self._producer = producer
-        self._sticky: Lane | None = None
-        self._stuck = 0
-        self._most = producer._config.max_batch
-
-    def write(self, entry: OutboxEntry, record: Record) -> None:
-        lanes = self.lanes
-        if not lanes:
-            self.unplaced.append(entry)
-        elif len(lanes) == 1:
-            lanes[0].append(entry)
-        elif record.key is not None:
-            lanes[hash_of(record.key) % len(lanes)].append(entry)
-        else:
-            self._anywhere(record).append(entry)
-
-    def _anywhere(self, record: Record) -> Lane:
-        # Whole batches for one partition, and not a piece of each for all.
-        self._stuck += len(record.value or b"")
-        if self._sticky is None or self._stuck > self._most:
-            others = [lane for lane in self.lanes if lane is not self._sticky]
-            cluster = self._producer._library.client.cluster
-            led = cluster.available_partitions_for_topic(self.name) or ()
-            usable = [lane for lane in others if lane.partition in led]
-            self._sticky = self._producer.choice.choice(usable or others)
-            self._stuck = 0
-        return self._sticky
-
-    def grow(self, count: int) -> None:
-        known = len(self.lanes)
-        self.lanes += [Lane(self._producer, self.name, number) for number in range(known, count)]
-        unplaced, self.unplaced = self.unplaced, deque()
-        for entry in unplaced:
-            self.write(entry, entry.note)
-
-    def start(self) -> None:
-        for lane in self.lanes:
-            lane.start()
-
-    def on_batch(self, lane: Lane) -> None:
-        if lane is self._sticky:
-            self._sticky = None
-
-    def tasks(self) -> list[asyncio.Task[Any]]:
-        found: list[asyncio.Task[Any]] = [lane.task for lane in self.lanes if lane.task is not None]
-        return found

@@ -13,6 +13,7 @@ from ._clients import MOVED, reach
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._errors import connect_problem, describe
+from ._lane import blames_records
 from ._producer import Producer
 
 __all__ = ["Publisher"]
@@ -173,7 +174,11 @@ class Publisher:
         await broken.close()
         self._producer = None
         self.outbox.disconnected()
-        delay = self._backoff.next_delay(lasted)
+        if blames_records(broken.broken):
+            # Others must not wait longer and longer for the sake of some records.
+            delay = self._config.backoff_min
+        else:
+            delay = self._backoff.next_delay(lasted)
         _log.warning(
             "the producer of %r broke off after %.1f s: %s; a new one sends the %d publishes that"
             " were not confirmed, in %.1f s",
