@@ -249,8 +249,19 @@ class DistributedApplication:
 
     @property
     def healthy(self) -> bool:
-        """Whether it runs, is connected, and no actor has given up."""
-        return self._run is not None and self._run.healthy
+        """Whether it runs and there are no `problems`."""
+        return not self.problems
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why it is not `healthy`: what is wrong, in words; empty when nothing is.
+
+        The keys are names of actors, or addresses of buses, or the application's name for what
+        concerns all of it. Asking costs little, so a health check may do it.
+        """
+        if self._run is None:
+            return {self.name: "it does not run"}
+        return self._run.problems
 
     async def __aenter__(self) -> Self:
         """Start: connect, open resources, start actors, bring subscriptions in force, producers.

@@ -237,6 +237,11 @@ class Host:
         self._caller.abandon()
 
     @property
+    def trouble(self) -> str | None:
+        """See `Hosted.trouble`."""
+        return self._runtime.trouble
+
+    @property
     def lanes(self) -> tuple[Host, ...]:
         """Itself; see `Hosted.lanes`."""
         return (self,)

@@ -54,6 +54,10 @@ class Hosted(Subscriber, Protocol):
     def lanes(self) -> tuple[Host, ...]:
         """All its lanes, or the only one."""
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps messages of filters that were added at run time from being received."""
+
     def spawn(
         self, restart: RestartPolicy, resources: Mapping[str, Any]
     ) -> tuple[ActorRef[Any], ...]:

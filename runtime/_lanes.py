@@ -93,6 +93,11 @@ class Lanes:
         return self._runner.given_up
 
     @property
+    def trouble(self) -> str | None:
+        """See `Hosted.trouble`."""
+        return self._runtime.trouble
+
+    @property
     def lanes(self) -> tuple[Host, ...]:
         """All of them."""
         return tuple(self._lanes)

@@ -149,27 +149,41 @@ class Run:
         if error is None:
             self._ending.set_result(None)
         else:
+            problem = f"it has failed: {type(error).__name__}: {error}"
+            self._problems[self.settings.identity.application] = problem
             self._ending.set_exception(error)
             self._ending.exception()  # whoever waits gets it; nobody has to
 
     def _lost_for_good(self, error: BaseException) -> None:
         # Whoever embeds the application need not be in `wait`, where it is raised.
-        self._problems[""] = str(error)
         log.error("%s: %s", self.settings.identity.application, error)
         self.end(error)
 
     # For the application.
 
     @property
-    def healthy(self) -> bool:
-        """Started, connected, and no actor has given up."""
-        return (
-            self._started
-            and self._stopping is None
-            and not self._problems
-            and all(link.bus.connected for link in self._links)
-            and self._subscriptions.complete
-        )
+    def problems(self) -> dict[str, str]:
+        """What is not as it should be, in words, by actor, address of a bus, or application."""
+        application = self.settings.identity.application
+        found: dict[str, list[str]] = {}
+        if self._stopping is not None:
+            found[application] = ["it is stopping"]
+        elif not self._started:
+            found[application] = ["it is starting"]
+        for link in self._links:
+            if (trouble := link.bus.trouble) is not None:
+                found.setdefault(link.provider.address, []).append(trouble)
+        for host in self._hosts:
+            if host in self._leaving:
+                continue
+            troubles = self._subscriptions.troubles(host)
+            if host.trouble is not None:
+                troubles.append(host.trouble)
+            if troubles:
+                found.setdefault(host.name, []).extend(troubles)
+        for name, problem in self._problems.items():
+            found.setdefault(name, []).append(problem)
+        return {name: "; ".join(dict.fromkeys(problems)) for name, problems in found.items()}
 
     @property
     def hosts(self) -> tuple[Hosted, ...]:

@@ -113,6 +113,11 @@ class Router(Actor):
         """Whether the connection is gone, so that nothing may be started."""
         return self._outage is not None
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps messages from being received, in words; None when nothing does."""
+        return None if self.consumer is None else self.consumer.trouble
+
     # What the consumer calls.
 
     def deliver(self, delivery: Delivery) -> None:

@@ -112,11 +112,13 @@ class Subscriptions:
         """Start the routers; returns their consumers, to be started."""
         return [self._open(system, name, shared) for (_, name), shared in self._shared.items()]
 
-    @property
-    def complete(self) -> bool:
-        """Whether nothing keeps a part of the messages from being received."""
-        consumers = [shared.router.consumer for shared in self._shared.values()]
-        return all(consumer is None or consumer.trouble is None for consumer in consumers)
+    def troubles(self, actor: Subscriber) -> list[str]:
+        """What keeps messages from the actor's declared subscription, in words."""
+        return [
+            trouble
+            for shared in self._shared.values()
+            if actor in shared.members and (trouble := shared.router.trouble) is not None
+        ]
 
     def _open(self, system: ActorSystem, name: str, shared: _Shared) -> Consumer:
         first = shared.members[0]
@@ -186,6 +188,11 @@ class RuntimeSubscription:
         """Acknowledge what is free, disconnect, end."""
         if self.router is not None:
             await self.router.close(self._system)
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps messages from being received; None when nothing does."""
+        return None if self.router is None else self.router.trouble
 
     async def add(self, pattern: str) -> None:
         """See `Socket.subscribe`."""

@@ -122,6 +122,10 @@ class KeepsSilent(ShelfConsumer):
         self._connected.clear()
 
 
+class HidesItsTrouble(ShelfConsumer):
+    trouble = None
+
+
 class AcknowledgesPastGaps(ShelfConsumer):
     def __init__(self, bus: ShelfBus, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(bus, subscription, receiver)
@@ -195,6 +199,7 @@ def catching(mistake: type, test: str, **arguments: Any) -> Any:
         catching(BringsNoNewFilters, "test_changed_filters_survive_a_reconnect", durable=False),
         catching(ConfirmsTooEarly, "test_what_is_published_while_the_broker_is_away_arrives_later"),
         catching(ForgetsWhatRuns, "test_a_running_handler_settles_what_comes_again_meanwhile"),
+        catching(HidesItsTrouble, "test_what_keeps_messages_from_arriving_is_told"),
         catching(IgnoresTheWindow, "test_no_more_than_the_window_is_unsettled"),
         catching(KeepsSilent, "test_hold_and_resume_say_whether_it_comes_again", durable=True),
         catching(MixesReplies, "test_every_reply_is_handed_over_also_late_and_twice"),

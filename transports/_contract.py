@@ -107,8 +107,11 @@ class Consumer(abc.ABC):
 
     @property
     def trouble(self) -> str | None:
-        """What keeps some of the messages from being received, although there is a connection;
-        None when nothing does."""
+        """What keeps messages from being received, in words; None when nothing does.
+
+        There is no connection, the broker refuses a filter after a reconnect, something cannot be
+        read. `DistributedApplication.problems` shows it, and `healthy` is false meanwhile.
+        """
         return None
 
     @abc.abstractmethod
@@ -156,6 +159,14 @@ class Bus(abc.ABC):
     max_payload: int
     max_received: int | None = None
     connected: bool
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps publishes or replies from getting through, in words; None when nothing does.
+
+        By default that is having no connection.
+        """
+        return None if self.connected else "there is no connection"
 
     @abc.abstractmethod
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:

@@ -178,6 +178,10 @@ class _WatchedBus(Bus):
     def connected(self) -> bool:  # type: ignore[override]
         return self._bus.connected
 
+    @property
+    def trouble(self) -> str | None:
+        return self._bus.trouble
+
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         await self._bus.start(on_reply)
         self._started = True
@@ -249,6 +253,10 @@ class _WatchedConsumer(Consumer):
         self._filters = subscription.filters
         self._right = right
         self._active = False
+
+    @property
+    def trouble(self) -> str | None:
+        return self._consumer.trouble
 
     async def start(self) -> None:
         await self._consumer.start()

@@ -140,6 +140,10 @@ class ShelfConsumer(_Client, Consumer):
     def discard_stale(self, topic: str) -> None:
         """There are no stale filters: those of an earlier program go with it."""
 
+    @property
+    def trouble(self) -> str | None:
+        return None if self._connected.is_set() else f"{self.name!r} has no connection"
+
     def stop_intake(self) -> None:
         self._intake = False
 

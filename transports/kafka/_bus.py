@@ -80,6 +80,10 @@ class KafkaBus(Bus):
 
     # The contract.
 
+    @property
+    def trouble(self) -> str | None:
+        return super().trouble or self._inbox.trouble
+
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         loop = asyncio.get_running_loop()
         config = self._config

@@ -52,6 +52,9 @@ class Fetching:
         name: for messages.
         guard: keeps partitions that can not be read from the others.
         whereabouts: whether the brokers that the library knows are still there.
+
+    Attributes:
+        reachable: whether one of them was, the last time that it looked.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Fetching:
         self._name = name
         self._guard = guard
         self._whereabouts = whereabouts
+        self.reachable = True
         self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
 
     async def run(self, stop: asyncio.Event, until: float | None = None) -> bool:
@@ -115,7 +119,8 @@ class Fetching:
         where = self._whereabouts
         while True:
             await asyncio.sleep(_LOOK)
-            if not await where.reachable() and await where.moved():
+            self.reachable = await where.reachable()
+            if not self.reachable and await where.moved():
                 raise ConnectionError(MOVED)
 
     async def _fetch(self, stop: asyncio.Event, until: float | None) -> bool:

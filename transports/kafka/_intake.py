@@ -68,6 +68,9 @@ class Intake(abc.ABC):
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
+        self._latest: Fetching | None = None
+        # Why there is no session that gets anything.
+        self._away: str | None = "it has not started"
 
     # What the consumer calls.
 
@@ -161,6 +164,7 @@ class Intake(abc.ABC):
         config = self._config
         problem = connect_problem(error, config.address, config.username)
         if self._ready.done():
+            self._away = str(problem.error)
             expected = isinstance(error, (KafkaError, OSError, SpaDatError))
             _log.warning(
                 "consumer %r: %s; trying again",
@@ -211,7 +215,7 @@ class Intake(abc.ABC):
             await asyncio.sleep(backoff.next_delay())
 
     def _fetching(self, consumer: Any, guard: Guard) -> Fetching:
-        return Fetching(
+        self._latest = Fetching(
             consumer,
             self._config,
             self._subscription.window,
@@ -223,6 +227,7 @@ class Intake(abc.ABC):
             Whereabouts(self._config, self.identifier, consumer._client),
             window_bytes=self._subscription.window_bytes,
         )
+        return self._latest
 
     @abc.abstractmethod
     def _take(self, fetched: Fetched) -> Awaitable[None] | None:
@@ -230,7 +235,11 @@ class Intake(abc.ABC):
 
     @property
     def trouble(self) -> str | None:
-        """What keeps some of the messages from being received; None when nothing does."""
+        """What keeps messages from being received; None when nothing does."""
+        if self._away is not None:
+            return self._away
+        if self._latest is not None and not self._latest.reachable:
+            return f"there is no connection to {self._config.address}"
         return self._troubles.serious(self._selection.names)
 
     def _options(self) -> dict[str, Any]:
@@ -241,6 +250,7 @@ class Intake(abc.ABC):
         return options
 
     def _in_force(self, changes: Sequence[asyncio.Future[None]]) -> None:
+        self._away = None
         for change in changes:
             if change in self._changes:
                 self._changes.remove(change)

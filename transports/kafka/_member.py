@@ -96,6 +96,7 @@ class GroupMember(Intake):
         finally:
             await self._leave(consumer, for_good=stalled is not None or bool(self._changes))
         if stalled is not None:
+            self._away = "it has left its group, because nothing was settled for too long"
             # Until then it would only take away from others what it can not handle.
             running = stalled.running()
             one_less = max(len(running) - 1, 0)

@@ -48,6 +48,9 @@ class ReplyInbox:
         codec: reads the records.
         topics: makes the topic anew when somebody has deleted it.
         surroundings: counters and randomness.
+
+    Attributes:
+        trouble: what keeps replies from being read, in words; None when nothing does.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class ReplyInbox:
         self._troubles = Troubles(f"reply inbox {name!r}", surroundings.stats)
         self._guard: Guard | None = None
         self._task: asyncio.Task[None] | None = None
+        self.trouble: str | None = None
         self._on_reply: Callable[[str, Envelope], None] | None = None
 
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
@@ -157,6 +161,7 @@ class ReplyInbox:
                 if self._consumer is None:
                     await self._topics.ensure([self._name], self._config.connect_timeout)
                     self._consumer = await self._connected()
+                    self.trouble = None
                     began = loop.time()
                 await self._read(self._consumer)
             # Whatever it is, it must not end the attempts to come back.
@@ -170,6 +175,7 @@ class ReplyInbox:
                 delay = self._backoff.next_delay(lasted)
                 problem = connect_problem(error, self._config.address, self._config.username)
                 what = describe(error) if self._consumer is not None else problem.error
+                self.trouble = f"replies cannot be read: {what}"
                 _log.warning("reply inbox %r: %s; again in %.1f s", self._name, what, delay)
                 await self._drop()
                 await asyncio.sleep(delay)

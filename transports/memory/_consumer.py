@@ -95,6 +95,12 @@ class MemoryConsumer(Consumer):
         """Whether it has lost its connection and is going to connect again."""
         return self._connection.away
 
+    @property
+    def trouble(self) -> str | None:
+        if self._connection.link is not None:
+            return None
+        return f"there is no connection to {self._broker.address}"
+
     def stop_intake(self) -> None:
         self._intake = False
 

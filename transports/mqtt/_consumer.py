@@ -73,6 +73,8 @@ class MqttConsumer(Consumer):
         self._client: MqttClient | None = None
         self._ready: asyncio.Future[MqttClient] = asyncio.get_running_loop().create_future()
         self._tasks: dict[asyncio.Task[None], None] = {}
+        # Filters of the connection at hand that the broker does not grant, with its reason codes.
+        self._refused: dict[str, int] = {}
         self._started = False
         self._held = False
         # The broker may have forgotten what is held.
@@ -86,6 +88,14 @@ class MqttConsumer(Consumer):
     async def start(self) -> None:
         self._started = True
         await self._connection.start()
+
+    @property
+    def trouble(self) -> str | None:
+        if not self._ready.done() or self._closing:
+            return f"there is no connection to {self._config.address}"
+        for pattern, code in self._refused.items():
+            return str(subscribe_refusal(code, pattern))
+        return None
 
     async def add_filter(self, pattern: str) -> None:
         self._subscriptions.add(pattern)
@@ -137,7 +147,7 @@ class MqttConsumer(Consumer):
         return self._client
 
     async def prepare(self, client: MqttClient, *, first: bool) -> None:
-        refused = await self._subscriptions.apply(client)
+        refused = self._refused = await self._subscriptions.apply(client)
         if not refused:
             return
         pattern, code = next(iter(refused.items()))
@@ -273,9 +283,10 @@ class MqttConsumer(Consumer):
         while refused and not client.lost.done():
             await asyncio.sleep(_RETRY_REFUSED)
             try:
-                refused = bool(await self._subscriptions.apply(client))
+                self._refused = await self._subscriptions.apply(client)
             except ConnectionLost:
                 return
+            refused = bool(self._refused)
 
     async def _discard(self, client: MqttClient, topic: str) -> None:
         try:

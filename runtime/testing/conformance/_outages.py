@@ -50,6 +50,18 @@ class Outages(Scenarios):
         assert (await harness.bus("other")).connected
 
     @scenario
+    async def test_what_keeps_messages_from_arriving_is_told(
+        self, harness: TransportHarness
+    ) -> None:
+        bus = await harness.bus()
+        consumer = (await harness.inbox(bus, "a")).consumer
+        assert (bus.trouble, consumer.trouble) == (None, None)
+        await harness.go_away()
+        await eventually(lambda: bus.trouble and consumer.trouble, 30)
+        await harness.come_back()
+        await eventually(lambda: bus.trouble is None and consumer.trouble is None, 30)
+
+    @scenario
     async def test_closing_twice_and_without_a_broker_is_quiet(
         self, harness: TransportHarness
     ) -> None:
