@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextvars import Context
 from functools import partial
@@ -15,6 +15,7 @@ from .._texts import showable
 from ..actors import Actor, ActorRef, Mailbox, Overflow, RestartPolicy
 from ..errors import ConfigurationError
 from ..transports import Delivery, Envelope, TopicFilter
+from ._actor_log import RuntimeLog
 from ._calling import Caller
 from ._handling import Handling
 from ._hosted import Runner
@@ -33,20 +34,6 @@ from ._turn import current_turn
 __all__ = ["Host"]
 
 _SHORTEST = 0.1
-
-
-class _RuntimeLog(logging.LoggerAdapter[logging.Logger]):
-    """The runtime's own lines about one actor, whose name they begin with.
-
-    Which of several actors on one topic has failed must show under any logging format.
-    """
-
-    def __init__(self, name: str, extra: Mapping[str, object]) -> None:
-        super().__init__(logging.getLogger("spa_dat.actor"), extra)
-        self._name = name
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
-        return super().process(f"actor {self._name!r}: {msg}", kwargs)
 
 
 class Host:
@@ -97,7 +84,7 @@ class Host:
         self.max_received = link.max_received
         extra = {"spa_dat_actor": self.source}
         self.users_log = logging.LoggerAdapter(logging.getLogger("spa_dat.actor"), extra)
-        self.log: logging.LoggerAdapter[logging.Logger] = _RuntimeLog(spec.name, extra)
+        self.log: logging.LoggerAdapter[logging.Logger] = RuntimeLog(spec.name, extra)
         self.ended = False
         self.state: Any = None
         self.made: Actor | None = None

@@ -1,0 +1,23 @@
+"""What the runtime logs about an actor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+__all__ = ["RuntimeLog"]
+
+
+class RuntimeLog(logging.LoggerAdapter[logging.Logger]):
+    """The runtime's own lines about one actor, whose name they begin with.
+
+    Which of several actors on one topic has failed must show under any logging format.
+    """
+
+    def __init__(self, name: str, extra: Mapping[str, object]) -> None:
+        super().__init__(logging.getLogger("spa_dat.actor"), extra)
+        self._name = name
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
+        return super().process(f"actor {self._name!r}: {msg}", kwargs)
