@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 import pykka
 
+from .._logs import get_logger
 from .._texts import quoted
 from ..errors import ActorStopped, ConfigurationError
 from ._interop import ActorFuture, StoppedFlag
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Actor"]
 
-_log = logging.getLogger("spa_dat.actors")
+_log = get_logger("spa_dat.actors")
 
 if TYPE_CHECKING:
     # pykka declares its hooks as plain functions, so for a type checker every async override

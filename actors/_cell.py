@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from .._texts import quoted, showable
+from .._logs import get_logger
+from .._texts import quoted
 from ..errors import ActorError, ActorStopped, ConfigurationError, RestartLimitReached
 from ._actor import Actor
 from ._chain import current_frame, deadlock, find_cycle
@@ -25,7 +25,7 @@ __all__ = ["Cell", "Owner"]
 
 A = TypeVar("A", bound=Actor)
 
-_log = logging.getLogger("spa_dat.actors")
+_log = get_logger("spa_dat.actors")
 
 
 class Owner(Protocol):
@@ -300,8 +300,7 @@ class Cell(Generic[A]):
             try:
                 self._leftover(foreign)
             except Exception as error:  # noqa: BLE001  (the rest of the end does not depend on it)
-                shown = showable(error)
-                _log.error("the leftover hook of actor %r raised", self.address, exc_info=shown)
+                _log.error("the leftover hook of actor %r raised", self.address, exc_info=error)
         else:
             unhandled += len(foreign)
         if unhandled:
@@ -362,7 +361,7 @@ class Cell(Generic[A]):
             text = "actor %r failed in %s and is started again in %.2g s: %s"
             _log.warning(text, self.address, where, again_in, quoted(error))
         else:
-            traceback = None if where == "restart" else showable(error)
+            traceback = None if where == "restart" else error
             text = "actor %r failed in %s: %s"
             _log.error(text, self.address, where, quoted(error), exc_info=traceback)
         self._owner.actor_failed(self.ref, error, where)

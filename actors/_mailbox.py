@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-from .._texts import describe, showable
+from .._logs import get_logger
+from .._texts import describe
 from ..errors import ActorStopped, ConfigurationError, MailboxFull
 from ._envelope import Envelope
 from ._overflow import Overflow, Slot
@@ -17,7 +17,7 @@ from ._places import Places
 
 __all__ = ["Mailbox"]
 
-_log = logging.getLogger("spa_dat.actors")
+_log = get_logger("spa_dat.actors")
 _INCOMING_LOCK = threading.Lock()
 
 
@@ -345,7 +345,7 @@ class Mailbox:
             try:
                 self.on_drop(content)
             except Exception as error:  # noqa: BLE001  (the one who sends is not to blame)
-                _log.error("on_drop of %s raised", self._described(), exc_info=showable(error))
+                _log.error("on_drop of %s raised", self._described(), exc_info=error)
 
     def _wake(self) -> None:
         getter, self._getter = self._getter, None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import pykka
 
 from .._environment import Environment
-from .._texts import showable
+from .._logs import get_logger
 from ..errors import ConfigurationError
 from ._actor import Actor
 from ._cell import Cell
@@ -23,7 +22,7 @@ __all__ = ["ActorSystem", "RestartPolicy"]
 
 A = TypeVar("A", bound=Actor)
 
-_log = logging.getLogger("spa_dat.actors")
+_log = get_logger("spa_dat.actors")
 
 # Seconds that actors get to end after they were cancelled.
 GRACE = 1.0
@@ -195,7 +194,7 @@ class ActorSystem:
             self._on_failure(ref, error, where)
         except Exception as raised:  # noqa: BLE001  (the actors go on whatever the hook does)
             text = "on_failure of the actor system raised for actor %r"
-            _log.error(text, ref.name, exc_info=showable(raised))
+            _log.error(text, ref.name, exc_info=raised)
 
     def actor_left(self, ref: ActorRef[Any], unhandled: int) -> None:
         """Called by an actor's supervision."""

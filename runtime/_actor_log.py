@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from .._logs import ACTOR_LOG, OWN, get_logger
+
 __all__ = ["RuntimeLog"]
 
 
@@ -16,7 +18,7 @@ class RuntimeLog(logging.LoggerAdapter[logging.Logger]):
     """
 
     def __init__(self, name: str, extra: Mapping[str, object]) -> None:
-        super().__init__(logging.getLogger("spa_dat.actor"), extra)
+        super().__init__(get_logger(ACTOR_LOG), {**extra, OWN: True})
         self._name = name
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:

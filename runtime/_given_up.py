@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from .._logs import get_logger
 from .._texts import describe, error_name, quoted
 from ..errors import PublishNotSent, PublishUnknown
 from ..transports import OutboxEntry
@@ -16,7 +16,7 @@ from ._stacks import frames_of, place
 
 __all__ = ["GivenUp", "LostPosts", "let_go"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 
 class LostPosts:

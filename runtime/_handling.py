@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from .._texts import describe, error_name, escaped, quoted, showable
+from .._texts import describe, error_name, escaped, quoted
 from ..actors import enter_chain
 from ..errors import (
     DecodeError,
@@ -167,7 +167,7 @@ class Handling:
             self._host.log.error(
                 "message on %s could not be handled",
                 quoted(envelope.topic),
-                exc_info=showable(error),
+                exc_info=error,
             )
             self._host.failed("handler", error, envelope)
             if request is not None:

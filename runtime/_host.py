@@ -11,7 +11,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from .._texts import showable
+from .._logs import ACTOR_LOG, get_logger
 from ..actors import Actor, ActorRef, Mailbox, Overflow, RestartPolicy
 from ..errors import ConfigurationError
 from ..transports import Delivery, Envelope, TopicFilter
@@ -83,7 +83,7 @@ class Host:
         self.stats = surroundings.stats
         self.max_received = link.max_received
         extra = {"spa_dat_actor": self.source}
-        self.users_log = logging.LoggerAdapter(logging.getLogger("spa_dat.actor"), extra)
+        self.users_log = logging.LoggerAdapter(get_logger(ACTOR_LOG), extra)
         self.log: logging.LoggerAdapter[logging.Logger] = RuntimeLog(spec.name, extra)
         self.ended = False
         self.state: Any = None
@@ -374,7 +374,7 @@ class Host:
                 await result
         except Exception as error:
             self.stats["timers.failed"] += 1
-            self.log.error("what it had put off failed", exc_info=showable(error))
+            self.log.error("what it had put off failed", exc_info=error)
             self.failed("timer", error)
 
     def request_stop(self) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Mapping
 from typing import Any
 
+from .._logs import get_logger
 from ..actors import ActorSystem
 from ..errors import ActorStopped, ConfigurationError
 from ..transports import SocketProvider
@@ -30,7 +30,7 @@ from ._waiting import wait_for_all, wait_for_each, wait_until
 
 __all__ = ["Run"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 _SHORTEST = 0.1
 _LEAST_FOR_RESOURCES = 5.0

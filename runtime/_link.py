@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from .._logs import get_logger
 from .._texts import describe, escaped, quoted
 from ..errors import ActorStopped, ConfigurationError, OutboxFull, SpaDatError
 from ..transports import (
@@ -31,7 +31,7 @@ from ._turn import Turn, current_turn
 
 __all__ = ["Link"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 _LONGEST_REPLY_ADDRESS = 1024
 _LONGEST_CORRELATION = 1024

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import sys
 import threading
 from collections.abc import Coroutine
 from typing import Any
 
+from .._logs import get_logger
 from ._given_up import let_go
 from ._stacks import frames_of, frames_of_thread, place
 
 __all__ = ["end_loop"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 _REST = 1.0
 _REST_FOR_THREADS = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .._texts import describe, error_name, showable
+from .._texts import describe, error_name
 from ._host import Host
 from ._hosted import Runner
 from ._link import Link
@@ -139,6 +139,6 @@ class ProducerHost(Host):
             self.name,
             error_name(error),
             describe(error),
-            exc_info=showable(error),
+            exc_info=error,
         )
         return error

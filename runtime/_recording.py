@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import logging
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Self
 
 import msgspec
 
+from .._logs import get_logger
 from ..errors import ConfigurationError
 from ..transports import Envelope, check_topic
 
 __all__ = ["FORMAT", "Receipt", "read_recording"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 FORMAT = 1
 """The version of the format; a later one adds fields, or has a higher number."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO, Literal, TypeAlias
 
+from .._logs import get_logger
 from ..errors import ConfigurationError
 from ..transports import Envelope
 from ._recording import Receipt
@@ -22,7 +22,7 @@ if sys.platform != "win32":
 
 __all__ = ["RecordingFile"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 _MOST_WAITING = 100_000
 _MOST_BYTES_WAITING = 64_000_000

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
 from typing import Any, TypeAlias
 
-from .._texts import showable
+from .._logs import get_logger
 from ..errors import ActorStopped, ConfigurationError
 from ._given_up import GivenUp
 
 __all__ = ["Resource", "ResourceKeeper", "SupportedContextManagers", "check_resources"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 _GRACE = 1.0
 
@@ -117,7 +116,7 @@ class ResourceKeeper:
                     opened.set_result(values)
                     await self._release.wait()
         except Exception as error:
-            log.error("a resource failed to close", exc_info=showable(error))
+            log.error("a resource failed to close", exc_info=error)
         finally:
             opened.cancel()
 

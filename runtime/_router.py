@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._logs import get_logger
 from .._texts import quoted
 from ..actors import Actor, ActorSystem, Mailbox, Overflow
 from ..errors import ActorStopped, MailboxFull
@@ -23,7 +23,7 @@ from ._shared_delivery import Part, Whole
 
 __all__ = ["Router"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 _MOST_STALE_TOPICS = 1000
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -14,9 +13,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from .._logs import get_logger
+
 __all__ = ["Signals"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FOR_LAST_WORDS = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from .._texts import showable
 from ..errors import SpaDatError
 
 __all__ = ["of_users_code"]
@@ -27,8 +26,7 @@ def of_users_code(error: BaseException) -> _ExcInfo | None:
         traceback = error.__traceback__
     elif traceback is None and error.__cause__ is None:
         return None
-    shown = showable(error)
-    return type(shown), shown, traceback
+    return type(error), error, traceback
 
 
 def _is_ours(traceback: TracebackType) -> bool:

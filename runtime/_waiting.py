@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
-from .._texts import describe, showable
+from .._logs import get_logger
+from .._texts import describe
 
 __all__ = ["wait_for_all", "wait_for_each", "wait_until"]
 
-log = logging.getLogger("spa_dat")
+log = get_logger("spa_dat")
 
 
 async def wait_for_all(awaitables: Iterable[Awaitable[Any]]) -> None:
@@ -33,7 +33,7 @@ async def wait_for_each(awaitables: Iterable[Awaitable[Any]]) -> None:
     """Wait for all at once; errors are logged, for this is the way down."""
     for outcome in await asyncio.gather(*awaitables, return_exceptions=True):
         if isinstance(outcome, Exception):
-            log.error("while stopping: %s", describe(outcome), exc_info=showable(outcome))
+            log.error("while stopping: %s", describe(outcome), exc_info=outcome)
 
 
 async def wait_until(deadline: float, awaitable: Awaitable[Any]) -> None:

@@ -16,13 +16,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("actors", "runtime", "transports")
 # runtime may use the other two; those know nothing of each other.
 MAY_IMPORT = {
-    "actors": {"actors", "_environment", "_texts", "_thread_work", "errors"},
-    "transports": {"transports", "_environment", "_texts", "_thread_work", "errors"},
+    "actors": {"actors", "_environment", "_logs", "_texts", "_thread_work", "errors"},
+    "transports": {"transports", "_environment", "_logs", "_texts", "_thread_work", "errors"},
     "runtime": {
         "runtime",
         "actors",
         "transports",
         "_environment",
+        "_logs",
         "_texts",
         "_thread_work",
         "errors",
@@ -87,6 +88,19 @@ def test_modules_declare_what_is_public_and_stay_small(path: Path) -> None:
     assert "__all__" in names or not text.strip()
     lines = text.count("\n")
     assert lines <= 400, f"{lines} lines"
+
+
+@pytest.mark.parametrize("path", modules(), ids=identifier)
+def test_every_logger_is_made_by_the_one_function(path: Path) -> None:
+    # The first looks at what the program has set; the second silences the client library.
+    if identifier(path) in {"runtime/testing/_explore.py", "transports/kafka/_clients.py"}:
+        return
+    calls = [
+        node.lineno
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger")
+    ]
+    assert calls == [], "use get_logger: what it logs is one line, whoever wrote it"
 
 
 def test_the_root_shows_exactly_its_public_names() -> None:

@@ -18,7 +18,7 @@ _DECEPTIVE = "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
 _UNFIT = re.compile(f"[{_CONTROLS}{_SURROGATES}{_NON_CHARACTERS}]")
 _UNSHOWABLE = re.compile(f"[{_CONTROLS}{_SURROGATES}{_NON_CHARACTERS}{_DECEPTIVE}]")
 _CUT = "..."
-_LONGEST_SHOWN = 10_000
+_LONGEST_SHOWN = 4_000
 _LONGEST_NAME = 200
 
 
@@ -91,7 +91,8 @@ def showable(error: BaseException) -> BaseException:
     """The error as a log may show it with its traceback.
 
     It is the error itself unless a text in it, or in what led to it, could forge lines of the log
-    or control a terminal; then it is one of the same name, with the texts escaped.
+    or control a terminal, or is very long; then it is one of the same name, with the texts escaped
+    and cut off.
     """
     return error if all(map(_is_showable, _chain(error))) else _stand_in(error, {})
 
@@ -112,7 +113,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _is_showable(error: BaseException) -> bool:
     texts = (_text_of(error), type(error).__name__, *getattr(error, "__notes__", ()))
-    return not any(_UNSHOWABLE.search(str(text)) for text in texts)
+    return not any(
+        len(text) > _LONGEST_SHOWN or _UNSHOWABLE.search(text) for text in map(str, texts)
+    )
 
 
 def _text_of(error: BaseException) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
+from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, MessageTooLarge, SpaDatError
 from .._addresses import parked, reply_prefix
 from .._backoff import Backoff
@@ -26,7 +26,7 @@ from ._replies import ReplyInbox
 
 __all__ = ["KafkaBus"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 # A topic for each of them, with a new name at every run, would never be removed.
 _SHARED_BY_EPHEMERAL = "ephemeral"

@@ -12,6 +12,7 @@ import aiokafka.errors as kafka
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
+from ..._logs import get_logger
 from .._tls import tls_context
 from ._config import KafkaConfig
 
@@ -26,7 +27,7 @@ __all__ = [
     "stop_consumer",
 ]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 MOVED = "the brokers known last are gone, and the cluster is at other addresses"
 """What is wrong when `Whereabouts.moved`."""

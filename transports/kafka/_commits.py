@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from typing import Any
 
 import aiokafka.errors as kafka
 from aiokafka.structs import TopicPartition
 
+from ..._logs import get_logger
 from ._config import KafkaConfig
 from ._errors import describe
 from ._membership import commit
@@ -17,7 +17,7 @@ from ._slots import Assignment
 
 __all__ = ["Committer"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _NEVER = 1 << 62
 _TRY_AGAIN = 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import CreateTopicsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
+from ..._logs import get_logger
 from ...errors import ConfigurationError, NotAuthorised, SpaDatError, UnknownTopic
 from ._clients import common_options, reach
 from ._config import KafkaConfig
@@ -20,7 +20,7 @@ from ._names import Names
 
 __all__ = ["Topics"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _LOOK_AGAIN = 0.1
 _REPLICAS = 3

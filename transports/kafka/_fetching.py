@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import aiokafka.errors as kafka
 from aiokafka.structs import TopicPartition
 
+from ..._logs import get_logger
 from ._clients import MOVED, Whereabouts
 from ._config import KafkaConfig
 from ._guard import Guard
@@ -19,7 +19,7 @@ from ._slots import Assignment
 
 __all__ = ["Fetched", "Fetching"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 Fetched = Mapping[TopicPartition, Sequence[StoredRecord]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,13 +12,14 @@ from aiokafka.consumer.fetcher import FetchError
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import TopicPartition
 
+from ..._logs import get_logger
 from ._clients import overhear
 from ._salvage import read_leniently
 from ._unreadable import Troubles, Unreadable
 
 __all__ = ["Guard"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 # What a broker answers for a partition, and the library asks again and again without a word.

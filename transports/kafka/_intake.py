@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import logging
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any
 
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from ..._logs import get_logger
 from ...errors import ConnectFailed, ConnectionLost, SpaDatError
 from .._backoff import Backoff
 from .._contract import Receiver, Subscription
@@ -30,7 +30,7 @@ from ._unreadable import Troubles
 
 __all__ = ["Intake", "unless"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class Intake(abc.ABC):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import re
 from collections.abc import Awaitable, Collection
@@ -14,6 +13,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.structs import TopicPartition
 
+from ..._logs import get_logger
 from ...errors import ConfigurationError
 from .._contract import Receiver, Subscription
 from ._clients import end_tasks, stop_consumer
@@ -37,7 +37,7 @@ from ._slots import Assignment, PartitionTracker
 
 __all__ = ["GroupMember"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _COMMIT_TIMEOUT = 5.0
 _STOP_TIMEOUT = 3.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 
+from ..._logs import get_logger
 from .._backoff import Backoff
 from .._contract import Surroundings
 from .._outbox import Outbox, OutboxEntry
@@ -18,7 +18,7 @@ from ._producer import Producer
 
 __all__ = ["Publisher"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _LONGEST_BETWEEN_LOOKS = 1.0
 

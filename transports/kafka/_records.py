@@ -134,6 +134,9 @@ class Codec:
         for name, value in envelope.headers.items() if envelope.headers else ():
             if name in RESERVED_NAMES:
                 check_message(envelope)
+            if not name.isascii():
+                # The library does that later, where it would be too late.
+                name.encode()
             headers.append((name, value.encode()))
         key = address.key if envelope.key is None else envelope.key
         if envelope.tombstone and key is None:

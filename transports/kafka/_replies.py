@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
+from ..._logs import get_logger
 from .._backoff import Backoff
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
@@ -25,7 +25,7 @@ from ._unreadable import Troubles
 
 __all__ = ["ReplyInbox"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _POLL = 1_000
 _BURST = 64

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -11,11 +10,12 @@ import aiokafka.errors as kafka
 import msgspec
 from aiokafka.structs import TopicPartition
 
+from ..._logs import get_logger
 from ._errors import describe
 
 __all__ = ["Troubles", "Unreadable"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _LONGEST_REASON = 200
 _CODEC = re.compile(r"Libraries for (\w+) compression codec")

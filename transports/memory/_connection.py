@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
+from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed
 from .._backoff import Backoff
 from .._contract import Surroundings
@@ -14,7 +14,7 @@ from ._queue import Link
 
 __all__ = ["Connection"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _KICKS = 5
 _SHORT = 30.0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
+from ..._logs import get_logger
 from ...errors import ConnectionLost
 from .._contract import Consumer, Receiver, Subscription, Surroundings
 from .._delivery import Delivery, DeliveryState, Tracker
@@ -16,7 +16,7 @@ from ._queue import Link, Queue
 
 __all__ = ["MemoryConsumer"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class MemoryConsumer(Consumer):

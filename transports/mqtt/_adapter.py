@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import aiomqtt
 import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 
+from ..._logs import get_logger
 from ._config import MqttConfig
 from ._control import Control, make_properties
 from ._dial import dial
@@ -33,7 +33,7 @@ from ._stream import FrameStream
 __all__ = ["MqttClient"]
 
 # The libraries' own chatter; aiomqtt sets the level of its default logger on import.
-_log = logging.getLogger(f"{__name__}.library")
+_log = get_logger(f"{__name__}.library")
 
 _CONNACK = 0x20
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Protocol
 
+from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
 from .._backoff import Backoff
 from .._contract import Surroundings
@@ -27,7 +28,7 @@ from ._takeovers import Takeovers
 
 __all__ = ["Connection", "ConnectionOwner"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _CLOSE_TIMEOUT = 2.0
 _LOOK_TIMEOUT = 5.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 
+from ..._logs import get_logger
 from ...errors import ConnectionLost
 from .._contract import Consumer, Receiver, Subscription, Surroundings
 from .._delivery import Delivery, Tracker
@@ -21,7 +21,7 @@ from ._subscriptions import SubscriptionSet
 
 __all__ = ["MqttConsumer"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _SHORTEST_ANSWER = 10.0
 _MOST_RECEIVED = 65_535

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl
 import sys
 from collections.abc import Callable
 
+from ..._logs import get_logger
 from ._large import Dropped, Taker
 from ._packets import MalformedPacket
 
@@ -19,7 +19,7 @@ if sys.platform == "linux":
     import fcntl
     import termios
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _CHUNK = 65_536
 # Of macOS; Python does not name it.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from ..._logs import get_logger
 from ...errors import ConnectionLost
 from .._topics import TopicTrie, check_filter, is_reserved, minimal
 from ._adapter import MqttClient
@@ -15,7 +15,7 @@ from ._filters import CopyGuard, candidates
 
 __all__ = ["SubscriptionSet"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _Answer = TypeVar("_Answer")
 

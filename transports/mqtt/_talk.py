@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
+from ..._logs import get_logger
 from ...errors import ConfigurationError, MessageTooLarge, NoResponder, PublishRefused, SpaDatError
 from .._addresses import parked, reply_prefix
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
@@ -23,7 +23,7 @@ from ._texts import check_message
 
 __all__ = ["MqttBus"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _REFUSED = 0x80
 _MOST_PATIENCE = 16

@@ -1,0 +1,161 @@
+"""No line of the log is somebody else's, whatever others write."""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from spa_dat import Context, Message, RetryPolicy
+from spa_dat._logs import get_logger
+from spa_dat._texts import describe, error_name, escaped, quoted, showable, unfit_character
+from spa_dat.errors import RemoteError
+from support.memory import Site
+from support.texts import CATEGORIES, any_text
+from support.waiting import eventually
+
+FORGED = "\nERROR:root:forged\r\x1b[2J\u2028\u202e\x85end"
+
+
+@contextmanager
+def logged() -> Iterator[io.StringIO]:
+    """What a program's log shows, one record after the other."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("LINE:%(name)s:%(message)s"))
+    root = logging.getLogger("spa_dat")
+    level, root.level = root.level, logging.DEBUG
+    root.addHandler(handler)
+    try:
+        yield stream
+    finally:
+        root.removeHandler(handler)
+        root.level = level
+
+
+def lines_of(stream: io.StringIO) -> list[str]:
+    return stream.getvalue().split("\n")
+
+
+def assert_harmless(stream: io.StringIO) -> None:
+    for line in lines_of(stream):
+        assert escaped(line, 1_000_000) == line, ascii(line)
+        assert not line.startswith("ERROR:root"), ascii(line)
+        assert len(line) < 11_000, line[:500]
+
+
+@pytest.mark.virtual
+async def test_what_strangers_write_makes_no_lines_of_its_own() -> None:
+    site = Site()
+    app = site.app()
+    handled: list[bytes] = []
+
+    @app.application("any/#", name="actor", retry=RetryPolicy(attempts=2))
+    async def actor(message: Message[bytes]) -> None:
+        if message.payload == b"good":
+            handled.append(message.payload)
+            return
+        try:
+            raise KeyError(message.topic)
+        except KeyError as cause:
+            error = ValueError(f"{message.topic} {message.headers}")
+            error.add_note(message.topic)
+            raise ExceptionGroup(message.topic, [error, RemoteError(message.topic, "x")]) from cause
+
+    @app.application("numbers/#", name="numbers")
+    async def numbers(number: dict[str, int]) -> int:
+        return 1
+
+    with logged() as stream:
+        async with app:
+            for text in (FORGED, "x" * 60_000 + FORGED):
+                topic = f"any/{text}"
+                site.publish(topic, b"bad", headers={text: text}, key=text, id=text)
+                site.publish(
+                    f"numbers/{text}", b'{"' + b"\\n\\u001b" + b'": []}', content_type=text
+                )
+                site.publish("numbers/x", b'{"\\n": "x"}', response_topic=text)
+                site.publish("numbers/x", b'{"x": 1}', response_topic=f"any/{text}")
+            site.publish("any/good", b"good")
+            await eventually(lambda: bool(handled))
+            await eventually(lambda: app.stats["dead_letters.stored"] >= 6)
+    assert stream.getvalue().count("LINE:") > 8
+    assert stream.getvalue().count("Traceback") > 1
+    assert_harmless(stream)
+
+
+@pytest.mark.virtual
+async def test_what_the_program_logs_is_left_as_it_is() -> None:
+    site = Site()
+    app = site.app()
+
+    @app.application("n", name="actor")
+    async def actor(number: int, context: Context) -> None:
+        context.log.warning("two\nlines")
+
+    with logged() as stream:
+        async with app:
+            site.number("n", 1)
+            await site.settled()
+    assert "two\nlines" in stream.getvalue()
+
+
+def test_any_text_in_a_record_is_one_line() -> None:
+    choice = random.Random(7)
+    logger = get_logger("spa_dat.test")
+    with logged() as stream:
+        for category in CATEGORIES:
+            text = any_text(category, choice)
+            logger.error("%s", text)
+            logger.error("a " + text.replace("%", ""))
+            error = ValueError(text)
+            logger.error("failed", exc_info=error)
+            shown = showable(error)
+            assert type(shown).__name__ == "ValueError"
+            assert unfit_character(str(shown)) is None
+            assert unfit_character(describe(error)) is None
+    assert_harmless(stream)
+
+
+def test_an_error_in_a_circle_can_be_shown() -> None:
+    first, second = ValueError("a\nb"), KeyError("c")
+    first.__cause__, second.__context__ = second, first
+    shown = showable(first)
+    assert str(shown) == "a\\nb"
+    assert shown.__cause__ is not None
+    assert shown.__cause__.__context__ is shown
+    assert showable(RuntimeError("plain é")).args == ("plain é",)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é €", "plain é €"),
+        ("a\nb\r\t\0\x1b\x85", "a\\nb\\r\\t\\0\\x1b\\x85"),
+        ("\ud800\ufdd0\U0001ffff", "\\ud800\\ufdd0\\U000..."),
+        ("\U0001fffe\u202e", "\\U0001fffe\\u202e"),
+        ("x" * 30, "x" * 17 + "..."),
+        ("\n" * 30, "\\n" * 8 + "\\..."),
+    ],
+)
+def test_a_text_is_escaped_and_cut(text: str, shown: str) -> None:
+    assert escaped(text, 20) == shown
+    assert len(quoted(text, 20)) <= 200
+
+
+def test_a_name_of_a_class_is_escaped_too() -> None:
+    assert error_name(type("E\n", (Exception,), {})()) == "E\\n"
+
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+        __repr__ = __str__
+
+    assert describe(Unspeakable()) == "(its text can not be had: RuntimeError)"
+    assert quoted(Unspeakable()) == "<Unspeakable>"
+    assert showable(Unspeakable()) is not None
