@@ -345,14 +345,14 @@ def test_what_a_terminal_would_obey_or_nobody_can_read_is_told_all_the_same(
     text = """
         @app.application("tank/#")
         async def strange(payload: int, socket: Socket) -> None:
-            await socket.publish("odd/\\x1b[31mred", b"{nope", content_type="application/json")
+            await socket.publish("odd/\\u202ered", b"{nope", content_type="application/json")
             await socket.publish("odd/text", b"\\xff", content_type="text/plain")
             raise ValueError("\\x07bell")
     """
     (tmp_path / f"{module}.py").write_text(PLANT + textwrap.dedent(text))
     code, out, _ = said("replay", recording(tmp_path, 4), "--to", f"{module}:app")
     assert code == 1
-    assert r"published    odd/\x1b[31mred: b'{nope'" in out
+    assert r"published    odd/\u202ered: b'{nope'" in out
     assert r"published    odd/text: b'\xff'" in out
     assert sum(r"ValueError: \x07bell" in line for line in out) == 2
     assert not any("\x1b" in line or "\x07" in line for line in out)
