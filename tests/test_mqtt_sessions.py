@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
@@ -26,23 +27,33 @@ class Session:
         self.redelivery = Redelivery(window=10)
 
     def _release(self, free: list[Delivery]) -> None:
-        self.acknowledged += [delivery.token for delivery in free]
-        self.redelivery.acknowledged(free)
+        self.acknowledged += self.redelivery.acknowledged(free)
 
-    def receive(self, token: int, envelope: Envelope = _MESSAGE) -> Delivery:
-        return self.tracker.register(envelope, token)
+    def receive(self, token: int, envelope: Envelope = _MESSAGE, size: int = 1) -> Delivery:
+        delivery = self.tracker.register(envelope, token, size)
+        self.redelivery.arrived(delivery)
+        return delivery
 
-    def again(self, token: int, envelope: Envelope = _MESSAGE) -> tuple[Delivery, bool]:
-        delivery = self.tracker.register(envelope, token)
+    def again(
+        self, token: int, envelope: Envelope = _MESSAGE, size: int = 1
+    ) -> tuple[Delivery, bool]:
+        delivery = self.receive(token, envelope, size)
         return delivery, self.redelivery.resolve(delivery)
+
+    def is_copy(self, token: int, envelope: Envelope = _MESSAGE, size: int = 1) -> bool:
+        """Whether this, sent with the mark of a duplicate, is passed over."""
+        duplicate = msgspec.structs.replace(envelope, redelivered=True)
+        return self.redelivery.is_copy(duplicate, token, size)
 
     def lose_connection(self) -> None:
         self.redelivery.connection_lost(self.tracker.begin())
         self.acknowledged.clear()
 
 
-def running(session: Session, token: int = 1, envelope: Envelope = _MESSAGE) -> Delivery:
-    delivery = session.receive(token, envelope)
+def running(
+    session: Session, token: int = 1, envelope: Envelope = _MESSAGE, size: int = 1
+) -> Delivery:
+    delivery = session.receive(token, envelope, size)
     assert delivery.start()
     return delivery
 
@@ -102,20 +113,85 @@ def test_what_was_settled_while_away_is_settled_when_it_comes_again() -> None:
     assert session.acknowledged == [1]
 
 
-def test_an_acknowledgement_that_may_be_lost_counts_only_for_messages_with_an_id() -> None:
+_UNIQUE = Envelope(topic="t", payload=b"x", id="7", time=1.5)
+
+
+@pytest.mark.parametrize(
+    ("envelope", "size"),
+    [
+        (_MESSAGE, 1),
+        (Envelope(topic="t", payload=b"x", id="7"), 1),
+        (Envelope(topic="t", payload=b"x", time=1.5), 1),
+        (_UNIQUE, 1_025),
+    ],
+)
+def test_an_acknowledgement_that_may_be_lost_counts_only_for_what_can_be_told_apart(
+    envelope: Envelope, size: int
+) -> None:
     session = Session()
-    with_id = Envelope(topic="t", payload=b"x", id="7")
-    running(session, 1).settle()
-    running(session, 2, with_id).settle()
+    running(session, 1, envelope, size).settle()
+    running(session, 2, _UNIQUE).settle()
     assert session.acknowledged == [1, 2]
     session.lose_connection()
-    assert not session.again(1)[1], "an equal message may have got the packet id since"
-    assert session.again(2, with_id)[1]
+    assert not session.again(1, envelope, size)[1], "another may have got the packet id since"
+    assert session.again(2, _UNIQUE)[1]
+
+
+@pytest.mark.parametrize(
+    "field", ["topic", "payload", "id", "source", "type", "time", "key", "content_type", "headers"]
+)
+def test_what_differs_in_anything_from_what_was_acknowledged_is_another_message(
+    field: str,
+) -> None:
+    """Senders choose their ids: a sensor may put its own name there."""
+    session = Session()
+    running(session, 1, _UNIQUE).settle()
+    session.lose_connection()
+    value: object = {"payload": b"y", "time": 2.5, "headers": {"a": "b"}}.get(field, "other")
+    assert not session.again(1, msgspec.structs.replace(_UNIQUE, **{field: value}))[1]
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_what_is_sent_again_on_the_same_connection_is_passed_over(size: int) -> None:
+    session = Session()
+    first = running(session, 1, size=size)
+    assert session.is_copy(1, size=size), "its handler is at work"
+    assert session.redelivery.is_copy(_MESSAGE, 1, size), "whatever the broker marks"
+    first.settle()
+    assert session.acknowledged == [1]
+    assert session.is_copy(1, size=size), "its acknowledgement is under way"
+    assert not session.redelivery.is_copy(_MESSAGE, 1, size), "the packet id is free again"
+
+
+def test_another_message_under_a_packet_id_that_is_not_free_is_handled_and_acknowledged_once() -> (
+    None
+):
+    session = Session()
+    first = running(session, 1)
+    other = Envelope(topic="t", payload=b"y")
+    assert not session.is_copy(1, other)
+    second = running(session, 1, other)
+    first.settle()
+    assert session.acknowledged == [], "that would acknowledge the second one"
+    second.settle()
+    assert session.acknowledged == [1]
+
+
+def test_what_comes_again_on_the_next_connection_is_no_copy() -> None:
+    session = Session()
+    running(session, 1)
+    running(session, 2)
+    session.lose_connection()
+    assert not session.is_copy(1)
+    _, known = session.again(1)
+    assert known
+    assert session.is_copy(1), "on the second connection it is"
+    assert not session.is_copy(2)
 
 
 def test_what_is_acknowledged_anew_pushes_out_no_other_acknowledgement() -> None:
     session = Session()
-    envelopes = {token: Envelope(topic="t", id=str(token)) for token in range(1, 11)}
+    envelopes = {token: Envelope(topic="t", id=str(token), time=1.0) for token in range(1, 11)}
     for token, envelope in envelopes.items():
         running(session, token, envelope).settle()
     for _ in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -50,12 +51,18 @@ class RedeliveryMachine(RuleBasedStateMachine):
         self.under_way: list[tuple[int, Stored]] = []
         self.waiting: list[tuple[Delivery, Stored]] = []
         self.running: list[tuple[Delivery, Stored]] = []
+        self.seen: set[int] = set()
+        self.copies: list[tuple[Stored, int, bool]] = []
 
     # The consumer.
 
     def receive(self, stored: Stored, packet_id: int, *, duplicate: bool) -> None:
-        envelope = stored.envelope
-        delivery = self.tracker.register(envelope, packet_id)
+        self.copies_come()
+        envelope = msgspec.structs.replace(stored.envelope, redelivered=duplicate)
+        assert not self.redelivery.is_copy(envelope, packet_id, 1)
+        self.seen.add(packet_id)
+        delivery = self.tracker.register(envelope, packet_id, 1)
+        self.redelivery.arrived(delivery)
         stored.deliveries.append(delivery)
         if self.redelivery.active:
             if not duplicate:
@@ -67,12 +74,13 @@ class RedeliveryMachine(RuleBasedStateMachine):
 
     def release(self, free: list[Delivery]) -> None:
         assert self.connected
+        tokens = self.redelivery.acknowledged(free)
+        assert tokens == [delivery.token for delivery in free]
         for delivery in free:
             (stored,) = (one for one in self.in_flight.values() if delivery in one.deliveries)
             assert self.in_flight[delivery.token] is stored
             assert stored.finished, "acknowledged before its handler was done"
             self.under_way.append((delivery.token, stored))
-        self.redelivery.acknowledged(free)
 
     # The broker.
 
@@ -80,7 +88,8 @@ class RedeliveryMachine(RuleBasedStateMachine):
     def publish(self, content: bytes, with_id: bool) -> None:
         self.count += 1
         identifier = str(self.count) if with_id else None
-        self.pending.append(Stored(Envelope(topic="t", payload=content, id=identifier)))
+        envelope = Envelope(topic="t", payload=content, id=identifier, time=1.0)
+        self.pending.append(Stored(envelope))
 
     @precondition(lambda self: self.connected)
     @rule(data=st.data(), is_lost=st.booleans())
@@ -105,7 +114,27 @@ class RedeliveryMachine(RuleBasedStateMachine):
     def acknowledgements_arrive(self, count: int) -> None:
         for packet_id, stored in self.under_way[:count]:
             assert self.in_flight.pop(packet_id) is stored
+            self.seen.discard(packet_id)
         del self.under_way[:count]
+
+    @precondition(lambda self: self.connected and self.seen)
+    @rule(data=st.data(), marked=st.booleans())
+    def the_broker_sends_again_on_the_same_connection(
+        self, data: st.DataObject, marked: bool
+    ) -> None:
+        """It has no acknowledgement yet; one may be under way, and the copy too."""
+        packet_id = data.draw(st.sampled_from(sorted(self.seen)))
+        is_acknowledged = any(packet_id == one for one, _ in self.under_way)
+        self.copies.append((self.in_flight[packet_id], packet_id, marked or is_acknowledged))
+
+    @rule()
+    def copies_come(self) -> None:
+        """Before whatever the broker sends after them."""
+        for stored, packet_id, marked in self.copies:
+            marked = marked or all(packet_id != one.token for one in self.tracker.unreleased())
+            envelope = msgspec.structs.replace(stored.envelope, redelivered=marked)
+            assert self.redelivery.is_copy(envelope, packet_id, 1)
+        self.copies.clear()
 
     def cut(self, is_lost: bool) -> None:
         if is_lost:
@@ -115,6 +144,8 @@ class RedeliveryMachine(RuleBasedStateMachine):
     @rule()
     def connection_is_lost(self) -> None:
         self.connected = False
+        self.seen.clear()
+        self.copies.clear()
         for _, stored in self.under_way:
             stored.acknowledgement_lost = True
         self.under_way.clear()

@@ -214,7 +214,11 @@ class MqttConsumer(Consumer):
                 self._receiver.deliver(self._tracker.count(envelope, size))
                 self._pause_if_full()
             return
+        if self._redelivery.is_copy(envelope, token, size):
+            self._stats["messages.recognised"] += 1
+            return
         delivery = self._tracker.register(envelope, token, size)
+        self._redelivery.arrived(delivery)
         if self._redelivery.active:
             if not envelope.redelivered:
                 self._redelivery.over()
@@ -265,8 +269,9 @@ class MqttConsumer(Consumer):
         client = self._client
         if client is None:
             return
-        client.acknowledge([delivery.token for delivery in free])
-        self._redelivery.acknowledged(free)
+        tokens = self._redelivery.acknowledged(free)
+        if tokens:
+            client.acknowledge(tokens)
         self._look_for_room()
 
     async def _bring_in_force(self) -> dict[str, int]:

@@ -7,6 +7,11 @@ from .._envelope import Envelope
 
 __all__ = ["Redelivery", "same_message"]
 
+# Bytes of a message that is remembered as it is after it was acknowledged.
+_SMALL = 1_024
+# A message that was acknowledged; of a large one only a hash, which proves nothing.
+_Trace = Envelope | int
+
 
 def same_message(one: Envelope, other: Envelope) -> bool:
     """Whether two receipts carry the same content; what changes from receipt to receipt aside."""
@@ -27,11 +32,18 @@ def same_message(one: Envelope, other: Envelope) -> bool:
 
 
 class Redelivery:
-    """Recognises the messages of the last connection when they come again on the next one.
+    """Recognises what comes again, on the next connection and on the same one.
 
-    A broker sends what was not acknowledged again with the same packet id, marked as a duplicate,
-    before anything new. Only what matches in all of that and in its content is taken for the same
-    message: packet ids are used again, and a message must not be lost over it.
+    After a reconnect a broker sends what was not acknowledged again with the same packet id,
+    marked as a duplicate, before anything new. Only what matches in all of that and in its content
+    is taken for the same message: packet ids are used again, and a message must not be lost over
+    it. What was acknowledged counts as done only if its id and its time are the same too, since
+    senders may give all their messages one id.
+
+    Some brokers also send again on a connection that lives, which MQTT 5 forbids. A packet id is
+    not free before it is acknowledged, so that is the same delivery. If the acknowledgement is
+    under way to the broker the copy is passed over, and not acknowledged: the packet id may
+    already stand for another message.
 
     Args:
         window: how many acknowledgements are remembered, which may not have arrived.
@@ -43,8 +55,27 @@ class Redelivery:
         self._left: dict[int, Delivery] = {}
         self._running: dict[Delivery, Delivery] = {}
         self._window = window
-        self._written: dict[int, tuple[str, str]] = {}
-        self._acknowledged: dict[int, tuple[str, str]] = {}
+        # By packet id: what is not acknowledged and what is, on this connection, and what was
+        # acknowledged on earlier ones.
+        self._open: dict[int, Delivery] = {}
+        self._written: dict[int, _Trace] = {}
+        self._acknowledged: dict[int, _Trace] = {}
+
+    def is_copy(self, envelope: Envelope, token: int, size: int) -> bool:
+        """Whether this has come on this connection before, and is to be passed over."""
+        delivery = self._open.get(token)
+        if delivery is not None:
+            return same_message(delivery.envelope, envelope)
+        if not envelope.redelivered:
+            return False
+        trace = self._written.get(token)
+        if isinstance(trace, Envelope):
+            return same_message(trace, envelope)
+        return trace is not None and trace == _trace(envelope, size)
+
+    def arrived(self, delivery: Delivery) -> None:
+        """A message came, which is no copy."""
+        self._open[delivery.token] = delivery
 
     def connection_lost(self, left: list[Delivery]) -> None:
         """The connection ended; ``left`` was not acknowledged, oldest first."""
@@ -53,19 +84,33 @@ class Redelivery:
         for delivery in left:
             self._left[delivery.token] = self._running.get(delivery, delivery)
         self._running = {}
-        self._acknowledged = dict(self._written)
+        for token, trace in self._written.items():
+            self._remember(self._acknowledged, token, trace)
+        self._written = {}
+        self._open = {}
         self.active = True
 
-    def acknowledged(self, deliveries: list[Delivery]) -> None:
-        """Acknowledgements for these were written."""
+    def acknowledged(self, deliveries: list[Delivery]) -> list[int]:
+        """The packet ids to acknowledge now that these are free.
+
+        Where another message came under a packet id that was not acknowledged, that id is
+        acknowledged once, for the last one.
+        """
+        tokens = []
         for delivery in deliveries:
-            envelope = delivery.envelope
-            # One for each packet id: what is acknowledged anew must not push out others.
-            self._written.pop(delivery.token, None)
-            if envelope.id is not None:
-                self._written[delivery.token] = (envelope.id, envelope.topic)
-        while len(self._written) > self._window:
-            del self._written[next(iter(self._written))]
+            token = delivery.token
+            if self._open.get(token) is delivery:
+                del self._open[token]
+                tokens.append(token)
+                self._remember(self._written, token, _trace(delivery.envelope, delivery.size))
+        return tokens
+
+    def _remember(self, memory: dict[int, _Trace], token: int, trace: _Trace) -> None:
+        # One for each packet id: what is acknowledged anew must not push out others.
+        memory.pop(token, None)
+        memory[token] = trace
+        if len(memory) > self._window:
+            del memory[next(iter(memory))]
 
     def over(self) -> None:
         """Nothing comes again any more: something new came, or the session is lost."""
@@ -76,7 +121,6 @@ class Redelivery:
     def session_lost(self) -> None:
         """Packet ids start anew."""
         self.over()
-        self._written.clear()
 
     def resolve(self, delivery: Delivery) -> bool:
         """Whether a message that came again is dealt with and must not be delivered.
@@ -87,12 +131,7 @@ class Redelivery:
         """
         old = self._left.pop(delivery.token, None)
         if old is None:
-            envelope = delivery.envelope
-            # Without an id two equal messages can not be told apart, so the message is delivered.
-            if envelope.id is not None and self._acknowledged.get(delivery.token) == (
-                envelope.id,
-                envelope.topic,
-            ):
+            if self._is_done(delivery.envelope, self._acknowledged.get(delivery.token)):
                 delivery.settle()
                 return True
             return False
@@ -108,3 +147,15 @@ class Redelivery:
         delivery.attempts = old.attempts
         old.withdraw()
         return False
+
+    @staticmethod
+    def _is_done(envelope: Envelope, trace: _Trace | None) -> bool:
+        # Otherwise two equal messages cannot be told apart, so the message is delivered.
+        is_unique = envelope.id is not None and envelope.time is not None
+        return is_unique and isinstance(trace, Envelope) and same_message(trace, envelope)
+
+
+def _trace(envelope: Envelope, size: int) -> _Trace:
+    if size <= _SMALL:
+        return envelope
+    return hash((size, envelope.topic, envelope.id, envelope.time))
