@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...._environment import Environment
 from ....transports import Consumer, Delivery, DeliveryState, Envelope, Identity, Subscription
 from .._waiting import eventually
 
@@ -12,13 +13,16 @@ __all__ = ["Inbox", "numbered"]
 
 
 def numbered(topic: str, count: int, **fields: Any) -> list[Envelope]:
-    """Messages on one topic whose payloads and ids are their numbers.
+    """Messages on one topic whose payloads and ids are their numbers, with the time.
+
+    A transport may take what comes again for the same message only if both are equal.
 
     Args:
         topic: of all of them.
         count: how many.
         fields: further fields of `Envelope`.
     """
+    fields.setdefault("time", round(Environment().now(), 3))
     return [
         Envelope(topic=topic, payload=str(number).encode(), id=f"id-{number}", **fields)
         for number in range(count)
