@@ -166,6 +166,7 @@ class BatchHandling(Handling):
             error_name(error),
             describe(error),
             exc_info=None if expected else of_users_code(error),
+            kind=type(error),
         )
 
     def _give_back(self, batch: list[Delivery]) -> list[Delivery]:

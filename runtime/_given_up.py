@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from .._limited_log import LimitedLog
 from .._logs import get_logger
 from .._texts import describe, error_name, quoted
 from ..errors import PublishNotSent, PublishUnknown
@@ -33,17 +34,24 @@ class LostPosts:
         self.count = 0
         self.first = ""
         self._closing = False
+        self._log = LimitedLog(log)
 
     def close(self) -> None:
         """From now on posts are given up because their bus is closed."""
         self._closing = True
+        self._log.flush()
 
     def report(self, posted: asyncio.Future[None]) -> None:
         """A post has its outcome; a callback of its future."""
         if posted.cancelled() or (error := posted.exception()) is None:
             return
         if not (self._closing and isinstance(error, PublishNotSent | PublishUnknown)):
-            log.error("a posted message was lost: %s: %s", error_name(error), describe(error))
+            self._log.error(
+                "a posted message was lost: %s: %s",
+                error_name(error),
+                describe(error),
+                kind=type(error),
+            )
             return
         if not self.count and isinstance(posted, OutboxEntry):
             self.first = posted.envelope.topic

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from .._limited_log import LimitedLog
 from .._texts import describe, error_name, escaped, quoted
 from ..actors import enter_chain
 from ..errors import (
@@ -44,7 +45,7 @@ class HandlingHost(ScopeOwner, ParkingHost, Protocol):
     """What handling needs of the actor."""
 
     handlers: tuple[Handler, ...]
-    log: logging.LoggerAdapter[logging.Logger]
+    log: LimitedLog
     max_received: int
 
     def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
@@ -328,6 +329,7 @@ class Handling:
             error_name(error),
             describe(error),
             exc_info=None if expected or wait is not None else of_users_code(error),
+            kind=type(error),
         )
 
     async def _undecodable(

@@ -11,11 +11,11 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from .._logs import ACTOR_LOG, get_logger
+from .._limited_log import LimitedLog
+from .._logs import ACTOR_LOG, OWN, get_logger
 from ..actors import Actor, ActorRef, Mailbox, Overflow, RestartPolicy
 from ..errors import ConfigurationError
 from ..transports import Delivery, Envelope, TopicFilter
-from ._actor_log import RuntimeLog
 from ._calling import Caller
 from ._handling import Handling
 from ._hosted import Runner
@@ -84,7 +84,9 @@ class Host:
         self.max_received = link.max_received
         extra = {"spa_dat_actor": self.source}
         self.users_log = logging.LoggerAdapter(get_logger(ACTOR_LOG), extra)
-        self.log: logging.LoggerAdapter[logging.Logger] = RuntimeLog(spec.name, extra)
+        # Which of several actors on one topic has failed must show under any logging format.
+        prefix = f"actor {spec.name!r}: "
+        self.log = LimitedLog(get_logger(ACTOR_LOG), {**extra, OWN: True}, prefix)
         self.ended = False
         self.state: Any = None
         self.made: Actor | None = None
@@ -208,6 +210,7 @@ class Host:
             left = max(0.0, deadline - self._loop.time())
             if not await self._caller.stop(timeout=left):
                 self._cut_off()
+            self.log.flush()
             if not self._is_lane:
                 self.spec.started(())
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from .._limited_log import LimitedLog
 from .._logs import get_logger
 from .._texts import describe, escaped, quoted
 from ..errors import ActorStopped, ConfigurationError, OutboxFull, SpaDatError
@@ -84,6 +85,7 @@ class Link:
         identity = surroundings.identity
         self._own = f"{identity.application}/{identity.instance}/"
         self.lost_posts = LostPosts()
+        self._log = LimitedLog(log)
         self._checked: dict[str, None] = {}
         # All but the last level of reply addresses that may be used.
         self._reply_prefixes: dict[str, None] = {}
@@ -258,7 +260,7 @@ class Link:
             assert turn.request is not None
             self.surroundings.stats["replies.refused"] += 1
             topic = quoted(turn.request.topic)
-            log.error("the request on %s can not be answered: %s", topic, describe(refusal))
+            self._log.error("the request on %s can not be answered: %s", topic, describe(refusal))
 
     def refuse(self, request: Envelope, source: str, code: str, text: str) -> None:
         """Answer a request that no handler sees with a `RemoteError`, as well as possible."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._limited_log import LimitedLog
 from .._logs import get_logger
 from .._texts import quoted
 from ..actors import Actor, ActorSystem, Mailbox, Overflow
@@ -70,6 +71,7 @@ class Router(Actor):
         self._forgotten = -1
         self._stopped = False
         self._stale: dict[str, None] = {}
+        self._log = LimitedLog(log)
 
     def add(self, route: Route) -> None:
         """Serve a further route; of one actor's routes the first added that matches counts."""
@@ -321,7 +323,7 @@ class Router(Actor):
         if topic in self._stale or len(self._stale) >= _MOST_STALE_TOPICS:
             return
         self._stale[topic] = None
-        log.warning(
+        self._log.warning(
             "subscription %r: a message on %s fits none of its filters; a filter of an earlier"
             " version is still in force and is being removed",
             self.name,

@@ -17,12 +17,21 @@ PACKAGES = ("actors", "runtime", "transports")
 # runtime may use the other two; those know nothing of each other.
 MAY_IMPORT = {
     "actors": {"actors", "_environment", "_logs", "_texts", "_thread_work", "errors"},
-    "transports": {"transports", "_environment", "_logs", "_texts", "_thread_work", "errors"},
+    "transports": {
+        "transports",
+        "_environment",
+        "_limited_log",
+        "_logs",
+        "_texts",
+        "_thread_work",
+        "errors",
+    },
     "runtime": {
         "runtime",
         "actors",
         "transports",
         "_environment",
+        "_limited_log",
         "_logs",
         "_texts",
         "_thread_work",

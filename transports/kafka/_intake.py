@@ -10,6 +10,7 @@ from typing import Any
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
+from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ...errors import ConnectFailed, ConnectionLost, SpaDatError
 from .._backoff import Backoff
@@ -49,6 +50,7 @@ class Intake(abc.ABC):
         self._codec = common.codec
         self._surroundings = surroundings
         self._stats = surroundings.stats
+        self._log = LimitedLog(_log)
         self._subscription = subscription
         self._receiver = receiver
         self._topics = common.topics
@@ -366,7 +368,7 @@ class Intake(abc.ABC):
 
     def _undecodable(self, record: StoredRecord, error: Exception) -> None:
         self._stats["messages.malformed"] += 1
-        _log.error(
+        self._log.error(
             "consumer %r: record %d of partition %d of topic %r can not be read and is passed"
             " over: %s: %s",
             self.identifier,

@@ -11,6 +11,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
+from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from .._backoff import Backoff
 from .._contract import Surroundings
@@ -70,6 +71,7 @@ class ReplyInbox:
         self._codec = codec
         self._topics = topics
         self._stats = surroundings.stats
+        self._log = LimitedLog(_log)
         self._backoff = Backoff(
             surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
         )
@@ -226,7 +228,7 @@ class ReplyInbox:
                 self._on_reply(own.decode("utf-8", "replace"), reply)
         # A reply is anybody's bytes; it must not stop those behind it.
         except Exception:  # noqa: BLE001
-            _log.exception("a reply on %r could not be handed over", self._name)
+            self._log.exception("a reply on %r could not be handed over", self._name)
 
     async def _drop(self) -> None:
         consumer, self._consumer = self._consumer, None
