@@ -148,7 +148,7 @@ class BatchHandling(Handling):
             held = self._now() - held_since
             wait = self._retry.wait(_attempts(batch), held, self._environment.random, error)
         if len(batch) == 1:
-            self._log_failure(batch[0], error, wait, answers=False)
+            self._log_failure(batch[0], error, wait, is_answer=False)
         else:
             self._log_batch(batch, error, wait)
         return wait

@@ -264,9 +264,10 @@ class Handling:
         else:
             delivery.attempts += 1
             self._stats["messages.failed"] += 1
-            self._host.failed("handler", error, delivery.envelope)
+            is_answer = request is not None and isinstance(error, RemoteError)
+            self._host.failed("answer" if is_answer else "handler", error, delivery.envelope)
             wait = self._wait_before_next(delivery, turn, error, held_since)
-            self._log_failure(delivery, error, wait, answers=request is not None)
+            self._log_failure(delivery, error, wait, is_answer=is_answer)
         if wait is not None:
             router = delivery.route.router
             if not router.holding and await self._pauses.wait(wait, router):
@@ -312,9 +313,8 @@ class Handling:
         return error.outage
 
     def _log_failure(
-        self, delivery: Delivery, error: Exception, wait: float | None, *, answers: bool
+        self, delivery: Delivery, error: Exception, wait: float | None, *, is_answer: bool
     ) -> None:
-        is_answer = answers and isinstance(error, RemoteError)
         expected = is_answer or isinstance(error, Reject | Retry)
         level = logging.WARNING if expected or wait is not None else logging.ERROR
         if is_answer and wait is None:

@@ -34,8 +34,8 @@ class Observer(Protocol):
 
         Args:
             actor: ``application/instance/actor``.
-            where: what it was: ``handler``, ``payload``, ``post``, ``timer``, ``producer``, or as
-                for the actor system's ``on_failure``.
+            where: what it was: ``handler``, ``answer`` (a `RemoteError` to a request), ``payload``,
+                ``post``, ``timer``, ``producer``, or as for the actor system's ``on_failure``.
             error: what was raised.
             envelope: the message that it was about.
         """

@@ -84,6 +84,8 @@ def test_code_runs(page: Path, module: types.ModuleType, request: pytest.Fixture
         if block.skipped:
             continue
         exec(code, vars(module))
+        # What it has for fixtures.
+        request.session._fixturemanager.parsefactories(holder=module, node=request.node)
         for name, value in list(vars(module).items()):
             if isinstance(value, DistributedApplication):
                 on_memory.setdefault(id(value), (value, "memory://" in block.code))

@@ -468,3 +468,115 @@ def test_a_harness_and_a_broker_of_ones_own(
 def test_kafka_is_there_for_users(kafka_broker: Kafka) -> None:
     assert kafka_broker.url == f"kafka://{kafka_broker.server}"
     assert kafka_broker.alive
+
+
+def test_a_block_in_a_fixture_is_open_until_the_fixture_leaves_it(run: Run) -> None:
+    result = run(
+        """
+        @pytest.fixture
+        def started(harness):
+            with harness(plant()) as h:
+                yield h
+                # What the test has left is checked and done, and more can be looked at.
+                assert h.published("plant/alarms") == ["oven: 1.0"]
+                h.publish("plant/oven/temperature", 2.0)
+                h.settle()
+                assert h.state("watch") == [1.0, 2.0]
+
+        @pytest.fixture
+        def started_in_async(harness):
+            loop = asyncio.new_event_loop()
+
+            async def start():
+                block = harness(plant())
+                return block, await block.__aenter__()
+
+            block, h = loop.run_until_complete(start())
+            yield loop, h
+            loop.run_until_complete(block.__aexit__(None, None, None))
+            loop.close()
+
+        def test_plain(started):
+            started.publish("plant/oven/temperature", 1.0)
+
+        async def test_async(started):
+            started.publish("plant/oven/temperature", 1.0)
+
+        def test_async_fixture(started_in_async):
+            loop, h = started_in_async
+            assert loop.run_until_complete(h.request("plant/limit", 2.0, reply=float)) == 4.0
+        """,
+        "-Werror",
+    )
+    result.assert_outcomes(passed=3)
+
+
+def test_what_fails_in_a_block_of_a_fixture_fails_the_test_and_only_that(run: Run) -> None:
+    result = run(
+        """
+        @pytest.fixture
+        def started(harness):
+            with harness(plant()) as h:
+                yield h
+
+        def test_that_forgets_to_settle(started):
+            started.publish("plant/oven/temperature", -1.0)
+
+        def test_that_fails_itself(started):
+            started.publish("plant/oven/temperature", -1.0)
+            assert started.published() == ["something"]
+        """,
+        "-Werror",
+    )
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*HandlerFailed*-1.0 can not be*"])
+
+
+def test_blocks_in_fixtures_of_pytest_asyncio(run: Run) -> None:
+    pytest.importorskip("pytest_asyncio")
+    result = run(
+        """
+        import pytest_asyncio
+        from spa_dat.testing import Harness
+
+        @pytest_asyncio.fixture
+        async def started(harness):
+            async with harness(plant()) as h:
+                yield h
+
+        @pytest_asyncio.fixture
+        async def plain():
+            async with Harness(plant()) as h:
+                yield h
+
+        @pytest.mark.asyncio
+        async def test_fixture(started):
+            assert await started.request("plant/limit", 2.0, reply=float) == 4.0
+
+        @pytest.mark.asyncio
+        async def test_plain(plain):
+            assert await plain.request("plant/limit", 2.0, reply=float) == 4.0
+        """,
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_a_harness_that_was_started_without_a_loop_says_why_it_does_not_run_in_one(
+    run: Run,
+) -> None:
+    result = run(
+        """
+        from spa_dat.testing import Harness
+
+        @pytest.fixture
+        def started():
+            with Harness(plant()) as h:
+                yield h
+
+        @pytest.mark.spa_dat
+        async def test_async(started):
+            started.settle()
+        """,
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ConfigurationError*was started where no event loop ran*"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, RemoteError
 from ...transports import Envelope, Identity, SocketProvider, Surroundings, TopicFilter
 from .._application import DistributedApplication
 from .._content_types import PayloadFormat, format_of
@@ -110,6 +110,10 @@ class Core:
     def socket(self, bus: str | None) -> Socket:
         """A socket of the test's own."""
         return Socket(self._link(bus), _SOURCE, NoSubscription())
+
+    def answered(self, topic: str, answer: RemoteError) -> None:
+        """See `Watch.answered`."""
+        self.world.watch.answered(_SOURCE, topic, answer)
 
     def _link(self, bus: str | None) -> Link:
         if bus is None:

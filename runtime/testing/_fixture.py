@@ -10,6 +10,7 @@ from ._errors import NotSimulated
 from ._faults import Faults
 from ._harness import Harness
 from ._live import LiveHarness
+from ._loop_thread import is_loop_running
 from ._profiles import Profile
 from ._real_providers import RealBrokers
 
@@ -37,6 +38,8 @@ class HarnessFactory:
     ``harness(app)`` gives a `Harness` with the applications started. At the end of the test all
     that it has given are settled and checked, as at the end of a ``with`` block, and closed. A
     ``with`` or ``async with`` around it does so earlier; ``async with`` gives an `AsyncHarness`.
+    One whose block is in a fixture is settled and checked at the end of the test, and stays open
+    until the fixture leaves the block.
 
     Args:
         options: what a test does not say itself.
@@ -73,7 +76,7 @@ class HarnessFactory:
         chosen: HarnessOptions = {**self._options, **options}
         harness = self._harness(applications, chosen)
         self._made.append((harness, chosen))
-        harness.start_ahead(in_thread=self._asynchronous)
+        harness.start_ahead(in_thread=self._asynchronous or is_loop_running())
         return harness
 
     def _harness(
@@ -95,23 +98,37 @@ class HarnessFactory:
     def finish(self) -> None:
         """The test has passed: settle and check all harnesses, the last one first; close them.
 
+        Those in a block of a fixture are closed by that.
+
         Raises:
             HandlerFailed, NotSettled: as leaving a ``with`` block does.
         """
         __tracebackhide__ = True
-        while self._made_and_open:
-            harness = self._made_and_open[-1]
-            try:
-                harness.__exit__(None, None, None)
-            except BaseException:
-                self.abandon()
-                raise
+        try:
+            for harness in reversed(self._made_and_open):
+                if harness.is_in_block:
+                    harness.settle()
+                else:
+                    harness.__exit__(None, None, None)
+        except BaseException:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
-        """The test has failed: close all harnesses, whatever goes on in them."""
-        error = RuntimeError("the test has failed")
+        """The test has failed: close all harnesses, whatever goes on in them.
+
+        Those in a block of a fixture are closed by that, and raise nothing.
+        """
         for harness in reversed(self._made_and_open):
-            harness.__exit__(type(error), error, None)
+            harness.excuse()
+            if not harness.is_in_block:
+                harness.__exit__(None, None, None)
+
+    def close(self) -> None:
+        """Nobody uses them any more: close all that are still open, whatever goes on in them."""
+        for harness in reversed(self._made_and_open):
+            harness.excuse()
+            harness.__exit__(None, None, None)
 
     @property
     def _made_and_open(self) -> list[Harness]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import warnings
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -10,8 +9,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from ...actors import ThreadWorker
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, RemoteError
 from .._application import DistributedApplication
 from .._option_checks import is_number
 from ._async_harness import AsyncHarness
@@ -20,6 +18,7 @@ from ._errors import NotSettled
 from ._faults import Faults
 from ._foreign_threads import UnannouncedThread
 from ._harness_options import check_options, failure_classes
+from ._loop_thread import LoopThread, is_loop_running
 from ._profiles import Profile
 from ._reads import Reads
 from ._replay import replay
@@ -95,8 +94,8 @@ class Harness(Reads):
         self._allowed = failure_classes("Harness: allow_failures", allow_failures)
         # Stays when it is closed: the test may still look at what happened.
         self._used_core: Core | None = None
-        self._thread: ThreadWorker | None = None
-        self._started_ahead = False
+        self._thread = LoopThread(own=False)
+        self._started_ahead = self._in_block = self._excused = False
 
     @property
     def _core(self) -> Core:
@@ -115,10 +114,11 @@ class Harness(Reads):
         """
         if self._started_ahead:
             self._started_ahead = False
-            return self
-        if self._used_core is not None:
+        elif self._used_core is not None:
             raise ConfigurationError("a harness can be used once; make a new one")
-        self._start(in_thread=_is_loop_running())
+        else:
+            self._start(in_thread=is_loop_running())
+        self._in_block = True
         return self
 
     def start_ahead(self, *, in_thread: bool) -> None:
@@ -131,6 +131,15 @@ class Harness(Reads):
         self._started_ahead = True
 
     @property
+    def is_in_block(self) -> bool:
+        """Whether a ``with`` block is going to close it."""
+        return self._in_block
+
+    def excuse(self) -> None:
+        """The test has failed: leaving the block raises nothing in addition."""
+        self._excused = True
+
+    @property
     def was_started(self) -> bool:
         """Whether there is anything to see of it."""
         return self._used_core is not None
@@ -141,10 +150,9 @@ class Harness(Reads):
         return self._used_core is not None and not self._used_core.closed
 
     def _start(self, *, in_thread: bool) -> None:
-        if in_thread:
-            self._thread = ThreadWorker("harness")
+        self._thread = LoopThread(own=in_thread)
         try:
-            self._call(self._open)
+            self._thread.call(self._open)
         except BaseException:
             self._shut()
             raise
@@ -167,15 +175,17 @@ class Harness(Reads):
         """
         # In pytest the test itself and the handler are what one wants to see.
         __tracebackhide__ = True
+        self._in_block = False
+        failed = error is not None or self._excused
         try:
             try:
-                if error is None:
+                if not failed:
                     self.settle()
                     self._core.world.watch.check_expected()
             except BaseException:
                 self._stop(quietly=True)
                 raise
-            self._stop(quietly=error is not None)
+            self._stop(quietly=failed)
         finally:
             self._shut()
 
@@ -193,11 +203,9 @@ class Harness(Reads):
         core = self._used_core
         try:
             if core is not None:
-                self._call(core.close_world)
+                self._thread.call(core.close_world)
         finally:
-            if self._thread is not None:
-                self._thread.abandon()
-                self._thread = None
+            self._thread.end()
 
     async def __aenter__(self) -> AsyncHarness:
         """As ``__enter__``, for ``async def`` tests."""
@@ -296,13 +304,19 @@ class Harness(Reads):
             bus: as for `publish`.
 
         Raises:
-            RequestTimeout, RemoteError, NoResponder: as `Socket.request` does.
+            RemoteError: the answer; its cause is what failed. As the test has got it, that does not
+                fail the test later.
+            RequestTimeout, NoResponder: as `Socket.request` does.
         """
         socket = self._core.socket(bus)
         call = socket.request(
             topic, payload, reply=reply, timeout=timeout, key=key, headers=headers
         )
-        return self._run(self._core.world.outcome(call, timeout))
+        try:
+            return self._run(self._core.world.outcome(call, timeout))
+        except RemoteError as answer:
+            self._core.answered(topic, answer)
+            raise
 
     def replay(
         self,
@@ -369,7 +383,7 @@ class Harness(Reads):
                 " for handlers"
             )
         try:
-            result = self._call(lambda: world.run(coroutine))
+            result = self._thread.call(lambda: world.run(coroutine))
         except BaseException as error:
             for problem in world.take_problems():
                 error.add_note(problem)
@@ -377,15 +391,3 @@ class Harness(Reads):
         for problem in world.take_problems():
             warnings.warn(problem, UnannouncedThread, stacklevel=3)
         return result
-
-    def _call(self, function: Callable[[], T]) -> T:
-        # A thread has an event loop of its own; here one may be running already.
-        return function() if self._thread is None else self._thread.submit(function).result()
-
-
-def _is_loop_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import RemoteError
 from ...transports import Delivery, Envelope
 from .._host import Host
 from .._observer import Receive
@@ -16,6 +17,8 @@ from ._trace import Trace
 
 __all__ = ["Failure", "Watch", "Work"]
 
+_ANSWERED = ("handler", "answer", "payload")
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -23,8 +26,9 @@ class Failure:
 
     Attributes:
         actor: ``application/instance/actor``.
-        where: what it was: ``handler``, ``payload`` (it did not fit), ``post`` (refused by the
-            broker), ``timer``, ``producer``, ``on_start``, ``on_stop``, ``task`` ...
+        where: what it was: ``handler``, ``answer`` (a request was answered with this
+            `RemoteError`), ``payload`` (it did not fit), ``post`` (refused by the broker),
+            ``timer``, ``producer``, ``on_start``, ``on_stop``, ``task`` ...
         error: what was raised.
         topic: of the message that it was about; None where there was none.
         message_id: its id.
@@ -86,6 +90,9 @@ class Watch:
         self._allowed: list[type[BaseException]] = [Reject, Retry]
         self._expected: dict[type[BaseException], bool] = {}
         self._reported = 0
+        # Of requests that failed with an error that the test got.
+        self._answered: set[str | None] = set()
+        self._asked: list[tuple[Failure, Envelope]] = []
         self.failures: list[Failure] = []
         self.troubles: dict[str, str] = {}
 
@@ -123,7 +130,10 @@ class Watch:
         topic = None if envelope is None else envelope.topic
         identifier = None if envelope is None else envelope.identity
         self._trace.add(actor, "failed", f"{where} {type(error).__name__}", identifier)
-        self.failures.append(Failure(actor, where, error, topic, identifier))
+        failure = Failure(actor, where, error, topic, identifier)
+        self.failures.append(failure)
+        if envelope is not None and envelope.response_topic is not None:
+            self._asked.append((failure, envelope))
 
     def troubled(self, actor: str, reason: str) -> None:
         """See `Observer.troubled`."""
@@ -152,6 +162,20 @@ class Watch:
         for kind in kinds:
             self._expected[kind] = False
 
+    def answered(self, source: str, topic: str, answer: RemoteError) -> None:
+        """The test got an error as the answer to a request of its own, and so knows of it.
+
+        Args:
+            source: of the request.
+            topic: where it was sent to.
+            answer: gets what failed as its cause.
+        """
+        for failure, envelope in self._asked:
+            if (envelope.source, envelope.topic) == (source, topic):
+                self._answered.add(failure.message_id)
+                answer.__cause__ = failure.error
+        self._asked.clear()
+
     def check(self) -> None:
         """Raise HandlerFailed for what is new and nobody expected."""
         __tracebackhide__ = True
@@ -160,7 +184,7 @@ class Watch:
         # Of several attempts at a message the last one says enough.
         last: dict[tuple[str, str | None, int], Failure] = {}
         for failure in new:
-            if not self._is_expected(failure.error):
+            if not self._is_expected(failure):
                 unique = 0 if failure.message_id is not None else id(failure)
                 last[failure.actor, failure.message_id, unique] = failure
         unexpected = list(last.values())
@@ -177,7 +201,7 @@ class Watch:
     def explain(self, stuck: NotSettled) -> None:
         """Add to it what has failed, which may be why: an actor that has ended, for example."""
         for failure in self.failures[self._reported :]:
-            if not self._is_expected(failure.error):
+            if not self._is_expected(failure):
                 stuck.add_note(f"before that failed: {failure}")
                 stuck.__cause__ = stuck.__cause__ or failure.error
 
@@ -188,9 +212,12 @@ class Watch:
         if missing:
             raise HandlerFailed(f"nothing raised {', '.join(missing)}, which the test expected")
 
-    def _is_expected(self, error: BaseException) -> bool:
+    def _is_expected(self, failure: Failure) -> bool:
         for kind in self._expected:
-            if isinstance(error, kind):
+            if isinstance(failure.error, kind):
                 self._expected[kind] = True
                 return True
-        return isinstance(error, tuple(self._allowed))
+        if failure.where in _ANSWERED and failure.message_id in self._answered:
+            return True
+        # Whoever asked gets it, and fails if it minds.
+        return failure.where == "answer" or isinstance(failure.error, tuple(self._allowed))

@@ -57,7 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def harness(request: pytest.FixtureRequest) -> Iterator[HarnessFactory]:
     """Starts applications under test: ``harness(app)`` gives a `spa_dat.testing.Harness`.
 
-    What is still open at the end of the test is settled, checked and closed as part of it. Takes
+    What is still open at the end of the test is settled, checked and closed as part of it; a block
+    in a fixture of your own closes it later. Takes
     the options of `Harness`; others come from the marker ``spa_dat`` and ``--spa-dat-seed``.
     """
     from .runtime.testing import HarnessFactory
@@ -69,7 +70,7 @@ def harness(request: pytest.FixtureRequest) -> Iterator[HarnessFactory]:
     )
     request.node.stash[_FACTORY] = factory
     yield factory
-    factory.abandon()
+    factory.close()
 
 
 @pytest.fixture(scope="session")
