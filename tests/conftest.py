@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from spa_dat._pytest import require
+from spa_dat.runtime.testing.brokers._process import PortClaims
 from spa_dat.testing import BrokerProcess, Kafka, Mosquitto
 from support.deadline import DEADLINE, deadline
 from support.program import Program, Start
@@ -128,6 +129,14 @@ def own_kafka() -> Iterator[Callable[..., Kafka]]:
     """Starts brokers for one test; takes the arguments of `Kafka`."""
     with _starting(Kafka) as start:
         yield start
+
+
+@pytest.fixture
+def ports() -> Iterator[PortClaims]:
+    """Gives ports that nobody else takes while the test runs."""
+    claims = PortClaims()
+    yield claims
+    claims.release()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from spa_dat import DistributedApplication
 from spa_dat._pytest import require
+from spa_dat.runtime.testing.brokers._process import PortClaims
 from spa_dat.testing import (
     BrokerFailed,
     BrokerProcess,
@@ -386,3 +387,30 @@ async def test_a_broker_ends_with_the_process_that_started_it(kind: type[BrokerP
 def _accepts(port: int) -> bool:
     with socket.socket() as connection:
         return connection.connect_ex((Kafka.host, port)) == 0
+
+
+# Ports.
+
+
+def test_a_claimed_port_is_given_to_nobody_else(ports: PortClaims) -> None:
+    mine = ports.take(50)
+    assert len(set(mine)) == 50
+    others = PortClaims()
+    program = (
+        "import sys; from spa_dat.runtime.testing.brokers._process import PortClaims;"
+        "print([PortClaims._lock(int(port)) for port in sys.argv[1:]])"
+    )
+    try:
+        assert not set(others.take(500)) & set(mine)
+        tried = [str(port) for port in mine[:3]]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *tried], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "[False, False, False]"
+    finally:
+        others.release()
+    ports.release()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *tried], capture_output=True, text=True, check=True
+    )
+    assert "True" in done.stdout

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from spa_dat.runtime.testing.brokers._process import free_ports
+from spa_dat.runtime.testing.brokers._process import PortClaims
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
 from support.kafka_bus import BusClient, bus_client, create, new_prefix
@@ -59,10 +59,10 @@ async def test_a_broker_that_comes_back_has_lost_nothing(
 @pytest.mark.slow
 @pytest.mark.deadline(120)
 async def test_a_cluster_that_comes_back_at_other_addresses_is_found(
-    own_kafka: Callable[..., Kafka],
+    own_kafka: Callable[..., Kafka], ports: PortClaims
 ) -> None:
     broker = own_kafka()
-    (elsewhere,) = free_ports(1)
+    (elsewhere,) = ports.take(1)
     servers = f"{broker.server},{broker.host}:{elsewhere}"
     await create(broker.server, "a")
     async with (

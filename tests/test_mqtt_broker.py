@@ -21,7 +21,7 @@ from spa_dat.errors import (
     PublishUnknown,
 )
 from spa_dat.runtime.testing.brokers._certificates import make_certificates
-from spa_dat.runtime.testing.brokers._process import free_ports
+from spa_dat.runtime.testing.brokers._process import PortClaims
 from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import DeliveryState, Envelope
 from support.mqtt import Client, Recorder, client
@@ -530,9 +530,9 @@ async def test_retained_messages_come_with_a_new_subscription_and_not_at_each_re
 
 
 async def test_nobody_takes_a_session_where_the_user_is_the_identifier(
-    own_mosquitto: StartBroker,
+    own_mosquitto: StartBroker, ports: PortClaims
 ) -> None:
-    (others,) = free_ports(1)
+    (others,) = ports.take(1)
     broker = own_mosquitto(
         durable=True,
         users={"plant": "x", "stranger": "s"},

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from . import _kafka_tools as tools
 from ._errors import BrokerFailed, BrokerUnavailable
 from ._kafka_settings import SCRAM, SETTINGS, listener_settings, sasl_settings, tls_settings
-from ._process import BrokerProcess, free_ports
+from ._process import BrokerProcess
 from ._proxy import Proxy
 
 __all__ = ["Acl", "Kafka"]
@@ -98,7 +98,7 @@ class Kafka(BrokerProcess):
         super().__init__()
         self.ca_file = self.folder / "ca.pem"
         self.client_cert_file = self.folder / "client.pem"
-        ports = free_ports(6)
+        ports = self._ports.take(6)
         self.port, self.proxy_port, behind, controller, self.sasl_port, self.tls_port = ports
         self._behind = behind
         self._acls = tuple(acls)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ._certificates import make_certificates
 from ._errors import BrokerUnavailable
-from ._process import BrokerProcess, free_ports
+from ._process import BrokerProcess
 
 __all__ = ["Mosquitto"]
 
@@ -62,7 +62,7 @@ class Mosquitto(BrokerProcess):
         extra: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.port, tls_port = free_ports(2)
+        self.port, tls_port = self._ports.take(2)
         self.tls_port = tls_port if tls else 0
         self.ca_file = self.folder / "ca.pem"
         self.client_cert_file = self.folder / "client.pem"

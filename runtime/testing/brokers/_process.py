@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import fcntl
 import os
 import random
 import shutil
@@ -14,11 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, ClassVar, Self
 
 from ._errors import BrokerFailed, BrokerUnavailable
 
-__all__ = ["BrokerProcess", "free_ports"]
+__all__ = ["BrokerProcess", "PortClaims"]
 
 _FIRST_PORT, _LAST_PORT = 15_000, 32_000
 _PAUSE = 0.005
@@ -47,6 +48,7 @@ class BrokerProcess(abc.ABC):
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
         self._paused = False
+        self._ports = PortClaims()
 
     @classmethod
     @abc.abstractmethod
@@ -144,6 +146,7 @@ class BrokerProcess(abc.ABC):
             # What it would save on SIGTERM is removed anyway.
             self._end(signal.SIGKILL)
         self._end_watchdog()
+        self._ports.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -249,22 +252,77 @@ class BrokerProcess(abc.ABC):
             self._watchdog = None
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody uses.
+class PortClaims:
+    """Ports of 127.0.0.1 that are free, and stay free for whoever claimed them.
 
-    They are below those that the system gives to outgoing connections: a port must still be free
-    when a broker or a proxy comes back to it.
+    A broker binds its ports seconds after they were chosen, and comes back to them after a restart;
+    what runs beside it (other processes with tests, other checkouts) must not choose the same ones
+    meanwhile. A claim is a lock on one byte of a file that all share; it ends with the process.
     """
-    # Not the seeded source that tests share: parallel runs would all try the same ports.
-    numbers = random.SystemRandom()
-    ports: list[int] = []
-    while len(ports) < count:
-        port = numbers.randrange(_FIRST_PORT, _LAST_PORT)
-        with socket.socket() as probe:
-            try:
-                probe.bind((BrokerProcess.host, port))
-            except OSError:
+
+    _file: ClassVar[IO[bytes] | None] = None
+    _of_this_process: ClassVar[set[int]] = set()
+
+    def __init__(self) -> None:
+        self._ports: list[int] = []
+
+    def take(self, count: int) -> list[int]:
+        """Claim ports that nobody uses, until `release`.
+
+        They are below those that the system gives to outgoing connections.
+        """
+        # Not the seeded source that tests share: parallel runs would all try the same ports.
+        numbers = random.SystemRandom()
+        first, last = _range_for_servers()
+        taken: list[int] = []
+        while len(taken) < count:
+            port = numbers.randrange(first, last)
+            if not self._lock(port):
                 continue
-        if port not in ports:
-            ports.append(port)
-    return ports
+            with socket.socket() as probe:
+                try:
+                    probe.bind((BrokerProcess.host, port))
+                except OSError:
+                    self._unlock(port)
+                    continue
+            taken.append(port)
+        self._ports += taken
+        return taken
+
+    def release(self) -> None:
+        """Let others have the ports."""
+        for port in self._ports:
+            self._unlock(port)
+        self._ports.clear()
+
+    @classmethod
+    def _lock(cls, port: int) -> bool:
+        # Locks of this kind do not exclude their own process.
+        if port in cls._of_this_process:
+            return False
+        if cls._file is None:
+            # One for each user: those of others may not be written to.
+            path = Path(tempfile.gettempdir(), f"spa-dat-ports-{os.getuid()}")
+            cls._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+        try:
+            fcntl.lockf(cls._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        cls._of_this_process.add(port)
+        return True
+
+    @classmethod
+    def _unlock(cls, port: int) -> None:
+        cls._of_this_process.discard(port)
+        if cls._file is not None:
+            fcntl.lockf(cls._file, fcntl.LOCK_UN, 1, port)
+
+
+def _range_for_servers() -> tuple[int, int]:
+    """Ports that the system does not give to outgoing connections, as far as that is known."""
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        lowest = _LAST_PORT
+    # Fewer than these would soon be used up by brokers that tests start side by side.
+    return _FIRST_PORT, max(_FIRST_PORT + 2_000, min(_LAST_PORT, lowest))
