@@ -279,7 +279,7 @@ async def test_a_connection_lost_under_a_new_filter_brings_it_in_force_later() -
     ("code", "error", "words"),
     [
         (0x87, NotAuthorised, r"'t'.*not authorised"),
-        (0x97, PublishRefused, r"'t'.*quota exceeded \(0x97\)"),
+        (0x99, PublishRefused, r"'t'.*payload format invalid \(0x99\)"),
         (0xC7, PublishRefused, r"unknown reason \(0xc7\)"),
     ],
 )

@@ -180,6 +180,27 @@ class OutboxMachine(VirtualMachine):
             self.answer(number, error)
             await self.settle()
 
+    @rule(data=st.data())
+    @step
+    async def one_is_refused_wherever_it_is(self, data: st.DataObject) -> None:
+        """Also one that waits; the oldest is the one that connections may end over."""
+        pending = self.written + self.waiting
+        oldest = self.outbox.oldest
+        assert (None if oldest is None else int(oldest.envelope.payload)) == next(
+            iter(pending), None
+        )
+        assert [int(entry.envelope.payload) for entry in self.outbox.written] == self.written
+        if not pending:
+            return
+        number = data.draw(st.sampled_from(pending))
+        entry = self.entries.get(number)
+        if entry is None:
+            return
+        self.outcomes[number] = PublishRefused
+        (self.written if number in self.written else self.waiting).remove(number)
+        self.outbox.refuse(entry, PublishRefused("it is"))
+        await self.settle()
+
     @rule(window=st.integers(1, 3))
     @step
     async def connection_is_made(self, window: int) -> None:
@@ -198,11 +219,13 @@ class OutboxMachine(VirtualMachine):
         self.connected = False
         self.outbox.pause()
 
-    @rule()
+    @rule(window=st.none() | st.integers(1, 3))
     @step
-    async def resume(self) -> None:
+    async def resume(self, window: int | None) -> None:
         self.connected = not self.closed
-        self.outbox.resume()
+        if self.connected and window is not None:
+            self.window = window
+        self.outbox.resume(window)
         await self.settle()
 
     @precondition(lambda self: not self.queues)

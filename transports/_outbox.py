@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -88,6 +89,16 @@ class Outbox:
     def unconfirmed(self) -> int:
         """Publishes that are written and have no outcome."""
         return len(self._written)
+
+    @property
+    def written(self) -> list[OutboxEntry]:
+        """The publishes that are written and have no outcome, oldest first."""
+        return list(self._written)
+
+    @property
+    def oldest(self) -> OutboxEntry | None:
+        """The first of the publishes without an outcome."""
+        return next(itertools.chain(self._written, self._waiting), None)
 
     @property
     def oldest_unconfirmed(self) -> OutboxEntry | None:
@@ -190,9 +201,14 @@ class Outbox:
         """Write nothing until `resume`; what is written stays written."""
         self._lose()
 
-    def resume(self) -> None:
-        """End `pause`."""
+    def resume(self, window: int | None = None) -> None:
+        """End `pause`.
+
+        Args:
+            window: as for `connected`.
+        """
         if not self._closed:
+            self._window = self._window if window is None else window
             self._connected = True
             self._pump()
 
@@ -212,6 +228,14 @@ class Outbox:
         if not entry.done():
             entry.set_exception(error)
         self._advance()
+
+    def refuse(self, entry: OutboxEntry, error: BaseException) -> None:
+        """The publish ends with this error, whether it is written or waits."""
+        if entry in self._waiting and not entry.done():
+            entry.set_exception(error)
+            self.give_up(entry)
+        else:
+            self.fail(entry, error)
 
     async def drain(self) -> None:
         """Wait until every pending publish has its outcome."""
@@ -318,7 +342,7 @@ class Outbox:
         self._wake_drained()
 
     def give_up(self, entry: OutboxEntry) -> None:
-        """The entry was cancelled: write it no more."""
+        """The entry was cancelled, or has failed: write it no more."""
         if entry in self._written:
             del self._written[entry]
             self._abandoned[entry] = None

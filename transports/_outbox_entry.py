@@ -28,17 +28,29 @@ class OutboxEntry(asyncio.Future[None]):
     Attributes:
         envelope: the message.
         note: the transport's own, for example the message in encoded form.
-        writes: how often it has been written so far, over all connections.
+        writes: how often it has been written so far, over all connections, without having been
+            refused.
+        put_off: why the broker does not take it for now, in words; empty when nothing says so.
         on_failure: called with it, soon after it has failed; see the function of that name.
     """
 
-    __slots__ = ("_answers", "_losses", "_outbox", "envelope", "note", "on_failure", "writes")
+    __slots__ = (
+        "_answers",
+        "_losses",
+        "_outbox",
+        "envelope",
+        "note",
+        "on_failure",
+        "put_off",
+        "writes",
+    )
 
     def __init__(self, envelope: Envelope, outbox: Keeper | None, note: Any = None) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self.envelope = envelope
         self.note = note
         self.writes = 0
+        self.put_off = ""
         self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
         self._outbox = outbox
         # What `Outbox._is_outage` compares with.
@@ -58,6 +70,8 @@ class OutboxEntry(asyncio.Future[None]):
     def unconfirmed(self, reason: str) -> PublishNotSent | PublishUnknown:
         """The error that says what is known of the publish when it is given up now."""
         where = f"publish to {self.envelope.topic!r}"
+        if self.put_off:
+            reason = f"{reason}; {self.put_off}"
         if self.writes:
             return PublishUnknown(
                 f"{where} was written but not confirmed: {reason}; it may have been received, so"

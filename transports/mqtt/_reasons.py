@@ -16,6 +16,7 @@ from aiomqtt.exceptions import (
 from paho.mqtt import MQTTException
 from paho.mqtt.reasoncodes import ReasonCode
 
+from ..._texts import quoted
 from ...errors import (
     ConfigurationError,
     ConnectFailed,
@@ -43,7 +44,6 @@ __all__ = [
     "connect_problem",
     "describe",
     "publish_refusal",
-    "quoted",
     "reason_text",
     "subscribe_refusal",
     "translate",
@@ -268,20 +268,14 @@ def answer_to(packet: Packet, code: int) -> Answer:
     return _UNKNOWN[packet] if code >= 0x80 else _FINE
 
 
-def quoted(words: str) -> str:
-    """A text of the broker's for logs and errors: in quotes, on one line, shortened."""
-    shown = words if len(words) <= _LONGEST_WORDS else words[:_LONGEST_WORDS] + "..."
-    return repr(shown)
-
-
 def reason_text(code: int) -> str:
     """A reason code of MQTT 5 in words, with its number and what the broker says about it."""
     text = f"{_NAMES.get(code, 'unknown reason')} ({code:#04x})"
     if isinstance(code, Reason):
         if code.words:
-            text += f", in the broker's words {quoted(code.words)}"
+            text += f", in the broker's words {quoted(code.words, _LONGEST_WORDS)}"
         if code.server:
-            text += f", it refers to the server {quoted(code.server)}"
+            text += f", it refers to the server {quoted(code.server, _LONGEST_WORDS)}"
     return text
 
 

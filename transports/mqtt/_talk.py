@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 from ..._logs import get_logger
-from ...errors import ConfigurationError, MessageTooLarge, NoResponder, PublishRefused, SpaDatError
+from ...errors import ConfigurationError, MessageTooLarge, PublishRefused, SpaDatError
 from .._addresses import parked, reply_prefix
+from .._backoff import Backoff
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
@@ -16,8 +17,9 @@ from ._config import MqttConfig
 from ._connection import Connection
 from ._consumer import MqttConsumer
 from ._keepalive import LARGE
+from ._outgoing import Outgoing
 from ._packets import PublishPacket
-from ._reasons import NO_SUBSCRIBERS, publish_refusal, subscribe_refusal
+from ._reasons import subscribe_refusal
 from ._session import Loss, ServerLimits
 from ._texts import check_message
 
@@ -60,6 +62,10 @@ class MqttBus(Bus):
             window=config.inflight,
             window_bytes=_MOST_WRITTEN,
         )
+        backoff = Backoff(
+            surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
+        )
+        self._outgoing = Outgoing(self._outbox, self._write, backoff, self._stats, config.address)
         self._connection = Connection(self, config, self._identifier, surroundings)
 
     # The contract.
@@ -92,7 +98,7 @@ class MqttBus(Bus):
         await self._outbox.room()
 
     async def close(self) -> None:
-        self._outbox.close()
+        self._outgoing.close()
         await self._connection.close()
         self.connected = False
 
@@ -123,13 +129,13 @@ class MqttBus(Bus):
         limits = client.limits
         self.max_payload = min(self._config.max_payload, limits.maximum_packet_size)
         self.connected = True
-        self._outbox.connected(min(limits.receive_maximum, self._config.inflight))
+        self._outgoing.begin(min(limits.receive_maximum, self._config.inflight))
 
     def on_unreachable(self) -> None:
-        """What waits goes on waiting."""
+        self._outgoing.unreachable()
 
     def trace(self) -> str | None:
-        return self._inbox + "+"
+        return None if self._outgoing.suspects else self._inbox + "+"
 
     def on_lost(self, loss: Loss) -> None:
         self._patience = 1
@@ -138,25 +144,10 @@ class MqttBus(Bus):
             # It is sent again from its beginning: without more time it would never arrive.
             self._patience = min(2**oldest.writes, _MOST_PATIENCE)
         self.connected = False
-        self._outbox.disconnected()
+        self._outgoing.end(loss)
 
     def on_confirmed(self, note: OutboxEntry, code: int) -> None:
-        if code == 0:
-            self._outbox.confirm(note)
-        elif code >= _REFUSED:
-            self._stats["publishes.refused"] += 1
-            self._outbox.fail(note, publish_refusal(code, note.envelope.topic))
-        elif code == NO_SUBSCRIBERS and note.envelope.response_topic and not note.envelope.retain:
-            self._outbox.fail(
-                note,
-                NoResponder(
-                    f"nobody listens on {note.envelope.topic!r}, says the broker; start the"
-                    " responder first, or check the topic"
-                ),
-            )
-        else:
-            self._stats["publishes.unheard"] += 1
-            self._outbox.confirm(note)
+        self._outgoing.answered(note, code)
 
     def on_message(
         self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
