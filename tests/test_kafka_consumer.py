@@ -109,7 +109,7 @@ async def test_records_that_make_no_message_hold_nothing_up(
             await producer.send_and_wait(f"{prefix}a", **record)
     async with taker(kafka.server, "a", prefix=prefix, start=False) as inbox:
         consumer: Any = inbox.consumer
-        codec = consumer._intake._codec
+        codec = consumer._intake._handout._codec
         decode = codec.decode
 
         def strict(record: Any, *args: Any) -> Any:
@@ -144,8 +144,55 @@ async def test_records_of_transactions_leave_gaps_that_are_committed_over(kafka:
     async with taker(kafka.server, "a", prefix=prefix) as inbox:
         await inbox.get(2)
         assert inbox.payloads == ["good", "good"]
-    # Each transaction has ended with a record of its own.
-    assert await committed(kafka.server, prefix) == {"a/0": 5}
+        # Each transaction has ended with a record of its own; a group that has read all has no lag.
+        await eventually(lambda: inbox.stats["kafka.commits"])
+
+        async def place() -> bool:
+            return await committed(kafka.server, prefix) == {"a/0": 6}
+
+        await eventually(place)
+        commits = inbox.stats["kafka.commits"]
+        async with AIOKafkaProducer(
+            bootstrap_servers=kafka.server, transactional_id=f"{prefix}t"
+        ) as producer:
+            await producer.begin_transaction()
+            await producer.send_and_wait(f"{prefix}a", b"bad")
+            await producer.abort_transaction()
+
+        async def end() -> bool:
+            return await committed(kafka.server, prefix) == {"a/0": 8}
+
+        await eventually(end)
+        # Once for each, and not again and again.
+        assert inbox.stats["kafka.commits"] <= commits + 2
+
+
+async def test_what_is_not_settled_is_not_committed_past(kafka: Kafka) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    async with AIOKafkaProducer(
+        bootstrap_servers=kafka.server, transactional_id=f"{prefix}t"
+    ) as producer:
+        for good in (True, True, False):
+            await producer.begin_transaction()
+            await producer.send_and_wait(f"{prefix}a", b"good" if good else b"bad")
+            if good:
+                await producer.commit_transaction()
+            else:
+                await producer.abort_transaction()
+    async with taker(kafka.server, "a", prefix=prefix, settle=False) as inbox:
+        first, second = await inbox.get(2)
+        await eventually(lambda: inbox.library._fetcher._records == {})
+        first.settle()
+
+        async def place(expected: int) -> bool:
+            return await committed(kafka.server, prefix) == {"a/0": expected}
+
+        await eventually(lambda: place(1))
+        for _ in range(20):
+            assert await place(1)
+        second.settle()
+        await eventually(lambda: place(6))
 
 
 async def test_a_partition_with_a_stuck_record_is_paused_and_the_others_go_on(

@@ -92,6 +92,7 @@ class Case:
         self.assignment: Assignment | None = None
         self.assign()
         self.here = Here()
+        self.looks = self.told = 0
         self.running = Fetching(
             self.library,
             KafkaConfig("h", **options),
@@ -102,9 +103,17 @@ class Case:
             "consumer 'x'",
             all_readable(),
             cast("Any", self.here),
+            self.look,
+            self.handed_out,
             window_bytes=window_bytes,
         )
         self.task = asyncio.ensure_future(self.running.run(self.stop))
+
+    async def look(self) -> None:
+        self.looks += 1
+
+    def handed_out(self) -> None:
+        self.told += 1
 
     def assign(self) -> None:
         assignment = self.assignment = Assignment(1)
@@ -275,6 +284,8 @@ async def test_what_taking_waits_for_is_waited_for() -> None:
         "consumer 'x'",
         all_readable(),
         cast("Any", case.here),
+        case.look,
+        case.handed_out,
         window_bytes=1_000,
     )
     stop = asyncio.Event()

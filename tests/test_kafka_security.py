@@ -107,6 +107,28 @@ async def test_a_wildcard_leaves_out_what_may_not_be_read(
         await eventually(lambda: "can be read again" in caplog.text)
 
 
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_topic_by_name_that_may_not_be_read_is_refused_at_the_start(
+    guarded: Kafka, durable: bool
+) -> None:
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    await create(guarded.server, "p-seen")
+    guarded.grant("ann", "DESCRIBE", "TOPIC", "p-seen")
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    async with taker(
+        server, "seen", prefix="p-", start=False, subscription={"durable": durable}, **login
+    ) as inbox:
+        with pytest.raises(NotAuthorised, match=r"'p-seen'.*access rules"):
+            await asyncio.wait_for(inbox.consumer.start(), 20)
+    guarded.grant("ann", "READ", "TOPIC", "p-seen")
+    async with (
+        bus_client(guarded.server, prefix="p-") as other,
+        taker(server, "seen", prefix="p-", subscription={"durable": durable}, **login) as inbox,
+    ):
+        await other.publish("seen")
+        await inbox.get(1)
+
+
 async def test_a_refused_login_is_an_error_at_once(guarded: Kafka) -> None:
     server = f"{guarded.host}:{guarded.sasl_port}"
     login: dict[str, Any] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -106,6 +107,23 @@ class Committer:
                     self._group,
                 )
 
+    def catch_up(self, position: Callable[[TopicPartition], int]) -> None:
+        """Commit past what was read and is nobody's to settle.
+
+        Args:
+            position: up to where a partition was read and handed out.
+        """
+        assignment = self._assignment
+        news = [
+            tracker.pass_to(position(tp))
+            for tp, tracker in assignment.trackers.items()
+            # Without ids it is not known what was committed before.
+            if assignment.ids or tracker.first >= 0
+        ]
+        if any(news):
+            assignment.released += sum(news)
+            self._on_release()
+
     async def commit(self, offsets: dict[TopicPartition, int]) -> bool:
         """Commit these now; whether the cluster has them all. Only where nothing is settled."""
         if not self._ended:
@@ -131,7 +149,7 @@ class Committer:
         """Commit these; False if that is to be tried again."""
         try:
             async with asyncio.timeout(self._config.request_timeout):
-                await commit(self._consumer, offsets)
+                await commit(self._consumer, offsets, self._assignment.ids)
         except kafka.CommitFailedError as error:
             # Whoever has the partitions now gets the records again.
             self._stats["kafka.commits_lost"] += 1

@@ -52,6 +52,8 @@ class Fetching:
         name: for messages.
         guard: keeps partitions that can not be read from the others.
         whereabouts: whether the brokers that the library knows are still there.
+        look: called once a second, to raise what the library would never notice.
+        handed_out: called now and then when all that was fetched is handed out.
 
     Attributes:
         reachable: whether one of them was, the last time that it looked.
@@ -68,6 +70,8 @@ class Fetching:
         name: str,
         guard: Guard,
         whereabouts: Whereabouts,
+        look: Callable[[], Awaitable[None]],
+        handed_out: Callable[[], None],
         *,
         window_bytes: int,
     ) -> None:
@@ -83,6 +87,8 @@ class Fetching:
         self._guard = guard
         self._whereabouts = whereabouts
         self.reachable = True
+        self._look = look
+        self._handed_out = handed_out
         self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
 
     async def run(self, stop: asyncio.Event, until: float | None = None) -> bool:
@@ -120,13 +126,16 @@ class Fetching:
         while True:
             await asyncio.sleep(_LOOK)
             self.reachable = await where.reachable()
-            if not self.reachable and await where.moved():
+            if self.reachable:
+                await self._look()
+            elif await where.moved():
                 raise ConnectionError(MOVED)
 
     async def _fetch(self, stop: asyncio.Event, until: float | None) -> bool:
         consumer = self._consumer
         loop = asyncio.get_running_loop()
         watched = (consumer._client._sync_task, consumer._fetcher._fetch_task)
+        told = loop.time()
         while not stop.is_set() and (until is None or loop.time() < until):
             room = await self._room(stop)
             if room is None:
@@ -140,6 +149,9 @@ class Fetching:
                     await asyncio.sleep(0)
                 if self._guard.busy:
                     await self._mend()
+                if loop.time() - told >= self._config.commit_interval:
+                    told = loop.time()
+                    self._handed_out()
             for task in watched:
                 if task.done():
                     raise kafka.KafkaError("a task of the library has ended")

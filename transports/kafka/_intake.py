@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from typing import Any
 
-from aiokafka.errors import KafkaError
-from aiokafka.structs import TopicPartition
+import aiokafka.errors as kafka
 
-from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ...errors import ConnectFailed, ConnectionLost, SpaDatError
 from .._backoff import Backoff
 from .._contract import Receiver, Subscription
-from .._delivery import Delivery
-from .._envelope import without_payload
-from .._topics import TopicTrie
 from ._clients import Whereabouts, common_options, fetch_options, reach
 from ._common import Common
-from ._errors import connect_problem
+from ._errors import connect_problem, translate
 from ._fetching import Fetched, Fetching
 from ._guard import Guard
+from ._handout import Handout
 from ._names import Selection
-from ._past import Past
-from ._records import StoredRecord, size_of_headers
-from ._slots import Assignment, SizeTracker
+from ._slots import Assignment
+from ._topic_facts import MadeAnewError, TopicFacts, topic_facts
 from ._unreadable import Troubles
 
 __all__ = ["Intake", "unless"]
@@ -47,20 +42,18 @@ class Intake(abc.ABC):
         self.identifier = f"{identity.application}.{identity.instance}.{subscription.name}"
         self._config = common.config
         self._names = common.names
-        self._codec = common.codec
         self._surroundings = surroundings
         self._stats = surroundings.stats
-        self._log = LimitedLog(_log)
         self._subscription = subscription
         self._receiver = receiver
         self._topics = common.topics
         self._at_most_once = subscription.qos == 0
         self._filters = dict.fromkeys(subscription.filters)
+        self._handout = Handout(
+            self.identifier, common.codec, receiver, self._config.largest_received, self._stats
+        )
         self._select()
-        # What earlier assignments handed out, by partition.
-        self._past: dict[TopicPartition, Past] = {}
         self._assignment: Assignment | None = None
-        self._seen: dict[TopicPartition, int] = {}
         self._stopped = self._closing = False
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._interrupt = asyncio.Event()
@@ -152,6 +145,9 @@ class Intake(abc.ABC):
             try:
                 await self._session()
                 continue
+            except MadeAnewError as error:
+                self._made_anew(error.names)
+                continue
             except Exception as error:  # noqa: BLE001 (whatever the library raises, it goes on)
                 if self._closing or self._is_final(error):
                     return
@@ -167,7 +163,7 @@ class Intake(abc.ABC):
         problem = connect_problem(error, config.address, config.username)
         if self._ready.done():
             self._away = str(problem.error)
-            expected = isinstance(error, (KafkaError, OSError, SpaDatError))
+            expected = isinstance(error, (kafka.KafkaError, OSError, SpaDatError))
             _log.warning(
                 "consumer %r: %s; trying again",
                 self.identifier,
@@ -227,9 +223,43 @@ class Intake(abc.ABC):
             f"consumer {self.identifier!r}",
             guard,
             Whereabouts(self._config, self.identifier, consumer._client),
+            self._look,
+            self._handed_out,
             window_bytes=self._subscription.window_bytes,
         )
         return self._latest
+
+    async def _look(self) -> None:  # noqa: B027 (there is nothing that everybody does)
+        """Called once a second while fetching; raises what ends the session."""
+
+    def _handed_out(self) -> None:  # noqa: B027 (there is nothing that everybody does)
+        """Called now and then when all that was fetched is handed out."""
+
+    async def _check_rights(self, client: Any) -> dict[str, TopicFacts] | None:
+        """Refuse to start where a topic that is wanted by name may not be read.
+
+        Returns:
+            what there is of the topics that are wanted by name.
+
+        Raises:
+            NotAuthorised: names the topic.
+        """
+        facts = await topic_facts(client, self._selection.names)
+        for name, topic in (facts or {}).items():
+            if not topic.readable and not self._ready.done():
+                raise translate(kafka.TopicAuthorizationFailedError(name), f"topic {name!r}")
+        return facts
+
+    def _made_anew(self, names: Iterable[str]) -> None:
+        """Topics were deleted and made anew: say so, and forget what was in the old ones."""
+        gone = sorted(names)
+        _log.warning(
+            "consumer %r: topic %s was deleted and made anew, and is read from its start",
+            self.identifier,
+            ", ".join(map(repr, gone)),
+        )
+        self._stats["kafka.topics_made_anew"] += len(gone)
+        self._handout.forget_topics(gone)
 
     @abc.abstractmethod
     def _take(self, fetched: Fetched) -> Awaitable[None] | None:
@@ -283,101 +313,9 @@ class Intake(abc.ABC):
     def _is_closed(self) -> ConnectionLost:
         return ConnectionLost(f"consumer {self.identifier!r} is closed")
 
-    # Handing out.
-
     def _select(self) -> None:
         self._selection: Selection = self._names.selection(self._filters)
-        self._trie: TopicTrie[None] = TopicTrie()
-        for pattern in self._filters:
-            self._trie.add(pattern, None)
-
-    def _hand_out(
-        self, assignment: Assignment, partition: TopicPartition, records: Sequence[StoredRecord]
-    ) -> None:
-        """Decode and deliver what was fetched of one partition."""
-        tracker = assignment.trackers[partition]
-        past = self._past.get(partition)
-        if past is not None and past.is_over(records[0].offset):
-            del self._past[partition]
-            past = None
-        match = None if self._selection.exact else self._trie.match
-        seen = self._seen.get(partition, -1)
-        decode, epoch, keep = self._codec.decode, assignment.epoch, tracker.slots.append
-        deliveries: list[Delivery] = []
-        skipped = total = 0
-        largest = self._config.largest_received
-        if tracker.first < 0:
-            tracker.first = records[0].offset
-        # Before anything is settled.
-        assignment.unsettled += len(records)
-        for record in records:
-            offset = record.offset
-            try:
-                envelope = decode(record, offset < seen)
-            except Exception as error:  # noqa: BLE001 (one bad record must not stop the others)
-                self._undecodable(record, error)
-                envelope = None
-            if envelope is None or (match is not None and not match(envelope.topic)):
-                tracker.skip(offset)
-                skipped += 1
-                continue
-            size = len(envelope.payload)
-            if size > largest:
-                envelope, size = without_payload(envelope), 0
-            if envelope.key is not None:
-                size += len(envelope.key)
-            if envelope.headers:
-                size += size_of_headers(envelope.headers)
-            total += size
-            delivery = Delivery(envelope, epoch=epoch, token=offset, tracker=tracker, size=size)
-            keep(delivery)
-            if past is None or not past.resolve(delivery):
-                deliveries.append(delivery)
-            else:
-                self._stats["messages.recognised"] += 1
-        self._seen[partition] = max(seen, records[-1].offset + 1)
-        # Before anything is settled.
-        assignment.size += total
-        assignment.average = max(total // len(records), assignment.average // 2)
-        if skipped:
-            assignment.unsettled -= skipped
-            tracker.advance()
-        if deliveries:
-            self._receiver.deliver_all(deliveries)
-
-    def _hand_out_untracked(self, assignment: Assignment, records: Sequence[StoredRecord]) -> None:
-        """Decode and deliver what nobody commits; its bytes count until it is settled."""
-        deliveries: list[Delivery] = []
-        tracker = SizeTracker(assignment)
-        largest = self._config.largest_received
-        match = None if self._selection.exact else self._trie.match
-        for record in records:
-            try:
-                envelope = self._codec.decode(record)
-            except Exception as error:  # noqa: BLE001 (one bad record must not stop the others)
-                self._undecodable(record, error)
-                continue
-            if envelope is not None and (match is None or match(envelope.topic)):
-                if len(envelope.payload) > largest:
-                    envelope = without_payload(envelope)
-                size = len(envelope.payload) + size_of_headers(envelope.headers)
-                assignment.size += size
-                deliveries.append(Delivery(envelope, tracker=tracker, size=size))
-        if deliveries:
-            self._receiver.deliver_all(deliveries)
-
-    def _undecodable(self, record: StoredRecord, error: Exception) -> None:
-        self._stats["messages.malformed"] += 1
-        self._log.error(
-            "consumer %r: record %d of partition %d of topic %r can not be read and is passed"
-            " over: %s: %s",
-            self.identifier,
-            record.offset,
-            record.partition,
-            record.topic,
-            type(error).__name__,
-            error,
-        )
+        self._handout.select(self._filters, exact=self._selection.exact)
 
 
 _LONGEST_END = 8.0

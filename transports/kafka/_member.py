@@ -32,8 +32,8 @@ from ._membership import (
     unassigned,
     watch_topics,
 )
-from ._past import Past
 from ._slots import Assignment, PartitionTracker
+from ._topic_facts import MadeAnewError, made_anew, topic_facts
 
 __all__ = ["GroupMember"]
 
@@ -66,6 +66,9 @@ class GroupMember(Intake):
         self._lost = False
         self._kicks = 0
         self._joined_at = 0.0
+        # Why the places of an assignment are not known.
+        self._misplaced: Exception | None = None
+        self._next_look = 0.0
 
     @property
     def _group(self) -> str:
@@ -138,6 +141,7 @@ class GroupMember(Intake):
                 await leave(consumer)
                 raise
             guard.start()
+            await self._check_rights(consumer._client)
             if await unassigned(consumer, self._group):
                 self._rejoining = True
                 self._reassigned.clear()
@@ -156,10 +160,12 @@ class GroupMember(Intake):
         if self._config.offset_reset == "latest":
             # Not left to the library: it would also go to the end of what appears later, and where
             # retention has removed its place.
-            offsets = await committed(consumer)
-            if not offsets:
+            assignment = self._assignment
+            ids = {} if assignment is None else assignment.ids
+            offsets, stale = await committed(consumer, partitions(consumer), ids)
+            if not offsets and not stale:
                 offsets = await consumer.end_offsets(partitions(consumer))
-                await commit(consumer, offsets)
+                await commit(consumer, offsets, ids)
             for partition in consumer.assignment():
                 if partition in offsets:
                     consumer.seek(partition, offsets[partition])
@@ -206,8 +212,7 @@ class GroupMember(Intake):
     def _forget(self) -> None:
         assignment, self._assignment, self._committer = self._assignment, None, None
         if assignment is not None and not self._at_most_once:
-            for partition, tracker in assignment.trackers.items():
-                self._past[partition] = Past(tracker, self._past.get(partition))
+            self._handout.remember(assignment)
 
     # What the listener reports.
 
@@ -228,16 +233,15 @@ class GroupMember(Intake):
         if lost and not self._rejoining:
             self._count_loss()
 
-    def assigned(self, partitions: Collection[TopicPartition]) -> None:
+    async def assigned(self, partitions: Collection[TopicPartition]) -> None:
         """These are ours from now on."""
         self._epoch += 1
         self._joined_at = asyncio.get_running_loop().time()
         assignment = Assignment(self._epoch)
+        assignment.open = False
         for partition in sorted(partitions):
             assignment.trackers[partition] = PartitionTracker(assignment, partition, self._on_room)
-        for partition in [*self._past]:
-            if partition not in assignment.trackers and not self._past[partition].keep_running():
-                del self._past[partition]
+        self._handout.keep(assignment.trackers)
         if self._guard is not None:
             self._guard.reassigned(partitions)
         self._assignment = assignment
@@ -247,8 +251,56 @@ class GroupMember(Intake):
         if self._lost:
             watch_topics(self._consumer)
         self._lost = self._rejoining = False
+        self._misplaced = None
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                await self._compare(assignment)
+        except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
+            self._misplaced = error
         self._reassigned.set()
         self._resume()
+
+    async def _compare(self, assignment: Assignment) -> None:
+        """See whether the places are in the topics that there are now, and open the assignment."""
+        consumer, places = self._consumer, [*assignment.trackers]
+        topics = sorted({place.topic for place in places})
+        facts = await topic_facts(consumer._client, topics)
+        if facts is not None:
+            ids = {name: facts[name].id if name in facts else "" for name in topics}
+            offsets, stale = await committed(consumer, places, ids)
+            for place, tracker in assignment.trackers.items():
+                tracker.committed = offsets.get(place, -1)
+            for place in sorted(stale):
+                consumer.seek(place, 0)
+            if stale:
+                self._made_anew({place.topic for place in stale})
+            assignment.ids = ids
+        self._next_look = asyncio.get_running_loop().time() + self._config.topic_refresh
+        assignment.open = True
+
+    async def _look(self) -> None:
+        if self._misplaced is not None:
+            raise self._misplaced
+        assignment = self._assignment
+        now = asyncio.get_running_loop().time()
+        if assignment is None or not assignment.ids or now < self._next_look:
+            return
+        self._next_look = now + self._config.topic_refresh
+        facts = await topic_facts(self._consumer._client, assignment.ids) or {}
+        for name in made_anew(assignment.ids, facts):
+            if not assignment.ids[name] and assignment.untouched(name):
+                # It had only just been made when it was assigned.
+                assignment.ids[name] = facts[name].id
+        anew = made_anew(assignment.ids, facts)
+        if anew and not assignment.ended:
+            raise MadeAnewError(anew)
+
+    def _handed_out(self) -> None:
+        assignment, committer, guard = self._assignment, self._committer, self._guard
+        if assignment is None or committer is None or guard is None:
+            return
+        if assignment.open and not assignment.ended and not self._stopped:
+            committer.catch_up(guard.position)
 
     def _count_loss(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -272,13 +324,13 @@ class GroupMember(Intake):
         assignment = self._assignment
         if assignment is None:
             raise kafka.KafkaError("the library did not say what it has assigned")
-        if self._stopped or assignment.ended:
+        if self._stopped or assignment.ended or not assignment.open:
             self._put_back(fetched)
             return None
         if self._at_most_once:
             return self._take_at_most_once(assignment, fetched)
         for partition, records in fetched.items():
-            self._hand_out(assignment, partition, records)
+            self._handout.hand_out(assignment, partition, records)
             self._pause_if_full(assignment.trackers[partition])
         return None
 
@@ -301,7 +353,7 @@ class GroupMember(Intake):
         if not confirmed:
             raise kafka.KafkaError("what was fetched could not be committed")
         for records in fetched.values():
-            self._hand_out_untracked(assignment, records)
+            self._handout.hand_out_untracked(assignment, records)
 
     def _pause_if_full(self, tracker: PartitionTracker) -> None:
         limit = self._config.max_uncommitted
@@ -342,6 +394,6 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         try:
-            self._member.assigned(assigned)
+            await self._member.assigned(assigned)
         except Exception:  # noqa: BLE001 (nobody else would say so)
             _log.exception("consumer %r could not take partitions", self._member.identifier)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -12,6 +12,8 @@ from aiokafka.client import ConnectionGroup
 from aiokafka.coordinator.protocol import ConsumerProtocol
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from ._topic_facts import is_of_another, note_of
 
 __all__ = [
     "commit",
@@ -49,18 +51,27 @@ async def leave(consumer: Any) -> None:
             coordinator._group_instance_id = instance
 
 
-async def commit(consumer: Any, offsets: Mapping[TopicPartition, int]) -> None:
+async def commit(
+    consumer: Any, offsets: Mapping[TopicPartition, int], ids: Mapping[str, str]
+) -> None:
     """Commit for as long as the membership lasts.
 
     The library's own way does so no more once a pattern has found a new topic, although that is
     before the partitions are taken away. It would also try again without end.
+
+    Args:
+        consumer: the library's.
+        offsets: what to commit.
+        ids: of the topics; they are committed along, to tell later of which topic of that name.
 
     Raises:
         aiokafka.errors.CommitFailedError: somebody else may have the partitions by now.
         aiokafka.errors.KafkaError: the cluster refused it, or can not be reached.
     """
     coordinator = consumer._coordinator
-    wanted = {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+    wanted = {
+        tp: OffsetAndMetadata(offset, note_of(ids.get(tp.topic))) for tp, offset in offsets.items()
+    }
     await coordinator.ensure_coordinator_known()
     try:
         async with coordinator._commit_lock:
@@ -69,10 +80,27 @@ async def commit(consumer: Any, offsets: Mapping[TopicPartition, int]) -> None:
         raise kafka.CommitFailedError(*error.args) from error
 
 
-async def committed(consumer: Any) -> dict[TopicPartition, int]:
-    """What the group has committed of the consumer's topics, whoever has the partitions."""
-    offsets = await consumer._coordinator.fetch_committed_offsets(partitions(consumer))
-    return {tp: meta.offset for tp, meta in offsets.items() if meta.offset >= 0}
+async def committed(
+    consumer: Any, places: Sequence[TopicPartition], ids: Mapping[str, str]
+) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
+    """What the group has committed, whoever has the partitions.
+
+    Args:
+        consumer: the library's.
+        places: the partitions.
+        ids: of their topics, as far as they are known.
+
+    Returns:
+        the offsets, and those of the partitions whose offset is of a topic that is gone.
+    """
+    offsets = await consumer._coordinator.fetch_committed_offsets(places)
+    known = {tp: meta for tp, meta in offsets.items() if meta.offset >= 0}
+    stale = {
+        tp
+        for tp, meta in known.items()
+        if ids.get(tp.topic) and is_of_another(meta.metadata or "", ids[tp.topic])
+    }
+    return {tp: meta.offset for tp, meta in known.items() if tp not in stale}, stale
 
 
 def partitions(consumer: Any) -> list[TopicPartition]:

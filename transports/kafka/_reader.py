@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
@@ -17,6 +17,7 @@ from ._guard import Guard
 from ._intake import Intake
 from ._names import Selection
 from ._slots import Assignment, CountingTracker
+from ._topic_facts import TopicFacts, made_anew, topic_facts
 
 __all__ = ["Reader"]
 
@@ -38,6 +39,8 @@ class Reader(Intake):
         self._consumer: Any = None
         # The next offset of each partition; also of those that are not to be seen now.
         self._places: dict[TopicPartition, int] = {}
+        # Of the topics, as far as they are known.
+        self._ids: dict[str, str] = {}
         # What is there for these starts at its end; what appears later at its beginning.
         self._new = dict.fromkeys(subscription.filters)
 
@@ -58,6 +61,7 @@ class Reader(Intake):
             if not await self._unless_interrupted(self._connect(consumer)):
                 return
             guard.start()
+            await self._check_rights(consumer._client)
             fetching = self._fetching(consumer, guard)
             loop = asyncio.get_running_loop()
             while not self._closing:
@@ -90,6 +94,7 @@ class Reader(Intake):
                 if _matches(selection, topic)
                 for number in sorted(cluster.partitions_for_topic(topic) or ())
             ]
+            facts = await topic_facts(consumer._client, {tp.topic for tp in wanted}) or {}
             fresh = [tp for tp in wanted if tp not in self._places]
             at_the_end = [tp for tp in fresh if _matches(new, tp.topic)]
             ends = await consumer.end_offsets(at_the_end) if at_the_end else {}
@@ -97,8 +102,18 @@ class Reader(Intake):
             self._new.pop(pattern, None)
         kept = {tp: n for tp, n in self._places.items() if _matches(selection, tp.topic)}
         self._places = kept | dict.fromkeys(fresh, 0) | ends
-        if set(wanted) != consumer.assignment():
+        anew = self._start_over(facts)
+        if anew or set(wanted) != consumer.assignment():
             self._assign(consumer, wanted)
+
+    def _start_over(self, facts: Mapping[str, TopicFacts]) -> list[str]:
+        """Read topics that were deleted and made anew from their start; which ones these are."""
+        anew = made_anew(self._ids, facts)
+        if anew:
+            self._made_anew(anew)
+            self._places |= {tp: 0 for tp in self._places if tp.topic in anew}
+        self._ids |= {name: topic.id for name, topic in facts.items()}
+        return anew
 
     def _assign(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
         trackers = self._assignment.trackers
@@ -121,9 +136,9 @@ class Reader(Intake):
                 continue
             self._places[partition] = records[-1].offset + 1
             if self._at_most_once:
-                self._hand_out_untracked(self._assignment, records)
+                self._handout.hand_out_untracked(self._assignment, records)
             else:
-                self._hand_out(self._assignment, partition, records)
+                self._handout.hand_out(self._assignment, partition, records)
 
 
 def _matches(selection: Selection, topic: str) -> bool:

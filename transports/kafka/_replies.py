@@ -22,6 +22,7 @@ from ._creation import Topics
 from ._errors import connect_problem, describe
 from ._guard import Guard
 from ._records import Codec
+from ._topic_facts import topic_facts
 from ._unreadable import Troubles
 
 __all__ = ["ReplyInbox"]
@@ -76,6 +77,8 @@ class ReplyInbox:
             surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
         )
         self._positions: dict[TopicPartition, int] = {}
+        # Of the topic that these are positions in; None when that is not known.
+        self._id: str | None = None
         self._consumer: Any = None
         self._troubles = Troubles(f"reply inbox {name!r}", surroundings.stats)
         self._guard: Guard | None = None
@@ -135,6 +138,10 @@ class ReplyInbox:
     async def _take_place(self, consumer: Any) -> None:
         numbers = await self._partitions(consumer)
         places = [TopicPartition(self._name, number) for number in numbers]
+        identifier = await self._current_id(consumer)
+        if self._positions and identifier != self._id:
+            self._positions = dict.fromkeys(self._positions, 0)
+        self._id = identifier
         if not self._positions:
             # The library's own way would look for the end with the first fetch, which may be
             # after the first reply.
@@ -142,6 +149,10 @@ class ReplyInbox:
         consumer.assign(places)
         for place in places:
             consumer.seek(place, self._positions.setdefault(place, 0))
+
+    async def _current_id(self, consumer: Any) -> str | None:
+        facts = await topic_facts(consumer._client, [self._name])
+        return facts[self._name].id if facts and self._name in facts else self._id
 
     async def _partitions(self, consumer: Any) -> list[int]:
         client = consumer._client
@@ -186,6 +197,7 @@ class ReplyInbox:
         tasks = (consumer._fetcher.error_future, consumer._client._sync_task)
         loop = asyncio.get_running_loop()
         seen = loop.time()
+        look = seen + self._config.topic_refresh
         whereabouts = Whereabouts(self._config, self._client_id, consumer._client)
         guard = self._guard
         while True:
@@ -202,6 +214,10 @@ class ReplyInbox:
                 guard.look_again(lambda _: True)
             if not fetched and not await whereabouts.reachable() and await whereabouts.moved():
                 raise ConnectionError(MOVED)
+            if loop.time() >= look:
+                look = loop.time() + self._config.topic_refresh
+                if await self._current_id(consumer) != self._id:
+                    raise kafka.UnknownTopicOrPartitionError(self._name)
             # The library would wait for ever for a topic that was deleted.
             if consumer._client.cluster.partitions_for_topic(self._name):
                 seen = loop.time()

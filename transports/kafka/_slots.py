@@ -40,6 +40,8 @@ class Assignment:
         notify_at: see ``on_release``.
         trackers: by partition.
         ended: whether it is over.
+        open: whether its places are known, so that something may be handed out.
+        ids: of the topics, as far as they are known.
     """
 
     def __init__(self, epoch: int, on_release: Callable[[], None] = lambda: None) -> None:
@@ -52,9 +54,19 @@ class Assignment:
         self.notify_at = 1
         self.trackers: dict[TopicPartition, PartitionTracker] = {}
         self.ended = False
+        self.open = True
+        self.ids: dict[str, str] = {}
         self.wake_at = -1
         self.wake_at_size = _UNLIMITED
         self._changed = asyncio.Event()
+
+    def untouched(self, topic: str) -> bool:
+        """Whether nothing was ever handed out of the topic."""
+        return all(
+            tracker.first < 0 and tracker.committed < 0
+            for place, tracker in self.trackers.items()
+            if place.topic == topic
+        )
 
     def end(self) -> None:
         """Nothing is handed out any more; who waits for room wakes."""
@@ -149,6 +161,14 @@ class PartitionTracker(Tracker):
         delivery = Delivery(_NOTHING, epoch=self.epoch, token=offset)
         delivery.state = _SETTLED
         self._slots.append(delivery)
+
+    def pass_to(self, position: int) -> bool:
+        """Nothing is left to be settled before this offset, which has been read to; whether that
+        is news. Records of transactions, and aborted ones, are read and never handed out."""
+        if self._slots or position <= max(self.commit_at, self.committed, 0):
+            return False
+        self.commit_at = position
+        return True
 
     def advance(self) -> None:
         """Release what is settled at the front."""

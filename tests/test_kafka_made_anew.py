@@ -1,0 +1,230 @@
+"""Topics that are deleted and made anew under the same name."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import aiokafka.errors as kafka_errors
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import NewTopic
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from spa_dat.testing import Kafka
+from spa_dat.transports.kafka._topic_facts import (
+    TopicFacts,
+    is_of_another,
+    made_anew,
+    note_of,
+    topic_facts,
+)
+from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix
+from support.kafka_consuming import committed, taker
+from support.waiting import eventually
+
+
+async def make_anew(kafka: Kafka, name: str) -> None:
+    async with admin(kafka.server) as client:
+        await client.delete_topics([name])
+
+        async def made() -> bool:
+            # It is deleted in the background.
+            with contextlib.suppress(kafka_errors.TopicAlreadyExistsError):
+                answer = await client.create_topics([NewTopic(name, 1, 1)])
+                return bool(answer.topic_errors[0][1] == 0)
+            return False
+
+        await eventually(made)
+
+
+async def fill(client: BusClient, numbers: range) -> None:
+    for number in numbers:
+        await client.publish("a", b"%d" % number)
+
+
+async def filled(kafka: Kafka, prefix: str, numbers: range) -> None:
+    # A producer that knew the old topic has to notice first.
+    async with bus_client(kafka.server, prefix=prefix) as client:
+        await fill(client, numbers)
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("durable", [True, False])
+async def test_all_of_it_is_handled_though_the_old_one_had_as_many(
+    kafka: Kafka, durable: bool
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    fields = {"window": 1, "durable": durable}
+    async with taker(kafka.server, "a", prefix=prefix, settle=False, subscription=fields) as inbox:
+        await filled(kafka, prefix, range(20))
+        for number in range(5):
+            deliveries = await inbox.get(number + 1)
+            deliveries[number].settle()
+        # It is busy with what it has of the old one, so that no fetch tells.
+        busy = (await inbox.get(6))[5]
+        inbox.on_delivery = lambda delivery: delivery.settle()
+        await make_anew(kafka, f"{prefix}a")
+        await filled(kafka, prefix, range(100, 150))
+        busy.settle()
+        await eventually(lambda: set(range(100, 150)) <= set(inbox.numbers), 20)
+        # From the start on they are in order.
+        start = max(i for i, number in enumerate(inbox.numbers) if number == 100)
+        assert inbox.numbers[start:] == list(range(100, 150))
+        assert inbox.client.fatal == []
+    if durable:
+        assert await committed(kafka.server, prefix) == {"a/0": 50}
+
+
+@pytest.mark.kafka
+async def test_it_is_noticed_while_reading_on(
+    kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    async with taker(
+        kafka.server,
+        "a",
+        prefix=prefix,
+        settle=False,
+        topic_refresh=600,
+        subscription={"window": 1},
+    ) as inbox:
+        await filled(kafka, prefix, range(20))
+        (busy,) = await inbox.get(1)
+        inbox.on_delivery = lambda delivery: delivery.settle()
+        # As long as it is busy it fetches nothing.
+        await eventually(lambda: not inbox.library._fetcher._in_flight)
+        member: Any = inbox.consumer._intake  # type: ignore[attr-defined]
+        await make_anew(kafka, f"{prefix}a")
+        # From here on nothing but its id tells.
+        member._next_look = 0.0
+        await eventually(lambda: inbox.stats["kafka.topics_made_anew"])
+        busy.settle()
+        await filled(kafka, prefix, range(100, 130))
+        await eventually(lambda: set(range(100, 130)) <= set(inbox.numbers))
+        assert inbox.numbers[-30:] == list(range(100, 130))
+        assert f"topic '{prefix}a' was deleted and made anew" in caplog.text
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_place_in_the_old_one_is_none_in_the_new_one_after_a_restart(
+    kafka: Kafka, known: bool
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    # The first one never looks.
+    async with taker(
+        kafka.server,
+        "a",
+        prefix=prefix,
+        settle=False,
+        topic_refresh=600,
+        subscription={"window": 5},
+    ) as inbox:
+        await filled(kafka, prefix, range(5))
+        deliveries = await inbox.get(5)
+        await eventually(lambda: not inbox.library._fetcher._in_flight)
+        await make_anew(kafka, f"{prefix}a")
+        await filled(kafka, prefix, range(100, 110))
+        if not known:
+            # As a version that notes no id, or a tool for offsets, commits.
+            inbox.consumer._intake._assignment.ids.clear()  # type: ignore[attr-defined]
+        for delivery in deliveries:
+            delivery.settle()
+        await eventually(lambda: inbox.stats["kafka.commits"])
+    assert await committed(kafka.server, prefix) == {"a/0": 5}
+    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+        first = 100 if known else 105
+        await inbox.get(110 - first)
+        assert inbox.numbers == list(range(first, 110))
+    assert await committed(kafka.server, prefix) == {"a/0": 10}
+
+
+@pytest.mark.kafka
+async def test_an_offset_that_somebody_sets_by_hand_counts(kafka: Kafka) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    await filled(kafka, prefix, range(10))
+    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+        await inbox.get(10)
+    name = f"{prefix}app.actor"
+    place = TopicPartition(f"{prefix}a", 0)
+
+    async def reset() -> bool:
+        consumer = AIOKafkaConsumer(bootstrap_servers=kafka.server, group_id=name)
+        await consumer.start()
+        consumer.assign([place])
+        try:
+            await consumer.commit({place: OffsetAndMetadata(7, "")})
+        except kafka_errors.KafkaError:
+            # The group is not empty before the session of its member is over.
+            return False
+        finally:
+            await consumer.stop()
+        return True
+
+    await eventually(reset, 20)
+    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+        await inbox.get(3)
+        assert inbox.numbers == [7, 8, 9]
+
+
+@pytest.mark.kafka
+async def test_replies_in_a_topic_that_was_made_anew_arrive(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, topic_refresh=0.2) as client:
+        name = f"{client.config.prefix}_spa.reply.app"
+        for number in range(5):
+            await client.publish(client.bus.reply_address(f"{number}"))
+        await eventually(lambda: len(client.replies) == 5)
+        await make_anew(kafka, name)
+        async with bus_client(kafka.server, prefix=client.config.prefix, name="other") as other:
+            for number in range(5, 10):
+                await other.publish(client.bus.reply_address(f"{number}"))
+        # Some may come twice; nobody waits for them any more.
+        wanted = {str(number) for number in range(10)}
+        await eventually(lambda: {correlation for correlation, _ in client.replies} == wanted)
+
+
+@pytest.mark.kafka
+async def test_a_topic_is_told_from_the_next_of_its_name(kafka: Kafka) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a", 3)
+    async with admin(kafka.server) as client:
+        names = [f"{prefix}a", f"{prefix}missing"]
+        facts = await topic_facts(client._client, names)
+        assert facts is not None
+        assert set(facts) == {f"{prefix}a"}
+        assert facts[f"{prefix}a"].readable
+        known = {name: topic.id for name, topic in facts.items()}
+        assert made_anew(known, facts) == []
+        await make_anew(kafka, f"{prefix}a")
+
+        async def anew() -> list[str]:
+            return made_anew(known, await topic_facts(client._client, names) or {})
+
+        assert await eventually(anew) == [f"{prefix}a"]
+
+
+async def test_brokers_that_know_no_ids_are_not_asked_again_and_again() -> None:
+    class Old:
+        def get_random_node(self) -> int:
+            return 1
+
+        async def send(self, node: int, request: Any) -> Any:
+            raise NotImplementedError
+
+    assert await topic_facts(Old(), ["a"]) is None
+    assert await topic_facts(Old(), []) == {}
+
+
+def test_a_note_says_of_which_topic_an_offset_is() -> None:
+    assert not is_of_another("", "x")
+    assert not is_of_another("whatever a tool writes", "x")
+    assert not is_of_another(note_of("x"), "x")
+    assert is_of_another(note_of("y"), "x")
+    assert note_of(None) == note_of("") == ""
+    assert made_anew({"a": "1", "b": "2", "c": ""}, {"a": TopicFacts("1", True)}) == []
+    assert made_anew({"a": "1", "c": ""}, {"c": TopicFacts("1", True)}) == ["c"]

@@ -1,0 +1,194 @@
+"""What a cluster tells of a topic, and the client library does not ask: its id, and our rights."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import aiokafka.errors as kafka
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
+
+__all__ = ["MadeAnewError", "TopicFacts", "is_of_another", "made_anew", "note_of", "topic_facts"]
+
+_KEY, _VERSION = 3, 10
+_READ = 1 << 3
+_NOTE = "topic-id="
+_NO_ID = b"\0" * 16
+
+
+class MadeAnewError(Exception):
+    """Topics were deleted and made anew: what is known of places in them means nothing.
+
+    Args:
+        names: of the topics.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = sorted(names)
+        super().__init__(", ".join(self.names))
+
+
+class TopicFacts(NamedTuple):
+    """A topic that exists.
+
+    Attributes:
+        id: of this one, as the cluster's tools show it; another one of the same name has another.
+        readable: whether we may read it.
+    """
+
+    id: str
+    readable: bool
+
+
+async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts] | None:
+    """Look the topics up; those that do not exist, or that we may not see, are left out.
+
+    Args:
+        client: the library's.
+        names: of the topics.
+
+    Returns:
+        None when the brokers are too old to tell (before 2.8).
+
+    Raises:
+        OSError, aiokafka.errors.KafkaError: no answer.
+    """
+    wanted = sorted(set(names))
+    if not wanted:
+        return {}
+    node = client.get_random_node()
+    try:
+        answer = await client.send(node, _FactsRequest(wanted))
+    except (NotImplementedError, kafka.IncompatibleBrokerVersion):
+        return None
+    return {
+        name: TopicFacts(
+            base64.urlsafe_b64encode(identifier).decode().rstrip("="), bool(rights & _READ)
+        )
+        for code, name, identifier, _, _, rights, _ in answer.topics
+        if code == 0 and identifier != _NO_ID
+    }
+
+
+def made_anew(known: Mapping[str, str], facts: Mapping[str, TopicFacts]) -> list[str]:
+    """The topics that are not the ones that we know by these names.
+
+    Args:
+        known: their ids; empty for one that was not there.
+        facts: what there is now.
+    """
+    return [
+        name for name, identifier in known.items() if name in facts and facts[name].id != identifier
+    ]
+
+
+def note_of(identifier: str | None) -> str:
+    """What is committed along with an offset, to tell which topic it is an offset of."""
+    return f"{_NOTE}{identifier}" if identifier else ""
+
+
+def is_of_another(note: str, identifier: str) -> bool:
+    """Whether an offset was committed for a topic of this name that is gone."""
+    return note.startswith(_NOTE) and note != note_of(identifier)
+
+
+class _Id:
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return value
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> bytes:
+        return data.read(len(_NO_ID))
+
+    @classmethod
+    def repr(cls, value: bytes) -> str:
+        return repr(value)
+
+
+class _FactsResponse(Response):  # type: ignore[misc]
+    API_KEY = _KEY
+    API_VERSION = _VERSION
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", CompactString("utf-8")),
+                ("topic_id", _Id),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+        ("tags", TaggedFields),
+    )
+
+
+class _FactsRequestStruct(RequestStruct):  # type: ignore[misc]
+    FLEXIBLE_VERSION = True
+    API_KEY = _KEY
+    API_VERSION = _VERSION
+    RESPONSE_TYPE = _FactsResponse
+    SCHEMA = Schema(
+        (
+            "topics",
+            CompactArray(
+                ("topic_id", _Id), ("name", CompactString("utf-8")), ("tags", TaggedFields)
+            ),
+        ),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _FactsRequest(Request[_FactsRequestStruct]):  # type: ignore[misc]
+    API_KEY = _KEY
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def build(self, request_struct_class: Any) -> Any:
+        no_tags: dict[int, bytes] = {}
+        topics = [(_NO_ID, name, no_tags) for name in self._names]
+        return request_struct_class(topics, False, False, True, no_tags)
