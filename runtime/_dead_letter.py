@@ -94,11 +94,17 @@ def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
 
     Args:
         letter: as it was refused.
-        refusal: why. What is too large gets smaller; else what the sender has chosen is escaped
-            first, and only then left out.
+        refusal: why. From what is too large the larger part goes first, payload or headers; else
+            what the sender has chosen is escaped first, and only then left out.
     """
-    escaped_form = None if isinstance(refusal, MessageTooLarge) else plain(letter)
-    return escaped_form or abridged(letter)
+    if not isinstance(refusal, MessageTooLarge) or _is_mostly_headers(letter):
+        return plain(letter) or abridged(letter)
+    return abridged(letter)
+
+
+def _is_mostly_headers(letter: Envelope) -> bool:
+    sent = (letter.key, letter.content_type, letter.type, *letter.headers, *letter.headers.values())
+    return sum(len(text) for text in sent if text is not None) > len(letter.payload)
 
 
 def plain(letter: Envelope) -> Envelope | None:

@@ -183,7 +183,7 @@ class Link:
             if chain:
                 headers[CHAIN_HEADER] = ",".join(chain)
         elif response_topic is not None:
-            check_topic(response_topic)
+            _check_response_topic(response_topic)
         is_reply = (
             turn is not None and turn.request is not None and turn.request.response_topic == topic
         )
@@ -355,6 +355,13 @@ class Link:
 
 def _is_plain(level: str) -> bool:
     return level.isascii() and level.isalnum()
+
+
+def _check_response_topic(address: str) -> None:
+    try:
+        check_topic(address)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"response_topic: {error}") from None
 
 
 def _check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:

@@ -100,6 +100,8 @@ class Core:
         envelope = link.envelope(_SOURCE, message)
         if id is not None:
             envelope = msgspec.structs.replace(envelope, id=id)
+        # No broker would take it from anybody.
+        link.provider.check_message(envelope)
         simulated = self.world.buses[link.provider.address]
         self.soon(simulated.inject, envelope)
 

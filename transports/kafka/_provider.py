@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from .._checks import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
 from ._config import KafkaConfig
@@ -24,6 +25,7 @@ class KafkaProvider(SocketProvider):
     default_deliver: Literal["share", "all"] = "share"
 
     def __init__(self, config: KafkaConfig) -> None:
+        check_login(config)
         self.config: KafkaConfig = config
         self.default_qos = config.qos
         self.default_window = config.window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from .._checks import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
 from ._config import MqttConfig
@@ -24,6 +25,7 @@ class MqttProvider(SocketProvider):
     config: MqttConfig
 
     def __init__(self, config: MqttConfig) -> None:
+        check_login(config)
         self.config: MqttConfig = config
         self.default_qos = config.qos
         self.default_window = config.window

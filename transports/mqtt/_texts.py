@@ -51,7 +51,10 @@ def check_message(envelope: Envelope) -> None:
     """
     check_topic(envelope.topic)
     if envelope.response_topic is not None:
-        check_topic(envelope.response_topic)
+        try:
+            check_topic(envelope.response_topic)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"response_topic: {error}") from None
     for what, text in (
         ("content_type", envelope.content_type),
         ("key", envelope.key),

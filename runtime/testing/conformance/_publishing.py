@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from ....errors import (
     ConfigurationError,
+    MessageError,
     MessageTooLarge,
     NoResponder,
     OutboxFull,
@@ -20,6 +22,30 @@ from ._inbox import numbered
 from ._scenario import Scenarios, scenario
 
 __all__ = ["Publishing"]
+
+
+_TEXTS = ("topic", "header name", "header value", "key", "content_type", "id", "response_topic")
+_UNUSUAL = (
+    "two\nlines",
+    "null\0",
+    "\x1b[2J",
+    "\x7f\x85\x9f",
+    "\ufdd0\ufffe\U0010ffff",
+    "half \ud800 of it",
+    "\u2028\u202e\u200d\ufeff",
+    "l/" * 250 + "l",
+    "long" * 20_000,
+)
+
+
+def _with_text(field: str, text: str) -> Envelope:
+    envelope = Envelope(topic="plant/x", payload=b"x", id="1")
+    if field == "topic":
+        return msgspec.structs.replace(envelope, topic=f"plant/{text}")
+    if field.startswith("header"):
+        pair = {text: "value"} if field == "header name" else {"name": text}
+        return msgspec.structs.replace(envelope, headers=pair)
+    return msgspec.structs.replace(envelope, **{field: text})
 
 
 class Publishing(Scenarios):
@@ -62,6 +88,32 @@ class Publishing(Scenarios):
         assert dict(got.headers) == dict(sent.headers)
         assert (got.response_topic, got.correlation) == ("plant/answers", b"\x00\xff17")
         assert got.qos == 1
+
+    @pytest.mark.parametrize("field", _TEXTS)
+    @scenario
+    async def test_a_text_arrives_as_it_is_or_is_refused_at_once(
+        self, harness: TransportHarness, field: str
+    ) -> None:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/#")
+        sent: list[Envelope] = []
+        for text in _UNUSUAL:
+            envelope = _with_text(field, text)
+            try:
+                await bus.publish(envelope, timeout=10)
+            except (ConfigurationError, MessageError, MessageTooLarge):
+                # Before anything was written: who else uses the bus does not notice.
+                continue
+            sent.append(envelope)
+        assert bus.connected
+        await bus.publish(Envelope(topic="plant/x", payload=b"last"), timeout=10)
+        deliveries = await inbox.get(len(sent) + 1)
+        assert deliveries[-1].envelope.payload == b"last"
+        for delivery, envelope in zip(deliveries, sent, strict=False):
+            got = delivery.envelope
+            name = "headers" if field.startswith("header") else field
+            assert getattr(got, name) == getattr(envelope, name)
+        assert len(deliveries) == len(sent) + 1
 
     @scenario
     async def test_what_was_not_sent_is_absent(self, harness: TransportHarness) -> None:
