@@ -132,6 +132,10 @@ class ActorSystem:
         """As `ActorRef.stop`."""
         await ref.stop(drain=drain)
 
+    def task(self, ref: ActorRef[Any]) -> asyncio.Task[None]:
+        """The task that the actor runs in."""
+        return ref._cell.task
+
     def is_up(self, ref: ActorRef[Any]) -> bool:
         """Whether the actor has started, and is not starting again."""
         return ref._cell.ready

@@ -264,7 +264,7 @@ class DistributedApplication:
         return self._run.problems
 
     async def __aenter__(self) -> Self:
-        """Start: connect, open resources, start actors, bring subscriptions in force, producers.
+        """Start: connect, open resources, bring subscriptions in force, start actors, producers.
 
         Raises:
             ConfigurationError: the program is wrong, or a resource failed to open.

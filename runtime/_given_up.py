@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .._limited_log import LimitedLog
 from .._logs import get_logger
 from .._texts import describe, error_name, quoted
 from ..errors import PublishNotSent, PublishUnknown
-from ..transports import OutboxEntry
+from ..transports import Delivery, OutboxEntry
 from ._stacks import frames_of, place
 
 __all__ = ["GivenUp", "LostPosts", "let_go"]
@@ -93,6 +93,14 @@ class GivenUp:
         """An actor stopped before it came to so many messages that are nowhere else."""
         self._stats["messages.given_up"] += count
         self.add(f"actor {actor!r} stopped with {count} messages unhandled")
+
+    def left_over(self, actor: str, items: Sequence[Any]) -> None:
+        """An actor ended before it came to these items; most of them its bus has, too."""
+        left = [item for item in items if isinstance(item, Delivery)]
+        count = sum(not delivery.route.router.withdraw(delivery) for delivery in left)
+        if count:
+            self._stats["messages.given_up"] += count
+            self._tell(f"actor {actor!r} ended before it handled {count} messages that are lost")
 
     def task(self, whose: str, task: asyncio.Future[Any]) -> None:
         """Abandon a task that goes on although it was cancelled."""

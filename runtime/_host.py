@@ -26,6 +26,7 @@ from ._routes import Route
 from ._scope import ProducerScope
 from ._socket import Socket
 from ._specs import Handler, Spec
+from ._stacks import frames_of, place
 from ._subscriptions import RuntimeSubscription
 from ._sync_socket import SyncSocket
 from ._timers import PutOff, Timers
@@ -142,6 +143,7 @@ class Host:
             mailbox=self.local,
             restart=restart,
             receive=self.receive if observer is None else observer.receiving(self, self.receive),
+            leftover=partial(self.runner.given_up.left_over, self.own_name),
         )
         self._ref = ref
         return (ref,)
@@ -235,6 +237,13 @@ class Host:
     def lanes(self) -> tuple[Host, ...]:
         """Itself; see `Hosted.lanes`."""
         return (self,)
+
+    @property
+    def stands_at(self) -> str | None:
+        """What of the user's is at work, and the line where it is; None for nothing."""
+        if self._ref is None:
+            return None
+        return self._caller.in_thread_at or place(frames_of(self.runner.system.task(self._ref)))
 
     @property
     def up(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from .._logs import get_logger
@@ -12,6 +13,7 @@ from ..actors import ActorSystem
 from ..errors import ActorStopped, ConfigurationError
 from ..transports import SocketProvider
 from ._given_up import GivenUp
+from ._health import Problems
 from ._hosted import Hosted
 from ._lanes import make_host
 from ._letter_limit import LetterLimit
@@ -24,9 +26,10 @@ from ._routes import Route
 from ._settings import Settings
 from ._socket import Socket
 from ._specs import Spec
+from ._starting import Waits, connection_of, start_of, subscription_of
 from ._subscriptions import NoSubscription, Subscriptions
 from ._sync_socket import SyncSocket
-from ._waiting import wait_for_all, wait_for_each, wait_until
+from ._waiting import wait_for_each, wait_until
 
 __all__ = ["Run"]
 
@@ -66,6 +69,7 @@ class Run:
         self._problems: dict[str, str] = {}
         self._letters = LetterLimit(settings.dead_letter_limit)
         self._started = False
+        self._waits: Waits | None = None
         self._given_up = GivenUp(settings.identity.application, settings.stats)
         self._keeper = ResourceKeeper(self._given_up)
         self._system = ActorSystem(
@@ -164,26 +168,19 @@ class Run:
     @property
     def problems(self) -> dict[str, str]:
         """What is not as it should be, in words, by actor, address of a bus, or application."""
-        application = self.settings.identity.application
-        found: dict[str, list[str]] = {}
+        found = Problems(self._problems)
+        name = self.settings.identity.application
         if self._stopping is not None:
-            found[application] = ["it is stopping"]
+            found.add(name, "it is stopping")
         elif not self._started:
-            found[application] = ["it is starting"]
+            found.add(name, "it is starting" if self._waits is None else f"it {self._waits}")
         for link in self._links:
-            if (trouble := link.bus.trouble) is not None:
-                found.setdefault(link.provider.address, []).append(trouble)
+            found.add(link.provider.address, link.bus.trouble)
         for host in self._hosts:
-            if host in self._leaving:
-                continue
-            troubles = self._subscriptions.troubles(host)
-            if host.trouble is not None:
-                troubles.append(host.trouble)
-            if troubles:
-                found.setdefault(host.name, []).extend(troubles)
-        for name, problem in self._problems.items():
-            found.setdefault(name, []).append(problem)
-        return {name: "; ".join(dict.fromkeys(problems)) for name, problems in found.items()}
+            if host not in self._leaving:
+                for trouble in (*self._subscriptions.troubles(host), host.trouble):
+                    found.add(host.name, trouble)
+        return found.texts()
 
     @property
     def hosts(self) -> tuple[Hosted, ...]:
@@ -245,29 +242,50 @@ class Run:
                 "application %r has no name: no messages are kept for it while it is away",
                 identity.application,
             )
+        waits = self._waits = Waits(identity.application)
         try:
-            self._make_links()
-            await wait_for_all(link.start() for link in self._links)
-            self._refuse_if_stopping()
-            shared, *own = await self._keeper.open(
-                [
-                    ("application", self._resources),
-                    *((f"actor {spec.name!r}", spec.options.ressources) for spec in self._specs),
-                ]
-            )
-            self._refuse_if_stopping()
-            for spec, host, resources in zip(self._specs, self._hosts, own, strict=True):
-                spec.started(host.spawn(self.settings.restart, shared | resources))
-            await wait_for_all(host.started() for host in self._hosts)
-            self._refuse_if_stopping()
-            await wait_for_all(
-                consumer.start() for consumer in self._subscriptions.open(self._system)
-            )
-            self._refuse_if_stopping()
-            self._started = True
+            await self._start(waits)
         except BaseException:
             await asyncio.shield(self.stop())
             raise
+        finally:
+            waits.end()
+        self._started = True
+        log.info(
+            "application %r instance %r has started: %d actors, %s",
+            identity.application,
+            identity.instance,
+            len(self._hosts),
+            ", ".join(link.provider.address for link in self._links) or "no bus",
+        )
+
+    async def _start(self, waits: Waits) -> None:
+        self._make_links()
+        await waits.all((partial(connection_of, link), self._connect(link)) for link in self._links)
+        self._refuse_if_stopping()
+        owners = [
+            ("application", self._resources),
+            *((f"actor {spec.name!r}", spec.options.ressources) for spec in self._specs),
+        ]
+        opening = asyncio.ensure_future(self._keeper.open(owners))
+        await waits.all([(lambda: self._keeper.opening, opening)])
+        shared, *own = opening.result()
+        self._refuse_if_stopping()
+        # Before the actors start, which may publish to each other at once. What comes meanwhile
+        # waits in their mailboxes.
+        routers = self._subscriptions.open(self._system)
+        await waits.all((partial(subscription_of, router), router.start()) for router in routers)
+        self._refuse_if_stopping()
+        for spec, host, resources in zip(self._specs, self._hosts, own, strict=True):
+            spec.started(host.spawn(self.settings.restart, shared | resources))
+        lanes = [lane for host in self._hosts for lane in host.lanes]
+        await waits.all((partial(start_of, lane), lane.started()) for lane in lanes)
+        self._refuse_if_stopping()
+
+    async def _connect(self, link: Link) -> None:
+        await link.start()
+        application = self.settings.identity.application
+        log.info("application %r is connected to %s", application, link.provider.address)
 
     def begin(self) -> None:
         """Everything is started: start the producers."""

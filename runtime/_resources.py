@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from .._logs import get_logger
 from ..errors import ActorStopped, ConfigurationError
 from ._given_up import GivenUp
+from ._stacks import frames_of, place
 
 __all__ = ["Resource", "ResourceKeeper", "SupportedContextManagers", "check_resources"]
 
@@ -56,9 +57,16 @@ class ResourceKeeper:
 
     def __init__(self, given_up: GivenUp) -> None:
         self._given_up = given_up
+        self._opening = "resources"
         self._release = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[list[dict[str, Any]]] | None = None
+
+    @property
+    def opening(self) -> str:
+        """What is being opened, in words."""
+        where = None if self._task is None else place(frames_of(self._task))
+        return self._opening if where is None else f"{self._opening} ({where})"
 
     async def open(
         self, wanted: Sequence[tuple[str, Mapping[str, Resource]]]
@@ -108,7 +116,7 @@ class ResourceKeeper:
         try:
             async with AsyncExitStack() as stack:
                 try:
-                    values = [await _open_all(stack, *owner) for owner in wanted]
+                    values = [await self._open_all(stack, *owner) for owner in wanted]
                 except ConfigurationError as error:
                     opened.set_exception(error)
                     opened.exception()  # who wanted it may have been cancelled meanwhile
@@ -120,22 +128,23 @@ class ResourceKeeper:
         finally:
             opened.cancel()
 
-
-async def _open_all(
-    stack: AsyncExitStack, owner: str, resources: Mapping[str, Resource]
-) -> dict[str, Any]:
-    opened: dict[str, Any] = {}
-    for name, resource in resources.items():
-        try:
-            opened[name] = await _open(stack, resource)
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise
-            raise ConfigurationError(
-                f"{owner}: resource {name!r} failed to open: {type(error).__name__}: {error}"
-            ) from error
-    return opened
+    async def _open_all(
+        self, stack: AsyncExitStack, owner: str, resources: Mapping[str, Resource]
+    ) -> dict[str, Any]:
+        opened: dict[str, Any] = {}
+        for name, resource in resources.items():
+            self._opening = f"resource {name!r} of {owner}"
+            try:
+                opened[name] = await _open(stack, resource)
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                cancelled = isinstance(error, asyncio.CancelledError)
+                if cancelled and task is not None and task.cancelling():
+                    raise
+                raise ConfigurationError(
+                    f"{owner}: resource {name!r} failed to open: {type(error).__name__}: {error}"
+                ) from error
+        return opened
 
 
 async def _open(stack: AsyncExitStack, resource: Resource) -> Any:

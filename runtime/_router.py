@@ -115,6 +115,11 @@ class Router(Actor):
         """Whether the connection is gone, so that nothing may be started."""
         return self._outage is not None
 
+    async def start(self) -> None:
+        """Bring the subscription in force; raises as `Consumer.start`."""
+        assert self.consumer is not None
+        await self.consumer.start()
+
     @property
     def trouble(self) -> str | None:
         """What keeps messages from being received, in words; None when nothing does."""
@@ -209,6 +214,17 @@ class Router(Actor):
             delivery.withdraw()
         else:
             mailbox.push_front([delivery])
+        return True
+
+    def withdraw(self, delivery: Delivery) -> bool:
+        """An actor has ended before it started the delivery, which the bus keeps.
+
+        Returns:
+            False when the bus does not have it any more.
+        """
+        if self._is_last_copy(delivery) or delivery.token < 0:
+            return False
+        delivery.withdraw()
         return True
 
     def start_over(self, delivery: Delivery) -> None:

@@ -9,7 +9,6 @@ from ..actors import ActorSystem
 from ..errors import ConfigurationError
 from ..transports import (
     RESERVED,
-    Consumer,
     Identity,
     Subscription,
     TopicFilter,
@@ -108,8 +107,8 @@ class Subscriptions:
                 known.routes.setdefault(actor, []).append(route)
                 known.router.add(route)
 
-    def open(self, system: ActorSystem) -> list[Consumer]:
-        """Start the routers; returns their consumers, to be started."""
+    def open(self, system: ActorSystem) -> list[Router]:
+        """Start the routers; returns them, with consumers that are to be started."""
         return [self._open(system, name, shared) for (_, name), shared in self._shared.items()]
 
     def troubles(self, actor: Subscriber) -> list[str]:
@@ -120,7 +119,7 @@ class Subscriptions:
             if actor in shared.members and (trouble := shared.router.trouble) is not None
         ]
 
-    def _open(self, system: ActorSystem, name: str, shared: _Shared) -> Consumer:
+    def _open(self, system: ActorSystem, name: str, shared: _Shared) -> Router:
         first = shared.members[0]
         deliver = first.options.deliver or first.link.provider.default_deliver
         filters = (
@@ -140,9 +139,8 @@ class Subscriptions:
         )
         shared.router.shared = subscription.share
         spawn_router(system, shared.router)
-        consumer = first.link.bus.consumer(subscription, shared.router)
-        shared.router.consumer = consumer
-        return consumer
+        shared.router.consumer = first.link.bus.consumer(subscription, shared.router)
+        return shared.router
 
     def routes_to(self, actor: Subscriber) -> list[Route]:
         """The ways to an actor from its declared filters, in the order of their declaration."""

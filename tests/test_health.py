@@ -49,7 +49,10 @@ async def test_an_application_says_whether_it_runs() -> None:
     async with app:
         assert app.problems == {}
         assert app.healthy
-    assert starting == [{"plant": "it is starting"}, {"plant": "it is stopping"}]
+    assert starting == [
+        {"plant": "it is starting and waits for actor 'Boiler'"},
+        {"plant": "it is stopping"},
+    ]
     assert app.problems == {"plant": "it does not run"}
     assert not app.healthy
 

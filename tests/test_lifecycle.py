@@ -72,8 +72,7 @@ async def test_everything_starts_and_stops_in_order(
         ressources = {"db": resource}  # noqa: RUF012
 
         async def on_start(self) -> None:
-            events.append(f"on_start, subscribed: {list(broker.queues['plant.0'].filters) != []}")
-            assert "plant.0.Boiler" not in broker.queues
+            events.append(f"on_start, subscribed: {list(broker.queues['plant.0.Boiler'].filters)}")
 
         @on("a")
         async def measured(self, payload: str) -> None:
@@ -95,7 +94,7 @@ async def test_everything_starts_and_stops_in_order(
     assert not app.healthy
     assert events == [
         "resource opens, connected: ['plant.0']",
-        "on_start, subscribed: True",
+        "on_start, subscribed: ['a']",
         "producer, subscribed: ['a']",
         "message",
         "on_stop",

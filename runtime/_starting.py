@@ -1,0 +1,86 @@
+"""What a start waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from .._logs import get_logger
+from ._host import Host
+from ._link import Link
+from ._router import Router
+from ._waiting import wait_for_all
+
+__all__ = ["Waits", "connection_of", "start_of", "subscription_of"]
+
+log = get_logger("spa_dat")
+
+# Longer than what a start may try to connect by default, which ends with an error.
+_FIRST = 12.0
+_NEXT = 30.0
+
+Named = tuple[Callable[[], str], Awaitable[Any]]
+
+
+class Waits:
+    """Waits for one thing after the other, and says in the log for what when it takes long.
+
+    That is after 12 seconds, and then every 30 seconds.
+
+    Args:
+        application: its name.
+    """
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._pending: dict[asyncio.Future[Any], Callable[[], str]] = {}
+        self._timer = self._loop.call_later(_FIRST, self._tell)
+
+    async def all(self, named: Iterable[Named]) -> None:
+        """Wait for all at once; the first error cancels the others and is raised.
+
+        Args:
+            named: what to wait for, each with what says in words what that is at the moment.
+        """
+        pending: dict[asyncio.Future[Any], Callable[[], str]] = {
+            asyncio.ensure_future(awaitable): name for name, awaitable in named
+        }
+        self._pending = pending
+        try:
+            await wait_for_all(pending)
+        finally:
+            self._pending = {}
+
+    def __str__(self) -> str:
+        """What is going on, in words."""
+        left = [name() for future, name in self._pending.items() if not future.done()]
+        return f"is starting and waits for {', '.join(left)}" if left else "is starting"
+
+    def end(self) -> None:
+        """Say nothing any more."""
+        self._timer.cancel()
+
+    def _tell(self) -> None:
+        took = self._loop.time() - self._began
+        state = str(self)
+        log.warning("%.0f s after its start application %r %s", took, self._application, state)
+        self._timer = self._loop.call_later(_NEXT, self._tell)
+
+
+def connection_of(link: Link) -> str:
+    """What the start of a link waits for."""
+    return f"a connection to {link.provider.address}"
+
+
+def subscription_of(router: Router) -> str:
+    """What the start of a router waits for."""
+    return f"subscription {router.name!r}"
+
+
+def start_of(lane: Host) -> str:
+    """What the start of an actor waits for, with the line where it is."""
+    where = lane.stands_at
+    return f"actor {lane.own_name!r}" if where is None else f"actor {lane.own_name!r} ({where})"
