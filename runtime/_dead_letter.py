@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from .._texts import describe, error_name, escaped
 from ..errors import MessageTooLarge
 from ..transports import Envelope
 
-__all__ = ["abridged", "dead_letter", "describe", "plain", "simpler"]
+__all__ = ["abridged", "dead_letter", "describe", "plain", "simpler", "time_text"]
 
 _NAMESPACE = uuid.UUID("c1a2f1f6-8f2f-5d0e-8a8e-3d5a1f6b7c11")
 _LONGEST_TEXT = 1000
@@ -72,6 +73,8 @@ def dead_letter(
         identifier = str(uuid.uuid5(_NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
     else:
         identifier = environment.new_id()
+    if envelope.time is not None:
+        headers["spa_dead_time"] = time_text(envelope.time)
     if envelope.source is not None:
         headers["spa_dead_source"] = envelope.source
     if envelope.response_topic is not None:
@@ -86,7 +89,18 @@ def dead_letter(
         time=environment.now(),
         key=envelope.key,
         headers=headers,
+        raw_key=envelope.raw_key,
+        raw_headers=tuple(pair for pair in envelope.raw_headers if not pair[0].startswith(_OURS)),
     )
+
+
+def time_text(time: float) -> str:
+    """A time in seconds since 1970 as ISO 8601 in UTC, to the millisecond; as the number where
+    no calendar goes so far."""
+    try:
+        return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return str(time)
 
 
 def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
@@ -115,11 +129,25 @@ def plain(letter: Envelope) -> Envelope | None:
     """
     headers = _plain_headers(letter)
     if _ORIGINAL in letter.headers or (
-        headers == letter.headers and letter.key is letter.content_type is letter.type is None
+        headers == letter.headers
+        and letter.key is letter.content_type is letter.type is None
+        and not letter.raw_headers
     ):
         return None
     headers[_ORIGINAL] = _original(letter)
-    return msgspec.structs.replace(letter, headers=headers, key=None, content_type=None, type=None)
+    return _bare(letter, headers)
+
+
+def _bare(letter: Envelope, headers: dict[str, str]) -> Envelope:
+    return msgspec.structs.replace(
+        letter,
+        headers=headers,
+        key=None,
+        content_type=None,
+        type=None,
+        raw_key=None,
+        raw_headers=(),
+    )
 
 
 def _plain_headers(letter: Envelope) -> dict[str, str]:
@@ -168,5 +196,5 @@ def abridged(letter: Envelope) -> Envelope | None:
         }
         return msgspec.structs.replace(letter, payload=b"", headers=headers)
     headers = _plain_headers(letter)
-    bare = msgspec.structs.replace(letter, headers=headers, key=None, content_type=None, type=None)
+    bare = _bare(letter, headers)
     return None if bare == letter else bare

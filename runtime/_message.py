@@ -43,6 +43,9 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
         content_type: MIME type of the payload; None when the sender gave none.
         source: who sent it: ``application/instance/actor`` for senders of this package.
         tombstone: it has no payload at all: it deletes what its key stands for (Kafka).
+        raw_key: the key as bytes: what came, also where it is no text (Kafka).
+        raw_headers: all headers as pairs of name and bytes, in order: on Kafka what came, repeated
+            ones and those that stand for other attributes included; None for one without a value.
     """
 
     payload: T
@@ -62,6 +65,20 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
     source: str | None = None
     tombstone: bool = False
     _reply: Reply | None = None
+    _raw_key: bytes | None = None
+    _raw_headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    @property
+    def raw_key(self) -> bytes | None:
+        if self._raw_key is None and self.key is not None:
+            return self.key.encode("utf-8", "backslashreplace")
+        return self._raw_key
+
+    @property
+    def raw_headers(self) -> tuple[tuple[str, bytes | None], ...]:
+        return self._raw_headers or tuple(
+            (name, text.encode("utf-8", "backslashreplace")) for name, text in self.headers.items()
+        )
 
     @staticmethod
     def of(
@@ -93,6 +110,8 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             source=envelope.source,
             tombstone=envelope.tombstone,
             _reply=reply,
+            _raw_key=envelope.raw_key,
+            _raw_headers=envelope.raw_headers,
         )
 
     async def reply(self, payload: object, *, headers: Mapping[str, str] | None = None) -> None:

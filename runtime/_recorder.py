@@ -34,8 +34,9 @@ class Recorder:
     ``handler``, ``bus`` (its address), ``attempt``, ``payload`` (text) or ``payload_base64``,
     ``content_type``, ``id``, ``source``, ``type``, ``time`` (of sending), ``key``, ``headers``,
     ``response_topic``, ``correlation`` (base64), ``expiry`` (seconds left), ``qos``, ``retain``,
-    ``redelivered``, ``partition``, ``offset`` and ``tombstone``. What is left out has its default:
-    ``qos`` and ``attempt`` are 1, all else is empty, false or not there.
+    ``redelivered``, ``partition``, ``offset`` and ``tombstone``; ``raw_key`` and ``raw_headers``
+    (pairs; base64) where the texts do not say it all. What is left out has its default: ``qos`` and
+    ``attempt`` are 1, all else is empty, false or not there.
 
     Payloads may be secret: only the user who runs the program may read the file (mode 0600), and
     ``redact`` can take out what nobody is to see.

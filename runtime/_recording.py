@@ -75,6 +75,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     partition: int | None = None
     offset: int | None = None
     tombstone: bool = False
+    raw_key: bytes | None = None
+    raw_headers: tuple[tuple[str, bytes | None], ...] = ()
 
     @classmethod
     def of(
@@ -107,6 +109,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             payload=payload,
             payload_base64=binary,
             headers=dict(envelope.headers),
+            raw_key=None if _is_text(envelope.raw_key) else envelope.raw_key,
+            raw_headers=envelope.raw_headers if _has_more(envelope) else (),
             **{name: getattr(envelope, name) for name in _SAME},
         )
 
@@ -117,6 +121,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return Envelope(
             payload=self.payload.encode() if binary is None else binary,
             headers=dict(self.headers),
+            raw_key=self.raw_key,
+            raw_headers=self.raw_headers,
             **{name: getattr(self, name) for name in _SAME},
         )
 
@@ -127,6 +133,21 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             UnicodeEncodeError: a text has half of a surrogate pair in it.
         """
         return _encoder.encode(self) + b"\n"
+
+
+def _is_text(value: bytes | None) -> bool:
+    try:
+        return value is None or value.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def _has_more(envelope: Envelope) -> bool:
+    """Whether there is more in the headers than their texts say."""
+    raw = envelope.raw_headers
+    return len({name for name, _ in raw}) < len(raw) or not all(
+        value is not None and _is_text(value) for _, value in raw
+    )
 
 
 class _Version(msgspec.Struct):

@@ -7,9 +7,11 @@ import logging
 import random
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
 from hypothesis import given, strategies as st
 
+from spa_dat import DistributedApplication, Message, RetryPolicy
 from spa_dat.errors import (
     ConfigurationError,
     MessageTooLarge,
@@ -21,6 +23,7 @@ from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
 from spa_dat.transports.kafka._keys import hash_of
 from support.kafka_bus import bus_client, create, new_prefix, read
+from support.waiting import eventually
 
 
 @given(key=st.binary(max_size=200), partitions=st.integers(1, 50))
@@ -236,3 +239,45 @@ async def test_a_closed_bus_sends_nothing_and_closes_again(kafka: Kafka) -> None
         assert [type(result) for result in results] == [PublishNotSent] * 2
         with pytest.raises(PublishNotSent):
             await client.publish("a")
+
+
+@pytest.mark.kafka
+async def test_a_dead_letter_is_the_original_and_handlers_get_its_bytes(kafka: Kafka) -> None:
+    prefix = new_prefix()
+    headers = [
+        ("kafka_dlt-original-offset", (300).to_bytes(8, "big")),
+        ("sig", b"\xff\xfe"),
+        ("via", b"a"),
+        ("via", b"b"),
+        ("nothing", None),
+        ("spa_dead_text", b"forged"),
+    ]
+    await create(kafka.server, f"{prefix}in")
+    app = DistributedApplication(f"{kafka.url}?prefix={prefix}", name="app")
+    seen: list[Message[bytes]] = []
+
+    @app.application("in", retry=RetryPolicy(attempts=1))
+    async def handle(message: Message[bytes]) -> None:
+        seen.append(message)
+        raise ValueError("no")
+
+    async with app:
+        async with AIOKafkaProducer(bootstrap_servers=kafka.server) as producer:
+            await producer.send_and_wait(
+                f"{prefix}in",
+                b"v",
+                key=b"\xf7\x01\xffID",
+                headers=headers,
+                timestamp_ms=1_700_000_000_123,
+            )
+        await eventually(lambda: app.stats["dead_letters.stored"])
+    assert seen[0].raw_key == b"\xf7\x01\xffID"
+    assert seen[0].raw_headers == tuple(headers)
+    (letter,) = await read(kafka.server, f"{prefix}_spa.dead-letter.app", 1)
+    assert letter.key == b"\xf7\x01\xffID"
+    assert letter.value == b"v"
+    sent = [pair for pair in letter.headers if not pair[0].startswith(("spa_", "ce_"))]
+    assert sent == headers[:-1]
+    notes = {name: value for name, value in letter.headers if name.startswith("spa_dead_")}
+    assert notes["spa_dead_time"] == b"2023-11-14T22:13:20.123+00:00"
+    assert notes["spa_dead_text"] == b"no"

@@ -13,7 +13,7 @@ from hypothesis import example, given, strategies as st
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports import Envelope, KafkaConfig, KafkaTopic
 from spa_dat.transports.kafka._names import Names
-from spa_dat.transports.kafka._records import Codec, Record
+from spa_dat.transports.kafka._records import Codec, Record, size_of_headers
 
 NOW = 1_700_000_000.0
 _HEADER_OF_A_BATCH = 61
@@ -244,3 +244,36 @@ def test_headers_of_the_runtime_are_refused(name: str) -> None:
 def test_a_key_of_the_envelope_comes_before_that_of_the_binding() -> None:
     assert codec().encode(Envelope(topic="fleet/7/position")).key == b"7"
     assert codec().encode(Envelope(topic="fleet/7/position", key="x")).key == b"x"
+
+
+def test_bytes_stay_what_they_were() -> None:
+    headers = (
+        ("offset", (300).to_bytes(8, "big")),
+        ("sig", b"\xff\xfe"),
+        ("via", b"a"),
+        ("via", b"b"),
+        ("nothing", None),
+        ("ce_id", b"7"),
+    )
+    got = Stored(key=b"\xf7\x01", headers=headers).decode()
+    assert got is not None
+    assert (got.raw_key, got.raw_headers) == (b"\xf7\x01", headers)
+    assert (got.key, got.headers["via"], got.headers["nothing"]) == ("\\xf7\x01", "b", "")
+    again = codec().encode(got)
+    assert again.key == b"\xf7\x01"
+    # What stands for a field of the envelope is written from that.
+    written = [pair for pair in again.headers if not pair[0].startswith("ce_")]
+    assert written == list(headers[:-1])
+    assert again.size > 0
+    other = Envelope(topic="a", headers={"via": "text", "x": "1"}, raw_headers=(("via", b"\xff"),))
+    assert codec().encode(other).headers == [("x", b"1"), ("via", b"\xff")]
+    no_key = Envelope(topic="a", raw_key=b"k", tombstone=True)
+    assert codec().encode(no_key).key == b"k"
+
+
+def test_headers_that_are_repeated_count_for_the_size() -> None:
+    many = Stored(headers=[("x", b"1")] * 1_000).decode()
+    few = Stored(headers=[("x", b"1")]).decode()
+    assert many is not None
+    assert few is not None
+    assert size_of_headers(many) > 400 * size_of_headers(few)

@@ -393,6 +393,18 @@ ENVELOPES = st.builds(
 )
 
 
+def test_what_is_no_text_comes_back_too(tmp_path: Path) -> None:
+    headers = (("via", b"a"), ("via", b"b"), ("sig", b"\xff"), ("nothing", None))
+    envelope = Envelope(topic="a", key=r"\xff", raw_key=b"\xff", raw_headers=headers)
+    line = Receipt.of(envelope, at=0.0).line()
+    file = tmp_path / "one.jsonl"
+    file.write_bytes(line)
+    ((_, receipt),) = read_recording(file)
+    assert receipt.envelope == envelope
+    plain = Envelope(topic="a", key="k", raw_key=b"k", raw_headers=(("via", b"a"),))
+    assert b"raw" not in Receipt.of(plain, at=0.0).line()
+
+
 @given(envelope=ENVELOPES, at=st.floats(0, 1e10), attempt=st.integers(1, 9))
 def test_an_envelope_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, envelope: Envelope, at: float, attempt: int

@@ -60,6 +60,13 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     offset: int | None = None
     tombstone: bool = False
     """There is no payload at all: the message deletes what its key stands for."""
+    raw_key: bytes | None = None
+    """Received: the key's bytes, on buses where it is bytes; of which `key` is the text. Sent in
+    place of `key`."""
+    raw_headers: tuple[tuple[str, bytes | None], ...] = ()
+    """Received: all headers in order, repeated ones and the bus's own included, on buses where they
+    are bytes; None for one without a value. Sent in place of those of these names in `headers`, but
+    for the bus's own."""
     left_out: LeftOut | None = None
     """Received: the payload was too large to be taken, and `payload` is empty in its place."""
 

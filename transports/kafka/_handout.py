@@ -112,8 +112,8 @@ class Handout:
                 envelope, size = without_payload(envelope), 0
             if envelope.key is not None:
                 size += len(envelope.key)
-            if envelope.headers:
-                size += size_of_headers(envelope.headers)
+            if envelope.raw_headers:
+                size += size_of_headers(envelope)
             total += size
             delivery = Delivery(envelope, epoch=epoch, token=offset, tracker=tracker, size=size)
             keep(delivery)
@@ -146,7 +146,7 @@ class Handout:
             if envelope is not None and (match is None or match(envelope.topic)):
                 if len(envelope.payload) > largest:
                     envelope = without_payload(envelope)
-                size = len(envelope.payload) + size_of_headers(envelope.headers)
+                size = len(envelope.payload) + size_of_headers(envelope)
                 assignment.size += size
                 deliveries.append(Delivery(envelope, tracker=tracker, size=size))
         if deliveries:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
@@ -44,7 +44,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     name: str
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes]]
+    headers: list[tuple[str, bytes | None]]
     timestamp: int | None
     is_reply: bool = False
 
@@ -54,7 +54,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         size = _OVERHEAD + len(self.key or b"") + len(self.value or b"")
         for name, value in self.headers:
             # A character is at most four bytes of UTF-8.
-            size += 4 * len(name) + len(value) + _OVERHEAD_OF_A_HEADER
+            size += 4 * len(name) + len(value or b"") + _OVERHEAD_OF_A_HEADER
         return size
 
 
@@ -74,7 +74,7 @@ class StoredRecord(Protocol):
     @property
     def value(self) -> bytes | None: ...
     @property
-    def headers(self) -> Sequence[tuple[str, bytes]]: ...
+    def headers(self) -> tuple[tuple[str, bytes | None], ...]: ...
 
 
 class Codec:
@@ -111,7 +111,7 @@ class Codec:
 
     def _encode(self, envelope: Envelope) -> Record:
         address = self._names.address(envelope.topic)
-        headers: list[tuple[str, bytes]] = []
+        headers: list[tuple[str, bytes | None]] = []
         if envelope.content_type is not None:
             headers.append(_header("content-type", envelope.content_type))
         if envelope.id is not None:
@@ -131,21 +131,28 @@ class Codec:
             headers.append(("correlation_id", envelope.correlation))
         if envelope.expiry is not None:
             headers.append(("ttl_ms", b"%d" % max(1, round(envelope.expiry * 1000))))
+        raw = envelope.raw_headers
+        names = {name for name, _ in raw} if raw else ()
         for name, value in envelope.headers.items() if envelope.headers else ():
             if name in RESERVED_NAMES:
                 check_message(envelope)
             if not name.isascii():
                 # The library does that later, where it would be too late.
                 name.encode()
-            headers.append((name, value.encode()))
+            if name not in names:
+                headers.append((name, value.encode()))
+        headers += [pair for pair in raw if pair[0] not in RESERVED_NAMES]
         key = address.key if envelope.key is None else envelope.key
-        if envelope.tombstone and key is None:
+        raw_key = envelope.raw_key
+        if raw_key is None and key is not None:
+            raw_key = key.encode()
+        if envelope.tombstone and raw_key is None:
             raise ConfigurationError(
                 f"a tombstone for {envelope.topic!r} without a key: give the key that it deletes"
             )
         return Record(
             address.name,
-            None if key is None else key.encode(),
+            raw_key,
             None if envelope.tombstone else envelope.payload,
             headers,
             None if envelope.time is None else round(envelope.time * 1000),
@@ -153,7 +160,9 @@ class Codec:
             or (envelope.correlation is not None and envelope.response_topic is None),
         )
 
-    def _add_reply_address(self, envelope: Envelope, headers: list[tuple[str, bytes]]) -> None:
+    def _add_reply_address(
+        self, envelope: Envelope, headers: list[tuple[str, bytes | None]]
+    ) -> None:
         assert envelope.response_topic is not None
         reply = self._names.address(envelope.response_topic)
         headers.append(("reply_to", reply.name.encode()))
@@ -189,6 +198,7 @@ class Codec:
                 partition=record.partition,
                 offset=record.offset,
                 tombstone=value is None,
+                raw_key=key,
             )
         return self._decode_closely(record, topic, redelivered)
 
@@ -234,6 +244,8 @@ class Codec:
             partition=record.partition,
             offset=record.offset,
             tombstone=value is None,
+            raw_key=record.key,
+            raw_headers=tuple(record.headers),
         )
 
     def _time(self, text: bytes, stamp: float) -> float:
@@ -259,11 +271,14 @@ class Codec:
         return _text(subject) or address, correlation
 
 
-def size_of_headers(headers: Mapping[str, str]) -> int:
-    """Bytes that they take in memory, about."""
-    size = _KEPT_WITH_A_HEADER * len(headers)
+def size_of_headers(envelope: Envelope) -> int:
+    """Bytes that they take in memory, about: as they came, and as texts."""
+    headers = envelope.headers
+    size = _KEPT_WITH_A_HEADER * (len(headers) + len(envelope.raw_headers))
     for name, text in headers.items():
         size += len(name) + len(text)
+    for name, value in envelope.raw_headers:
+        size += len(name) + len(value or b"")
     return size
 
 
