@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import Coroutine
 
 from ..._logs import get_logger
-from ...errors import ConnectionLost
+from ..._texts import quoted
+from ...errors import ConnectFailed, ConnectionLost
 from .._contract import Consumer, Receiver, Subscription, Surroundings
 from .._delivery import Delivery, Tracker
 from .._envelope import Envelope
+from .._suspicion import Blame
 from .._topics import RESERVED
 from ._adapter import MqttClient
 from ._config import MqttConfig
 from ._connection import Connection
-from ._reasons import subscribe_refusal
+from ._outgoing import blame
+from ._reasons import Decision, Packet, answer_to, subscribe_refusal
 from ._redelivery import Redelivery
 from ._session import Loss
 from ._subscriptions import SubscriptionSet
@@ -26,6 +29,15 @@ _log = get_logger(__name__)
 _SHORTEST_ANSWER = 10.0
 _MOST_RECEIVED = 65_535
 _RETRY_REFUSED = 10.0
+_MOST_ENDS = 3
+
+
+class _Adding:
+    """A filter that is being added."""
+
+    def __init__(self) -> None:
+        self.ends = 0
+        self.given_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
 
 class MqttConsumer(Consumer):
@@ -75,6 +87,9 @@ class MqttConsumer(Consumer):
         self._tasks: dict[asyncio.Task[None], None] = {}
         # Filters of the connection at hand that the broker does not grant, with its reason codes.
         self._refused: dict[str, int] = {}
+        # Filters that are being added, and how often the connection has ended meanwhile.
+        self._adding: dict[str, _Adding] = {}
+        self._shortened: int | None = None
         self._started = False
         self._held = False
         # The broker may have forgotten what is held.
@@ -99,11 +114,25 @@ class MqttConsumer(Consumer):
 
     async def add_filter(self, pattern: str) -> None:
         self._subscriptions.add(pattern)
-        if self._started:
-            refused = await self._bring_in_force()
+        if not self._started:
+            return
+        adding = self._adding[pattern] = _Adding()
+        bringing = asyncio.ensure_future(self._bring_in_force())
+        try:
+            await asyncio.wait((bringing, adding.given_up), return_when=asyncio.FIRST_COMPLETED)
+            if adding.given_up.done():
+                raise ConnectFailed(
+                    f"the broker at {self._config.address} ends the connection when it is asked for"
+                    f" the subscription to {quoted(pattern)}: {adding.given_up.result()}"
+                )
+            refused = bringing.result()
             if pattern in refused:
                 self._subscriptions.remove(pattern)
                 raise subscribe_refusal(refused[pattern], pattern)
+        finally:
+            del self._adding[pattern]
+            bringing.cancel()
+            await asyncio.gather(bringing, return_exceptions=True)
 
     async def remove_filter(self, pattern: str) -> None:
         self._subscriptions.remove(pattern)
@@ -154,11 +183,19 @@ class MqttConsumer(Consumer):
         if first:
             raise subscribe_refusal(code, pattern)
         self._stats["mqtt.subscribe_refused"] += len(refused)
-        _log.error("%s; trying again", subscribe_refusal(code, pattern))
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        _log.error(
+            "%r: %s%s; trying again every %g s",
+            self._identifier,
+            subscribe_refusal(code, pattern),
+            more,
+            _RETRY_REFUSED,
+        )
         self._spawn(self._retry_refused(client))
 
     def on_connected(self, session_present: bool) -> None:
         self._paused = False
+        self._warn_of_a_short_session()
         if not session_present:
             self._redelivery.session_lost()
         if not self._held:
@@ -190,6 +227,7 @@ class MqttConsumer(Consumer):
     def on_lost(self, loss: Loss) -> None:
         self._redelivery.connection_lost(self._tracker.begin())
         self._subscriptions.connection_lost()
+        self._count_against_what_is_added(loss)
         if self._ready.done() and not self._closing:
             self._ready = asyncio.get_running_loop().create_future()
         if not self._closing:
@@ -232,6 +270,37 @@ class MqttConsumer(Consumer):
         self._pause_if_full()
 
     # Inner parts.
+
+    def _warn_of_a_short_session(self) -> None:
+        assert self._client is not None
+        granted = self._client.limits.session_expiry
+        asked = self._client.session_expiry
+        if granted is None or granted >= asked or granted == self._shortened:
+            return
+        self._shortened = granted
+        self._stats["mqtt.session_shortened"] += 1
+        _log.warning(
+            "the broker at %s keeps the session of %r for %d s only, and not for the %d s of the"
+            " option session_expiry: what comes while the application is away for longer is lost;"
+            " raise the broker's limit",
+            self._config.address,
+            self._identifier,
+            granted,
+            asked,
+        )
+
+    def _count_against_what_is_added(self, loss: Loss) -> None:
+        """A filter over which the broker ends connections must not keep the others out of force."""
+        final = loss.reason is not None and (
+            answer_to(Packet.DISCONNECT, loss.reason).decision is Decision.SUBSCRIPTION
+        )
+        if not final and blame(loss) is not Blame.POSSIBLE:
+            return
+        for pattern, adding in self._adding.items():
+            adding.ends += 1
+            if (final or adding.ends >= _MOST_ENDS) and not adding.given_up.done():
+                self._subscriptions.withdraw(pattern)
+                adding.given_up.set_result(loss.text)
 
     def _pause_if_full(self) -> None:
         tracker = self._tracker
@@ -292,6 +361,8 @@ class MqttConsumer(Consumer):
             except ConnectionLost:
                 return
             refused = bool(self._refused)
+            if not refused:
+                _log.info("%r: the broker grants all subscriptions again", self._identifier)
 
     async def _discard(self, client: MqttClient, topic: str) -> None:
         try:

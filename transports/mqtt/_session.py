@@ -30,6 +30,18 @@ class ServerLimits:
     session_expiry: int | None = None
     """Seconds for which it keeps the session; None when that is what was asked for."""
 
+    def lacking(self, filter_: str) -> Reason | None:
+        """Why the broker can not serve a filter, by what it said about itself; None if it can.
+
+        Args:
+            filter_: as it stands in a SUBSCRIBE.
+        """
+        if filter_.startswith("$share/") and not self.shared_subscriptions:
+            return Reason(0x9E)
+        if ("+" in filter_ or "#" in filter_) and not self.wildcards:
+            return Reason(0xA2)
+        return None
+
     @classmethod
     def of(cls, properties: Any) -> ServerLimits:
         """What the properties of a CONNACK say, as the client library has them."""

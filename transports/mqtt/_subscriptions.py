@@ -12,6 +12,7 @@ from ...errors import ConnectionLost
 from .._topics import TopicTrie, check_filter, is_reserved, minimal
 from ._adapter import MqttClient
 from ._filters import CopyGuard, candidates
+from ._reasons import reason_text
 
 __all__ = ["SubscriptionSet"]
 
@@ -89,6 +90,11 @@ class SubscriptionSet:
             self._unwanted[pattern] = None
             self._reserved.discard(pattern, pattern)
 
+    def withdraw(self, pattern: str) -> None:
+        """Do not want a filter that never came in force: there is nothing to end."""
+        self.remove(pattern)
+        self._unwanted.pop(pattern, None)
+
     def allows(self, topic: str) -> bool:
         """Whether a topic under the reserved level was asked for by name."""
         return bool(self._reserved.match(topic))
@@ -118,6 +124,13 @@ class SubscriptionSet:
                 for pattern in wanted
                 if self._in_force.get(pattern) != self.guard.identifier(pattern)
             ]
+            # Brokers end the connection when they are asked for what they do not offer.
+            lacking = {
+                pattern: reason
+                for pattern in missing
+                if (reason := client.limits.lacking(self._prefix + pattern)) is not None
+            }
+            missing = [pattern for pattern in missing if pattern not in lacking]
             refused = await self._subscribe_all(client, missing, self._batch)
             again = [pattern for pattern, code in refused.items() if code in _MAYBE_TOO_MANY]
             if again and len(missing) > 1:
@@ -133,7 +146,7 @@ class SubscriptionSet:
             await self._unsubscribe(
                 client, dict.fromkeys([*self._unwanted, *covered, *self._in_force]), wanted
             )
-            return refused
+            return lacking | refused
 
     async def discard(self, client: MqttClient, topic: str) -> None:
         """Find the filter in force that matches the topic and is not wanted, and end it.
@@ -180,6 +193,14 @@ class SubscriptionSet:
 
         async def unsubscribe(part: Sequence[str]) -> list[str]:
             codes = await client.unsubscribe(part, timeout=self._timeout)
+            for pattern, code in zip(part, codes, strict=False):
+                if code >= _REFUSED:
+                    _log.warning(
+                        "the broker did not end the subscription to %r: %s; what it brings is"
+                        " acknowledged and thrown away",
+                        pattern,
+                        reason_text(code),
+                    )
             return [pattern for pattern, code in zip(part, codes, strict=False) if code == 0]
 
         answers = await self._in_turn(

@@ -55,6 +55,9 @@ class MqttBus(Bus):
         self._on_reply: Callable[[str, Envelope], None] | None = None
         self._client: MqttClient | None = None
         self._patience = 1
+        self._has_inbox = True
+        # What has been said about the broker.
+        self._warned: dict[str, None] = {}
         self._outbox = Outbox(
             self._write,
             capacity=config.outbox,
@@ -75,6 +78,11 @@ class MqttBus(Bus):
         await self._connection.start()
 
     def reply_address(self, correlation: str) -> str:
+        if not self._has_inbox:
+            raise ConfigurationError(
+                f"no request can be made on {self._config.address}: the broker offers no wildcard"
+                " subscriptions, which the replies need; use another broker"
+            )
         return self._inbox + correlation
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
@@ -117,7 +125,11 @@ class MqttBus(Bus):
         return self._client
 
     async def prepare(self, client: MqttClient, *, first: bool) -> None:
+        self._warn(client.limits)
         pattern = self._inbox + "+"
+        self._has_inbox = client.limits.lacking(pattern) is None
+        if not self._has_inbox:
+            return
         codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
         if codes and codes[0] >= _REFUSED:
             raise subscribe_refusal(codes[0], pattern)
@@ -135,7 +147,7 @@ class MqttBus(Bus):
         self._outgoing.unreachable()
 
     def trace(self) -> str | None:
-        return None if self._outgoing.suspects else self._inbox + "+"
+        return self._inbox + "+" if self._has_inbox and not self._outgoing.suspects else None
 
     def on_lost(self, loss: Loss) -> None:
         self._patience = 1
@@ -180,6 +192,26 @@ class MqttBus(Bus):
             if packet.size > limit:
                 raise _too_large(packet, envelope, limit)
         return packet
+
+    def _warn(self, limits: ServerLimits) -> None:
+        """Say once what the broker does not offer, so that it is no surprise when it is needed."""
+        missing = []
+        if not limits.retain:
+            missing.append(
+                "keeps no retained messages: dead letters can not be stored there, and an actor"
+                " whose message fails for good takes no more"
+            )
+        if limits.maximum_qos < self._config.qos:
+            missing.append(
+                "takes no messages with QoS 1: give the option qos=0 and accept losses, or use"
+                " another broker"
+            )
+        if not limits.wildcards:
+            missing.append("offers no wildcard subscriptions: no requests can be made")
+        for what in missing:
+            if what not in self._warned:
+                self._warned[what] = None
+                _log.warning("the broker at %s %s", self._config.address, what)
 
     def _write(self, entry: OutboxEntry) -> None:
         client = self._client
