@@ -2,7 +2,9 @@
 
 from ._actor import Actor
 from ._chain import chain_names, current_actor, enter_chain, refuse_cycle
+from ._guard import end_attempt, is_ending
 from ._handlers import handlers_of, on
+from ._isolation import Isolated, is_closing, raised_by_hand, run_apart
 from ._mailbox import Mailbox
 from ._overflow import Overflow
 from ._reference import ActorRef
@@ -13,14 +15,20 @@ __all__ = [
     "Actor",
     "ActorRef",
     "ActorSystem",
+    "Isolated",
     "Mailbox",
     "Overflow",
     "RestartPolicy",
     "ThreadWorker",
     "chain_names",
     "current_actor",
+    "end_attempt",
     "enter_chain",
     "handlers_of",
+    "is_closing",
+    "is_ending",
     "on",
+    "raised_by_hand",
     "refuse_cycle",
+    "run_apart",
 ]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from .._logs import get_logger
 from .._texts import quoted
 from ..errors import ActorError, ActorStopped, ConfigurationError, RestartLimitReached
 from ._actor import Actor
-from ._chain import current_frame, deadlock, find_cycle
+from ._chain import CURRENT, Frame, current_frame, deadlock, find_cycle
 from ._envelope import Envelope
+from ._guard import End, TaskGuard
 from ._interop import ActorFuture, PykkaRef
 from ._mailbox import Mailbox
 from ._reference import ActorRef
@@ -50,13 +52,14 @@ class Cell(Generic[A]):
     Attributes:
         receive: handles what is no local message.
         discard: end after the current message, whatever the mailbox holds.
+        guard: says who may cancel its task.
+        replaced: the next message is another instance's than the current one was.
         failures: how many messages have raised without anybody waiting for the answer.
     """
 
     __slots__ = (
         "_ended_with",
         "_factory",
-        "_killed",
         "_leftover",
         "_owner",
         "_pause",
@@ -64,17 +67,19 @@ class Cell(Generic[A]):
         "_pykka_stops",
         "_ready",
         "_restart",
-        "_restarting",
+        "_stale",
         "_started",
         "_urn",
         "actor_class",
         "discard",
         "failures",
+        "guard",
         "instance",
         "mailbox",
         "name",
         "receive",
         "ref",
+        "replaced",
         "task",
     )
 
@@ -93,7 +98,7 @@ class Cell(Generic[A]):
         self._restart = restart
         self.receive: Callable[[A, Any], Awaitable[None]] = receive or receive_message
         self._leftover = leftover
-        self._ready = self.discard = self._killed = self._restarting = False
+        self._ready = self.discard = self.replaced = self._stale = False
         self._ended_with: RestartLimitReached | None = None
         self._pause: asyncio.Future[None] | None = None
         self._started: asyncio.Future[None] | None = None
@@ -105,10 +110,12 @@ class Cell(Generic[A]):
         self.mailbox = mailbox
         self.ref: ActorRef[A] = ActorRef(self)
         self.actor_class: type[Actor] = Actor
-        self.instance: A | None = self._create(factory)
+        # What the constructor binds is neither the spawner's nor other actors' business.
+        self.instance: A | None = copy_context().run(self._create, factory)
         loop = asyncio.get_running_loop()
         mailbox.bind(loop, name)
         self.task: asyncio.Task[None] = loop.create_task(self._run(), name=f"actor {name}")
+        self.guard = TaskGuard(self, self.task, self._cancellation_cleared)
         self.task.add_done_callback(self._ended)
 
     @property
@@ -175,9 +182,8 @@ class Cell(Generic[A]):
 
     def kill(self) -> None:
         """End now, by cancelling whatever the actor is doing."""
-        self._killed = True
         self.request_stop(drain=False)
-        self.task.cancel()
+        self.guard.cancel(End.KILL)
 
     def restart(self) -> bool:
         """Lose the instance, in the middle of what it does, and start with a new one.
@@ -187,9 +193,20 @@ class Cell(Generic[A]):
         if not self._ready or self.mailbox.closed:
             return False
         self._ready = False
-        self._restarting = True
-        self.task.cancel()
+        self.guard.cancel(End.RESTART)
         return True
+
+    def renew(self) -> None:
+        """Have a new instance take over, without the old one's on_stop; see `current`."""
+        self._stale = self.replaced = True
+
+    async def current(self) -> A | None:
+        """The instance, after `renew` a new one, started; None when it fails and the actor ends."""
+        if self._stale:
+            self._lose_instance()
+            self.discard = not await self._bring_up() or self.discard
+            CURRENT.set(Frame(self))
+        return self.instance
 
     # The life of the actor
 
@@ -199,14 +216,15 @@ class Cell(Generic[A]):
                 try:
                     await work(self)
                 except asyncio.CancelledError:
-                    if self._loses_instance():
+                    if self.guard.restarted():
+                        self._lose_instance()
                         continue
                     await self._take_down()
                     raise
                 await self._take_down()
                 break
         except asyncio.CancelledError:
-            if not self._killed:
+            if self.guard.end is not End.KILL:
                 self.report(ActorError(f"the task of actor {self.address!r} was cancelled"), "task")
             raise
         except GeneratorExit:
@@ -217,13 +235,9 @@ class Cell(Generic[A]):
         finally:
             self._finish()
 
-    def _loses_instance(self) -> bool:
-        if not self._restarting or self._killed:
-            return False
-        self._restarting = False
-        self.task.uncancel()
+    def _lose_instance(self) -> None:
+        self._ready = self._stale = False
         self.instance = None
-        return True
 
     async def _bring_up(self) -> bool:
         restarts: RestartCounter | None = None
@@ -326,6 +340,7 @@ class Cell(Generic[A]):
         self._pykka_stops.append(future)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        self.guard.release()
         if self._factory is not None:
             # A task that is cancelled before its first step never gets to its end by itself.
             self._finish()
@@ -333,12 +348,16 @@ class Cell(Generic[A]):
             # Marks it as seen: it was reported.
             task.exception()
 
+    def _cancellation_cleared(self) -> None:
+        error = ActorError(f"the task of actor {self.address!r} was cancelled by its own code")
+        self._owner.actor_failed(self.ref, error, "cancellation")
+
     def _announce(self) -> None:
         started, self._started = self._started, None
         if started is not None:
             _wake(started)
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: BaseException) -> None:
         policy = self._restart
         self._ended_with = RestartLimitReached(
             f"actor {self.address!r} failed to start again after {policy.intensity} restarts"
@@ -371,8 +390,7 @@ class Cell(Generic[A]):
         return ActorStopped(f"actor {self.address!r} has stopped")
 
     def _refuse_cycle(self) -> None:
-        cycle = find_cycle(current_frame(), self)
-        if cycle is not None:
+        if (cycle := find_cycle(current_frame(), self)) is not None:
             raise deadlock(cycle, self.address)
 
 

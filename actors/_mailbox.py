@@ -344,7 +344,7 @@ class Mailbox:
         if self.on_drop is not None:
             try:
                 self.on_drop(content)
-            except Exception as error:  # noqa: BLE001  (the one who sends is not to blame)
+            except BaseException as error:  # noqa: BLE001  (the one who sends is not to blame)
                 _log.error("on_drop of %s raised", self._described(), exc_info=error)
 
     def _wake(self) -> None:
@@ -374,7 +374,7 @@ class Mailbox:
                     self.force(item)
                 else:
                     self.offer(item)
-            except Exception as error:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001
                 # The thread that put it is gone: closed meanwhile, or the key function raised.
                 what, why = self._described(), describe(error)
                 _log.warning("%s lost a message from a thread: %s", what, why)

@@ -150,6 +150,17 @@ class ActorSystem:
         """
         return ref._cell.restart()
 
+    def renew(self, ref: ActorRef[Any]) -> None:
+        """Have a new instance take over, without the old one's ``on_stop``; the mailbox stays.
+
+        It is made when the actor asks for it with `current`, or after the current message.
+        """
+        ref._cell.renew()
+
+    async def current(self, ref: ActorRef[A]) -> A | None:
+        """The instance at work, for code inside the actor; None when the actor is about to end."""
+        return await ref._cell.current()
+
     async def kill(self, ref: ActorRef[Any]) -> asyncio.Task[None] | None:
         """End the actor now, by cancelling what it is doing; a second later once more.
 
@@ -196,7 +207,7 @@ class ActorSystem:
             return
         try:
             self._on_failure(ref, error, where)
-        except Exception as raised:  # noqa: BLE001  (the actors go on whatever the hook does)
+        except BaseException as raised:  # noqa: BLE001  (the actors go on whatever the hook does)
             text = "on_failure of the actor system raised for actor %r"
             _log.error(text, ref.name, exc_info=raised)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable
+from contextvars import copy_context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ActorError
 from ._chain import CURRENT, Frame
 from ._envelope import Envelope
+from ._guard import end_attempt
+from ._isolation import Isolated, go_on_apart, raised_by_hand, run_apart
 
 if TYPE_CHECKING:
     from ._cell import Cell
@@ -24,18 +28,20 @@ BURST = 64
 async def work(cell: Cell[Any]) -> None:
     """Handle one item after the other, until the mailbox is closed and there is no more to do.
 
-    Only cancelling the task, and what ends the whole program, gets out of here.
+    Only ending the actor gets out of here.
     """
-    mailbox, instance, receive = cell.mailbox, cell.instance, cell.receive
+    mailbox, instance, receive, guard = cell.mailbox, cell.instance, cell.receive, cell.guard
     assert instance is not None
     items = mailbox.items
+    # Calling it runs none of its code yet.
+    is_async = inspect.iscoroutinefunction(instance.on_receive)
     left = BURST
     while not cell.discard:
         if not items:
             if mailbox.closed:
                 return
             # What was handled last must not live on while the actor is idle.
-            item = result = frame = None
+            item = result = frame = context = rest = None
             await mailbox.arrival()
             left = BURST
             continue
@@ -56,61 +62,93 @@ async def work(cell: Cell[Any]) -> None:
                     if item.reply.done():
                         continue
                     frame.parent, frame.waiter = item.asker, item.reply
-                if type(item) is Envelope:
-                    result = instance.on_receive(item.message)
-                else:
-                    result = item.hand_to(instance)
-                if type(result) is CoroutineType or hasattr(result, "__await__"):
-                    result = await result
+                # As run_apart(), without the price of a call.
+                context = copy_context()
+                try:
+                    if type(item) is not Envelope:
+                        result = context.run(item.hand_to, instance)
+                    elif is_async:
+                        result = instance.on_receive(item.message)
+                    else:
+                        result = context.run(instance.on_receive, item.message)
+                except GeneratorExit as error:
+                    raised_by_hand(error)
+                if type(result) is CoroutineType:
+                    try:
+                        waits_for = context.run(result.send, None)
+                    except StopIteration as done:
+                        result = done.value
+                    except GeneratorExit as error:
+                        raised_by_hand(error)
+                    else:
+                        rest = Isolated(context, result, waits_for)
+                        del waits_for
+                        result = await rest
+                elif hasattr(result, "__await__"):
+                    result = await go_on_apart(context, result)
                 if item.reply is not None:
                     item.answer(result)
             else:
                 await receive(instance, item)
-        except Exception as error:  # noqa: BLE001  (an actor outlives what its handlers raise)
-            await _failed(cell, item, error)
-        except BaseException as error:
-            if not isinstance(error, asyncio.CancelledError) or _is_cancelled():
+        except asyncio.CancelledError as error:
+            if guard.end is not None:
                 if isinstance(item, Envelope):
                     item.fail(cell.stopped())
                 raise
             await _failed(cell, item, _cancelled(cell, error))
+        except GeneratorExit:
+            # Nobody goes on with this coroutine.
+            raise
+        except BaseException as error:  # noqa: BLE001  (an actor outlives what its code raises)
+            await _failed(cell, item, error)
         finally:
             # frame.end(), without the price of a call
             frame.active = False
             frame.parent = frame.waiter = None
+        if guard.interrupted:
+            await guard.recover()
+        if cell.replaced:
+            instance = await cell.current()
+            if instance is None:
+                return
+            cell.replaced = False
+            is_async = inspect.iscoroutinefunction(instance.on_receive)
 
 
-async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> Exception | None:
+async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> BaseException | None:
     """Call one of the actor's hooks, plain or async; returns what it raised."""
     frame = Frame(cell)
     CURRENT.set(frame)
+    raised: BaseException | None = None
     try:
-        result = hook(*args)
-        if hasattr(result, "__await__"):
-            await result
+        await run_apart(hook, *args)
     except asyncio.CancelledError as error:
-        if _is_cancelled():
+        if cell.guard.end is not None:
             raise
-        return _cancelled(cell, error)
-    except Exception as error:  # noqa: BLE001  (the caller decides what becomes of it)
-        return error
+        raised = _cancelled(cell, error)
+    except GeneratorExit:
+        raise
+    except BaseException as error:  # noqa: BLE001  (the caller decides what becomes of it)
+        raised = error
     finally:
         frame.end()
-    return None
+    if cell.guard.interrupted:
+        await cell.guard.recover()
+    return raised
 
 
 async def receive_message(instance: Any, item: Any) -> None:
     """What happens with an item that came without a reference, where nothing else is wanted."""
-    result = instance.on_receive(item)
-    if hasattr(result, "__await__"):
-        await result
+    await run_apart(instance.on_receive, item)
 
 
-async def _failed(cell: Cell[Any], item: Any, error: Exception) -> None:
+async def _failed(cell: Cell[Any], item: Any, error: BaseException) -> None:
+    # Whatever the code of the message has started is not part of what follows.
+    await end_attempt()
     if not isinstance(item, Envelope):
         cell.report(error, "receive")
     elif item.reply is not None:
-        item.fail(error)
+        item.fail(_for_askers(cell, error))
     else:
         cell.failures += 1
         cell.report(error, "on_receive")
@@ -121,13 +159,17 @@ async def _failed(cell: Cell[Any], item: Any, error: Exception) -> None:
             cell.report(raised, "on_failure")
 
 
-def _cancelled(cell: Cell[Any], error: BaseException) -> ActorError:
-    result = ActorError(f"something that actor {cell.address!r} waited for was cancelled")
+def _for_askers(cell: Cell[Any], error: BaseException) -> BaseException:
+    """The error as it can be raised where the answer is waited for, in any task."""
+    if not isinstance(error, KeyboardInterrupt | SystemExit):
+        return error
+    cell.report(error, "on_receive")
+    result = ActorError(f"actor {cell.address!r} raised {type(error).__name__}: {error}")
     result.__cause__ = error
     return result
 
 
-def _is_cancelled() -> bool:
-    """Whether somebody cancelled the running task, other than by cancelling what it awaits."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _cancelled(cell: Cell[Any], error: BaseException) -> ActorError:
+    result = ActorError(f"something that actor {cell.address!r} waited for was cancelled")
+    result.__cause__ = error
+    return result

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, Self, TypeVar
@@ -21,37 +22,51 @@ T = TypeVar("T")
 
 
 class _Job:
-    """A function in the queue. Its outcome may be set by the thread, or by who abandons it."""
+    """A function in the queue. Its outcome may be set by the thread, or by who abandons it.
 
-    __slots__ = ("_call", "_lock", "future")
+    It lets go of its future with the outcome: an error refers to the frames that it came through,
+    and to those that called them, which refer to the job.
+    """
 
-    def __init__(self, call: Callable[[], Any]) -> None:
+    __slots__ = ("__weakref__", "_call", "_future", "_lock")
+
+    def __init__(self, call: Callable[[], Any], future: Future[Any]) -> None:
         self._call = call
         self._lock = threading.Lock()
-        self.future: Future[Any] = Future()
+        self._future: Future[Any] | None = future
 
     def run(self) -> None:
-        with self._lock:
-            if self.future.done() or not self.future.set_running_or_notify_cancel():
-                return
+        if not self._begin():
+            return
         try:
             result = self._call()
-        except StopIteration as error:
-            # A future refuses StopIteration, which would end the coroutine that awaits it.
-            wrapped = RuntimeError("the function raised StopIteration")
+        except (StopIteration, GeneratorExit) as error:
+            # A future refuses StopIteration; both would end the coroutine that awaits it.
+            wrapped = RuntimeError(f"the function raised {type(error).__name__}")
             wrapped.__cause__ = error
             self.fail(wrapped)
+            del wrapped
         except BaseException as error:  # noqa: BLE001  (it goes to the one who waits)
             self.fail(error)
         else:
-            with self._lock:
-                if not self.future.done():
-                    self.future.set_result(result)
+            future = self._take()
+            if future is not None:
+                future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
+        future = self._take()
+        if future is not None:
+            future.set_exception(error)
+
+    def _begin(self) -> bool:
         with self._lock:
-            if not self.future.done():
-                self.future.set_exception(error)
+            future = self._future
+            return future is not None and future.set_running_or_notify_cancel()
+
+    def _take(self) -> Future[Any] | None:
+        with self._lock:
+            future, self._future = self._future, None
+        return None if future is None or future.done() else future
 
 
 class _Runner(pykka.ThreadingActor):
@@ -107,19 +122,25 @@ class ThreadWorker(Executor):
                 for its turn.
             Exception: whatever the function raises.
         """
+        return await self.begin(fn, *args, **kwargs)
+
+    def begin(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """As `run`, without waiting; cancelling what it returns is cancelling `run`."""
         call = functools.partial(contextvars.copy_context().run, fn, *args, **kwargs)
         # Through the loop, so that one with a clock of its own knows that a thread is at work.
-        return await asyncio.get_running_loop().run_in_executor(self, call)
+        return asyncio.get_running_loop().run_in_executor(self, call)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a function; what `run` does without an event loop. Raises ActorStopped."""
         if self._closed:
             raise ActorStopped(f"thread worker {self._name!r} has stopped")
-        job = _Job(functools.partial(fn, *args, **kwargs))
+        future: Future[T] = Future()
+        job = _Job(functools.partial(fn, *args, **kwargs), future)
         self._jobs[job] = None
-        job.future.add_done_callback(lambda _: self._jobs.pop(job, None))
+        # Not the job itself: it has the future, and the future would have it, in a cycle.
+        future.add_done_callback(functools.partial(_forget, self._jobs, weakref.ref(job)))
         self._runner.actor_ref.tell(job)
-        return job.future
+        return future
 
     async def stop(self, timeout: float = 10.0) -> bool:
         """Take no more functions, wait until those taken are done, and end the thread.
@@ -153,6 +174,12 @@ class ThreadWorker(Executor):
             job.fail(error)
         if self._runner.actor_ref.is_alive():
             self._runner.stop()
+
+
+def _forget(jobs: dict[_Job, None], job: weakref.ref[_Job], _: Future[Any]) -> None:
+    done = job()
+    if done is not None:
+        jobs.pop(done, None)
 
 
 def _nothing() -> None:

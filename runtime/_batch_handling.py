@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from .._texts import describe, error_name, quoted
+from ..actors import end_attempt, run_apart
 from ..errors import DecodeError
 from ..transports import Delivery
-from ._failures import as_failure
+from ._failures import as_failure, log_failure
 from ._handling import Handling
 from ._message import Message
 from ._pauses import SHORTEST_PAUSE
@@ -79,7 +79,7 @@ class BatchHandling(Handling):
 
     async def _run(
         self, instance: Any, batch: list[Delivery], values: list[Any] | None, *, once: bool
-    ) -> tuple[list[Delivery], Exception | None]:
+    ) -> tuple[list[Delivery], BaseException | None]:
         """Attempts at a batch; returns what nobody has dealt with after the last, and why.
 
         Args:
@@ -91,6 +91,9 @@ class BatchHandling(Handling):
         held_since: float | None = None
         router = batch[0].route.router
         while True:
+            instance = await self._host.current(instance)
+            if instance is None:
+                return self._give_back(batch), None
             error = await self._attempt(instance, batch, values)
             if error is None:
                 return [], None
@@ -106,7 +109,7 @@ class BatchHandling(Handling):
 
     async def _attempt(
         self, instance: Any, batch: list[Delivery], values: list[Any] | None
-    ) -> Exception | None:
+    ) -> BaseException | None:
         host = self._host
         index = batch[0].route.handler
         handler = host.handlers[index]
@@ -116,19 +119,28 @@ class BatchHandling(Handling):
         deadline = None if limit is None else self._now() + limit
         try:
             scope = _BatchScope(host, handler, batch, values, deadline)
-            await host.invoke(instance, index, handler.injection.bind(scope))
-        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the user's code)
+            await run_apart(host.invoke, instance, index, handler.injection.bind(scope))
+        except GeneratorExit:
+            raise
+        except BaseException as raised:  # noqa: BLE001 (the user's code)
             turn.active = False
             for post in turn.posts:
                 post.add_done_callback(self._link.lost_posts.report)
-            return as_failure(raised)
+            error = as_failure(raised)
+            try:
+                await end_attempt()
+                return error
+            finally:
+                # Its traceback refers to this frame.
+                del error
         turn.active = False
+        await end_attempt()
         self._stats["messages.handled"] += len(batch)
         await self.settlements.settle_all_after(batch, turn)
         return None
 
     def _wait(
-        self, batch: list[Delivery], error: Exception, held_since: float, *, once: bool
+        self, batch: list[Delivery], error: BaseException, held_since: float, *, once: bool
     ) -> float | None:
         """Seconds before the next attempt at the batch; None when there is none."""
         if self._is_outage(error):
@@ -148,12 +160,12 @@ class BatchHandling(Handling):
             held = self._now() - held_since
             wait = self._retry.wait(_attempts(batch), held, self._environment.random, error)
         if len(batch) == 1:
-            self._log_failure(batch[0], error, wait, is_answer=False)
+            log_failure(self._host.log, batch[0], error, wait, is_answer=False)
         else:
             self._log_batch(batch, error, wait)
         return wait
 
-    def _log_batch(self, batch: list[Delivery], error: Exception, wait: float | None) -> None:
+    def _log_batch(self, batch: list[Delivery], error: BaseException, wait: float | None) -> None:
         expected = isinstance(error, Reject | Retry) or wait is not None
         then = "each is tried alone" if wait is None else f"next attempt in {wait:.2g} s"
         self._host.log.log(

@@ -101,8 +101,8 @@ class Caller:
         if self._deadline is not None:
             return [None] * len(self._handlers)
         return [
-            function if handler.injection.is_async else None
-            for function, handler in zip(self._functions(instance), self._handlers, strict=True)
+            function if inspect.iscoroutinefunction(function) else None
+            for function in self._functions(instance)
         ]
 
     def _functions(self, instance: Any) -> list[Callable[..., Any]]:
@@ -133,13 +133,16 @@ class Caller:
         deadline = self._deadline
         if deadline is None:
             return await _awaited(await self._worker.run(function, **arguments))
-        running = asyncio.ensure_future(self._worker.run(function, **arguments))
+        running = self._worker.begin(function, **arguments)
         try:
             done, _ = await asyncio.wait((running,), timeout=deadline)
+            if done:
+                return await _awaited(running.result())
         finally:
             running.cancel()
-        if done:
-            return await _awaited(running.result())
+            # What it raised refers to this frame.
+            done = set()
+            del running
         self._stats["messages.cut_off"] += 1
         self.replace_thread()
         raise TimeoutError(

@@ -39,7 +39,9 @@ def capture_converter(name: str, annotation: Any) -> Callable[[str], Any] | None
     def converted(text: str) -> Any:
         try:
             return convert(text)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             quoted = text[:_LONGEST_QUOTED]
             raise DecodeError(
                 f"capture {name!r} of the topic is {quoted!r}, which is not a"

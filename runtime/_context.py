@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .._environment import Environment
-from ..errors import ConfigurationError
+from ..errors import ActorStopped, ConfigurationError
 
 __all__ = ["Context", "ContextOwner", "Timer"]
 
@@ -31,6 +31,7 @@ class ContextOwner(Protocol):
     environment: Environment
     users_log: logging.LoggerAdapter[logging.Logger]
     stats: Counter[str]
+    life: object
 
     def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> Timer: ...
 
@@ -45,12 +46,13 @@ class Context:
         deadline: loop time at which the attempt is cut off, None for never.
     """
 
-    __slots__ = ("_owner", "attempt", "deadline")
+    __slots__ = ("_life", "_owner", "attempt", "deadline")
 
     def __init__(
         self, owner: ContextOwner, *, attempt: int = 1, deadline: float | None = None
     ) -> None:
         self._owner = owner
+        self._life = owner.life
         self.attempt = attempt
         self.deadline = deadline
 
@@ -71,11 +73,18 @@ class Context:
 
     @property
     def state(self) -> Any:
-        """The actor's state. Assign to replace it; it is not rolled back when a handler fails."""
+        """The actor's state. Assign to replace it; it is not rolled back when a handler fails.
+
+        Raises:
+            ActorStopped: the handler was given up at its deadline, or the actor has begun anew
+                since: the state is another one's now.
+        """
+        self._check_life()
         return self._owner.state
 
     @state.setter
     def state(self, value: Any) -> None:
+        self._check_life()
         self._owner.state = value
 
     @property
@@ -102,16 +111,26 @@ class Context:
 
         The function may be ``async``. A plain one that a ``def`` handler puts off runs in the
         actor's thread, too; any other runs on the event loop and must not block. If it raises,
-        that is logged and counted, not retried. Whatever is still put off when the actor stops is
-        dropped.
+        that is logged and counted, not retried. Whatever is still put off when the actor stops, or
+        when a new instance of its class takes over, is dropped.
 
         Raises:
             ConfigurationError: the delay is not a number of seconds, 0 or more.
+            ActorStopped: as for `state`.
         """
+        self._check_life()
         if not 0 <= delay < float("inf"):
             raise ConfigurationError(f"context.later({delay!r}, ...): give seconds, 0 or more")
         return self._owner.later(delay, function, args)
 
     def stop(self) -> None:
         """Stop this actor after the current message. The rest of the application goes on."""
+        self._check_life()
         self._owner.request_stop()
+
+    def _check_life(self) -> None:
+        if self._life is not self._owner.life:
+            raise ActorStopped(
+                f"actor {self._owner.name!r} has begun anew, and this context is from before: its"
+                " handler was given up at its deadline, or the actor was restarted"
+            )

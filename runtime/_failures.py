@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
-__all__ = ["as_failure"]
+from .._limited_log import LimitedLog
+from .._texts import describe, error_name, quoted
+from ..actors import is_ending
+from ..transports import Delivery
+from ._retry import Reject, Retry
+from ._tracebacks import of_users_code
+
+__all__ = ["as_failure", "log_failure"]
 
 
-def as_failure(raised: BaseException) -> Exception:
-    """What a handler raised, as an error; raises it when the actor itself is cancelled."""
-    if isinstance(raised, Exception):
+def as_failure(raised: BaseException) -> BaseException:
+    """What a handler raised, as an error; raises it when the actor itself is ended."""
+    if not isinstance(raised, asyncio.CancelledError):
         return raised
-    task = asyncio.current_task()
-    if task is None or task.cancelling():
+    if is_ending():
         raise raised
-    # Something that the handler awaited was cancelled, not the handler.
+    # Something that the handler awaited was cancelled, or it has cancelled itself.
     return RuntimeError("what the handler was waiting for was cancelled")
+
+
+def log_failure(
+    log: LimitedLog,
+    delivery: Delivery,
+    error: BaseException,
+    wait: float | None,
+    *,
+    is_answer: bool,
+) -> None:
+    """Log a failed attempt at one message.
+
+    Args:
+        log: the actor's.
+        delivery: the message.
+        error: what was raised.
+        wait: seconds until the next attempt; None when there is none.
+        is_answer: the message is a request, and the error its answer.
+    """
+    expected = is_answer or isinstance(error, Reject | Retry)
+    level = logging.WARNING if expected or wait is not None else logging.ERROR
+    if is_answer and wait is None:
+        level = logging.INFO  # an answer like any other
+    then = "no further attempt" if wait is None else f"next attempt in {wait:.2g} s"
+    log.log(
+        level,
+        "message on %s failed (attempt %d, %s): %s: %s",
+        quoted(delivery.envelope.topic),
+        delivery.attempts,
+        then,
+        error_name(error),
+        describe(error),
+        exc_info=None if expected or wait is not None else of_users_code(error),
+        kind=type(error),
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from typing import Any
 
-from .._limited_log import LimitedLog
 from .._texts import describe, error_name, escaped, quoted
-from ..actors import enter_chain
+from ..actors import Isolated, end_attempt, enter_chain, raised_by_hand, run_apart
 from ..errors import (
     DecodeError,
     OutboxFull,
@@ -20,18 +20,17 @@ from ..errors import (
     TransportError,
 )
 from ..transports import Delivery, DeliveryState, Envelope
-from ._failures import as_failure
+from ._failures import as_failure, log_failure
+from ._hosted import HandlingHost
 from ._link import Link
-from ._parking import Parking, ParkingHost
+from ._parking import Parking
 from ._pauses import SHORTEST_PAUSE, Pauses
 from ._payloads import check_size
 from ._requests import CHAIN_HEADER, chain_of, error_answer
-from ._retry import Reject, Retry
 from ._router import Router
-from ._scope import MessageScope, ScopeOwner
+from ._scope import MessageScope
 from ._settlement import Settlements
 from ._specs import Handler
-from ._tracebacks import of_users_code
 from ._turn import Turn, current_turn
 
 __all__ = ["Handling"]
@@ -39,20 +38,6 @@ __all__ = ["Handling"]
 _QUEUED = DeliveryState.QUEUED
 _RUNNING = DeliveryState.RUNNING
 _OF_OUTAGES = (OutboxFull, PublishNotSent, PublishUnknown)
-
-
-class HandlingHost(ScopeOwner, ParkingHost, Protocol):
-    """What handling needs of the actor."""
-
-    handlers: tuple[Handler, ...]
-    log: LimitedLog
-    max_received: int
-
-    def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
-        """Call the handler, cut off at the actor's deadline."""
-
-    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """The handlers that can be called and awaited without `invoke`; None for others."""
 
 
 class Handling:
@@ -109,45 +94,54 @@ class Handling:
         delivery.state = _RUNNING
         turn = Turn(envelope, host.source, shared=delivery.route.router.shared)
         current_turn.set(turn)
+        # As run_apart(), without the price of a call.
+        context = copy_context()
         injection = host.handlers[index].injection
         name = injection.only_payload
         try:
             if name is None:
-                arguments = injection.bind(
-                    MessageScope(host, host.handlers[index], delivery, turn, None)
-                )
+                scope = MessageScope(host, host.handlers[index], delivery, turn, None)
+                arguments = context.run(injection.bind, scope)
             elif injection.payload_decoder is None:
                 arguments = {name: envelope.payload}
             else:
                 decode = injection.payload_decoder.decode
-                arguments = {name: decode(envelope.payload, envelope.content_type)}
+                arguments = {name: context.run(decode, envelope.payload, envelope.content_type)}
         except DecodeError as error:
             await self._undecodable(delivery, None, error)
             return
-        failure: BaseException | None = None
         try:
-            await function(**arguments)
-        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the user's code)
-            failure = raised
-        if failure is None:
+            coroutine = function(**arguments)
+            try:
+                waits_for = context.run(coroutine.send, None)
+            except StopIteration:
+                pass
+            except GeneratorExit as error:
+                raised_by_hand(error)
+            else:
+                rest = Isolated(context, coroutine, waits_for)
+                # What it raises may come from there, and refers to this frame.
+                del waits_for
+                await rest
+        except GeneratorExit:
+            raise
+        except BaseException as raised:  # noqa: BLE001 (the user's code)
+            turn.failure = raised
+        if turn.failure is None:
             turn.active = False
             self._stats["messages.handled"] += 1
             if turn.posts:
+                await end_attempt()
                 await self.settlements.settle_after(delivery, turn)
             else:
                 delivery.settle()
             return
-        held_since = self._now()
-        again = await self._attempt_failed(delivery, turn, failure, held_since)
-        # Its traceback refers to this very frame.
-        failure = None
-        if again:
-            await self._handle_closely(instance, delivery, held_since)
+        await self._handle_closely(instance, delivery, turn)
 
     async def _handle_closely(
-        self, instance: Any, delivery: Delivery, held_since: float | None = None
+        self, instance: Any, delivery: Delivery, failed: Turn | None = None
     ) -> None:
-        if held_since is None and not delivery.start():
+        if failed is None and not delivery.start():
             return
         envelope = delivery.envelope
         index = delivery.route.handler
@@ -163,8 +157,11 @@ class Handling:
             await self._undecodable(delivery, request, error)
             return
         try:
-            await self._attempts(instance, index, delivery, request, held_since)
-        except Exception as error:  # a mistake of the runtime must not lose or block a message
+            await self._attempts(instance, index, delivery, request, failed)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            # A mistake of the runtime must not lose or block a message.
             self._host.log.error(
                 "message on %s could not be handled",
                 quoted(envelope.topic),
@@ -182,18 +179,23 @@ class Handling:
         index: int,
         delivery: Delivery,
         request: Envelope | None,
-        held_since: float | None,
+        failed: Turn | None,
     ) -> None:
         host = self._host
         handler = host.handlers[index]
         limit, shared = host.options.deadline, delivery.route.router.shared
+        held_since: float | None = None
+        if failed is not None:
+            held_since = self._now()
+            if not await self._attempt_failed(delivery, failed, failed.take(), held_since):
+                return
         while True:
             turn = Turn(delivery.envelope, host.source, request, shared=shared)
             current_turn.set(turn)
             deadline = None if limit is None else self._now() + limit
             scope = MessageScope(host, handler, delivery, turn, deadline)
             try:
-                arguments = handler.injection.bind(scope)
+                arguments = copy_context().run(handler.injection.bind, scope)
             except DecodeError as error:
                 await self._undecodable(delivery, request, error)
                 return
@@ -207,15 +209,22 @@ class Handling:
                     and delivery.envelope.response_topic is not None
                 ):
                     self._unsent_reply(handler)
-            except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the user's code)
+            except GeneratorExit:
+                raise
+            except BaseException as raised:  # noqa: BLE001 (the user's code)
                 if held_since is None:
                     held_since = self._now()
                 if not await self._attempt_failed(delivery, turn, raised, held_since):
+                    return
+                instance = await host.current(instance)
+                if instance is None:
+                    delivery.route.router.give_back(delivery)
                     return
             else:
                 turn.active = False
                 self._stats["messages.handled"] += 1
                 if turn.posts:
+                    await end_attempt()
                     await self.settlements.settle_after(delivery, turn)
                 else:
                     delivery.settle()
@@ -224,12 +233,12 @@ class Handling:
     async def _call(
         self, instance: Any, index: int, arguments: Mapping[str, Any], envelope: Envelope
     ) -> Any:
-        call = self._host.invoke(instance, index, arguments)
+        invoke = self._host.invoke
         chain = chain_of(envelope)
         if not chain:
-            return await call
+            return await run_apart(invoke, instance, index, arguments)
         with enter_chain(chain):
-            return await call
+            return await run_apart(invoke, instance, index, arguments)
 
     def _unsent_reply(self, handler: Handler) -> None:
         if not self._told_unsent:
@@ -249,10 +258,12 @@ class Handling:
         turn.active = False
         for post in turn.posts:
             post.add_done_callback(self._link.lost_posts.report)
-        return await self._failed(delivery, turn, as_failure(raised), held_since)
+        error = as_failure(raised)
+        await end_attempt()
+        return await self._failed(delivery, turn, error, held_since)
 
     async def _failed(
-        self, delivery: Delivery, turn: Turn, error: Exception, held_since: float
+        self, delivery: Delivery, turn: Turn, error: BaseException, held_since: float
     ) -> bool:
         """What to do about a failed attempt; True when there is to be another one."""
         request = turn.request
@@ -267,7 +278,7 @@ class Handling:
             is_answer = request is not None and isinstance(error, RemoteError)
             self._host.failed("answer" if is_answer else "handler", error, delivery.envelope)
             wait = self._wait_before_next(delivery, turn, error, held_since)
-            self._log_failure(delivery, error, wait, is_answer=is_answer)
+            log_failure(self._host.log, delivery, error, wait, is_answer=is_answer)
         if wait is not None:
             router = delivery.route.router
             if not router.holding and await self._pauses.wait(wait, router):
@@ -281,7 +292,7 @@ class Handling:
         return False
 
     def _wait_before_next(
-        self, delivery: Delivery, turn: Turn, error: Exception, held_since: float
+        self, delivery: Delivery, turn: Turn, error: BaseException, held_since: float
     ) -> float | None:
         if turn.request is not None and (turn.answered or not self._host.options.retry_requests):
             return None
@@ -300,7 +311,7 @@ class Handling:
         delivery.settle()
         return True
 
-    def _is_outage(self, error: Exception) -> bool:
+    def _is_outage(self, error: BaseException) -> bool:
         """Whether the handler failed because a connection was away, which is not its fault.
 
         Failing while there is one counts, whatever failed: else a handler that always posts too
@@ -311,26 +322,6 @@ class Handling:
         if error.outage is None:
             return isinstance(error, _OF_OUTAGES) and not self._link.bus.connected
         return error.outage
-
-    def _log_failure(
-        self, delivery: Delivery, error: Exception, wait: float | None, *, is_answer: bool
-    ) -> None:
-        expected = is_answer or isinstance(error, Reject | Retry)
-        level = logging.WARNING if expected or wait is not None else logging.ERROR
-        if is_answer and wait is None:
-            level = logging.INFO  # an answer like any other
-        then = "no further attempt" if wait is None else f"next attempt in {wait:.2g} s"
-        self._host.log.log(
-            level,
-            "message on %s failed (attempt %d, %s): %s: %s",
-            quoted(delivery.envelope.topic),
-            delivery.attempts,
-            then,
-            error_name(error),
-            describe(error),
-            exc_info=None if expected or wait is not None else of_users_code(error),
-            kind=type(error),
-        )
 
     async def _undecodable(
         self, delivery: Delivery, request: Envelope | None, error: DecodeError
@@ -347,7 +338,7 @@ class Handling:
         else:
             await self._parking.park(delivery, error)
 
-    async def _answer_error(self, delivery: Delivery, failed: Turn, error: Exception) -> None:
+    async def _answer_error(self, delivery: Delivery, failed: Turn, error: BaseException) -> None:
         """Answer a request with an error, unless it is answered, then settle it."""
         self._stats["requests.failed"] += 1
         request = failed.request

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -44,6 +43,7 @@ class Host:
         ended: it has nothing more to do: a producer that ran through, an actor that stopped.
         state: what was given as ``state``, as it is now.
         made: the instance of the actor's class, the latest one.
+        life: changes with instance and state.
 
     Args:
         runner: the run that it is part of.
@@ -89,6 +89,7 @@ class Host:
         prefix = f"actor {spec.name!r}: "
         self.log = LimitedLog(get_logger(ACTOR_LOG), {**extra, OWN: True}, prefix)
         self.ended = False
+        self.life: object = None
         self.state: Any = None
         self.made: Actor | None = None
         self.resources: Mapping[str, Any] = {}
@@ -149,13 +150,14 @@ class Host:
         return (ref,)
 
     def _make_instance(self) -> Actor:
+        self.life = object()
+        self.timers.renew()
         self.state = self.spec.make_state()
         try:
             instance: Actor = self.spec.factory()
-        except Exception as error:
-            raise ConfigurationError(
-                f"actor {self.name!r} could not be made: {type(error).__name__}: {error}"
-            ) from error
+        except BaseException as error:
+            text = f"actor {self.name!r} could not be made: {type(error).__name__}: {error}"
+            raise ConfigurationError(text) from error
         for name, hook in self.spec.hooks.items():
             setattr(instance, name, partial(self._run_hook, hook, hook.bind(instance)))
         self.made = instance
@@ -281,10 +283,16 @@ class Host:
         return self._receive_other(instance, item)
 
     async def _receive_other(self, instance: Any, item: Any) -> None:
-        if isinstance(item, PutOff):
-            await self._run_later(item)
-        else:
+        if not isinstance(item, PutOff):
             await self.receive_other(instance, item)
+            return
+        # No message waits for what it sends.
+        current_turn.set(None)
+        error = await self.timers.run(item, self._caller.in_thread)
+        if error is not None:
+            self.stats["timers.failed"] += 1
+            self.log.error("what it had put off failed", exc_info=error)
+            self.failed("timer", error)
 
     async def receive_other(self, instance: Any, item: Any) -> None:
         """Work off what only some kinds of actors get; see `ProducerHost`."""
@@ -301,14 +309,23 @@ class Host:
     def _thread_lost(self) -> None:
         self.sync_socket.revoke()
         self.sync_socket = SyncSocket(self.socket, self._loop)
-        self.state = self.spec.make_state()
+        # What the thread has at hand is not to be used by two.
+        self.life = object()
+        if self._ref is not None:
+            self.runner.system.renew(self._ref)
+
+    async def current(self, instance: Any) -> Any:
+        """The instance for the next attempt; None when there is to be none."""
+        return instance if self._ref is None else await self.runner.system.current(self._ref)
 
     def reply_address_problem(self, envelope: Envelope) -> str | None:
         """Why a reply must not go where the message asks for; None when it may."""
         return self.link.reply_address_problem(envelope, self._reply_topics)
 
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
-        """Let the observer, if there is one, know of a failure."""
+        """Let the observer know of a failure; Ctrl-C and exits mean the program."""
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.runner.actor_ended(error)
         observer = self.runner.observer
         if observer is not None:
             observer.failed(self.address, where, error, envelope)
@@ -371,23 +388,6 @@ class Host:
     def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> PutOff:
         """See `Context.later`."""
         return self.timers.put_off(delay, function, args)
-
-    async def _run_later(self, later: PutOff) -> None:
-        if later.cancelled:
-            return
-        # No message waits for what it sends.
-        current_turn.set(None)
-        try:
-            if later.in_thread and not inspect.iscoroutinefunction(later.function):
-                await self._caller.in_thread(later.function, later.args)
-                return
-            result = later.function(*later.args)
-            if inspect.isawaitable(result):
-                await result
-        except Exception as error:
-            self.stats["timers.failed"] += 1
-            self.log.error("what it had put off failed", exc_info=error)
-            self.failed("timer", error)
 
     def request_stop(self) -> None:
         """See `Context.stop`."""

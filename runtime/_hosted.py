@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .._limited_log import LimitedLog
 from ..actors import ActorRef, ActorSystem, RestartPolicy
 from ._given_up import GivenUp
 from ._observer import Observer
+from ._parking import ParkingHost
+from ._scope import ScopeOwner
+from ._specs import Handler
 from ._subscriptions import Subscriber
 
 if TYPE_CHECKING:
     from ._host import Host
 
-__all__ = ["Hosted", "Runner"]
+__all__ = ["HandlingHost", "Hosted", "Runner"]
 
 
 class Runner(Protocol):
@@ -80,3 +84,20 @@ class Hosted(Subscriber, Protocol):
 
     def abandon(self) -> None:
         """The application was killed: let go of what is not on the event loop."""
+
+
+class HandlingHost(ScopeOwner, ParkingHost, Protocol):
+    """What handling needs of the actor."""
+
+    handlers: tuple[Handler, ...]
+    log: LimitedLog
+    max_received: int
+
+    def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
+        """Call the handler, cut off at the actor's deadline."""
+
+    async def current(self, instance: Any) -> Any:
+        """The instance for the next attempt; None when there is to be none."""
+
+    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
+        """The handlers that can be called and awaited without `invoke`; None for others."""

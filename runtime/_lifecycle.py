@@ -369,6 +369,11 @@ class Run:
             self._given_up.unhandled(ref.name, count)
 
     def _actor_failed(self, ref: Any, error: BaseException, where: str) -> None:
+        if where == "cancellation":
+            self.settings.stats["actors.cancellations_cleared"] += 1
+            return
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.end(error)
         self.settings.stats["actors.failed"] += 1
         if self.observer is not None:
             self.observer.failed(f"{self._system.name}/{ref.name}", where, error, None)

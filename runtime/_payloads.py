@@ -73,7 +73,9 @@ def _encode_json(original: object) -> bytes:
         # nan and the infinities became null.
         if b"null" in data:
             _refuse_nan(_builtins(value))
-    except Exception as error:  # noqa: BLE001 (hooks of the user's types may raise anything)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 (hooks of the user's types may raise anything)
         found = find_unencodable(value)
         what = f"{type(error).__name__}: {error}"
         if found is not None:
@@ -179,7 +181,9 @@ class Decoder(Generic[T]):
                 return self._read_text(payload)
             if self._read_other is not None:
                 return self._read_other(payload)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise self._refusal(payload, content_type, _reason(error)) from error
         raise self._refusal(payload, content_type, "only bytes take that content type")
 
@@ -270,7 +274,7 @@ def _raw_decoder(annotation: Any, bare: Any, optional: bool) -> Decoder[Any]:
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8: {error.reason} at byte {error.start}"
     if isinstance(error, RecursionError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from .._texts import describe, error_name
+from ..actors import run_apart
 from ._host import Host
 from ._hosted import Runner
 from ._link import Link
@@ -94,7 +96,7 @@ class ProducerHost(Host):
             return
         error = await self._one_call(instance)
         every = self.options.every
-        if every is None:
+        if every is None or isinstance(error, SystemExit):
             self._end(error)
         elif self._last:
             self._end(None)
@@ -111,6 +113,15 @@ class ProducerHost(Host):
             self._first + self._ticks * every, self.mailbox.force, _TICK
         )
 
+    async def _attempt(self, instance: Any, arguments: Mapping[str, Any]) -> BaseException | None:
+        try:
+            await run_apart(self.invoke, instance, 0, arguments)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (the user's code)
+            return error
+        return None
+
     async def _one_call(self, instance: Any) -> BaseException | None:
         # No message waits for what it sends.
         current_turn.set(None)
@@ -118,7 +129,7 @@ class ProducerHost(Host):
         deadline = None if limit is None else self._loop.time() + limit
         arguments = self.handlers[0].injection.bind(ProducerScope(self, self.handlers[0], deadline))
         # A task of its own, so that stopping can cancel the call without ending the actor.
-        call = self._call = asyncio.ensure_future(self.invoke(instance, 0, arguments))
+        call = self._call = asyncio.ensure_future(self._attempt(instance, arguments))
         try:
             await asyncio.wait((call,))
         finally:
@@ -126,9 +137,10 @@ class ProducerHost(Host):
                 self._call = None
             else:
                 call.cancel()
-        if call.cancelled():
+        if call.cancelled() and self._stopped:
             return None
-        error = call.exception()
+        # Whatever it is, it must not get out of a task, where some errors end the event loop.
+        error = RuntimeError("it was cancelled") if call.cancelled() else call.result()
         if error is None:
             self.stats["producers.called"] += 1
             return None

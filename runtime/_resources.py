@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Asyn
 from typing import Any, TypeAlias
 
 from .._logs import get_logger
+from ..actors import is_closing
 from ..errors import ActorStopped, ConfigurationError
 from ._given_up import GivenUp
 from ._stacks import frames_of, place
@@ -123,7 +124,11 @@ class ResourceKeeper:
                 else:
                     opened.set_result(values)
                     await self._release.wait()
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and is_closing(error):
+                raise
             log.error("a resource failed to close", exc_info=error)
         finally:
             opened.cancel()
@@ -136,7 +141,11 @@ class ResourceKeeper:
             self._opening = f"resource {name!r} of {owner}"
             try:
                 opened[name] = await _open(stack, resource)
-            except (Exception, asyncio.CancelledError) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                if isinstance(error, GeneratorExit) and is_closing(error):
+                    raise
                 task = asyncio.current_task()
                 cancelled = isinstance(error, asyncio.CancelledError)
                 if cancelled and task is not None and task.cancelling():

@@ -72,7 +72,9 @@ class RetryPolicy:
                 f"RetryPolicy(jitter={self.jitter}): give 0 or more, and less than 1"
             )
 
-    def wait(self, failures: int, held: float, random: Random, error: Exception) -> float | None:
+    def wait(
+        self, failures: int, held: float, random: Random, error: BaseException
+    ) -> float | None:
         """Seconds to wait before the next attempt; None when there is none.
 
         Args:
@@ -81,7 +83,8 @@ class RetryPolicy:
             random: where the jitter comes from.
             error: what the handler raised; `Retry` may ask for its own wait.
         """
-        if failures >= self.attempts or isinstance(error, Reject):
+        # A message that ends the program must not do so again at each start.
+        if failures >= self.attempts or isinstance(error, Reject | SystemExit):
             return None
         if isinstance(error, Retry) and error.after is not None:
             seconds = error.after

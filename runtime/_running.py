@@ -19,6 +19,9 @@ __all__ = ["IMPORTING", "run"]
 # Set while a module is only imported for the application in it.
 IMPORTING: ContextVar[bool] = ContextVar("spa_dat_importing", default=False)
 
+# What shells say of a program that Ctrl-C has ended.
+_INTERRUPTED = 130
+
 
 def run(*applications: DistributedApplication) -> None:
     """Run applications together until SIGTERM, SIGINT, or until none has anything left to do.
@@ -48,6 +51,8 @@ def run(*applications: DistributedApplication) -> None:
             given_up += end_loop(loop, main)
     except SpaDatError as error:
         raise SystemExit(f"spa_dat: {type(error).__name__}: {error}") from error
+    except _Exit as exit_:
+        raise SystemExit(exit_.code) from exit_.__cause__
     except _ProducerFailed as failed:
         raise SystemExit(1) from failed.__cause__
     finally:
@@ -71,6 +76,14 @@ def _refuse_wrong_place() -> None:
             "run() was called outside the main thread, where signals can not be handled; write"
             " `async with app: await app.wait()` in a loop of your own"
         )
+
+
+class _Exit(Exception):
+    """User's code asked for the end of the program; in a task that would end the event loop."""
+
+    def __init__(self, error: SystemExit | KeyboardInterrupt) -> None:
+        super().__init__(str(error))
+        self.code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
 
 
 class _ProducerFailed(Exception):
@@ -113,13 +126,13 @@ async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplicati
 async def _until_done(
     applications: tuple[DistributedApplication, ...], interrupted: asyncio.Future[Literal[True]]
 ) -> None:
-    waits = [asyncio.ensure_future(application.wait()) for application in applications]
+    waits = [asyncio.ensure_future(_ended(application)) for application in applications]
     everything = asyncio.gather(*waits)
     try:
         await asyncio.wait((everything, interrupted), return_when="FIRST_COMPLETED")
         if everything.done():
             everything.result()
-    except SpaDatError:
+    except (SpaDatError, _Exit):
         raise
     except Exception as error:
         raise _ProducerFailed from error
@@ -127,3 +140,10 @@ async def _until_done(
         everything.cancel()
         with contextlib.suppress(BaseException):
             await everything
+
+
+async def _ended(application: DistributedApplication) -> None:
+    try:
+        await application.wait()
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _Exit(error) from error

@@ -31,7 +31,9 @@ def make_state(owner: str, state: Any) -> Any:
         return state
     try:
         return state()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ConfigurationError(
             f"{owner}: its state could not be made by {state!r}: {type(error).__name__}: {error}"
         ) from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..actors import Mailbox
+from ..actors import Mailbox, run_apart
 from ..errors import ConfigurationError
+from ._failures import as_failure
 
 __all__ = ["PutOff", "Timers"]
 
@@ -20,10 +22,11 @@ class PutOff:
         function: what to call.
         args: its arguments.
         in_thread: a thread of the actor put it off, not the event loop.
+        life: the instance's that put it off.
         cancelled: it is not wanted any more.
     """
 
-    __slots__ = ("_timers", "args", "cancelled", "function", "in_thread", "timer")
+    __slots__ = ("_timers", "args", "cancelled", "function", "in_thread", "life", "timer")
 
     def __init__(
         self, timers: Timers, function: Callable[..., Any], args: tuple[Any, ...], in_thread: bool
@@ -32,6 +35,7 @@ class PutOff:
         self.function = function
         self.args = args
         self.in_thread = in_thread
+        self.life = timers.life
         self.cancelled = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -46,6 +50,9 @@ class Timers:
 
     Args:
         mailbox: gets each `PutOff` when it is due.
+
+    Attributes:
+        life: changes with each instance of the actor's class.
     """
 
     def __init__(self, mailbox: Mailbox) -> None:
@@ -54,6 +61,7 @@ class Timers:
         self._thread = threading.get_ident()
         self._waiting: dict[PutOff, None] = {}
         self._stopped = False
+        self.life = object()
 
     def __len__(self) -> int:
         """Calls that are not due yet."""
@@ -71,6 +79,35 @@ class Timers:
         """Do not wait for it any more."""
         self._on_loop(self._forget, put_off)
 
+    def renew(self) -> None:
+        """Drop everything: a new instance takes over, and it is about the old one."""
+        self.life = object()
+        for put_off in tuple(self._waiting):
+            self._forget(put_off)
+
+    async def run(
+        self, put_off: PutOff, in_thread: Callable[..., Awaitable[None]]
+    ) -> BaseException | None:
+        """Do what is due, if it still is to be done; returns what it raised.
+
+        Args:
+            put_off: what.
+            in_thread: runs a function in the actor's thread, given its arguments.
+        """
+        if self._drops(put_off):
+            return None
+        function = put_off.function
+        try:
+            if put_off.in_thread and not inspect.iscoroutinefunction(function):
+                await run_apart(in_thread, function, put_off.args)
+            else:
+                await run_apart(function, *put_off.args)
+        except GeneratorExit:
+            raise
+        except BaseException as raised:  # noqa: BLE001 (the user's code)
+            return as_failure(raised)
+        return None
+
     def stop(self) -> None:
         """Drop everything, now and from now on."""
         self._stopped = True
@@ -83,8 +120,11 @@ class Timers:
         else:
             self._loop.call_soon_threadsafe(function, *args)
 
+    def _drops(self, put_off: PutOff) -> bool:
+        return put_off.cancelled or put_off.life is not self.life
+
     def _wait(self, put_off: PutOff, delay: float) -> None:
-        if not (self._stopped or put_off.cancelled):
+        if not (self._stopped or self._drops(put_off)):
             put_off.timer = self._loop.call_later(delay, self._due, put_off)
             self._waiting[put_off] = None
 

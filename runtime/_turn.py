@@ -31,6 +31,7 @@ class Turn(msgspec.Struct, eq=False):
         active: whether the handler still runs.
         shared: another instance may have to handle the message again: the ids do not depend on
             the instance. What every instance gets makes something of its own in each.
+        failure: what the handler has raised, as long as nothing was done about it.
     """
 
     message_id: str | Envelope | None
@@ -41,7 +42,14 @@ class Turn(msgspec.Struct, eq=False):
     posts: list[asyncio.Future[None]] = []
     active: bool = True
     shared: bool = False
+    failure: BaseException | None = None
     _ordinals: dict[str, int] | None = None
+
+    def take(self) -> BaseException:
+        """The failure, which is dealt with now: its traceback may refer to the turn."""
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
 
     def publish_id(self, topic: str) -> str | None:
         """Id for the next publish on ``topic``: the same at every attempt at the same message.

@@ -209,21 +209,6 @@ async def test_an_actor_whose_task_is_cancelled_ends_loudly() -> None:
     assert len(system) == 0
 
 
-async def test_an_exit_from_a_handler_ends_the_actor_and_answers_askers() -> None:
-    class Leave(BaseException):
-        pass
-
-    failures = Failures()
-    system = ActorSystem(on_failure=failures)
-    ref = system.spawn(Recorder, name="target")
-    first = asyncio.create_task(ref.ask(raising(Leave())))
-    second = asyncio.create_task(ref.ask("queued"))
-    for result in await asyncio.gather(first, second, return_exceptions=True):
-        assert isinstance(result, ActorStopped)
-    assert failures.seen == [("target", "Leave", "task")]
-    assert not ref.is_alive
-
-
 async def test_a_full_mailbox_refuses_tell_and_lets_send_and_ask_wait() -> None:
     gate = asyncio.Event()
     async with running() as system:

@@ -68,7 +68,7 @@ def quoted(text: object, longest: int = 120) -> str:
         return repr(text) if len(text) <= longest else f"{text[:longest]!r}{_CUT}"
     try:
         shown = repr(text)
-    except Exception:  # noqa: BLE001 (the class may be anybody's)
+    except BaseException:  # noqa: BLE001 (the class may be anybody's)
         shown = f"<{type(text).__name__}>"
     return escaped(shown, longest)
 
@@ -77,7 +77,7 @@ def describe(error: BaseException) -> str:
     """The error's text, in one line that every bus can carry and every log can show."""
     try:
         text = str(error)
-    except Exception as broken:  # noqa: BLE001 (the class may be anybody's)
+    except BaseException as broken:  # noqa: BLE001 (the class may be anybody's)
         text = f"(its text can not be had: {error_name(broken)})"
     return escaped(text.encode("utf-8", "replace").decode())
 
@@ -121,7 +121,7 @@ def _is_showable(error: BaseException) -> bool:
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 (the class may be anybody's)
+    except BaseException:  # noqa: BLE001 (the class may be anybody's)
         return ""
 
 
