@@ -28,7 +28,8 @@ def unfit_character(text: str) -> str | None:
     These are control characters, halves of surrogate pairs, and code points that are no characters
     (MQTT 5, section 1.5.4).
     """
-    if text.isascii() and text.isprintable():
+    # None of them is printable, and this is several times as fast.
+    if text.isprintable():
         return None
     found = _UNFIT.search(text)
     if found is None:
@@ -48,7 +49,7 @@ def escaped(text: str, longest: int = 1_000) -> str:
     Line breaks, control characters and what is no character become escapes such as ``\\n`` and
     ``\\x1b``; a text longer than ``longest`` characters is cut off and ends in ``...``.
     """
-    if len(text) <= longest and text.isascii() and text.isprintable():
+    if len(text) <= longest and text.isprintable():
         return text
     result = _UNSHOWABLE.sub(_escape, text[: longest + 1])
     return result if len(result) <= longest else result[: max(longest - len(_CUT), 0)] + _CUT

@@ -55,6 +55,30 @@ def check_message(envelope: Envelope) -> None:
             check_topic(envelope.response_topic)
         except ConfigurationError as error:
             raise ConfigurationError(f"response_topic: {error}") from None
+    correlation = envelope.correlation
+    if correlation is not None and len(correlation) > _LONGEST:
+        raise ConfigurationError(
+            f"correlation has {len(correlation)} bytes, and MQTT carries {_LONGEST}: shorten it"
+        )
+    # All of them at once, because there is hardly ever anything to be found.
+    texts = (
+        f"{envelope.content_type or ''}{envelope.key or ''}{envelope.id or ''}"
+        f"{envelope.source or ''}{envelope.type or ''}"
+    )
+    headers = envelope.headers
+    if headers:
+        texts = "".join((texts, *headers, *headers.values()))
+    if len(texts) > _SURELY_SHORT or unfit_character(texts) is not None:
+        _check_each(envelope)
+    if headers and not RESERVED_NAMES.isdisjoint(headers):
+        name = next(name for name in headers if name in RESERVED_NAMES)
+        raise ConfigurationError(
+            f"header {name!r} has a name that the wire format uses itself: choose another name, or"
+            " use the field of that name"
+        )
+
+
+def _check_each(envelope: Envelope) -> None:
     for what, text in (
         ("content_type", envelope.content_type),
         ("key", envelope.key),
@@ -64,24 +88,13 @@ def check_message(envelope: Envelope) -> None:
     ):
         if text is not None:
             _check_text(text, what)
-    correlation = envelope.correlation
-    if correlation is not None and len(correlation) > _LONGEST:
-        raise ConfigurationError(
-            f"correlation has {len(correlation)} bytes, and MQTT carries {_LONGEST}: shorten it"
-        )
-    if envelope.headers:
-        for name, value in envelope.headers.items():
-            if name in RESERVED_NAMES:
-                raise ConfigurationError(
-                    f"header {name!r} has a name that the wire format uses itself: choose another"
-                    " name, or use the field of that name"
-                )
-            _check_text(name, "name of a header")
-            _check_text(value, "header", name)
+    for name, value in envelope.headers.items():
+        _check_text(name, "name of a header")
+        _check_text(value, "header", name)
 
 
 def _check_text(text: str, what: str, name: str | None = None) -> None:
-    if len(text) <= _SURELY_SHORT and text.isascii() and text.isprintable():
+    if len(text) <= _SURELY_SHORT and text.isprintable():
         return
     described = what if name is None else f"{what} {quoted(name)}"
     if (unfit := unfit_character(text)) is not None:
