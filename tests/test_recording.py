@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
@@ -18,7 +19,7 @@ from spa_dat import Actor, DistributedApplication, Message, RetryPolicy, Socket,
 from spa_dat.errors import ConfigurationError
 from spa_dat.recording import Receipt, Recorder, read_recording
 from spa_dat.testing import Faults, HandlerFailed, Harness
-from spa_dat.transports import Envelope
+from spa_dat.transports import Envelope, TopicFilter
 from support.waiting import eventually
 
 QUICK = RetryPolicy(attempts=2, first=0.01)
@@ -122,6 +123,53 @@ async def test_what_was_sent_by_actors_that_were_not_recorded_is_put_in(file: Pa
         assert await harness.replay(file) == 2
         assert harness.state("Board").seen == ["share/a 25", "share/a 20"]
         assert harness.state("Tank").shares == []
+
+
+def heard_on_the_bus(file: Path, pattern: str | None = None) -> list[Envelope]:
+    """What a listener on the bus writes down of the plant, as it runs in production."""
+    with Harness(plant(), allow_failures=ZeroDivisionError) as harness:
+        for count in (4, 0, 5):
+            harness.publish("tank/a/users", count, id=f"count-{count}")
+        harness.publish("share/b", 7.0)
+        harness.settle()
+        heard = [
+            envelope
+            for envelope in harness._core.world.taken
+            if pattern is None or TopicFilter.parse(pattern).matches(envelope.topic)
+        ]
+    with file.open("wb") as out:
+        for envelope in heard:
+            receipt = Receipt.of(envelope, at=envelope.time or 0.0, bus="mqtt://broker")
+            out.write(msgspec.json.encode(receipt) + b"\n")
+    return heard
+
+
+def test_what_a_bus_brought_is_put_in_without_what_the_application_sends_again(file: Path) -> None:
+    heard = heard_on_the_bus(file)
+    assert sum(e.topic.startswith("share/a") for e in heard) == 2
+    assert any(e.topic.startswith("_spa/") for e in heard)
+    with Harness(plant(), allow_failures=ZeroDivisionError) as harness:
+        assert harness.replay(file) == 4
+        assert harness.published("share/#") == [25, 20]
+        assert sorted(harness.state("Board").seen) == ["share/a 20", "share/a 25", "share/b 7"]
+        assert [letter.message_id for letter in harness.dead_letters()] == ["count-0"]
+
+
+def test_what_a_bus_brought_can_be_put_in_as_it_is(file: Path) -> None:
+    heard = heard_on_the_bus(file)
+    with Harness(plant(), allow_failures=ZeroDivisionError) as harness:
+        assert harness.replay(file, keep_own=True) == len(heard)
+        seen = harness.state("Board").seen
+        assert sorted(seen) == ["share/a 20"] * 2 + ["share/a 25"] * 2 + ["share/b 7"]
+
+
+def test_what_nothing_in_the_recording_makes_the_application_send_is_put_in(file: Path) -> None:
+    heard = heard_on_the_bus(file, "share/+")
+    assert len(heard) == 3
+    with Harness(plant()) as harness:
+        assert harness.replay(file) == 3
+        assert sorted(harness.state("Board").seen) == ["share/a 20", "share/a 25", "share/b 7"]
+        assert harness.published() == []
 
 
 async def test_one_actor_gets_what_it_got(file: Path) -> None:

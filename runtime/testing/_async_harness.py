@@ -92,9 +92,10 @@ class AsyncHarness(Reads):
         *,
         actor: str | None = None,
         keep_times: bool = False,
+        keep_own: bool = False,
     ) -> int:
         """See `Harness.replay`."""
-        return self._harness.replay(file, actor=actor, keep_times=keep_times)
+        return self._harness.replay(file, actor=actor, keep_times=keep_times, keep_own=keep_own)
 
     async def restart(self, application: DistributedApplication | None = None) -> None:
         """See `Harness.restart`."""

@@ -324,19 +324,23 @@ class Harness(Reads):
         *,
         actor: str | None = None,
         keep_times: bool = False,
+        keep_own: bool = False,
     ) -> int:
         """Put in the messages of a recording, in its order, and `settle`.
 
-        They go through the buses, as they did: each once, however many actors got it, and left out
-        is what actors sent that get their own messages from the recording, for they send it again.
-        What producers sent is put in; those of the applications run all the same. Ids, headers and
-        times of sending stay; replies go to nobody, unless they were to go to a topic of yours.
+        They go through the buses, as they did: each once, however many actors got it. Left out is
+        what actors of these applications sent that get their own messages from the recording, for
+        they send it again; in what was recorded on a bus those are all that have a filter for any
+        of its messages, and replies and dead letters are left out, too. What producers sent is put
+        in; those of the applications run all the same. Ids, headers and times of sending stay;
+        replies go to nobody, unless they were to go to a topic of yours.
 
         Args:
             file: of a `Recorder`, or of ``spa-dat record``.
             actor: put in what this actor got, all of it, right into its mailbox: retained,
                 redelivered, partition and offset stay, too, and nobody else gets it.
             keep_times: let as much virtual time go by between two messages as there was.
+            keep_own: leave nothing out that these applications sent.
 
         Returns:
             How many messages were put in.
@@ -346,7 +350,9 @@ class Harness(Reads):
             ConfigurationError: the file can not be read, a line is wrong, or there is no such
                 actor; says which.
         """
-        count = self._run(replay(self._core, file, actor=actor, keep_times=keep_times))
+        count = self._run(
+            replay(self._core, file, actor=actor, keep_times=keep_times, keep_own=keep_own)
+        )
         self._core.world.watch.check()
         return count
 

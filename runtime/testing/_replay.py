@@ -43,12 +43,17 @@ class _Step(NamedTuple):
 
 
 async def replay(
-    core: Core, file: str | PathLike[str], *, actor: str | None, keep_times: bool
+    core: Core,
+    file: str | PathLike[str],
+    *,
+    actor: str | None,
+    keep_times: bool,
+    keep_own: bool,
 ) -> int:
     """See `Harness.replay`."""
     lines = list(read_recording(file))
     if actor is None:
-        steps = list(_through_the_buses(core, file, lines))
+        steps = list(_through_the_buses(core, file, lines, keep_own=keep_own))
     else:
         steps = list(_right_at(core, file, lines, actor))
     before: _Step | None = None
@@ -71,15 +76,18 @@ async def replay(
 # Through the buses.
 
 
-def _through_the_buses(core: Core, file: str | PathLike[str], lines: _Lines) -> Iterator[_Step]:
+def _through_the_buses(
+    core: Core, file: str | PathLike[str], lines: _Lines, *, keep_own: bool
+) -> Iterator[_Step]:
     recorded = {_who(receipt) for _, receipt in lines}
+    fed = _who_gets_what_a_bus_brought(core, lines)
     reached: Counter[tuple[_Who, object]] = Counter()
     put_in: Counter[object] = Counter()
     for number, receipt in lines:
         host = _host_of(core, receipt)
         if host is None:
             _refuse_unwanted(core, file, number, receipt)
-        if _is_sent_again(core, receipt, recorded):
+        if not keep_own and _is_sent_again(core, receipt, recorded, fed):
             continue
         envelope = receipt.envelope
         what = _what(envelope)
@@ -112,13 +120,29 @@ def _what(envelope: Envelope) -> object:
     )
 
 
-def _is_sent_again(core: Core, receipt: Receipt, recorded: set[_Who]) -> bool:
-    """Whether an actor sends it that gets its own messages from the recording, too."""
+def _who_gets_what_a_bus_brought(core: Core, lines: _Lines) -> set[Host]:
+    """The actors that get messages which were recorded on a bus, without an application."""
+    topics = {receipt.topic for _, receipt in lines if receipt.actor is None}
+    return {
+        hosted.lanes[0]
+        for member in core.world.members
+        for hosted in _hosted_all(member)
+        if any(_route(member, hosted, topic) is not None for topic in topics)
+    }
+
+
+def _is_sent_again(core: Core, receipt: Receipt, recorded: set[_Who], fed: set[Host]) -> bool:
+    """Whether the applications send it themselves, as they get its cause from the recording."""
+    if receipt.actor is None and is_reserved(receipt.topic):
+        # Replies and dead letters: who waited for one does not wait any more.
+        return True
     sender = tuple((receipt.source or "").split("/"))
-    if len(sender) != 3 or sender not in recorded:
+    if len(sender) != 3:
         return False
     host = _find(core, sender[0], sender[2])
-    return host is not None and host.spec.kind != "producer"
+    if host is None or host.spec.kind == "producer":
+        return False
+    return sender in recorded or (receipt.actor is None and host in fed)
 
 
 def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt: Receipt) -> None:
@@ -229,5 +253,8 @@ def _all_named(core: Core, application: str | None, actor: str) -> Iterator[tupl
 
 
 def _hosted_in(member: Member, actor: str) -> Hosted | None:
-    hosts = () if member.run is None else member.run.hosts
-    return next((host for host in hosts if host.name == actor), None)
+    return next((host for host in _hosted_all(member) if host.name == actor), None)
+
+
+def _hosted_all(member: Member) -> Iterable[Hosted]:
+    return () if member.run is None else member.run.hosts

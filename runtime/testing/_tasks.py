@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ._explore import quiet
 from ._profiles import OWNER
@@ -12,11 +13,14 @@ from ._profiles import OWNER
 __all__ = ["bury_tasks", "make_task"]
 
 _CLOSINGS = 100
+# In the order in which they were made, which a set of them does not have.
+_made: WeakKeyDictionary[asyncio.Task[Any], None] = WeakKeyDictionary()
 
 
 def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     """Make a task that belongs to the life of an application in which it is made."""
     task = asyncio.Task(coroutine, loop=loop, **options)
+    _made[task] = None
     context = options.get("context")
     life = OWNER.get() if context is None else context.get(OWNER)
     if life is not None:
@@ -29,7 +33,7 @@ def bury_tasks(loop: asyncio.AbstractEventLoop) -> None:
     # Cleaning up code of the user's may want to begin something.
     loop.set_task_factory(_make_no_task)
     current = asyncio.current_task()
-    for task in asyncio.all_tasks(loop):
+    for task in [task for task in list(_made) if task.get_loop() is loop and not task.done()]:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         if task is not current:
             with quiet():

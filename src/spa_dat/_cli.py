@@ -131,6 +131,9 @@ def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser.add_argument(
         "--keep-times", action="store_true", help="with the time between messages that there was"
     )
+    parser.add_argument(
+        "--keep-own", action="store_true", help="also what the application itself has sent"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
 
 

@@ -27,7 +27,12 @@ def replay(given: argparse.Namespace) -> int:
     harness = Harness(application, seed=given.seed, allow_failures=BaseException)
     try:
         with harness:
-            count = harness.replay(given.file, actor=given.actor, keep_times=given.keep_times)
+            count = harness.replay(
+                given.file,
+                actor=given.actor,
+                keep_times=given.keep_times,
+                keep_own=given.keep_own,
+            )
     except NotSettled as error:
         _say("not settled", str(error), longest=None)
         return _FAILED

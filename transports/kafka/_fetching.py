@@ -213,7 +213,7 @@ class Fetching:
                 if assignment.ended or stop.is_set():
                     break
                 if not paused:
-                    paused = list(self._consumer.assignment())
+                    paused = sorted(self._consumer.assignment())
                     self._consumer.pause(*paused)
                 # Everything is paused: it only says that we are alive.
                 stray = await self._consumer.getmany(timeout_ms=0, max_records=1)

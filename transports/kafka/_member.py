@@ -166,10 +166,10 @@ class GroupMember(Intake):
             if not offsets and not stale:
                 offsets = await consumer.end_offsets(partitions(consumer))
                 await commit(consumer, offsets, ids)
-            for partition in consumer.assignment():
+            for partition in sorted(consumer.assignment()):
                 if partition in offsets:
                     consumer.seek(partition, offsets[partition])
-        for partition in consumer.assignment():
+        for partition in sorted(consumer.assignment()):
             await consumer.position(partition)
 
     async def _leave(self, consumer: Any, *, for_good: bool) -> None:
