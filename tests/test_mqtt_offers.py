@@ -229,6 +229,53 @@ async def test_a_broker_that_answers_in_an_older_version_is_named_at_once() -> N
         assert broker.connections == 1
 
 
+@pytest.mark.parametrize("code", [0, 5])
+async def test_a_broker_that_closes_and_would_answer_an_older_version_is_named_soon(
+    code: int,
+) -> None:
+    async def script(peer: Peer) -> None:
+        packet = await peer.expect("CONNECT")
+        if packet.body[6] == 4:
+            peer.send(bytes((0x20, 2, 0, code)))
+            await peer.wait_closed()
+        else:
+            peer.close()
+
+    async with ScriptedBroker(script) as broker:
+        with pytest.raises(ConnectFailed, match=r"answers those of MQTT 3\.1\.1.*not speak MQTT 5"):
+            async with client(broker, start_timeout=60):
+                pass
+        assert broker.connections == 4, "twice each"
+
+
+async def test_a_broker_that_closes_whatever_comes_is_tried_until_the_time_is_over() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.expect("CONNECT")
+        peer.close()
+
+    async with ScriptedBroker(script) as broker:
+        with pytest.raises(ConnectFailed, match=r"before it was accepted; tried for 0\.3 s"):
+            async with client(broker, start_timeout=0.3):
+                pass
+
+
+async def test_a_broker_that_has_just_been_started_is_not_taken_for_an_old_one() -> None:
+    async def older(peer: Peer) -> None:
+        await peer.expect("CONNECT")
+        peer.send(b"\x20\x02\0\0")
+        await peer.wait_closed()
+
+    async def closing(peer: Peer) -> None:
+        await peer.expect("CONNECT")
+        peer.close()
+
+    async with (
+        ScriptedBroker(closing, older, Serving()) as broker,
+        client(broker, start_timeout=60) as app,
+    ):
+        assert app.bus.connected
+
+
 # Filters that are added.
 
 

@@ -26,7 +26,7 @@ from ._dial import dial
 from ._flow import MessageFlow
 from ._keepalive import KeepAlive
 from ._packets import MalformedPacket, PublishPacket, variable_integer
-from ._reasons import LoginRefused, Reason, WrongVersion, describe, reason_text
+from ._reasons import LoginRefused, NotAnswered, Reason, WrongVersion, describe, reason_text
 from ._session import ClientHandler, Ending, Loss, ServerLimits
 from ._stream import FrameStream
 
@@ -341,9 +341,12 @@ class MqttClient:
         # After a goodbye aiomqtt has a new future there, which nobody looks at.
         if not self._accepted and not self._client._connected.done():
             cause: Exception | None = self._end_cause
-            if not isinstance(cause, WrongVersion):
-                closed = "the broker closed it before it was accepted"
-                cause = aiomqtt.MqttError(closed if cause is None else describe(cause))
+            if cause is None:
+                cause = NotAnswered("the broker closed it before it was accepted")
+            elif isinstance(cause, ConnectionError):
+                cause = NotAnswered(describe(cause))
+            elif not isinstance(cause, WrongVersion):
+                cause = aiomqtt.MqttError(describe(cause))
             self._client._connected.set_exception(cause)
 
     def _lose(self, loss: Loss) -> None:

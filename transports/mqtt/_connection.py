@@ -14,12 +14,15 @@ from .._envelope import Envelope
 from .._failures import ConnectProblem
 from ._adapter import MqttClient
 from ._config import MqttConfig
+from ._older import answers_older_version
 from ._reasons import (
     ANSWERS,
     SESSION_TAKEN_OVER,
     Answer,
     Decision,
+    NotAnswered,
     Packet,
+    WrongVersion,
     answer_to,
     connect_problem,
 )
@@ -111,6 +114,7 @@ class Connection:
         self._task: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
         self._takeovers = Takeovers()
+        self._is_older = False
 
     @property
     def trace_seconds(self) -> int:
@@ -176,7 +180,7 @@ class Connection:
                 problem = ConnectProblem(error, final=True)
             # Whatever it is, it must not end the attempts to come back.
             except Exception as error:  # noqa: BLE001
-                problem = self._problem(error)
+                problem = self._problem(await self._diagnosed(error))
             else:
                 lasted, answer = await self._use(client)
                 longest = answer.decision is Decision.LATER
@@ -192,6 +196,16 @@ class Connection:
             level = logging.WARNING if started or problem.final else logging.INFO
             _log.log(level, "%s; next attempt in %.1f s", problem.error, delay)
             await asyncio.sleep(delay)
+
+    async def _diagnosed(self, error: Exception) -> Exception:
+        """The error, or that the broker only speaks an older version, if it turns out so twice."""
+        assert self._started is not None
+        if self._started.done() or not isinstance(error, NotAnswered):
+            return error
+        was_older, self._is_older = self._is_older, await answers_older_version(self._config)
+        if was_older and self._is_older:
+            return WrongVersion("it closes connections of MQTT 5, and answers those of MQTT 3.1.1")
+        return error
 
     def _problem(self, error: Exception) -> ConnectProblem:
         config = self._config

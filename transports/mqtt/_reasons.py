@@ -37,6 +37,7 @@ __all__ = [
     "Answer",
     "Decision",
     "LoginRefused",
+    "NotAnswered",
     "Packet",
     "Reason",
     "WrongVersion",
@@ -254,6 +255,10 @@ class LoginRefused(Exception):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason_text(reason))
         self.reason = reason
+
+
+class NotAnswered(MqttError):
+    """The broker closed a connection without an answer to its CONNECT."""
 
 
 class WrongVersion(MalformedPacket):
