@@ -20,6 +20,7 @@ from .._failures import ConnectProblem, describe_failure
 
 __all__ = [
     "TRANSLATIONS",
+    "GroupRefused",
     "InvalidRecordError",
     "UnknownAnswerError",
     "UnsupportedCompressionError",
@@ -29,6 +30,19 @@ __all__ = [
     "publish_refusal",
     "translate",
 ]
+
+
+class GroupRefused(ConfigurationError):
+    """A consumer group does not let us in.
+
+    Args:
+        text: why, and what to do.
+        may_pass: whether that may end without us.
+    """
+
+    def __init__(self, text: str, *, may_pass: bool) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
 
 
 class InvalidRecordError(kafka.BrokerResponseError):  # type: ignore[misc]
@@ -151,6 +165,8 @@ def connect_problem(cause: BaseException, address: str, user: str | None) -> Con
         address: of the cluster, for the message.
         user: name used to log in, for the message.
     """
+    if isinstance(cause, GroupRefused):
+        return ConnectProblem(cause, final=not cause.may_pass)
     if isinstance(cause, (NotAuthorised, ConfigurationError, ConnectFailed, UnknownTopic)):
         return ConnectProblem(cause, final=True)
     if isinstance(cause, TransportError):

@@ -10,6 +10,7 @@ from typing import Any
 import aiokafka.errors as kafka
 from aiokafka.consumer.fetcher import FetchError
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.group import JoinGroupRequest
 from aiokafka.structs import TopicPartition
 
 from ..._logs import get_logger
@@ -48,12 +49,14 @@ class Guard:
     Attributes:
         found: what has turned up since `mend`.
         held: the partitions that are paused over it, and when each is tried again (loop time).
+        join_code: what the group answered to the last attempt to join it; 0 when it let us in.
     """
 
     def __init__(self, consumer: Any, troubles: Troubles, *, passes_over: bool = False) -> None:
         self._passes_over = passes_over
         self.found: dict[TopicPartition, Unreadable] = {}
         self.held: dict[TopicPartition, float] = {}
+        self.join_code = 0
         self._consumer = consumer
         self._troubles = troubles
         # Those that are being tried again, or were somebody's trouble before.
@@ -175,6 +178,8 @@ class Guard:
         self._troubles.over(partition)
 
     def _hear(self, request: Any, answer: Any) -> None:
+        if isinstance(request, JoinGroupRequest):
+            self.join_code = answer.error_code
         if not isinstance(request, FetchRequest):
             return
         for topic, partitions in answer.topics:

@@ -10,12 +10,13 @@ from typing import Any
 import aiokafka.errors as kafka
 
 from ..._logs import get_logger
-from ...errors import ConnectFailed, ConnectionLost, SpaDatError
+from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
 from .._backoff import Backoff
 from .._contract import Receiver, Subscription
+from .._failures import ConnectProblem
 from ._clients import Whereabouts, common_options, fetch_options, reach
 from ._common import Common
-from ._errors import connect_problem, translate
+from ._errors import GroupRefused, connect_problem, translate
 from ._fetching import Fetched, Fetching
 from ._guard import Guard
 from ._handout import Handout
@@ -62,6 +63,8 @@ class Intake(abc.ABC):
         self._changes: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
+        # Why the last attempt to start was refused, if it may yet be let in.
+        self._refusal: ConnectProblem | None = None
         self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
         self._latest: Fetching | None = None
         # Why there is no session that gets anything.
@@ -130,6 +133,10 @@ class Intake(abc.ABC):
     async def _session(self) -> None:
         """Connect, bring the filters in force and fetch; ends when `_interrupt` is set."""
 
+    def _explained(self, error: Exception) -> Exception:
+        """What ended a session, in words of this package where it has better ones."""
+        return error
+
     def _added(self, pattern: str) -> None:  # noqa: B027 (there is nothing that everybody does)
         """A filter was added while running."""
 
@@ -160,7 +167,7 @@ class Intake(abc.ABC):
     def _is_final(self, error: Exception) -> bool:
         """Say what ended a session; whether that is an end for good, told to who waits for it."""
         config = self._config
-        problem = connect_problem(error, config.address, config.username)
+        problem = connect_problem(self._explained(error), config.address, config.username)
         if self._ready.done():
             self._away = str(problem.error)
             expected = isinstance(error, (kafka.KafkaError, OSError, SpaDatError))
@@ -176,9 +183,15 @@ class Intake(abc.ABC):
         )
         late = asyncio.get_running_loop().time() >= self._deadline
         if not late and (connecting or not problem.final):
+            self._refusal = problem if isinstance(problem.error, GroupRefused) else None
             return False
+        if self._refusal is not None and isinstance(error, TimeoutError):
+            # There was no time left to hear it once more.
+            problem = self._refusal
         failure: SpaDatError = problem.error
-        if not problem.final and not isinstance(failure, ConnectFailed):
+        if isinstance(failure, GroupRefused):
+            failure = ConfigurationError(str(failure))
+        elif not problem.final and not isinstance(failure, ConnectFailed):
             failure = ConnectFailed(str(failure))
         failure.__cause__ = error if failure is not error else error.__cause__
         self._ready.set_exception(failure)

@@ -23,17 +23,16 @@ from ._fetching import Fetched
 from ._guard import Guard
 from ._intake import Intake, unless
 from ._membership import (
-    commit,
-    committed,
     is_lost,
+    join_refusal,
     leave,
-    partitions,
     rejoin_anew,
     unassigned,
     watch_topics,
 )
+from ._places import compare, made_anew_since, take_places
 from ._slots import Assignment, PartitionTracker
-from ._topic_facts import MadeAnewError, made_anew, topic_facts
+from ._topic_facts import MadeAnewError
 
 __all__ = ["GroupMember"]
 
@@ -149,28 +148,11 @@ class GroupMember(Intake):
             watch_topics(consumer)
             while True:
                 try:
-                    await self._take_places(consumer)
+                    await take_places(consumer, self._assignment, self._config.offset_reset)
                     return
                 except (kafka.IllegalStateError, kafka.CommitFailedError):
                     # The partitions were handed out anew meanwhile.
                     await asyncio.sleep(_LOOK_AGAIN)
-
-    async def _take_places(self, consumer: Any) -> None:
-        """Have a place in each partition, so that what is published from now on is received."""
-        if self._config.offset_reset == "latest":
-            # Not left to the library: it would also go to the end of what appears later, and where
-            # retention has removed its place.
-            assignment = self._assignment
-            ids = {} if assignment is None else assignment.ids
-            offsets, stale = await committed(consumer, partitions(consumer), ids)
-            if not offsets and not stale:
-                offsets = await consumer.end_offsets(partitions(consumer))
-                await commit(consumer, offsets, ids)
-            for partition in sorted(consumer.assignment()):
-                if partition in offsets:
-                    consumer.seek(partition, offsets[partition])
-        for partition in sorted(consumer.assignment()):
-            await consumer.position(partition)
 
     async def _leave(self, consumer: Any, *, for_good: bool) -> None:
         """End with this consumer of the library: commit, and give back what it had."""
@@ -194,6 +176,10 @@ class GroupMember(Intake):
                 await unless(self._closed, leave(consumer))
             await stop_consumer(consumer, _STOP_TIMEOUT)
             self._consumer = None
+
+    def _explained(self, error: Exception) -> Exception:
+        code = 0 if self._guard is None else self._guard.join_code
+        return join_refusal(error, code, self._group, self._config) or error
 
     @property
     def _patience(self) -> float:
@@ -254,29 +240,15 @@ class GroupMember(Intake):
         self._misplaced = None
         try:
             async with asyncio.timeout(self._config.connect_timeout):
-                await self._compare(assignment)
+                anew = await compare(self._consumer, assignment)
+            if anew:
+                self._made_anew(anew)
+            self._next_look = asyncio.get_running_loop().time() + self._config.topic_refresh
+            assignment.open = True
         except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
             self._misplaced = error
         self._reassigned.set()
         self._resume()
-
-    async def _compare(self, assignment: Assignment) -> None:
-        """See whether the places are in the topics that there are now, and open the assignment."""
-        consumer, places = self._consumer, [*assignment.trackers]
-        topics = sorted({place.topic for place in places})
-        facts = await topic_facts(consumer._client, topics)
-        if facts is not None:
-            ids = {name: facts[name].id if name in facts else "" for name in topics}
-            offsets, stale = await committed(consumer, places, ids)
-            for place, tracker in assignment.trackers.items():
-                tracker.committed = offsets.get(place, -1)
-            for place in sorted(stale):
-                consumer.seek(place, 0)
-            if stale:
-                self._made_anew({place.topic for place in stale})
-            assignment.ids = ids
-        self._next_look = asyncio.get_running_loop().time() + self._config.topic_refresh
-        assignment.open = True
 
     async def _look(self) -> None:
         if self._misplaced is not None:
@@ -286,12 +258,7 @@ class GroupMember(Intake):
         if assignment is None or not assignment.ids or now < self._next_look:
             return
         self._next_look = now + self._config.topic_refresh
-        facts = await topic_facts(self._consumer._client, assignment.ids) or {}
-        for name in made_anew(assignment.ids, facts):
-            if not assignment.ids[name] and assignment.untouched(name):
-                # It had only just been made when it was assigned.
-                assignment.ids[name] = facts[name].id
-        anew = made_anew(assignment.ids, facts)
+        anew = await made_anew_since(self._consumer, assignment)
         if anew and not assignment.ended:
             raise MadeAnewError(anew)
 

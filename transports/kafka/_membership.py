@@ -13,12 +13,15 @@ from aiokafka.coordinator.protocol import ConsumerProtocol
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+from ._config import KafkaConfig
+from ._errors import GroupRefused
 from ._topic_facts import is_of_another, note_of
 
 __all__ = [
     "commit",
     "committed",
     "is_lost",
+    "join_refusal",
     "leave",
     "partitions",
     "rejoin_anew",
@@ -27,6 +30,8 @@ __all__ = [
 ]
 
 _STABLE = "Stable"
+# Answers to who wants to join.
+_INCONSISTENT, _BAD_SESSION_TIMEOUT, _FULL = 23, 26, 81
 _LOOK_AGAIN = 0.1
 _NO_MEMBER = (
     kafka.IllegalGenerationError,
@@ -38,6 +43,42 @@ _NO_MEMBER = (
 def is_lost(consumer: Any) -> bool:
     """Whether the group has given the member up, or somebody else took its name."""
     return bool(consumer._coordinator.generation < 0)
+
+
+def join_refusal(
+    error: BaseException, code: int, group: str, config: KafkaConfig
+) -> GroupRefused | None:
+    """Why the group does not let us in; None when it is over something else.
+
+    Args:
+        error: what the library raised.
+        code: what the cluster answered to the last attempt to join; 0 when it was let in.
+        group: its id.
+        config: what was asked for.
+    """
+    if not isinstance(error, kafka.KafkaError):
+        return None
+    if isinstance(error, kafka.InconsistentGroupProtocolError) or code == _INCONSISTENT:
+        return GroupRefused(
+            f"group {group!r} has members of another program, or of another client, that share"
+            " out partitions in a way that is not ours (roundrobin): stop them, or give the"
+            " application or the actor another name",
+            may_pass=True,
+        )
+    if isinstance(error, kafka.InvalidSessionTimeoutError) or code == _BAD_SESSION_TIMEOUT:
+        return GroupRefused(
+            f"the cluster does not let members of group {group!r} have"
+            f" session_timeout={config.session_timeout:g}: give one within its limits"
+            " (group.min.session.timeout.ms, group.max.session.timeout.ms)",
+            may_pass=False,
+        )
+    if code == _FULL:
+        return GroupRefused(
+            f"group {group!r} has as many members as the cluster allows (group.max.size): stop"
+            " some, or raise the limit",
+            may_pass=True,
+        )
+    return None
 
 
 async def leave(consumer: Any) -> None:
