@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 
 from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised
 from spa_dat.testing import Acl, Kafka
@@ -224,3 +225,42 @@ async def test_plain_text_to_a_port_with_tls_fails_in_time(own_kafka: Callable[.
     async with bus_client(broker.server, start=False, **options) as client:
         with pytest.raises(ConnectFailed):
             await asyncio.wait_for(client.start(), 15)
+
+
+async def test_a_login_that_has_to_be_renewed_is_no_failure(
+    own_kafka: Callable[..., Kafka],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = own_kafka(
+        sasl_users={"ann": _SECRET},
+        acls=rules("ann", "p-"),
+        properties={"connections.max.reauth.ms": "1000"},
+    )
+    await create(broker.server, "p-open")
+    broker.grant("ann", "READ", "TOPIC", "p-open")
+    closed = 0
+    close = AIOKafkaConnection.close
+
+    def counting(connection: Any, reason: Any = None, exc: Any = None) -> Any:
+        nonlocal closed
+        closed += reason is CloseReason.CONNECTION_BROKEN
+        return close(connection, reason, exc)
+
+    monkeypatch.setattr(AIOKafkaConnection, "close", counting)
+    server = f"{broker.host}:{broker.sasl_port}"
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    async with taker(server, "open", prefix="p-", create_topics="own", **login) as inbox:
+        await inbox.client.start()
+        number = 0
+        # The library does not renew it, so the cluster closes connections.
+        while closed < 12:
+            await inbox.client.publish("open", b"%d" % number)
+            await inbox.client.publish(inbox.client.bus.reply_address(str(number)))
+            number += 1
+            await inbox.get(number)
+            await eventually(lambda: len(inbox.client.replies) >= number)  # noqa: B023
+        assert inbox.numbers == list(range(number))
+        assert inbox.stats["kafka.reconnects"] == 0
+        assert inbox.stats["kafka.producers_lost"] == 0
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []

@@ -54,7 +54,7 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[bool] | None = None
         self._ended = False
-        self._failing = False
+        self._failures = 0
         assignment.on_release = self._on_release
 
     def _on_release(self) -> None:
@@ -161,15 +161,17 @@ class Committer:
             return len(offsets) == 1 or all([await self._commit(one) for one in one_by_one])
         except Exception as error:  # noqa: BLE001 (whatever the library raises, it is tried again)
             self._stats["kafka.commits_failed"] += 1
-            if not self._failing:
-                self._failing = True
+            self._failures += 1
+            # A connection is closed now and then, also for a login to be renewed, and that is all.
+            passing = isinstance(error, kafka.KafkaError) and error.retriable
+            if self._failures == (2 if passing else 1):
                 _log.error(
                     "group %r: a commit failed, and is tried again: %s",
                     self._group,
                     describe(error),
                 )
             return False
-        self._failing = False
+        self._failures = 0
         self._stats["kafka.commits"] += 1
         trackers = self._assignment.trackers
         for partition, offset in offsets.items():

@@ -258,7 +258,11 @@ class GroupMember(Intake):
         if assignment is None or not assignment.ids or now < self._next_look:
             return
         self._next_look = now + self._config.topic_refresh
-        anew = await made_anew_since(self._consumer, assignment)
+        try:
+            anew = await made_anew_since(self._consumer, assignment)
+        except (OSError, kafka.KafkaError) as error:
+            _log.debug("consumer %r: no look at its topics: %s", self.identifier, error)
+            return
         if anew and not assignment.ended:
             raise MadeAnewError(anew)
 

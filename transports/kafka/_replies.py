@@ -154,6 +154,13 @@ class ReplyInbox:
         facts = await topic_facts(consumer._client, [self._name])
         return facts[self._name].id if facts and self._name in facts else self._id
 
+    async def _is_another(self, consumer: Any) -> bool:
+        """Whether the topic was deleted and made anew; not if nobody can tell now."""
+        try:
+            return await self._current_id(consumer) != self._id
+        except (OSError, kafka.KafkaError):
+            return False
+
     async def _partitions(self, consumer: Any) -> list[int]:
         client = consumer._client
         client.set_topics([self._name])
@@ -216,7 +223,7 @@ class ReplyInbox:
                 raise ConnectionError(MOVED)
             if loop.time() >= look:
                 look = loop.time() + self._config.topic_refresh
-                if await self._current_id(consumer) != self._id:
+                if await self._is_another(consumer):
                     raise kafka.UnknownTopicOrPartitionError(self._name)
             # The library would wait for ever for a topic that was deleted.
             if consumer._client.cluster.partitions_for_topic(self._name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterable, Mapping
 from io import BytesIO
@@ -23,6 +24,7 @@ __all__ = ["MadeAnewError", "TopicFacts", "is_of_another", "made_anew", "note_of
 
 _KEY, _VERSION = 3, 10
 _READ = 1 << 3
+_ATTEMPTS, _TRY_AGAIN = 3, 0.1
 _NOTE = "topic-id="
 _NO_ID = b"\0" * 16
 
@@ -67,9 +69,8 @@ async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts
     wanted = sorted(set(names))
     if not wanted:
         return {}
-    node = client.get_random_node()
     try:
-        answer = await client.send(node, _FactsRequest(wanted))
+        answer = await _asked(client, _FactsRequest(wanted))
     except (NotImplementedError, kafka.IncompatibleBrokerVersion):
         return None
     return {
@@ -79,6 +80,16 @@ async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts
         for code, name, identifier, _, _, rights, _ in answer.topics
         if code == 0 and identifier != _NO_ID
     }
+
+
+async def _asked(client: Any, request: Any) -> Any:
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return await client.send(client.get_random_node(), request)
+        except (kafka.KafkaConnectionError, kafka.NodeNotReadyError):
+            # Brokers close connections, for example when a login has to be renewed.
+            await asyncio.sleep(_TRY_AGAIN)
+    return await client.send(client.get_random_node(), request)
 
 
 def made_anew(known: Mapping[str, str], facts: Mapping[str, TopicFacts]) -> list[str]:
