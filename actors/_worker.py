@@ -107,6 +107,11 @@ class ThreadWorker(Executor):
         return self._runner.ident
 
     @property
+    def current(self) -> object | None:
+        """Stands for the function that runs; None for none."""
+        return next(iter(self._jobs), None)
+
+    @property
     def busy(self) -> bool:
         """Whether a function runs or waits for its turn."""
         return bool(self._jobs)

@@ -18,7 +18,7 @@ from ._registry import ProviderLike, Registry
 from ._resources import Resource
 from ._settings import Settings
 from ._socket import Socket
-from ._specs import HandlerOptions, Spec, check_name, check_seconds, parse_reply_topics
+from ._specs import HandlerOptions, Spec, check_name, parse_reply_topics
 from ._sync_socket import SyncSocket
 
 __all__ = ["DistributedApplication", "ProviderLike"]
@@ -41,6 +41,10 @@ class DistributedApplication:
         stop_timeout: seconds that running handlers and pending publishes get when it stops.
         dead_letter_limit: dead letters that each actor may store in one run; at the limit the
             application is unhealthy, and an actor that needs one more takes no further messages.
+        slow_after: seconds after which a handler that is still at work is named in the log and
+            makes the application unhealthy while it lasts; None for never. An actor's ``deadline``,
+            and the ``every`` of a producer, count where they are longer.
+        blocked_after: the same for what blocks the event loop; None for never.
         restart: how often an actor that fails to start is started again.
         reply_topics: filters for where replies may go, besides the inboxes of programs of this
             package; None for everywhere, which whoever may ask then chooses. A reply never goes
@@ -60,6 +64,8 @@ class DistributedApplication:
         stop_timeout: float = 10.0,
         dead_letter_limit: int = 1000,
         restart: RestartPolicy = RestartPolicy(),
+        slow_after: float | None = 30.0,
+        blocked_after: float | None = 5.0,
         reply_topics: str | Sequence[str] | None = None,
         environment: Environment | None = None,
     ) -> None:
@@ -74,13 +80,6 @@ class DistributedApplication:
             instance=check_name("instance", instance),
             ephemeral=name is None,
         )
-        check_seconds("application", "stop_timeout", stop_timeout, zero=True)
-        if not isinstance(dead_letter_limit, int) or dead_letter_limit < 0:
-            raise ConfigurationError(
-                f"dead_letter_limit={dead_letter_limit!r}: give a whole number, 0 or more"
-            )
-        if not isinstance(restart, RestartPolicy):
-            raise ConfigurationError(f"restart={restart!r}: give a RestartPolicy")
         self.stats: Counter[str] = Counter()
         """Counters by dotted name, for example ``messages.handled``."""
         self._registry = Registry(default_socket_provider)
@@ -92,6 +91,8 @@ class DistributedApplication:
             stop_timeout=stop_timeout,
             dead_letter_limit=dead_letter_limit,
             restart=restart,
+            slow=slow_after,
+            blocked=blocked_after,
             reply_topics=(
                 None if reply_topics is None else parse_reply_topics("application", reply_topics)
             ),

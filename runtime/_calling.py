@@ -10,10 +10,13 @@ from concurrent.futures import Executor
 from typing import Any
 
 from ..actors import ThreadWorker
+from ._given_up import let_go
 from ._specs import Handler
-from ._stacks import frames_of_thread, place
+from ._stacks import frames_of, frames_of_thread, place, users_part
 
-__all__ = ["Caller"]
+__all__ = ["Caller", "Work"]
+
+_REST = 1.0
 
 
 class Caller:
@@ -24,7 +27,7 @@ class Caller:
         handlers: the actor's.
         deadline: seconds that a call may take; None for any time.
         stats: the application's counters.
-        thread_lost: called when a thread had to be left to itself.
+        given_up: called when a call had to be left to itself, and with it what it uses.
     """
 
     def __init__(
@@ -33,14 +36,15 @@ class Caller:
         handlers: Sequence[Handler],
         deadline: float | None,
         stats: Counter[str],
-        thread_lost: Callable[[], None],
+        given_up: Callable[[], None],
     ) -> None:
         self._name = name
         self._handlers = handlers
         self._deadline = deadline
         self._stats = stats
-        self._thread_lost = thread_lost
+        self._given_up = given_up
         self._worker: ThreadWorker | None = None
+        self._running: asyncio.Future[Any] | None = None
         self._bound: list[Callable[..., Any]] = []
         self._bound_to: Any = None
 
@@ -52,6 +56,17 @@ class Caller:
     async def stop(self, timeout: float) -> bool:
         """End the thread when its call has ended; whether that was within ``timeout`` seconds."""
         return self._worker is None or await self._worker.stop(timeout=timeout)
+
+    @property
+    def running(self) -> asyncio.Future[Any] | None:
+        """The call that has a task of its own; None for none."""
+        running = self._running
+        return None if running is None or running.done() else running
+
+    @property
+    def thread_call(self) -> object | None:
+        """Stands for the call in the thread, as long as it lasts; None for none."""
+        return None if self._worker is None else self._worker.current
 
     @property
     def in_thread_at(self) -> str | None:
@@ -75,7 +90,7 @@ class Caller:
         worker = self._worker
         if worker is not None:
             self._worker = ThreadWorker(self._name)
-            self._thread_lost()
+            self._given_up()
             worker.abandon()
 
     def call(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
@@ -117,16 +132,33 @@ class Caller:
         await self._worker.run(function, *args)
 
     async def _cut_off(self, call: Awaitable[Any], deadline: float) -> Any:
+        # A task of its own: what swallows its cancellation must not keep the actor.
+        running = self._running = asyncio.ensure_future(call)
         try:
-            async with asyncio.timeout(deadline) as limit:
-                return await call
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            self._stats["messages.cut_off"] += 1
-            raise TimeoutError(
-                f"the handler took longer than its deadline of {deadline:g} s"
-            ) from error.__cause__
+            done, _ = await asyncio.wait((running,), timeout=deadline)
+            if done:
+                return running.result()
+            running.cancel()
+            done, _ = await asyncio.wait((running,), timeout=_REST)
+        except asyncio.CancelledError:
+            if not running.done():
+                running.cancel()
+                await asyncio.wait((running,))
+            if not running.cancelled():
+                running.exception()  # nobody wants it any more
+            raise
+        self._stats["messages.cut_off"] += 1
+        text = f"the handler took longer than its deadline of {deadline:g} s"
+        if not done:
+            where = place(frames_of(running)) or "its code"
+            self._stats["actors.abandoned"] += 1
+            let_go([running])
+            self._running = None
+            self._given_up()
+            raise TimeoutError(f"{text} and goes on although it was cancelled: {where}")
+        if running.cancelled():
+            raise TimeoutError(text)
+        return running.result()
 
     async def _in_thread(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         assert self._worker is not None
@@ -148,6 +180,36 @@ class Caller:
         raise TimeoutError(
             f"the handler took longer than its deadline of {deadline:g} s; its thread is given up"
         )
+
+
+class Work:
+    """What of the user's is at work in one actor, seen from outside: it costs no call anything.
+
+    Args:
+        caller: of the actor's handlers.
+        task: gives the task that the actor runs in; None when there is none.
+    """
+
+    def __init__(self, caller: Caller, task: Callable[[], asyncio.Future[Any] | None]) -> None:
+        self._caller = caller
+        self._task = task
+
+    @property
+    def task(self) -> asyncio.Future[Any] | None:
+        """The task that the user's code runs in, if it runs; None before the start."""
+        return self._caller.running or self._task()
+
+    @property
+    def call(self) -> object | None:
+        """The same object as long as one piece of the user's code is at work; None for none."""
+        task = self.task
+        return self._caller.thread_call or (None if task is None else users_part(task))
+
+    @property
+    def place(self) -> str | None:
+        """What is at work, and the line where it is; None for nothing."""
+        task = self.task
+        return self._caller.in_thread_at or (None if task is None else place(frames_of(task)))
 
 
 async def _awaited(result: Any) -> Any:

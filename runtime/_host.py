@@ -15,7 +15,7 @@ from .._logs import ACTOR_LOG, OWN, get_logger
 from ..actors import Actor, ActorRef, Mailbox, Overflow, RestartPolicy
 from ..errors import ConfigurationError
 from ..transports import Delivery, Envelope, TopicFilter
-from ._calling import Caller
+from ._calling import Caller, Work
 from ._handling import Handling
 from ._hosted import Runner
 from ._link import Link
@@ -25,7 +25,6 @@ from ._routes import Route
 from ._scope import ProducerScope
 from ._socket import Socket
 from ._specs import Handler, Spec
-from ._stacks import frames_of, place
 from ._subscriptions import RuntimeSubscription
 from ._sync_socket import SyncSocket
 from ._timers import PutOff, Timers
@@ -42,6 +41,7 @@ class Host:
     Attributes:
         ended: it has nothing more to do: a producer that ran through, an actor that stopped.
         state: what was given as ``state``, as it is now.
+        work: what of the user's is at work.
         made: the instance of the actor's class, the latest one.
         life: changes with instance and state.
 
@@ -106,6 +106,7 @@ class Host:
         self._caller = Caller(
             self.address, self.handlers, self.options.deadline, self.stats, self._thread_lost
         )
+        self.work = Work(self._caller, self._task)
         self.timers = Timers(self.local)
         self.handling = Handling(self, link)
 
@@ -206,8 +207,9 @@ class Host:
             self._cut_off()
             if ref is not None:
                 task = await self.runner.system.kill(ref)
-                if task is not None:
-                    self.runner.given_up.task(f"actor {self.own_name!r}", task)
+                for on in (task, self._caller.running):
+                    if on is not None:
+                        self.runner.given_up.task(f"actor {self.own_name!r}", on)
         finally:
             if not self._is_lane:
                 await self._runtime.close()
@@ -240,12 +242,8 @@ class Host:
         """Itself; see `Hosted.lanes`."""
         return (self,)
 
-    @property
-    def stands_at(self) -> str | None:
-        """What of the user's is at work, and the line where it is; None for nothing."""
-        if self._ref is None:
-            return None
-        return self._caller.in_thread_at or place(frames_of(self.runner.system.task(self._ref)))
+    def _task(self) -> asyncio.Future[Any] | None:
+        return None if self._ref is None else self.runner.system.task(self._ref)
 
     @property
     def up(self) -> bool:

@@ -14,6 +14,7 @@ from ..errors import ActorStopped, ConfigurationError
 from ..transports import SocketProvider
 from ._given_up import GivenUp
 from ._health import Problems
+from ._host import Host
 from ._hosted import Hosted
 from ._lanes import make_host
 from ._letter_limit import LetterLimit
@@ -30,6 +31,7 @@ from ._starting import Waits, connection_of, start_of, subscription_of
 from ._subscriptions import NoSubscription, Subscriptions
 from ._sync_socket import SyncSocket
 from ._waiting import wait_for_each, wait_until
+from ._watchdog import Watchdog
 
 __all__ = ["Run"]
 
@@ -71,6 +73,13 @@ class Run:
         self._started = False
         self._waits: Waits | None = None
         self._given_up = GivenUp(settings.identity.application, settings.stats)
+        self._watchdog = Watchdog(
+            settings.identity.application,
+            settings.stats,
+            self._lanes,
+            settings.slow,
+            settings.blocked,
+        )
         self._keeper = ResourceKeeper(self._given_up)
         self._system = ActorSystem(
             name=f"{settings.identity.application}/{settings.identity.instance}",
@@ -180,6 +189,8 @@ class Run:
             if host not in self._leaving:
                 for trouble in (*self._subscriptions.troubles(host), host.trouble):
                     found.add(host.name, trouble)
+        for name, text in self._watchdog.problems:
+            found.add(name, text)
         return found.texts()
 
     @property
@@ -251,6 +262,7 @@ class Run:
         finally:
             waits.end()
         self._started = True
+        self._watchdog.start()
         log.info(
             "application %r instance %r has started: %d actors, %s",
             identity.application,
@@ -278,8 +290,7 @@ class Run:
         self._refuse_if_stopping()
         for spec, host, resources in zip(self._specs, self._hosts, own, strict=True):
             spec.started(host.spawn(self.settings.restart, shared | resources))
-        lanes = [lane for host in self._hosts for lane in host.lanes]
-        await waits.all((partial(start_of, lane), lane.started()) for lane in lanes)
+        await waits.all((partial(start_of, lane), lane.started()) for lane in self._lanes())
         self._refuse_if_stopping()
 
     async def _connect(self, link: Link) -> None:
@@ -324,12 +335,16 @@ class Run:
             self._stopping = asyncio.ensure_future(self._stop())
         await asyncio.shield(self._stopping)
 
+    def _lanes(self) -> list[Host]:
+        return [lane for host in self._hosts for lane in host.lanes]
+
     def abandon(self) -> None:
         """What is left to do when the whole application was killed, and its tasks with it."""
         for link in self._links:
             link.ended = True
         for host in self._hosts:
             host.abandon()
+        self._watchdog.stop()
         self._links.release()
 
     async def _stop(self) -> None:
@@ -347,6 +362,7 @@ class Run:
             await wait_for_each(link.close() for link in self._links)
             self._given_up.posts(link.lost_posts for link in self._links)
         finally:
+            self._watchdog.stop()
             self._links.release()
             self.end(None)
 
@@ -364,8 +380,8 @@ class Run:
         await wait_for_each(router.close(self._system) for router in routers)
 
     def _left_unhandled(self, ref: Any, count: int) -> None:
-        lanes = (lane for host in self._hosts for lane in host.lanes)
-        if self._stopping is not None and any(lane.own_name == ref.name for lane in lanes):
+        names = (lane.own_name for lane in self._lanes())
+        if self._stopping is not None and ref.name in names:
             self._given_up.unhandled(ref.name, count)
 
     def _actor_failed(self, ref: Any, error: BaseException, where: str) -> None:

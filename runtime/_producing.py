@@ -48,6 +48,9 @@ class ProducerHost(Host):
         self._stopped = False
         self._last = False
 
+    def _task(self) -> asyncio.Future[Any] | None:
+        return self._call or super()._task()
+
     def begin(self) -> None:
         """All subscriptions are in force: make the first call."""
         self._first = self._loop.time()

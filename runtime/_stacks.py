@@ -7,9 +7,9 @@ import gc
 import sys
 import sysconfig
 from types import AsyncGeneratorType, FrameType
-from typing import Any
+from typing import Any, cast
 
-__all__ = ["frames_of", "frames_of_thread", "is_ours", "place"]
+__all__ = ["frames_of", "frames_of_thread", "is_ours", "place", "users_part"]
 
 _OURS = __name__.partition(".")[0] + "."
 _LIBRARIES = tuple(
@@ -37,6 +37,20 @@ def frames_of(task: asyncio.Future[Any]) -> list[FrameType]:
             found = gc.get_referents(awaited) if type(awaited).__name__ in _STEPS else ()
             awaited = next((each for each in found if isinstance(each, AsyncGeneratorType)), None)
     return frames
+
+
+def users_part(task: asyncio.Future[Any]) -> object | None:
+    """What of the user's a task awaits, the outermost of it; None when all of it is ours.
+
+    It is the same object for as long as the user's code is at work.
+    """
+    awaited: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None)
+        if frame is not None and not is_ours(frame):
+            return cast("object", awaited)
+        awaited = getattr(awaited, "cr_await", None)
+    return None
 
 
 def frames_of_thread(ident: int | None) -> list[FrameType]:

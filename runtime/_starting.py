@@ -82,5 +82,5 @@ def subscription_of(router: Router) -> str:
 
 def start_of(lane: Host) -> str:
     """What the start of an actor waits for, with the line where it is."""
-    where = lane.stands_at
+    where = lane.work.place
     return f"actor {lane.own_name!r}" if where is None else f"actor {lane.own_name!r} ({where})"
