@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 
 from spa_dat.testing import Kafka, Mosquitto
 from spa_dat.transports import Delivery, DeliveryState, Envelope, LeftOut
-from support.kafka_bus import new_prefix
+from support.kafka_bus import create, new_prefix
 from support.kafka_consuming import committed, taker
 from support.mqtt import Recorder, client
 from support.waiting import eventually
@@ -178,13 +178,15 @@ async def test_ten_actors_stay_small_whatever_is_sent_to_them(own_mosquitto: Sta
         await process.wait()
 
 
-async def produce(server: str, topic: str, payloads: Sequence[bytes]) -> None:
-    """Have another program append records to the topic's only partition."""
+async def produce(
+    server: str, topic: str, payloads: Sequence[bytes], *, partitions: int = 1
+) -> None:
+    """Have another program append records to the topic's partitions, by turns."""
     producer = AIOKafkaProducer(bootstrap_servers=server, max_request_size=2_000_000)
     await producer.start()
     try:
-        for payload in payloads:
-            await producer.send_and_wait(topic, payload)
+        for number, payload in enumerate(payloads):
+            await producer.send_and_wait(topic, payload, partition=number % partitions)
     finally:
         await producer.stop()
 
@@ -248,3 +250,33 @@ async def test_no_more_bytes_of_a_topic_are_handed_out_than_the_window_says(
         # The first fetch does not know yet how large the records are: a few come at once.
         assert most <= 4 * size + 70_000
         assert [payload[:4] for payload in inbox.payloads] == [f"{n:04}" for n in range(count)]
+
+
+@pytest.mark.kafka
+async def test_what_is_fetched_is_taken_before_more_is_fetched(kafka: Kafka) -> None:
+    prefix, count = new_prefix(), 16
+    await create(kafka.server, f"{prefix}t", partitions=8)
+    loop = asyncio.get_running_loop()
+    async with taker(
+        kafka.server,
+        "t",
+        prefix=prefix,
+        settle=False,
+        subscription={"window_bytes": 300_000},
+    ) as inbox:
+        payloads = [b"x" * 300_000] * count
+        await produce(kafka.server, f"{prefix}t", payloads, partitions=8)
+        begun = most = 0
+
+        def all_settled() -> bool:
+            nonlocal begun, most
+            most = max(most, len(inbox.library._fetcher._records))
+            for delivery in inbox.deliveries[begun:]:
+                begun += 1
+                assert delivery.start()
+                # Longer than the library waits before it fetches of other partitions.
+                loop.call_later(0.2, delivery.settle)
+            return begun == count
+
+        await eventually(all_settled, 40.0)
+        assert most <= 2

@@ -69,7 +69,7 @@ def fetch_options(window_bytes: int) -> dict[str, Any]:
 
     A record that is larger comes alone all the same.
     """
-    most = max(_LEAST_FETCHED, min(window_bytes // 4, 2**31 - 1))
+    most = max(_LEAST_FETCHED, min(window_bytes // 2, 2**31 - 1))
     return {"fetch_max_bytes": most, "max_partition_fetch_bytes": most}
 
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from ...errors import ConfigurationError
 from .._checks import check_flag, check_numbers, check_text
+from .._contract import DEFAULT_WINDOW_BYTES
 from .._credentials import as_secret, password_from
 from .._outbox import DEFAULT_OUTBOX_BYTES
 from .._secret import Secret
@@ -129,7 +130,7 @@ class KafkaConfig:
         commit_records: settled records after which a commit does not wait for the interval.
         window: the most deliveries of one subscription that may be unsettled at once.
         window_bytes: the most bytes of them; one message that takes more goes through alone. A
-            quarter of it, but 64 KiB at least, is what a broker is asked for at once.
+            half of it, but 64 KiB at least, is what a broker is asked for at once.
         max_uncommitted: the most records of one partition that may be handed out beyond its
             commit point, settled or not; at it the partition is paused.
         connect_timeout: seconds for one attempt to reach the brokers.
@@ -179,7 +180,7 @@ class KafkaConfig:
     commit_interval: float = 1.0
     commit_records: int = 10_000
     window: int = 1_000
-    window_bytes: int = 4_194_304
+    window_bytes: int = DEFAULT_WINDOW_BYTES
     max_uncommitted: int = 20_000
     connect_timeout: float = 5.0
     start_timeout: float = 10.0

@@ -226,6 +226,9 @@ class Intake(abc.ABC):
             await asyncio.sleep(backoff.next_delay())
 
     def _fetching(self, consumer: Any, guard: Guard) -> Fetching:
+        # What is fetched of a broker is taken before more is asked of it, or each partition would
+        # have as much in memory as all of them may.
+        consumer._fetcher._prefetch_backoff = _NO_PREFETCH
         self._latest = Fetching(
             consumer,
             self._config,
@@ -332,6 +335,8 @@ class Intake(abc.ABC):
 
 
 _LONGEST_END = 8.0
+# Longer than anything waits in the library's hands: see `Fetching`.
+_NO_PREFETCH = 30.0
 
 
 async def unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> bool:
