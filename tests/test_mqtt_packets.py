@@ -107,7 +107,7 @@ def test_the_last_of_a_repeated_header_counts() -> None:
     assert decode(packet)[0].headers == {"a": "y"}
 
 
-@pytest.mark.parametrize("pair", [b"\0\x04time\0\x05never", b"\0\x02id\0\0", b"\0\x03key\0\0"])
+@pytest.mark.parametrize("pair", [b"\0\x04time\0\x05never", b"\0\x02id\0\0"])
 def test_values_that_make_no_sense_are_ignored_and_counted(pair: bytes) -> None:
     stats: Counter[str] = Counter()
     properties = b"\x26" + pair
@@ -115,6 +115,11 @@ def test_values_that_make_no_sense_are_ignored_and_counted(pair: bytes) -> None:
     envelope, _ = decode(b"\x30" + bytes((len(body),)) + body, stats)
     assert envelope == Envelope(topic="t", payload=b"payload", qos=0)
     assert stats["messages.malformed"] == 1
+
+
+def test_an_empty_key_is_one() -> None:
+    packet = PublishPacket(Envelope(topic="t", key="", qos=0)).encode(0)
+    assert decode(packet)[0].key == ""
 
 
 def test_the_flags_of_a_packet_are_seen() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from ...errors import ConfigurationError, MessageTooLarge, RequestError, TransportError
 from .._addresses import parked, reply_prefix
 from .._contract import Bus, Receiver, Subscription, Surroundings
-from .._envelope import Envelope, without_payload
+from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
-from ..mqtt import check_message
+from ..mqtt import as_taken, check_message
 from ._broker import Broker
 from ._config import MemoryConfig
 from ._connection import Connection
@@ -140,8 +140,7 @@ class MemoryBus(Bus):
         if link is not None:
             link.acknowledge(token)
         if self._on_reply is not None:
-            if len(envelope.payload) > self._largest_received:
-                envelope = without_payload(envelope)
+            envelope = as_taken(envelope, self._largest_received)
             self._on_reply(envelope.topic[len(self._inbox) :], envelope)
 
     def _write(self, entry: OutboxEntry) -> None:

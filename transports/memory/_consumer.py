@@ -8,8 +8,9 @@ from ..._logs import get_logger
 from ...errors import ConnectionLost
 from .._contract import Consumer, Receiver, Subscription, Surroundings
 from .._delivery import Delivery, DeliveryState, Tracker
-from .._envelope import Envelope, without_payload
+from .._envelope import Envelope
 from .._topics import TopicFilter
+from ..mqtt import as_taken
 from ._broker import Broker
 from ._connection import Connection
 from ._queue import Link, Queue
@@ -169,8 +170,7 @@ class MemoryConsumer(Consumer):
         self._receiver.hold()
 
     def _received(self, envelope: Envelope, token: int) -> None:
-        if len(envelope.payload) > self._max_received:
-            envelope = without_payload(envelope)
+        envelope = as_taken(envelope, self._max_received)
         if token < 0:
             if self._intake:
                 self._receiver.deliver(Delivery(envelope))

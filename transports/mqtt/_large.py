@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
-from .._envelope import LeftOut
-from ._packets import MalformedPacket, read_variable
+from .._envelope import Envelope, LeftOut, without_payload
+from ._packets import MalformedPacket, PublishPacket, read_variable
 
-__all__ = ["LARGEST_HEAD", "Dropped", "LargePublish", "Taker"]
+__all__ = ["LARGEST_HEAD", "Dropped", "LargePublish", "Taker", "as_taken"]
 
 LARGEST_HEAD = 131_072
 """Bytes that a PUBLISH may have in front of its payload."""
+_LONGEST_OF_THREE_BYTES = 2_097_151
 
 
 class Taker(Protocol):
@@ -108,6 +109,47 @@ class LargePublish:
             piece = piece[skipped:]
         self._size += len(piece)
         self._digest.update(piece)
+
+
+def as_taken(envelope: Envelope, largest: int) -> Envelope:
+    """What is handed out of a message that comes over MQTT, where it is not simulated.
+
+    Args:
+        envelope: the message.
+        largest: the most bytes of a payload that is taken.
+    """
+    size = len(envelope.payload)
+    if _may_have_large_head(envelope):
+        length = _length_of(PublishPacket(envelope))
+        if length > largest + LARGEST_HEAD and length - size > LARGEST_HEAD:
+            digest = hashlib.sha256(envelope.payload).hexdigest()
+            return Envelope(
+                topic=envelope.topic,
+                payload=b"",
+                qos=envelope.qos,
+                retain=envelope.retain,
+                redelivered=envelope.redelivered,
+                left_out=LeftOut(size, digest),
+            )
+    return envelope if size <= largest else without_payload(envelope)
+
+
+def _length_of(packet: PublishPacket) -> int:
+    """What the fixed header of a packet of more than 16 KB says, which it is not counted in."""
+    length = packet.size - 4
+    return length if length <= _LONGEST_OF_THREE_BYTES else length - 1
+
+
+def _may_have_large_head(envelope: Envelope) -> bool:
+    texts = 0
+    if envelope.headers:
+        texts = sum(map(len, envelope.headers)) + sum(map(len, envelope.headers.values()))
+    if envelope.key is not None:
+        texts += len(envelope.key)
+    if envelope.content_type is not None:
+        texts += len(envelope.content_type)
+    # A character has up to four bytes.
+    return texts > LARGEST_HEAD // 8
 
 
 class Dropped:

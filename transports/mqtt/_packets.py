@@ -337,7 +337,8 @@ class PublishDecoder:
         for name in ("id", "source", "type", "key"):
             if name in headers:
                 value = headers.pop(name)
-                if value:
+                # An empty key is one: messages with it belong together.
+                if value or name == "key":
                     fields[name] = value
                 else:
                     self._stats["messages.malformed"] += 1
