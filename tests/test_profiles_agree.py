@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spa_dat import DistributedApplication, Message, MessageBuilder, Socket
-from spa_dat.errors import DecodeError
+from spa_dat.errors import ConfigurationError, DecodeError, MessageTooLarge
 from spa_dat.testing import Harness, Kafka, Mosquitto
 from support.waiting import eventually
 
@@ -177,3 +177,51 @@ def test_any_address_has_the_rules_of_the_profile(kind: str, topics: bool) -> No
             if outcomes[1] == "taken"
         }
         assert laxer == {}
+
+
+FROM_OUTSIDE: dict[str, tuple[str, dict[str, Any]]] = {
+    "line break in the key": ("probe/a", {"key": "a\nb"}),
+    "blank in the topic": ("probe/a b", {}),
+    "name of Kafka's wire format": ("probe/a", {"headers": {"ce_id": "x"}}),
+    "5 MB": ("probe/a", {"payload": b"x" * 5_000_000}),
+    "201 levels": ("/".join("probe" for _ in range(201)), {}),
+}
+
+
+@pytest.mark.parametrize("profile", ["mqtt", "kafka"])
+@pytest.mark.parametrize("address", ["mqtt://broker", "kafka://broker"])
+@pytest.mark.parametrize("what", FROM_OUTSIDE)
+def test_what_nobody_can_publish_a_test_can_not_either(
+    what: str, address: str, profile: Any
+) -> None:
+    topic, options = FROM_OUTSIDE[what]
+    rules = {profile, address.partition(":")[0]}
+    refused = {
+        "line break in the key": "mqtt" in rules,
+        "blank in the topic": "kafka" in rules,
+        "name of Kafka's wire format": "kafka" in rules,
+        "5 MB": profile == "kafka",
+        "201 levels": True,
+    }[what]
+    app = DistributedApplication(address, name="probe")
+    with Harness(app, profile=profile) as harness:
+        if refused:
+            with pytest.raises((ConfigurationError, MessageTooLarge)):
+                harness.publish(topic, **{"payload": "1", **options})
+        else:
+            harness.publish(topic, **{"payload": "1", **options})
+        harness.settle()
+
+
+def test_what_is_received_is_limited_as_the_address_says_by_default() -> None:
+    app = DistributedApplication("kafka://broker", name="probe")
+    sizes: list[int] = []
+
+    @app.application("probe/a")
+    async def receive(payload: bytes) -> None:
+        sizes.append(len(payload))
+
+    with Harness(app, profile="mqtt") as harness:
+        harness.publish("probe/a", b"x" * 1_040_000)
+        harness.settle()
+        assert sizes == [1_040_000]

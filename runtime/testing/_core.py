@@ -103,6 +103,7 @@ class Core:
         # No broker would take it from anybody.
         link.provider.check_message(envelope)
         simulated = self.world.buses[link.provider.address]
+        simulated.check(envelope)
         self.soon(simulated.inject, envelope)
 
     def replayed(self, envelope: Envelope) -> None:

@@ -7,7 +7,15 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from ...transports import Bus, Envelope, KafkaConfig, SocketProvider, Surroundings
+from ...errors import MessageTooLarge
+from ...transports import (
+    Bus,
+    Envelope,
+    KafkaConfig,
+    KafkaProvider,
+    SocketProvider,
+    Surroundings,
+)
 from ...transports.kafka._keys import hash_of
 from ...transports.kafka._libraries import check_libraries
 from ...transports.kafka._names import Names
@@ -18,7 +26,7 @@ from ._kafka_order import repeatable_order
 from ._kafka_wires import Wires
 from ._network import Network
 from ._profiles import SimulatedBus, Surround
-from .simulated_kafka import Cluster, StoredRecord, virtual_time
+from .simulated_kafka import MAX_BATCH, Cluster, StoredRecord, encode_record, virtual_time
 
 __all__ = ["SimulatedKafka"]
 
@@ -87,6 +95,18 @@ class SimulatedKafka(SimulatedBus):
         bus = ObservedBus(config, names, surroundings, self.cluster)
         self._buses.append(bus)
         return bus
+
+    def check(self, envelope: Envelope) -> None:
+        """See `SimulatedBus.check`."""
+        KafkaProvider(self._config).check_message(envelope)
+        assert self._codec is not None
+        record = self._codec.encode(envelope)
+        size = len(encode_record(record.key, record.value, record.headers, 0))
+        if size > MAX_BATCH:
+            raise MessageTooLarge(
+                f"the message to {envelope.topic!r} takes {size} bytes, and a Kafka cluster takes"
+                f" {MAX_BATCH} by default: send less"
+            )
 
     def inject(self, envelope: Envelope) -> None:
         """See `SimulatedBus.inject`."""

@@ -19,10 +19,12 @@ from ...transports import (
     Surroundings,
 )
 from ...transports.memory import Broker, Faults as BrokerFaults, Link, MemoryBus, MemoryConsumer
+from ...transports.mqtt import check_message
 from ._profiles import OWNER, SimulatedBus, Surround
 
 __all__ = ["SimulatedMqtt"]
 
+_MOST_RECEIVED = 268_435_455
 _LETTERS = f"{RESERVED}/dead-letter/"
 _SHARED = (
     "max_payload", "max_received", "outbox", "outbox_bytes", "start_timeout", "window",
@@ -49,9 +51,17 @@ class SimulatedMqtt(SimulatedBus):
             for name in _SHARED
             if hasattr(original.config, name)
         }
+        # By default it depends on other options, and on each bus on others.
+        largest = getattr(original.config, "largest_received", None)
+        if largest is not None:
+            options["max_received"] = min(largest, _MOST_RECEIVED)
         bus = _Bus(self.broker, surroundings, MemoryConfig(**options))
         self._buses.append(bus)
         return bus
+
+    def check(self, envelope: Envelope) -> None:
+        """See `SimulatedBus.check`; brokers take payloads of any size."""
+        check_message(envelope)
 
     def inject(self, envelope: Envelope) -> None:
         """See `SimulatedBus.inject`."""

@@ -71,6 +71,9 @@ class SimulatedBus(abc.ABC):
             surroundings: the application's.
         """
 
+    def check(self, envelope: Envelope) -> None:  # noqa: B027 (a real broker says so itself)
+        """Raise what a program gets that wants to publish a message that the bus can not carry."""
+
     @abc.abstractmethod
     def inject(self, envelope: Envelope) -> None:
         """Take a message from outside; no fault strikes it before it is taken."""

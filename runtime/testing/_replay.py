@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from ...errors import ConfigurationError, TransportError
+from ...errors import ConfigurationError, MessageError, TransportError
 from ...transports import Delivery, Envelope, is_reserved
 from .._host import Host
 from .._hosted import Hosted
@@ -62,7 +62,7 @@ async def replay(
             await core.world.advanced(step.at - before.at)
         try:
             core.world.outside.copy().run(step.put_in)
-        except (ConfigurationError, TransportError) as error:
+        except (ConfigurationError, MessageError, TransportError) as error:
             raise ConfigurationError(
                 f"recording {str(file)!r}, line {step.number}: {error}"
             ) from error
@@ -163,8 +163,12 @@ def _inject(core: Core, bus: str, envelope: Envelope) -> None:
     fresh = msgspec.structs.replace(
         fresh, id=envelope.identity, redelivered=False, partition=None, offset=None
     )
+    simulated = core.world.buses[link.provider.address]
+    if not fresh.topic.startswith("$"):
+        # What brokers tell of themselves nobody else can publish.
+        simulated.check(fresh)
     core.replayed(fresh)
-    core.world.buses[link.provider.address].inject(fresh)
+    simulated.inject(fresh)
 
 
 def _with_own_reply_address(envelope: Envelope, link: Link) -> Envelope:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from ._cluster import Cluster, Topic
+from ._cluster import MAX_BATCH, Cluster, Topic
 from ._errors import Code, Refused
 from ._groups import Group, GroupState
-from ._log import Log, StoredRecord
+from ._log import Log, StoredRecord, encode_record
 from ._member import Member
 from ._time import virtual_time
 
 __all__ = [
+    "MAX_BATCH",
     "Cluster",
     "Code",
     "Group",
@@ -19,5 +20,6 @@ __all__ = [
     "Refused",
     "StoredRecord",
     "Topic",
+    "encode_record",
     "virtual_time",
 ]
