@@ -1,4 +1,4 @@
-"""The MQTT transport."""
+"""The MQTT transport on Mosquitto and on other brokers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from spa_dat.testing.conformance import TransportHarness
 from spa_dat.transports import SocketProvider
 from spa_dat.transports.mqtt import MqttConfig, MqttProvider
 from support.mosquitto import Mosquitto, require_mosquitto
+from support.other_brokers import Aedes, HiveMq
 from support.proxy import Proxy
 
-__all__ = ["MqttHarness"]
+__all__ = ["AedesHarness", "HiveMqHarness", "MqttHarness"]
 
 
 class MqttHarness(TransportHarness):
@@ -19,14 +20,23 @@ class MqttHarness(TransportHarness):
     overrun = 2
 
     async def start_broker(self) -> None:
-        require_mosquitto()
-        self._broker = Mosquitto(durable=True)
-        self._broker.start()
-        self._proxy = Proxy(self._broker.host, self._broker.port)
+        broker = self.ready_broker()
+        self._proxy = Proxy(broker.host, broker.port)
         await self._proxy.start()
 
     async def stop_broker(self) -> None:
         await self._proxy.close()
+        self.done_with_broker()
+
+    def ready_broker(self) -> Mosquitto | HiveMq | Aedes:
+        """A broker that has nothing stored."""
+        require_mosquitto()
+        self._broker: Mosquitto | HiveMq | Aedes = Mosquitto(durable=True)
+        self._broker.start()
+        return self._broker
+
+    def done_with_broker(self) -> None:
+        """End the broker, if it is for one test only."""
         self._broker.close()
 
     def provider(self, **options: Any) -> SocketProvider:
@@ -44,3 +54,41 @@ class MqttHarness(TransportHarness):
 
     async def come_back(self) -> None:
         await self._proxy.allow()
+
+
+class HiveMqHarness(MqttHarness):
+    """A HiveMQ CE behind a proxy, one for all tests, since it takes seconds to start.
+
+    Args:
+        broker: it.
+    """
+
+    sends_on = False
+
+    def __init__(self, broker: HiveMq) -> None:
+        super().__init__()
+        self._broker = broker
+
+    def ready_broker(self) -> HiveMq:
+        assert isinstance(self._broker, HiveMq)
+        self._broker.forget()
+        return self._broker
+
+    def done_with_broker(self) -> None:
+        """It stays for the next test."""
+
+
+class AedesHarness(MqttHarness):
+    """An aedes behind a proxy."""
+
+    has_groups = False
+    keeps_window = False
+    knows_redelivery = False
+    one_copy = False
+    recognises = False
+    tells_no_responder = False
+
+    def ready_broker(self) -> Aedes:
+        broker = self._broker = Aedes()
+        broker.start()
+        return broker

@@ -85,7 +85,8 @@ class Concurrency(Scenarios):
             await gate.reached()
             await post(app, range(1, 61))
             # Other keys may share the stuck one's lane, but not all of them do.
-            await eventually(lambda: len(set(done)) >= 20, 30.0)
+            if harness.sends_on:
+                await eventually(lambda: len(set(done)) >= 20, 30.0)
             assert not [number for number in done if number % len(KEYS) == 0]
             gate.open()
             await eventually(lambda: len(set(done)) == 61, 30.0)
@@ -143,8 +144,9 @@ class Concurrency(Scenarios):
         # What was settled together is not there any more.
         async with app:
             await post(app, range(60, 85))
-            await eventually(lambda: len(calls) > handled, 30.0)
-        assert calls[handled:] == [list(range(60, 85))]
+            await eventually(lambda: sum(map(len, calls)) == 85, 30.0)
+        assert [number for numbers in calls[handled:] for number in numbers] == list(range(60, 85))
+        assert len(calls) == handled + 1 or not harness.sends_on
 
     @scenario
     async def test_one_bad_message_does_not_park_its_batch(self, harness: TransportHarness) -> None:

@@ -9,8 +9,19 @@ from contextlib import AsyncExitStack
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+import pytest
+
 from ...._environment import Environment
-from ....transports import Bus, Envelope, Identity, SocketProvider, Subscription, Surroundings
+from ....errors import ConnectFailed
+from ....transports import (
+    Bus,
+    Delivery,
+    Envelope,
+    Identity,
+    SocketProvider,
+    Subscription,
+    Surroundings,
+)
 from ..._application import DistributedApplication
 from .._running import run_alone
 from .._waiting import eventually
@@ -29,6 +40,7 @@ class TransportHarness(abc.ABC):
 
     Attributes:
         any_topic: topics carry any text. Otherwise their levels are letters, digits, ``_``, ``-``.
+        has_groups: instances can share a subscription. Otherwise that is refused.
         has_qos_0: a message can be published with QoS 0, to be delivered at most once. Otherwise
             it is a message like any other.
         has_retained: the last retained message of a topic is sent to new subscriptions. Otherwise
@@ -38,10 +50,19 @@ class TransportHarness(abc.ABC):
             a transport has to, or dead letters would be lost.
         keeps_filters: the broker knows the filters of a durable subscription. Otherwise those of
             an earlier program are gone with it.
+        keeps_window: the broker keeps to the window that it is told. Otherwise more is on its way,
+            and reading pauses.
         knows_redelivery: the broker tells what it has sent before. Otherwise a program knows it
             of what itself has received.
+        one_copy: a message that several filters of a subscription match comes once. Otherwise it
+            may come once for each of them.
         orders_topics: messages of one publisher arrive in order, also on different topics.
             Otherwise only those of one topic do.
+        recognises: what comes again after a cut is known to be what came before. Otherwise it is
+            like a new message: handled again, although a handler is at work on it or has settled
+            it, and with no failed attempts.
+        sends_on: the broker sends further messages while some are unsettled, as long as there is
+            room in the window. Otherwise it may wait until all that it has sent is settled.
         stamps_time: a message whose sender gives no time gets one.
         tells_no_responder: a request that nobody is subscribed for fails at once.
         tells_correlation: a reply tells the correlation of its address, not one of its own.
@@ -54,12 +75,17 @@ class TransportHarness(abc.ABC):
     """
 
     any_topic: bool = True
+    has_groups: bool = True
     has_qos_0: bool = True
     has_retained: bool = True
     keeps_all: bool = False
     keeps_filters: bool = True
+    keeps_window: bool = True
     knows_redelivery: bool = True
+    one_copy: bool = True
     orders_topics: bool = True
+    recognises: bool = True
+    sends_on: bool = True
     stamps_time: bool = False
     tells_no_responder: bool = True
     tells_correlation: bool = False
@@ -193,6 +219,55 @@ class TransportHarness(abc.ABC):
         self._inboxes.append(inbox)
         await inbox.consumer.start()
         return inbox
+
+    async def unsettled(
+        self, bus: Bus, inbox: Inbox, envelopes: Sequence[Envelope], arrive: int | None = None
+    ) -> list[Delivery]:
+        """Publish messages on one topic, and wait until they are there at the same time.
+
+        Args:
+            bus: where to publish.
+            inbox: which does not settle by itself, and has settled all so far.
+            envelopes: the messages.
+            arrive: how many fit into the window; all when not given.
+
+        Returns:
+            Those that have arrived.
+        """
+        first = None
+        begun = len(inbox.deliveries)
+        if not self.sends_on:
+            # What is published while one is unsettled waits in the broker and comes together.
+            await bus.publish(Envelope(topic=envelopes[0].topic, payload=b"first"), timeout=20)
+            (first,) = (await inbox.get(begun + 1))[begun:]
+        for envelope in envelopes:
+            await bus.publish(envelope, timeout=20)
+        if first is not None:
+            first.start()
+            first.settle()
+            inbox.deliveries.remove(first)
+        await inbox.get(begun + (len(envelopes) if arrive is None else arrive))
+        return list(inbox.deliveries[begun:])
+
+    async def get_on(self, inbox: Inbox, count: int) -> list[Delivery]:
+        """Wait until so many have arrived in all. Where the broker does not send on, what arrived
+        on this connection is settled meanwhile."""
+        if self.sends_on:
+            return await inbox.get(count)
+
+        def settled() -> bool:
+            for delivery in list(inbox.deliveries):
+                if delivery.epoch == inbox.deliveries[-1].epoch and delivery.start():
+                    delivery.settle()
+            return len(inbox.deliveries) >= count
+
+        await eventually(settled)
+        return inbox.deliveries
+
+    async def refuses_groups(self, bus: Bus) -> None:
+        """Where there are no groups: make sure that one is refused, not ignored."""
+        with pytest.raises(ConnectFailed):
+            await self.inbox(bus, "a", share=True)
 
     def application(self, name: str, **options: Any) -> DistributedApplication:
         """An application on the broker, not running.

@@ -29,15 +29,17 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
-        for envelope in numbered("plant/x", 4):
-            await bus.publish(envelope, timeout=10)
-        first = list(await inbox.get(4))
+        first = await harness.unsettled(bus, inbox, numbered("plant/x", 4))
         assert first[0].start()
         first[0].settle()
         await harness.cut()
-        await inbox.get(7)
-        assert inbox.payloads[4:] == ["1", "2", "3"]
-        assert all(d.envelope.redelivered for d in inbox.deliveries[4:])
+        if harness.recognises:
+            await inbox.get(7)
+            assert inbox.payloads[4:] == ["1", "2", "3"]
+            assert all(d.envelope.redelivered for d in inbox.deliveries[4:])
+        else:
+            await eventually(lambda: inbox.payloads.count("3") == 2, 15.0)
+            assert inbox.payloads[-3:] == ["1", "2", "3"]
         assert {d.epoch for d in inbox.deliveries[4:]}.isdisjoint({d.epoch for d in first})
         assert not any(d.start() for d in first)
 
@@ -60,17 +62,16 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
-        for envelope in numbered("plant/x", 3):
-            await bus.publish(envelope, timeout=10)
-        deliveries = list(await inbox.get(3))
+        deliveries = await harness.unsettled(bus, inbox, numbered("plant/x", 3))
         for delivery in deliveries[1:]:
             delivery.start()
             delivery.settle()
         await harness.cut()
-        await inbox.get(4)
+        again = ["0"] if harness.recognises else ["0", "1", "2"]
+        await inbox.get(3 + len(again))
         await bus.publish(message("end"), timeout=20)
-        await inbox.get(5)
-        assert inbox.payloads[3:] == ["0", "end"]
+        await harness.get_on(inbox, 4 + len(again))
+        assert inbox.payloads[3:] == [*again, "end"]
 
     @scenario
     async def test_a_running_handler_settles_what_comes_again_meanwhile(
@@ -85,8 +86,9 @@ class Receiving(Scenarios):
             await harness.cut()
             await harness.back(inbox, times)
             await bus.publish(message(f"{times}"), timeout=20)
-            await inbox.has(f"{times}")
-        assert inbox.payloads.count("running") == 1
+            if harness.sends_on:
+                await inbox.has(f"{times}")
+        assert inbox.payloads.count("running") == 1 or not harness.recognises
         running.settle()
         for delivery in inbox.deliveries:
             delivery.start()
@@ -112,8 +114,9 @@ class Receiving(Scenarios):
         await harness.come_back()
         await harness.back(inbox)
         await bus.publish(message("end"), timeout=20)
-        await inbox.get(2)
-        assert inbox.payloads == ["running", "end"]
+        again = [] if harness.recognises else ["running"]
+        await inbox.get(2 + len(again))
+        assert inbox.payloads == ["running", *again, "end"]
 
     @scenario
     async def test_what_waits_behind_the_window_stays_behind_what_comes_again(
@@ -122,15 +125,17 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False, window=2)
-        for envelope in numbered("plant/x", 5):
-            await bus.publish(envelope, timeout=10)
-        await inbox.get(2)
+        came = len(await harness.unsettled(bus, inbox, numbered("plant/x", 5), arrive=2))
+        assert came == 2 or not harness.keeps_window
         await harness.cut()
+        await harness.back(inbox)
+        came = came if harness.keeps_window else 0
         for done in range(5):
-            await inbox.get(3 + done)
-            inbox.deliveries[2 + done].start()
-            inbox.deliveries[2 + done].settle()
-        assert inbox.payloads == ["0", "1", "0", "1", "2", "3", "4"]
+            await inbox.get(came + 1 + done)
+            inbox.deliveries[came + done].start()
+            inbox.deliveries[came + done].settle()
+        if harness.keeps_window:
+            assert inbox.payloads == ["0", "1", "0", "1", "2", "3", "4"]
 
     @scenario
     async def test_what_is_settled_after_its_session_settles_no_later_message(
@@ -147,9 +152,7 @@ class Receiving(Scenarios):
         old.settle()
         await harness.come_back()
         await harness.back(inbox)
-        for payload in ("old", "new"):
-            await bus.publish(message(payload), timeout=20)
-        await inbox.get(3)
+        await harness.unsettled(bus, inbox, [message("old"), message("new")])
         assert inbox.payloads == ["old", "old", "new"]
         assert inbox.deliveries[1].start()
 
@@ -164,7 +167,7 @@ class Receiving(Scenarios):
         delivery.requeue()
         await harness.cut()
         await inbox.get(2)
-        assert inbox.deliveries[1].attempts == 2
+        assert inbox.deliveries[1].attempts == (2 if harness.recognises else 0)
         assert inbox.deliveries[1].state is DeliveryState.QUEUED
 
     @pytest.mark.parametrize("durable", [True, False])
@@ -182,8 +185,12 @@ class Receiving(Scenarios):
         resumed = "resume, redelivered" if durable else "resume, last copies"
         assert inbox.events == (["hold", resumed] if harness.is_held(inbox) else [])
         await bus.publish(message("end"), timeout=20)
+        expected = ["kept", "kept", "end"] if durable else ["kept", "end"]
+        if durable:
+            await inbox.get(2)
+            await harness.get_on(inbox, 3)
         await eventually(lambda: inbox.payloads[-1] == "end")
-        assert inbox.payloads == (["kept", "kept", "end"] if durable else ["kept", "end"])
+        assert inbox.payloads == expected
         assert inbox.deliveries[0].start() is not durable
 
     @scenario
@@ -192,22 +199,18 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", durable=False, settle=False, window=2)
-        for envelope in numbered("plant/x", 2):
-            await bus.publish(envelope, timeout=10)
-        old = list(await inbox.get(2))
+        old = await harness.unsettled(bus, inbox, numbered("plant/x", 2))
         await harness.cut()
         await harness.back(inbox)
-        for name in ("a", "b", "c"):
-            await bus.publish(message(name), timeout=20)
-        if harness.is_held(inbox):
-            await inbox.get(4)
+        letters = [message(name) for name in ("a", "b", "c")]
+        await harness.unsettled(bus, inbox, letters, arrive=2 if harness.is_held(inbox) else 0)
         for delivery in old:
             assert delivery.start()
             delivery.settle()
         await inbox.get(4)
         inbox.deliveries[2].start()
         inbox.deliveries[2].settle()
-        await inbox.get(5)
+        await harness.get_on(inbox, 5)
         assert inbox.payloads == ["0", "1", "a", "b", "c"]
 
     @scenario
@@ -239,7 +242,7 @@ class Receiving(Scenarios):
         await bus.publish(message("more"), timeout=10)
         await bus.publish(message("", bus.reply_address("ab")), timeout=10)
         await eventually(lambda: replies == ["ab"])
-        assert inbox.payloads == ["0"]
+        assert inbox.payloads == ["0"] or not harness.keeps_window
 
     @scenario
     async def test_a_durable_subscription_keeps_messages_while_away(
@@ -247,15 +250,13 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
-        for envelope in numbered("plant/x", 3):
-            await bus.publish(envelope, timeout=10)
-        first = list(await inbox.get(3))
+        first = await harness.unsettled(bus, inbox, numbered("plant/x", 3))
         first[0].start()
         first[0].settle()
         await inbox.consumer.close()
         await bus.publish(message("while away"), timeout=10)
         again = await harness.inbox(bus, "plant/x")
-        await again.get(3)
+        await harness.get_on(again, 3)
         assert again.payloads == ["1", "2", "while away"]
         known = harness.knows_redelivery
         assert [d.envelope.redelivered for d in again.deliveries] == [known, known, False]
@@ -284,9 +285,7 @@ class Receiving(Scenarios):
     ) -> None:
         bus = await harness.bus()
         inbox = await harness.inbox(bus, "plant/x", settle=False)
-        for envelope in numbered("plant/x", 2):
-            await bus.publish(envelope, timeout=10)
-        running, waiting = list(await inbox.get(2))
+        running, waiting = await harness.unsettled(bus, inbox, numbered("plant/x", 2))
         running.start()
         inbox.consumer.stop_intake()
         waiting.withdraw()
@@ -295,7 +294,7 @@ class Receiving(Scenarios):
         await inbox.consumer.close()
         assert inbox.payloads == ["0", "1"]
         again = await harness.inbox(bus, "plant/x")
-        await again.get(2)
+        await harness.get_on(again, 2)
         assert again.payloads == ["1", "after"]
 
     @scenario

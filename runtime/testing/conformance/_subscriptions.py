@@ -83,6 +83,10 @@ class Subscriptions(Scenarios):
             await bus.publish(message("a/b/c", "same"), timeout=10)
         await asyncio.gather(*(bus.post(message("a/b/c", "same")) for _ in range(3)))
         await bus.publish(message("end", "end"), timeout=10)
+        if not harness.one_copy:
+            await inbox.has("end")
+            assert inbox.payloads.count("same") >= 6
+            return
         await inbox.get(7)
         assert harness.in_order(inbox.payloads) == harness.in_order([*["same"] * 6, "end"])
 
@@ -96,16 +100,18 @@ class Subscriptions(Scenarios):
         other = await harness.inbox(await harness.bus("other"), "a", name="fast")
         for envelope in numbered("a", 3):
             await bus.publish(envelope, timeout=10)
-        for inbox in (slow, fast, other):
+        for inbox in (fast, other):
             await inbox.get(3)
+        unsettled = ["0", "1", "2"] if harness.sends_on else ["0"]
+        await slow.get(len(unsettled))
         await harness.cut()
         for inbox in (slow, fast, other):
             await harness.back(inbox)
         await bus.publish(message("a", "end"), timeout=20)
-        await slow.get(7)
+        await harness.get_on(slow, len(unsettled) + 4)
         await fast.get(4)
         await other.get(4)
-        assert slow.payloads == ["0", "1", "2", "0", "1", "2", "end"]
+        assert slow.payloads == [*unsettled, "0", "1", "2", "end"]
         assert fast.payloads == other.payloads == ["0", "1", "2", "end"]
 
     @scenario
@@ -114,12 +120,13 @@ class Subscriptions(Scenarios):
     ) -> None:
         bus = await harness.bus()
         live = await harness.inbox(bus, "a/b", name="live")
-        for payload in ("old", "new"):
-            await bus.publish(message("a/b", payload, retain=True), timeout=10)
+        # With ids and the time: an acknowledgement that the cut swallows makes no difference.
+        for envelope in numbered("a/b", 2, retain=True):
+            await bus.publish(envelope, timeout=10)
         await live.get(2)
         assert [d.envelope.retain for d in live.deliveries] == [False, False]
         late = await harness.inbox(bus, "a/+", name="late")
-        kept = ["old", "new"] if harness.keeps_all else ["new"]
+        kept = ["0", "1"] if harness.keeps_all else ["1"]
         await late.get(len(kept))
         assert late.payloads == kept
         assert {d.envelope.retain for d in late.deliveries} == {harness.has_retained}
@@ -261,6 +268,9 @@ class Subscriptions(Scenarios):
         self, harness: TransportHarness
     ) -> None:
         first = await harness.bus(instance="0", **harness.spread)
+        if not harness.has_groups:
+            await harness.refuses_groups(first)
+            return
         second = await harness.bus(instance="1", **harness.spread)
         one = await harness.inbox(first, "a/#", share=True)
         two = await harness.inbox(second, "a/#", share=True)
@@ -278,6 +288,9 @@ class Subscriptions(Scenarios):
         self, harness: TransportHarness
     ) -> None:
         bus = await harness.bus()
+        if not harness.has_groups:
+            await harness.refuses_groups(bus)
+            return
         inboxes = [
             await harness.inbox(bus, "a", name="one", share=True),
             await harness.inbox(bus, "a", name="two", share=True),
@@ -294,6 +307,9 @@ class Subscriptions(Scenarios):
         self, harness: TransportHarness
     ) -> None:
         bus = await harness.bus()
+        if not harness.has_groups:
+            await harness.refuses_groups(bus)
+            return
         inbox = await harness.inbox(bus, "a", share=True)
         await inbox.consumer.close()
         for envelope in numbered("a", 10):
@@ -307,6 +323,9 @@ class Subscriptions(Scenarios):
         self, harness: TransportHarness
     ) -> None:
         bus = await harness.bus()
+        if not harness.has_groups:
+            await harness.refuses_groups(bus)
+            return
         await bus.publish(message("a", "retained", retain=True), timeout=10)
         inbox = await harness.inbox(bus, "a", share=True)
         await bus.publish(message("a", "end"), timeout=10)
