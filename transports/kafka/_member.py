@@ -16,6 +16,7 @@ from aiokafka.structs import TopicPartition
 from ..._logs import get_logger
 from ...errors import ConfigurationError
 from .._contract import Receiver, Subscription
+from .._rivalry import Rivalry
 from ._clients import end_tasks, stop_consumer
 from ._commits import Committer
 from ._common import Common
@@ -41,7 +42,6 @@ _log = get_logger(__name__)
 _COMMIT_TIMEOUT = 5.0
 _STOP_TIMEOUT = 3.0
 _SHARE_FOR_RUNNING = 0.8
-_KICKS = 6
 _SHORT = 10.0
 _LOOK_AGAIN = 0.05
 
@@ -63,7 +63,7 @@ class GroupMember(Intake):
         self._held = False
         self._rejoining = False
         self._lost = False
-        self._kicks = 0
+        self._rivalry = Rivalry(settled_after=_SHORT, lasting=_SHORT, newcomer=6, settled=10)
         self._joined_at = 0.0
         # Why the places of an assignment are not known.
         self._misplaced: Exception | None = None
@@ -276,8 +276,9 @@ class GroupMember(Intake):
     def _count_loss(self) -> None:
         now = asyncio.get_running_loop().time()
         self._stats["kafka.memberships_lost"] += 1
-        self._kicks = self._kicks + 1 if now - self._joined_at < _SHORT else 1
-        if self._kicks < _KICKS:
+        self._rivalry.held(now - self._joined_at)
+        self._rivalry.pushed_out()
+        if not self._rivalry.gives_way:
             return
         identity = self._surroundings.identity
         who = f"{identity.application}.{identity.instance}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._rivalry import Rivalry
 from ._reasons import SESSION_TAKEN_OVER
 from ._session import Ending, Loss
 
@@ -29,16 +30,22 @@ class Takeovers:
     Of two that fight, the one that came second gives way: who has not held a connection for two
     seconds yet gives up after three takeovers, who has after ten. A connection that holds for
     half a minute, or is ended for another reason, ends the fight.
-
-    Attributes:
-        count: takeovers in this fight.
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._settled = False
+        self._rivalry = Rivalry(
+            settled_after=_SETTLED,
+            lasting=_LASTING,
+            newcomer=_PATIENCE_OF_A_NEWCOMER,
+            settled=_PATIENCE,
+        )
         self._wordless = 0
         self._trace_left = False
+
+    @property
+    def count(self) -> int:
+        """Takeovers in this fight."""
+        return self._rivalry.count
 
     @property
     def leaves_trace(self) -> bool:
@@ -58,12 +65,12 @@ class Takeovers:
     @property
     def is_newcomer(self) -> bool:
         """Whether no connection has held for some seconds yet."""
-        return not self._settled
+        return self._rivalry.is_newcomer
 
     @property
     def gives_way(self) -> bool:
         """Whether another client is proved to be there, and this one is to end."""
-        return self.count >= (_PATIENCE if self._settled else _PATIENCE_OF_A_NEWCOMER)
+        return self._rivalry.gives_way
 
     def ended(self, loss: Loss, lasted: float, *, left_trace: bool) -> None:
         """A connection has ended.
@@ -73,23 +80,26 @@ class Takeovers:
             lasted: seconds for which it held.
             left_trace: it left a session behind that tells it from others.
         """
-        self._settled = self._settled or lasted >= _SETTLED
-        if lasted >= _LASTING:
-            self.count = 0
+        self._rivalry.held(lasted)
         self._trace_left = left_trace
         if loss.ending in (Ending.CLOSED, Ending.RESET):
             self._wordless = self._wordless + 1 if lasted < _SHORT else 1
             return
         self._wordless = 0
-        self.count = self.count + 1 if loss.reason == SESSION_TAKEN_OVER else 0
+        if loss.reason == SESSION_TAKEN_OVER:
+            self._rivalry.pushed_out()
+        else:
+            self._rivalry.over()
 
     def unreachable(self) -> None:
         """An attempt to connect failed: the broker was away, which explains what came before."""
-        self.count = self._wordless = 0
+        self._wordless = 0
+        self._rivalry.over()
 
     def looked(self, *, foreign: bool) -> None:
         """The session was looked at; ``foreign`` when another client has made it."""
         if foreign:
-            self.count += 1
+            self._rivalry.pushed_out()
         else:
-            self.count = self._wordless = 0
+            self._wordless = 0
+            self._rivalry.over()

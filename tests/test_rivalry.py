@@ -1,0 +1,55 @@
+"""Two programs with one name: which of them gives way."""
+
+from __future__ import annotations
+
+from hypothesis import given, strategies as st
+
+from spa_dat.transports._rivalry import Rivalry
+
+
+def rivalry() -> Rivalry:
+    return Rivalry(settled_after=2.0, lasting=30.0, newcomer=3, settled=10)
+
+
+def push_out(rival: Rivalry, seconds: float) -> None:
+    rival.held(seconds)
+    rival.pushed_out()
+
+
+def test_a_newcomer_has_less_patience_than_who_was_there_first() -> None:
+    newcomer, first = rivalry(), rivalry()
+    push_out(first, 2.0)
+    for _ in range(2):
+        push_out(newcomer, 1.9)
+        push_out(first, 1.9)
+    assert not newcomer.gives_way
+    push_out(newcomer, 1.9)
+    assert newcomer.gives_way
+    assert not first.gives_way
+
+
+def test_who_holds_its_place_for_long_or_is_alone_counts_anew() -> None:
+    one = rivalry()
+    for _ in range(9):
+        push_out(one, 5.0)
+    push_out(one, 30.0)
+    assert one.count == 1
+    one.over()
+    assert one.count == 0
+    assert not one.is_newcomer
+
+
+@given(st.floats(2.0, 1e6), st.lists(st.tuples(st.floats(0, 1.9), st.floats(0, 29)), min_size=12))
+def test_of_two_that_take_turns_the_one_that_came_second_ends(
+    before: float, turns: list[tuple[float, float]]
+) -> None:
+    """The second one's times are short, for the first one comes back at once."""
+    first, second = rivalry(), rivalry()
+    push_out(first, before)
+    for of_second, of_first in turns:
+        push_out(second, of_second)
+        if second.gives_way:
+            break
+        push_out(first, of_first)
+        assert not first.gives_way
+    assert second.gives_way
