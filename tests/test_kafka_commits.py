@@ -32,6 +32,7 @@ class Cluster:
         self.commits: list[dict[TopicPartition, int]] = []
         self.answers: list[Exception | float] = []
         self.gone: TopicPartition | None = None
+        self.why: Exception = kafka.UnknownTopicOrPartitionError()
         self.at_once = 0
         self.most_at_once = 0
 
@@ -48,7 +49,7 @@ class Cluster:
             if isinstance(answer, Exception):
                 raise answer
             if self.gone in offsets:
-                raise kafka.UnknownTopicOrPartitionError
+                raise self.why
             await asyncio.sleep(answer)
             self.commits.append({tp: value.offset for tp, value in offsets.items()})
         finally:
@@ -282,3 +283,62 @@ async def test_committing_on_receipt_says_whether_it_is_confirmed() -> None:
     await group.committer.finish(1.0)
     assert not await group.committer.commit({ONE: 7})
     assert len(group.cluster.commits) == 1
+
+
+async def test_a_topic_that_may_not_be_committed_keeps_nothing_else_from_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    group = Group()
+    group.cluster.gone = ONE
+    group.cluster.why = kafka.TopicAuthorizationFailedError("t")
+    for offset in range(3):
+        group.settle(ONE, offset)
+        group.settle(TWO, offset)
+        await asyncio.sleep(5)
+    assert group.cluster.commits == [{TWO: 1}, {TWO: 2}, {TWO: 3}]
+    assert group.stats["kafka.commits_failed"] == 0
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
+    assert "topic 't' can not be committed" in line
+    await group.committer.finish(1.0)
+
+
+@pytest.mark.parametrize("passing", [True, False])
+async def test_a_failure_that_passes_is_not_said(
+    caplog: pytest.LogCaptureFixture, passing: bool
+) -> None:
+    group = Group()
+    error = kafka.KafkaConnectionError("closed")
+    group.cluster.answers = [error] if passing else [error] * 3
+    group.settle(ONE, 1)
+    await asyncio.sleep(10)
+    assert group.cluster.commits == [{ONE: 2}]
+    assert group.stats["kafka.commits_failed"] == (1 if passing else 3)
+    assert ("a commit failed" in caplog.text) is not passing
+
+
+async def test_what_is_read_and_nobodys_to_settle_is_committed_past() -> None:
+    group = Group()
+    positions = {ONE: 5, TWO: 0}
+    group.assignment.ids = {"t": "x"}
+    group.assignment.trackers[TWO].committed = 3
+    group.committer.catch_up(positions.__getitem__)
+    await asyncio.sleep(2)
+    assert group.cluster.commits == [{ONE: 5}]
+    (delivery,) = group.hand_out(ONE, 5)
+    positions |= {ONE: 9, TWO: 4}
+    for _ in range(2):
+        group.committer.catch_up(positions.__getitem__)
+        await asyncio.sleep(2)
+    # Not past what is not settled.
+    assert group.cluster.commits[1:] == [{TWO: 4}]
+    delivery.settle()
+    group.committer.catch_up(positions.__getitem__)
+    await asyncio.sleep(2)
+    assert group.cluster.commits[2:] == [{ONE: 9}]
+
+
+async def test_without_ids_nothing_is_committed_where_nothing_was_handed_out() -> None:
+    group = Group()
+    group.committer.catch_up(lambda place: 7)
+    await asyncio.sleep(5)
+    assert group.cluster.commits == []

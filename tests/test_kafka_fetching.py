@@ -73,7 +73,7 @@ class Here:
 
 
 def all_readable() -> Any:
-    return SimpleNamespace(busy=False, keeps=lambda partition: False)
+    return SimpleNamespace(busy=False, keeps=lambda partition: False, look_for_leaders=lambda: None)
 
 
 class Case:

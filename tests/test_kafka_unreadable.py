@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import aiokafka.codec
@@ -276,6 +278,44 @@ def test_a_topic_that_only_a_wildcard_matches_may_be_for_others() -> None:
     assert troubles.serious([]) == "partition 1 of topic 'u' can not be read: ValueError: x "
     troubles.keep([TopicPartition("t", 0)])
     assert troubles.serious([]) is None
+
+
+@pytest.mark.virtual
+async def test_a_partition_without_a_leader_is_named_when_it_lasts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    places = [TopicPartition("t", 0), TopicPartition("t", 1)]
+    leaders = dict.fromkeys(places, 1)
+    library: Any = SimpleNamespace(
+        assignment=lambda: set(places),
+        _subscription=SimpleNamespace(subscription=None),
+        _client=SimpleNamespace(
+            send=None, cluster=SimpleNamespace(leader_for_partition=leaders.__getitem__)
+        ),
+    )
+    troubles = Troubles("consumer 'x'", Counter())
+    guard = _guard.Guard(library, troubles)
+
+    async def look(seconds: int) -> None:
+        for _ in range(seconds):
+            await asyncio.sleep(1)
+            guard.look_for_leaders()
+
+    leaders[places[1]] = -1
+    await look(5)
+    leaders[places[1]] = 1
+    await look(1)
+    leaders[places[1]] = -1
+    await look(9)
+    # An election takes a moment.
+    assert troubles.serious([]) is None
+    await look(30)
+    assert "partition 1 of topic 't'" in (troubles.serious([]) or "")
+    assert caplog.text.count("it has no leader") == 1
+    leaders[places[1]] = 2
+    await look(1)
+    assert troubles.serious([]) is None
+    assert "can be read again" in caplog.text
 
 
 async def test_a_package_for_every_compression_is_an_extra() -> None:

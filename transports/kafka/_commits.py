@@ -55,6 +55,7 @@ class Committer:
         self._task: asyncio.Task[bool] | None = None
         self._ended = False
         self._failures = 0
+        self._forbidden: set[str] = set()
         assignment.on_release = self._on_release
 
     def _on_release(self) -> None:
@@ -155,10 +156,12 @@ class Committer:
             self._stats["kafka.commits_lost"] += 1
             _log.info("group %r: a commit came too late: %s", self._group, describe(error))
             return True
-        except kafka.UnknownTopicOrPartitionError:
-            # Which one is gone is not told.
-            one_by_one = [{partition: offset} for partition, offset in offsets.items()]
-            return len(offsets) == 1 or all([await self._commit(one) for one in one_by_one])
+        except (kafka.UnknownTopicOrPartitionError, kafka.TopicAuthorizationFailedError) as error:
+            if len(offsets) == 1:
+                self._say_so(next(iter(offsets)).topic, error)
+                return True
+            # Which one is gone, or not for us any more, is not told.
+            return all([await self._commit({tp: offset}) for tp, offset in offsets.items()])
         except Exception as error:  # noqa: BLE001 (whatever the library raises, it is tried again)
             self._stats["kafka.commits_failed"] += 1
             self._failures += 1
@@ -177,6 +180,18 @@ class Committer:
         for partition, offset in offsets.items():
             trackers[partition].committed = offset
         return True
+
+    def _say_so(self, topic: str, error: kafka.KafkaError) -> None:
+        forbidden = isinstance(error, kafka.TopicAuthorizationFailedError)
+        if forbidden and topic not in self._forbidden:
+            self._forbidden.add(topic)
+            _log.error(
+                "group %r: what is settled of topic %r can not be committed, and comes again:"
+                " %s; allow Read in the cluster's access rules",
+                self._group,
+                topic,
+                describe(error),
+            )
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -127,6 +127,7 @@ class Fetching:
             await asyncio.sleep(_LOOK)
             self.reachable = await where.reachable()
             if self.reachable:
+                self._guard.look_for_leaders()
                 await self._look()
             elif await where.moved():
                 raise ConnectionError(MOVED)

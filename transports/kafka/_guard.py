@@ -13,6 +13,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import JoinGroupRequest
 from aiokafka.structs import TopicPartition
 
+from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ._clients import overhear
 from ._salvage import read_leniently
@@ -23,6 +24,7 @@ __all__ = ["Guard"]
 _log = get_logger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_NO_LEADER, _WITHOUT_LEADER = -1, 10.0
 # What a broker answers for a partition, and the library asks again and again without a word.
 _UNSAID: dict[int, Callable[[], Exception]] = {
     -1: kafka.UnknownError,
@@ -54,6 +56,7 @@ class Guard:
 
     def __init__(self, consumer: Any, troubles: Troubles, *, passes_over: bool = False) -> None:
         self._passes_over = passes_over
+        self._log = LimitedLog(_log)
         self.found: dict[TopicPartition, Unreadable] = {}
         self.held: dict[TopicPartition, float] = {}
         self.join_code = 0
@@ -62,6 +65,8 @@ class Guard:
         # Those that are being tried again, or were somebody's trouble before.
         self._tried = dict(troubles.known)
         self._pauses: dict[TopicPartition, float] = {}
+        # Since when (loop time).
+        self._leaderless: dict[TopicPartition, float] = {}
         overhear(consumer._client, self._hear)
 
     def start(self) -> None:
@@ -131,7 +136,7 @@ class Guard:
     def _pass_over(self, partition: TopicPartition, problem: Unreadable) -> bool:
         if problem.beyond is None:
             return False
-        _log.error(
+        self._log.error(
             "what is in topic %r, partition %d, from offset %d to %d can not be read and is passed"
             " over: %s",
             partition.topic,
@@ -171,6 +176,22 @@ class Guard:
                     self._tried[partition] = self._troubles.known[partition]
                 if self._consumer._subscription.is_assigned(partition) and may_go_on(partition):
                     self._consumer.resume(partition)
+
+    def look_for_leaders(self) -> None:
+        """Say which partitions have had no leader for long: the library waits without a word."""
+        cluster, known = self._consumer._client.cluster, self._troubles.known
+        now = asyncio.get_running_loop().time()
+        leaderless: dict[TopicPartition, float] = {}
+        for partition in sorted(self._consumer.assignment()):
+            problem = known.get(partition)
+            if cluster.leader_for_partition(partition) == _NO_LEADER:
+                leaderless[partition] = self._leaderless.get(partition, now)
+                if problem is None and now - leaderless[partition] >= _WITHOUT_LEADER:
+                    error = kafka.LeaderNotAvailableError()
+                    self._troubles.add(partition, Unreadable(error, self.position(partition)))
+            elif problem is not None and isinstance(problem.error, kafka.LeaderNotAvailableError):
+                self._is_over(partition)
+        self._leaderless = leaderless
 
     def _is_over(self, partition: TopicPartition) -> None:
         self._tried.pop(partition, None)

@@ -271,7 +271,8 @@ class GroupMember(Intake):
         if assignment is None or committer is None or guard is None:
             return
         if assignment.open and not assignment.ended and not self._stopped:
-            committer.catch_up(guard.position)
+            known = self._troubles.known
+            committer.catch_up(lambda tp: -1 if tp in known else guard.position(tp))
 
     def _count_loss(self) -> None:
         now = asyncio.get_running_loop().time()

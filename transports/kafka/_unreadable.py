@@ -50,6 +50,8 @@ class Unreadable(msgspec.Struct, frozen=True):
                     f"it is compressed with {codec[1]}, which needs the package cramjam: install"
                     " spa-dat[compression] and start again"
                 )
+        if isinstance(error, kafka.LeaderNotAvailableError):
+            return "it has no leader: see which of the brokers with its replicas are away"
         if isinstance(error, kafka.CorruptRecordException):
             text = "it is damaged"
         else:
