@@ -37,6 +37,7 @@ log = get_logger("spa_dat")
 _LONGEST_REPLY_ADDRESS = 1024
 _LONGEST_CORRELATION = 1024
 _MOST_TOPICS_REMEMBERED = 1024
+_LONGEST_TOPIC_REMEMBERED = 256
 _LONGEST_EXPIRY = 2**32
 _LONGEST_ERROR_CODE = 100
 _LONGEST_ERROR_TEXT = 1000
@@ -143,6 +144,8 @@ class Link:
                 " choose another first level"
             )
         self.provider.check_topic(topic)
+        if len(topic) > _LONGEST_TOPIC_REMEMBERED:
+            return
         if len(self._checked) >= _MOST_TOPICS_REMEMBERED:
             self._checked.clear()
         self._checked[topic] = None

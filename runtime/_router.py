@@ -70,7 +70,8 @@ class Router(Actor):
         # Up to this epoch the bus has forgotten what it had sent.
         self._forgotten = -1
         self._stopped = False
-        self._stale: dict[str, None] = {}
+        # Not the topics themselves: strangers may invent long ones.
+        self._stale: dict[int, None] = {}
         self._log = LimitedLog(log)
 
     def add(self, route: Route) -> None:
@@ -336,9 +337,10 @@ class Router(Actor):
         if self._elsewhere is not None:
             # It was on its way when its filter was removed: there are no others in that session.
             return
-        if topic in self._stale or len(self._stale) >= _MOST_STALE_TOPICS:
+        key = hash(topic)
+        if key in self._stale or len(self._stale) >= _MOST_STALE_TOPICS:
             return
-        self._stale[topic] = None
+        self._stale[key] = None
         self._log.warning(
             "subscription %r: a message on %s fits none of its filters; a filter of an earlier"
             " version is still in force and is being removed",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import socket
+import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
+from aiokafka.structs import TopicPartition
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from spa_dat import DistributedApplication, Message, Socket
@@ -21,17 +26,26 @@ from spa_dat.transports import (
     Delivery,
     Envelope,
     KafkaConfig,
+    KafkaTopic,
+    LeftOut,
     MemoryConfig,
     MqttConfig,
     Outbox,
     OutboxEntry,
+    TopicTrie,
     Tracker,
     without_payload,
 )
+from spa_dat.transports.kafka._names import Names
+from spa_dat.transports.kafka._past import Past
+from spa_dat.transports.kafka._records import size_of_headers
+from spa_dat.transports.kafka._slots import Assignment, PartitionTracker
+from spa_dat.transports.mqtt._filters import CopyGuard
 from spa_dat.transports.mqtt._flow import MessageFlow
 from spa_dat.transports.mqtt._packets import MalformedPacket, PublishPacket, variable_integer
 from spa_dat.transports.mqtt._session import Loss
 from spa_dat.transports.mqtt._stream import FrameStream
+from spa_dat.transports.mqtt._texts import check_topic as check_mqtt_topic
 from support.waiting import eventually
 
 LARGEST = 1_000
@@ -525,3 +539,88 @@ def test_the_text_and_the_code_of_a_received_error_are_shortened() -> None:
 async def test_a_limit_of_replies_is_a_whole_number(limit: Any) -> None:
     with pytest.raises(ConfigurationError, match="limit="):
         await replies_of("memory://", 1, 1, limit=limit)
+
+
+# What is remembered of what strangers write.
+
+
+@pytest.mark.parametrize("length", [100, 60_000])
+def test_topics_that_strangers_invent_are_not_remembered_if_they_are_long(length: int) -> None:
+    trie: TopicTrie[int] = TopicTrie()
+    trie.add("in/+", 1)
+    topics = [f"in/{number:0>{length}}" for number in range(50)]
+    for _ in range(2):
+        assert [trie.match(topic) for topic in topics] == [(1,)] * 50
+    remembered = sum(map(len, trie._cache))
+    assert remembered == (sum(map(len, topics)) if length == 100 else 0)
+
+
+def kept_by(step: Callable[[int], object]) -> int:
+    """Bytes that are still in use after the step was taken 100 times."""
+    step(-1)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(100):
+            step(number)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_remembered_of_long_texts_takes_little() -> None:
+    def text(number: int) -> str:
+        return f"{number:0>50000}"
+
+    guard = CopyGuard()
+    guard.watch(["a/#", "a/+"])
+    names = Names(KafkaConfig(topics={"t/{key}": KafkaTopic("t")}))
+
+    def copy(number: int) -> None:
+        guard.is_copy(Envelope(topic=f"a/{text(number)}", headers={"h": text(number)}), (1,))
+
+    assert kept_by(copy) < 500_000
+    assert kept_by(lambda number: check_mqtt_topic(f"a/{text(number)}")) < 500_000
+    assert kept_by(lambda number: names.address(f"t/{text(number)}")) < 500_000
+
+
+def test_of_a_settled_record_that_is_not_committed_little_is_kept() -> None:
+    assignment = Assignment(1)
+    place = TopicPartition("t", 0)
+    tracker = PartitionTracker(assignment, place)
+    deliveries = []
+    for offset in range(3):
+        envelope = Envelope(
+            topic="t",
+            payload=b"x" * 1_000,
+            time=float(offset),
+            offset=offset,
+            headers={"h": "x" * 1_000},
+            raw_headers=(("h", b"x" * 1_000),),
+        )
+        delivery = Delivery(envelope, epoch=1, token=offset, tracker=tracker, size=3_000)
+        tracker.slots.append(delivery)
+        assignment.unsettled += 1
+        assignment.size += 3_000
+        deliveries.append(delivery)
+    deliveries[2].settle()
+    kept = deliveries[2].envelope
+    assert (kept.payload, dict(kept.headers), kept.raw_headers) == (b"", {}, ())
+    assert (kept.time, kept.offset, kept.left_out) == (2.0, 2, LeftOut(1_000, ""))
+    assert assignment.size == 6_000
+    again = msgspec.structs.replace(kept, payload=b"x" * 1_000, left_out=None)
+    past = Past(tracker, None)
+    assert past.resolve(Delivery(again, epoch=2, token=2))
+    other = msgspec.structs.replace(again, time=9.0)
+    past = Past(tracker, None)
+    assert not past.resolve(Delivery(other, epoch=2, token=2))
+
+
+def test_headers_of_a_record_count_with_what_they_take() -> None:
+    assert size_of_headers(Envelope(topic="t")) == 0
+    large = Envelope(topic="t", id="x" * 1_000, raw_headers=(("ce_id", b"x" * 1_000),))
+    assert size_of_headers(large) > 2_000
+    many = Envelope(topic="t", raw_headers=(("", None),) * 1_000)
+    assert size_of_headers(many) > 100_000

@@ -24,6 +24,8 @@ RESERVED = "_spa"
 
 _LONGEST = 65_535
 _REMEMBERED = 4_096
+# Longer topics, which strangers may invent without end, would fill the memory.
+_LONGEST_REMEMBERED = 256
 
 V = TypeVar("V", bound=Hashable)
 
@@ -261,6 +263,8 @@ class TopicTrie(Generic[V]):
         found = self._cache.get(topic)
         if found is None:
             found = self._search(topic)
+            if len(topic) > _LONGEST_REMEMBERED:
+                return found
             if len(self._cache) >= _REMEMBERED:
                 del self._cache[next(iter(self._cache))]
             self._cache[topic] = found

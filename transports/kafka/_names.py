@@ -21,6 +21,7 @@ __all__ = ["Address", "Names", "Selection"]
 
 _LONGEST = 249
 _MOST_REMEMBERED = 4_096
+_LONGEST_REMEMBERED = 256
 _LEVEL = re.compile(r"[A-Za-z0-9_-]+")
 _DEAD_LETTER = f"{RESERVED}/dead-letter/"
 _REPLY = f"{RESERVED}/reply/"
@@ -115,7 +116,7 @@ class Names:
             known = self._find(topic)
             if len(self._addresses) >= _MOST_REMEMBERED:
                 self._addresses.clear()
-            if known.correlation is None:
+            if known.correlation is None and len(topic) <= _LONGEST_REMEMBERED:
                 self._addresses[topic] = known
         return known
 
@@ -245,13 +246,16 @@ class Names:
         return name.removeprefix(self._prefix).replace(".", "/")
 
 
-@functools.lru_cache(_MOST_REMEMBERED)
 def _is_level(text: str) -> bool:
     return _LEVEL.fullmatch(text) is not None
 
 
+_is_level_remembered = functools.lru_cache(_MOST_REMEMBERED)(_is_level)
+
+
 def _checked(level: str, topic: str) -> str:
-    if not _is_level(level):
+    known = _is_level_remembered if len(level) <= _LONGEST_REMEMBERED else _is_level
+    if not known(level):
         raise ConfigurationError(
             f"topic {topic[:80]!r}: Kafka can not carry the level {level[:80]!r}; use letters"
             " A-Z and a-z, digits, '_' and '-', or bind the address with KafkaConfig(topics=...)"

@@ -273,12 +273,9 @@ class Codec:
 
 def size_of_headers(envelope: Envelope) -> int:
     """Bytes that they take in memory, about: as they came, and as texts."""
-    headers = envelope.headers
-    size = _KEPT_WITH_A_HEADER * (len(headers) + len(envelope.raw_headers))
-    for name, text in headers.items():
-        size += len(name) + len(text)
+    size = 2 * _KEPT_WITH_A_HEADER * len(envelope.raw_headers)
     for name, value in envelope.raw_headers:
-        size += len(name) + len(value or b"")
+        size += len(name) + 2 * len(value or b"")
     return size
 
 

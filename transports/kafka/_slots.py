@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
 from aiokafka.structs import TopicPartition
 
 from .._delivery import Delivery, DeliveryState, Tracker
@@ -259,7 +258,11 @@ class SizeTracker(Tracker):
 
 def _forgotten(envelope: Envelope) -> Envelope:
     """What is kept of a message that is settled while one before it is not."""
-    if envelope.left_out is not None:
-        return envelope
-    left_out = LeftOut(len(envelope.payload), "")
-    return msgspec.structs.replace(envelope, payload=b"", left_out=left_out)
+    return Envelope(
+        topic=envelope.topic,
+        id=envelope.id,
+        time=envelope.time,
+        partition=envelope.partition,
+        offset=envelope.offset,
+        left_out=envelope.left_out or LeftOut(len(envelope.payload), ""),
+    )

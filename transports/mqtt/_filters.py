@@ -53,7 +53,7 @@ class CopyGuard:
     def __init__(self) -> None:
         self.filters: tuple[str, ...] = ()
         """The filters that overlap: subscribe to them with their `identifier`."""
-        self._seen: OrderedDict[tuple[object, ...], set[int]] = OrderedDict()
+        self._seen: OrderedDict[int, set[int]] = OrderedDict()
 
     def watch(self, filters: Sequence[str]) -> None:
         """Guard these filters from now on."""
@@ -84,8 +84,9 @@ class CopyGuard:
         return False
 
 
-def _fingerprint(envelope: Envelope) -> tuple[object, ...]:
-    return (
+def _fingerprint(envelope: Envelope) -> int:
+    # The texts themselves may be long, and strangers write them.
+    everything = (
         envelope.topic,
         hashlib.blake2b(envelope.payload, digest_size=16).digest(),
         envelope.left_out and envelope.left_out.sha256,
@@ -98,6 +99,7 @@ def _fingerprint(envelope: Envelope) -> tuple[object, ...]:
         envelope.correlation,
         tuple(envelope.headers.items()),
     )
+    return hash(everything)
 
 
 def candidates(topic: str, wanted: Iterable[str]) -> list[str]:

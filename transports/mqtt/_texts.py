@@ -18,14 +18,25 @@ _LONGEST = 65_535
 _MOST_LEVELS = 200
 _LEVELS_OF_A_SHARE = 2
 # A character is at most four bytes of UTF-8.
+# Longer topics come from strangers, and would fill the memory.
+_LONGEST_REMEMBERED = 256
 _SURELY_SHORT = _LONGEST // 4
 
 
-@functools.lru_cache(4_096)
 def check_topic(topic: str) -> None:
     """Raise ConfigurationError unless messages can be published to ``topic``."""
+    if len(topic) <= _LONGEST_REMEMBERED:
+        _check_remembered(topic)
+    else:
+        _check_topic(topic)
+
+
+def _check_topic(topic: str) -> None:
     check_any_topic(topic)
     _check_levels("topic", topic, _MOST_LEVELS)
+
+
+_check_remembered = functools.lru_cache(4_096)(_check_topic)
 
 
 def check_filter(pattern: str) -> None:
