@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 
@@ -103,3 +104,33 @@ async def test_equal_ids_after_a_reconnect_are_not_taken_for_what_was_acknowledg
         _, recorder = await app.consume("t")
         await eventually(lambda: acknowledged == 2)
         assert recorder.payloads == [b"20.5", payload][:handled]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_start_without_a_session_and_a_session_that_is_lost_are_logged_and_counted(
+    durable: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "spa_dat")
+
+    async def first(peer: Peer) -> None:
+        await peer.ready()
+        peer.reset()
+
+    async with ScriptedBroker(talk, first, talk) as broker, client(broker) as app:
+        _, recorder = await app.consume("t", durable=durable)
+        await eventually(lambda: len(recorder.events) == 2)
+        assert app.stats["mqtt.session_new"] == durable
+        assert app.stats["mqtt.session_lost"] == durable
+        told = [record for record in caplog.records if "session of 'app.0.actor'" in record.message]
+        levels = [logging.INFO, logging.WARNING] if durable else []
+        assert [record.levelno for record in told] == levels
+
+
+async def test_a_start_with_its_session_says_nothing_of_it() -> None:
+    async def first(peer: Peer) -> None:
+        await peer.ready(session=True)
+        await peer.wait_closed()
+
+    async with ScriptedBroker(talk, first) as broker, client(broker) as app:
+        await app.consume("t")
+        assert app.stats["mqtt.session_new"] == app.stats["mqtt.session_lost"] == 0

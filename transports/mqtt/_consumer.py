@@ -199,6 +199,14 @@ class MqttConsumer(Consumer):
         if not session_present:
             self._redelivery.session_lost()
         if not self._held:
+            if self._durable and not session_present:
+                self._stats["mqtt.session_new"] += 1
+                _log.info(
+                    "the broker at %s had no session of %r and has made one: this is its first"
+                    " start, or the session has expired or was removed, and what it kept is gone",
+                    self._config.address,
+                    self._identifier,
+                )
             return
         if session_present:
             self._resume(redelivered=not self._last_copies)
