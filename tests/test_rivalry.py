@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from hypothesis import given, strategies as st
 
+from spa_dat.errors import ConfigurationError
 from spa_dat.transports._rivalry import Rivalry
+from support.kafka_bus import create
+from support.kafka_consuming import taker
+from support.simulated import SERVER, world
+from support.waiting import eventually
 
 
 def rivalry() -> Rivalry:
@@ -53,3 +61,19 @@ def test_of_two_that_take_turns_the_one_that_came_second_ends(
         push_out(first, of_first)
         assert not first.gives_way
     assert second.gives_way
+
+
+@pytest.mark.virtual
+async def test_on_kafka_the_member_that_was_there_first_stays() -> None:
+    with world():
+        await create(SERVER, "x-a", 1)
+        async with taker(SERVER, "a", prefix="x-") as first:
+            # What makes it the first.
+            await asyncio.sleep(15)
+            async with taker(SERVER, "a", prefix="x-") as second:
+                await eventually(lambda: first.client.fatal or second.client.fatal, 120)
+                assert first.client.fatal == []
+                assert isinstance(second.client.fatal[0], ConfigurationError)
+                assert "another program runs as 'app.0' too" in str(second.client.fatal[0])
+                assert second.stats["kafka.memberships_lost"] == 6
+                assert first.stats["kafka.memberships_lost"] in (6, 7)
