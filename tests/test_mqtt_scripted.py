@@ -208,6 +208,44 @@ async def test_a_refused_reply_inbox_fails_the_start() -> None:
                 pass
 
 
+async def test_an_inbox_refused_at_a_reconnect_stops_requests_and_no_publishes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._talk._RETRY_REFUSED", 0.05)
+    cut, allowed = asyncio.Event(), asyncio.Event()
+
+    async def first(peer: Peer) -> None:
+        await peer.ready()
+        await cut.wait()
+        peer.reset()
+
+    async def second(peer: Peer) -> None:
+        await peer.accept()
+        while True:
+            packet = await peer.receive()
+            if packet.kind == "SUBSCRIBE":
+                peer.send(suback(packet.packet_id, 1 if allowed.is_set() else 0x87))
+            elif packet.kind == "PUBLISH":
+                peer.puback(packet)
+
+    async with ScriptedBroker(first, second) as broker, client(broker) as app:
+        cut.set()
+        await eventually(lambda: app.stats["mqtt.connected"] == 2)
+        await app.bus.publish(Envelope(topic="t"), timeout=10)
+        with pytest.raises(NotAuthorised, match=r"no request can be made.*not authorised \(0x87\)"):
+            app.bus.reply_address("c0ffee")
+        assert app.stats["mqtt.subscribe_refused"] == 1
+        allowed.set()
+
+        def has_inbox() -> bool:
+            try:
+                return app.bus.reply_address("c0ffee").endswith("/c0ffee")
+            except NotAuthorised:
+                return False
+
+        await eventually(has_inbox)
+
+
 async def test_a_subscription_answered_with_an_unknown_code_does_not_hang() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept()

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from spa_dat.errors import ConfigurationError
+from spa_dat.transports import Identity, Surroundings
 from spa_dat.transports._rivalry import Rivalry
+from spa_dat.transports.memory import MemoryProvider
 from support.kafka_bus import create
 from support.kafka_consuming import taker
 from support.simulated import SERVER, world
@@ -61,6 +63,27 @@ def test_of_two_that_take_turns_the_one_that_came_second_ends(
         push_out(first, of_first)
         assert not first.gives_way
     assert second.gives_way
+
+
+@pytest.mark.virtual
+async def test_in_memory_the_client_that_was_there_first_stays() -> None:
+    provider = MemoryProvider()
+    fatal: dict[str, list[BaseException]] = {"first": [], "second": []}
+    buses = {
+        name: provider.open(Surroundings(Identity("app"), fatal=found.append))
+        for name, found in fatal.items()
+    }
+    try:
+        await buses["first"].start(lambda correlation, reply: None)
+        await asyncio.sleep(3)
+        await buses["second"].start(lambda correlation, reply: None)
+        await eventually(lambda: fatal["first"] or fatal["second"], 60)
+        assert fatal["first"] == []
+        assert "'app.0'" in str(fatal["second"][0])
+        await eventually(lambda: buses["first"].connected)
+    finally:
+        for bus in buses.values():
+            await bus.close()
 
 
 @pytest.mark.virtual

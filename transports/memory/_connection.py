@@ -9,6 +9,7 @@ from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed
 from .._backoff import Backoff
 from .._contract import Surroundings
+from .._rivalry import Rivalry
 from ._broker import Broker
 from ._queue import Link
 
@@ -16,8 +17,8 @@ __all__ = ["Connection"]
 
 _log = get_logger(__name__)
 
-_KICKS = 5
-_SHORT = 30.0
+_SETTLED = 2.0
+_LASTING = 30.0
 
 
 class Connection:
@@ -50,7 +51,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0
-        self._kicks = 0
+        self._rivalry = Rivalry(settled_after=_SETTLED, lasting=_LASTING, newcomer=5, settled=10)
         self._closed = False
 
     @property
@@ -87,13 +88,17 @@ class Connection:
         self._surroundings.stats["connections.lost"] += 1
         _log.warning("%s: connection of %r lost", self._broker.address, self.client_id)
         self._lost()
-        self._kicks = self._kicks + 1 if taken_over and lasted < _SHORT else 0
-        if self._kicks >= _KICKS:
+        self._rivalry.held(lasted)
+        if taken_over:
+            self._rivalry.pushed_out()
+        else:
+            self._rivalry.over()
+        if self._rivalry.gives_way:
             self._surroundings.fatal(
                 ConfigurationError(
                     f"client id {self.client_id!r} on {self._broker.address} was taken over"
-                    f" {_KICKS} times in a row: another application with the same name and"
-                    " instance is running; give each its own instance"
+                    f" {self._rivalry.count} times in a row: another application with the same"
+                    " name and instance is running; give each its own instance"
                 )
             )
             return

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from ..._logs import get_logger
-from ...errors import ConfigurationError, MessageTooLarge, PublishRefused, SpaDatError
+from ...errors import (
+    ConfigurationError,
+    ConnectionLost,
+    MessageTooLarge,
+    PublishRefused,
+    SpaDatError,
+)
 from .._addresses import parked, reply_prefix
 from .._backoff import Backoff
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
@@ -28,6 +35,7 @@ __all__ = ["MqttBus"]
 _log = get_logger(__name__)
 
 _REFUSED = 0x80
+_RETRY_REFUSED = 10.0
 _MOST_PATIENCE = 16
 # Bytes that are written and not confirmed; they are in memory once more until they have left.
 _MOST_WRITTEN = 8_388_608
@@ -55,7 +63,9 @@ class MqttBus(Bus):
         self._on_reply: Callable[[str, Envelope], None] | None = None
         self._client: MqttClient | None = None
         self._patience = 1
-        self._has_inbox = True
+        # Why there is no inbox for replies on the connection at hand.
+        self._no_inbox: SpaDatError | None = None
+        self._regaining: asyncio.Task[None] | None = None
         # What has been said about the broker.
         self._warned: dict[str, None] = {}
         self._outbox = Outbox(
@@ -78,11 +88,8 @@ class MqttBus(Bus):
         await self._connection.start()
 
     def reply_address(self, correlation: str) -> str:
-        if not self._has_inbox:
-            raise ConfigurationError(
-                f"no request can be made on {self._config.address}: the broker offers no wildcard"
-                " subscriptions, which the replies need; use another broker"
-            )
+        if self._no_inbox is not None:
+            raise type(self._no_inbox)(f"no request can be made: {self._no_inbox}")
         return self._inbox + correlation
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
@@ -107,6 +114,7 @@ class MqttBus(Bus):
 
     async def close(self) -> None:
         self._outgoing.close()
+        self._stop_regaining()
         await self._connection.close()
         self.connected = False
 
@@ -126,13 +134,24 @@ class MqttBus(Bus):
 
     async def prepare(self, client: MqttClient, *, first: bool) -> None:
         self._warn(client.limits)
-        pattern = self._inbox + "+"
-        self._has_inbox = client.limits.lacking(pattern) is None
-        if not self._has_inbox:
+        self._no_inbox = None
+        if client.limits.lacking(self._inbox + "+") is not None:
+            self._no_inbox = ConfigurationError(
+                f"the broker at {self._config.address} offers no wildcard subscriptions, which the"
+                " replies need; use another broker"
+            )
             return
-        codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
-        if codes and codes[0] >= _REFUSED:
-            raise subscribe_refusal(codes[0], pattern)
+        refusal = await self._open_inbox(client)
+        if refusal is None:
+            return
+        if first:
+            raise refusal
+        # Publishes must not wait for it.
+        self._no_inbox = refusal
+        self._stats["mqtt.subscribe_refused"] += 1
+        _log.error("%r: %s; trying again", self._identifier, refusal)
+        self._stop_regaining()
+        self._regaining = asyncio.ensure_future(self._regain_inbox(client))
 
     def on_connected(self, session_present: bool) -> None:
         """The connection is used once `prepare` is through."""
@@ -147,7 +166,9 @@ class MqttBus(Bus):
         self._outgoing.unreachable()
 
     def trace(self) -> str | None:
-        return self._inbox + "+" if self._has_inbox and not self._outgoing.suspects else None
+        if self._no_inbox is not None or self._outgoing.suspects:
+            return None
+        return self._inbox + "+"
 
     def on_lost(self, loss: Loss) -> None:
         self._patience = 1
@@ -175,6 +196,26 @@ class MqttBus(Bus):
             _log.exception("a reply on %r could not be handed over", envelope.topic)
 
     # Inner parts.
+
+    async def _open_inbox(self, client: MqttClient) -> SpaDatError | None:
+        """Subscribe to replies; returns why the broker refuses it."""
+        pattern = self._inbox + "+"
+        codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
+        refused = next((code for code in codes if code >= _REFUSED), None)
+        return None if refused is None else subscribe_refusal(refused, pattern)
+
+    async def _regain_inbox(self, client: MqttClient) -> None:
+        with contextlib.suppress(ConnectionLost):
+            while self._no_inbox is not None and not client.lost.done():
+                await asyncio.sleep(_RETRY_REFUSED)
+                self._no_inbox = await self._open_inbox(client)
+            if self._no_inbox is None:
+                _log.info("%r: the broker grants the inbox for replies again", self._identifier)
+
+    def _stop_regaining(self) -> None:
+        if self._regaining is not None:
+            self._regaining.cancel()
+            self._regaining = None
 
     def _encode(self, envelope: Envelope) -> PublishPacket:
         if len(envelope.payload) > self.max_payload:
