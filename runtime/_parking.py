@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 from .._texts import describe
@@ -64,13 +65,7 @@ class Parking:
         A letter that the bus refuses over what it says is tried in simpler forms, the last of
         which has nothing of the sender's in it.
         """
-        letter = complete = dead_letter(
-            delivery.envelope,
-            actor=self._host.source,
-            attempts=delivery.attempts,
-            error=error,
-            environment=self._link.surroundings.environment,
-        )
+        letter = complete = self._letter(delivery, error)
         seconds = self._first
         has_place = is_last = False
         while True:
@@ -103,3 +98,17 @@ class Parking:
                 is_last = True
         if has_place:
             self._host.return_letter()
+
+    def _letter(self, delivery: Delivery, error: BaseException) -> Envelope:
+        make = partial(
+            dead_letter,
+            actor=self._host.source,
+            attempts=delivery.attempts,
+            environment=self._link.surroundings.environment,
+        )
+        try:
+            return make(delivery.envelope, error=error)
+        except Exception as problem:  # noqa: BLE001 (no message is so strange as to block others)
+            envelope = delivery.envelope
+            known = Envelope(topic=envelope.topic, payload=envelope.payload, id=envelope.id)
+            return make(known, error=problem)

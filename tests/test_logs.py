@@ -159,3 +159,40 @@ def test_a_name_of_a_class_is_escaped_too() -> None:
     assert describe(Unspeakable()) == "(its text can not be had: RuntimeError)"
     assert quoted(Unspeakable()) == "<Unspeakable>"
     assert showable(Unspeakable()) is not None
+
+
+def chained(length: int) -> ValueError:
+    error = ValueError("a\nb")
+    for number in range(length):
+        outer = ValueError(f"{number}\n")
+        outer.__cause__ = error
+        error = outer
+    return error
+
+
+class Notes(Exception):
+    __notes__ = 5  # type: ignore[assignment]
+
+
+class Cause(Exception):
+    @property
+    def __cause__(self) -> BaseException:  # type: ignore[override]
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        chained(5_000),
+        Notes("a\n"),
+        Cause("a\n"),
+        ExceptionGroup("g\n", [ValueError("x\n") for _ in range(500)]),
+        ExceptionGroup("g", [ExceptionGroup("h", [chained(100)])]),
+    ],
+    ids=["chain", "notes", "cause", "group", "groups"],
+)
+def test_no_error_is_so_strange_that_it_cannot_be_logged(error: BaseException) -> None:
+    with logged() as stream:
+        get_logger("spa_dat.test").error("it failed", exc_info=error)
+    assert "it failed" in stream.getvalue()
+    assert_harmless(stream)

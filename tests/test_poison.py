@@ -398,3 +398,29 @@ async def test_a_letter_that_is_refused_whatever_it_says_is_stored_whole_later(
     assert [bool(form.payload) for form in refused[:4]] == [True, True, False, False]
     assert (letter.payload, letter.key, letter.headers["h"]) == (b"payload", "k", "x")
     assert "spa_dead_original" not in letter.headers
+
+
+@pytest.mark.virtual
+async def test_a_message_of_which_no_letter_can_be_made_is_stored_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site()
+    app = site.app()
+
+    @app.application("n", name="actor", retry=ONCE)
+    async def handle(payload: bytes) -> None:
+        raise ValueError("bad")
+
+    def strange(envelope: Envelope, **given: Any) -> Envelope:
+        if envelope.headers:
+            raise OverflowError("a date beyond the year 9999")
+        return dead_letter(envelope, **given)
+
+    monkeypatch.setattr("spa_dat.runtime._parking.dead_letter", strange)
+    async with app:
+        site.publish("n", b"payload", headers={"h": "x"})
+        (letter,) = await site.parked()
+        await site.settled()
+    assert letter.payload == b"payload"
+    assert letter.headers["spa_dead_topic"] == "n"
+    assert letter.headers["spa_dead_error"] == "OverflowError"

@@ -328,7 +328,8 @@ async def test_what_strangers_send_on_kafka(kafka: Kafka) -> None:
                 # Else it would have expired, which is nobody's fault.
                 headers = [(name, value) for name, value in headers if not value.isdigit()]
                 key = any_bytes(category, choice)
-                await stranger.send("fuzz-f.x", b"?", key=key, headers=headers)
+                stamp = choice.choice((None, 0, 1))
+                await stranger.send("fuzz-f.x", b"?", key=key, headers=headers, timestamp_ms=stamp)
                 await stranger.send("fuzz-f.ask", b"1.5", key=key, headers=headers)
                 await stranger.send_and_wait("fuzz-f.x", b"good")
                 count += 1

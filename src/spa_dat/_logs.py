@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from types import TracebackType
+from typing import Any
 
-from ._texts import escaped, showable
+from ._texts import error_name, escaped, showable
 
 __all__ = ["ACTOR_LOG", "OWN", "get_logger"]
 
@@ -38,8 +40,13 @@ def _harmless(record: logging.LogRecord) -> bool:
     if shown is not text:
         record.msg, record.args = shown, None
     if record.exc_info and record.exc_info[1] is not None:
-        _, error, traceback = record.exc_info
-        stand_in = showable(error)
-        if stand_in is not error:
-            record.exc_info = (type(stand_in), stand_in, traceback)
+        record.exc_info = _shown(*record.exc_info)
     return True
+
+
+def _shown(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> Any:
+    try:
+        stand_in = showable(error)
+    except Exception:  # noqa: BLE001 (the class may be anybody's)
+        stand_in = RuntimeError(f"{error_name(error)}, which can not be shown")
+    return (kind if stand_in is error else type(stand_in)), stand_in, traceback

@@ -20,6 +20,7 @@ _UNSHOWABLE = re.compile(f"[{_CONTROLS}{_SURROGATES}{_NON_CHARACTERS}{_DECEPTIVE
 _CUT = "..."
 _LONGEST_SHOWN = 4_000
 _LONGEST_NAME = 200
+_MOST_SHOWN = 50
 
 
 def unfit_character(text: str) -> str | None:
@@ -130,7 +131,7 @@ def _stand_in(error: BaseException, made: dict[int, BaseException]) -> BaseExcep
     text = escaped(_text_of(error), _LONGEST_SHOWN)
     stand_in: BaseException
     if isinstance(error, BaseExceptionGroup):
-        parts = [made.get(id(one)) or _stand_in(one, made) for one in error.exceptions]
+        parts = [_stand_in(one, made) for one in error.exceptions[:_MOST_SHOWN]]
         stand_in = BaseExceptionGroup(escaped(error.message), parts)
     else:
         kind = type(error)
@@ -142,7 +143,10 @@ def _stand_in(error: BaseException, made: dict[int, BaseException]) -> BaseExcep
     for link in ("__cause__", "__context__"):
         linked = getattr(error, link)
         if linked is not None:
-            setattr(stand_in, link, made.get(id(linked)) or _stand_in(linked, made))
+            known = made.get(id(linked))
+            if known is None and len(made) < _MOST_SHOWN:
+                known = _stand_in(linked, made)
+            setattr(stand_in, link, known)
     stand_in.__suppress_context__ = error.__suppress_context__
     for note in getattr(error, "__notes__", ()):
         stand_in.add_note(escaped(str(note)))

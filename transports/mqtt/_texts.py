@@ -72,11 +72,16 @@ def check_message(envelope: Envelope) -> None:
             f"correlation has {len(correlation)} bytes, and MQTT carries {_LONGEST}: shorten it"
         )
     # All of them at once, because there is hardly ever anything to be found.
-    texts = (
-        f"{envelope.content_type or ''}{envelope.key or ''}{envelope.id or ''}"
-        f"{envelope.source or ''}{envelope.type or ''}"
-    )
     headers = envelope.headers
+    texts = "".join(
+        (
+            envelope.content_type or "",
+            envelope.key or "",
+            envelope.id or "",
+            envelope.source or "",
+            envelope.type or "",
+        )
+    )
     if headers:
         texts = "".join((texts, *headers, *headers.values()))
     if len(texts) > _SURELY_SHORT or unfit_character(texts) is not None:
