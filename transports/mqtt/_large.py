@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
+from ...errors import EncodeError
 from .._envelope import Envelope, LeftOut, without_payload
 from ._packets import MalformedPacket, PublishPacket, read_variable
 
@@ -120,7 +121,11 @@ def as_taken(envelope: Envelope, largest: int) -> Envelope:
     """
     size = len(envelope.payload)
     if _may_have_large_head(envelope):
-        length = _length_of(PublishPacket(envelope))
+        try:
+            length = _length_of(PublishPacket(envelope))
+        except EncodeError:
+            # No packet can have that. What is in memory must not stop what is behind it.
+            length = 0
         if length > largest + LARGEST_HEAD and length - size > LARGEST_HEAD:
             digest = hashlib.sha256(envelope.payload).hexdigest()
             return Envelope(
