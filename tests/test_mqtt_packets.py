@@ -17,6 +17,7 @@ from spa_dat.transports.mqtt._packets import (
     PublishDecoder,
     PublishPacket,
     encode_acknowledgements,
+    reason_string,
     variable_integer,
 )
 from spa_dat.transports.mqtt._stream import FrameStream
@@ -276,3 +277,29 @@ async def test_an_end_is_reported_once_and_with_its_reason() -> None:
     reading.stream.write(b"too late")
     reading.close()
     assert reading.ends == [None]
+
+
+@pytest.mark.parametrize(
+    ("properties", "words"),
+    [
+        (b"\x1f\0\x02no", "no"),
+        (b"\x26\0\x01a\0\x01b\x1f\0\x02no", "no"),
+        (b"\x26\0\x01a\0\x01b", ""),
+        (b"", ""),
+        (b"\x1f\0\x09no", ""),
+        (b"\x1f\0", ""),
+        (b"\x1f", ""),
+        (b"\x99\0\x02no", ""),
+    ],
+)
+def test_the_words_of_an_acknowledgement_are_read_if_they_can_be(
+    properties: bytes, words: str
+) -> None:
+    packet = bytes((len(properties),)) + properties
+    following = b"\0\x20" * 20
+    assert reason_string(b"xx" + packet + following, 2, 2 + len(packet)) == words
+
+
+@given(st.binary(max_size=40))
+def test_no_properties_of_an_acknowledgement_end_a_connection(properties: bytes) -> None:
+    assert isinstance(reason_string(properties, 0, len(properties)), str)

@@ -72,34 +72,28 @@ def encode_completion(packet: bytes) -> bytes:
 def reason_string(data: bytes, start: int, stop: int) -> str:
     """What the properties of an acknowledgement say in words; empty when they do not.
 
+    Properties that are malformed say nothing: the reason code stands before them, and ending the
+    connection over them would bring the same answer again on the next one.
+
     Args:
         data: what holds the packet.
         start: where in ``data`` the length of the properties stands.
         stop: where the packet ends.
-
-    Raises:
-        MalformedPacket: its inner lengths do not fit.
     """
+    data = data[:stop]
     try:
-        length, position = read_variable(data, start)
-        if position + length > stop:
-            raise MalformedPacket("the properties of a PUBACK packet are longer than it is")
-        end = position + length
-        words = ""
-        while position < end:
+        _, position = read_variable(data, start)
+        while position < stop:
             kind = data[position]
             text, position = _read_text(data, position + 1)
             if kind == 0x1F:
-                words = text
-            elif kind == 0x26:
-                _, position = _read_text(data, position)
-            else:
-                raise MalformedPacket(f"a PUBACK packet has the unknown property {kind:#04x}")
-    except IndexError:
-        raise MalformedPacket("a PUBACK packet ends too early") from None
-    if position != end:
-        raise MalformedPacket("the properties of a PUBACK packet have a wrong length")
-    return words
+                return text
+            if kind != 0x26:
+                break
+            _, position = _read_text(data, position)
+    except (IndexError, MalformedPacket):
+        pass
+    return ""
 
 
 class PublishPacket:
