@@ -65,6 +65,8 @@ class BatchHost(Host):
             size,
             seconds,
             self._ready,
+            # Where this holds for no lane the window has room.
+            size_bytes=max(1, self.window_bytes // options.concurrency),
             capacity=options.mailbox,
             overflow=options.overflow,
             key=self.spec.message_key.of_item if by_key else None,

@@ -22,6 +22,8 @@ class Collector(Mailbox):
     Args:
         size: the most deliveries of a batch.
         seconds: how long the first one waits for others, at the most.
+        size_bytes: a batch is not waited for any longer once it has so many bytes: the window may
+            have no room for more. None for no such limit.
         on_ready: called when it is time to `take` a batch; not again before `done`.
         capacity: as of `Mailbox`.
         overflow: as of `Mailbox`.
@@ -36,8 +38,11 @@ class Collector(Mailbox):
         "_seconds",
         "_since",
         "_size",
+        "_size_bytes",
         "_timer",
         "_told",
+        "_weighed",
+        "_weight",
     )
 
     def __init__(
@@ -46,6 +51,7 @@ class Collector(Mailbox):
         seconds: float,
         on_ready: Callable[[], None],
         *,
+        size_bytes: int | None = None,
         capacity: int,
         overflow: Overflow,
         key: Callable[[Any], Hashable] | None = None,
@@ -60,8 +66,8 @@ class Collector(Mailbox):
         self._timer: asyncio.TimerHandle | None = None
         self._told = False
         self._flushing = False
-        # How many of the first ones are known to go into one batch.
-        self._alike = 0
+        self._size_bytes = size_bytes
+        self._forget()
 
     def offer(self, item: Any) -> bool:
         """As `Mailbox.offer`."""
@@ -69,19 +75,19 @@ class Collector(Mailbox):
         taken = super().offer(item)
         if len(self.items) != before + 1:
             # It has replaced another one, or made it go.
-            self._alike = 0
+            self._forget()
         self._look()
         return taken
 
     def push_front(self, items: Iterable[Any]) -> None:
         """As `Mailbox.push_front`."""
-        self._alike = 0
+        self._forget()
         super().push_front(items)
 
     def extract(self, predicate: Callable[[Any], bool]) -> list[Any]:
         """As `Mailbox.extract`."""
         extracted = super().extract(predicate)
-        self._alike = 0
+        self._forget()
         self._look()
         return extracted
 
@@ -136,6 +142,7 @@ class Collector(Mailbox):
             self._flushing
             or len(self.items) >= self._size
             or self._is_mixed()
+            or self._is_heavy()
             or (self._since is not None and self._clock.time() >= self._since + self._seconds)
         )
 
@@ -146,6 +153,23 @@ class Collector(Mailbox):
         while self._alike < len(items) and _kind(items[self._alike]) == first:
             self._alike += 1
         return self._alike < len(items)
+
+    def _is_heavy(self) -> bool:
+        """Whether what waits has so many bytes that it need not wait; looks at each once."""
+        if self._size_bytes is None:
+            return False
+        items = self.items
+        while self._weighed < len(items):
+            entry = items[self._weighed]
+            self._weight += getattr(entry, "item", entry).size
+            self._weighed += 1
+        return self._weight >= self._size_bytes
+
+    def _forget(self) -> None:
+        """What waits has changed other than at its end."""
+        # How many of the first ones are known to go into one batch; how many are weighed, and what
+        # they weigh.
+        self._alike = self._weighed = self._weight = 0
 
     def _tell(self) -> None:
         self._forget_timer()

@@ -20,7 +20,8 @@ class Whole:
     def part(self) -> Part:
         """What a further actor gets of it."""
         delivery = self.delivery
-        part = Part(delivery.envelope, delivery.epoch, delivery.token, whole=self)
+        size = delivery.size
+        part = Part(delivery.envelope, delivery.epoch, delivery.token, size=size, whole=self)
         part.attempts = delivery.attempts
         self.parts.append(part)
         return part

@@ -239,6 +239,26 @@ def test_no_more_bytes_are_handed_out_than_the_window_says_and_a_larger_message_
 
 
 @pytest.mark.virtual
+@pytest.mark.parametrize(("profile", "concurrency"), [("mqtt", 1), ("kafka", 1), ("kafka", 3)])
+def test_a_batch_does_not_wait_for_what_the_window_has_no_room_for(
+    profile: str, concurrency: int
+) -> None:
+    app = DistributedApplication("memory://?window_bytes=3000", name="app")
+    handled: list[int] = []
+
+    @app.application("n", batch=(50, 3_600.0), concurrency=concurrency)
+    async def handle(parts: list[bytes]) -> None:
+        handled.extend(map(len, parts))
+
+    with Harness(app, profile=profile) as harness:  # type: ignore[arg-type]
+        for number in range(60):
+            harness.publish("n", b"x" * 300, key=f"{number}")
+        harness.advance(60.0)
+        # The last ones wait for more.
+        assert len(handled) >= 60 - 10 * concurrency
+
+
+@pytest.mark.virtual
 @pytest.mark.parametrize("profile", ["mqtt", "kafka"])
 def test_a_message_over_the_limit_is_a_dead_letter_that_says_what_it_was(profile: str) -> None:
     app = DistributedApplication("memory://?max_received=1000", name="app")

@@ -182,7 +182,7 @@ class MemoryConsumer(Consumer):
         )
         if not running and not self._intake:
             return
-        delivery = self._tracker.register(envelope, token)
+        delivery = self._tracker.register(envelope, token, len(envelope.payload))
         if earlier is None:
             self._receiver.deliver(delivery)
         elif running:
