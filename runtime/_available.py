@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import ConfigurationError
+from ._parts import PARTS
 
 __all__ = ["RESERVED_NAMES", "Available"]
 
@@ -67,8 +68,11 @@ class Available:
         types = [kind.__name__ for kind in self.special]
         if self.kind == "application":
             types.insert(0, "list[Message[...]]" if self.batch else "Message[...]")
+        names = [name for name in self.reserved if not (self.batch and name == "message")]
+        if self.kind == "application" and not self.batch:
+            names += PARTS
         groups = [
-            ("by name", [name for name in self.reserved if not (self.batch and name == "message")]),
+            ("by name", names),
             ("by type", types),
             ("resources", self.resources),
             ("captures", () if self.batch else self.all_captures),

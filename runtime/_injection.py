@@ -83,6 +83,7 @@ class Injection:
         has_state: bool = True,
         special: Mapping[type, str] | None = None,
         batch: bool = False,
+        variables: Mapping[Any, Any] | None = None,
     ) -> Injection:
         """Work out what each parameter gets.
 
@@ -100,11 +101,12 @@ class Injection:
                 annotation must allow.
             special: types that decide whatever the name, and the attribute of the scope for each.
             batch: one call gets several messages, as lists.
+            variables: what type variables in annotations stand for.
 
         Raises:
             ConfigurationError: a parameter that nobody can fill, with what could be asked for.
         """
-        signature = read_signature(function, has_self=has_self)
+        signature = read_signature(function, has_self=has_self, variables=variables)
         available = Available(
             captures=tuple(tuple(name for _, name in topic.captures) for topic in topics),
             topics=tuple(topic.text for topic in topics),

@@ -13,7 +13,9 @@ import msgspec
 from .._texts import escaped
 from ..errors import ConfigurationError, DecodeError, EncodeError
 from ..transports import Envelope, Tombstone
+from ._constraints import foreign_constraint
 from ._content_types import BINARY, JSON, TEXT, PayloadFormat, format_of
+from ._generics import type_variable_in
 from ._pydantic import is_pydantic, to_builtins
 from ._type_readers import bare_type, is_union, type_name, type_readers
 from ._unencodable import find_unencodable
@@ -203,6 +205,13 @@ class Decoder(Generic[T]):
 
 def _make(annotation: Any) -> Decoder[Any]:
     bare, optional = bare_type(annotation)
+    variable = type_variable_in(annotation)
+    if variable is not None:
+        raise ConfigurationError(
+            f"{type_name(annotation)} can not be the type of a payload: nothing says what the type"
+            f" variable {variable.__name__} stands for; derive from the generic class with an"
+            f" argument, as in class Boiler(Base[Reading]), or write a type"
+        )
     if any(bare is raw for raw in _RAW):
         return _raw_decoder(annotation, bare, optional)
     members = [bare_type(part)[0] for part in get_args(bare)] if is_union(bare) else [bare]
@@ -259,6 +268,14 @@ _remembered = functools.lru_cache(maxsize=512)(_make)
 def _raw_decoder(annotation: Any, bare: Any, optional: bool) -> Decoder[Any]:
     convert: Callable[[bytes], Any] = bare
     if annotation is not bare:
+        foreign = foreign_constraint(annotation)
+        if foreign is not None:
+            raise ConfigurationError(
+                f"{type_name(annotation)} can not be the type of a payload: {foreign} is not"
+                " checked for raw bytes; write it with msgspec.Meta, as in"
+                " Annotated[bytes, msgspec.Meta(max_length=9)]"
+            )
+
         # Length limits in Annotated.
         def convert(payload: bytes) -> Any:
             return msgspec.convert(payload, annotation)

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 from ..errors import ConfigurationError
 from ._available import RESERVED_NAMES, Available
 from ._captures import capture_converter
+from ._constraints import is_foreign_default
 from ._getters import (
     PAYLOAD,
     Getter,
@@ -20,6 +21,7 @@ from ._getters import (
     resource_getter,
 )
 from ._message import Message
+from ._parts import PARTS
 from ._payloads import Decoder
 from ._signatures import MISSING, Parameter, Signature, Unresolved
 from ._type_readers import bare_type, type_name
@@ -63,6 +65,7 @@ class Analysis:
         self._message_names: list[str] = []
         self._message_type: Any = MISSING
         self._payload_type: Any = MISSING
+        self._payload_name: str | None = None
 
     def run(self) -> Plan:
         """Apply the rules; raises ConfigurationError for a parameter that nobody can fill."""
@@ -92,11 +95,17 @@ class Analysis:
         )
 
     def _fill(self, parameter: Parameter) -> bool:
+        if is_foreign_default(parameter.default):
+            raise self._error(
+                f"the default of {parameter.name!r} is {parameter.default!r:.100}, which does"
+                f" nothing here; write {parameter.name}: Annotated[..., pydantic.Field(...)]"
+            )
         return (
             self._fill_by_type(parameter)
             or self._fill_by_name(parameter)
             or self._fill_resource(parameter)
             or self._fill_capture(parameter)
+            or self._fill_part(parameter)
         )
 
     def _fill_by_type(self, parameter: Parameter) -> bool:
@@ -187,6 +196,27 @@ class Analysis:
         self._getters[name] = capture_getter(name, convert, parameter.default)
         return True
 
+    def _fill_part(self, parameter: Parameter) -> bool:
+        """Parts of the message that are asked for by name; captures and resources go first."""
+        name = parameter.name
+        part = PARTS.get(name)
+        if part is None or self._available.kind == "producer":
+            return False
+        if self._available.batch:
+            raise self._error(
+                f"{name!r}: each message has its own; take list[Message[...]], and message.{name}"
+            )
+        if isinstance(parameter.annotation, Unresolved):
+            raise self._unresolved(parameter)
+        if not part.takes(parameter.annotation, required=parameter.required):
+            raise self._error(
+                f"{name!r} is annotated {type_name(parameter.annotation)}, but it is the message's"
+                f" {name}; write {name}: {part.written}, or rename the parameter if it is meant"
+                " to be the payload"
+            )
+        self._getters[name] = part.getter(None if parameter.required else parameter.default)
+        return True
+
     def _refuse_misspelt(self, required: Iterable[Parameter]) -> None:
         given = {p.name for p in self._signature.parameters} | self._signature.fixed
         known = (
@@ -226,12 +256,14 @@ class Analysis:
             )
         self._message_type = payload_type
         self._message_names.append(name)
+        self._payload_name = self._payload_name or name
 
     def _take_payload(self, parameter: Parameter) -> None:
         if isinstance(parameter.annotation, Unresolved):
             raise self._unresolved(parameter)
         self._payload_type = bytes if parameter.annotation is MISSING else parameter.annotation
         self._getters[parameter.name] = PAYLOAD
+        self._payload_name = parameter.name
 
     def _fill_rest(self) -> tuple[str, ...]:
         """Everything else, for ``**kwargs``; returns the captures, which a topic may lack."""
@@ -261,7 +293,8 @@ class Analysis:
         try:
             return Decoder.of(wanted)
         except ConfigurationError as error:
-            raise self._error(str(error)) from error
+            whose = "" if self._payload_name is None else f"parameter {self._payload_name!r}: "
+            raise self._error(f"{whose}{error}") from error
 
     def _unresolved(self, parameter: Parameter) -> ConfigurationError:
         unresolved = parameter.annotation

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 from ..actors import Actor, handlers_of
 from ..errors import ConfigurationError
-from ..transports import RESERVED, TopicFilter, as_provider, is_reserved
+from ..transports import RESERVED, TopicFilter, is_reserved
+from ._class_options import class_options
 from ._context import Context
+from ._generics import arguments_in
 from ._injection import Injection
 from ._signatures import read_signature
 from ._socket import Socket
@@ -23,25 +25,6 @@ __all__ = ["FunctionActor", "check_arguments", "class_spec", "function_spec"]
 A = TypeVar("A", bound=Actor)
 
 _SPECIAL: dict[type, str] = {Socket: "socket", SyncSocket: "socket", Context: "context"}
-
-_CLASS_OPTIONS = (
-    "socket_provider",
-    "ressources",
-    "retry",
-    "mailbox",
-    "window",
-    "overflow",
-    "qos",
-    "deliver",
-    "subscription",
-    "replies",
-    "retry_requests",
-    "deadline",
-    "concurrency",
-    "key",
-    "batch",
-    "reply_topics",
-)
 
 
 class FunctionActor(Actor):
@@ -79,7 +62,7 @@ def class_spec(
     """Register an actor class; raises ConfigurationError when it can not be served."""
     if not (isinstance(cls, type) and issubclass(cls, Actor)):
         raise ConfigurationError(f"{cls!r} is not a class derived from Actor")
-    given = _class_options(cls)
+    given = class_options(cls)
     name = given.pop("name", cls.__name__)
     merged = merge_options(f"actor {name!r}", options, given)
 
@@ -95,6 +78,7 @@ def class_spec(
                 has_self=not isinstance(
                     inspect.getattr_static(cls, attribute), staticmethod | classmethod
                 ),
+                variables=arguments_in(cls, attribute),
             )
             for topics, attribute in _declared(cls)
         )
@@ -130,19 +114,6 @@ def check_arguments(
     except TypeError as error:
         name = getattr(cls, "__name__", repr(cls))
         raise ConfigurationError(f"add({name}, ...): {error}; it takes {signature}") from error
-
-
-def _class_options(cls: type[Actor]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for option in ("name", *_CLASS_OPTIONS):
-        value = inspect.getattr_static(cls, option, None)
-        # A method or property that happens to have the name is the user's own.
-        if value is None or callable(value) or hasattr(type(value), "__get__"):
-            continue
-        given[option] = value
-    if "socket_provider" in given:
-        given["socket_provider"] = as_provider(given["socket_provider"])
-    return given
 
 
 def _declared(cls: type[Actor]) -> list[tuple[tuple[str, ...], str]]:
@@ -234,6 +205,7 @@ def _handler(
     bind: Callable[[Any], Callable[..., Any]],
     *,
     has_self: bool = False,
+    variables: Mapping[Any, Any] | None = None,
 ) -> Handler:
     injection = Injection.analyse(
         function,
@@ -244,6 +216,7 @@ def _handler(
         has_state=options.state is not None,
         special=_SPECIAL,
         batch=options.batch is not None and kind == "application",
+        variables=variables,
     )
     _check_socket(injection, function, has_self=has_self)
     if options.batch is not None and injection.is_responder(options.replies):

@@ -87,6 +87,11 @@ class ProducerScope:
         """Producers have no messages."""
         raise NotImplementedError
 
+    @property
+    def envelope(self) -> Envelope:
+        """Producers have no messages."""
+        raise NotImplementedError
+
     def message(self) -> Message[Any]:
         """Producers have no messages."""
         raise NotImplementedError
@@ -132,6 +137,11 @@ class MessageScope(ProducerScope):
         if decoder is None:
             return envelope.payload
         return decoder.decode(envelope.payload, envelope.content_type)
+
+    @property
+    def envelope(self) -> Envelope:
+        """The message as the bus gave it."""
+        return self._delivery.envelope
 
     def message(self) -> Message[Any]:
         """The whole message; raises DecodeError."""

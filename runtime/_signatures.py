@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError
+from ._generics import substituted
 
 __all__ = ["MISSING", "Parameter", "Signature", "Unresolved", "read_signature"]
 
@@ -74,12 +75,18 @@ class Signature:
     is_async: bool
 
 
-def read_signature(function: Callable[..., Any], *, has_self: bool = False) -> Signature:
+def read_signature(
+    function: Callable[..., Any],
+    *,
+    has_self: bool = False,
+    variables: Mapping[Any, Any] | None = None,
+) -> Signature:
     """The signature of a function, method, partial, callable object or wrapper.
 
     Args:
         function: what is to be called.
         has_self: it comes from a class, and its first parameter is the instance.
+        variables: what type variables stand for.
 
     Raises:
         ConfigurationError: it can not be called with arguments by name, or is a generator.
@@ -105,7 +112,11 @@ def read_signature(function: Callable[..., Any], *, has_self: bool = False) -> S
             )
         del raw[0]
     fixed = {key for f in layers if isinstance(f, functools.partial) for key in f.keywords}
-    resolve = _Resolver(layers[-1]).resolve
+    resolver = _Resolver(layers[-1])
+
+    def resolve(annotation: Any) -> Any:
+        return substituted(resolver.resolve(annotation), variables or {})
+
     parameters: list[Parameter] = []
     takes_anything = False
     for parameter in raw:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, NewType, Union, get_args, get_origin
 
 import msgspec
 
+from ._constraints import foreign_constraint, has_own_constraints
 from ._pydantic import is_pydantic, json_reader, mentions_pydantic, validate_builtins
 
-__all__ = ["bare_type", "is_union", "type_name", "type_readers"]
+__all__ = ["bare_type", "constrained_reader", "is_union", "type_name", "type_readers"]
 
 _SWITCHES = {"on": True, "off": False}
 
@@ -62,6 +63,9 @@ def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str
         Exception: of any kind, with a text that says why values can not be read as the type.
     """
     bare = bare_type(annotation)[0]
+    if foreign_constraint(annotation) is not None:
+        read = constrained_reader(annotation)
+        return read, functools.partial(_parse, _constrained_converter(annotation, read), bare)
     if mentions_pydantic(annotation) or not _is_served(msgspec.inspect.type_info(annotation), []):
         read = json_reader(annotation)
         return read, lambda text: _parse(lambda part: read(msgspec.json.encode(part)), bare, text)
@@ -70,6 +74,45 @@ def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str
     )
     decode = msgspec.json.Decoder(annotation, dec_hook=_from_builtins).decode
     return decode, functools.partial(_parse, convert, bare)
+
+
+def constrained_reader(annotation: Any) -> Callable[[bytes], Any]:
+    """As `json_reader`, for a type with constraints that only pydantic can check.
+
+    Raises:
+        TypeError: it cannot check them.
+    """
+    constraint = foreign_constraint(annotation)
+    instead = "write the constraint with msgspec.Meta, as in Annotated[int, msgspec.Meta(gt=0)]"
+    if has_own_constraints(annotation):
+        raise TypeError(
+            f"{constraint} is checked by pydantic, which does not know the msgspec.Meta beside"
+            f" it; {instead}"
+        )
+    try:
+        return json_reader(annotation)
+    except ImportError as error:
+        raise TypeError(
+            f"{constraint} needs pydantic, which is not installed; {instead}"
+        ) from error
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise TypeError(f"pydantic cannot check {constraint}: {reason}; {instead}") from error
+
+
+def _constrained_converter(annotation: Any, read: Callable[[bytes], Any]) -> Callable[[str], Any]:
+    try:
+        parses = _is_served(msgspec.inspect.type_info(annotation), [])
+    except Exception:  # noqa: BLE001  (what only pydantic knows is read as a JSON string)
+        parses = False
+
+    def convert(text: str) -> Any:
+        value: Any = text
+        if parses:
+            value = msgspec.convert(text, annotation, strict=False, dec_hook=_from_builtins)
+        return read(msgspec.json.encode(value))
+
+    return convert
 
 
 def _parse(convert: Callable[[str], Any], bare: Any, text: str) -> Any:
