@@ -174,8 +174,13 @@ class Cell(Generic[A]):
 
     def stop_threadsafe(self, future: ActorFuture | None) -> None:
         """`request_stop` from any thread; ``future`` ends when the actor has."""
+        loop = self.task.get_loop()
         try:
-            self.task.get_loop().call_soon_threadsafe(self._stop_for, future)
+            if asyncio._get_running_loop() is loop:
+                # At once: what is asked after this comes too late.
+                self._stop_for(future)
+            else:
+                loop.call_soon_threadsafe(self._stop_for, future)
         except RuntimeError:
             if future is not None:
                 future.set_exception(self.stopped())

@@ -17,7 +17,7 @@ from ._pykka import is_proxy_message, is_stop_message
 if TYPE_CHECKING:
     from ._cell import Cell
 
-__all__ = ["ActorFuture", "ProxyEnvelope", "PykkaRef", "StoppedFlag"]
+__all__ = ["ActorFuture", "ProxyEnvelope", "PykkaRef", "StoppedFlag", "is_handed_on"]
 
 
 def _on_event_loop() -> bool:
@@ -47,6 +47,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
     def __init__(self) -> None:
         super().__init__()
         self._given_up = False
+        self._answers: Cell[Any] | None = None
         self._watchers: list[Callable[[], None]] = []
 
     def done(self) -> bool:
@@ -73,6 +74,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
         if work is not None and self._get_hook is None:
             work.wait_until(self._subscribe, timeout)
             timeout = None if timeout is None else 0
+        self._refuse_cycle()
         try:
             return super().get(timeout=timeout)
         except pykka.Timeout:
@@ -95,6 +97,16 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
         super().set_exception(exc_info)
         self._notify()
 
+    def answered_by(self, cell: Cell[Any]) -> None:
+        """The actor asks itself, and may not wait for the answer within the same message."""
+        self._answers = cell
+
+    def _refuse_cycle(self) -> None:
+        if self._answers is not None and self._result is None:
+            cycle = find_cycle(current_frame(), self._answers)
+            if cycle is not None:
+                raise deadlock(cycle, self._answers.address)
+
     def _notify(self) -> None:
         with self._condition:
             watchers, self._watchers = self._watchers, []
@@ -110,6 +122,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
         watcher()
 
     def __await__(self) -> Generator[Any, None, Any]:
+        self._refuse_cycle()
         loop = asyncio.get_running_loop()
         if self._get_hook is not None:
             # map, filter and the like compute in get(), which may wait for other futures.
@@ -140,6 +153,11 @@ class ProxyEnvelope(Envelope, eq=False):
     def hand_to(self, actor: Any) -> Any:
         """Have pykka call the method or read the attribute that the message names."""
         return actor._handle_receive(self.message)
+
+
+def is_handed_on(item: Any, result: Any) -> bool:
+    """Whether what a method has returned to a proxy is a future, which pykka does not wait for."""
+    return isinstance(item, ProxyEnvelope) and isinstance(result, pykka.Future)
 
 
 class PykkaRef(pykka.ActorRef[Any]):
@@ -190,14 +208,18 @@ class PykkaRef(pykka.ActorRef[Any]):
         if is_stop_message(message):
             self._cell.stop_threadsafe(future)
         else:
-            self._put_asked(message, future)
+            self._put_asked(message, future, block=block)
         return future.get(timeout=timeout) if block else future
 
-    def _put_asked(self, message: Any, future: ActorFuture) -> None:
+    def _put_asked(self, message: Any, future: ActorFuture, *, block: bool) -> None:
         frame = current_frame()
         cycle = find_cycle(frame, self._cell)
         if cycle is not None:
-            raise deadlock(cycle, self._cell.address)
+            if block:
+                raise deadlock(cycle, self._cell.address)
+            # As with a proxy to oneself: nobody waits yet, and perhaps nobody ever does.
+            future.answered_by(self._cell)
+            frame = None
         envelope = _envelope(message, future)
         envelope.asker = frame
         try:

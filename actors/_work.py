@@ -13,6 +13,7 @@ from ..errors import ActorError
 from ._chain import CURRENT, Frame
 from ._envelope import Envelope
 from ._guard import end_attempt
+from ._interop import is_handed_on
 from ._isolation import Isolated, go_on_apart, raised_by_hand, run_apart
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ async def work(cell: Cell[Any]) -> None:
                         rest = Isolated(context, result, waits_for)
                         del waits_for
                         result = await rest
-                elif hasattr(result, "__await__"):
+                elif hasattr(result, "__await__") and not is_handed_on(item, result):
                     result = await go_on_apart(context, result)
                 if item.reply is not None:
                     item.answer(result)

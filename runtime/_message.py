@@ -10,6 +10,7 @@ import msgspec
 
 from ..errors import ConfigurationError
 from ..transports import Envelope
+from ._topic_texts import topic_meant
 
 __all__ = ["NO_HEADERS", "Message", "MessageBuilder", "OutgoingMessage", "Reply"]
 
@@ -193,7 +194,7 @@ class MessageBuilder:
                 " the message is not a request"
             )
         return OutgoingMessage(
-            topic=topic,
+            topic=topic_meant(topic),
             payload=payload,
             response_topic=response_topic,
             content_type=content_type,

@@ -15,6 +15,7 @@ from ._message import NO_HEADERS, Message, OutgoingMessage
 from ._payloads import Decoder
 from ._requests import MOST_REPLIES, remote_error
 from ._specs import check_seconds, is_number
+from ._topic_texts import topic_meant
 
 __all__ = ["DEFAULT_TIMEOUT", "RuntimeSubscriptions", "Socket"]
 
@@ -361,7 +362,7 @@ def _message(
 ) -> OutgoingMessage:
     if not isinstance(topic, OutgoingMessage):
         return OutgoingMessage(
-            topic=topic,
+            topic=topic_meant(topic),
             payload=payload,
             content_type=content_type,
             headers=NO_HEADERS if headers is None else headers,

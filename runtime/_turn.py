@@ -43,6 +43,7 @@ class Turn(msgspec.Struct, eq=False):
     active: bool = True
     shared: bool = False
     failure: BaseException | None = None
+    _envelope: Envelope | None = None
     _ordinals: dict[str, int] | None = None
 
     def take(self) -> BaseException:
@@ -51,6 +52,13 @@ class Turn(msgspec.Struct, eq=False):
         assert failure is not None
         return failure
 
+    def addresses(self, text: str) -> bool:
+        """Whether a text is part of the message's topic or of its reply address."""
+        envelope = self.message_id if isinstance(self.message_id, Envelope) else self._envelope
+        if envelope is None:
+            return False
+        return text in envelope.topic or text in (envelope.response_topic or "")
+
     def publish_id(self, topic: str) -> str | None:
         """Id for the next publish on ``topic``: the same at every attempt at the same message.
 
@@ -58,6 +66,7 @@ class Turn(msgspec.Struct, eq=False):
         publishes on that topic went before. None when the message has no id to build on.
         """
         if isinstance(self.message_id, Envelope):
+            self._envelope = self.message_id
             self.message_id = lasting_identity(self.message_id)
         if self.message_id is None or not self.active:
             return None

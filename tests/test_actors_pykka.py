@@ -178,6 +178,63 @@ async def test_a_cycle_through_a_thread_is_refused() -> None:
             await ref.ask(ask_myself_in_a_thread)
 
 
+class Recursive(Actor):
+    """Has a proxy to itself, as pykka's documentation shows."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def first(self) -> pykka.Future[Any]:
+        future: pykka.Future[Any] = self.actor_ref.pykka.proxy().second()
+        self.seen.append("first")
+        return future
+
+    def second(self) -> str:
+        self.seen.append("second")
+        return "answer"
+
+    async def waits(self) -> Any:
+        return await self.actor_ref.pykka.proxy().second()
+
+    def gets(self) -> Any:
+        return self.actor_ref.pykka.proxy().second().get(timeout=10)
+
+
+async def test_an_actor_has_a_proxy_to_itself() -> None:
+    system = ActorSystem()
+    ref = system.spawn(Recursive, name="recursive")
+    proxy = ref.pykka.proxy()
+    assert await (await proxy.first()) == "answer"
+    assert await proxy.seen == ["first", "second"]
+    with pytest.raises(DeadlockDetected, match="recursive -> recursive"):
+        await proxy.waits()
+    with pytest.raises(RuntimeError, match="block the event loop"):
+        await proxy.gets()
+    await ref.stop()
+
+
+async def test_what_is_asked_after_a_stop_that_is_not_waited_for_comes_too_late() -> None:
+    async with calculator() as ref:
+        before = ref.pykka.ask(1, block=False)
+        stopping = ref.pykka.stop(block=False)
+        late = ref.pykka.ask(2, block=False)
+        with pytest.raises(pykka.ActorDeadError):
+            ref.pykka.tell(3)
+        assert await before == 1
+        with pytest.raises(pykka.ActorDeadError):
+            await late
+        assert await stopping is True
+
+    async with calculator() as ref:
+
+        def there() -> Any:
+            ref.pykka.stop(block=False)
+            return ref.pykka.ask(2, timeout=10)
+
+        with pytest.raises(pykka.ActorDeadError):
+            await asyncio.to_thread(there)
+
+
 async def test_a_thread_of_pykka_and_an_actor_of_ours_talk() -> None:
     class Threaded(pykka.ThreadingActor):
         use_daemon_thread = True

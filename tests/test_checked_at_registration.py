@@ -16,7 +16,16 @@ import pydantic
 import pytest
 from typing_extensions import TypedDict
 
-from spa_dat import Actor, DistributedApplication, Message, Overflow, RetryPolicy, on
+from spa_dat import (
+    Actor,
+    DistributedApplication,
+    Message,
+    MessageBuilder,
+    Overflow,
+    RetryPolicy,
+    Socket,
+    on,
+)
 from spa_dat.errors import ConfigurationError
 from support.memory import Site
 
@@ -346,6 +355,68 @@ def test_an_attribute_that_is_annotated_is_the_classs_own() -> None:
     spec = DistributedApplication("memory://", name="app").add(Meter)
     assert spec.options.concurrency == 1
     assert spec.options.retry == RetryPolicy()
+
+
+# Topics.
+
+
+@pytest.mark.parametrize("topic", ["fleet/{v}/alarm", "{order.id}", "a/{x['y']}", "a/{x:03}"])
+async def test_a_forgotten_f_is_noticed(topic: str) -> None:
+    site = Site()
+    app = site.app()
+    watcher = site.watch("#")
+    raised: list[str] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket, message_builder: MessageBuilder) -> None:
+        for use in (
+            lambda: socket.post(topic, 1),
+            lambda: message_builder(topic, 1),
+        ):
+            with pytest.raises(ConfigurationError, match="write an f-string") as caught:
+                use()
+            raised.append(str(caught.value))
+        for call in (socket.publish(topic, 1), socket.request(topic, 1)):
+            with pytest.raises(ConfigurationError, match="write an f-string") as caught:
+                await call
+            raised.append(str(caught.value))
+
+    async with app:
+        site.publish("n", "1")
+        await site.settled()
+        with pytest.raises(ConfigurationError, match="write an f-string"):
+            await app.socket().publish(topic, 1)
+    assert len(raised) == 4
+    assert f"f{topic!r}" in raised[0]
+    assert [envelope.topic for envelope in watcher.envelopes] == ["n"]
+
+
+async def test_braces_that_are_meant_are_sent() -> None:
+    site = Site()
+    app = site.app()
+    watcher = site.watch("out/#", "reply/#")
+
+    @app.application("in/+", name="actor")
+    async def handle(message: Message[bytes], socket: Socket) -> None:
+        await socket.publish("out/{{v}}", b"")
+        await socket.publish("out/{}/{ }/{1}/}{", b"")
+        # A bridge: who may publish there decides on the topic.
+        await socket.publish(f"out/{message.topic}", b"")
+        await socket.publish(f"out/{message.topic}", b"")
+        assert message.response_topic is not None
+        await socket.publish(message.response_topic, b"")
+
+    async with app:
+        site.publish("in/{x}", response_topic="reply/{y}")
+        await site.settled()
+    assert [envelope.topic for envelope in watcher.envelopes] == [
+        "out/{v}",
+        "out/{}/{ }/{1}/}{",
+        "out/in/{x}",
+        "out/in/{x}",
+        "reply/{y}",
+    ]
+    assert not site.letters()
 
 
 # Parts of the message by name.
