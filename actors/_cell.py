@@ -174,13 +174,11 @@ class Cell(Generic[A]):
 
     def stop_threadsafe(self, future: ActorFuture | None) -> None:
         """`request_stop` from any thread; ``future`` ends when the actor has."""
-        loop = self.task.get_loop()
         try:
-            if asyncio._get_running_loop() is loop:
-                # At once: what is asked after this comes too late.
-                self._stop_for(future)
-            else:
-                loop.call_soon_threadsafe(self._stop_for, future)
+            if asyncio._get_running_loop() is self.task.get_loop():
+                self._stop_for(future)  # at once: what is asked after this comes too late
+                return
+            self.task.get_loop().call_soon_threadsafe(self._stop_for, future)
         except RuntimeError:
             if future is not None:
                 future.set_exception(self.stopped())
@@ -232,10 +230,9 @@ class Cell(Generic[A]):
             if self.guard.end is not End.KILL:
                 self.report(ActorError(f"the task of actor {self.address!r} was cancelled"), "task")
             raise
-        except GeneratorExit:
-            raise
         except BaseException as error:
-            self.report(error, "task")
+            if not isinstance(error, GeneratorExit):
+                self.report(error, "task")
             raise
         finally:
             self._finish()
@@ -253,8 +250,7 @@ class Cell(Generic[A]):
                 self._announce()
                 return True
             self.instance = None
-            if restarts is None:
-                restarts = RestartCounter(self._restart, self._owner.environment.random)
+            restarts = restarts or RestartCounter(self._restart, self._owner.environment.random)
             closed = self.mailbox.closed
             delay = None if closed else restarts.next_delay(asyncio.get_running_loop().time())
             self.report(error, "on_start", again_in=delay)

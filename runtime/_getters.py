@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..transports import Envelope
 from ._message import Message
 
 __all__ = [
@@ -49,10 +48,6 @@ class Scope(Protocol):
 
     @property
     def captures(self) -> Mapping[str, str]: ...
-
-    @property
-    def envelope(self) -> Envelope:
-        """The message as the bus gave it."""
 
     def message(self) -> Message[Any]:
         """The message, its payload decoded with the injection's ``payload_decoder``."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, Protocol, cast, get_args, get_origin
 
+from ..transports import Envelope
 from ._getters import Getter, Scope
 from ._signatures import MISSING
 from ._type_readers import bare_type
@@ -13,6 +14,13 @@ from ._type_readers import bare_type
 __all__ = ["PARTS", "Part"]
 
 _ANYTHING = (MISSING, Any, object)
+
+
+class _OfAMessage(Protocol):
+    """The scope of a handler that gets messages."""
+
+    @property
+    def envelope(self) -> Envelope: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Part:
         read = self.read
 
         def get(scope: Scope) -> Any:
-            value = read(scope.envelope)
+            value = read(cast(_OfAMessage, scope).envelope)
             return default if value is None else value
 
         return get
