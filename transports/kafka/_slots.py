@@ -16,7 +16,7 @@ __all__ = ["Assignment", "CountingTracker", "PartitionTracker", "SizeTracker"]
 _NOTHING = Envelope(topic="-")
 _SETTLED = DeliveryState.SETTLED
 _UNLIMITED = 2**63
-# Payloads of so many bytes are not worth the work of forgetting them.
+# Deliveries of so many bytes, headers included, are not worth the work of forgetting them.
 _SMALL = 256
 
 

@@ -107,8 +107,9 @@ class Outages(Scenarios):
                     if delivery.state in (DeliveryState.SETTLED, DeliveryState.WITHDRAWN):
                         open_ones.remove(delivery)
                     elif delivery.state is DeliveryState.RUNNING and choice.random() < 0.5:
-                        delivery.settle()
+                        # Once it is settled a bus need not keep what was in it.
                         number = delivery.envelope.payload.decode()
+                        delivery.settle()
                         done[number] = done.get(number, 0) + 1
                     elif delivery.state is DeliveryState.QUEUED and not held():
                         delivery.start()
