@@ -29,7 +29,9 @@ def frames_of(task: asyncio.Future[Any]) -> list[FrameType]:
         for prefix, inner in _KINDS:
             frame = getattr(awaited, f"{prefix}_frame", None)
             if frame is not None:
-                frames.append(frame)
+                # What runs a coroutine in a context of its own shows that one's frame, too.
+                if not frames or frames[-1] is not frame:
+                    frames.append(frame)
                 awaited = getattr(awaited, inner)
                 break
         else:

@@ -12,6 +12,7 @@ import pytest
 
 from spa_dat import Actor, Context, DistributedApplication, RetryPolicy, on
 from spa_dat.actors import ActorSystem
+from spa_dat.runtime._stacks import frames_of
 from support.memory import Site
 from support.waiting import eventually
 
@@ -252,3 +253,28 @@ async def test_current_task_is_the_actors_and_a_copied_context_is_the_messages()
         await site.settled()
     assert len(tasks) == 1
     assert [copy[user] for copy in copies] == ["user 1", "user 2"]
+
+
+async def test_where_a_handler_waits_can_be_told() -> None:
+    site = Site()
+    app = site.app()
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int) -> None:
+        tasks.append(asyncio.current_task())
+        await inner()
+
+    async def inner() -> None:
+        await asyncio.sleep(1)
+
+    async with app:
+        site.number("n", 1)
+        await eventually(lambda: bool(tasks))
+        (task,) = tasks
+        assert task is not None
+        await asyncio.sleep(0)
+        names = [frame.f_code.co_name for frame in frames_of(task)]
+        assert names[-3:] == ["handle", "inner", "sleep"]
+        assert names.count("handle") == 2  # the runtime's, and the user's
+        await site.settled()
