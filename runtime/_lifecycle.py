@@ -80,7 +80,7 @@ class Run:
             settings.slow,
             settings.blocked,
         )
-        self._keeper = ResourceKeeper(self._given_up)
+        self._keeper = ResourceKeeper(self._given_up, settings)
         self._system = ActorSystem(
             name=f"{settings.identity.application}/{settings.identity.instance}",
             environment=settings.environment,

@@ -11,6 +11,7 @@ from .._logs import get_logger
 from ..actors import is_closing
 from ..errors import ActorStopped, ConfigurationError
 from ._given_up import GivenUp
+from ._settings import Settings
 from ._stacks import frames_of, place
 
 __all__ = ["Resource", "ResourceKeeper", "SupportedContextManagers", "check_resources"]
@@ -54,10 +55,12 @@ class ResourceKeeper:
 
     Args:
         given_up: what the run could not finish before its end.
+        settings: the application's.
     """
 
-    def __init__(self, given_up: GivenUp) -> None:
+    def __init__(self, given_up: GivenUp, settings: Settings) -> None:
         self._given_up = given_up
+        self._settings = settings
         self._opening = "resources"
         self._release = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -130,6 +133,10 @@ class ResourceKeeper:
             if isinstance(error, GeneratorExit) and is_closing(error):
                 raise
             log.error("a resource failed to close", exc_info=error)
+            if self._settings.observer is not None:
+                identity = self._settings.identity
+                name = f"{identity.application}/{identity.instance}"
+                self._settings.observer.failed(name, "resource", error, None)
         finally:
             opened.cancel()
 

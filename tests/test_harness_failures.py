@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -133,3 +135,47 @@ def test_an_expected_failure_may_also_be_an_answer() -> None:
         harness.expect_failure(ZeroDivisionError)
         with pytest.raises(RemoteError, match="failed"):
             harness.request("price/nut", reply=float)
+
+
+def test_a_task_that_fails_and_is_kept_and_never_looked_at_fails_the_test() -> None:
+    app = DistributedApplication("mqtt://broker", name="app")
+    tasks: list[asyncio.Task[None]] = []
+
+    async def fail() -> None:
+        raise ValueError("no such thing")
+
+    @app.application("in")
+    async def start(payload: int) -> None:
+        tasks.append(asyncio.create_task(fail()))
+
+    @app.application("look")
+    async def look(payload: int) -> None:
+        for task in tasks:
+            with pytest.raises(ValueError, match="no such thing"):
+                await task
+
+    with pytest.raises(HandlerFailed, match=r"task of .*fail: ValueError"), Harness(app) as harness:
+        harness.publish("in", 1)
+    tasks.clear()
+    with Harness(app) as harness:
+        harness.publish("in", 1)
+        harness.settle()
+        harness.publish("look", 1)
+
+
+def test_a_resource_that_fails_when_it_is_left_fails_the_test() -> None:
+    app = DistributedApplication("mqtt://broker", name="app")
+
+    @contextmanager
+    def database() -> Iterator[str]:
+        yield "open"
+        raise ValueError("not closed")
+
+    app.resource("db", database)
+
+    @app.application("in")
+    async def use(payload: int, db: object) -> None:
+        """Nothing."""
+
+    with pytest.raises(HandlerFailed, match="resource of app/0: ValueError"), Harness(app):
+        pass

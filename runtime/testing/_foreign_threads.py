@@ -118,7 +118,7 @@ class ForeignThreads:
         there = [
             f"{thread.name}{_innermost(frames.get(thread.ident or 0))}"
             for thread in self._threads()
-            if thread not in self._known
+            if thread not in self._known and not any(map(_is_private, _modules_of(thread)))
         ]
         return f"; threads that nobody has announced: {', '.join(there[:_NAMED])}" if there else ""
 

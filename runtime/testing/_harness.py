@@ -194,6 +194,7 @@ class Harness(Reads):
         world.end()
         try:
             self._run(world.outcome(self._core.close()))
+            world.look_for_lost_failures()
             world.watch.check()
         except BaseException:
             if not quietly:

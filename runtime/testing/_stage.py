@@ -111,6 +111,9 @@ class Stage(abc.ABC):
         taken, self.problems[:] = self.problems[:], []
         return taken
 
+    def look_for_lost_failures(self) -> None:  # noqa: B027 (only a simulated world knows of them)
+        """Let the watch know of tasks that failed, and that nobody has asked for it."""
+
     @abc.abstractmethod
     def silence(self, life: Life) -> None:
         """Nothing of this life happens any more."""

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+from types import CodeType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ... import errors
 from ._explore import quiet
 from ._profiles import OWNER
 
-__all__ = ["bury_tasks", "make_task"]
+__all__ = ["bury_tasks", "lost_failures", "make_task"]
 
 _CLOSINGS = 100
+# These look after their tasks themselves.
+_LIBRARIES = (
+    os.path.join(os.path.dirname(str(errors.__file__)), ""),
+    f"{os.sep}aiokafka{os.sep}",
+    f"{os.sep}asyncio{os.sep}",
+)
 # In the order in which they were made, which a set of them does not have.
 _made: WeakKeyDictionary[asyncio.Task[Any], None] = WeakKeyDictionary()
 
@@ -26,6 +35,22 @@ def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -
     if life is not None:
         life.tasks.add(task)
     return task
+
+
+def lost_failures(loop: asyncio.AbstractEventLoop) -> list[tuple[str, Exception]]:
+    """What failed in tasks of the user's that nobody has asked for it: their names and errors."""
+    failures = []
+    for task in list(_made):
+        if task.get_loop() is loop and task._log_traceback:
+            error = task.exception()
+            code = getattr(task.get_coro(), "cr_code", None)
+            if isinstance(error, Exception) and code is not None and not _is_library(code):
+                failures.append((code.co_qualname, error))
+    return failures
+
+
+def _is_library(code: CodeType) -> bool:
+    return any(folder in code.co_filename for folder in _LIBRARIES)
 
 
 def bury_tasks(loop: asyncio.AbstractEventLoop) -> None:

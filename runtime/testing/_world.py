@@ -21,7 +21,7 @@ from ._profiles import OWNER, Profile, simulate
 from ._stacks import stack_of
 from ._stage import Stage
 from ._strikes import Strikes
-from ._tasks import bury_tasks, make_task
+from ._tasks import bury_tasks, lost_failures, make_task
 from ._watch import Work
 from ._watchdog import Beat, watched
 
@@ -122,6 +122,11 @@ class World(Stage):
     def end(self) -> None:
         """See `Stage.end`."""
         self.dice.stop()
+
+    def look_for_lost_failures(self) -> None:
+        """See `Stage.look_for_lost_failures`."""
+        for name, error in lost_failures(self.loop):
+            self.watch.failed(name, "task", error, None)
 
     def restart_actor(self, host: Host) -> None:
         """See `Stage.restart_actor`."""
