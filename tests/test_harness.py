@@ -502,3 +502,20 @@ def test_handlers_can_not_let_time_go_by() -> None:
 def test_no_application_is_mistaken_for_the_harness() -> None:
     with pytest.raises(ConfigurationError, match="harness"):
         Harness(DistributedApplication("memory://", name="harness"))
+
+
+@pytest.mark.parametrize("years", [1.0, 3.0, 100.0])
+def test_time_may_go_by_in_years(years: float) -> None:
+    app = DistributedApplication("mqtt://broker", name="calendar")
+    seen: list[int] = []
+
+    @app.application("in")
+    async def see(payload: int) -> None:
+        await asyncio.sleep(1.0)
+        seen.append(payload)
+
+    with Harness(app) as harness:
+        harness.advance(years * 365.25 * 86_400.0)
+        harness.publish("in", 1)
+        harness.settle()
+        assert seen == [1]

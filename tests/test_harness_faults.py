@@ -372,6 +372,44 @@ def test_an_outage_of_the_broker_is_survived(profile: Literal["mqtt", "kafka"]) 
         assert all(time > 61.0 for time in times)
 
 
+@pytest.mark.parametrize(
+    ("address", "away", "kept"),
+    [
+        ("mqtt://broker", 6 * 86_400.0, True),
+        ("mqtt://broker", 8 * 86_400.0, False),
+        ("mqtt://broker?session_expiry=60", 59.0, True),
+        ("mqtt://broker?session_expiry=60", 61.0, False),
+        ("mqtt://broker?session_expiry=4294967295", 1000 * 86_400.0, True),
+    ],
+)
+@pytest.mark.parametrize("end", ["stop", "crash"])
+def test_a_session_is_kept_as_long_as_the_broker_would(
+    address: str, away: float, kept: bool, end: Literal["stop", "crash"]
+) -> None:
+    app = DistributedApplication(address, name="app")
+    seen: list[int] = []
+
+    @app.application("in")
+    async def see(payload: int) -> None:
+        seen.append(payload)
+
+    with Harness(app) as harness:
+        harness.publish("in", 1)
+        harness.settle()
+        for number in (2, 3):
+            # The time begins anew each time.
+            getattr(harness, end)()
+            harness.publish("in", number)
+            harness.advance(away)
+            harness.restart()
+            harness.settle()
+        assert seen == ([1, 2, 3] if kept else [1])
+        assert (" session-expired\n" in harness.trace) is not kept
+        harness.publish("in", 4)
+        harness.settle()
+        assert seen[-1] == 4
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), "1", True])
 def test_an_outage_lasts_for_some_time(seconds: Any) -> None:
     with (

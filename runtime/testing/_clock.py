@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import selectors
 import sys
 import threading
@@ -33,6 +34,7 @@ START = 1000.0
 """The time on the clock of a new loop, in seconds."""
 
 _LOOK = 0.05
+_RESOLUTION = 1e-9
 _RUN_COROUTINE = f"{asyncio.run_coroutine_threadsafe.__qualname__}.<locals>.callback"
 
 
@@ -189,6 +191,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _jump(self, seconds: float) -> None:
         self._virtual_now += seconds
+        # asyncio runs what is due before the end of this; after a year or so a nanosecond is
+        # less than the smallest step of the clock.
+        self._clock_resolution = max(_RESOLUTION, 2.0 * math.ulp(self._virtual_now))
 
 
 class _JumpingSelector(selectors.BaseSelector):

@@ -18,12 +18,20 @@ from ...transports import (
     Subscription,
     Surroundings,
 )
-from ...transports.memory import Broker, Faults as BrokerFaults, Link, MemoryBus, MemoryConsumer
+from ...transports.memory import (
+    Broker,
+    Faults as BrokerFaults,
+    Link,
+    MemoryBus,
+    MemoryConsumer,
+    Queue,
+)
 from ...transports.mqtt import check_message
 from ._profiles import OWNER, SimulatedBus, Surround
 
 __all__ = ["SimulatedMqtt"]
 
+_FOR_EVER = 4_294_967_295
 _MOST_RECEIVED = 268_435_455
 _LETTERS = f"{RESERVED}/dead-letter/"
 _SHARED = (
@@ -55,6 +63,10 @@ class SimulatedMqtt(SimulatedBus):
         largest = getattr(original.config, "largest_received", None)
         if largest is not None:
             options["max_received"] = min(largest, _MOST_RECEIVED)
+        expiry = getattr(original.config, "session_expiry", _FOR_EVER)
+        if expiry != _FOR_EVER:
+            identity = surroundings.identity
+            self.broker.expiries[f"{identity.application}.{identity.instance}"] = expiry
         bus = _Bus(self.broker, surroundings, MemoryConfig(**options))
         self._buses.append(bus)
         return bus
@@ -151,11 +163,18 @@ class _Bus(MemoryBus):
 
 
 class _Broker(Broker):
-    """A broker that tells what happens, and whose connections have faults."""
+    """A broker that tells what happens, and whose connections have faults.
+
+    Attributes:
+        expiries: seconds for which sessions of an ``application.instance`` are kept while nobody
+            is connected; for ever without.
+    """
 
     def __init__(self, surround: Surround) -> None:
         super().__init__("the simulated broker")
         self._surround = surround
+        self.expiries: dict[str, float] = {}
+        self._expiring: dict[Queue, asyncio.TimerHandle] = {}
         self.faults = _Faults(self, surround)
 
     def kept(self, now: float) -> Mapping[str, Envelope]:
@@ -173,6 +192,9 @@ class _Broker(Broker):
         link.on_lost = lambda taken_over: wire.context.copy().run(on_lost, taken_over)
         link.on_message = wire.delivering(link.on_message)
         self._surround.trace.add(link.client_id, "connect")
+        expiring = self._expiring.pop(link.queue, None)
+        if expiring is not None:
+            expiring.cancel()
         return wire
 
     def publish(self, envelope: Envelope) -> None:
@@ -189,6 +211,20 @@ class _Broker(Broker):
         if link.open:
             self._surround.trace.add(link.client_id, "disconnect")
         super().close(link, lose_session=lose_session)
+        queue, whose = link.queue, ".".join(link.client_id.split(".")[:2])
+        if whose in self.expiries and not queue.members and self._queues.get(queue.name) is queue:
+            earlier = self._expiring.pop(queue, None)
+            if earlier is not None:
+                earlier.cancel()
+            self._expiring[queue] = self._surround.loop.call_later(
+                self.expiries[whose], self._expire, queue, context=self._surround.outside
+            )
+
+    def _expire(self, queue: Queue) -> None:
+        del self._expiring[queue]
+        if not queue.members and self._queues.get(queue.name) is queue:
+            self._surround.trace.add(queue.name, "session-expired")
+            self._end(queue)
 
 
 class _Faults(BrokerFaults):

@@ -8,7 +8,7 @@ from ._config import MemoryConfig
 from ._consumer import MemoryConsumer
 from ._faults import Faults
 from ._provider import MemoryProvider
-from ._queue import Link, Wire
+from ._queue import Link, Queue, Wire
 
 __all__ = [
     "Broker",
@@ -18,5 +18,6 @@ __all__ = [
     "MemoryConfig",
     "MemoryConsumer",
     "MemoryProvider",
+    "Queue",
     "Wire",
 ]
