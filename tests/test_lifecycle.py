@@ -29,6 +29,7 @@ from spa_dat.errors import (
     RestartLimitReached,
 )
 from spa_dat.transports.memory import MemoryProvider
+from support.elsewhere import threads_end
 from support.probe import talking
 from support.scripted import Peer, ScriptedBroker
 from support.virtual import VirtualEnvironment
@@ -169,12 +170,12 @@ async def test_an_actor_that_never_starts_ends_the_start_and_leaves_nothing(
 
     app.add(Good)
     bad = app.add(Bad)
-    before = threading.active_count()
+    before = threading.enumerate()
     with pytest.raises(RestartLimitReached, match=r"Bad.*no boiler"):
         await app.__aenter__()
     assert events == ["open", "try", "try", "try", "on_stop of the other", "close"]
     assert dict(provider.broker.links) == {}
-    await eventually(lambda: threading.active_count() == before)
+    threads_end(before)
     with pytest.raises(ActorStopped):
         _ = bad.ref
 
@@ -195,12 +196,12 @@ async def test_a_constructor_that_raises_is_named_and_nothing_is_left(
 
     app.add(First)
     app.add(Boiler, limit=90.0)
-    before = threading.active_count()
+    before = threading.enumerate()
     with pytest.raises(ConfigurationError, match=r"'Boiler' could not be made: ValueError: 90\.0"):
         await app.__aenter__()
     assert problems(caplog) == []
     assert dict(provider.broker.links) == {}
-    await eventually(lambda: threading.active_count() == before)
+    threads_end(before)
 
 
 @pytest.mark.virtual
@@ -243,13 +244,13 @@ async def test_a_start_can_be_cancelled_at_any_point(
     app.add(Boiler)
     app.producer(name="tick", every=1.0)(lambda: None)
     for seconds in (0.0, 0.3, 1.0, 1.5, 1.9999999):
-        before = threading.active_count()
+        before = threading.enumerate()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(seconds):
                 await app.__aenter__()
         assert dict(provider.broker.links) == {}
         assert not app.healthy
-        await eventually(lambda before=before: threading.active_count() == before)  # type: ignore[misc]
+        threads_end(before)
     assert app.stats["producers.called"] == 0
     async with app:
         assert app.healthy
@@ -712,7 +713,7 @@ async def test_one_application_runs_again_and_again(
     app: DistributedApplication, provider: MemoryProvider
 ) -> None:
     got: list[str] = []
-    before = threading.active_count()
+    before = threading.enumerate()
 
     @app.application("a")
     def handler(payload: str) -> None:
@@ -725,7 +726,7 @@ async def test_one_application_runs_again_and_again(
     for number in range(3):
         async with app:
             await eventually(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
-    await eventually(lambda: threading.active_count() == before)
+    threads_end(before)
 
 
 async def test_applications_exchange_messages_over_a_named_bus() -> None:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from spa_dat import DistributedApplication, Socket
+from spa_dat import DistributedApplication, Socket, busy_thread
 from spa_dat.errors import ConfigurationError
 from spa_dat.recording import Recorder
 from spa_dat.runtime.testing._arrivals import Arrivals, WatchedReceiver
 from spa_dat.runtime.testing._fixture import HarnessFactory
 from spa_dat.runtime.testing._real_providers import OnKafka, OnMosquitto
-from spa_dat.testing import AsyncHarness, Faults, HandlerFailed, Kafka, NotSettled, NotSimulated
+from spa_dat.testing import (
+    AsyncHarness,
+    Faults,
+    HandlerFailed,
+    Kafka,
+    Mosquitto,
+    NotSettled,
+    NotSimulated,
+)
 from spa_dat.transports import Delivery, Envelope, Identity, Subscription
+from support.elsewhere import ThreadElsewhere
 
 FIRST, SECOND = Identity("app", "0"), Identity("app", "1")
 
@@ -317,3 +328,41 @@ def test_an_application_that_can_not_start_says_so() -> None:
 
 def _broken() -> Any:
     raise OSError("no database")
+
+
+@pytest.mark.mosquitto
+def test_announced_work_of_a_thread_is_waited_for(mqtt_broker: Mosquitto) -> None:
+    app = DistributedApplication("mqtt://elsewhere", name="app")
+    jobs: SimpleQueue[Any] = SimpleQueue()
+
+    def work_off() -> None:
+        for _ in range(2):
+            work, busy = jobs.get()
+            with busy:
+                work()
+
+    def more_work() -> None:
+        time.sleep(0.2)
+        done.append(True)
+
+    done: list[bool] = []
+    thread = ThreadElsewhere(work_off)
+
+    @app.application("in")
+    async def start(payload: int, socket: Socket) -> None:
+        loop = asyncio.get_running_loop()
+
+        def publish() -> None:
+            time.sleep(0.2)
+            asyncio.run_coroutine_threadsafe(socket.publish("out", payload), loop).result(10)
+
+        jobs.put((publish, busy_thread()))
+
+    with HarnessFactory({}, brokers=OnMosquitto)(app) as harness:
+        harness.publish("in", 1)
+        harness.settle()
+        assert harness.published("out") == [1]
+        jobs.put((more_work, harness.busy_thread("more work")))
+        harness.settle()
+        assert done == [True]
+    thread.join()

@@ -20,6 +20,7 @@ from spa_dat.errors import (
 )
 from spa_dat.testing import Harness
 from spa_dat.transports.memory import MemoryProvider
+from support.elsewhere import threads_end
 from support.probe import talking
 from support.waiting import eventually
 
@@ -47,16 +48,16 @@ async def test_each_actor_has_one_thread_of_its_own_which_ends_with_it(
 
     app.application("a", name="one")(handler)
     app.application("a", name="two")(handler)
-    before = threading.active_count()
+    before = threading.enumerate()
     async with app, talking(provider) as socket:
-        assert threading.active_count() == before + 2
+        assert threading.active_count() == len(before) + 2
         for _ in range(3):
             await socket.publish("a", "x")
         await eventually(lambda: count == 6)
     assert {len(seen["one"]), len(seen["two"])} == {1}
     assert threading.get_ident() not in seen["one"] | seen["two"]
     assert seen["one"] != seen["two"]
-    await eventually(lambda: threading.active_count() == before)
+    threads_end(before)
 
 
 async def test_the_event_loop_goes_on_while_a_handler_blocks(

@@ -84,6 +84,8 @@ class LiveWorld(Stage):
         self._sent: list[Published] = []
         self._before = 0
         self._announced: dict[BusyThread, None] = {}
+        # Where `spa_dat.busy_thread` looks.
+        loop.announce = self.announce  # type: ignore[attr-defined]
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -1,16 +1,16 @@
-"""Threads that begin in a module in which no future is made."""
+"""Threads that the event loop of a test knows nothing of."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-__all__ = ["ThreadElsewhere"]
+__all__ = ["ThreadElsewhere", "threads_end"]
 
 
 class ThreadElsewhere(threading.Thread):
-    """A thread of a program's own, started; the harness knows nothing of what it does.
+    """A thread of a program's own, started, in a module in which no future is made.
 
     Args:
         function: to run in it.
@@ -25,3 +25,16 @@ class ThreadElsewhere(threading.Thread):
     def run(self) -> None:
         """Run the function."""
         self._call()
+
+
+def threads_end(before: Collection[threading.Thread], seconds: float = 10.0) -> None:
+    """Wait until the threads have ended that were not there before.
+
+    In real seconds, as it takes a thread some to end, and virtual time says nothing of that.
+
+    Raises:
+        AssertionError: one does not end; says which.
+    """
+    for thread in set(threading.enumerate()) - set(before):
+        thread.join(seconds)
+        assert not thread.is_alive(), f"{thread} did not end within {seconds:g} s"
