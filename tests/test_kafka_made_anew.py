@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import aiokafka.errors as kafka_errors
@@ -109,9 +110,11 @@ async def test_it_is_noticed_while_reading_on(
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("known", "reset"), [(True, "earliest"), (True, "latest"), (False, "earliest")]
+)
 async def test_a_place_in_the_old_one_is_none_in_the_new_one_after_a_restart(
-    kafka: Kafka, known: bool
+    kafka: Kafka, known: bool, reset: str
 ) -> None:
     prefix = new_prefix()
     await create(kafka.server, f"{prefix}a")
@@ -136,7 +139,7 @@ async def test_a_place_in_the_old_one_is_none_in_the_new_one_after_a_restart(
             delivery.settle()
         await eventually(lambda: inbox.stats["kafka.commits"])
     assert await committed(kafka.server, prefix) == {"a/0": 5}
-    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+    async with taker(kafka.server, "a", prefix=prefix, offset_reset=reset) as inbox:
         first = 100 if known else 105
         await inbox.get(110 - first)
         assert inbox.numbers == list(range(first, 110))
@@ -206,6 +209,22 @@ async def test_a_topic_is_told_from_the_next_of_its_name(kafka: Kafka) -> None:
             return made_anew(known, await topic_facts(client._client, names) or {})
 
         assert await eventually(anew) == [f"{prefix}a"]
+
+
+@pytest.mark.parametrize(
+    ("rights", "readable"), [(1 << 8 | 1 << 3, True), (1 << 8, False), (-(1 << 31), True)]
+)
+async def test_who_tells_nothing_of_rights_refuses_nothing(rights: int, readable: bool) -> None:
+    class Told:
+        def get_random_node(self) -> int:
+            return 1
+
+        async def send(self, node: int, request: Any) -> Any:
+            return SimpleNamespace(topics=[(0, "a", b"x" * 16, False, [], rights, {})])
+
+    facts = await topic_facts(Told(), ["a"])
+    assert facts is not None
+    assert facts["a"].readable is readable
 
 
 async def test_brokers_that_know_no_ids_are_not_asked_again_and_again() -> None:

@@ -22,7 +22,7 @@ from ._guard import Guard
 from ._handout import Handout
 from ._names import Selection
 from ._slots import Assignment
-from ._topic_facts import MadeAnewError, TopicFacts, topic_facts
+from ._topic_facts import MadeAnewError, topic_facts
 from ._unreadable import Troubles
 
 __all__ = ["Intake", "unless"]
@@ -251,20 +251,19 @@ class Intake(abc.ABC):
     def _handed_out(self) -> None:  # noqa: B027 (there is nothing that everybody does)
         """Called now and then when all that was fetched is handed out."""
 
-    async def _check_rights(self, client: Any) -> dict[str, TopicFacts] | None:
+    async def _check_rights(self, client: Any) -> None:
         """Refuse to start where a topic that is wanted by name may not be read.
-
-        Returns:
-            what there is of the topics that are wanted by name.
 
         Raises:
             NotAuthorised: names the topic.
         """
-        facts = await topic_facts(client, self._selection.names)
-        for name, topic in (facts or {}).items():
-            if not topic.readable and not self._ready.done():
+        if self._ready.done():
+            # Running, it is held, so that others go on.
+            return
+        facts = await topic_facts(client, self._selection.names) or {}
+        for name, topic in facts.items():
+            if not topic.readable:
                 raise translate(kafka.TopicAuthorizationFailedError(name), f"topic {name!r}")
-        return facts
 
     def _made_anew(self, names: Iterable[str]) -> None:
         """Topics were deleted and made anew: say so, and forget what was in the old ones."""

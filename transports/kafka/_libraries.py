@@ -18,7 +18,11 @@ from aiokafka.consumer.group_coordinator import (
     GroupCoordinator,
     NoGroupCoordinator,
 )
-from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.consumer.subscription_state import (
+    Assignment,
+    SubscriptionState,
+    TopicPartitionState,
+)
 from aiokafka.coordinator.protocol import ConsumerProtocol
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.producer import AIOKafkaProducer
@@ -49,8 +53,15 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
     ),
     (
         ClusterMetadata,
-        ("add_listener", "available_partitions_for_topic", "partitions_for_topic", "topics"),
+        (
+            "add_listener",
+            "available_partitions_for_topic",
+            "leader_for_partition",
+            "partitions_for_topic",
+            "topics",
+        ),
     ),
+    (Assignment, ("state_value",)),
     (BatchBuilder, ("append", "record_count")),
     (ConsumerProtocol, ("ASSIGNMENT",)),
     (Fetcher, ("error_future",)),
@@ -69,6 +80,7 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
     (_DefaultRecordBatchPy, ("_read_msg", "validate_crc")),
     (codec, ("has_gzip", "has_lz4", "has_snappy", "has_zstd")),
     (Sender, ("sender_task",)),
+    (TopicPartitionState, ("has_valid_position", "position")),
     (TransactionManager, ("increment_sequence_number",)),
 )
 _PRODUCER_STATE = ("_closed", "_sender", "_txn_manager", "client")

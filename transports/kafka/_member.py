@@ -68,6 +68,8 @@ class GroupMember(Intake):
         # Why the places of an assignment are not known.
         self._misplaced: Exception | None = None
         self._next_look = 0.0
+        # Whether they are known, or it is known why not.
+        self._placed = asyncio.Event()
 
     @property
     def _group(self) -> str:
@@ -87,6 +89,7 @@ class GroupMember(Intake):
             await self._interrupt.wait()
             return
         consumer = self._consumer = self._make()
+        self._placed.clear()
         guard = self._guard = Guard(consumer, self._troubles)
         stalled: Assignment | None = None
         try:
@@ -147,6 +150,7 @@ class GroupMember(Intake):
                 await rejoin_anew(consumer, self._reassigned)
             watch_topics(consumer)
             while True:
+                await self._placed.wait()
                 try:
                     await take_places(consumer, self._assignment, self._config.offset_reset)
                     return
@@ -225,6 +229,7 @@ class GroupMember(Intake):
         self._joined_at = asyncio.get_running_loop().time()
         assignment = Assignment(self._epoch)
         assignment.open = False
+        self._placed.clear()
         for partition in sorted(partitions):
             assignment.trackers[partition] = PartitionTracker(assignment, partition, self._on_room)
         self._handout.keep(assignment.trackers)
@@ -247,6 +252,7 @@ class GroupMember(Intake):
             assignment.open = True
         except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
             self._misplaced = error
+        self._placed.set()
         self._reassigned.set()
         self._resume()
 

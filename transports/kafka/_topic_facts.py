@@ -23,7 +23,7 @@ from aiokafka.protocol.types import (
 __all__ = ["MadeAnewError", "TopicFacts", "is_of_another", "made_anew", "note_of", "topic_facts"]
 
 _KEY, _VERSION = 3, 10
-_READ = 1 << 3
+_READ, _DESCRIBE = 1 << 3, 1 << 8
 _ATTEMPTS, _TRY_AGAIN = 3, 0.1
 _NOTE = "topic-id="
 _NO_ID = b"\0" * 16
@@ -75,11 +75,16 @@ async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts
         return None
     return {
         name: TopicFacts(
-            base64.urlsafe_b64encode(identifier).decode().rstrip("="), bool(rights & _READ)
+            base64.urlsafe_b64encode(identifier).decode().rstrip("="), _is_readable(rights)
         )
         for code, name, identifier, _, _, rights, _ in answer.topics
         if code == 0 and identifier != _NO_ID
     }
+
+
+def _is_readable(rights: int) -> bool:
+    # Who tells of a topic that we may not even see it tells nothing of our rights.
+    return not rights & _DESCRIBE or bool(rights & _READ)
 
 
 async def _asked(client: Any, request: Any) -> Any:
