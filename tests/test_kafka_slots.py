@@ -303,3 +303,25 @@ async def test_only_what_runs_is_kept_of_a_partition_that_others_have() -> None:
     past = Past(tracker, None)
     running.settle()
     assert not past.keep_running()
+
+
+def test_of_what_is_settled_too_early_only_what_tells_it_again_is_kept() -> None:
+    assignment = Assignment(1)
+    tracker = assignment.trackers[PLACE] = PartitionTracker(assignment, PLACE)
+    deliveries = []
+    for offset, payload in enumerate((b"first", b"small", b"x" * 1_000)):
+        headers = (("a", b"x" * 1_000), ("a", b"y"))
+        envelope = Envelope(
+            topic="t", payload=payload, id=str(offset), headers={"a": "y"}, raw_headers=headers
+        )
+        assignment.unsettled += 1
+        delivery = Delivery(envelope, epoch=1, token=offset, tracker=tracker, size=2_000)
+        tracker.slots.append(delivery)
+        deliveries.append(delivery)
+    for delivery in deliveries[1:]:
+        delivery.settle()
+    small, large = (delivery.envelope for delivery in deliveries[1:])
+    assert (small.payload, small.raw_headers, small.id) == (b"small", (), "1")
+    assert (large.payload, large.raw_headers, large.id) == (b"", (), "2")
+    assert large.left_out is not None
+    assert large.left_out.size == 1_000

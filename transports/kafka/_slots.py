@@ -258,11 +258,15 @@ class SizeTracker(Tracker):
 
 def _forgotten(envelope: Envelope) -> Envelope:
     """What is kept of a message that is settled while one before it is not."""
+    payload, left_out = envelope.payload, envelope.left_out
+    if left_out is None and len(payload) > _SMALL:
+        payload, left_out = b"", LeftOut(len(payload), "")
     return Envelope(
         topic=envelope.topic,
+        payload=payload,
         id=envelope.id,
         time=envelope.time,
         partition=envelope.partition,
         offset=envelope.offset,
-        left_out=envelope.left_out or LeftOut(len(envelope.payload), ""),
+        left_out=left_out,
     )
