@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
 from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.protocol.produce import ProduceRequest
 from hypothesis import given, strategies as st
 
 from spa_dat import DistributedApplication, Message, RetryPolicy
@@ -21,6 +24,7 @@ from spa_dat.errors import (
 )
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
+from spa_dat.transports.kafka import _producer
 from spa_dat.transports.kafka._keys import hash_of
 from support.kafka_bus import bus_client, create, new_prefix, read
 from support.waiting import eventually
@@ -150,6 +154,37 @@ async def test_a_record_without_key_for_a_compacted_topic_is_refused(kafka: Kafk
         # Nobody else notices: no other producer was needed.
         assert client.stats["kafka.producers_lost"] == 0
     assert [record.value for record in records] == [b"\0", b"\2", b"\4", b"\5", b"\6"]
+
+
+@pytest.mark.kafka
+async def test_what_a_topic_does_not_take_for_long_is_said_with_the_reason(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_producer, "_REFUSED_FOR", 0.5)
+    prefix = new_prefix()
+    refusing = True
+    original = AIOKafkaClient.send
+
+    async def send(client: Any, node: Any, request: Any, **options: Any) -> Any:
+        answer = await original(client, node, request, **options)
+        if isinstance(request, ProduceRequest) and refusing:
+            # As a broker answers that has lost the others.
+            answer.topics = [
+                (name, [(part[0], 19 if name == f"{prefix}safe" else part[1], *part[2:])])
+                for name, (part,) in answer.topics
+            ]
+        return answer
+
+    monkeypatch.setattr(AIOKafkaClient, "send", send)
+    async with bus_client(kafka.server, prefix=prefix) as client:
+        post = client.bus.post(Envelope(topic="safe"))
+        await eventually(lambda: "fewer replicas in sync" in caplog.text)
+        await client.publish("other")
+        (line,) = [message for message in caplog.messages if "replicas" in message]
+        assert f"topic '{prefix}safe'" in line
+        refusing = False
+        await asyncio.wait_for(post, 20)
+        assert client.stats["kafka.producers_lost"] == 0
 
 
 @pytest.mark.kafka

@@ -31,6 +31,7 @@ _UNSAID: dict[int, Callable[[], Exception]] = {
     2: kafka.CorruptRecordException,
     35: kafka.UnsupportedVersionError,
     43: kafka.UnsupportedForMessageFormatError,
+    56: kafka.KafkaStorageError,
     76: lambda: kafka.UnsupportedCodecError("the broker does not pass this compression on"),
 }
 

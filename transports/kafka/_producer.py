@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +14,13 @@ from aiokafka.producer.producer import AIOKafkaProducer
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import TopicPartition
 
+from ..._logs import get_logger
 from ...errors import ConfigurationError, NotAuthorised, UnknownTopic
 from .._outbox import Outbox, OutboxEntry
 from ._clients import Whereabouts, common_options, overhear
 from ._config import KafkaConfig
 from ._creation import Topics
-from ._errors import translate
+from ._errors import describe, error_for, translate
 from ._lane import Lane
 from ._records import Record
 from ._route import Route
@@ -28,10 +30,13 @@ __all__ = ["ROOM_FOR_HEADERS", "Producer"]
 ROOM_FOR_HEADERS = 65_536
 """Bytes that key and headers of a message with the largest payload may take."""
 
+_log = get_logger(__name__)
+
 _UNKNOWN_AFTER = 3.0
 _LOOK_AGAIN = 0.1
 _CLOSE_TIMEOUT = 2.0
 _SETTLE_TIMEOUT = 5.0
+_REFUSED_FOR = 5.0
 
 
 class Producer:
@@ -75,6 +80,8 @@ class Producer:
         self._finding: dict[str, asyncio.Task[None]] = {}
         # The last answers that were no good.
         self._answers: dict[TopicPartition, int] = {}
+        # Since when a partition takes nothing (loop time), as long as that is not said.
+        self._refusing: dict[TopicPartition, float] = {}
         self._library = AIOKafkaProducer(
             **common_options(config, client_id),
             enable_idempotence=True,
@@ -229,9 +236,29 @@ class Producer:
         for topic, partitions in answer.topics:
             for number, code, *_ in partitions:
                 if code:
-                    self._answers[TopicPartition(topic, number)] = code
+                    place = TopicPartition(topic, number)
+                    self._answers[place] = code
+                    self._refusing.setdefault(place, asyncio.get_running_loop().time())
+                elif self._refusing:
+                    self._refusing.pop(TopicPartition(topic, number), None)
+
+    def say_what_is_refused(self) -> None:
+        """Say once what keeps a partition from taking anything; the library says nothing."""
+        now = asyncio.get_running_loop().time()
+        for place, since in self._refusing.items():
+            if now - since >= _REFUSED_FOR:
+                self._refusing[place] = math.inf
+                _log.warning(
+                    "partition %d of topic %r has not taken what is published for %.0f s, and it"
+                    " is tried on: %s",
+                    place.partition,
+                    place.topic,
+                    now - since,
+                    describe(error_for(self._answers.get(place, -1))),
+                )
 
     def last_refusal(self, name: str, partition: int) -> int:
+        self._refusing.pop(TopicPartition(name, partition), None)
         return self._answers.pop(TopicPartition(name, partition), -1)
 
     def take_back(self, name: str, partition: int, count: int) -> None:

@@ -158,6 +158,7 @@ class Publisher:
         if producer is None or producer.broken is not None:
             return
         if await producer.reachable():
+            producer.say_what_is_refused()
             self._backoff.reset()
             self._set_connected(True)
         else:
