@@ -63,6 +63,8 @@ class Intake(abc.ABC):
         self._changes: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
+        # Topics that were made anew since the last places were taken.
+        self._anew: set[str] = set()
         # Why the last attempt to start was refused, if it may yet be let in.
         self._refusal: ConnectProblem | None = None
         self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
@@ -267,14 +269,17 @@ class Intake(abc.ABC):
 
     def _made_anew(self, names: Iterable[str]) -> None:
         """Topics were deleted and made anew: say so, and forget what was in the old ones."""
-        gone = sorted(names)
-        _log.warning(
-            "consumer %r: topic %s was deleted and made anew, and is read from its start",
-            self.identifier,
-            ", ".join(map(repr, gone)),
-        )
-        self._stats["kafka.topics_made_anew"] += len(gone)
+        gone = set(names)
         self._handout.forget_topics(gone)
+        news = sorted(gone - self._anew)
+        self._anew |= gone
+        if news:
+            _log.warning(
+                "consumer %r: topic %s was deleted and made anew, and is read from its start",
+                self.identifier,
+                ", ".join(map(repr, news)),
+            )
+            self._stats["kafka.topics_made_anew"] += len(news)
 
     @abc.abstractmethod
     def _take(self, fetched: Fetched) -> Awaitable[None] | None:

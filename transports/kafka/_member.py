@@ -246,8 +246,8 @@ class GroupMember(Intake):
         try:
             async with asyncio.timeout(self._config.connect_timeout):
                 anew = await compare(self._consumer, assignment)
-            if anew:
-                self._made_anew(anew)
+            self._made_anew(anew)
+            self._anew.clear()
             self._next_look = asyncio.get_running_loop().time() + self._config.topic_refresh
             assignment.open = True
         except Exception as error:  # noqa: BLE001 (raised where the session ends over it)

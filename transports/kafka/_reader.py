@@ -111,6 +111,7 @@ class Reader(Intake):
         anew = made_anew(self._ids, facts)
         if anew:
             self._made_anew(anew)
+            self._anew.clear()
             self._places |= {tp: 0 for tp in self._places if tp.topic in anew}
         self._ids |= {name: topic.id for name, topic in facts.items()}
         return anew
