@@ -49,19 +49,24 @@ def test_who_holds_its_place_for_long_or_is_alone_counts_anew() -> None:
     assert not one.is_newcomer
 
 
-@given(st.floats(2.0, 1e6), st.lists(st.tuples(st.floats(0, 1.9), st.floats(0, 29)), min_size=12))
+@given(
+    st.floats(2.0, 1e6),
+    st.floats(0, 1.9),
+    st.lists(st.tuples(st.floats(0, 29), st.floats(0, 29)), min_size=12),
+)
 def test_of_two_that_take_turns_the_one_that_came_second_ends(
-    before: float, turns: list[tuple[float, float]]
+    before: float, at_first: float, turns: list[tuple[float, float]]
 ) -> None:
-    """The second one's times are short, for the first one comes back at once."""
+    """The first one comes back at once at first, and then after pauses that grow."""
     first, second = rivalry(), rivalry()
     push_out(first, before)
-    for of_second, of_first in turns:
+    push_out(second, at_first)
+    for of_first, of_second in turns:
+        push_out(first, of_first)
+        assert not first.gives_way
         push_out(second, of_second)
         if second.gives_way:
             break
-        push_out(first, of_first)
-        assert not first.gives_way
     assert second.gives_way
 
 

@@ -12,7 +12,8 @@ class Rivalry:
     patience. Who was there first comes back until then.
 
     Args:
-        settled_after: who has held its place for so many seconds once was there first.
+        settled_after: who has held its place for so many seconds, before it was pushed out for the
+            first time, was there first.
         lasting: who holds it for so many seconds has won: the count starts anew.
         newcomer: how often a newcomer lets itself be pushed out.
         settled: how often one that was there first does.
@@ -39,7 +40,8 @@ class Rivalry:
 
     def held(self, seconds: float) -> None:
         """The place was held for so long, and is lost now, for whatever reason."""
-        if seconds >= self._settled_after:
+        # In a fight the times grow with the pauses that the other one makes.
+        if seconds >= (self._lasting if self.count else self._settled_after):
             self.is_newcomer = False
         if seconds >= self._lasting:
             self.count = 0

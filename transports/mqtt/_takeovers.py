@@ -27,8 +27,8 @@ class Takeovers:
     and another one is. Nothing else does: restarts, refusals, goodbyes of any other kind and
     closed connections, however many.
 
-    Of two that fight, the one that came second gives way: who has not held a connection for two
-    seconds yet gives up after three takeovers, who has after ten. A connection that holds for
+    Of two that fight, the one that came second gives way: who had not held a connection for two
+    seconds before gives up after three takeovers, who had after ten. A connection that holds for
     half a minute, or is ended for another reason, ends the fight.
     """
 
