@@ -109,11 +109,19 @@ def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
     Args:
         letter: as it was refused.
         refusal: why. From what is too large the larger part goes first, payload or headers; else
-            what the sender has chosen is escaped first, and only then left out.
+            what the sender has chosen is escaped first, then left out, and the payload goes last.
     """
-    if not isinstance(refusal, MessageTooLarge) or _is_mostly_headers(letter):
+    if not isinstance(refusal, MessageTooLarge):
+        return plain(letter) or _without_fields(letter) or abridged(letter)
+    if _is_mostly_headers(letter):
         return plain(letter) or abridged(letter)
     return abridged(letter)
+
+
+def _without_fields(letter: Envelope) -> Envelope | None:
+    """The dead letter with its payload, and else only what the runtime says; None when it is so."""
+    bare = _bare(letter, _plain_headers(letter))
+    return None if bare == letter else bare
 
 
 def _is_mostly_headers(letter: Envelope) -> bool:

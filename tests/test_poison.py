@@ -395,7 +395,8 @@ async def test_a_letter_that_is_refused_whatever_it_says_is_stored_whole_later(
             site.publish("n", b"payload", headers={"h": "x"}, key="k")
             (letter,) = await site.parked()
             await site.settled()
-    assert [bool(form.payload) for form in refused[:4]] == [True, True, False, False]
+    assert [bool(form.payload) for form in refused[:4]] == [True, True, True, False]
+    assert ["spa_dead_original" in form.headers for form in refused[:4]] == [0, 1, 0, 0]
     assert (letter.payload, letter.key, letter.headers["h"]) == (b"payload", "k", "x")
     assert "spa_dead_original" not in letter.headers
 
