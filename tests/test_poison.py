@@ -28,6 +28,7 @@ from spa_dat.transports.memory import MemoryBus
 from spa_dat.transports.mqtt import MqttConfig, MqttProvider
 from support.memory import Site
 from support.mqtt import Recorder
+from support.scripted import Peer, ScriptedBroker, publish, suback
 from support.waiting import eventually
 
 ONCE = RetryPolicy(attempts=1)
@@ -425,3 +426,60 @@ async def test_a_message_of_which_no_letter_can_be_made_is_stored_all_the_same(
     assert letter.payload == b"payload"
     assert letter.headers["spa_dead_topic"] == "n"
     assert letter.headers["spa_dead_error"] == "OverflowError"
+
+
+class Unforgiving:
+    """A broker that closes over each dead letter that has a word in it, without a word."""
+
+    def __init__(self, word: bytes) -> None:
+        self.word = word
+        self.closed = 0
+        self.stored: list[bytes] = []
+        self._sent = False
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.accept()
+        while True:
+            packet = await peer.receive()
+            if packet.kind == "SUBSCRIBE":
+                peer.send(suback(packet.packet_id, 1))
+                if b"any/#" in packet.body and not self._sent:
+                    self._sent = True
+                    pair = b"\x26\0\x04name\0\x06poison"
+                    peer.send(publish(1, b"bad", topic="any/x", properties=pair))
+                    peer.send(publish(2, b"good", topic="any/x"))
+            elif packet.kind == "PINGREQ":
+                peer.send(b"\xd0\0")
+            elif packet.kind == "PUBLISH":
+                if self.word in packet.body:
+                    self.closed += 1
+                    peer.close()
+                    return
+                self.stored.append(packet.body)
+                peer.puback(packet)
+
+
+@pytest.mark.deadline(90)
+async def test_a_dead_letter_that_a_broker_closes_over_is_stored_without_what_it_closes_over() -> (
+    None
+):
+    unforgiving = Unforgiving(b"poison")
+    good: list[bytes] = []
+    async with ScriptedBroker(unforgiving) as broker:
+        config = MqttConfig(broker.host, port=broker.port, backoff_min=0.01, backoff_max=0.05)
+        app = DistributedApplication(config, name="app")
+
+        @app.application("any/#", name="actor", retry=ONCE)
+        async def handle(payload: bytes) -> None:
+            if payload == b"bad":
+                raise ValueError("as it is")
+            good.append(payload)
+
+        async with app:
+            await eventually(lambda: app.stats["dead_letters.stored"] == 1, 60)
+            await eventually(lambda: good == [b"good"])
+            assert app.healthy
+        assert unforgiving.closed == 8, "four for the letter as it is, and four for it in JSON"
+        (letter,) = unforgiving.stored
+        assert letter.endswith(b"bad"), "the payload has done nothing wrong"
+        assert b"spa_dead_text" in letter
