@@ -44,6 +44,7 @@ class ShelfHarness(TransportHarness):
         parts: what to use in place of parts of the broker and of the transport.
     """
 
+    counts_bytes = False
     has_qos_0 = False
     has_retained = False
     keeps_all = True

@@ -40,6 +40,8 @@ class TransportHarness(abc.ABC):
 
     Attributes:
         any_topic: topics carry any text. Otherwise their levels are letters, digits, ``_``, ``-``.
+        counts_bytes: no more is handed out than the window in bytes says. Otherwise only the number
+            of messages has a limit.
         has_groups: instances can share a subscription. Otherwise that is refused.
         has_qos_0: a message can be published with QoS 0, to be delivered at most once. Otherwise
             it is a message like any other.
@@ -75,6 +77,7 @@ class TransportHarness(abc.ABC):
     """
 
     any_topic: bool = True
+    counts_bytes: bool = True
     has_groups: bool = True
     has_qos_0: bool = True
     has_retained: bool = True
