@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import weakref
 from collections.abc import AsyncIterator
 
@@ -29,7 +28,7 @@ from spa_dat.errors import (
     RestartLimitReached,
 )
 from spa_dat.transports.memory import MemoryProvider
-from support.elsewhere import threads_end
+from support.elsewhere import threads, threads_end
 from support.probe import talking
 from support.scripted import Peer, ScriptedBroker
 from support.virtual import VirtualEnvironment
@@ -170,7 +169,7 @@ async def test_an_actor_that_never_starts_ends_the_start_and_leaves_nothing(
 
     app.add(Good)
     bad = app.add(Bad)
-    before = threading.enumerate()
+    before = threads()
     with pytest.raises(RestartLimitReached, match=r"Bad.*no boiler"):
         await app.__aenter__()
     assert events == ["open", "try", "try", "try", "on_stop of the other", "close"]
@@ -196,7 +195,7 @@ async def test_a_constructor_that_raises_is_named_and_nothing_is_left(
 
     app.add(First)
     app.add(Boiler, limit=90.0)
-    before = threading.enumerate()
+    before = threads()
     with pytest.raises(ConfigurationError, match=r"'Boiler' could not be made: ValueError: 90\.0"):
         await app.__aenter__()
     assert problems(caplog) == []
@@ -244,7 +243,7 @@ async def test_a_start_can_be_cancelled_at_any_point(
     app.add(Boiler)
     app.producer(name="tick", every=1.0)(lambda: None)
     for seconds in (0.0, 0.3, 1.0, 1.5, 1.9999999):
-        before = threading.enumerate()
+        before = threads()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(seconds):
                 await app.__aenter__()
@@ -713,7 +712,7 @@ async def test_one_application_runs_again_and_again(
     app: DistributedApplication, provider: MemoryProvider
 ) -> None:
     got: list[str] = []
-    before = threading.enumerate()
+    before = threads()
 
     @app.application("a")
     def handler(payload: str) -> None:

@@ -20,7 +20,7 @@ from spa_dat.errors import (
 )
 from spa_dat.testing import Harness
 from spa_dat.transports.memory import MemoryProvider
-from support.elsewhere import threads_end
+from support.elsewhere import threads, threads_end
 from support.probe import talking
 from support.waiting import eventually
 
@@ -48,9 +48,9 @@ async def test_each_actor_has_one_thread_of_its_own_which_ends_with_it(
 
     app.application("a", name="one")(handler)
     app.application("a", name="two")(handler)
-    before = threading.enumerate()
+    before = threads()
     async with app, talking(provider) as socket:
-        assert threading.active_count() == len(before) + 2
+        assert len(threads() - before) == 2
         for _ in range(3):
             await socket.publish("a", "x")
         await eventually(lambda: count == 6)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Any
 
-__all__ = ["ThreadElsewhere", "threads_end"]
+__all__ = ["ThreadElsewhere", "threads", "threads_end"]
 
 
 class ThreadElsewhere(threading.Thread):
@@ -27,6 +27,13 @@ class ThreadElsewhere(threading.Thread):
         self._call()
 
 
+def threads() -> set[threading.Thread]:
+    """All threads, except for those of the package that stay as long as the process."""
+    return {
+        thread for thread in threading.enumerate() if not getattr(thread, "spa_dat_watches", False)
+    }
+
+
 def threads_end(before: Collection[threading.Thread], seconds: float = 10.0) -> None:
     """Wait until the threads have ended that were not there before.
 
@@ -35,6 +42,6 @@ def threads_end(before: Collection[threading.Thread], seconds: float = 10.0) -> 
     Raises:
         AssertionError: one does not end; says which.
     """
-    for thread in set(threading.enumerate()) - set(before):
+    for thread in threads() - set(before):
         thread.join(seconds)
         assert not thread.is_alive(), f"{thread} did not end within {seconds:g} s"
