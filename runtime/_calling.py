@@ -133,11 +133,11 @@ class Caller:
 
     async def _cut_off(self, call: Awaitable[Any], deadline: float) -> Any:
         # A task of its own: what swallows its cancellation must not keep the actor.
-        running = self._running = asyncio.ensure_future(call)
+        running = self._running = asyncio.ensure_future(_contained(call))
         try:
             done, _ = await asyncio.wait((running,), timeout=deadline)
             if done:
-                return running.result()
+                return _outcome(running)
             running.cancel()
             done, _ = await asyncio.wait((running,), timeout=_REST)
         except asyncio.CancelledError:
@@ -158,7 +158,7 @@ class Caller:
             raise TimeoutError(f"{text} and goes on although it was cancelled: {where}")
         if running.cancelled():
             raise TimeoutError(text)
-        return running.result()
+        return _outcome(running)
 
     async def _in_thread(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         assert self._worker is not None
@@ -210,6 +210,21 @@ class Work:
         """What is at work, and the line where it is; None for nothing."""
         task = self.task
         return self._caller.in_thread_at or (None if task is None else place(frames_of(task)))
+
+
+async def _contained(call: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+    """What a task may end with: these two would end the event loop."""
+    try:
+        return await call, None
+    except (SystemExit, KeyboardInterrupt) as error:
+        return None, error
+
+
+def _outcome(task: asyncio.Future[tuple[Any, BaseException | None]]) -> Any:
+    result, error = task.result()
+    if error is not None:
+        raise error
+    return result
 
 
 async def _awaited(result: Any) -> Any:
