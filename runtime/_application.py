@@ -16,7 +16,7 @@ from ..transports import Identity, SocketProvider, as_provider
 from ._lifecycle import Run
 from ._registry import ProviderLike, Registry
 from ._resources import Resource
-from ._settings import Settings
+from ._settings import LoopFactory, Settings
 from ._socket import Socket
 from ._specs import HandlerOptions, Spec, check_name, parse_reply_topics
 from ._sync_socket import SyncSocket
@@ -261,7 +261,7 @@ class DistributedApplication:
         concerns all of it. Asking costs little, so a health check may do it.
         """
         if self._run is None:
-            return {self.name: "it does not run"}
+            return {self.name: f"it does not run{self._why()}"}
         return self._run.problems
 
     async def __aenter__(self) -> Self:
@@ -288,11 +288,6 @@ class DistributedApplication:
             self._run = None
             raise
 
-    @property
-    def _given_up(self) -> list[str]:
-        """What the run that has ended could not finish, in words."""
-        return [] if self._last_run is None else self._last_run.given_up.reasons
-
     def _begin(self) -> None:
         """Start the producers."""
         if self._run is not None:
@@ -304,8 +299,15 @@ class DistributedApplication:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop: see `aclose`."""
+        """Stop: see `aclose`.
+
+        Raises:
+            Exception: what it has failed with, unless `wait` has raised it, or over another error.
+        """
+        run = self._run
         await self.aclose()
+        if error is None and run is not None and run.failure is not None and not run.told:
+            raise run.failure
 
     def socket(self, *, socket_provider: ProviderLike | None = None) -> Socket:
         """A socket that belongs to no actor: publish and request on one of the buses in use.
@@ -338,10 +340,13 @@ class DistributedApplication:
 
     def _started_run(self) -> Run:
         if self._run is None:
-            raise ConfigurationError(
-                f"application {self.name!r} does not run; use its socket inside 'async with'"
-            )
+            text = f"application {self.name!r} does not run{self._why()}"
+            raise ConfigurationError(f"{text}; use its socket inside 'async with'")
         return self._run
+
+    def _why(self) -> str:
+        failure = None if self._last_run is None else self._last_run.failure
+        return "" if failure is None else f", because of {type(failure).__name__}: {failure}"
 
     async def wait(self) -> None:
         """Wait until the application has reason to end: `stop` was called, or it has producers
@@ -351,7 +356,7 @@ class DistributedApplication:
             Exception: what made it end, for example what a one-shot producer raised.
         """
         if self._run is None:
-            raise ConfigurationError(f"application {self.name!r} is not started")
+            raise ConfigurationError(f"application {self.name!r} is not started{self._why()}")
         await self._run.wait()
 
     def stop(self) -> None:
@@ -374,10 +379,10 @@ class DistributedApplication:
             if self._run is run:
                 self._run = None
 
-    def run(self) -> None:
+    def run(self, *, loop_factory: LoopFactory | None = None) -> None:
         """Run until SIGTERM, SIGINT, or until there is nothing left to do; then stop and return.
 
-        See `spa_dat.run`, which does so for several applications.
+        See `spa_dat.run`, which does so for several applications and explains ``loop_factory``.
 
         Raises:
             SystemExit: with the reason, when the application could not start, failed, or was not
@@ -385,7 +390,7 @@ class DistributedApplication:
         """
         from ._running import run
 
-        run(self)
+        run(self, loop_factory=loop_factory)
 
     def __repr__(self) -> str:
         return f"<DistributedApplication {self.name!r} instance {self.identity.instance!r}>"

@@ -48,6 +48,10 @@ class Run:
         settings: of the application.
         specs: its actors.
         resources: what its actors share.
+
+    Attributes:
+        failure: what it ended with; None for nothing.
+        told: `wait` has raised it.
     """
 
     def __init__(
@@ -71,15 +75,11 @@ class Run:
         self._problems: dict[str, str] = {}
         self._letters = LetterLimit(settings.dead_letter_limit)
         self._started = False
+        self.failure: BaseException | None = None
+        self.told = False
         self._waits: Waits | None = None
         self._given_up = GivenUp(settings.identity.application, settings.stats)
-        self._watchdog = Watchdog(
-            settings.identity.application,
-            settings.stats,
-            self._lanes,
-            settings.slow,
-            settings.blocked,
-        )
+        self._watchdog = Watchdog(settings, self._lanes)
         self._keeper = ResourceKeeper(self._given_up, settings)
         self._system = ActorSystem(
             name=f"{settings.identity.application}/{settings.identity.instance}",
@@ -162,6 +162,7 @@ class Run:
         if error is None:
             self._ending.set_result(None)
         else:
+            self.failure = error
             problem = f"it has failed: {type(error).__name__}: {error}"
             self._problems[self.settings.identity.application] = problem
             self._ending.set_exception(error)
@@ -239,7 +240,9 @@ class Run:
 
     async def wait(self) -> None:
         """Wait until there is reason to stop; raises what made it necessary."""
-        await asyncio.shield(self._ending)
+        await asyncio.wait((self._ending,))
+        self.told = True
+        self._ending.result()
 
     async def start(self) -> None:
         """Start everything but the producers; when it fails, what was started is stopped again.
@@ -359,7 +362,7 @@ class Run:
             deadline = max(deadline, now + _SHORTEST)
             await wait_for_each(wait_until(deadline, link.bus.drain()) for link in self._links)
             await self._keeper.close(max(deadline - now, _LEAST_FOR_RESOURCES))
-            await wait_for_each(link.close() for link in self._links)
+            await wait_for_each(link.close(self.failure) for link in self._links)
             self._given_up.posts(link.lost_posts for link in self._links)
         finally:
             self._watchdog.stop()

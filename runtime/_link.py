@@ -9,7 +9,7 @@ from typing import Protocol
 from .._limited_log import LimitedLog
 from .._logs import get_logger
 from .._texts import describe, escaped, quoted
-from ..errors import ActorStopped, ConfigurationError, OutboxFull, SpaDatError
+from ..errors import ActorStopped, ConfigurationError, ConnectionLost, OutboxFull, SpaDatError
 from ..transports import (
     RESERVED,
     Bus,
@@ -25,9 +25,9 @@ from ..transports import (
 )
 from ._given_up import LostPosts
 from ._message import NO_HEADERS, OutgoingMessage
+from ._outgoing import check_message, check_response_topic
 from ._payloads import encode
 from ._requests import CHAIN_HEADER, ERROR_HEADER, REPLY_HEADER, Requests
-from ._specs import is_number
 from ._turn import Turn, current_turn
 
 __all__ = ["Link"]
@@ -38,7 +38,6 @@ _LONGEST_REPLY_ADDRESS = 1024
 _LONGEST_CORRELATION = 1024
 _MOST_TOPICS_REMEMBERED = 1024
 _LONGEST_TOPIC_REMEMBERED = 256
-_LONGEST_EXPIRY = 2**32
 _LONGEST_ERROR_CODE = 100
 _LONGEST_ERROR_TEXT = 1000
 
@@ -65,6 +64,7 @@ class Link:
         reply_topics: where replies may go; None for everywhere. An actor may have its own.
         loop: the event loop that it belongs to.
         ended: the application has stopped, and its sockets do nothing any more.
+        failure: why the bus can not go on at all, or what the application ended with.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Link:
         self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
         self.loop = asyncio.get_running_loop()
         self.ended = False
+        self.failure: BaseException | None = None
         identity = surroundings.identity
         self._own = f"{identity.application}/{identity.instance}/"
         self.lost_posts = LostPosts()
@@ -95,11 +96,17 @@ class Link:
         """Connect and open the reply inbox; raises as `Bus.start`."""
         await self.bus.start(self.requests.on_reply)
 
-    async def close(self) -> None:
-        """Give up what is pending, disconnect, and refuse what sockets are still used for."""
+    async def close(self, failure: BaseException | None = None) -> None:
+        """Give up what is pending, disconnect, and refuse what sockets are still used for.
+
+        Args:
+            failure: what the application ended with.
+        """
         self.ended = True
+        self.failure = self.failure or failure
         self.lost_posts.close()
         await self.bus.close()
+        self.requests.close(self._has_ended())
         # What was given up is reported by callbacks.
         await asyncio.sleep(0)
 
@@ -108,14 +115,19 @@ class Link:
 
         Raises:
             ActorStopped: the application has ended.
+            ConnectionLost: it has failed; not in a handler.
             ConfigurationError: it belongs to the event loop of another thread, or the handler
                 that uses it to another application.
         """
         name = self.surroundings.identity.application
         if self.ended:
-            raise ActorStopped(
-                f"application {name!r} has ended, and this socket with it: ask for a new one when"
-                " it runs again"
+            raise self._has_ended()
+        turn = current_turn.get()
+        if self.failure is not None and turn is None:
+            # What a handler still has to send may have a chance.
+            raise ConnectionLost(
+                f"application {name!r} has failed and does nothing more on"
+                f" {self.provider.address}: {_reason(self.failure)}"
             )
         if asyncio._get_running_loop() is not self.loop:
             raise ConfigurationError(
@@ -123,13 +135,20 @@ class Link:
                 " belongs to: in another thread use app.sync_socket(), or the SyncSocket that a"
                 " 'def' handler gets; in another event loop start an application of its own"
             )
-        turn = current_turn.get()
         if turn is not None and not turn.actor.startswith(self._own):
             raise ConfigurationError(
                 f"actor {turn.actor!r} used a socket of another application, {name!r}: use the"
                 " socket that the handler is given, or app.socket(socket_provider=...) of its own"
                 " application for another bus"
             )
+
+    def _has_ended(self) -> ActorStopped:
+        name = self.surroundings.identity.application
+        why = "" if self.failure is None else f" because of {_reason(self.failure)}"
+        return ActorStopped(
+            f"application {name!r} has ended{why}, and this socket with it: ask for a new one when"
+            " it runs again"
+        )
 
     def check(self, topic: str) -> None:
         """Raise ConfigurationError when a user may not publish to ``topic``."""
@@ -179,14 +198,14 @@ class Link:
             if not isinstance(given, Mapping):
                 raise ConfigurationError(f"headers={given!r}: give a dict of str to str")
             headers.update(given)
-        _check_message(message, headers)
+        check_message(message, headers)
         response_topic, correlation = message.response_topic, None
         if request is not None:
             response_topic, correlation, chain = request
             if chain:
                 headers[CHAIN_HEADER] = ",".join(chain)
         elif response_topic is not None:
-            _check_response_topic(response_topic)
+            check_response_topic(response_topic)
         is_reply = (
             turn is not None and turn.request is not None and turn.request.response_topic == topic
         )
@@ -360,38 +379,5 @@ def _is_plain(level: str) -> bool:
     return level.isascii() and level.isalnum()
 
 
-def _check_response_topic(address: str) -> None:
-    try:
-        check_topic(address)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"response_topic: {error}") from None
-
-
-def _check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
-    if message.qos not in (None, 0, 1):
-        raise ConfigurationError(f"qos={message.qos!r}: give 0 (at most once) or 1 (at least once)")
-    if not isinstance(message.retain, bool):
-        raise ConfigurationError(f"retain={message.retain!r}: give True or False")
-    if message.expiry is not None and not (
-        is_number(message.expiry) and 0 < message.expiry < _LONGEST_EXPIRY
-    ):
-        raise ConfigurationError(
-            f"expiry={message.expiry!r}: give seconds, more than 0 and less than {_LONGEST_EXPIRY}"
-        )
-    for option, text in (
-        ("key", message.key),
-        ("content_type", message.content_type),
-        ("response_topic", message.response_topic),
-    ):
-        if text is not None and not isinstance(text, str):
-            raise ConfigurationError(f"{option}={quoted(text)}: give a str or None")
-    for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigurationError(
-                f"header {quoted(name)}: {quoted(value)}: names and values must be str"
-            )
-        if name.startswith("spa_") or name in _WIRE_NAMES:
-            raise ConfigurationError(f"header {name!r} belongs to the runtime; choose another name")
-
-
-_WIRE_NAMES = frozenset({"id", "source", "type", "time", "specversion", "key"})
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

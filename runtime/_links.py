@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from ..errors import ConfigurationError
@@ -73,7 +74,10 @@ class Links:
             _running.add(claim)
             self._claimed.append(claim)
             surroundings = Surroundings(
-                identity, self._settings.environment, self._settings.stats, self._lost_for_good
+                identity,
+                self._settings.environment,
+                self._settings.stats,
+                partial(self._lost, provider.address),
             )
             used = provider if stand_in is None else stand_in(provider)
             link = self._links[provider.address] = Link(
@@ -85,6 +89,12 @@ class Links:
                 " give both the same provider"
             )
         return link
+
+    def _lost(self, address: str, error: BaseException) -> None:
+        link = self._links.get(address)
+        if link is not None:
+            link.failure = error
+        self._lost_for_good(error)
 
     def in_use(self, provider: SocketProvider) -> Link:
         """The link to a bus that an actor uses.

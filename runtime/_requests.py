@@ -140,6 +140,12 @@ class Requests:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def close(self, error: Exception) -> None:
+        """No reply comes any more: those who wait get the error."""
+        for waiting in [*self._waiting.values()]:
+            if not waiting.future.done():
+                waiting.future.set_exception(error)
+
     def on_reply(self, correlation: str, envelope: Envelope) -> None:
         """A reply came in; called by the bus."""
         waiting = self._waiting.get(correlation)

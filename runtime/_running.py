@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import warnings
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 from ..errors import ConfigurationError, SpaDatError
 from ._application import DistributedApplication
 from ._loop_end import end_loop
+from ._settings import LoopFactory
 from ._signals import Signals
 
 __all__ = ["IMPORTING", "run"]
@@ -23,15 +25,20 @@ IMPORTING: ContextVar[bool] = ContextVar("spa_dat_importing", default=False)
 _INTERRUPTED = 130
 
 
-def run(*applications: DistributedApplication) -> None:
+def run(*applications: DistributedApplication, loop_factory: LoopFactory | None = None) -> None:
     """Run applications together until SIGTERM, SIGINT, or until none has anything left to do.
 
     They are stopped in reverse order. A second signal ends the program at once, with 128 and the
     signal's number as exit code, also while the event loop is blocked.
 
+    Args:
+        applications: one at least, each with something registered.
+        loop_factory: makes the event loop, as `uvloop.new_event_loop` does; by default that of an
+            event loop policy which the program has set, or a selector loop.
+
     Raises:
-        SystemExit: with the reason, when one could not start or failed, or could not be stopped
-            in good order: something had to be given up. The others are stopped.
+        SystemExit: with the reason, when one could not start or failed, has no actors, or could not
+            be stopped in good order: something had to be given up. The others are stopped.
     """
     _refuse_wrong_place()
     if IMPORTING.get():
@@ -39,11 +46,11 @@ def run(*applications: DistributedApplication) -> None:
             "run() was called, but the module is only imported: write"
             ' `if __name__ == "__main__":` above it'
         )
-    # A selector loop everywhere: the MQTT client needs add_reader, Windows' default lacks it.
-    loop = asyncio.SelectorEventLoop()
-    signals = Signals()
+    signals = Signals(sum(application._settings.stop_timeout for application in applications))
     given_up: list[str] = []
     try:
+        _refuse_nothing(applications)
+        loop = (loop_factory or _new_loop)()
         main = loop.create_task(_serve(applications, signals, given_up))
         try:
             loop.run_until_complete(main)
@@ -59,6 +66,29 @@ def run(*applications: DistributedApplication) -> None:
         signals.restore()
     if given_up:
         raise SystemExit(f"spa_dat: not stopped in good order: {'; '.join(given_up)}")
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    with warnings.catch_warnings():
+        # Newer versions of Python are about to give policies up.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        policy = asyncio.get_event_loop_policy()
+    if type(policy).__module__.partition(".")[0] == "asyncio":
+        # Everywhere: the MQTT client needs add_reader, Windows' default lacks it.
+        return asyncio.SelectorEventLoop()
+    return policy.new_event_loop()
+
+
+def _refuse_nothing(applications: tuple[DistributedApplication, ...]) -> None:
+    if not applications:
+        raise ConfigurationError("run() got no application: give it one or more")
+    for application in applications:
+        if not application._registry.specs:
+            raise ConfigurationError(
+                f"nothing is registered with application {application.name!r}, so it has nothing"
+                " to do: decorate functions with @app.application(...) or @app.producer(), and"
+                " add actor classes with app.add(...)"
+            )
 
 
 def _refuse_wrong_place() -> None:
@@ -108,10 +138,12 @@ async def _serve(
                 if not stop.is_set():
                     await _until_done(applications, interrupted)
             finally:
+                signals.stopping()
                 interrupted.cancel()
     finally:
         for application in applications:
-            given_up += application._given_up
+            if application._last_run is not None:
+                given_up += application._last_run.given_up.reasons
 
 
 async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplication, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from ..transports import Identity, SocketProvider, TopicFilter
 from ._observer import Observer
 from ._specs import check_seconds
 
-__all__ = ["Settings"]
+__all__ = ["LoopFactory", "Settings"]
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from .._logs import get_logger
+from ._stacks import frames_of_thread, place
 
 __all__ = ["Signals"]
 
@@ -21,6 +23,8 @@ log = get_logger("spa_dat")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FOR_LAST_WORDS = 1.0
+_LONGEST_REST = 20.0
+_SIGN_OF_LIFE = 5.0
 
 
 class Signals:
@@ -28,10 +32,18 @@ class Signals:
 
     The event loop may be blocked meanwhile, by what the user calls. So signals are counted twice,
     by the interpreter's handler in the main thread, which runs as soon as that is in Python code,
-    and by a thread that is woken by the operating system; what has more is right.
+    and by a thread that is woken by the operating system; who has two first ends the program.
+
+    Args:
+        stop_timeout: seconds that stopping may take, but for what bounds itself. If the loop is
+            blocked so long after the first signal, or after `stopping`, nobody can stop the
+            program in good order, and it ends with exit code 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop_timeout: float) -> None:
+        self._longest_stop = stop_timeout + _LONGEST_REST
+        self._stopping = threading.Lock()
+        self._ended = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._first: Callable[[], object] | None = None
@@ -58,8 +70,24 @@ class Signals:
         self._wake_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="spa_dat signals", daemon=True).start()
 
+    def stopping(self) -> None:
+        """The program stops now: see to it that it ends. Works from any thread."""
+        if self._stopping.acquire(blocking=False):
+            threading.Thread(target=self._see_to_it, name="spa_dat stop", daemon=True).start()
+
+    def _see_to_it(self) -> None:
+        self._ended.wait(self._longest_stop)
+        while not self._ended.is_set():
+            alive = threading.Event()
+            self._call_on_loop(alive.set)
+            if not alive.wait(_SIGN_OF_LIFE) and not self._ended.is_set():
+                where = place(frames_of_thread(threading.main_thread().ident))
+                _exit(1, "the program cannot stop, its event loop is blocked: %s", where)
+            self._ended.wait(_SIGN_OF_LIFE)
+
     def restore(self) -> None:
         """Let the signals do what they did before `install`."""
+        self._ended.set()
         sender, self._sender = self._sender, None
         if sender is None:
             return
@@ -72,9 +100,14 @@ class Signals:
         sender.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # In the middle of anything: no locks to wait for, and no logging.
+        # In the middle of anything, which may hold the lock of the log: it must go on first.
         self._handled += 1
-        self._count(signal.Signals(number), self._on_loop)
+        received = signal.Signals(number)
+        if self._handled == 1:
+            self._call_on_loop(self._stop)
+            self._call_on_loop(self._announce, received)
+        else:
+            threading.Thread(target=self._end, args=(received,), daemon=True).start()
 
     def _watch(self) -> None:
         receiver = self._receiver
@@ -87,17 +120,14 @@ class Signals:
                 for number in _SIGNALS:
                     for _ in range(data.count(number)):
                         self._woken += 1
-                        self._count(number, self._announce)
-
-    def _count(self, number: signal.Signals, announce: Callable[[signal.Signals], None]) -> None:
-        if max(self._handled, self._woken) > 1:
-            self._end(number)
-        else:
-            self._call_on_loop(self._stop)
-            announce(number)
-
-    def _on_loop(self, number: signal.Signals) -> None:
-        self._call_on_loop(self._announce, number)
+                        self.stopping()
+                        if self._woken == 1:
+                            self._call_on_loop(self._stop)
+                            # Not here: whatever holds the lock of the log must not stop this.
+                            announce = partial(self._announce, number)
+                            threading.Thread(target=announce, daemon=True).start()
+                        else:
+                            self._end(number)
 
     def _call_on_loop(self, function: Callable[..., object], *args: object) -> None:
         assert self._loop is not None
@@ -115,14 +145,18 @@ class Signals:
     def _end(self, number: signal.Signals) -> None:
         if not self._ending.acquire(blocking=False):
             return
-        # Whatever it is that hangs, it may hold the lock of the log or of a stream.
-        words = threading.Thread(target=_last_words, args=(number.name,), daemon=True)
-        words.start()
-        words.join(_FOR_LAST_WORDS)
-        os._exit(128 + number)
+        _exit(128 + number, "%s again: ending at once", number.name)
 
 
-def _last_words(name: str) -> None:
-    log.warning("%s again: ending at once", name)
+def _exit(code: int, *last_words: object) -> None:
+    # Whatever it is that hangs, it may hold the lock of the log or of a stream.
+    words = threading.Thread(target=_say, args=last_words, daemon=True)
+    words.start()
+    words.join(_FOR_LAST_WORDS)
+    os._exit(code)
+
+
+def _say(text: str, *args: object) -> None:
+    log.error(text, *args)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from .._logs import get_logger
+from ._settings import Settings
 from ._stacks import frames_of_thread, place
 
 if TYPE_CHECKING:
@@ -33,28 +33,18 @@ class Watchdog:
     nothing on a loop with a clock of its own, where a handler takes no time.
 
     Args:
-        application: its name, for the log.
-        stats: counts ``handlers.slow`` and ``loop.blocked``.
+        settings: of the application; ``handlers.slow`` and ``loop.blocked`` are counted.
         lanes: gives the actors.
-        slow: seconds after which a handler at work is named; None for never.
-        blocked: seconds after which a blocked loop is named; None for never.
     """
 
-    def __init__(
-        self,
-        application: str,
-        stats: Counter[str],
-        lanes: Callable[[], Iterable[Host]],
-        slow: float | None,
-        blocked: float | None,
-    ) -> None:
+    def __init__(self, settings: Settings, lanes: Callable[[], Iterable[Host]]) -> None:
         self._loop = asyncio.get_running_loop()
         real = not getattr(self._loop, "has_own_clock", False)
-        self._application = application
-        self._stats = stats
+        self._application = settings.identity.application
+        self._stats = settings.stats
         self._lanes = lanes
-        self._slow = slow if real else None
-        self._limit = blocked if real else None
+        self._slow = settings.slow if real else None
+        self._limit = settings.blocked if real else None
         self._calls: dict[str, _Call] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._pulse: _Pulse | None = None

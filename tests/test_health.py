@@ -169,6 +169,9 @@ async def test_an_application_that_has_failed_says_why(caplog: pytest.LogCapture
     async with app:
         await eventually(lambda: not app.healthy)
         assert app.problems == {"plant": "it has failed: ValueError: no sensor"}
+        with pytest.raises(ValueError, match="no sensor"):
+            await app.wait()
+    assert app.problems == {"plant": "it does not run, because of ValueError: no sensor"}
     assert logging.ERROR in [record.levelno for record in caplog.records]
 
 

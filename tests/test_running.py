@@ -288,7 +288,6 @@ def test_run_returns_when_the_producers_have_ended() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     app.run()
     run(app)
-    run()
     assert published == ["x"] * 3
 
 
@@ -324,3 +323,62 @@ async def test_embedding_installs_no_signal_handlers() -> None:
 
     async with app:
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        (
+            """
+        class Tracker(Actor):
+            @on("in")
+            async def f(self, p: int) -> None: ...
+
+        DistributedApplication("memory://", name="empty").run()
+            """,
+            "nothing is registered with application 'empty'",
+        ),
+        ("run()", "run() got no application"),
+    ],
+)
+def test_a_program_with_nothing_to_do_is_told_so(start: Start, program: str, text: str) -> None:
+    code, said, error = start(program).end()
+    assert (code, said) == (1, [])
+    assert error.startswith(f"spa_dat: ConfigurationError: {text}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "call"),
+    [
+        ("asyncio.set_event_loop_policy(Policy())", "app.run()"),
+        ("", "app.run(loop_factory=Loop)"),
+        ("", "run(app, loop_factory=Loop)"),
+    ],
+)
+def test_the_event_loop_that_the_program_has_chosen_is_used(
+    start: Start, setting: str, call: str
+) -> None:
+    program = start(
+        f"""
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        class Loop(asyncio.SelectorEventLoop):
+            pass
+
+        class Policy(asyncio.DefaultEventLoopPolicy):
+            def new_event_loop(self):
+                return Loop()
+
+        {setting}
+        app = DistributedApplication("memory://", name="plant")
+
+        @app.producer()
+        async def produce() -> None:
+            say(type(asyncio.get_running_loop()).__name__)
+
+        {call}
+        """
+    )
+    assert program.end() == (0, ["Loop"], "")

@@ -106,6 +106,32 @@ def test_a_second_signal_ends_a_program_that_can_not_write_its_log(start: Start)
     assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
+def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Start) -> None:
+    program = start(
+        f"""
+        {_MAKE}
+        import spa_dat.runtime._signals as signals
+        signals._LONGEST_REST = signals._SIGN_OF_LIFE = 0.3
+        app = make(blocked_after=None)
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            try:
+                say("ready")
+                await asyncio.sleep(1000)
+            finally:
+                time.sleep(1000)
+
+        app.run()
+        """
+    )
+    program.read_until("ready")
+    program.signal(signal.SIGTERM)
+    code, said, _ = program.end()
+    assert code == 1
+    assert said[-1].startswith("the program cannot stop, its event loop is blocked: handler at ")
+
+
 # What swallows its cancellation.
 
 
@@ -315,7 +341,7 @@ async def test_leaving_an_application_takes_a_stated_time_whatever_its_handlers_
     assert record.levelno == logging.ERROR
     assert "actor 'work'" in record.getMessage()
     assert "test_stopping.py:" in record.getMessage()
-    assert app._given_up == [
+    assert given_up(app) == [
         "actor 'work' did not finish in time and was cut off",
         record.getMessage().removeprefix("plant: "),
     ]
@@ -340,6 +366,11 @@ async def test_a_cleanup_that_only_needs_another_cancellation_is_not_abandoned()
         await begun.wait()
     assert app.stats["actors.cut_off"] == 1
     assert app.stats["actors.abandoned"] == 0
+
+
+def given_up(app: DistributedApplication) -> list[str]:
+    assert app._last_run is not None
+    return app._last_run.given_up.reasons
 
 
 # Work that is given up.
@@ -413,4 +444,4 @@ async def test_local_messages_that_are_left_are_counted() -> None:
             slow.ref.tell(number)
         await eventually(lambda: len(slow.ref._mailbox) == 4)
     assert app.stats["messages.given_up"] == 4
-    assert "actor 'Slow' stopped with 4 messages unhandled" in app._given_up
+    assert "actor 'Slow' stopped with 4 messages unhandled" in given_up(app)

@@ -1,0 +1,122 @@
+"""An application inside another asyncio program: what the program notices when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from spa_dat import DistributedApplication, Socket
+from spa_dat.errors import ActorStopped, ConfigurationError, ConnectionLost
+from spa_dat.transports.memory import MemoryProvider
+from support.waiting import eventually
+
+pytestmark = pytest.mark.virtual
+
+
+def kicked_off(provider: MemoryProvider, app: DistributedApplication) -> None:
+    """What a bus does that another program keeps taking over."""
+    assert app._run is not None
+    (link,) = app._run.links
+    link.surroundings.fatal(ConfigurationError("another program runs as 'plant.0'"))
+
+
+async def test_every_call_says_why_the_application_has_failed() -> None:
+    provider = MemoryProvider()
+    app = DistributedApplication(provider, name="plant")
+    text = "another program runs as 'plant.0'"
+
+    @app.application("a")
+    async def handler(payload: int) -> int:
+        return payload
+
+    with pytest.raises(ConfigurationError, match=text):  # noqa: PT012 (leaving the block raises it)
+        async with app:
+            socket = app.socket()
+            assert await socket.request("a", 1, reply=int) == 1
+            kicked_off(provider, app)
+            for held in (socket, app.socket()):
+                with pytest.raises(ConnectionLost, match=f"'plant' has failed.*{text}"):
+                    await held.publish("a", 1)
+                with pytest.raises(ConnectionLost, match=text):
+                    held.post("a", 1)
+                with pytest.raises(ConnectionLost, match=text):
+                    await held.request("a", 1, timeout=1000)
+            assert app.problems == {"plant": f"it has failed: ConfigurationError: {text}"}
+    with pytest.raises(ActorStopped, match=f"has ended because of ConfigurationError: {text}"):
+        await socket.publish("a", 1)
+    with pytest.raises(ConfigurationError, match=f"does not run, because of .*{text}"):
+        app.socket()
+    with pytest.raises(ConfigurationError, match=f"is not started, because of .*{text}"):
+        await app.wait()
+    assert text in app.problems["plant"]
+    async with app:
+        await app.socket().publish("a", 1)
+        assert app.healthy
+
+
+async def test_what_a_handler_still_has_to_send_is_tried() -> None:
+    provider = MemoryProvider()
+    app = DistributedApplication(provider, name="plant")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    sent: list[str] = []
+
+    @app.application("a")
+    async def handler(payload: int, socket: Socket) -> None:
+        begun.set()
+        await go_on.wait()
+        await socket.publish("b", payload)
+        await app.socket().publish("c", payload)
+        sent.append("both")
+
+    with pytest.raises(ConfigurationError):  # noqa: PT012 (leaving the block raises it)
+        async with app:
+            app.socket().post("a", 1)
+            await begun.wait()
+            kicked_off(provider, app)
+            go_on.set()
+            await eventually(lambda: sent == ["both"])
+
+
+async def test_a_failure_is_raised_once_and_never_over_another_error() -> None:
+    app = DistributedApplication("memory://", name="plant")
+
+    @app.producer()
+    async def produce() -> None:
+        raise ValueError("no sensor")
+
+    with pytest.raises(ValueError, match="no sensor"):
+        async with app:
+            await eventually(lambda: not app.healthy)
+    async with app:
+        with pytest.raises(ValueError, match="no sensor"):
+            await app.wait()
+    with pytest.raises(KeyError):  # noqa: PT012 (leaving the block raises it)
+        async with app:
+            await eventually(lambda: not app.healthy)
+            raise KeyError("mine")
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 (leaving the block raises it)
+        async with app, asyncio.TaskGroup() as tasks:
+            tasks.create_task(app.wait())
+            tasks.create_task(asyncio.sleep(1000))
+    assert [str(error) for error in caught.value.exceptions] == ["no sensor"]
+
+
+async def test_requests_that_wait_while_the_application_ends_are_told() -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=1)
+    begun = asyncio.Event()
+
+    @app.application("a")
+    async def handler(payload: int) -> int:
+        begun.set()
+        await asyncio.sleep(1000)
+        return payload
+
+    loop = asyncio.get_running_loop()
+    async with app:
+        waiting = asyncio.ensure_future(app.socket().request("a", 1, timeout=500))
+        await begun.wait()
+        began = loop.time()
+    with pytest.raises(ActorStopped, match="'plant' has ended"):
+        await waiting
+    assert loop.time() - began < 10
