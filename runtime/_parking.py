@@ -66,6 +66,7 @@ class Parking:
         which has nothing of the sender's in it.
         """
         letter = complete = self._letter(delivery, error)
+        full: Envelope | None = None
         seconds = self._first
         has_place = is_last = False
         while True:
@@ -76,6 +77,8 @@ class Parking:
                 except Exception as refused:  # noqa: BLE001 (tried again, whatever it is)
                     if isinstance(refused, _OVER_ITS_CONTENT):
                         simple = simpler(letter, refused)
+                        if simple is not None and letter.payload and not simple.payload:
+                            full = None if isinstance(refused, MessageTooLarge) else letter
                         # If not even the last form is taken, it was not over what the letter says.
                         letter = simple or complete
                         if simple is not None:
@@ -83,6 +86,8 @@ class Parking:
                     why = describe(refused)
                     self._host.unhealthy(f"a dead letter can not be stored: {why}")
                 else:
+                    if full is not None and not letter.payload:
+                        await self._restore(full)
                     self._host.parked()
                     delivery.settle()
                     return
@@ -98,6 +103,17 @@ class Parking:
                 is_last = True
         if has_place:
             self._host.return_letter()
+
+    async def _restore(self, full: Envelope) -> None:
+        """Store a letter once more, with its payload, after one without was taken.
+
+        A bus that has refused everything for a while, and stopped in the middle of the forms, takes
+        it now, in the place of the other: no payload must be lost over that.
+        """
+        try:
+            await self._link.bus.park(full, timeout=_TIMEOUT)
+        except Exception:  # noqa: BLE001 (so it was the payload, and what is stored is the best)
+            return
 
     def _letter(self, delivery: Delivery, error: BaseException) -> Envelope:
         make = partial(

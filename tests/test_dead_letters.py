@@ -8,6 +8,7 @@ import pytest
 
 from spa_dat import DistributedApplication, Reject, RetryPolicy
 from spa_dat._environment import Environment
+from spa_dat.errors import PublishRefused
 from spa_dat.runtime._dead_letter import abridged, dead_letter, describe
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports import Envelope
@@ -222,3 +223,32 @@ def test_hostile_ids_make_valid_topics(identifier: str) -> None:
         assert stored.topic.count("/") == 3
         (letter,) = harness.dead_letters()
         assert letter.message_id == identifier
+
+
+@pytest.mark.virtual
+async def test_a_payload_is_not_lost_when_a_bus_stops_refusing_in_the_middle_of_the_forms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site()
+    app = site.app()
+    check = type(site.faults).check_publish
+    refused: list[str] = []
+
+    def refuse(faults: object, topic: str) -> None:
+        if topic.startswith("_spa/dead-letter/") and len(refused) < 2:
+            refused.append(topic)
+            raise PublishRefused("for a while")
+        check(site.faults, topic)
+
+    monkeypatch.setattr(type(site.faults), "check_publish", refuse)
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=1))
+    async def handle(number: int) -> None:
+        raise ValueError(number)
+
+    async with app:
+        site.publish("n", "1", id="1")
+        await site.settled()
+        (letter,) = site.letters()
+    assert len(refused) == 2
+    assert letter.payload == b"1"
