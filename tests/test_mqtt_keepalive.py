@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from spa_dat import MqttConfig
 from spa_dat.errors import ConnectionLost
+from spa_dat.runtime.testing.brokers._certificates import make_certificates
 from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt._control import Control
+from spa_dat.transports.mqtt._dial import dial
 from spa_dat.transports.mqtt._keepalive import LARGE, KeepAlive
 from spa_dat.transports.mqtt._packets import PINGREQ
 from spa_dat.transports.mqtt._stream import FrameStream
@@ -195,6 +200,35 @@ async def test_a_stream_tells_how_much_the_peer_has() -> None:
     finally:
         stream.abort()
         peer.close()
+
+
+async def test_over_tls_a_stream_tells_of_a_large_write_before_all_of_it_has_left(
+    tmp_path: Path,
+) -> None:
+    certificate = make_certificates("127.0.0.1", tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    accepted: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+    accepted = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(
+        lambda *streams: accepted.set_result(streams), "127.0.0.1", 0, ssl=context
+    )
+    port = server.sockets[0].getsockname()[1]
+    config = MqttConfig(host="127.0.0.1", port=port, tls=True, tls_ca=str(tmp_path / "ca.pem"))
+    stream = FrameStream(await dial(config), lambda *packet: None, lambda error: None)
+    try:
+        stream.write(b"x" * 40_000_000)
+        reader, writer = await accepted
+        got = 0
+        while got < 20_000_000:
+            got += len(await reader.read(1_000_000))
+        await eventually(lambda: stream.departed() >= 10_000_000)
+        assert stream.departed() < 40_000_000
+    finally:
+        stream.abort()
+        server.close()
+    writer.transport.abort()
+    await server.wait_closed()
 
 
 async def test_the_same_large_publish_is_given_more_time_after_each_silence() -> None:

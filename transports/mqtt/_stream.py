@@ -66,6 +66,7 @@ class FrameStream:
         self.received = 0
         self.written = 0
         self._sock = sock
+        self._encrypted = isinstance(sock, ssl.SSLSocket)
         self._descriptor = sock.fileno()
         self._loop = asyncio.get_running_loop()
         self._on_packet = on_packet
@@ -286,7 +287,9 @@ class FrameStream:
             return
         try:
             while self._out:
-                sent = self._sock.send(self._out)
+                # TLS says nothing of its progress before it has sent all that it was given.
+                piece = self._out[:_CHUNK] if self._encrypted else self._out
+                sent = self._sock.send(piece)
                 del self._out[:sent]
         except _BLOCKED:
             self._watch_writable()
