@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
 __all__ = ["Blame", "Course", "Suspicion"]
 
 _ENDS = 3
+# Cross-checks that have to hold: one where the ends followed at once, more where a large message
+# was on its way for so long that the network may have failed each time.
+_AT_ONCE = 0.1
+_CHECKS_OF_SLOW_ENDS = 3
 _LEAST_QUIET = 1.0
+_MOST_QUIET = 30.0
 
 
 class _Publish(Protocol):
@@ -36,6 +42,22 @@ class Course(Enum):
     REFUSE = "write nothing before the accused message is refused"
 
 
+@dataclass
+class _Case:
+    """What counts against one message.
+
+    Attributes:
+        ends: connections that ended over it.
+        seconds: for how long it was under way on all of them but the first, where it may have
+            been written at any time.
+        checks: connections that held without it after one that ended with it alone.
+    """
+
+    ends: int = 0
+    seconds: float = 0.0
+    checks: int = 0
+
+
 class Suspicion(Generic[W]):
     """Decides which message, if any, is refused because connections end over it. No I/O.
 
@@ -48,9 +70,12 @@ class Suspicion(Generic[W]):
        nothing else is written before it has its answer.
     3. If that connection ends, too, in a way that counts, the message is accused. If the broker
        said that it was over a message, it is refused. If not, the next connection is the
-       cross-check: nothing is written for twice as long as the last one held, at least a second.
-       If the connection holds, the message is refused. If it ends without the message, too, the
-       message is innocent, and so are all others.
+       cross-check: nothing is written for twice as long as the message was under way on all of
+       these connections, at least a second, at most thirty. If the connection ends without the
+       message, too, the message is innocent, and so are all others.
+    4. If the connection holds, and all the ends followed at once, the message is refused. If they
+       took longer, a network that fails again and again under a large message looks the same:
+       then the message is alone once more, until three cross-checks have held.
 
     So what is refused is what a broker did not take on four connections, was the only thing that
     it was given on the last of them, and is what it does well without.
@@ -60,14 +85,16 @@ class Suspicion(Generic[W]):
         self.course = Course.FREELY
         self.quiet = 0.0
         """Seconds for which nothing is to be written, for `Course.QUIETLY`."""
-        self._ends: dict[W, int] = {}
+        self._cases: dict[W, _Case] = {}
         self._latest: list[W] = []
+        self._lasted = 0.0
         self._accused: W | None = None
         self._named = False
 
     def ends(self, message: W) -> int:
         """How many ends count against a message."""
-        return self._ends.get(message, 0)
+        case = self._cases.get(message)
+        return 0 if case is None else case.ends
 
     def ended(self, written: Iterable[W], blame: Blame, lasted: float) -> None:
         """A connection has ended.
@@ -81,33 +108,39 @@ class Suspicion(Generic[W]):
         if blame is Blame.NONE:
             return
         if self.course is Course.QUIETLY:
-            self._ends.clear()
+            self._cases.clear()
             self._accused = None
             return
         self._latest = list(written)
+        self._lasted = lasted
         for message in self._latest:
-            self._ends[message] = self._ends.get(message, 0) + 1
+            case = self._cases.setdefault(message, _Case())
+            case.seconds += lasted if case.ends else 0.0
+            case.ends += 1
         if self.course is Course.ALONE and self._latest:
             self._accused = self._latest[0]
             self._named = blame is Blame.NAMED
-            self.quiet = max(_LEAST_QUIET, 2 * lasted)
+            seconds = self._cases[self._accused].seconds
+            self.quiet = min(max(_LEAST_QUIET, 2 * seconds), _MOST_QUIET)
 
     def unreachable(self) -> None:
         """An attempt to connect has failed: the last end was that of an outage."""
         for message in self._latest:
-            self._ends[message] -= 1
+            case = self._cases[message]
+            case.ends -= 1
+            case.seconds -= self._lasted if case.ends else 0.0
         self._latest = []
         self._accused = None
 
     def connected(self) -> Course:
         """There is a connection, or nothing is in the way of it any more; how to use it."""
         self._latest = []
-        self._ends = {m: ends for m, ends in self._ends.items() if ends and not m.done()}
+        self._cases = {m: case for m, case in self._cases.items() if case.ends and not m.done()}
         if self._accused is not None and self._accused.done():
             self._accused = None
         if self._accused is not None:
             self.course = Course.REFUSE if self._named else Course.QUIETLY
-        elif any(ends >= _ENDS for ends in self._ends.values()):
+        elif any(case.ends >= _ENDS for case in self._cases.values()):
             self.course = Course.ALONE
         else:
             self.course = Course.FREELY
@@ -116,12 +149,18 @@ class Suspicion(Generic[W]):
     def condemn(self) -> W | None:
         """The message to refuse, once the quiet time is over or for `Course.REFUSE`.
 
-        Call `connected` afterwards. None when its sender has given it up meanwhile.
+        Call `connected` afterwards. None when its sender has given it up meanwhile, or when it is
+        to be tried alone once more.
         """
         accused, self._accused = self._accused, None
         if accused is None or accused.done():
             return None
-        self._ends.pop(accused, None)
+        case = self._cases[accused]
+        case.checks += 1
+        surely = self._named or case.seconds <= _AT_ONCE or case.checks >= _CHECKS_OF_SLOW_ENDS
+        if not surely:
+            return None
+        del self._cases[accused]
         return accused
 
     def acquit(self) -> None:
@@ -129,4 +168,4 @@ class Suspicion(Generic[W]):
 
         Call `connected` afterwards.
         """
-        self._ends = {m: ends for m, ends in self._ends.items() if ends < _ENDS}
+        self._cases = {m: case for m, case in self._cases.items() if case.ends < _ENDS}

@@ -79,6 +79,7 @@ class Outgoing:
         self._put_off: deque[OutboxEntry] = deque()
         self._pause: asyncio.TimerHandle | None = None
         self._again: OutboxEntry | None = None
+        self._suspect: OutboxEntry | None = None
         self._window = 1
         self._since = 0.0
         self._end = ""
@@ -154,11 +155,13 @@ class Outgoing:
                 self._say_what_is_suspected()
             self._outbox.resume(1)
         else:
+            self._suspect = None
             self._outbox.resume(self._window)
 
     def _say_what_is_suspected(self) -> None:
         entry = self._outbox.oldest
-        if entry is not None:
+        if entry is not None and entry is not self._suspect:
+            self._suspect = entry
             self._stats["publishes.suspected"] += 1
             _log.warning(
                 "the broker at %s ended %d connections on which %s was not confirmed, the last"
