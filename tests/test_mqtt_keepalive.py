@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -32,7 +30,14 @@ class Link:
     """A connection whose bytes leave at a given rate, to a broker that answers pings."""
 
     def __init__(
-        self, *, rate: float = 1e9, hides: float = 0.0, patience: int = 1, unconfirmed: int = 0
+        self,
+        *,
+        seconds: float = SECONDS,
+        bearable: float = 0.0,
+        rate: float = 1e9,
+        hides: float = 0.0,
+        patience: int = 1,
+        unconfirmed: int = 0,
     ) -> None:
         self.heard = self.spoken = self.paused = False
         self.written = 0
@@ -46,7 +51,12 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._began = self._now = self._loop.time()
         self.keepalive = KeepAlive(
-            self, SECONDS, self._on_silence, lambda: unconfirmed, patience=patience
+            self,
+            seconds,
+            self._on_silence,
+            lambda: unconfirmed,
+            bearable=bearable,
+            patience=patience,
         )
 
     def departed(self) -> int:
@@ -130,6 +140,16 @@ async def test_an_idle_broker_that_answers_is_asked_once_in_half_an_interval() -
     assert link.silent_at is None
     assert 190 <= link.pings <= 200
     link.keepalive.stop()
+
+
+@pytest.mark.virtual
+async def test_a_broker_that_wants_to_hear_more_often_may_answer_as_late_as_any_other() -> None:
+    link = Link(seconds=1, bearable=SECONDS)
+    link.is_answering = False
+    await link.run(100)
+    assert link.silent_at is not None
+    assert SECONDS <= link.silent_at <= 1.5 * SECONDS
+    assert link.pings >= SECONDS, "as often as it wants"
 
 
 @pytest.mark.virtual
@@ -259,15 +279,14 @@ class Library:
     """Stands for the client library; the broker answers after ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
-        self.on_subscribe: Callable[..., None] | None = None
-        self.on_unsubscribe: Callable[..., None] | None = None
+        self.control: Control | None = None
         self._seconds = seconds
 
     def subscribe(self, topics: object, *, properties: object) -> tuple[int, int]:
-        answer = [SimpleNamespace(value=1)]
-        assert self.on_subscribe is not None
+        assert self.control is not None
+        answer = b"\0\x01\0\x01"
         asyncio.get_running_loop().call_later(
-            self._seconds, self.on_subscribe, self, None, 1, answer
+            self._seconds, self.control.answered, answer, 0, len(answer)
         )
         return 0, 1
 
@@ -280,8 +299,9 @@ async def test_an_answer_behind_large_messages_is_waited_for_while_they_come(
     """A session's messages come before the answer to a subscription; pings' answers do too."""
     loop = asyncio.get_running_loop()
     busy: list[bool] = []
-    control = Control(
-        cast(Any, Library(300)),
+    library = Library(300)
+    control = library.control = Control(
+        cast(Any, library),
         loop.create_future(),
         lambda: int(loop.time() * rate),
         busy.append,

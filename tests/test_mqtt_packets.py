@@ -17,9 +17,9 @@ from spa_dat.transports.mqtt._packets import (
     PublishDecoder,
     PublishPacket,
     encode_acknowledgements,
-    reason_string,
     variable_integer,
 )
+from spa_dat.transports.mqtt._properties import read_properties
 from spa_dat.transports.mqtt._stream import FrameStream
 from support.waiting import eventually
 
@@ -280,26 +280,34 @@ async def test_an_end_is_reported_once_and_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("properties", "words"),
+    ("properties", "found"),
     [
-        (b"\x1f\0\x02no", "no"),
-        (b"\x26\0\x01a\0\x01b\x1f\0\x02no", "no"),
-        (b"\x26\0\x01a\0\x01b", ""),
-        (b"", ""),
-        (b"\x1f\0\x09no", ""),
-        (b"\x1f\0", ""),
-        (b"\x1f", ""),
-        (b"\x99\0\x02no", ""),
+        (b"\x1f\0\x02no", {0x1F: "no"}),
+        (b"\x26\0\x01a\0\x01b\x1f\0\x02no", {0x1F: "no"}),
+        (b"\x26\0\x01a\0\x01b", {}),
+        (b"", {}),
+        (b"\x21\x01\x02\x27\0\0\x01\0\x24\x01", {0x21: 258, 0x27: 256, 0x24: 1}),
+        (b"\x21\0\x05\x21\0\x06", {0x21: 5}),
+        (b"\x16\0\x02\xff\xff\x13\0\x09", {0x13: 9}),
+        (b"\x1f\0\x02\xff\xfe\x13\0\x09", {0x1F: "\ufffd\ufffd", 0x13: 9}),
+        (b"\x13\0\x09\x1f\0\x09no", {0x13: 9}),
+        (b"\x13\0\x09\x21\0", {0x13: 9}),
+        (b"\x13\0\x09\x1f\0", {0x13: 9}),
+        (b"\x13\0\x09\x21", {0x13: 9}),
+        (b"\x13\0\x09\x99\0\x02no", {0x13: 9}),
     ],
 )
-def test_the_words_of_an_acknowledgement_are_read_if_they_can_be(
-    properties: bytes, words: str
+def test_properties_are_read_as_far_as_they_can_be(
+    properties: bytes, found: dict[int, int | str]
 ) -> None:
     packet = bytes((len(properties),)) + properties
+    end = 2 + len(packet)
     following = b"\0\x20" * 20
-    assert reason_string(b"xx" + packet + following, 2, 2 + len(packet)) == words
+    assert read_properties(b"xx" + packet + following, 2, end + 1) == (found, end)
 
 
 @given(st.binary(max_size=40))
-def test_no_properties_of_an_acknowledgement_end_a_connection(properties: bytes) -> None:
-    assert isinstance(reason_string(properties, 0, len(properties)), str)
+def test_no_properties_end_a_connection_or_reach_behind_their_packet(data: bytes) -> None:
+    found, end = read_properties(data + b"\x1f\0\x03not", 0, len(data))
+    assert end <= len(data)
+    assert "not" not in found.values()

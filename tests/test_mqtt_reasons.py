@@ -15,6 +15,7 @@ from spa_dat.errors import (
     PublishRefused,
     SpaDatError,
 )
+from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt._reasons import (
     ANSWERS,
     Answer,
@@ -28,6 +29,8 @@ from spa_dat.transports.mqtt._reasons import (
     reason_text,
     subscribe_refusal,
 )
+from support.mqtt import client
+from support.scripted import Peer, ScriptedBroker, connack, suback
 
 MQTT = Path(__file__).parent.parent / "docs" / "mqtt.md"
 # A client says this one.
@@ -156,3 +159,92 @@ def test_a_server_that_has_moved_is_final_and_named() -> None:
     busy = connect_problem(LoginRefused(Reason(0x9C, "", "b.example")), "mqtt://h", None)
     assert not busy.final
     assert busy.later
+
+
+BAD_WORDS = b"\x1f\0\x02\xff\xfe"
+
+
+@pytest.mark.parametrize("properties", [b"", BAD_WORDS, b"\x77\x01", b"\x1f"])
+@pytest.mark.parametrize("code", range(0x80, 0x100))
+async def test_each_refusal_of_a_login_is_read_whatever_else_is_in_it(
+    code: int, properties: bytes
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.expect("CONNECT")
+        peer.send(connack(code, properties))
+        await peer.wait_closed()
+
+    answer = answer_to(Packet.CONNACK, code)
+    async with ScriptedBroker(script) as broker:
+        seconds = 10.0 if answer.decision is Decision.APPLICATION else 0.001
+        with pytest.raises(answer.error or SpaDatError, match=f"{code:#04x}"):
+            async with client(broker, start_timeout=seconds):
+                pass
+
+
+@pytest.mark.parametrize("properties", [b"", BAD_WORDS])
+@pytest.mark.parametrize("code", [*range(3), 0x80, 0x87, 0x92, 0xFF])
+async def test_each_answer_to_a_subscription_is_read_whatever_else_is_in_it(
+    code: int, properties: bytes
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        packet = await peer.expect("SUBSCRIBE")
+        peer.send(suback(packet.packet_id, code, properties=properties))
+        await peer.wait_closed()
+
+    async with ScriptedBroker(script) as broker:
+        if code < 0x80:
+            async with client(broker):
+                assert broker.connections == 1
+            return
+        with pytest.raises(SpaDatError, match=f"{code:#04x}"):
+            async with client(broker):
+                pass
+
+
+@pytest.mark.parametrize("properties", [b"", BAD_WORDS])
+@pytest.mark.parametrize("code", [0x00, 0x04, 0x8B, 0x92, 0xFF])
+async def test_each_goodbye_is_read_whatever_else_is_in_it(
+    code: int, properties: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def first(peer: Peer) -> None:
+        await peer.ready()
+        # The client has to be through with its start.
+        await peer.expect("PUBLISH")
+        peer.goodbye(code, properties)
+
+    async def second(peer: Peer) -> None:
+        await peer.ready()
+        peer.puback(await peer.expect("PUBLISH"))
+        await peer.wait_closed()
+
+    async with ScriptedBroker(first, second) as broker, client(broker) as app:
+        await app.bus.publish(Envelope(topic="t", payload=b"x"), timeout=20)
+        assert f"({code:#04x})" in caplog.text
+
+
+async def test_what_is_wrong_in_an_acceptance_keeps_nobody_out() -> None:
+    """Limits of nothing are no limits, and what cannot be read is passed over."""
+
+    async def script(peer: Peer) -> None:
+        await peer.accept(b"\x21\0\0\x27\0\0\0\0" + BAD_WORDS + b"\x77\x01")
+        await peer.subscribe()
+        peer.puback(await peer.expect("PUBLISH"))
+        await peer.wait_closed()
+
+    async with ScriptedBroker(script) as broker, client(broker) as app:
+        await app.bus.publish(Envelope(topic="t", payload=b"x"), timeout=20)
+
+
+async def test_an_inbox_that_is_not_in_the_answer_is_not_granted() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        packet = await peer.expect("SUBSCRIBE")
+        peer.send(b"\x90\x03" + packet.packet_id.to_bytes(2, "big") + b"\0")
+        await peer.wait_closed()
+
+    async with ScriptedBroker(script) as broker:
+        with pytest.raises(ConnectFailed, match="_spa/reply"):
+            async with client(broker):
+                pass

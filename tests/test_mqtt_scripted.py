@@ -246,18 +246,15 @@ async def test_an_inbox_refused_at_a_reconnect_stops_requests_and_no_publishes(
         await eventually(has_inbox)
 
 
-async def test_a_subscription_answered_with_an_unknown_code_does_not_hang() -> None:
+async def test_a_subscription_answered_with_a_code_that_grants_nothing_is_refused() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept()
         await peer.subscribe(0x77)
         await peer.wait_closed()
 
-    async with (
-        ScriptedBroker(serve, script, script, serve) as broker,
-        client(broker, start_timeout=30) as app,
-    ):
-        await app.consume("a")
-        assert broker.connections == 4
+    async with ScriptedBroker(serve, script) as broker, client(broker) as app:
+        with pytest.raises(ConnectFailed, match=r"'a'.*\(0x80\)"):
+            await app.consume("a")
 
 
 async def test_a_subscription_refused_at_a_reconnect_is_tried_again_and_counted(
@@ -704,6 +701,19 @@ async def test_a_silent_broker_is_noticed_within_two_keep_alives() -> None:
         began = asyncio.get_running_loop().time()
         await eventually(lambda: broker.connections == 2, 10)
         assert asyncio.get_running_loop().time() - began < 3.0, "a bound of the design, not a speed"
+
+
+async def test_a_broker_that_wants_to_hear_less_often_is_asked_as_often_all_the_same() -> None:
+    pings: list[Packet] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.ready(b"\x13\xff\xff")
+        pings.append(await peer.expect("PINGREQ"))
+        peer.send(b"\xd0\0")
+        await peer.wait_closed()
+
+    async with ScriptedBroker(script) as broker, client(broker, keepalive=1):
+        await eventually(lambda: pings, 10)
 
 
 async def test_the_keep_alive_that_the_broker_demands_is_kept() -> None:

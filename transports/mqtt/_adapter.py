@@ -26,6 +26,7 @@ from ._dial import dial
 from ._flow import MessageFlow
 from ._keepalive import KeepAlive
 from ._packets import MalformedPacket, PublishPacket, variable_integer
+from ._properties import read_properties
 from ._reasons import LoginRefused, NotAnswered, Reason, WrongVersion, describe, reason_text
 from ._session import ClientHandler, Ending, Loss, ServerLimits
 from ._stream import FrameStream
@@ -35,7 +36,9 @@ __all__ = ["MqttClient"]
 # The libraries' own chatter; aiomqtt sets the level of its default logger on import.
 _log = get_logger(f"{__name__}.library")
 
-_CONNACK = 0x20
+_CONNACK, _SUBACK, _UNSUBACK, _DISCONNECT = 0x20, 0x90, 0xB0, 0xE0
+_REFUSED = 0x80
+_OLD_REFUSAL_OF_THE_VERSION = 1
 
 
 class MqttClient:
@@ -120,7 +123,6 @@ class MqttClient:
         library = self._client._client
         library.manual_ack_set(True)
         library.on_connect = self._on_connect
-        library.on_disconnect = self._on_disconnect
         library.on_socket_open = None
         library.on_socket_close = None
         library.on_socket_register_write = self._on_write_wanted
@@ -153,12 +155,13 @@ class MqttClient:
             self.abort()
             raise
         if not self.lost.done():
-            seconds = self.limits.keepalive or self._config.keepalive
+            wanted = self._config.keepalive
             self._keepalive = KeepAlive(
                 self._stream,
-                seconds,
+                min(self.limits.keepalive or wanted, wanted),
                 self._on_silence,
                 self._flow.unconfirmed,
+                bearable=wanted,
                 patience=self._patience,
             )
 
@@ -244,8 +247,45 @@ class MqttClient:
     # What the stream reports.
 
     def _on_other_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
-        if first & 0xF0 == _CONNACK and stop - start == 2:
+        kind = first & 0xF0
+        if kind == _CONNACK:
+            self._on_connack(data, start, stop)
+        elif kind in (_SUBACK, _UNSUBACK):
+            self._control.answered(data, start, stop)
+        elif kind == _DISCONNECT:
+            self._on_goodbye(data, start, stop)
+        else:
+            self._give_to_library(first, data, start, stop)
+
+    def _on_connack(self, data: bytes, start: int, stop: int) -> None:
+        if stop - start == 2:
             raise WrongVersion("the broker answered in an older version than MQTT 5")
+        if stop - start < 2:
+            raise MalformedPacket("a CONNACK packet ends too early")
+        self.unanswered = False
+        if self._client._connected.done():
+            return
+        code = data[start + 1]
+        if code == _OLD_REFUSAL_OF_THE_VERSION:
+            raise WrongVersion("the broker does not speak MQTT 5")
+        properties, _ = read_properties(data, start + 2, stop)
+        if code >= _REFUSED:
+            self._client._connected.set_exception(LoginRefused(Reason.of(code, properties)))
+            return
+        self.limits = ServerLimits.of(properties)
+        # The library gets it without properties: it gives up over those that are malformed.
+        self._give_to_library(_CONNACK, data[start : start + 2] + b"\0", 0, 3)
+
+    def _on_goodbye(self, data: bytes, start: int, stop: int) -> None:
+        properties, _ = read_properties(data, start + 1, stop)
+        reason = Reason.of(data[start] if stop > start else 0, properties)
+        text = f"the broker ended the connection: {reason_text(reason)}"
+        self._end_cause = aiomqtt.MqttError(text)
+        self._fail_connect()
+        self._lose(Loss(text, Ending.GOODBYE, reason))
+        self.abort()
+
+    def _give_to_library(self, first: int, data: bytes, start: int, stop: int) -> None:
         if self._stream is not None:
             length = variable_integer(stop - start)
             self._stream.hand_over(bytes((first,)) + length + data[start:stop])
@@ -289,28 +329,9 @@ class MqttClient:
     def _on_connect(
         self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None
     ) -> None:
-        self.unanswered = False
-        if self._client._connected.done():
-            return
-        if reason.is_failure:
-            refusal = LoginRefused(Reason.of(reason.value, properties))
-            self._client._connected.set_exception(refusal)
-            return
         self._client._on_connect(client, userdata, flags, reason, properties)
-        self.limits = ServerLimits.of(properties)
         self._accepted = True
         self._handler.on_connected(flags.session_present)
-
-    def _on_disconnect(
-        self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None
-    ) -> None:
-        self._client._on_disconnect(client, userdata, flags, reason, properties)
-        if flags.is_disconnect_packet_from_server:
-            self._end_cause = aiomqtt.MqttCodeError(reason)
-            said = Reason.of(reason.value, properties)
-            text = f"the broker ended the connection: {reason_text(said)}"
-            self._lose(Loss(text, Ending.GOODBYE, said))
-            self.abort()
 
     # Inner parts.
 

@@ -223,8 +223,12 @@ class Connection:
     def _no_start(self, problem: ConnectProblem) -> SpaDatError:
         if problem.final:
             return problem.error
+        address = self._config.address
+        said = str(problem.error)
+        if address not in said:
+            said = f"no connection to the broker at {address}: {said}"
         error = ConnectFailed(
-            f"{problem.error}; tried for {self._config.start_timeout:g} s: check the address and"
+            f"{said}; tried for {self._config.start_timeout:g} s: check the address and"
             " that the broker runs, or raise the option start_timeout"
         )
         error.__cause__ = problem.error

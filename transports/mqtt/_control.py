@@ -13,6 +13,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ...errors import ConnectionLost
+from ._packets import MalformedPacket
+from ._properties import read_properties
 from ._reasons import Reason, translate
 from ._session import Loss
 
@@ -20,6 +22,9 @@ __all__ = ["Control", "make_properties"]
 
 # Answers to pings are no sign that an answer is under way behind large messages.
 _LEAST_RECEIVED = 1_024
+_MOST_QOS = 2
+# Also for what grants nothing that there is.
+_REFUSED = 0x80
 
 
 class Control:
@@ -48,7 +53,6 @@ class Control:
         self._on_busy = on_busy
         self._waiting = 0
         self._pending: dict[int, asyncio.Future[list[int]]] = {}
-        client.on_subscribe = client.on_unsubscribe = self._on_answer
 
     @property
     def busy(self) -> bool:
@@ -61,13 +65,14 @@ class Control:
         # 1: only where the subscription is new. 2: never.
         options = SubscribeOptions(qos=qos, retainHandling=1 if retained else 2)
         properties = make_properties(PacketTypes.SUBSCRIBE, SubscriptionIdentifier=identifier)
-        return await self._answered(
+        codes = await self._answered(
             lambda: self._client.subscribe(
                 [(pattern, options) for pattern in patterns], properties=properties
             ),
             timeout,
             f"subscription to {', '.join(map(repr, patterns))}",
         )
+        return [code if code <= _MOST_QOS or code >= _REFUSED else _REFUSED for code in codes]
 
     async def unsubscribe(self, patterns: Sequence[str], *, timeout: float) -> list[int]:
         """See `MqttClient.unsubscribe`."""
@@ -78,12 +83,18 @@ class Control:
             f"end of {len(patterns)} subscriptions",
         )
 
-    def _on_answer(
-        self, client: Any, userdata: Any, packet_id: int, reasons: Any, properties: Any = None
-    ) -> None:
-        answer = self._pending.get(packet_id)
+    def answered(self, data: bytes, start: int, stop: int) -> None:
+        """A SUBACK or UNSUBACK came; arguments as for `FrameStream`'s ``on_packet``.
+
+        Raises:
+            MalformedPacket: it has no packet id.
+        """
+        if stop - start < 2:
+            raise MalformedPacket("the answer to a subscription ends too early")
+        answer = self._pending.get(data[start] << 8 | data[start + 1])
         if answer is not None and not answer.done():
-            answer.set_result([Reason.of(reason.value, properties) for reason in reasons])
+            properties, position = read_properties(data, start + 2, stop)
+            answer.set_result([Reason.of(code, properties) for code in data[position:stop]])
 
     async def _answered(
         self, send: Callable[[], tuple[Any, int | None]], timeout: float, what: str
@@ -95,6 +106,8 @@ class Control:
         packet_id: int | None = None
         try:
             result, packet_id = send()
+            if self._lost.done():
+                raise ConnectionLost(f"{what}: {self._lost.result().text}")
             if result != paho.MQTT_ERR_SUCCESS or packet_id is None:
                 raise ConnectionLost(f"{what}: {paho.error_string(result)}")
             self._pending[packet_id] = answer

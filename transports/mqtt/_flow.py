@@ -16,8 +16,8 @@ from ._packets import (
     PublishPacket,
     encode_acknowledgements,
     encode_completion,
-    reason_string,
 )
+from ._properties import read_properties
 from ._reasons import Reason
 from ._session import ClientHandler
 from ._stream import FrameStream
@@ -114,7 +114,7 @@ class MessageFlow:
             if confirmed is not None:
                 code = data[start + 2] if stop - start > 2 else 0
                 if code >= _REFUSED and stop - start > 4:
-                    code = Reason(code, reason_string(data, start + 3, stop))
+                    code = Reason.of(code, read_properties(data, start + 3, stop)[0])
                 self._handler.on_confirmed(confirmed[0], code)
         elif kind == _PUBREL:
             if self._stream is not None:

@@ -13,8 +13,8 @@ __all__ = ["LARGE", "KeepAlive", "Line"]
 LARGE = 65_536
 """Bytes from which on a message may be on its way for long after its last byte has left here."""
 
-# Checks in a row without a sign of life; there are two in each interval.
-_MOST_QUIET = 2
+# There are two checks in each interval.
+_LEAST_CHECKS = 2
 # How slowly a proxy or load balancer may pass on what it has taken from us, in bytes a second.
 _SLOWEST = 32_768
 # The most intervals that this may take, times the patience.
@@ -53,9 +53,11 @@ class KeepAlive:
 
     Args:
         stream: of the connection.
-        seconds: the interval agreed with the broker.
+        seconds: the interval between signs of life from here.
         on_silence: called once when the broker is not there any more.
         unconfirmed: how many bytes the oldest message has that the broker has not confirmed.
+        bearable: for how many seconds the broker may be silent, if that is more than ``seconds``:
+            how often it wants to hear something does not tell how fast it answers.
         patience: by how much to multiply the additional seconds for a large message.
     """
 
@@ -66,11 +68,14 @@ class KeepAlive:
         on_silence: Callable[[], None],
         unconfirmed: Callable[[], int],
         *,
+        bearable: float = 0.0,
         patience: int = 1,
     ) -> None:
         self._stream = stream
         self._period = seconds / 2
-        self._most_more = seconds * _MOST_INTERVALS
+        # Checks in a row without a sign of life.
+        self._most_checks = max(_LEAST_CHECKS, bearable / self._period)
+        self._most_more = max(seconds, bearable) * _MOST_INTERVALS
         self._on_silence = on_silence
         self._unconfirmed = unconfirmed
         self._patience = patience
@@ -104,7 +109,7 @@ class KeepAlive:
             self._quiet = 0
         else:
             self._quiet += 1
-        if self._quiet >= _MOST_QUIET and self._quiet >= self._most_quiet(departed):
+        if self._quiet >= self._most_checks and self._quiet >= self._most_quiet(departed):
             self._timer = None
             self._on_silence()
             return
@@ -120,9 +125,9 @@ class KeepAlive:
     def _most_quiet(self, departed: int) -> float:
         size = self._unconfirmed()
         if size <= LARGE or departed < self._stream.written:
-            return _MOST_QUIET
+            return self._most_checks
         seconds = min(size / _SLOWEST, self._most_more) * self._patience
-        return _MOST_QUIET + seconds / self._period
+        return self._most_checks + seconds / self._period
 
     def _comes_nearer(self, departed: int) -> bool:
         """Whether bytes in front of the unanswered ping have left since the last look."""

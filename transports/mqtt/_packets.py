@@ -24,8 +24,8 @@ __all__ = [
     "PublishPacket",
     "encode_acknowledgements",
     "encode_completion",
+    "read_text",
     "read_variable",
-    "reason_string",
     "variable_integer",
 ]
 
@@ -67,33 +67,6 @@ def encode_acknowledgements(tokens: list[int]) -> bytes:
 def encode_completion(packet: bytes) -> bytes:
     """The PUBCOMP that answers a PUBREL, given the PUBREL without its fixed header."""
     return b"\x70\x02" + packet[:2]
-
-
-def reason_string(data: bytes, start: int, stop: int) -> str:
-    """What the properties of an acknowledgement say in words; empty when they do not.
-
-    Properties that are malformed say nothing: the reason code stands before them, and ending the
-    connection over them would bring the same answer again on the next one.
-
-    Args:
-        data: what holds the packet.
-        start: where in ``data`` the length of the properties stands.
-        stop: where the packet ends.
-    """
-    data = data[:stop]
-    try:
-        _, position = read_variable(data, start)
-        while position < stop:
-            kind = data[position]
-            text, position = _read_text(data, position + 1)
-            if kind == 0x1F:
-                return text
-            if kind != 0x26:
-                break
-            _, position = _read_text(data, position)
-    except (IndexError, MalformedPacket):
-        pass
-    return ""
 
 
 class PublishPacket:
@@ -287,8 +260,8 @@ class PublishDecoder:
             kind = data[position]
             position += 1
             if kind == 0x26:
-                name, position = _read_text(data, position)
-                value, position = _read_text(data, position)
+                name, position = read_text(data, position)
+                value, position = read_text(data, position)
                 headers[name] = value
             elif kind == 0x0B:
                 identifier, position = read_variable(data, position)
@@ -298,10 +271,10 @@ class PublishDecoder:
                 position += 2 + size
                 fields["correlation"] = data[position - size : position]
             elif kind == 0x08:
-                value, position = _read_text(data, position)
+                value, position = read_text(data, position)
                 fields["response_topic"] = value or None
             elif kind == 0x03:
-                value, position = _read_text(data, position)
+                value, position = read_text(data, position)
                 fields["content_type"] = value or None
             elif kind == 0x02:
                 fields["expiry"] = float(int.from_bytes(data[position : position + 4], "big"))
@@ -346,11 +319,17 @@ class PublishDecoder:
             fields["headers"] = headers
 
 
-def _read_text(data: bytes, position: int) -> tuple[str, int]:
+def read_text(data: bytes, position: int) -> tuple[str, int]:
+    """A text with its length in front, and where it ends.
+
+    Raises:
+        MalformedPacket: it is longer than the data.
+        IndexError: its length is not complete.
+    """
     size = data[position] << 8 | data[position + 1]
     end = position + 2 + size
     if end > len(data):
-        raise MalformedPacket("a text in a PUBLISH packet is longer than it")
+        raise MalformedPacket("a text in a packet is longer than it")
     return data[position + 2 : end].decode("utf-8", "replace"), end
 
 

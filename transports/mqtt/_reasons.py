@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from aiomqtt.exceptions import (
     MqttCodeError,
@@ -56,6 +56,7 @@ SESSION_TAKEN_OVER = 0x8E
 _LONGEST_WORDS = 300
 
 _NAMES = {
+    0x00: "no reason given",
     0x80: "unspecified error",
     0x81: "malformed packet",
     0x82: "protocol error",
@@ -242,11 +243,9 @@ class Reason(int):
         return self
 
     @classmethod
-    def of(cls, code: int, properties: Any) -> Reason:
-        """A code with what the properties of its packet say, as the client library has them."""
-        words = getattr(properties, "ReasonString", "")
-        server = getattr(properties, "ServerReference", "")
-        return cls(code, words, server)
+    def of(cls, code: int, properties: Mapping[int, int | str]) -> Reason:
+        """A code with what the properties of its packet say."""
+        return cls(code, str(properties.get(0x1F, "")), str(properties.get(0x1C, "")))
 
 
 class LoginRefused(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -43,18 +44,23 @@ class ServerLimits:
         return None
 
     @classmethod
-    def of(cls, properties: Any) -> ServerLimits:
-        """What the properties of a CONNACK say, as the client library has them."""
+    def of(cls, properties: Mapping[int, int | str]) -> ServerLimits:
+        """What the properties of a CONNACK say. Limits of 0 are forbidden, and are none."""
+
+        def said(identifier: int, default: int) -> int:
+            return int(properties.get(identifier, default))
+
+        expiry = properties.get(0x11)
         return cls(
-            receive_maximum=getattr(properties, "ReceiveMaximum", 65_535),
-            maximum_packet_size=getattr(properties, "MaximumPacketSize", 268_435_460),
-            maximum_qos=getattr(properties, "MaximumQoS", 2),
-            retain=getattr(properties, "RetainAvailable", 1) == 1,
-            subscription_identifiers=getattr(properties, "SubscriptionIdentifierAvailable", 1) == 1,
-            wildcards=getattr(properties, "WildcardSubscriptionAvailable", 1) == 1,
-            shared_subscriptions=getattr(properties, "SharedSubscriptionAvailable", 1) == 1,
-            keepalive=getattr(properties, "ServerKeepAlive", 0),
-            session_expiry=getattr(properties, "SessionExpiryInterval", None),
+            receive_maximum=said(0x21, 0) or 65_535,
+            maximum_packet_size=said(0x27, 0) or 268_435_460,
+            maximum_qos=said(0x24, 2),
+            retain=said(0x25, 1) == 1,
+            subscription_identifiers=said(0x29, 1) == 1,
+            wildcards=said(0x28, 1) == 1,
+            shared_subscriptions=said(0x2A, 1) == 1,
+            keepalive=said(0x13, 0),
+            session_expiry=None if expiry is None else int(expiry),
         )
 
 

@@ -201,8 +201,9 @@ class MqttBus(Bus):
         """Subscribe to replies; returns why the broker refuses it."""
         pattern = self._inbox + "+"
         codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
-        refused = next((code for code in codes if code >= _REFUSED), None)
-        return None if refused is None else subscribe_refusal(refused, pattern)
+        # What a broker leaves out of its answer it has not granted.
+        code = codes[0] if codes else _REFUSED
+        return None if code < _REFUSED else subscribe_refusal(code, pattern)
 
     async def _regain_inbox(self, client: MqttClient) -> None:
         with contextlib.suppress(ConnectionLost):
