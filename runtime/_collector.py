@@ -32,6 +32,7 @@ class Collector(Mailbox):
 
     __slots__ = (
         "_alike",
+        "_asking",
         "_clock",
         "_flushing",
         "_on_ready",
@@ -65,6 +66,7 @@ class Collector(Mailbox):
         self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._told = False
+        self._asking: asyncio.Handle | None = None
         self._flushing = False
         self._size_bytes = size_bytes
         self._forget()
@@ -134,8 +136,24 @@ class Collector(Mailbox):
             return
         if self._is_due():
             self._tell()
-        elif self._timer is None:
+            return
+        if self._timer is None:
             self._timer = self._clock.call_at(self._since + self._seconds, self._tell)
+        first = self._first
+        first.on_awaited = self._look
+        if first.awaited and self._asking is None:
+            # It is not due because more of what came is still on its way here.
+            self._asking = self._clock.call_soon(self._ask_again)
+
+    def _ask_again(self) -> None:
+        self._asking = None
+        self._look()
+
+    @property
+    def _first(self) -> Delivery:
+        entry = self.items[0]
+        delivery: Delivery = getattr(entry, "item", entry)
+        return delivery
 
     def _is_due(self) -> bool:
         return (
@@ -143,6 +161,7 @@ class Collector(Mailbox):
             or len(self.items) >= self._size
             or self._is_mixed()
             or self._is_heavy()
+            or self._is_awaited()
             or (self._since is not None and self._clock.time() >= self._since + self._seconds)
         )
 
@@ -164,6 +183,11 @@ class Collector(Mailbox):
             self._weight += getattr(entry, "item", entry).size
             self._weighed += 1
         return self._weight >= self._size_bytes
+
+    def _is_awaited(self) -> bool:
+        """Whether nothing more comes, be it for another lane, before the first is settled."""
+        first = self._first
+        return first.awaited and not first.route.router.inbox.items
 
     def _forget(self) -> None:
         """What waits has changed other than at its end."""

@@ -259,6 +259,31 @@ def test_a_batch_does_not_wait_for_what_the_window_has_no_room_for(
 
 
 @pytest.mark.virtual
+@pytest.mark.parametrize("options", [{"window_bytes": 3_000}, {"window": 20}], ids=str)
+def test_a_batch_does_not_wait_while_its_first_message_holds_other_lanes_up(
+    options: dict[str, int],
+) -> None:
+    limits = "&".join(f"{name}={value}" for name, value in options.items())
+    app = DistributedApplication(f"memory://?{limits}", name="app")
+    handled: list[int] = []
+
+    @app.application("n", batch=(10, 3_600.0), concurrency=3, window=options.get("window", 200))
+    async def handle(parts: list[bytes]) -> None:
+        handled.append(len(parts))
+
+    with Harness(app, profile="mqtt") as harness:
+        for number in range(300):
+            # One lane has one of thirty, at the front, and the next thirty are another one's.
+            key = "a" if number % 30 == 0 else "bc"[number // 30 % 2]
+            harness.publish("n", b"x" * 300, key=key)
+        harness.advance(60.0)
+        # What is left in each lane waits for more.
+        assert sum(handled) > 300 - 3 * 10
+        # And the other batches are as large as they can be.
+        assert len(handled) < 60
+
+
+@pytest.mark.virtual
 @pytest.mark.parametrize("profile", ["mqtt", "kafka"])
 def test_a_message_over_the_limit_is_a_dead_letter_that_says_what_it_was(profile: str) -> None:
     app = DistributedApplication("memory://?max_received=1000", name="app")

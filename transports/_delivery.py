@@ -49,6 +49,7 @@ class Delivery(msgspec.Struct, eq=False):
         deadline: loop time after which it is not worth starting; the receiver sets it.
         route: the receiver's own note; the transport does not look at it.
         on_withdraw: called once when it is withdrawn while running, to cut a wait short.
+        on_awaited: called when it becomes `awaited`; the receiver sets it.
         successor: the same message once more, which waits for this one's result.
     """
 
@@ -62,7 +63,14 @@ class Delivery(msgspec.Struct, eq=False):
     deadline: float | None = None
     route: Any = None
     on_withdraw: Callable[[], None] | None = None
+    on_awaited: Callable[[], None] | None = None
     successor: Delivery | None = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the bus sends nothing more before this one is settled."""
+        tracker = self.tracker
+        return tracker is not None and tracker.full and tracker.next is self
 
     def start(self) -> bool:
         """Claim the delivery for a handler; False when it must not run (withdrawn or settled)."""
@@ -134,6 +142,7 @@ class Tracker:
         epoch: the number of the connection.
         size: bytes of the deliveries of this epoch that are not released, or not settled where
             nothing is to be acknowledged.
+        full: whether the transport takes nothing more before something is released; see `fill`.
     """
 
     def __init__(
@@ -146,6 +155,7 @@ class Tracker:
         self._slots: deque[Delivery] = deque()
         self.epoch = 0
         self.size = 0
+        self.full = False
 
     def __len__(self) -> int:
         """Deliveries that are not released yet."""
@@ -156,8 +166,23 @@ class Tracker:
         left = list(self._slots)
         self._slots.clear()
         self.size = 0
+        self.full = False
         self.epoch += 1
         return left
+
+    @property
+    def next(self) -> Delivery | None:
+        """The delivery that has to be settled first for something to be released."""
+        return self._slots[0] if self._slots else None
+
+    def fill(self) -> None:
+        """Note that there is no room, and tell the receiver which delivery everything waits for.
+
+        What comes later may be settled already, so that nothing else would make room.
+        """
+        self.full = True
+        if self._slots and (tell := self._slots[0].on_awaited) is not None:
+            tell()
 
     def register(self, envelope: Envelope, token: int, size: int = 0) -> Delivery:
         """Append a slot for what has just arrived, and takes so many bytes."""

@@ -183,6 +183,7 @@ class MemoryConsumer(Consumer):
         if not running and not self._intake:
             return
         delivery = self._tracker.register(envelope, token, len(envelope.payload))
+        self._look_for_room()
         if earlier is None:
             self._receiver.deliver(delivery)
         elif running:
@@ -191,6 +192,13 @@ class MemoryConsumer(Consumer):
             delivery.attempts = earlier.attempts
             self._receiver.deliver(delivery)
 
+    def _look_for_room(self) -> None:
+        tracker, subscription = self._tracker, self._subscription
+        if len(tracker) >= subscription.window or tracker.size >= subscription.window_bytes:
+            tracker.fill()
+        else:
+            tracker.full = False
+
     def _release(self, free: list[Delivery]) -> None:
         link = self._connection.link
         if link is None:
@@ -198,3 +206,4 @@ class MemoryConsumer(Consumer):
             return
         for delivery in free:
             link.acknowledge(delivery.token)
+        self._look_for_room()

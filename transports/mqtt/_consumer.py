@@ -312,14 +312,17 @@ class MqttConsumer(Consumer):
 
     def _pause_if_full(self) -> None:
         tracker = self._tracker
+        unreleased = len(tracker)
         if (
-            (len(tracker) >= self._high or tracker.size >= self._most_bytes)
+            (unreleased >= self._high or tracker.size >= self._most_bytes)
             and not self._paused
             and self._client is not None
         ):
             self._paused = True
             self._stats["mqtt.paused"] += 1
             self._client.pause()
+        if self._paused or unreleased >= self._low:
+            tracker.fill()
 
     def _look_for_room(self) -> None:
         tracker = self._tracker
@@ -331,6 +334,10 @@ class MqttConsumer(Consumer):
         ):
             self._paused = False
             self._client.resume()
+        if self._paused or len(tracker) >= self._low:
+            tracker.fill()
+        else:
+            tracker.full = False
 
     def _resume(self, *, redelivered: bool) -> None:
         self._held = self._last_copies = False
