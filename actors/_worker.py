@@ -167,17 +167,22 @@ class ThreadWorker(Executor):
             last.cancel()
             self.abandon()
 
-    def abandon(self) -> None:
+    def abandon(self, last: Callable[[], object] | None = None) -> None:
         """Give up the thread, which ends when the function it may hang in returns.
 
         What waits for its turn gets ActorStopped at once, and so does what waits for the
         function that hangs.
+
+        Args:
+            last: what the thread still does before it ends; what that raises is lost.
         """
         self._closed = True
         error = ActorStopped(f"thread worker {self._name!r} was abandoned")
         for job in list(self._jobs):
             job.fail(error)
         if self._runner.actor_ref.is_alive():
+            if last is not None:
+                self._runner.actor_ref.tell(_Job(last, Future()))
             self._runner.stop()
 
 

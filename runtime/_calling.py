@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from ..actors import ThreadWorker
+from ..actors import ThreadWorker, run_apart
+from ..errors import ActorStopped, ConfigurationError
+from ._failures import advice
 from ._given_up import let_go
+from ._resources import LEAST_FOR_RESOURCES, Resource, ThreadResources, Wanted, opens_in_thread
 from ._specs import Handler
 from ._stacks import frames_of, frames_of_thread, place, users_part
 
@@ -28,6 +32,9 @@ class Caller:
         deadline: seconds that a call may take; None for any time.
         stats: the application's counters.
         given_up: called when a call had to be left to itself, and with it what it uses.
+
+    Attributes:
+        kept: resources that are opened and left in the thread, in each new one again.
     """
 
     def __init__(
@@ -47,15 +54,110 @@ class Caller:
         self._running: asyncio.Future[Any] | None = None
         self._bound: list[Callable[..., Any]] = []
         self._bound_to: Any = None
+        self.kept: Mapping[str, Resource] = {}
+        self._owner = name
+        self._opened: ThreadResources | None = None
+        self._leaving_failed: Callable[[BaseException], None] = _ignore
+        self._stopped = False
 
     def start(self) -> None:
-        """Start the thread, if a handler needs one."""
-        if any(not handler.injection.is_async for handler in self._handlers):
+        """Start the thread, if a handler needs one and it does not run."""
+        if self._worker is None and any(
+            not handler.injection.is_async for handler in self._handlers
+        ):
             self._worker = ThreadWorker(self._name)
 
     async def stop(self, timeout: float) -> bool:
-        """End the thread when its call has ended; whether that was within ``timeout`` seconds."""
-        return self._worker is None or await self._worker.stop(timeout=timeout)
+        """End the thread when its call has ended; whether that was within ``timeout`` seconds.
+
+        Leaving what `open_resources` has opened may take at least 5 seconds; opening it is not
+        waited for.
+        """
+        self._stopped = True
+        worker, opened = self._worker, self._opened
+        if worker is None:
+            return True
+        if opened is None:
+            return await worker.stop(timeout=timeout)
+        if opened.values is None and worker.busy:
+            return False
+        self._opened = None
+        leaving = worker.begin(opened.leave)
+        in_time = await worker.stop(timeout=max(timeout, LEAST_FOR_RESOURCES))
+        with contextlib.suppress(ActorStopped, asyncio.CancelledError):
+            if leaving.done() and (error := leaving.result()) is not None:
+                self._leaving_failed(error)
+        # That the thread was given up is known from what is returned.
+        leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return in_time
+
+    # Resources that are the thread's own.
+
+    def keep(self, wanted: Wanted, leaving_failed: Callable[[BaseException], None]) -> Wanted:
+        """Take those that the thread can open and leave, when all handlers run there.
+
+        Args:
+            wanted: all of the actor.
+            leaving_failed: called at the stop with what leaving them raised.
+
+        Returns:
+            What is to be opened by others, and after that by this.
+        """
+        if not self._handlers or any(handler.injection.is_async for handler in self._handlers):
+            return wanted
+        owner, resources, _ = wanted
+        self.kept = {name: it for name, it in resources.items() if opens_in_thread(it)}
+        if not self.kept:
+            return wanted
+        self._owner, self._leaving_failed = owner, leaving_failed
+        others = {name: it for name, it in resources.items() if name not in self.kept}
+        return Wanted(owner, others, self)
+
+    async def open_resources(self) -> Mapping[str, Any]:
+        """Open them in the thread where they are not open; returns what entering gave, by name.
+
+        Raises:
+            ConfigurationError: one failed to open; its error is the cause.
+            ActorStopped: the thread has been given up, or the actor is stopping.
+        """
+        stopped = ActorStopped(f"{self._owner} was stopped while its resources were opened")
+        if self._stopped:
+            raise stopped
+        self.start()
+        assert self._worker is not None
+        opened = self._opened = self._opened or ThreadResources(self._owner, self.kept)
+        if opened.values is None:
+            try:
+                await self._worker.run(opened.enter)
+            except ConfigurationError:
+                self._opened = None
+                raise
+            except ActorStopped:
+                raise stopped from None
+        return opened.values or {}
+
+    async def start_up(self, on_start: Callable[[], Any], resources: dict[str, Any]) -> None:
+        """Start an instance when the thread has its resources open, and put them with the others.
+
+        A thread that has taken another one's place has none of them open.
+        """
+        resources.update(await self.open_resources())
+        try:
+            await run_apart(on_start)
+        except Exception as error:
+            if text := advice(error):
+                error.add_note(text)
+            raise
+
+    def _give_up(self, worker: ThreadWorker) -> None:
+        opened, self._opened = self._opened, None
+        if opened is None:
+            worker.abandon()
+        elif worker.busy:
+            # Nobody else can leave them: the thread does when it is free.
+            worker.abandon(opened.leave)
+        else:
+            worker.begin(opened.leave).add_done_callback(lambda _: worker.abandon())
 
     @property
     def running(self) -> asyncio.Future[Any] | None:
@@ -79,7 +181,7 @@ class Caller:
     def abandon(self) -> None:
         """Leave the thread to itself: nobody can stop it from outside."""
         if self._worker is not None:
-            self._worker.abandon()
+            self._give_up(self._worker)
 
     def runs_in(self, executor: Executor) -> bool:
         """Whether the executor is the thread of these handlers."""
@@ -91,7 +193,7 @@ class Caller:
         if worker is not None:
             self._worker = ThreadWorker(self._name)
             self._given_up()
-            worker.abandon()
+            self._give_up(worker)
 
     def call(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
         """Call a handler.
@@ -210,6 +312,10 @@ class Work:
         """What is at work, and the line where it is; None for nothing."""
         task = self.task
         return self._caller.in_thread_at or (None if task is None else place(frames_of(task)))
+
+
+def _ignore(error: BaseException) -> None:
+    pass
 
 
 async def _contained(call: Awaitable[Any]) -> tuple[Any, BaseException | None]:

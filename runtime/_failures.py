@@ -12,7 +12,7 @@ from ..transports import Delivery
 from ._retry import Reject, Retry
 from ._tracebacks import of_users_code
 
-__all__ = ["as_failure", "log_failure"]
+__all__ = ["advice", "as_failure", "log_failure"]
 
 
 def as_failure(raised: BaseException) -> BaseException:
@@ -49,12 +49,27 @@ def log_failure(
     then = "no further attempt" if wait is None else f"next attempt in {wait:.2g} s"
     log.log(
         level,
-        "message on %s failed (attempt %d, %s): %s: %s",
+        "message on %s failed (attempt %d, %s): %s: %s%s",
         quoted(delivery.envelope.topic),
         delivery.attempts,
         then,
         error_name(error),
         describe(error),
+        f"; {text}" if (text := advice(error)) else "",
         exc_info=None if expected or wait is not None else of_users_code(error),
         kind=type(error),
+    )
+
+
+def advice(error: BaseException) -> str:
+    """What to do about an error that does not say it itself; empty for others."""
+    if type(error).__module__ != "sqlite3" or "SQLite objects created in a thread" not in str(
+        error
+    ):
+        return ""
+    return (
+        "a connection that only one actor's def handlers and def hooks use is opened in their"
+        " thread when its ressources= has a callable that opens it, no handler is async def, and"
+        " concurrency= is 1; elsewhere give sqlite3.connect check_same_thread=False, or open it in"
+        " the handler"
     )

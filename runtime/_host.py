@@ -19,7 +19,8 @@ from ._calling import Caller, Work
 from ._handling import Handling
 from ._hosted import Runner
 from ._link import Link
-from ._requests import CHAIN_HEADER, chain_of
+from ._requests import CHAIN_HEADER, circle_of
+from ._resources import Wanted
 from ._router import Router
 from ._routes import Route
 from ._scope import ProducerScope
@@ -44,6 +45,7 @@ class Host:
         work: what of the user's is at work.
         made: the instance of the actor's class, the latest one.
         life: changes with instance and state.
+        wanted: the resources that it needs open before it is spawned.
 
     Args:
         runner: the run that it is part of.
@@ -92,7 +94,7 @@ class Host:
         self.life: object = None
         self.state: Any = None
         self.made: Actor | None = None
-        self.resources: Mapping[str, Any] = {}
+        self.resources: dict[str, Any] = {}
         self.mailbox = self._make_mailbox()
         self.local = self._make_local()
         self._loop = asyncio.get_running_loop()
@@ -103,9 +105,11 @@ class Host:
         self.socket = Socket(link, self.source, self._runtime)
         self.sync_socket = SyncSocket(self.socket, self._loop)
         self._ref: ActorRef[Any] | None = None
-        self._caller = Caller(
-            self.address, self.handlers, self.options.deadline, self.stats, self._thread_lost
-        )
+        deadline = options.deadline
+        self._caller = Caller(self.address, self.handlers, deadline, self.stats, self._thread_lost)
+        self.wanted = Wanted(f"actor {self.name!r}", options.ressources)
+        if not self._is_lane:
+            self.wanted = self._caller.keep(self.wanted, partial(self.failed, "resource"))
         self.work = Work(self._caller, self._task)
         self.timers = Timers(self.local)
         self.handling = Handling(self, link)
@@ -122,8 +126,7 @@ class Host:
         return mailbox
 
     def _make_local(self) -> Mailbox:
-        """Where everything goes that does not come from routers."""
-        return self.mailbox
+        return self.mailbox  # where everything goes that does not come from routers
 
     def _dropped(self, item: Any) -> None:
         self.stats["messages.dropped"] += 1
@@ -136,7 +139,7 @@ class Host:
         self, restart: RestartPolicy, resources: Mapping[str, Any]
     ) -> tuple[ActorRef[Any], ...]:
         """Start the actor; `started` waits until it has succeeded."""
-        self.resources = resources
+        self.resources = dict(resources)
         self._caller.start()
         observer = self.runner.observer
         ref = self.runner.system.spawn(
@@ -161,11 +164,16 @@ class Host:
             raise ConfigurationError(text) from error
         for name, hook in self.spec.hooks.items():
             setattr(instance, name, partial(self._run_hook, hook, hook.bind(instance)))
+        if self._caller.kept:
+            instance.on_start = partial(self._caller.start_up, instance.on_start, self.resources)
         self.made = instance
         return instance
 
     def _run_hook(self, hook: Handler, function: Callable[..., Any]) -> Any:
-        return function(**hook.injection.bind(ProducerScope(self, hook)))
+        arguments = hook.injection.bind(ProducerScope(self, hook))
+        if hook.injection.is_async or self._caller.kept.keys().isdisjoint(arguments):
+            return function(**arguments)
+        return self._caller.in_thread(partial(function, **arguments), ())
 
     async def started(self) -> None:
         """Wait until the actor has started; raises RestartLimitReached when it does not."""
@@ -213,8 +221,7 @@ class Host:
         finally:
             if not self._is_lane:
                 await self._runtime.close()
-            left = max(0.0, deadline - self._loop.time())
-            if not await self._caller.stop(timeout=left):
+            if not await self._caller.stop(timeout=max(0.0, deadline - self._loop.time())):
                 self._cut_off()
             self.log.flush()
             if not self._is_lane:
@@ -324,15 +331,13 @@ class Host:
         """Let the observer know of a failure; Ctrl-C and exits mean the program."""
         if isinstance(error, KeyboardInterrupt | SystemExit):
             self.runner.actor_ended(error)
-        observer = self.runner.observer
-        if observer is not None:
-            observer.failed(self.address, where, error, envelope)
+        if self.runner.observer is not None:
+            self.runner.observer.failed(self.address, where, error, envelope)
 
     def troubled(self, reason: str) -> None:
         """Let the observer, if there is one, know why the actor can not go on as it should."""
-        observer = self.runner.observer
-        if observer is not None:
-            observer.troubled(self.address, reason)
+        if self.runner.observer is not None:
+            self.runner.observer.troubled(self.address, reason)
 
     def take_letter(self) -> bool:
         """See `ParkingHost.take_letter`."""
@@ -370,12 +375,9 @@ class Host:
         """Answer a request that would wait for itself; True when that happened."""
         if CHAIN_HEADER not in envelope.headers or not self.handlers[handler].responder:
             return False
-        names = chain_of(envelope)
-        if self.address not in names:
+        cycle = circle_of(envelope, self.address)
+        if cycle is None or self.reply_address_problem(envelope) is not None:
             return False
-        if self.reply_address_problem(envelope) is not None:
-            return False
-        cycle = " -> ".join([*names[names.index(self.address) :], self.address])
         self.stats["requests.deadlocked"] += 1
         text = f"{cycle}: {self.address!r} itself waits for the reply to this request"
         self.link.refuse(envelope, self.source, "deadlock", text)

@@ -10,6 +10,7 @@ from ..actors import ActorRef, ActorSystem, RestartPolicy
 from ._given_up import GivenUp
 from ._observer import Observer
 from ._parking import ParkingHost
+from ._resources import Wanted
 from ._scope import ScopeOwner
 from ._specs import Handler
 from ._subscriptions import Subscriber
@@ -61,6 +62,10 @@ class Hosted(Subscriber, Protocol):
     @property
     def trouble(self) -> str | None:
         """What keeps messages of filters that were added at run time from being received."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """The resources that it needs open before it is spawned."""
 
     def spawn(
         self, restart: RestartPolicy, resources: Mapping[str, Any]

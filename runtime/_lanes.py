@@ -15,6 +15,7 @@ from ._hosted import Hosted, Runner
 from ._link import Link
 from ._observer import Observer
 from ._producing import ProducerHost
+from ._resources import Wanted
 from ._router import Router
 from ._routes import Route
 from ._specs import Spec
@@ -132,6 +133,11 @@ class Lanes:
         self._runner.actor_ended(error)
 
     # What the run uses.
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the lanes share: no thread is that of all of them."""
+        return Wanted(f"actor {self.name!r}", self.options.ressources)
 
     def spawn(
         self, restart: RestartPolicy, resources: Mapping[str, Any]

@@ -21,7 +21,7 @@ from ._letter_limit import LetterLimit
 from ._link import Link
 from ._links import Links
 from ._observer import Observer
-from ._resources import Resource, ResourceKeeper
+from ._resources import LEAST_FOR_RESOURCES, Resource, ResourceKeeper, Wanted
 from ._router import Router
 from ._routes import Route
 from ._settings import Settings
@@ -38,7 +38,6 @@ __all__ = ["Run"]
 log = get_logger("spa_dat")
 
 _SHORTEST = 0.1
-_LEAST_FOR_RESOURCES = 5.0
 
 
 class Run:
@@ -279,8 +278,8 @@ class Run:
         await waits.all((partial(connection_of, link), self._connect(link)) for link in self._links)
         self._refuse_if_stopping()
         owners = [
-            ("application", self._resources),
-            *((f"actor {spec.name!r}", spec.options.ressources) for spec in self._specs),
+            Wanted("application", self._resources),
+            *(host.wanted for host in self._hosts),
         ]
         opening = asyncio.ensure_future(self._keeper.open(owners))
         await waits.all([(lambda: self._keeper.opening, opening)])
@@ -361,7 +360,7 @@ class Run:
             now = self._loop.time()
             deadline = max(deadline, now + _SHORTEST)
             await wait_for_each(wait_until(deadline, link.bus.drain()) for link in self._links)
-            await self._keeper.close(max(deadline - now, _LEAST_FOR_RESOURCES))
+            await self._keeper.close(max(deadline - now, LEAST_FOR_RESOURCES))
             await wait_for_each(link.close(self.failure) for link in self._links)
             self._given_up.posts(link.lost_posts for link in self._links)
         finally:

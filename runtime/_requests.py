@@ -19,6 +19,7 @@ __all__ = [
     "REPLY_HEADER",
     "Requests",
     "chain_of",
+    "circle_of",
     "error_answer",
     "remote_error",
 ]
@@ -54,6 +55,12 @@ def chain_of(envelope: Envelope) -> tuple[str, ...]:
     if text is None or len(text) > _LONGEST_CHAIN or _CHAIN.fullmatch(text) is None:
         return ()
     return tuple(text.split(","))
+
+
+def circle_of(envelope: Envelope, name: str) -> str | None:
+    """The actors that wait for each other with the request, in words; None when it is no circle."""
+    names = chain_of(envelope)
+    return " -> ".join([*names[names.index(name) :], name]) if name in names else None
 
 
 def remote_error(envelope: Envelope) -> RemoteError | None:

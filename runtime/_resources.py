@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
-from typing import Any, TypeAlias
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+)
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from .._logs import get_logger
 from ..actors import is_closing
 from ..errors import ActorStopped, ConfigurationError
 from ._given_up import GivenUp
-from ._settings import Settings
 from ._stacks import frames_of, place
 
-__all__ = ["Resource", "ResourceKeeper", "SupportedContextManagers", "check_resources"]
+if TYPE_CHECKING:
+    from ._settings import Settings
+
+__all__ = [
+    "LEAST_FOR_RESOURCES",
+    "Resource",
+    "ResourceKeeper",
+    "SupportedContextManagers",
+    "ThreadResources",
+    "Wanted",
+    "check_resources",
+    "opens_in_thread",
+]
 
 log = get_logger("spa_dat")
+
+LEAST_FOR_RESOURCES = 5.0
+"""Seconds that leaving resources may take, however late it is."""
 
 _GRACE = 1.0
 
@@ -47,6 +69,96 @@ def check_resources(owner: str, resources: Mapping[str, Resource]) -> None:
             )
 
 
+def opens_in_thread(resource: Resource) -> bool:
+    """Whether an actor's thread can enter it: all but what is known to be asynchronous."""
+    if _enterable(resource):
+        return not hasattr(type(resource), "__aenter__")
+    made_by: Any = resource
+    while isinstance(made_by, functools.partial):
+        made_by = made_by.func
+    if isinstance(made_by, type):
+        return not hasattr(made_by, "__aenter__")
+    made_by = inspect.unwrap(made_by)
+    return not (inspect.isasyncgenfunction(made_by) or inspect.iscoroutinefunction(made_by))
+
+
+class ThreadResources:
+    """Resources that one thread opens, uses and leaves, such as connections that know their thread.
+
+    `enter` and `leave` are called in that thread.
+
+    Args:
+        owner: the actor, for errors.
+        resources: by name.
+
+    Attributes:
+        values: what entering gave, by name; None before all are open.
+    """
+
+    def __init__(self, owner: str, resources: Mapping[str, Resource]) -> None:
+        self._owner = owner
+        self._resources = resources
+        self._stack = ExitStack()
+        # One for both: context managers may bind a variable and take it back.
+        self._context = copy_context()
+        self.values: dict[str, Any] | None = None
+
+    def enter(self) -> None:
+        """Open all, in order, unless they are open.
+
+        Raises:
+            ConfigurationError: one failed to open; its error is the cause. Those that were open
+                have been left again.
+        """
+        if self.values is None:
+            self._context.run(self._enter)
+
+    def leave(self) -> BaseException | None:
+        """Leave all, in reverse order; returns what that raised, which is logged."""
+        try:
+            self._context.run(self._stack.close)
+        except BaseException as error:
+            log.error("a resource of %s failed to close", self._owner, exc_info=error)
+            return error
+        return None
+
+    def _enter(self) -> None:
+        values = {}
+        with ExitStack() as stack:
+            for name, resource in self._resources.items():
+                try:
+                    values[name] = _enter(stack, resource)
+                except BaseException as error:
+                    raise _failed_to_open(self._owner, name, error) from error
+            self._stack = stack.pop_all()
+        self.values = values
+
+
+class Opener(Protocol):
+    """Opens resources in an actor's thread."""
+
+    @property
+    def in_thread_at(self) -> str | None:
+        """What the thread is at work on, and where it stands; None for nothing."""
+
+    def open_resources(self) -> Awaitable[Mapping[str, Any]]:
+        """Open them; raises ConfigurationError, or ActorStopped when the thread is given up."""
+
+
+class Wanted(NamedTuple):
+    """What an owner needs open.
+
+    Attributes:
+        owner: in words.
+        resources: what is opened on the event loop.
+        thread: opens the others after them; None when there are no others.
+    """
+
+    owner: str
+    resources: Mapping[str, Resource]
+    thread: Opener | None = None
+
+
 class ResourceKeeper:
     """Opens resources and leaves them again, in one task of its own.
 
@@ -62,6 +174,7 @@ class ResourceKeeper:
         self._given_up = given_up
         self._settings = settings
         self._opening = "resources"
+        self._thread: Opener | None = None
         self._release = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[list[dict[str, Any]]] | None = None
@@ -70,11 +183,11 @@ class ResourceKeeper:
     def opening(self) -> str:
         """What is being opened, in words."""
         where = None if self._task is None else place(frames_of(self._task))
+        if self._thread is not None:
+            where = self._thread.in_thread_at
         return self._opening if where is None else f"{self._opening} ({where})"
 
-    async def open(
-        self, wanted: Sequence[tuple[str, Mapping[str, Resource]]]
-    ) -> list[dict[str, Any]]:
+    async def open(self, wanted: Sequence[Wanted]) -> list[dict[str, Any]]:
         """Enter the resources of each owner, in order; returns what entering them gave.
 
         Raises:
@@ -114,14 +227,14 @@ class ResourceKeeper:
 
     async def _keep(
         self,
-        wanted: Sequence[tuple[str, Mapping[str, Resource]]],
+        wanted: Sequence[Wanted],
         opened: asyncio.Future[list[dict[str, Any]]],
     ) -> None:
         try:
             async with AsyncExitStack() as stack:
                 try:
                     values = [await self._open_all(stack, *owner) for owner in wanted]
-                except ConfigurationError as error:
+                except (ConfigurationError, ActorStopped) as error:
                     opened.set_exception(error)
                     opened.exception()  # who wanted it may have been cancelled meanwhile
                 else:
@@ -141,7 +254,11 @@ class ResourceKeeper:
             opened.cancel()
 
     async def _open_all(
-        self, stack: AsyncExitStack, owner: str, resources: Mapping[str, Resource]
+        self,
+        stack: AsyncExitStack,
+        owner: str,
+        resources: Mapping[str, Resource],
+        thread: Opener | None,
     ) -> dict[str, Any]:
         opened: dict[str, Any] = {}
         for name, resource in resources.items():
@@ -157,18 +274,40 @@ class ResourceKeeper:
                 cancelled = isinstance(error, asyncio.CancelledError)
                 if cancelled and task is not None and task.cancelling():
                     raise
-                raise ConfigurationError(
-                    f"{owner}: resource {name!r} failed to open: {type(error).__name__}: {error}"
-                ) from error
+                raise _failed_to_open(owner, name, error) from error
+        if thread is not None:
+            self._opening, self._thread = f"resources of {owner}", thread
+            opened.update(await thread.open_resources())
+            self._thread = None
         return opened
 
 
+def _failed_to_open(owner: str, name: str, error: BaseException) -> ConfigurationError:
+    return ConfigurationError(
+        f"{owner}: resource {name!r} failed to open: {type(error).__name__}: {error}"
+    )
+
+
 async def _open(stack: AsyncExitStack, resource: Resource) -> Any:
-    manager: Any = resource
-    if not _enterable(manager):
-        manager = manager()
+    manager = _manager(resource)
     if hasattr(type(manager), "__aenter__"):
         return await stack.enter_async_context(manager)
-    if hasattr(type(manager), "__enter__"):
-        return stack.enter_context(manager)
-    raise TypeError(f"the callable returned {type(manager).__name__}, not a context manager")
+    return stack.enter_context(manager)
+
+
+def _enter(stack: ExitStack, resource: Resource) -> Any:
+    manager = _manager(resource)
+    if hasattr(type(manager), "__aenter__"):
+        raise TypeError(
+            f"the callable returned {type(manager).__name__}, which is asynchronous, in the thread"
+            " of the actor's def handlers; register it with app.resource, which opens it on the"
+            " event loop"
+        )
+    return stack.enter_context(manager)
+
+
+def _manager(resource: Resource) -> Any:
+    manager: Any = resource if _enterable(resource) else resource()  # type: ignore[operator]
+    if not _enterable(manager):
+        raise TypeError(f"the callable returned {type(manager).__name__}, not a context manager")
+    return manager

@@ -28,10 +28,13 @@ class ScopeOwner(ContextOwner, Protocol):
     environment: Environment
     link: Link
     options: ActorOptions
-    resources: Mapping[str, Any]
     socket: Socket
     source: str
     sync_socket: SyncSocket
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """What is open, by name."""
 
     def reply_address_problem(self, envelope: Envelope) -> str | None:
         """Why a reply must not go where the message asks for; None when it may."""
