@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from spa_dat.transports.kafka._topic_facts import (
     note_of,
     topic_facts,
 )
-from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix
+from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix, read
 from support.kafka_consuming import committed, taker
 from support.waiting import eventually
 
@@ -194,6 +195,20 @@ async def test_replies_in_a_topic_that_was_made_anew_arrive(kafka: Kafka) -> Non
         # Some may come twice; nobody waits for them any more.
         wanted = {str(number) for number in range(10)}
         await eventually(lambda: {correlation for correlation, _ in client.replies} == wanted)
+
+
+@pytest.mark.kafka
+async def test_one_with_fewer_partitions_takes_what_is_published(kafka: Kafka) -> None:
+    # So that nothing else notices within the time of the test.
+    async with bus_client(kafka.server, request_timeout=300.0) as client:
+        name = f"{client.config.prefix}a"
+        await create(kafka.server, name, 4)
+        keys = [str(number) for number in range(20)]
+        for key in keys:
+            await client.publish("a", key=key)
+        await make_anew(kafka, name)
+        await asyncio.gather(*(client.publish("a", b"new", key=key) for key in keys))
+        assert {record.key.decode() for record in await read(kafka.server, name, 20)} == {*keys}
 
 
 @pytest.mark.kafka

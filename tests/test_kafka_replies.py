@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import NewPartitions
 
 from spa_dat.errors import ConfigurationError
 from spa_dat.testing import Kafka
@@ -171,6 +172,23 @@ async def test_an_inbox_whose_topic_was_deleted_makes_it_anew(kafka: Kafka) -> N
 
 async def _has_partitions(kafka: Kafka, name: str) -> bool:
     return (await settings(kafka.server, name))[0] > 0
+
+
+async def test_replies_in_partitions_that_the_topic_gets_later_arrive(kafka: Kafka) -> None:
+    async with bus_client(kafka.server, topic_refresh=0.1) as client:
+        name = f"{client.config.prefix}_spa.reply.app"
+        async with admin(kafka.server) as administrator:
+            await administrator.create_partitions({name: NewPartitions(3)})
+        correlation = ("correlation_id", client.bus.reply_address("0").split("/", 3)[3].encode())
+        async with AIOKafkaProducer(bootstrap_servers=kafka.server) as producer:
+            for number in (0, 1, 2, 0, 1, 2):
+                await producer.send_and_wait(
+                    name, b"%d" % number, partition=number, headers=[correlation]
+                )
+        await eventually(lambda: len(client.replies) >= 6)
+        got = sorted(reply.payload for _, reply in client.replies)
+        assert got == [b"0", b"0", b"1", b"1", b"2", b"2"]
+        assert client.stats["kafka.inboxes_lost"] == 0
 
 
 async def test_applications_without_name_share_their_topics(kafka: Kafka) -> None:

@@ -152,10 +152,12 @@ class Producer:
         return await self.whereabouts.reachable()
 
     def _look_for_lost_topics(self) -> None:
-        """A topic that was deleted under way: the library would wait a whole request_timeout."""
+        """A topic that was deleted under way, or made anew with fewer partitions: the library
+        would wait a whole request_timeout, and for the same partitions again and again."""
         now = asyncio.get_running_loop().time()
         for name, route in self._routes.items():
-            if self._partitions(name) or name in self._finding or not route.tasks():
+            there = 0 < self._partitions(name) >= len(route.lanes)
+            if there or name in self._finding or not route.tasks():
                 route.lost_at = None
             elif route.lost_at is None:
                 route.lost_at = now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -146,9 +146,21 @@ class ReplyInbox:
             # The library's own way would look for the end with the first fetch, which may be
             # after the first reply.
             self._positions = await consumer.end_offsets(places)
+        self._assign(consumer, places)
+
+    def _assign(self, consumer: Any, places: Sequence[TopicPartition]) -> None:
         consumer.assign(places)
         for place in places:
+            # What appears later is read from its start.
             consumer.seek(place, self._positions.setdefault(place, 0))
+
+    def _look_for_more(self, consumer: Any, numbers: Iterable[int]) -> None:
+        """Read the partitions that the topic has got since."""
+        places = [TopicPartition(self._name, number) for number in sorted(numbers)]
+        if not consumer.assignment().issuperset(places):
+            self._assign(consumer, places)
+            if self._guard is not None:
+                self._guard.reassigned(places)
 
     async def _current_id(self, consumer: Any) -> str | None:
         facts = await topic_facts(consumer._client, [self._name])
@@ -226,8 +238,9 @@ class ReplyInbox:
                 if await self._is_another(consumer):
                     raise kafka.UnknownTopicOrPartitionError(self._name)
             # The library would wait for ever for a topic that was deleted.
-            if consumer._client.cluster.partitions_for_topic(self._name):
+            if numbers := consumer._client.cluster.partitions_for_topic(self._name):
                 seen = loop.time()
+                self._look_for_more(consumer, numbers)
             elif loop.time() - seen > _LOST_AFTER:
                 raise kafka.UnknownTopicOrPartitionError(self._name)
             for task in tasks:
