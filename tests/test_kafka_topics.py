@@ -109,6 +109,13 @@ async def test_more_replicas_than_brokers_are_a_wrong_configuration(kafka: Kafka
             await asyncio.wait_for(client.start(), 10)
 
 
+async def test_names_that_a_cluster_takes_for_the_same_need_another(kafka: Kafka) -> None:
+    async with bus_client(kafka.server) as client:
+        await client.publish("plant/boiler_1")
+        with pytest.raises(UnknownTopic, match=r"collides.* choose another address"):
+            await client.publish("plant/boiler/1")
+
+
 async def test_ensure_waits_for_others_and_creates_only_what_it_may(kafka: Kafka) -> None:
     mine, prefix = topics(kafka, create_topics="own")
     name = f"{prefix}a"

@@ -21,9 +21,9 @@ from aiokafka.structs import TopicPartition
 
 from spa_dat import DistributedApplication, Message
 from spa_dat.testing import Kafka
-from spa_dat.transports.kafka import _guard
+from spa_dat.transports.kafka import _guard, _unreadable
 from spa_dat.transports.kafka._unreadable import Troubles, Unreadable
-from support.kafka_bus import bus_client, create, new_prefix
+from support.kafka_bus import admin, bus_client, create, new_prefix
 from support.kafka_consuming import committed, taker
 from support.waiting import eventually
 
@@ -321,3 +321,55 @@ async def test_a_partition_without_a_leader_is_named_when_it_lasts(
 async def test_a_package_for_every_compression_is_an_extra() -> None:
     needs = metadata.requires("spa-dat") or []
     assert any(need.startswith("cramjam") and "compression" in need for need in needs)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_topic_that_is_deleted_is_named_and_holds_up_no_other(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, durable: bool
+) -> None:
+    monkeypatch.setattr(_unreadable, "_ABSENT_AFTER", 0.1)
+    prefix = new_prefix()
+    for name in ("gone", "there"):
+        await create(kafka.server, f"{prefix}{name}")
+    async with taker(
+        kafka.server, "gone", "there", prefix=prefix, subscription={"durable": durable}
+    ) as inbox:
+        consumer: Any = inbox.consumer
+        async with admin(kafka.server) as operator:
+            await operator.delete_topics([f"{prefix}gone"])
+        trouble = await eventually(lambda: consumer.trouble)
+        assert trouble == f"topic '{prefix}gone' does not exist any more: create it"
+        await send(kafka, f"{prefix}there", range(3))
+        await inbox.get(3)
+        await create(kafka.server, f"{prefix}gone")
+        await eventually(lambda: consumer.trouble is None)
+        await send(kafka, f"{prefix}gone", range(3))
+        await inbox.get(6)
+    for words in ("does not exist any more", "is there again"):
+        assert caplog.text.count(f"topic '{prefix}gone' {words}") == 1
+
+
+async def test_a_transaction_that_stays_open_is_named(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_guard, "_IN_TRANSACTION", 0.1)
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a", 2)
+    async with (
+        taker(kafka.server, "a", prefix=prefix) as inbox,
+        AIOKafkaProducer(bootstrap_servers=kafka.server, transactional_id=prefix) as producer,
+    ):
+        consumer: Any = inbox.consumer
+        await producer.begin_transaction()
+        await producer.send_and_wait(f"{prefix}a", b"0", partition=1)
+        await send(kafka, f"{prefix}a", range(1, 3), partition=1)
+        await send(kafka, f"{prefix}a", range(5))
+        line = f"partition 1 of topic '{prefix}a' can not be read from offset 0 on: a transaction"
+        await eventually(lambda: line in caplog.text)
+        await inbox.get(5)
+        # Transactions may be long where everything is as it should be.
+        assert consumer.trouble is None
+        await producer.commit_transaction()
+        await inbox.get(8)
+        assert numbers(inbox, "a", 1) == [0, 1, 2]
+    assert caplog.text.count("a transaction of another program") == 1

@@ -159,6 +159,9 @@ class Topics:
             return NotAuthorised(f"{said}; allow it in the cluster's access rules, or create it")
         if isinstance(error, (kafka.InvalidReplicationFactorError, kafka.InvalidPartitionsError)):
             return ConfigurationError(f"{said}; check the options replication and partitions")
+        if isinstance(error, kafka.InvalidTopicError):
+            # Nobody else can create it either.
+            return UnknownTopic(f"{said}; choose another address, or bind it with topics=")
         return UnknownTopic(f"{said}; create it by hand")
 
     def _unknown(self, names: Sequence[str]) -> UnknownTopic:

@@ -128,6 +128,7 @@ class Fetching:
             self.reachable = await where.reachable()
             if self.reachable:
                 self._guard.look_for_leaders()
+                self._guard.look_for_transactions()
                 await self._look()
             elif await where.moved():
                 raise ConnectionError(MOVED)

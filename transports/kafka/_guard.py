@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ _log = get_logger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _NO_LEADER, _WITHOUT_LEADER = -1, 10.0
+_IN_TRANSACTION = 10.0
 # What a broker answers for a partition, and the library asks again and again without a word.
 _UNSAID: dict[int, Callable[[], Exception]] = {
     -1: kafka.UnknownError,
@@ -68,6 +70,8 @@ class Guard:
         self._pauses: dict[TopicPartition, float] = {}
         # Since when (loop time).
         self._leaderless: dict[TopicPartition, float] = {}
+        # Where transactions are open: the first offset of the oldest, and since when.
+        self._open: dict[TopicPartition, tuple[int, float]] = {}
         overhear(consumer._client, self._hear)
 
     def start(self) -> None:
@@ -82,6 +86,7 @@ class Guard:
         """Everything was assigned anew, and nothing is paused any more."""
         self._troubles.keep(partitions)
         self.held.clear()
+        self._open.clear()
         self._tried = dict(self._troubles.known)
 
     @property
@@ -194,6 +199,16 @@ class Guard:
                 self._is_over(partition)
         self._leaderless = leaderless
 
+    def look_for_transactions(self) -> None:
+        """Say what keeps what is behind it from us for long: a transaction that does not end."""
+        now = asyncio.get_running_loop().time()
+        for partition, (offset, since) in self._open.items():
+            waiting = now - since >= _IN_TRANSACTION and self.position(partition) >= offset
+            if waiting and partition not in self._consumer.paused():
+                # Said once.
+                self._open[partition] = offset, math.inf
+                self._troubles.in_transaction(partition, offset, now - since)
+
     def _is_over(self, partition: TopicPartition) -> None:
         self._tried.pop(partition, None)
         self._pauses.pop(partition, None)
@@ -205,15 +220,24 @@ class Guard:
         if not isinstance(request, FetchRequest):
             return
         for topic, partitions in answer.topics:
-            for number, code, *_ in partitions:
+            for number, code, end, *more in partitions:
                 if code in _UNSAID:
                     place = TopicPartition(topic, number)
                     self.note(place, Unreadable(_UNSAID[code](), self.position(place)))
-                elif code == 0 and self._tried:
+                    continue
+                if code == 0 and (self._open or more[0] < end):
+                    self._hear_of_transactions(TopicPartition(topic, number), more[0], end)
+                if code == 0 and self._tried:
                     place = TopicPartition(topic, number)
                     tried = self._tried.get(place)
                     if tried is not None and tried.forbidden:
                         self._is_over(place)
+
+    def _hear_of_transactions(self, place: TopicPartition, stable: int, end: int) -> None:
+        if not 0 <= stable < end:
+            self._open.pop(place, None)
+        elif place not in self._open or self._open[place][0] != stable:
+            self._open[place] = stable, asyncio.get_running_loop().time()
 
 
 class _Fetched(OrderedDict[TopicPartition, Any]):

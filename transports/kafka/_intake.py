@@ -69,6 +69,7 @@ class Intake(abc.ABC):
         self._refusal: ConnectProblem | None = None
         self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
         self._latest: Fetching | None = None
+        self._consumer: Any = None
         # Why there is no session that gets anything.
         self._away: str | None = "it has not started"
 
@@ -247,8 +248,18 @@ class Intake(abc.ABC):
         )
         return self._latest
 
-    async def _look(self) -> None:  # noqa: B027 (there is nothing that everybody does)
+    async def _look(self) -> None:
         """Called once a second while fetching; raises what ends the session."""
+        self._look_for_topics(self._consumer._client.cluster)
+
+    def _look_for_topics(self, cluster: Any) -> None:
+        """Notice topics that are deleted under way: the library waits without a word."""
+        absent = [
+            name
+            for name in self._selection.names
+            if not cluster.partitions_for_topic(name) and name not in cluster.unauthorized_topics
+        ]
+        self._troubles.look_for_topics(absent, asyncio.get_running_loop().time())
 
     def _handed_out(self) -> None:  # noqa: B027 (there is nothing that everybody does)
         """Called now and then when all that was fetched is handed out."""

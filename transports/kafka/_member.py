@@ -55,7 +55,6 @@ class GroupMember(Intake):
 
     def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(common, subscription, receiver)
-        self._consumer: Any = None
         self._guard: Guard | None = None
         self._committer: Committer | None = None
         self._reassigned = asyncio.Event()
@@ -259,6 +258,7 @@ class GroupMember(Intake):
     async def _look(self) -> None:
         if self._misplaced is not None:
             raise self._misplaced
+        await super()._look()
         assignment = self._assignment
         now = asyncio.get_running_loop().time()
         if assignment is None or not assignment.ids or now < self._next_look:

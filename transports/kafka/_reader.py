@@ -36,7 +36,6 @@ class Reader(Intake):
         # One for good: what was handed out stays handed out, whatever happens to the connection.
         self._assignment: Assignment = Assignment(1)
         self._guard: Guard | None = None
-        self._consumer: Any = None
         # The next offset of each partition; also of those that are not to be seen now.
         self._places: dict[TopicPartition, int] = {}
         # Of the topics, as far as they are known.
@@ -88,6 +87,8 @@ class Reader(Intake):
         new = self._names.selection(patterns)
         async with asyncio.timeout(self._config.request_timeout):
             cluster = await consumer._client.fetch_all_metadata()
+            # Without any of them there is nothing to fetch.
+            self._look_for_topics(cluster)
             wanted = [
                 TopicPartition(topic, number)
                 for topic in sorted(cluster.topics())

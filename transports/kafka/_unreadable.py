@@ -1,4 +1,4 @@
-"""What is known of partitions that can not be read."""
+"""What is known of topics and partitions that can not be read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import aiokafka.errors as kafka
 import msgspec
 from aiokafka.structs import TopicPartition
 
+from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ._errors import describe
 
@@ -18,6 +19,7 @@ __all__ = ["Troubles", "Unreadable"]
 _log = get_logger(__name__)
 
 _LONGEST_REASON = 200
+_ABSENT_AFTER = 10.0
 _CODEC = re.compile(r"Libraries for (\w+) compression codec")
 
 
@@ -62,9 +64,10 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class Troubles:
-    """The partitions of one subscription that can not be read, whatever consumer it has.
+    """What one subscription can not read, whatever consumer it has: partitions, and topics that
+    are gone.
 
-    Says so when one is new and when it is over.
+    Says so when something is new and when it is over.
 
     Args:
         name: of the consumer, for messages.
@@ -77,8 +80,12 @@ class Troubles:
     def __init__(self, name: str, stats: Counter[str]) -> None:
         self.known: dict[TopicPartition, Unreadable] = {}
         self._name = name
+        self._log = LimitedLog(_log)
         self._stats = stats
         self._misnamed: set[TopicPartition] = set()
+        # Topics that are not there, and since when (loop time).
+        self._absent: dict[str, float] = {}
+        self._said_absent: set[str] = set()
 
     def add(self, partition: TopicPartition, problem: Unreadable) -> None:
         """A partition can not be read, or still not."""
@@ -123,6 +130,19 @@ class Troubles:
                 problem.error,
             )
 
+    def in_transaction(self, partition: TopicPartition, offset: int, seconds: float) -> None:
+        """A transaction has been open at the offset for so long, and all behind it waits."""
+        self._log.warning(
+            "%s: partition %d of topic %r can not be read from offset %d on: a transaction of"
+            " another program has been open there for %.0f s; the cluster ends it after that"
+            " program's transaction timeout, and kafka-transactions.sh at once",
+            self._name,
+            partition.partition,
+            partition.topic,
+            offset,
+            seconds,
+        )
+
     def over(self, partition: TopicPartition) -> None:
         """A partition can be read again."""
         if self.known.pop(partition, None) is not None:
@@ -132,6 +152,27 @@ class Troubles:
                 partition.partition,
                 partition.topic,
             )
+
+    def look_for_topics(self, absent: Iterable[str], now: float) -> None:
+        """Some topics are not there now, and all others are. Said when it lasts.
+
+        Args:
+            absent: their names.
+            now: loop time.
+        """
+        self._absent = {name: self._absent.get(name, now) for name in absent}
+        for name in sorted(self._said_absent.difference(self._absent)):
+            self._said_absent.remove(name)
+            _log.warning("%s: topic %r is there again", self._name, name)
+        for name, since in self._absent.items():
+            if now - since >= _ABSENT_AFTER and name not in self._said_absent:
+                self._said_absent.add(name)
+                _log.error(
+                    "%s: topic %r does not exist any more, and nothing comes of it until it does:"
+                    " create it; the others go on",
+                    self._name,
+                    name,
+                )
 
     def keep(self, partitions: Iterable[TopicPartition]) -> None:
         """All others are somebody else's now."""
@@ -146,6 +187,8 @@ class Troubles:
                 others.
         """
         named = set(names)
+        for name in sorted(self._said_absent & named):
+            return f"topic {name!r} does not exist any more: create it"
         for place, problem in self.known.items():
             if not problem.forbidden or place.topic in named:
                 return (
