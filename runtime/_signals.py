@@ -93,7 +93,11 @@ class Signals:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        now = signal.set_wakeup_fd(self._wake_before)
+        try:
+            now = signal.set_wakeup_fd(self._wake_before)
+        except (OSError, ValueError):
+            # It belonged to an event loop that is closed by now, as uvloop's does.
+            now = signal.set_wakeup_fd(-1)
         if now != sender.fileno():
             signal.set_wakeup_fd(now)
         # The thread ends with it.

@@ -382,3 +382,34 @@ def test_the_event_loop_that_the_program_has_chosen_is_used(
         """
     )
     assert program.end() == (0, ["Loop"], "")
+
+
+def test_a_program_runs_and_stops_on_uvloop(start: Start) -> None:
+    program = start(
+        """
+        import warnings, uvloop
+        warnings.simplefilter("ignore", DeprecationWarning)
+        uvloop.install()
+        app = DistributedApplication("memory://", name="plant")
+
+        @app.application("double")
+        async def double(number: int) -> int:
+            return 2 * number
+
+        @app.application("triple")
+        def triple(number: int) -> int:
+            return 3 * number
+
+        @app.producer()
+        async def produce(socket: Socket) -> None:
+            doubled = await socket.request("double", 1, reply=int)
+            say(type(asyncio.get_running_loop()).__module__, doubled)
+            say(await socket.request("triple", 1, reply=int))
+            await asyncio.sleep(1000)
+
+        app.run()
+        """
+    )
+    program.read_until("3")
+    program.signal(signal.SIGTERM)
+    assert program.end() == (0, [], "")
