@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import os
 import pickle
 import re
 import traceback
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import quote
 
@@ -179,6 +181,29 @@ def test_a_password_in_a_file_is_read_each_time_it_is_needed(tmp_path: Path) -> 
     file.unlink()
     with pytest.raises(ConfigurationError, match=re.escape(str(file))):
         secret.reveal()
+
+
+def test_a_password_from_a_pipe_is_read_once_and_kept(tmp_path: Path) -> None:
+    """As with `password_file=<(...)` of a shell; waiting for a writer would block the loop."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = Thread(target=pipe.write_text, args=("one\n",))
+    writer.start()
+    secret = MqttConfig(password_file=str(pipe)).secret
+    writer.join()
+    assert secret is not None
+    assert secret.reveal() == "one"
+
+
+def test_a_file_that_an_editor_has_marked_as_utf_8_has_the_same_password(tmp_path: Path) -> None:
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfone\r\n")
+    assert MqttConfig(password_file=str(tmp_path / "marked")).secret == Secret("one")
+
+
+def test_what_has_no_end_is_no_password() -> None:
+    text = refusal(MqttConfig, password_file="/dev/zero")
+    assert "'/dev/zero'" in text
+    assert "65535" in text
 
 
 def test_passwords_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from ._secret import Secret
 
 __all__ = ["PasswordFile", "as_secret", "password_from"]
 
+_LONGEST = 65_535
+
 
 class PasswordFile(Secret):
     """A password that stands in the first line of a file, and may be changed there at any time.
@@ -30,8 +32,11 @@ class PasswordFile(Secret):
         self.file = file
 
     def reveal(self) -> str:
-        """What the file has now."""
-        self._value = _read_password(self._owner, self.file)
+        """What the file has now; what it had first if it can be read only once, like a pipe."""
+        path = Path(self.file)
+        # Waiting for whoever writes to a pipe would block the event loop.
+        if not path.is_fifo() and not path.is_char_device():
+            self._value = _read_password(self._owner, self.file)
         return self._value
 
     def __eq__(self, other: object) -> bool:
@@ -100,10 +105,18 @@ def password_from(
 
 def _read_password(owner: str, file: str) -> str:
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        with Path(file).open("rb") as opened:
+            line = opened.readline(_LONGEST + 2)
+        # Some editors put a mark in front of UTF-8.
+        text = line.decode("utf-8-sig").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(
             f"option password_file={file!r} of {owner} can not be read: {reason}"
         ) from None
-    return text.split("\n", 1)[0].rstrip("\r")
+    if len(line) > _LONGEST + 1:
+        raise ConfigurationError(
+            f"option password_file={file!r} of {owner}: the first line has more than {_LONGEST}"
+            " bytes, which is no password"
+        )
+    return text
