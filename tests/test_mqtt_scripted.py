@@ -246,6 +246,51 @@ async def test_an_inbox_refused_at_a_reconnect_stops_requests_and_no_publishes(
         await eventually(has_inbox)
 
 
+async def test_an_inbox_over_which_the_broker_closes_stops_requests_and_no_publishes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._talk._RETRY_REFUSED", 0.05)
+    asked = 0
+    cut, allowed = asyncio.Event(), asyncio.Event()
+
+    async def first(peer: Peer) -> None:
+        await peer.ready()
+        await cut.wait()
+        peer.close()
+
+    async def closing(peer: Peer) -> None:
+        nonlocal asked
+        await peer.accept()
+        while True:
+            packet = await peer.receive()
+            if packet.kind == "SUBSCRIBE":
+                asked += 1
+                if not allowed.is_set():
+                    peer.close()
+                    return
+                peer.send(suback(packet.packet_id, 1))
+            elif packet.kind == "PUBLISH":
+                peer.puback(packet)
+
+    async with ScriptedBroker(first, closing) as broker, client(broker) as app:
+        cut.set()
+        await app.bus.publish(Envelope(topic="t"), timeout=10)
+        assert asked >= 3
+        with pytest.raises(ConnectFailed, match=r"no request can be made.*access rules"):
+            app.bus.reply_address("c0ffee")
+        await eventually(lambda: asked >= 5)
+        await app.bus.publish(Envelope(topic="t"), timeout=10)
+        allowed.set()
+
+        def has_inbox() -> bool:
+            try:
+                return app.bus.reply_address("c0ffee").endswith("/c0ffee")
+            except ConnectFailed:
+                return False
+
+        await eventually(has_inbox)
+
+
 async def test_a_subscription_answered_with_a_code_that_grants_nothing_is_refused() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ..._logs import get_logger
 from ...errors import (
     ConfigurationError,
+    ConnectFailed,
     ConnectionLost,
     MessageTooLarge,
     PublishRefused,
@@ -19,12 +20,13 @@ from .._backoff import Backoff
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
+from .._suspicion import Blame
 from ._adapter import MqttClient
 from ._config import MqttConfig
 from ._connection import Connection
 from ._consumer import MqttConsumer
 from ._keepalive import LARGE
-from ._outgoing import Outgoing
+from ._outgoing import Outgoing, blame
 from ._packets import PublishPacket
 from ._reasons import subscribe_refusal
 from ._session import Loss, ServerLimits
@@ -36,6 +38,9 @@ _log = get_logger(__name__)
 
 _REFUSED = 0x80
 _RETRY_REFUSED = 10.0
+_MOST_DOUBLINGS = 5
+# Connections that end over the inbox before the next one does without.
+_MOST_ENDS = 3
 _MOST_PATIENCE = 16
 # Bytes that are written and not confirmed; they are in memory once more until they have left.
 _MOST_WRITTEN = 8_388_608
@@ -66,6 +71,10 @@ class MqttBus(Bus):
         # Why there is no inbox for replies on the connection at hand.
         self._no_inbox: SpaDatError | None = None
         self._regaining: asyncio.Task[None] | None = None
+        # Connections in a row that ended while it was asked for, and whether the last attempt to
+        # connect came that far.
+        self._inbox_ends = 0
+        self._inbox_asked = False
         # What has been said about the broker.
         self._warned: dict[str, None] = {}
         self._outbox = Outbox(
@@ -121,6 +130,9 @@ class MqttBus(Bus):
     # What the connection asks for and reports.
 
     def make_client(self) -> MqttClient:
+        if not self._inbox_asked:
+            self._inbox_ends = 0
+        self._inbox_asked = False
         self._client = MqttClient(
             self._config,
             self._identifier,
@@ -141,7 +153,15 @@ class MqttBus(Bus):
                 " replies need; use another broker"
             )
             return
-        refusal = await self._open_inbox(client)
+        self._inbox_asked = True
+        refusal: SpaDatError | None
+        if self._inbox_ends >= _MOST_ENDS and not first:
+            refusal = ConnectFailed(
+                f"the broker at {self._config.address} ends the connection when it is asked for the"
+                " inbox for replies: look into its log and access rules"
+            )
+        else:
+            refusal = await self._open_inbox(client)
         if refusal is None:
             return
         if first:
@@ -200,15 +220,23 @@ class MqttBus(Bus):
     async def _open_inbox(self, client: MqttClient) -> SpaDatError | None:
         """Subscribe to replies; returns why the broker refuses it."""
         pattern = self._inbox + "+"
-        codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
+        try:
+            codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
+        except ConnectionLost:
+            if client.lost.done() and blame(client.lost.result()) is Blame.POSSIBLE:
+                self._inbox_ends += 1
+            raise
+        self._inbox_ends = 0
         # What a broker leaves out of its answer it has not granted.
         code = codes[0] if codes else _REFUSED
         return None if code < _REFUSED else subscribe_refusal(code, pattern)
 
     async def _regain_inbox(self, client: MqttClient) -> None:
+        # Each attempt may cost a connection.
+        delay = _RETRY_REFUSED * 2 ** min(max(self._inbox_ends - _MOST_ENDS, 0), _MOST_DOUBLINGS)
         with contextlib.suppress(ConnectionLost):
             while self._no_inbox is not None and not client.lost.done():
-                await asyncio.sleep(_RETRY_REFUSED)
+                await asyncio.sleep(delay)
                 self._no_inbox = await self._open_inbox(client)
             if self._no_inbox is None:
                 _log.info("%r: the broker grants the inbox for replies again", self._identifier)
