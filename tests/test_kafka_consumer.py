@@ -335,6 +335,7 @@ async def test_where_its_place_is_gone_a_group_goes_on_with_what_is_left(
         async with taker(kafka.server, "a", prefix=prefix, offset_reset=reset) as later:
             await later.get(10)
             assert later.numbers == list(range(10, 20))
+            assert later.stats["kafka.records_removed"] == 5
 
 
 async def test_on_receipt_it_is_committed_before_it_is_handed_out(kafka: Kafka) -> None:
@@ -416,3 +417,17 @@ async def test_settling_after_the_end_changes_nothing(kafka: Kafka) -> None:
         for delivery in deliveries:
             delivery.settle()
         assert await committed(kafka.server, prefix) == {}
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_what_has_expired_is_passed_over_and_counted(kafka: Kafka, qos: int) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    async with AIOKafkaProducer(bootstrap_servers=kafka.server) as producer:
+        for value, ttl in ((b"old", b"0"), (b"new", b"3600000")):
+            await producer.send_and_wait(f"{prefix}a", value, headers=[("ttl_ms", ttl)])
+    async with taker(kafka.server, "a", prefix=prefix, subscription={"qos": qos}) as inbox:
+        await inbox.get(1)
+        assert inbox.payloads == ["new"]
+        assert inbox.stats["messages.expired"] == 1
+    assert await committed(kafka.server, prefix) == {"a/0": 2}

@@ -15,6 +15,7 @@ import aiokafka.errors as kafka_errors
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import RecordsToDelete
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import TopicPartition
@@ -338,15 +339,17 @@ async def test_a_topic_that_is_deleted_is_named_and_holds_up_no_other(
         async with admin(kafka.server) as operator:
             await operator.delete_topics([f"{prefix}gone"])
         trouble = await eventually(lambda: consumer.trouble)
-        assert trouble == f"topic '{prefix}gone' does not exist any more: create it"
+        assert trouble == (
+            f"nothing comes of topic '{prefix}gone': it does not exist any more; create it"
+        )
         await send(kafka, f"{prefix}there", range(3))
         await inbox.get(3)
         await create(kafka.server, f"{prefix}gone")
         await eventually(lambda: consumer.trouble is None)
         await send(kafka, f"{prefix}gone", range(3))
         await inbox.get(6)
-    for words in ("does not exist any more", "is there again"):
-        assert caplog.text.count(f"topic '{prefix}gone' {words}") == 1
+    assert caplog.text.count("while the others go on: it does not exist any more") == 1
+    assert caplog.text.count(f"topic '{prefix}gone' is there again") == 1
 
 
 async def test_a_transaction_that_stays_open_is_named(
@@ -373,3 +376,46 @@ async def test_a_transaction_that_stays_open_is_named(
         await inbox.get(8)
         assert numbers(inbox, "a", 1) == [0, 1, 2]
     assert caplog.text.count("a transaction of another program") == 1
+
+
+async def test_a_topic_that_is_not_to_be_seen_any_more_is_named(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_unreadable, "_ABSENT_AFTER", 0.0)
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+        consumer: Any = inbox.consumer
+        # As the library notes it when the right to describe is gone.
+        hidden = SimpleNamespace(
+            partitions_for_topic=lambda name: None, unauthorized_topics={f"{prefix}a"}
+        )
+        consumer._intake._look_for_topics(hidden)
+        assert "not authorised; allow Describe and Read" in consumer.trouble
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_what_was_removed_before_it_was_read_is_counted(
+    kafka: Kafka, caplog: pytest.LogCaptureFixture, durable: bool
+) -> None:
+    prefix = new_prefix()
+    name = f"{prefix}a"
+    await create(kafka.server, name)
+    async with taker(
+        kafka.server,
+        "a",
+        prefix=prefix,
+        settle=False,
+        subscription={"durable": durable, "window": 1},
+    ) as inbox:
+        for value in range(5):
+            await send(kafka, name, range(value, value + 1))
+        (first,) = await inbox.get(1)
+        async with admin(kafka.server) as operator:
+            await operator.delete_records({TopicPartition(name, 0): RecordsToDelete(4)})
+        first.settle()
+        (last,) = (await inbox.get(2))[1:]
+        assert last.envelope.payload == b"4"
+        assert inbox.stats["kafka.records_removed"] == 3
+    line = f"offset 1 of partition 0 of topic '{name}' is not there any more, and it is read from"
+    assert caplog.text.count(line) == 1

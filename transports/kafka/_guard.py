@@ -27,6 +27,7 @@ _log = get_logger(__name__)
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _NO_LEADER, _WITHOUT_LEADER = -1, 10.0
 _IN_TRANSACTION = 10.0
+_OUT_OF_RANGE = 1
 # What a broker answers for a partition, and the library asks again and again without a word.
 _UNSAID: dict[int, Callable[[], Exception]] = {
     -1: kafka.UnknownError,
@@ -72,6 +73,8 @@ class Guard:
         self._leaderless: dict[TopicPartition, float] = {}
         # Where transactions are open: the first offset of the oldest, and since when.
         self._open: dict[TopicPartition, tuple[int, float]] = {}
+        # What was to be read next, and is not there any more.
+        self._removed: dict[TopicPartition, int] = {}
         overhear(consumer._client, self._hear)
 
     def start(self) -> None:
@@ -87,6 +90,7 @@ class Guard:
         self._troubles.keep(partitions)
         self.held.clear()
         self._open.clear()
+        self._removed.clear()
         self._tried = dict(self._troubles.known)
 
     @property
@@ -225,6 +229,11 @@ class Guard:
                     place = TopicPartition(topic, number)
                     self.note(place, Unreadable(_UNSAID[code](), self.position(place)))
                     continue
+                if code == _OUT_OF_RANGE:
+                    place = TopicPartition(topic, number)
+                    self._removed.setdefault(place, self.position(place))
+                elif code == 0 and self._removed:
+                    self._hear_of_removed(TopicPartition(topic, number))
                 if code == 0 and (self._open or more[0] < end):
                     self._hear_of_transactions(TopicPartition(topic, number), more[0], end)
                 if code == 0 and self._tried:
@@ -232,6 +241,12 @@ class Guard:
                     tried = self._tried.get(place)
                     if tried is not None and tried.forbidden:
                         self._is_over(place)
+
+    def _hear_of_removed(self, place: TopicPartition) -> None:
+        # The library has found another place by now.
+        offset, goes_on = self._removed.pop(place, -1), self.position(place)
+        if -1 not in (offset, goes_on) and offset != goes_on:
+            self._troubles.removed(place, offset, goes_on)
 
     def _hear_of_transactions(self, place: TopicPartition, stable: int, end: int) -> None:
         if not 0 <= stable < end:

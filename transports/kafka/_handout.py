@@ -30,7 +30,7 @@ class Handout:
         codec: reads records.
         receiver: who gets the deliveries.
         largest: the most bytes of a payload that is handed out.
-        stats: counts ``messages.recognised`` and ``messages.malformed``.
+        stats: counts ``messages.recognised``, ``messages.expired`` and ``messages.malformed``.
     """
 
     def __init__(
@@ -100,6 +100,8 @@ class Handout:
             offset = record.offset
             try:
                 envelope = decode(record, offset < seen)
+                if envelope is None:
+                    self._stats["messages.expired"] += 1
             except Exception as error:  # noqa: BLE001 (one bad record must not stop the others)
                 self._undecodable(record, error)
                 envelope = None
@@ -143,7 +145,9 @@ class Handout:
             except Exception as error:  # noqa: BLE001 (one bad record must not stop the others)
                 self._undecodable(record, error)
                 continue
-            if envelope is not None and (match is None or match(envelope.topic)):
+            if envelope is None:
+                self._stats["messages.expired"] += 1
+            elif match is None or match(envelope.topic):
                 if len(envelope.payload) > largest:
                     envelope = without_payload(envelope)
                 size = len(envelope.payload) + size_of_headers(envelope)

@@ -253,12 +253,12 @@ class Intake(abc.ABC):
         self._look_for_topics(self._consumer._client.cluster)
 
     def _look_for_topics(self, cluster: Any) -> None:
-        """Notice topics that are deleted under way: the library waits without a word."""
-        absent = [
-            name
+        """Notice topics that are gone under way: the library waits without a word."""
+        absent = {
+            name: _FORBIDDEN if name in cluster.unauthorized_topics else _DELETED
             for name in self._selection.names
-            if not cluster.partitions_for_topic(name) and name not in cluster.unauthorized_topics
-        ]
+            if not cluster.partitions_for_topic(name)
+        }
         self._troubles.look_for_topics(absent, asyncio.get_running_loop().time())
 
     def _handed_out(self) -> None:  # noqa: B027 (there is nothing that everybody does)
@@ -349,6 +349,8 @@ class Intake(abc.ABC):
         self._handout.select(self._filters, exact=self._selection.exact)
 
 
+_DELETED = "it does not exist any more; create it"
+_FORBIDDEN = "not authorised; allow Describe and Read in the cluster's access rules"
 _LONGEST_END = 8.0
 # Longer than anything waits in the library's hands: see `Fetching`.
 _NO_PREFETCH = 30.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import aiokafka.errors as kafka
 import msgspec
@@ -71,7 +71,8 @@ class Troubles:
 
     Args:
         name: of the consumer, for messages.
-        stats: counts ``kafka.partitions_held`` and ``messages.malformed``.
+        stats: counts ``kafka.partitions_held``, ``kafka.records_removed`` and
+            ``messages.malformed``.
 
     Attributes:
         known: by partition.
@@ -83,8 +84,8 @@ class Troubles:
         self._log = LimitedLog(_log)
         self._stats = stats
         self._misnamed: set[TopicPartition] = set()
-        # Topics that are not there, and since when (loop time).
-        self._absent: dict[str, float] = {}
+        # Topics that are not to be seen: since when (loop time), and why.
+        self._absent: dict[str, tuple[float, str]] = {}
         self._said_absent: set[str] = set()
 
     def add(self, partition: TopicPartition, problem: Unreadable) -> None:
@@ -153,26 +154,47 @@ class Troubles:
                 partition.topic,
             )
 
-    def look_for_topics(self, absent: Iterable[str], now: float) -> None:
-        """Some topics are not there now, and all others are. Said when it lasts.
+    def look_for_topics(self, absent: Mapping[str, str], now: float) -> None:
+        """Some topics are not to be seen now, and all others are. Said when it lasts.
 
         Args:
-            absent: their names.
+            absent: why, and what to do, by name.
             now: loop time.
         """
-        self._absent = {name: self._absent.get(name, now) for name in absent}
-        for name in sorted(self._said_absent.difference(self._absent)):
+        before = self._absent
+        self._absent = {
+            name: (before[name][0] if name in before else now, why) for name, why in absent.items()
+        }
+        for name in sorted(self._said_absent.difference(absent)):
             self._said_absent.remove(name)
             _log.warning("%s: topic %r is there again", self._name, name)
-        for name, since in self._absent.items():
+        for name, (since, why) in self._absent.items():
             if now - since >= _ABSENT_AFTER and name not in self._said_absent:
                 self._said_absent.add(name)
                 _log.error(
-                    "%s: topic %r does not exist any more, and nothing comes of it until it does:"
-                    " create it; the others go on",
+                    "%s: nothing comes of topic %r, while the others go on: %s",
                     self._name,
                     name,
+                    why,
                 )
+
+    def removed(self, partition: TopicPartition, offset: int, goes_on: int) -> None:
+        """What was to be read next is not there any more."""
+        if goes_on > offset:
+            self._stats["kafka.records_removed"] += goes_on - offset
+            why = "retention, or somebody, has removed what is between them"
+        else:
+            why = "the topic was made anew, or has lost its end"
+        self._log.warning(
+            "%s: offset %d of partition %d of topic %r is not there any more, and it is read from"
+            " offset %d on: %s",
+            self._name,
+            offset,
+            partition.partition,
+            partition.topic,
+            goes_on,
+            why,
+        )
 
     def keep(self, partitions: Iterable[TopicPartition]) -> None:
         """All others are somebody else's now."""
@@ -188,7 +210,7 @@ class Troubles:
         """
         named = set(names)
         for name in sorted(self._said_absent & named):
-            return f"topic {name!r} does not exist any more: create it"
+            return f"nothing comes of topic {name!r}: {self._absent[name][1]}"
         for place, problem in self.known.items():
             if not problem.forbidden or place.topic in named:
                 return (
