@@ -2,7 +2,7 @@
 
 from ._actor import Actor
 from ._chain import chain_names, current_actor, enter_chain, refuse_cycle
-from ._guard import end_attempt, is_ending
+from ._guard import end_attempt, end_code, is_ending
 from ._handlers import handlers_of, on
 from ._isolation import Isolated, is_closing, raised_by_hand, run_apart
 from ._mailbox import Mailbox
@@ -23,6 +23,7 @@ __all__ = [
     "chain_names",
     "current_actor",
     "end_attempt",
+    "end_code",
     "enter_chain",
     "handlers_of",
     "is_closing",

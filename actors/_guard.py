@@ -10,7 +10,7 @@ from typing import Any
 from .._logs import get_logger
 from ._chain import CURRENT, Frame, Named
 
-__all__ = ["End", "TaskGuard", "end_attempt", "is_ending"]
+__all__ = ["End", "TaskGuard", "end_attempt", "end_code", "is_ending"]
 
 _log = get_logger("spa_dat.actors")
 
@@ -132,14 +132,20 @@ async def end_attempt() -> None:
 
     What that code has left behind, such as timers, can not cancel the actor any more.
     """
+    guard = end_code()
+    if guard is not None:
+        await guard.recover()
+
+
+def end_code() -> TaskGuard | None:
+    """`end_attempt`, but for what is hardly ever to be done: the guard has to `recover`, if any."""
     frame = CURRENT.get()
     if frame is None:
-        return
+        return None
     CURRENT.set(Frame(frame.owner, frame.parent, frame.waiter))
     frame.end()
     guard = _guard(frame)
-    if guard is not None and guard.interrupted:
-        await guard.recover()
+    return guard if guard is not None and guard.interrupted else None
 
 
 def _guard(frame: Frame | None) -> TaskGuard | None:

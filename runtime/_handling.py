@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 from .._texts import describe, error_name, escaped, quoted
-from ..actors import Isolated, end_attempt, enter_chain, raised_by_hand, run_apart
+from ..actors import Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
 from ..errors import (
     DecodeError,
     OutboxFull,
@@ -131,8 +131,14 @@ class Handling:
             turn.active = False
             self._stats["messages.handled"] += 1
             if turn.posts:
-                await end_attempt()
-                await self.settlements.settle_after(delivery, turn)
+                # As in _attempts(), without the price of two coroutines.
+                guard = end_code()
+                if guard is not None:
+                    await guard.recover()
+                if self.settlements.crowded:
+                    await self.settlements.settle_after(delivery, turn)
+                else:
+                    self.settlements.begin((delivery,), turn)
             else:
                 delivery.settle()
             return

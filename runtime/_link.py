@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -119,17 +120,24 @@ class Link:
             ConfigurationError: it belongs to the event loop of another thread, or the handler
                 that uses it to another application.
         """
+        turn = current_turn.get()
+        if (
+            not self.ended
+            and self.failure is None
+            and _get_running_loop() is self.loop
+            and (turn is None or turn.actor.startswith(self._own))
+        ):
+            return
         name = self.surroundings.identity.application
         if self.ended:
             raise self._has_ended()
-        turn = current_turn.get()
         if self.failure is not None and turn is None:
             # What a handler still has to send may have a chance.
             raise ConnectionLost(
                 f"application {name!r} has failed and does nothing more on"
                 f" {self.provider.address}: {_reason(self.failure)}"
             )
-        if asyncio._get_running_loop() is not self.loop:
+        if _get_running_loop() is not self.loop:
             raise ConfigurationError(
                 f"a socket of application {name!r} was used outside of the event loop that it"
                 " belongs to: in another thread use app.sync_socket(), or the SyncSocket that a"

@@ -55,6 +55,17 @@ class Settlements:
 
     async def settle_all_after(self, deliveries: Sequence[Delivery], turn: Turn) -> None:
         """`settle_after` for all that one turn has handled."""
+        self.begin(deliveries, turn)
+        while self.crowded:
+            await self._change()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many wait that the actor should not go on."""
+        return self._open >= _MOST_OPEN
+
+    def begin(self, deliveries: Sequence[Delivery], turn: Turn) -> None:
+        """`settle_all_after` for who sees to it that there are not too many."""
         pending = [post for post in turn.posts if not _is_confirmed(post)]
         if not pending:
             for delivery in deliveries:
@@ -62,8 +73,6 @@ class Settlements:
             return
         self._open += 1
         _Settlement(self, deliveries, turn.request is not None, pending)
-        while self._open >= _MOST_OPEN:
-            await self._change()
 
     async def drain(self) -> None:
         """Wait until every handled message is settled or given up."""

@@ -122,7 +122,9 @@ class Outbox:
             entry.set_exception(not_outage(entry.unconfirmed("the bus is closed")))
             return entry
         size = len(envelope.payload)
-        if len(self) >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
+        # len(self), without the price of a call
+        pending = len(self._waiting) + len(self._written)
+        if pending >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
             raise self._full(envelope)
         entry = OutboxEntry(envelope, self, note)
         entry._losses = self._losses if self._connected else -1

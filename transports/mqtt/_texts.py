@@ -60,7 +60,12 @@ def check_message(envelope: Envelope) -> None:
     Brokers end the connection over a text that they do not take, and say no more. So what any of
     them refuses is refused here: the error names the field, shows its value, and says what to do.
     """
-    check_topic(envelope.topic)
+    topic = envelope.topic
+    # check_topic(), without the price of a call.
+    if len(topic) <= _LONGEST_REMEMBERED:
+        _check_remembered(topic)
+    else:
+        _check_topic(topic)
     if envelope.response_topic is not None:
         try:
             check_topic(envelope.response_topic)
@@ -84,7 +89,7 @@ def check_message(envelope: Envelope) -> None:
     )
     if headers:
         texts = "".join((texts, *headers, *headers.values()))
-    if len(texts) > _SURELY_SHORT or unfit_character(texts) is not None:
+    if not texts.isprintable() or len(texts) > _SURELY_SHORT:
         _check_each(envelope)
     if headers and not RESERVED_NAMES.isdisjoint(headers):
         name = next(name for name in headers if name in RESERVED_NAMES)
