@@ -33,7 +33,7 @@ def goodbye(code: int) -> Loss:
 # What counts.
 
 
-def test_a_newcomer_gives_way_after_three_takeovers_and_who_was_there_first_after_ten() -> None:
+def test_a_newcomer_gives_way_after_three_takeovers_and_who_was_there_first_after_twenty() -> None:
     newcomer, first = Takeovers(), Takeovers()
     first.ended(TAKEN_OVER, 3.0, left_trace=False)
     for _ in range(2):
@@ -43,12 +43,37 @@ def test_a_newcomer_gives_way_after_three_takeovers_and_who_was_there_first_afte
     newcomer.ended(TAKEN_OVER, 0.2, left_trace=False)
     assert newcomer.gives_way
     assert newcomer.is_newcomer
-    for _ in range(6):
+    for _ in range(16):
         first.ended(TAKEN_OVER, 0.2, left_trace=False)
     assert not first.gives_way
     first.ended(TAKEN_OVER, 0.2, left_trace=False)
     assert first.gives_way
     assert not first.is_newcomer
+
+
+def test_who_was_there_first_comes_back_at_once_while_there_is_another_one() -> None:
+    takeovers = Takeovers()
+    takeovers.ended(TAKEN_OVER, 0.2, left_trace=False)
+    assert not takeovers.hurries, "a newcomer"
+    takeovers.unreachable()
+    takeovers.ended(SILENT, 3.0, left_trace=False)
+    assert not takeovers.hurries, "nobody else is there"
+    takeovers.ended(TAKEN_OVER, 0.2, left_trace=False)
+    assert takeovers.hurries
+
+
+def test_a_copy_that_is_started_again_and_again_never_ends_the_first_one() -> None:
+    """Each life of the second takes over three times; then the first has some seconds."""
+    first = Takeovers()
+    first.ended(SILENT, 3.0, left_trace=False)
+    for _ in range(100):
+        second = Takeovers()
+        first.ended(TAKEN_OVER, 5.0, left_trace=False)
+        while not second.gives_way:
+            second.ended(TAKEN_OVER, 0.1, left_trace=False)
+            if not second.gives_way:
+                first.ended(TAKEN_OVER, 0.2, left_trace=False)
+        assert not first.gives_way
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from ._reasons import (
     connect_problem,
 )
 from ._session import ClientHandler, Loss
-from ._takeovers import Takeovers
+from ._takeovers import SETTLED, Takeovers
 
 __all__ = ["Connection", "ConnectionOwner"]
 
@@ -108,7 +108,10 @@ class Connection:
         self._surroundings = surroundings
         self._stats = surroundings.stats
         self._backoff = Backoff(
-            surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
+            surroundings.environment,
+            minimum=config.backoff_min,
+            maximum=config.backoff_max,
+            stable=min(SETTLED, config.backoff_max),
         )
         self._client: MqttClient | None = None
         self._task: asyncio.Task[None] | None = None
@@ -184,6 +187,8 @@ class Connection:
             else:
                 lasted, answer = await self._use(client)
                 longest = answer.decision is Decision.LATER
+                if self._takeovers.hurries:
+                    self._backoff.reset()
                 if not self._takeovers.gives_way:
                     await asyncio.sleep(self._backoff.next_delay(lasted, longest=longest))
                 continue

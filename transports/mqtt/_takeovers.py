@@ -6,14 +6,14 @@ from .._rivalry import Rivalry
 from ._reasons import SESSION_TAKEN_OVER
 from ._session import Ending, Loss
 
-__all__ = ["Takeovers"]
+__all__ = ["SETTLED", "Takeovers"]
 
-_LASTING = 30.0
+_LASTING = 5.0
 _SHORT = 10.0
 # The one that was there first is back after the shortest backoff, and so ends the first
 # connection of the one that came second.
-_SETTLED = 2.0
-_PATIENCE = 10
+SETTLED = 2.0
+_PATIENCE = 20
 _PATIENCE_OF_A_NEWCOMER = 3
 _WORDLESS = 3
 _PUZZLING = 6
@@ -28,13 +28,14 @@ class Takeovers:
     closed connections, however many.
 
     Of two that fight, the one that came second gives way: who had not held a connection for two
-    seconds before gives up after three takeovers, who had after ten. A connection that holds for
-    half a minute, or is ended for another reason, ends the fight.
+    seconds before gives up after three takeovers, who had after twenty. A connection that holds
+    for five seconds, or is ended for another reason, ends the fight: where the second one is
+    started again and again, the first one must not lose patience over it.
     """
 
     def __init__(self) -> None:
         self._rivalry = Rivalry(
-            settled_after=_SETTLED,
+            settled_after=SETTLED,
             lasting=_LASTING,
             newcomer=_PATIENCE_OF_A_NEWCOMER,
             settled=_PATIENCE,
@@ -66,6 +67,11 @@ class Takeovers:
     def is_newcomer(self) -> bool:
         """Whether no connection has held for some seconds yet."""
         return self._rivalry.is_newcomer
+
+    @property
+    def hurries(self) -> bool:
+        """Whether to come back as soon as may be, so that who came second holds no place."""
+        return self._rivalry.count > 0 and not self._rivalry.is_newcomer
 
     @property
     def gives_way(self) -> bool:
