@@ -419,3 +419,14 @@ async def test_what_was_removed_before_it_was_read_is_counted(
         assert inbox.stats["kafka.records_removed"] == 3
     line = f"offset 1 of partition 0 of topic '{name}' is not there any more, and it is read from"
     assert caplog.text.count(line) == 1
+
+
+def test_a_gap_that_is_met_twice_is_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+    stats: Counter[str] = Counter()
+    troubles = Troubles("consumer", stats)
+    place = TopicPartition("a", 0)
+    for goes_on in (10, 10, 3):
+        troubles.removed(place, 5, goes_on)
+    assert stats["kafka.records_removed"] == 5
+    assert ["has removed" in text for text in caplog.messages] == [True, False]
+    assert "has lost its end" in caplog.messages[1]

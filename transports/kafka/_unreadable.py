@@ -84,6 +84,8 @@ class Troubles:
         self._log = LimitedLog(_log)
         self._stats = stats
         self._misnamed: set[TopicPartition] = set()
+        # The last gap in each.
+        self._removed: dict[TopicPartition, tuple[int, int]] = {}
         # Topics that are not to be seen: since when (loop time), and why.
         self._absent: dict[str, tuple[float, str]] = {}
         self._said_absent: set[str] = set()
@@ -179,7 +181,11 @@ class Troubles:
                 )
 
     def removed(self, partition: TopicPartition, offset: int, goes_on: int) -> None:
-        """What was to be read next is not there any more."""
+        """What was to be read next is not there any more; said once."""
+        if self._removed.get(partition) == (offset, goes_on):
+            # Who takes its places while the library fetches goes there twice.
+            return
+        self._removed[partition] = offset, goes_on
         if goes_on > offset:
             self._stats["kafka.records_removed"] += goes_on - offset
             why = "retention, or somebody, has removed what is between them"
