@@ -17,16 +17,21 @@ from spa_dat.transports._suspicion import Blame, Course, Suspicion
 class Message:
     name: str
     over: bool = False
+    is_large: bool = True
 
     def done(self) -> bool:
         return self.over
+
+
+def made() -> Suspicion[Message]:
+    return Suspicion(lambda message: message.is_large)
 
 
 def suspicion_against(
     *messages: Message, ends: int = 3, lasted: float = 0.01
 ) -> Suspicion[Message]:
     """As it is when so many connections have ended over the messages."""
-    suspicion: Suspicion[Message] = Suspicion()
+    suspicion: Suspicion[Message] = made()
     for _ in range(ends):
         suspicion.connected()
         suspicion.ended(messages, Blame.POSSIBLE, lasted)
@@ -81,6 +86,14 @@ def test_ends_that_took_long_need_three_cross_checks() -> None:
     assert suspicion.condemn() is one
 
 
+def test_a_small_message_is_never_on_its_way_for_long() -> None:
+    suspicion = suspicion_against(one := Message("one", is_large=False), lasted=1.0)
+    suspicion.connected()
+    suspicion.ended([one], Blame.POSSIBLE, 1.0)
+    suspicion.connected()
+    assert suspicion.condemn() is one
+
+
 def test_a_failed_cross_check_undoes_those_that_held() -> None:
     suspicion = suspicion_against(one := Message("one"), lasted=1.0)
     for _ in range(2):
@@ -104,7 +117,7 @@ def test_a_network_that_fails_under_large_messages_hardly_ever_makes_one_be_refu
     random = Random(seed)
     refused = confirmed = 0
     for number in range(1_000):
-        suspicion: Suspicion[Message] = Suspicion()
+        suspicion: Suspicion[Message] = made()
         message = Message(str(number))
         while not message.over:
             course = suspicion.connected()
@@ -165,7 +178,7 @@ def test_an_end_before_an_outage_does_not_count(alone: bool) -> None:
 
 
 def test_ends_that_have_another_reason_do_not_count() -> None:
-    suspicion: Suspicion[Message] = Suspicion()
+    suspicion: Suspicion[Message] = made()
     one = Message("one")
     for _ in range(100):
         assert suspicion.connected() is Course.FREELY
@@ -213,7 +226,7 @@ class World:
     disturbances: Iterator[Disturbance | None]
     lasts: float = 0.01
     """Seconds that each connection holds."""
-    suspicion: Suspicion[Message] = field(default_factory=Suspicion)
+    suspicion: Suspicion[Message] = field(default_factory=made)
     refused: list[Message] = field(default_factory=list)
     confirmed: list[Message] = field(default_factory=list)
     history: list[tuple[list[Message], Blame, Course]] = field(default_factory=list)
@@ -266,7 +279,7 @@ class World:
 def worlds(
     disturbances: st.SearchStrategy[Iterator[Disturbance | None]],
 ) -> st.SearchStrategy[World]:
-    def made(
+    def world(
         poison: list[bool],
         named: bool,
         window: int,
@@ -278,7 +291,7 @@ def worlds(
         return World(messages, names, named, window, ends, lasts)
 
     return st.builds(
-        made,
+        world,
         st.lists(st.booleans(), min_size=1, max_size=8),
         st.booleans(),
         st.integers(1, 5),

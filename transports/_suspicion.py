@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
@@ -10,8 +10,8 @@ from typing import Generic, Protocol, TypeVar
 __all__ = ["Blame", "Course", "Suspicion"]
 
 _ENDS = 3
-# Cross-checks that have to hold: one where the ends followed at once, more where a large message
-# was on its way for so long that the network may have failed each time.
+# Cross-checks that have to hold before a large message is refused whose ends did not follow at
+# once. All others need one.
 _AT_ONCE = 0.1
 _CHECKS_OF_SLOW_ENDS = 3
 _LEAST_QUIET = 1.0
@@ -73,15 +73,19 @@ class Suspicion(Generic[W]):
        cross-check: nothing is written for twice as long as the message was under way on all of
        these connections, at least a second, at most thirty. If the connection ends without the
        message, too, the message is innocent, and so are all others.
-    4. If the connection holds, and all the ends followed at once, the message is refused. If they
-       took longer, a network that fails again and again under a large message looks the same:
-       then the message is alone once more, until three cross-checks have held.
+    4. If the connection holds, the message is refused, unless it is a large one and the ends took
+       their time: a network that fails again and again while it is on its way looks the same. Then
+       the message is alone once more, until three cross-checks have held.
 
     So what is refused is what a broker did not take on four connections, was the only thing that
     it was given on the last of them, and is what it does well without.
+
+    Args:
+        is_large: whether a message may be on its way for long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_large: Callable[[W], bool]) -> None:
+        self._is_large = is_large
         self.course = Course.FREELY
         self.quiet = 0.0
         """Seconds for which nothing is to be written, for `Course.QUIETLY`."""
@@ -157,8 +161,8 @@ class Suspicion(Generic[W]):
             return None
         case = self._cases[accused]
         case.checks += 1
-        surely = self._named or case.seconds <= _AT_ONCE or case.checks >= _CHECKS_OF_SLOW_ENDS
-        if not surely:
+        is_slow = case.seconds > _AT_ONCE and self._is_large(accused)
+        if is_slow and not self._named and case.checks < _CHECKS_OF_SLOW_ENDS:
             return None
         del self._cases[accused]
         return accused

@@ -12,6 +12,8 @@ from ...errors import NoResponder, PublishRefused
 from .._backoff import Backoff
 from .._outbox import Outbox, OutboxEntry
 from .._suspicion import Blame, Course, Suspicion
+from ._keepalive import LARGE
+from ._packets import PublishPacket
 from ._reasons import (
     NO_SUBSCRIBERS,
     Decision,
@@ -73,7 +75,7 @@ class Outgoing:
         self._stats = stats
         self._address = address
         self._loop = asyncio.get_running_loop()
-        self._suspicion: Suspicion[OutboxEntry] = Suspicion()
+        self._suspicion: Suspicion[OutboxEntry] = Suspicion(_is_large)
         self._timer: asyncio.TimerHandle | None = None
         # What the broker does not take for now, until when, and the first of it once more.
         self._put_off: deque[OutboxEntry] = deque()
@@ -233,6 +235,11 @@ class Outgoing:
                 timer.cancel()
         self._timer = self._pause = self._again = None
         self._put_off.clear()
+
+
+def _is_large(entry: OutboxEntry) -> bool:
+    packet: PublishPacket = entry.note
+    return packet.size > LARGE
 
 
 def _what(entry: OutboxEntry) -> str:
