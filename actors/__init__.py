@@ -4,7 +4,7 @@ from ._actor import Actor
 from ._chain import chain_names, current_actor, enter_chain, refuse_cycle
 from ._guard import end_attempt, end_code, is_ending
 from ._handlers import handlers_of, on
-from ._isolation import Isolated, is_closing, raised_by_hand, run_apart
+from ._isolation import DONE, Isolated, is_closing, raised_by_hand, run_apart
 from ._mailbox import Mailbox
 from ._overflow import Overflow
 from ._reference import ActorRef
@@ -12,6 +12,7 @@ from ._system import ActorSystem, RestartPolicy
 from ._worker import ThreadWorker
 
 __all__ = [
+    "DONE",
     "Actor",
     "ActorRef",
     "ActorSystem",

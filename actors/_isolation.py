@@ -12,9 +12,13 @@ from contextvars import Context, copy_context
 from types import CoroutineType, FrameType
 from typing import Any, NoReturn
 
-__all__ = ["Isolated", "go_on_apart", "is_closing", "raised_by_hand", "run_apart"]
+__all__ = ["DONE", "Isolated", "go_on_apart", "is_closing", "raised_by_hand", "run_apart"]
 
 _NOTHING: Any = object()
+
+DONE: Any = object()
+"""What ``context.run(next, coroutine.__await__(), DONE)`` gives when the coroutine has ended with
+its first step. That costs a third less than ``send``, which raises; what is returned is lost."""
 
 
 class Isolated:

@@ -14,7 +14,7 @@ from ._chain import CURRENT, Frame
 from ._envelope import Envelope
 from ._guard import end_attempt
 from ._interop import is_handed_on
-from ._isolation import Isolated, go_on_apart, raised_by_hand, run_apart
+from ._isolation import DONE, Isolated, go_on_apart, raised_by_hand, run_apart
 
 if TYPE_CHECKING:
     from ._cell import Cell
@@ -76,15 +76,19 @@ async def work(cell: Cell[Any]) -> None:
                     raised_by_hand(error)
                 if type(result) is CoroutineType:
                     try:
-                        waits_for = context.run(result.send, None)
+                        if item.reply is None:
+                            waits_for = context.run(next, result.__await__(), DONE)
+                        else:
+                            waits_for = context.run(result.send, None)
                     except StopIteration as done:
                         result = done.value
                     except GeneratorExit as error:
                         raised_by_hand(error)
                     else:
-                        rest = Isolated(context, result, waits_for)
-                        del waits_for
-                        result = await rest
+                        if waits_for is not DONE:
+                            rest = Isolated(context, result, waits_for)
+                            del waits_for
+                            result = await rest
                 elif hasattr(result, "__await__") and not is_handed_on(item, result):
                     result = await go_on_apart(context, result)
                 if item.reply is not None:

@@ -9,7 +9,15 @@ from contextvars import copy_context
 from typing import Any
 
 from .._texts import describe, error_name, escaped, quoted
-from ..actors import Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
+from ..actors import (
+    DONE,
+    Isolated,
+    end_attempt,
+    end_code,
+    enter_chain,
+    raised_by_hand,
+    run_apart,
+)
 from ..errors import (
     DecodeError,
     OutboxFull,
@@ -113,12 +121,10 @@ class Handling:
         try:
             coroutine = function(**arguments)
             try:
-                waits_for = context.run(coroutine.send, None)
-            except StopIteration:
-                pass
+                waits_for = context.run(next, coroutine.__await__(), DONE)
             except GeneratorExit as error:
                 raised_by_hand(error)
-            else:
+            if waits_for is not DONE:
                 rest = Isolated(context, coroutine, waits_for)
                 # What it raises may come from there, and refers to this frame.
                 del waits_for
