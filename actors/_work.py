@@ -9,6 +9,7 @@ from contextvars import copy_context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from .._texts import inspectable
 from ..errors import ActorError
 from ._chain import CURRENT, Frame
 from ._envelope import Envelope
@@ -105,7 +106,7 @@ async def work(cell: Cell[Any]) -> None:
             # Nobody goes on with this coroutine.
             raise
         except BaseException as error:  # noqa: BLE001  (an actor outlives what its code raises)
-            await _failed(cell, item, error)
+            await _failed(cell, item, inspectable(error))
         finally:
             # frame.end(), without the price of a call
             frame.active = False
@@ -134,7 +135,7 @@ async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> Ba
     except GeneratorExit:
         raise
     except BaseException as error:  # noqa: BLE001  (the caller decides what becomes of it)
-        raised = error
+        raised = inspectable(error)
     finally:
         frame.end()
     if cell.guard.interrupted:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from .._limited_log import LimitedLog
-from .._texts import describe, error_name, quoted
+from .._texts import describe, error_name, inspectable, quoted
 from ..actors import is_ending
 from ..transports import Delivery
 from ._retry import Reject, Retry
@@ -17,6 +17,7 @@ __all__ = ["advice", "as_failure", "log_failure"]
 
 def as_failure(raised: BaseException) -> BaseException:
     """What a handler raised, as an error; raises it when the actor itself is ended."""
+    raised = inspectable(raised)
     if not isinstance(raised, asyncio.CancelledError):
         return raised
     if is_ending():

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from .._texts import describe, error_name
+from .._texts import describe, error_name, inspectable
 from ..actors import run_apart
 from ._host import Host
 from ._hosted import Runner
@@ -122,7 +122,7 @@ class ProducerHost(Host):
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 (the user's code)
-            return error
+            return inspectable(error)
         return None
 
     async def _one_call(self, instance: Any) -> BaseException | None:

@@ -299,8 +299,9 @@ async def test_a_filter_over_which_the_broker_closes_is_given_up_and_the_others_
 
     async with ScriptedBroker(Serving(), closing) as broker, client(broker) as app:
         consumer, recorder = await app.consume("a", recorder=Recorder())
-        with pytest.raises(ConnectFailed, match=r"ends the connection when.*'bad'"):
+        with pytest.raises(ConnectFailed, match=r"ends the connection when.*'bad'") as caught:
             await asyncio.wait_for(consumer.add_filter("bad"), 30)
+        assert caught.value.outage is False, "a handler would ask for it for ever"
         await recorder.get(1)
         assert sum(b"bad" in body for body in wanted) == 3
 

@@ -14,6 +14,7 @@ from spa_dat.errors import (
     NotAuthorised,
     PublishRefused,
     SpaDatError,
+    TransportError,
 )
 from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt._reasons import (
@@ -122,10 +123,11 @@ def test_the_docs_show_the_table() -> None:
     ],
 )
 def test_a_refused_subscription_says_why_and_what_to_do(
-    code: int, error: type[SpaDatError], words: str
+    code: int, error: type[TransportError], words: str
 ) -> None:
     refusal = subscribe_refusal(code, "a/+")
-    assert type(refusal) is error
+    assert isinstance(refusal, error)
+    assert bool(refusal.outage) is (error is ConnectionLost), "what is final is not an outage"
     assert "'a/+'" in str(refusal)
     assert words in str(refusal)
 

@@ -71,6 +71,16 @@ def ending(make: Callable[[], BaseException]) -> bool:
     return isinstance(make(), SystemExit)
 
 
+@contextlib.asynccontextmanager
+async def running(
+    app: DistributedApplication, make: Callable[[], BaseException]
+) -> AsyncIterator[None]:
+    """Run the application; what is the reason to end it is raised at the end."""
+    with pytest.raises(SystemExit) if ending(make) else contextlib.nullcontext():
+        async with app:
+            yield
+
+
 @pytest.mark.parametrize("make", RAISED, ids=name_of)
 @pytest.mark.parametrize("kind", ["async", "later", "deadline", "def", "def deadline"])
 async def test_it_costs_the_message_and_the_actor_goes_on(
@@ -100,7 +110,7 @@ async def test_it_costs_the_message_and_the_actor_goes_on(
                 await asyncio.sleep(0.01)
             work_on(number)
 
-    async with app:
+    async with running(app, make):
         site.number("n", 0, 1, 2)
         await site.settled()
         assert handled == [0, 2]
@@ -123,7 +133,7 @@ async def test_it_costs_the_messages_of_a_batch_that_fail_alone(
             raise make()
         handled.extend(numbers)
 
-    async with app:
+    async with running(app, make):
         site.number("n", 0, 1, 2, 3)
         await site.settled()
         assert handled == [0, 2, 3]
@@ -163,7 +173,7 @@ async def test_it_costs_a_timer_a_producer_call_and_a_reply(
             calls.append(len(calls))
             raise make()
 
-    async with app:
+    async with running(app, make):
         await app.socket().publish("put/off", 1)
         await eventually(lambda: timers == ["came"])
         assert app.stats["timers.failed"] == 2
@@ -232,7 +242,7 @@ async def test_it_costs_a_start_or_a_stop(make: Callable[[], BaseException], pla
             handled.append(number)
 
     app.add(Meter)
-    async with app:
+    async with running(app, make):
         site.number("n", 1)
         await eventually(lambda: handled == [1])
         assert app.healthy or ending(make)
@@ -286,6 +296,87 @@ async def test_a_payload_whose_code_raises_is_undecodable() -> None:
         await site.settled()
         assert handled == [100]
         assert len(site.letters()) == len(RAISED)
+        assert app.healthy
+
+
+class Unlike(Exception):
+    """An error that does not say what it is."""
+
+    @property
+    def __class__(self) -> Any:
+        raise Mine("in __class__")
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None: ...
+
+
+class Undecided(Exception):
+    """An error that is neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("neither")
+
+
+class Untraceable(Exception):
+    """An error that does not say where it is from."""
+
+    @property
+    def __traceback__(self) -> Any:
+        raise ValueError("nowhere")
+
+    @__traceback__.setter
+    def __traceback__(self, value: Any) -> None: ...
+
+
+@pytest.mark.parametrize("kind", [Unlike, Undecided, Untraceable])
+async def test_an_error_at_which_nobody_can_look_costs_its_message_alone(
+    kind: type[Exception],
+) -> None:
+    site = Site()
+    app = site.app()
+    handled: list[Any] = []
+
+    class Strange(Actor):
+        name = "actor"
+        retry = ONCE
+
+        @on("n")
+        async def handle(self, number: int) -> None:
+            if number == 1:
+                raise kind
+            handled.append(number)
+
+        async def on_receive(self, message: str) -> str:
+            if message == "raise":
+                raise kind
+            return message
+
+    strange = app.add(Strange)
+
+    @app.application("batch", batch=(1, 0.1), retry=ONCE)
+    async def batch(numbers: list[int]) -> None:
+        if numbers == [1]:
+            raise kind
+        handled.extend(numbers)
+
+    @app.producer(every=1.0)
+    async def produce() -> None:
+        handled.append("called")
+        raise kind
+
+    async with app:
+        site.number("n", 1, 2)
+        await site.settled()
+        await app.socket().publish("batch", 1)
+        await app.socket().publish("batch", 3)
+        with pytest.raises(RuntimeError, match=f"{kind.__name__}, at which nobody can look"):
+            await strange.ref.ask("raise")
+        strange.ref.tell("raise")
+        assert await strange.ref.ask("fine") == "fine"
+        await eventually(lambda: handled.count("called") >= 2)
+        await eventually(lambda: 3 in handled)
+        assert 2 in handled
+        assert app.stats["dead_letters.stored"] == 2
         assert app.healthy
 
 

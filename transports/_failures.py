@@ -7,10 +7,13 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
+from typing import TypeVar
 
-from ..errors import SpaDatError
+from ..errors import SpaDatError, TransportError
 
-__all__ = ["ConnectProblem", "describe_failure"]
+__all__ = ["ConnectProblem", "describe_failure", "not_outage"]
+
+E = TypeVar("E", bound=TransportError)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class ConnectProblem:
     error: SpaDatError
     final: bool
     later: bool = False
+
+
+def not_outage(error: E) -> E:
+    """Mark what fails for another reason than that a connection is away."""
+    error.outage = False
+    return error
 
 
 def describe_failure(cause: BaseException) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import OutboxFull
 from ._envelope import Envelope
-from ._outbox_entry import OutboxEntry, not_outage, on_failure
+from ._failures import not_outage
+from ._outbox_entry import OutboxEntry, on_failure
 
 __all__ = ["DEFAULT_OUTBOX_BYTES", "Outbox", "OutboxEntry", "on_failure"]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ..errors import PublishNotSent, PublishUnknown
 from ._envelope import Envelope
 
-__all__ = ["OutboxEntry", "not_outage", "on_failure"]
+__all__ = ["OutboxEntry", "on_failure"]
 
 
 class Keeper(Protocol):
@@ -92,9 +92,3 @@ def on_failure(
         posted.on_failure = callback
     else:
         posted.add_done_callback(callback)
-
-
-def not_outage(error: PublishNotSent | PublishUnknown) -> PublishNotSent | PublishUnknown:
-    """Mark what fails because the program ends, not the connection."""
-    error.outage = False
-    return error

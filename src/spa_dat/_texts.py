@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-__all__ = ["describe", "error_name", "escaped", "quoted", "showable", "unfit_character"]
+__all__ = [
+    "describe",
+    "error_name",
+    "escaped",
+    "inspectable",
+    "quoted",
+    "showable",
+    "unfit_character",
+]
 
 _PLANES = range(1, 17)
 _NON_CHARACTERS = "\ufdd0-\ufdef\ufffe\uffff" + "".join(
@@ -87,6 +95,27 @@ def describe(error: BaseException) -> str:
 def error_name(error: BaseException) -> str:
     """The name of the error's class, likewise."""
     return escaped(type(error).__name__, _LONGEST_NAME)
+
+
+def inspectable(error: BaseException) -> BaseException:
+    """The error, or a RuntimeError in its place when looking at it raises.
+
+    A class of one's own may compute what every handler of errors asks for, and fail at it.
+    """
+    try:
+        isinstance(error, _Nobody)
+        bool(error)
+        for name in _LOOKED_AT:
+            getattr(error, name)
+    except BaseException:  # noqa: BLE001 (the class may be anybody's)
+        return RuntimeError(f"{error_name(error)}, at which nobody can look: that raises, too")
+    return error
+
+
+class _Nobody(Exception): ...
+
+
+_LOOKED_AT = ("__traceback__", "__cause__", "__context__", "__suppress_context__")
 
 
 def showable(error: BaseException) -> BaseException:

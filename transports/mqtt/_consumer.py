@@ -11,6 +11,7 @@ from ...errors import ConnectFailed, ConnectionLost
 from .._contract import Consumer, Receiver, Subscription, Surroundings
 from .._delivery import Delivery, Tracker
 from .._envelope import Envelope
+from .._failures import not_outage
 from .._suspicion import Blame
 from .._topics import RESERVED
 from ._adapter import MqttClient
@@ -121,9 +122,11 @@ class MqttConsumer(Consumer):
         try:
             await asyncio.wait((bringing, adding.given_up), return_when=asyncio.FIRST_COMPLETED)
             if adding.given_up.done():
-                raise ConnectFailed(
-                    f"the broker at {self._config.address} ends the connection when it is asked for"
-                    f" the subscription to {quoted(pattern)}: {adding.given_up.result()}"
+                raise not_outage(
+                    ConnectFailed(
+                        f"the broker at {self._config.address} ends the connection when it is asked"
+                        f" for the subscription to {quoted(pattern)}: {adding.given_up.result()}"
+                    )
                 )
             refused = bringing.result()
             if pattern in refused:

@@ -26,7 +26,7 @@ from ...errors import (
     SpaDatError,
     TransportError,
 )
-from .._failures import ConnectProblem, describe_failure
+from .._failures import ConnectProblem, describe_failure, not_outage
 from ._packets import MalformedPacket
 
 __all__ = [
@@ -351,8 +351,9 @@ def _reason_of(cause: BaseException) -> Reason | None:
 
 
 def subscribe_refusal(code: int, pattern: str) -> SpaDatError:
-    """The error for a filter that the broker refused."""
-    return _refusal(Packet.SUBACK, code, f"the subscription to {pattern!r}", ConnectFailed)
+    """The error for a filter that the broker refused: an outage only if it may take it later."""
+    refusal = _refusal(Packet.SUBACK, code, f"the subscription to {pattern!r}", ConnectFailed)
+    return not_outage(refusal) if isinstance(refusal, ConnectFailed) else refusal
 
 
 def publish_refusal(code: int, topic: str) -> SpaDatError:
