@@ -9,15 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 from .._texts import describe, error_name, escaped, quoted
-from ..actors import (
-    DONE,
-    Isolated,
-    end_attempt,
-    end_code,
-    enter_chain,
-    raised_by_hand,
-    run_apart,
-)
+from ..actors import DONE, Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
 from ..errors import (
     DecodeError,
     OutboxFull,

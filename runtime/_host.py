@@ -329,7 +329,7 @@ class Host:
 
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
         """Let the observer know of a failure; Ctrl-C and exits mean the program."""
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+        if where != "resource" and isinstance(error, KeyboardInterrupt | SystemExit):
             self.runner.actor_ended(error)
         if self.runner.observer is not None:
             self.runner.observer.failed(self.address, where, error, envelope)

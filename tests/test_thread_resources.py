@@ -363,13 +363,17 @@ async def test_a_callable_that_makes_an_asynchronous_one_is_told_where_it_can_be
         await app.__aenter__()
 
 
+@pytest.mark.parametrize("error", [OSError("disk full"), SystemExit(3)])
 async def test_one_that_fails_to_close_is_reported_and_the_others_are_left(
-    app: DistributedApplication, threads: Threads, caplog: pytest.LogCaptureFixture
+    app: DistributedApplication,
+    threads: Threads,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
 ) -> None:
     @contextlib.contextmanager
     def bad() -> Iterator[None]:
         yield
-        raise OSError("disk full")
+        raise error
 
     @app.application("a", ressources={"one": threads.resource("one"), "bad": bad})
     def handle(payload: str) -> None: ...
