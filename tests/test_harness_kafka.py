@@ -29,7 +29,7 @@ from spa_dat import (
     SocketProviderFactory,
     SyncSocket,
 )
-from spa_dat.errors import ConfigurationError
+from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.testing import Faults, Harness, explore
 
 NUMBERS = range(5)
@@ -744,3 +744,23 @@ def test_the_same_seed_gives_the_same_trace_in_any_process() -> None:
     first = traces("1")
     assert first.count(b"\n") > 100
     assert traces("2") == first
+
+
+def test_topics_that_a_cluster_takes_for_the_same_are_refused() -> None:
+    app = DistributedApplication("kafka://broker:9092", name="app")
+    refused: list[str] = []
+
+    @app.application("plant/boiler_1")
+    async def publish(message: Message[int], socket: Socket) -> None:
+        try:
+            await socket.publish("plant/boiler/1", 1)
+        except UnknownTopic as error:
+            refused.append(str(error))
+
+    with Harness(app) as plant:
+        with pytest.raises(UnknownTopic, match=r"plant\.boiler\.1.* beside 'plant\.boiler_1'"):
+            plant.publish("plant/boiler/1", 1)
+        plant.publish("plant/boiler_1", 1)
+        plant.settle()
+    assert len(refused) == 1
+    assert "collides with existing topic: plant.boiler_1" in refused[0]

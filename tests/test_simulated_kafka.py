@@ -197,6 +197,11 @@ async def test_topics_are_made_grown_and_deleted() -> None:
         refused = await client.create_topics([NewTopic("a", 1, 1), NewTopic("?", 1, 1)])
         codes = [code for _, code, _ in refused.topic_errors]
         assert codes == [Code.TOPIC_ALREADY_EXISTS, Code.INVALID_TOPIC]
+        await client.create_topics([NewTopic("plant.boiler_1", 1, 1)])
+        (alike,) = (await client.create_topics([NewTopic("plant.boiler.1", 1, 1)])).topic_errors
+        assert alike[1] == Code.INVALID_TOPIC
+        assert "collides with existing topic: plant.boiler_1" in alike[2]
+        await client.delete_topics(["plant.boiler_1"])
         await client.create_partitions({"a": NewPartitions(4)})
         assert sorted(await client.list_topics()) == ["a", "b"]
         assert len(here.cluster.topics["a"].partitions) == 4

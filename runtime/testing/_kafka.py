@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from ...errors import MessageTooLarge
+from ...errors import MessageTooLarge, UnknownTopic
 from ...transports import (
     Bus,
     Envelope,
@@ -101,6 +101,12 @@ class SimulatedKafka(SimulatedBus):
         KafkaProvider(self._config).check_message(envelope)
         assert self._codec is not None
         record = self._codec.encode(envelope)
+        other = self.cluster.alike(record.name)
+        if record.name not in self.cluster.topics and other is not None:
+            raise UnknownTopic(
+                f"no cluster has a topic {record.name!r} for {envelope.topic!r} beside {other!r}:"
+                " choose another address"
+            )
         size = len(encode_record(record.key, record.value, record.headers, 0))
         if size > MAX_BATCH:
             raise MessageTooLarge(

@@ -138,11 +138,26 @@ class Cluster:
             raise Refused(Code.INVALID_TOPIC)
         if name in self._topics:
             raise Refused(Code.TOPIC_ALREADY_EXISTS)
+        other = self.alike(name)
+        if other is not None:
+            text = f"Topic '{name}' collides with existing topic: {other}"
+            raise Refused(Code.INVALID_TOPIC, text)
         count = self.partitions_default if partitions == -1 else partitions
         if count < 1:
             raise Refused(Code.INVALID_PARTITIONS)
         self._topics[name] = Topic(name, count, max_batch)
         self.note("", "create-topic", name, str(count))
+
+    def alike(self, name: str) -> str | None:
+        """Return the topic because of which there can be none of this name; None if there is none.
+
+        Names that differ only in ``.`` and ``_`` are the same in a cluster's metrics.
+        """
+        folded = name.replace(".", "_")
+        for other in self._topics:
+            if other != name and other.replace(".", "_") == folded:
+                return other
+        return None
 
     def delete_topic(self, name: str) -> None:
         """Remove a topic, with what groups have committed of it.

@@ -39,8 +39,9 @@ class Refused(Exception):
 
     Args:
         code: which one.
+        text: what the answer says beside it; the name of the code if None.
     """
 
-    def __init__(self, code: Code) -> None:
-        super().__init__(code.name)
+    def __init__(self, code: Code, text: str | None = None) -> None:
+        super().__init__(text or code.name)
         self.code = code
