@@ -180,7 +180,7 @@ async def test_each_refusal_of_a_login_is_read_whatever_else_is_in_it(
     async with ScriptedBroker(script) as broker:
         seconds = 10.0 if answer.decision is Decision.APPLICATION else 0.001
         with pytest.raises(answer.error or SpaDatError, match=f"{code:#04x}"):
-            async with client(broker, start_timeout=seconds):
+            async with client(broker, start_timeout=seconds, connect_timeout=10.0):
                 pass
 
 

@@ -266,6 +266,32 @@ async def test_a_quota_is_waited_for_and_the_order_kept(caplog: pytest.LogCaptur
         )
 
 
+async def test_a_suspect_that_is_put_off_for_long_is_not_overtaken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._outgoing._LONGEST_ALONE", 0.05)
+    seen: list[bytes] = []
+
+    async def closing(peer: Peer) -> None:
+        await peer.ready()
+        await peer.expect("PUBLISH")
+        peer.close()
+
+    async def putting_off(peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            seen.append(payload_of(packet))
+            peer.puback(packet, 0x97 if len(seen) == 1 else 0)
+
+    async with (
+        ScriptedBroker(closing, closing, closing, putting_off) as broker,
+        client(broker, backoff_min=0.3, backoff_max=0.3) as app,
+    ):
+        await asyncio.gather(*(app.bus.post(message(name)) for name in (b"1", b"2", b"3")))
+        assert seen == [b"1", b"1", b"2", b"3"]
+
+
 async def test_what_is_put_off_until_its_time_is_over_was_not_sent_and_says_why() -> None:
     async def script(peer: Peer) -> None:
         await peer.ready()

@@ -192,7 +192,9 @@ class Outgoing:
 
     def _acquit(self) -> None:
         self._suspicion.acquit()
-        self._go_on()
+        # What is put off is written before all that waits behind it.
+        if self._pause is None and self._again is None:
+            self._go_on()
 
     # Refused, for now or for good.
 
