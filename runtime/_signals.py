@@ -10,7 +10,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -25,6 +24,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FOR_LAST_WORDS = 1.0
 _LONGEST_REST = 20.0
 _SIGN_OF_LIFE = 5.0
+# Above the numbers of all signals, so that one byte carries both.
+_SECOND = 0x80
 
 
 class Signals:
@@ -32,7 +33,9 @@ class Signals:
 
     The event loop may be blocked meanwhile, by what the user calls. So signals are counted twice,
     by the interpreter's handler in the main thread, which runs as soon as that is in Python code,
-    and by a thread that is woken by the operating system; who has two first ends the program.
+    and by a thread that is woken by the operating system; two of either end the program. Only the
+    thread knows which came first, so it has the last word: the interpreter handles those that
+    have arrived meanwhile by their numbers.
 
     Args:
         stop_timeout: seconds that stopping may take, but for what bounds itself. If the loop is
@@ -47,10 +50,9 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._first: Callable[[], object] | None = None
-        self._handled = 0
-        self._woken = 0
+        self._handled: list[signal.Signals] = []
+        self._arrived: list[signal.Signals] = []
         self._announcing = threading.Lock()
-        self._ending = threading.Lock()
         self._receiver: socket.socket | None = None
         self._sender: socket.socket | None = None
         self._wake_before = -1
@@ -69,6 +71,24 @@ class Signals:
             self._before[number] = signal.signal(number, self._on_signal)
         self._wake_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="spa_dat signals", daemon=True).start()
+        _installed.append(self)
+
+    def forked(self) -> None:
+        """Leave the signals of a process that was forked off to itself.
+
+        Its signals would be written where this process reads its own, and stop it.
+        """
+        self._ended.set()
+        sender, self._sender = self._sender, None
+        if sender is None:
+            return
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
+        sender.close()
+        assert self._receiver is not None
+        self._receiver.close()
 
     def stopping(self) -> None:
         """The program stops now: see to it that it ends. Works from any thread."""
@@ -91,6 +111,7 @@ class Signals:
         sender, self._sender = self._sender, None
         if sender is None:
             return
+        _installed.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         try:
@@ -105,13 +126,14 @@ class Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # In the middle of anything, which may hold the lock of the log: it must go on first.
-        self._handled += 1
         received = signal.Signals(number)
-        if self._handled == 1:
+        self._handled.append(received)
+        if len(self._handled) == 1:
             self._call_on_loop(self._stop)
             self._call_on_loop(self._announce, received)
-        else:
-            threading.Thread(target=self._end, args=(received,), daemon=True).start()
+        elif self._sender is not None:
+            with contextlib.suppress(BlockingIOError):  # enough have arrived there
+                self._sender.send(bytes((_SECOND | number,)))
 
     def _watch(self) -> None:
         receiver = self._receiver
@@ -120,18 +142,26 @@ class Signals:
             while data := receiver.recv(64):
                 if self._wake_before >= 0:
                     with contextlib.suppress(OSError):
-                        os.write(self._wake_before, data)
-                for number in _SIGNALS:
-                    for _ in range(data.count(number)):
-                        self._woken += 1
-                        self.stopping()
-                        if self._woken == 1:
-                            self._call_on_loop(self._stop)
-                            # Not here: whatever holds the lock of the log must not stop this.
-                            announce = partial(self._announce, number)
-                            threading.Thread(target=announce, daemon=True).start()
-                        else:
-                            self._end(number)
+                        os.write(self._wake_before, bytes(b for b in data if b < _SECOND))
+                for byte in data:
+                    if byte & _SECOND:
+                        self._end(self._second(signal.Signals(byte & ~_SECOND)))
+                    elif byte in _SIGNALS and signal.getsignal(byte) == self._on_signal:
+                        # Otherwise the user has taken it over.
+                        self._arrives(signal.Signals(byte))
+
+    def _arrives(self, number: signal.Signals) -> None:
+        self._arrived.append(number)
+        if len(self._arrived) > 1:
+            self._end(number)
+        self.stopping()
+        self._call_on_loop(self._stop)
+        # Not here: whatever holds the lock of the log must not stop this.
+        threading.Thread(target=self._announce, args=(number,), daemon=True).start()
+
+    def _second(self, last: signal.Signals) -> signal.Signals:
+        """Which of two signals that the interpreter has handled, ``last`` last, came second."""
+        return self._handled[0] if self._arrived == [last] else last
 
     def _call_on_loop(self, function: Callable[..., object], *args: object) -> None:
         assert self._loop is not None
@@ -147,9 +177,18 @@ class Signals:
             log.info("%s: stopping; a second signal ends at once", number.name)
 
     def _end(self, number: signal.Signals) -> None:
-        if not self._ending.acquire(blocking=False):
-            return
         _exit(128 + number, "%s again: ending at once", number.name)
+
+
+def _after_fork() -> None:
+    for signals in _installed:
+        signals.forked()
+    _installed.clear()
+
+
+_installed: list[Signals] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _exit(code: int, *last_words: object) -> None:

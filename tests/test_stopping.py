@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from spa_dat import Actor, DistributedApplication, on
+from spa_dat.runtime import _signals
 from spa_dat.testing import Mosquitto
 from spa_dat.transports.memory import MemoryProvider
 from support.program import Start
@@ -104,6 +105,97 @@ def test_a_second_signal_ends_a_program_that_can_not_write_its_log(start: Start)
     program.signal(signal.SIGINT)
     code, _, _ = program.end()
     assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)],
+    ids=["TERM INT", "INT TERM"],
+)
+@pytest.mark.parametrize("seen_by", ["both", "the thread", "one each"])
+async def test_of_two_signals_that_are_seen_at_once_the_second_ends_the_program(
+    monkeypatch: pytest.MonkeyPatch,
+    first: signal.Signals,
+    second: signal.Signals,
+    seen_by: str,
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(_signals, "_exit", lambda code, *words: ends.append(code))
+    signals = _signals.Signals(1000)
+    signals.install(lambda: None)
+    try:
+        assert signals._sender is not None
+        # What is handled by the interpreter alone came before what wakes the thread.
+        signals._sender.send(bytes((second,) if seen_by == "one each" else (first, second)))
+        if seen_by != "the thread":
+            # It goes by their numbers.
+            for number in sorted((first, second)):
+                signals._on_signal(number, None)
+        await eventually(lambda: ends)
+    finally:
+        signals.restore()
+    if seen_by == "one each":
+        # That one came first, as far as anybody can tell.
+        second = first
+    assert ends[0] == 128 + second
+
+
+def test_the_signals_of_processes_that_it_forks_are_theirs(start: Start) -> None:
+    program = start(
+        f"""
+        import multiprocessing, os, signal, warnings
+        warnings.simplefilter("ignore")
+        {_MAKE}
+        app = make()
+
+        def work(ready):
+            ready.send("ready")
+            time.sleep(1000)
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            fork = multiprocessing.get_context("fork")
+            for number in (signal.SIGTERM, signal.SIGINT):
+                ours, theirs = fork.Pipe()
+                child = fork.Process(target=work, args=(theirs,))
+                child.start()
+                ours.recv()
+                os.kill(child.pid, number)
+                child.join()
+                say(signal.Signals(number).name, child.exitcode)
+            app.stop()
+
+        app.run()
+        """
+    )
+    code, said, _ = program.end()
+    assert code == 0
+    assert [line for line in said if "SIG" in line] == ["SIGTERM -15", "SIGINT 1"]
+
+
+def test_a_signal_that_the_program_takes_over_is_its_own(start: Start) -> None:
+    program = start(
+        f"""
+        import signal
+        {_MAKE}
+        app = make()
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            signal.signal(signal.SIGTERM, lambda *_: say("reloading"))
+            say("ready")
+            await asyncio.sleep(1000)
+
+        app.run()
+        """
+    )
+    program.read_until("ready")
+    program.signal(signal.SIGTERM)
+    program.read_until("reloading")
+    program.signal(signal.SIGINT)
+    code, said, _ = program.end()
+    assert code == 1
+    assert said[0] == "SIGINT: stopping; a second signal ends at once"
 
 
 def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Start) -> None:
