@@ -252,7 +252,8 @@ class Cell(Generic[A]):
             self.instance = None
             restarts = restarts or RestartCounter(self._restart, self._owner.environment.random)
             closed = self.mailbox.closed
-            delay = None if closed else restarts.next_delay(asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            delay = None if closed else restarts.next_delay(error, now)
             self.report(error, "on_start", again_in=delay)
             if delay is None:
                 if not closed:
@@ -359,10 +360,9 @@ class Cell(Generic[A]):
             _wake(started)
 
     def _give_up(self, error: BaseException) -> None:
-        policy = self._restart
         self._ended_with = RestartLimitReached(
-            f"actor {self.address!r} failed to start again after {policy.intensity} restarts"
-            f" within {policy.period} s and stays stopped; the last error was {quoted(error)}"
+            f"actor {self.address!r} {self._restart.problem(error)} and stays stopped; the last"
+            f" error was {quoted(error)}"
         )
         self._ended_with.__cause__ = error
         self.report(self._ended_with, "restart")

@@ -10,6 +10,8 @@ from ..errors import ConfigurationError
 
 __all__ = ["RestartCounter", "RestartPolicy"]
 
+_EXITS = (SystemExit, KeyboardInterrupt)
+
 
 @dataclass(frozen=True)
 class RestartPolicy:
@@ -43,6 +45,12 @@ class RestartPolicy:
                 f" backoff_min={self.backoff_min!r}"
             )
 
+    def problem(self, error: BaseException) -> str:
+        """What an actor has done whose start failed with the error, for the last time, in words."""
+        if isinstance(error, _EXITS):
+            return "asked for the end of the program while it started"
+        return f"failed to start again after {self.intensity} restarts within {self.period} s"
+
 
 class RestartCounter:
     """The restarts of one actor in the latest period."""
@@ -52,8 +60,17 @@ class RestartCounter:
         self._random = random
         self._times: deque[float] = deque()
 
-    def next_delay(self, now: float) -> float | None:
-        """Count a restart at ``now``; seconds to wait before it, or None if it is one too many."""
+    def next_delay(self, error: BaseException, now: float) -> float | None:
+        """Count a restart; seconds to wait before it, or None if there is to be none.
+
+        That is when it is one too many, or when the program is to end.
+
+        Args:
+            error: what the start failed with.
+            now: loop time.
+        """
+        if isinstance(error, _EXITS):
+            return None
         times = self._times
         while times and times[0] <= now - self._policy.period:
             times.popleft()

@@ -13,6 +13,7 @@ from .._logs import get_logger
 from ..errors import ConfigurationError
 from ._actor import Actor
 from ._cell import Cell
+from ._chain import current_frame
 from ._mailbox import Mailbox
 from ._pykka import check_pykka
 from ._reference import ActorRef
@@ -139,6 +140,11 @@ class ActorSystem:
     def is_up(self, ref: ActorRef[Any]) -> bool:
         """Whether the actor has started, and is not starting again."""
         return ref._cell.ready
+
+    def is_at_work(self) -> bool:
+        """Whether the running code is part of what one of these actors does."""
+        frame = current_frame()
+        return frame is not None and any(cell is frame.owner for cell in self._cells.values())
 
     def crash(self, ref: ActorRef[Any]) -> bool:
         """Let the actor lose its instance, in the middle of what it does, and start again.

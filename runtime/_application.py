@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from ..transports import Identity, SocketProvider, as_provider
 from ._lifecycle import Run
 from ._registry import ProviderLike, Registry
 from ._resources import Resource
+from ._runs import Runs
 from ._settings import LoopFactory, Settings
 from ._socket import Socket
 from ._specs import HandlerOptions, Spec, check_name, parse_reply_topics
@@ -97,8 +97,15 @@ class DistributedApplication:
                 None if reply_topics is None else parse_reply_topics("application", reply_topics)
             ),
         )
-        self._run: Run | None = None
-        self._last_run: Run | None = None
+        self._runs = Runs(self.name)
+
+    @property
+    def _run(self) -> Run | None:
+        return self._runs.current
+
+    @property
+    def _last_run(self) -> Run | None:
+        return self._runs.last
 
     @property
     def name(self) -> str:
@@ -148,7 +155,7 @@ class DistributedApplication:
         }
 
         def register(function: F) -> F:
-            self._refuse_while_running("register a producer")
+            self._runs.refuse("register a producer")
             self._registry.add_function(function, name, "producer", (), options, replace=replace)
             return function
 
@@ -190,7 +197,7 @@ class DistributedApplication:
         given = {"socket_provider": socket_provider, "state": state, "ressources": ressources}
 
         def register(function: F) -> F:
-            self._refuse_while_running("register an actor")
+            self._runs.refuse("register an actor")
             self._registry.add_function(
                 function, name, "application", topics, given | options, replace=replace
             )
@@ -208,7 +215,7 @@ class DistributedApplication:
         Raises:
             ConfigurationError: the class has no handlers, or one that can not be served.
         """
-        self._refuse_while_running("add an actor")
+        self._runs.refuse("add an actor")
         return self._registry.add_class(cls, args, kwargs)
 
     def remove(self, actor: Spec[Any] | str) -> None:
@@ -217,7 +224,7 @@ class DistributedApplication:
         Raises:
             ConfigurationError: there is no such actor, or the application runs.
         """
-        self._refuse_while_running("remove an actor")
+        self._runs.refuse("remove an actor")
         self._registry.remove(actor)
 
     def configure(self, spec: Spec[Any], *, name: str | None = None, **options: Any) -> None:
@@ -226,7 +233,7 @@ class DistributedApplication:
         Raises:
             ConfigurationError: an unknown option, or the application runs.
         """
-        self._refuse_while_running("configure an actor")
+        self._runs.refuse("configure an actor")
         if spec not in self._registry.specs:
             raise ConfigurationError(f"{spec!r} is not registered with application {self.name!r}")
         self._registry.configure(spec, name, options)
@@ -239,12 +246,8 @@ class DistributedApplication:
         Raises:
             ConfigurationError: the name is taken or no identifier, or it can not be opened.
         """
-        self._refuse_while_running("register a resource")
+        self._runs.refuse("register a resource")
         self._registry.add_resource(name, factory)
-
-    def _refuse_while_running(self, what: str) -> None:
-        if self._run is not None:
-            raise ConfigurationError(f"can not {what} while application {self.name!r} runs")
 
     # Running.
 
@@ -261,7 +264,7 @@ class DistributedApplication:
         concerns all of it. Asking costs little, so a health check may do it.
         """
         if self._run is None:
-            return {self.name: f"it does not run{self._why()}"}
+            return {self.name: f"it does not run{self._runs.why}"}
         return self._run.problems
 
     async def __aenter__(self) -> Self:
@@ -278,15 +281,10 @@ class DistributedApplication:
 
     async def _prepare(self) -> None:
         """Start everything but the producers; raises as ``__aenter__``."""
-        self._refuse_while_running("start")
-        run = self._run = self._last_run = Run(
-            self._settings, tuple(self._registry.specs), dict(self._registry.resources)
+        known = self._registry
+        await self._runs.start(
+            lambda: Run(self._settings, tuple(known.specs), dict(known.resources))
         )
-        try:
-            await run.start()
-        except BaseException:
-            self._run = None
-            raise
 
     def _begin(self) -> None:
         """Start the producers."""
@@ -340,13 +338,9 @@ class DistributedApplication:
 
     def _started_run(self) -> Run:
         if self._run is None:
-            text = f"application {self.name!r} does not run{self._why()}"
+            text = f"application {self.name!r} does not run{self._runs.why}"
             raise ConfigurationError(f"{text}; use its socket inside 'async with'")
         return self._run
-
-    def _why(self) -> str:
-        failure = None if self._last_run is None else self._last_run.failure
-        return "" if failure is None else f", because of {type(failure).__name__}: {failure}"
 
     async def wait(self) -> None:
         """Wait until the application has reason to end: `stop` was called, or it has producers
@@ -356,7 +350,7 @@ class DistributedApplication:
             Exception: what made it end, for example what a one-shot producer raised.
         """
         if self._run is None:
-            raise ConfigurationError(f"application {self.name!r} is not started{self._why()}")
+            raise ConfigurationError(f"application {self.name!r} is not started{self._runs.why}")
         await self._run.wait()
 
     def stop(self) -> None:
@@ -367,17 +361,10 @@ class DistributedApplication:
     async def aclose(self) -> None:
         """Stop: producers first, then intake; running handlers get ``stop_timeout`` seconds.
 
-        What was not started stays with the bus. Calling it again does nothing.
+        What was not started stays with the bus. Calling it again does nothing. An actor of the
+        application that calls it does not wait for the end: it is itself waited for.
         """
-        run = self._run
-        if run is None:
-            return
-        try:
-            # Handlers that still run use the application's sockets until they are done.
-            await asyncio.shield(run.stop())
-        finally:
-            if self._run is run:
-                self._run = None
+        await self._runs.stop()
 
     def run(self, *, loop_factory: LoopFactory | None = None) -> None:
         """Run until SIGTERM, SIGINT, or until there is nothing left to do; then stop and return.

@@ -12,6 +12,7 @@ from typing import Any
 
 from .._limited_log import LimitedLog
 from .._logs import ACTOR_LOG, OWN, get_logger
+from .._texts import reason_of
 from ..actors import Actor, ActorRef, Mailbox, Overflow, RestartPolicy
 from ..errors import ConfigurationError
 from ..transports import Delivery, Envelope, TopicFilter
@@ -142,7 +143,7 @@ class Host:
         self.resources = dict(resources)
         self._caller.start()
         observer = self.runner.observer
-        ref = self.runner.system.spawn(
+        ref = self._ref = self.runner.system.spawn(
             self._make_instance,
             name=self.own_name,
             mailbox=self.local,
@@ -150,7 +151,6 @@ class Host:
             receive=self.receive if observer is None else observer.receiving(self, self.receive),
             leftover=partial(self.runner.given_up.left_over, self.own_name),
         )
-        self._ref = ref
         return (ref,)
 
     def _make_instance(self) -> Actor:
@@ -160,8 +160,8 @@ class Host:
         try:
             instance: Actor = self.spec.factory()
         except BaseException as error:
-            text = f"actor {self.name!r} could not be made: {type(error).__name__}: {error}"
-            raise ConfigurationError(text) from error
+            problem = f"could not be made: {reason_of(error)}"
+            raise ConfigurationError(f"actor {self.name!r} {problem}") from error
         for name, hook in self.spec.hooks.items():
             setattr(instance, name, partial(self._run_hook, hook, hook.bind(instance)))
         if self._caller.kept:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 from .._logs import get_logger
+from .._texts import describe, reason_of
 from ..actors import ActorSystem
 from ..errors import ActorStopped, ConfigurationError
 from ..transports import SocketProvider
@@ -21,23 +23,22 @@ from ._letter_limit import LetterLimit
 from ._link import Link
 from ._links import Links
 from ._observer import Observer
-from ._resources import LEAST_FOR_RESOURCES, Resource, ResourceKeeper, Wanted
+from ._resources import Resource, ResourceKeeper, Wanted
 from ._router import Router
 from ._routes import Route
 from ._settings import Settings
 from ._socket import Socket
 from ._specs import Spec
-from ._starting import Waits, connection_of, start_of, subscription_of
+from ._starting import Waits, check_names, connection_of, start_of, subscription_of
+from ._stopping import close, stop_hosts
 from ._subscriptions import NoSubscription, Subscriptions
 from ._sync_socket import SyncSocket
-from ._waiting import wait_for_each, wait_until
+from ._waiting import wait_for_each
 from ._watchdog import Watchdog
 
 __all__ = ["Run"]
 
 log = get_logger("spa_dat")
-
-_SHORTEST = 0.1
 
 
 class Run:
@@ -69,6 +70,7 @@ class Run:
         self._thread = threading.get_ident()
         self._ending: asyncio.Future[None] = self._loop.create_future()
         self._stopping: asyncio.Task[None] | None = None
+        self._context = copy_context()
         self._leaving: dict[Hosted, asyncio.Task[None]] = {}
         self._confirming: asyncio.Task[None] | None = None
         self._problems: dict[str, str] = {}
@@ -138,7 +140,7 @@ class Run:
 
     async def _leave(self, host: Hosted, routers: list[Router]) -> None:
         deadline = self._loop.time() + self.settings.stop_timeout
-        await self._stop_hosts([host], routers, deadline)
+        await stop_hosts([host], routers, self._system, deadline)
         host.ended = True
         self.actor_ended(None)
 
@@ -162,14 +164,15 @@ class Run:
             self._ending.set_result(None)
         else:
             self.failure = error
-            problem = f"it has failed: {type(error).__name__}: {error}"
-            self._problems[self.settings.identity.application] = problem
+            self._problems[self.settings.identity.application] = (
+                f"it has failed: {reason_of(error)}"
+            )
             self._ending.set_exception(error)
             self._ending.exception()  # whoever waits gets it; nobody has to
 
     def _lost_for_good(self, error: BaseException) -> None:
         # Whoever embeds the application need not be in `wait`, where it is raised.
-        log.error("%s: %s", self.settings.identity.application, error)
+        log.error("%s: %s", self.settings.identity.application, describe(error))
         self.end(error)
 
     # For the application.
@@ -248,6 +251,7 @@ class Run:
 
         Raises:
             ActorStopped: `stop` was called meanwhile.
+            SystemExit: so an actor's start wants it.
         """
         identity = self.settings.identity
         if identity.ephemeral:
@@ -258,8 +262,10 @@ class Run:
         waits = self._waits = Waits(identity.application)
         try:
             await self._start(waits)
-        except BaseException:
+        except BaseException as error:
             await asyncio.shield(self.stop())
+            if isinstance(self.failure, KeyboardInterrupt | SystemExit):
+                raise self.failure from error
             raise
         finally:
             waits.end()
@@ -277,10 +283,7 @@ class Run:
         self._make_links()
         await waits.all((partial(connection_of, link), self._connect(link)) for link in self._links)
         self._refuse_if_stopping()
-        owners = [
-            Wanted("application", self._resources),
-            *(host.wanted for host in self._hosts),
-        ]
+        owners = [Wanted("application", self._resources), *(host.wanted for host in self._hosts)]
         opening = asyncio.ensure_future(self._keeper.open(owners))
         await waits.all([(lambda: self._keeper.opening, opening)])
         shared, *own = opening.result()
@@ -314,14 +317,8 @@ class Run:
             )
 
     def _make_links(self) -> None:
-        names: dict[str, None] = {}
+        check_names(self._specs)
         for spec in self._specs:
-            if spec.name in names:
-                raise ConfigurationError(
-                    f"there are two actors {spec.name!r}; give one of them another name, with the"
-                    " class attribute name or with configure(spec, name=...), or remove(spec) one"
-                )
-            names[spec.name] = None
             link = self._links.of(spec)
             host = make_host(self, spec, link)
             self._hosts.append(host)
@@ -332,10 +329,31 @@ class Run:
             self._links.use(self.settings.provider, "the application's own socket")
 
     async def stop(self) -> None:
-        """Stop everything, in order. Never raises; calling it again waits for the same stop."""
+        """Stop everything, in order. Never raises; calling it again waits for the same stop.
+
+        One of its own actors does not wait: the stop waits for what that is doing.
+        """
         if self._stopping is None:
-            self._stopping = asyncio.ensure_future(self._stop())
-        await asyncio.shield(self._stopping)
+            # Not as part of whatever asks for it, which may be one of the actors.
+            self._stopping = self._loop.create_task(self._stop(), context=self._context)
+        if not self._system.is_at_work():
+            await asyncio.shield(self._stopping)
+
+    async def stopped(self) -> None:
+        """Wait for a stop that is under way, which whoever asked for it may have left."""
+        stopping, own = self._stopping, self._loop is asyncio.get_running_loop()
+        if stopping is not None and own and not self._system.is_at_work():
+            await asyncio.wait((stopping,))
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing of it is left."""
+        return self._stopping is not None and self._stopping.done()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its event loop was closed, and nobody can stop it any more."""
+        return self._loop.is_closed()
 
     def _lanes(self) -> list[Host]:
         return [lane for host in self._hosts for lane in host.lanes]
@@ -355,31 +373,14 @@ class Run:
                 self._confirming.cancel()
             deadline = self._loop.time() + self.settings.stop_timeout
             routers = [router for host in self._hosts for router in self._subscriptions.leave(host)]
-            await self._stop_hosts(self._hosts, routers, deadline)
+            await stop_hosts(self._hosts, routers, self._system, deadline)
             await wait_for_each(self._leaving.values())
-            now = self._loop.time()
-            deadline = max(deadline, now + _SHORTEST)
-            await wait_for_each(wait_until(deadline, link.bus.drain()) for link in self._links)
-            await self._keeper.close(max(deadline - now, LEAST_FOR_RESOURCES))
-            await wait_for_each(link.close(self.failure) for link in self._links)
+            await close(self.links, self._keeper, self.failure, deadline)
             self._given_up.posts(link.lost_posts for link in self._links)
         finally:
             self._watchdog.stop()
             self._links.release()
             self.end(None)
-
-    async def _stop_hosts(
-        self, hosts: list[Hosted], routers: list[Router], deadline: float
-    ) -> None:
-        # Whatever a producer does with its call: the handlers need time, too.
-        half = (self._loop.time() + deadline) / 2
-        await wait_for_each(host.stop_producing(half) for host in hosts)
-        for router in routers:
-            router.stop_intake()
-        for host in hosts:
-            host.stop_attempts()
-        await wait_for_each(host.stop(deadline) for host in hosts)
-        await wait_for_each(router.close(self._system) for router in routers)
 
     def _left_unhandled(self, ref: Any, count: int) -> None:
         names = (lane.own_name for lane in self._lanes())
@@ -396,4 +397,4 @@ class Run:
         if self.observer is not None:
             self.observer.failed(f"{self._system.name}/{ref.name}", where, error, None)
         if where in ("restart", "task"):
-            self._problems[ref.name] = str(error)
+            self._problems[ref.name] = describe(error)

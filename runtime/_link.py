@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .._limited_log import LimitedLog
 from .._logs import get_logger
-from .._texts import describe, escaped, quoted
+from .._texts import describe, escaped, quoted, reason_of
 from ..errors import ActorStopped, ConfigurationError, ConnectionLost, OutboxFull, SpaDatError
 from ..transports import (
     RESERVED,
@@ -135,7 +135,7 @@ class Link:
             # What a handler still has to send may have a chance.
             raise ConnectionLost(
                 f"application {name!r} has failed and does nothing more on"
-                f" {self.provider.address}: {_reason(self.failure)}"
+                f" {self.provider.address}: {reason_of(self.failure)}"
             )
         if _get_running_loop() is not self.loop:
             raise ConfigurationError(
@@ -152,7 +152,7 @@ class Link:
 
     def _has_ended(self) -> ActorStopped:
         name = self.surroundings.identity.application
-        why = "" if self.failure is None else f" because of {_reason(self.failure)}"
+        why = "" if self.failure is None else f" because of {reason_of(self.failure)}"
         return ActorStopped(
             f"application {name!r} has ended{why}, and this socket with it: ask for a new one when"
             " it runs again"
@@ -385,7 +385,3 @@ class Link:
 
 def _is_plain(level: str) -> bool:
     return level.isascii() and level.isalnum()
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -16,6 +16,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from .._logs import get_logger
+from .._texts import reason_of
 from ..actors import is_closing
 from ..errors import ActorStopped, ConfigurationError
 from ._given_up import GivenUp
@@ -283,9 +284,7 @@ class ResourceKeeper:
 
 
 def _failed_to_open(owner: str, name: str, error: BaseException) -> ConfigurationError:
-    return ConfigurationError(
-        f"{owner}: resource {name!r} failed to open: {type(error).__name__}: {error}"
-    )
+    return ConfigurationError(f"{owner}: resource {name!r} failed to open: {reason_of(error)}")
 
 
 async def _open(stack: AsyncExitStack, resource: Resource) -> Any:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import Literal
 
+from .._texts import describe, reason_of
 from ..errors import ConfigurationError, SpaDatError
 from ._application import DistributedApplication
 from ._loop_end import end_loop
@@ -57,7 +58,7 @@ def run(*applications: DistributedApplication, loop_factory: LoopFactory | None 
         finally:
             given_up += end_loop(loop, main)
     except SpaDatError as error:
-        raise SystemExit(f"spa_dat: {type(error).__name__}: {error}") from error
+        raise SystemExit(f"spa_dat: {reason_of(error)}") from error
     except _Exit as exit_:
         raise SystemExit(exit_.code) from exit_.__cause__
     except _ProducerFailed as failed:
@@ -112,7 +113,7 @@ class _Exit(Exception):
     """User's code asked for the end of the program; in a task that would end the event loop."""
 
     def __init__(self, error: SystemExit | KeyboardInterrupt) -> None:
-        super().__init__(str(error))
+        super().__init__(describe(error))
         self.code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
 
 
@@ -148,7 +149,10 @@ async def _serve(
 
 async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplication, ...]) -> None:
     for application in applications:
-        await application._prepare()
+        try:
+            await application._prepare()
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _Exit(error) from error
         stack.push_async_callback(application.aclose)
     # Producers only when everybody can hear them.
     for application in applications:
@@ -164,9 +168,9 @@ async def _until_done(
         await asyncio.wait((everything, interrupted), return_when="FIRST_COMPLETED")
         if everything.done():
             everything.result()
-    except (SpaDatError, _Exit):
+    except (SpaDatError, _Exit, asyncio.CancelledError):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise _ProducerFailed from error
     finally:
         everything.cancel()

@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from .._logs import get_logger
+from ..errors import ConfigurationError
 from ._host import Host
 from ._link import Link
 from ._router import Router
+from ._specs import Spec
 from ._waiting import wait_for_all
 
-__all__ = ["Waits", "connection_of", "start_of", "subscription_of"]
+__all__ = ["Waits", "check_names", "connection_of", "start_of", "subscription_of"]
 
 log = get_logger("spa_dat")
 
@@ -68,6 +70,18 @@ class Waits:
         state = str(self)
         log.warning("%.0f s after its start application %r %s", took, self._application, state)
         self._timer = self._loop.call_later(_NEXT, self._tell)
+
+
+def check_names(specs: Iterable[Spec[Any]]) -> None:
+    """Raise ConfigurationError when two actors have one name."""
+    names: dict[str, None] = {}
+    for spec in specs:
+        if spec.name in names:
+            raise ConfigurationError(
+                f"there are two actors {spec.name!r}; give one of them another name, with the"
+                " class attribute name or with configure(spec, name=...), or remove(spec) one"
+            )
+        names[spec.name] = None
 
 
 def connection_of(link: Link) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 from types import GenericAlias
 from typing import Any
 
+from .._texts import reason_of
 from ..errors import ConfigurationError
 
 __all__ = ["check_state", "is_factory", "make_state", "refuse_shared_state"]
@@ -35,7 +36,7 @@ def make_state(owner: str, state: Any) -> Any:
         raise
     except BaseException as error:
         raise ConfigurationError(
-            f"{owner}: its state could not be made by {state!r}: {type(error).__name__}: {error}"
+            f"{owner}: its state could not be made by {state!r}: {reason_of(error)}"
         ) from error
 
 

@@ -120,3 +120,92 @@ async def test_requests_that_wait_while_the_application_ends_are_told() -> None:
     with pytest.raises(ActorStopped, match="'plant' has ended"):
         await waiting
     assert loop.time() - began < 10
+
+
+# Whoever embeds it may be cancelled, or end, at any moment.
+
+
+async def test_the_next_start_waits_for_a_stop_that_nobody_waits_for_any_more() -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=10)
+    begun = asyncio.Event()
+    ended: list[int] = []
+
+    @app.application("a")
+    async def handler(payload: int) -> None:
+        begun.set()
+        await asyncio.sleep(5)
+        ended.append(payload)
+
+    await app.__aenter__()
+    app.socket().post("a", 1)
+    await begun.wait()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(app.aclose(), 1)
+    assert ended == []
+    assert app.problems == {"plant": "it is stopping"}
+    async with app:
+        assert ended == [1]
+        assert app.healthy
+
+
+async def test_closing_again_waits_for_the_same_end() -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=10)
+    begun = asyncio.Event()
+    ended: list[int] = []
+
+    @app.application("a")
+    async def handler(payload: int) -> None:
+        begun.set()
+        await asyncio.sleep(5)
+        ended.append(payload)
+
+    await app.__aenter__()
+    app.socket().post("a", 1)
+    await begun.wait()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(app.aclose(), 1)
+    await app.aclose()
+    assert ended == [1]
+    assert app.problems == {"plant": "it does not run"}
+
+
+async def test_an_actor_that_closes_its_application_finishes_its_message() -> None:
+    app = DistributedApplication(MemoryProvider(), name="plant")
+    closed: list[int] = []
+
+    @app.application("shut/down")
+    async def handler(payload: int, socket: Socket) -> None:
+        await app.aclose()
+        await socket.publish("went/down", payload)
+        closed.append(payload)
+
+    async with app:
+        await app.socket().publish("shut/down", 1)
+        await app.wait()
+    assert closed == [1]
+    async with app:
+        # It was settled, so it does not come again.
+        await asyncio.sleep(10)
+    assert closed == [1]
+    assert app.stats["messages.handled"] == 1
+
+
+def test_an_application_whose_loop_has_ended_can_be_closed_and_started_again() -> None:
+    app = DistributedApplication("memory://", name="plant")
+
+    @app.application("a")
+    def handler(payload: int) -> int:
+        return payload
+
+    async def start() -> None:
+        await app.__aenter__()
+
+    async def ask() -> int:
+        async with app:
+            return await app.socket().request("a", 1, reply=int)
+
+    asyncio.run(start())
+    assert app.problems == {"plant": "it does not run"}
+    asyncio.run(app.aclose())
+    asyncio.run(start())
+    assert asyncio.run(ask()) == 1

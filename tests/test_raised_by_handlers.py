@@ -242,6 +242,11 @@ async def test_it_costs_a_start_or_a_stop(make: Callable[[], BaseException], pla
             handled.append(number)
 
     app.add(Meter)
+    if ending(make) and place != "on_stop":
+        with pytest.raises(SystemExit):
+            await app.__aenter__()
+        assert made == ["made"]
+        return
     async with running(app, make):
         site.number("n", 1)
         await eventually(lambda: handled == [1])

@@ -115,6 +115,51 @@ def test_a_producer_that_raises_drains_and_gives_exit_code_1_and_one_traceback(
     assert error.count("ValueError: no sensor") <= 2
 
 
+@pytest.mark.parametrize("base", ["Exception", "BaseException"])
+def test_an_error_of_no_usual_kind_ends_the_program_too(start: Start, base: str) -> None:
+    program = start(
+        f"""
+        app = DistributedApplication("memory://", name="plant")
+
+        class Broken({base}):
+            def __str__(self):
+                raise RuntimeError("no text")
+
+            __repr__ = __str__
+
+        @app.producer()
+        async def produce() -> None:
+            raise Broken
+
+        app.run()
+        """
+    )
+    code, _, error = program.end()
+    assert code == 1
+    assert "producer 'produce' failed: Broken: (its text can not be had" in error
+
+
+def test_an_actor_that_exits_while_it_starts_ends_the_program_at_once(start: Start) -> None:
+    program = start(
+        """
+        app = DistributedApplication("memory://", name="plant")
+
+        class Boiler(Actor):
+            def on_start(self) -> None:
+                say("starts")
+                sys.exit(7)
+
+            @on("a")
+            def measured(self, payload: str) -> None: ...
+
+        app.add(Boiler)
+        app.run()
+        """
+    )
+    code, said, _ = program.end()
+    assert (code, said) == (7, ["starts"])
+
+
 def test_a_mistake_in_the_program_is_one_line_and_exit_code_1(start: Start) -> None:
     program = start(
         """

@@ -191,7 +191,7 @@ class Member:
         if self._ending is not None:
             self._ending.cancel()
         run = self._last_run = self.run
-        self.application._run = None
+        self.application._runs.forget()
         for bus in self._world.buses.values():
             bus.kill(life)
         if run is not None:

@@ -97,6 +97,11 @@ def error_name(error: BaseException) -> str:
     return escaped(type(error).__name__, _LONGEST_NAME)
 
 
+def reason_of(error: BaseException) -> str:
+    """The error's class and text, likewise, as in ``ValueError: no sensor``."""
+    return f"{error_name(error)}: {describe(error)}"
+
+
 def inspectable(error: BaseException) -> BaseException:
     """The error, or a RuntimeError in its place when looking at it raises.
 
