@@ -129,8 +129,7 @@ class Link:
         ):
             return
         name = self.surroundings.identity.application
-        if self.ended:
-            raise self._has_ended()
+        self.check_open()
         if self.failure is not None and turn is None:
             # What a handler still has to send may have a chance.
             raise ConnectionLost(
@@ -149,6 +148,11 @@ class Link:
                 " socket that the handler is given, or app.socket(socket_provider=...) of its own"
                 " application for another bus"
             )
+
+    def check_open(self) -> None:
+        """Raise ActorStopped when the application has ended; in any thread."""
+        if self.ended:
+            raise self._has_ended()
 
     def _has_ended(self) -> ActorStopped:
         name = self.surroundings.identity.application

@@ -85,10 +85,12 @@ async def _end_generators(abandoned: list[str]) -> None:
     loop = asyncio.get_running_loop()
     closing = loop.create_task(loop.shutdown_asyncgens())
     await asyncio.wait((closing,), timeout=_REST)
-    if not closing.done():
-        for task in _others():
-            task.cancel()
-        await asyncio.wait(_others(), timeout=_REST)
+    if closing.done():
+        # What there is now comes from other threads.
+        return
+    for task in _others():
+        task.cancel()
+    await asyncio.wait(_others(), timeout=_REST)
     _abandon(_others(), "an async generator", abandoned)
 
 

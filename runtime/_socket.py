@@ -50,6 +50,10 @@ class Socket:
         self._subscriptions = subscriptions
         self._decoders: dict[Any, tuple[Decoder[Any], bool]] = {}
 
+    def check_open(self) -> None:
+        """Raise ActorStopped when its application has ended; in any thread."""
+        self._link.check_open()
+
     async def publish(
         self,
         topic: str | OutgoingMessage,

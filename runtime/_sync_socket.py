@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar, overload
 
+from .._thread_work import waits_for_loop
 from ..errors import ActorStopped, ConfigurationError, RemoteError
 from ._message import OutgoingMessage
 from ._requests import MOST_REPLIES
@@ -15,6 +17,9 @@ from ._socket import DEFAULT_TIMEOUT, Socket
 __all__ = ["SyncSocket"]
 
 T = TypeVar("T")
+
+# Seconds between two looks whether the loop is still there.
+_LOOK_AGAIN = 1.0
 
 
 class SyncSocket:
@@ -43,13 +48,28 @@ class SyncSocket:
                 "a SyncSocket was used on the event loop, which it would block;"
                 " use Socket in async functions"
             )
-        if self._revoked or self._loop.is_closed():
+        try:
+            # Threads that go on at the end must not keep the loop busy.
+            self._socket.check_open()
+            if self._revoked or self._loop.is_closed():
+                raise _has_ended()
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except BaseException as error:
             coroutine.close()
-            raise ActorStopped(
-                "the handler or application that this socket belongs to has ended; it does nothing"
-                " any more"
-            )
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            if isinstance(error, RuntimeError) and self._loop.is_closed():
+                raise _has_ended() from None
+            raise
+        if waits_for_loop() is not None:
+            return future.result()
+        while not future.done():
+            try:
+                future.exception(_LOOK_AGAIN)
+            except TimeoutError:
+                if not future.done() and self._loop.is_closed():
+                    # Nobody will ever run it.
+                    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                        coroutine.close()
+                    raise _has_ended() from None
         return future.result()
 
     def publish(
@@ -212,3 +232,9 @@ class SyncSocket:
                 headers=headers,
             )
         )
+
+
+def _has_ended() -> ActorStopped:
+    return ActorStopped(
+        "the handler or application that this socket belongs to has ended; it does nothing any more"
+    )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from typing import Any
 
 import pytest
 
-from spa_dat import DistributedApplication, Socket
-from spa_dat.errors import ConfigurationError
+from spa_dat import DistributedApplication, Socket, SyncSocket
+from spa_dat.errors import ActorStopped, ConfigurationError
+from support.waiting import eventually
 
 
 async def test_a_socket_is_refused_in_another_thread_and_loop() -> None:
@@ -54,6 +57,56 @@ async def test_other_threads_get_a_socket_of_their_own() -> None:
             app.sync_socket().post("sync-sockets/double", 1)
     with pytest.raises(ConfigurationError, match="does not run"):
         app.sync_socket()
+
+
+async def test_a_thread_that_waits_for_a_loop_that_is_closed_is_told() -> None:
+    app = DistributedApplication("memory://", name="closed-loops")
+    app.application("closed-loops/in")(_keep)
+    # It is closed after it was asked, and before it has run what it was asked for.
+    loop: Any = asyncio.new_event_loop()
+    async with app:
+        socket = SyncSocket(app.socket(), loop)
+        waiting = asyncio.create_task(asyncio.to_thread(socket.drain))
+        await eventually(lambda: bool(loop._ready))
+        loop.close()
+        with pytest.raises(ActorStopped, match="has ended"):
+            await asyncio.wait_for(waiting, 30)
+
+
+def test_threads_that_do_not_stop_neither_hang_nor_spoil_the_end_of_the_program() -> None:
+    app = DistributedApplication("memory://", name="going-on")
+    over = threading.Event()
+    begun: set[int] = set()
+    last: list[str] = []
+
+    def go_on(socket: SyncSocket) -> None:
+        while True:
+            try:
+                socket.drain()
+                begun.add(threading.get_ident())
+            except ActorStopped as error:
+                if over.is_set():
+                    last.append(str(error))
+                    return
+
+    threads: list[threading.Thread] = []
+
+    @app.producer()
+    async def begin() -> None:
+        for _ in range(4):
+            thread = threading.Thread(target=go_on, args=(app.sync_socket(),), daemon=True)
+            threads.append(thread)
+            thread.start()
+        await eventually(lambda: len(begun) == len(threads))
+
+    try:
+        app.run()
+    finally:
+        over.set()
+    for thread in threads:
+        thread.join(30)
+    assert last == [last[0]] * 4
+    assert "'going-on' has ended" in last[0]
 
 
 async def _keep(payload: int) -> None: ...
