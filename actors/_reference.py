@@ -110,6 +110,8 @@ class ActorRef(Generic[A_co]):
             if not reply.cancel() and not reply.cancelled():
                 # Marks it as seen, for the asker that is cancelled as the answer comes.
                 reply.exception()
+            # What it raises refers to this frame.
+            del reply
 
     async def stop(self, *, drain: bool = True) -> None:
         """Stop the actor and wait until it has stopped; stopping it again does no harm.

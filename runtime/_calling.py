@@ -22,6 +22,8 @@ __all__ = ["Caller", "Work"]
 
 _REST = 1.0
 
+_Outcome = tuple[Any, BaseException | None]
+
 
 class Caller:
     """Calls the handlers of one actor: coroutine functions on the loop, others in a thread.
@@ -237,11 +239,35 @@ class Caller:
         # A task of its own: what swallows its cancellation must not keep the actor.
         running = self._running = asyncio.ensure_future(_contained(call))
         try:
+            result, error = await self._within(running, deadline)
+        finally:
+            if running.done():
+                self._running = None
+            # What it raised refers to this frame.
+            del running
+        if error is not None:
+            raise error
+        return result
+
+    async def _within(self, running: asyncio.Task[_Outcome], deadline: float) -> _Outcome:
+        try:
             done, _ = await asyncio.wait((running,), timeout=deadline)
             if done:
-                return _outcome(running)
+                return running.result()
             running.cancel()
             done, _ = await asyncio.wait((running,), timeout=_REST)
+            self._stats["messages.cut_off"] += 1
+            text = f"the handler took longer than its deadline of {deadline:g} s"
+            if not done:
+                where = place(frames_of(running)) or "its code"
+                self._stats["actors.abandoned"] += 1
+                let_go([running])
+                self._running = None
+                self._given_up()
+                raise TimeoutError(f"{text} and goes on although it was cancelled: {where}")
+            if running.cancelled():
+                raise TimeoutError(text)
+            return running.result()
         except asyncio.CancelledError:
             if not running.done():
                 running.cancel()
@@ -249,18 +275,9 @@ class Caller:
             if not running.cancelled():
                 running.exception()  # nobody wants it any more
             raise
-        self._stats["messages.cut_off"] += 1
-        text = f"the handler took longer than its deadline of {deadline:g} s"
-        if not done:
-            where = place(frames_of(running)) or "its code"
-            self._stats["actors.abandoned"] += 1
-            let_go([running])
-            self._running = None
-            self._given_up()
-            raise TimeoutError(f"{text} and goes on although it was cancelled: {where}")
-        if running.cancelled():
-            raise TimeoutError(text)
-        return _outcome(running)
+        finally:
+            done = set()
+            del running
 
     async def _in_thread(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         assert self._worker is not None
@@ -318,19 +335,12 @@ def _ignore(error: BaseException) -> None:
     pass
 
 
-async def _contained(call: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+async def _contained(call: Awaitable[Any]) -> _Outcome:
     """What a task may end with: these two would end the event loop."""
     try:
         return await call, None
     except (SystemExit, KeyboardInterrupt) as error:
         return None, error
-
-
-def _outcome(task: asyncio.Future[tuple[Any, BaseException | None]]) -> Any:
-    result, error = task.result()
-    if error is not None:
-        raise error
-    return result
 
 
 async def _awaited(result: Any) -> Any:

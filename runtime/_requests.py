@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from .._texts import describe, error_name
 from ..errors import RemoteError, RequestTimeout
@@ -220,16 +221,19 @@ class Requests:
         expiry = loop.call_later(timeout, self._expire, waiting, envelope.topic, timeout)
         try:
             posted = self._bus.post(envelope)
-            posted.add_done_callback(lambda done: _fail_with(future, done))
+            posted.add_done_callback(partial(_fail_with, future))
             try:
                 return await future
             finally:
                 # Cancels only what was not written yet: a request nobody waits for is not sent.
                 posted.cancel()
+                del posted
         finally:
             expiry.cancel()
             self._waiting.pop(correlation, None)
             self._size -= waiting.size
+            # What they raise refers to this frame, and to those of the user's code around it.
+            del future, waiting
 
     def _expire(self, waiting: _Waiting, topic: str, timeout: float) -> None:
         if waiting.future.done():

@@ -231,7 +231,10 @@ class Socket:
         (envelope,) = await self._request(topic, payload, key, headers, timeout, 1)
         error = remote_error(envelope)
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame
         return decode(envelope)
 
     @overload

@@ -59,18 +59,21 @@ class SyncSocket:
             if isinstance(error, RuntimeError) and self._loop.is_closed():
                 raise _has_ended() from None
             raise
-        if waits_for_loop() is not None:
+        try:
+            if waits_for_loop() is not None:
+                return future.result()
+            while not future.done():
+                try:
+                    future.exception(_LOOK_AGAIN)
+                except TimeoutError:
+                    if not future.done() and self._loop.is_closed():
+                        # Nobody will ever run it.
+                        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                            coroutine.close()
+                        raise _has_ended() from None
             return future.result()
-        while not future.done():
-            try:
-                future.exception(_LOOK_AGAIN)
-            except TimeoutError:
-                if not future.done() and self._loop.is_closed():
-                    # Nobody will ever run it.
-                    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-                        coroutine.close()
-                    raise _has_ended() from None
-        return future.result()
+        finally:
+            del future  # what it raised refers to this frame
 
     def publish(
         self,

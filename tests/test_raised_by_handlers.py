@@ -666,7 +666,20 @@ async def test_an_asker_is_told_of_an_exit_in_a_form_that_ends_no_event_loop() -
 # Memory.
 
 
-@pytest.mark.parametrize("kind", ["async", "waiting", "def", "def deadline", "local", "batch"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "async",
+        "waiting",
+        "deadline",
+        "def",
+        "def deadline",
+        "local",
+        "asked",
+        "asked full",
+        "batch",
+    ],
+)
 async def test_failures_keep_nothing_alive(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     # What is logged keeps the error.
     caplog.set_level(logging.CRITICAL + 1, logger="spa_dat")
@@ -693,7 +706,7 @@ async def test_failures_keep_nothing_alive(kind: str, caplog: pytest.LogCaptureF
 
     else:
 
-        @app.application("n", name="actor", retry=ONCE)
+        @app.application("n", name="actor", retry=ONCE, deadline=5 if kind == "deadline" else None)
         async def handle(number: int) -> None:
             if kind == "waiting":
                 await asyncio.create_task(asyncio.to_thread(fail))
@@ -714,6 +727,13 @@ async def test_failures_keep_nothing_alive(kind: str, caplog: pytest.LogCaptureF
                 for number in range(5):
                     ref.tell(number)
                 await ref.ask(None)
+            elif kind.startswith("asked"):
+                for number in range(5):
+                    if kind == "asked full":
+                        for _ in range(1000):
+                            ref.tell(None)
+                    with contextlib.suppress(ValueError):
+                        await ref.ask(number)
             else:
                 site.number("n", *range(5))
                 await site.settled()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -425,3 +428,62 @@ async def test_virtual_time_waits_for_threads(
         await socket.publish("a", 1.5)
         await asyncio.sleep(1000)
         assert got == [1.5]
+
+
+@pytest.mark.parametrize("kind", ["async", "deadline", "def", "def deadline"])
+@pytest.mark.parametrize("topic", ["failing", "nobody", "slow"])
+async def test_requests_that_fail_keep_nothing_of_their_handler_alive(
+    kind: str, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL + 1, logger="spa_dat")
+    app = DistributedApplication("memory://", name="app")
+    held: list[weakref.ref[threading.Event]] = []
+    options: dict[str, Any] = {
+        "retry": RetryPolicy(attempts=1),
+        "deadline": 5.0 if "deadline" in kind else None,
+    }
+
+    free = asyncio.Event()
+
+    def large() -> threading.Event:
+        made = threading.Event()
+        held.append(weakref.ref(made))
+        return made
+
+    if kind.startswith("def"):
+
+        @app.application("n", **options)
+        def plain(number: int, socket: SyncSocket) -> None:
+            kept = large()
+            socket.request(topic, number, reply=int, timeout=0.1)
+            kept.set()
+
+    else:
+
+        @app.application("n", **options)
+        async def handle(number: int, socket: Socket) -> None:
+            kept = large()
+            await socket.request(topic, number, reply=int, timeout=0.1)
+            kept.set()
+
+    @app.application("failing")
+    async def failing(number: int) -> int:
+        raise ValueError("x")
+
+    @app.application("slow")
+    async def slow(number: int) -> int:
+        await free.wait()
+        return number
+
+    async with app:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(5):
+                await app.socket().publish("n", number)
+            await eventually(lambda: len(held) == 5)
+            # The last one may still be in the thread that has raised it.
+            await eventually(lambda: sum(one() is not None for one in held) <= 1)
+        finally:
+            gc.enable()
+            free.set()

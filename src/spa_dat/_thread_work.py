@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
@@ -148,19 +149,21 @@ def waits_for_loop() -> WaitsForLoop | None:
 
 def let_waits_be_known(future: Future[Any]) -> None:
     """Have ``future.result`` and ``future.exception`` wait as the calling thread has to."""
+    # Else it would refer to itself, and to the frames of what it raises.
+    itself: Callable[[], Any] = weakref.ref(future)
 
     def wait(timeout: float | None) -> float | None:
-        work = here.work
+        work, future = here.work, itself()
         if work is None or future.done():
             return timeout
         work.wait_until(lambda resume: future.add_done_callback(lambda _: resume()), timeout)
         return 0.0
 
     def result(timeout: float | None = None) -> Any:
-        return Future.result(future, wait(timeout))
+        return Future.result(itself(), wait(timeout))
 
     def exception(timeout: float | None = None) -> BaseException | None:
-        return Future.exception(future, wait(timeout))
+        return Future.exception(itself(), wait(timeout))
 
     for method in (result, exception):
         setattr(future, method.__name__, method)

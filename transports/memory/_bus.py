@@ -162,7 +162,8 @@ class MemoryBus(Bus):
         try:
             self._broker.publish(entry.envelope)
         except (TransportError, RequestError) as refusal:
-            return refusal
+            # Its frames refer to the entry, which is going to refer to it.
+            return refusal.with_traceback(None)
         return None
 
     def _answer(self) -> None:
