@@ -73,7 +73,12 @@ class Here:
 
 
 def all_readable() -> Any:
-    return SimpleNamespace(busy=False, keeps=lambda partition: False, look_for_leaders=lambda: None)
+    return SimpleNamespace(
+        busy=False,
+        keeps=lambda partition: False,
+        look_for_leaders=lambda: None,
+        look_for_transactions=lambda: None,
+    )
 
 
 class Case:
