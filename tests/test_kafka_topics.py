@@ -103,6 +103,19 @@ async def test_the_broker_may_create_topics_itself(own_kafka: Callable[..., Kafk
         assert (count, letters["retention.ms"]) == (1, "-1")
 
 
+async def test_a_broker_that_creates_topics_itself_creates_none_for_requesters(
+    own_kafka: Callable[..., Kafka],
+) -> None:
+    broker = own_kafka(auto_create=True)
+    async with bus_client(broker.server) as client:
+        answer = Envelope(topic="answers", correlation=b"0a")
+        with pytest.raises(UnknownTopic, match="only requesters name"):
+            await asyncio.wait_for(client.bus.post(answer), 15)
+        assert not await _exists(broker, f"{client.config.prefix}answers")
+        await client.publish("answers")
+        await client.bus.publish(answer, timeout=10)
+
+
 async def test_more_replicas_than_brokers_are_a_wrong_configuration(kafka: Kafka) -> None:
     async with bus_client(kafka.server, replication=2, start=False) as client:
         with pytest.raises(ConfigurationError, match=r"could not be created.*replication"):

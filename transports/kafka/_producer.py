@@ -11,6 +11,7 @@ from typing import Any
 
 import aiokafka.errors as kafka
 from aiokafka.producer.producer import AIOKafkaProducer
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import TopicPartition
 
@@ -34,6 +35,7 @@ _log = get_logger(__name__)
 
 _UNKNOWN_AFTER = 3.0
 _LOOK_AGAIN = 0.1
+_LOOK_AGAIN_FOR_REPLIES = 1.0
 _CLOSE_TIMEOUT = 2.0
 _SETTLE_TIMEOUT = 5.0
 _REFUSED_FOR = 5.0
@@ -301,6 +303,7 @@ class Producer:
     async def _find(self, name: str) -> None:
         client = self._library.client
         loop = asyncio.get_running_loop()
+        await self._see_reply_topic(name)
         deadline = loop.time() + _UNKNOWN_AFTER
         created = False
         client.add_topic(name)
@@ -329,9 +332,41 @@ class Producer:
                 )
             await asyncio.sleep(_LOOK_AGAIN)
 
+    async def _see_reply_topic(self, name: str) -> None:
+        """Return when a topic that only requesters name is there; at once for others.
+
+        The library asks in a way that makes brokers create what is missing, if they do so by
+        themselves. Strangers must not get as many topics as they like.
+
+        Raises:
+            UnknownTopic: it does not exist.
+        """
+        client = self._library.client
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _UNKNOWN_AFTER
+        while not self._is_ours(name):
+            try:
+                answer = await client.send(client.get_random_node(), MetadataRequest([name], False))
+            except (kafka.KafkaError, OSError):
+                # Only what a cluster says counts.
+                deadline = loop.time() + _UNKNOWN_AFTER
+            else:
+                missing = kafka.UnknownTopicOrPartitionError.errno
+                if all(code != missing for code, *_ in answer.topics):
+                    return
+                if loop.time() > deadline:
+                    raise UnknownTopic(
+                        f"topic {name!r}, which only requesters name, does not exist on the"
+                        " cluster: create it"
+                    )
+            await asyncio.sleep(_LOOK_AGAIN_FOR_REPLIES)
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether anything but a reply goes there."""
+        return name in self._routes and self._routes[name].creates
+
     def _may_create(self, name: str) -> bool:
-        route = self._routes.get(name)
-        return route is not None and route.creates and self._topics.may_create(name)
+        return self._is_ours(name) and self._topics.may_create(name)
 
     def _look_up(self, route: Route) -> None:
         count = self._partitions(route.name)
