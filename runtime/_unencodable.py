@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,6 +65,8 @@ def _leaf(value: Any, path: str) -> tuple[str, str] | None:
     except UnicodeEncodeError:
         return path, "a str with a lone surrogate, which UTF-8 does not have"
     except Exception:  # noqa: BLE001  (whatever the encoder makes of it, it can not be encoded)
+        if inspect.iscoroutine(value):
+            return path, f"a coroutine ({value.__qualname__}): an `await` is missing"
         kind = type(value)
         return path, f"a value of type {kind.__module__}.{kind.__qualname__}"
     return None

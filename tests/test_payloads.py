@@ -205,6 +205,16 @@ def test_a_tombstone_is_an_object() -> None:
         encode(Tombstone)
 
 
+def test_a_coroutine_as_a_payload_means_that_an_await_is_missing() -> None:
+    async def price() -> float:
+        return 1.0
+
+    forgotten = price()
+    with pytest.raises(EncodeError, match=r"price\): an `await` is missing at `\$\[1\]`"):
+        encode([1.0, forgotten])
+    forgotten.close()
+
+
 def test_a_lone_surrogate_is_no_text() -> None:
     with pytest.raises(EncodeError, match="UTF-8"):
         encode("\ud800")
