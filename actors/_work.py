@@ -9,7 +9,7 @@ from contextvars import copy_context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from .._texts import inspectable
+from .._texts import inspectable, reason_of
 from ..errors import ActorError
 from ._chain import CURRENT, Frame
 from ._envelope import Envelope
@@ -170,7 +170,7 @@ def _for_askers(cell: Cell[Any], error: BaseException) -> BaseException:
     if not isinstance(error, KeyboardInterrupt | SystemExit):
         return error
     cell.report(error, "on_receive")
-    result = ActorError(f"actor {cell.address!r} raised {type(error).__name__}: {error}")
+    result = ActorError(f"actor {cell.address!r} raised {reason_of(error)}")
     result.__cause__ = error
     return result
 

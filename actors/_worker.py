@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 import pykka
 
+from .._texts import error_name
 from ..errors import ActorStopped
 
 __all__ = ["ThreadWorker"]
@@ -42,7 +43,7 @@ class _Job:
             result = self._call()
         except (StopIteration, GeneratorExit) as error:
             # A future refuses StopIteration; both would end the coroutine that awaits it.
-            wrapped = RuntimeError(f"the function raised {type(error).__name__}")
+            wrapped = RuntimeError(f"the function raised {error_name(error)}")
             wrapped.__cause__ = error
             self.fail(wrapped)
             del wrapped

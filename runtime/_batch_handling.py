@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from .._texts import describe, error_name, quoted
 from ..actors import end_attempt, run_apart
 from ..errors import DecodeError
-from ..transports import Delivery
+from ..transports import Delivery, DeliveryState
 from ._failures import as_failure, log_failure
 from ._handling import Handling
 from ._message import Message
@@ -54,9 +55,25 @@ class BatchHandling(Handling):
             except DecodeError as error:
                 unreadable.append((delivery, error))
         if batch:
-            await self._work_off(instance, batch, values)
+            try:
+                await self._work_off(instance, batch, values)
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException as error:  # noqa: BLE001
+                # A mistake of the runtime must not lose or block messages.
+                await self._park_all(batch, error)
         for delivery, problem in unreadable:
             await self._undecodable(delivery, None, problem)
+
+    async def _park_all(self, batch: list[Delivery], error: BaseException) -> None:
+        left = [delivery for delivery in batch if delivery.state is DeliveryState.RUNNING]
+        topic = quoted(batch[0].envelope.topic)
+        self._host.log.error(
+            "%d messages, the first on %s, could not be handled", len(batch), topic, exc_info=error
+        )
+        self._host.failed("handler", error, batch[0].envelope)
+        for delivery in left:
+            await self._parking.park(delivery, error)
 
     def _read(self, delivery: Delivery) -> Any:
         check_size(delivery.envelope, self._host.max_received)
@@ -178,7 +195,7 @@ class BatchHandling(Handling):
             error_name(error),
             describe(error),
             exc_info=None if expected else of_users_code(error),
-            kind=type(error),
+            kind=error_name(error),
         )
 
     def _give_back(self, batch: list[Delivery]) -> list[Delivery]:

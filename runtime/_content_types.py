@@ -11,6 +11,9 @@ BINARY = "application/octet-stream"
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
 
+# Longer ones, which strangers may invent without end, would fill the memory.
+_LONGEST_REMEMBERED = 256
+
 
 class PayloadFormat(enum.Enum):
     """The formats that payloads are told apart by."""
@@ -22,9 +25,14 @@ class PayloadFormat(enum.Enum):
     OTHER = "something else"
 
 
-@functools.lru_cache(maxsize=256)
 def format_of(content_type: str | None) -> PayloadFormat:
     """The format that a content type stands for; its parameters and its case do not matter."""
+    if content_type is not None and len(content_type) > _LONGEST_REMEMBERED:
+        return _read(content_type)
+    return _remembered(content_type)
+
+
+def _read(content_type: str | None) -> PayloadFormat:
     essence = "" if content_type is None else content_type.partition(";")[0].strip().lower()
     if not essence:
         return PayloadFormat.UNSTATED
@@ -33,3 +41,6 @@ def format_of(content_type: str | None) -> PayloadFormat:
     if essence.startswith("text/"):
         return PayloadFormat.TEXT
     return PayloadFormat.BINARY if essence == BINARY else PayloadFormat.OTHER
+
+
+_remembered = functools.lru_cache(maxsize=256)(_read)

@@ -58,7 +58,7 @@ def log_failure(
         describe(error),
         f"; {text}" if (text := advice(error)) else "",
         exc_info=None if expected or wait is not None else of_users_code(error),
-        kind=type(error),
+        kind=error_name(error),
     )
 
 

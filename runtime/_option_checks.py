@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from .._texts import quoted
 from ..actors import Overflow
 from ..errors import ConfigurationError
 from ._state import is_factory
@@ -39,9 +41,11 @@ def check_count(owner: str, option: str, value: object, most: int) -> None:
 
 def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False) -> None:
     """Raise ConfigurationError unless it is a finite time, and more than 0 (or 0 with ``zero``)."""
-    if not is_number(seconds) or not 0 <= seconds < float("inf") or (seconds == 0 and not zero):
+    # A whole number may be larger than any time.
+    fits = is_number(seconds) and 0 <= seconds <= sys.float_info.max
+    if not fits or (seconds == 0 and not zero):
         least = "0 or more" if zero else "more than 0"
-        raise ConfigurationError(f"{owner}: {option}={seconds!r}: give seconds, {least}")
+        raise ConfigurationError(f"{owner}: {option}={quoted(seconds)}: give seconds, {least}")
 
 
 def check_concurrency(

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 import msgspec
 
-from .._texts import escaped
+from .._texts import describe, error_name, escaped, reason_of
 from ..errors import ConfigurationError, DecodeError, EncodeError
 from ..transports import Envelope, Tombstone
 from ._constraints import foreign_constraint
@@ -79,7 +79,7 @@ def _encode_json(original: object) -> bytes:
         raise
     except BaseException as error:  # noqa: BLE001 (hooks of the user's types may raise anything)
         found = find_unencodable(value)
-        what = f"{type(error).__name__}: {error}"
+        what = reason_of(error)
         if found is not None:
             what = f"{found[1]} at `{found[0]}`"
         raise EncodeError(
@@ -296,8 +296,8 @@ def _reason(error: BaseException) -> str:
         return f"it is not UTF-8: {error.reason} at byte {error.start}"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    text = _OFFENDING_VALUE.sub(r"\1\2", str(error))
+    text = _OFFENDING_VALUE.sub(r"\1\2", describe(error))
     if not isinstance(error, ValueError):
-        text = f"{type(error).__name__}: {text}"
+        text = f"{error_name(error)}: {text}"
     # It quotes names of fields, which are the sender's.
     return escaped(text, _LONGEST_REASON)

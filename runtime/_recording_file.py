@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import BinaryIO, Literal, TypeAlias
 
 from .._logs import get_logger
+from .._texts import reason_of
 from ..errors import ConfigurationError
 from ..transports import Envelope
 from ._recording import Receipt
@@ -183,9 +184,9 @@ class RecordingFile:
             if left is None:
                 return
             line = receipt(left).line()
-        except Exception as error:  # noqa: BLE001 (the user's code; nothing is written unredacted)
+        except BaseException as error:  # noqa: BLE001 (the user's; nothing is written unredacted)
             self._failed += 1
-            self._tell(f"{type(error).__name__}: {error}")
+            self._tell(reason_of(error))
             return
         assert self._file is not None
         self._file.write(line)

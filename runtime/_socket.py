@@ -48,7 +48,6 @@ class Socket:
         self._link = link
         self._source = source
         self._subscriptions = subscriptions
-        self._decoders: dict[Any, tuple[Decoder[Any], bool]] = {}
 
     def check_open(self) -> None:
         """Raise ActorStopped when its application has ended; in any thread."""
@@ -332,12 +331,8 @@ class Socket:
         return await self._link.requests.request(make, timeout=timeout, wanted=wanted, limit=limit)
 
     def _decoder(self, reply: Any) -> Callable[[Envelope], Any]:
-        known = self._decoders.get(reply)
-        if known is None:
-            whole = get_origin(reply) is Message
-            payload_type = get_args(reply)[0] if whole else reply
-            known = self._decoders[reply] = (Decoder.of(payload_type), whole)
-        decoder, whole = known
+        whole = get_origin(reply) is Message
+        decoder = Decoder.of(get_args(reply)[0] if whole else reply)
 
         def decode(envelope: Envelope) -> Any:
             try:

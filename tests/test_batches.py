@@ -28,6 +28,7 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
+from spa_dat.runtime._batch_handling import BatchHandling
 from spa_dat.testing import Harness
 from support.memory import Gate, Site
 from support.waiting import eventually
@@ -871,3 +872,28 @@ async def test_every_message_is_handled_or_parked_in_order(actions: list[str], s
     assert set(range(world.published)) == set(world.done) | world.parked()
     first = list(dict.fromkeys(world.begun))
     assert first == sorted(first)
+
+
+async def test_a_mistake_of_the_runtime_parks_the_batch_and_the_next_one_is_handled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = Site()
+    app = site.app()
+    handled: list[int] = []
+
+    @app.application("n", name="actor", batch=(2, 1.0), retry=RetryPolicy(attempts=1))
+    async def handle(numbers: list[int]) -> None:
+        if 1 in numbers:
+            raise ValueError
+        handled.extend(numbers)
+
+    def mistaken(*arguments: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(BatchHandling, "_log_batch", mistaken)
+    async with app:
+        site.number("n", 1, 2, 3, 4)
+        await site.settled()
+        assert handled == [3, 4]
+        assert [letter.payload for letter in site.letters()] == [b"1", b"2"]
+        assert app.healthy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -179,3 +180,35 @@ def test_a_resource_that_fails_when_it_is_left_fails_the_test() -> None:
 
     with pytest.raises(HandlerFailed, match="resource of app/0: ValueError"), Harness(app):
         pass
+
+
+class Unspeakable(Exception):
+    """Nothing can be made of it but what is raised."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("profile", ["mqtt", "kafka"])
+@pytest.mark.parametrize("kind", ["handler", "producer"])
+def test_a_failure_without_a_text_is_told_like_any_other(profile: Any, kind: str) -> None:
+    app = DistributedApplication(f"{profile}://broker.example", name="app")
+
+    @app.application("n", retry=RetryPolicy(attempts=1))
+    async def handle(number: int) -> None:
+        if kind == "handler":
+            raise Unspeakable
+
+    if kind == "producer":
+
+        @app.producer()
+        async def produce() -> None:
+            raise Unspeakable
+
+    with (
+        pytest.raises(HandlerFailed, match=f"{kind} of .*: Unspeakable: .its text"),
+        Harness(app, profile=profile) as harness,
+    ):
+        harness.publish("n", 1)

@@ -764,3 +764,17 @@ def test_topics_that_a_cluster_takes_for_the_same_are_refused() -> None:
         plant.settle()
     assert len(refused) == 1
     assert "collides with existing topic: plant.boiler_1" in refused[0]
+
+
+def test_what_others_have_chosen_makes_no_lines_of_the_trace() -> None:
+    app = DistributedApplication("kafka://broker", name="app")
+
+    @app.application("n", name="actor")
+    async def handle(number: int) -> None: ...
+
+    with Harness(app, profile="kafka") as harness:
+        harness.publish("n", 1, id="a\n0.000000 forged\x85\u2028b")
+        harness.settle()
+        trace = harness.trace
+    assert "a\\n0.000000 forged\\x85\\u2028b" in trace
+    assert trace.splitlines() == trace.removesuffix("\n").split("\n")

@@ -180,6 +180,99 @@ class Cause(Exception):
         raise RuntimeError
 
 
+class Note:
+    def __str__(self) -> str:
+        raise GeneratorExit
+
+    __repr__ = __str__
+
+
+class Text(str):
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        raise SystemExit
+
+
+class Texts(Exception):
+    def __str__(self) -> str:
+        return Text("a\n")
+
+
+class Named(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise SystemExit
+
+
+class NamedByItself(Exception, metaclass=Named):
+    pass
+
+
+def suggesting() -> AttributeError:
+    class Thing:
+        def __dir__(self) -> list[str]:
+            raise SystemExit
+
+    return AttributeError("x", name="x", obj=Thing())
+
+
+def with_notes(*notes: object) -> ValueError:
+    error = ValueError("a")
+    error.__notes__ = [*notes]  # type: ignore[list-item]
+    return error
+
+
+def nested(levels: int, width: int = 1) -> Exception:
+    error = Exception("innermost")
+    for _ in range(levels):
+        error = ExceptionGroup("g", [error] * width)
+    return error
+
+
+def in_a_circle() -> Exception:
+    error = ValueError("a\n")
+    group = ExceptionGroup("g", [error])
+    error.__cause__ = group
+    return group
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        with_notes(Note()),
+        with_notes(*["note"] * 100_000),
+        with_notes("note " * 1_000_000),
+        Texts(),
+        NamedByItself(),
+        suggesting(),
+        nested(2_000),
+        nested(40, width=2),
+        in_a_circle(),
+        ExceptionGroup("g", [ValueError(str(number)) for number in range(100_000)]),
+        SyntaxError("bad", ("a\nERROR:root:forged", 1, 1, "b\nERROR:root:forged", 1, 2)),
+        type("Forged", (Exception,), {"__module__": "a\nERROR:root:forged"})(),
+        type("Unplaced", (Exception,), {"__module__": 5})(),
+    ],
+    ids=[
+        "note", "notes", "long note", "text", "name", "suggestion", "depth", "repetition", "circle",
+        "width", "syntax", "module", "no module",
+    ],
+)  # fmt: skip
+def test_an_error_is_logged_with_as_much_of_it_as_anybody_reads(error: BaseException) -> None:
+    with logged() as stream:
+        get_logger("spa_dat.test").error("it failed", exc_info=error)
+    assert "it failed" in stream.getvalue()
+    assert_harmless(stream)
+    assert len(stream.getvalue()) < 200_000
+
+
+def test_what_a_group_has_shows() -> None:
+    group = ExceptionGroup("g\n", [ValueError("first"), KeyError("second"), *[OSError()] * 100])
+    with logged() as stream:
+        get_logger("spa_dat.test").error("it failed", exc_info=group)
+    for text in ("g\\n", "ValueError: first", "KeyError: 'second'", "99 more"):
+        assert text in stream.getvalue()
+
+
 @pytest.mark.parametrize(
     "error",
     [

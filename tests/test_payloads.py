@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from spa_dat.errors import ConfigurationError, DecodeError, EncodeError
+from spa_dat.runtime import _content_types
 from spa_dat.runtime._content_types import PayloadFormat, format_of
 from spa_dat.runtime._payloads import Decoder, encode
 from spa_dat.transports import Tombstone
@@ -404,6 +405,14 @@ def test_errors_do_not_quote_the_payload(annotation: Any, payload: bytes) -> Non
         with pytest.raises(DecodeError) as raised:
             Decoder.of(annotation).decode(payload, content_type)
         assert "hunter2" not in str(raised.value)
+
+
+def test_content_types_that_strangers_invent_are_not_remembered() -> None:
+    before = _content_types._remembered.cache_info().currsize
+    for number in range(20):
+        assert format_of(f"text/{number}{'x' * 1_000}; a=b") is PayloadFormat.TEXT
+        assert format_of(f"a/{number}{'x' * 1_000}+json") is PayloadFormat.JSON
+    assert _content_types._remembered.cache_info().currsize == before
 
 
 def test_a_long_content_type_is_cut_in_the_error() -> None:

@@ -38,6 +38,21 @@ class Broken(Exception):
     __repr__ = __str__
 
 
+class Note:
+    """No text, and none can be made of it."""
+
+    def __str__(self) -> str:
+        raise GeneratorExit
+
+    __repr__ = __str__
+
+
+def noted() -> ValueError:
+    error = ValueError("with a note")
+    error.__notes__ = [Note()]  # type: ignore[list-item]
+    return error
+
+
 RAISED: tuple[Callable[[], BaseException], ...] = (
     lambda: ValueError("x"),
     lambda: Mine("m"),
@@ -48,6 +63,8 @@ RAISED: tuple[Callable[[], BaseException], ...] = (
     lambda: StopAsyncIteration(),
     lambda: BaseExceptionGroup("both", [Mine(), ValueError()]),
     lambda: pytest.fail.Exception("in a handler"),
+    lambda: Broken(),
+    noted,
 )
 
 

@@ -558,6 +558,28 @@ def test_a_line_that_the_bus_can_not_carry_is_named(file: Path) -> None:
     assert len(got) == 1
 
 
+def test_what_a_broker_has_let_through_does_not_make_a_recording_useless(file: Path) -> None:
+    topics = ["tank/a\nb/users", "tank/\x1b/users", "tank/ok/users"]
+    app = DistributedApplication("mqtt://broker", name="app")
+    handled: list[str] = []
+
+    @app.application("tank/{name}/users", name="tank")
+    async def tank(message: Message[int]) -> None:
+        handled.append(message.topic)
+
+    recorded = [
+        {"version": 1, "at": 1.0, "topic": topic, "actor": "tank", "payload": "1"}
+        for topic in topics
+    ]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in recorded))
+    assert [receipt.topic for _, receipt in read_recording(file)] == topics
+    with Harness(app) as harness:
+        assert harness.replay(file, actor="tank") == 3
+        with pytest.raises(ConfigurationError, match=r"line 1: .*U\+000A"):
+            harness.replay(file)
+    assert handled == topics
+
+
 @pytest.mark.parametrize("end", [Harness.stop, Harness.crash])
 def test_an_actor_that_does_not_run_gets_nothing(
     file: Path, end: Callable[[Harness], None]

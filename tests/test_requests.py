@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -70,6 +70,34 @@ async def test_what_a_responder_returns_is_the_reply() -> None:
 
     assert await with_socket(app, lambda s: s.request("double", 21, reply=int)) == [42]
     assert app.stats["messages.handled"] == 1
+
+
+@pytest.mark.parametrize("reply", [Annotated[int, {"unit": "m"}], [], {}, ["a"]], ids=str)
+async def test_a_type_of_a_reply_need_not_have_a_hash(reply: Any) -> None:
+    app = Site().app()
+
+    @app.application("double")
+    async def double(number: int) -> int:
+        return 2 * number
+
+    (outcome,) = await with_socket(app, lambda socket: socket.request("double", 4, reply=reply))
+    if isinstance(reply, list | dict):
+        assert isinstance(outcome, ConfigurationError)
+    else:
+        assert outcome == 8
+
+
+@pytest.mark.parametrize("timeout", [10**400, 10**5_000], ids=["digits", "more digits"])
+async def test_a_timeout_larger_than_any_time_is_refused(timeout: int) -> None:
+    app = Site().app()
+
+    async def ask(socket: Socket) -> None:
+        with pytest.raises(ConfigurationError, match="give seconds"):
+            await socket.publish("a", timeout=timeout)
+        with pytest.raises(ConfigurationError, match="give seconds"):
+            await socket.request("a", timeout=timeout)
+
+    assert await with_socket(app, ask) == [None]
 
 
 async def test_a_message_is_answered_with_reply() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
+from ..._texts import quoted
+
 __all__ = ["LeftBehind", "run_alone"]
 
 _ENDING = 2.0
@@ -85,7 +87,7 @@ def _report(context: dict[str, Any]) -> str:
     error = context.get("exception")
     text = context.get("message", "")
     subject = context.get("task") or context.get("future") or context.get("handle") or ""
-    return f"- {text} {subject!r}" + (f": {error!r}" if error is not None else "")
+    return f"- {text} {subject!r}" + (f": {quoted(error, 1_000)}" if error is not None else "")
 
 
 async def _left_running() -> list[str]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from ..._texts import escaped
+
 __all__ = ["Trace"]
+
+_LONGEST = 200_000
 
 
 class Trace:
@@ -38,10 +42,13 @@ class Trace:
         return len(self._events)
 
     def lines(self) -> list[str]:
-        """The events as text."""
+        """The events as text; what others have chosen makes no lines of its own."""
         return [
-            " ".join(
-                filter(None, (f"{time - self._start:.6f}", who, what, about, identifier)),
+            escaped(
+                " ".join(
+                    filter(None, (f"{time - self._start:.6f}", who, what, about, identifier)),
+                ),
+                _LONGEST,
             )
             for time, who, what, about, identifier in self._events
         ]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..._texts import describe, error_name
 from ...errors import RemoteError
 from ...transports import Delivery, Envelope
 from .._host import Host
@@ -42,7 +43,11 @@ class Failure:
 
     def __str__(self) -> str:
         about = "" if self.topic is None else f" on {self.topic!r}"
-        return f"{self.where} of {self.actor}{about}: {type(self.error).__name__}: {self.error}"
+        try:
+            text = str(self.error)
+        except BaseException:  # noqa: BLE001 (the class may be anybody's)
+            text = describe(self.error)
+        return f"{self.where} of {self.actor}{about}: {error_name(self.error)}: {text}"
 
 
 class Work:
@@ -129,7 +134,7 @@ class Watch:
         """See `Observer.failed`."""
         topic = None if envelope is None else envelope.topic
         identifier = None if envelope is None else envelope.identity
-        self._trace.add(actor, "failed", f"{where} {type(error).__name__}", identifier)
+        self._trace.add(actor, "failed", f"{where} {error_name(error)}", identifier)
         failure = Failure(actor, where, error, topic, identifier)
         self.failures.append(failure)
         if envelope is not None and envelope.response_topic is not None:

@@ -6,7 +6,7 @@ import logging
 from types import TracebackType
 from typing import Any
 
-from ._texts import error_name, escaped, showable
+from ._texts import escaped, showable
 
 __all__ = ["ACTOR_LOG", "OWN", "get_logger"]
 
@@ -45,8 +45,5 @@ def _harmless(record: logging.LogRecord) -> bool:
 
 
 def _shown(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> Any:
-    try:
-        stand_in = showable(error)
-    except Exception:  # noqa: BLE001 (the class may be anybody's)
-        stand_in = RuntimeError(f"{error_name(error)}, which can not be shown")
+    stand_in = showable(error)
     return (kind if stand_in is error else type(stand_in)), stand_in, traceback

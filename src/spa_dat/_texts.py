@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import traceback
+from typing import Any
 
 __all__ = [
     "describe",
@@ -27,8 +28,10 @@ _UNFIT = re.compile(f"[{_CONTROLS}{_SURROGATES}{_NON_CHARACTERS}]")
 _UNSHOWABLE = re.compile(f"[{_CONTROLS}{_SURROGATES}{_NON_CHARACTERS}{_DECEPTIVE}]")
 _CUT = "..."
 _LONGEST_SHOWN = 4_000
+_LONGEST_TOGETHER = 40_000
 _LONGEST_NAME = 200
 _MOST_SHOWN = 50
+_MOST_NOTES = 20
 
 
 def unfit_character(text: str) -> str | None:
@@ -85,16 +88,15 @@ def quoted(text: object, longest: int = 120) -> str:
 
 def describe(error: BaseException) -> str:
     """The error's text, in one line that every bus can carry and every log can show."""
-    try:
-        text = str(error)
-    except BaseException as broken:  # noqa: BLE001 (the class may be anybody's)
-        text = f"(its text can not be had: {error_name(broken)})"
+    text = _text_of(error)
+    if isinstance(text, BaseException):
+        text = f"(its text can not be had: {error_name(text)})"
     return escaped(text.encode("utf-8", "replace").decode())
 
 
 def error_name(error: BaseException) -> str:
     """The name of the error's class, likewise."""
-    return escaped(type(error).__name__, _LONGEST_NAME)
+    return escaped(_name_of(type(error)), _LONGEST_NAME)
 
 
 def reason_of(error: BaseException) -> str:
@@ -127,61 +129,137 @@ def showable(error: BaseException) -> BaseException:
     """The error as a log may show it with its traceback.
 
     It is the error itself unless a text in it, or in what led to it, could forge lines of the log
-    or control a terminal, or is very long; then it is one of the same name, with the texts escaped
-    and cut off.
+    or control a terminal, or it is very long or cannot be shown; then it is one of the same name,
+    with the texts escaped and cut off, and of groups and causes as many as anybody reads.
     """
-    return error if all(map(_is_showable, _chain(error))) else _stand_in(error, {})
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: dict[int, BaseException] = {}
-    left: list[BaseException | None] = [error]
-    while left:
-        one = left.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen[id(one)] = one
-        yield one
-        left += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            left += one.exceptions
+    try:
+        if _is_showable(error):
+            return error
+        stand_in = _StandIns().of(error)
+        assert stand_in is not None
+        traceback.TracebackException.from_exception(stand_in)
+    except BaseException:  # noqa: BLE001 (the class may be anybody's)
+        return RuntimeError(f"{error_name(error)}, which can not be shown")
+    return stand_in
 
 
 def _is_showable(error: BaseException) -> bool:
-    texts = (_text_of(error), type(error).__name__, *getattr(error, "__notes__", ()))
-    return not any(
-        len(text) > _LONGEST_SHOWN or _UNSHOWABLE.search(text) for text in map(str, texts)
-    )
-
-
-def _text_of(error: BaseException) -> str:
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    count = size = 0
+    while left:
+        one = left.pop()
+        if one is None:
+            continue
+        # What is in a group is shown as often as it is in one.
+        count += 1
+        if count > _MOST_SHOWN:
+            return False
+        texts = _texts_of(one)
+        if texts is None:
+            return False
+        size += sum(map(len, texts))
+        if size > _LONGEST_TOGETHER or any(
+            len(text) > _LONGEST_SHOWN or _UNSHOWABLE.search(text) for text in texts
+        ):
+            return False
+        for linked in (one.__cause__, one.__context__):
+            if linked is not None and id(linked) not in seen:
+                seen.add(id(linked))
+                left.append(linked)
+        if isinstance(one, BaseExceptionGroup):
+            if len(one.exceptions) > _MOST_SHOWN:
+                return False
+            left += one.exceptions
+    # Its parts, too, may be anybody's: names that it suggests, the line of a SyntaxError.
     try:
-        return str(error)
-    except BaseException:  # noqa: BLE001 (the class may be anybody's)
-        return ""
+        traceback.TracebackException.from_exception(error)
+    except BaseException:  # noqa: BLE001
+        return False
+    return True
 
 
-def _stand_in(error: BaseException, made: dict[int, BaseException]) -> BaseException:
-    text = escaped(_text_of(error), _LONGEST_SHOWN)
-    stand_in: BaseException
-    if isinstance(error, BaseExceptionGroup):
-        parts = [_stand_in(one, made) for one in error.exceptions[:_MOST_SHOWN]]
-        stand_in = BaseExceptionGroup(escaped(error.message), parts)
-    else:
+def _texts_of(error: BaseException) -> list[str] | None:
+    """All texts that a traceback shows of the error; None where there is something else."""
+    kind = type(error)
+    notes = getattr(error, "__notes__", ())
+    text = _text_of(error)
+    texts: list[Any] = [
+        text if isinstance(text, str) else "",
+        _name_of(kind),
+        kind.__module__,
+        kind.__qualname__,
+    ]
+    if isinstance(error, SyntaxError):
+        texts += [text for text in (error.filename, error.text) if text is not None]
+    if not isinstance(notes, list | tuple) or len(notes) > _MOST_NOTES:
+        return None
+    texts += notes
+    return texts if all(type(text) is str for text in texts) else None
+
+
+def _text_of(error: object) -> str | BaseException:
+    """Its text; what was raised instead, if it has none."""
+    try:
+        # Not one of a subclass, whose methods may do anything.
+        return str.__str__(str(error))
+    except BaseException as broken:  # noqa: BLE001 (the class may be anybody's)
+        return broken
+
+
+def _name_of(kind: type) -> str:
+    # What a metaclass calls it is not looked at.
+    name: str = vars(type)["__name__"].__get__(kind)
+    return name
+
+
+class _StandIns:
+    """Errors that show what others do, and can do nothing else; a limited number of them."""
+
+    def __init__(self) -> None:
+        # None for one that is being made.
+        self._made: dict[int, BaseException | None] = {}
+
+    def of(self, error: BaseException) -> BaseException | None:
+        """The stand-in; None where it is being made, or where there are enough."""
+        if id(error) in self._made:
+            return self._made[id(error)]
+        if len(self._made) >= _MOST_SHOWN:
+            return None
+        self._made[id(error)] = None
+        stand_in = self._made[id(error)] = self._make(error)
+        stand_in.__traceback__ = error.__traceback__
+        if (cause := error.__cause__) is not None:
+            stand_in.__cause__ = self.of(cause)
+        if (context := error.__context__) is not None:
+            stand_in.__context__ = self.of(context)
+        stand_in.__suppress_context__ = error.__suppress_context__
+        notes = getattr(error, "__notes__", ())
+        for note in notes[:_MOST_NOTES] if isinstance(notes, list | tuple) else ():
+            stand_in.add_note(_shown(note))
+        return stand_in
+
+    def _make(self, error: BaseException) -> BaseException:
+        if isinstance(error, BaseExceptionGroup):
+            parts: list[BaseException] = []
+            for part in error.exceptions:
+                # Each in one place, else groups of groups would take for ever to show.
+                known = None if id(part) in self._made else self.of(part)
+                if known is not None:
+                    parts.append(known)
+            if len(parts) < len(error.exceptions):
+                parts.append(Exception(f"{len(error.exceptions) - len(parts)} more"))
+            return BaseExceptionGroup(_shown(error.message), parts)
         kind = type(error)
-        names = {"__module__": kind.__module__, "__qualname__": escaped(kind.__qualname__)}
-        stand_in = type(escaped(kind.__name__), (Exception,), names)(text)
-    made[id(error)] = stand_in
-    stand_in.__traceback__ = error.__traceback__
-    stand_in.__suppress_context__ = error.__suppress_context__
-    for link in ("__cause__", "__context__"):
-        linked = getattr(error, link)
-        if linked is not None:
-            known = made.get(id(linked))
-            if known is None and len(made) < _MOST_SHOWN:
-                known = _stand_in(linked, made)
-            setattr(stand_in, link, known)
-    stand_in.__suppress_context__ = error.__suppress_context__
-    for note in getattr(error, "__notes__", ()):
-        stand_in.add_note(escaped(str(note)))
-    return stand_in
+        module = kind.__module__
+        names = {
+            "__module__": escaped(module, _LONGEST_NAME) if isinstance(module, str) else "?",
+            "__qualname__": escaped(kind.__qualname__, _LONGEST_NAME),
+        }
+        made: BaseException = type(error_name(error), (Exception,), names)(_shown(error))
+        return made
+
+
+def _shown(value: object) -> str:
+    text = _text_of(value)
+    return escaped(text) if isinstance(text, str) else ""
