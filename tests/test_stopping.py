@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import textwrap
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -134,6 +135,10 @@ async def test_of_two_signals_that_are_seen_at_once_the_second_ends_the_program(
         await eventually(lambda: ends)
     finally:
         signals.restore()
+        # What it still has to read would end the next test, or all of them.
+        for thread in threading.enumerate():
+            if thread.name == "spa_dat signals":
+                thread.join()
     if seen_by == "one each":
         # That one came first, as far as anybody can tell.
         second = first
