@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 
@@ -56,7 +57,10 @@ class RetryMachine(RuleBasedStateMachine):
 
     def longest(self) -> float:
         """The wait without jitter."""
-        return self.policy.first * min(self.policy.factor ** (self.failures - 1), 1e300)
+        try:
+            return self.policy.first * self.policy.factor ** (self.failures - 1)
+        except OverflowError:
+            return math.inf if self.policy.first else 0.0
 
     @precondition(lambda self: not self.over and self.failures < 3)
     @rule(error=ERRORS, seconds=st.sampled_from([0.0, 0.25, 2.0]))
