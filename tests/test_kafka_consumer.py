@@ -386,14 +386,14 @@ async def test_a_start_without_the_topic_says_so(kafka: Kafka) -> None:
         prefix=new_prefix(),
         start=False,
         create_topics="own",
-        start_timeout=0.5,
+        start_timeout=3,
     ) as inbox:
         with pytest.raises(UnknownTopic, match=r"a\.b.*create it"):
             await asyncio.wait_for(inbox.consumer.start(), 10)
 
 
 async def test_a_start_without_a_broker_says_so() -> None:
-    async with taker("127.0.0.1:1", "a", prefix="", start=False, start_timeout=0.3) as inbox:
+    async with taker("127.0.0.1:1", "a", prefix="", start=False, start_timeout=3) as inbox:
         with pytest.raises(ConnectFailed, match=r"127\.0\.0\.1:1.*refused"):
             await asyncio.wait_for(inbox.consumer.start(), 10)
 
