@@ -108,7 +108,7 @@ class Parking:
         """Store a letter once more, with its payload, after one without was taken.
 
         A bus that has refused everything for a while, and stopped in the middle of the forms, takes
-        it now, in the place of the other: no payload must be lost over that.
+        it now, in the place of the other (on Kafka, behind it): no payload must be lost over that.
         """
         try:
             await self._link.bus.park(full, timeout=_TIMEOUT)

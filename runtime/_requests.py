@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from .._texts import describe, error_name
+from .._texts import describe, reason_of
 from ..errors import RemoteError, RequestTimeout
 from ..transports import Bus, Envelope
 from ._retry import Reject
@@ -100,7 +100,7 @@ def error_answer(error: BaseException) -> tuple[str, str]:
         return error.code, error.text
     if isinstance(error, Reject):
         return "rejected", describe(error)
-    return "failed", f"{error_name(error)}: {describe(error)}"
+    return "failed", reason_of(error)
 
 
 class _Waiting:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, get_args, get_origin, overload
 
 import msgspec
 
+from .._texts import quoted
 from ..actors import chain_names
 from ..errors import ConfigurationError, DecodeError, RemoteError
 from ..transports import Envelope
@@ -346,7 +347,7 @@ class Socket:
 
 def _reply_refusal(envelope: Envelope, error: DecodeError) -> DecodeError:
     """Say that it is a reply that does not fit, and whose."""
-    who = "the responder" if envelope.source is None else repr(envelope.source[:200])
+    who = "the responder" if envelope.source is None else quoted(envelope.source, 200)
     hint = "" if envelope.payload else f"; {who} returned None, perhaps by a forgotten 'return'"
     return DecodeError(f"the reply of {who} is no use: {error}{hint}")
 

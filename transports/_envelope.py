@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import msgspec
 
-__all__ = ["Envelope", "LeftOut", "Tombstone", "without_payload"]
+__all__ = ["Envelope", "LeftOut", "Tombstone", "named_texts", "without_payload"]
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -77,6 +77,17 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         if self.id is not None or self.offset is None:
             return self.id
         return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+def named_texts(envelope: Envelope) -> tuple[tuple[str, str | None], ...]:
+    """The fields that go to the bus as texts besides topics and headers, with their names."""
+    return (
+        ("content_type", envelope.content_type),
+        ("key", envelope.key),
+        ("id", envelope.id),
+        ("source", envelope.source),
+        ("type", envelope.type),
+    )
 
 
 def without_payload(envelope: Envelope) -> Envelope:

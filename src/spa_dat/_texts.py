@@ -12,6 +12,7 @@ __all__ = [
     "escaped",
     "inspectable",
     "quoted",
+    "reason_of",
     "showable",
     "unfit_character",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..._texts import quoted
 from ...errors import ConfigurationError
-from .._envelope import Envelope
+from .._envelope import Envelope, named_texts
 
 __all__ = ["RESERVED_NAMES", "check_message"]
 
@@ -32,13 +32,7 @@ def check_message(envelope: Envelope) -> None:
     A record takes any bytes as its key and as the value of a header, and so every text that UTF-8
     can carry. The error names the field, shows its value, and says what to do.
     """
-    for what, text in (
-        ("content_type", envelope.content_type),
-        ("key", envelope.key),
-        ("id", envelope.id),
-        ("source", envelope.source),
-        ("type", envelope.type),
-    ):
+    for what, text in named_texts(envelope):
         if text is not None:
             _check_text(text, what)
     for name, value in envelope.headers.items() if envelope.headers else ():

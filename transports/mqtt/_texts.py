@@ -6,7 +6,7 @@ import functools
 
 from ..._texts import quoted, unfit_character
 from ...errors import ConfigurationError
-from .._envelope import Envelope
+from .._envelope import Envelope, named_texts
 from .._topics import check_filter as check_any_filter, check_topic as check_any_topic
 
 __all__ = ["RESERVED_NAMES", "check_filter", "check_message", "check_topic"]
@@ -17,9 +17,9 @@ _LONGEST = 65_535
 # Mosquitto's limit; it ends the connection over more.
 _MOST_LEVELS = 200
 _LEVELS_OF_A_SHARE = 2
-# A character is at most four bytes of UTF-8.
 # Longer topics come from strangers, and would fill the memory.
 _LONGEST_REMEMBERED = 256
+# A character is at most four bytes of UTF-8.
 _SURELY_SHORT = _LONGEST // 4
 
 
@@ -100,13 +100,7 @@ def check_message(envelope: Envelope) -> None:
 
 
 def _check_each(envelope: Envelope) -> None:
-    for what, text in (
-        ("content_type", envelope.content_type),
-        ("key", envelope.key),
-        ("id", envelope.id),
-        ("source", envelope.source),
-        ("type", envelope.type),
-    ):
+    for what, text in named_texts(envelope):
         if text is not None:
             _check_text(text, what)
     for name, value in envelope.headers.items():
