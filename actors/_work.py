@@ -27,7 +27,8 @@ __all__ = ["call_hook", "receive_message", "work"]
 BURST = 64
 
 
-async def work(cell: Cell[Any]) -> None:
+# One loop on purpose: a call for each step would cost more than the steps.
+async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
     """Handle one item after the other, until the mailbox is closed and there is no more to do.
 
     Only ending the actor gets out of here.

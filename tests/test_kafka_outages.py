@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aiokafka.structs import TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.structs import BrokerMetadata, TopicPartition
 
 from spa_dat.errors import ConnectFailed, PublishNotSent, PublishUnknown
 from spa_dat.testing import Kafka, Proxy
 from spa_dat.transports import Envelope
+from spa_dat.transports.kafka._clients import Connections
+from spa_dat.transports.kafka._config import KafkaConfig
 from spa_dat.transports.kafka._producer import Producer
 from support.kafka_bus import BusClient, bus_client, read
 from support.waiting import eventually
@@ -221,6 +224,36 @@ async def test_closing_is_quick_while_the_cluster_is_away(own_kafka: Callable[..
         with pytest.raises((PublishUnknown, PublishNotSent)):
             await written[0]
         assert [task for task in asyncio.all_tasks() if "kafka" in task.get_name()] == []
+
+
+@pytest.mark.parametrize("step", ["first connection", "later connection"])
+async def test_a_client_that_ends_leaves_no_connection_that_was_being_made(step: str) -> None:
+    reached, ended = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        reached.set()
+        await reader.read()
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = AIOKafkaClient(bootstrap_servers=f"127.0.0.1:{port}")
+    Connections(client, KafkaConfig(servers=f"127.0.0.1:{port}"), "test")
+    client.cluster._brokers[1] = BrokerMetadata(1, "127.0.0.1", port, None)
+    first = step == "first connection"
+    making = asyncio.ensure_future(client.bootstrap() if first else client.ready(1))
+    try:
+        await asyncio.wait_for(reached.wait(), 20)
+        if first:
+            making.cancel()
+        await asyncio.wait_for(client.close(), 20)
+        await asyncio.wait((making,), timeout=20)
+        assert making.cancelled() if first else making.result() is False
+        await asyncio.wait_for(ended.wait(), 20)
+    finally:
+        server.close()
 
 
 async def test_a_start_can_be_cancelled(kafka: Kafka) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import aiokafka.errors as kafka
-from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.client import ConnectionGroup
+from aiokafka.conn import CloseReason, collect_hosts, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ..._logs import get_logger
@@ -18,6 +19,7 @@ from ._config import KafkaConfig
 
 __all__ = [
     "MOVED",
+    "Connections",
     "Whereabouts",
     "common_options",
     "end_tasks",
@@ -157,6 +159,80 @@ class Whereabouts:
             return False
         self._elsewhere += 1
         return self._elsewhere >= _MOVED
+
+
+class Connections:
+    """Makes the connections of a client of the library, and closes every one of them.
+
+    The library leaves open what is still being made when it closes, and its first connection when
+    its start is cancelled. Takes the place of the client's own methods.
+
+    Args:
+        client: the library's; not started.
+        config: where and how.
+        client_id: what the cluster's logs call us.
+    """
+
+    def __init__(self, client: Any, config: KafkaConfig, client_id: str) -> None:
+        self._client = client
+        self._options = {
+            **_connection_options(config, client_id),
+            "request_timeout_ms": int(config.request_timeout * 1000),
+        }
+        self._make, self._close_made = client._get_conn, client.close
+        self._making: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        client._get_conn, client.bootstrap, client.close = self._get, self._bootstrap, self._close
+
+    async def _get(self, node_id: Any, **options: Any) -> Any:
+        group = options.get("group", ConnectionGroup.DEFAULT)
+        connection = self._client._conns.get((node_id, group))
+        if connection is not None and connection.connected():
+            return connection
+        if self._closed:
+            return None
+        making = asyncio.ensure_future(self._make(node_id, **options))
+        self._making.add(making)
+        making.add_done_callback(self._making.discard)
+        try:
+            await asyncio.wait((making,))
+        finally:
+            making.cancel()
+        return None if making.cancelled() else making.result()
+
+    async def _bootstrap(self) -> None:
+        client = self._client
+        for host, port, _ in client.hosts:
+            with contextlib.suppress(OSError, kafka.KafkaError):
+                connection = await create_conn(host, port, **self._options)
+                try:
+                    client.cluster.update_metadata(await connection.send(MetadataRequest([])))
+                except BaseException:
+                    connection.close()
+                    raise
+                if client.cluster.brokers():
+                    connection.close()
+                else:
+                    # The library asks here again until there are some.
+                    client._conns["bootstrap", ConnectionGroup.DEFAULT] = connection
+                break
+        else:
+            raise kafka.KafkaConnectionError(f"Unable to bootstrap from {client.hosts}")
+        if client._sync_task is None:
+            client._sync_task = asyncio.ensure_future(client._md_synchronizer())
+
+    async def _close(self) -> None:
+        self._closed = True
+        making = [*self._making]
+        for task in making:
+            task.cancel()
+        if making:
+            await asyncio.wait(making)
+        try:
+            await self._close_made()
+        finally:
+            for connection in self._client._conns.values():
+                connection.close(reason=CloseReason.SHUTDOWN)
 
 
 def overhear(client: Any, hear: Callable[[Any, Any], None]) -> None:

@@ -13,7 +13,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError, NotAuthorised, SpaDatError, UnknownTopic
-from ._clients import common_options, reach
+from ._clients import Connections, common_options, reach
 from ._config import KafkaConfig
 from ._errors import describe, translate
 from ._names import Names
@@ -83,6 +83,7 @@ class Topics:
             return
         await reach(self._config, self._client_id)
         client = AIOKafkaClient(**common_options(self._config, self._client_id))
+        Connections(client, self._config, self._client_id)
         try:
             await client.bootstrap()
             await self._ensure(client, wanted, timeout)

@@ -39,6 +39,8 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
     (
         AIOKafkaClient,
         (
+            "_get_conn",
+            "_md_synchronizer",
             "_on_connection_closed",
             "add_topic",
             "bootstrap",
@@ -46,6 +48,7 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
             "fetch_all_metadata",
             "force_metadata_update",
             "get_random_node",
+            "hosts",
             "ready",
             "send",
             "set_topics",

@@ -17,7 +17,7 @@ from ..._logs import get_logger
 from ...errors import ConfigurationError
 from .._contract import Receiver, Subscription
 from .._rivalry import Rivalry
-from ._clients import end_tasks, stop_consumer
+from ._clients import Connections, end_tasks, stop_consumer
 from ._commits import Committer
 from ._common import Common
 from ._fetching import Fetched
@@ -119,6 +119,7 @@ class GroupMember(Intake):
             rebalance_timeout_ms=int(config.rebalance_timeout * 1000),
             max_poll_interval_ms=int(config.max_poll_interval * 1000),
         )
+        Connections(consumer._client, config, self.identifier)
         names, pattern, _ = self._selection
         listener = _Listener(self)
         if pattern is None:

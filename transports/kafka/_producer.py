@@ -18,7 +18,7 @@ from aiokafka.structs import TopicPartition
 from ..._logs import get_logger
 from ...errors import ConfigurationError, NotAuthorised, UnknownTopic
 from .._outbox import Outbox, OutboxEntry
-from ._clients import Whereabouts, common_options, overhear
+from ._clients import Connections, Whereabouts, common_options, overhear
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._errors import describe, error_for, translate
@@ -94,6 +94,7 @@ class Producer:
             linger_ms=0,
         )
         client = self._library.client
+        Connections(client, config, client_id)
         self.whereabouts = Whereabouts(config, client_id, client)
         overhear(client, self._hear)
         self._on_closed = client._on_connection_closed

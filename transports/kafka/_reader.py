@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from .._contract import Receiver, Subscription
-from ._clients import stop_consumer
+from ._clients import Connections, stop_consumer
 from ._common import Common
 from ._fetching import Fetched
 from ._guard import Guard
@@ -55,6 +55,7 @@ class Reader(Intake):
             group_id=None,
             auto_offset_reset="earliest",
         )
+        Connections(consumer._client, self._config, self.identifier)
         guard = self._guard = Guard(consumer, self._troubles)
         try:
             if not await self._unless_interrupted(self._connect(consumer)):

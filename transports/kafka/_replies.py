@@ -16,7 +16,7 @@ from ..._logs import get_logger
 from .._backoff import Backoff
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
-from ._clients import MOVED, Whereabouts, common_options, fetch_options, stop_consumer
+from ._clients import MOVED, Connections, Whereabouts, common_options, fetch_options, stop_consumer
 from ._config import KafkaConfig
 from ._creation import Topics
 from ._errors import connect_problem, describe
@@ -122,6 +122,7 @@ class ReplyInbox:
             # With read_committed anybody's open transaction would hold all replies back.
             isolation_level="read_uncommitted",
         )
+        Connections(consumer._client, self._config, self._client_id)
         # Replies are worth nothing later: better some are lost than all that come after them.
         guard = Guard(consumer, self._troubles, passes_over=True)
         try:
