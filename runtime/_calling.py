@@ -12,7 +12,7 @@ from typing import Any
 
 from ..actors import ThreadWorker, run_apart
 from ..errors import ActorStopped, ConfigurationError
-from ._failures import advice
+from ._failures import advice, deadline_missed
 from ._given_up import let_go
 from ._resources import LEAST_FOR_RESOURCES, Resource, ThreadResources, Wanted, opens_in_thread
 from ._specs import Handler
@@ -264,9 +264,9 @@ class Caller:
                 let_go([running])
                 self._running = None
                 self._given_up()
-                raise TimeoutError(f"{text} and goes on although it was cancelled: {where}")
+                raise deadline_missed(f"{text} and goes on although it was cancelled: {where}")
             if running.cancelled():
-                raise TimeoutError(text)
+                raise deadline_missed(text)
             return running.result()
         except asyncio.CancelledError:
             if not running.done():
@@ -296,7 +296,7 @@ class Caller:
             del running
         self._stats["messages.cut_off"] += 1
         self.replace_thread()
-        raise TimeoutError(
+        raise deadline_missed(
             f"the handler took longer than its deadline of {deadline:g} s; its thread is given up"
         )
 

@@ -8,11 +8,14 @@ import logging
 from .._limited_log import LimitedLog
 from .._texts import describe, error_name, inspectable, quoted
 from ..actors import is_ending
+from ..errors import OutboxFull, PublishNotSent, PublishUnknown, RequestTimeout, TransportError
 from ..transports import Delivery
 from ._retry import Reject, Retry
 from ._tracebacks import of_users_code
 
-__all__ = ["advice", "as_failure", "log_failure"]
+__all__ = ["advice", "as_failure", "deadline_missed", "is_outage", "log_failure"]
+
+_OF_OUTAGES = (OutboxFull, PublishNotSent, PublishUnknown)
 
 
 def as_failure(raised: BaseException) -> BaseException:
@@ -24,6 +27,34 @@ def as_failure(raised: BaseException) -> BaseException:
         raise raised
     # Something that the handler awaited was cancelled, or it has cancelled itself.
     return RuntimeError("what the handler was waiting for was cancelled")
+
+
+def deadline_missed(text: str) -> TimeoutError:
+    """The error of a handler that was cut off at its deadline, which `is_outage` can tell."""
+    error = TimeoutError(text)
+    error.spa_dat_deadline = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_outage(error: BaseException, *, connected: bool) -> bool:
+    """Whether a handler failed because a connection was away, which is not its fault.
+
+    Failing while there is one counts, whatever failed: else a handler that always posts too much,
+    or always waits too briefly, would be called for ever. A group is one if all its errors are.
+
+    Args:
+        error: what was raised.
+        connected: whether the actor's bus is connected, for errors that do not say.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_outage(part, connected=connected) for part in error.exceptions)
+    if isinstance(error, TimeoutError) and hasattr(error, "spa_dat_deadline"):
+        return not connected
+    if not isinstance(error, TransportError | RequestTimeout):
+        return False
+    if error.outage is None:
+        return isinstance(error, _OF_OUTAGES) and not connected
+    return error.outage
 
 
 def log_failure(

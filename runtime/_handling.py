@@ -10,17 +10,9 @@ from typing import Any
 
 from .._texts import describe, error_name, escaped, quoted
 from ..actors import DONE, Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
-from ..errors import (
-    DecodeError,
-    OutboxFull,
-    PublishNotSent,
-    PublishUnknown,
-    RemoteError,
-    RequestTimeout,
-    TransportError,
-)
+from ..errors import DecodeError, OutboxFull, RemoteError
 from ..transports import Delivery, DeliveryState, Envelope
-from ._failures import as_failure, log_failure
+from ._failures import as_failure, is_outage, log_failure
 from ._hosted import HandlingHost
 from ._link import Link
 from ._parking import Parking
@@ -37,7 +29,6 @@ __all__ = ["Handling"]
 
 _QUEUED = DeliveryState.QUEUED
 _RUNNING = DeliveryState.RUNNING
-_OF_OUTAGES = (OutboxFull, PublishNotSent, PublishUnknown)
 
 
 class Handling:
@@ -316,16 +307,7 @@ class Handling:
         return True
 
     def _is_outage(self, error: BaseException) -> bool:
-        """Whether the handler failed because a connection was away, which is not its fault.
-
-        Failing while there is one counts, whatever failed: else a handler that always posts too
-        much, or always waits too briefly, would be called for ever.
-        """
-        if not isinstance(error, TransportError | RequestTimeout):
-            return False
-        if error.outage is None:
-            return isinstance(error, _OF_OUTAGES) and not self._link.bus.connected
-        return error.outage
+        return is_outage(error, connected=self._link.bus.connected)
 
     async def _undecodable(
         self, delivery: Delivery, request: Envelope | None, error: DecodeError

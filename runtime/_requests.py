@@ -10,7 +10,7 @@ from functools import partial
 
 from .._texts import describe, reason_of
 from ..errors import RemoteError, RequestTimeout
-from ..transports import Bus, Envelope
+from ..transports import Bus, Envelope, OutboxEntry
 from ._retry import Reject
 
 __all__ = [
@@ -106,7 +106,7 @@ def error_answer(error: BaseException) -> tuple[str, str]:
 class _Waiting:
     """One request under way: hands on each reply, then is forgotten."""
 
-    __slots__ = ("future", "limit", "replies", "seen", "size", "wanted")
+    __slots__ = ("future", "limit", "posted", "replies", "seen", "size", "wanted")
 
     def __init__(
         self, future: asyncio.Future[list[Envelope]], wanted: int | None, limit: int
@@ -115,6 +115,7 @@ class _Waiting:
         self.wanted = wanted
         self.limit = limit
         self.size = 0
+        self.posted: asyncio.Future[None] | None = None
         self.replies: list[Envelope] = []
         self.seen: set[tuple[str | None, str]] = set()
 
@@ -220,7 +221,7 @@ class Requests:
         self._waiting[correlation] = waiting
         expiry = loop.call_later(timeout, self._expire, waiting, envelope.topic, timeout)
         try:
-            posted = self._bus.post(envelope)
+            posted = waiting.posted = self._bus.post(envelope)
             posted.add_done_callback(partial(_fail_with, future))
             try:
                 return await future
@@ -228,6 +229,7 @@ class Requests:
                 # Cancels only what was not written yet: a request nobody waits for is not sent.
                 posted.cancel()
                 del posted
+                waiting.posted = None
         finally:
             expiry.cancel()
             self._waiting.pop(correlation, None)
@@ -246,7 +248,10 @@ class Requests:
         )
         hint = "" if self._bus.connected else "; there is no connection to the broker"
         error = RequestTimeout(f"request to {topic!r}: {got} within {timeout:g} s{hint}")
-        error.outage = not self._bus.connected
+        posted = waiting.posted
+        error.outage = not self._bus.connected or (
+            isinstance(posted, OutboxEntry) and posted.met_outage(timeout)
+        )
         waiting.future.set_exception(error)
 
 

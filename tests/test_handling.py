@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -422,6 +423,104 @@ async def test_an_outbox_that_is_full_in_an_outage_costs_no_attempt() -> None:
         await site.settled()
     assert attempts == [1] * 4
     assert app.stats["messages.failed"] == 0
+
+
+async def in_an_outage(socket: Socket, site: Site) -> None:
+    site.faults.refuse_connections()
+    site.cut("app.0")
+    await asyncio.sleep(0)
+
+
+async def fails_in_a_group(socket: Socket, site: Site) -> None:
+    await in_an_outage(socket, site)
+    async with asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(socket.publish("out", number, timeout=1))
+
+
+async def fails_in_a_group_of_groups(socket: Socket, site: Site) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fails_in_a_group(socket, site))
+
+
+async def misses_its_deadline(socket: Socket, site: Site) -> None:
+    await in_an_outage(socket, site)
+    await socket.publish("out", timeout=60)
+
+
+async def asks_while_the_connection_is_away_for_a_moment(socket: Socket, site: Site) -> None:
+    asyncio.get_running_loop().call_later(1.0, site.cut, "app.0")
+    await socket.request("asked", timeout=3)
+
+
+async def asks_a_silent_broker(socket: Socket, site: Site) -> None:
+    site.faults.drop_confirmations()
+    await socket.request("asked", timeout=5)
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        fails_in_a_group,
+        fails_in_a_group_of_groups,
+        misses_its_deadline,
+        asks_while_the_connection_is_away_for_a_moment,
+        asks_a_silent_broker,
+    ],
+)
+async def test_failing_over_an_outage_in_any_way_costs_no_attempt(
+    fail: Callable[[Socket, Site], Awaitable[None]],
+) -> None:
+    site = Site()
+    site.watch("asked")
+    app = site.app()
+    attempts: list[int] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=1), deadline=10)
+    async def handle(number: int, socket: Socket, context: Context) -> None:
+        attempts.append(context.attempt)
+        if len(attempts) == 1:
+            await fail(socket, site)
+
+    async with app:
+        site.number("n", 1)
+        await eventually(lambda: len(attempts) == 2, 60.0)
+        site.faults.allow()
+        await site.settled()
+    assert attempts == [1, 1]
+    assert app.stats["messages.failed"] == 0
+
+
+async def fails_by_itself_in_a_group(socket: Socket, site: Site) -> None:
+    async def fail() -> None:
+        await socket.publish("out", timeout=1)
+        raise ValueError
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fails_in_a_group(socket, site))
+        group.create_task(fail())
+
+
+async def asks_who_does_not_answer(socket: Socket, site: Site) -> None:
+    await socket.request("asked", timeout=8)
+
+
+@pytest.mark.parametrize("fail", [fails_by_itself_in_a_group, asks_who_does_not_answer])
+async def test_failing_for_another_reason_as_well_costs_an_attempt(
+    fail: Callable[[Socket, Site], Awaitable[None]],
+) -> None:
+    site = Site()
+    site.watch("asked")
+    app = site.app()
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=1))
+    async def handle(number: int, socket: Socket) -> None:
+        asyncio.get_running_loop().call_later(5.0, site.faults.allow)
+        await fail(socket, site)
+
+    async with app:
+        site.number("n", 1)
+        await site.parked()
 
 
 async def test_posts_wait_for_room() -> None:

@@ -317,10 +317,14 @@ class Outbox:
             self._connected = False
             self._losses += 1
 
-    def _is_outage(self, entry: OutboxEntry, waited: float) -> bool:
-        """Whether it was not confirmed in time because of the connection.
+    def is_outage(self, entry: OutboxEntry, waited: float) -> bool:
+        """Whether the connection was away at some time since the entry was submitted.
 
         A broker that is frozen, or cut off without a word, shows only by its silence.
+
+        Args:
+            entry: the publish.
+            waited: the seconds since then.
         """
         if not self._connected or entry._losses != self._losses:
             return True
@@ -358,7 +362,7 @@ class Outbox:
         if entry.done():
             return
         error = entry.unconfirmed(f"no confirmation within {timeout:g} s")
-        error.outage = self._is_outage(entry, timeout)
+        error.outage = self.is_outage(entry, timeout)
         entry.set_exception(error)
         self.give_up(entry)
 

@@ -18,6 +18,9 @@ class Keeper(Protocol):
     def give_up(self, entry: OutboxEntry, /) -> None:
         """Its outcome is wanted no more."""
 
+    def is_outage(self, entry: OutboxEntry, waited: float, /) -> bool:
+        """Whether the connection was away in the seconds since it was submitted."""
+
 
 class OutboxEntry(asyncio.Future[None]):
     """One publish, and at the same time the future of its confirmation.
@@ -53,7 +56,7 @@ class OutboxEntry(asyncio.Future[None]):
         self.put_off = ""
         self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
         self._outbox = outbox
-        # What `Outbox._is_outage` compares with.
+        # What `Outbox.is_outage` compares with.
         self._losses = self._answers = 0
 
     def set_exception(self, exception: type | BaseException, /) -> None:
@@ -66,6 +69,14 @@ class OutboxEntry(asyncio.Future[None]):
         if cancelled and self._outbox is not None:
             self._outbox.give_up(self)
         return cancelled
+
+    def met_outage(self, waited: float) -> bool:
+        """Whether the connection was away at some time since it was submitted.
+
+        Args:
+            waited: the seconds since then.
+        """
+        return self._outbox is not None and self._outbox.is_outage(self, waited)
 
     def unconfirmed(self, reason: str) -> PublishNotSent | PublishUnknown:
         """The error that says what is known of the publish when it is given up now."""

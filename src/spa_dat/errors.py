@@ -138,7 +138,7 @@ class RequestTimeout(RequestError, TimeoutError):
     """No reply came in time. The responder may still have done the work.
 
     Attributes:
-        outage: whether there was no connection when the time was up.
+        outage: whether there was no connection at some time meanwhile.
     """
 
     outage: bool = False
