@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
+
+from .._texts import summary
+
+if TYPE_CHECKING:
+    import pydantic
 
 __all__ = ["is_pydantic", "json_reader", "mentions_pydantic", "to_builtins", "validate_builtins"]
 
@@ -51,11 +56,16 @@ def json_reader(annotation: Any) -> Callable[[bytes], Any]:
         try:
             return adapter.validate_json(document, strict=strict)
         except pydantic.ValidationError as error:
-            first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-            place = "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in first["loc"])
-        raise ValueError(f"{first['msg']} - at `${place}`")
+            problem = summary(error) or _first_problem(error)
+        raise ValueError(problem)
 
     return read
+
+
+def _first_problem(error: pydantic.ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    place = "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in first["loc"])
+    return f"{first['msg']} - at `${place}`"
 
 
 def validate_builtins(kind: type, value: Any) -> Any:

@@ -179,6 +179,11 @@ class RecordingFile:
         self._let_go()
 
     def _write(self, envelope: Envelope, receipt: Callable[[Envelope], Receipt]) -> None:
+        if envelope.left_out is not None:
+            # Without its payload it would be another message.
+            self._failed += 1
+            self._tell(f"its payload of {envelope.left_out.size} bytes was too large to be taken")
+            return
         try:
             left = envelope if self._redact is None else self._redact(envelope)
             if left is None:

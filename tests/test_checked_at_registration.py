@@ -27,6 +27,7 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError
+from spa_dat.runtime._topic_texts import topic_meant
 from support.memory import Site
 
 pytestmark = pytest.mark.virtual
@@ -408,6 +409,7 @@ async def test_braces_that_are_meant_are_sent() -> None:
 
     async with app:
         site.publish("in/{x}", response_topic="reply/{y}")
+        site.publish("in/{{x}}", response_topic="reply/{{y}}")
         await site.settled()
     assert [envelope.topic for envelope in watcher.envelopes] == [
         "out/{v}",
@@ -415,8 +417,20 @@ async def test_braces_that_are_meant_are_sent() -> None:
         "out/in/{x}",
         "out/in/{x}",
         "reply/{y}",
+        "out/{v}",
+        "out/{}/{ }/{1}/}{",
+        "out/in/{{x}}",
+        "out/in/{{x}}",
+        "reply/{{y}}",
     ]
     assert not site.letters()
+
+
+@pytest.mark.parametrize("start", ["{", "{{", "{a.", "a/{x:"])
+def test_no_topic_takes_long_to_look_at(start: str) -> None:
+    # The square of this would be hours.
+    topic = f"{start}{'a' * 1_000_000}/b"
+    assert topic_meant(topic) == topic
 
 
 # Parts of the message by name.

@@ -15,9 +15,10 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import pytest
 
-from spa_dat import DistributedApplication, Message
+from spa_dat import DistributedApplication, Message, MqttConfig
 from spa_dat._cli import main
 from spa_dat.testing import Mosquitto
 from support.waiting import eventually
@@ -435,6 +436,32 @@ async def test_listening_takes_no_message_from_anybody(
     assert got == []
     async with make():
         await eventually(lambda: sorted(got) == [0, 1, 2])
+
+
+@pytest.mark.mosquitto
+async def test_listening_writes_nothing_to_the_bus(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    prefix = uuid.uuid4().hex
+    config = MqttConfig(mosquitto.host, port=mosquitto.port, max_payload=2**21)
+    sender = DistributedApplication(config)
+    async with sender:
+        await sender.socket().publish(f"{prefix}/1", b"l" * 1_100_000, retain=True)
+        await sender.socket().publish(f"{prefix}/2", b"small", retain=True)
+    command = ("record", mosquitto.url, "--topic", f"{prefix}/+", "-o", "out.jsonl", "--limit", "1")
+    code, error = Program(tmp_path, *command).end()
+    assert (code, error.splitlines()[-1]) == (
+        0,
+        "spa-dat: messages in out.jsonl: 1, 1 are missing",
+    )
+    assert [line["payload"] for line in records(tmp_path / "out.jsonl")] == ["small"]
+    async with aiomqtt.Client(
+        mosquitto.host, mosquitto.port, protocol=aiomqtt.ProtocolVersion.V5
+    ) as client:
+        await client.subscribe("_spa/dead-letter/#")
+        await client.subscribe(f"{prefix}/2")
+        async for message in client.messages:
+            if message.topic.matches(f"{prefix}/2"):
+                break
+            assert prefix not in str(message.properties), "a dead letter of who only listens"
 
 
 @pytest.mark.mosquitto

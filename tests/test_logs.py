@@ -8,11 +8,20 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pydantic
 import pytest
 
 from spa_dat import Context, Message, RetryPolicy
 from spa_dat._logs import get_logger
-from spa_dat._texts import describe, error_name, escaped, quoted, showable, unfit_character
+from spa_dat._texts import (
+    describe,
+    error_name,
+    escaped,
+    quoted,
+    reason_of,
+    showable,
+    unfit_character,
+)
 from spa_dat.errors import RemoteError
 from support.memory import Site
 from support.texts import CATEGORIES, any_text
@@ -289,3 +298,24 @@ def test_no_error_is_so_strange_that_it_cannot_be_logged(error: BaseException) -
         get_logger("spa_dat.test").error("it failed", exc_info=error)
     assert "it failed" in stream.getvalue()
     assert_harmless(stream)
+
+
+class Tank(pydantic.BaseModel):
+    levels: list[int]
+
+
+def test_a_document_with_very_many_mistakes_is_not_listed() -> None:
+    with pytest.raises(pydantic.ValidationError) as few:
+        Tank.model_validate({"levels": ["low"] * 900})
+    with pytest.raises(pydantic.ValidationError) as many:
+        Tank.model_validate({"levels": ["low"] * 1_100})
+    assert "levels.0" in describe(few.value)
+    assert describe(many.value) == "1100 problems, too many to list"
+    assert reason_of(many.value) == "ValidationError: 1100 problems, too many to list"
+    outer = ValueError("no use")
+    outer.__cause__ = many.value
+    for error in (many.value, outer):
+        with logged() as stream:
+            get_logger("spa_dat.test").error("it failed", exc_info=error)
+        assert "ValidationError: 1100 problems" in stream.getvalue()
+        assert "levels.0" not in stream.getvalue()

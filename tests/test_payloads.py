@@ -538,3 +538,11 @@ def test_nothing_but_a_decode_error_escapes(
 ) -> None:
     with contextlib.suppress(DecodeError):
         Decoder.of(annotation).decode(payload, content_type)
+
+
+def test_of_very_many_mistakes_in_a_document_only_the_number_is_said() -> None:
+    payload = b"[" + b",".join([b"1"] * 1_100) + b"]"
+    with pytest.raises(DecodeError, match="1100 problems, too many to list"):
+        Decoder.of(list[Order]).decode(payload)
+    with pytest.raises(DecodeError, match=r"object - at `\$\[0\]`"):
+        Decoder.of(list[Order]).decode(b"[1, 1]")

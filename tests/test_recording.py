@@ -15,7 +15,15 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from spa_dat import Actor, DistributedApplication, Message, RetryPolicy, Socket, on
+from spa_dat import (
+    Actor,
+    DistributedApplication,
+    MemoryConfig,
+    Message,
+    RetryPolicy,
+    Socket,
+    on,
+)
 from spa_dat.errors import ConfigurationError
 from spa_dat.recording import Receipt, Recorder, read_recording
 from spa_dat.testing import Faults, HandlerFailed, Harness
@@ -736,6 +744,24 @@ async def test_secrets_can_be_taken_out(file: Path, caplog: pytest.LogCaptureFix
     assert got[0].payload == b"secret"
     assert "ValueError: not this one" in caplog.text
     assert "1 messages are missing" in caplog.text
+
+
+async def test_what_was_too_large_to_be_taken_is_missing(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = DistributedApplication(MemoryConfig(max_received=20), name="plant")
+
+    @app.application("in")
+    async def handler(message: Message[bytes]) -> None: ...
+
+    with Recorder(app, file) as recorder:
+        async with app:
+            for payload in ("small", "l" * 50, "small too"):
+                await app.socket().publish("in", payload)
+            await eventually(lambda: app.stats["messages.handled"] == 2)
+    assert [line["payload"] for line in lines(file)] == ["small", "small too"]
+    assert (recorder.recorded, recorder.skipped) == (2, 1)
+    assert "its payload of 50 bytes was too large to be taken" in caplog.text
 
 
 @pytest.mark.parametrize("most", ["_MOST_WAITING", "_MOST_BYTES_WAITING"])

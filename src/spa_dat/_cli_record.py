@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from ._cli_application import load_application
 from .errors import ConfigurationError
-from .runtime import DistributedApplication, Message, run
+from .runtime import DistributedApplication, run
 from .runtime._host import Host
+from .runtime._observer import Receive
 from .runtime._recorder import Recorder
 from .runtime._recording import Receipt
 from .transports import Delivery, Envelope, MemoryConfig, SocketProviderFactory
@@ -69,9 +70,8 @@ def _listening(given: argparse.Namespace) -> tuple[Recorder, DistributedApplicat
     application = DistributedApplication(config)
 
     @application.application(tuple(given.topic), deliver="all")
-    async def listen(message: Message[bytes]) -> None:
-        if given.limit is not None and tap.taken >= given.limit:
-            application.stop()
+    async def listen() -> None:
+        """Never called: the tap takes everything."""
 
     tap = _Tap(application, given.output, limit=given.limit, existing=_existing(given))
     return tap, application
@@ -80,15 +80,39 @@ def _listening(given: argparse.Namespace) -> tuple[Recorder, DistributedApplicat
 class _Tap(Recorder):
     """A recorder whose application is only there to listen: it and its actor are not recorded.
 
-    Attributes:
-        taken: messages that arrived.
+    Who listens writes nothing to the bus. So no message is handled, for one that cannot be would
+    become a dead letter there.
     """
 
-    taken = 0
+    def __init__(
+        self,
+        application: DistributedApplication,
+        file: str,
+        *,
+        limit: int | None,
+        existing: Literal["replace", "refuse"],
+    ) -> None:
+        super().__init__(application, file, limit=limit, existing=existing)
+        self._stop = application.stop
+        self._left = limit
 
-    def _take(self, host: Host, delivery: Delivery) -> None:
-        self.taken += 1
-        super()._take(host, delivery)
+    def receiving(self, host: Host, receive: Receive) -> Receive:
+        """See `Observer.receiving`."""
+
+        async def taken(instance: Any, item: Any) -> None:
+            if not isinstance(item, Delivery):
+                await receive(instance, item)
+                return
+            self._take(host, item)
+            if not item.start():
+                return
+            item.settle()
+            if self._left is not None and item.envelope.left_out is None:
+                self._left -= 1
+                if self._left <= 0:
+                    self._stop()
+
+        return taken
 
     def _receipt(
         self, host: Host, envelope: Envelope, handler: int, at: float, attempt: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from typing import Any
 
@@ -14,6 +15,7 @@ __all__ = [
     "quoted",
     "reason_of",
     "showable",
+    "summary",
     "unfit_character",
 ]
 
@@ -33,6 +35,7 @@ _LONGEST_TOGETHER = 40_000
 _LONGEST_NAME = 200
 _MOST_SHOWN = 50
 _MOST_NOTES = 20
+_MOST_PROBLEMS = 1_000
 
 
 def unfit_character(text: str) -> str | None:
@@ -120,6 +123,19 @@ def inspectable(error: BaseException) -> BaseException:
     return error
 
 
+def summary(error: object) -> str | None:
+    """What stands for the text of a pydantic error with very many problems; None for all others.
+
+    Pydantic lists each problem, and a stranger can make half a million with a message of 1 MiB:
+    putting the text together takes seconds, and 100 times as much memory.
+    """
+    pydantic = sys.modules.get("pydantic_core")
+    if pydantic is None or type(error) is not pydantic.ValidationError:
+        return None
+    count: int = error.error_count()  # type: ignore[attr-defined]
+    return f"{count} problems, too many to list" if count > _MOST_PROBLEMS else None
+
+
 class _Nobody(Exception): ...
 
 
@@ -181,7 +197,9 @@ def _is_showable(error: BaseException) -> bool:
 
 
 def _texts_of(error: BaseException) -> list[str] | None:
-    """All texts that a traceback shows of the error; None where there is something else."""
+    """All texts that a traceback shows of the error; None where there is more than should be."""
+    if summary(error) is not None:
+        return None
     kind = type(error)
     notes = getattr(error, "__notes__", ())
     text = _text_of(error)
@@ -201,6 +219,8 @@ def _texts_of(error: BaseException) -> list[str] | None:
 
 def _text_of(error: object) -> str | BaseException:
     """Its text; what was raised instead, if it has none."""
+    if (short := summary(error)) is not None:
+        return short
     try:
         # Not one of a subclass, whose methods may do anything.
         return str.__str__(str(error))
