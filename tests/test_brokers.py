@@ -108,6 +108,14 @@ async def test_proxy_cuts_after_so_many_bytes() -> None:
         writer.close()
 
 
+async def test_proxy_passes_nothing_on_between_the_last_byte_and_the_cut() -> None:
+    async with _echo_server() as target, Proxy(*target) as proxy:
+        proxy.cut_after(3)
+        assert proxy.on_client_bytes is not None
+        assert proxy.on_client_bytes(b"hello") == b"hel"
+        assert proxy.on_client_bytes(b"gap") == b""
+
+
 async def test_proxy_hooks_see_and_change_bytes() -> None:
     async with _echo_server() as target, Proxy(*target) as proxy:
         proxy.on_client_bytes = bytes.upper

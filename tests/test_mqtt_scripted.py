@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from spa_dat.errors import (
     ConfigurationError,
     ConnectFailed,
+    ConnectionLost,
     MessageTooLarge,
     NoResponder,
     NotAuthorised,
@@ -330,6 +334,82 @@ async def test_a_subscription_refused_at_a_reconnect_is_tried_again_and_counted(
         assert app.stats["mqtt.subscribe_refused"] == 1
 
 
+async def answering_the_second_retry(peer: Peer) -> None:
+    """Refuse a subscription, pass over the next try, and grant the one after that."""
+    await peer.accept(session=True)
+    await peer.subscribe(0x87)
+    await peer.expect("SUBSCRIBE")
+    await serve_on(peer)
+
+
+async def ready_and_cut(peer: Peer) -> None:
+    await peer.ready()
+    await peer.expect("PINGREQ")
+    peer.reset()
+
+
+async def test_a_retry_that_is_not_answered_is_not_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._consumer._RETRY_REFUSED", 0.05)
+    monkeypatch.setattr("spa_dat.transports.mqtt._consumer._SHORTEST_ANSWER", 0.1)
+    async with (
+        ScriptedBroker(serve, ready_and_cut, answering_the_second_retry) as broker,
+        client(broker, keepalive=1) as app,
+    ):
+        consumer, _ = await app.consume("a")
+        await eventually(lambda: app.stats["mqtt.subscribe_refused"] == 1)
+        assert "not authorised" in (consumer.trouble or "")
+        await eventually(lambda: consumer.trouble is None)
+        assert app.stats["mqtt.lost"] == 1
+
+
+async def test_a_retry_of_the_inbox_that_is_not_answered_is_not_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._talk._RETRY_REFUSED", 0.05)
+    async with (
+        ScriptedBroker(ready_and_cut, answering_the_second_retry) as broker,
+        client(broker, keepalive=1, connect_timeout=0.5) as app,
+    ):
+        await eventually(lambda: app.stats["mqtt.subscribe_refused"] == 1)
+        await eventually(lambda: app.bus.connected)
+        assert "not authorised" in (app.bus.trouble or ""), "there are no requests without it"
+        await eventually(lambda: app.bus.trouble is None)
+        assert app.bus.reply_address("c0ffee").endswith("/c0ffee")
+        assert app.stats["mqtt.lost"] == 1
+
+
+async def test_a_filter_whose_subscription_is_given_up_is_not_wanted_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._consumer._SHORTEST_ANSWER", 0.1)
+    ended: list[bytes] = []
+    asked = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.ready()
+        for _ in range(2):
+            await peer.expect("SUBSCRIBE")
+            asked.set()
+        await peer.subscribe()
+        while True:
+            packet = await peer.expect("UNSUBSCRIBE")
+            ended.append(packet.body)
+            peer.unsuback(packet)
+
+    async with ScriptedBroker(serve, script) as broker, client(broker) as app:
+        consumer, _ = await app.consume("a")
+        adding = asyncio.ensure_future(consumer.add_filter("gone"))
+        await asyncio.wait_for(asked.wait(), 10)
+        adding.cancel()
+        await asyncio.wait((adding,))
+        with pytest.raises(ConnectionLost, match="did not answer"):
+            await consumer.add_filter("late")
+        await consumer.add_filter("b")
+        await eventually(lambda: b"gone" in b"".join(ended) and b"late" in b"".join(ended))
+
+
 async def test_a_connection_lost_under_a_new_filter_brings_it_in_force_later() -> None:
     async def first(peer: Peer) -> None:
         await peer.ready()
@@ -608,6 +688,78 @@ async def test_a_message_that_comes_again_after_an_unanswered_connect_is_handled
         old, new = await recorder.get(2)
         assert not old.start()
         assert new.start()
+
+
+async def test_a_message_before_the_connection_is_accepted_counts_for_nothing() -> None:
+    async def early(peer: Peer) -> None:
+        await peer.expect("CONNECT")
+        peer.send(publish(7, b"early") + connack(0x88))
+        await peer.wait_closed()
+
+    async def regular(peer: Peer) -> None:
+        await peer.ready(session=True)
+        peer.send(publish(7, b"regular"))
+        await peer.wait_closed()
+
+    async with (
+        ScriptedBroker(serve, ready_and_cut, early, regular) as broker,
+        client(broker, keepalive=1) as app,
+    ):
+        _, recorder = await app.consume("t")
+        await recorder.get(1)
+        assert recorder.payloads == [b"regular"]
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [publish(7, topic="", properties=b"\x23\0\5"), publish(7, topic=""), publish(7, qos=3)],
+)
+async def test_a_message_that_can_not_be_understood_is_not_acknowledged(packet: bytes) -> None:
+    acknowledged: list[Packet] = []
+
+    async def first(peer: Peer) -> None:
+        await peer.ready()
+        peer.send(packet)
+        while True:
+            acknowledged.append(await peer.receive())
+
+    async with ScriptedBroker(serve, first, serve) as broker, client(broker) as app:
+        _, recorder = await app.consume("t")
+        await eventually(lambda: broker.connections == 3)
+        assert acknowledged == []
+        assert recorder.deliveries == []
+
+
+async def test_a_packet_that_is_too_large_for_what_it_is_is_not_waited_for() -> None:
+    async def first(peer: Peer) -> None:
+        await peer.ready()
+        # 200 MB as the answer to a subscription.
+        peer.send(b"\x90" + b"\xff\xff\xff\x5f" + b"\0" * 10)
+        await peer.wait_closed()
+
+    async with ScriptedBroker(serve, first, serve) as broker, client(broker) as app:
+        await app.consume("t")
+        await eventually(lambda: broker.connections == 3)
+
+
+async def test_an_address_of_a_kind_that_the_system_lacks_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class WithoutIpv6(socket.socket):
+        def __init__(self, family: int = -1, *rest: int, **named: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *rest, **named)
+
+    async def found(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        families = [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, (host, port))]
+        return [(family, socket.SOCK_STREAM, 0, "", address) for family, address in families]
+
+    async with ScriptedBroker(serve) as broker:
+        monkeypatch.setattr(socket, "socket", WithoutIpv6)
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
+        async with client(broker) as app:
+            assert app.bus.connected
 
 
 async def test_a_message_right_after_the_connack_is_not_lost() -> None:

@@ -25,6 +25,7 @@ from ._control import Control, make_properties
 from ._dial import dial
 from ._flow import MessageFlow
 from ._keepalive import KeepAlive
+from ._large import LARGEST_HEAD, LargePublish
 from ._packets import MalformedPacket, PublishPacket, variable_integer
 from ._properties import read_properties
 from ._reasons import LoginRefused, NotAnswered, Reason, WrongVersion, describe, reason_text
@@ -36,7 +37,7 @@ __all__ = ["MqttClient"]
 # The libraries' own chatter; aiomqtt sets the level of its default logger on import.
 _log = get_logger(f"{__name__}.library")
 
-_CONNACK, _SUBACK, _UNSUBACK, _DISCONNECT = 0x20, 0x90, 0xB0, 0xE0
+_CONNACK, _PUBLISH, _SUBACK, _UNSUBACK, _DISCONNECT = 0x20, 0x30, 0x90, 0xB0, 0xE0
 _REFUSED = 0x80
 _OLD_REFUSAL_OF_THE_VERSION = 1
 
@@ -144,7 +145,7 @@ class MqttClient:
         """
         try:
             sock = await dial(self._config)
-            self._stream = FrameStream(sock, self._flow.on_packet, self._on_end, self._flow.divert)
+            self._stream = FrameStream(sock, self._on_first_packet, self._on_end, self._divert)
             self._flow.begin(self._stream)
             self.unanswered = True
             # Makes the packet only: the socket is open already.
@@ -245,6 +246,20 @@ class MqttClient:
         return await self._control.unsubscribe(patterns, timeout=timeout)
 
     # What the stream reports.
+
+    def _on_first_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
+        if first & 0xF0 == _PUBLISH:
+            raise MalformedPacket("a message came before the connection was accepted")
+        self._on_other_packet(first, data, start, stop)
+        if self._accepted and self._stream is not None:
+            self._stream.on_packet = self._flow.on_packet
+
+    def _divert(self, first: int, length: int) -> LargePublish | None:
+        if self._accepted and first & 0xF0 == _PUBLISH:
+            return self._flow.divert(first, length)
+        if length > LARGEST_HEAD:
+            raise MalformedPacket(f"a packet that begins with {first:#04x} has {length} bytes")
+        return None
 
     def _on_other_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
         kind = first & 0xF0

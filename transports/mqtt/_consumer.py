@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 
 from ..._logs import get_logger
@@ -130,8 +131,10 @@ class MqttConsumer(Consumer):
                 )
             refused = bringing.result()
             if pattern in refused:
-                self._subscriptions.remove(pattern)
                 raise subscribe_refusal(refused[pattern], pattern)
+        except BaseException:
+            self._subscriptions.remove(pattern)
+            raise
         finally:
             del self._adding[pattern]
             bringing.cancel()
@@ -371,16 +374,16 @@ class MqttConsumer(Consumer):
                     raise
 
     async def _retry_refused(self, client: MqttClient) -> None:
-        refused = True
-        while refused and not client.lost.done():
+        while True:
             await asyncio.sleep(_RETRY_REFUSED)
-            try:
-                self._refused = await self._subscriptions.apply(client)
-            except ConnectionLost:
+            if client.lost.done():
                 return
-            refused = bool(self._refused)
-            if not refused:
-                _log.info("%r: the broker grants all subscriptions again", self._identifier)
+            # It may be that only this once there is no answer.
+            with contextlib.suppress(ConnectionLost):
+                self._refused = await self._subscriptions.apply(client)
+                if not self._refused:
+                    _log.info("%r: the broker grants all subscriptions again", self._identifier)
+                    return
 
     async def _discard(self, client: MqttClient, topic: str) -> None:
         try:

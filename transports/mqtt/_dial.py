@@ -29,7 +29,12 @@ async def dial(config: MqttConfig) -> socket.socket:
     for index, (family, kind, protocol, _, address) in enumerate(found):
         # An address that does not answer must leave time for the others.
         share = max(deadline - loop.time(), 0.0) / (len(found) - index)
-        sock = socket.socket(family, kind, protocol)
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:
+            # The system has no IPv6, but the name has such an address.
+            cause = error
+            continue
         try:
             sock.setblocking(False)
             async with asyncio.timeout(share):

@@ -123,8 +123,8 @@ class MessageFlow:
             self._on_other(first, data, start, stop)
 
     def divert(self, first: int, length: int) -> LargePublish | None:
-        """Who takes a packet in pieces that is too large to be put together; None if it is not."""
-        if first & 0xF0 != _PUBLISH or length <= self._largest + LARGEST_HEAD:
+        """Who takes a PUBLISH in pieces that is too large to be put together; None if it is not."""
+        if length <= self._largest + LARGEST_HEAD:
             return None
         return LargePublish(first, length, self._on_large)
 

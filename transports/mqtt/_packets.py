@@ -208,15 +208,19 @@ class PublishDecoder:
             stop: where the packet ends.
 
         Raises:
-            MalformedPacket: its inner lengths do not fit.
+            MalformedPacket: its inner lengths do not fit, or it has no topic.
         """
         try:
             position = start + 2 + (data[start] << 8 | data[start + 1])
             topic = data[start + 2 : position].decode("utf-8", "replace")
+            if not topic:
+                raise MalformedPacket("a PUBLISH packet has no topic, and no alias was offered")
             qos = first >> 1 & 3
             if qos:
                 token = data[position] << 8 | data[position + 1]
                 position += 2
+                if qos == 3:
+                    raise MalformedPacket("a PUBLISH packet has QoS 3")
                 if qos == 2:
                     token |= QOS2
             else:

@@ -49,6 +49,7 @@ class FrameStream:
         heard: something was received since this was last set to False.
         spoken: something was written since this was last set to False.
         paused: `pause` is in effect.
+        on_packet: as given; it may be replaced.
         received: bytes received so far.
         written: bytes written so far, by the user of the stream.
     """
@@ -69,7 +70,7 @@ class FrameStream:
         self._encrypted = isinstance(sock, ssl.SSLSocket)
         self._descriptor = sock.fileno()
         self._loop = asyncio.get_running_loop()
-        self._on_packet = on_packet
+        self.on_packet = on_packet
         self._on_end = on_end
         self._divert = divert
         self._taker: Taker | None = None
@@ -167,7 +168,7 @@ class FrameStream:
         Closing with data unread would make the operating system reset the connection, and what
         was sent last would be lost: so what still comes is read and thrown away.
         """
-        self._on_packet = _ignore
+        self.on_packet = _ignore
         self._divert = _drop
         if self._taker is not None:
             self._taker = Dropped(self._taker.left)
@@ -253,7 +254,7 @@ class FrameStream:
                         position = end
                         needed = 2
                     break
-                self._on_packet(data[position], data, start, stop)
+                self.on_packet(data[position], data, start, stop)
                 position = stop
                 if self.paused or self._ended:
                     break

@@ -92,6 +92,13 @@ class MqttBus(Bus):
 
     # The contract.
 
+    @property
+    def trouble(self) -> str | None:
+        # Without wildcards there never is an inbox, and whoever needs none is in no trouble.
+        if self.connected and not isinstance(self._no_inbox, ConfigurationError | None):
+            return str(self._no_inbox)
+        return super().trouble
+
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         self._on_reply = on_reply
         await self._connection.start()
@@ -234,12 +241,16 @@ class MqttBus(Bus):
     async def _regain_inbox(self, client: MqttClient) -> None:
         # Each attempt may cost a connection.
         delay = _RETRY_REFUSED * 2 ** min(max(self._inbox_ends - _MOST_ENDS, 0), _MOST_DOUBLINGS)
-        with contextlib.suppress(ConnectionLost):
-            while self._no_inbox is not None and not client.lost.done():
-                await asyncio.sleep(delay)
+        while True:
+            await asyncio.sleep(delay)
+            if client.lost.done():
+                return
+            # It may be that only this once there is no answer.
+            with contextlib.suppress(ConnectionLost):
                 self._no_inbox = await self._open_inbox(client)
-            if self._no_inbox is None:
-                _log.info("%r: the broker grants the inbox for replies again", self._identifier)
+                if self._no_inbox is None:
+                    _log.info("%r: the broker grants the inbox for replies again", self._identifier)
+                    return
 
     def _stop_regaining(self) -> None:
         if self._regaining is not None:

@@ -88,14 +88,18 @@ class Proxy:
         """Reset all connections once ``size`` more bytes of that side were passed on."""
         left = size
 
+        def cut() -> None:
+            setattr(self, f"on_{source}_bytes", None)
+            self.cut()
+
         def count(chunk: bytes) -> bytes:
             nonlocal left
-            if len(chunk) < left:
-                left -= len(chunk)
-                return chunk
-            setattr(self, f"on_{source}_bytes", None)
-            asyncio.get_running_loop().call_later(0.01, self.cut)
-            return chunk[:left]
+            passed = chunk[:left]
+            if left and len(passed) == left:
+                asyncio.get_running_loop().call_later(0.01, cut)
+            # What comes before the cut must not follow a gap.
+            left -= len(passed)
+            return passed
 
         setattr(self, f"on_{source}_bytes", count)
 
