@@ -18,7 +18,7 @@ from ._message import Message
 from ._pauses import SHORTEST_PAUSE
 from ._payloads import check_size
 from ._retry import Reject, Retry
-from ._scope import ProducerScope, ScopeOwner
+from ._scope import ProducerScope, ScopeOwner, with_usable_address
 from ._specs import Handler
 from ._tracebacks import of_users_code
 from ._turn import Turn, current_turn, lasting_identity
@@ -239,7 +239,11 @@ class _BatchScope(ProducerScope):
     def message(self) -> list[Message[Any]]:  # type: ignore[override]
         """The whole messages."""
         return [
-            Message.of(delivery.envelope, value, attempt=delivery.attempts + 1)
+            Message.of(
+                with_usable_address(self._owner, delivery.envelope),
+                value,
+                attempt=delivery.attempts + 1,
+            )
             for delivery, value in zip(self._batch, self.payload, strict=True)
         ]
 

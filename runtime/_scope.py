@@ -17,7 +17,7 @@ from ._specs import ActorOptions, Handler
 from ._sync_socket import SyncSocket
 from ._turn import Turn, current_turn
 
-__all__ = ["MessageScope", "ProducerScope", "ScopeOwner"]
+__all__ = ["MessageScope", "ProducerScope", "ScopeOwner", "with_usable_address"]
 
 _BUILDER = MessageBuilder()
 
@@ -150,14 +150,8 @@ class MessageScope(ProducerScope):
         """The whole message; raises DecodeError."""
         envelope = self._delivery.envelope
         reply = self._reply if self._turn.request is not None else None
-        if (
-            reply is None
-            and envelope.response_topic is not None
-            and (self._handler.responder or self._owner.reply_address_problem(envelope) is not None)
-        ):
-            # Refused: a handler that publishes its reply itself, or hands the request on, must not
-            # use it either.
-            envelope = msgspec.structs.replace(envelope, response_topic=None)
+        if reply is None:
+            envelope = with_usable_address(self._owner, envelope)
         return Message.of(envelope, self.payload, attempt=self._attempt, reply=reply)
 
     async def _reply(self, payload: object, headers: Mapping[str, str] | None) -> None:
@@ -173,3 +167,13 @@ class MessageScope(ProducerScope):
             await self._owner.socket.publish(message)
         finally:
             current_turn.reset(token)
+
+
+def with_usable_address(owner: ScopeOwner, envelope: Envelope) -> Envelope:
+    """The message without its response topic if no reply may go there.
+
+    A handler that publishes its reply itself, or hands the request on, must not use it either.
+    """
+    if envelope.response_topic is None or owner.reply_address_problem(envelope) is None:
+        return envelope
+    return msgspec.structs.replace(envelope, response_topic=None)

@@ -19,7 +19,7 @@ import aiomqtt
 import pytest
 
 from spa_dat import DistributedApplication, Message, MqttConfig
-from spa_dat._cli import main
+from spa_dat._cli import _complain, main
 from spa_dat.testing import Mosquitto
 from support.waiting import eventually
 
@@ -357,6 +357,28 @@ def test_what_a_terminal_would_obey_or_nobody_can_read_is_told_all_the_same(
     assert r"published    odd/text: b'\xff'" in out
     assert sum(r"ValueError: \x07bell" in line for line in out) == 2
     assert not any("\x1b" in line or "\x07" in line for line in out)
+
+
+def test_a_recording_of_any_length_is_refused_in_one_line(
+    module: str, tmp_path: Path, said: Said
+) -> None:
+    line = {"version": 1, "at": 0, "topic": "?" + "key" * 700_000, "actor": "x" * 700_000}
+    (tmp_path / "long.jsonl").write_text(json.dumps(line))
+    code, _, (error,) = said("replay", "long.jsonl", "--to", f"{module}:app")
+    assert code == 2
+    assert "there is no actor" in error
+    assert len(error) < 1_000
+
+
+@pytest.mark.parametrize("start", ["?", "://", "mqtt://user:secret@host?password=secret&"])
+def test_no_complaint_takes_long_or_shows_a_secret(
+    start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The square of this would be hours.
+    assert _complain(start + "key" * 1_000_000, None) == 1
+    error = capsys.readouterr().err
+    assert "secret" not in error
+    assert len(error) < 5_000
 
 
 @pytest.mark.parametrize(("into", "problem"), [("full", "No space left on device"), ("pipe", "")])

@@ -911,6 +911,34 @@ async def test_no_actor_of_the_application_gets_a_reply_that_a_stranger_asked_fo
         assert "an actor of this application would get the reply" in caplog.text
 
 
+async def test_a_batch_and_a_requester_do_not_see_an_address_that_leads_to_an_actor() -> None:
+    site = Site()
+    app = site.app()
+    seen: list[str | None] = []
+
+    @app.application("log", batch=(3, 1.0))
+    async def log(messages: list[Message[bytes]]) -> None:
+        seen.extend(message.response_topic for message in messages)
+
+    @app.application("internal/valve")
+    async def valve(text: str) -> None: ...
+
+    responder = Responder(site, "q")
+    async with app:
+        for address in ("internal/valve", "back", "_spa/x"):
+            site.publish("log", "text", response_topic=address)
+        await site.settled("app.0.log")
+        asking = asyncio.ensure_future(
+            app.socket().request_many("q", reply=Message[bytes], count=2, timeout=5)
+        )
+        request = await responder.request()
+        for address in ("internal/valve", "back"):
+            responder.answer(request, "text", response_topic=address)
+        replies: list[Any] = await asking
+    assert seen == [None, "back", None]
+    assert [reply.response_topic for reply in replies] == [None, "back"]
+
+
 @pytest.mark.parametrize("place", ["actor", "application"])
 async def test_reply_topics_narrows_where_replies_go(place: str) -> None:
     site = Site()

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
+from ..._texts import quoted
 from ...errors import ConfigurationError, MessageError, TransportError
 from ...transports import Delivery, Envelope, is_reserved
 from .._host import Host
@@ -152,8 +153,9 @@ def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt
     if is_reserved(receipt.topic) or not any(host.link.takes(receipt.topic) for host in hosts):
         names = dict.fromkeys(host.name for host in hosts)
         raise ConfigurationError(
-            f"recording {str(file)!r}, line {number}: there is no actor {receipt.actor!r}, and no"
-            f" other one for topic {receipt.topic!r}; there are: {', '.join(names) or 'none'}"
+            f"recording {str(file)!r}, line {number}: there is no actor"
+            f" {quoted(receipt.actor)}, and no other one for topic {quoted(receipt.topic)}; there"
+            f" are: {', '.join(names) or 'none'}"
         )
 
 
@@ -200,7 +202,7 @@ def _right_at(core: Core, file: str | PathLike[str], lines: _Lines, actor: str) 
         elif receipt.actor is not None:
             raise ConfigurationError(
                 f"recording {str(file)!r}, line {number}: actor {actor!r} has no declared filter"
-                f" for topic {receipt.topic!r}; remove the line, or replay without actor="
+                f" for topic {quoted(receipt.topic)}; remove the line, or replay without actor="
             )
 
 

@@ -18,6 +18,7 @@ __all__ = ["main"]
 
 _FAILED = 1
 _WRONG = 2
+_LONGEST = 8_000
 _USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 _SECRET_IN_URL = re.compile(
     r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE
@@ -50,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str, error: BaseException | None) -> int:
-    line = one_line(text.removeprefix("spa_dat: "))
-    sys.stderr.write(f"spa-dat: {_without_secrets(line)}\n")
+    line = one_line(text[:_LONGEST].removeprefix("spa_dat: "))
+    # What is cut off may be what shows that a part is secret, so more is looked at than is shown.
+    sys.stderr.write(f"spa-dat: {_without_secrets(line)[: _LONGEST // 2]}\n")
     return _WRONG if isinstance(error, ConfigurationError | TransportError) else _FAILED
 
 
