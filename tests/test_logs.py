@@ -97,6 +97,58 @@ async def test_what_strangers_write_makes_no_lines_of_its_own() -> None:
     assert_harmless(stream)
 
 
+@contextmanager
+def mistaken(kind: str) -> Iterator[None]:
+    """A handler or a filter of the program's own that raises over each record."""
+
+    class Mistaken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise KeyError("handler")
+
+    def filter_(record: logging.LogRecord) -> bool:
+        return bool(record.__dict__["request_id"])
+
+    handler = Mistaken() if kind == "handler" else logging.StreamHandler(io.StringIO())
+    root = logging.getLogger("spa_dat")
+    actors = logging.getLogger("spa_dat.actor")
+    if kind == "filter of a handler":
+        handler.addFilter(filter_)
+    elif kind == "filter of a logger":
+        actors.addFilter(filter_)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        actors.removeFilter(filter_)
+
+
+@pytest.mark.parametrize("kind", ["handler", "filter of a handler", "filter of a logger"])
+@pytest.mark.virtual
+async def test_a_log_that_raises_ends_no_actor_and_is_seen(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = Site()
+    app = site.app()
+    seen: list[int] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    async def handle(number: int, context: Context) -> None:
+        seen.append(number)
+        if number == 1:
+            raise ValueError(number)
+        if number == 2:
+            context.log.error("mine")
+
+    with mistaken(kind):
+        async with app:
+            site.number("n", 1, 2, 3)
+            await site.settled()
+    assert seen == [1, 1, 2, 2, 3], "what raises in a handler's own call is the handler's"
+    assert len(site.letters()) == 2
+    assert "--- Logging error ---" in capsys.readouterr().err
+
+
 @pytest.mark.virtual
 async def test_what_the_program_logs_is_left_as_it_is() -> None:
     site = Site()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -17,20 +18,39 @@ OWN = "spa_dat_own"
 
 _LONGEST = 10_000
 
+_reporter = logging.Handler()
+
 
 def get_logger(name: str) -> logging.Logger:
     """The logger of this name, each record of which is one line besides its traceback.
 
     Topics, texts of errors, reasons and names come from whoever may publish. A line break in them
-    would forge lines of the log, and a control character what a terminal shows.
+    would forge lines of the log, and a control character what a terminal shows. Handlers and
+    filters of the program's own that raise are reported on standard error, as `logging` does it
+    for what it can see: they would end what has something to tell.
     """
     logger = logging.getLogger(name)
     logger.addFilter(_harmless)
+    logger.handle = partial(_handle, logger)  # type: ignore[method-assign]
     return logger
 
 
+def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
+    try:
+        logging.Logger.handle(logger, record)
+    except Exception:
+        if _is_the_users(record):
+            raise
+        record.getMessage()  # a mistake in the call is to be seen
+        _reporter.handleError(record)
+
+
+def _is_the_users(record: logging.LogRecord) -> bool:
+    return record.name == ACTOR_LOG and not hasattr(record, OWN)
+
+
 def _harmless(record: logging.LogRecord) -> bool:
-    if record.name == ACTOR_LOG and not hasattr(record, OWN):
+    if _is_the_users(record):
         return True
     try:
         text = record.getMessage()
