@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from asyncio import _get_running_loop
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -83,6 +84,7 @@ class Link:
         self.max_received = self.bus.max_received or self.bus.max_payload
         self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
         self.loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         self.ended = False
         self.failure: BaseException | None = None
         identity = surroundings.identity
@@ -150,9 +152,20 @@ class Link:
             )
 
     def check_open(self) -> None:
-        """Raise ActorStopped when the application has ended; in any thread."""
+        """Raise when the application has ended, or runs in another process; in any thread.
+
+        Raises:
+            ActorStopped: it has ended.
+            ConfigurationError: this process was forked off from the one in which it runs.
+        """
         if self.ended:
             raise self._has_ended()
+        if os.getpid() != self._process:
+            raise ConfigurationError(
+                f"a socket of application {self.surroundings.identity.application!r} was used in a"
+                " process that was forked off, where its event loop does not run: start an"
+                " application there, or give the results back to the process that has the socket"
+            )
 
     def _has_ended(self) -> ActorStopped:
         name = self.surroundings.identity.application

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from .._texts import reason_of
 from ..errors import ConfigurationError
 from ._lifecycle import Run
+from ._turn import current_turn
 
 __all__ = ["Runs"]
 
@@ -65,8 +66,13 @@ class Runs:
         if self.current is not None:
             await self.current.stopped()
         self.refuse("start")
-        run = self._current = self.last = make()
-        await run.start()
+        # Nothing of it is part of what starts it, which may be a handler of another application.
+        turn = current_turn.set(None)
+        try:
+            run = self._current = self.last = make()
+            await run.start()
+        finally:
+            current_turn.reset(turn)
 
     async def stop(self) -> None:
         """Stop the current one."""

@@ -51,7 +51,7 @@ class Socket:
         self._subscriptions = subscriptions
 
     def check_open(self) -> None:
-        """Raise ActorStopped when its application has ended; in any thread."""
+        """Raise when its application has ended, or runs in another process; in any thread."""
         self._link.check_open()
 
     async def publish(

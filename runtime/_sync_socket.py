@@ -42,15 +42,14 @@ class SyncSocket:
         self._revoked = True
 
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if threading.get_ident() == self._loop_thread:
-            coroutine.close()
-            raise ConfigurationError(
-                "a SyncSocket was used on the event loop, which it would block;"
-                " use Socket in async functions"
-            )
         try:
             # Threads that go on at the end must not keep the loop busy.
             self._socket.check_open()
+            if threading.get_ident() == self._loop_thread:
+                raise ConfigurationError(
+                    "a SyncSocket was used on the event loop, which it would block;"
+                    " use Socket in async functions"
+                )
             if self._revoked or self._loop.is_closed():
                 raise _has_ended()
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)

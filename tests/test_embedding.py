@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import pytest
 
-from spa_dat import DistributedApplication, Socket
+from spa_dat import Actor, DistributedApplication, Socket
 from spa_dat.errors import ActorStopped, ConfigurationError, ConnectionLost
 from spa_dat.transports.memory import MemoryProvider
 from support.waiting import eventually
@@ -209,3 +211,43 @@ def test_an_application_whose_loop_has_ended_can_be_closed_and_started_again() -
     asyncio.run(app.aclose())
     asyncio.run(start())
     assert asyncio.run(ask()) == 1
+
+
+async def test_an_application_can_be_started_by_a_handler_of_another_one() -> None:
+    outer = DistributedApplication(MemoryProvider(), name="outer")
+    inner = DistributedApplication(MemoryProvider(), name="inner")
+    events: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def resource() -> AsyncIterator[None]:
+        await inner.socket().publish("told", "resource")
+        yield
+        await inner.socket().publish("told", "left")
+
+    class Inner(Actor):
+        topics = "told"
+        ressources = {"used": resource}
+
+        async def on_start(self, socket: Socket) -> None:
+            await socket.publish("told", "started")
+
+        async def on_message(self, text: str, used: None) -> None:
+            events.append(text)
+
+        async def on_stop(self, socket: Socket) -> None:
+            await socket.publish("elsewhere")
+            events.append("stopped")
+
+    inner.add(Inner)
+
+    @outer.application("begin")
+    async def begin(payload: bytes) -> None:
+        async with inner:
+            await eventually(lambda: "started" in events)
+        outer.stop()
+
+    async with outer:
+        await outer.socket().publish("begin")
+        await outer.wait()
+    assert events == ["started", "stopped"]
+    assert outer.stats["messages.failed"] == 0

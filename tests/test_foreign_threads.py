@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from spa_dat import DistributedApplication, Socket, SyncSocket
 from spa_dat.errors import ActorStopped, ConfigurationError
+from support.program import Start
 from support.waiting import eventually
 
 
@@ -110,3 +112,47 @@ def test_threads_that_do_not_stop_neither_hang_nor_spoil_the_end_of_the_program(
 
 
 async def _keep(payload: int) -> None: ...
+
+
+FORKED = """
+    import multiprocessing
+
+    app = DistributedApplication("memory://", name="plant")
+    fork = multiprocessing.get_context("fork")
+
+    def use(socket):
+        for attempt in (
+            lambda: socket.publish("a", 1),
+            lambda: app.sync_socket().request("a", 1),
+            lambda: asyncio.run(app.socket().publish("a", 1)),
+        ):
+            try:
+                attempt()
+            except BaseException as error:
+                say(type(error).__name__, "forked off" in str(error))
+
+    @app.producer()
+    DEFINITION:
+        child = fork.Process(target=use, args=(app.sync_socket(),))
+        child.start()
+        JOIN
+        say(child.exitcode)
+        app.stop()
+
+    app.run()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.parametrize(
+    ("definition", "join"),
+    [
+        ("def work()", "child.join()"),
+        ("async def work()", "await asyncio.to_thread(child.join)"),
+    ],
+)
+def test_a_socket_is_refused_in_a_process_that_was_forked_off(
+    start: Start, definition: str, join: str
+) -> None:
+    program = start(FORKED.replace("DEFINITION", definition).replace("JOIN", join))
+    assert program.end() == (0, ["ConfigurationError True"] * 3 + ["0"], "")
