@@ -274,6 +274,7 @@ class DistributedApplication:
             ConfigurationError: the program is wrong, or a resource failed to open.
             ConnectFailed, NotAuthorised: the bus can not be used.
             RestartLimitReached: an actor failed to start.
+            ActorStopped: it was stopped meanwhile.
         """
         await self._prepare()
         self._begin()
@@ -354,7 +355,10 @@ class DistributedApplication:
         await self._run.wait()
 
     def stop(self) -> None:
-        """Let `wait`, and with it `run`, return. Works from any thread."""
+        """Let `wait`, and with it `run`, return. Works from any thread.
+
+        A start that is under way gets ``stop_timeout`` seconds to succeed, and is given up then.
+        """
         if self._run is not None:
             self._run.request_stop()
 

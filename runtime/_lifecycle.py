@@ -29,7 +29,7 @@ from ._routes import Route
 from ._settings import Settings
 from ._socket import Socket
 from ._specs import Spec
-from ._starting import Waits, check_names, connection_of, start_of, subscription_of
+from ._starting import Waits, check_names, connect, connection_of, start_of, subscription_of
 from ._stopping import close, stop_hosts
 from ._subscriptions import NoSubscription, Subscriptions
 from ._sync_socket import SyncSocket
@@ -61,6 +61,7 @@ class Run:
         resources: Mapping[str, Resource],
     ) -> None:
         self.settings = settings
+        self._name = settings.identity.application
         self._specs = specs
         self._resources = resources
         self._links = Links(settings, self._lost_for_good)
@@ -79,7 +80,7 @@ class Run:
         self.failure: BaseException | None = None
         self.told = False
         self._waits: Waits | None = None
-        self._given_up = GivenUp(settings.identity.application, settings.stats)
+        self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
         self._keeper = ResourceKeeper(self._given_up, settings)
         self._system = ActorSystem(
@@ -128,7 +129,7 @@ class Run:
         """An actor can not go on as it should."""
         if self._problems.get(actor) != reason:
             self._problems[actor] = reason
-            log.error("%s: actor %r: %s", self.settings.identity.application, actor, reason)
+            log.error("%s: actor %r: %s", self._name, actor, reason)
 
     def stop_actor(self, host: Hosted) -> None:
         """Stop one actor and leave the others; called from inside it."""
@@ -160,19 +161,24 @@ class Run:
         """There is reason to stop the application."""
         if self._ending.done():
             return
+        if not self._started and self._stopping is None:
+            # It may still succeed, and has as long for it as handlers have at a stop.
+            self._loop.call_later(self.settings.stop_timeout, self._give_start_up)
         if error is None:
             self._ending.set_result(None)
         else:
             self.failure = error
-            self._problems[self.settings.identity.application] = (
-                f"it has failed: {reason_of(error)}"
-            )
+            self._problems[self._name] = f"it has failed: {reason_of(error)}"
             self._ending.set_exception(error)
             self._ending.exception()  # whoever waits gets it; nobody has to
 
+    def _give_start_up(self) -> None:
+        if not self._started:
+            self._begin_stop(0.0)
+
     def _lost_for_good(self, error: BaseException) -> None:
         # Whoever embeds the application need not be in `wait`, where it is raised.
-        log.error("%s: %s", self.settings.identity.application, describe(error))
+        log.error("%s: %s", self._name, describe(error))
         self.end(error)
 
     # For the application.
@@ -181,11 +187,10 @@ class Run:
     def problems(self) -> dict[str, str]:
         """What is not as it should be, in words, by actor, address of a bus, or application."""
         found = Problems(self._problems)
-        name = self.settings.identity.application
         if self._stopping is not None:
-            found.add(name, "it is stopping")
+            found.add(self._name, "it is stopping")
         elif not self._started:
-            found.add(name, "it is starting" if self._waits is None else f"it {self._waits}")
+            found.add(self._name, "it is starting" if self._waits is None else f"it {self._waits}")
         for link in self._links:
             found.add(link.provider.address, link.bus.trouble)
         for host in self._hosts:
@@ -250,7 +255,7 @@ class Run:
         """Start everything but the producers; when it fails, what was started is stopped again.
 
         Raises:
-            ActorStopped: `stop` was called meanwhile.
+            ActorStopped: it was stopped meanwhile.
             SystemExit: so an actor's start wants it.
         """
         identity = self.settings.identity
@@ -259,12 +264,14 @@ class Run:
                 "application %r has no name: no messages are kept for it while it is away",
                 identity.application,
             )
-        waits = self._waits = Waits(identity.application)
+        waits = self._waits = Waits(identity.application, self._refuse_if_stopping)
+        self._watchdog.watch_loop()
         try:
             await self._start(waits)
         except BaseException as error:
             await asyncio.shield(self.stop())
-            if isinstance(self.failure, KeyboardInterrupt | SystemExit):
+            over = KeyboardInterrupt | SystemExit
+            if isinstance(self.failure, over) or (self.failure and isinstance(error, ActorStopped)):
                 raise self.failure from error
             raise
         finally:
@@ -281,27 +288,18 @@ class Run:
 
     async def _start(self, waits: Waits) -> None:
         self._make_links()
-        await waits.all((partial(connection_of, link), self._connect(link)) for link in self._links)
-        self._refuse_if_stopping()
+        await waits.all((partial(connection_of, link), connect(link)) for link in self._links)
         owners = [Wanted("application", self._resources), *(host.wanted for host in self._hosts)]
         opening = asyncio.ensure_future(self._keeper.open(owners))
         await waits.all([(lambda: self._keeper.opening, opening)])
         shared, *own = opening.result()
-        self._refuse_if_stopping()
         # Before the actors start, which may publish to each other at once. What comes meanwhile
         # waits in their mailboxes.
         routers = self._subscriptions.open(self._system)
         await waits.all((partial(subscription_of, router), router.start()) for router in routers)
-        self._refuse_if_stopping()
         for spec, host, resources in zip(self._specs, self._hosts, own, strict=True):
             spec.started(host.spawn(self.settings.restart, shared | resources))
         await waits.all((partial(start_of, lane), lane.started()) for lane in self._lanes())
-        self._refuse_if_stopping()
-
-    async def _connect(self, link: Link) -> None:
-        await link.start()
-        application = self.settings.identity.application
-        log.info("application %r is connected to %s", application, link.provider.address)
 
     def begin(self) -> None:
         """Everything is started: start the producers."""
@@ -312,9 +310,7 @@ class Run:
 
     def _refuse_if_stopping(self) -> None:
         if self._stopping is not None:
-            raise ActorStopped(
-                f"application {self.settings.identity.application!r} was stopped while it started"
-            )
+            raise ActorStopped(f"application {self._name!r} was stopped while it started")
 
     def _make_links(self) -> None:
         check_names(self._specs)
@@ -333,11 +329,15 @@ class Run:
 
         One of its own actors does not wait: the stop waits for what that is doing.
         """
+        stopping = self._begin_stop(self.settings.stop_timeout)
+        if not self._system.is_at_work():
+            await asyncio.shield(stopping)
+
+    def _begin_stop(self, seconds: float) -> asyncio.Task[None]:
         if self._stopping is None:
             # Not as part of whatever asks for it, which may be one of the actors.
-            self._stopping = self._loop.create_task(self._stop(), context=self._context)
-        if not self._system.is_at_work():
-            await asyncio.shield(self._stopping)
+            self._stopping = self._loop.create_task(self._stop(seconds), context=self._context)
+        return self._stopping
 
     async def stopped(self) -> None:
         """Wait for a stop that is under way, which whoever asked for it may have left."""
@@ -367,11 +367,11 @@ class Run:
         self._watchdog.stop()
         self._links.release()
 
-    async def _stop(self) -> None:
+    async def _stop(self, seconds: float) -> None:
         try:
             if self._confirming is not None:
                 self._confirming.cancel()
-            deadline = self._loop.time() + self.settings.stop_timeout
+            deadline = self._loop.time() + seconds
             routers = [router for host in self._hosts for router in self._subscriptions.leave(host)]
             await stop_hosts(self._hosts, routers, self._system, deadline)
             await wait_for_each(self._leaving.values())

@@ -152,12 +152,7 @@ class Link:
             )
 
     def check_open(self) -> None:
-        """Raise when the application has ended, or runs in another process; in any thread.
-
-        Raises:
-            ActorStopped: it has ended.
-            ConfigurationError: this process was forked off from the one in which it runs.
-        """
+        """Raise when the application has ended, or runs in another process; in any thread."""
         if self.ended:
             raise self._has_ended()
         if os.getpid() != self._process:

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import Literal
 
 from .._texts import describe, reason_of
-from ..errors import ConfigurationError, SpaDatError
+from ..errors import ActorStopped, ConfigurationError, SpaDatError
 from ._application import DistributedApplication
 from ._loop_end import end_loop
 from ._settings import LoopFactory
@@ -134,17 +134,31 @@ async def _serve(
                 await asyncio.wait((starting, interrupted), return_when="FIRST_COMPLETED")
                 if not starting.done():
                     starting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
+                try:
                     await starting
+                except asyncio.CancelledError:
+                    pass
+                except ActorStopped:
+                    # The program's own code has stopped it meanwhile.
+                    stop.set()
                 if not stop.is_set():
                     await _until_done(applications, interrupted)
             finally:
                 signals.stopping()
                 interrupted.cancel()
+        for application in applications:
+            if application._last_run is not None:
+                _refuse_exit(application._last_run.failure)
     finally:
         for application in applications:
             if application._last_run is not None:
                 given_up += application._last_run.given_up.reasons
+
+
+def _refuse_exit(failure: BaseException | None) -> None:
+    """Raise when a handler has ended the program while a signal did."""
+    if isinstance(failure, SystemExit | KeyboardInterrupt):
+        raise _Exit(failure) from failure
 
 
 async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplication, ...]) -> None:

@@ -14,7 +14,7 @@ from ._router import Router
 from ._specs import Spec
 from ._waiting import wait_for_all
 
-__all__ = ["Waits", "check_names", "connection_of", "start_of", "subscription_of"]
+__all__ = ["Waits", "check_names", "connect", "connection_of", "start_of", "subscription_of"]
 
 log = get_logger("spa_dat")
 
@@ -32,10 +32,12 @@ class Waits:
 
     Args:
         application: its name.
+        check: called after each wait; raises when the start is not to go on.
     """
 
-    def __init__(self, application: str) -> None:
+    def __init__(self, application: str, check: Callable[[], None]) -> None:
         self._application = application
+        self._check = check
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._pending: dict[asyncio.Future[Any], Callable[[], str]] = {}
@@ -55,6 +57,7 @@ class Waits:
             await wait_for_all(pending)
         finally:
             self._pending = {}
+        self._check()
 
     def __str__(self) -> str:
         """What is going on, in words."""
@@ -82,6 +85,13 @@ def check_names(specs: Iterable[Spec[Any]]) -> None:
                 " class attribute name or with configure(spec, name=...), or remove(spec) one"
             )
         names[spec.name] = None
+
+
+async def connect(link: Link) -> None:
+    """Start a link; raises as `Bus.start`."""
+    await link.start()
+    application = link.surroundings.identity.application
+    log.info("application %r is connected to %s", application, link.provider.address)
 
 
 def connection_of(link: Link) -> str:

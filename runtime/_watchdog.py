@@ -51,9 +51,12 @@ class Watchdog:
         self._blocked: tuple[str, str] | None = None
 
     def start(self) -> None:
-        """Begin to look; called on the loop."""
+        """Begin to look at the handlers; called on the loop."""
         if self._slow is not None:
             self._timer = self._loop.call_later(self._slow / _SHARE, self._look, self._slow)
+
+    def watch_loop(self) -> None:
+        """Begin to look at the event loop; called on it."""
         if self._limit is not None:
             self._pulse = _Pulse(self._loop, self._limit, self._is_blocked, self._goes_on)
             _pulses.add(self._pulse)

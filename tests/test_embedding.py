@@ -226,7 +226,6 @@ async def test_an_application_can_be_started_by_a_handler_of_another_one() -> No
 
     class Inner(Actor):
         topics = "told"
-        ressources = {"used": resource}
 
         async def on_start(self, socket: Socket) -> None:
             await socket.publish("told", "started")
@@ -238,6 +237,7 @@ async def test_an_application_can_be_started_by_a_handler_of_another_one() -> No
             await socket.publish("elsewhere")
             events.append("stopped")
 
+    inner.resource("used", resource)
     inner.add(Inner)
 
     @outer.application("begin")

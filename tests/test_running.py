@@ -87,6 +87,77 @@ def test_a_signal_during_the_start_ends_it(start: Start) -> None:
     assert program.end() == (0, ["close"], "")
 
 
+@pytest.mark.parametrize("hangs", ["on_start", "resource"])
+def test_stop_ends_a_start_that_hangs(start: Start, hangs: str) -> None:
+    program = start(
+        f"""
+        app = DistributedApplication("memory://", name="plant", stop_timeout=0.5)
+
+        async def hang(where):
+            if where == {hangs!r}:
+                say("hanging")
+                try:
+                    await asyncio.sleep(1000)
+                except asyncio.CancelledError:
+                    say("cancelled")
+                    raise
+
+        @contextlib.asynccontextmanager
+        async def hanging():
+            await hang("resource")
+            yield
+
+        class Boiler(Actor):
+            topics = "a"
+
+            async def on_start(self) -> None:
+                await hang("on_start")
+
+            async def on_message(self, payload: str) -> None: ...
+
+        app.resource("used", hanging)
+        app.configure(app.add(Boiler), ressources={{"one": resource}})
+        threading.Timer(1.0, app.stop).start()
+        app.run()
+        """.replace("app = ", "import threading; app = ", 1)
+    )
+    code, said, error = program.end()
+    if hangs == "resource":
+        assert (code, said, error) == (0, ["hanging", "cancelled"], "")
+    else:
+        assert (code, said) == (1, ["open", "hanging", "cancelled", "close"])
+        assert error.endswith(
+            "spa_dat: not stopped in good order: actor 'Boiler' did not finish in time and was cut"
+            " off\n"
+        )
+
+
+def test_a_handler_that_exits_while_a_signal_stops_the_program_has_the_last_word(
+    start: Start,
+) -> None:
+    program = start(
+        """
+        app = DistributedApplication("memory://", name="plant")
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            say("handling")
+            await asyncio.sleep(0.5)
+            sys.exit(3)
+
+        @app.producer()
+        async def produce(socket: Socket) -> None:
+            await socket.publish("a", "x")
+            await asyncio.sleep(1000)
+
+        app.run()
+        """
+    )
+    program.read_until("handling")
+    program.signal(signal.SIGTERM)
+    assert program.end()[0] == 3
+
+
 def test_a_producer_that_raises_drains_and_gives_exit_code_1_and_one_traceback(
     start: Start,
 ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from spa_dat import Actor, DistributedApplication, RestartPolicy, Socket, on
-from spa_dat.errors import ActorStopped
+from spa_dat.errors import ActorStopped, ConfigurationError
 from spa_dat.testing import Harness, Kafka, Mosquitto
 from support.waiting import eventually
 
@@ -263,6 +263,57 @@ async def test_two_that_ask_each_other_at_their_start_are_both_named(
     (line,) = lines(caplog)
     assert "actor 'two' (" in line
     assert "actor 'one' (" in line
+
+
+def hanging(app: DistributedApplication, seconds: float | None) -> None:
+    class Boiler(Actor):
+        async def on_start(self) -> None:
+            await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
+
+        @on("a")
+        async def handler(self, payload: str) -> None: ...
+
+    app.add(Boiler)
+
+
+@pytest.mark.virtual
+async def test_a_stop_gives_a_start_up_that_hangs() -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=3)
+    hanging(app, None)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    loop.call_later(5, app.stop)
+    with pytest.raises(ActorStopped, match="'plant/0/Boiler' has stopped"):
+        await app.__aenter__()
+    assert loop.time() - began == pytest.approx(8, abs=0.5)
+    assert app.problems == {"plant": "it does not run"}
+
+
+@pytest.mark.virtual
+async def test_a_stop_lets_a_start_that_ends_in_time_end() -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=3)
+    hanging(app, 7)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    loop.call_later(5, app.stop)
+    async with app:
+        assert loop.time() - began == pytest.approx(7, abs=0.5)
+        await app.wait()
+        await asyncio.sleep(10)
+        assert "stopping" not in app.problems.get("plant", "")
+
+
+@pytest.mark.virtual
+async def test_a_start_that_hangs_ends_when_the_bus_is_lost_for_good() -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=3)
+    hanging(app, None)
+    starting = asyncio.ensure_future(app.__aenter__())
+    await eventually(lambda: "Boiler" in app.problems.get("plant", ""), 30)
+    assert app._run is not None
+    (link,) = app._run.links
+    link.surroundings.fatal(ConfigurationError("another program runs as 'plant.0'"))
+    with pytest.raises(ConfigurationError, match="another program"):
+        await starting
 
 
 @pytest.mark.virtual

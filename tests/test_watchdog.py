@@ -218,6 +218,31 @@ async def test_what_blocks_the_loop_outside_of_actors_is_named_too(
     assert line.startswith("application 'plant' has blocked the event loop for ")
 
 
+async def test_what_blocks_the_loop_while_the_application_starts_is_named_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = make(blocked_after=0.2, slow_after=None)
+    waiter = Waiter("has blocked the event loop")
+
+    class Rude(Actor):
+        async def on_start(self) -> None:
+            assert waiter.came.wait(30)
+
+        @on("a")
+        async def handle(self, payload: str) -> None: ...
+
+    app.add(Rude)
+    logging.getLogger("spa_dat").addHandler(waiter)
+    try:
+        async with app:
+            await eventually(lambda: app.healthy)
+    finally:
+        logging.getLogger("spa_dat").removeHandler(waiter)
+    (line,) = lines(caplog, "has blocked the event loop")
+    assert line.startswith("actor 'Rude' has blocked the event loop for ")
+    assert "on_start at " in line
+
+
 # A deadline, and a handler that does not mind.
 
 
