@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Self
 
+import aiokafka.errors as kafka
 import pytest
+from aiokafka.protocol.admin import CreateTopicsRequest
 
 from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope, KafkaConfig
+from spa_dat.transports.kafka import _creation
 from spa_dat.transports.kafka._creation import Topics
+from spa_dat.transports.kafka._errors import connect_problem
 from spa_dat.transports.kafka._names import Names
 from support.kafka_bus import bus_client, create, new_prefix, read, settings
 from support.waiting import eventually
@@ -198,3 +204,81 @@ async def _delete(kafka: Kafka, name: str) -> None:
 
 async def _gone(kafka: Kafka, name: str) -> bool:
     return not await _exists(kafka, name)
+
+
+class Cluster:
+    """A cluster that answers the first request for a topic with an error, and is well then."""
+
+    def __init__(self, text: str | None, *, brokers: int = 1) -> None:
+        self.text = text
+        self.count = brokers
+        self.replicas: list[int] = []
+
+    def __call__(self, **options: object) -> Self:
+        return self
+
+    async def bootstrap(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def force_metadata_update(self) -> bool:
+        return True
+
+    def get_random_node(self) -> int:
+        return 0
+
+    @property
+    def cluster(self) -> Self:
+        return self
+
+    controller = None
+
+    def brokers(self) -> range:
+        return range(self.count)
+
+    async def send(self, node: int, request: object) -> SimpleNamespace:
+        if not isinstance(request, CreateTopicsRequest):
+            missing = kafka.UnknownTopicOrPartitionError.errno
+            code, leaders = (0, [(0, 0, 0)]) if self.replicas[1:] else (missing, [])
+            return SimpleNamespace(topics=[(code, "a", False, leaders)])
+        self.replicas.append(request.create_topic_requests[0][2])
+        code = 0 if self.replicas[1:] else kafka.InvalidReplicationFactorError.errno
+        return SimpleNamespace(topic_errors=[("a", code, self.text)])
+
+
+async def _reached(*args: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (
+            "Unable to replicate the partition 1 time(s): All brokers are currently fenced.",
+            kafka.KafkaError,
+        ),
+        ("Replication factor: 1 larger than available brokers: 0.", kafka.KafkaError),
+        (
+            "The target replication factor of 3 cannot be reached because only 1 broker(s) are up.",
+            ConfigurationError,
+        ),
+        (None, ConfigurationError),
+    ],
+)
+async def test_a_cluster_without_a_broker_for_a_new_topic_is_an_outage(
+    monkeypatch: pytest.MonkeyPatch, text: str | None, error: type[Exception]
+) -> None:
+    cluster = Cluster(text, brokers=0)
+    monkeypatch.setattr(_creation, "AIOKafkaClient", cluster)
+    monkeypatch.setattr(_creation, "Connections", lambda *args: None)
+    monkeypatch.setattr(_creation, "reach", _reached)
+    config = KafkaConfig("127.0.0.1:1", create_topics="all")
+    made = Topics(config, Names(config), "tests")
+    with pytest.raises(error) as caught:
+        await made.ensure(["a"], 5.0)
+    if error is kafka.KafkaError:
+        problem = connect_problem(caught.value, config.address, None)
+        assert not problem.final
+        assert text is not None
+        assert text in str(problem.error)
+        await made.ensure(["a"], 5.0)
+        assert cluster.replicas == [1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ _TEMPORARY = (
     kafka.NodeNotReadyError,
     kafka.KafkaConnectionError,
 )
+# A cluster whose brokers start, stop or are cut off has none for a new topic: that is an outage.
+_NO_BROKER = re.compile(r"\bfenced\b|\bavailable brokers: 0\b")
 
 
 class Topics:
@@ -76,7 +79,8 @@ class Topics:
             NotAuthorised: the cluster does not let us see or create one.
             ConfigurationError: the TLS files can not be used, or the cluster can not create a
                 topic with this ``replication`` or these ``partitions``.
-            OSError, aiokafka.errors.KafkaError: no connection; what `connect_problem` is for.
+            OSError, aiokafka.errors.KafkaError: no connection, or no broker is up; what
+                `connect_problem` is for.
         """
         wanted = list(dict.fromkeys(names))
         if not wanted:
@@ -125,7 +129,7 @@ class Topics:
 
     async def _create(self, client: Any, names: Sequence[str], created: set[str]) -> None:
         brokers = len(client.cluster.brokers())
-        replication = self._config.replication or min(_REPLICAS, brokers)
+        replication = self._config.replication or max(min(_REPLICAS, brokers), 1)
         requests = [(name, *self._shape(name, replication), self._settings(name)) for name in names]
         milliseconds = int(self._config.request_timeout * 1000)
         controller = client.cluster.controller
@@ -141,7 +145,10 @@ class Topics:
                 await asyncio.sleep(_LOOK_AGAIN)
                 await client.force_metadata_update()
             else:
-                raise self._not_created(name, error(), next(iter(text), None))
+                said = next(iter(text), None)
+                if error is kafka.InvalidReplicationFactorError and _NO_BROKER.search(said or ""):
+                    raise kafka.KafkaError(f"topic {name!r} can not be created yet: {said}")
+                raise self._not_created(name, error(), said)
 
     def _shape(self, name: str, replication: int) -> tuple[int, int, list[Any]]:
         partitions = 1 if self._names.is_own(name) else self._config.partitions
