@@ -105,7 +105,11 @@ class Actor(_Base):
 
     def on_receive(self, message: Any) -> Any:
         """Handles a local message; what it returns answers an ask."""
-        _log.warning("%s got a message that it has no on_receive for: %s", self, quoted(message))
+        text = "%s got a message that it has no on_receive for: %s"
+        if self._spa_cell is None:
+            _log.warning(text, self, quoted(message))
+        else:
+            self._spa_cell.owner.log.warning(text, self, quoted(message), kind=self._spa_cell.name)
 
     def on_failure(self, error: Exception) -> Any:
         """Runs after a message that was told, not asked, has raised ``error``. The actor goes on

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .._logs import get_logger
-from .._texts import quoted
+from .._texts import error_name, quoted
 from ..errors import ActorError, ActorStopped, ConfigurationError, RestartLimitReached
 from ._actor import Actor
 from ._chain import CURRENT, Frame, current_frame, deadlock, find_cycle
@@ -21,29 +21,13 @@ from ._restart import RestartCounter, RestartPolicy
 from ._work import call_hook, receive_message, work
 
 if TYPE_CHECKING:
-    from .._environment import Environment
+    from ._system import ActorSystem
 
-__all__ = ["Cell", "Owner"]
+__all__ = ["Cell"]
 
 A = TypeVar("A", bound=Actor)
 
 _log = get_logger("spa_dat.actors")
-
-
-class Owner(Protocol):
-    """What a cell needs of the system it belongs to."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def environment(self) -> Environment: ...
-
-    def actor_failed(self, ref: ActorRef[Any], error: BaseException, where: str) -> None: ...
-
-    def actor_left(self, ref: ActorRef[Any], unhandled: int) -> None: ...
-
-    def actor_ended(self, cell: Cell[Any]) -> None: ...
 
 
 class Cell(Generic[A]):
@@ -52,31 +36,35 @@ class Cell(Generic[A]):
     Attributes:
         receive: handles what is no local message.
         discard: end after the current message, whatever the mailbox holds.
+        ended_with: why it was given up; None while it was not.
+        owner: its system.
         guard: says who may cancel its task.
+        ready: on_start has succeeded.
         replaced: the next message is another instance's than the current one was.
         failures: how many messages have raised without anybody waiting for the answer.
     """
 
     __slots__ = (
-        "_ended_with",
         "_factory",
         "_leftover",
-        "_owner",
         "_pause",
         "_pykka_ref",
         "_pykka_stops",
-        "_ready",
         "_restart",
         "_stale",
         "_started",
+        "_stopped",
         "_urn",
         "actor_class",
         "discard",
+        "ended_with",
         "failures",
         "guard",
         "instance",
         "mailbox",
         "name",
+        "owner",
+        "ready",
         "receive",
         "ref",
         "replaced",
@@ -85,21 +73,23 @@ class Cell(Generic[A]):
 
     def __init__(
         self,
-        owner: Owner,
+        owner: ActorSystem,
         name: str,
         mailbox: Mailbox,
         factory: Callable[[], A],
         restart: RestartPolicy,
         receive: Callable[[A, Any], Awaitable[None]] | None,
         leftover: Callable[[list[Any]], None] | None,
+        stopped: Callable[[], None] | None,
     ) -> None:
-        self._owner = owner
+        self.owner = owner
         self._factory: Callable[[], A] | None = factory
         self._restart = restart
         self.receive: Callable[[A, Any], Awaitable[None]] = receive or receive_message
         self._leftover = leftover
-        self._ready = self.discard = self.replaced = self._stale = False
-        self._ended_with: RestartLimitReached | None = None
+        self._stopped = stopped
+        self.ready = self.discard = self.replaced = self._stale = False
+        self.ended_with: RestartLimitReached | None = None
         self._pause: asyncio.Future[None] | None = None
         self._started: asyncio.Future[None] | None = None
         self._pykka_ref: PykkaRef | None = None
@@ -121,13 +111,13 @@ class Cell(Generic[A]):
     @property
     def address(self) -> str:
         """The name, with the system's name in front where it has one."""
-        return f"{self._owner.name}/{self.name}" if self._owner.name else self.name
+        return f"{self.owner.name}/{self.name}" if self.owner.name else self.name
 
     @property
     def urn(self) -> str:
         """pykka's name for the actor."""
         if self._urn is None:
-            self._urn = f"urn:uuid:{self._owner.environment.new_id()}"
+            self._urn = f"urn:uuid:{self.owner.environment.new_id()}"
         return self._urn
 
     @property
@@ -146,12 +136,12 @@ class Cell(Generic[A]):
     async def started(self) -> None:
         """Wait until on_start has succeeded."""
         self._refuse_cycle()
-        if not self._ready and not self.task.done():
+        if not self.ready and not self.task.done():
             if self._started is None:
                 self._started = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._started)
-        if not self._ready:
-            raise self._ended_with or self.stopped()
+        if not self.ready:
+            raise self.ended_with or self.stopped()
 
     def request_stop(self, *, drain: bool) -> None:
         """Take no more messages, and end after those in the mailbox or after the current one."""
@@ -160,11 +150,6 @@ class Cell(Generic[A]):
         self.mailbox.close()
         if self._pause is not None and not self._pause.done():
             self._pause.set_result(None)
-
-    @property
-    def ready(self) -> bool:
-        """Whether on_start has succeeded."""
-        return self._ready
 
     async def stop(self, *, drain: bool) -> None:
         """`request_stop`, and wait for the end unless the end has to wait for the caller."""
@@ -193,9 +178,9 @@ class Cell(Generic[A]):
 
         What it was working on is nobody's any more; the mailbox stays. False when it is not up.
         """
-        if not self._ready or self.mailbox.closed:
+        if not self.ready or self.mailbox.closed:
             return False
-        self._ready = False
+        self.ready = False
         self.guard.cancel(End.RESTART)
         return True
 
@@ -238,7 +223,7 @@ class Cell(Generic[A]):
             self._finish()
 
     def _lose_instance(self) -> None:
-        self._ready = self._stale = False
+        self.ready = self._stale = False
         self.instance = None
 
     async def _bring_up(self) -> bool:
@@ -246,14 +231,13 @@ class Cell(Generic[A]):
         while not self.discard:
             error = await call_hook(self, self._begin)
             if error is None:
-                self._ready = True
+                self.ready = True
                 self._announce()
                 return True
             self.instance = None
-            restarts = restarts or RestartCounter(self._restart, self._owner.environment.random)
+            restarts = restarts or RestartCounter(self._restart, self.owner.environment.random)
             closed = self.mailbox.closed
-            now = asyncio.get_running_loop().time()
-            delay = None if closed else restarts.next_delay(error, now)
+            delay = None if closed else restarts.next_delay(error, self.task.get_loop().time())
             self.report(error, "on_start", again_in=delay)
             if delay is None:
                 if not closed:
@@ -321,9 +305,9 @@ class Cell(Generic[A]):
             unhandled += len(foreign)
         if unhandled:
             _log.warning("actor %r stopped with %d messages unhandled", self.address, unhandled)
-            self._owner.actor_left(self.ref, unhandled)
+            self.owner.actor_left(self.ref, unhandled)
         self.instance = self._factory = None
-        self._owner.actor_ended(self)
+        self.owner.actor_ended(self)
         self._announce()
         for future in self._pykka_stops or ():
             future.set(None)
@@ -346,13 +330,14 @@ class Cell(Generic[A]):
         if self._factory is not None:
             # A task that is cancelled before its first step never gets to its end by itself.
             self._finish()
-        if not task.cancelled():
-            # Marks it as seen: it was reported.
-            task.exception()
+        # Looking at the exception marks it as seen: it was reported.
+        ended_well = not task.cancelled() and task.exception() is None and self.ended_with is None
+        if ended_well and self._stopped is not None:
+            self._stopped()
 
     def _cancellation_cleared(self) -> None:
         error = ActorError(f"the task of actor {self.address!r} was cancelled by its own code")
-        self._owner.actor_failed(self.ref, error, "cancellation")
+        self.owner.actor_failed(self.ref, error, "cancellation")
 
     def _announce(self) -> None:
         started, self._started = self._started, None
@@ -360,12 +345,12 @@ class Cell(Generic[A]):
             _wake(started)
 
     def _give_up(self, error: BaseException) -> None:
-        self._ended_with = RestartLimitReached(
+        self.ended_with = RestartLimitReached(
             f"actor {self.address!r} {self._restart.problem(error)} and stays stopped; the last"
             f" error was {quoted(error)}"
         )
-        self._ended_with.__cause__ = error
-        self.report(self._ended_with, "restart")
+        self.ended_with.__cause__ = error
+        self.report(self.ended_with, "restart")
 
     def report(self, error: BaseException, where: str, *, again_in: float | None = None) -> None:
         """Log a failure and tell the system of it.
@@ -377,14 +362,17 @@ class Cell(Generic[A]):
             where: as for the system's ``on_failure``.
             again_in: seconds until the actor is started again; None when it is not.
         """
+        kind = self.address, where, error_name(error)
         if again_in is not None:
             text = "actor %r failed in %s and is started again in %.2g s: %s"
-            _log.warning(text, self.address, where, again_in, quoted(error))
+            self.owner.log.warning(text, self.address, where, again_in, quoted(error), kind=kind)
         else:
             traceback = None if where == "restart" else error
             text = "actor %r failed in %s: %s"
-            _log.error(text, self.address, where, quoted(error), exc_info=traceback)
-        self._owner.actor_failed(self.ref, error, where)
+            self.owner.log.error(
+                text, self.address, where, quoted(error), exc_info=traceback, kind=kind
+            )
+        self.owner.actor_failed(self.ref, error, where)
 
     def stopped(self) -> ActorStopped:
         """The error for those who want something of the actor after its end."""

@@ -32,6 +32,8 @@ class Mailbox:
         key: for `Overflow.LATEST_BY_KEY`, the key of a message.
 
     Attributes:
+        capacity: as given.
+        overflow: as given. What has an attribute ``is_kept`` that is true is never dropped.
         dropped: how many items the overflow policy has dropped.
         on_drop: called with what was dropped: the item, or for a local message the message
             itself. It must not raise; what it raises is logged.
@@ -44,22 +46,22 @@ class Mailbox:
     """
 
     __slots__ = (
-        "_capacity",
         "_closed",
         "_getter",
         "_incoming",
         "_latest",
         "_limit",
         "_loop",
-        "_overflow",
         "_places",
         "_thread",
+        "capacity",
         "dropped",
         "items",
         "key",
         "looks_after",
         "name",
         "on_drop",
+        "overflow",
     )
 
     def __init__(
@@ -73,8 +75,8 @@ class Mailbox:
         if (key is None) == (overflow is Overflow.LATEST_BY_KEY):
             problem = "needs a key function" if key is None else "has no use for a key function"
             raise ConfigurationError(f"overflow policy {overflow.value!r} {problem}")
-        self._capacity = capacity
-        self._overflow = overflow
+        self.capacity = capacity
+        self.overflow = overflow
         self.key = key
         self.items: deque[Any] = deque()
         self._latest: dict[Hashable, Slot] | None = None if key is None else {}
@@ -92,18 +94,8 @@ class Mailbox:
         self.name = ""
 
     @property
-    def capacity(self) -> int:
-        """The number of messages from which on it counts as full."""
-        return self._capacity
-
-    @property
     def _reserved(self) -> int:
         return 0 if self._places is None else self._places.reserved
-
-    @property
-    def overflow(self) -> Overflow:
-        """What happens with a message that is offered to it when it is full."""
-        return self._overflow
 
     @property
     def closed(self) -> bool:
@@ -113,7 +105,7 @@ class Mailbox:
     @property
     def full(self) -> bool:
         """Whether it has no free place; those kept for senders that wait are not free."""
-        return len(self.items) + self._reserved >= self._capacity
+        return len(self.items) + self._reserved >= self.capacity
 
     def __len__(self) -> int:
         return len(self.items)
@@ -212,8 +204,8 @@ class Mailbox:
         with _INCOMING_LOCK:
             if self._incoming is None:
                 self._incoming = deque()
-        refuses = self._overflow is Overflow.REFUSE
-        if refuses and len(self.items) + len(self._incoming) >= self._capacity:
+        refuses = self.overflow is Overflow.REFUSE
+        if refuses and len(self.items) + len(self._incoming) >= self.capacity:
             raise self._full()
         self._incoming.append(item)
         try:
@@ -316,17 +308,24 @@ class Mailbox:
                 return True
             slot = Slot(key, item)
         if self.full:
-            if asked or self._overflow is Overflow.REFUSE:
+            if asked or self.overflow is Overflow.REFUSE:
                 raise self._full()
-            if self._overflow is Overflow.DROP_NEWEST or not self.items:
+            place = None if self.overflow is Overflow.DROP_NEWEST else self._oldest()
+            if place is None:
                 self._drop(item)
                 return False
-            self._drop(self._unslot(self.items.popleft()))
+            oldest = self.items[place]
+            del self.items[place]
+            self._drop(self._unslot(oldest))
         if slot is not None and self._latest is not None:
             self._latest[slot.key] = slot
         self.items.append(item if slot is None else slot)
         self._wake()
         return True
+
+    def _oldest(self) -> int | None:
+        kept = (getattr(entry, "is_kept", False) for entry in self.items)
+        return next((place for place, is_kept in enumerate(kept) if not is_kept), None)
 
     def _unslot(self, entry: Any) -> Any:
         if type(entry) is not Slot:
@@ -363,14 +362,14 @@ class Mailbox:
 
     def _note_limit(self) -> None:
         simple = self._latest is None and not self._closed
-        self._limit = self._capacity - self._reserved if simple else 0
+        self._limit = self.capacity - self._reserved if simple else 0
 
     def _take_incoming(self) -> None:
         incoming = self._incoming
         while incoming:
             item = incoming.popleft()
             try:
-                if self._overflow is Overflow.REFUSE:
+                if self.overflow is Overflow.REFUSE:
                     self.force(item)
                 else:
                     self.offer(item)
@@ -395,6 +394,6 @@ class Mailbox:
 
     def _full(self) -> MailboxFull:
         return MailboxFull(
-            f"{self._described()} is full ({self._capacity} messages);"
+            f"{self._described()} is full ({self.capacity} messages);"
             " wait for a place with send, or choose a larger capacity or another overflow policy"
         )

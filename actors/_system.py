@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pykka
 
 from .._environment import Environment
+from .._limited_log import LimitedLog
 from .._logs import get_logger
 from ..errors import ConfigurationError
 from ._actor import Actor
@@ -55,6 +56,8 @@ class ActorSystem:
     ) -> None:
         check_pykka()
         self.name = name
+        # What actors fail at often comes with a message of a stranger's.
+        self.log = LimitedLog(_log)
         self.environment = Environment() if environment is None else environment
         self._on_failure = on_failure
         self._on_unhandled = on_unhandled
@@ -71,6 +74,7 @@ class ActorSystem:
         restart: RestartPolicy = RestartPolicy(),
         receive: Callable[[A, Any], Awaitable[None]] | None = None,
         leftover: Callable[[list[Any]], None] | None = None,
+        stopped: Callable[[], None] | None = None,
         register_globally: bool = False,
     ) -> ActorRef[A]:
         """Start an actor on the running event loop. Messages may be sent to it at once.
@@ -86,6 +90,8 @@ class ActorSystem:
                 What it raises is reported, and the actor goes on.
             leftover: called once with what ``receive`` would have got and the actor did not
                 come to before it stopped, in order.
+            stopped: called once when it has ended because it was stopped, by whomever, and not
+                because it was cancelled or given up.
             register_globally: also enter it in pykka's registry of the whole process.
 
         Raises:
@@ -99,7 +105,7 @@ class ActorSystem:
             problem = "is empty" if not name else "is taken by a running actor"
             raise ConfigurationError(f"actor name {name!r} {problem}; choose another one")
         box = Mailbox() if mailbox is None else mailbox
-        cell = Cell(self, name, box, factory, restart, receive, leftover)
+        cell = Cell(self, name, box, factory, restart, receive, leftover, stopped)
         self._cells[name] = cell
         if register_globally:
             self._global[name] = cell.ref
@@ -225,6 +231,8 @@ class ActorSystem:
     def actor_ended(self, cell: Cell[Any]) -> None:
         """Called by an actor's supervision."""
         self._cells.pop(cell.name, None)
+        if not self._cells:
+            self.log.flush()
         ref = self._global.pop(cell.name, None)
         if ref is not None:
             pykka.ActorRegistry.unregister(ref.pykka)

@@ -213,7 +213,9 @@ class Caller:
         if not self._handlers[index].injection.is_async:
             return self._in_thread(function, arguments)
         call: Awaitable[Any] = function(**arguments)
-        return call if self._deadline is None else self._cut_off(call, self._deadline)
+        if self._deadline is None:
+            return call
+        return self._cut_off(call, asyncio.get_running_loop().time() + self._deadline)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """Each handler as it can be called and awaited without `call`; None where it can not."""
@@ -231,15 +233,15 @@ class Caller:
         return self._bound
 
     async def in_thread(self, function: Callable[..., Any], args: Sequence[Any]) -> None:
-        """Call a function in the actor's thread, without a deadline."""
-        assert self._worker is not None
-        await self._worker.run(function, *args)
+        """Call a function in the actor's thread, if it has one, without a deadline."""
+        worker = self._worker
+        await _awaited(function(*args) if worker is None else await worker.run(function, *args))
 
-    async def _cut_off(self, call: Awaitable[Any], deadline: float) -> Any:
+    async def _cut_off(self, call: Awaitable[Any], until: float) -> Any:
         # A task of its own: what swallows its cancellation must not keep the actor.
         running = self._running = asyncio.ensure_future(_contained(call))
         try:
-            result, error = await self._within(running, deadline)
+            result, error = await self._within(running, until)
         finally:
             if running.done():
                 self._running = None
@@ -249,15 +251,16 @@ class Caller:
             raise error
         return result
 
-    async def _within(self, running: asyncio.Task[_Outcome], deadline: float) -> _Outcome:
+    async def _within(self, running: asyncio.Task[_Outcome], until: float) -> _Outcome:
+        left = max(0.0, until - asyncio.get_running_loop().time())
         try:
-            done, _ = await asyncio.wait((running,), timeout=deadline)
+            done, _ = await asyncio.wait((running,), timeout=left)
             if done:
                 return running.result()
             running.cancel()
             done, _ = await asyncio.wait((running,), timeout=_REST)
             self._stats["messages.cut_off"] += 1
-            text = f"the handler took longer than its deadline of {deadline:g} s"
+            text = f"the handler took longer than its deadline of {self._deadline:g} s"
             if not done:
                 where = place(frames_of(running)) or "its code"
                 self._stats["actors.abandoned"] += 1
@@ -284,11 +287,13 @@ class Caller:
         deadline = self._deadline
         if deadline is None:
             return await _awaited(await self._worker.run(function, **arguments))
+        until = asyncio.get_running_loop().time() + deadline
         running = self._worker.begin(function, **arguments)
         try:
             done, _ = await asyncio.wait((running,), timeout=deadline)
             if done:
-                return await _awaited(running.result())
+                result = running.result()
+                return await self._cut_off(result, until) if inspect.isawaitable(result) else result
         finally:
             running.cancel()
             # What it raised refers to this frame.

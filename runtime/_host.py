@@ -86,11 +86,10 @@ class Host:
         self.environment = surroundings.environment
         self.stats = surroundings.stats
         self.max_received = link.max_received
-        extra = {"spa_dat_actor": self.source}
-        self.users_log = logging.LoggerAdapter(get_logger(ACTOR_LOG), extra)
+        log, extra = get_logger(ACTOR_LOG), {"spa_dat_actor": self.source}
+        self.users_log = logging.LoggerAdapter(log, extra)
         # Which of several actors on one topic has failed must show under any logging format.
-        prefix = f"actor {spec.name!r}: "
-        self.log = LimitedLog(get_logger(ACTOR_LOG), {**extra, OWN: True}, prefix)
+        self.log = LimitedLog(log, {**extra, OWN: True}, f"actor {spec.name!r}: ")
         self.ended = False
         self.life: object = None
         self.state: Any = None
@@ -150,6 +149,7 @@ class Host:
             restart=restart,
             receive=self.receive if observer is None else observer.receiving(self, self.receive),
             leftover=partial(self.runner.given_up.left_over, self.own_name),
+            stopped=self.request_stop,
         )
         return (ref,)
 

@@ -266,7 +266,7 @@ class Link:
         posted = self.bus.post(envelope)
         turn = current_turn.get()
         if turn is not None and turn.active and turn.settles:
-            turn.posts.append(posted)
+            turn.add(posted)
         else:
             on_failure(posted, self.lost_posts.report)
         return posted

@@ -98,7 +98,9 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             topic=envelope.topic,
             id=envelope.identity,
             key=envelope.key,
-            headers=envelope.headers,
+            # A copy: what a handler does to them is neither other actors' business nor the next
+            # attempt's, and a dead letter has them as they came.
+            headers=dict(envelope.headers) if envelope.headers else NO_HEADERS,
             time=envelope.time,
             retained=envelope.retain,
             redelivered=envelope.redelivered,

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from .._texts import describe, error_name, quoted
 from ..errors import PublishNotSent, PublishUnknown
 from ..transports import Delivery
-from ._turn import Turn
+from ._turn import Turn, is_confirmed
 
 __all__ = ["Settlements"]
 
@@ -66,7 +66,7 @@ class Settlements:
 
     def begin(self, deliveries: Sequence[Delivery], turn: Turn) -> None:
         """`settle_all_after` for who sees to it that there are not too many."""
-        pending = [post for post in turn.posts if not _is_confirmed(post)]
+        pending = [post for post in turn.posts if not is_confirmed(post)]
         if not pending:
             for delivery in deliveries:
                 delivery.settle()
@@ -125,10 +125,6 @@ class Settlements:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
-
-
-def _is_confirmed(post: asyncio.Future[None]) -> bool:
-    return post.done() and not post.cancelled() and post.exception() is None
 
 
 class _Settlement:

@@ -24,7 +24,10 @@ class PutOff:
         in_thread: a thread of the actor put it off, not the event loop.
         life: the instance's that put it off.
         cancelled: it is not wanted any more.
+        is_kept: no mailbox drops it for newer messages.
     """
+
+    is_kept = True
 
     __slots__ = ("_timers", "args", "cancelled", "function", "in_thread", "life", "timer")
 

@@ -12,7 +12,7 @@ import msgspec
 
 from ..transports import Envelope
 
-__all__ = ["Turn", "current_turn", "lasting_identity"]
+__all__ = ["Turn", "current_turn", "is_confirmed", "lasting_identity"]
 
 
 class Turn(msgspec.Struct, eq=False):
@@ -45,6 +45,16 @@ class Turn(msgspec.Struct, eq=False):
     failure: BaseException | None = None
     _envelope: Envelope | None = None
     _ordinals: dict[str, int] | None = None
+    _crowded: int = 1000
+
+    def add(self, posted: asyncio.Future[None]) -> None:
+        """One more publish that has to be confirmed before the message is settled."""
+        posts = self.posts
+        posts.append(posted)
+        if len(posts) >= self._crowded:
+            # A handler may post for hours: what is confirmed must not be kept with its payload.
+            self.posts = [post for post in posts if not is_confirmed(post)]
+            self._crowded = max(1000, 2 * len(self.posts))
 
     def take(self) -> BaseException:
         """The failure, which is dealt with now: its traceback may refer to the turn."""
@@ -94,6 +104,11 @@ def lasting_identity(envelope: Envelope) -> str | None:
     if identity is None or envelope.id is not None:
         return identity
     return f"{identity}@{envelope.time}"
+
+
+def is_confirmed(post: asyncio.Future[None]) -> bool:
+    """Whether the broker has what was posted."""
+    return post.done() and not post.cancelled() and post.exception() is None
 
 
 @functools.lru_cache(1_024)

@@ -449,6 +449,31 @@ async def test_an_actor_can_stop_from_inside_through_its_reference(
         await eventually(lambda: app.stats["messages.handled"] == 3)
 
 
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_an_actor_that_is_stopped_by_reference_leaves_its_subscription_like_any_other(
+    app: DistributedApplication, provider: MemoryProvider, concurrency: int
+) -> None:
+    class Boiler(Actor):
+        @on("a")
+        async def measured(self, payload: str) -> None: ...
+
+    @app.application("a", name="other")
+    async def other(payload: str, context: Context) -> None:
+        context.stop()
+
+    spec = app.add(Boiler)
+    app.configure(spec, concurrency=concurrency)
+    async with app, talking(provider) as socket:
+        ended = asyncio.ensure_future(app.wait())
+        await spec.refs[0].stop()
+        # An actor that takes nothing any more must not look like one that does.
+        await eventually(lambda: "plant.0.Boiler" not in provider.broker.links)
+        assert not ended.done()
+        await socket.publish("a", "1")
+        # And when no other one is left, there is nothing more to do.
+        await ended
+
+
 async def test_hooks_may_ask_for_what_producers_may() -> None:
     seen: list[object] = []
 

@@ -49,6 +49,32 @@ def test_refuse_raises_and_keeps_what_is_in() -> None:
     assert (taken(mailbox), dropped, mailbox.dropped) == ([1, 2], [], 0)
 
 
+@pytest.mark.parametrize("overflow", [Overflow.DROP_OLDEST, Overflow.DROP_NEWEST])
+def test_what_is_to_be_kept_makes_no_room(overflow: Overflow) -> None:
+    class Kept:
+        is_kept = True
+
+    first, second = Kept(), Kept()
+    mailbox, dropped = filled(1, overflow=overflow)
+    mailbox.force(first)
+    mailbox.push_front([second])
+    mailbox.offer(2)
+    mailbox.offer(3)
+    left = 3 if overflow is Overflow.DROP_OLDEST else 1
+    assert [item for item in mailbox.items if item not in (first, second)] == [left]
+    assert [second, first] == [item for item in mailbox.items if isinstance(item, Kept)]
+    assert sorted([*dropped, left]) == [1, 2, 3]
+
+
+def test_where_everything_is_to_be_kept_the_new_one_is_dropped() -> None:
+    class Kept:
+        is_kept = True
+
+    mailbox, dropped = filled(Kept(), Kept(), overflow=Overflow.DROP_OLDEST)
+    assert not mailbox.offer(1)
+    assert dropped == [1]
+
+
 def test_drop_oldest_makes_room() -> None:
     mailbox, dropped = filled(1, 2, overflow=Overflow.DROP_OLDEST)
     assert mailbox.offer(3)

@@ -354,6 +354,29 @@ async def test_the_outbox_takes_so_many_bytes_and_says_which_option_it_is() -> N
     assert box.size == 0
 
 
+@pytest.mark.parametrize(
+    "long",
+    [
+        {"topic": "t" * 50_000},
+        {"key": "k" * 50_000},
+        {"content_type": "c" * 50_000},
+        {"headers": {"name": "v" * 50_000}},
+        {"headers": {"n" * 50_000: "value"}},
+    ],
+    ids=["topic", "key", "content type", "value of a header", "name of a header"],
+)
+async def test_long_texts_of_a_publish_count_like_its_payload(long: dict[str, Any]) -> None:
+    box, _ = outbox(capacity_bytes=120_000)
+    envelope = Envelope(**{"topic": "t", **long})
+    entries = [box.submit(envelope) for _ in range(2)]
+    with pytest.raises(OutboxFull, match="'outbox_bytes'"):
+        box.submit(envelope)
+    assert 100_000 <= box.size < 101_000
+    entries[0].cancel()
+    close(box, entries[1])
+    assert box.size == 0
+
+
 async def test_a_publish_that_is_larger_than_the_outbox_waits_alone() -> None:
     box, written = outbox(capacity_bytes=10, window_bytes=10)
     box.connected()

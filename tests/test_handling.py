@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from spa_dat import Actor, Context, Message, RetryPolicy, Socket, on
+from spa_dat import Actor, Context, Message, Overflow, RetryPolicy, Socket, on
 from spa_dat.errors import ActorStopped, ConfigurationError, RemoteError
-from spa_dat.runtime._turn import Turn
+from spa_dat.runtime._turn import Turn, current_turn
 from spa_dat.transports import Envelope
 from support.memory import Gate, Site
 from support.waiting import eventually
@@ -324,6 +324,96 @@ async def test_the_actor_goes_on_while_posts_are_being_confirmed() -> None:
         assert site.unsettled() == 5
         site.cut("app.0")
         await site.settled()
+
+
+async def test_of_the_posts_of_one_message_the_confirmed_ones_are_not_kept() -> None:
+    site = Site()
+    app = site.app()
+    kept: list[int] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket) -> None:
+        for place in range(10_000):
+            if place % 100 == 0:
+                await asyncio.sleep(0.01)
+            socket.post("out", place)
+        turn = current_turn.get()
+        assert turn is not None
+        kept.append(len(turn.posts))
+
+    async with app:
+        watcher = site.watch("out")
+        site.number("n", 1)
+        await watcher.get(10_000)
+        await site.settled()
+    assert kept[0] <= 1_000
+
+
+async def test_posts_that_are_not_confirmed_yet_are_kept_however_many() -> None:
+    site = Site()
+    app = site.app()
+    handled: list[int] = []
+
+    @app.application("n", name="actor")
+    async def handle(number: int, socket: Socket) -> None:
+        for place in range(3_000):
+            socket.post("out", place)
+        handled.append(number)
+
+    async with app:
+        site.faults.disconnect("app.0")
+        site.faults.refuse_connections()
+        site.number("n", 1)
+        await eventually(lambda: handled == [1])
+        await asyncio.sleep(1)
+        assert site.unsettled() == 1
+        site.faults.allow()
+        await site.settled()
+
+
+async def test_what_is_put_off_is_not_dropped_when_the_mailbox_overflows() -> None:
+    site = Site()
+    app = site.app()
+    done: list[int | str] = []
+
+    @app.application("n", name="actor", overflow=Overflow.DROP_OLDEST, mailbox=2)
+    async def handle(number: int, context: Context) -> None:
+        if number == 0:
+            context.later(1, done.append, "put off")
+            await asyncio.sleep(3)
+        done.append(number)
+
+    async with app:
+        site.number("n", 0)
+        await asyncio.sleep(2)
+        site.number("n", *range(1, 10))
+        await site.settled()
+    assert done == [0, "put off", 9]
+
+
+async def test_headers_are_each_attempts_and_each_actors_own() -> None:
+    site = Site()
+    app = site.app()
+    seen: list[tuple[str, dict[str, str]]] = []
+
+    @app.application("n", subscription="both", retry=RetryPolicy(attempts=2))
+    async def spoils(message: Message[int]) -> None:
+        seen.append(("spoils", dict(message.headers)))
+        assert isinstance(message.headers, dict)
+        message.headers.clear()
+        raise ValueError
+
+    @app.application("n", subscription="both")
+    async def other(message: Message[int]) -> None:
+        await asyncio.sleep(10)
+        seen.append(("other", dict(message.headers)))
+
+    async with app:
+        site.number("n", 1, headers={"a": "b"})
+        (letter,) = await site.parked()
+        await site.settled("app.0.both")
+    assert seen == [("spoils", {"a": "b"}), ("spoils", {"a": "b"}), ("other", {"a": "b"})]
+    assert letter.headers["a"] == "b"
 
 
 async def test_a_message_whose_post_is_refused_becomes_a_dead_letter() -> None:

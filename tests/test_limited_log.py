@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from spa_dat import DistributedApplication, Reject, RetryPolicy, Socket
+from spa_dat import Actor, DistributedApplication, Reject, RetryPolicy, Socket
 from spa_dat._limited_log import LimitedLog
 from spa_dat.errors import DecodeError, MessageTooLarge
 from spa_dat.testing import Harness
@@ -169,3 +169,41 @@ def test_lost_posts_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     lost = [line for line in lines(caplog) if "a posted message was lost" in line]
     assert len(lost) == 11
     assert "90 more lines" in lost[-1]
+
+
+def test_failing_local_messages_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    app = DistributedApplication("memory://", name="plant")
+
+    class Deaf(Actor):
+        topics = "deaf"
+
+        async def on_message(self, number: int) -> None: ...
+
+    class Fails(Deaf):
+        async def on_receive(self, number: int) -> None:
+            raise ValueError(number)
+
+    fails, deaf = app.add(Fails), app.add(Deaf)
+
+    @app.application("n")
+    async def handle(number: int) -> None:
+        fails.ref.tell(number)
+        deaf.ref.tell(number)
+
+    async def run() -> None:
+        async with app:
+            for number in range(100):
+                await app.socket().publish("n", number)
+            await fails.ref.stop()
+
+    asyncio.run(run())
+    written = lines(caplog)
+    assert (
+        sum(line.startswith("actor 'plant/0/Fails' failed in on_receive") for line in written) == 10
+    )
+    assert (
+        sum("has no on_receive for" in line and line.startswith("Deaf") for line in written) == 10
+    )
+    assert (
+        sum(" more lines within 60 s are left out; the last one: " in line for line in written) == 2
+    )

@@ -487,3 +487,57 @@ async def test_requests_that_fail_keep_nothing_of_their_handler_alive(
         finally:
             gc.enable()
             free.set()
+
+
+async def test_what_a_thread_puts_off_may_give_a_coroutine(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    done: list[str] = []
+
+    async def note(text: str) -> None:
+        done.append(text)
+
+    @app.application("a")
+    def handler(payload: str, context: Context) -> None:
+        context.later(0, lambda: note(payload))
+
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        await eventually(lambda: done == ["x"])
+
+
+async def test_what_another_thread_puts_off_runs_on_the_loop_where_the_actor_has_no_thread(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    done: list[int] = []
+
+    @app.application("a")
+    async def handler(payload: str, context: Context) -> None:
+        await asyncio.to_thread(context.later, 0, lambda: done.append(threading.get_ident()))
+
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        await eventually(lambda: done == [threading.get_ident()])
+    assert app.stats["timers.failed"] == 0
+
+
+async def test_the_deadline_holds_for_a_coroutine_that_a_plain_function_returns(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    begun: list[str] = []
+
+    async def work(payload: str) -> None:
+        begun.append(payload)
+        if payload == "hang":
+            await asyncio.Event().wait()
+
+    @app.application("a", deadline=0.2, retry=RetryPolicy(attempts=1))
+    def handler(payload: str) -> Any:
+        return work(payload)
+
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "hang")
+        await socket.publish("a", "next")
+        await eventually(lambda: app.stats["messages.handled"] == 1)
+    assert begun == ["hang", "next"]
+    assert app.stats["messages.cut_off"] == 1

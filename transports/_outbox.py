@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import OutboxFull
 from ._envelope import Envelope
 from ._failures import not_outage
-from ._outbox_entry import OutboxEntry, on_failure
+from ._outbox_entry import OutboxEntry, on_failure, size_of
 
 __all__ = ["DEFAULT_OUTBOX_BYTES", "Outbox", "OutboxEntry", "on_failure"]
 
@@ -34,10 +34,10 @@ class Outbox:
         write: writes an entry to the connection; must not raise. It may call `confirm`, `fail` or
             `disconnected` before it returns.
         capacity: the most publishes that may be pending.
-        capacity_bytes: the most bytes of payloads that may be pending; one that has more may be
-            pending alone.
+        capacity_bytes: the most bytes that may be pending, see `size_of`; one publish that has
+            more may be pending alone.
         window: the most that may be written and unconfirmed; `connected` may change it.
-        window_bytes: the most bytes of payloads of those, likewise.
+        window_bytes: the most bytes of those, likewise.
         queues: ``write`` only puts entries in line, and the transport counts `OutboxEntry.writes`
             when it really writes them. It must pass over those that are done by then, and
             `confirm` them.
@@ -83,7 +83,7 @@ class Outbox:
 
     @property
     def size(self) -> int:
-        """Bytes of the payloads that are kept."""
+        """Bytes of the publishes that are kept."""
         return self._size
 
     @property
@@ -122,7 +122,7 @@ class Outbox:
             entry = OutboxEntry(envelope, None)
             entry.set_exception(not_outage(entry.unconfirmed("the bus is closed")))
             return entry
-        size = len(envelope.payload)
+        size = size_of(envelope)
         # len(self), without the price of a call
         pending = len(self._waiting) + len(self._written)
         if pending >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
@@ -130,6 +130,7 @@ class Outbox:
         entry = OutboxEntry(envelope, self, note)
         entry._losses = self._losses if self._connected else -1
         entry._answers = self._answers
+        entry.size = size
         self._size += size
         if self._connected and not self._waiting and not self._pumping and self._has_place(size):
             # As _pump() would, without the way through the queue.
@@ -188,12 +189,12 @@ class Outbox:
         self._lose()
         self._written_size = 0
         for entry in self._abandoned:
-            self._size -= len(entry.envelope.payload)
+            self._size -= entry.size
         self._abandoned.clear()
         written, self._written = self._written, {}
         for entry in reversed(written):
             if entry.envelope.qos == 0 and not self._repeat_qos0:
-                self._size -= len(entry.envelope.payload)
+                self._size -= entry.size
                 entry.set_result(None)
             else:
                 self._waiting[entry] = None
@@ -278,7 +279,7 @@ class Outbox:
         try:
             while self._connected and self._waiting:
                 entry = next(iter(self._waiting))
-                size = len(entry.envelope.payload)
+                size = entry.size
                 if not self._has_place(size):
                     break
                 del self._waiting[entry]
@@ -338,7 +339,7 @@ class Outbox:
             del self._abandoned[entry]
         else:
             return False
-        size = len(entry.envelope.payload)
+        size = entry.size
         self._size -= size
         self._written_size -= size
         return True
@@ -355,7 +356,7 @@ class Outbox:
             self._abandoned[entry] = None
         elif entry in self._waiting:
             del self._waiting[entry]
-            self._size -= len(entry.envelope.payload)
+            self._size -= entry.size
         self._wake_drained()
 
     def _expire(self, entry: OutboxEntry, timeout: float) -> None:

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 from ..errors import PublishNotSent, PublishUnknown
 from ._envelope import Envelope
 
-__all__ = ["OutboxEntry", "on_failure"]
+__all__ = ["OutboxEntry", "on_failure", "size_of"]
+
+# Texts of so many characters together are not counted.
+_FREE = 1_024
 
 
 class Keeper(Protocol):
@@ -34,6 +37,7 @@ class OutboxEntry(asyncio.Future[None]):
         writes: how often it has been written so far, over all connections, without having been
             refused.
         put_off: why the broker does not take it for now, in words; empty when nothing says so.
+        size: its bytes, as the outbox counts them.
         on_failure: called with it, soon after it has failed; see the function of that name.
     """
 
@@ -45,6 +49,7 @@ class OutboxEntry(asyncio.Future[None]):
         "note",
         "on_failure",
         "put_off",
+        "size",
         "writes",
     )
 
@@ -54,6 +59,7 @@ class OutboxEntry(asyncio.Future[None]):
         self.note = note
         self.writes = 0
         self.put_off = ""
+        self.size = 0
         self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
         self._outbox = outbox
         # What `Outbox.is_outage` compares with.
@@ -89,6 +95,20 @@ class OutboxEntry(asyncio.Future[None]):
                 " publish it again only where a duplicate does no harm"
             )
         return PublishNotSent(f"{where} was not sent: {reason}; it is safe to publish it again")
+
+
+def size_of(envelope: Envelope) -> int:
+    """What a publish takes of an outbox: its payload, and its texts where they are long.
+
+    Topics and headers are often those of a message that somebody else has sent.
+    """
+    texts = len(envelope.topic)
+    if envelope.headers:
+        texts += sum(map(len, envelope.headers)) + sum(map(len, envelope.headers.values()))
+    for text in (envelope.key, envelope.content_type):
+        if text is not None:
+            texts += len(text)
+    return len(envelope.payload) + (texts if texts > _FREE else 0)
 
 
 def on_failure(
