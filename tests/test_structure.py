@@ -16,7 +16,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("actors", "runtime", "transports")
 # runtime may use the other two; those know nothing of each other.
 MAY_IMPORT = {
-    "actors": {"actors", "_environment", "_logs", "_texts", "_thread_work", "errors"},
+    "actors": {
+        "actors",
+        "_environment",
+        "_limited_log",
+        "_logs",
+        "_texts",
+        "_thread_work",
+        "errors",
+    },
     "transports": {
         "transports",
         "_environment",
