@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 import pykka
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Actor"]
 
 _log = get_logger("spa_dat.actors")
+
+_CALLED = ("on_start", "on_stop", "on_receive", "on_failure")
 
 if TYPE_CHECKING:
     # pykka declares its hooks as plain functions, so for a type checker every async override
@@ -44,6 +47,16 @@ class Actor(_Base):
     on_message: Any
 
     _spa_cell: Cell[Any] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _CALLED:
+            function = getattr(cls, name, None)
+            if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+                raise ConfigurationError(
+                    f"{cls.__name__}.{name} is a generator, so none of its code would run: leave"
+                    " yield away"
+                )
 
     def __init__(self) -> None:
         """Nothing needs to be set up: what an actor needs it gets when it is spawned."""

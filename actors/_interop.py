@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ._cell import Cell
 
 __all__ = ["ActorFuture", "ProxyEnvelope", "PykkaRef", "StoppedFlag", "is_handed_on"]
+
+# Seconds between two looks whether the actor's event loop is still there.
+_LOOK_AGAIN = 1.0
 
 
 def _on_event_loop() -> bool:
@@ -48,6 +52,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
         super().__init__()
         self._given_up = False
         self._answers: Cell[Any] | None = None
+        self._asked: Cell[Any] | None = None
         self._watchers: list[Callable[[], None]] = []
 
     def done(self) -> bool:
@@ -64,6 +69,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
         Raises:
             RuntimeError: called on an event loop's thread when it would have to wait.
             pykka.Timeout: no answer came in time.
+            pykka.ActorDeadError: the actor has ended, or its event loop has.
             Exception: what the actor raised.
         """
         if self._result is None and self._get_hook is None and _on_event_loop():
@@ -75,11 +81,23 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
             work.wait_until(self._subscribe, timeout)
             timeout = None if timeout is None else 0
         self._refuse_cycle()
+        while self._asked is not None and self._result is None and timeout != 0:
+            part = _LOOK_AGAIN if timeout is None else min(timeout, _LOOK_AGAIN)
+            with contextlib.suppress(pykka.Timeout):
+                return super().get(timeout=part)
+            timeout = None if timeout is None else timeout - part
+            if self._result is None and self._asked.task.get_loop().is_closed():
+                # Nobody will ever answer: the actor was abandoned, or the question came too late.
+                self.set_exception(self._asked.stopped())
         try:
             return super().get(timeout=timeout)
         except pykka.Timeout:
-            self._given_up = True
+            self._given_up = self._result is None
             raise
+
+    def asked_of(self, cell: Cell[Any]) -> None:
+        """Give it up when the actor's event loop is closed."""
+        self._asked = cell
 
     def set(self, value: Any = None) -> None:
         """Give the answer. Raises queue.Full when there is one already."""
@@ -205,6 +223,7 @@ class PykkaRef(pykka.ActorRef[Any]):
                 f" {self._cell.name!r}, or block=False and await the future"
             )
         future = ActorFuture()
+        future.asked_of(self._cell)
         if is_stop_message(message):
             self._cell.stop_threadsafe(future)
         else:

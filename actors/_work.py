@@ -9,7 +9,7 @@ from contextvars import copy_context
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from .._texts import inspectable, reason_of
+from .._texts import forget_earlier, inspectable, reason_of
 from ..errors import ActorError
 from ._chain import CURRENT, Frame
 from ._envelope import Envelope
@@ -150,6 +150,7 @@ async def receive_message(instance: Any, item: Any) -> None:
 
 
 async def _failed(cell: Cell[Any], item: Any, error: BaseException) -> None:
+    forget_earlier(error, by_frame=True)
     # Whatever the code of the message has started is not part of what follows.
     await end_attempt()
     if not isinstance(item, Envelope):

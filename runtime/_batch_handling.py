@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
+from contextvars import copy_context
 from typing import Any
 
 from .._texts import describe, error_name, quoted
@@ -50,7 +51,8 @@ class BatchHandling(Handling):
             if not delivery.start():
                 continue
             try:
-                values.append(self._read(delivery))
+                # What the code of a payload binds is its batch's business only.
+                values.append(copy_context().run(self._read, delivery))
                 batch.append(delivery)
             except DecodeError as error:
                 unreadable.append((delivery, error))
@@ -136,7 +138,8 @@ class BatchHandling(Handling):
         deadline = None if limit is None else self._now() + limit
         try:
             scope = _BatchScope(host, handler, batch, values, deadline)
-            await run_apart(host.invoke, instance, index, handler.injection.bind(scope))
+            arguments = copy_context().run(handler.injection.bind, scope)
+            await run_apart(host.invoke, instance, index, arguments)
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 (the user's code)

@@ -115,7 +115,8 @@ class Context:
         when a new instance of its class takes over, is dropped.
 
         Raises:
-            ConfigurationError: the delay is not a number of seconds, 0 or more.
+            ConfigurationError: the delay is not a number of seconds, 0 or more, or there is no
+                function that can be called.
             ActorStopped: as for `state`.
         """
         self._check_life()

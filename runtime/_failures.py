@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from .._limited_log import LimitedLog
-from .._texts import describe, error_name, inspectable, quoted
+from .._texts import describe, error_name, forget_earlier, inspectable, quoted
 from ..actors import is_ending
 from ..errors import OutboxFull, PublishNotSent, PublishUnknown, RequestTimeout, TransportError
 from ..transports import Delivery
@@ -21,6 +21,7 @@ _OF_OUTAGES = (OutboxFull, PublishNotSent, PublishUnknown)
 def as_failure(raised: BaseException) -> BaseException:
     """What a handler raised, as an error; raises it when the actor itself is ended."""
     raised = inspectable(raised)
+    forget_earlier(raised)
     if not isinstance(raised, asyncio.CancelledError):
         return raised
     if is_ending():

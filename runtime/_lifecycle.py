@@ -82,7 +82,7 @@ class Run:
         self._waits: Waits | None = None
         self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
-        self._keeper = ResourceKeeper(self._given_up, settings)
+        self._keeper = ResourceKeeper(self._given_up, settings, self._lost_for_good)
         self._system = ActorSystem(
             name=f"{settings.identity.application}/{settings.identity.instance}",
             environment=settings.environment,

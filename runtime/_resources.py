@@ -169,11 +169,15 @@ class ResourceKeeper:
     Args:
         given_up: what the run could not finish before its end.
         settings: the application's.
+        lost: called with the reason when resources are left before `close`, and so all of them.
     """
 
-    def __init__(self, given_up: GivenUp, settings: Settings) -> None:
+    def __init__(
+        self, given_up: GivenUp, settings: Settings, lost: Callable[[BaseException], None]
+    ) -> None:
         self._given_up = given_up
         self._settings = settings
+        self._lost = lost
         self._opening = "resources"
         self._thread: Opener | None = None
         self._release = asyncio.Event()
@@ -231,6 +235,8 @@ class ResourceKeeper:
         wanted: Sequence[Wanted],
         opened: asyncio.Future[list[dict[str, Any]]],
     ) -> None:
+        failure: BaseException | None = None
+        is_open = False
         try:
             async with AsyncExitStack() as stack:
                 try:
@@ -240,12 +246,16 @@ class ResourceKeeper:
                     opened.exception()  # who wanted it may have been cancelled meanwhile
                 else:
                     opened.set_result(values)
+                    is_open = True
                     await self._release.wait()
-        except (asyncio.CancelledError, KeyboardInterrupt):
+        except (asyncio.CancelledError, KeyboardInterrupt) as error:
+            failure = error
             raise
         except BaseException as error:
             if isinstance(error, GeneratorExit) and is_closing(error):
+                is_open = False
                 raise
+            failure = error
             log.error("a resource failed to close", exc_info=error)
             if self._settings.observer is not None:
                 identity = self._settings.identity
@@ -253,6 +263,10 @@ class ResourceKeeper:
                 self._settings.observer.failed(name, "resource", error, None)
         finally:
             opened.cancel()
+            if is_open and not self._release.is_set():
+                self._lost(_left_early(failure))
+            # It refers to this frame.
+            del failure
 
     async def _open_all(
         self,
@@ -281,6 +295,17 @@ class ResourceKeeper:
             opened.update(await thread.open_resources())
             self._thread = None
         return opened
+
+
+def _left_early(error: BaseException | None) -> ConfigurationError:
+    why = "it was closed" if error is None else reason_of(error)
+    if isinstance(error, asyncio.CancelledError):
+        why = "the task that keeps it was cancelled, perhaps by a task group or timeout around it"
+    result = ConfigurationError(
+        f"a resource ended while the application used it, and the others were left with it: {why}"
+    )
+    result.__cause__ = error
+    return result
 
 
 def _failed_to_open(owner: str, name: str, error: BaseException) -> ConfigurationError:

@@ -74,6 +74,11 @@ class Timers:
         """See `Context.later`."""
         if not callable(function):
             raise ConfigurationError(f"context.later(..., {function!r}): give a function")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"context.later(..., {function!r}): it is a generator, so none of its code would"
+                " run; leave yield away"
+            )
         put_off = PutOff(self, function, args, threading.get_ident() != self._thread)
         self._on_loop(self._wait, put_off, delay)
         return put_off

@@ -522,3 +522,39 @@ def test_a_plain_hook_can_not_ask_for_a_socket() -> None:
 
     with pytest.raises(ConfigurationError, match="async def"):
         DistributedApplication("memory://").add(Wrong)
+
+
+@pytest.mark.parametrize("hook", ["on_start", "on_stop", "on_receive", "on_failure"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_generator_that_would_never_run_is_refused(hook: str, is_async: bool) -> None:
+    def plain(self: Any, *args: Any) -> Any:
+        yield
+
+    async def asynchronous(self: Any, *args: Any) -> Any:
+        yield
+
+    with pytest.raises(ConfigurationError, match=rf"Boiler\.{hook} is a generator"):
+        type("Boiler", (Actor,), {hook: asynchronous if is_async else plain})
+
+
+async def test_a_generator_can_not_be_put_off(
+    app: DistributedApplication, provider: MemoryProvider
+) -> None:
+    problems: list[str] = []
+
+    def plain() -> Any:
+        yield
+
+    async def asynchronous() -> Any:
+        yield
+
+    @app.application("a")
+    async def handler(payload: str, context: Context) -> None:
+        for function in (plain, asynchronous):
+            with pytest.raises(ConfigurationError, match="it is a generator") as caught:
+                context.later(0, function)
+            problems.append(str(caught.value))
+
+    async with app, talking(provider) as socket:
+        await socket.publish("a", "x")
+        await eventually(lambda: len(problems) == 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from importlib import metadata
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from spa_dat.actors import Actor, ActorRef, ActorSystem, Mailbox
 from spa_dat.actors._pykka import check_pykka
 from spa_dat.errors import ConfigurationError, DeadlockDetected, MailboxFull
+from spa_dat.runtime._given_up import let_go
 from support.waiting import eventually
 
 
@@ -266,6 +268,52 @@ def test_after_the_loop_is_closed_the_actor_is_dead() -> None:
     with pytest.raises(pykka.ActorDeadError):
         ref.pykka.tell(1)
     assert ref.pykka.stop(timeout=10) is False
+
+
+def test_a_thread_does_not_wait_for_an_actor_whose_loop_is_closed() -> None:
+    outcomes: list[Any] = []
+    begun: list[bool] = []
+
+    def ask(ref: pykka.ActorRef[Any], message: Any) -> None:
+        try:
+            ref.ask(message)
+        except pykka.ActorDeadError as error:
+            outcomes.append(error)
+
+    def stop(ref: pykka.ActorRef[Any]) -> None:
+        outcomes.append(ref.stop())
+
+    async def stuck() -> None:
+        begun.append(True)
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    async def main() -> list[threading.Thread]:
+        system = ActorSystem()
+        ref = system.spawn(Calculator)
+        threads = [
+            threading.Thread(target=ask, args=(ref.pykka, stuck), daemon=True),
+            threading.Thread(target=ask, args=(ref.pykka, 1), daemon=True),
+            threading.Thread(target=stop, args=(ref.pykka,), daemon=True),
+        ]
+        threads[0].start()
+        await eventually(lambda: begun == [True])
+        threads[1].start()
+        await eventually(lambda: len(ref._mailbox) == 1)
+        threads[2].start()
+        await eventually(lambda: not ref.is_alive)
+        task = await system.kill(ref)
+        assert isinstance(task, asyncio.Task)
+        let_go([task])
+        return threads
+
+    threads = asyncio.run(main())
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert [isinstance(outcome, pykka.ActorDeadError) for outcome in outcomes].count(True) == 2
+    assert outcomes.count(False) == 1
 
 
 def test_another_version_of_pykka_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,35 @@ async def test_what_a_payload_binds_belongs_to_its_message() -> None:
     assert seen_by_payloads == [None] * 4
 
 
+async def test_what_a_payload_of_a_batch_binds_is_seen_by_nobody_else() -> None:
+    site = Site()
+    app = site.app()
+    seen_by_payloads.clear()
+    seen: list[str | None] = []
+
+    class Together(Actor):
+        batch = (1, 0)
+        retry = RetryPolicy(attempts=2)
+
+        @on("n")
+        async def handle(self, logins: list[Login], context: Context) -> None:
+            seen.append(user.get())
+            if context.attempt == 1:
+                raise ValueError
+
+        async def on_receive(self, message: Any) -> str | None:
+            return user.get()
+
+    spec = app.add(Together)
+    async with app:
+        for _ in range(2):
+            site.publish("n", '{"name": "x"}', content_type="application/json")
+        await site.settled("app.0.Together")
+        assert await spec.ref.ask("who") is None
+    assert seen_by_payloads == [None] * 4
+    assert seen == [None] * 4
+
+
 async def test_hooks_timers_producers_and_constructors_bind_nothing_for_others() -> None:
     app = DistributedApplication("memory://", name="app")
     seen: dict[str, str | None] = {}

@@ -16,6 +16,7 @@ from spa_dat import DistributedApplication
 from spa_dat.errors import (
     ConfigurationError,
     ConnectFailed,
+    ConnectionLost,
     MessageTooLarge,
     NotAuthorised,
     PublishUnknown,
@@ -562,3 +563,21 @@ async def test_nobody_takes_a_session_where_the_user_is_the_identifier(
         pass
     async with app:
         await eventually(lambda: handled == [1])
+
+
+async def test_who_cancels_the_tasks_of_a_connection_is_not_left_deaf_and_healthy(
+    mosquitto: Mosquitto,
+) -> None:
+    app = DistributedApplication(mosquitto.url, name="plant")
+
+    @app.application("n")
+    async def handle(number: int) -> None:
+        for task in asyncio.all_tasks():
+            if task.get_name().startswith("mqtt "):
+                task.cancel()
+
+    async with app:
+        app.socket().post("n", 1)
+        with pytest.raises(ConnectionLost, match=r"'plant\.0.*' to .* was cancelled by other code"):
+            await app.wait()
+        assert not app.healthy

@@ -695,6 +695,12 @@ async def test_an_asker_is_told_of_an_exit_in_a_form_that_ends_no_event_loop() -
         "asked",
         "asked full",
         "batch",
+        "same",
+        "same waiting",
+        "same deadline",
+        "same local",
+        "same batch",
+        "def same",
     ],
 )
 async def test_failures_keep_nothing_alive(kind: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -703,11 +709,14 @@ async def test_failures_keep_nothing_alive(kind: str, caplog: pytest.LogCaptureF
     site = Site()
     app = site.app()
     held: list[weakref.ref[threading.Event]] = []
+    is_same, kind = "same" in kind, kind.replace("same", "").strip()
+    # An object that is made once, and keeps what it has come through the last time.
+    same = ValueError("always the same")
 
     def fail() -> None:
         large = threading.Event()
         held.append(weakref.ref(large))
-        raise ValueError("x")
+        raise same if is_same else ValueError("x")
 
     if kind.startswith("def"):
 

@@ -426,3 +426,50 @@ async def test_stopping_while_resources_open_ends_the_start(
     with pytest.raises(ActorStopped, match="stopped while"):
         await starting
     assert events == ["open one", "close one"]
+
+
+@pytest.mark.parametrize("how", ["error", "timeout", "swallowed"])
+async def test_a_resource_that_ends_while_it_is_used_ends_the_application_with_a_reason(
+    app: DistributedApplication, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    left: list[str] = []
+    go = asyncio.Event()
+
+    @contextlib.contextmanager
+    def other() -> Iterator[str]:
+        try:
+            yield "other"
+        finally:
+            left.append("other")
+
+    @contextlib.asynccontextmanager
+    async def scope() -> AsyncIterator[None]:
+        async def background() -> None:
+            await go.wait()
+            raise ValueError("the background failed")
+
+        if how == "error":
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(background())
+                yield
+        elif how == "timeout":
+            async with asyncio.timeout(0.05):
+                yield
+        else:
+            keeper = asyncio.current_task()
+            assert keeper is not None
+            asyncio.get_running_loop().call_later(0.05, keeper.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                yield
+
+    @app.application("a", ressources={"other": other, "scope": scope})
+    async def handler(payload: str, other: str) -> None: ...
+
+    async with app:
+        assert app.healthy
+        go.set()
+        with pytest.raises(ConfigurationError, match="a resource ended while"):
+            await app.wait()
+        assert "a resource ended" in app.problems["plant"]
+    assert left == ["other"]
+    assert any("a resource ended while" in record.getMessage() for record in caplog.records)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 import traceback
+from types import TracebackType
 from typing import Any
 
 __all__ = [
     "describe",
     "error_name",
     "escaped",
+    "forget_earlier",
     "inspectable",
     "quoted",
     "reason_of",
@@ -134,6 +136,27 @@ def summary(error: object) -> str | None:
         return None
     count: int = error.error_count()  # type: ignore[attr-defined]
     return f"{count} problems, too many to list" if count > _MOST_PROBLEMS else None
+
+
+def forget_earlier(error: BaseException, *, by_frame: bool = False) -> None:
+    """Cut off what the traceback has from earlier times that the same error was raised.
+
+    One that is made once and raised again and again keeps all frames that it has come through, and
+    what they have at hand: the messages, above all.
+
+    Args:
+        error: just caught.
+        by_frame: the one who catches has the same frame each time; otherwise only the same code.
+    """
+    newest = error.__traceback__
+    if not isinstance(newest, TracebackType):
+        return
+    frame, last = newest.tb_frame, newest
+    while (entry := last.tb_next) is not None:
+        if entry.tb_frame is frame or (not by_frame and entry.tb_frame.f_code is frame.f_code):
+            last.tb_next = None
+            return
+        last = entry
 
 
 class _Nobody(Exception): ...

@@ -159,13 +159,21 @@ class Connection:
             await asyncio.wait((task,))
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
+        error = self._cut_short(task) if task.cancelled() else task.exception()
         if error is not None:
             if self._started is not None and not self._started.done():
                 self._started.set_exception(error)
             self._surroundings.fatal(error)
+
+    def _cut_short(self, task: asyncio.Task[None]) -> BaseException | None:
+        if self._task is not task:
+            return None
+        # Nobody would connect again, and nobody would see it before the connection is lost.
+        return ConnectionLost(
+            f"the task that keeps the connection of {self._identifier!r} to"
+            f" {self._config.address} was cancelled by other code, such as a handler that cancels"
+            " all tasks"
+        )
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
