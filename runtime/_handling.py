@@ -197,6 +197,9 @@ class Handling:
             try:
                 result = await self._call(instance, index, arguments, delivery.envelope)
                 if request is not None and handler.returns_reply:
+                    await end_attempt()
+                    # What is asked for waits, so that what others send always finds room.
+                    await self._link.bus.room()
                     self._link.reply(turn, host.source, result)
                 elif (
                     result is not None

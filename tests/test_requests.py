@@ -984,6 +984,36 @@ async def test_an_actor_may_be_given_other_reply_topics_than_the_application() -
     assert back.payloads == ["q"]
 
 
+async def test_replies_wait_for_room_and_leave_some_to_others() -> None:
+    site = Site(outbox_bytes=10_000)
+    app = site.app()
+    back, out = site.watch("back", name="back"), site.watch("out", name="out")
+
+    @app.application("q", name="actor")
+    async def handle() -> bytes:
+        return b"r" * 900
+
+    @app.application("order")
+    async def order(payload: bytes, socket: Socket) -> None:
+        socket.post("out", 4 * payload)
+
+    async with app:
+        site.faults.refuse_connections()
+        site.cut("app.0")
+        for number in range(50):
+            site.publish("q", id=str(number), response_topic="back")
+        await asyncio.sleep(5)
+        site.publish("order", b"o" * 900)
+        await asyncio.sleep(5)
+        assert back.envelopes == []
+        site.faults.allow()
+        await back.get(50)
+        await out.get(1)
+    assert all(len(envelope.payload) == 900 for envelope in back.envelopes)
+    assert out.payloads == ["o" * 3600]
+    assert app.stats["messages.failed"] == app.stats["requests.failed"] == 0
+
+
 def test_reply_topics_must_be_filters() -> None:
     with pytest.raises(ConfigurationError, match="'#' must be the last level"):
         Site().app(reply_topics="a/#/b")
