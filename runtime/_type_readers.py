@@ -10,6 +10,7 @@ from typing import Annotated, Any, NewType, Union, get_args, get_origin
 
 import msgspec
 
+from ._collisions import guarded, may_collide
 from ._constraints import foreign_constraint, has_own_constraints
 from ._pydantic import is_pydantic, json_reader, mentions_pydantic, validate_builtins
 
@@ -64,15 +65,19 @@ def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str
     """
     bare = bare_type(annotation)[0]
     if foreign_constraint(annotation) is not None:
-        read = constrained_reader(annotation)
+        read = guarded(constrained_reader(annotation))
         return read, functools.partial(_parse, _constrained_converter(annotation, read), bare)
     if mentions_pydantic(annotation) or not _is_served(msgspec.inspect.type_info(annotation), []):
-        read = json_reader(annotation)
+        read = guarded(json_reader(annotation))
         return read, lambda text: _parse(lambda part: read(msgspec.json.encode(part)), bare, text)
     convert = functools.partial(
         msgspec.convert, type=annotation, strict=False, dec_hook=_from_builtins
     )
-    decode = msgspec.json.Decoder(annotation, dec_hook=_from_builtins).decode
+    decode: Callable[[bytes], Any] = msgspec.json.Decoder(
+        annotation, dec_hook=_from_builtins
+    ).decode
+    if may_collide(msgspec.inspect.type_info(annotation)):
+        decode = guarded(decode)
     return decode, functools.partial(_parse, convert, bare)
 
 

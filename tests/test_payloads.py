@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import json
 import math
+import sys
 import uuid
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,6 +20,7 @@ from hypothesis import given, strategies as st
 
 from spa_dat.errors import ConfigurationError, DecodeError, EncodeError
 from spa_dat.runtime import _content_types
+from spa_dat.runtime._collisions import may_collide
 from spa_dat.runtime._content_types import PayloadFormat, format_of
 from spa_dat.runtime._payloads import Decoder, encode
 from spa_dat.transports import Tombstone
@@ -546,3 +548,53 @@ def test_of_very_many_mistakes_in_a_document_only_the_number_is_said() -> None:
         Decoder.of(list[Order]).decode(payload)
     with pytest.raises(DecodeError, match=r"object - at `\$\[0\]`"):
         Decoder.of(list[Order]).decode(b"[1, 1]")
+
+
+# Numbers and UUIDs that differ by this have one hash value.
+MODULUS = sys.hash_info.modulus
+
+
+class Ids(pydantic.BaseModel):
+    ids: set[uuid.UUID]
+
+
+def document(name: str, step: int, count: int) -> tuple[Any, bytes]:
+    """A type, and a document of it with so many keys, which differ by ``step``."""
+    values = [10**19 + index * step for index in range(count)]
+    numbers = [str(value) for value in values]
+    ids = [str(uuid.UUID(int=value)) for value in values]
+    one_each = ",".join(f'"{number}":1' for number in numbers)
+    escaped = ",".join(f'"{number[:9]}\\u003{number[9:]}":1' for number in numbers)
+    pairs = ",".join(f"[{number},true]" for number in numbers)
+    kind, text = {
+        "set of ids": (set[uuid.UUID], json.dumps(ids)),
+        "ids": (dict[uuid.UUID, int], json.dumps(dict.fromkeys(ids, 1))),
+        "numbers": (dict[int, int], f"{{{one_each}}}"),
+        "escaped": (dict[int, int], f"{{{escaped}}}"),
+        "decimals": (set[Decimal], json.dumps(numbers)),
+        "pairs": (set[tuple[int, bool]], f"[{pairs}]"),
+        "within": (dict[str, list[set[int]]], json.dumps({"a": [values]})),
+        "pydantic": (Ids, json.dumps({"ids": ids})),
+    }[name]
+    return kind, text.encode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["set of ids", "ids", "numbers", "escaped", "decimals", "pairs", "within", "pydantic"],
+)
+def test_a_document_of_keys_that_are_all_in_each_others_way_is_refused(name: str) -> None:
+    # Reading it would take up to a minute.
+    kind, data = document(name, MODULUS, 25_000)
+    with pytest.raises(DecodeError, match="more than 100 keys of one hash value"):
+        Decoder.of(kind).decode(data)
+    for step, count in ((1, 5_000), (MODULUS, 90), (MODULUS, 400)):
+        kind, data = document(name, step, count)
+        Decoder.of(kind).decode(data)
+
+
+@pytest.mark.parametrize(
+    "kind", [Any, dict[str, int], list[int], dict[str, Any], set[str], list[float], Reading]
+)
+def test_what_has_no_such_keys_is_not_looked_through(kind: Any) -> None:
+    assert not may_collide(msgspec.inspect.type_info(kind))

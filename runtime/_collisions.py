@@ -1,0 +1,102 @@
+"""Documents that are made to take long: very many keys of one hash value.
+
+Python's numbers and UUIDs hash to themselves modulo a prime, so anybody can reckon keys that all
+get into each other's way in a dict or set. Reading 1 MiB of them takes a minute.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal, DecimalException
+from typing import Any
+
+import msgspec
+
+__all__ = ["guarded", "may_collide"]
+
+# Bytes of documents in which there is no room for harm.
+_SMALL = 32_768
+_MOST_ALIKE = 100
+_KEY = re.compile(rb"[0-9A-Fa-f.+-]{15,}")
+# Of longer ones too few have room.
+_LONGEST = 400
+_ESCAPE = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
+_UUID_DIGITS = 32
+# Their hash values cannot be reckoned, or there are few of them.
+_SAFE = (
+    msgspec.inspect.StrType,
+    msgspec.inspect.BytesType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.EnumType,
+    msgspec.inspect.LiteralType,
+    msgspec.inspect.DateTimeType,
+    msgspec.inspect.DateType,
+    msgspec.inspect.TimeType,
+)
+
+
+def may_collide(info: msgspec.inspect.Type) -> bool:
+    """Whether reading the type may fill a dict or set with keys whose hash values are known."""
+    return _may_collide(info, [])
+
+
+def _may_collide(info: msgspec.inspect.Type, seen: list[int]) -> bool:
+    if id(info) in seen:
+        return False
+    seen.append(id(info))
+    if isinstance(info, msgspec.inspect.DictType) and not isinstance(
+        info.key_type, (*_SAFE, msgspec.inspect.AnyType)
+    ):
+        return True
+    if isinstance(info, msgspec.inspect.SetType | msgspec.inspect.FrozenSetType) and not isinstance(
+        info.item_type, _SAFE
+    ):
+        return True
+    for name in info.__struct_fields__:
+        value = getattr(info, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, msgspec.inspect.Field):
+                part = part.type
+            if isinstance(part, msgspec.inspect.Type) and _may_collide(part, seen):
+                return True
+    return False
+
+
+def guarded(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """The reader of JSON documents; large ones are looked through first.
+
+    It raises ValueError for very many keys of one hash value.
+    """
+
+    def read_guarded(document: bytes) -> Any:
+        if len(document) > _SMALL:
+            _check(document)
+        return read(document)
+
+    return read_guarded
+
+
+def _check(document: bytes) -> None:
+    if b"\\u00" in document:
+        document = _ESCAPE.sub(lambda found: bytes((int(found[1], 16),)), document)
+    alike: Counter[tuple[str, int]] = Counter()
+    for key in set(_KEY.findall(document)):
+        if len(key) > _LONGEST:
+            continue
+        text = key.decode()
+        try:
+            if len(digits := text.replace("-", "")) == _UUID_DIGITS:
+                alike["UUID", int(digits, 16) % sys.hash_info.modulus] += 1
+            if "-" not in text[1:-1] or "e-" in text.lower():
+                alike["number", hash(Decimal(text))] += 1
+        except (DecimalException, ValueError):
+            continue
+    if alike and alike.most_common(1)[0][1] > _MOST_ALIKE:
+        raise ValueError(
+            f"it has more than {_MOST_ALIKE} keys of one hash value, which would take very long to"
+            " read"
+        )
