@@ -142,7 +142,7 @@ class Host:
         self.resources = dict(resources)
         self._caller.start()
         observer = self.runner.observer
-        ref = self._ref = self.runner.system.spawn(
+        self._ref = self.runner.system.spawn(
             self._make_instance,
             name=self.own_name,
             mailbox=self.local,
@@ -151,7 +151,7 @@ class Host:
             leftover=partial(self.runner.given_up.left_over, self.own_name),
             stopped=self.request_stop,
         )
-        return (ref,)
+        return (self._ref,)
 
     def _make_instance(self) -> Actor:
         self.life = object()
@@ -291,8 +291,7 @@ class Host:
         if not isinstance(item, PutOff):
             await self.receive_other(instance, item)
             return
-        # No message waits for what it sends.
-        current_turn.set(None)
+        current_turn.set(None)  # no message waits for what it sends
         error = await self.timers.run(item, self._caller.in_thread)
         if error is not None:
             self.stats["timers.failed"] += 1
@@ -312,9 +311,10 @@ class Host:
         return self._caller.direct(instance)
 
     def _thread_lost(self) -> None:
-        self.sync_socket.revoke()
+        # What was given up may go on, and nothing that it has at hand is to be used by two.
+        self.sync_socket.give_up()
+        self.socket = Socket(self.link, self.source, self._runtime)
         self.sync_socket = SyncSocket(self.socket, self._loop)
-        # What the thread has at hand is not to be used by two.
         self.life = object()
         if self._ref is not None:
             self.runner.system.renew(self._ref)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from asyncio import _get_running_loop
+from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +17,7 @@ __all__ = ["NO_HEADERS", "Message", "MessageBuilder", "OutgoingMessage", "Reply"
 
 T = TypeVar("T")
 
-Reply = Callable[[object, Mapping[str, str] | None], Awaitable[None]]
+Reply = Callable[[object, Mapping[str, str] | None], Coroutine[Any, Any, None]]
 """Sends a payload, with headers, as the reply to the message at hand."""
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -117,15 +118,19 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             _raw_headers=envelope.raw_headers,
         )
 
-    async def reply(self, payload: object, *, headers: Mapping[str, str] | None = None) -> None:
-        """Answer the request; returns when the broker has confirmed the answer.
+    def reply(
+        self, payload: object, *, headers: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """Answer the request; to be awaited, until the broker has confirmed the answer.
+
+        For ``async def`` handlers; a ``def`` handler returns its reply.
 
         Args:
             payload: as for `Socket.publish`.
             headers: names and values for the requester.
 
         Raises:
-            ConfigurationError: the message is not a request.
+            ConfigurationError: the message is not a request, or no event loop runs here.
             EncodeError: the payload can not be written.
             TransportError: as `Socket.publish` does.
         """
@@ -134,7 +139,12 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
                 f"the message on {self.topic!r} can not be answered: it is not a request that may"
                 " get a reply; look at message.response_topic before calling reply()"
             )
-        await self._reply(payload, headers)
+        if _get_running_loop() is None:
+            raise ConfigurationError(
+                f"reply() to the message on {self.topic!r} was called in a thread, where nothing"
+                " would await it: return the reply from the handler, or write it with async def"
+            )
+        return self._reply(payload, headers)
 
     def __repr__(self) -> str:
         return f"<Message {self.topic!r} id={self.id!r} {len(self.raw)} bytes>"

@@ -9,7 +9,7 @@ import msgspec
 
 from .._texts import quoted
 from ..actors import chain_names
-from ..errors import ConfigurationError, DecodeError, RemoteError
+from ..errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
 from ..transports import Envelope
 from ._link import Link
 from ._message import NO_HEADERS, Message, OutgoingMessage
@@ -47,8 +47,13 @@ class Socket:
 
     def __init__(self, link: Link, source: str, subscriptions: RuntimeSubscriptions) -> None:
         self._link = link
+        self._check_use = link.check_use
         self._source = source
         self._subscriptions = subscriptions
+
+    def revoke(self) -> None:
+        """From now on every call raises ActorStopped: the handler that has it was given up."""
+        self._check_use = _refuse
 
     def check_open(self) -> None:
         """Raise when its application has ended, or runs in another process; in any thread."""
@@ -100,7 +105,7 @@ class Socket:
             qos=qos,
             expiry=expiry,
         )
-        self._link.check_use()
+        self._check_use()
         envelope = self._link.envelope(self._source, message)
         check_seconds("publish", "timeout", timeout, zero=True)
         await self._link.bus.publish(envelope, timeout=timeout)
@@ -136,7 +141,7 @@ class Socket:
             qos=qos,
             expiry=expiry,
         )
-        self._link.check_use()
+        self._check_use()
         envelope = self._link.envelope(self._source, message)
         self._link.post(envelope)
 
@@ -149,7 +154,7 @@ class Socket:
         Raises:
             ActorStopped, ConfigurationError: as `publish`.
         """
-        self._link.check_use()
+        self._check_use()
         await self._link.bus.room()
 
     async def subscribe(self, pattern: str) -> None:
@@ -165,7 +170,7 @@ class Socket:
             ConfigurationError: the filter is wrong, or no handler of the actor can take it.
             NotAuthorised: the broker refuses it.
         """
-        self._link.check_use()
+        self._check_use()
         await self._subscriptions.add(pattern)
 
     async def unsubscribe(self, pattern: str) -> None:
@@ -174,7 +179,7 @@ class Socket:
         Raises:
             ConfigurationError: there is no such runtime subscription.
         """
-        self._link.check_use()
+        self._check_use()
         await self._subscriptions.remove(pattern)
 
     @overload
@@ -318,7 +323,7 @@ class Socket:
         wanted: int | None,
         limit: int = MOST_REPLIES,
     ) -> list[Envelope]:
-        self._link.check_use()
+        self._check_use()
         check_seconds("request", "timeout", timeout)
 
         def make(response_topic: str, correlation: bytes) -> Envelope:
@@ -345,6 +350,10 @@ class Socket:
             return Message.of(envelope, value) if whole else value
 
         return decode
+
+
+def _refuse() -> None:
+    raise ActorStopped("the handler that this socket belongs to was given up; it does nothing more")
 
 
 def _reply_refusal(envelope: Envelope, error: DecodeError) -> DecodeError:
@@ -376,17 +385,11 @@ def _message(
             qos=qos,
             expiry=expiry,
         )
-    options = {
-        "key": key,
-        "headers": headers,
-        "content_type": content_type,
-        "retain": retain,
-        "qos": qos,
-        "expiry": expiry,
-    }
-    given = [name for name, value in options.items() if value not in (None, False)]
+    names = ("key", "headers", "content_type", "retain", "qos", "expiry")
+    values = (key, headers, content_type, retain, qos, expiry)
+    given = [name for name, value in zip(names, values, strict=True) if value not in (None, False)]
     if payload is not None or (given and given != ["expiry"]):
         raise ConfigurationError(
             "a message from message_builder already has its payload and options; give them there"
         )
-    return msgspec.structs.replace(topic, expiry=options["expiry"]) if given else topic
+    return msgspec.structs.replace(topic, expiry=expiry) if given else topic

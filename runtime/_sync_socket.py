@@ -41,6 +41,11 @@ class SyncSocket:
         """From now on every call raises ActorStopped: its thread was given up."""
         self._revoked = True
 
+    def give_up(self) -> None:
+        """Revoke it, and the socket that it stands for: whatever has them was given up."""
+        self.revoke()
+        self._socket.revoke()
+
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
             # Threads that go on at the end must not keep the loop busy.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from collections import Counter
 from typing import Any, ClassVar
 
 import pytest
 
-from spa_dat import Actor, Context, RetryPolicy, on
+from spa_dat import Actor, Context, RetryPolicy, Socket, on
 from spa_dat.errors import ActorStopped
 from support.memory import Site
 from support.waiting import eventually
@@ -164,6 +166,39 @@ async def test_an_abandoned_thread_can_not_use_its_context_any_more() -> None:
 
 
 @pytest.mark.virtual
+async def test_an_abandoned_coroutine_can_not_use_its_socket_any_more() -> None:
+    site = Site()
+    app = site.app()
+    release = asyncio.Event()
+    refused: list[str] = []
+
+    @app.application("hang", deadline=0.1, retry=ONCE)
+    async def hang(number: int, socket: Socket) -> None:
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+        for use in (socket.publish("out", 1), socket.request("out", 1), socket.drain()):
+            with pytest.raises(ActorStopped, match="was given up"):
+                await use
+        with pytest.raises(ActorStopped, match="was given up"):
+            socket.post("out", 1)
+        refused.append("all")
+
+    @app.application("look", name="look")
+    async def look(number: int, socket: Socket) -> None:
+        await socket.publish("out", number)
+
+    async with app:
+        watcher = site.watch("out")
+        site.publish("hang", "1")
+        await site.parked()
+        release.set()
+        await eventually(lambda: refused == ["all"])
+        site.publish("look", "2")
+        await watcher.get()
+    assert watcher.payloads == ["2"]
+
+
 async def test_what_an_instance_has_put_off_ends_with_it() -> None:
     site = Site()
     app = site.app()

@@ -1172,3 +1172,16 @@ async def test_a_reply_of_another_type_is_called_a_reply() -> None:
     )
     assert isinstance(outcome, DecodeError)
     assert str(outcome).startswith("the reply of 'app/0/double' is no use: the payload (4 bytes")
+
+
+async def test_a_plain_handler_that_calls_reply_is_told_to_return_it() -> None:
+    site = Site()
+    app = site.app()
+
+    @app.application("q", replies=True)
+    def answer(message: Message[int]) -> None:
+        message.reply(1)  # type: ignore[unused-coroutine]
+
+    async with app:
+        with pytest.raises(RemoteError, match="return the reply from the handler"):
+            await app.socket().request("q", 1)
