@@ -13,6 +13,7 @@ from .._logs import get_logger
 from .._texts import describe, escaped, quoted, reason_of
 from ..errors import ActorStopped, ConfigurationError, ConnectionLost, OutboxFull, SpaDatError
 from ..transports import (
+    REPLY_HEADER,
     RESERVED,
     Bus,
     Envelope,
@@ -29,7 +30,7 @@ from ._given_up import LostPosts
 from ._message import NO_HEADERS, OutgoingMessage
 from ._outgoing import check_message, check_response_topic
 from ._payloads import encode
-from ._requests import CHAIN_HEADER, ERROR_HEADER, REPLY_HEADER, Requests
+from ._requests import CHAIN_HEADER, ERROR_HEADER, Requests
 from ._turn import Turn, current_turn
 
 __all__ = ["Link"]

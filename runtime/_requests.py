@@ -17,7 +17,6 @@ __all__ = [
     "CHAIN_HEADER",
     "ERROR_HEADER",
     "MOST_REPLIES",
-    "REPLY_HEADER",
     "Requests",
     "chain_of",
     "circle_of",
@@ -29,8 +28,6 @@ CHAIN_HEADER = "spa_chain"
 """On a request: the actors that wait for its reply, outermost first, separated by commas."""
 ERROR_HEADER = "spa_error"
 """On a reply: the code of a `RemoteError`; the payload is its text."""
-REPLY_HEADER = "spa_reply"
-"""On a reply: marks it as one, so that it never gets a reply itself."""
 MOST_REPLIES = 1_000
 """How many replies to one request are kept unless something else is said."""
 _MOST_BYTES = 16_777_216

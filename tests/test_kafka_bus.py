@@ -24,7 +24,7 @@ from spa_dat.errors import (
 )
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
-from spa_dat.transports.kafka import _producer
+from spa_dat.transports.kafka import _lane
 from spa_dat.transports.kafka._keys import hash_of
 from support.kafka_bus import bus_client, create, new_prefix, read
 from support.waiting import eventually
@@ -160,7 +160,8 @@ async def test_a_record_without_key_for_a_compacted_topic_is_refused(kafka: Kafk
 async def test_what_a_topic_does_not_take_for_long_is_said_with_the_reason(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_producer, "_REFUSED_FOR", 0.5)
+    monkeypatch.setattr(_lane, "_REFUSED_FOR", 0.5)
+    monkeypatch.setattr(_lane, "_REPLIES_REFUSED_FOR", 1.5)
     prefix = new_prefix()
     refusing = True
     original = AIOKafkaClient.send
@@ -178,12 +179,19 @@ async def test_what_a_topic_does_not_take_for_long_is_said_with_the_reason(
     monkeypatch.setattr(AIOKafkaClient, "send", send)
     async with bus_client(kafka.server, prefix=prefix) as client:
         post = client.bus.post(Envelope(topic="safe"))
+        reply = client.bus.post(Envelope(topic="safe", correlation=b"7"))
         await eventually(lambda: "fewer replicas in sync" in caplog.text)
         await client.publish("other")
+        assert "does not take what is published" in (client.bus.trouble or "")
+        # Whoever asked has chosen the topic, and must not keep the answerer from everything else.
+        with pytest.raises(PublishRefused, match=r"given up.*fewer replicas"):
+            await asyncio.wait_for(reply, 20)
+        assert not post.done()
         (line,) = [message for message in caplog.messages if "replicas" in message]
         assert f"topic '{prefix}safe'" in line
         refusing = False
         await asyncio.wait_for(post, 20)
+        await eventually(lambda: client.bus.trouble is None)
         assert client.stats["kafka.producers_lost"] == 0
 
 

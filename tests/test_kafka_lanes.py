@@ -153,6 +153,71 @@ async def test_the_next_batch_goes_before_the_last_one_is_confirmed() -> None:
     await second
 
 
+def reply() -> Record:
+    return Record("t", None, b"0", [], None, is_reply=True)
+
+
+async def test_replies_that_are_not_taken_for_long_are_refused_and_the_rest_is_tried_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    library = Library()
+    lane = library.lane
+    first = [library.outbox.submit(Envelope(topic="t"), reply()), *library.post(1)]
+    await eventually(lambda: library.pending)
+    line = [library.outbox.submit(Envelope(topic="t"), reply()), *library.post(2)]
+    for seconds in (0.0, 4.0, 6.0, 29.0):
+        trouble = lane.refused(5, seconds)
+    assert trouble is not None
+    assert "partition 0 of topic 't' does not take" in trouble
+    assert "it has no leader" in trouble
+    assert not any(entry.done() for entry in first + line)
+    lane.refused(5, 30.0)
+    assert caplog.text.count("has not taken what is published") == 1
+    for entry in (first[0], line[0]):
+        with pytest.raises(PublishRefused, match=r"reply to 't' is given up: partition 0.*leader"):
+            await entry
+    library.answer()
+    await eventually(lambda: library.pending)
+    library.answer()
+    await asyncio.gather(first[1], line[1])
+    assert library.sent == [[0, 1], [2]]
+    assert lane.refused(0, 0.0) is None
+    assert len(library.outbox) == library.outbox.size == 0
+
+
+async def test_strangers_replies_alone_are_no_trouble_of_the_application() -> None:
+    library = Library()
+    entry = library.outbox.submit(Envelope(topic="t"), reply())
+    await eventually(lambda: library.pending)
+    assert library.lane.refused(5, 10.0) is None
+    library.answer()
+    await entry
+
+
+async def test_what_was_given_up_in_line_of_one_partition_holds_no_place_of_others() -> None:
+    library = Library()
+    library.outbox = Outbox(
+        library._write, queues=True, repeat_qos0=True, window=10, window_bytes=1_000
+    )
+    library.outbox.connected()
+    library.post(0)
+    await eventually(lambda: library.pending)
+    for number in range(1, 30):
+        (entry,) = library.post(number)
+        entry.cancel()
+    other = library.post(30)[0]
+    assert other.writes == 0
+    answers = library.outbox._answers
+    library.lane.refused(19, 10.0)
+    # Nobody has answered: a frozen broker must not look alive.
+    assert library.outbox._answers == answers
+    library.answer()
+    await eventually(lambda: library.pending)
+    library.answer()
+    await other
+    assert library.sent == [[0], [30]]
+
+
 async def test_what_was_given_up_in_line_is_not_sent_and_says_so() -> None:
     library = Library()
     library.post(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -13,6 +14,7 @@ from aiokafka.admin import NewPartitions
 from spa_dat.errors import ConfigurationError
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
+from spa_dat.transports.kafka import _guard
 from support.kafka_bus import BusClient, admin, bus_client, new_prefix, read, settings
 from support.waiting import eventually
 
@@ -189,6 +191,21 @@ async def test_replies_in_partitions_that_the_topic_gets_later_arrive(kafka: Kaf
         got = sorted(reply.payload for _, reply in client.replies)
         assert got == [b"0", b"0", b"1", b"1", b"2", b"2"]
         assert client.stats["kafka.inboxes_lost"] == 0
+
+
+async def test_replies_that_cannot_be_read_are_trouble(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_guard, "_WITHOUT_LEADER", 0.1)
+    async with bus_client(kafka.server, topic_refresh=0.1) as client:
+        assert client.bus.trouble is None
+        inbox: Any = client.bus
+        cluster = inbox._inbox._consumer._client.cluster
+        with monkeypatch.context() as patch:
+            # As the library knows it when the broker with the only replica is away.
+            patch.setattr(cluster, "leader_for_partition", lambda place: -1)
+            await eventually(lambda: "has no leader" in (client.bus.trouble or ""))
+        await eventually(lambda: client.bus.trouble is None)
 
 
 async def test_applications_without_name_share_their_topics(kafka: Kafka) -> None:

@@ -18,6 +18,7 @@ from spa_dat.testing.conformance import Inbox
 from spa_dat.transports import Identity, Subscription, Surroundings
 from spa_dat.transports.kafka import KafkaConfig, KafkaProvider
 from spa_dat.transports.kafka._salvage import LenientRecords
+from support.kafka_bus import bus_client
 from support.waiting import eventually
 
 _PLAIN, _SPOILT = b"zzzz", b"\xff\xfe\xff\xfe"
@@ -119,6 +120,28 @@ async def test_a_record_that_can_not_be_read_stops_and_loses_nothing(
     finally:
         await consumer.close()
         await bus.close()
+
+
+@pytest.mark.kafka
+async def test_replies_do_not_wait_for_the_end_of_a_transaction(kafka: Kafka) -> None:
+    async with bus_client(kafka.server) as client:
+        name = f"{client.config.prefix}_spa.reply.app"
+        async with AIOKafkaProducer(
+            bootstrap_servers=kafka.server, transactional_id=name
+        ) as producer:
+            await producer.begin_transaction()
+            made = producer.create_batch()
+            headers = [(_PLAIN.decode(), b"x")]
+            made.append(key=None, value=b"", timestamp=None, headers=headers)
+            build = made._build
+            made._build = lambda: spoilt(bytes(build()))
+            await (await producer.send_batch(made, name, partition=0))
+            await client.publish(client.bus.reply_address("7"), b"reply")
+            await eventually(lambda: client.replies)
+            assert client.bus.trouble is None
+            await producer.abort_transaction()
+    assert client.stats["messages.malformed"] == 1
+    assert client.stats["kafka.partitions_held"] == 0
 
 
 async def publish(kafka: Kafka, topic: str, count: int) -> None:

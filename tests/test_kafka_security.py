@@ -76,8 +76,9 @@ async def test_a_right_that_is_gone_refuses_and_others_go_on(guarded: Kafka) -> 
         assert client.stats["kafka.producers_lost"] == 0
 
 
+@pytest.mark.parametrize("reset", ["earliest", "latest"])
 async def test_a_wildcard_leaves_out_what_may_not_be_read(
-    guarded: Kafka, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    guarded: Kafka, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, reset: str
 ) -> None:
     monkeypatch.setattr(_guard, "_FIRST_PAUSE", 0.05)
     monkeypatch.setattr(_guard, "_LONGEST_PAUSE", 0.1)
@@ -89,7 +90,12 @@ async def test_a_wildcard_leaves_out_what_may_not_be_read(
     async with (
         bus_client(guarded.server, prefix="p-") as other,
         taker(
-            f"{guarded.host}:{guarded.sasl_port}", "w/+", prefix="p-", create_topics="own", **login
+            f"{guarded.host}:{guarded.sasl_port}",
+            "w/+",
+            prefix="p-",
+            create_topics="own",
+            offset_reset=reset,
+            **login,
         ) as inbox,
     ):
         await eventually(lambda: "topic 'p-w.closed' can not be read" in caplog.text)

@@ -13,7 +13,7 @@ from aiokafka.protocol.admin import CreateTopicsRequest
 
 from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.testing import Kafka
-from spa_dat.transports import Envelope, KafkaConfig
+from spa_dat.transports import REPLY_HEADER, Envelope, KafkaConfig
 from spa_dat.transports.kafka import _creation
 from spa_dat.transports.kafka._creation import Topics
 from spa_dat.transports.kafka._errors import connect_problem
@@ -65,10 +65,20 @@ async def test_a_topic_that_is_missing_fails_within_seconds_and_holds_up_nobody(
         await client.publish("not/there")
 
 
-@pytest.mark.parametrize("topic", ["answers", "_spa/reply/nobody/token/0a"])
-async def test_a_topic_that_only_a_requester_names_is_not_created(kafka: Kafka, topic: str) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Envelope(topic="answers", correlation=b"0a"),
+        Envelope(topic="_spa/reply/nobody/token/0a", correlation=b"0a"),
+        # Whoever gives no correlation id gets none.
+        Envelope(topic="answers", headers={REPLY_HEADER: "1"}),
+    ],
+)
+async def test_a_topic_that_only_a_requester_names_is_not_created(
+    kafka: Kafka, answer: Envelope
+) -> None:
     async with bus_client(kafka.server, create_topics="all") as client:
-        reply = client.bus.post(Envelope(topic=topic, correlation=b"0a"))
+        reply = client.bus.post(answer)
         with pytest.raises(UnknownTopic):
             await asyncio.wait_for(reply, 15)
         await client.publish("answers")

@@ -14,7 +14,7 @@ from ._contract import (
     Surroundings,
 )
 from ._delivery import Delivery, DeliveryState, Tracker
-from ._envelope import Envelope, LeftOut, Tombstone, without_payload
+from ._envelope import REPLY_HEADER, Envelope, LeftOut, Tombstone, without_payload
 from ._factory import Config, SocketProviderFactory, as_provider
 from ._outbox import Outbox, OutboxEntry, on_failure
 from ._secret import Secret
@@ -33,6 +33,7 @@ from .memory import MemoryConfig, MemoryProvider
 from .mqtt import MqttConfig, MqttProvider
 
 __all__ = [
+    "REPLY_HEADER",
     "RESERVED",
     "Backoff",
     "Bus",

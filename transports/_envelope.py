@@ -8,7 +8,10 @@ from types import MappingProxyType
 
 import msgspec
 
-__all__ = ["Envelope", "LeftOut", "Tombstone", "named_texts", "without_payload"]
+__all__ = ["REPLY_HEADER", "Envelope", "LeftOut", "Tombstone", "named_texts", "without_payload"]
+
+REPLY_HEADER = "spa_reply"
+"""On a reply: marks it as one, so that it never gets a reply itself."""
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 

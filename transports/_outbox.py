@@ -339,10 +339,13 @@ class Outbox:
             del self._abandoned[entry]
         else:
             return False
+        self._free(entry)
+        return True
+
+    def _free(self, entry: OutboxEntry) -> None:
         size = entry.size
         self._size -= size
         self._written_size -= size
-        return True
 
     def _advance(self) -> None:
         if self._waiting and not self._pumping:
@@ -358,6 +361,13 @@ class Outbox:
             del self._waiting[entry]
             self._size -= entry.size
         self._wake_drained()
+
+    def let_go(self, entry: OutboxEntry) -> None:
+        """What was given up is in line no more where ``write`` has put it; no broker answered."""
+        if entry in self._abandoned:
+            del self._abandoned[entry]
+            self._free(entry)
+            self._advance()
 
     def _expire(self, entry: OutboxEntry, timeout: float) -> None:
         if entry.done():

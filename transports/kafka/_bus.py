@@ -82,7 +82,7 @@ class KafkaBus(Bus):
 
     @property
     def trouble(self) -> str | None:
-        return super().trouble or self._inbox.trouble
+        return super().trouble or self._publisher.trouble or self._inbox.trouble
 
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         loop = asyncio.get_running_loop()

@@ -109,6 +109,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (kafka.PolicyViolationError, "against a policy of the cluster"),
     (kafka.InvalidReplicationFactorError, "not enough brokers for the replication"),
     (kafka.NotEnoughReplicasError, "fewer replicas in sync than the topic needs"),
+    (kafka.LeaderNotAvailableError, "it has no leader (see which of its brokers are away)"),
     (kafka.RequestTimedOutError, "no answer in time"),
     (kafka.NodeNotReadyError, "the broker can not be reached"),
 )

@@ -9,17 +9,25 @@ from typing import Any, Protocol
 
 import aiokafka.errors as kafka
 
+from ..._logs import get_logger
 from ...errors import PublishRefused, SpaDatError
 from .._outbox import Outbox, OutboxEntry
 from ._errors import (
     InvalidRecordError,
     UnsupportedCompressionError,
+    describe,
     error_for,
     publish_refusal,
 )
 from ._records import Record
 
 __all__ = ["Lane", "LaneOwner", "blames_records"]
+
+_log = get_logger(__name__)
+
+_REFUSED_FOR = 5.0
+# As long as anybody waits for a reply who has asked for nothing else.
+_REPLIES_REFUSED_FOR = 30.0
 
 # Nothing of such a batch is appended, and perhaps one record alone is to blame.
 _REFUSED_FOR_A_RECORD = (
@@ -109,6 +117,9 @@ class Lane:
         self._owner = owner
         self._entries: deque[OutboxEntry] = deque()
         self._parts: deque[deque[OutboxEntry]] = deque()
+        self._said = False
+        # What is in the library's hands.
+        self._sent: list[OutboxEntry] = []
 
     def append(self, entry: OutboxEntry) -> None:
         """Put a publish in line."""
@@ -123,6 +134,57 @@ class Lane:
             self.task = loop.create_task(
                 self._run(), name=f"kafka lane {self.name}-{self.partition}"
             )
+
+    def refused(self, code: int, seconds: float) -> str | None:
+        """Nothing has been taken here for so long: say so once, and refuse replies when it lasts.
+
+        Whoever asked has chosen where those go, and nobody is to keep an actor from what all
+        others ask of it.
+
+        Args:
+            code: what the cluster answers.
+            seconds: 0 when the partition takes what is published.
+
+        Returns:
+            what is wrong, if the application itself wants something published here.
+        """
+        if seconds < _REFUSED_FOR:
+            self._said = False
+            return None
+        where = f"partition {self.partition} of topic {self.name!r}"
+        why = describe(error_for(code))
+        if not self._said:
+            self._said = True
+            _log.warning(
+                "%s has not taken what is published for %.0f s, and it is tried on: %s",
+                where,
+                seconds,
+                why,
+            )
+        waiting = [entry for entry in self._all() if not entry.done()]
+        if seconds >= _REPLIES_REFUSED_FOR:
+            for entry in waiting:
+                if entry.note.is_reply:
+                    text = f"the reply to {entry.envelope.topic!r} is given up: {where} takes none"
+                    self._owner.outbox.fail(entry, PublishRefused(f"{text}: {why}"))
+        self._let_go()
+        if all(entry.note.is_reply for entry in waiting):
+            return None
+        return f"{where} does not take what is published: {why}"
+
+    def _let_go(self) -> None:
+        """What was given up in line would hold its place in the outbox until anything is taken."""
+        lines = (self._entries, *self._parts)
+        given_up = [entry for line in lines for entry in line if entry.done()]
+        for line in lines if given_up else ():
+            left = [entry for entry in line if not entry.done()]
+            line.clear()
+            line.extend(left)
+        for entry in given_up:
+            self._owner.outbox.let_go(entry)
+
+    def _all(self) -> list[OutboxEntry]:
+        return [*self._sent, *(entry for part in self._parts for entry in part), *self._entries]
 
     async def _run(self) -> None:
         try:
@@ -140,6 +202,7 @@ class Lane:
         confirmed: list[OutboxEntry] = []
         while True:
             sent, future = await self._send_next()
+            self._sent = sent
             # While the next batch is on its way.
             for entry in confirmed:
                 confirm(entry)
@@ -171,6 +234,7 @@ class Lane:
         if not entries:
             return [], None
         owner.on_batch(self)
+        self._sent = entries
         return entries, await owner.send(batch, self.name, self.partition)
 
     def _fill(self, batch: Any) -> list[OutboxEntry]:

@@ -95,7 +95,7 @@ _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
     (BaseCoordinator, ("_metadata_snapshot",)),
     (FetchError, ("_error",)),
     (FetchResult, ("_partition_records",)),
-    (Fetcher, ("_fetch_task", "_pending_tasks", "_records")),
+    (Fetcher, ("_fetch_task", "_isolation_level", "_pending_tasks", "_records")),
     (PartitionRecords, ("_records", "_records_iterator", "next_fetch_offset")),
     (SubscriptionState, ("_fetch_count",)),
     (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
+
+import aiokafka.errors as kafka
 
 from ._membership import commit, committed, partitions
 from ._slots import Assignment
@@ -77,7 +80,9 @@ async def take_places(consumer: Any, assignment: Assignment | None, offset_reset
         offsets, stale = await committed(consumer, partitions(consumer), ids)
         if not offsets and not stale:
             offsets = await consumer.end_offsets(partitions(consumer))
-            await commit(consumer, offsets, ids)
+            # What only a wildcard matches, and we may not read, may be for others.
+            with contextlib.suppress(kafka.TopicAuthorizationFailedError):
+                await commit(consumer, offsets, ids)
         for partition in sorted(consumer.assignment()):
             if partition in offsets:
                 consumer.seek(partition, offsets[partition])

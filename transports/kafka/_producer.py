@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from .._outbox import Outbox, OutboxEntry
 from ._clients import Connections, Whereabouts, common_options, overhear
 from ._config import KafkaConfig
 from ._creation import Topics
-from ._errors import describe, error_for, translate
+from ._errors import translate
 from ._lane import Lane
 from ._records import Record
 from ._route import Route
@@ -34,11 +33,9 @@ ROOM_FOR_HEADERS = 65_536
 _log = get_logger(__name__)
 
 _UNKNOWN_AFTER = 3.0
-_LOOK_AGAIN = 0.1
-_LOOK_AGAIN_FOR_REPLIES = 1.0
-_CLOSE_TIMEOUT = 2.0
-_SETTLE_TIMEOUT = 5.0
-_REFUSED_FOR = 5.0
+_LOOK_AGAIN, _LOOK_AGAIN_FOR_REPLIES = 0.1, 1.0
+_CLOSE_TIMEOUT, _SETTLE_TIMEOUT = 2.0, 5.0
+_NO_LEADER, _LEADERLESS = -1, kafka.LeaderNotAvailableError.errno
 
 
 class Producer:
@@ -50,6 +47,7 @@ class Producer:
         topics: creates topics that are missing.
         outbox: hears what became of the publishes.
         suspects: publishes that must be sent in a batch of their own.
+        refusing: since when a partition takes nothing (loop time), whichever producer tries.
         choice: where the partitions of records without key come from.
         known: topics that exist.
         on_trouble: called when a connection is lost or the producer breaks.
@@ -57,6 +55,7 @@ class Producer:
     Attributes:
         broken: why it can not go on; None while it can.
         whereabouts: whether the brokers that it knows are still there.
+        trouble: what the application publishes and is not taken, in words; None for nothing.
     """
 
     def __init__(
@@ -66,11 +65,13 @@ class Producer:
         topics: Topics,
         outbox: Outbox,
         suspects: set[OutboxEntry],
+        refusing: dict[TopicPartition, float],
         choice: random.Random,
         known: Sequence[str],
         on_trouble: Callable[[], None],
     ) -> None:
         self.broken: BaseException | None = None
+        self.trouble: str | None = None
         self.outbox = outbox
         self.suspects = suspects
         self.choice = choice
@@ -80,10 +81,9 @@ class Producer:
         self._open = False
         self._routes: dict[str, Route] = {}
         self._finding: dict[str, asyncio.Task[None]] = {}
-        # The last answers that were no good.
+        # The last answers that were no good, until there is a good one.
         self._answers: dict[TopicPartition, int] = {}
-        # Since when a partition takes nothing (loop time), as long as that is not said.
-        self._refusing: dict[TopicPartition, float] = {}
+        self._refusing = refusing
         self._library = AIOKafkaProducer(
             **common_options(config, client_id),
             enable_idempotence=True,
@@ -128,6 +128,7 @@ class Producer:
     def pause(self) -> None:
         """Hand nothing more over; the library goes on trying with what it has."""
         self._open = False
+        self._refusing.clear()
 
     def resume(self) -> None:
         """End `pause`."""
@@ -155,8 +156,8 @@ class Producer:
         return await self.whereabouts.reachable()
 
     def _look_for_lost_topics(self) -> None:
-        """A topic that was deleted under way, or made anew with fewer partitions: the library
-        would wait a whole request_timeout, and for the same partitions again and again."""
+        """Those deleted under way, or made anew with fewer partitions: the library would wait a
+        whole request_timeout, and for the same partitions again and again."""
         now = asyncio.get_running_loop().time()
         for name, route in self._routes.items():
             there = 0 < self._partitions(name) >= len(route.lanes)
@@ -182,7 +183,8 @@ class Producer:
         self._open = False
         library, client = self._library, self._library.client
         library._closed = True
-        tasks = [*self._tasks(), *self._finding.values()]
+        tasks = [task for route in self._routes.values() for task in route.tasks()]
+        tasks += self._finding.values()
         for task in tasks:
             task.cancel()
         sender = library._sender.sender_task
@@ -205,9 +207,6 @@ class Producer:
         for task in (sender, closing):
             if task is not None and task.done() and not task.cancelled():
                 task.exception()
-
-    def _tasks(self) -> list[asyncio.Task[Any]]:
-        return [task for route in self._routes.values() for task in route.tasks()]
 
     def _on_connection_closed(self, connection: Any, reason: Any) -> None:
         self._on_closed(connection, reason)
@@ -240,36 +239,40 @@ class Producer:
             return
         for topic, partitions in answer.topics:
             for number, code, *_ in partitions:
-                if code:
-                    place = TopicPartition(topic, number)
-                    self._answers[place] = code
-                    self._refusing.setdefault(place, asyncio.get_running_loop().time())
-                elif self._refusing:
-                    self._refusing.pop(TopicPartition(topic, number), None)
+                if code or self._answers:
+                    self._note(TopicPartition(topic, number), code)
 
-    def say_what_is_refused(self) -> None:
-        """Say once what keeps a partition from taking anything; the library says nothing."""
+    def _note(self, place: TopicPartition, code: int) -> None:
+        if code:
+            self._answers[place] = code
+            self._refusing.setdefault(place, asyncio.get_running_loop().time())
+        else:
+            self._answers.pop(place, None)
+            self._refusing.pop(place, None)
+
+    def look_at_lanes(self) -> None:
+        """See what keeps partitions from taking anything; the library says nothing of it."""
+        self.trouble = None
         now = asyncio.get_running_loop().time()
-        for place, since in self._refusing.items():
-            if now - since >= _REFUSED_FOR:
-                self._refusing[place] = math.inf
-                _log.warning(
-                    "partition %d of topic %r has not taken what is published for %.0f s, and it"
-                    " is tried on: %s",
-                    place.partition,
-                    place.topic,
-                    now - since,
-                    describe(error_for(self._answers.get(place, -1))),
-                )
+        leader = self._library.client.cluster.leader_for_partition
+        for lane in [lane for route in self._routes.values() for lane in route.lanes]:
+            place = TopicPartition(lane.name, lane.partition)
+            if leader(place) == _NO_LEADER and lane.task is not None:
+                self._note(place, _LEADERLESS)
+            elif lane.task is None or self._answers.get(place) == _LEADERLESS:
+                self._note(place, 0)
+            code = self._answers.get(place, 0)
+            since = self._refusing.get(place, now) if code else now
+            self.trouble = lane.refused(code, now - since) or self.trouble
 
     def last_refusal(self, name: str, partition: int) -> int:
-        self._refusing.pop(TopicPartition(name, partition), None)
         return self._answers.pop(TopicPartition(name, partition), -1)
 
     def take_back(self, name: str, partition: int, count: int) -> None:
         # The cluster expects the numbers of the refused records from the next ones. The lane
         # hands over one batch at a time, so nothing else has been numbered.
         place = TopicPartition(name, partition)
+        self._note(place, 0)
         self._library._txn_manager.increment_sequence_number(place, -count)
 
     def on_batch(self, lane: Lane) -> None:
@@ -328,9 +331,8 @@ class Producer:
             elif loop.time() > deadline:
                 client._topics.discard(name)
                 allow = "" if self._topics.may_create(name) else ", or give create_topics='all'"
-                raise UnknownTopic(
-                    f"topic {name!r} does not exist on the cluster: create it{allow}"
-                )
+                missing = f"topic {name!r} does not exist on the cluster"
+                raise UnknownTopic(f"{missing}: create it{allow}")
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _see_reply_topic(self, name: str) -> None:
@@ -356,10 +358,8 @@ class Producer:
                 if all(code != missing for code, *_ in answer.topics):
                     return
                 if loop.time() > deadline:
-                    raise UnknownTopic(
-                        f"topic {name!r}, which only requesters name, does not exist on the"
-                        " cluster: create it"
-                    )
+                    text = f"topic {name!r}, which only requesters name, does not exist on the"
+                    raise UnknownTopic(f"{text} cluster: create it")
             await asyncio.sleep(_LOOK_AGAIN_FOR_REPLIES)
 
     def _is_ours(self, name: str) -> bool:

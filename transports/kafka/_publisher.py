@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from aiokafka.structs import TopicPartition
+
 from ..._logs import get_logger
 from .._backoff import Backoff
 from .._contract import Surroundings
@@ -73,10 +75,16 @@ class Publisher:
             surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
         )
         self._suspects: set[OutboxEntry] = set()
+        self._refusing: dict[TopicPartition, float] = {}
         self._trouble = asyncio.Event()
         self._producer: Producer | None = None
         self._connected = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What the application publishes and is not taken, in words; None for nothing."""
+        return None if self._producer is None else self._producer.trouble
 
     async def start(self) -> None:
         """Make the first producer; one attempt.
@@ -113,6 +121,7 @@ class Publisher:
             self._topics,
             self.outbox,
             self._suspects,
+            self._refusing,
             self._random,
             self._own,
             self._trouble.set,
@@ -158,7 +167,7 @@ class Publisher:
         if producer is None or producer.broken is not None:
             return
         if await producer.reachable():
-            producer.say_what_is_refused()
+            producer.look_at_lanes()
             self._backoff.reset()
             self._set_connected(True)
         else:
@@ -174,6 +183,8 @@ class Publisher:
         await broken.settle()
         await broken.close()
         self._producer = None
+        waiting = {entry.note.name for entry in self.outbox.written}
+        self._refusing = {at: since for at, since in self._refusing.items() if at.topic in waiting}
         self.outbox.disconnected()
         if blames_records(broken.broken):
             # Others must not wait longer and longer for the sake of some records.

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from ...errors import ConfigurationError
-from .._envelope import Envelope
+from .._envelope import REPLY_HEADER, Envelope
 from .._topics import RESERVED
 from ._names import Names
 from ._texts import RESERVED_NAMES, check_message
@@ -157,7 +157,8 @@ class Codec:
             headers,
             None if envelope.time is None else round(envelope.time * 1000),
             address.correlation is not None
-            or (envelope.correlation is not None and envelope.response_topic is None),
+            or (envelope.correlation is not None and envelope.response_topic is None)
+            or (REPLY_HEADER in envelope.headers and not self._names.is_own(address.name)),
         )
 
     def _add_reply_address(

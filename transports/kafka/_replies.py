@@ -50,9 +50,6 @@ class ReplyInbox:
         codec: reads the records.
         topics: makes the topic anew when somebody has deleted it.
         surroundings: counters and randomness.
-
-    Attributes:
-        trouble: what keeps replies from being read, in words; None when nothing does.
     """
 
     def __init__(
@@ -83,8 +80,14 @@ class ReplyInbox:
         self._troubles = Troubles(f"reply inbox {name!r}", surroundings.stats)
         self._guard: Guard | None = None
         self._task: asyncio.Task[None] | None = None
-        self.trouble: str | None = None
+        # Why there is no connection that replies come over.
+        self._away: str | None = None
         self._on_reply: Callable[[str, Envelope], None] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps replies from being read, in words; None when nothing does."""
+        return self._away or self._troubles.serious((self._name,))
 
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         """Take its place at the end of the topic, which must exist; one attempt.
@@ -194,7 +197,7 @@ class ReplyInbox:
                 if self._consumer is None:
                     await self._topics.ensure([self._name], self._config.connect_timeout)
                     self._consumer = await self._connected()
-                    self.trouble = None
+                    self._away = None
                     began = loop.time()
                 await self._read(self._consumer)
             # Whatever it is, it must not end the attempts to come back.
@@ -208,7 +211,7 @@ class ReplyInbox:
                 delay = self._backoff.next_delay(lasted)
                 problem = connect_problem(error, self._config.address, self._config.username)
                 what = describe(error) if self._consumer is not None else problem.error
-                self.trouble = f"replies cannot be read: {what}"
+                self._away = f"replies cannot be read: {what}"
                 _log.warning("reply inbox %r: %s; again in %.1f s", self._name, what, delay)
                 await self._drop()
                 await asyncio.sleep(delay)
@@ -236,6 +239,8 @@ class ReplyInbox:
                 raise ConnectionError(MOVED)
             if loop.time() >= look:
                 look = loop.time() + self._config.topic_refresh
+                if guard is not None:
+                    guard.look_for_leaders()
                 if await self._is_another(consumer):
                     raise kafka.UnknownTopicOrPartitionError(self._name)
             # The library would wait for ever for a topic that was deleted.

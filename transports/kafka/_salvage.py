@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import aiokafka.errors as kafka
-from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
 from aiokafka.record.memory_records import MemoryRecords
@@ -33,11 +33,13 @@ async def read_leniently(consumer: Any, partition: TopicPartition) -> None:
     """
     client, fetcher = consumer._client, consumer._fetcher
     assignment = consumer._subscription.subscription.assignment
+    # As the consumer itself reads: what a transaction has open may be there for it, or not yet.
+    isolation = fetcher._isolation_level
     position = await consumer.position(partition)
     place = (partition.partition, position, _MOST_OF_A_PARTITION)
     answer = await client.send(
         client.cluster.leader_for_partition(partition),
-        FetchRequest(0, 1, _MOST_BYTES, READ_COMMITTED, [(partition.topic, [place])]),
+        FetchRequest(0, 1, _MOST_BYTES, isolation, [(partition.topic, [place])]),
     )
     _, code, _, *parts = answer.topics[0][1][0]
     if kafka.for_code(code) is not kafka.NoError or not parts[-1]:
@@ -56,7 +58,7 @@ async def read_leniently(consumer: Any, partition: TopicPartition) -> None:
                 None,
                 None,
                 True,
-                READ_COMMITTED,
+                isolation,
             ),
             backoff=_BACKOFF,
         )
