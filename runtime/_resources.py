@@ -246,7 +246,7 @@ class ResourceKeeper:
                     opened.exception()  # who wanted it may have been cancelled meanwhile
                 else:
                     opened.set_result(values)
-                    is_open = True
+                    is_open = any(owner.resources for owner in wanted)
                     await self._release.wait()
         except (asyncio.CancelledError, KeyboardInterrupt) as error:
             failure = error

@@ -55,6 +55,12 @@ def run(*applications: DistributedApplication, loop_factory: LoopFactory | None 
         main = loop.create_task(_serve(applications, signals, given_up))
         try:
             loop.run_until_complete(main)
+        except RuntimeError as error:
+            if main.done():
+                raise
+            raise _Interfered("has stopped the event loop (loop.stop)") from error
+        except asyncio.CancelledError as error:
+            raise _Interfered("has cancelled the task of run()") from error
         finally:
             given_up += end_loop(loop, main)
     except SpaDatError as error:
@@ -63,6 +69,10 @@ def run(*applications: DistributedApplication, loop_factory: LoopFactory | None 
         raise SystemExit(exit_.code) from exit_.__cause__
     except _ProducerFailed as failed:
         raise SystemExit(1) from failed.__cause__
+    except _Interfered as error:
+        raise SystemExit(f"spa_dat: {error}") from error.__cause__
+    except KeyboardInterrupt as error:
+        raise SystemExit(_INTERRUPTED) from error
     finally:
         signals.restore()
     if given_up:
@@ -119,6 +129,13 @@ class _Exit(Exception):
 
 class _ProducerFailed(Exception):
     """An application ended because of an error in the user's code, which is logged already."""
+
+
+class _Interfered(Exception):
+    """Code of the program has ended what `run` stands on."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"code of the program {what}; to end an application use app.stop()")
 
 
 async def _serve(

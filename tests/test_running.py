@@ -320,6 +320,56 @@ def test_a_handler_that_exits_ends_the_program(start: Start) -> None:
     assert error.count("Traceback") <= 1
 
 
+@pytest.mark.parametrize(
+    ("statement", "end", "line"),
+    [
+        (
+            "asyncio.get_running_loop().stop(); await asyncio.sleep(1)",
+            1,
+            "spa_dat: code of the program has stopped the event loop (loop.stop);",
+        ),
+        (
+            "[task.cancel() for task in asyncio.all_tasks() if '_serve' in repr(task)]",
+            1,
+            "spa_dat: code of the program has cancelled the task of run();",
+        ),
+        ("asyncio.get_running_loop().call_soon(raise_interrupt); await asyncio.sleep(1)", 130, ""),
+    ],
+    ids=["loop.stop", "cancel", "interrupt"],
+)
+def test_what_ends_the_event_loop_itself_ends_the_program_in_good_order_with_one_line(
+    start: Start, statement: str, end: int, line: str
+) -> None:
+    program = start(
+        f"""
+        app = DistributedApplication("memory://", name="plant")
+
+        def raise_interrupt():
+            raise KeyboardInterrupt
+
+        class Boiler(Actor):
+            @on("a")
+            async def measured(self, payload: str) -> None:
+                {statement}
+
+            async def on_stop(self) -> None:
+                say("on_stop")
+
+        app.add(Boiler)
+
+        @app.producer()
+        async def produce(socket: Socket) -> None:
+            await socket.publish("a", "x")
+
+        app.run()
+        """
+    )
+    code, said, errors = program.end()
+    assert (code, said) == (end, ["on_stop"])
+    assert errors.startswith(line)
+    assert "Traceback" not in errors
+
+
 def test_several_applications_run_together_and_producers_find_everybody_listening(
     start: Start,
 ) -> None:
