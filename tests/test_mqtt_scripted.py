@@ -872,6 +872,69 @@ async def test_a_broker_that_overruns_the_window_is_held_back_for_longer_than_th
         assert recorder.events == []
 
 
+async def test_what_comes_before_the_answer_to_a_subscription_is_not_all_held() -> None:
+    """A session may have far more than the window, and the answer stands behind it."""
+    payloads = [b"%d" % number + b"x" * 1_000 for number in range(10)]
+    said: list[str] = []
+
+    async def first(peer: Peer) -> None:
+        await peer.accept(session=True)
+        packet = await peer.expect("SUBSCRIBE")
+        for number, payload in enumerate(payloads, 1):
+            peer.send(publish(number, payload))
+        peer.send(suback(packet.packet_id, 1))
+        while (packet := await peer.receive()).kind != "DISCONNECT":
+            said.append(packet.kind)
+        said.append("DISCONNECT")
+
+    async def second(peer: Peer) -> None:
+        await peer.accept(session=True)
+        for number, payload in enumerate(payloads, 1):
+            peer.send(publish(number, payload, duplicate=True))
+        while True:
+            said.append((await peer.receive()).kind)
+
+    async with ScriptedBroker(serve, first, second) as broker, client(broker) as app:
+        recorder = Recorder(settle=False)
+        consumer, _ = await app.consume("t", recorder=recorder, window_bytes=2_000)
+        await eventually(lambda: app.stats["mqtt.lost"] == 1)
+        assert len(recorder.deliveries) == 4, "twice the window"
+        assert said == ["DISCONNECT"], "the broker keeps the session, and what nobody has taken"
+        handled: list[bytes] = []
+        position = 0
+        while len(handled) < len(payloads):
+            await recorder.get(position + 1)
+            delivery = recorder.deliveries[position]
+            position += 1
+            if delivery.start():
+                handled.append(delivery.envelope.payload)
+                delivery.settle()
+        assert handled == payloads
+        await eventually(lambda: len(said) == 1 + len(payloads))
+        assert set(said[1:]) == {"PUBACK"}, "what is in force already is not asked for again"
+        assert consumer.trouble is None
+        assert app.stats["mqtt.overrun"] == 1
+
+
+async def test_without_a_session_that_lasts_all_is_held_that_comes_before_the_answer() -> None:
+    payloads = [b"%d" % number + b"x" * 1_000 for number in range(10)]
+
+    async def first(peer: Peer) -> None:
+        await peer.accept(b"\x11\0\0\0\0")
+        packet = await peer.expect("SUBSCRIBE")
+        for number, payload in enumerate(payloads, 1):
+            peer.send(publish(number, payload))
+        peer.send(suback(packet.packet_id, 1))
+        await peer.wait_closed()
+
+    async with ScriptedBroker(serve, first) as broker, client(broker) as app:
+        recorder = Recorder(settle=False)
+        await app.consume("t", recorder=recorder, window_bytes=2_000)
+        await recorder.get(len(payloads))
+        assert recorder.payloads == payloads
+        assert app.stats["mqtt.overrun"] == app.stats["mqtt.lost"] == 0
+
+
 async def test_a_new_filter_comes_in_force_although_reading_is_paused() -> None:
     async def script(peer: Peer) -> None:
         await peer.ready()

@@ -39,6 +39,7 @@ _log = get_logger(f"{__name__}.library")
 
 _CONNACK, _PUBLISH, _SUBACK, _UNSUBACK, _DISCONNECT = 0x20, 0x30, 0x90, 0xB0, 0xE0
 _REFUSED = 0x80
+_CLOSED_HERE = "closed here"
 _OLD_REFUSAL_OF_THE_VERSION = 1
 
 
@@ -89,6 +90,7 @@ class MqttClient:
         self._patience = patience
         self._unconfirmed = 0
         self._end_cause: Exception | None = None
+        self._closing = ""
         properties = make_properties(
             PacketTypes.CONNECT,
             SessionExpiryInterval=session_expiry,
@@ -128,7 +130,7 @@ class MqttClient:
         library.on_socket_close = None
         library.on_socket_register_write = self._on_write_wanted
         library.on_socket_unregister_write = None
-        library._create_socket = self._give_stream  # type: ignore[method-assign]
+        library._create_socket = lambda: self._stream  # type: ignore[assignment, method-assign, return-value]
         # Nobody may wait for these futures when the connection ends.
         self._client._connected.add_done_callback(_retrieve)
         self._client._disconnected.add_done_callback(_retrieve)
@@ -166,9 +168,9 @@ class MqttClient:
                 patience=self._patience,
             )
 
-    async def disconnect(self, timeout: float) -> None:
+    async def disconnect(self, timeout: float, why: str = _CLOSED_HERE) -> None:
         """Send what is written, say goodbye and close; at most about ``timeout`` seconds."""
-        stream = self._stream
+        stream, self._closing = self._stream, why
         self._stop_keepalive()
         if stream is not None and not self.lost.done():
             with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
@@ -183,7 +185,7 @@ class MqttClient:
         if self._stream is not None:
             self._stream.abort()
         self._fail_connect()
-        self._lose(Loss("closed here", Ending.OURS))
+        self._lose(Loss(self._closing or _CLOSED_HERE, Ending.OURS))
 
     # Messages.
 
@@ -323,6 +325,8 @@ class MqttClient:
         self._lose(self._loss())
 
     def _loss(self) -> Loss:
+        if self._closing:
+            return Loss(self._closing, Ending.OURS)
         if self._end_cause is None:
             return Loss("the broker closed the connection", Ending.CLOSED)
         broken = isinstance(self._end_cause, ConnectionError)
@@ -333,9 +337,6 @@ class MqttClient:
         )
 
     # What the library reports.
-
-    def _give_stream(self) -> Any:
-        return self._stream
 
     def _on_write_wanted(self, client: Any, userdata: Any, sock: Any) -> None:
         # The library may be inside a callback, where it must not be called again.

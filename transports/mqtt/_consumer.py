@@ -99,6 +99,9 @@ class MqttConsumer(Consumer):
         self._stopped = False
         self._closing = False
         self._paused = False
+        # More has come than may be held: the rest has to come again, on another connection.
+        self._overrun = False
+        self._lasting = False
 
     # The contract.
 
@@ -148,7 +151,7 @@ class MqttConsumer(Consumer):
     def discard_stale(self, topic: str) -> None:
         self._stats["messages.stale"] += 1
         if self._client is not None:
-            self._spawn(self._discard(self._client, topic))
+            self._spawn(self._subscriptions.discard(self._client, topic))
 
     def stop_intake(self) -> None:
         self._stopped = True
@@ -170,6 +173,7 @@ class MqttConsumer(Consumer):
         if self._held and self._client is not None and self._client.unanswered:
             # It may have made a new session all the same, which looks like the old one next time.
             self._last_copies = True
+        self._overrun = False
         self._client = MqttClient(
             self._config,
             self._identifier,
@@ -200,8 +204,11 @@ class MqttConsumer(Consumer):
         self._spawn(self._retry_refused(client))
 
     def on_connected(self, session_present: bool) -> None:
+        assert self._client is not None
         self._paused = False
-        self._warn_of_a_short_session()
+        self._subscriptions.connected(self._client, session_present=session_present)
+        self._lasting = self._durable and self._client.limits.session_expiry != 0
+        self._warn_of_a_short_session(self._client)
         if not session_present:
             self._redelivery.session_lost()
         if not self._held:
@@ -254,7 +261,7 @@ class MqttConsumer(Consumer):
     def on_message(
         self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
     ) -> None:
-        if self._stopped:
+        if self._stopped or self._overrun:
             return
         if self._held:
             self._resume(redelivered=False)
@@ -285,10 +292,8 @@ class MqttConsumer(Consumer):
 
     # Inner parts.
 
-    def _warn_of_a_short_session(self) -> None:
-        assert self._client is not None
-        granted = self._client.limits.session_expiry
-        asked = self._client.session_expiry
+    def _warn_of_a_short_session(self, client: MqttClient) -> None:
+        granted, asked = client.limits.session_expiry, client.session_expiry
         if granted is None or granted >= asked or granted == self._shortened:
             return
         self._shortened = granted
@@ -317,16 +322,18 @@ class MqttConsumer(Consumer):
                 adding.given_up.set_result(loss.text)
 
     def _pause_if_full(self) -> None:
+        assert self._client is not None
         tracker = self._tracker
         unreleased = len(tracker)
-        if (
-            (unreleased >= self._high or tracker.size >= self._most_bytes)
-            and not self._paused
-            and self._client is not None
-        ):
+        if not self._paused and (unreleased >= self._high or tracker.size >= self._most_bytes):
             self._paused = True
             self._stats["mqtt.paused"] += 1
             self._client.pause()
+        elif self._lasting and tracker.size >= 2 * self._most_bytes:
+            # Reading goes on while an answer to a subscription is waited for.
+            self._overrun = True
+            self._stats["mqtt.overrun"] += 1
+            self._spawn(self._subscriptions.connect_anew(self._client))
         if self._paused or unreleased >= self._low:
             tracker.fill()
 
@@ -384,12 +391,6 @@ class MqttConsumer(Consumer):
                 if not self._refused:
                     _log.info("%r: the broker grants all subscriptions again", self._identifier)
                     return
-
-    async def _discard(self, client: MqttClient, topic: str) -> None:
-        try:
-            await self._subscriptions.discard(client, topic)
-        except ConnectionLost as error:
-            _log.info("a filter that is not wanted stays for now: %s", error)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -26,6 +26,8 @@ _REFUSED = 0x80
 # Unspecified, implementation specific, quota exceeded: it may have been too many at once.
 _MAYBE_TOO_MANY = frozenset({0x80, 0x83, 0x97})
 _MOST_DISCARDED = 1_000
+_CLOSE_TIMEOUT = 2.0
+_OVERRUN = "closed here, since more came before an answer than may be held; it comes again"
 
 
 class SubscriptionSet:
@@ -65,6 +67,8 @@ class SubscriptionSet:
         self._reserved: TopicTrie[str] = TopicTrie()
         self._in_force: dict[str, int] = {}
         self._in_force_on: MqttClient | None = None
+        # The connection was ended here, so that the session is as the broker has said last.
+        self._stays_in_force = False
         self._unwanted: dict[str, None] = {}
         self._discarded: dict[str, None] = {}
         self._lock = asyncio.Lock()
@@ -102,6 +106,22 @@ class SubscriptionSet:
     def connection_lost(self) -> None:
         """What comes from now on is no copy of what came before."""
         self.guard.forget()
+
+    def connected(self, client: MqttClient, *, session_present: bool) -> None:
+        """There is another connection, and perhaps with the session of the last one."""
+        if self._stays_in_force and session_present:
+            self._in_force_on = client
+        self._stays_in_force = False
+
+    async def connect_anew(self, client: MqttClient) -> None:
+        """End the connection as soon as the broker has answered what it was asked.
+
+        On the next one, nothing that is in force is asked for again.
+        """
+        async with self._lock:
+            if not client.lost.done():
+                self._stays_in_force = True
+                await client.disconnect(_CLOSE_TIMEOUT, _OVERRUN)
 
     async def apply(self, client: MqttClient) -> dict[str, int]:
         """Bring what is wanted in force, and then end what is not.
@@ -142,18 +162,14 @@ class SubscriptionSet:
                     for pattern, code in refused.items()
                     if pattern in alone or pattern not in again
                 }
-            covered = [pattern for pattern in self._wanted if pattern not in wanted]
+            covered = [pattern for pattern in self._wanted if missing and pattern not in wanted]
             await self._unsubscribe(
                 client, dict.fromkeys([*self._unwanted, *covered, *self._in_force]), wanted
             )
             return lacking | refused
 
     async def discard(self, client: MqttClient, topic: str) -> None:
-        """Find the filter in force that matches the topic and is not wanted, and end it.
-
-        Raises:
-            ConnectionLost: the connection ended first, or the broker did not answer.
-        """
+        """Find the filter in force that matches the topic and is not wanted, and end it."""
         if topic in self._discarded:
             return
         if len(self._discarded) >= _MOST_DISCARDED:
@@ -165,7 +181,11 @@ class SubscriptionSet:
             if self._prefix:
                 found += [self._prefix + pattern for pattern in found]
             found = [pattern for pattern in found if pattern not in keep]
-            removed = await self._unsubscribe_all(client, found)
+            try:
+                removed = await self._unsubscribe_all(client, found)
+            except ConnectionLost as error:
+                _log.info("a filter that is not wanted stays for now: %s", error)
+                return
         if removed:
             _log.warning(
                 "the session still had filters that are not wanted any more, seen by a message"
