@@ -38,12 +38,15 @@ class Link:
         hides: float = 0.0,
         patience: int = 1,
         unconfirmed: int = 0,
+        oldest: int = 0,
     ) -> None:
         self.heard = self.spoken = self.paused = False
         self.written = 0
         self.pings = 0
         self.is_answering = True
         self.silent_at: float | None = None
+        self.reason = ""
+        self.oldest = oldest
         self.rate = rate
         self._hides = hides
         self._left = 0.0
@@ -55,6 +58,7 @@ class Link:
             seconds,
             self._on_silence,
             lambda: unconfirmed,
+            oldest=lambda: self.oldest,
             bearable=bearable,
             patience=patience,
         )
@@ -83,8 +87,9 @@ class Link:
                 del self._unanswered[: len(arrived)]
                 self.heard = self.heard or bool(arrived)
 
-    def _on_silence(self) -> None:
+    def _on_silence(self, reason: str) -> None:
         self.silent_at = self._loop.time() - self._began
+        self.reason = reason
 
 
 @pytest.mark.virtual
@@ -273,6 +278,63 @@ async def test_the_same_large_publish_is_given_more_time_after_each_silence() ->
             patience.append(vars(bus)["_patience"])
         await posted
         assert patience == [1, 2]
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize(("patience", "ends"), [(1, 70.0), (4, 250.0)])
+async def test_a_broker_that_lives_and_confirms_nothing_is_left_after_a_minute(
+    patience: int, ends: float
+) -> None:
+    link = Link(patience=patience, unconfirmed=100, oldest=100)
+    link.write(b"x" * 100)
+    await link.run(1_000)
+    assert link.silent_at is not None
+    assert ends - 10 <= link.silent_at <= ends + 10
+    assert "does not confirm" in link.reason
+
+
+@pytest.mark.virtual
+async def test_what_has_not_left_or_is_confirmed_in_turn_is_waited_for() -> None:
+    slow = Link(rate=10, unconfirmed=5_000, oldest=5_000)
+    slow.write(b"x" * 5_000)
+    await slow.run(500)
+    assert slow.silent_at is None
+    slow.keepalive.stop()
+    link = Link(unconfirmed=1, oldest=1)
+    link.write(b"x" * 100)
+    for _ in range(20):
+        await link.run(50)
+        link.oldest += 1
+    link.oldest = 0
+    await link.run(500)
+    assert link.silent_at is None
+    link.keepalive.stop()
+
+
+async def test_a_message_that_the_broker_has_lost_is_sent_again_on_another_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._keepalive._LONGEST_WAIT", 1.0)
+    monkeypatch.setattr("spa_dat.transports.mqtt._keepalive._LEAST_PERIODS", 2)
+
+    async def losing(peer: Peer) -> None:
+        # One message at a time.
+        await peer.ready(b"\x21\0\1")
+        await peer.expect("PUBLISH")
+        while True:
+            await peer.expect("PINGREQ")
+            peer.send(b"\xd0\0")
+
+    async def confirming(peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            peer.puback(await peer.expect("PUBLISH"))
+
+    async with ScriptedBroker(losing, confirming) as broker, client(broker, keepalive=1) as app:
+        posts = [app.bus.post(Envelope(topic="t", payload=b"%d" % n)) for n in range(3)]
+        await asyncio.wait_for(asyncio.gather(*posts), 20)
+        assert app.stats["mqtt.lost"] == 1
+        assert app.stats["publishes.suspected"] == app.stats["publishes.refused"] == 0
 
 
 class Library:

@@ -84,8 +84,7 @@ class MqttClient:
         self._handler = handler
         self._stream: FrameStream | None = None
         self._wants_pause = False
-        self._accepted = False
-        self.unanswered = False
+        self._accepted = self.unanswered = False
         self._keepalive: KeepAlive | None = None
         self._patience = patience
         self._unconfirmed = 0
@@ -164,6 +163,7 @@ class MqttClient:
                 min(self.limits.keepalive or wanted, wanted),
                 self._on_silence,
                 self._flow.unconfirmed,
+                oldest=self._flow.oldest,
                 bearable=wanted,
                 patience=self._patience,
             )
@@ -368,11 +368,11 @@ class MqttClient:
             self._keepalive.stop()
             self._keepalive = None
 
-    def _on_silence(self) -> None:
+    def _on_silence(self, reason: str) -> None:
         self._unconfirmed = self._flow.unconfirmed()
         if self._stream is not None:
             self._stream.abort()
-        self._on_end(TimeoutError("the broker has gone silent"))
+        self._on_end(TimeoutError(reason))
 
     def _fail_connect(self) -> None:
         # After a goodbye aiomqtt has a new future there, which nobody looks at.

@@ -56,7 +56,8 @@ class MessageFlow:
         self._next_packet_id = next_packet_id
         self._on_other = on_other
         self._stream: FrameStream | None = None
-        self._in_flight: dict[int, tuple[Any, int]] = {}
+        # By packet id: note, bytes, and what was written up to its end.
+        self._in_flight: dict[int, tuple[Any, int, int]] = {}
 
     def begin(self, stream: FrameStream) -> None:
         """Write to this stream from now on."""
@@ -69,7 +70,11 @@ class MessageFlow:
 
     def unconfirmed(self) -> int:
         """Bytes of the oldest message that was written with QoS 1 and is not confirmed yet."""
-        return next((size for _, size in self._in_flight.values()), 0)
+        return next((size for _, size, _ in self._in_flight.values()), 0)
+
+    def oldest(self) -> int:
+        """Bytes that were written on the connection up to the end of that message; 0 for none."""
+        return next((end for _, _, end in self._in_flight.values()), 0)
 
     def acknowledge(self, tokens: list[int]) -> None:
         """Acknowledge messages, in this order."""
@@ -85,8 +90,8 @@ class MessageFlow:
             packet_id = self._next_packet_id()
             while packet_id in self._in_flight:
                 packet_id = self._next_packet_id()
-            self._in_flight[packet_id] = note, packet.size
             stream.write(packet.encode(packet_id))
+            self._in_flight[packet_id] = note, packet.size, stream.written
         else:
             stream.write(packet.encode(0))
             stream.after_flush(lambda: self._handler.on_confirmed(note, 0))

@@ -19,6 +19,9 @@ _LEAST_CHECKS = 2
 _SLOWEST = 32_768
 # The most intervals that this may take, times the patience.
 _MOST_INTERVALS = 4
+# Seconds, and periods, that a broker which answers pings may take to confirm a message.
+_LONGEST_WAIT = 60.0
+_LEAST_PERIODS = 8
 
 
 class Line(Protocol):
@@ -51,23 +54,30 @@ class KeepAlive:
     told from a broker that is frozen. As long as the peer's system takes everything, pings too,
     such a message gets some seconds more for its size.
 
+    A broker that lives, and has not confirmed a message for a minute, has lost it: it has to be
+    sent again, for which another connection is needed, and takes a place in the window until then.
+
     Args:
         stream: of the connection.
         seconds: the interval between signs of life from here.
-        on_silence: called once when the broker is not there any more.
+        on_silence: called once, with the reason in words, when the broker is not there any more,
+            or confirms nothing any more.
         unconfirmed: how many bytes the oldest message has that the broker has not confirmed.
+        oldest: how many bytes were written up to the end of that message; 0 when there is none.
         bearable: for how many seconds the broker may be silent, if that is more than ``seconds``:
             how often it wants to hear something does not tell how fast it answers.
-        patience: by how much to multiply the additional seconds for a large message.
+        patience: by how much to multiply the additional seconds for a large message, and those
+            for a confirmation.
     """
 
     def __init__(
         self,
         stream: Line,
         seconds: float,
-        on_silence: Callable[[], None],
+        on_silence: Callable[[str], None],
         unconfirmed: Callable[[], int],
         *,
+        oldest: Callable[[], int] = lambda: 0,
         bearable: float = 0.0,
         patience: int = 1,
     ) -> None:
@@ -78,6 +88,10 @@ class KeepAlive:
         self._most_more = max(seconds, bearable) * _MOST_INTERVALS
         self._on_silence = on_silence
         self._unconfirmed = unconfirmed
+        self._oldest = oldest
+        self._waits_for = 0
+        # Checks at which the broker was there and had still not confirmed that message.
+        self._waits = 0
         self._patience = patience
         self._quiet = 0
         # How many bytes were written before the first unanswered ping.
@@ -109,9 +123,14 @@ class KeepAlive:
             self._quiet = 0
         else:
             self._quiet += 1
+        reason = ""
         if self._quiet >= self._most_checks and self._quiet >= self._most_quiet(departed):
+            reason = "the broker has gone silent"
+        elif self._is_stalled(departed):
+            reason = "the broker answers, and does not confirm what was published"
+        if reason:
             self._timer = None
-            self._on_silence()
+            self._on_silence(reason)
             return
         self._departed = departed
         is_idle = not stream.spoken and departed >= stream.written
@@ -121,6 +140,15 @@ class KeepAlive:
             stream.write(PINGREQ)
         stream.heard = stream.spoken = False
         self._schedule()
+
+    def _is_stalled(self, departed: int) -> bool:
+        oldest = self._oldest()
+        if oldest != self._waits_for:
+            self._waits_for, self._waits = oldest, 0
+        elif oldest and self._stream.heard and departed >= oldest:
+            self._waits += 1
+        seconds = (_LONGEST_WAIT + self._unconfirmed() / _SLOWEST) * self._patience
+        return self._waits >= max(seconds / self._period, _LEAST_PERIODS)
 
     def _most_quiet(self, departed: int) -> float:
         size = self._unconfirmed()

@@ -83,7 +83,8 @@ class Loss:
         ending: who ended it.
         reason: what the broker gave as its reason, None without one.
         unconfirmed: bytes of the oldest message that was not confirmed, when the connection was
-            given up because the broker had gone silent; 0 for every other end.
+            given up because the broker had gone silent, or confirmed nothing; 0 for every other
+            end.
     """
 
     text: str

@@ -25,7 +25,6 @@ from ._adapter import MqttClient
 from ._config import MqttConfig
 from ._connection import Connection
 from ._consumer import MqttConsumer
-from ._keepalive import LARGE
 from ._outgoing import Outgoing, blame
 from ._packets import PublishPacket
 from ._reasons import subscribe_refusal
@@ -200,8 +199,8 @@ class MqttBus(Bus):
     def on_lost(self, loss: Loss) -> None:
         self._patience = 1
         oldest = self._outbox.oldest_unconfirmed
-        if loss.unconfirmed > LARGE and oldest is not None:
-            # It is sent again from its beginning: without more time it would never arrive.
+        if loss.unconfirmed and oldest is not None:
+            # It is sent again from its beginning: without more time it may never be confirmed.
             self._patience = min(2**oldest.writes, _MOST_PATIENCE)
         self.connected = False
         self._outgoing.end(loss)
