@@ -139,9 +139,13 @@ async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> Ba
         raised = inspectable(error)
     finally:
         frame.end()
-    if cell.guard.interrupted:
-        await cell.guard.recover()
-    return raised
+    try:
+        if cell.guard.interrupted:
+            await cell.guard.recover()
+        return raised
+    finally:
+        # Its traceback refers to this frame.
+        del raised
 
 
 async def receive_message(instance: Any, item: Any) -> None:

@@ -769,3 +769,30 @@ async def test_failures_keep_nothing_alive(kind: str, caplog: pytest.LogCaptureF
         finally:
             gc.enable()
         await system.stop_all(timeout=5)
+
+
+async def test_failing_hooks_keep_nothing_alive(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL + 1, logger="spa_dat")
+    held: list[weakref.ref[threading.Event]] = []
+
+    class Failing(Actor):
+        async def on_receive(self, message: Any) -> None:
+            large = threading.Event()
+            held.append(weakref.ref(large))
+            raise ValueError
+
+        def on_failure(self, error: Exception) -> None:
+            raise KeyError from error
+
+    system = ActorSystem()
+    ref = system.spawn(Failing)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(5):
+            ref.tell(number)
+        await eventually(lambda: len(held) == 5)
+        await eventually(lambda: not any(one() for one in held))
+    finally:
+        gc.enable()
+    await system.stop_all(timeout=5)
