@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import aiokafka.errors as kafka_errors
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
-from spa_dat.errors import ConfigurationError
+from spa_dat.errors import ConfigurationError, ConnectFailed
 from spa_dat.testing import Kafka
 from spa_dat.transports import KafkaConfig
+from spa_dat.transports.kafka import _member
 from spa_dat.transports.kafka._errors import connect_problem
 from spa_dat.transports.kafka._membership import join_refusal
 from support.kafka_bus import bus_client, create, new_prefix
 from support.kafka_consuming import taker
+from support.waiting import eventually
 
 
 @contextlib.asynccontextmanager
@@ -96,3 +99,46 @@ def test_each_refusal_says_what_to_do() -> None:
     assert "group.max.size" in (said(kafka_errors.KafkaError("UnknownError()"), 81) or "")
     assert said(kafka_errors.KafkaError("something else")) is None
     assert said(OSError("gone"), 23) is None
+    assert "offsets.topic.replication.factor" in (said(TimeoutError(), 15) or "")
+    garbled = "KafkaError: ValueError(\"... value: b'\\xff' to struct format: ...\")"
+    assert "does not speak as a consumer" in (said(kafka_errors.KafkaError(garbled)) or "")
+
+
+@pytest.mark.kafka
+async def test_a_cluster_that_cannot_look_after_groups_says_why(
+    own_kafka: Callable[..., Kafka],
+) -> None:
+    # What a default broker does that is alone.
+    broker = own_kafka(properties={"offsets.topic.replication.factor": "3"})
+    prefix = new_prefix()
+    await create(broker.server, f"{prefix}a")
+    async with taker(
+        broker.server, "a", prefix=prefix, start=False, start_timeout=2.0, rebalance_timeout=600.0
+    ) as inbox:
+        with pytest.raises(ConfigurationError, match=r"no coordinator for group.*too few"):
+            await asyncio.wait_for(inbox.consumer.start(), 20)
+
+
+@pytest.mark.kafka
+async def test_who_loses_the_coordinator_for_long_is_not_healthy(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_member, "_MOST_LOOKS_IN_VAIN", 2)
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    async with taker(kafka.server, "a", prefix=prefix) as inbox:
+        consumer: Any = inbox.consumer
+        assert consumer.trouble is None
+        consumer._intake._guard.join_code = 15
+        await eventually(lambda: "no coordinator" in (consumer.trouble or ""))
+        consumer._intake._guard.join_code = 0
+        await eventually(lambda: consumer.trouble is None)
+
+
+@pytest.mark.kafka
+async def test_an_address_that_leads_nowhere_is_named(kafka: Kafka) -> None:
+    # The broker sends who comes here to the address of a proxy that is not there.
+    behind = f"{kafka.host}:{kafka._behind}"
+    async with bus_client(behind, start=False, start_timeout=1.0) as client:
+        with pytest.raises(ConnectFailed, match=f"{kafka.host}:{kafka.proxy_port}.*advertised"):
+            await asyncio.wait_for(client.start(), 20)

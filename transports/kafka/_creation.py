@@ -91,6 +91,13 @@ class Topics:
         try:
             await client.bootstrap()
             await self._ensure(client, wanted, timeout)
+        except kafka.NodeNotReadyError as error:
+            # The one that was asked first has answered.
+            named = ", ".join(f"{node.host}:{node.port}" for node in client.cluster.brokers())
+            raise ConnectionError(
+                f"a broker can not be reached at the address that the cluster gives: {named}; if"
+                " that leads nowhere from here, see advertised.listeners of the brokers"
+            ) from error
         finally:
             await client.close()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiokafka.errors as kafka
 from aiokafka.consumer.fetcher import FetchError
+from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import JoinGroupRequest
 from aiokafka.structs import TopicPartition
@@ -55,7 +56,8 @@ class Guard:
     Attributes:
         found: what has turned up since `mend`.
         held: the partitions that are paused over it, and when each is tried again (loop time).
-        join_code: what the group answered to the last attempt to join it; 0 when it let us in.
+        join_code: what the cluster answered to the last attempt to find the group and to join it;
+            0 when it let us in.
     """
 
     def __init__(self, consumer: Any, troubles: Troubles, *, passes_over: bool = False) -> None:
@@ -219,7 +221,7 @@ class Guard:
         self._troubles.over(partition)
 
     def _hear(self, request: Any, answer: Any) -> None:
-        if isinstance(request, JoinGroupRequest):
+        if isinstance(request, (FindCoordinatorRequest, JoinGroupRequest)):
             self.join_code = answer.error_code
         if not isinstance(request, FetchRequest):
             return

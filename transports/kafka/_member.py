@@ -24,6 +24,7 @@ from ._fetching import Fetched
 from ._guard import Guard
 from ._intake import Intake, unless
 from ._membership import (
+    NO_COORDINATOR,
     is_lost,
     join_refusal,
     leave,
@@ -44,6 +45,7 @@ _STOP_TIMEOUT = 3.0
 _SHARE_FOR_RUNNING = 0.8
 _SHORT = 10.0
 _LOOK_AGAIN = 0.05
+_MOST_LOOKS_IN_VAIN = 10
 
 
 class GroupMember(Intake):
@@ -67,6 +69,7 @@ class GroupMember(Intake):
         # Why the places of an assignment are not known.
         self._misplaced: Exception | None = None
         self._next_look = 0.0
+        self._looks_in_vain = 0
         # Whether they are known, or it is known why not.
         self._placed = asyncio.Event()
 
@@ -133,7 +136,10 @@ class GroupMember(Intake):
 
     async def _join(self, consumer: Any, guard: Guard) -> None:
         # A group that is busy with handing over lets nobody in before that is done.
-        async with asyncio.timeout(self._config.start_timeout + self._config.rebalance_timeout):
+        patience = self._config.start_timeout
+        async with asyncio.timeout(patience + self._config.rebalance_timeout) as limit:
+            give_up = self._give_up_without_coordinator
+            timer = asyncio.get_running_loop().call_later(patience, give_up, guard, limit)
             try:
                 await consumer.start()
             except kafka.KafkaError:
@@ -142,6 +148,8 @@ class GroupMember(Intake):
                 await end_tasks(consumer, _STOP_TIMEOUT)
                 await leave(consumer)
                 raise
+            finally:
+                timer.cancel()
             guard.start()
             await self._check_rights(consumer._client)
             if await unassigned(consumer, self._group):
@@ -157,6 +165,10 @@ class GroupMember(Intake):
                 except (kafka.IllegalStateError, kafka.CommitFailedError):
                     # The partitions were handed out anew meanwhile.
                     await asyncio.sleep(_LOOK_AGAIN)
+
+    def _give_up_without_coordinator(self, guard: Guard, limit: asyncio.Timeout) -> None:
+        if guard.join_code == NO_COORDINATOR:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def _leave(self, consumer: Any, *, for_good: bool) -> None:
         """End with this consumer of the library: commit, and give back what it had."""
@@ -256,7 +268,16 @@ class GroupMember(Intake):
         self._reassigned.set()
         self._resume()
 
+    @property
+    def trouble(self) -> str | None:
+        trouble = super().trouble
+        if trouble is None and self._looks_in_vain >= _MOST_LOOKS_IN_VAIN:
+            return str(join_refusal(TimeoutError(), NO_COORDINATOR, self._group, self._config))
+        return trouble
+
     async def _look(self) -> None:
+        found = self._guard is None or self._guard.join_code != NO_COORDINATOR
+        self._looks_in_vain = 0 if found else self._looks_in_vain + 1
         if self._misplaced is not None:
             raise self._misplaced
         await super()._look()

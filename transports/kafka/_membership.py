@@ -18,6 +18,7 @@ from ._errors import GroupRefused
 from ._topic_facts import is_of_another, note_of
 
 __all__ = [
+    "NO_COORDINATOR",
     "commit",
     "committed",
     "is_lost",
@@ -31,7 +32,11 @@ __all__ = [
 
 _STABLE = "Stable"
 # Answers to who wants to join.
+NO_COORDINATOR = 15
+"""What a cluster answers that can not look after a group now."""
 _INCONSISTENT, _BAD_SESSION_TIMEOUT, _FULL = 23, 26, 81
+# What the library says of bytes that it cannot read.
+_GARBLED = "to struct format"
 _LOOK_AGAIN = 0.1
 _NO_MEMBER = (
     kafka.IllegalGenerationError,
@@ -56,8 +61,21 @@ def join_refusal(
         group: its id.
         config: what was asked for.
     """
+    if code == NO_COORDINATOR and isinstance(error, (kafka.KafkaError, TimeoutError)):
+        return GroupRefused(
+            f"the cluster has no coordinator for group {group!r}: the brokers with its topic"
+            " __consumer_offsets are away, or there are too few of them to create it (see"
+            " offsets.topic.replication.factor)",
+            may_pass=True,
+        )
     if not isinstance(error, kafka.KafkaError):
         return None
+    if type(error) is kafka.KafkaError and _GARBLED in str(error):
+        return GroupRefused(
+            f"group {group!r} has a member of another program that does not speak as a consumer:"
+            " stop it, or give the application or the actor another name",
+            may_pass=True,
+        )
     if isinstance(error, kafka.InconsistentGroupProtocolError) or code == _INCONSISTENT:
         return GroupRefused(
             f"group {group!r} has members of another program, or of another client, that share"
