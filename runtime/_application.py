@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -263,9 +264,9 @@ class DistributedApplication:
         The keys are names of actors, or addresses of buses, or the application's name for what
         concerns all of it. Asking costs little, so a health check may do it.
         """
-        if self._run is None:
-            return {self.name: f"it does not run{self._runs.why}"}
-        return self._run.problems
+        # Other threads may ask while it ends.
+        run = self._run
+        return {self.name: f"it does not run{self._runs.why}"} if run is None else run.problems
 
     async def __aenter__(self) -> Self:
         """Start: connect, open resources, bring subscriptions in force, start actors, producers.
@@ -338,10 +339,11 @@ class DistributedApplication:
         return self._started_run().sync_socket(_provider(socket_provider))
 
     def _started_run(self) -> Run:
-        if self._run is None:
+        run = self._run
+        if run is None:
             text = f"application {self.name!r} does not run{self._runs.why}"
             raise ConfigurationError(f"{text}; use its socket inside 'async with'")
-        return self._run
+        return run
 
     async def wait(self) -> None:
         """Wait until the application has reason to end: `stop` was called, or it has producers
@@ -359,8 +361,10 @@ class DistributedApplication:
 
         A start that is under way gets ``stop_timeout`` seconds to succeed, and is given up then.
         """
-        if self._run is not None:
-            self._run.request_stop()
+        run = self._run
+        if run is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                run.request_stop()
 
     async def aclose(self) -> None:
         """Stop: producers first, then intake; running handlers get ``stop_timeout`` seconds.

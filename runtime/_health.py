@@ -15,7 +15,8 @@ class Problems:
     """
 
     def __init__(self, known: Mapping[str, str]) -> None:
-        self._texts = {name: [text] for name, text in known.items()}
+        # At once: threads of the program's own may ask, while the loop goes on.
+        self._texts = {name: [text] for name, text in dict(known).items()}
 
     def add(self, name: str, text: str | None) -> None:
         """Add a text; None says that nothing is wrong."""

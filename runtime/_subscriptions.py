@@ -115,7 +115,7 @@ class Subscriptions:
         """What keeps messages from the actor's declared subscription, in words."""
         return [
             trouble
-            for shared in self._shared.values()
+            for shared in tuple(self._shared.values())
             if actor in shared.members and (trouble := shared.router.trouble) is not None
         ]
 

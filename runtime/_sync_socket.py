@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar, overload
 
 from .._thread_work import waits_for_loop
@@ -36,10 +37,13 @@ class SyncSocket:
         self._loop = loop
         self._loop_thread = threading.get_ident() if loop_thread is None else loop_thread
         self._revoked = False
+        self._calls: dict[Future[Any], None] = {}
 
     def revoke(self) -> None:
-        """From now on every call raises ActorStopped: its thread was given up."""
+        """From now on every call raises ActorStopped, one under way as well."""
         self._revoked = True
+        for call in tuple(self._calls):
+            call.cancel()
 
     def give_up(self) -> None:
         """Revoke it, and the socket that it stands for: whatever has them was given up."""
@@ -63,7 +67,11 @@ class SyncSocket:
             if isinstance(error, RuntimeError) and self._loop.is_closed():
                 raise _has_ended() from None
             raise
+        self._calls[future] = None
         try:
+            if self._revoked:
+                # That was meanwhile, in the thread of the loop.
+                future.cancel()
             if waits_for_loop() is not None:
                 return future.result()
             while not future.done():
@@ -76,7 +84,10 @@ class SyncSocket:
                             coroutine.close()
                         raise _has_ended() from None
             return future.result()
+        except CancelledError:
+            raise _has_ended() from None
         finally:
+            del self._calls[future]
             del future  # what it raised refers to this frame
 
     def publish(

@@ -11,6 +11,8 @@ import pytest
 
 from spa_dat import DistributedApplication, Socket, SyncSocket
 from spa_dat.errors import ActorStopped, ConfigurationError
+from spa_dat.runtime._lifecycle import Run
+from spa_dat.runtime._runs import Runs
 from support.program import Start
 from support.waiting import eventually
 
@@ -156,3 +158,22 @@ def test_a_socket_is_refused_in_a_process_that_was_forked_off(
 ) -> None:
     program = start(FORKED.replace("DEFINITION", definition).replace("JOIN", join))
     assert program.end() == (0, ["ConfigurationError True"] * 3 + ["0"], "")
+
+
+def test_what_other_threads_ask_for_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = DistributedApplication("memory://", name="plant")
+    app.application("a")(_keep)
+    looks: list[Run | None] = []
+
+    async def ask() -> None:
+        async with app:
+            run = app._run
+            for use in (lambda: app.problems, app.sync_socket, app.stop):
+                # It ends after the first look.
+                looks[:] = [None, run]
+                with monkeypatch.context() as patch:
+                    patch.setattr(Runs, "current", property(lambda _: looks.pop()))
+                    use()
+                assert looks == [None]
+
+    asyncio.run(ask())

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from spa_dat.errors import (
 from spa_dat.testing import Harness
 from spa_dat.transports.memory import MemoryProvider
 from support.elsewhere import threads, threads_end
+from support.memory import Site
 from support.probe import talking
 from support.waiting import eventually
 
@@ -330,6 +332,57 @@ async def test_stopping_waits_for_a_thread_that_is_about_to_end(
     assert ended == ["ended"]
     assert app.stats["messages.handled"] == 1
     assert len(provider.broker.queues["plant.0.handler"]) == 0
+
+
+CALLS: dict[str, Callable[[SyncSocket], object]] = {
+    "request": lambda socket: socket.request("silent", timeout=1000),
+    "request_many": lambda socket: socket.request_many("silent", timeout=1000),
+    "publish": lambda socket: socket.publish("silent", timeout=1000),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_producer_in_a_thread_that_waits_for_its_socket_holds_no_stop_up(call: str) -> None:
+    site = Site()
+    silent = site.watch("silent")
+    app = site.app("plant", stop_timeout=1000)
+    ended: list[BaseException] = []
+
+    @app.producer()
+    def produce(socket: SyncSocket) -> None:
+        site.faults.drop_confirmations()
+        try:
+            CALLS[call](socket)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    async with asyncio.timeout(60), app:
+        await eventually(lambda: bool(silent.envelopes))
+    assert [type(error) for error in ended] == [ActorStopped]
+    assert app.stats["actors.cut_off"] == 0
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_thread_that_is_given_up_waits_for_its_socket_no_more(call: str) -> None:
+    site = Site()
+    site.watch("silent")
+    app = site.app("plant")
+    ended: list[BaseException] = []
+
+    @app.application("n", name="actor", deadline=0.2, retry=RetryPolicy(attempts=1))
+    def handle(number: int, socket: SyncSocket) -> None:
+        site.faults.drop_confirmations()
+        try:
+            CALLS[call](socket)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    async with app:
+        site.number("n", 1)
+        await eventually(lambda: bool(ended), 60)
+    assert [type(error) for error in ended] == [ActorStopped]
 
 
 async def test_what_a_thread_handler_puts_off_runs_in_its_thread(
