@@ -483,3 +483,65 @@ async def test_a_dead_letter_that_a_broker_closes_over_is_stored_without_what_it
         (letter,) = unforgiving.stored
         assert letter.endswith(b"bad"), "the payload has done nothing wrong"
         assert b"spa_dead_text" in letter
+
+
+class Strict:
+    """A broker that closes over each publish that is not allowed, without a word."""
+
+    def __init__(self, requests: int) -> None:
+        self.requests = requests
+        self.closed = 0
+        self.taken: list[bytes] = []
+        self.echo: Peer | None = None
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.accept()
+        while True:
+            packet = await peer.receive()
+            if packet.kind == "SUBSCRIBE":
+                peer.send(suback(packet.packet_id, 1))
+                if b"echo" in packet.body and self.echo is None:
+                    self.echo = peer
+                    self.ask(1, "allowed/1")
+                    for number in range(2, self.requests + 2):
+                        self.ask(number, f"forbidden/{number}")
+            elif packet.kind == "PINGREQ":
+                peer.send(b"\xd0\0")
+            elif packet.kind == "PUBLISH":
+                if b"forbidden" in packet.body:
+                    self.closed += 1
+                    peer.close()
+                    return
+                self.taken.append(packet.body)
+                peer.puback(packet)
+
+    def ask(self, packet_id: int, address: str) -> None:
+        assert self.echo is not None
+        topic = b"\x08" + len(address).to_bytes(2, "big") + address.encode()
+        self.echo.send(publish(packet_id, address.encode(), topic="echo", properties=topic))
+
+
+@pytest.mark.deadline(90)
+async def test_replies_over_which_a_broker_closes_do_not_keep_all_else_from_being_sent() -> None:
+    strict = Strict(30)
+    async with ScriptedBroker(strict) as broker:
+        config = MqttConfig(broker.host, port=broker.port, backoff_min=0.01, backoff_max=0.05)
+        app = DistributedApplication(config, name="app")
+
+        @app.application("echo", name="actor", window=100)
+        async def echo(payload: bytes) -> bytes:
+            return payload
+
+        async with app:
+            await eventually(lambda: app.stats["replies.refused"] == 30, 60)
+            assert strict.closed == 4, "one of them is found out, and stands for all"
+            await app.socket().publish("own", b"own")
+            # One more, and what the broker has taken before.
+            strict.ask(50, "forbidden/50")
+            strict.ask(51, "allowed/1")
+            await eventually(lambda: app.stats["replies.refused"] == 31)
+            await eventually(lambda: len(strict.taken) == 3)
+            assert strict.closed == 4
+            assert app.healthy
+    for body, payload in zip(strict.taken, (b"allowed/1", b"own", b"allowed/1"), strict=True):
+        assert body.endswith(payload)

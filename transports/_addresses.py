@@ -7,10 +7,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from ._envelope import Envelope
-from ._topics import RESERVED
+from ._envelope import REPLY_HEADER, Envelope
+from ._topics import RESERVED, is_reserved
 
-__all__ = ["dead_letter_topic", "parked", "reply_prefix"]
+__all__ = ["dead_letter_topic", "is_foreign_reply", "parked", "reply_prefix"]
 
 _LONGEST_ID = 256
 _NOTHING = b"(empty)"
@@ -19,6 +19,11 @@ _NOTHING = b"(empty)"
 def reply_prefix(application: str, token: str) -> str:
     """What the reply addresses of one bus start with; the correlation follows."""
     return f"{RESERVED}/reply/{application}/{token}/"
+
+
+def is_foreign_reply(envelope: Envelope) -> bool:
+    """Whether it is a reply to a topic that whoever asks has made up."""
+    return REPLY_HEADER in envelope.headers and not is_reserved(envelope.topic)
 
 
 def dead_letter_topic(application: str, identifier: str) -> str:

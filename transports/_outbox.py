@@ -97,6 +97,11 @@ class Outbox:
         return list(self._written)
 
     @property
+    def pending(self) -> list[OutboxEntry]:
+        """The publishes without an outcome, oldest first."""
+        return [*self._written, *self._waiting]
+
+    @property
     def oldest(self) -> OutboxEntry | None:
         """The first of the publishes without an outcome."""
         return next(itertools.chain(self._written, self._waiting), None)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from ..._logs import get_logger
 from ..._texts import quoted
 from ...errors import NoResponder, PublishRefused
+from .._addresses import is_foreign_reply
 from .._backoff import Backoff
+from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
 from .._suspicion import Blame, Course, Suspicion
 from ._keepalive import LARGE
@@ -30,6 +32,9 @@ _log = get_logger(__name__)
 
 _REFUSED = 0x80
 _LONGEST_ALONE = 30.0
+# Seconds without replies to unknown addresses after the broker has ended connections over one.
+_NO_REPLIES = 60.0
+_MOST_PROVEN = 1_000
 # Goodbyes that may be an answer to a message without naming it. All other ones that are not final
 # for a message say what else was the reason.
 _VAGUE = frozenset({0x00, 0x80, 0x81, 0x82, 0x83, 0x87, 0x94})
@@ -85,12 +90,24 @@ class Outgoing:
         self._window = 1
         self._since = 0.0
         self._end = ""
+        # Addresses of others at which the broker has taken replies, the latest last.
+        self._proven: dict[str, None] = {}
+        self._no_replies_until = 0.0
 
     @property
     def suspects(self) -> bool:
         """Whether a message may be why connections end."""
         oldest = self._outbox.oldest
         return oldest is not None and self._suspicion.ends(oldest) > 1
+
+    def check(self, envelope: Envelope) -> None:
+        """Raise PublishRefused for a reply over which the broker may end the connection.
+
+        Some brokers end it over each publish that is not allowed, and who asks chooses where the
+        reply goes. To find each of them out alone would leave no time for anything else.
+        """
+        if self._loop.time() < self._no_replies_until and self._is_unproven(envelope):
+            raise self._unwanted_reply(envelope)
 
     def begin(self, window: int) -> None:
         """There is a connection on which so many publishes may be unconfirmed."""
@@ -118,6 +135,8 @@ class Outgoing:
 
     def answered(self, entry: OutboxEntry, code: int) -> None:
         """The broker has answered a publish."""
+        if code < _REFUSED and is_foreign_reply(entry.envelope):
+            self._prove(entry.envelope.topic)
         if code == 0:
             if entry.put_off:
                 self._backoff.reset()
@@ -188,7 +207,32 @@ class Outgoing:
                 " limits"
             )
             self._outbox.refuse(entry, error)
+            if self._is_unproven(entry.envelope):
+                self._refuse_replies()
         self._go_on()
+
+    def _refuse_replies(self) -> None:
+        self._no_replies_until = self._loop.time() + _NO_REPLIES
+        for entry in self._outbox.pending:
+            if not entry.done() and self._is_unproven(entry.envelope):
+                self._stats["publishes.refused"] += 1
+                self._outbox.refuse(entry, self._unwanted_reply(entry.envelope))
+
+    def _unwanted_reply(self, envelope: Envelope) -> PublishRefused:
+        return PublishRefused(
+            f"the broker at {self._address} has ended connections over a reply, so for"
+            f" {_NO_REPLIES:g} s none goes where it has not taken one before, such as to"
+            f" {quoted(envelope.topic)}: name with reply_topics= where replies may go"
+        )
+
+    def _is_unproven(self, envelope: Envelope) -> bool:
+        return is_foreign_reply(envelope) and envelope.topic not in self._proven
+
+    def _prove(self, topic: str) -> None:
+        self._proven.pop(topic, None)
+        self._proven[topic] = None
+        if len(self._proven) > _MOST_PROVEN:
+            del self._proven[next(iter(self._proven))]
 
     def _acquit(self) -> None:
         self._suspicion.acquit()

@@ -264,6 +264,7 @@ class MqttBus(Bus):
                 " if the broker allows it"
             )
         check_message(envelope)
+        self._outgoing.check(envelope)
         if envelope.qos not in (0, 1):
             raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")
         packet = PublishPacket(envelope)
