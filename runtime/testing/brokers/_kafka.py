@@ -43,6 +43,9 @@ _OPERATIONS = {
     "IDEMPOTENT_WRITE": 12,
 }
 _METADATA, _CREATE_ACLS = 3, 30
+# Formatting costs as much as starting, and its few small files are the same whenever what decides
+# on them is.
+_formatted: dict[object, dict[str, bytes]] = {}
 
 
 class Kafka(BrokerProcess):
@@ -104,6 +107,7 @@ class Kafka(BrokerProcess):
         self._acls = tuple(acls)
         self._jvm = (*_JVM, *jvm)
         self._users = dict(sasl_users or {})
+        self._properties = dict(properties or {})
         listeners = {
             "PLAIN": ("PLAINTEXT", self.port),
             "PROXIED": ("PLAINTEXT", behind),
@@ -124,7 +128,7 @@ class Kafka(BrokerProcess):
                 self.host, self.folder, client_certificates=client_certificates
             )
         settings |= listener_settings(self.host, listeners, self.proxy_port)
-        settings |= properties or {}
+        settings |= self._properties
         lines = "".join(f"{name}={value}\n" for name, value in settings.items())
         self._config_file = self._write("server.properties", lines)
 
@@ -206,8 +210,17 @@ class Kafka(BrokerProcess):
         return [java, *self._jvm, "-cp", f"{tools.jars_folder()}/*"]
 
     def _command(self) -> list[str]:
-        if not (self.folder / "data").exists():
-            self._format()
+        data = self.folder / "data"
+        if not data.exists():
+            decisive = (tools.jars_folder(), *self._users.items(), None, *self._properties.items())
+            files = _formatted.get(decisive)
+            if files is None:
+                self._format()
+                _formatted[decisive] = {path.name: path.read_bytes() for path in data.iterdir()}
+            else:
+                data.mkdir()
+                for name, content in files.items():
+                    (data / name).write_bytes(content)
         return [*self._java(), "kafka.Kafka", str(self._config_file)]
 
     def _format(self) -> None:
