@@ -117,7 +117,7 @@ async def test_a_task_that_outlives_its_handler_may_ask_the_same_actor() -> None
 
         await a.ask(leave_behind)
         await a.ask(wake_it)
-        assert await asyncio.wait_for(tasks[0], 10) == ("b", "a")
+        assert await asyncio.wait_for(tasks[0], 60) == ("b", "a")
 
 
 async def test_an_actor_spawned_by_a_handler_is_not_in_its_chain() -> None:

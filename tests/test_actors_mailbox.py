@@ -209,7 +209,7 @@ async def test_put_wait_is_first_come_first_served() -> None:
     await asyncio.sleep(0)
     with pytest.raises(MailboxFull):
         mailbox.offer("pushy")
-    got = [await asyncio.wait_for(mailbox.get(), 10) for _ in range(6)]
+    got = [await asyncio.wait_for(mailbox.get(), 60) for _ in range(6)]
     assert got == ["first", 0, 1, 2, 3, 4]
     await asyncio.gather(*putting)
 
@@ -260,7 +260,7 @@ async def test_put_works_from_threads_and_keeps_each_ones_order() -> None:
     threads = [threading.Thread(target=put, args=(name,)) for name in "abc"]
     for thread in threads:
         thread.start()
-    got = [await asyncio.wait_for(mailbox.get(), 10) for _ in range(600)]
+    got = [await asyncio.wait_for(mailbox.get(), 60) for _ in range(600)]
     for thread in threads:
         thread.join()
     for name in "abc":

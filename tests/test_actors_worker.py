@@ -52,7 +52,7 @@ async def test_what_a_function_raises_reaches_the_caller(error: BaseException) -
 async def test_stop_iteration_does_not_hang_the_caller() -> None:
     worker = ThreadWorker()
     with pytest.raises(RuntimeError, match="StopIteration"):
-        await asyncio.wait_for(worker.run(next, iter(())), 10)
+        await asyncio.wait_for(worker.run(next, iter(())), 60)
     assert await worker.stop()
 
 

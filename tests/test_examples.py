@@ -14,7 +14,7 @@ import pytest
 from spa_dat.testing import Kafka, Mosquitto
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TIMEOUT = 50.0
+TIMEOUT = 140.0
 
 EXPECTED = {
     "actor_class": [

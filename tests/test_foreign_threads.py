@@ -74,7 +74,7 @@ async def test_a_thread_that_waits_for_a_loop_that_is_closed_is_told() -> None:
         await eventually(lambda: bool(loop._ready))
         loop.close()
         with pytest.raises(ActorStopped, match="has ended"):
-            await asyncio.wait_for(waiting, 30)
+            await asyncio.wait_for(waiting, 60)
 
 
 def test_threads_that_do_not_stop_neither_hang_nor_spoil_the_end_of_the_program() -> None:

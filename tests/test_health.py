@@ -176,7 +176,6 @@ async def test_an_application_that_has_failed_says_why(caplog: pytest.LogCapture
 
 
 @pytest.mark.kafka
-@pytest.mark.deadline(120)
 async def test_a_consumer_without_brokers_is_named(own_kafka: Callable[..., Kafka]) -> None:
     broker = own_kafka()
     app = DistributedApplication(broker.url + "?create_topics=all", name="plant", stop_timeout=1)

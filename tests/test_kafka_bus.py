@@ -48,7 +48,7 @@ async def test_records_keep_their_order_by_key_under_load(kafka: Kafka) -> None:
             )
             if choice.random() < 0.05:
                 await asyncio.sleep(0)
-        await asyncio.wait_for(asyncio.gather(*posts), 30)
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
         records = await read(kafka.server, f"{client.config.prefix}a.b", 5_000)
     assert sorted(int(record.value) for record in records) == list(range(5_000))
     by_key: dict[bytes, list[int]] = {}
@@ -65,7 +65,7 @@ async def test_records_keep_their_order_by_key_under_load(kafka: Kafka) -> None:
 async def test_records_without_key_use_all_partitions(kafka: Kafka) -> None:
     async with bus_client(kafka.server, partitions=4, max_batch=2_000) as client:
         posts = [client.bus.post(Envelope(topic="a", payload=bytes(100))) for _ in range(2_000)]
-        await asyncio.wait_for(asyncio.gather(*posts), 30)
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
         records = await read(kafka.server, f"{client.config.prefix}a", 2_000)
     assert len(records) == 2_000
     assert {record.partition for record in records} == {0, 1, 2, 3}
@@ -107,7 +107,7 @@ async def test_a_record_that_the_topic_does_not_take_is_the_only_one_refused(kaf
         results = await asyncio.wait_for(
             asyncio.gather(*posts.values(), return_exceptions=True), 20
         )
-        await asyncio.wait_for(asyncio.gather(*others), 20)
+        await asyncio.wait_for(asyncio.gather(*others), 60)
         refused = [number for number, result in zip(posts, results, strict=True) if result]
         assert refused == [3, 17]
         assert isinstance(results[3], MessageTooLarge)
@@ -128,8 +128,8 @@ async def test_a_time_that_the_topic_does_not_take_is_refused(kafka: Kafka) -> N
         old = client.bus.post(Envelope(topic="a", payload=b"old", time=1.0))
         new = client.bus.post(Envelope(topic="a", payload=b"new"))
         with pytest.raises(PublishRefused, match="time"):
-            await asyncio.wait_for(old, 20)
-        await asyncio.wait_for(new, 20)
+            await asyncio.wait_for(old, 60)
+        await asyncio.wait_for(new, 60)
 
 
 @pytest.mark.kafka
@@ -142,8 +142,8 @@ async def test_a_record_without_key_for_a_compacted_topic_is_refused(kafka: Kafk
             for number, key in enumerate(["a", None, "b", None, "c", "d"])
         ]
         others = [client.bus.post(Envelope(topic="other", payload=b"y")) for _ in range(20)]
-        results = await asyncio.wait_for(asyncio.gather(*posts, return_exceptions=True), 20)
-        await asyncio.wait_for(asyncio.gather(*others), 20)
+        results = await asyncio.wait_for(asyncio.gather(*posts, return_exceptions=True), 60)
+        await asyncio.wait_for(asyncio.gather(*others), 60)
         refused = [number for number, result in enumerate(results) if result is not None]
         assert refused == [1, 3]
         assert isinstance(results[1], PublishRefused)
@@ -190,7 +190,7 @@ async def test_what_a_topic_does_not_take_for_long_is_said_with_the_reason(
         (line,) = [message for message in caplog.messages if "replicas" in message]
         assert f"topic '{prefix}safe'" in line
         refusing = False
-        await asyncio.wait_for(post, 20)
+        await asyncio.wait_for(post, 60)
         await eventually(lambda: client.bus.trouble is None)
         assert client.stats["kafka.producers_lost"] == 0
 
@@ -240,7 +240,7 @@ async def test_what_is_published_can_be_compressed(kafka: Kafka, compression: st
         pytest.importorskip("cramjam")
     async with bus_client(kafka.server, compression=compression) as client:
         posts = [client.bus.post(Envelope(topic="a", payload=bytes(1_000))) for _ in range(100)]
-        await asyncio.wait_for(asyncio.gather(*posts), 20)
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
         records = await read(kafka.server, f"{client.config.prefix}a", 100)
     assert {record.value for record in records} == {bytes(1_000)}
 
@@ -262,8 +262,8 @@ async def test_what_was_given_up_before_it_was_sent_is_not_sent(kafka: Kafka) ->
         given_up = client.bus.post(Envelope(topic="a", payload=b"given up"))
         kept = client.bus.post(Envelope(topic="a", payload=b"kept"))
         assert given_up.cancel()
-        await asyncio.wait_for(kept, 20)
-        await asyncio.wait_for(client.bus.drain(), 20)
+        await asyncio.wait_for(kept, 60)
+        await asyncio.wait_for(client.bus.drain(), 60)
         records = await read(kafka.server, f"{client.config.prefix}a", 2)
     assert [record.value for record in records] == [b"first", b"kept"]
 

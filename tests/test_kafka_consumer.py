@@ -26,7 +26,7 @@ async def publish(client: BusClient, numbers: range, topic: str = "a", **fields:
         client.bus.post(Envelope(topic=topic, payload=b"%d" % number, **fields))
         for number in numbers
     ]
-    await asyncio.wait_for(asyncio.gather(*posts), 30)
+    await asyncio.wait_for(asyncio.gather(*posts), 60)
 
 
 async def test_nothing_is_committed_past_what_is_not_settled(kafka: Kafka) -> None:
@@ -389,13 +389,13 @@ async def test_a_start_without_the_topic_says_so(kafka: Kafka) -> None:
         start_timeout=3,
     ) as inbox:
         with pytest.raises(UnknownTopic, match=r"a\.b.*create it"):
-            await asyncio.wait_for(inbox.consumer.start(), 10)
+            await asyncio.wait_for(inbox.consumer.start(), 60)
 
 
 async def test_a_start_without_a_broker_says_so() -> None:
     async with taker("127.0.0.1:1", "a", prefix="", start=False, start_timeout=3) as inbox:
         with pytest.raises(ConnectFailed, match=r"127\.0\.0\.1:1.*refused"):
-            await asyncio.wait_for(inbox.consumer.start(), 10)
+            await asyncio.wait_for(inbox.consumer.start(), 60)
 
 
 async def test_closing_ends_a_start_that_waits(kafka: Kafka) -> None:
@@ -404,7 +404,7 @@ async def test_closing_ends_a_start_that_waits(kafka: Kafka) -> None:
         await eventually(lambda: inbox.stats["kafka.reconnects"])
         await inbox.consumer.close()
         with pytest.raises(ConnectionLost, match=r"app\.0\.actor.*closed"):
-            await asyncio.wait_for(starting, 5)
+            await asyncio.wait_for(starting, 60)
 
 
 async def test_settling_after_the_end_changes_nothing(kafka: Kafka) -> None:

@@ -26,7 +26,7 @@ async def publish(client: BusClient, numbers: range, topic: str = "a") -> None:
         client.bus.post(Envelope(topic=topic, payload=b"%d" % number, key=str(number)))
         for number in numbers
     ]
-    await asyncio.wait_for(asyncio.gather(*posts), 30)
+    await asyncio.wait_for(asyncio.gather(*posts), 60)
 
 
 def reader(
@@ -192,7 +192,7 @@ async def test_changes_that_wait_for_the_broker_come_in_force_or_end(kafka: Kafk
             await eventually(lambda: inbox.stats["kafka.reconnects"] > 2)
             assert not any(change.done() for change in changes)
             await proxy.allow()
-            await asyncio.wait_for(asyncio.gather(*changes), 20)
+            await asyncio.wait_for(asyncio.gather(*changes), 60)
             await publish(client, range(1), "b")
             await publish(client, range(1, 2), "c")
             await publish(client, range(2, 3), "a")
@@ -204,7 +204,7 @@ async def test_changes_that_wait_for_the_broker_come_in_force_or_end(kafka: Kafk
             last = asyncio.ensure_future(inbox.consumer.remove_filter("b"))
             await eventually(lambda: inbox.stats["kafka.reconnects"] > reconnects + 1)
             assert not last.done()
-            await asyncio.wait_for(inbox.consumer.close(), 10)
+            await asyncio.wait_for(inbox.consumer.close(), 60)
             with pytest.raises(ConnectionLost, match="closed"):
                 await last
             with pytest.raises(ConnectionLost, match="closed"):
@@ -218,13 +218,13 @@ async def test_a_full_window_keeps_neither_changes_nor_the_end_waiting(kafka: Ka
     ):
         await publish(client, range(10))
         await inbox.get(3)
-        await asyncio.wait_for(inbox.consumer.add_filter("b"), 5)
+        await asyncio.wait_for(inbox.consumer.add_filter("b"), 60)
         assert len(inbox.deliveries) == 3
         for count in range(3, 10):
             inbox.deliveries[count - 3].settle()
             await inbox.get(count + 1)
         assert sorted(inbox.numbers) == list(range(10))
-        await asyncio.wait_for(inbox.consumer.close(), 5)
+        await asyncio.wait_for(inbox.consumer.close(), 60)
 
 
 async def test_a_filter_for_a_topic_that_does_not_exist_is_refused(kafka: Kafka) -> None:

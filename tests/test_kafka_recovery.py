@@ -27,7 +27,6 @@ async def publish(client: BusClient, numbers: range, topic: str = "a") -> None:
     await asyncio.wait_for(asyncio.gather(*posts), 40)
 
 
-@pytest.mark.deadline(120)
 @pytest.mark.parametrize("kill", [True, False])
 async def test_a_broker_that_comes_back_has_lost_nothing(
     own_kafka: Callable[..., Kafka], kill: bool
@@ -57,7 +56,6 @@ async def test_a_broker_that_comes_back_has_lost_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.deadline(120)
 async def test_a_cluster_that_comes_back_at_other_addresses_is_found(
     own_kafka: Callable[..., Kafka], ports: PortClaims
 ) -> None:
@@ -155,7 +153,7 @@ async def test_filters_change_while_the_broker_is_away(kafka: Kafka) -> None:
         await eventually(lambda: inbox.stats["kafka.reconnects"] > 2, 20)
         assert not any(change.done() for change in changes)
         await proxy.allow()
-        await asyncio.wait_for(asyncio.gather(*changes), 20)
+        await asyncio.wait_for(asyncio.gather(*changes), 60)
         await publish(client, range(1), "a")
         await publish(client, range(1, 2), "x/1")
         await inbox.get(1)
@@ -175,7 +173,7 @@ async def test_closing_is_bounded_while_the_broker_says_nothing(kafka: Kafka) ->
         for delivery in await inbox.get(3):
             delivery.settle()
         proxy.blackhole()
-        await asyncio.wait_for(inbox.consumer.close(), 20)
+        await asyncio.wait_for(inbox.consumer.close(), 60)
         # What was held back is lost with the connections.
         proxy.cut()
         proxy.heal()

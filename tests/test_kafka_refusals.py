@@ -48,7 +48,7 @@ async def test_a_member_of_another_client_is_named_as_what_it_is(kafka: Kafka) -
         taker(kafka.server, "a", prefix=prefix, start=False, start_timeout=2.0) as inbox,
     ):
         with pytest.raises(ConfigurationError, match=rf"{prefix}app\.actor.*another client"):
-            await asyncio.wait_for(inbox.consumer.start(), 20)
+            await asyncio.wait_for(inbox.consumer.start(), 60)
 
 
 @pytest.mark.kafka
@@ -63,7 +63,7 @@ async def test_where_another_client_leaves_in_time_the_start_goes_on(kafka: Kafk
             starting = asyncio.ensure_future(inbox.consumer.start())
             refused, _ = await asyncio.wait((starting,), timeout=1.0)
             assert not refused
-        await asyncio.wait_for(starting, 20)
+        await asyncio.wait_for(starting, 60)
         await client.publish("a")
         await inbox.get(1)
 
@@ -78,7 +78,7 @@ async def test_a_session_timeout_that_the_cluster_does_not_take_is_an_error_at_o
         kafka.server, "a", prefix=prefix, start=False, session_timeout=80_000, start_timeout=600
     ) as inbox:
         with pytest.raises(ConfigurationError, match=r"session_timeout=80000.*limits"):
-            await asyncio.wait_for(inbox.consumer.start(), 20)
+            await asyncio.wait_for(inbox.consumer.start(), 60)
 
 
 def test_each_refusal_says_what_to_do() -> None:

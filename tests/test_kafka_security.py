@@ -52,7 +52,7 @@ async def test_a_login_with_access_rules(guarded: Kafka, caplog: pytest.LogCaptu
                 await client.publish(topic)
         posts = [client.bus.post(Envelope(topic="closed")) for _ in range(3)]
         await client.publish("open")
-        results = await asyncio.wait_for(asyncio.gather(*posts, return_exceptions=True), 20)
+        results = await asyncio.wait_for(asyncio.gather(*posts, return_exceptions=True), 60)
         assert [type(result) for result in results] == [NotAuthorised] * 3
         guarded.grant("ann", "WRITE", "TOPIC", "p-closed")
         await client.publish("closed")
@@ -126,7 +126,7 @@ async def test_a_topic_by_name_that_may_not_be_read_is_refused_at_the_start(
         server, "seen", prefix="p-", start=False, subscription={"durable": durable}, **login
     ) as inbox:
         with pytest.raises(NotAuthorised, match=r"'p-seen'.*access rules"):
-            await asyncio.wait_for(inbox.consumer.start(), 20)
+            await asyncio.wait_for(inbox.consumer.start(), 60)
     guarded.grant("ann", "READ", "TOPIC", "p-seen")
     async with (
         bus_client(guarded.server, prefix="p-") as other,
@@ -145,7 +145,7 @@ async def test_a_refused_login_is_an_error_at_once(guarded: Kafka) -> None:
     }
     async with bus_client(server, start=False, start_timeout=600.0, **login) as client:
         with pytest.raises(NotAuthorised, match=r"user 'ann'.*user name or password") as caught:
-            await asyncio.wait_for(client.start(), 10)
+            await asyncio.wait_for(client.start(), 60)
         assert "wrong-one" not in str(caught.value)
 
 
@@ -165,7 +165,7 @@ async def test_a_mechanism_that_the_cluster_does_not_have(own_kafka: Callable[..
     scram: dict[str, Any] = {**login, "sasl_mechanism": "SCRAM-SHA-256"}
     async with bus_client(server, start=False, **scram) as client:
         with pytest.raises(NotAuthorised, match=r"'ann'.*mechanism is not enabled"):
-            await asyncio.wait_for(client.start(), 10)
+            await asyncio.wait_for(client.start(), 60)
 
 
 async def test_a_login_without_rights_says_what_is_missing(guarded: Kafka) -> None:
@@ -173,21 +173,21 @@ async def test_a_login_without_rights_says_what_is_missing(guarded: Kafka) -> No
     login: dict[str, Any] = {"username": "bob", "password": "other", "allow_plain_password": True}
     async with bus_client(server, prefix="p-", start=False, **login) as client:
         with pytest.raises(NotAuthorised, match=r"p-_spa\.reply\.app"):
-            await asyncio.wait_for(client.start(), 10)
+            await asyncio.wait_for(client.start(), 60)
 
 
 async def test_a_login_where_none_is_asked_for_is_refused(guarded: Kafka) -> None:
     login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
     async with bus_client(guarded.server, start=False, **login) as client:
         with pytest.raises(NotAuthorised, match="no login is asked for"):
-            await asyncio.wait_for(client.start(), 10)
+            await asyncio.wait_for(client.start(), 60)
 
 
 async def test_no_login_where_one_is_asked_for_fails_in_time(guarded: Kafka) -> None:
     server = f"{guarded.host}:{guarded.sasl_port}"
     async with bus_client(server, start=False, start_timeout=0.3) as client:
         with pytest.raises(ConnectFailed, match=f"{server}.* a login"):
-            await asyncio.wait_for(client.start(), 15)
+            await asyncio.wait_for(client.start(), 60)
 
 
 async def test_tls_with_a_login(guarded: Kafka) -> None:
@@ -199,7 +199,7 @@ async def test_tls_with_a_login(guarded: Kafka) -> None:
         await client.publish("open")
     async with bus_client(server, prefix="p-", start=False, **login) as client:
         with pytest.raises(ConnectFailed, match="certificate is not accepted"):
-            await asyncio.wait_for(client.start(), 10)
+            await asyncio.wait_for(client.start(), 60)
     options: dict[str, Any] = {**login, "tls_insecure_skip_verification": True}
     async with bus_client(server, prefix="p-", **options) as client:
         await client.publish("open")
@@ -215,10 +215,10 @@ async def test_a_client_certificate(own_kafka: Callable[..., Kafka]) -> None:
     options: dict[str, Any] = {"tls": True, "tls_ca": ca, "start_timeout": 0.3}
     async with bus_client(server, start=False, **options) as client:
         with pytest.raises(ConnectFailed):
-            await asyncio.wait_for(client.start(), 15)
+            await asyncio.wait_for(client.start(), 60)
     async with bus_client(server, start=False, tls=True, tls_ca=cert + "x") as client:
         with pytest.raises(ConfigurationError, match=r"client\.pemx"):
-            await asyncio.wait_for(client.start(), 15)
+            await asyncio.wait_for(client.start(), 60)
 
 
 async def test_plain_text_to_a_port_with_tls_fails_in_time(own_kafka: Callable[..., Kafka]) -> None:
@@ -226,11 +226,11 @@ async def test_plain_text_to_a_port_with_tls_fails_in_time(own_kafka: Callable[.
     server = f"{broker.host}:{broker.tls_port}"
     async with bus_client(server, start=False, start_timeout=0.3) as client:
         with pytest.raises(ConnectFailed, match="TLS"):
-            await asyncio.wait_for(client.start(), 15)
+            await asyncio.wait_for(client.start(), 60)
     options: dict[str, Any] = {"tls": True, "tls_ca": str(broker.ca_file), "start_timeout": 0.3}
     async with bus_client(broker.server, start=False, **options) as client:
         with pytest.raises(ConnectFailed):
-            await asyncio.wait_for(client.start(), 15)
+            await asyncio.wait_for(client.start(), 60)
 
 
 async def test_a_login_that_has_to_be_renewed_is_no_failure(

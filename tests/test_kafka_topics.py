@@ -56,7 +56,7 @@ async def test_a_topic_that_is_missing_fails_within_seconds_and_holds_up_nobody(
         missing = [client.bus.post(Envelope(topic="not/there")) for _ in range(3)]
         await client.publish("there")
         assert not any(post.done() for post in missing)
-        results = await asyncio.wait_for(asyncio.gather(*missing, return_exceptions=True), 15)
+        results = await asyncio.wait_for(asyncio.gather(*missing, return_exceptions=True), 60)
         assert [type(result) for result in results] == [UnknownTopic] * 3
         assert f"'{prefix}not.there'" in str(results[0])
         assert "create_topics='all'" in str(results[0])
@@ -80,7 +80,7 @@ async def test_a_topic_that_only_a_requester_names_is_not_created(
     async with bus_client(kafka.server, create_topics="all") as client:
         reply = client.bus.post(answer)
         with pytest.raises(UnknownTopic):
-            await asyncio.wait_for(reply, 15)
+            await asyncio.wait_for(reply, 60)
         await client.publish("answers")
         await client.bus.publish(Envelope(topic="answers", correlation=b"0a"), timeout=10)
 
@@ -89,14 +89,14 @@ async def test_a_topic_that_somebody_creates_meanwhile_is_used(kafka: Kafka) -> 
     async with bus_client(kafka.server, create_topics="own") as client:
         post = client.bus.post(Envelope(topic="soon"))
         await create(kafka.server, f"{client.config.prefix}soon", 2)
-        await asyncio.wait_for(post, 15)
+        await asyncio.wait_for(post, 60)
 
 
 async def test_without_leave_to_create_the_own_topics_must_be_there(kafka: Kafka) -> None:
     async with bus_client(kafka.server, create_topics="never", start=False) as client:
         prefix = client.config.prefix
         with pytest.raises(UnknownTopic) as caught:
-            await asyncio.wait_for(client.start(), 10)
+            await asyncio.wait_for(client.start(), 60)
         for text in (f"'{prefix}_spa.reply.app'", f"'{prefix}_spa.dead-letter.app'"):
             assert text in str(caught.value)
         assert "retention.ms=-1" in str(caught.value)
@@ -126,7 +126,7 @@ async def test_a_broker_that_creates_topics_itself_creates_none_for_requesters(
     async with bus_client(broker.server) as client:
         answer = Envelope(topic="answers", correlation=b"0a")
         with pytest.raises(UnknownTopic, match="only requesters name"):
-            await asyncio.wait_for(client.bus.post(answer), 15)
+            await asyncio.wait_for(client.bus.post(answer), 60)
         assert not await _exists(broker, f"{client.config.prefix}answers")
         await client.publish("answers")
         await client.bus.publish(answer, timeout=10)
@@ -135,7 +135,7 @@ async def test_a_broker_that_creates_topics_itself_creates_none_for_requesters(
 async def test_more_replicas_than_brokers_are_a_wrong_configuration(kafka: Kafka) -> None:
     async with bus_client(kafka.server, replication=2, start=False) as client:
         with pytest.raises(ConfigurationError, match=r"could not be created.*replication"):
-            await asyncio.wait_for(client.start(), 10)
+            await asyncio.wait_for(client.start(), 60)
 
 
 async def test_names_that_a_cluster_takes_for_the_same_need_another(kafka: Kafka) -> None:
@@ -153,7 +153,7 @@ async def test_ensure_waits_for_others_and_creates_only_what_it_may(kafka: Kafka
     assert not waiting.done()
     assert not await _exists(kafka, name)
     await create(kafka.server, name)
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 60)
     with pytest.raises(UnknownTopic, match=f"'{prefix}b'"):
         await mine.ensure([name, f"{prefix}b"], 0.0)
     await mine.ensure([], 0.0)
@@ -162,7 +162,7 @@ async def test_ensure_waits_for_others_and_creates_only_what_it_may(kafka: Kafka
 async def test_several_may_create_the_same_topics_at_once(kafka: Kafka) -> None:
     mine, prefix = topics(kafka, create_topics="all", partitions=2)
     names = [f"{prefix}a", f"{prefix}b"]
-    await asyncio.wait_for(asyncio.gather(*(mine.ensure(names, 5.0) for _ in range(5))), 20)
+    await asyncio.wait_for(asyncio.gather(*(mine.ensure(names, 5.0) for _ in range(5))), 60)
     assert (await settings(kafka.server, names[1]))[0] == 2
 
 

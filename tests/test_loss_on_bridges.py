@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.mosquitto, pytest.mark.slow]
 COUNT, KILLS, KEYS = 5_000, 5, 20
 
 
-@pytest.mark.deadline(120)
 async def test_a_bridge_that_is_killed_at_random_moments_loses_nothing(
     kafka: Kafka, own_mosquitto: Callable[..., Mosquitto], tmp_path: Path
 ) -> None:

@@ -135,7 +135,6 @@ async def test_members_that_join_and_leave_in_good_order_handle_nothing_twice(
     assert group.ledger.repeated == 0
 
 
-@pytest.mark.deadline(120)
 async def test_sigterm_under_load_leaves_the_rest_to_the_next_run(
     kafka: Kafka, tmp_path: Path
 ) -> None:
@@ -157,7 +156,6 @@ async def test_sigterm_under_load_leaves_the_rest_to_the_next_run(
     assert group.ledger.repeated == 0
 
 
-@pytest.mark.deadline(120)
 async def test_a_member_that_was_frozen_loses_nothing(kafka: Kafka, tmp_path: Path) -> None:
     group = Group(kafka, tmp_path, seeded())
     await group.create()

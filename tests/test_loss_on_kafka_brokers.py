@@ -115,7 +115,6 @@ async def test_a_broker_that_is_frozen_for_longer_than_a_session_loses_nothing(
     assert traffic.disorder == []
 
 
-@pytest.mark.deadline(120)
 async def test_a_handler_with_full_mailbox_and_window_can_publish_and_request(
     kafka: Kafka,
 ) -> None:

@@ -93,7 +93,6 @@ def publisher(broker: Mosquitto, count: int) -> DistributedApplication:
     return app
 
 
-@pytest.mark.deadline(120)
 async def test_restart_of_the_broker_in_the_middle_loses_nothing(
     own_mosquitto: StartMosquitto,
 ) -> None:
@@ -140,7 +139,6 @@ async def test_kill_9_of_the_consumer_at_random_moments_loses_nothing(
         assert await consumer.end(signal.SIGTERM) == 0
 
 
-@pytest.mark.deadline(120)
 async def test_a_handler_with_full_mailbox_and_window_can_publish_and_request(
     own_mosquitto: StartMosquitto,
 ) -> None:
@@ -177,7 +175,6 @@ async def test_a_handler_with_full_mailbox_and_window_can_publish_and_request(
     assert handled == list(range(300))
 
 
-@pytest.mark.deadline(120)
 async def test_sigterm_under_load_leaves_the_rest_with_the_broker(
     own_mosquitto: StartMosquitto, tmp_path: Path
 ) -> None:

@@ -44,7 +44,6 @@ async def publish_all(app: Client, envelopes: list[Envelope]) -> None:
 # Not losing anything.
 
 
-@pytest.mark.deadline(120)
 @pytest.mark.parametrize("stop", ["restart", "proxy"])
 async def test_two_thousand_messages_survive_an_outage_in_the_middle(
     own_mosquitto: StartBroker, stop: str
@@ -80,7 +79,6 @@ async def test_two_thousand_messages_survive_an_outage_in_the_middle(
         assert "hold" in recorder.events
 
 
-@pytest.mark.deadline(120)
 async def test_a_storm_of_publishes_with_disconnects_arrives_complete_and_in_order(
     own_mosquitto: StartBroker,
 ) -> None:
@@ -96,7 +94,7 @@ async def test_a_storm_of_publishes_with_disconnects_arrives_complete_and_in_ord
         publishing = asyncio.ensure_future(publish_all(app, numbered("a", count)))
         for _ in range(8):
             goal = len(recorder.deliveries) + choice.randrange(50, 300)
-            await eventually(lambda goal=goal: len(recorder.deliveries) > goal, 30)  # type: ignore[misc]
+            await eventually(lambda goal=goal: len(recorder.deliveries) > goal, 30)
             proxy.cut()
         await asyncio.wait_for(publishing, 60)
         await eventually(lambda: len(set(recorder.payloads)) == count)
@@ -206,7 +204,6 @@ async def test_a_broker_that_overruns_the_receive_maximum_is_held_at_twice_the_w
         assert recorder.payloads == [b"%d" % number for number in range(count)]
 
 
-@pytest.mark.deadline(90)
 async def test_reading_may_pause_for_longer_than_the_keep_alive(own_mosquitto: StartBroker) -> None:
     broker = own_mosquitto(durable=True)
     async with client(broker, keepalive=1) as app, client(broker, name="writer") as writer:
@@ -228,7 +225,6 @@ async def test_reading_may_pause_for_longer_than_the_keep_alive(own_mosquitto: S
 # Losing the connection.
 
 
-@pytest.mark.deadline(60)
 async def test_a_half_open_connection_is_noticed_within_two_keep_alives(
     own_mosquitto: StartBroker,
 ) -> None:
@@ -267,7 +263,7 @@ async def test_a_paused_broker_loses_no_publish(own_mosquitto: StartBroker) -> N
         posts = [app.bus.post(envelope) for envelope in numbered("a", 10)]
         await eventually(lambda: not app.bus.connected)
         broker.resume()
-        await asyncio.wait_for(asyncio.gather(*posts), 20)
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
         await eventually(lambda: len(set(recorder.payloads)) == 10)
 
 
@@ -368,7 +364,7 @@ async def test_a_broker_that_comes_late_is_waited_for(own_mosquitto: StartBroker
         starting = asyncio.create_task(app.start())
         await eventually(lambda: app.stats["mqtt.connect_failed"] >= 2)
         await asyncio.to_thread(broker.start)
-        await asyncio.wait_for(starting, 10)
+        await asyncio.wait_for(starting, 60)
 
 
 async def test_a_message_over_the_brokers_limit_is_refused_here(own_mosquitto: StartBroker) -> None:
@@ -397,8 +393,8 @@ async def test_a_limit_that_shrank_while_away_fails_the_publish_and_spares_the_r
         proxy._target = (small.host, small.port)
         await proxy.allow()
         with pytest.raises(MessageTooLarge):
-            await asyncio.wait_for(posts[1], 10)
-        await asyncio.wait_for(asyncio.gather(posts[0], posts[2]), 10)
+            await asyncio.wait_for(posts[1], 60)
+        await asyncio.wait_for(asyncio.gather(posts[0], posts[2]), 60)
 
 
 # TLS.
@@ -523,7 +519,7 @@ async def test_retained_messages_come_with_a_new_subscription_and_not_at_each_re
         await recorder.get(1)
         for turn in range(3):
             proxy.cut()
-            await eventually(lambda turn=turn: recorder.events.count("redelivered") > turn)  # type: ignore[misc]
+            await eventually(lambda turn=turn: recorder.events.count("redelivered") > turn)
         await app.bus.publish(Envelope(topic="a", payload=b"end"), timeout=10)
         await eventually(lambda: b"end" in recorder.payloads)
         assert recorder.payloads == [b"kept", b"end"]

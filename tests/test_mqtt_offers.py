@@ -300,7 +300,7 @@ async def test_a_filter_over_which_the_broker_closes_is_given_up_and_the_others_
     async with ScriptedBroker(Serving(), closing) as broker, client(broker) as app:
         consumer, recorder = await app.consume("a", recorder=Recorder())
         with pytest.raises(ConnectFailed, match=r"ends the connection when.*'bad'") as caught:
-            await asyncio.wait_for(consumer.add_filter("bad"), 30)
+            await asyncio.wait_for(consumer.add_filter("bad"), 60)
         assert caught.value.outage is False, "a handler would ask for it for ever"
         await recorder.get(1)
         assert sum(b"bad" in body for body in wanted) == 3
@@ -323,7 +323,7 @@ async def test_a_goodbye_over_a_filter_that_is_added_gives_it_up_at_once() -> No
     async with ScriptedBroker(Serving(), closing) as broker, client(broker) as app:
         consumer, _ = await app.consume("a")
         with pytest.raises(ConnectFailed, match=r"'b/\+'.*wildcard"):
-            await asyncio.wait_for(consumer.add_filter("b/+"), 30)
+            await asyncio.wait_for(consumer.add_filter("b/+"), 60)
         assert ends == 1
 
 
@@ -343,7 +343,7 @@ async def test_outages_while_a_filter_is_added_do_not_count_against_it() -> None
         client(broker) as app,
     ):
         consumer, _ = await app.consume("a")
-        await asyncio.wait_for(consumer.add_filter("b"), 30)
+        await asyncio.wait_for(consumer.add_filter("b"), 60)
 
 
 async def test_an_end_of_a_subscription_that_is_refused_is_logged_with_the_reason(
@@ -356,7 +356,7 @@ async def test_an_end_of_a_subscription_that_is_refused_is_logged_with_the_reaso
 
     async with ScriptedBroker(Serving(), script) as broker, client(broker) as app:
         consumer, _ = await app.consume("a")
-        await asyncio.wait_for(consumer.remove_filter("a"), 10)
+        await asyncio.wait_for(consumer.remove_filter("a"), 60)
         assert "did not end the subscription to 'a': not authorised (0x87)" in caplog.text
 
 

@@ -56,7 +56,7 @@ async def test_copies_on_the_same_connection_run_nothing_and_acknowledge_nothing
         first = recorder.deliveries[0]
         assert first.start()
         first.settle()
-        await asyncio.wait_for(done.wait(), 10)
+        await asyncio.wait_for(done.wait(), 60)
         _, second, third = await recorder.get(3)
         assert recorder.payloads == [one, two, b"last"]
         assert app.stats["messages.recognised"] == 2

@@ -459,7 +459,6 @@ class Unforgiving:
                 peer.puback(packet)
 
 
-@pytest.mark.deadline(90)
 async def test_a_dead_letter_that_a_broker_closes_over_is_stored_without_what_it_closes_over() -> (
     None
 ):

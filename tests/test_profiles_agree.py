@@ -146,7 +146,6 @@ def differences(profile: Probe, broker: Probe) -> dict[str, tuple[object, object
 
 
 @pytest.mark.mosquitto
-@pytest.mark.deadline(120)
 async def test_the_mqtt_profile_takes_and_refuses_what_mosquitto_does(own_mosquitto: Any) -> None:
     broker: Mosquitto = own_mosquitto()
     profile = simulated("mqtt", "mqtt://broker", topics=True)
@@ -155,7 +154,6 @@ async def test_the_mqtt_profile_takes_and_refuses_what_mosquitto_does(own_mosqui
 
 
 @pytest.mark.kafka
-@pytest.mark.deadline(120)
 async def test_the_kafka_profile_takes_and_refuses_what_kafka_does(own_kafka: Any) -> None:
     broker: Kafka = own_kafka()
     options = "?create_topics=all"

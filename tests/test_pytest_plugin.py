@@ -53,7 +53,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(text: str, *arguments: str) -> pytest.RunResult:
         pytester.makepyfile(textwrap.dedent(_PLANT) + textwrap.dedent(text))
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=50)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=140)
 
     return run
 

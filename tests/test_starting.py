@@ -79,7 +79,6 @@ async def test_they_do_so_on_mosquitto(own_mosquitto: Callable[..., Mosquitto]) 
 
 
 @pytest.mark.kafka
-@pytest.mark.deadline(120)
 async def test_they_do_so_on_kafka(own_kafka: Callable[..., Kafka]) -> None:
     app = DistributedApplication(own_kafka().url + "?create_topics=all", name="plant")
     events = started(app)

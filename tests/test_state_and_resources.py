@@ -237,7 +237,7 @@ async def test_a_resource_that_cancels_itself_while_opening_is_a_failure_not_a_h
     @app.application("a", ressources={"bad": events.resource("bad", fail=asyncio.CancelledError())})
     async def handler(payload: str) -> None: ...
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(ConfigurationError, match="'bad' failed to open: CancelledError"):
             await app.__aenter__()
 

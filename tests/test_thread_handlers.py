@@ -432,7 +432,7 @@ async def test_a_thread_handler_may_stop_its_actor_and_the_application(
         await socket.publish("actor", "x")
         await eventually(lambda: app.stats["messages.handled"] == 1)
         await socket.publish("application", "x")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await app.wait()
     assert app.stats["messages.failed"] == 0
 

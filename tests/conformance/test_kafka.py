@@ -10,7 +10,6 @@ from support.kafka import Kafka
 
 
 @pytest.mark.kafka
-@pytest.mark.deadline(130)
 class TestKafka(ConformanceSuite):
     @pytest.fixture
     def harness(self, kafka: Kafka) -> TransportHarness:

@@ -8,7 +8,6 @@ from conformance.memory_harness import MemoryHarness
 from spa_dat.testing.conformance import ConformanceSuite, TransportHarness
 
 
-@pytest.mark.deadline(130)
 class TestMemory(ConformanceSuite):
     @pytest.fixture
     def harness(self) -> TransportHarness:

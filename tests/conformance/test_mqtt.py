@@ -9,7 +9,6 @@ from spa_dat.testing.conformance import ConformanceSuite, TransportHarness
 
 
 @pytest.mark.mosquitto
-@pytest.mark.deadline(130)
 class TestMqtt(ConformanceSuite):
     @pytest.fixture
     def harness(self) -> TransportHarness:

@@ -23,7 +23,6 @@ def hivemq() -> Iterator[HiveMq]:
         yield broker
 
 
-@pytest.mark.deadline(130)
 class TestHiveMq(ConformanceSuite):
     __test__ = "hivemq" in _CHOSEN
 
@@ -32,7 +31,6 @@ class TestHiveMq(ConformanceSuite):
         return HiveMqHarness(hivemq)
 
 
-@pytest.mark.deadline(130)
 class TestAedes(ConformanceSuite):
     __test__ = "aedes" in _CHOSEN
 

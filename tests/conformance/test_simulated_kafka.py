@@ -8,7 +8,6 @@ from conformance.simulated_harness import SimulatedKafkaHarness
 from spa_dat.testing.conformance import ConformanceSuite, TransportHarness
 
 
-@pytest.mark.deadline(130)
 class TestSimulatedKafka(ConformanceSuite):
     @pytest.fixture
     def harness(self) -> TransportHarness:

@@ -14,7 +14,7 @@ import pytest
 
 __all__ = ["DEADLINE", "deadline", "interruptible"]
 
-DEADLINE = 60.0
+DEADLINE = 150.0
 """Seconds for each of a test's set-up, call and tear-down; ``@pytest.mark.deadline(n)`` changes it
 for the call."""
 
