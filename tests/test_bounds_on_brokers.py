@@ -206,7 +206,7 @@ async def test_a_record_that_a_default_broker_takes_is_received(
     sizes = [1_000_000, 1_000_001, 1_048_000]
     async with taker(kafka.server, "t", prefix=prefix) as inbox:
         await produce(kafka.server, f"{prefix}t", [b"x" * size for size in sizes])
-        await eventually(lambda: len(inbox.payloads) == len(sizes), 30.0)
+        await eventually(lambda: len(inbox.payloads) == len(sizes))
         assert [len(payload) for payload in inbox.payloads] == sizes
 
 
@@ -218,7 +218,7 @@ async def test_a_record_that_is_too_large_comes_with_its_place_and_does_not_stop
     payloads = [b"a", b"b" * 900_000, b"c", b"d" * 100_001, b"e" * 100_000]
     async with taker(kafka.server, "t", prefix=prefix, max_received=100_000) as inbox:
         await produce(kafka.server, f"{prefix}t", payloads)
-        await eventually(lambda: len(inbox.deliveries) == len(payloads), 30.0)
+        await eventually(lambda: len(inbox.deliveries) == len(payloads))
         for offset, (payload, delivery) in enumerate(zip(payloads, inbox.deliveries, strict=True)):
             envelope = delivery.envelope
             assert (envelope.partition, envelope.offset) == (0, offset)
@@ -246,7 +246,7 @@ async def test_no_more_bytes_of_a_topic_are_handed_out_than_the_window_says(
         subscription={"window_bytes": 4 * size},
     ) as inbox:
         await produce(kafka.server, f"{prefix}t", [b"%04d" % n + b"x" * size for n in range(count)])
-        await eventually(lambda: unsettled(inbox.deliveries) >= 4 * size, 30.0)
+        await eventually(lambda: unsettled(inbox.deliveries) >= 4 * size)
         most = 0
         for position in range(count):
             await inbox.get(position + 1, 30.0)

@@ -76,7 +76,7 @@ async def test_all_of_it_is_handled_though_the_old_one_had_as_many(
             starts = [i for i, number in enumerate(inbox.numbers) if number == 100]
             return bool(starts) and inbox.numbers[starts[-1] :] == list(range(100, 150))
 
-        await eventually(complete, 30)
+        await eventually(complete)
         assert inbox.client.fatal == []
     if durable:
         assert await committed(kafka.server, prefix) == {"a/0": 50}
@@ -178,7 +178,7 @@ async def test_an_offset_that_somebody_sets_by_hand_counts(kafka: Kafka) -> None
             await consumer.stop()
         return True
 
-    await eventually(reset, 20)
+    await eventually(reset)
     async with taker(kafka.server, "a", prefix=prefix) as inbox:
         await inbox.get(3)
         assert inbox.numbers == [7, 8, 9]

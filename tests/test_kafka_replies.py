@@ -138,7 +138,7 @@ async def test_the_inbox_goes_on_where_it_was(own_kafka: Callable[..., Kafka]) -
         for number in range(1, 5):
             await other.publish(client.bus.reply_address(f"{number:02}"))
         await proxy.allow()
-        await eventually(lambda: len(client.replies) == 5, 20)
+        await eventually(lambda: len(client.replies) == 5)
         assert [correlation for correlation, _ in client.replies] == [
             f"{number:02}" for number in range(5)
         ]

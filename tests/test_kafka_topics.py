@@ -178,7 +178,7 @@ async def test_a_topic_that_gets_more_partitions_uses_them(kafka: Kafka) -> None
             records = await read(kafka.server, name, 1)
             return {record.partition for record in records} == {0, 1, 2, 3}
 
-        await eventually(used, 20)
+        await eventually(used)
 
 
 async def test_a_topic_that_is_deleted_under_way_is_unknown(kafka: Kafka) -> None:

@@ -343,9 +343,9 @@ async def test_a_further_instance_has_to_say_how_messages_are_spread(
         got.clear()
         async with apps[0], apps[1], talking(provider) as socket:
             await socket.publish("a", "x")
-            await eventually(lambda count=count: len(got) >= count)
+            await eventually(lambda count=count: len(got) >= count)  # type: ignore[misc]
             await socket.publish("a", "x")
-            await eventually(lambda count=count: len(got) >= 2 * count)
+            await eventually(lambda count=count: len(got) >= 2 * count)  # type: ignore[misc]
         assert len(got) == 2 * count
 
 
@@ -385,7 +385,7 @@ async def test_a_named_application_gets_what_came_while_it_was_away(
     async with talking(provider) as socket:
         for number in range(3):
             async with app:
-                await eventually(lambda number=number: len(got) == number)
+                await eventually(lambda number=number: len(got) == number)  # type: ignore[misc]
             await socket.publish("a", str(number))
         async with app:
             await eventually(lambda: got == ["0", "1", "2"])
@@ -724,7 +724,7 @@ async def test_one_application_runs_again_and_again(
 
     for number in range(3):
         async with app:
-            await eventually(lambda number=number: len(got) == number + 1)
+            await eventually(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
     threads_end(before)
 
 

@@ -54,7 +54,7 @@ class LedgerConsumer:
             return self.lines().count("ready") > lives
 
         try:
-            await eventually(ready, 20.0)
+            await eventually(ready)
         except AssertionError:
             # Its stack goes to the captured output.
             process.send_signal(signal.SIGUSR1)
@@ -171,7 +171,7 @@ async def test_a_handler_with_full_mailbox_and_window_can_publish_and_request(
 
     async with app:
         await eventually(lambda: len(handled) == 300, 60.0)
-        await eventually(lambda: len(outputs) == 300, 20.0)
+        await eventually(lambda: len(outputs) == 300)
     assert handled == list(range(300))
 
 
@@ -188,7 +188,7 @@ async def test_sigterm_under_load_leaves_the_rest_with_the_broker(
             await consumer.handles(20)
             assert await consumer.end(signal.SIGTERM) == 0
             await consumer.start()
-        await eventually(lambda: len(set(consumer.numbers())) == count, 30.0)
+        await eventually(lambda: len(set(consumer.numbers())) == count)
         numbers = consumer.numbers()
         # A stop in good order acknowledges what was handled: nothing is done twice.
         assert len(numbers) == len(set(numbers))

@@ -274,7 +274,7 @@ async def test_the_same_large_publish_is_given_more_time_after_each_silence() ->
         posted = bus.post(Envelope(topic="t", payload=b"x" * 70_000))
         patience: list[int] = []
         for connections in (1, 2):
-            await eventually(lambda count=connections: len(given) == count, 30)
+            await eventually(lambda count=connections: len(given) == count)  # type: ignore[misc]
             patience.append(vars(bus)["_patience"])
         await posted
         assert patience == [1, 2]

@@ -231,7 +231,7 @@ async def test_a_dead_letter_that_the_broker_closes_over_is_stored_with_less_in_
             raise ValueError
 
         async with app:
-            await eventually(lambda: stored, 30)
+            await eventually(lambda: stored)
             assert b"_spa/dead-letter/plant/" in stored[0].body
             assert b"spa_dead_size\0\x017" in stored[0].body
             await eventually(lambda: app.stats["dead_letters.stored"] == 1)
@@ -418,6 +418,6 @@ async def test_restarts_and_cuts_under_load_make_nothing_be_refused(
             # Both connections: the one that publishes, and the one that consumes.
             await eventually(lambda: app.stats["mqtt.connected"] >= before + 2)  # noqa: B023
         await asyncio.wait_for(asyncio.gather(*posts), 60)
-        await eventually(lambda: len(set(recorder.payloads)) == 800, 30)
+        await eventually(lambda: len(set(recorder.payloads)) == 800)
         assert app.fatal == []
         assert app.stats["publishes.refused"] == 0

@@ -255,7 +255,7 @@ async def test_our_own_session_found_again_proves_nothing() -> None:
         client(broker, backoff_max=0.03, backoff_min=0.01) as app,
     ):
         started.set()
-        await eventually(lambda: looked == 5, 30)
+        await eventually(lambda: looked == 5)
         assert app.fatal == []
 
 
@@ -294,7 +294,7 @@ async def test_of_two_copies_the_one_that_was_there_first_stays() -> None:
         first = await start()
         try:
             # What makes it the first: it has held its connection for two seconds.
-            await eventually(lambda: "PINGRESP" in broker.log, 30)
+            await eventually(lambda: "PINGRESP" in broker.log)
             second = await start()
             try:
                 _, errors = await asyncio.wait_for(second.communicate(), 50)

@@ -149,7 +149,7 @@ async def test_a_record_with_headers_of_the_wire_format_is_parked(kafka: Kafka) 
             await stranger.send_and_wait("reserved.temperature", b"2.0")
         finally:
             await stranger.stop()
-        await eventually(lambda: handled == [2.0], 30)
+        await eventually(lambda: handled == [2.0])
         assert app.stats["dead_letters.stored"] == 5
         assert app.healthy
 

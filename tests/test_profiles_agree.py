@@ -124,7 +124,7 @@ async def real(address: str, profile: Probe, *, topics: bool) -> Probe:
         await probe.app.socket().publish("start", 1)
         async with asyncio.timeout(40):
             await probe.done.wait()
-        await eventually(lambda: len(probe.seen) >= seen and stored() >= letters, 20)
+        await eventually(lambda: len(probe.seen) >= seen and stored() >= letters)
         probe.letters = stored()
         assert probe.app.healthy
     return probe

@@ -75,7 +75,7 @@ async def test_they_do_so_on_mosquitto(own_mosquitto: Callable[..., Mosquitto]) 
     app = DistributedApplication(own_mosquitto().url, name="plant")
     events = started(app)
     async with app:
-        await eventually(lambda: right(events), 30)
+        await eventually(lambda: right(events))
 
 
 @pytest.mark.kafka
@@ -226,7 +226,7 @@ async def test_a_resource_that_hangs_is_named_with_its_line(
     async def handler(payload: str, db: int) -> None: ...
 
     starting = asyncio.ensure_future(app.__aenter__())
-    await eventually(lambda: lines(caplog), 30)
+    await eventually(lambda: lines(caplog))
     (line,) = lines(caplog)
     assert "waits for resource 'db' of application (database at " in line
     assert "waits for resource 'db'" in app.problems["plant"]

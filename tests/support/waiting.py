@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
+from typing import Any
 
-from spa_dat.runtime.testing._waiting import eventually as _eventually
+from spa_dat.runtime.testing import _waiting
 
 __all__ = ["eventually"]
 
-# On a busy machine everything takes long; a test that waits in vain may take its time.
-eventually = functools.partial(_eventually, timeout=60.0)
+
+async def eventually(
+    predicate: Callable[[], Any], timeout: float = 60.0, interval: float = 0.01
+) -> Any:
+    """Wait as `spa_dat.testing.eventually` does, but longer: on a busy machine all takes long."""
+    __tracebackhide__ = True
+    return await _waiting.eventually(predicate, timeout, interval)

@@ -43,6 +43,7 @@ class Proxy:
         self.accepted = 0
         self.port = 0
         self._target = (host, port)
+        self._refusing = False
         self._server: asyncio.Server | None = None
         self._links: list[_Link] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -56,6 +57,7 @@ class Proxy:
 
     async def start(self) -> None:
         """Listen; the first time on a free port, later on the same one again."""
+        self._refusing = False
         self._server = await asyncio.start_server(self._accept, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -113,6 +115,7 @@ class Proxy:
 
     async def refuse(self) -> None:
         """Refuse new connections; open ones stay."""
+        self._refusing = True
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -125,6 +128,10 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self._refusing:
+            # It was made before, and nobody has looked at it yet.
+            _Link(writer).reset()
+            return
         self._tasks.append(task)
         self.accepted += 1
         link = _Link(writer)
