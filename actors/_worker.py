@@ -108,6 +108,11 @@ class ThreadWorker(Executor):
         return self._runner.ident
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread has not ended: one that was abandoned, until its function returns."""
+        return self._runner.actor_ref.is_alive()
+
+    @property
     def current(self) -> object | None:
         """Stands for the function that runs; None for none."""
         return next(iter(self._jobs), None)

@@ -21,6 +21,8 @@ from ._stacks import frames_of, frames_of_thread, place, users_part
 __all__ = ["Caller", "Work"]
 
 _REST = 1.0
+# So many threads of one actor may hang at the same time.
+_MOST_HUNG = 100
 
 _Outcome = tuple[Any, BaseException | None]
 
@@ -53,6 +55,7 @@ class Caller:
         self._stats = stats
         self._given_up = given_up
         self._worker: ThreadWorker | None = None
+        self._hung: list[ThreadWorker] = []
         self._running: asyncio.Future[Any] | None = None
         self._bound: list[Callable[..., Any]] = []
         self._bound_to: Any = None
@@ -196,6 +199,19 @@ class Caller:
             self._worker = ThreadWorker(self._name)
             self._given_up()
             self._give_up(worker)
+            self._hung.append(worker)
+
+    @property
+    def trouble(self) -> str | None:
+        """That so many threads hang that no call can be made; None while it can."""
+        if self._hung:
+            self._hung = [worker for worker in self._hung if worker.alive]
+        if len(self._hung) < _MOST_HUNG:
+            return None
+        return (
+            f"{len(self._hung)} of its threads were given up at the deadline and still hang, and no"
+            " further one is started"
+        )
 
     def call(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
         """Call a handler.
@@ -287,6 +303,8 @@ class Caller:
         deadline = self._deadline
         if deadline is None:
             return await _awaited(await self._worker.run(function, **arguments))
+        if (trouble := self.trouble) is not None:
+            raise RuntimeError(f"the handler was not called: {trouble}")
         until = asyncio.get_running_loop().time() + deadline
         running = self._worker.begin(function, **arguments)
         try:

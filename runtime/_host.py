@@ -242,7 +242,7 @@ class Host:
     @property
     def trouble(self) -> str | None:
         """See `Hosted.trouble`."""
-        return self._runtime.trouble
+        return self._runtime.trouble or self._caller.trouble
 
     @property
     def lanes(self) -> tuple[Host, ...]:

@@ -96,7 +96,7 @@ class Lanes:
     @property
     def trouble(self) -> str | None:
         """See `Hosted.trouble`."""
-        return self._runtime.trouble
+        return next((text for lane in self._lanes if (text := lane.trouble) is not None), None)
 
     @property
     def lanes(self) -> tuple[Host, ...]:

@@ -594,3 +594,35 @@ async def test_the_deadline_holds_for_a_coroutine_that_a_plain_function_returns(
         await eventually(lambda: app.stats["messages.handled"] == 1)
     assert begun == ["hang", "next"]
     assert app.stats["messages.cut_off"] == 1
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_no_more_threads_are_left_behind_than_an_actor_may_have(
+    app: DistributedApplication,
+    provider: MemoryProvider,
+    concurrency: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.runtime._calling._MOST_HUNG", 3)
+    release = threading.Event()
+    begun: list[int] = []
+
+    @app.application("a", deadline=0.05, concurrency=concurrency)
+    def handler(payload: int) -> int:
+        begun.append(payload)
+        release.wait(60)
+        return payload
+
+    before = threads()
+    async with app, talking(provider) as socket:
+        for number in range(6):
+            expected = "its deadline" if number < 3 else "was not called: 3 of its threads"
+            with pytest.raises(RemoteError, match=expected):
+                await socket.request("a", number, reply=int, key="always the same lane")
+        assert begun == [0, 1, 2]
+        assert "still hang" in app.problems["handler"]
+        assert not app.healthy
+        release.set()
+        await eventually(lambda: app.healthy)
+        assert await socket.request("a", 7, reply=int, key="always the same lane") == 7
+    threads_end(before)
