@@ -190,3 +190,27 @@ async def test_a_consumer_without_brokers_is_named(own_kafka: Callable[..., Kafk
         assert "no connection" in app.problems["boiler"]
         broker.start()
         await eventually(lambda: app.healthy, 60)
+
+
+@pytest.mark.kafka
+@pytest.mark.deadline(180)
+async def test_a_consumer_whose_broker_is_frozen_is_named(own_kafka: Callable[..., Kafka]) -> None:
+    broker = own_kafka()
+    url = broker.url + "?create_topics=all&request_timeout=3000&topic_refresh=1"
+    app = DistributedApplication(url, name="plant", stop_timeout=1)
+    got: list[bytes] = []
+
+    @app.application("a")
+    async def boiler(payload: bytes) -> None:
+        got.append(payload)
+
+    async with app:
+        await app.socket().publish("a", b"1")
+        await eventually(lambda: bool(got), 60)
+        broker.pause()
+        await eventually(lambda: "boiler" in app.problems, 90)
+        assert "no connection" in app.problems["boiler"]
+        broker.resume()
+        await eventually(lambda: app.healthy, 60)
+        await app.socket().publish("a", b"2")
+        await eventually(lambda: len(got) == 2, 60)

@@ -36,6 +36,7 @@ MOVED = "the brokers known last are gone, and the cluster is at other addresses"
 
 _LIBRARY = "aiokafka"
 _LEAST_FETCHED = 65_536
+_SILENCE = 10.0
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.02, 0.1
 # After so many looks in a row at which the brokers known last did not answer, but the configured
 # ones did, the whole cluster must have moved.
@@ -123,6 +124,8 @@ class Whereabouts:
         self._client = client
         self._good: int | None = None
         self._elsewhere = 0
+        # When the library had last heard anything, and since when that is known.
+        self._heard = self._known_since = 0.0
 
     async def reachable(self) -> bool:
         """Whether one of the brokers that the client knows can be reached."""
@@ -140,6 +143,25 @@ class Whereabouts:
                         self._elsewhere = 0
                         return True
         return False
+
+    def silent(self) -> bool:
+        """Whether brokers owe answers, and none has sent anything for ten seconds.
+
+        To be called again and again. A broker that is frozen, or cut off without a word, shows only
+        by that. Members that wait for their group have another connection for it, which does not
+        count.
+        """
+        connections = [
+            connection
+            for (_, group), connection in self._client._conns.items()
+            if group == ConnectionGroup.DEFAULT and connection.connected()
+        ]
+        heard = max((connection._last_action for connection in connections), default=0.0)
+        owing = any(connection._requests for connection in connections)
+        now = asyncio.get_running_loop().time()
+        if not owing or heard != self._heard:
+            self._heard, self._known_since = heard, now
+        return now - self._known_since >= _SILENCE
 
     @property
     def suspicious(self) -> bool:

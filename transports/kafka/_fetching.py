@@ -56,7 +56,7 @@ class Fetching:
         handed_out: called now and then when all that was fetched is handed out.
 
     Attributes:
-        reachable: whether one of them was, the last time that it looked.
+        reachable: whether one of them was, and answered, the last time that it looked.
     """
 
     def __init__(
@@ -125,8 +125,9 @@ class Fetching:
         where = self._whereabouts
         while True:
             await asyncio.sleep(_LOOK)
-            self.reachable = await where.reachable()
-            if self.reachable:
+            reachable = await where.reachable()
+            self.reachable = reachable and not where.silent()
+            if reachable:
                 self._guard.look_for_leaders()
                 self._guard.look_for_transactions()
                 await self._look()

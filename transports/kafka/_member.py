@@ -287,7 +287,9 @@ class GroupMember(Intake):
             return
         self._next_look = now + self._config.topic_refresh
         try:
-            anew = await made_anew_since(self._consumer, assignment)
+            # It is not to keep others from seeing that nobody answers.
+            async with asyncio.timeout(self._config.connect_timeout):
+                anew = await made_anew_since(self._consumer, assignment)
         except (OSError, kafka.KafkaError) as error:
             _log.debug("consumer %r: no look at its topics: %s", self.identifier, error)
             return
