@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import runpy
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from queue import Queue, SimpleQueue
@@ -396,6 +398,128 @@ def test_a_thread_of_the_runtime_may_wait_for_the_loop_in_any_way(profile: Profi
         "timeout": 120,
         "event": 120,
     }
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_thread_of_the_runtime_may_wait_for_threads_that_wait_for_the_loop(
+    profile: Profile,
+) -> None:
+    app = ticking()
+
+    @app.application("def")
+    def hand_on(payload: int, socket: SyncSocket) -> None:
+        ThreadElsewhere(socket.publish, "out", payload).join()
+
+    @app.application("async")
+    async def wait(payload: int) -> None:
+        thread = ThreadElsewhere(app.sync_socket().publish, "out", payload)
+        await asyncio.to_thread(thread.join)
+
+    with Harness(app, profile=profile, grace=60.0) as harness:
+        for number in range(3):
+            harness.publish("def", number)
+            harness.publish("async", number + 10)
+        with pytest.warns(UnannouncedThread):
+            harness.settle()
+        assert sorted(harness.published("out")) == [0, 1, 2, 10, 11, 12]
+
+
+# What the program gives to processes.
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_pool_of_processes_is_waited_for(profile: Profile) -> None:
+    app = ticking()
+
+    @app.application("in")
+    async def power(payload: int, socket: Socket, context: Context) -> None:
+        before = context.now()
+        loop = asyncio.get_running_loop()
+        await socket.publish("out", await loop.run_in_executor(processes, pow, payload, 2))
+        with pytest.raises(ZeroDivisionError):
+            await loop.run_in_executor(processes, divmod, payload, 0)
+        if profile == "mqtt":
+            assert context.now() == before
+
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, mp_context=context) as processes,
+        Harness(app, profile=profile, grace=60.0) as harness,
+    ):
+        for number in range(3):
+            harness.publish("in", number, key="k")
+        harness.settle()
+        assert harness.published("out") == [0, 1, 4]
+
+
+def test_a_process_that_outlasts_the_grace_is_named() -> None:
+    app = ticking()
+
+    @app.application("in")
+    async def rest(payload: int) -> None:
+        await asyncio.get_running_loop().run_in_executor(processes, time.sleep, payload)
+
+    def run() -> None:
+        with Harness(app, grace=0.05) as harness:
+            harness.publish("in", 1)
+            harness.settle()
+
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, mp_context=context) as processes,
+        pytest.raises(NotSettled, match="work in a process"),
+    ):
+        run()
+
+
+class _CallsOff(Executor):
+    """Never does what it is given, as one that somebody shuts down."""
+
+    def submit(self, function: Any, /, *args: Any, **named: Any) -> Future[Any]:
+        loop: Any = asyncio.get_running_loop()
+        given: Future[Any] = Future()
+
+        def call_off() -> None:
+            while not loop.threads.waiting:
+                time.sleep(0.001)
+            given.set_exception(OSError("shut down"))
+
+        ThreadElsewhere(call_off)
+        return given
+
+
+def test_what_another_thread_calls_off_does_not_hold_the_loop_up() -> None:
+    app = ticking()
+
+    @app.application("in")
+    async def give(payload: int, socket: Socket) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(_CallsOff(), print)
+        except OSError as error:
+            await socket.publish("out", str(error))
+
+    with Harness(app, grace=0.5) as harness:
+        harness.publish("in", 1)
+        harness.settle()
+        assert harness.published("out") == ["shut down"]
+
+
+def test_a_program_that_goes_on_after_its_output_has_ended_is_waited_for() -> None:
+    app = DistributedApplication("mqtt://broker", name="app")
+    code = f"import os, time; os.write(1, b'done'); os.close(1); time.sleep({SOME_TIME})"
+
+    @app.application("in")
+    async def call(payload: int, socket: Socket) -> None:
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-S", "-c", code, stdout=subprocess.PIPE
+        )
+        output, _ = await program.communicate()
+        await socket.publish("out", {"output": output.decode(), "code": program.returncode})
+
+    with Harness(app, grace=60.0) as harness:
+        harness.publish("in", 1)
+        harness.settle()
+        assert harness.published("out") == [{"output": "done", "code": 0}]
 
 
 def test_a_def_handler_may_ask_an_actor_that_takes_its_time() -> None:

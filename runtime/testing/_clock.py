@@ -142,7 +142,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         caller = self.threads.caller()
         if getattr(callback, "__qualname__", None) == _RUN_COROUTINE:
             # What run_coroutine_threadsafe is about to return.
-            let_waits_be_known(inspect.getclosurevars(callback).nonlocals["future"])
+            answer = inspect.getclosurevars(callback).nonlocals["future"]
+            let_waits_be_known(answer)
+            if caller is Caller.STRANGER:
+                self.foreign.asks(answer)
+                self.threads.stranger_asks()
         if caller is Caller.DEAD:
             handle = asyncio.Handle(callback, args, self, context)
             handle.cancel()
@@ -154,7 +158,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             or self.is_closed()
         ):
             return super().call_soon_threadsafe(callback, *args, context=context)
-        if caller is Caller.STRANGER and self.is_running():
+        known = caller is not Caller.STRANGER or any(map(self.threads.answers, args))
+        if not known and self.is_running():
             self.foreign.heard(threading.current_thread())
         handle = asyncio.Handle(callback, args, self, context)
         self._arrivals.append(handle)
@@ -175,6 +180,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Whether it watches real connections."""
         # One is the loop's own.
         return len(self._selector.get_map()) > 1  # type: ignore[attr-defined]
+
+    def may_hear(self) -> bool:
+        """Whether something from outside may still come: by a connection, or of a child process."""
+        # In this order: a thread that waits for a child calls, and ends then.
+        return self.has_sockets() or self.foreign.has_children() or self.has_arrivals()
+
+    def has_arrivals(self) -> bool:
+        """Whether a thread has called that was not heard yet."""
+        return bool(self._arrivals)
 
     def take_arrival(self) -> bool:
         """Take up one call of another thread; whether there was one."""
@@ -224,12 +238,12 @@ class _JumpingSelector(selectors.BaseSelector):
         if loop.on_idle is not None and loop.on_idle(timeout):
             return []
         events = self._outside(self._wait_for_sockets)
-        if events:
+        if events or loop.has_arrivals():
             return events
         if timeout is None:
             loop.stuck(
                 f"real input or output brought nothing within {loop._grace:g} real seconds"
-                if loop.has_sockets()
+                if loop.may_hear()
                 else "deadlock: nothing is ready, no timer is set and no thread is working, so"
                 f" nothing will ever happen; waiting: {_waiting(loop)}{loop.foreign.describe()}"
             )

@@ -8,12 +8,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..._thread_work import BusyThread
 from ._stacks import stack_of_frame
-from ._threads import Wait
+from ._threads import Threads, Wait
 
 if TYPE_CHECKING:
     from ._clock import VirtualLoop
@@ -22,6 +23,7 @@ __all__ = ["ForeignThreads", "UnannouncedThread"]
 
 _NAMED = 5
 _WRAP_FUTURE = asyncio.wrap_future.__code__
+_SUBMIT = Threads.submit.__code__
 _ANY_THREAD = "*"
 _HOW = (
     "announce its work with busy_thread(), see 'Threads' in the documentation of the test harness"
@@ -55,6 +57,7 @@ class ForeignThreads:
         )
         self._makers: set[str] = set()
         self._named: set[str] = set()
+        self._asked: dict[Future[Any], None] = {}
         self.problems: list[str] = []
 
     # In the thread of the loop.
@@ -64,14 +67,12 @@ class ForeignThreads:
         module = maker.f_globals.get("__name__", "")
         if maker.f_code is _WRAP_FUTURE:
             module, maker = _ANY_THREAD, maker.f_back or maker
+            if maker.f_code is _SUBMIT:
+                return
         elif _is_private(module):
             return
         self._makers.add(module)
         self._made[future] = module, f"{maker.f_code.co_filename}:{maker.f_lineno}"
-
-    def forget(self, future: asyncio.Future[Any]) -> None:
-        """No thread of these completes the future."""
-        self._made.pop(future, None)
 
     def busy(self) -> list[str]:
         """Describe the work that was announced and is not done."""
@@ -111,6 +112,11 @@ class ForeignThreads:
     def has_children(self) -> bool:
         """Whether asyncio waits in a thread for a process that the loop has started."""
         return any(_waits_for_child(thread) for thread in self._threads())
+
+    @property
+    def waits_for_loop(self) -> bool:
+        """Whether the event loop has yet to answer one of these threads."""
+        return bool(self._asked)
 
     def describe(self) -> str:
         """Say which threads nobody has announced, and where they are; empty without any."""
@@ -158,6 +164,11 @@ class ForeignThreads:
                     self._announced.pop(work, None)
         self._loop.wake()
         called.wait()
+
+    def asks(self, answer: Future[Any]) -> None:
+        """A thread has the loop run a coroutine, and mostly waits for what comes of it."""
+        self._asked[answer] = None
+        answer.add_done_callback(lambda _: self._asked.pop(answer, None))
 
     def heard(self, thread: threading.Thread) -> None:
         """A thread calls into the loop, which runs."""

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,6 +96,7 @@ class Threads:
         self._runnable: deque[_Job] = deque()
         self._by_ident: dict[int, _Job] = {}
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._futures: weakref.WeakSet[asyncio.Future[Any]] = weakref.WeakSet()
         self._granted: _Job | None = None
         self._yielded = threading.Semaphore(0)
         self._lock = threading.Lock()
@@ -111,6 +112,10 @@ class Threads:
         """Whether the thread is one of these, or was."""
         return thread in self._threads
 
+    def answers(self, future: object) -> bool:
+        """Whether it is one that `submit` has returned, whatever thread completes it."""
+        return isinstance(future, asyncio.Future) and future in self._futures
+
     # In the thread of the loop.
 
     def submit(
@@ -120,17 +125,25 @@ class Threads:
         if executor is None:
             executor = self._pool = self._pool or ThreadPoolExecutor(thread_name_prefix="spa_dat")
         job = _Job(executor)
+        elsewhere = isinstance(executor, ProcessPoolExecutor)
+        if elsewhere:
+            # Nothing here can be taken along into another process, or be seen from there.
+            job.state = _State.BESIDE
         self._jobs[job] = None
         try:
-            running: Future[T] = executor.submit(self._run, job, function, *args)
+            running: Future[T] = (
+                executor.submit(function, *args)
+                if elsewhere
+                else executor.submit(self._run, job, function, *args)
+            )
         except BaseException:
             del self._jobs[job]
             raise
-        if self._one_at_a_time:
+        if self._one_at_a_time and not elsewhere:
             self._runnable.append(job)
         future = asyncio.wrap_future(running, loop=self._loop)
-        self._loop.foreign.forget(future)
-        future.add_done_callback(lambda _: self._leave_alone(job))
+        self._futures.add(future)
+        future.add_done_callback(lambda _: self._answered(job, running))
         # After the callback of wrap_future: whoever waits has the result by then.
         running.add_done_callback(lambda _: self._over(job))
         return future
@@ -166,7 +179,8 @@ class Threads:
         return late
 
     def _describe(self, job: _Job, frames: dict[int, FrameType]) -> str:
-        return f"work in a thread{stack_of_frame(frames.get(job.ident or 0))}"
+        where = "process" if isinstance(job.executor, ProcessPoolExecutor) else "thread"
+        return f"work in a {where}{stack_of_frame(frames.get(job.ident or 0))}"
 
     def close(self) -> None:
         """Nothing runs any more."""
@@ -189,7 +203,8 @@ class Threads:
 
     def _grant(self, job: _Job) -> None:
         self._granted = job
-        job.state, job.called = _State.TURN, False
+        # It may wait for a thread that waits for the loop.
+        job.state, job.called = _State.TURN, self._loop.foreign.waits_for_loop
         job.gate.release()
         give_up = time.monotonic() + self._grace
         try:
@@ -213,6 +228,13 @@ class Threads:
         finally:
             self._granted = None
 
+    def _answered(self, job: _Job, running: Future[Any]) -> None:
+        """The loop has what the function returned, or does not want it any more."""
+        self._leave_alone(job)
+        if running.done():
+            # Its thread is about to call `_over`, and takes up the next one then.
+            self._jobs.pop(job, None)
+
     def _leave_alone(self, job: _Job) -> None:
         with self._lock:
             if job.state is _State.BESIDE or (
@@ -230,8 +252,11 @@ class Threads:
         if state is _State.WAITING:
             # It cleans up now, and not while the loop does something else.
             self._grant(job)
-        else:
-            job.gate.release()
+            return
+        job.gate.release()
+        if state is _State.TURN:
+            # Called off by another thread while the loop stands still for it.
+            self._yielded.release()
 
     # In any thread.
 
@@ -286,6 +311,12 @@ class Threads:
             return Caller.DEAD
         job.called = True
         return Caller.TURN if job.state is _State.TURN else Caller.BESIDE
+
+    def stranger_asks(self) -> None:
+        """Another thread waits for the loop; the one that has its turn may wait for that one."""
+        granted = self._granted
+        if granted is not None:
+            granted.called = True
 
     def wait_until(
         self, subscribe: Callable[[Callable[[], None]], object], timeout: float | None = None

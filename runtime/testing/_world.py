@@ -259,7 +259,7 @@ class World(Stage):
         if wait.condition():
             wait.future.set_result(None)
             return True
-        if timeout is None and self.loop.has_sockets():
+        if timeout is None and self.loop.may_hear():
             return False
         if timeout is None:
             self._give_up(f"nothing will ever happen that could end it: {self.reason()}")
