@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from .._environment import Environment
 from ..errors import ActorStopped, ConfigurationError
+from ._option_checks import is_number
 
 __all__ = ["Context", "ContextOwner", "Timer"]
 
@@ -120,7 +121,7 @@ class Context:
             ActorStopped: as for `state`.
         """
         self._check_life()
-        if not 0 <= delay < float("inf"):
+        if not is_number(delay) or not 0 <= delay < float("inf"):
             raise ConfigurationError(f"context.later({delay!r}, ...): give seconds, 0 or more")
         return self._owner.later(delay, function, args)
 

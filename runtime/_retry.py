@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from ..errors import ConfigurationError
+from ._option_checks import is_number
 
 __all__ = ["Reject", "Retry", "RetryPolicy"]
 
@@ -34,7 +35,7 @@ class Retry(Exception):
         self, reason: str = "asked for by the handler", *, after: float | None = None
     ) -> None:
         super().__init__(reason)
-        if after is not None and not 0 <= after < float("inf"):
+        if after is not None and not _is_time(after):
             raise ConfigurationError(f"Retry(after={after!r}): give seconds, 0 or more")
         self.after = after
 
@@ -60,16 +61,18 @@ class RetryPolicy:
     hold: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ConfigurationError(f"RetryPolicy(attempts={self.attempts}): give 1 or more")
-        for name in ("first", "factor", "hold"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigurationError(
-                    f"RetryPolicy({name}={getattr(self, name)}): give a number, 0 or more"
-                )
-        if not 0 <= self.jitter < 1:
+        if type(self.attempts) is not int or self.attempts < 1:
             raise ConfigurationError(
-                f"RetryPolicy(jitter={self.jitter}): give 0 or more, and less than 1"
+                f"RetryPolicy(attempts={self.attempts!r}): give a whole number, 1 or more"
+            )
+        for name in ("first", "factor", "hold"):
+            if not _is_time(getattr(self, name)):
+                raise ConfigurationError(
+                    f"RetryPolicy({name}={getattr(self, name)!r}): give a number, 0 or more"
+                )
+        if not _is_time(self.jitter) or self.jitter >= 1:
+            raise ConfigurationError(
+                f"RetryPolicy(jitter={self.jitter!r}): give a number, 0 or more, and less than 1"
             )
 
     def wait(
@@ -99,3 +102,7 @@ class RetryPolicy:
             return self.first * self.factor ** (failures - 1)
         except OverflowError:
             return math.inf
+
+
+def _is_time(value: object) -> bool:
+    return is_number(value) and 0 <= value < math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from typing import Any
 
 import pytest
 
@@ -151,10 +152,24 @@ def test_retry_beyond_the_hold_parks() -> None:
         assert [letter.text for letter in harness.dead_letters()] == ["tomorrow"]
 
 
-@pytest.mark.parametrize("after", [-1.0, float("inf"), float("nan")])
-def test_retry_refuses_waits_that_can_not_be(after: float) -> None:
+@pytest.mark.parametrize("after", [-1.0, float("inf"), float("nan"), "1", True, [1.0]])
+def test_retry_refuses_waits_that_can_not_be(after: Any) -> None:
     with pytest.raises(ConfigurationError, match="after="):
         Retry(after=after)
+
+
+@pytest.mark.parametrize("delay", [-1.0, float("inf"), float("nan"), "1", None, True])
+def test_later_refuses_waits_that_can_not_be(delay: Any) -> None:
+    app = DistributedApplication("memory://", name="app")
+
+    @app.application("n", retry=RetryPolicy(attempts=1))
+    async def put_off(payload: int, context: Context) -> None:
+        context.later(delay, print)
+
+    with Harness(app) as harness:
+        harness.expect_failure(ConfigurationError)
+        harness.publish("n", 1)
+        harness.settle()
 
 
 @pytest.mark.parametrize(
@@ -169,12 +184,20 @@ def test_retry_refuses_waits_that_can_not_be(after: float) -> None:
         {"first": float("nan")},
         {"hold": float("nan")},
         {"factor": float("inf")},
+        {"attempts": "3"},
+        {"attempts": 2.5},
+        {"attempts": float("nan")},
+        {"attempts": True},
+        {"first": "0.1"},
+        {"factor": None},
+        {"hold": [10.0]},
+        {"jitter": "no"},
     ],
 )
-def test_a_policy_refuses_what_can_not_be(options: dict[str, float]) -> None:
+def test_a_policy_refuses_what_can_not_be(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(ConfigurationError, match=name):
-        RetryPolicy(**options)  # type: ignore[arg-type]
+        RetryPolicy(**options)
 
 
 def test_a_policy_with_many_attempts_does_not_overflow() -> None:
