@@ -52,6 +52,11 @@ class Actor(_Base):
         super().__init_subclass__(**kwargs)
         for name in _CALLED:
             function = getattr(cls, name, None)
+            if not callable(function):
+                raise ConfigurationError(
+                    f"{cls.__name__}.{name} is {function!r}: the runtime calls a method of that"
+                    " name; name the attribute otherwise"
+                )
             if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
                 raise ConfigurationError(
                     f"{cls.__name__}.{name} is a generator, so none of its code would run: leave"

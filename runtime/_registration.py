@@ -62,6 +62,11 @@ def class_spec(
     """Register an actor class; raises ConfigurationError when it can not be served."""
     if not (isinstance(cls, type) and issubclass(cls, Actor)):
         raise ConfigurationError(f"{cls!r} is not a class derived from Actor")
+    if getattr(getattr(cls, "__dataclass_params__", None), "frozen", False):
+        raise ConfigurationError(
+            f"actor class {cls.__name__} is a frozen dataclass, and the runtime has attributes of"
+            " its own in an actor: leave frozen=True away"
+        )
     given = class_options(cls)
     name = given.pop("name", cls.__name__)
     merged = merge_options(f"actor {name!r}", options, given)

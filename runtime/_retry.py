@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from ..errors import ConfigurationError
 from ._option_checks import is_number
@@ -104,5 +105,5 @@ class RetryPolicy:
             return math.inf
 
 
-def _is_time(value: object) -> bool:
-    return is_number(value) and 0 <= value < math.inf
+def _is_time(value: Any) -> bool:
+    return is_number(value) and bool(0 <= value < math.inf)

@@ -525,6 +525,36 @@ def test_a_plain_hook_can_not_ask_for_a_socket() -> None:
 
 
 @pytest.mark.parametrize("hook", ["on_start", "on_stop", "on_receive", "on_failure"])
+def test_a_hook_that_is_no_method_is_refused(hook: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"Wrong.{hook} is 5"):
+        type("Wrong", (Actor,), {hook: 5})
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_an_actor_may_be_a_dataclass_that_is_not_frozen(frozen: bool) -> None:
+    as_dataclass: Any = dataclass
+
+    @as_dataclass(frozen=frozen)
+    class Limit(Actor):
+        limit: int = 5
+
+        @on("a")
+        async def take(self, payload: str) -> None: ...
+
+        async def on_receive(self, message: object) -> int:
+            return self.limit
+
+    app = DistributedApplication("memory://", name="app")
+    if frozen:
+        with pytest.raises(ConfigurationError, match="Limit is a frozen dataclass"):
+            app.add(Limit)
+        return
+    spec = app.add(Limit)
+    async with app:
+        assert await spec.ref.ask("limit") == 5
+
+
+@pytest.mark.parametrize("hook", ["on_start", "on_stop", "on_receive", "on_failure"])
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_generator_that_would_never_run_is_refused(hook: str, is_async: bool) -> None:
     def plain(self: Any, *args: Any) -> Any:
