@@ -66,6 +66,9 @@ class Here:
     async def reachable(self) -> bool:
         return self.gone is None
 
+    def silent(self) -> bool:
+        return False
+
     async def moved(self) -> bool:
         assert self.gone is not None
         self.gone -= 1
