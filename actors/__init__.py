@@ -1,14 +1,21 @@
 """Actors on one event loop: mailboxes, references, supervision. Knows nothing of brokers."""
 
 from ._actor import Actor
-from ._chain import chain_names, current_actor, enter_chain, refuse_cycle
-from ._guard import end_attempt, end_code, is_ending
 from ._handlers import handlers_of, on
-from ._isolation import DONE, Isolated, is_closing, raised_by_hand, run_apart
-from ._mailbox import Mailbox
-from ._overflow import Overflow
+from ._isolation import (
+    DONE,
+    Isolated,
+    end_attempt,
+    end_code,
+    is_closing,
+    is_ending,
+    raised_by_hand,
+    run_apart,
+)
+from ._mailbox import Mailbox, Overflow
 from ._reference import ActorRef
 from ._system import ActorSystem, RestartPolicy
+from ._waits import chain_names, current_actor, enter_chain, refuse_cycle
 from ._worker import ThreadWorker
 
 __all__ = [

@@ -10,8 +10,8 @@ import pykka
 from .._logs import get_logger
 from .._texts import quoted
 from ..errors import ActorStopped, ConfigurationError
-from ._interop import ActorFuture, StoppedFlag
 from ._mailbox import Mailbox
+from ._pykka_adapter import ActorFuture, StoppedFlag
 
 if TYPE_CHECKING:
     from ._cell import Cell

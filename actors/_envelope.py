@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ._chain import Frame, Waiter
+from ._waits import Frame, Waiter
 
 __all__ = ["Envelope", "Reply"]
 

@@ -1,4 +1,4 @@
-"""The bounded queue of one actor."""
+"""The bounded queue of one actor: places for senders that wait, and overflow policies."""
 
 from __future__ import annotations
 
@@ -6,16 +6,94 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
+from enum import Enum
 from typing import Any
 
 from .._logs import get_logger
 from .._texts import describe
 from ..errors import ActorStopped, ConfigurationError, MailboxFull
 from ._envelope import Envelope
-from ._overflow import Overflow, Slot
-from ._places import Places
 
-__all__ = ["Mailbox"]
+__all__ = ["Mailbox", "Overflow", "Places", "Slot"]
+
+
+class Overflow(Enum):
+    """What a full mailbox does with one more message."""
+
+    REFUSE = "refuse"
+    """The sender gets MailboxFull."""
+    DROP_OLDEST = "drop_oldest"
+    """The message that has waited longest makes room."""
+    DROP_NEWEST = "drop_newest"
+    """The new message is not taken."""
+    LATEST_BY_KEY = "latest_by_key"
+    """A new message takes the place of the waiting one with the same key, full or not; one with
+    a key of its own makes the message that has waited longest go when the mailbox is full."""
+
+
+class Slot:
+    """The place of the latest item of one key."""
+
+    __slots__ = ("item", "key")
+
+    def __init__(self, key: Hashable, item: Any) -> None:
+        self.key = key
+        self.item = item
+
+
+class Places:
+    """Those who wait for a place, and the places kept for those who were told to come.
+
+    A granted place is kept until its owner has run, so that nobody slips in between.
+
+    Args:
+        grant: called when a place that was granted is not needed after all.
+
+    Attributes:
+        reserved: how many places are granted and not yet taken.
+    """
+
+    __slots__ = ("_grant", "_waiting", "reserved")
+
+    def __init__(self, grant: Callable[[], None]) -> None:
+        self._grant = grant
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.reserved = 0
+
+    def __len__(self) -> int:
+        """How many wait and are not granted a place yet."""
+        return len(self._waiting)
+
+    async def wait(self) -> None:
+        """Wait for a place, which is the caller's when this returns. Raises what `refuse` says."""
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.cancelled():
+                if place in self._waiting:
+                    self._waiting.remove(place)
+            elif place.exception() is None:
+                self.reserved -= 1
+                self._grant()
+            raise
+        self.reserved -= 1
+
+    def grant(self) -> None:
+        """Keep a place for the one who has waited longest."""
+        place = self._waiting.popleft()
+        if not place.done():
+            self.reserved += 1
+            place.set_result(None)
+
+    def refuse(self, error: BaseException) -> None:
+        """Send all who wait away with an error."""
+        waiting, self._waiting = self._waiting, deque()
+        for place in waiting:
+            if not place.done():
+                place.set_exception(error)
+
 
 _log = get_logger("spa_dat.actors")
 _INCOMING_LOCK = threading.Lock()

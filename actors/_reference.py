@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pykka
 
 from ..errors import ActorError, ActorStopped, RequestTimeout
-from ._chain import Frame, current_frame, deadlock, find_cycle
 from ._envelope import Envelope
+from ._waits import Frame, current_frame, deadlock, find_cycle
 
 if TYPE_CHECKING:
     from ._actor import Actor

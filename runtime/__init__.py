@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ._application import DistributedApplication
-from ._context import Context
-from ._message import Message, MessageBuilder
-from ._resources import SupportedContextManagers
-from ._retry import Reject, Retry, RetryPolicy
-from ._running import run
-from ._socket import Socket
-from ._specs import Spec
-from ._sync_socket import SyncSocket
+from .application._application import DistributedApplication
+from .application._program import run
+from .injection._context import Context
+from .messaging._message import Message, MessageBuilder
+from .messaging._socket import Socket
+from .messaging._sync_socket import SyncSocket
+from .options._retry import Reject, Retry, RetryPolicy
+from .registration._resources import SupportedContextManagers
+from .registration._specs import Spec
 
 __all__ = [
     "Context",

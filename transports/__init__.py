@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from ._addresses import parked, reply_prefix
-from ._backoff import Backoff
-from ._contract import (
-    Bus,
-    Consumer,
-    Identity,
-    Receiver,
-    SocketProvider,
-    Subscription,
-    Surroundings,
-)
+from ._contract import Bus, Consumer, Identity, Receiver, SocketProvider, Subscription, Surroundings
+from ._credentials import Secret
 from ._delivery import Delivery, DeliveryState, Tracker
 from ._envelope import REPLY_HEADER, Envelope, LeftOut, Tombstone, without_payload
 from ._factory import Config, SocketProviderFactory, as_provider
 from ._outbox import Outbox, OutboxEntry, on_failure
-from ._secret import Secret
+from ._reconnect import Backoff
 from ._topics import (
     RESERVED,
     TopicFilter,
@@ -27,6 +18,8 @@ from ._topics import (
     covers,
     is_reserved,
     minimal,
+    parked,
+    reply_prefix,
 )
 from .kafka import KafkaConfig, KafkaProvider, KafkaTopic
 from .memory import MemoryConfig, MemoryProvider

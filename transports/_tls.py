@@ -6,7 +6,7 @@ import ssl
 from typing import Protocol
 
 from ..errors import ConfigurationError
-from ._secret import Secret
+from ._credentials import Secret
 
 __all__ = ["TlsOptions", "tls_context"]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 if TYPE_CHECKING:
-    from .runtime.testing import HarnessOptions
+    from .harness import HarnessOptions
     from .testing import BrokerProcess, HarnessFactory, Kafka, Mosquitto
 
 __all__ = ["harness", "kafka_broker", "mqtt_broker", "require"]
@@ -61,7 +61,7 @@ def harness(request: pytest.FixtureRequest) -> Iterator[HarnessFactory]:
     in a fixture of your own closes it later. Takes
     the options of `Harness`; others come from the marker ``spa_dat`` and ``--spa-dat-seed``.
     """
-    from .runtime.testing import HarnessFactory
+    from .harness import HarnessFactory
 
     factory = HarnessFactory(
         _options(request),
@@ -110,7 +110,7 @@ def require(broker: type[BrokerProcess]) -> None:
 
 
 def _options(request: pytest.FixtureRequest) -> HarnessOptions:
-    from .runtime.testing import HarnessOptions
+    from .harness import HarnessOptions
 
     options: dict[str, Any] = {}
     seed = request.config.getoption("--spa-dat-seed")
@@ -132,7 +132,7 @@ def _brokers(request: pytest.FixtureRequest) -> Any:
     kind = request.config.getoption("--spa-dat-broker")
     if kind == "memory":
         return None
-    from .runtime.testing._real_providers import OnKafka, OnMosquitto
+    from .harness.live._real_providers import OnKafka, OnMosquitto
 
     if kind == "mqtt":
         from .testing import Mosquitto

@@ -8,7 +8,7 @@ What was recorded, `spa_dat.testing.Harness.replay` gives to the application aga
 
 from __future__ import annotations
 
-from .runtime._recorder import Recorder
-from .runtime._recording import Receipt, read_recording
+from .runtime.recording._recorder import Recorder
+from .runtime.recording._recording import Receipt, read_recording
 
 __all__ = ["Receipt", "Recorder", "read_recording"]

@@ -8,18 +8,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from conformance.kafka_harness import KafkaHarness
-from spa_dat.runtime.testing._kafka import SimulatedKafka
-from spa_dat.runtime.testing._mqtt import SimulatedMqtt
-from spa_dat.runtime.testing._profiles import SimulatedBus
-from spa_dat.runtime.testing._world import World
+from spa_dat.harness.simulated._kafka import SimulatedKafka
+from spa_dat.harness.simulated._mqtt import SimulatedMqtt
+from spa_dat.harness.simulated._profiles import SimulatedBus
+from spa_dat.harness.world._world import World
 from spa_dat.testing.conformance import TransportHarness, VirtualEnvironment
-from spa_dat.transports import (
-    KafkaConfig,
-    KafkaProvider,
-    MqttConfig,
-    MqttProvider,
-    SocketProvider,
-)
+from spa_dat.transports import KafkaConfig, KafkaProvider, MqttConfig, MqttProvider, SocketProvider
 
 __all__ = ["SimulatedHarness", "SimulatedKafkaHarness", "SimulatedMqttHarness"]
 

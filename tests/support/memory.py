@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spa_dat import DistributedApplication, MemoryConfig
-from spa_dat.runtime.testing._waiting import Gate, eventually
+from spa_dat.harness._waiting import Gate, eventually
 from spa_dat.transports import Envelope, MemoryProvider
 from spa_dat.transports.memory import Broker, Faults
 from support.virtual import VirtualEnvironment

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from spa_dat.actors import Mailbox, Overflow
-from spa_dat.runtime._router import Router
+from spa_dat.runtime.routing._router import Router
 from spa_dat.transports import Delivery, DeliveryState, Envelope, Tracker
 
 __all__ = ["Session", "Worker"]

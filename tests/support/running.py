@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spa_dat.runtime.testing._running import LeftBehind, run_alone
+from spa_dat.harness.loop._running import LeftBehind, run_alone
 from support.deadline import interruptible
 from support.virtual import VirtualLoop
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from spa_dat.runtime.testing import VirtualLoop
-from spa_dat.runtime.testing._network import Network
-from spa_dat.runtime.testing.simulated_kafka import Cluster, virtual_time
+from spa_dat.harness import VirtualLoop
+from spa_dat.harness.kafka_cluster import Cluster, virtual_time
+from spa_dat.harness.loop._network import Network
 
 __all__ = ["SERVER", "World", "world"]
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from spa_dat.runtime.testing import Deadlock, VirtualEnvironment, VirtualLoop
+from spa_dat.harness import Deadlock, VirtualEnvironment, VirtualLoop
 
 __all__ = ["Deadlock", "VirtualEnvironment", "VirtualLoop"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from spa_dat.runtime.testing import _waiting
+from spa_dat.harness import _waiting
 
 __all__ = ["eventually"]
 

@@ -7,22 +7,22 @@ from collections.abc import Callable
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, MessageTooLarge, SpaDatError
-from .._addresses import parked, reply_prefix
-from .._backoff import Backoff
 from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._failures import ConnectProblem
+from .._reconnect import Backoff
+from .._topics import parked, reply_prefix
 from ._common import Common
 from ._config import KafkaConfig
 from ._consumer import KafkaConsumer
-from ._creation import Topics
 from ._errors import connect_problem
 from ._libraries import check_compression
 from ._names import Names
-from ._producer import ROOM_FOR_HEADERS
-from ._publisher import Publisher
 from ._records import Codec, Record
-from ._replies import ReplyInbox
+from ._reply_inbox import ReplyInbox
+from .producing._producer import ROOM_FOR_HEADERS
+from .producing._publisher import Publisher
+from .producing._topics import Topics
 
 __all__ = ["KafkaBus"]
 

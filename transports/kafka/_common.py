@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from .._contract import Surroundings
 from ._config import KafkaConfig
-from ._creation import Topics
 from ._names import Names
 from ._records import Codec
+from .producing._topics import Topics
 
 __all__ = ["Common"]
 

@@ -8,11 +8,10 @@ from dataclasses import KW_ONLY, InitVar, dataclass, field
 from types import MappingProxyType
 
 from ...errors import ConfigurationError
-from .._checks import check_flag, check_numbers, check_text
 from .._contract import DEFAULT_WINDOW_BYTES
-from .._credentials import as_secret, password_from
+from .._credentials import Secret, as_secret, password_from
+from .._options import check_flag, check_numbers, check_text
 from .._outbox import DEFAULT_OUTBOX_BYTES
-from .._secret import Secret
 from .._topics import TopicFilter, is_reserved
 
 __all__ = ["KafkaConfig", "KafkaTopic"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .._contract import Consumer, Receiver, Subscription
 from ._common import Common
-from ._intake import Intake
-from ._member import GroupMember
-from ._reader import Reader
+from .consuming._group_member import GroupMember
+from .consuming._reader import Reader
+from .consuming._session import Intake
 
 __all__ = ["KafkaConsumer"]
 

@@ -1,4 +1,4 @@
-"""Addresses, and the topics and keys that they become on a Kafka cluster."""
+"""Addresses, and the topics, keys and partitions that they become on a Kafka cluster."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from aiokafka.partitioner import murmur2
+
 from ...errors import ConfigurationError
-from .._topics import (
-    RESERVED,
-    TopicFilter,
-    check_filter,
-    check_topic,
-    covers,
-)
+from .._topics import RESERVED, TopicFilter, check_filter, check_topic, covers
 from ._config import KafkaConfig, KafkaTopic
 
-__all__ = ["Address", "Names", "Selection"]
+__all__ = ["Address", "Names", "Selection", "hash_of"]
 
 _LONGEST = 249
 _MOST_REMEMBERED = 4_096
@@ -281,3 +277,20 @@ def _overlap(one: str, other: str) -> bool:
     if len(levels) != len(wanted) and not (many and len(levels) > len(wanted)):
         return False
     return all("+" in (a, b) or a == b for a, b in zip(levels, wanted, strict=False))
+
+
+# A long key is no name of a thing that comes again, and would fill the memory.
+_LONGEST_REMEMBERED_KEY = 64
+
+
+def hash_of(key: bytes) -> int:
+    """What decides the partition of a record with this key: its remainder by the number of
+    partitions, as all other clients have it."""
+    return _remembered(key) if len(key) <= _LONGEST_REMEMBERED_KEY else _hash(key)
+
+
+def _hash(key: bytes) -> int:
+    return int(murmur2(key)) & 0x7FFFFFFF
+
+
+_remembered = functools.lru_cache(16_384)(_hash)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from .._checks import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
+from .._options import check_login
 from ._config import KafkaConfig
 from ._names import Names
-from ._texts import check_message
+from ._records import check_message
 
 __all__ = ["KafkaProvider"]
 

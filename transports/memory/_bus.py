@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 
 from ...errors import ConfigurationError, MessageTooLarge, RequestError, TransportError
-from .._addresses import parked, reply_prefix
 from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
+from .._topics import parked, reply_prefix
 from ..mqtt import as_taken, check_message
 from ._broker import Broker
 from ._config import MemoryConfig

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from ...errors import ConfigurationError
-from .._checks import check_numbers
 from .._contract import DEFAULT_WINDOW_BYTES
+from .._options import check_numbers
 from .._outbox import DEFAULT_OUTBOX_BYTES
 
 __all__ = ["MemoryConfig"]

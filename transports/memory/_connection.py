@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed
-from .._backoff import Backoff
 from .._contract import Surroundings
-from .._rivalry import Rivalry
+from .._reconnect import Backoff, Rivalry
 from ._broker import Broker
 from ._queue import Link
 

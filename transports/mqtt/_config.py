@@ -6,11 +6,10 @@ import re
 from dataclasses import KW_ONLY, InitVar, dataclass
 
 from ...errors import ConfigurationError
-from .._checks import check_flag, check_numbers, check_text
 from .._contract import DEFAULT_WINDOW_BYTES
-from .._credentials import PasswordFile, as_secret, password_from
+from .._credentials import PasswordFile, Secret, as_secret, password_from
+from .._options import check_flag, check_numbers, check_text
 from .._outbox import DEFAULT_OUTBOX_BYTES
-from .._secret import Secret
 
 __all__ = ["MqttConfig"]
 

@@ -8,14 +8,16 @@ from typing import Protocol
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
-from .._backoff import Backoff
 from .._contract import Surroundings
 from .._envelope import Envelope
 from .._failures import ConnectProblem
-from ._adapter import MqttClient
+from .._reconnect import Backoff
 from ._config import MqttConfig
-from ._older import answers_older_version
-from ._reasons import (
+from ._session import ClientHandler, Loss
+from ._takeovers import SETTLED, Takeovers
+from .protocol._client import MqttClient
+from .protocol._connect import answers_older_version
+from .protocol._reason_codes import (
     ANSWERS,
     SESSION_TAKEN_OVER,
     Answer,
@@ -26,8 +28,6 @@ from ._reasons import (
     answer_to,
     connect_problem,
 )
-from ._session import ClientHandler, Loss
-from ._takeovers import SETTLED, Takeovers
 
 __all__ = ["Connection", "ConnectionOwner"]
 

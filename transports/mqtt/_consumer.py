@@ -15,14 +15,14 @@ from .._envelope import Envelope
 from .._failures import not_outage
 from .._suspicion import Blame
 from .._topics import RESERVED
-from ._adapter import MqttClient
 from ._config import MqttConfig
 from ._connection import Connection
-from ._outgoing import blame
-from ._reasons import Decision, Packet, answer_to, subscribe_refusal
+from ._publishing import blame
 from ._redelivery import Redelivery
 from ._session import Loss
 from ._subscriptions import SubscriptionSet
+from .protocol._client import MqttClient
+from .protocol._reason_codes import Decision, Packet, answer_to, subscribe_refusal
 
 __all__ = ["MqttConsumer"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from .._checks import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
+from .._options import check_login
+from ._bus import MqttBus
 from ._config import MqttConfig
-from ._libraries import check_libraries, check_loop
-from ._talk import MqttBus
 from ._texts import check_filter, check_message, check_topic
+from .protocol._libraries import check_libraries, check_loop
 
 __all__ = ["MqttProvider"]
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from .._envelope import Envelope
-from ._reasons import Reason
+from .protocol._reason_codes import Reason
 
 __all__ = ["ClientHandler", "Ending", "Loss", "ServerLimits"]
 

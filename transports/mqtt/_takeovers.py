@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .._rivalry import Rivalry
-from ._reasons import SESSION_TAKEN_OVER
+from .._reconnect import Rivalry
 from ._session import Ending, Loss
+from .protocol._reason_codes import SESSION_TAKEN_OVER
 
 __all__ = ["SETTLED", "Takeovers"]
 

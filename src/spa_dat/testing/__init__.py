@@ -9,7 +9,7 @@ with Harness(app) as harness:
 from __future__ import annotations
 
 from .._thread_work import BusyThread
-from ..runtime.testing import (
+from ..harness import (
     AsyncHarness,
     DeadLetter,
     Failure,
@@ -22,7 +22,7 @@ from ..runtime.testing import (
     UnannouncedThread,
     explore,
 )
-from ..runtime.testing.brokers import (
+from ..harness.brokers import (
     Acl,
     BrokerFailed,
     BrokerProcess,

@@ -10,7 +10,7 @@ Needs pytest.
 
 from __future__ import annotations
 
-from ..runtime.testing.conformance import (
+from ..harness.conformance import (
     Concurrency,
     ConformanceSuite,
     Inbox,

@@ -1,0 +1,32 @@
+"""The test harness: applications on simulated buses, with virtual time and seeded faults."""
+
+from __future__ import annotations
+
+from ._async_harness import AsyncHarness
+from ._errors import HandlerFailed, NotSettled, NotSimulated
+from ._explore import explore
+from ._faults import Faults
+from ._fixture import HarnessFactory, HarnessOptions
+from ._harness import Harness
+from ._letters import DeadLetter
+from .loop._clock import Deadlock, VirtualEnvironment, VirtualLoop
+from .loop._foreign_threads import UnannouncedThread
+from .world._watch import Failure
+
+__all__ = [
+    "AsyncHarness",
+    "DeadLetter",
+    "Deadlock",
+    "Failure",
+    "Faults",
+    "HandlerFailed",
+    "Harness",
+    "HarnessFactory",
+    "HarnessOptions",
+    "NotSettled",
+    "NotSimulated",
+    "UnannouncedThread",
+    "VirtualEnvironment",
+    "VirtualLoop",
+    "explore",
+]

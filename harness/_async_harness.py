@@ -1,0 +1,106 @@
+"""The harness of an ``async def`` test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from ..runtime.application._application import DistributedApplication
+from ._core import Core
+from ._reads import Reads
+
+if TYPE_CHECKING:
+    from ._harness import Harness
+
+__all__ = ["AsyncHarness"]
+
+T = TypeVar("T")
+
+_TIMEOUT = 30.0
+
+
+class AsyncHarness(Reads):
+    """A harness in an ``async def`` test: what takes time is awaited.
+
+    The applications run on an event loop of the harness's own, in a thread of its own, and only
+    while one of these methods is awaited; the test's own event loop stands still meanwhile.
+
+    Args:
+        harness: entered.
+    """
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+
+    @property
+    def _core(self) -> Core:
+        return self._harness._core
+
+    async def settle(self) -> None:
+        """See `Harness.settle`."""
+        self._harness.settle()
+
+    async def advance(self, seconds: float) -> None:
+        """See `Harness.advance`."""
+        self._harness.advance(seconds)
+
+    @overload
+    async def request(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        timeout: float = _TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        bus: str | None = None,
+    ) -> bytes: ...
+
+    @overload
+    async def request(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        reply: type[T],
+        timeout: float = _TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        bus: str | None = None,
+    ) -> T: ...
+
+    async def request(
+        self,
+        topic: str,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        timeout: float = _TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        bus: str | None = None,
+    ) -> Any:
+        """See `Harness.request`."""
+        return self._harness.request(
+            topic, payload, reply=reply, timeout=timeout, key=key, headers=headers, bus=bus
+        )
+
+    async def replay(
+        self,
+        file: str | PathLike[str],
+        *,
+        actor: str | None = None,
+        keep_times: bool = False,
+        keep_own: bool = False,
+    ) -> int:
+        """See `Harness.replay`."""
+        return self._harness.replay(file, actor=actor, keep_times=keep_times, keep_own=keep_own)
+
+    async def restart(self, application: DistributedApplication | None = None) -> None:
+        """See `Harness.restart`."""
+        self._harness.restart(application)
+
+    async def stop(self, application: DistributedApplication | None = None) -> None:
+        """See `Harness.stop`."""
+        self._harness.stop(application)

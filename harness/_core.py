@@ -1,0 +1,277 @@
+"""What both faces of a harness have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ..errors import ConfigurationError, RemoteError
+from ..runtime.application._application import DistributedApplication
+from ..runtime.hosting._host import Host
+from ..runtime.messaging._connection import Link
+from ..runtime.messaging._message import OutgoingMessage
+from ..runtime.messaging._socket import Socket
+from ..runtime.options._checks import is_number
+from ..runtime.payloads._codec import Decoder, PayloadFormat, format_of
+from ..runtime.routing._subscriptions import NoSubscription
+from ..transports import Envelope, Identity, SocketProvider, Surroundings, TopicFilter
+from .simulated._profiles import SimulatedBus
+from .world._member import Member
+from .world._stage import Stage
+
+__all__ = ["NAME", "NO_MORE", "Core", "plain"]
+
+NAME = "harness"
+"""What the harness itself is called on the buses."""
+NO_MORE = "the harness is not in use any more: its block was left, or the test is over"
+"""For those who want something of it then."""
+_SOURCE = f"{NAME}/0/test"
+_PLAIN = Decoder.of(Any)
+_TEXT = Decoder.of(str)
+
+
+class Core:
+    """A world with applications in it, and the test's own access to their buses.
+
+    Args:
+        world: new.
+        applications: to be tested.
+
+    Attributes:
+        closed: nothing can happen any more.
+    """
+
+    def __init__(self, world: Stage, applications: tuple[DistributedApplication, ...]) -> None:
+        self.world = world
+        self._environment = world.environment(world.seed)
+        self._links: dict[str, Link] = {}
+        self._applications = applications
+        self._replayed: Counter[object] = Counter()
+        self._return: asyncio.TimerHandle | None = None
+        self.closed = False
+
+    async def open(self) -> None:
+        """Start the applications; raises what they raise."""
+        for application in self._applications:
+            self.world.add(application)
+            for provider in _providers(application):
+                if provider.address not in self._links:
+                    self._links[provider.address] = Link(
+                        self.world.stand_in(provider),
+                        Surroundings(Identity(NAME, ephemeral=True), self._environment),
+                    )
+        for link in self._links.values():
+            await link.start()
+        for member in self.world.members:
+            await member.prepare()
+        for member in self.world.members:
+            member.begin()
+        self.world.begin()
+
+    async def close(self) -> None:
+        """Stop the applications, the last one first."""
+        for member in reversed(self.world.members):
+            member.returns = False
+            await member.stop()
+        for link in self._links.values():
+            await link.bus.close()
+
+    def close_world(self) -> None:
+        """Let go of everything; what happened can still be seen."""
+        self.closed = True
+        self.world.close()
+
+    def soon(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function as soon as time goes by."""
+        if self.closed:
+            raise ConfigurationError(NO_MORE)
+        self.world.loop.call_soon(function, *args, context=self.world.outside)
+
+    # Into the applications.
+
+    def publish(self, message: OutgoingMessage, bus: str | None, id: str | None = None) -> None:
+        """A message from outside."""
+        link = self._link(bus)
+        envelope = link.envelope(_SOURCE, message)
+        if id is not None:
+            envelope = msgspec.structs.replace(envelope, id=id)
+        # No broker would take it from anybody.
+        link.provider.check_message(envelope)
+        simulated = self.world.buses[link.provider.address]
+        simulated.check(envelope)
+        self.soon(simulated.inject, envelope)
+
+    def replayed(self, envelope: Envelope) -> None:
+        """The envelope is put in: an application has published it, but not in this test."""
+        self._replayed[_what(envelope)] += 1
+
+    def socket(self, bus: str | None) -> Socket:
+        """A socket of the test's own."""
+        return Socket(self._link(bus), _SOURCE, NoSubscription())
+
+    def answered(self, topic: str, answer: RemoteError) -> None:
+        """See `Watch.answered`."""
+        self.world.watch.answered(_SOURCE, topic, answer)
+
+    def _link(self, bus: str | None) -> Link:
+        if bus is None:
+            for application in self._applications:
+                if application._settings.provider is not None:
+                    return self._links[application._settings.provider.address]
+            return next(iter(self._links.values()))
+        if bus not in self._links:
+            raise ConfigurationError(
+                f"bus {bus!r} is not in use; there are: {', '.join(self._links)}"
+            )
+        return self._links[bus]
+
+    def link_or_default(self, bus: str | None) -> Link:
+        """The test's access to a bus, to the default one where that is not in use."""
+        return self._links[bus] if bus in self._links else self._link(None)
+
+    # What happens to the applications.
+
+    def cut(self, actor: str | None, lose_session: bool) -> None:
+        """See `Reads.cut`."""
+        world = self.world
+        world.check_simulated("cut()")
+        found = [
+            (bus, client)
+            for bus in world.buses.values()
+            for client in bus.clients()
+            if not client.startswith(f"{NAME}.")
+            and (actor is None or client.split(".", 2)[2:] == [actor])
+        ]
+        if not found:
+            whose = "anybody" if actor is None else f"actor {actor!r}"
+            raise ConfigurationError(f"there is no connection of {whose} that could be cut")
+        for bus, client in found:
+            self.soon(_cut, bus, client, lose_session)
+
+    def outage(self, seconds: float) -> None:
+        """See `Reads.outage`."""
+        world = self.world
+        world.check_simulated("outage()")
+        if not is_number(seconds) or not 0 < seconds < float("inf"):
+            raise ConfigurationError(f"outage({seconds!r}): give seconds, more than 0")
+        for bus in world.buses.values():
+            self.soon(bus.go_away)
+        end = world.loop.time() + seconds
+        if self._return is not None:
+            end = max(end, self._return.when())
+            self._return.cancel()
+        self._return = world.loop.call_at(end, self._come_back, context=world.outside)
+
+    def _come_back(self) -> None:
+        self._return = None
+        for bus in self.world.buses.values():
+            bus.come_back()
+
+    def rebalance(self) -> None:
+        """See `Reads.rebalance`."""
+        self.world.check_simulated("rebalance()")
+        for bus in self.world.buses.values():
+            self.soon(bus.rebalance)
+
+    def crash(self, application: DistributedApplication | None) -> None:
+        """See `Reads.crash`."""
+        self.world.check_simulated("crash()")
+        for member in self.members(application):
+            self.soon(member.kill)
+
+    def restart_actor(self, actor: str, application: DistributedApplication | None) -> None:
+        """See `Reads.restart_actor`."""
+        self.world.check_simulated("restart_actor()")
+        for host in self.hosts(actor, application):
+            if host.spec.kind == "producer":
+                raise ConfigurationError(f"{actor!r} is a producer, which has nothing to restart")
+            self.world.restart_actor(host)
+
+    async def restart(self, application: DistributedApplication | None) -> None:
+        """See `Harness.restart`."""
+        await self.stop(application)
+        for member in self.members(application):
+            await member.prepare()
+        for member in self.members(application):
+            member.begin()
+
+    async def stop(self, application: DistributedApplication | None) -> None:
+        """See `Harness.stop`."""
+        for member in self.members(application):
+            member.returns = False
+            await member.stop()
+
+    # Out of the applications.
+
+    def taken(self, pattern: str) -> list[Envelope]:
+        """What applications have published to topics that match."""
+        filter_ = TopicFilter.parse(pattern)
+        replayed = self._replayed.copy()
+        taken = []
+        for envelope in self.world.published(reserved=pattern.startswith("_spa")):
+            what = _what(envelope)
+            if replayed[what]:
+                replayed[what] -= 1
+            elif envelope.source != _SOURCE and filter_.matches(envelope.topic):
+                taken.append(envelope)
+        return taken
+
+    def members(self, application: DistributedApplication | None) -> list[Member]:
+        """One application, or all of them."""
+        members = self.world.members
+        if application is None:
+            return members
+        for member in members:
+            if member.application is application:
+                return [member]
+        raise ConfigurationError(f"{application!r} is not in this harness")
+
+    def hosts(self, actor: str, application: DistributedApplication | None) -> list[Host]:
+        """All lanes of an actor."""
+        members = self.members(application)
+        for member in members:
+            lanes = [host for host in member.hosts if host.name == actor]
+            if lanes:
+                return lanes
+        names = dict.fromkeys(host.name for member in members for host in member.hosts)
+        raise ConfigurationError(
+            f"there is no actor {actor!r}; there are: {', '.join(names) or 'none'}"
+        )
+
+    def state(self, actor: str, application: DistributedApplication | None) -> Any:
+        """See `Reads.state`."""
+        states = [
+            host.state if host.options.state is not None else host.made
+            for host in self.hosts(actor, application)
+        ]
+        return states[0] if len(states) == 1 else states
+
+
+def _cut(bus: SimulatedBus, client: str, lose_session: bool) -> None:
+    if client in bus.clients():
+        bus.cut(client, lose_session=lose_session)
+
+
+def _what(envelope: Envelope) -> object:
+    return envelope.topic, envelope.id, envelope.source, envelope.payload
+
+
+def _providers(application: DistributedApplication) -> list[SocketProvider]:
+    """All that the application uses, the default one first."""
+    given = [application._settings.provider]
+    given += [spec.options.socket_provider for spec in application._registry.specs]
+    return [provider for provider in given if provider is not None]
+
+
+def plain(envelope: Envelope) -> Any:
+    """A payload as what its content type says: str, bytes, or what JSON makes of it."""
+    form = format_of(envelope.content_type)
+    if form is PayloadFormat.JSON:
+        return _PLAIN.decode(envelope.payload, envelope.content_type)
+    if form is PayloadFormat.TEXT:
+        return _TEXT.decode(envelope.payload, envelope.content_type)
+    return envelope.payload or None if form is PayloadFormat.UNSTATED else envelope.payload

@@ -1,0 +1,266 @@
+"""Puts recorded messages into the applications again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from os import PathLike
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from .._texts import quoted
+from ..errors import ConfigurationError, MessageError, TransportError
+from ..runtime.hosting._host import Host
+from ..runtime.hosting._hosted import Hosted
+from ..runtime.messaging._connection import Link
+from ..runtime.recording._recording import Receipt, read_recording
+from ..runtime.routing._routes import Route
+from ..transports import Delivery, Envelope, is_reserved
+from ._core import Core
+from .world._member import Member
+
+__all__ = ["replay"]
+
+_AT_ONCE = 1000
+
+_Lines: TypeAlias = Iterable[tuple[int, Receipt]]
+_Who: TypeAlias = tuple[str | None, str | None, str | None]
+
+
+class _Step(NamedTuple):
+    """One message to put in.
+
+    Attributes:
+        number: of its line.
+        at: when it was recorded, in seconds.
+        put_in: does it.
+    """
+
+    number: int
+    at: float
+    put_in: Callable[[], None]
+
+
+async def replay(
+    core: Core,
+    file: str | PathLike[str],
+    *,
+    actor: str | None,
+    keep_times: bool,
+    keep_own: bool,
+) -> int:
+    """See `Harness.replay`."""
+    lines = list(read_recording(file))
+    if actor is None:
+        steps = list(_through_the_buses(core, file, lines, keep_own=keep_own))
+    else:
+        steps = list(_right_at(core, file, lines, actor))
+    before: _Step | None = None
+    for count, step in enumerate(steps, 1):
+        if keep_times and before is not None and step.at > before.at:
+            await core.world.advanced(step.at - before.at)
+        try:
+            core.world.outside.copy().run(step.put_in)
+        except (ConfigurationError, MessageError, TransportError) as error:
+            raise ConfigurationError(
+                f"recording {str(file)!r}, line {step.number}: {error}"
+            ) from error
+        before = step
+        if not keep_times and not count % _AT_ONCE:
+            await core.world.settled()
+    await core.world.settled()
+    return len(steps)
+
+
+# Through the buses.
+
+
+def _through_the_buses(
+    core: Core, file: str | PathLike[str], lines: _Lines, *, keep_own: bool
+) -> Iterator[_Step]:
+    recorded = {_who(receipt) for _, receipt in lines}
+    fed = _who_gets_what_a_bus_brought(core, lines)
+    reached: Counter[tuple[_Who, object]] = Counter()
+    put_in: Counter[object] = Counter()
+    for number, receipt in lines:
+        host = _host_of(core, receipt)
+        if host is None:
+            _refuse_unwanted(core, file, number, receipt)
+        if not keep_own and _is_sent_again(core, receipt, recorded, fed):
+            continue
+        envelope = receipt.envelope
+        what = _what(envelope)
+        who = _who(receipt)
+        reached[who, what] += 1
+        # What several actors have got was one message.
+        if reached[who, what] <= put_in[what]:
+            continue
+        put_in[what] += 1
+        link = host.link if host is not None else core.link_or_default(receipt.bus)
+        yield _Step(number, receipt.at, partial(_inject, core, link.provider.address, envelope))
+
+
+def _who(receipt: Receipt) -> _Who:
+    return receipt.application, receipt.instance, receipt.actor
+
+
+def _what(envelope: Envelope) -> object:
+    """What tells a message from others; without an id it is all that a sender has a say in."""
+    if envelope.identity is not None:
+        return envelope.topic, envelope.identity
+    return (
+        envelope.topic,
+        envelope.payload,
+        envelope.content_type,
+        envelope.key,
+        envelope.time,
+        envelope.correlation,
+        tuple(envelope.headers.items()),
+    )
+
+
+def _who_gets_what_a_bus_brought(core: Core, lines: _Lines) -> set[Host]:
+    """The actors that get messages which were recorded on a bus, without an application."""
+    topics = {receipt.topic for _, receipt in lines if receipt.actor is None}
+    return {
+        hosted.lanes[0]
+        for member in core.world.members
+        for hosted in _hosted_all(member)
+        if any(_route(member, hosted, topic) is not None for topic in topics)
+    }
+
+
+def _is_sent_again(core: Core, receipt: Receipt, recorded: set[_Who], fed: set[Host]) -> bool:
+    """Whether the applications send it themselves, as they get its cause from the recording."""
+    if receipt.actor is None and is_reserved(receipt.topic):
+        # Replies and dead letters: who waited for one does not wait any more.
+        return True
+    sender = tuple((receipt.source or "").split("/"))
+    if len(sender) != 3:
+        return False
+    host = _find(core, sender[0], sender[2])
+    if host is None or host.spec.kind == "producer":
+        return False
+    return sender in recorded or (receipt.actor is None and host in fed)
+
+
+def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt: Receipt) -> None:
+    if receipt.actor is None:
+        return
+    hosts = [host for member in core.world.members for host in member.hosts]
+    if is_reserved(receipt.topic) or not any(host.link.takes(receipt.topic) for host in hosts):
+        names = dict.fromkeys(host.name for host in hosts)
+        raise ConfigurationError(
+            f"recording {str(file)!r}, line {number}: there is no actor"
+            f" {quoted(receipt.actor)}, and no other one for topic {quoted(receipt.topic)}; there"
+            f" are: {', '.join(names) or 'none'}"
+        )
+
+
+def _inject(core: Core, bus: str, envelope: Envelope) -> None:
+    link = core.link_or_default(bus)
+    fresh = _with_own_reply_address(envelope, link)
+    fresh = msgspec.structs.replace(
+        fresh, id=envelope.identity, redelivered=False, partition=None, offset=None
+    )
+    simulated = core.world.buses[link.provider.address]
+    if not fresh.topic.startswith("$"):
+        # What brokers tell of themselves nobody else can publish.
+        simulated.check(fresh)
+    core.replayed(fresh)
+    simulated.inject(fresh)
+
+
+def _with_own_reply_address(envelope: Envelope, link: Link) -> Envelope:
+    """Whoever waited for the reply does not wait any more."""
+    if envelope.response_topic is None or not is_reserved(envelope.response_topic):
+        return envelope
+    correlation = link.surroundings.environment.token()
+    return msgspec.structs.replace(
+        envelope,
+        response_topic=link.bus.reply_address(correlation),
+        correlation=correlation.encode("ascii"),
+    )
+
+
+# Right at an actor.
+
+
+def _right_at(core: Core, file: str | PathLike[str], lines: _Lines, actor: str) -> Iterator[_Step]:
+    core.hosts(actor, None)
+    for number, receipt in lines:
+        if receipt.actor not in (None, actor):
+            continue
+        member, hosted = _hosted(core, receipt.application, actor)
+        if member.life is None:
+            raise _does_not_run(member, actor)
+        if _route(member, hosted, receipt.topic) is not None:
+            put_in = partial(_hand_over, core, member, actor, receipt.envelope)
+            yield _Step(number, receipt.at, put_in)
+        elif receipt.actor is not None:
+            raise ConfigurationError(
+                f"recording {str(file)!r}, line {number}: actor {actor!r} has no declared filter"
+                f" for topic {quoted(receipt.topic)}; remove the line, or replay without actor="
+            )
+
+
+def _hand_over(core: Core, member: Member, actor: str, envelope: Envelope) -> None:
+    hosted = _hosted_in(member, actor)
+    route = None if hosted is None else _route(member, hosted, envelope.topic)
+    if hosted is None or route is None or member.life is None:
+        raise _does_not_run(member, actor)
+    link = hosted.lanes[0].link
+    # Of an epoch before all others: the bus does not have it, and will not send it again.
+    delivery = Delivery(
+        _with_own_reply_address(envelope, core.link_or_default(link.provider.address)),
+        epoch=-1,
+        token=0,
+    )
+    route.router.put_in(delivery, route)
+
+
+def _does_not_run(member: Member, actor: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{member.name}/{actor} does not run, and can get no messages; start it with restart()"
+    )
+
+
+def _route(member: Member, hosted: Hosted, topic: str) -> Route | None:
+    assert member.run is not None
+    routes = member.run.routes_to(hosted)
+    return next((route for route in routes if route.filter.matches(topic)), None)
+
+
+# Actors by name.
+
+
+def _host_of(core: Core, receipt: Receipt) -> Host | None:
+    return None if receipt.actor is None else _find(core, receipt.application, receipt.actor)
+
+
+def _find(core: Core, application: str | None, actor: str) -> Host | None:
+    found = [hosted for _, hosted in _all_named(core, application, actor)]
+    return found[0].lanes[0] if found else None
+
+
+def _hosted(core: Core, application: str | None, actor: str) -> tuple[Member, Hosted]:
+    return next(_all_named(core, application, actor))
+
+
+def _all_named(core: Core, application: str | None, actor: str) -> Iterator[tuple[Member, Hosted]]:
+    """Actors of that name, those of the application first: that may be another one in tests."""
+    members = core.world.members
+    for member in sorted(members, key=lambda member: member.application.name != application):
+        hosted = _hosted_in(member, actor)
+        if hosted is not None:
+            yield member, hosted
+
+
+def _hosted_in(member: Member, actor: str) -> Hosted | None:
+    return next((host for host in _hosted_all(member) if host.name == actor), None)
+
+
+def _hosted_all(member: Member) -> Iterable[Hosted]:
+    return () if member.run is None else member.run.hosts

@@ -1,0 +1,55 @@
+"""What every transport must do, whatever its broker: one suite of tests, run on each of them."""
+
+from __future__ import annotations
+
+try:
+    import pytest
+except ModuleNotFoundError as error:
+    if error.name != "pytest":
+        raise
+    raise ModuleNotFoundError(
+        "the transport kit needs pytest, which is not installed: pip install pytest",
+        name="pytest",
+    ) from error
+
+_SUITES = (
+    "_concurrency",
+    "_inbox",
+    "_outages",
+    "_publishing",
+    "_receiving",
+    "_replies",
+    "_subscriptions",
+)
+# Before they are imported: so a failed assertion shows what it compared.
+pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in _SUITES))
+
+from .._waiting import eventually  # noqa: E402
+from ..loop._clock import VirtualEnvironment, VirtualLoop  # noqa: E402
+from ._concurrency import Concurrency  # noqa: E402
+from ._harness import TransportHarness  # noqa: E402
+from ._inbox import Inbox, numbered  # noqa: E402
+from ._outages import Outages  # noqa: E402
+from ._publishing import Publishing  # noqa: E402
+from ._receiving import Receiving  # noqa: E402
+from ._replies import Replies  # noqa: E402
+from ._scenario import scenario  # noqa: E402
+from ._subscriptions import Subscriptions  # noqa: E402
+from ._suite import ConformanceSuite  # noqa: E402
+
+__all__ = [
+    "Concurrency",
+    "ConformanceSuite",
+    "Inbox",
+    "Outages",
+    "Publishing",
+    "Receiving",
+    "Replies",
+    "Subscriptions",
+    "TransportHarness",
+    "VirtualEnvironment",
+    "VirtualLoop",
+    "eventually",
+    "numbered",
+    "scenario",
+]

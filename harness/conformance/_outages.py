@@ -1,0 +1,133 @@
+"""Connecting, losing the connection, and losing nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from ...errors import ConfigurationError, ConnectFailed
+from ...transports import Delivery, DeliveryState
+from .._waiting import eventually
+from ._harness import TransportHarness
+from ._inbox import numbered
+from ._scenario import Scenarios, scenario
+
+__all__ = ["Outages"]
+
+
+class Outages(Scenarios):
+    """What a transport does when the broker is away."""
+
+    @scenario
+    async def test_a_start_waits_for_the_broker(self, harness: TransportHarness) -> None:
+        await harness.go_away()
+        starting = asyncio.ensure_future(harness.bus())
+        await asyncio.sleep(0)
+        await harness.come_back()
+        bus = await asyncio.wait_for(starting, 15)
+        assert bus.connected
+
+    @scenario
+    async def test_a_start_without_a_broker_fails_in_time(self, harness: TransportHarness) -> None:
+        working = await harness.bus("working", start_timeout=harness.quick)
+        await harness.go_away()
+        with pytest.raises(ConnectFailed):
+            await harness.bus("late", start_timeout=harness.quick)
+        with pytest.raises(ConnectFailed):
+            await harness.inbox(working, "a")
+
+    @scenario
+    async def test_a_start_can_be_cancelled(self, harness: TransportHarness) -> None:
+        await harness.go_away()
+        starting = asyncio.ensure_future(harness.bus())
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await harness.come_back()
+        assert (await harness.bus("other")).connected
+
+    @scenario
+    async def test_what_keeps_messages_from_arriving_is_told(
+        self, harness: TransportHarness
+    ) -> None:
+        bus = await harness.bus()
+        consumer = (await harness.inbox(bus, "a")).consumer
+        assert (bus.trouble, consumer.trouble) == (None, None)
+        await harness.go_away()
+        await eventually(lambda: bus.trouble and consumer.trouble, 30)
+        await harness.come_back()
+        await eventually(lambda: bus.trouble is None and consumer.trouble is None, 30)
+
+    @scenario
+    async def test_closing_twice_and_without_a_broker_is_quiet(
+        self, harness: TransportHarness
+    ) -> None:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "a")
+        await harness.go_away()
+        await eventually(lambda: not bus.connected)
+        for _ in range(2):
+            await asyncio.wait_for(inbox.consumer.close(), 10)
+            await asyncio.wait_for(bus.close(), 10)
+        assert not bus.connected
+        assert inbox.events.count("resume, redelivered") == 0
+
+    @scenario
+    async def test_two_programs_with_one_identity_end_with_an_error(
+        self, harness: TransportHarness
+    ) -> None:
+        errors: list[BaseException] = []
+        for _ in range(2):
+            bus = await harness.bus("twice", fatal=errors.append)
+            await harness.inbox(bus, "plant/x")
+        await eventually(lambda: errors, 60)
+        assert isinstance(errors[0], ConfigurationError)
+        assert "'twice.0" in str(errors[0])
+        assert "instance" in str(errors[0])
+
+    @pytest.mark.parametrize("seed", [1, 2])
+    @scenario
+    async def test_random_settling_with_cuts_in_between_loses_nothing(
+        self, harness: TransportHarness, seed: int
+    ) -> None:
+        choice = random.Random(seed)
+        count = 2000
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/+", settle=False, window=50)
+        done: dict[str, int] = {}
+        open_ones: list[Delivery] = []
+        inbox.on_delivery = open_ones.append
+
+        async def work() -> None:
+            while len(done) < count:
+                for delivery in list(open_ones):
+                    if delivery.state in (DeliveryState.SETTLED, DeliveryState.WITHDRAWN):
+                        open_ones.remove(delivery)
+                    elif delivery.state is DeliveryState.RUNNING and choice.random() < 0.5:
+                        # Once it is settled a bus need not keep what was in it.
+                        number = delivery.envelope.payload.decode()
+                        delivery.settle()
+                        done[number] = done.get(number, 0) + 1
+                    elif delivery.state is DeliveryState.QUEUED and not held():
+                        delivery.start()
+                await asyncio.sleep(0.001)
+
+        def held() -> bool:
+            return bool(inbox.events) and inbox.events[-1] == "hold"
+
+        async def trouble() -> None:
+            goal = 0
+            while (goal := goal + choice.randrange(200, 600)) < count:
+                await progress(goal)
+                await harness.cut()
+
+        async def progress(goal: int) -> None:
+            await eventually(lambda: len(done) >= goal, 60)
+
+        posts = [bus.post(envelope) for envelope in numbered("plant/x", count)]
+        await asyncio.wait_for(asyncio.gather(work(), trouble(), *posts), 100)
+        assert sorted(map(int, done)) == list(range(count))
+        assert inbox.events

@@ -1,0 +1,302 @@
+"""The cluster: its topics and groups, and what is done to them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from ...transports.kafka._names import hash_of
+from ..loop._network import Connection
+from ._errors import Code, Refused
+from ._groups import Group
+from ._log import Headers, Log, StoredRecord, encode_record
+
+__all__ = ["MAX_BATCH", "REFUSAL_DELAY", "Cluster", "Topic"]
+
+MAX_BATCH = 1_048_588
+"""Bytes of the largest batch that a topic takes when nothing else is said."""
+
+REFUSAL_DELAY = 0.01
+"""Seconds before a request for what does not exist is answered. The client library asks again at
+once: where answers take no time at all, no time would ever pass."""
+
+_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_EPOCH = 1_700_000_000.0
+
+
+class Topic:
+    """One topic.
+
+    Args:
+        name: its name.
+        partitions: how many.
+        max_batch: bytes of the largest batch that it takes.
+
+    Attributes:
+        partitions: one log each.
+    """
+
+    def __init__(self, name: str, partitions: int, max_batch: int) -> None:
+        self.name = name
+        self.max_batch = max_batch
+        self.partitions: list[Log] = []
+        self.grow(partitions)
+
+    def grow(self, partitions: int) -> None:
+        """Have so many partitions; what is there stays."""
+        for number in range(len(self.partitions), partitions):
+            self.partitions.append(Log(self.name, number, self.max_batch))
+
+
+class Cluster:
+    """A cluster of one broker that speaks Kafka's protocol with whoever connects.
+
+    Records, groups and producers behave as with the real one. There are no transactions, no
+    logins, no access rules and no retention, and any replication factor is taken.
+
+    Args:
+        loop: the event loop.
+        host: where clients are told to connect to.
+        port: its number.
+        on_event: called with a client id (or the name of a group), one word for what happened
+            (``connect``, ``disconnect``, ``append``, ``duplicate``, ``fetch``, ``join``,
+            ``return``, ``leave``, ``expire``, ``generation``, ``commit``, ``create-topic``,
+            ``delete-topic``), which topic, partition or group it is about, and an offset or number.
+        now: the wall time in seconds since 1970; None for the clock of the loop since an epoch.
+
+    Attributes:
+        auto_create: whether topics that somebody asks for are made; False.
+        partitions_default: of topics that are made without a number.
+        initial_delay: seconds that an empty group waits for further members; 0, where a real
+            broker takes 3 unless it is told otherwise.
+        session_timeouts: the least and the most seconds that a member may ask for.
+        on_append: called for each record that is appended, by a client or from outside.
+        patience: called when there is nothing for a client that has waited for records as long as
+            it wanted to; gives seconds for which it is kept waiting beyond that, if it asks for
+            nothing else. None for 0.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        host: str = "kafka",
+        port: int = 9092,
+        on_event: Callable[[str, str, str, str], None] | None = None,
+        now: Callable[[], float] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.host = host
+        self.port = port
+        self.auto_create = False
+        self.partitions_default = 1
+        self.initial_delay = 0.0
+        self.session_timeouts = (0.001, 1_800.0)
+        self.on_append: Callable[[str, int, StoredRecord], None] | None = None
+        self.patience: Callable[[], float] | None = None
+        self._on_event = on_event
+        self._now = now
+        self._topics: dict[str, Topic] = {}
+        self._groups: dict[str, Group] = {}
+        self._numbers = 0
+        self._producers = 0
+        self._turn = 0
+
+    # For whoever looks at it.
+
+    @property
+    def topics(self) -> Mapping[str, Topic]:
+        """By name, oldest first."""
+        return MappingProxyType(self._topics)
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """By id, oldest first."""
+        return MappingProxyType(self._groups)
+
+    def accept(self, connection: Connection) -> None:
+        """Serve a client; for `Network.listen`."""
+        # It needs this module.
+        from ._session import Session
+
+        Session(self, connection)
+
+    def create_topic(self, name: str, partitions: int = 1, *, max_batch: int = MAX_BATCH) -> None:
+        """Make a topic.
+
+        Args:
+            name: its name.
+            partitions: how many; -1 for ``partitions_default``.
+            max_batch: bytes of the largest batch that it takes.
+
+        Raises:
+            Refused: there is one, or nobody could have one like that.
+        """
+        if not _NAME.fullmatch(name) or name in (".", ".."):
+            raise Refused(Code.INVALID_TOPIC)
+        if name in self._topics:
+            raise Refused(Code.TOPIC_ALREADY_EXISTS)
+        other = self.alike(name)
+        if other is not None:
+            text = f"Topic '{name}' collides with existing topic: {other}"
+            raise Refused(Code.INVALID_TOPIC, text)
+        count = self.partitions_default if partitions == -1 else partitions
+        if count < 1:
+            raise Refused(Code.INVALID_PARTITIONS)
+        self._topics[name] = Topic(name, count, max_batch)
+        self.note("", "create-topic", name, str(count))
+
+    def alike(self, name: str) -> str | None:
+        """Return the topic because of which there can be none of this name; None if there is none.
+
+        Names that differ only in ``.`` and ``_`` are the same in a cluster's metrics.
+        """
+        folded = name.replace(".", "_")
+        for other in self._topics:
+            if other != name and other.replace(".", "_") == folded:
+                return other
+        return None
+
+    def delete_topic(self, name: str) -> None:
+        """Remove a topic, with what groups have committed of it.
+
+        Raises:
+            Refused: there is none.
+        """
+        topic = self._topics.pop(name, None)
+        if topic is None:
+            raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION)
+        for group in self._groups.values():
+            group.offsets = {
+                place: offset for place, offset in group.offsets.items() if place[0] != name
+            }
+        self.note("", "delete-topic", name)
+        for log in topic.partitions:
+            log.gone = True
+            log.notify()
+
+    def append(
+        self,
+        topic: str,
+        partition: int | None = None,
+        *,
+        key: bytes | None = None,
+        value: bytes | None = None,
+        headers: Headers = (),
+        timestamp: int | None = None,
+    ) -> int:
+        """Append a record, as somebody does whose connection nobody sees.
+
+        Args:
+            topic: its name.
+            partition: None for the one that the key belongs to, or the next one in turn.
+            key: None for none.
+            value: None for a tombstone.
+            headers: names with values.
+            timestamp: milliseconds since 1970 (UTC); None for now.
+
+        Returns:
+            The offset.
+
+        Raises:
+            Refused: there is no such topic or partition, or the record is too large.
+        """
+        if partition is None:
+            partition = self._partition_for(topic, key)
+        moment = int(self.now() * 1000) if timestamp is None else timestamp
+        batch = encode_record(key, value, headers, moment)
+        return self.append_batch("", self.log(topic, partition), batch)
+
+    def records(self, topic: str) -> list[StoredRecord]:
+        """All records of a topic, in the order of their arrival; none when it does not exist."""
+        if topic not in self._topics:
+            return []
+        logs = self._topics[topic].partitions
+        if len(logs) == 1:
+            return list(logs[0].records)
+        everything = [record for log in logs for record in log.records]
+        return sorted(everything, key=lambda record: record.number)
+
+    def end_offset(self, topic: str, partition: int) -> int:
+        """The offset of the next record.
+
+        Raises:
+            Refused: there is no such topic or partition.
+        """
+        return self.log(topic, partition).end
+
+    def committed(self, group: str) -> dict[tuple[str, int], int]:
+        """What a group has committed, by topic and partition."""
+        if group not in self._groups:
+            return {}
+        return {place: offset for place, (offset, _) in self._groups[group].offsets.items()}
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return _EPOCH + self.loop.time() if self._now is None else self._now()
+
+    # For the requests of clients.
+
+    def log(self, topic: str, partition: int) -> Log:
+        """One partition.
+
+        Raises:
+            Refused: there is no such topic or partition.
+        """
+        found = self._topics.get(topic)
+        if found is None or not 0 <= partition < len(found.partitions):
+            raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION)
+        return found.partitions[partition]
+
+    def append_batch(self, client: str, log: Log, batch: bytes | None) -> int:
+        """Append what a client has sent; its offset.
+
+        Raises:
+            Refused: it is not taken.
+        """
+        offset, records = log.append(batch, self._next_number)
+        what = "append" if records else "duplicate"
+        self.note(client, what, f"{log.topic}-{log.partition}", str(offset))
+        if self.on_append is not None:
+            for record in records:
+                self.on_append(log.topic, log.partition, record)
+        if records:
+            log.notify()
+        return offset
+
+    def group(self, name: str) -> Group:
+        """The group of this id; made when there is none.
+
+        Raises:
+            Refused: no group can have it.
+        """
+        if not name:
+            raise Refused(Code.INVALID_GROUP_ID)
+        found = self._groups.get(name)
+        if found is None:
+            found = self._groups[name] = Group(name, self.loop, self.note)
+        found.initial_delay = self.initial_delay
+        return found
+
+    def next_producer(self) -> int:
+        """The id of a new idempotent producer."""
+        self._producers += 1
+        return self._producers
+
+    def note(self, client: str, what: str, about: str = "", detail: str = "") -> None:
+        """Tell ``on_event``."""
+        if self._on_event is not None:
+            self._on_event(client, what, about, detail)
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def _partition_for(self, topic: str, key: bytes | None) -> int:
+        count = len(self._topics[topic].partitions) if topic in self._topics else 1
+        if key is not None:
+            return hash_of(key) % count
+        self._turn += 1
+        return (self._turn - 1) % count

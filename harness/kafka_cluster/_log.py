@@ -1,0 +1,266 @@
+"""One partition: batches of records as bytes, in order."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+
+from ...transports.kafka.consuming._salvage import LenientRecords
+from ._errors import Code, Refused
+
+__all__ = ["Headers", "Log", "StoredRecord", "encode_record"]
+
+Headers = Sequence[tuple[str, bytes | None]]
+
+# Base offset, length, leader epoch, magic, checksum, attributes, delta of the last offset, first
+# and largest timestamp, producer, its epoch, base sequence, number of records.
+_HEADER = struct.Struct(">qiibIhiqqqhii")
+_PREFIX = struct.Struct(">qii")
+_OVERHEAD = 12
+_MAGIC = 2
+_REMEMBERED_BATCHES = 5
+_SEQUENCES = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record in a partition.
+
+    Args:
+        topic: the topic's name.
+        partition: the number of the partition.
+        offset: its place in there.
+        key: None for none.
+        value: None for a tombstone.
+        headers: names with values.
+        timestamp: milliseconds since 1970 (UTC), as the publisher has given it.
+        number: counts all records of the cluster, in the order of their arrival.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    timestamp: int
+    number: int = 0
+
+
+@dataclass(slots=True)
+class _Producer:
+    """What a partition knows of an idempotent producer."""
+
+    epoch: int
+    next_sequence: int = 0
+    # First and last sequence, and offset, of its last batches.
+    batches: deque[tuple[int, int, int]] = field(
+        default_factory=lambda: deque(maxlen=_REMEMBERED_BATCHES)
+    )
+
+
+class Log:
+    """The records of one partition.
+
+    Args:
+        topic: the topic's name.
+        partition: the number of the partition.
+        max_batch: the most bytes of a batch that is taken.
+
+    Attributes:
+        start: the offset of the oldest record that is left.
+        end: the offset of the next record.
+        records: all that are left, oldest first.
+        gone: whether the topic was deleted.
+    """
+
+    def __init__(self, topic: str, partition: int, max_batch: int) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.max_batch = max_batch
+        self.start = 0
+        self.end = 0
+        self.records: list[StoredRecord] = []
+        self.gone = False
+        self._batches: list[bytes] = []
+        self._bases: list[int] = []
+        self._producers: dict[int, _Producer] = {}
+        self._waiting: dict[Callable[[], None], None] = {}
+
+    def append(
+        self, data: bytes | None, next_number: Callable[[], int] = lambda: 0
+    ) -> tuple[int, list[StoredRecord]]:
+        """Append one batch.
+
+        Args:
+            data: as a producer sends it.
+            next_number: numbers the records.
+
+        Returns:
+            The offset of its first record, and its records; without records for a batch that an
+            idempotent producer has sent before.
+
+        Raises:
+            Refused: it is broken, too large or out of its producer's order.
+        """
+        if data is None or len(data) < _HEADER.size:
+            raise Refused(Code.CORRUPT_MESSAGE)
+        header = _HEADER.unpack_from(data)
+        length, magic, last_delta = header[1], header[3], header[6]
+        producer, epoch, first_sequence, count = header[9:13]
+        if length + _OVERHEAD != len(data) or magic != _MAGIC or count != last_delta + 1:
+            raise Refused(Code.CORRUPT_MESSAGE)
+        if len(data) > self.max_batch:
+            raise Refused(Code.MESSAGE_TOO_LARGE)
+        if not DefaultRecordBatch(data).validate_crc():
+            raise Refused(Code.CORRUPT_MESSAGE)
+        if producer >= 0:
+            last_sequence = (first_sequence + last_delta) % _SEQUENCES
+            earlier = self._check_sequence(producer, epoch, first_sequence, last_sequence)
+            if earlier is not None:
+                return earlier, []
+        offset = self.end
+        stored = _PREFIX.pack(offset, length, 0) + data[_PREFIX.size :]
+        records = self._parse(stored, next_number)
+        self._batches.append(stored)
+        self._bases.append(offset)
+        self.records += records
+        self.end = offset + count
+        if producer >= 0:
+            state = self._producers[producer]
+            state.next_sequence = (last_sequence + 1) % _SEQUENCES
+            state.batches.append((first_sequence, last_sequence, offset))
+        return offset, records
+
+    def read(self, offset: int, most: int, *, at_least_one: bool) -> bytes:
+        """The batches from the one on that holds an offset.
+
+        Args:
+            offset: where to start.
+            most: bytes.
+            at_least_one: give a first batch even if it is larger.
+        """
+        if offset >= self.end:
+            return b""
+        found: list[bytes] = []
+        size = 0
+        for index in range(bisect_right(self._bases, offset) - 1, len(self._batches)):
+            batch = self._batches[index]
+            size += len(batch)
+            if size > most and (found or not at_least_one):
+                break
+            found.append(batch)
+        return b"".join(found)
+
+    def size_from(self, offset: int, most: int) -> int:
+        """How many bytes `read` would give, counted no further than ``most``."""
+        size = 0
+        if offset < self.end:
+            for index in range(bisect_right(self._bases, offset) - 1, len(self._batches)):
+                size += len(self._batches[index])
+                if size >= most:
+                    break
+        return size
+
+    def trim(self, offset: int) -> None:
+        """Forget the records before an offset, as a broker does with those that are too old.
+
+        Raises:
+            Refused: there is no such offset.
+        """
+        if not 0 <= offset <= self.end:
+            raise Refused(Code.OFFSET_OUT_OF_RANGE)
+        self.start = max(self.start, offset)
+        self.records = [record for record in self.records if record.offset >= self.start]
+
+    def offset_for(self, timestamp: int) -> tuple[int, int]:
+        """Timestamp and offset of the first record that is not older; -1 and -1 for none."""
+        for record in self.records:
+            if record.timestamp >= timestamp:
+                return record.timestamp, record.offset
+        return -1, -1
+
+    def wait(self, callback: Callable[[], None]) -> None:
+        """Call it after every append, until `forget`."""
+        self._waiting[callback] = None
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """End `wait`."""
+        self._waiting.pop(callback, None)
+
+    def notify(self) -> None:
+        """Tell who waits that something has changed."""
+        for callback in list(self._waiting):
+            callback()
+
+    def _check_sequence(self, producer: int, epoch: int, first: int, last: int) -> int | None:
+        """The offset that such a batch was given before; None for a new one."""
+        state = self._producers.get(producer)
+        if state is None:
+            # The cluster may have forgotten a producer; any sequence is taken from a new one.
+            self._producers[producer] = _Producer(epoch, first)
+            return None
+        if epoch < state.epoch:
+            raise Refused(Code.INVALID_PRODUCER_EPOCH)
+        if epoch > state.epoch:
+            if first != 0:
+                raise Refused(Code.OUT_OF_ORDER_SEQUENCE_NUMBER)
+            self._producers[producer] = _Producer(epoch)
+            return None
+        for its_first, its_last, offset in state.batches:
+            if (its_first, its_last) == (first, last):
+                return offset
+        if first != state.next_sequence:
+            raise Refused(Code.OUT_OF_ORDER_SEQUENCE_NUMBER)
+        return None
+
+    def _parse(self, data: bytes, next_number: Callable[[], int]) -> list[StoredRecord]:
+        try:
+            found = list(DefaultRecordBatch(data))
+        except UnicodeDecodeError:
+            found = list(LenientRecords(data).next_batch())
+        except Exception as error:
+            raise Refused(Code.CORRUPT_MESSAGE) from error
+        return [self._stored(record, next_number()) for record in found]
+
+    def _stored(self, record: Any, number: int) -> StoredRecord:
+        return StoredRecord(
+            self.topic,
+            self.partition,
+            record.offset,
+            record.key,
+            record.value,
+            tuple(record.headers),
+            record.timestamp,
+            number,
+        )
+
+
+def encode_record(
+    key: bytes | None, value: bytes | None, headers: Headers, timestamp: int
+) -> bytes:
+    """A batch of one record.
+
+    Args:
+        key: None for none.
+        value: None for a tombstone.
+        headers: names with values.
+        timestamp: milliseconds since 1970 (UTC).
+    """
+    builder = DefaultRecordBatchBuilder(
+        magic=_MAGIC,
+        compression_type=0,
+        is_transactional=False,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=0,
+    )
+    builder.append(0, timestamp, key, value, list(headers))
+    return bytes(builder.build())

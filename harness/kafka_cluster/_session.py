@@ -1,0 +1,92 @@
+"""One client's connection: requests in, answers out, one after the other."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ..loop._network import Connection
+from ._cluster import Cluster
+from ._fetches import Fetch
+from ._frames import Frames, Request, encode_answer, parse
+from ._group_requests import GROUP_REQUESTS
+from ._topic_requests import TOPIC_REQUESTS
+
+__all__ = ["Session"]
+
+_FETCH = 1
+_HANDLERS: dict[int, Callable[[Cluster, Request, Callable[[Any], None]], None]] = {
+    **TOPIC_REQUESTS,
+    **GROUP_REQUESTS,
+}
+
+
+class Session:
+    """Serves one connection, as a broker does: the next request when the last is answered.
+
+    Args:
+        cluster: what it serves.
+        connection: with whom.
+    """
+
+    def __init__(self, cluster: Cluster, connection: Connection) -> None:
+        self._cluster = cluster
+        self._connection = connection
+        self._frames = Frames()
+        self._waiting: deque[bytes] = deque()
+        self._current: Request | None = None
+        self._fetch: Fetch | None = None
+        connection.on_data = self._on_data
+        connection.on_close = self._on_close
+
+    def _on_data(self, data: bytes) -> None:
+        self._waiting.extend(self._frames.feed(data))
+        if self._fetch is not None:
+            self._fetch.hurry()
+        self._work()
+
+    def _on_close(self) -> None:
+        self._waiting.clear()
+        if self._fetch is not None:
+            self._fetch.cancel()
+        if self._connection.name:
+            self._cluster.note(self._connection.name, "disconnect")
+
+    def _work(self) -> None:
+        while self._waiting and self._current is None:
+            try:
+                request = parse(self._waiting.popleft())
+            except (ValueError, TypeError):
+                request = None
+            if request is None:
+                # As a broker does with what it can not read.
+                self._waiting.clear()
+                self._connection.close()
+                return
+            self._begin(request)
+
+    def _begin(self, request: Request) -> None:
+        if not self._connection.name and request.client_id:
+            self._connection.name = request.client_id
+            self._cluster.note(request.client_id, "connect")
+        self._current = request
+
+        def reply(answer: Any) -> None:
+            self._reply(request, answer)
+
+        if request.body.API_KEY == _FETCH:
+            self._fetch = Fetch(self._cluster, request, reply)
+            self._fetch.start()
+        else:
+            _HANDLERS[request.body.API_KEY](self._cluster, request, reply)
+
+    def _reply(self, request: Request, answer: Any) -> None:
+        """Send an answer; None for a request that wants none."""
+        self._current = None
+        self._fetch = None
+        if answer is not None:
+            self._connection.send(encode_answer(request.correlation, answer))
+        if self._waiting:
+            # Not at once: whoever answers may be in the middle of something.
+            self._cluster.loop.call_soon(self._work)

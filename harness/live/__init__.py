@@ -1,0 +1,3 @@
+"""Applications under test on real brokers, in real time.
+
+Begin with `_live`."""

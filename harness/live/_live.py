@@ -1,0 +1,248 @@
+"""Applications under test on real brokers, in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..._environment import Environment
+from ..._thread_work import BusyThread
+from ...runtime.application._application import DistributedApplication
+from ...transports import Envelope, SocketProvider, is_reserved
+from .._errors import NotSettled, NotSimulated
+from .._harness import Harness
+from ..loop._stacks import stack_of
+from ..loop._tasks import OWNER
+from ..world._stage import Stage
+from ._live_bus import LiveBus, LiveProvider, Published
+from ._real_providers import RealBrokers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ...runtime.hosting._host import Host
+    from ..world._member import Life
+
+__all__ = ["LiveHarness"]
+
+T = TypeVar("T")
+
+_PATIENCE = 30.0
+_LIMIT = 100_000
+# What goes from one queue to another within one turn of the loop is in none of them at a look.
+_LOOKS = 3
+_BETWEEN_LOOKS = 0.005
+_ENDING = 10.0
+
+
+class LiveHarness(Harness):
+    """A `Harness` whose applications run on real brokers, in real time.
+
+    As with every harness, things happen only in `settle`, `request` and `restart`. What needs a
+    simulated bus or virtual time raises NotSimulated: `advance`, `cut`, `rebalance`, `crash`,
+    `restart_actor`.
+
+    Args:
+        applications: as for `Harness`.
+        brokers: where the buses are made; closed with the harness.
+        allow_failures: as for `Harness`.
+        patience: real seconds within which `settle` must succeed.
+        limit: as for `Harness`.
+    """
+
+    def __init__(
+        self,
+        *applications: DistributedApplication,
+        brokers: Callable[[], RealBrokers],
+        allow_failures: type[BaseException] | tuple[type[BaseException], ...] = (),
+        patience: float = _PATIENCE,
+        limit: int = _LIMIT,
+    ) -> None:
+        super().__init__(*applications, allow_failures=allow_failures)
+        self._make_world = lambda: LiveWorld(brokers(), patience, limit)
+
+
+class LiveWorld(Stage):
+    """Applications on real buses.
+
+    Args:
+        brokers: where the buses are made; closed at the end.
+        patience: seconds within which things have to come to rest.
+        limit: messages that may be published before that.
+    """
+
+    def __init__(self, brokers: RealBrokers, patience: float, limit: int) -> None:
+        loop = asyncio.new_event_loop()
+        super().__init__(0, loop, loop.time())
+        loop.set_exception_handler(self._unhandled)
+        self._brokers = brokers
+        self._patience = patience
+        self._limit = limit
+        self._sent: list[Published] = []
+        self._before = 0
+        self._announced: dict[BusyThread, None] = {}
+        # Where `spa_dat.busy_thread` looks.
+        loop.announce = self.announce  # type: ignore[attr-defined]
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Exception):
+            self.watch.failed("a background task", "task", error, None)
+
+    # For applications.
+
+    def stand_in(self, provider: SocketProvider) -> SocketProvider:
+        """See `Stage.stand_in`."""
+        bus = self.buses.get(provider.address)
+        if bus is None:
+            bus = self.buses[provider.address] = LiveBus(self._brokers.bus(), self)
+        assert isinstance(bus, LiveBus)
+        return LiveProvider(provider, bus)
+
+    def environment(self, seed: int) -> Environment:
+        """See `Stage.environment`: the real one, as brokers remember what they have seen."""
+        return Environment()
+
+    def check_simulated(self, what: str) -> None:
+        """See `Stage.check_simulated`."""
+        raise NotSimulated(
+            f"{what} needs a simulated bus and virtual time, and this test runs on a real"
+            f" {self._brokers.profile} broker"
+        )
+
+    def begin(self) -> None:
+        """See `Stage.begin`."""
+
+    def end(self) -> None:
+        """See `Stage.end`."""
+
+    def announce(self, name: str, place: str) -> BusyThread:
+        """See `Stage.announce`."""
+        work = BusyThread(name, place, lambda work: self._announced.pop(work, None))
+        self._announced[work] = None
+        return work
+
+    def silence(self, life: Life) -> None:
+        """See `Stage.silence`."""
+
+    def restart_actor(self, host: Host) -> None:
+        """See `Stage.restart_actor`."""
+        self.check_simulated("restart_actor()")
+
+    # For buses.
+
+    def publishing(self, envelope: Envelope) -> Published:
+        """See `Observing.publishing`."""
+        published = Published(envelope)
+        self._sent.append(published)
+        return published
+
+    def refused(self, envelope: Envelope, error: BaseException) -> None:
+        """See `Observing.refused`."""
+        self.watch.failed(envelope.source or "the test", "publish", error, envelope)
+
+    def published(self, *, reserved: bool) -> Iterator[Envelope]:
+        """See `Stage.published`: in the order in which it was sent."""
+        return (
+            one.envelope
+            for one in self._sent
+            if one.taken and is_reserved(one.envelope.topic) is reserved
+        )
+
+    # Time.
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """See `Stage.run`."""
+        context = contextvars.copy_context()
+        context.run(OWNER.set, None)
+        return self.loop.run_until_complete(self.loop.create_task(coroutine, context=context))
+
+    async def settled(self) -> None:
+        """See `Stage.settled`.
+
+        Raises:
+            HandlerFailed: something failed that nobody expected.
+        """
+        self._before = len(self._sent)
+        until = self.loop.time() + self._patience
+        looks = 0
+        while looks < _LOOKS:
+            await asyncio.sleep(_BETWEEN_LOOKS)
+            # The test has failed, and nobody need wait for further attempts.
+            self.watch.check()
+            what = self._under_way()
+            looks = looks + 1 if what is None else 0
+            if what is None:
+                continue
+            if len(self._sent) - self._before > self._limit:
+                raise NotSettled(
+                    f"the application does not come to rest: {self._limit} messages were"
+                    f" published, the last one on {self._sent[-1].envelope.topic!r}; if that is no"
+                    " loop, give the harness a higher limit="
+                )
+            if self.loop.time() > until:
+                raise NotSettled(
+                    "the application does not come to rest: after"
+                    f" {self._patience:g} seconds still: {what}"
+                )
+
+    def _under_way(self) -> str | None:
+        for work in self.watch.work():
+            if work.counts:
+                about = "" if work.topic is None else f" on a message on {work.topic!r}"
+                return f"{work.host.address} is at work{about}{stack_of(work.task)}"
+        for busy in tuple(self._announced):
+            return f"a thread is busy with {busy.name}, announced in {busy.place}"
+        for member in self.members:
+            what = member.under_way()
+            if what is not None:
+                return what
+        for bus in self.buses.values():
+            what = bus.under_way()
+            if what is not None:
+                return what
+        return None
+
+    async def advanced(self, seconds: float) -> None:
+        """See `Stage.advanced`."""
+        self.check_simulated("advance()")
+
+    async def outcome(self, coroutine: Coroutine[Any, Any, T], seconds: float = 0.0) -> T:
+        """See `Stage.outcome`."""
+        task = self.spawn(coroutine, Context())
+        # Stopping ends by itself, and leaves nothing open only if it gets the time for that.
+        stops = [member.application._settings.stop_timeout for member in self.members]
+        timeout = seconds + self._patience + sum(stops) + _ENDING
+        done, _ = await asyncio.wait((task,), timeout=timeout)
+        if not done:
+            where = stack_of(task)
+            task.cancel()
+            raise NotSettled(f"it is not done after {timeout:g} seconds{where}")
+        return task.result()
+
+    # The end.
+
+    def close(self) -> None:
+        """See `Stage.close`."""
+        loop = self.loop
+        loop.set_exception_handler(lambda loop, context: None)
+        try:
+            loop.run_until_complete(_cancel_all())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            for member in self.members:
+                member.restore()
+            loop.close()
+            self._brokers.close()
+
+
+async def _cancel_all() -> None:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_ENDING)

@@ -1,0 +1,292 @@
+"""Real buses in a test, and whether everything on them is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from ...errors import TransportError
+from ...transports import (
+    Bus,
+    Consumer,
+    Envelope,
+    Receiver,
+    SocketProvider,
+    Subscription,
+    Surroundings,
+)
+from .._errors import NotSimulated
+from ..simulated._profiles import SimulatedBus, SimulatedProvider
+from ._arrivals import Arrivals, Right, WatchedReceiver
+from ._real_providers import RealBus
+
+__all__ = ["LiveBus", "LiveProvider", "Published"]
+
+
+class Published:
+    """Something that was published, in the order of publishing.
+
+    Attributes:
+        envelope: the message.
+        taken: the broker has confirmed it.
+    """
+
+    __slots__ = ("envelope", "taken")
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.taken = False
+
+
+class Observing(Protocol):
+    """Who wants to know what is published."""
+
+    def publishing(self, envelope: Envelope) -> Published:
+        """A message is on its way."""
+
+    def note(self, envelope: Envelope) -> None:
+        """The broker has taken it."""
+
+    def refused(self, envelope: Envelope, error: BaseException) -> None:
+        """A message from outside was not published."""
+
+
+class LiveBus(SimulatedBus):
+    """In place of one bus of the applications: a real one.
+
+    Args:
+        real: leads there.
+        observing: hears of what is published.
+    """
+
+    def __init__(self, real: RealBus, observing: Observing) -> None:
+        self.real = real
+        self.observing = observing
+        self.arrivals = Arrivals()
+        self.parked: dict[str, Envelope] = {}
+        self._buses: list[_WatchedBus] = []
+        self._first: _WatchedBus | None = None
+
+    def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
+        """See `SimulatedBus.open`."""
+        bus = _WatchedBus(self, self.real(original).open(surroundings), surroundings)
+        # The test's own, which is there before those of the applications.
+        self._first = self._first or bus
+        self._buses.append(bus)
+        return bus
+
+    def inject(self, envelope: Envelope) -> None:
+        """See `SimulatedBus.inject`."""
+        assert self._first is not None
+        try:
+            posted = self._first.post(envelope)
+        except TransportError as error:
+            self.observing.refused(envelope, error)
+            return
+        posted.add_done_callback(lambda done: self._injected(envelope, done))
+
+    def _injected(self, envelope: Envelope, posted: asyncio.Future[None]) -> None:
+        error = None if posted.cancelled() else posted.exception()
+        if error is not None:
+            self.observing.refused(envelope, error)
+
+    def under_way(self) -> str | None:
+        """See `SimulatedBus.under_way`."""
+        self._buses = [bus for bus in self._buses if not bus.closed]
+        for bus in self._buses:
+            what = bus.under_way()
+            if what is not None:
+                return what
+        return self.arrivals.under_way()
+
+    def letters(self) -> list[Envelope]:
+        """See `SimulatedBus.letters`."""
+        return list(self.parked.values())
+
+    def clients(self) -> list[str]:
+        """See `SimulatedBus.clients`."""
+        return []
+
+    def cut(self, client: str, *, lose_session: bool = False) -> None:
+        """Not here."""
+        raise NotSimulated("cut() needs a simulated bus")
+
+    def go_away(self) -> None:
+        """Not here."""
+        raise NotSimulated("outage() needs a simulated bus")
+
+    def come_back(self) -> None:
+        """Not here."""
+        raise NotSimulated("outage() needs a simulated bus")
+
+    def kill(self, owner: object) -> None:
+        """See `SimulatedBus.kill`: connections of a real bus end when they are closed."""
+
+
+class LiveProvider(SimulatedProvider):
+    """Stands in for a provider: its address and rules, the behaviour and defaults of a real bus.
+
+    Args:
+        original: what it stands in for.
+        bus: the real one.
+    """
+
+    def __init__(self, original: SocketProvider, bus: LiveBus) -> None:
+        super().__init__(original, bus)
+        self._real = bus.real(original)
+        self.default_deliver = self._real.default_deliver
+        self.default_qos = self._real.default_qos
+        self.default_window = self._real.default_window
+        self.default_window_bytes = self._real.default_window_bytes
+
+    def check_topic(self, topic: str) -> None:
+        super().check_topic(topic)
+        self._real.check_topic(topic)
+
+    def check_filter(self, pattern: str) -> None:
+        super().check_filter(pattern)
+        self._real.check_filter(pattern)
+
+    def check_message(self, envelope: Envelope) -> None:
+        super().check_message(envelope)
+        self._real.check_message(envelope)
+
+
+class _WatchedBus(Bus):
+    """One application's presence on a real bus, and what it has under way there."""
+
+    def __init__(self, live: LiveBus, bus: Bus, surroundings: Surroundings) -> None:
+        identity = surroundings.identity
+        self._name = f"{identity.application}.{identity.instance}"
+        self._live = live
+        self._bus = bus
+        self._surroundings = surroundings
+        self._pending = 0
+        self._started = False
+        self.closed = False
+
+    @property
+    def max_payload(self) -> int:  # type: ignore[override]
+        return self._bus.max_payload
+
+    @property
+    def max_received(self) -> int | None:  # type: ignore[override]
+        return self._bus.max_received
+
+    @property
+    def connected(self) -> bool:  # type: ignore[override]
+        return self._bus.connected
+
+    @property
+    def trouble(self) -> str | None:
+        return self._bus.trouble
+
+    async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        await self._bus.start(on_reply)
+        self._started = True
+
+    def reply_address(self, correlation: str) -> str:
+        return self._bus.reply_address(correlation)
+
+    def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
+        right = self._live.arrivals.right(self._surroundings.identity, subscription)
+        watched = WatchedReceiver(receiver, right)
+        return _WatchedConsumer(self._bus.consumer(subscription, watched), subscription, right)
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        posted = self._bus.post(envelope)
+        published = self._begin(envelope)
+        posted.add_done_callback(lambda done: self._end(published, _is_confirmed(done)))
+        return posted
+
+    async def publish(self, envelope: Envelope, *, timeout: float) -> None:
+        published, confirmed = self._begin(envelope), False
+        try:
+            await self._bus.publish(envelope, timeout=timeout)
+            confirmed = True
+        finally:
+            self._end(published, confirmed)
+
+    async def park(self, envelope: Envelope, *, timeout: float) -> None:
+        self._pending += 1
+        try:
+            await self._bus.park(envelope, timeout=timeout)
+        finally:
+            self._pending -= 1
+        self._live.parked[envelope.id or f"letter {len(self._live.parked)}"] = envelope
+
+    def _begin(self, envelope: Envelope) -> Published:
+        self._pending += 1
+        self._live.arrivals.expect(envelope)
+        return self._live.observing.publishing(envelope)
+
+    def _end(self, published: Published, confirmed: bool) -> None:
+        self._pending -= 1
+        if confirmed:
+            published.taken = True
+            self._live.observing.note(published.envelope)
+        else:
+            self._live.arrivals.not_published(published.envelope)
+
+    async def drain(self) -> None:
+        await self._bus.drain()
+
+    async def close(self) -> None:
+        self.closed = True
+        await self._bus.close()
+
+    def under_way(self) -> str | None:
+        """What keeps it from being at rest."""
+        if self._pending:
+            return f"{self._name}: {self._pending} publishes are not confirmed"
+        if self._started and not self._bus.connected:
+            return f"{self._name}: it is to connect again"
+        return None
+
+
+class _WatchedConsumer(Consumer):
+    """A subscription on a real bus, and what is to arrive with it."""
+
+    def __init__(self, consumer: Consumer, subscription: Subscription, right: Right) -> None:
+        self._consumer = consumer
+        self._filters = subscription.filters
+        self._right = right
+        self._active = False
+
+    @property
+    def trouble(self) -> str | None:
+        return self._consumer.trouble
+
+    async def start(self) -> None:
+        await self._consumer.start()
+        self._active = True
+        self._right.active += 1
+        for pattern in self._filters:
+            self._right.add(pattern)
+
+    async def add_filter(self, pattern: str) -> None:
+        await self._consumer.add_filter(pattern)
+        self._right.add(pattern)
+
+    async def remove_filter(self, pattern: str) -> None:
+        self._right.discard(pattern)
+        await self._consumer.remove_filter(pattern)
+
+    def discard_stale(self, topic: str) -> None:
+        self._consumer.discard_stale(topic)
+
+    def stop_intake(self) -> None:
+        self._consumer.stop_intake()
+
+    async def close(self) -> None:
+        if self._active:
+            self._active = False
+            self._right.active -= 1
+            if not self._right.active and not self._right.durable:
+                self._right.forget()
+        await self._consumer.close()
+
+
+def _is_confirmed(posted: asyncio.Future[None]) -> bool:
+    return not posted.cancelled() and posted.exception() is None

@@ -1,0 +1,370 @@
+"""Connections that lead nowhere but to a function in the same process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from ._tasks import OWNER
+
+__all__ = ["Connection", "Lane", "Network"]
+
+_Accept = Callable[["Connection"], None]
+
+
+class Network:
+    """Hosts that can be reached from one event loop, without sockets.
+
+    A loop whose ``network`` it is asks it first when something connects.
+
+    Args:
+        loop: the event loop.
+        outside: what hosts do runs in this context, and what they start belongs to it; None for
+            the context of whoever makes the network.
+
+    Attributes:
+        connections: the open ones, oldest first.
+        on_connect: called with each new connection, before its host hears of it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, outside: Context | None = None) -> None:
+        self.loop = loop
+        self.outside = outside or contextvars.copy_context()
+        self.connections: list[Connection] = []
+        self.on_connect: Callable[[Connection], None] | None = None
+        self._hosts: dict[str, dict[int, _Accept | None]] = {}
+
+    def listen(self, host: str, port: int, accept: _Accept) -> None:
+        """Make connections to this place arrive at a function.
+
+        Args:
+            host: its name. All of its ports belong to this network from now on.
+            port: its number.
+            accept: called with the server's end of each new connection; sets its ``on_data``
+                and ``on_close``.
+        """
+        self._hosts.setdefault(host, {})[port] = accept
+
+    def refuse(self, host: str, port: int) -> None:
+        """End `listen`: new connections are refused, those that are open go on."""
+        self._hosts.setdefault(host, {})[port] = None
+
+    def claims(self, host: object) -> bool:
+        """Whether the host is one of this network."""
+        return host in self._hosts
+
+    async def connect(
+        self, make_protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """The client's end of a new connection, as `asyncio.loop.create_connection` has it.
+
+        Raises:
+            ConnectionRefusedError: nobody listens there.
+        """
+        await asyncio.sleep(0)
+        accept = self._hosts.get(host, {}).get(port)
+        if accept is None:
+            raise ConnectionRefusedError(f"nobody listens at {host}:{port}")
+        connection = Connection(self, host, port)
+        protocol = make_protocol()
+        transport = connection.attach(protocol)
+        self.connections.append(connection)
+        if self.on_connect is not None:
+            self.on_connect(connection)
+        self.loop.call_soon(accept, connection, context=self.outside)
+        protocol.connection_made(transport)
+        await asyncio.sleep(0)
+        return transport, protocol
+
+    def kill(self, owner: object) -> None:
+        """End all connections of an owner, as the end of its process does.
+
+        Nothing arrives at the owner any more; the hosts see that the connections are closed.
+        """
+        for connection in list(self.connections):
+            if connection.owner is owner:
+                connection.vanish()
+
+
+class Connection:
+    """The server's end of a connection.
+
+    Args:
+        network: where it is.
+        host: what the client has connected to.
+        port: its number.
+
+    Attributes:
+        owner: what `OWNER` was where the client connected.
+        context: a copy of the context of whoever connected; what arrives there runs in it.
+        up: what is on its way to the server.
+        down: what is on its way to the client.
+        on_data: called with bytes that have arrived.
+        on_close: called once, when the client has closed the connection or it was lost; not
+            after `close`.
+        name: what the server calls the client; for whoever looks at the connections.
+    """
+
+    def __init__(self, network: Network, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self.context = contextvars.copy_context()
+        self.owner = self.context.get(OWNER)
+        self.name = ""
+        self.on_data: Callable[[bytes], None] = _ignore
+        self.on_close: Callable[[], None] = _nothing
+        self.up = Lane(self, network, network.outside, self._at_server)
+        self.down = Lane(self, network, self.context, self._at_client)
+        self._network = network
+        self._transport: _Transport | None = None
+        self._open = True
+        self._silent = False
+
+    @property
+    def open(self) -> bool:
+        """Whether the server's end is open."""
+        return self._open
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing arrives any more, although nobody was told."""
+        return self._silent
+
+    def attach(self, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
+        """Make the client's end."""
+        self._transport = _Transport(self._network.loop, self, protocol)
+        return self._transport
+
+    def send(self, data: bytes) -> None:
+        """Send to the client; after the end of the connection nothing happens."""
+        if self._open:
+            self.down.add(data)
+
+    def close(self) -> None:
+        """Close it; what was sent before arrives."""
+        if self._open:
+            self._end()
+            self.down.add(b"")
+
+    def reset(self, error: OSError | None = None) -> None:
+        """Break it: both sides hear of it at once, what is under way is lost.
+
+        Args:
+            error: what the client gets; None for ConnectionResetError.
+        """
+        was_open = self._open
+        self._silent = True
+        self._end()
+        if was_open:
+            self._network.loop.call_soon(self.on_close, context=self._network.outside)
+        if self._transport is not None:
+            self._transport.lose(error or ConnectionResetError("the connection was reset"))
+
+    def fall_silent(self) -> None:
+        """Nothing arrives any more, and nobody hears of it before `reset`."""
+        self._silent = True
+
+    def vanish(self) -> None:
+        """The client is gone without a word to itself; the server hears of it."""
+        self._silent = True
+        if self._transport is not None:
+            self._transport.forget()
+        if self._open:
+            self._end()
+            self._network.loop.call_soon(self.on_close, context=self._network.outside)
+
+    def _end(self) -> None:
+        if self._open:
+            self._open = False
+            self._network.connections.remove(self)
+
+    def _at_server(self, data: bytes) -> None:
+        if not self._open:
+            if data and not self._silent and self._transport is not None:
+                self._transport.lose(ConnectionResetError("the other side has closed"))
+        elif data:
+            self.on_data(data)
+        else:
+            self._end()
+            self.on_close()
+
+    def _at_client(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.arrived(data)
+
+
+class Lane:
+    """One direction of a connection. Order is always kept.
+
+    Attributes:
+        delay: called with each segment as it is sent (b"" is the end of the stream); gives the
+            seconds that it takes. It may make the connection fall silent, too. None for no delay.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        network: Network,
+        context: Context,
+        deliver: Callable[[bytes], None],
+    ) -> None:
+        self.delay: Callable[[bytes], float] | None = None
+        self._connection = connection
+        self._loop = network.loop
+        self._context = context
+        self._deliver = deliver
+        self._segments: deque[tuple[float, bytes]] = deque()
+        self._last = 0.0
+        self._scheduled = False
+
+    def __len__(self) -> int:
+        """Segments under way."""
+        return len(self._segments)
+
+    def add(self, data: bytes) -> None:
+        """Send a segment; b"" is the end of the stream."""
+        latency = 0.0 if self.delay is None else self.delay(data)
+        if self._connection.silent:
+            return
+        self._last = max(self._last, self._loop.time() + latency)
+        self._segments.append((self._last, data))
+        if not self._scheduled:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        due = self._segments[0][0]
+        if due <= self._loop.time():
+            self._loop.call_soon(self._arrive, context=self._context)
+        else:
+            self._loop.call_at(due, self._arrive, context=self._context)
+
+    def _arrive(self) -> None:
+        self._scheduled = False
+        now = self._loop.time()
+        together: list[bytes] = []
+        ended = False
+        while self._segments and self._segments[0][0] <= now:
+            data = self._segments.popleft()[1]
+            together.append(data)
+            ended = ended or not data
+        if self._segments:
+            self._schedule()
+        if not self._connection.silent:
+            data = b"".join(together)
+            if data:
+                self._deliver(data)
+            if ended and not self._connection.silent:
+                self._deliver(b"")
+
+
+class _Transport(asyncio.Transport):
+    """The client's end of a connection."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connection: Connection, protocol: Any
+    ) -> None:
+        super().__init__({"peername": (connection.host, connection.port)})
+        self._loop = loop
+        self._connection = connection
+        self._protocol = protocol
+        self._closing = False
+        self._paused = False
+        self._held: deque[bytes] = deque()
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def is_reading(self) -> bool:
+        return not (self._paused or self._closing)
+
+    def pause_reading(self) -> None:
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        if self._held:
+            self._loop.call_soon(self._release, context=self._connection.context)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if data and not self._closing:
+            self._connection.up.add(bytes(data))
+
+    def write_eof(self) -> None:
+        if not self._closing:
+            self._connection.up.add(b"")
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return 0, 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Writing never has to wait."""
+
+    def close(self) -> None:
+        if not self._closing:
+            self._connection.up.add(b"")
+            self._lost(None)
+
+    def abort(self) -> None:
+        self.close()
+
+    def lose(self, error: OSError) -> None:
+        """The connection is broken."""
+        if not self._closing:
+            self._lost(error)
+
+    def forget(self) -> None:
+        """The protocol hears nothing any more."""
+        self._closing = True
+        self._held.clear()
+
+    def arrived(self, data: bytes) -> None:
+        """Something has come from the server; b"" is the end."""
+        if self._paused or self._held:
+            self._held.append(data)
+        else:
+            self._hand_over(data)
+
+    def _release(self) -> None:
+        while self._held and not self._paused:
+            self._hand_over(self._held.popleft())
+
+    def _hand_over(self, data: bytes) -> None:
+        if self._closing:
+            return
+        if data:
+            self._protocol.data_received(data)
+        elif not self._protocol.eof_received():
+            self.close()
+
+    def _lost(self, error: OSError | None) -> None:
+        self._closing = True
+        self._held.clear()
+        self._loop.call_soon(
+            self._protocol.connection_lost, error, context=self._connection.context
+        )
+
+
+def _ignore(data: bytes) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass

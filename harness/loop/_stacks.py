@@ -1,0 +1,38 @@
+"""Where code is at the moment, in words."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from types import FrameType
+from typing import Any
+
+from ...runtime.diagnostics._stacks import frames_of, is_ours
+
+__all__ = ["stack_of", "stack_of_frame"]
+
+_LINES = 4
+
+
+def stack_of(task: asyncio.Task[Any] | None) -> str:
+    """Where a task waits: the user's part of its stack, on lines of their own."""
+    return "" if task is None else _lines(frames_of(task))
+
+
+def stack_of_frame(frame: FrameType | None) -> str:
+    """The stack that leads to a frame, from where the runtime called the user's code."""
+    frames: list[FrameType] = []
+    while frame is not None and not (frames and is_ours(frame)):
+        frames.append(frame)
+        frame = frame.f_back
+    return _lines(frames[::-1])
+
+
+def _lines(frames: list[FrameType]) -> str:
+    users = [frame for frame in frames if not is_ours(frame)]
+    summary = traceback.StackSummary.extract(
+        ((frame, frame.f_lineno) for frame in users[-_LINES:]), lookup_lines=True
+    )
+    return "".join(
+        f"\n  {line.filename}:{line.lineno} in {line.name}: {line.line}" for line in summary
+    )

@@ -1,0 +1,3 @@
+"""Simulated buses that behave as MQTT brokers and Kafka clusters do.
+
+Begin with `_profiles`."""

@@ -1,0 +1,300 @@
+"""A bus that behaves as a Kafka cluster does."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from dataclasses import replace
+from typing import Any
+
+from ...errors import MessageTooLarge, UnknownTopic
+from ...transports import Bus, Envelope, KafkaConfig, KafkaProvider, SocketProvider, Surroundings
+from ...transports.kafka._libraries import check_libraries
+from ...transports.kafka._names import Names, hash_of
+from ...transports.kafka._records import Codec, Record
+from ..kafka_cluster import MAX_BATCH, Cluster, StoredRecord, encode_record, virtual_time
+from ..loop._clock import VirtualEnvironment
+from ..loop._network import Network
+from ._kafka_bus import ObservedBus, Offsets
+from ._kafka_order import repeatable_order
+from ._kafka_wires import Wires
+from ._profiles import SimulatedBus, Surround
+
+__all__ = ["SimulatedKafka"]
+
+_PORT = 9092
+_SHARED = (
+    "window", "window_bytes", "outbox", "outbox_bytes", "max_received", "qos", "start_timeout",
+    "connect_timeout", "backoff_min", "backoff_max",
+)  # fmt: skip
+_PARTITIONS = 3
+_IDLE = 10.0
+_TOLD_OTHERWISE = frozenset(("append", "create-topic"))
+# A batch that a producer has sent again, and that is there once.
+_WORDS = {"duplicate": "recognise"}
+
+
+class SimulatedKafka(SimulatedBus):
+    """Topics with partitions, groups, offsets: a cluster of one broker behind faulty connections.
+
+    The applications use the same transport and the same client library as in production. Each
+    topic that they name is there, as if an administrator had made it, with as many partitions as
+    the option ``partitions`` says; where the original is no Kafka bus, with 3.
+
+    Args:
+        surround: the world it is in.
+    """
+
+    pace = 8
+
+    def __init__(self, surround: Surround) -> None:
+        self._surround = surround
+        loop = surround.loop
+        self._now = now = VirtualEnvironment(loop=loop).now
+        self._end = contextlib.ExitStack()
+        network = loop.network
+        if network is None:
+            network = loop.network = Network(loop, surround.outside)
+            with contextlib.ExitStack() as begun:
+                begun.enter_context(virtual_time(loop, now))
+                begun.enter_context(repeatable_order(loop))
+                self._end = begun.pop_all()
+        self._host = _free_host(network)
+        self.cluster = Cluster(loop, host=self._host, port=_PORT, on_event=self._on_event, now=now)
+        self.cluster.on_append = self._on_append
+        self.cluster.patience = self._patience
+        self._wires = Wires(surround, network, self._host)
+        self._network = network
+        self.come_back()
+        self._buses: list[ObservedBus] = []
+        # Those of the first bus count for what comes from outside.
+        self._config = KafkaConfig()
+        self._names = Names(self._config)
+        self._codec: Codec | None = None
+        self._random = random.Random(0)
+        self._repeating = False
+        self._to_commit: Offsets = {}
+
+    def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
+        """See `SimulatedBus.open`."""
+        check_libraries()
+        config = _config(original, f"{self._host}:{_PORT}")
+        names = Names(config)
+        if self._codec is None:
+            self._config, self._names = config, names
+            self._codec = Codec(names, surroundings.stats, self._now)
+            self._random = random.Random(surroundings.environment.token())
+        bus = ObservedBus(config, names, surroundings, self.cluster)
+        self._buses.append(bus)
+        return bus
+
+    def check(self, envelope: Envelope) -> None:
+        """See `SimulatedBus.check`."""
+        KafkaProvider(self._config).check_message(envelope)
+        assert self._codec is not None
+        record = self._codec.encode(envelope)
+        other = self.cluster.alike(record.name)
+        if record.name not in self.cluster.topics and other is not None:
+            raise UnknownTopic(
+                f"no cluster has a topic {record.name!r} for {envelope.topic!r} beside {other!r}:"
+                " choose another address"
+            )
+        size = len(encode_record(record.key, record.value, record.headers, 0))
+        if size > MAX_BATCH:
+            raise MessageTooLarge(
+                f"the message to {envelope.topic!r} takes {size} bytes, and a Kafka cluster takes"
+                f" {MAX_BATCH} by default: send less"
+            )
+
+    def inject(self, envelope: Envelope) -> None:
+        """See `SimulatedBus.inject`."""
+        assert self._codec is not None
+        record = self._codec.encode(envelope)
+        topics = self.cluster.topics
+        if record.name not in topics:
+            self.cluster.create_topic(record.name, self._config.partitions)
+        count = len(topics[record.name].partitions)
+        if record.key is not None:
+            partition = hash_of(record.key) % count
+        else:
+            partition = self._random.randrange(count)
+        self._append(record.name, partition, record)
+
+    def _append(self, topic: str, partition: int, record: Record | StoredRecord) -> None:
+        timestamp = record.timestamp
+        self.cluster.append(
+            topic,
+            partition,
+            key=record.key,
+            value=record.value,
+            headers=record.headers,
+            timestamp=round(self._now() * 1000) if timestamp is None else timestamp,
+        )
+
+    def under_way(self) -> str | None:
+        """See `SimulatedBus.under_way`."""
+        return self._under_way(self._to_commit)
+
+    def _under_way(self, to_commit: Offsets) -> str | None:
+        self._buses = [bus for bus in self._buses if not bus.gone]
+        problem = self._wires.under_way()
+        if problem is None:
+            settled: Offsets = {}
+            for bus in self._buses:
+                settled.update(bus.settled())
+            for bus in self._buses:
+                problem = problem or bus.under_way(self._wires.is_connected, settled, to_commit)
+        return problem
+
+    def begin_to_settle(self) -> None:
+        """See `SimulatedBus.begin_to_settle`."""
+        self._to_commit = {}
+
+    def all_handled(self) -> None:
+        """See `SimulatedBus.all_handled`."""
+        self._to_commit = self._ends()
+
+    def _ends(self) -> Offsets:
+        ends: Offsets = {}
+        for bus in self._buses:
+            ends.update(bus.ends())
+        return ends
+
+    def letters(self) -> list[Envelope]:
+        """See `SimulatedBus.letters`."""
+        prefix = self._names.dead_letters("")
+        found: dict[str, Envelope] = {}
+        for name in self.cluster.topics:
+            if name.startswith(prefix):
+                for record in self.cluster.records(name):
+                    letter = self._decoded(record)
+                    if letter is not None:
+                        # One that was sent again is the same one.
+                        found[letter.topic] = letter
+        return list(found.values())
+
+    # What happens to connections, members and applications.
+
+    def clients(self) -> list[str]:
+        """See `SimulatedBus.clients`."""
+        return self._wires.clients()
+
+    def cut(self, client: str, *, lose_session: bool = False) -> None:
+        """See `SimulatedBus.cut`.
+
+        With ``lose_session`` the group puts the member out, as it does with one that has not
+        given a sign of life for too long: others get its partitions, and it has to join anew. What
+        the group has committed stays, as it does in a cluster.
+        """
+        self._surround.trace.add(client, "session-lost" if lose_session else "lost")
+        self._wires.reset(client)
+        if lose_session:
+            for group in self.cluster.groups.values():
+                for identifier, member in list(group.members.items()):
+                    if member.client_id == client:
+                        group.leave(identifier)
+
+    def go_away(self) -> None:
+        """See `SimulatedBus.go_away`."""
+        self._network.refuse(self._host, _PORT)
+        for client in self.clients():
+            self._surround.trace.add(client, "lost")
+            self._wires.reset(client)
+
+    def come_back(self) -> None:
+        """See `SimulatedBus.come_back`."""
+        self._network.listen(self._host, _PORT, self._wires.accepting(self.cluster.accept))
+
+    def kill(self, owner: object) -> None:
+        """See `SimulatedBus.kill`."""
+        for bus in self._buses:
+            if bus.owner is owner:
+                bus.abandon()
+        self._buses = [bus for bus in self._buses if not bus.gone]
+        self._wires.kill(owner)
+
+    def rebalance(self) -> bool:
+        """See `SimulatedBus.rebalance`."""
+        groups = [group for group in self.cluster.groups.values() if group.members]
+        for group in groups:
+            group.rebalance()
+        return bool(groups)
+
+    def close(self) -> None:
+        """See `SimulatedBus.close`."""
+        self._end.close()
+
+    # What the cluster reports.
+
+    def _patience(self) -> float:
+        """Clients ask for records twice a second, which takes time where an hour is to go by."""
+        if not self._buses or self._under_way(self._ends()) is not None:
+            return 0.0
+        return min(_IDLE, *(bus.request_timeout / 2 for bus in self._buses))
+
+    def _on_event(self, who: str, what: str, about: str, more: str) -> None:
+        if what not in _TOLD_OTHERWISE:
+            self._surround.trace.add(who or self._host, _WORDS.get(what, what), about, more)
+
+    def _on_append(self, topic: str, partition: int, record: StoredRecord) -> None:
+        surround = self._surround
+        envelope = self._decoded(record)
+        if envelope is None:
+            return
+        if self._repeating:
+            surround.trace.add(topic, "duplicate", envelope.topic, envelope.id)
+            return
+        surround.note(envelope)
+        dice = surround.dice
+        if not self._names.is_own(topic) and dice.strikes(dice.faults.duplicate):
+            surround.loop.call_soon(self._repeat, record, context=surround.outside)
+
+    def _repeat(self, record: StoredRecord) -> None:
+        """Somebody has written it twice, as a publisher does that crashed before it knew."""
+        self._repeating = True
+        try:
+            self._append(record.topic, record.partition, record)
+        finally:
+            self._repeating = False
+
+    def _decoded(self, record: StoredRecord) -> Envelope | None:
+        assert self._codec is not None
+        # Headers without value are for the codec what the client library makes of them, too.
+        fetched: Any = record
+        return self._codec.decode(fetched)
+
+
+def _free_host(network: Network) -> str:
+    number = 1
+    while network.claims(f"kafka-{number}.simulated"):
+        number += 1
+    return f"kafka-{number}.simulated"
+
+
+def _config(original: SocketProvider, server: str) -> KafkaConfig:
+    """The options of the original, as far as they are not about how to reach it."""
+    config = original.config
+    if isinstance(config, KafkaConfig):
+        return replace(
+            config,
+            servers=server,
+            username=None,
+            password=None,
+            tls=False,
+            tls_ca=None,
+            tls_cert=None,
+            tls_key=None,
+            tls_key_password=None,
+            tls_insecure_skip_verification=False,
+            create_topics="all",
+            replication=None,
+        )
+    options = {name: getattr(config, name) for name in _SHARED if hasattr(config, name)}
+    largest = getattr(config, "max_payload", KafkaConfig.max_payload)
+    return KafkaConfig(
+        server,
+        create_topics="all",
+        partitions=_PARTITIONS,
+        max_payload=min(largest, KafkaConfig.max_payload),
+        **options,
+    )

@@ -1,0 +1,223 @@
+"""Applications on a simulated Kafka cluster, and whether they have anything left to do there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from aiokafka.structs import TopicPartition
+
+from ...transports import Envelope, KafkaConfig, Receiver, Subscription, Surroundings
+from ...transports.kafka._bus import KafkaBus
+from ...transports.kafka._consumer import KafkaConsumer
+from ...transports.kafka._names import Names
+from ...transports.kafka._records import Record
+from ...transports.kafka.consuming._group_member import GroupMember
+from ...transports.kafka.consuming._reader import Reader
+from ..kafka_cluster import Refused
+from ..loop._tasks import OWNER
+
+if TYPE_CHECKING:
+    from ...transports.kafka._names import Selection
+    from ..kafka_cluster import Cluster
+
+__all__ = ["ObservedBus", "Offsets"]
+
+Offsets: TypeAlias = dict[tuple[str, str, int], int]
+"""The offset after the last record that counts, by group, topic and partition."""
+
+_STABLE = "Stable"
+
+
+class ObservedBus(KafkaBus):
+    """The bus of one life of an application, unchanged but for what can be seen of it.
+
+    Args:
+        config: that leads to the cluster.
+        names: translates addresses.
+        surroundings: the application's.
+        cluster: the simulated one.
+
+    Attributes:
+        owner: whose it is.
+        gone: it was closed, or its application was killed.
+        request_timeout: seconds that it waits for an answer.
+    """
+
+    def __init__(
+        self, config: KafkaConfig, names: Names, surroundings: Surroundings, cluster: Cluster
+    ) -> None:
+        super().__init__(config, names, surroundings)
+        self.owner = OWNER.get()
+        self.gone = False
+        self.request_timeout = config.request_timeout
+        self._cluster = cluster
+        self._started = False
+        self._consumers: list[KafkaConsumer] = []
+        self._make(self._own, 1)
+
+    async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        await super().start(on_reply)
+        self._started = True
+
+    def consumer(self, subscription: Subscription, receiver: Receiver) -> KafkaConsumer:
+        self._make(self._names.selection(subscription.filters).names, self._config.partitions)
+        consumer = super().consumer(subscription, receiver)
+        self._consumers.append(consumer)
+        return consumer
+
+    def _encode(self, envelope: Envelope, *, parking: bool = False) -> Record:
+        record = super()._encode(envelope, parking=parking)
+        if not record.is_reply:
+            self._make((record.name,), self._config.partitions)
+        return record
+
+    def _make(self, topics: Iterable[str], partitions: int) -> None:
+        """An administrator has made them long ago."""
+        for topic in topics:
+            if topic not in self._cluster.topics:
+                # What nobody could make is refused to whoever needs it, as in production.
+                with contextlib.suppress(Refused):
+                    self._cluster.create_topic(topic, partitions)
+
+    async def close(self) -> None:
+        self.gone = True
+        await super().close()
+
+    def abandon(self) -> None:
+        """Its process is gone: what the client library has left must not complain of that."""
+        self.gone = True
+        clients: list[Any] = [self._inbox._consumer]
+        clients += [consumer._intake._consumer for consumer in self._intakes()]
+        producer = self._publisher._producer
+        if producer is not None:
+            clients.append(producer._library)
+        for client in clients:
+            if client is not None:
+                client._closed = True
+
+    # What goes on.
+
+    def settled(self) -> Offsets:
+        """How far its consumers have settled what they had, committed or not."""
+        found: Offsets = {}
+        for member in self._members():
+            assignment = member._assignment
+            if assignment is not None and not assignment.ended and self._is_in_group(member):
+                for place, tracker in assignment.trackers.items():
+                    found[member._group, place.topic, place.partition] = tracker.commit_at
+        return found
+
+    def ends(self) -> Offsets:
+        """How far the partitions go that its consumers read as members of groups."""
+        return {
+            (member._group, topic, partition): end
+            for member in self._members()
+            for topic, partition, end in self._ends(member._selection)
+        }
+
+    def under_way(
+        self, connected: Callable[[str], bool], settled: Offsets, to_commit: Offsets
+    ) -> str | None:
+        """What keeps it from being at rest.
+
+        Args:
+            connected: whether a client of this id has a connection.
+            settled: how far the members of groups have settled what they had.
+            to_commit: how far it has to be committed, too.
+        """
+        pending = len(self._publisher.outbox)
+        if pending:
+            return f"{self._client_id}: {pending} publishes are not confirmed"
+        if not self._started:
+            return None
+        inbox = self._inbox
+        if not self.connected or inbox._consumer is None or not connected(self._client_id):
+            return f"{self._client_id}: it is to connect again"
+        topics = self._cluster.topics
+        for place, position in inbox._positions.items():
+            if place.topic in topics and position < self._end(place.topic, place.partition):
+                return f"{self._client_id}: replies are on their way"
+        for consumer in self._intakes():
+            problem = self._problem(consumer._intake, connected, settled, to_commit)
+            if problem is not None:
+                return f"{consumer._intake.identifier}: {problem}"
+        return None
+
+    def _intakes(self) -> list[Any]:
+        alive = [consumer for consumer in self._consumers if not consumer._intake._closing]
+        self._consumers = alive
+        return list(alive)
+
+    def _members(self) -> Iterator[GroupMember]:
+        for consumer in self._intakes():
+            if isinstance(consumer._intake, GroupMember):
+                yield consumer._intake
+
+    def _is_in_group(self, member: GroupMember) -> bool:
+        """Whether the group knows of it; one that was put out finds that out later."""
+        group = self._cluster.groups.get(member._group)
+        return group is not None and any(
+            known.client_id == member.identifier for known in group.members.values()
+        )
+
+    def _problem(
+        self, intake: Any, connected: Callable[[str], bool], settled: Offsets, to_commit: Offsets
+    ) -> str | None:
+        ready = intake._ready
+        if not ready.done():
+            return "it is starting" if intake._task is not None else None
+        if ready.cancelled() or ready.exception() is not None or intake._stopped:
+            return None
+        if intake._changes:
+            return "its filters are to change"
+        if not intake._filters:
+            return None
+        assignment = intake._assignment
+        if intake._consumer is None or not connected(intake.identifier):
+            return "it is to connect again"
+        if assignment is not None and assignment.unsettled > 0:
+            return f"{assignment.unsettled} messages are not settled"
+        if isinstance(intake, GroupMember):
+            return self._problem_of_member(intake, settled, to_commit)
+        return self._problem_of_reader(intake)
+
+    def _problem_of_member(
+        self, member: GroupMember, settled: Offsets, to_commit: Offsets
+    ) -> str | None:
+        name = member._group
+        group = self._cluster.groups.get(name)
+        assignment = member._assignment
+        if assignment is None or assignment.ended or group is None or group.state != _STABLE:
+            return f"group {name!r} hands its partitions out"
+        committed = self._cluster.committed(name)
+        unsettled = uncommitted = 0
+        for topic, partition, end in self._ends(member._selection):
+            place = name, topic, partition
+            kept = max(committed.get((topic, partition), 0), 0)
+            unsettled += max(0, end - max(kept, settled.get(place, 0)))
+            uncommitted += max(0, to_commit.get(place, 0) - kept)
+        if unsettled:
+            return f"group {name!r} has {unsettled} messages that are not settled"
+        if uncommitted:
+            return f"group {name!r} has {uncommitted} messages that are not committed"
+        return None
+
+    def _problem_of_reader(self, reader: Reader) -> str | None:
+        places = reader._places
+        for topic, partition, end in self._ends(reader._selection):
+            if end > places.get(TopicPartition(topic, partition), 0):
+                return f"messages on topic {topic!r} are on their way"
+        return None
+
+    def _ends(self, selection: Selection) -> Iterator[tuple[str, int, int]]:
+        """The partitions of the topics that are selected, with the offset of the next record."""
+        names, pattern, _ = selection
+        for topic, stored in self._cluster.topics.items():
+            if topic in names or (pattern is not None and pattern.match(topic) is not None):
+                for partition in range(len(stored.partitions)):
+                    yield topic, partition, self._end(topic, partition)
+
+    def _end(self, topic: str, partition: int) -> int:
+        return self._cluster.end_offset(topic, partition)

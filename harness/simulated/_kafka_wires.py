@@ -1,0 +1,109 @@
+"""The connections of a simulated Kafka cluster, and what befalls them."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+
+from ..loop._network import Connection, Network
+from ._profiles import Surround
+
+__all__ = ["Wires"]
+
+
+class Wires:
+    """All connections to one cluster.
+
+    Args:
+        surround: the world they are in.
+        network: that they are part of.
+        host: where they lead to.
+    """
+
+    def __init__(self, surround: Surround, network: Network, host: str) -> None:
+        self._surround = surround
+        self._dice = surround.dice
+        self._network = network
+        self._host = host
+        # What clients read from, by whose it is, also where the connection has ended.
+        self._readers: weakref.WeakKeyDictionary[asyncio.StreamReader, object] = (
+            weakref.WeakKeyDictionary()
+        )
+        # Nothing arrives on them any more, and one of the two ends has not noticed.
+        self._broken: list[Connection] = []
+
+    def accepting(self, accept: Callable[[Connection], None]) -> Callable[[Connection], None]:
+        """What the cluster does with a new connection, with faults from then on."""
+
+        def accept_with_faults(connection: Connection) -> None:
+            self._remember(connection)
+            connection.up.delay = connection.down.delay = lambda data: self._delay(connection)
+            accept(connection)
+
+        return accept_with_faults
+
+    def clients(self) -> list[str]:
+        """Ids of the clients that have a connection, in the order of connecting."""
+        names = (connection.name for connection in self._all() if not connection.silent)
+        return list(dict.fromkeys(name for name in names if name))
+
+    def is_connected(self, client: str) -> bool:
+        """Whether the client has a connection that works."""
+        return any(
+            connection.name == client and connection.open and not connection.silent
+            for connection in self._all()
+        )
+
+    def under_way(self) -> str | None:
+        """A connection that is broken without anybody having noticed."""
+        if not self._broken:
+            return None
+        return f"{self._broken[0].name}: its connection breaks down"
+
+    def reset(self, client: str) -> None:
+        """Break all connections of a client."""
+        for connection in self._all():
+            if connection.name == client:
+                connection.reset()
+
+    def kill(self, owner: object) -> None:
+        """The process that made these connections is gone."""
+        for connection in self._all():
+            if connection.owner is owner:
+                self._remember(connection)
+                connection.vanish()
+        for reader, whose in list(self._readers.items()):
+            if whose is owner:
+                # The client library complains of a connection that nobody has closed, unless it
+                # was read to its end.
+                reader._buffer.clear()  # type: ignore[attr-defined]
+                reader.feed_eof()
+        self._broken = [wire for wire in self._broken if wire.owner is not owner]
+
+    def _all(self) -> list[Connection]:
+        return [wire for wire in self._network.connections if wire.host == self._host]
+
+    def _remember(self, connection: Connection) -> None:
+        transport = connection._transport
+        reader = None if transport is None else transport._protocol._stream_reader
+        if reader is not None:
+            self._readers[reader] = connection.owner
+
+    def _delay(self, connection: Connection) -> float:
+        dice = self._dice
+        if not dice.active or connection.owner is None or connection.silent:
+            return 0.0
+        if not dice.strikes(dice.faults.drop):
+            return dice.latency()
+        connection.fall_silent()
+        self._broken.append(connection)
+        surround = self._surround
+        surround.trace.add(connection.name, "drop")
+        surround.loop.call_later(dice.seconds(), self._notice, connection, context=surround.outside)
+        return 0.0
+
+    def _notice(self, connection: Connection) -> None:
+        if connection in self._broken:
+            self._broken.remove(connection)
+            connection.reset()

@@ -1,0 +1,246 @@
+"""One application in a harness: its lives, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import weakref
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConfigurationError, ConnectFailed
+from ...runtime.application._application import DistributedApplication
+from ...runtime.application._run import Run
+from ...runtime.hosting._host import Host
+from ...runtime.hosting._observer import Observers
+from ..loop._tasks import OWNER
+
+if TYPE_CHECKING:
+    from ._stage import Stage
+
+__all__ = ["Life", "Member"]
+
+_PAUSE = 1.0
+
+
+class Life:
+    """One life of an application, from its start to its stop or violent end.
+
+    Attributes:
+        over: it was killed: nothing of it runs any more.
+        tasks: that it has started.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.over = False
+        self._killed: asyncio.Future[None] = loop.create_future()
+        self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        self.context = contextvars.Context()
+        self.context.run(OWNER.set, self)
+
+    async def wait_for(self, task: asyncio.Task[None]) -> bool:
+        """Wait for one of its tasks; False when it was killed first."""
+        await asyncio.wait((task, self._killed), return_when="FIRST_COMPLETED")
+        if self.over:
+            return False
+        task.result()
+        return True
+
+    def end(self) -> None:
+        """It is killed."""
+        self.over = True
+        if not self._killed.done():
+            self._killed.set_result(None)
+
+
+class Member:
+    """One application in a world.
+
+    While it is in there, its buses, clock, randomness and counters are the world's.
+
+    Args:
+        world: the world.
+        application: not running.
+        number: tells ephemeral applications apart.
+
+    Attributes:
+        life: the current life; None when it does not run.
+        stats: the counters of all lives.
+        returns: it was killed and is going to be started again.
+    """
+
+    def __init__(self, world: Stage, application: DistributedApplication, number: int) -> None:
+        if application._run is not None:
+            raise ConfigurationError(f"application {application.name!r} runs already")
+        self._world = world
+        self.application = application
+        self.life: Life | None = None
+        self._last_run: Run | None = None
+        self.returns = False
+        self._starting: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        # Their coroutines must not be closed before the end, which would run code of the user's.
+        self._remains: list[asyncio.Task[Any]] = []
+        self._before = (
+            application._settings,
+            application.environment,
+            application.identity,
+            application.stats,
+        )
+        identity = application.identity
+        if identity.ephemeral:
+            identity = replace(identity, application=f"ephemeral-{number}")
+        seed = hashlib.sha256(f"{world.seed} {identity.application} {identity.instance}".encode())
+        environment = world.environment(int.from_bytes(seed.digest()[:8], "big"))
+        self.stats: Counter[str] = Counter()
+        observer = application._settings.observer
+        application.environment = environment
+        application.identity = identity
+        application.stats = self.stats
+        application._settings = replace(
+            application._settings,
+            identity=identity,
+            environment=environment,
+            stats=self.stats,
+            stand_in=world.stand_in,
+            observer=world.watch if observer is None else Observers(world.watch, observer),
+        )
+
+    @property
+    def name(self) -> str:
+        """``application/instance``."""
+        identity = self.application.identity
+        return f"{identity.application}/{identity.instance}"
+
+    @property
+    def run(self) -> Run | None:
+        """The current run of the application, or the last one."""
+        return self.application._run or self._last_run
+
+    @property
+    def hosts(self) -> list[Host]:
+        """All actors, each lane as one."""
+        return [] if self.run is None else [lane for host in self.run.hosts for lane in host.lanes]
+
+    def restore(self) -> None:
+        """Give the application back as it was."""
+        application = self.application
+        (
+            application._settings,
+            application.environment,
+            application.identity,
+            application.stats,
+        ) = self._before
+
+    # Start and stop.
+
+    async def prepare(self) -> bool:
+        """Start everything but the producers; False when it was killed meanwhile."""
+        self.returns = False
+        life = self.life = Life(self._world.loop)
+        self._world.trace.add(self.name, "start")
+        self._last_run = None
+        self._starting = self._world.spawn(self.application._prepare(), life.context)
+        return await life.wait_for(self._starting)
+
+    def begin(self) -> None:
+        """Start the producers, and see to it that the application stops when it has to."""
+        if self.life is None:
+            return
+        self.life.context.copy().run(self.application._begin)
+        # Not one of its own tasks: it must not stop itself.
+        self._ending = self._world.spawn(self._stop_when_ended(), self._world.outside)
+
+    async def _stop_when_ended(self) -> None:
+        try:
+            await self.application.wait()
+        except Exception as error:  # noqa: BLE001 (whatever ends it)
+            if all(failure.error is not error for failure in self._world.watch.failures):
+                self._world.watch.failed(self.name, "application", error, None)
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start it all."""
+        if await self.prepare():
+            self.begin()
+
+    async def stop(self) -> None:
+        """Stop it as a signal does."""
+        life = self.life
+        if life is None:
+            return
+        self._last_run = self.run
+        stopping = self._world.spawn(self.application.aclose(), life.context.copy())
+        if await life.wait_for(stopping):
+            self.life = None
+            self._world.trace.add(self.name, "stop")
+        if self._ending is not None and self._ending is not asyncio.current_task():
+            self._ending.cancel()
+
+    def kill(self) -> None:
+        """End it as ``kill -9`` does: nothing of it runs or is sent any more, its state is lost."""
+        life = self.life
+        if life is None:
+            return
+        self._world.trace.add(self.name, "crash")
+        life.end()
+        self.life = None
+        self._remains.extend(task for task in life.tasks if not task.done())
+        if self._ending is not None:
+            self._ending.cancel()
+        run = self._last_run = self.run
+        self.application._runs.forget()
+        for bus in self._world.buses.values():
+            bus.kill(life)
+        if run is not None:
+            run.abandon()
+        for host in self.hosts:
+            self._world.watch.forget(host)
+        self._world.silence(life)
+
+    def come_back(self, delay: float) -> None:
+        """After `kill`: start again after so many seconds."""
+        self.returns = True
+        self._world.loop.call_later(delay, self._come_back, context=self._world.outside)
+
+    def _come_back(self) -> None:
+        if self.returns and self.life is None:
+            restarting = self._world.spawn(self.start(), self._world.outside)
+            restarting.add_done_callback(self._came_back)
+
+    def _came_back(self, restarting: asyncio.Task[None]) -> None:
+        error = None if restarting.cancelled() else restarting.exception()
+        if isinstance(error, ConnectFailed):
+            # Faults can keep it away for longer than it tries; whoever looks after a process
+            # starts it once more.
+            self.life = None
+            self.come_back(_PAUSE)
+        elif error is not None:
+            self._world.watch.failed(self.name, "start", error, None)
+
+    # What goes on.
+
+    def under_way(self) -> str | None:
+        """What keeps it from being at rest; None when it is."""
+        if self.returns:
+            return f"{self.name}: it is to start again"
+        if self._starting is not None and not self._starting.done() and self.life is not None:
+            return f"{self.name}: it is starting"
+        run = self.run
+        if self.life is None or run is None:
+            return None
+        if run.changing:
+            return f"{self.name}: it, or one of its actors, is stopping"
+        for link in run.links:
+            if len(link.requests):
+                return f"{self.name}: {len(link.requests)} requests wait for their replies"
+        for host in self.hosts:
+            if not host.up:
+                return f"{host.address}: it is starting"
+            if len(host.mailbox) or len(host.local):
+                return f"{host.address}: {len(host.mailbox)} messages wait in its mailbox"
+            if len(host.handling.settlements):
+                return f"{host.address}: handled messages wait for what they have sent"
+        return None

@@ -1,0 +1,228 @@
+"""What the actors of a harness are doing, and what has failed in them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..._texts import describe, error_name
+from ...errors import RemoteError
+from ...runtime.hosting._host import Host
+from ...runtime.hosting._observer import Receive
+from ...runtime.options._retry import Reject, Retry
+from ...transports import Delivery, Envelope
+from .._errors import HandlerFailed, NotSettled
+from .._trace import Trace
+
+__all__ = ["Failure", "Watch", "Work"]
+
+_ANSWERED = ("handler", "answer", "payload")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that failed in an application.
+
+    Attributes:
+        actor: ``application/instance/actor``.
+        where: what it was: ``handler``, ``answer`` (a request was answered with this
+            `RemoteError`), ``payload`` (it did not fit), ``post`` (refused by the broker),
+            ``timer``, ``producer``, ``on_start``, ``on_stop``, ``task`` ...
+        error: what was raised.
+        topic: of the message that it was about; None where there was none.
+        message_id: its id.
+    """
+
+    actor: str
+    where: str
+    error: BaseException
+    topic: str | None = None
+    message_id: str | None = None
+
+    def __str__(self) -> str:
+        about = "" if self.topic is None else f" on {self.topic!r}"
+        try:
+            text = str(self.error)
+        except BaseException:  # noqa: BLE001 (the class may be anybody's)
+            text = describe(self.error)
+        return f"{self.where} of {self.actor}{about}: {error_name(self.error)}: {text}"
+
+
+class Work:
+    """What one actor is working on.
+
+    Attributes:
+        host: the actor.
+        item: of its mailbox.
+        since: loop time.
+        task: the actor's.
+    """
+
+    __slots__ = ("host", "item", "since", "task")
+
+    def __init__(self, host: Host, item: Any, since: float) -> None:
+        self.host = host
+        self.item = item
+        self.since = since
+        self.task = asyncio.current_task()
+
+    @property
+    def counts(self) -> bool:
+        """Whether rest has to wait for it: a producer that runs once may run for ever."""
+        spec = self.host.spec
+        return spec.kind != "producer" or spec.options.every is not None
+
+    @property
+    def topic(self) -> str | None:
+        """The topic of the message, where it is one."""
+        return self.item.envelope.topic if isinstance(self.item, Delivery) else None
+
+
+class Watch:
+    """Hears of everything that actors do; see `Observer`.
+
+    Attributes:
+        failures: everything that failed, in order.
+        troubles: why an actor could not go on as it should, the last time that it could not.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, trace: Trace) -> None:
+        self._loop = loop
+        self._trace = trace
+        self._work: dict[Host, Work] = {}
+        self._allowed: list[type[BaseException]] = [Reject, Retry]
+        self._expected: dict[type[BaseException], bool] = {}
+        self._reported = 0
+        # Of requests that failed with an error that the test got.
+        self._answered: set[str | None] = set()
+        self._asked: list[tuple[Failure, Envelope]] = []
+        self.failures: list[Failure] = []
+        self.troubles: dict[str, str] = {}
+
+    # Observer.
+
+    def receiving(self, host: Host, receive: Receive) -> Receive:
+        """See `Observer.receiving`."""
+        work, address, add = self._work, host.address, self._trace.add
+
+        async def watched(instance: Any, item: Any) -> None:
+            if isinstance(item, Delivery):
+                add(address, "receive", item.envelope.topic, item.envelope.id)
+            else:
+                add(address, "wake")
+            mine = Work(host, item, self._loop.time())
+            work[host] = mine
+            try:
+                await receive(instance, item)
+            finally:
+                if work.get(host) is mine:
+                    del work[host]
+
+        return watched
+
+    def collected(self, host: Host, batch: Sequence[Delivery]) -> None:
+        """See `Observer.collected`."""
+        for delivery in batch:
+            envelope = delivery.envelope
+            self._trace.add(host.address, "receive", envelope.topic, envelope.id)
+
+    def failed(
+        self, actor: str, where: str, error: BaseException, envelope: Envelope | None
+    ) -> None:
+        """See `Observer.failed`."""
+        topic = None if envelope is None else envelope.topic
+        identifier = None if envelope is None else envelope.identity
+        self._trace.add(actor, "failed", f"{where} {error_name(error)}", identifier)
+        failure = Failure(actor, where, error, topic, identifier)
+        self.failures.append(failure)
+        if envelope is not None and envelope.response_topic is not None:
+            self._asked.append((failure, envelope))
+
+    def troubled(self, actor: str, reason: str) -> None:
+        """See `Observer.troubled`."""
+        self.troubles[actor] = reason
+
+    # For the harness.
+
+    def work(self) -> Iterator[Work]:
+        """What is being worked on."""
+        return iter(tuple(self._work.values()))
+
+    def work_of(self, host: Host) -> Work | None:
+        """What an actor is working on."""
+        return self._work.get(host)
+
+    def forget(self, host: Host) -> None:
+        """What the actor was working on, it does not work on any more."""
+        self._work.pop(host, None)
+
+    def allow(self, kinds: tuple[type[BaseException], ...]) -> None:
+        """Do not mind such failures."""
+        self._allowed.extend(kinds)
+
+    def expect(self, kinds: tuple[type[BaseException], ...]) -> None:
+        """Do not mind such failures, but mind if they do not happen."""
+        for kind in kinds:
+            self._expected[kind] = False
+
+    def answered(self, source: str, topic: str, answer: RemoteError) -> None:
+        """The test got an error as the answer to a request of its own, and so knows of it.
+
+        Args:
+            source: of the request.
+            topic: where it was sent to.
+            answer: gets what failed as its cause.
+        """
+        for failure, envelope in self._asked:
+            if (envelope.source, envelope.topic) == (source, topic):
+                self._answered.add(failure.message_id)
+                answer.__cause__ = failure.error
+        self._asked.clear()
+
+    def check(self) -> None:
+        """Raise HandlerFailed for what is new and nobody expected."""
+        __tracebackhide__ = True
+        new = self.failures[self._reported :]
+        self._reported = len(self.failures)
+        # Of several attempts at a message the last one says enough.
+        last: dict[tuple[str, str | None, int], Failure] = {}
+        for failure in new:
+            if not self._is_expected(failure):
+                unique = 0 if failure.message_id is not None else id(failure)
+                last[failure.actor, failure.message_id, unique] = failure
+        unexpected = list(last.values())
+        if not unexpected:
+            return
+        text = "\n".join(str(failure) for failure in unexpected)
+        errors = [failure.error for failure in unexpected]
+        hint = "expect_failure() is for failures that the test wants"
+        cause = errors[0]
+        if len(errors) > 1:
+            cause = BaseExceptionGroup(f"{len(errors)} failures", errors)
+        raise HandlerFailed(f"{text}\n({hint})") from cause
+
+    def explain(self, stuck: NotSettled) -> None:
+        """Add to it what has failed, which may be why: an actor that has ended, for example."""
+        for failure in self.failures[self._reported :]:
+            if not self._is_expected(failure):
+                stuck.add_note(f"before that failed: {failure}")
+                stuck.__cause__ = stuck.__cause__ or failure.error
+
+    def check_expected(self) -> None:
+        """Raise HandlerFailed for an expected failure that did not happen."""
+        __tracebackhide__ = True
+        missing = [kind.__name__ for kind, seen in self._expected.items() if not seen]
+        if missing:
+            raise HandlerFailed(f"nothing raised {', '.join(missing)}, which the test expected")
+
+    def _is_expected(self, failure: Failure) -> bool:
+        for kind in self._expected:
+            if isinstance(failure.error, kind):
+                self._expected[kind] = True
+                return True
+        if failure.where in _ANSWERED and failure.message_id in self._answered:
+            return True
+        # Whoever asked gets it, and fails if it minds.
+        return failure.where == "answer" or isinstance(failure.error, tuple(self._allowed))

@@ -1,0 +1,394 @@
+"""The application: where actors are registered, started and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Never, ParamSpec, Self, TypeVar, Unpack
+
+from ..._environment import Environment
+from ...actors import Actor, RestartPolicy
+from ...errors import ConfigurationError
+from ...transports import Identity, SocketProvider, as_provider
+from ..hosting._settings import LoopFactory, Settings
+from ..messaging._socket import Socket
+from ..messaging._sync_socket import SyncSocket
+from ..registration._registry import ProviderLike, Registry
+from ..registration._resources import Resource
+from ..registration._specs import HandlerOptions, Spec, check_name, parse_reply_topics
+from ._run import Run, Runs
+
+__all__ = ["DistributedApplication", "ProviderLike"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+A = TypeVar("A", bound=Actor)
+P = ParamSpec("P")
+
+
+class DistributedApplication:
+    """Actors that share a name and a default bus.
+
+    Args:
+        default_socket_provider: the bus of every actor that does not name its own: a provider, a
+            configuration, or a URL such as ``memory://`` or ``mqtt://host``.
+        name: identifies the application to the bus, which keeps messages for it while it is away.
+            Without a name it is ephemeral: nothing is kept.
+        instance: tells copies of the application apart; by default the environment variable
+            ``SPA_DAT_INSTANCE``, else ``0``.
+        stop_timeout: seconds that running handlers and pending publishes get when it stops.
+        dead_letter_limit: dead letters that each actor may store in one run; at the limit the
+            application is unhealthy, and an actor that needs one more takes no further messages.
+        slow_after: seconds after which a handler that is still at work is named in the log and
+            makes the application unhealthy while it lasts; None for never. An actor's ``deadline``,
+            and the ``every`` of a producer, count where they are longer.
+        blocked_after: the same for what blocks the event loop; None for never.
+        restart: how often an actor that fails to start is started again.
+        reply_topics: filters for where replies may go, besides the inboxes of programs of this
+            package; None for everywhere, which whoever may ask then chooses. A reply never goes
+            to a topic that an actor of the application takes.
+        environment: where time stamps, randomness and identifiers come from.
+
+    Raises:
+        ConfigurationError: a name or the bus is wrong.
+    """
+
+    def __init__(
+        self,
+        default_socket_provider: ProviderLike | None = None,
+        *,
+        name: str | None = None,
+        instance: str | None = None,
+        stop_timeout: float = 10.0,
+        dead_letter_limit: int = 1000,
+        restart: RestartPolicy = RestartPolicy(),
+        slow_after: float | None = 30.0,
+        blocked_after: float | None = 5.0,
+        reply_topics: str | Sequence[str] | None = None,
+        environment: Environment | None = None,
+    ) -> None:
+        self.environment = environment or Environment()
+        instance = instance if instance is not None else os.environ.get("SPA_DAT_INSTANCE", "0")
+        self.identity = Identity(
+            application=(
+                f"ephemeral-{self.environment.token(8)}"
+                if name is None
+                else check_name("application name", name)
+            ),
+            instance=check_name("instance", instance),
+            ephemeral=name is None,
+        )
+        self.stats: Counter[str] = Counter()
+        """Counters by dotted name, for example ``messages.handled``."""
+        self._registry = Registry(default_socket_provider)
+        self._settings = Settings(
+            identity=self.identity,
+            environment=self.environment,
+            stats=self.stats,
+            provider=self._registry.provider,
+            stop_timeout=stop_timeout,
+            dead_letter_limit=dead_letter_limit,
+            restart=restart,
+            slow=slow_after,
+            blocked=blocked_after,
+            reply_topics=(
+                None if reply_topics is None else parse_reply_topics("application", reply_topics)
+            ),
+        )
+        self._runs = Runs(self.name)
+
+    @property
+    def _run(self) -> Run | None:
+        return self._runs.current
+
+    @property
+    def _last_run(self) -> Run | None:
+        return self._runs.last
+
+    @property
+    def name(self) -> str:
+        """The application's name; a random one when it is ephemeral."""
+        return self.identity.application
+
+    # Registration.
+
+    def producer(
+        self,
+        *misplaced: Never,
+        socket_provider: ProviderLike | None = None,
+        state: Any = None,
+        ressources: Mapping[str, Resource] = {},
+        name: str | None = None,
+        every: float | None = None,
+        deadline: float | None = None,
+        replace: bool | None = None,
+    ) -> Callable[[F], F]:
+        """Register a function that starts messages itself. Decorator; returns the function.
+
+        Args:
+            socket_provider: the bus; by default the application's.
+            state: a factory, or one value that only this producer owns.
+            ressources: context managers, or callables that return one, by parameter name.
+            name: the actor's name; by default the function's.
+            every: seconds from one call to the next, the first at once; calls never overlap, and
+                one that raises does not end the others. None calls it once.
+            deadline: seconds after which one call is cut off and counts as failed.
+            replace: as for `application`.
+
+        Raises:
+            ConfigurationError: the function can not be served like this, or the name is taken.
+        """
+        if misplaced:
+            raise ConfigurationError(
+                f"producer() got {misplaced[0]!r}: write @app.producer(), with parentheses and"
+                " options by name"
+            )
+        self._registry.check_provider("producer", socket_provider)
+        options = {
+            "socket_provider": socket_provider,
+            "state": state,
+            "ressources": ressources,
+            "every": every,
+            "deadline": deadline,
+        }
+
+        def register(function: F) -> F:
+            self._runs.refuse("register a producer")
+            self._registry.add_function(function, name, "producer", (), options, replace=replace)
+            return function
+
+        return register
+
+    def application(
+        self,
+        topics: str | Sequence[str],
+        *,
+        socket_provider: ProviderLike | None = None,
+        state: Any = None,
+        ressources: Mapping[str, Resource] = {},
+        name: str | None = None,
+        replace: bool | None = None,
+        **options: Unpack[HandlerOptions],
+    ) -> Callable[[F], F]:
+        """Register a function that reacts to messages. Decorator; returns the function.
+
+        Args:
+            topics: one filter or several; ``+`` and ``{name}`` stand for one level, ``#`` for all
+                further ones.
+            socket_provider: the bus; by default the application's.
+            state: a factory, or one value that only this actor owns.
+            ressources: context managers, or callables that return one, by parameter name.
+            name: the actor's name; by default the function's.
+            replace: take the place of an actor of that name. By default only in an interactive
+                session, and only if that one is an earlier version of the same function: so a cell
+                of a notebook can be run again.
+            options: how the actor is run; see `ActorOptions`.
+
+        Raises:
+            ConfigurationError: a filter, a parameter, an option is wrong, or the name is taken.
+        """
+        if callable(topics):
+            raise ConfigurationError(
+                "application() needs topics: write @app.application('plant/temperature')"
+            )
+        self._registry.check_provider("application", socket_provider)
+        given = {"socket_provider": socket_provider, "state": state, "ressources": ressources}
+
+        def register(function: F) -> F:
+            self._runs.refuse("register an actor")
+            self._registry.add_function(
+                function, name, "application", topics, given | options, replace=replace
+            )
+            return function
+
+        return register
+
+    def add(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Spec[A]:
+        """Register an actor class; the arguments are its constructor's.
+
+        Options (``name``, ``retry``, ``mailbox``, ...) are class attributes of the same name, or
+        are given with `configure`. In an interactive session a new version of a class takes the
+        place of the earlier one.
+
+        Raises:
+            ConfigurationError: the class has no handlers, or one that can not be served.
+        """
+        self._runs.refuse("add an actor")
+        return self._registry.add_class(cls, args, kwargs)
+
+    def remove(self, actor: Spec[Any] | str) -> None:
+        """Take back the registration of an actor, given by its name or by what `add` returned.
+
+        Raises:
+            ConfigurationError: there is no such actor, or the application runs.
+        """
+        self._runs.refuse("remove an actor")
+        self._registry.remove(actor)
+
+    def configure(self, spec: Spec[Any], *, name: str | None = None, **options: Any) -> None:
+        """Change how a registered actor is run; the options are those of `ActorOptions`.
+
+        Raises:
+            ConfigurationError: an unknown option, or the application runs.
+        """
+        self._runs.refuse("configure an actor")
+        if spec not in self._registry.specs:
+            raise ConfigurationError(f"{spec!r} is not registered with application {self.name!r}")
+        self._registry.configure(spec, name, options)
+
+    def resource(self, name: str, factory: Resource) -> None:
+        """Open a resource when the application starts, for every actor that asks for it by name.
+
+        Register it before the actors that use it.
+
+        Raises:
+            ConfigurationError: the name is taken or no identifier, or it can not be opened.
+        """
+        self._runs.refuse("register a resource")
+        self._registry.add_resource(name, factory)
+
+    # Running.
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it runs and there are no `problems`."""
+        return not self.problems
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why it is not `healthy`: what is wrong, in words; empty when nothing is.
+
+        The keys are names of actors, or addresses of buses, or the application's name for what
+        concerns all of it. Asking costs little, so a health check may do it.
+        """
+        # Other threads may ask while it ends.
+        run = self._run
+        return {self.name: f"it does not run{self._runs.why}"} if run is None else run.problems
+
+    async def __aenter__(self) -> Self:
+        """Start: connect, open resources, bring subscriptions in force, start actors, producers.
+
+        Raises:
+            ConfigurationError: the program is wrong, or a resource failed to open.
+            ConnectFailed, NotAuthorised: the bus can not be used.
+            RestartLimitReached: an actor failed to start.
+            ActorStopped: it was stopped meanwhile.
+        """
+        await self._prepare()
+        self._begin()
+        return self
+
+    async def _prepare(self) -> None:
+        """Start everything but the producers; raises as ``__aenter__``."""
+        known = self._registry
+        await self._runs.start(
+            lambda: Run(self._settings, tuple(known.specs), dict(known.resources))
+        )
+
+    def _begin(self) -> None:
+        """Start the producers."""
+        if self._run is not None:
+            self._run.begin()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop: see `aclose`.
+
+        Raises:
+            Exception: what it has failed with, unless `wait` has raised it, or over another error.
+        """
+        run = self._run
+        await self.aclose()
+        if error is None and run is not None and run.failure is not None and not run.told:
+            raise run.failure
+
+    def socket(self, *, socket_provider: ProviderLike | None = None) -> Socket:
+        """A socket that belongs to no actor: publish and request on one of the buses in use.
+
+        It works while the application runs. It can not subscribe; that is what actors are for.
+        What a handler posts with it counts as the handler's own: its message is settled when the
+        post is confirmed, also by another bus.
+
+        Args:
+            socket_provider: a bus that an actor uses; by default the application's.
+
+        Raises:
+            ConfigurationError: the application does not run, or does not use this bus.
+        """
+        return self._started_run().socket(_provider(socket_provider))
+
+    def sync_socket(self, *, socket_provider: ProviderLike | None = None) -> SyncSocket:
+        """A blocking socket for threads that the program has started itself.
+
+        May be called, and the socket used, in any thread but that of the event loop, while the
+        application runs. Otherwise as `socket`.
+
+        Args:
+            socket_provider: as for `socket`.
+
+        Raises:
+            ConfigurationError: as `socket`.
+        """
+        return self._started_run().sync_socket(_provider(socket_provider))
+
+    def _started_run(self) -> Run:
+        run = self._run
+        if run is None:
+            text = f"application {self.name!r} does not run{self._runs.why}"
+            raise ConfigurationError(f"{text}; use its socket inside 'async with'")
+        return run
+
+    async def wait(self) -> None:
+        """Wait until the application has reason to end: `stop` was called, or it has producers
+        only and they have ended.
+
+        Raises:
+            Exception: what made it end, for example what a one-shot producer raised.
+        """
+        if self._run is None:
+            raise ConfigurationError(f"application {self.name!r} is not started{self._runs.why}")
+        await self._run.wait()
+
+    def stop(self) -> None:
+        """Let `wait`, and with it `run`, return. Works from any thread.
+
+        A start that is under way gets ``stop_timeout`` seconds to succeed, and is given up then.
+        """
+        run = self._run
+        if run is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                run.request_stop()
+
+    async def aclose(self) -> None:
+        """Stop: producers first, then intake; running handlers get ``stop_timeout`` seconds.
+
+        What was not started stays with the bus. Calling it again does nothing. An actor of the
+        application that calls it does not wait for the end: it is itself waited for.
+        """
+        await self._runs.stop()
+
+    def run(self, *, loop_factory: LoopFactory | None = None) -> None:
+        """Run until SIGTERM, SIGINT, or until there is nothing left to do; then stop and return.
+
+        See `spa_dat.run`, which does so for several applications and explains ``loop_factory``.
+
+        Raises:
+            SystemExit: with the reason, when the application could not start, failed, or was not
+                stopped in good order.
+        """
+        from ._program import run
+
+        run(self, loop_factory=loop_factory)
+
+    def __repr__(self) -> str:
+        return f"<DistributedApplication {self.name!r} instance {self.identity.instance!r}>"
+
+
+def _provider(given: ProviderLike | None) -> SocketProvider | None:
+    return None if given is None else as_provider(given)

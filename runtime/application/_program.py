@@ -1,0 +1,358 @@
+"""An application as a program: its event loop, signals and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
+from typing import Any, Literal
+
+from ..._logs import get_logger
+from ..._texts import describe, reason_of
+from ...errors import ActorStopped, ConfigurationError, SpaDatError
+from ..diagnostics._given_up import let_go
+from ..diagnostics._stacks import frames_of, frames_of_thread, place
+from ..hosting._settings import LoopFactory
+from ._application import DistributedApplication
+from ._signals import Signals
+
+__all__ = ["IMPORTING", "end_loop", "run"]
+
+# Set while a module is only imported for the application in it.
+IMPORTING: ContextVar[bool] = ContextVar("spa_dat_importing", default=False)
+
+# What shells say of a program that Ctrl-C has ended.
+_INTERRUPTED = 130
+
+
+def run(*applications: DistributedApplication, loop_factory: LoopFactory | None = None) -> None:
+    """Run applications together until SIGTERM, SIGINT, or until none has anything left to do.
+
+    They are stopped in reverse order. A second signal ends the program at once, with 128 and the
+    signal's number as exit code, also while the event loop is blocked.
+
+    Args:
+        applications: one at least, each with something registered.
+        loop_factory: makes the event loop, as `uvloop.new_event_loop` does; by default that of an
+            event loop policy which the program has set, or a selector loop.
+
+    Raises:
+        SystemExit: with the reason, when one could not start or failed, has no actors, or could not
+            be stopped in good order: something had to be given up. The others are stopped.
+    """
+    _refuse_wrong_place()
+    if IMPORTING.get():
+        raise ConfigurationError(
+            "run() was called, but the module is only imported: write"
+            ' `if __name__ == "__main__":` above it'
+        )
+    signals = Signals(sum(application._settings.stop_timeout for application in applications))
+    given_up: list[str] = []
+    try:
+        _refuse_nothing(applications)
+        loop = (loop_factory or _new_loop)()
+        main = loop.create_task(_serve(applications, signals, given_up))
+        try:
+            loop.run_until_complete(main)
+        except RuntimeError as error:
+            if main.done():
+                raise
+            raise _Interfered("has stopped the event loop (loop.stop)") from error
+        except asyncio.CancelledError as error:
+            raise _Interfered("has cancelled the task of run()") from error
+        finally:
+            given_up += end_loop(loop, main)
+    except SpaDatError as error:
+        raise SystemExit(f"spa_dat: {reason_of(error)}") from error
+    except _Exit as exit_:
+        raise SystemExit(exit_.code) from exit_.__cause__
+    except _ProducerFailed as failed:
+        raise SystemExit(1) from failed.__cause__
+    except _Interfered as error:
+        raise SystemExit(f"spa_dat: {error}") from error.__cause__
+    except KeyboardInterrupt as error:
+        raise SystemExit(_INTERRUPTED) from error
+    finally:
+        signals.restore()
+    if given_up:
+        raise SystemExit(f"spa_dat: not stopped in good order: {'; '.join(given_up)}")
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    with warnings.catch_warnings():
+        # Newer versions of Python are about to give policies up.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        policy = asyncio.get_event_loop_policy()
+    if type(policy).__module__.partition(".")[0] == "asyncio":
+        # Everywhere: the MQTT client needs add_reader, Windows' default lacks it.
+        return asyncio.SelectorEventLoop()
+    return policy.new_event_loop()
+
+
+def _refuse_nothing(applications: tuple[DistributedApplication, ...]) -> None:
+    if not applications:
+        raise ConfigurationError("run() got no application: give it one or more")
+    for application in applications:
+        if not application._registry.specs:
+            raise ConfigurationError(
+                f"nothing is registered with application {application.name!r}, so it has nothing"
+                " to do: decorate functions with @app.application(...) or @app.producer(), and"
+                " add actor classes with app.add(...)"
+            )
+
+
+def _refuse_wrong_place() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise ConfigurationError(
+            "run() was called on a running event loop, which it would block; write"
+            " `async with app: await app.wait()`"
+        )
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigurationError(
+            "run() was called outside the main thread, where signals can not be handled; write"
+            " `async with app: await app.wait()` in a loop of your own"
+        )
+
+
+class _Exit(Exception):
+    """User's code asked for the end of the program; in a task that would end the event loop."""
+
+    def __init__(self, error: SystemExit | KeyboardInterrupt) -> None:
+        super().__init__(describe(error))
+        self.code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
+
+
+class _ProducerFailed(Exception):
+    """An application ended because of an error in the user's code, which is logged already."""
+
+
+class _Interfered(Exception):
+    """Code of the program has ended what `run` stands on."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"code of the program {what}; to end an application use app.stop()")
+
+
+async def _serve(
+    applications: tuple[DistributedApplication, ...], signals: Signals, given_up: list[str]
+) -> None:
+    stop = asyncio.Event()
+    signals.install(stop.set)
+    try:
+        async with AsyncExitStack() as stack:
+            starting = asyncio.ensure_future(_start(stack, applications))
+            interrupted = asyncio.ensure_future(stop.wait())
+            try:
+                await asyncio.wait((starting, interrupted), return_when="FIRST_COMPLETED")
+                if not starting.done():
+                    starting.cancel()
+                try:
+                    await starting
+                except asyncio.CancelledError:
+                    pass
+                except ActorStopped:
+                    # The program's own code has stopped it meanwhile.
+                    stop.set()
+                if not stop.is_set():
+                    await _until_done(applications, interrupted)
+            finally:
+                signals.stopping()
+                interrupted.cancel()
+        for application in applications:
+            if application._last_run is not None:
+                _refuse_exit(application._last_run.failure)
+    finally:
+        for application in applications:
+            if application._last_run is not None:
+                given_up += application._last_run.given_up.reasons
+
+
+def _refuse_exit(failure: BaseException | None) -> None:
+    """Raise when a handler has ended the program while a signal did."""
+    if isinstance(failure, SystemExit | KeyboardInterrupt):
+        raise _Exit(failure) from failure
+
+
+async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplication, ...]) -> None:
+    for application in applications:
+        try:
+            await application._prepare()
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _Exit(error) from error
+        stack.push_async_callback(application.aclose)
+    # Producers only when everybody can hear them.
+    for application in applications:
+        application._begin()
+
+
+async def _until_done(
+    applications: tuple[DistributedApplication, ...], interrupted: asyncio.Future[Literal[True]]
+) -> None:
+    waits = [asyncio.ensure_future(_ended(application)) for application in applications]
+    everything = asyncio.gather(*waits)
+    try:
+        await asyncio.wait((everything, interrupted), return_when="FIRST_COMPLETED")
+        if everything.done():
+            everything.result()
+    except (SpaDatError, _Exit, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        raise _ProducerFailed from error
+    finally:
+        everything.cancel()
+        with contextlib.suppress(BaseException):
+            await everything
+
+
+async def _ended(application: DistributedApplication) -> None:
+    try:
+        await application.wait()
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _Exit(error) from error
+
+
+log = get_logger("spa_dat")
+
+_REST = 1.0
+_REST_FOR_THREADS = 5.0
+_EXITS = 5
+_LOOK_AGAIN = 0.1
+_OF_THE_LOOP = "asyncio_"
+
+
+def end_loop(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> list[str]:
+    """Cancel what is left on a loop and close it; bounded in time, unlike `asyncio.run`.
+
+    Tasks and async generators that go on although they were cancelled are abandoned after two
+    seconds, functions in the loop's own threads after five.
+
+    Args:
+        loop: not running.
+        main: what it ran; waited for, for it bounds itself.
+
+    Returns:
+        What is abandoned, in words; it is logged.
+    """
+    abandoned: list[str] = []
+    try:
+        _run(loop, _end_main(main))
+        _run(loop, _end_tasks(abandoned))
+        _run(loop, _end_generators(abandoned))
+        _run(loop, _end_threads(abandoned))
+    finally:
+        loop.close()
+    for what in abandoned:
+        log.error("%s; it is abandoned", what)
+    return abandoned
+
+
+def _run(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> None:
+    task = loop.create_task(coroutine)
+    # What ends, too, may call sys.exit(), which comes out of here.
+    for _ in range(_EXITS):
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            loop.run_until_complete(task)
+        if task.done():
+            return
+
+
+async def _end_main(main: asyncio.Task[Any]) -> None:
+    if not main.done():
+        main.cancel()
+        await asyncio.wait((main,))
+    if not main.cancelled():
+        main.exception()
+
+
+async def _end_tasks(abandoned: list[str]) -> None:
+    for _ in range(2):
+        left = _others()
+        for task in left:
+            task.cancel()
+        if left:
+            done, _pending = await asyncio.wait(left, timeout=_REST)
+            for task in done:
+                _report(task)
+    _abandon(_others(), "a task", abandoned)
+
+
+async def _end_generators(abandoned: list[str]) -> None:
+    loop = asyncio.get_running_loop()
+    closing = loop.create_task(loop.shutdown_asyncgens())
+    await asyncio.wait((closing,), timeout=_REST)
+    if closing.done():
+        # What there is now comes from other threads.
+        return
+    for task in _others():
+        task.cancel()
+    await asyncio.wait(_others(), timeout=_REST)
+    _abandon(_others(), "an async generator", abandoned)
+
+
+async def _end_threads(abandoned: list[str]) -> None:
+    loop = asyncio.get_running_loop()
+    closing = loop.create_task(loop.shutdown_default_executor())
+    await asyncio.wait((closing,), timeout=_REST_FOR_THREADS)
+    if closing.done():
+        return
+    # Cancelled it would wait for the threads, and with it the loop.
+    let_go([closing])
+    for thread in threading.enumerate():
+        if thread.name.startswith(_OF_THE_LOOP) and thread.is_alive():
+            where = place(frames_of_thread(thread.ident))
+            if where is not None:
+                abandoned.append(f"a function in a thread of the event loop goes on: {where}")
+    threading.Thread(target=_end_process, name="spa_dat end", daemon=True).start()
+
+
+def _others() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+def _abandon(tasks: set[asyncio.Task[Any]], what: str, abandoned: list[str]) -> None:
+    places = [place(frames_of(task)) for task in tasks]
+    abandoned += [
+        f"{what} goes on although it was cancelled: {where}"
+        for where in sorted(where for where in places if where is not None)
+    ]
+    if tasks and not any(places):
+        abandoned.append(f"{what} goes on although it was cancelled")
+    let_go(tasks)
+
+
+def _report(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler(
+            {
+                "message": "unhandled exception while the program ends",
+                "exception": error,
+                "task": task,
+            }
+        )
+
+
+def _end_process() -> None:
+    """End a process whose main thread has ended and which others keep alive."""
+    while not _main_thread_has_ended():
+        threading.Event().wait(_LOOK_AGAIN)
+    threading.Event().wait(_REST_FOR_THREADS)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(1)
+
+
+def _main_thread_has_ended() -> bool:
+    # It counts as alive until all threads of executors have been waited for.
+    frames = frames_of_thread(threading.main_thread().ident)
+    return bool(frames) and frames[0].f_code is threading._shutdown.__code__  # type: ignore[attr-defined]

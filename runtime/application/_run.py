@@ -1,0 +1,473 @@
+"""One run of an application after the other: the order of starting and of stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+from ..._logs import get_logger
+from ..._texts import describe, reason_of
+from ...actors import ActorSystem
+from ...errors import ActorStopped, ConfigurationError
+from ...transports import SocketProvider
+from ..diagnostics._given_up import GivenUp
+from ..diagnostics._problems import Problems
+from ..handling._parking import LetterLimit
+from ..hosting._host import Host
+from ..hosting._hosted import Hosted
+from ..hosting._lanes import make_host
+from ..hosting._observer import Observer
+from ..hosting._settings import Settings
+from ..hosting._waiting import wait_for_each
+from ..hosting._watchdog import Watchdog
+from ..messaging._connection import Link
+from ..messaging._socket import Socket
+from ..messaging._sync_socket import SyncSocket
+from ..messaging._turn import current_turn
+from ..registration._resources import Resource, ResourceKeeper, Wanted
+from ..registration._specs import Spec
+from ..routing._router import Router
+from ..routing._routes import Route
+from ..routing._subscriptions import NoSubscription, Subscriptions
+from ._buses import Links
+from ._starting import Waits, check_names, connect, connection_of, start_of, subscription_of
+from ._stopping import close, stop_hosts
+
+__all__ = ["Run", "Runs"]
+
+log = get_logger("spa_dat")
+
+
+class Run:
+    """One run of an application, from start to stop.
+
+    Args:
+        settings: of the application.
+        specs: its actors.
+        resources: what its actors share.
+
+    Attributes:
+        failure: what it ended with; None for nothing.
+        told: `wait` has raised it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        specs: tuple[Spec[Any], ...],
+        resources: Mapping[str, Resource],
+    ) -> None:
+        self.settings = settings
+        self._name = settings.identity.application
+        self._specs = specs
+        self._resources = resources
+        self._links = Links(settings, self._lost_for_good)
+        self._hosts: list[Hosted] = []
+        self._subscriptions = Subscriptions(settings.identity, settings.stats)
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._ending: asyncio.Future[None] = self._loop.create_future()
+        self._stopping: asyncio.Task[None] | None = None
+        self._context = copy_context()
+        self._leaving: dict[Hosted, asyncio.Task[None]] = {}
+        self._confirming: asyncio.Task[None] | None = None
+        self._problems: dict[str, str] = {}
+        self._letters = LetterLimit(settings.dead_letter_limit)
+        self._started = False
+        self.failure: BaseException | None = None
+        self.told = False
+        self._waits: Waits | None = None
+        self._given_up = GivenUp(self._name, settings.stats)
+        self._watchdog = Watchdog(settings, self._lanes)
+        self._keeper = ResourceKeeper(self._given_up, self._resource_failed, self._lost_for_good)
+        self._system = ActorSystem(
+            name=f"{settings.identity.application}/{settings.identity.instance}",
+            environment=settings.environment,
+            on_failure=self._actor_failed,
+            on_unhandled=self._left_unhandled,
+        )
+
+    # What the actors' hosts use.
+
+    @property
+    def system(self) -> ActorSystem:
+        """The registry of the running actors."""
+        return self._system
+
+    @property
+    def observer(self) -> Observer | None:
+        """Who hears of what the actors do."""
+        return self.settings.observer
+
+    @property
+    def given_up(self) -> GivenUp:
+        """What could not be finished before the end."""
+        return self._given_up
+
+    def take_letter(self, actor: str) -> bool:
+        """Claim a place for one more dead letter of the actor; False when it has no more."""
+        taken = self._letters.take(actor)
+        if not taken:
+            self.unhealthy(actor, self._letters.problem)
+        return taken
+
+    def return_letter(self, actor: str) -> None:
+        """A dead letter of the actor with a place is not going to be stored."""
+        self._letters.give_back(actor)
+
+    def parked(self, actor: str, lane: str) -> None:
+        """A dead letter of the actor was stored, so whatever was in the way is gone."""
+        self._problems.pop(lane, None)
+        self.settings.stats["dead_letters.stored"] += 1
+        if self._letters.stored(actor):
+            self.unhealthy(actor, self._letters.problem)
+
+    def unhealthy(self, actor: str, reason: str) -> None:
+        """An actor can not go on as it should."""
+        if self._problems.get(actor) != reason:
+            self._problems[actor] = reason
+            log.error("%s: actor %r: %s", self._name, actor, reason)
+
+    def stop_actor(self, host: Hosted) -> None:
+        """Stop one actor and leave the others; called from inside it."""
+        if host not in self._leaving and self._stopping is None:
+            routers = self._subscriptions.leave(host)
+            for router in routers:
+                router.stop_intake()
+            self._leaving[host] = asyncio.ensure_future(self._leave(host, routers))
+
+    async def _leave(self, host: Hosted, routers: list[Router]) -> None:
+        deadline = self._loop.time() + self.settings.stop_timeout
+        await stop_hosts([host], routers, self._system, deadline)
+        host.ended = True
+        self.actor_ended(None)
+
+    def actor_ended(self, error: BaseException | None) -> None:
+        """An actor has nothing more to do; with an error when it is the reason to stop all."""
+        if error is not None:
+            self.end(error)
+        elif all(host.ended for host in self._hosts) and self._confirming is None:
+            self._confirming = asyncio.ensure_future(self._end_when_confirmed())
+
+    async def _end_when_confirmed(self) -> None:
+        # Nobody asked for a stop, so what was published has all the time it needs.
+        await wait_for_each(link.bus.drain() for link in self._links)
+        self.end(None)
+
+    def end(self, error: BaseException | None) -> None:
+        """There is reason to stop the application."""
+        if self._ending.done():
+            return
+        if not self._started and self._stopping is None:
+            # It may still succeed, and has as long for it as handlers have at a stop.
+            self._loop.call_later(self.settings.stop_timeout, self._give_start_up)
+        if error is None:
+            self._ending.set_result(None)
+        else:
+            self.failure = error
+            self._problems[self._name] = f"it has failed: {reason_of(error)}"
+            self._ending.set_exception(error)
+            self._ending.exception()  # whoever waits gets it; nobody has to
+
+    def _give_start_up(self) -> None:
+        if not self._started:
+            self._begin_stop(0.0)
+
+    def _resource_failed(self, error: BaseException) -> None:
+        if self.observer is not None:
+            self.observer.failed(self._system.name, "resource", error, None)
+
+    def _lost_for_good(self, error: BaseException) -> None:
+        # Whoever embeds the application need not be in `wait`, where it is raised.
+        log.error("%s: %s", self._name, describe(error))
+        self.end(error)
+
+    # For the application.
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What is not as it should be, in words, by actor, address of a bus, or application."""
+        found = Problems(self._problems)
+        if self._stopping is not None:
+            found.add(self._name, "it is stopping")
+        elif not self._started:
+            found.add(self._name, "it is starting" if self._waits is None else f"it {self._waits}")
+        for link in self._links:
+            found.add(link.provider.address, link.bus.trouble)
+        for host in self._hosts:
+            if host not in self._leaving:
+                for trouble in (*self._subscriptions.troubles(host), host.trouble):
+                    found.add(host.name, trouble)
+        for name, text in self._watchdog.problems:
+            found.add(name, text)
+        return found.texts()
+
+    @property
+    def hosts(self) -> tuple[Hosted, ...]:
+        """The registered actors, in the order of registration."""
+        return tuple(self._hosts)
+
+    def routes_to(self, host: Hosted) -> list[Route]:
+        """The ways to a registered actor from its declared filters."""
+        return self._subscriptions.routes_to(host)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The buses in use."""
+        return tuple(self._links)
+
+    @property
+    def changing(self) -> bool:
+        """Whether it, or one of its actors, is stopping."""
+        return any(not leaving.done() for leaving in self._leaving.values()) or (
+            self._stopping is not None and not self._stopping.done()
+        )
+
+    def socket(self, provider: SocketProvider | None) -> Socket:
+        """A socket that belongs to no actor, on this bus or on the default one.
+
+        Raises:
+            ConfigurationError: no actor uses this bus, or there is no default one.
+        """
+        provider = provider or self.settings.provider
+        if provider is None:
+            raise ConfigurationError(
+                "the application has no default socket provider, so it has no socket of its own"
+            )
+        link = self._links.in_use(provider)
+        identity = self.settings.identity
+        return Socket(link, f"{identity.application}/{identity.instance}", NoSubscription())
+
+    def sync_socket(self, provider: SocketProvider | None) -> SyncSocket:
+        """What `socket` gives, for other threads; works in any thread."""
+        return SyncSocket(self.socket(provider), self._loop, self._thread)
+
+    def request_stop(self) -> None:
+        """Let `wait` return. Works from any thread."""
+        self._loop.call_soon_threadsafe(self.end, None)
+
+    async def wait(self) -> None:
+        """Wait until there is reason to stop; raises what made it necessary."""
+        await asyncio.wait((self._ending,))
+        self.told = True
+        self._ending.result()
+
+    async def start(self) -> None:
+        """Start everything but the producers; when it fails, what was started is stopped again.
+
+        Raises:
+            ActorStopped: it was stopped meanwhile.
+            SystemExit: so an actor's start wants it.
+        """
+        identity = self.settings.identity
+        if identity.ephemeral:
+            log.info(
+                "application %r has no name: no messages are kept for it while it is away",
+                identity.application,
+            )
+        waits = self._waits = Waits(identity.application, self._refuse_if_stopping)
+        self._watchdog.watch_loop()
+        try:
+            await self._start(waits)
+        except BaseException as error:
+            await asyncio.shield(self.stop())
+            over = KeyboardInterrupt | SystemExit
+            if isinstance(self.failure, over) or (self.failure and isinstance(error, ActorStopped)):
+                raise self.failure from error
+            raise
+        finally:
+            waits.end()
+        self._started = True
+        self._watchdog.start()
+        log.info(
+            "application %r instance %r has started: %d actors, %s",
+            identity.application,
+            identity.instance,
+            len(self._hosts),
+            ", ".join(link.provider.address for link in self._links) or "no bus",
+        )
+
+    async def _start(self, waits: Waits) -> None:
+        self._make_links()
+        await waits.all((partial(connection_of, link), connect(link)) for link in self._links)
+        owners = [Wanted("application", self._resources), *(host.wanted for host in self._hosts)]
+        opening = asyncio.ensure_future(self._keeper.open(owners))
+        await waits.all([(lambda: self._keeper.opening, opening)])
+        shared, *own = opening.result()
+        # Before the actors start, which may publish to each other at once. What comes meanwhile
+        # waits in their mailboxes.
+        routers = self._subscriptions.open(self._system)
+        await waits.all((partial(subscription_of, router), router.start()) for router in routers)
+        for spec, host, resources in zip(self._specs, self._hosts, own, strict=True):
+            spec.started(host.spawn(self.settings.restart, shared | resources))
+        await waits.all((partial(start_of, lane), lane.started()) for lane in self._lanes())
+
+    def begin(self) -> None:
+        """Everything is started: start the producers."""
+        for host in self._hosts:
+            host.begin()
+        if not self._hosts:
+            self.end(None)
+
+    def _refuse_if_stopping(self) -> None:
+        if self._stopping is not None:
+            raise ActorStopped(f"application {self._name!r} was stopped while it started")
+
+    def _make_links(self) -> None:
+        check_names(self._specs)
+        for spec in self._specs:
+            link = self._links.of(spec)
+            host = make_host(self, spec, link)
+            self._hosts.append(host)
+            self._subscriptions.add(host)
+            for filter_ in spec.filters:
+                link.filters.add(filter_.pattern, None)
+        if self.settings.provider is not None:
+            self._links.use(self.settings.provider, "the application's own socket")
+
+    async def stop(self) -> None:
+        """Stop everything, in order. Never raises; calling it again waits for the same stop.
+
+        One of its own actors does not wait: the stop waits for what that is doing.
+        """
+        stopping = self._begin_stop(self.settings.stop_timeout)
+        if not self._system.is_at_work():
+            await asyncio.shield(stopping)
+
+    def _begin_stop(self, seconds: float) -> asyncio.Task[None]:
+        if self._stopping is None:
+            # Not as part of whatever asks for it, which may be one of the actors.
+            self._stopping = self._loop.create_task(self._stop(seconds), context=self._context)
+        return self._stopping
+
+    async def stopped(self) -> None:
+        """Wait for a stop that is under way, which whoever asked for it may have left."""
+        stopping, own = self._stopping, self._loop is asyncio.get_running_loop()
+        if stopping is not None and own and not self._system.is_at_work():
+            await asyncio.wait((stopping,))
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing of it is left."""
+        return self._stopping is not None and self._stopping.done()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its event loop was closed, and nobody can stop it any more."""
+        return self._loop.is_closed()
+
+    def _lanes(self) -> list[Host]:
+        return [lane for host in self._hosts for lane in host.lanes]
+
+    def abandon(self) -> None:
+        """What is left to do when the whole application was killed, and its tasks with it."""
+        for link in self._links:
+            link.ended = True
+        for host in self._hosts:
+            host.abandon()
+        self._watchdog.stop()
+        self._links.release()
+
+    async def _stop(self, seconds: float) -> None:
+        try:
+            if self._confirming is not None:
+                self._confirming.cancel()
+            deadline = self._loop.time() + seconds
+            routers = [router for host in self._hosts for router in self._subscriptions.leave(host)]
+            await stop_hosts(self._hosts, routers, self._system, deadline)
+            await wait_for_each(self._leaving.values())
+            await close(self.links, self._keeper, self.failure, deadline)
+            self._given_up.posts(link.lost_posts for link in self._links)
+        finally:
+            self._watchdog.stop()
+            self._links.release()
+            self.end(None)
+
+    def _left_unhandled(self, ref: Any, count: int) -> None:
+        names = (lane.own_name for lane in self._lanes())
+        if self._stopping is not None and ref.name in names:
+            self._given_up.unhandled(ref.name, count)
+
+    def _actor_failed(self, ref: Any, error: BaseException, where: str) -> None:
+        if where == "cancellation":
+            self.settings.stats["actors.cancellations_cleared"] += 1
+            return
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            self.end(error)
+        self.settings.stats["actors.failed"] += 1
+        if self.observer is not None:
+            self.observer.failed(f"{self._system.name}/{ref.name}", where, error, None)
+        if where in ("restart", "task"):
+            self._problems[ref.name] = describe(error)
+
+
+class Runs:
+    """The current run of an application, or the latest one.
+
+    Args:
+        name: the application's.
+
+    Attributes:
+        last: the current one, or the one before; None before the first.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._current: Run | None = None
+        self.last: Run | None = None
+
+    @property
+    def current(self) -> Run | None:
+        """The run that has begun and has not ended; None when there is none."""
+        run = self._current
+        if run is None or run.has_stopped:
+            return None
+        if run.is_lost:
+            run.abandon()
+            self._current = None
+        return self._current
+
+    def forget(self) -> None:
+        """There is no current run any more."""
+        self._current = None
+
+    def refuse(self, what: str) -> None:
+        """Raise ConfigurationError for what can not be done while the application runs."""
+        if self.current is not None:
+            raise ConfigurationError(f"can not {what} while application {self._name!r} runs")
+
+    @property
+    def why(self) -> str:
+        """Why there is no current run, to go on a sentence with; empty without a reason."""
+        failure = None if self.last is None else self.last.failure
+        return "" if failure is None else f", because of {reason_of(failure)}"
+
+    async def start(self, make: Callable[[], Run]) -> None:
+        """Start the next run; raises ConfigurationError while there is one, and as `Run.start`.
+
+        If the one before is being stopped, that is waited for: whoever wanted it may have been
+        cancelled meanwhile.
+
+        Args:
+            make: makes the run.
+        """
+        if self.current is not None:
+            await self.current.stopped()
+        self.refuse("start")
+        # Nothing of it is part of what starts it, which may be a handler of another application.
+        turn = current_turn.set(None)
+        try:
+            run = self._current = self.last = make()
+            await run.start()
+        finally:
+            current_turn.reset(turn)
+
+    async def stop(self) -> None:
+        """Stop the current one."""
+        if self.current is not None:
+            # Handlers that still run use the application's sockets until they are done.
+            await asyncio.shield(self.current.stop())

@@ -1,0 +1,205 @@
+"""The signals that stop a program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from ..._logs import get_logger
+from ..diagnostics._stacks import frames_of_thread, place
+
+__all__ = ["Signals"]
+
+log = get_logger("spa_dat")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_FOR_LAST_WORDS = 1.0
+_LONGEST_REST = 20.0
+_SIGN_OF_LIFE = 5.0
+# Above the numbers of all signals, so that one byte carries both.
+_SECOND = 0x80
+
+
+class Signals:
+    """SIGINT and SIGTERM: the first stops a program in good order, the second ends it at once.
+
+    The event loop may be blocked meanwhile, by what the user calls. So signals are counted twice,
+    by the interpreter's handler in the main thread, which runs as soon as that is in Python code,
+    and by a thread that is woken by the operating system; two of either end the program. Only the
+    thread knows which came first, so it has the last word: the interpreter handles those that
+    have arrived meanwhile by their numbers.
+
+    Args:
+        stop_timeout: seconds that stopping may take, but for what bounds itself. If the loop is
+            blocked so long after the first signal, or after `stopping`, nobody can stop the
+            program in good order, and it ends with exit code 1.
+    """
+
+    def __init__(self, stop_timeout: float) -> None:
+        self._longest_stop = stop_timeout + _LONGEST_REST
+        self._stopping = threading.Lock()
+        self._ended = threading.Event()
+        self._before: dict[signal.Signals, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._first: Callable[[], object] | None = None
+        self._handled: list[signal.Signals] = []
+        self._arrived: list[signal.Signals] = []
+        self._announcing = threading.Lock()
+        self._receiver: socket.socket | None = None
+        self._sender: socket.socket | None = None
+        self._wake_before = -1
+
+    def install(self, first: Callable[[], object]) -> None:
+        """Handle the signals from now on; called in the main thread, on its running loop.
+
+        Args:
+            first: called on the loop when the first one arrives.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._first = first
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, self._on_signal)
+        self._wake_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="spa_dat signals", daemon=True).start()
+        _installed.append(self)
+
+    def forked(self) -> None:
+        """Leave the signals of a process that was forked off to itself.
+
+        Its signals would be written where this process reads its own, and stop it.
+        """
+        self._ended.set()
+        sender, self._sender = self._sender, None
+        if sender is None:
+            return
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
+        sender.close()
+        assert self._receiver is not None
+        self._receiver.close()
+
+    def stopping(self) -> None:
+        """The program stops now: see to it that it ends. Works from any thread."""
+        if self._stopping.acquire(blocking=False):
+            threading.Thread(target=self._see_to_it, name="spa_dat stop", daemon=True).start()
+
+    def _see_to_it(self) -> None:
+        self._ended.wait(self._longest_stop)
+        while not self._ended.is_set():
+            alive = threading.Event()
+            self._call_on_loop(alive.set)
+            if not alive.wait(_SIGN_OF_LIFE) and not self._ended.is_set():
+                where = place(frames_of_thread(threading.main_thread().ident))
+                _exit(1, "the program cannot stop, its event loop is blocked: %s", where)
+            self._ended.wait(_SIGN_OF_LIFE)
+
+    def restore(self) -> None:
+        """Let the signals do what they did before `install`."""
+        self._ended.set()
+        sender, self._sender = self._sender, None
+        if sender is None:
+            return
+        _installed.remove(self)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        try:
+            now = signal.set_wakeup_fd(self._wake_before)
+        except (OSError, ValueError):
+            # It belonged to an event loop that is closed by now, as uvloop's does.
+            now = signal.set_wakeup_fd(-1)
+        if now != sender.fileno():
+            signal.set_wakeup_fd(now)
+        # The thread ends with it.
+        sender.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # In the middle of anything, which may hold the lock of the log: it must go on first.
+        received = signal.Signals(number)
+        self._handled.append(received)
+        if len(self._handled) == 1:
+            self._call_on_loop(self._stop)
+            self._call_on_loop(self._announce, received)
+        elif self._sender is not None:
+            with contextlib.suppress(BlockingIOError):  # enough have arrived there
+                self._sender.send(bytes((_SECOND | number,)))
+
+    def _watch(self) -> None:
+        receiver = self._receiver
+        assert receiver is not None
+        with receiver:
+            while data := receiver.recv(64):
+                if self._wake_before >= 0:
+                    with contextlib.suppress(OSError):
+                        os.write(self._wake_before, bytes(b for b in data if b < _SECOND))
+                for byte in data:
+                    if byte & _SECOND:
+                        self._end(self._second(signal.Signals(byte & ~_SECOND)))
+                    elif byte in _SIGNALS and signal.getsignal(byte) == self._on_signal:
+                        # Otherwise the user has taken it over.
+                        self._arrives(signal.Signals(byte))
+
+    def _arrives(self, number: signal.Signals) -> None:
+        self._arrived.append(number)
+        if len(self._arrived) > 1:
+            self._end(number)
+        self.stopping()
+        self._call_on_loop(self._stop)
+        # Not here: whatever holds the lock of the log must not stop this.
+        threading.Thread(target=self._announce, args=(number,), daemon=True).start()
+
+    def _second(self, last: signal.Signals) -> signal.Signals:
+        """Which of two signals that the interpreter has handled, ``last`` last, came second."""
+        return self._handled[0] if self._arrived == [last] else last
+
+    def _call_on_loop(self, function: Callable[..., object], *args: object) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _stop(self) -> None:
+        assert self._first is not None
+        self._first()
+
+    def _announce(self, number: signal.Signals) -> None:
+        if self._announcing.acquire(blocking=False):
+            log.info("%s: stopping; a second signal ends at once", number.name)
+
+    def _end(self, number: signal.Signals) -> None:
+        _exit(128 + number, "%s again: ending at once", number.name)
+
+
+def _after_fork() -> None:
+    for signals in _installed:
+        signals.forked()
+    _installed.clear()
+
+
+_installed: list[Signals] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _exit(code: int, *last_words: object) -> None:
+    # Whatever it is that hangs, it may hold the lock of the log or of a stream.
+    words = threading.Thread(target=_say, args=last_words, daemon=True)
+    words.start()
+    words.join(_FOR_LAST_WORDS)
+    os._exit(code)
+
+
+def _say(text: str, *args: object) -> None:
+    log.error(text, *args)
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,110 @@
+"""What a start waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from ..._logs import get_logger
+from ...errors import ConfigurationError
+from ..hosting._host import Host
+from ..hosting._waiting import wait_for_all
+from ..messaging._connection import Link
+from ..registration._specs import Spec
+from ..routing._router import Router
+
+__all__ = ["Waits", "check_names", "connect", "connection_of", "start_of", "subscription_of"]
+
+log = get_logger("spa_dat")
+
+# Longer than what a start may try to connect by default, which ends with an error.
+_FIRST = 12.0
+_NEXT = 30.0
+
+Named = tuple[Callable[[], str], Awaitable[Any]]
+
+
+class Waits:
+    """Waits for one thing after the other, and says in the log for what when it takes long.
+
+    That is after 12 seconds, and then every 30 seconds.
+
+    Args:
+        application: its name.
+        check: called after each wait; raises when the start is not to go on.
+    """
+
+    def __init__(self, application: str, check: Callable[[], None]) -> None:
+        self._application = application
+        self._check = check
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._pending: dict[asyncio.Future[Any], Callable[[], str]] = {}
+        self._timer = self._loop.call_later(_FIRST, self._tell)
+
+    async def all(self, named: Iterable[Named]) -> None:
+        """Wait for all at once; the first error cancels the others and is raised.
+
+        Args:
+            named: what to wait for, each with what says in words what that is at the moment.
+        """
+        pending: dict[asyncio.Future[Any], Callable[[], str]] = {
+            asyncio.ensure_future(awaitable): name for name, awaitable in named
+        }
+        self._pending = pending
+        try:
+            await wait_for_all(pending)
+        finally:
+            self._pending = {}
+        self._check()
+
+    def __str__(self) -> str:
+        """What is going on, in words."""
+        left = [name() for future, name in self._pending.items() if not future.done()]
+        return f"is starting and waits for {', '.join(left)}" if left else "is starting"
+
+    def end(self) -> None:
+        """Say nothing any more."""
+        self._timer.cancel()
+
+    def _tell(self) -> None:
+        took = self._loop.time() - self._began
+        state = str(self)
+        log.warning("%.0f s after its start application %r %s", took, self._application, state)
+        self._timer = self._loop.call_later(_NEXT, self._tell)
+
+
+def check_names(specs: Iterable[Spec[Any]]) -> None:
+    """Raise ConfigurationError when two actors have one name."""
+    names: dict[str, None] = {}
+    for spec in specs:
+        if spec.name in names:
+            raise ConfigurationError(
+                f"there are two actors {spec.name!r}; give one of them another name, with the"
+                " class attribute name or with configure(spec, name=...), or remove(spec) one"
+            )
+        names[spec.name] = None
+
+
+async def connect(link: Link) -> None:
+    """Start a link; raises as `Bus.start`."""
+    await link.start()
+    application = link.surroundings.identity.application
+    log.info("application %r is connected to %s", application, link.provider.address)
+
+
+def connection_of(link: Link) -> str:
+    """What the start of a link waits for."""
+    return f"a connection to {link.provider.address}"
+
+
+def subscription_of(router: Router) -> str:
+    """What the start of a router waits for."""
+    return f"subscription {router.name!r}"
+
+
+def start_of(lane: Host) -> str:
+    """What the start of an actor waits for, with the line where it is."""
+    where = lane.work.place
+    return f"actor {lane.own_name!r}" if where is None else f"actor {lane.own_name!r} ({where})"

@@ -1,0 +1,117 @@
+"""Where code is at the moment, and tracebacks that begin where the user's code does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import sysconfig
+from types import AsyncGeneratorType, FrameType, TracebackType
+from typing import Any, cast
+
+from ...errors import SpaDatError
+
+__all__ = ["frames_of", "frames_of_thread", "is_ours", "of_users_code", "place", "users_part"]
+
+_OURS = __name__.partition(".")[0] + "."
+_LIBRARIES = tuple(
+    dict.fromkeys(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
+)
+
+_KINDS = (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await"))
+_STEPS = ("async_generator_asend", "async_generator_athrow")
+
+
+def frames_of(task: asyncio.Future[Any]) -> list[FrameType]:
+    """The frames of a task that waits, outermost first; none of what is no task."""
+    frames: list[FrameType] = []
+    awaited: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
+    # Task.get_stack() gives the outermost frame only.
+    while awaited is not None:
+        for prefix, inner in _KINDS:
+            frame = getattr(awaited, f"{prefix}_frame", None)
+            if frame is not None:
+                # What runs a coroutine in a context of its own shows that one's frame, too.
+                if not frames or frames[-1] is not frame:
+                    frames.append(frame)
+                awaited = getattr(awaited, inner)
+                break
+        else:
+            # What a step of an async generator belongs to is not told otherwise.
+            found = gc.get_referents(awaited) if type(awaited).__name__ in _STEPS else ()
+            awaited = next((each for each in found if isinstance(each, AsyncGeneratorType)), None)
+    return frames
+
+
+def users_part(task: asyncio.Future[Any]) -> object | None:
+    """What of the user's a task awaits, the outermost of it; None when all of it is ours.
+
+    It is the same object for as long as the user's code is at work.
+    """
+    awaited: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None)
+        if frame is not None and not is_ours(frame):
+            return cast("object", awaited)
+        awaited = getattr(awaited, "cr_await", None)
+    return None
+
+
+def frames_of_thread(ident: int | None) -> list[FrameType]:
+    """The frames of a thread, outermost first, from where this package called something else."""
+    frame = None if ident is None else sys._current_frames().get(ident)
+    frames: list[FrameType] = []
+    while frame is not None and not (frames and is_ours(frame)):
+        frames.append(frame)
+        frame = frame.f_back
+    return frames[::-1]
+
+
+def is_ours(frame: FrameType) -> bool:
+    """Whether it runs code of this package or of asyncio."""
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.startswith((_OURS, "asyncio."))
+
+
+def place(frames: list[FrameType]) -> str | None:
+    """What of the user's is at work and where it stands, on one line; None for nothing.
+
+    Args:
+        frames: outermost first.
+    """
+    others = [frame for frame in frames if not is_ours(frame)]
+    if not others:
+        return None
+    users = [frame for frame in others if not frame.f_code.co_filename.startswith(_LIBRARIES)]
+    outer, inner = (users or others[-1:])[0], (users or others)[-1]
+    where = f"{_name(outer)} at {inner.f_code.co_filename}:{inner.f_lineno}"
+    return where if inner is outer else f"{where} in {_name(inner)}"
+
+
+def _name(frame: FrameType) -> str:
+    return frame.f_code.co_qualname.rpartition("<locals>.")[2]
+
+
+_PACKAGE = f"{__name__.partition('.')[0]}."
+
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+def of_users_code(error: BaseException) -> _ExcInfo | None:
+    """``exc_info`` for the log, without the calls of this package that led to the user's code.
+
+    What was raised by this package itself needs no traceback if its text says all; anything else is
+    a mistake of ours, and keeps it.
+    """
+    traceback = error.__traceback__
+    while traceback is not None and _is_ours(traceback):
+        traceback = traceback.tb_next
+    if traceback is None and not isinstance(error, SpaDatError | TimeoutError):
+        traceback = error.__traceback__
+    elif traceback is None and error.__cause__ is None:
+        return None
+    return type(error), error, traceback
+
+
+def _is_ours(traceback: TracebackType) -> bool:
+    return str(traceback.tb_frame.f_globals.get("__name__", "")).startswith(_PACKAGE)

@@ -1,0 +1,273 @@
+"""What happens to the deliveries of one batch: read, run together, retry, run alone, settle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Sequence
+from contextvars import copy_context
+from typing import Any
+
+from ..._texts import describe, error_name, quoted
+from ...actors import end_attempt, run_apart
+from ...errors import DecodeError
+from ...transports import Delivery, DeliveryState
+from ..diagnostics._stacks import of_users_code
+from ..messaging._message import Message
+from ..messaging._turn import Turn, current_turn, lasting_identity
+from ..options._retry import Reject, Retry
+from ..payloads._codec import check_size
+from ..registration._specs import Handler
+from ._failures import as_failure, log_failure
+from ._parking import SHORTEST_PAUSE
+from ._processor import Handling
+from ._scope import ProducerScope, ScopeOwner, with_usable_address
+
+__all__ = ["BatchHandling"]
+
+_NAMESPACE = uuid.UUID("0b0d1f0e-5a43-5c0a-9d5f-3e0f0c7a6b21")
+
+
+class BatchHandling(Handling):
+    """Runs one actor's handlers on batches, one at a time.
+
+    A batch is retried as a whole. When its attempts are used up, each of its messages is tried
+    once alone, and only what fails alone becomes a dead letter. What can not be decoded is left
+    out from the start.
+    """
+
+    async def handle_batch(self, instance: Any, deliveries: Sequence[Delivery]) -> None:
+        """Work deliveries off together: then each is settled, about to be, or given back.
+
+        Args:
+            instance: of the actor's class.
+            deliveries: not started; of one router and one handler.
+        """
+        batch: list[Delivery] = []
+        values: list[Any] = []
+        unreadable: list[tuple[Delivery, DecodeError]] = []
+        for delivery in deliveries:
+            if not delivery.start():
+                continue
+            try:
+                # What the code of a payload binds is its batch's business only.
+                values.append(copy_context().run(self._read, delivery))
+                batch.append(delivery)
+            except DecodeError as error:
+                unreadable.append((delivery, error))
+        if batch:
+            try:
+                await self._work_off(instance, batch, values)
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException as error:  # noqa: BLE001
+                # A mistake of the runtime must not lose or block messages.
+                await self._park_all(batch, error)
+        for delivery, problem in unreadable:
+            await self._undecodable(delivery, None, problem)
+
+    async def _park_all(self, batch: list[Delivery], error: BaseException) -> None:
+        left = [delivery for delivery in batch if delivery.state is DeliveryState.RUNNING]
+        topic = quoted(batch[0].envelope.topic)
+        self._host.log.error(
+            "%d messages, the first on %s, could not be handled", len(batch), topic, exc_info=error
+        )
+        self._host.failed("handler", error, batch[0].envelope)
+        for delivery in left:
+            await self._parking.park(delivery, error)
+
+    def _read(self, delivery: Delivery) -> Any:
+        check_size(delivery.envelope, self._host.max_received)
+        handler = self._host.handlers[delivery.route.handler]
+        return _decode(handler, delivery)
+
+    async def _work_off(self, instance: Any, batch: list[Delivery], values: list[Any]) -> None:
+        left, error = await self._run(instance, batch, values, once=False)
+        if error is not None and left == batch[:1] == batch:
+            await self._parking.park(batch[0], error)
+            return
+        while left:
+            if left[0].route.router.holding or self._pauses.stopped:
+                left = self._give_back(left)
+            for delivery in left[:1]:
+                failed, error = await self._run(instance, [delivery], None, once=True)
+                if failed and error is not None:
+                    await self._parking.park(delivery, error)
+            left = left[1:]
+
+    async def _run(
+        self, instance: Any, batch: list[Delivery], values: list[Any] | None, *, once: bool
+    ) -> tuple[list[Delivery], BaseException | None]:
+        """Attempts at a batch; returns what nobody has dealt with after the last, and why.
+
+        Args:
+            instance: of the actor's class.
+            batch: started.
+            values: the payloads for the first attempt; None to read them.
+            once: no second attempt, but after failures that are not the handler's.
+        """
+        held_since: float | None = None
+        router = batch[0].route.router
+        while True:
+            instance = await self._host.current(instance)
+            if instance is None:
+                return self._give_back(batch), None
+            error = await self._attempt(instance, batch, values)
+            if error is None:
+                return [], None
+            # What the handler got is the handler's: it may have changed it.
+            values = None
+            if held_since is None:
+                held_since = self._now()
+            wait = self._wait(batch, error, held_since, once=once)
+            if wait is None:
+                return batch, error
+            if router.holding or not await self._pauses.wait(wait, router):
+                return self._give_back(batch), error
+
+    async def _attempt(
+        self, instance: Any, batch: list[Delivery], values: list[Any] | None
+    ) -> BaseException | None:
+        host = self._host
+        index = batch[0].route.handler
+        handler = host.handlers[index]
+        limit = host.options.deadline
+        turn = Turn(_identity(batch), host.source, shared=batch[0].route.router.shared)
+        current_turn.set(turn)
+        deadline = None if limit is None else self._now() + limit
+        try:
+            scope = _BatchScope(host, handler, batch, values, deadline)
+            arguments = copy_context().run(handler.injection.bind, scope)
+            await run_apart(host.invoke, instance, index, arguments)
+        except GeneratorExit:
+            raise
+        except BaseException as raised:  # noqa: BLE001 (the user's code)
+            turn.active = False
+            for post in turn.posts:
+                post.add_done_callback(self._link.lost_posts.report)
+            error = as_failure(raised)
+            try:
+                await end_attempt()
+                return error
+            finally:
+                # Its traceback refers to this frame.
+                del error
+        turn.active = False
+        await end_attempt()
+        self._stats["messages.handled"] += len(batch)
+        await self.settlements.settle_all_after(batch, turn)
+        return None
+
+    def _wait(
+        self, batch: list[Delivery], error: BaseException, held_since: float, *, once: bool
+    ) -> float | None:
+        """Seconds before the next attempt at the batch; None when there is none."""
+        if self._is_outage(error):
+            self._host.log.warning(
+                "%d messages, the first on %s: %s; trying again",
+                len(batch),
+                quoted(batch[0].envelope.topic),
+                describe(error),
+            )
+            return self._retry.first or SHORTEST_PAUSE
+        for delivery in batch:
+            delivery.attempts += 1
+        self._stats["messages.failed"] += len(batch)
+        self._host.failed("handler", error, batch[0].envelope)
+        wait = None
+        if not once:
+            held = self._now() - held_since
+            wait = self._retry.wait(_attempts(batch), held, self._environment.random, error)
+        if len(batch) == 1:
+            log_failure(self._host.log, batch[0], error, wait, is_answer=False)
+        else:
+            self._log_batch(batch, error, wait)
+        return wait
+
+    def _log_batch(self, batch: list[Delivery], error: BaseException, wait: float | None) -> None:
+        expected = isinstance(error, Reject | Retry) or wait is not None
+        then = "each is tried alone" if wait is None else f"next attempt in {wait:.2g} s"
+        self._host.log.log(
+            logging.WARNING if expected else logging.ERROR,
+            "%d messages, the first on %s, failed together (attempt %d, %s): %s: %s",
+            len(batch),
+            quoted(batch[0].envelope.topic),
+            _attempts(batch),
+            then,
+            error_name(error),
+            describe(error),
+            exc_info=None if expected else of_users_code(error),
+            kind=error_name(error),
+        )
+
+    def _give_back(self, batch: list[Delivery]) -> list[Delivery]:
+        """Give started deliveries back, in order; returns those that can not be given back."""
+        # Each goes in front of what waits.
+        left = [one for one in reversed(batch) if not one.route.router.give_back(one)]
+        return left[::-1]
+
+
+class _BatchScope(ProducerScope):
+    """What a handler can ask for in one attempt at a batch.
+
+    Args:
+        owner: the actor.
+        handler: what is called.
+        batch: the messages.
+        values: their payloads; None to read them when they are asked for.
+        deadline: loop time at which the attempt is cut off.
+    """
+
+    def __init__(
+        self,
+        owner: ScopeOwner,
+        handler: Handler,
+        batch: Sequence[Delivery],
+        values: list[Any] | None,
+        deadline: float | None,
+    ) -> None:
+        super().__init__(owner, handler, deadline)
+        self._batch = batch
+        self._values = values
+        self._attempt = _attempts(batch) + 1
+
+    @property
+    def payload(self) -> list[Any]:
+        """The payloads, decoded to what the handler asks for."""
+        if self._values is None:
+            self._values = [_decode(self._handler, delivery) for delivery in self._batch]
+        return self._values
+
+    def message(self) -> list[Message[Any]]:  # type: ignore[override]
+        """The whole messages."""
+        return [
+            Message.of(
+                with_usable_address(self._owner, delivery.envelope),
+                value,
+                attempt=delivery.attempts + 1,
+            )
+            for delivery, value in zip(self._batch, self.payload, strict=True)
+        ]
+
+
+def _decode(handler: Handler, delivery: Delivery) -> Any:
+    decoder = handler.injection.payload_decoder
+    assert decoder is not None
+    return decoder.decode(delivery.envelope.payload, delivery.envelope.content_type)
+
+
+def _attempts(batch: Sequence[Delivery]) -> int:
+    # Messages that were given back may have some more; nobody is to have fewer than the policy's.
+    return min(delivery.attempts for delivery in batch)
+
+
+def _identity(batch: Sequence[Delivery]) -> str | None:
+    """What the ids of a batch's publishes are made of; None when a message has no id."""
+    identities = [lasting_identity(delivery.envelope) for delivery in batch]
+    if len(identities) == 1:
+        return identities[0]
+    known = [identity for identity in identities if identity is not None]
+    if len(known) < len(identities):
+        return None
+    return str(uuid.uuid5(_NAMESPACE, "\0".join(known)))

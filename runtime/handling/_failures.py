@@ -1,0 +1,108 @@
+"""What counts as a failure of the user's code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ..._limited_log import LimitedLog
+from ..._texts import describe, error_name, forget_earlier, inspectable, quoted
+from ...actors import is_ending
+from ...errors import OutboxFull, PublishNotSent, PublishUnknown, RequestTimeout, TransportError
+from ...transports import Delivery
+from ..diagnostics._stacks import of_users_code
+from ..options._retry import Reject, Retry
+
+__all__ = ["advice", "as_failure", "deadline_missed", "is_outage", "log_failure"]
+
+_OF_OUTAGES = (OutboxFull, PublishNotSent, PublishUnknown)
+
+
+def as_failure(raised: BaseException) -> BaseException:
+    """What a handler raised, as an error; raises it when the actor itself is ended."""
+    raised = inspectable(raised)
+    forget_earlier(raised)
+    if not isinstance(raised, asyncio.CancelledError):
+        return raised
+    if is_ending():
+        raise raised
+    # Something that the handler awaited was cancelled, or it has cancelled itself.
+    return RuntimeError("what the handler was waiting for was cancelled")
+
+
+def deadline_missed(text: str) -> TimeoutError:
+    """The error of a handler that was cut off at its deadline, which `is_outage` can tell."""
+    error = TimeoutError(text)
+    error.spa_dat_deadline = True  # type: ignore[attr-defined]
+    return error
+
+
+def is_outage(error: BaseException, *, connected: bool) -> bool:
+    """Whether a handler failed because a connection was away, which is not its fault.
+
+    Failing while there is one counts, whatever failed: else a handler that always posts too much,
+    or always waits too briefly, would be called for ever. A group is one if all its errors are.
+
+    Args:
+        error: what was raised.
+        connected: whether the actor's bus is connected, for errors that do not say.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_outage(part, connected=connected) for part in error.exceptions)
+    if isinstance(error, TimeoutError) and hasattr(error, "spa_dat_deadline"):
+        return not connected
+    if not isinstance(error, TransportError | RequestTimeout):
+        return False
+    if error.outage is None:
+        return isinstance(error, _OF_OUTAGES) and not connected
+    return error.outage
+
+
+def log_failure(
+    log: LimitedLog,
+    delivery: Delivery,
+    error: BaseException,
+    wait: float | None,
+    *,
+    is_answer: bool,
+) -> None:
+    """Log a failed attempt at one message.
+
+    Args:
+        log: the actor's.
+        delivery: the message.
+        error: what was raised.
+        wait: seconds until the next attempt; None when there is none.
+        is_answer: the message is a request, and the error its answer.
+    """
+    expected = is_answer or isinstance(error, Reject | Retry)
+    level = logging.WARNING if expected or wait is not None else logging.ERROR
+    if is_answer and wait is None:
+        level = logging.INFO  # an answer like any other
+    then = "no further attempt" if wait is None else f"next attempt in {wait:.2g} s"
+    log.log(
+        level,
+        "message on %s failed (attempt %d, %s): %s: %s%s",
+        quoted(delivery.envelope.topic),
+        delivery.attempts,
+        then,
+        error_name(error),
+        describe(error),
+        f"; {text}" if (text := advice(error)) else "",
+        exc_info=None if expected or wait is not None else of_users_code(error),
+        kind=error_name(error),
+    )
+
+
+def advice(error: BaseException) -> str:
+    """What to do about an error that does not say it itself; empty for others."""
+    if type(error).__module__ != "sqlite3" or "SQLite objects created in a thread" not in str(
+        error
+    ):
+        return ""
+    return (
+        "a connection that only one actor's def handlers and def hooks use is opened in their"
+        " thread when its ressources= has a callable that opens it, no handler is async def, and"
+        " concurrency= is 1; elsewhere give sqlite3.connect check_same_thread=False, or open it in"
+        " the handler"
+    )

@@ -1,0 +1,395 @@
+"""What happens to a delivery in an actor: bind, run, retry or park, reply, settle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import copy_context
+from typing import Any, Protocol
+
+from ..._limited_log import LimitedLog
+from ..._texts import describe, error_name, escaped, quoted
+from ...actors import DONE, Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
+from ...errors import DecodeError, OutboxFull, RemoteError
+from ...transports import Delivery, DeliveryState, Envelope
+from ..messaging._connection import Link
+from ..messaging._requests import CHAIN_HEADER, chain_of, error_answer
+from ..messaging._turn import Turn, current_turn
+from ..payloads._codec import check_size
+from ..registration._specs import Handler
+from ..routing._router import Router
+from ._failures import as_failure, is_outage, log_failure
+from ._parking import SHORTEST_PAUSE, Parking, ParkingHost, Pauses
+from ._scope import MessageScope, ScopeOwner
+from ._settlement import Settlements
+
+__all__ = ["Handling"]
+
+_QUEUED = DeliveryState.QUEUED
+_RUNNING = DeliveryState.RUNNING
+
+
+class HandlingHost(ScopeOwner, ParkingHost, Protocol):
+    """What handling needs of the actor."""
+
+    handlers: tuple[Handler, ...]
+    log: LimitedLog
+    max_received: int
+
+    def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
+        """Call the handler, cut off at the actor's deadline."""
+
+    async def current(self, instance: Any) -> Any:
+        """The instance for the next attempt; None when there is to be none."""
+
+    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
+        """The handlers that can be called and awaited without `invoke`; None for others."""
+
+
+class Handling:
+    """Runs one actor's handlers on its deliveries, one at a time.
+
+    Args:
+        host: the actor.
+        link: the actor's bus.
+    """
+
+    def __init__(self, host: HandlingHost, link: Link) -> None:
+        self._host = host
+        self._link = link
+        self._stats = link.surroundings.stats
+        self._environment = link.surroundings.environment
+        self._retry = host.options.retry
+        self._pauses = Pauses()
+        self._told_unsent = False
+        self._parking = Parking(host, link, self._pauses, self._retry.first)
+        self.settlements = Settlements(self._stats, self._posts_refused, host.log)
+        self._direct: list[Callable[..., Any] | None] = []
+        self._direct_of: Any = None
+
+    def interrupt(self, router: Router) -> None:
+        """End waits between two attempts at a message of the router, to which it goes back."""
+        self._pauses.interrupt(router)
+
+    def stop(self) -> None:
+        """Start no further attempt."""
+        self._pauses.stop()
+
+    async def handle(self, instance: Any, delivery: Delivery) -> None:
+        """Work a delivery off: when this returns it is settled, about to be, or given back."""
+        # The first attempt at what is no request, in as few steps as possible: this is where most
+        # of a program's time goes. `_handle_closely` does the same for everything.
+        host = self._host
+        if instance is not self._direct_of:
+            self._direct = host.direct(instance)
+            self._direct_of = instance
+        envelope = delivery.envelope
+        index = delivery.route.handler
+        function = self._direct[index]
+        if (
+            function is None
+            or envelope.response_topic is not None
+            or (envelope.headers and CHAIN_HEADER in envelope.headers)
+            or len(envelope.payload) > host.max_received
+            or envelope.left_out is not None
+        ):
+            await self._handle_closely(instance, delivery)
+            return
+        if delivery.state is not _QUEUED:
+            return
+        delivery.state = _RUNNING
+        turn = Turn(envelope, host.source, shared=delivery.route.router.shared)
+        current_turn.set(turn)
+        # As run_apart(), without the price of a call.
+        context = copy_context()
+        injection = host.handlers[index].injection
+        name = injection.only_payload
+        try:
+            if name is None:
+                scope = MessageScope(host, host.handlers[index], delivery, turn, None)
+                arguments = context.run(injection.bind, scope)
+            elif injection.payload_decoder is None:
+                arguments = {name: envelope.payload}
+            else:
+                decode = injection.payload_decoder.decode
+                arguments = {name: context.run(decode, envelope.payload, envelope.content_type)}
+        except DecodeError as error:
+            await self._undecodable(delivery, None, error)
+            return
+        try:
+            coroutine = function(**arguments)
+            try:
+                waits_for = context.run(next, coroutine.__await__(), DONE)
+            except GeneratorExit as error:
+                raised_by_hand(error)
+            if waits_for is not DONE:
+                rest = Isolated(context, coroutine, waits_for)
+                # What it raises may come from there, and refers to this frame.
+                del waits_for
+                await rest
+        except GeneratorExit:
+            raise
+        except BaseException as raised:  # noqa: BLE001 (the user's code)
+            turn.failure = raised
+        if turn.failure is None:
+            turn.active = False
+            self._stats["messages.handled"] += 1
+            if turn.posts:
+                # As in _attempts(), without the price of two coroutines.
+                guard = end_code()
+                if guard is not None:
+                    await guard.recover()
+                if self.settlements.crowded:
+                    await self.settlements.settle_after(delivery, turn)
+                else:
+                    self.settlements.begin((delivery,), turn)
+            else:
+                delivery.settle()
+            return
+        await self._handle_closely(instance, delivery, turn)
+
+    async def _handle_closely(
+        self, instance: Any, delivery: Delivery, failed: Turn | None = None
+    ) -> None:
+        if failed is None and not delivery.start():
+            return
+        envelope = delivery.envelope
+        index = delivery.route.handler
+        handler = self._host.handlers[index]
+        request = None
+        if envelope.response_topic is not None and handler.responder:
+            request = self._request_of(envelope)
+            if self._expired(delivery):
+                return
+        try:
+            check_size(envelope, self._host.max_received)
+        except DecodeError as error:
+            await self._undecodable(delivery, request, error)
+            return
+        try:
+            await self._attempts(instance, index, delivery, request, failed)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
+            # A mistake of the runtime must not lose or block a message.
+            self._host.log.error(
+                "message on %s could not be handled",
+                quoted(envelope.topic),
+                exc_info=error,
+            )
+            self._host.failed("handler", error, envelope)
+            if request is not None:
+                await self._answer_error(delivery, Turn(None, self._host.source, request), error)
+            else:
+                await self._parking.park(delivery, error)
+
+    async def _attempts(
+        self,
+        instance: Any,
+        index: int,
+        delivery: Delivery,
+        request: Envelope | None,
+        failed: Turn | None,
+    ) -> None:
+        host = self._host
+        handler = host.handlers[index]
+        limit, shared = host.options.deadline, delivery.route.router.shared
+        held_since: float | None = None
+        if failed is not None:
+            held_since = self._now()
+            if not await self._attempt_failed(delivery, failed, failed.take(), held_since):
+                return
+        while True:
+            turn = Turn(delivery.envelope, host.source, request, shared=shared)
+            current_turn.set(turn)
+            deadline = None if limit is None else self._now() + limit
+            scope = MessageScope(host, handler, delivery, turn, deadline)
+            try:
+                arguments = copy_context().run(handler.injection.bind, scope)
+            except DecodeError as error:
+                await self._undecodable(delivery, request, error)
+                return
+            try:
+                result = await self._call(instance, index, arguments, delivery.envelope)
+                if request is not None and handler.returns_reply:
+                    await end_attempt()
+                    # What is asked for waits, so that what others send always finds room.
+                    await self._link.bus.room()
+                    self._link.reply(turn, host.source, result)
+                elif (
+                    result is not None
+                    and not handler.returns_reply
+                    and delivery.envelope.response_topic is not None
+                ):
+                    self._unsent_reply(handler)
+            except GeneratorExit:
+                raise
+            except BaseException as raised:  # noqa: BLE001 (the user's code)
+                if held_since is None:
+                    held_since = self._now()
+                if not await self._attempt_failed(delivery, turn, raised, held_since):
+                    return
+                instance = await host.current(instance)
+                if instance is None:
+                    delivery.route.router.give_back(delivery)
+                    return
+            else:
+                turn.active = False
+                self._stats["messages.handled"] += 1
+                if turn.posts:
+                    await end_attempt()
+                    await self.settlements.settle_after(delivery, turn)
+                else:
+                    delivery.settle()
+                return
+
+    async def _call(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], envelope: Envelope
+    ) -> Any:
+        invoke = self._host.invoke
+        chain = chain_of(envelope)
+        if not chain:
+            return await run_apart(invoke, instance, index, arguments)
+        with enter_chain(chain):
+            return await run_apart(invoke, instance, index, arguments)
+
+    def _unsent_reply(self, handler: Handler) -> None:
+        if not self._told_unsent:
+            self._told_unsent = True
+            self._host.log.warning(
+                "%s returned something to a request, and it is not sent: annotate the reply's"
+                " type, as in `-> float`, or register the handler with replies=True",
+                handler.injection.name,
+            )
+
+    # When it failed.
+
+    async def _attempt_failed(
+        self, delivery: Delivery, turn: Turn, raised: BaseException, held_since: float
+    ) -> bool:
+        """What a handler raised is dealt with; True when there is to be another attempt."""
+        turn.active = False
+        for post in turn.posts:
+            post.add_done_callback(self._link.lost_posts.report)
+        error = as_failure(raised)
+        await end_attempt()
+        return await self._failed(delivery, turn, error, held_since)
+
+    async def _failed(
+        self, delivery: Delivery, turn: Turn, error: BaseException, held_since: float
+    ) -> bool:
+        """What to do about a failed attempt; True when there is to be another one."""
+        request = turn.request
+        if self._is_outage(error):
+            text = describe(error)
+            self._host.log.warning("%s: %s; trying again", quoted(delivery.envelope.topic), text)
+            self._host.troubled(f"{error_name(error)}: {text}")
+            wait: float | None = self._retry.first or SHORTEST_PAUSE
+        else:
+            delivery.attempts += 1
+            self._stats["messages.failed"] += 1
+            is_answer = request is not None and isinstance(error, RemoteError)
+            self._host.failed("answer" if is_answer else "handler", error, delivery.envelope)
+            wait = self._wait_before_next(delivery, turn, error, held_since)
+            log_failure(self._host.log, delivery, error, wait, is_answer=is_answer)
+        if wait is not None:
+            router = delivery.route.router
+            if not router.holding and await self._pauses.wait(wait, router):
+                return request is None or not self._expired(delivery)
+            if router.give_back(delivery):
+                return False
+        if request is not None:
+            await self._answer_error(delivery, turn, error)
+        else:
+            await self._parking.park(delivery, error)
+        return False
+
+    def _wait_before_next(
+        self, delivery: Delivery, turn: Turn, error: BaseException, held_since: float
+    ) -> float | None:
+        if turn.request is not None and (turn.answered or not self._host.options.retry_requests):
+            return None
+        now = self._now()
+        random = self._environment.random
+        wait = self._retry.wait(delivery.attempts, now - held_since, random, error)
+        if wait is None or turn.request is None or delivery.deadline is None:
+            return wait
+        return wait if now + wait < delivery.deadline else None
+
+    def _expired(self, delivery: Delivery) -> bool:
+        """Settle a request whose sender has given up; True when that happened."""
+        if delivery.deadline is None or self._now() < delivery.deadline:
+            return False
+        self._stats["requests.expired"] += 1
+        delivery.settle()
+        return True
+
+    def _is_outage(self, error: BaseException) -> bool:
+        return is_outage(error, connected=self._link.bus.connected)
+
+    async def _undecodable(
+        self, delivery: Delivery, request: Envelope | None, error: DecodeError
+    ) -> None:
+        delivery.attempts += 1
+        self._stats["messages.undecodable"] += 1
+        self._host.failed("payload", error, delivery.envelope)
+        level = logging.ERROR if request is None else logging.WARNING
+        topic = quoted(delivery.envelope.topic)
+        self._host.log.log(level, "message on %s: %s", topic, describe(error))
+        if request is not None:
+            turn = Turn(None, self._host.source, request)
+            await self._answer_error(delivery, turn, RemoteError("bad-request", str(error)))
+        else:
+            await self._parking.park(delivery, error)
+
+    async def _answer_error(self, delivery: Delivery, failed: Turn, error: BaseException) -> None:
+        """Answer a request with an error, unless it is answered, then settle it."""
+        self._stats["requests.failed"] += 1
+        request = failed.request
+        assert request is not None
+        if failed.answered:
+            await self.settlements.settle_after(delivery, failed)
+            return
+        code, text = error_answer(error)
+        turn = Turn(request.id, self._host.source, request, shared=failed.shared)
+        turn.posts.extend(failed.posts)
+        while True:
+            try:
+                self._link.reply_error(turn, self._host.source, code, text)
+            except OutboxFull:
+                if not await self._pauses.wait(SHORTEST_PAUSE):
+                    delivery.route.router.give_back(delivery)
+                    return
+            else:
+                break
+        await self.settlements.settle_after(delivery, turn)
+
+    async def _posts_refused(self, delivery: Delivery, error: BaseException) -> None:
+        """A post of a handled message was refused for good: the message becomes a dead letter."""
+        delivery.attempts += 1
+        self._host.failed("post", error, delivery.envelope)
+        self._host.log.error(
+            "message on %s was handled, but a post of it was refused: %s",
+            quoted(delivery.envelope.topic),
+            describe(error),
+        )
+        await self._parking.park(delivery, error)
+
+    # Requests.
+
+    def _request_of(self, envelope: Envelope) -> Envelope | None:
+        problem = self._host.reply_address_problem(envelope)
+        if problem is None:
+            return envelope
+        self._stats["replies.refused"] += 1
+        self._host.log.warning(
+            "message on %s asks for a reply to %s, which is refused: %s",
+            quoted(envelope.topic),
+            quoted(envelope.response_topic),
+            escaped(problem),
+        )
+        return None
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,179 @@
+"""Where the arguments of one call come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from ..._environment import Environment
+from ...transports import Delivery, Envelope
+from ..injection._context import Context, ContextOwner
+from ..messaging._connection import Link
+from ..messaging._message import Message, MessageBuilder, OutgoingMessage
+from ..messaging._socket import Socket
+from ..messaging._sync_socket import SyncSocket
+from ..messaging._turn import Turn, current_turn
+from ..registration._specs import ActorOptions, Handler
+
+__all__ = ["MessageScope", "ProducerScope", "ScopeOwner", "with_usable_address"]
+
+_BUILDER = MessageBuilder()
+
+
+class ScopeOwner(ContextOwner, Protocol):
+    """What a scope needs of the actor."""
+
+    environment: Environment
+    link: Link
+    options: ActorOptions
+    socket: Socket
+    source: str
+    sync_socket: SyncSocket
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """What is open, by name."""
+
+    def reply_address_problem(self, envelope: Envelope) -> str | None:
+        """Why a reply must not go where the message asks for; None when it may."""
+
+
+class ProducerScope:
+    """What a producer's call can ask for.
+
+    Args:
+        owner: the actor.
+        handler: what is called.
+        deadline: loop time at which the call is cut off.
+    """
+
+    def __init__(self, owner: ScopeOwner, handler: Handler, deadline: float | None = None) -> None:
+        self._owner = owner
+        self._handler = handler
+        self._deadline = deadline
+        self._attempt = 1
+
+    @property
+    def socket(self) -> Socket | SyncSocket:
+        """The socket that fits the kind of function."""
+        return self._owner.socket if self._handler.injection.is_async else self._owner.sync_socket
+
+    @property
+    def context(self) -> Context:
+        """The context of this attempt."""
+        return Context(self._owner, attempt=self._attempt, deadline=self._deadline)
+
+    @property
+    def state(self) -> Any:
+        """The actor's state as it is now."""
+        return self._owner.state
+
+    @property
+    def message_builder(self) -> MessageBuilder:
+        """Builds messages to be sent."""
+        return _BUILDER
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """The actor's open resources."""
+        return self._owner.resources
+
+    @property
+    def captures(self) -> Mapping[str, str]:
+        """Producers have no topics."""
+        return {}
+
+    @property
+    def payload(self) -> Any:
+        """Producers have no messages."""
+        raise NotImplementedError
+
+    @property
+    def envelope(self) -> Envelope:
+        """Producers have no messages."""
+        raise NotImplementedError
+
+    def message(self) -> Message[Any]:
+        """Producers have no messages."""
+        raise NotImplementedError
+
+
+class MessageScope(ProducerScope):
+    """What a handler can ask for in one attempt at a message.
+
+    Args:
+        owner: the actor.
+        handler: what is called.
+        delivery: the message.
+        turn: the attempt.
+        deadline: loop time at which the attempt is cut off.
+    """
+
+    def __init__(
+        self,
+        owner: ScopeOwner,
+        handler: Handler,
+        delivery: Delivery,
+        turn: Turn,
+        deadline: float | None,
+    ) -> None:
+        super().__init__(owner, handler, deadline)
+        self._delivery = delivery
+        self._turn = turn
+        self._attempt = delivery.attempts + 1
+
+    @property
+    def captures(self) -> Mapping[str, str]:
+        """The captures of the topic."""
+        captured: Mapping[str, str] = self._delivery.route.filter.capture(
+            self._delivery.envelope.topic
+        )
+        return captured
+
+    @property
+    def payload(self) -> Any:
+        """The payload, decoded to what the handler asks for; raises DecodeError."""
+        decoder = self._handler.injection.payload_decoder
+        envelope = self._delivery.envelope
+        if decoder is None:
+            return envelope.payload
+        return decoder.decode(envelope.payload, envelope.content_type)
+
+    @property
+    def envelope(self) -> Envelope:
+        """The message as the bus gave it."""
+        return self._delivery.envelope
+
+    def message(self) -> Message[Any]:
+        """The whole message; raises DecodeError."""
+        envelope = self._delivery.envelope
+        reply = self._reply if self._turn.request is not None else None
+        if reply is None:
+            envelope = with_usable_address(self._owner, envelope)
+        return Message.of(envelope, self.payload, attempt=self._attempt, reply=reply)
+
+    async def _reply(self, payload: object, headers: Mapping[str, str] | None) -> None:
+        request = self._turn.request
+        assert request is not None
+        assert request.response_topic is not None
+        message = OutgoingMessage(
+            topic=request.response_topic, payload=payload, headers=headers or {}
+        )
+        # A handler may keep a request and answer it when it is at work on something else.
+        token = current_turn.set(self._turn)
+        try:
+            await self._owner.socket.publish(message)
+        finally:
+            current_turn.reset(token)
+
+
+def with_usable_address(owner: ScopeOwner, envelope: Envelope) -> Envelope:
+    """The message without its response topic if no reply may go there.
+
+    A handler that publishes its reply itself, or hands the request on, must not use it either.
+    """
+    if envelope.response_topic is None or owner.reply_address_problem(envelope) is None:
+        return envelope
+    return msgspec.structs.replace(envelope, response_topic=None)

@@ -1,0 +1,156 @@
+"""Settling handled messages once what they sent is confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+from ..._texts import describe, error_name, quoted
+from ...errors import PublishNotSent, PublishUnknown
+from ...transports import Delivery
+from ..messaging._turn import Turn, is_confirmed
+
+__all__ = ["Settlements"]
+
+_Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+_MOST_OPEN = 1000
+_WITHOUT_OUTCOME = (PublishNotSent, PublishUnknown, asyncio.CancelledError)
+
+
+class Settlements:
+    """Messages of one actor that are handled, and wait for their posts and replies.
+
+    So the actor goes on with its next message while the broker confirms, and still nothing is
+    acknowledged before all that came of it is safe.
+
+    Args:
+        stats: the application's counters.
+        on_refused: what to do with a message one of whose posts was refused for good.
+        log: where it says what was refused.
+    """
+
+    def __init__(
+        self,
+        stats: Counter[str],
+        on_refused: Callable[[Delivery, BaseException], Awaitable[None]],
+        log: _Log,
+    ) -> None:
+        self._stats = stats
+        self._log = log
+        self._on_refused = on_refused
+        self._open = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        self._parking: dict[asyncio.Task[None], None] = {}
+
+    def __len__(self) -> int:
+        """Messages that are not settled yet."""
+        return self._open
+
+    async def settle_after(self, delivery: Delivery, turn: Turn) -> None:
+        """Settle the delivery when the turn's posts are confirmed; waits only when very many do."""
+        await self.settle_all_after((delivery,), turn)
+
+    async def settle_all_after(self, deliveries: Sequence[Delivery], turn: Turn) -> None:
+        """`settle_after` for all that one turn has handled."""
+        self.begin(deliveries, turn)
+        while self.crowded:
+            await self._change()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many wait that the actor should not go on."""
+        return self._open >= _MOST_OPEN
+
+    def begin(self, deliveries: Sequence[Delivery], turn: Turn) -> None:
+        """`settle_all_after` for who sees to it that there are not too many."""
+        pending = [post for post in turn.posts if not is_confirmed(post)]
+        if not pending:
+            for delivery in deliveries:
+                delivery.settle()
+            return
+        self._open += 1
+        _Settlement(self, deliveries, turn.request is not None, pending)
+
+    async def drain(self) -> None:
+        """Wait until every handled message is settled or given up."""
+        while self._open:
+            await self._change()
+
+    def done(
+        self, deliveries: Sequence[Delivery], is_request: bool, error: BaseException | None
+    ) -> None:
+        """All posts of a turn have their outcome; ``error`` is the first failure."""
+        if error is None:
+            for delivery in deliveries:
+                delivery.settle()
+        elif isinstance(error, _WITHOUT_OUTCOME):
+            # The bus was closed first. Not settled, so the message comes again.
+            self._stats["posts.unconfirmed"] += 1
+        elif is_request:
+            (delivery,) = deliveries
+            self._stats["replies.refused"] += 1
+            self._log.error(
+                "a reply or post for the request on %s was refused: %s: %s",
+                quoted(delivery.envelope.topic),
+                error_name(error),
+                describe(error),
+            )
+            delivery.settle()
+        else:
+            task = asyncio.ensure_future(self._refused(deliveries, error))
+            self._parking[task] = None
+            task.add_done_callback(self._parked)
+            return
+        self._closed()
+
+    async def _refused(self, deliveries: Sequence[Delivery], error: BaseException) -> None:
+        for delivery in deliveries:
+            await self._on_refused(delivery, error)
+
+    def _parked(self, task: asyncio.Task[None]) -> None:
+        del self._parking[task]
+        self._closed()
+
+    def _closed(self) -> None:
+        self._open -= 1
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _change(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+
+class _Settlement:
+    """Counts one turn's posts down."""
+
+    __slots__ = ("_deliveries", "_error", "_is_request", "_left", "_owner")
+
+    def __init__(
+        self,
+        owner: Settlements,
+        deliveries: Sequence[Delivery],
+        is_request: bool,
+        posts: list[asyncio.Future[None]],
+    ) -> None:
+        self._owner = owner
+        self._deliveries = deliveries
+        self._is_request = is_request
+        self._left = len(posts)
+        self._error: BaseException | None = None
+        for post in posts:
+            post.add_done_callback(self._one_done)
+
+    def _one_done(self, post: asyncio.Future[None]) -> None:
+        error = asyncio.CancelledError() if post.cancelled() else post.exception()
+        if self._error is None or isinstance(error, _WITHOUT_OUTCOME):
+            self._error = error
+        self._left -= 1
+        if self._left == 0:
+            self._owner.done(self._deliveries, self._is_request, self._error)

@@ -1,0 +1,238 @@
+"""Notices what stands still: handlers that do not end, and an event loop that is blocked."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from ..._logs import get_logger
+from ..diagnostics._stacks import frames_of_thread, place
+from ._settings import Settings
+
+if TYPE_CHECKING:
+    from ._host import Host
+
+__all__ = ["Watchdog"]
+
+log = get_logger("spa_dat")
+
+_SHARE = 10
+_LEAST, _MOST = 0.05, 1.0
+# Whoever wakes so much later than asked was stopped itself, and so was the loop.
+_OVERSLEPT = 3
+_DEBUGGERS = ("bdb", "pdb", "pydevd", "debugpy")
+
+
+class Watchdog:
+    """Looks at the handlers of one run, and at its event loop.
+
+    Both are looked at from outside, so messages that are handled in time pay nothing. It does
+    nothing on a loop with a clock of its own, where a handler takes no time.
+
+    Args:
+        settings: of the application; ``handlers.slow`` and ``loop.blocked`` are counted.
+        lanes: gives the actors.
+    """
+
+    def __init__(self, settings: Settings, lanes: Callable[[], Iterable[Host]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        real = not getattr(self._loop, "has_own_clock", False)
+        self._application = settings.identity.application
+        self._stats = settings.stats
+        self._lanes = lanes
+        self._slow = settings.slow if real else None
+        self._limit = settings.blocked if real else None
+        self._calls: dict[str, _Call] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._pulse: _Pulse | None = None
+        self._blocked: tuple[str, str] | None = None
+
+    def start(self) -> None:
+        """Begin to look at the handlers; called on the loop."""
+        if self._slow is not None:
+            self._timer = self._loop.call_later(self._slow / _SHARE, self._look, self._slow)
+
+    def watch_loop(self) -> None:
+        """Begin to look at the event loop; called on it."""
+        if self._limit is not None:
+            self._pulse = _Pulse(self._loop, self._limit, self._is_blocked, self._goes_on)
+            _pulses.add(self._pulse)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._pulse is not None:
+            _pulses.remove(self._pulse)
+
+    @property
+    def problems(self) -> list[tuple[str, str]]:
+        """What stands still now: the name of the actor, or of the application, and a text."""
+        found = [
+            (name, f"at work for {self._loop.time() - call.since:.0f} s: {call.place}")
+            for name, call in self._calls.items()
+            if call.told
+        ]
+        return found if self._blocked is None else [*found, self._blocked]
+
+    # Handlers.
+
+    def _look(self, slow: float) -> None:
+        self._timer = self._loop.call_later(slow / _SHARE, self._look, slow)
+        now = self._loop.time()
+        calls: dict[str, _Call] = {}
+        for lane in self._lanes():
+            call = lane.work.call if _is_watched(lane) else None
+            if call is None:
+                continue
+            name = lane.own_name
+            before = self._calls.get(name)
+            known = before if before is not None and before.what is call else _Call(call, now)
+            calls[name] = known
+            if now - known.since >= max(known.told_at * 2, _patience(lane), slow):
+                self._is_slow(name, known, lane.work.place or "its code", now)
+        for name, call_before in self._calls.items():
+            if call_before.told and calls.get(name) is not call_before:
+                took = now - call_before.since
+                log.warning("actor %r: what was at work for %.0f s has ended", name, took)
+        self._calls = calls
+
+    def _is_slow(self, name: str, call: _Call, where: str, now: float) -> None:
+        if not call.told:
+            self._stats["handlers.slow"] += 1
+        call.told_at = now - call.since
+        call.place = where
+        waiting = "its further messages wait"
+        log.warning("actor %r: at work for %.0f s: %s; %s", name, call.told_at, where, waiting)
+
+    # The loop. These two are called in the watchdog's thread and on the loop.
+
+    def _is_blocked(self, seconds: float, ident: int) -> None:
+        frames = frames_of_thread(ident)
+        if any(str(f.f_globals.get("__name__", "")).split(".")[0] in _DEBUGGERS for f in frames):
+            return
+        task = asyncio.current_task(self._loop)
+        names = [lane.own_name for lane in self._lanes() if task and task is lane.work.task]
+        where = place(frames) or "code that is not the user's"
+        name = names[0] if names else self._application
+        self._blocked = name, f"the event loop is blocked: {where}"
+        self._stats["loop.blocked"] += 1
+        whose = f"actor {name!r}" if names else f"application {name!r}"
+        text = "%s has blocked the event loop for %.1f s: %s; everything else waits"
+        log.error(text, whose, seconds, where)
+
+    def _goes_on(self, seconds: float) -> None:
+        if self._blocked is not None:
+            self._blocked = None
+            log.warning("the event loop was blocked for %.1f s and goes on", seconds)
+
+
+def _is_watched(lane: Host) -> bool:
+    # A producer that runs once may well run as long as the application.
+    return lane.spec.kind != "producer" or lane.options.every is not None
+
+
+def _patience(lane: Host) -> float:
+    """What the actor's options say that a call may take."""
+    return max(lane.options.deadline or 0.0, lane.options.every or 0.0)
+
+
+class _Call:
+    """One piece of the user's code at work, since it was first seen."""
+
+    __slots__ = ("place", "since", "told_at", "what")
+
+    def __init__(self, what: object, since: float) -> None:
+        self.what = what
+        self.since = since
+        self.told_at = 0.0
+        self.place = ""
+
+    @property
+    def told(self) -> bool:
+        return self.told_at > 0
+
+
+class _Pulse:
+    """Asks one loop again and again whether it goes on."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limit: float,
+        blocked: Callable[[float, int], None],
+        goes_on: Callable[[float], None],
+    ) -> None:
+        self.pause = min(max(limit / _SHARE, _LEAST), _MOST)
+        self._loop = loop
+        self._ident = threading.get_ident()
+        self._limit = limit
+        self._blocked = blocked
+        self._goes_on = goes_on
+        self._asked: float | None = None
+        self._told = False
+
+    def look(self, now: float, overslept: float) -> bool:
+        """In the thread: whether to go on looking."""
+        if self._asked is None:
+            self._asked = now
+            try:
+                self._loop.call_soon_threadsafe(self._beat)
+            except RuntimeError:  # it is closed
+                return False
+        elif overslept > self.pause * _OVERSLEPT:
+            self._asked += overslept
+        elif not self._told and now - self._asked >= self._limit:
+            self._told = True
+            self._blocked(now - self._asked, self._ident)
+        return True
+
+    def _beat(self) -> None:
+        asked, self._asked = self._asked, None
+        if self._told and asked is not None:
+            self._told = False
+            self._goes_on(time.monotonic() - asked)
+
+
+class _Pulses:
+    """One thread for all loops that are looked at."""
+
+    def __init__(self) -> None:
+        self._pulses: dict[_Pulse, None] = {}
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, pulse: _Pulse) -> None:
+        with self._change:
+            self._pulses[pulse] = None
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="spa_dat pulse", daemon=True)
+                self._thread.spa_dat_watches = True  # type: ignore[attr-defined]
+                self._thread.start()
+            else:
+                self._change.notify()
+
+    def remove(self, pulse: _Pulse) -> None:
+        with self._change:
+            self._pulses.pop(pulse, None)
+
+    def _run(self) -> None:
+        asleep: float | None = None
+        woke = time.monotonic()
+        while True:
+            with self._change:
+                asleep = min((pulse.pause for pulse in self._pulses), default=None)
+                self._change.wait(asleep)
+                pulses = list(self._pulses)
+            now = time.monotonic()
+            overslept = 0.0 if asleep is None else now - woke - asleep
+            woke = now
+            for pulse in pulses:
+                if not pulse.look(now, overslept):
+                    self.remove(pulse)
+
+
+_pulses = _Pulses()

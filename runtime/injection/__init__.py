@@ -1,0 +1,3 @@
+"""What the parameters of a handler get, worked out once from its signature.
+
+It may import `messaging` and below. Begin with `_plan`."""

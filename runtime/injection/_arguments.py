@@ -1,0 +1,213 @@
+"""Where the arguments of a call come from, and how one of them is fetched."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, get_args, get_origin
+
+import msgspec
+
+from ...errors import ConfigurationError, DecodeError
+from ...transports import Envelope
+from ..messaging._message import Message
+from ..payloads._types import bare_type, type_name, type_readers
+from ._signatures import MISSING
+
+__all__ = [
+    "PARTS",
+    "PAYLOAD",
+    "Getter",
+    "Part",
+    "Scope",
+    "capture_converter",
+    "capture_getter",
+    "decoded_message",
+    "raw_message",
+    "resource_getter",
+]
+
+
+class Scope(Protocol):
+    """Where the arguments of one call come from.
+
+    Only what the handler asks for is looked up, so an implementation may make things on demand.
+    """
+
+    @property
+    def payload(self) -> Any:
+        """The payload, decoded with the injection's ``payload_decoder``."""
+
+    @property
+    def socket(self) -> Any: ...
+
+    @property
+    def context(self) -> Any: ...
+
+    @property
+    def state(self) -> Any: ...
+
+    @property
+    def message_builder(self) -> Any: ...
+
+    @property
+    def resources(self) -> Mapping[str, object]: ...
+
+    @property
+    def captures(self) -> Mapping[str, str]: ...
+
+    def message(self) -> Message[Any]:
+        """The message, its payload decoded with the injection's ``payload_decoder``."""
+
+
+Getter = Callable[[Scope], Any]
+"""Gives one argument."""
+
+PAYLOAD: Getter = operator.attrgetter("payload")
+"""Fetches the payload."""
+
+
+def decoded_message(scope: Scope) -> Message[Any]:
+    """The message as the scope gives it."""
+    return scope.message()
+
+
+def raw_message(scope: Scope) -> Message[bytes]:
+    """The message with its payload undecoded, beside a decoded payload in another parameter."""
+    message = scope.message()
+    return msgspec.structs.replace(message, payload=message.raw)
+
+
+def resource_getter(name: str) -> Getter:
+    """Fetches a resource."""
+    return lambda scope: scope.resources[name]
+
+
+def capture_getter(name: str, convert: Callable[[str], Any] | None, default: Any) -> Getter:
+    """Fetches a capture, converted; ``default`` where the topic does not have it."""
+
+    def get(scope: Scope) -> Any:
+        text = scope.captures.get(name)
+        if text is None:
+            return default
+        return text if convert is None else convert(text)
+
+    return get
+
+
+_ANYTHING = (MISSING, Any, object)
+
+
+class _OfAMessage(Protocol):
+    """The scope of a handler that gets messages."""
+
+    @property
+    def envelope(self) -> Envelope: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a message.
+
+    Attributes:
+        read: gets it from the envelope.
+        kinds: the types that it has.
+        written: how the type is written.
+        always: every message has it.
+    """
+
+    read: Callable[[Any], Any]
+    kinds: tuple[type, ...]
+    written: str
+    always: bool
+
+    def takes(self, annotation: Any, *, required: bool) -> bool:
+        """Whether a parameter with this annotation may get it."""
+        if annotation in _ANYTHING:
+            return True
+        bare, optional = bare_type(annotation)
+        kind = get_origin(bare) or bare
+        texts = all(argument in (str, Any) for argument in get_args(bare))
+        return kind in self.kinds and texts and (optional or self.always or not required)
+
+    def getter(self, default: Any) -> Getter:
+        """Fetches it; ``default`` where a message does not have it."""
+        read = self.read
+
+        def get(scope: Scope) -> Any:
+            value = read(cast(_OfAMessage, scope).envelope)
+            return default if value is None else value
+
+        return get
+
+
+PARTS: Mapping[str, Part] = {
+    "topic": Part(lambda envelope: envelope.topic, (str,), "str", True),
+    "headers": Part(
+        lambda envelope: dict(envelope.headers), (dict, Mapping), "Mapping[str, str]", True
+    ),
+    "key": Part(lambda envelope: envelope.key, (str,), "str | None", False),
+}
+"""By the name of the parameter."""
+
+
+_LONGEST_QUOTED = 100
+
+
+def capture_converter(name: str, annotation: Any) -> Callable[[str], Any] | None:
+    """What turns the text of a capture into the annotated type; None when a str is asked for.
+
+    It raises DecodeError when the text does not fit.
+
+    Raises:
+        ConfigurationError: a part of a topic can not become that type.
+    """
+    if annotation in (str, Any, object):
+        return None
+    try:
+        if not _is_written_as_text(msgspec.inspect.type_info(annotation)):
+            raise TypeError("it is not written as one word")
+        _, convert = type_readers(annotation)
+    except Exception as error:
+        raise ConfigurationError(
+            f"capture {name!r} can not be a {type_name(annotation)}: {error}; use str, int, float,"
+            " bool, UUID, an Enum or a Literal, or rename the parameter if it is meant to be"
+            " something else"
+        ) from error
+
+    def converted(text: str) -> Any:
+        try:
+            return convert(text)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            quoted = text[:_LONGEST_QUOTED]
+            raise DecodeError(
+                f"capture {name!r} of the topic is {quoted!r}, which is not a"
+                f" {type_name(annotation)}"
+            ) from error
+
+    return converted
+
+
+_WORDS = (
+    msgspec.inspect.StrType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.UUIDType,
+    msgspec.inspect.EnumType,
+    msgspec.inspect.LiteralType,
+    msgspec.inspect.DecimalType,
+    msgspec.inspect.DateType,
+    msgspec.inspect.DateTimeType,
+    msgspec.inspect.TimeType,
+)
+
+
+def _is_written_as_text(info: msgspec.inspect.Type) -> bool:
+    if isinstance(info, msgspec.inspect.UnionType):
+        return all(_is_written_as_text(part) for part in info.types)
+    return isinstance(info, _WORDS)

@@ -1,0 +1,138 @@
+"""The context: what a handler may know and do besides talking to the bus."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ..._environment import Environment
+from ...errors import ActorStopped, ConfigurationError
+from ..options._checks import is_number
+
+__all__ = ["Context", "ContextOwner", "Timer"]
+
+
+class Timer(Protocol):
+    """Something that was put off with `Context.later`."""
+
+    def cancel(self) -> None:
+        """Do not do it any more; nothing happens when it is done already."""
+
+
+class ContextOwner(Protocol):
+    """What a context needs of the actor it belongs to."""
+
+    application: str
+    name: str
+    instance: str
+    state: Any
+    environment: Environment
+    users_log: logging.LoggerAdapter[logging.Logger]
+    stats: Counter[str]
+    life: object
+
+    def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> Timer: ...
+
+    def request_stop(self) -> None: ...
+
+
+class Context:
+    """What a handler may know and do besides talking to the bus. Handlers get one injected.
+
+    Attributes:
+        attempt: which attempt at the message this is, from 1.
+        deadline: loop time at which the attempt is cut off, None for never.
+    """
+
+    __slots__ = ("_life", "_owner", "attempt", "deadline")
+
+    def __init__(
+        self, owner: ContextOwner, *, attempt: int = 1, deadline: float | None = None
+    ) -> None:
+        self._owner = owner
+        self._life = owner.life
+        self.attempt = attempt
+        self.deadline = deadline
+
+    @property
+    def app(self) -> str:
+        """Name of the application."""
+        return self._owner.application
+
+    @property
+    def actor(self) -> str:
+        """Name of the actor."""
+        return self._owner.name
+
+    @property
+    def instance(self) -> str:
+        """Which copy of the application this is."""
+        return self._owner.instance
+
+    @property
+    def state(self) -> Any:
+        """The actor's state. Assign to replace it; it is not rolled back when a handler fails.
+
+        Raises:
+            ActorStopped: the handler was given up at its deadline, or the actor has begun anew
+                since: the state is another one's now.
+        """
+        self._check_life()
+        return self._owner.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self._check_life()
+        self._owner.state = value
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that names the application and the actor."""
+        return self._owner.users_log
+
+    @property
+    def stats(self) -> Counter[str]:
+        """The application's counters by dotted name; add your own."""
+        return self._owner.stats
+
+    @property
+    def random(self) -> random.Random:
+        """The application's source of randomness; repeatable under test."""
+        return self._owner.environment.random
+
+    def now(self) -> float:
+        """Wall time in seconds since 1970 (UTC)."""
+        return self._owner.environment.now()
+
+    def later(self, delay: float, function: Callable[..., Any], *args: Any) -> Timer:
+        """Run ``function(*args)`` in this actor, between two messages, after ``delay`` seconds.
+
+        The function may be ``async``. A plain one that a ``def`` handler puts off runs in the
+        actor's thread, too; any other runs on the event loop and must not block. If it raises,
+        that is logged and counted, not retried. Whatever is still put off when the actor stops, or
+        when a new instance of its class takes over, is dropped.
+
+        Raises:
+            ConfigurationError: the delay is not a number of seconds, 0 or more, or there is no
+                function that can be called.
+            ActorStopped: as for `state`.
+        """
+        self._check_life()
+        if not is_number(delay) or not 0 <= delay < float("inf"):
+            raise ConfigurationError(f"context.later({delay!r}, ...): give seconds, 0 or more")
+        return self._owner.later(delay, function, args)
+
+    def stop(self) -> None:
+        """Stop this actor after the current message. The rest of the application goes on."""
+        self._check_life()
+        self._owner.request_stop()
+
+    def _check_life(self) -> None:
+        if self._life is not self._owner.life:
+            raise ActorStopped(
+                f"actor {self._owner.name!r} has begun anew, and this context is from before: its"
+                " handler was given up at its deadline, or the actor was restarted"
+            )

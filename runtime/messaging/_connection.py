@@ -1,0 +1,399 @@
+"""What all actors of an application that use one bus share: the connection and its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from asyncio import _get_running_loop
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from ..._limited_log import LimitedLog
+from ..._logs import get_logger
+from ..._texts import describe, escaped, quoted, reason_of
+from ...errors import ActorStopped, ConfigurationError, ConnectionLost, OutboxFull, SpaDatError
+from ...transports import (
+    REPLY_HEADER,
+    RESERVED,
+    Bus,
+    Envelope,
+    SocketProvider,
+    Surroundings,
+    Tombstone,
+    TopicFilter,
+    TopicTrie,
+    check_topic,
+    is_reserved,
+    on_failure,
+)
+from ..diagnostics._given_up import LostPosts
+from ..payloads._codec import encode
+from ._message import NO_HEADERS, OutgoingMessage, check_message, check_response_topic
+from ._requests import CHAIN_HEADER, ERROR_HEADER, Requests
+from ._turn import Turn, current_turn
+
+__all__ = ["Link"]
+
+log = get_logger("spa_dat")
+
+_LONGEST_REPLY_ADDRESS = 1024
+_LONGEST_CORRELATION = 1024
+_MOST_TOPICS_REMEMBERED = 1024
+_LONGEST_TOPIC_REMEMBERED = 256
+_LONGEST_ERROR_CODE = 100
+_LONGEST_ERROR_TEXT = 1000
+
+
+class Takes(Protocol):
+    """Something that takes messages."""
+
+    def handles(self, topic: str) -> bool:
+        """Whether it takes what is published on the topic."""
+
+
+class Link:
+    """One application's use of one bus.
+
+    Attributes:
+        provider: what opened the bus.
+        bus: the connection.
+        max_received: the largest payload that handlers are given, in bytes.
+        requests: the requests under way.
+        lost_posts: hears of posts that nobody waits for and that failed.
+        surroundings: identity, environment and counters of the application.
+        filters: what the application's actors take on this bus, as declared.
+        subscribed: what they take besides, from time to time.
+        reply_topics: where replies may go; None for everywhere. An actor may have its own.
+        loop: the event loop that it belongs to.
+        ended: the application has stopped, and its sockets do nothing any more.
+        failure: why the bus can not go on at all, or what the application ended with.
+    """
+
+    def __init__(
+        self,
+        provider: SocketProvider,
+        surroundings: Surroundings,
+        reply_topics: Sequence[TopicFilter] | None = None,
+    ) -> None:
+        self.provider = provider
+        self.reply_topics = reply_topics
+        self.filters: TopicTrie[None] = TopicTrie()
+        self.subscribed: list[Takes] = []
+        self.surroundings = surroundings
+        self.bus: Bus = provider.open(surroundings)
+        self.max_received = self.bus.max_received or self.bus.max_payload
+        self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
+        self.loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+        self.ended = False
+        self.failure: BaseException | None = None
+        identity = surroundings.identity
+        self._own = f"{identity.application}/{identity.instance}/"
+        self.lost_posts = LostPosts()
+        self._log = LimitedLog(log)
+        self._checked: dict[str, None] = {}
+        # All but the last level of reply addresses that may be used.
+        self._reply_prefixes: dict[str, None] = {}
+
+    async def start(self) -> None:
+        """Connect and open the reply inbox; raises as `Bus.start`."""
+        await self.bus.start(self.requests.on_reply)
+
+    async def close(self, failure: BaseException | None = None) -> None:
+        """Give up what is pending, disconnect, and refuse what sockets are still used for.
+
+        Args:
+            failure: what the application ended with.
+        """
+        self.ended = True
+        self.failure = self.failure or failure
+        self.lost_posts.close()
+        await self.bus.close()
+        self.requests.close(self._has_ended())
+        # What was given up is reported by callbacks.
+        await asyncio.sleep(0)
+
+    def check_use(self) -> None:
+        """Refuse a socket that is used where it cannot work, instead of letting it fail later.
+
+        Raises:
+            ActorStopped: the application has ended.
+            ConnectionLost: it has failed; not in a handler.
+            ConfigurationError: it belongs to the event loop of another thread, or the handler
+                that uses it to another application.
+        """
+        turn = current_turn.get()
+        if (
+            not self.ended
+            and self.failure is None
+            and _get_running_loop() is self.loop
+            and (turn is None or turn.actor.startswith(self._own))
+        ):
+            return
+        name = self.surroundings.identity.application
+        self.check_open()
+        if self.failure is not None and turn is None:
+            # What a handler still has to send may have a chance.
+            raise ConnectionLost(
+                f"application {name!r} has failed and does nothing more on"
+                f" {self.provider.address}: {reason_of(self.failure)}"
+            )
+        if _get_running_loop() is not self.loop:
+            raise ConfigurationError(
+                f"a socket of application {name!r} was used outside of the event loop that it"
+                " belongs to: in another thread use app.sync_socket(), or the SyncSocket that a"
+                " 'def' handler gets; in another event loop start an application of its own"
+            )
+        if turn is not None and not turn.actor.startswith(self._own):
+            raise ConfigurationError(
+                f"actor {turn.actor!r} used a socket of another application, {name!r}: use the"
+                " socket that the handler is given, or app.socket(socket_provider=...) of its own"
+                " application for another bus"
+            )
+
+    def check_open(self) -> None:
+        """Raise when the application has ended, or runs in another process; in any thread."""
+        if self.ended:
+            raise self._has_ended()
+        if os.getpid() != self._process:
+            raise ConfigurationError(
+                f"a socket of application {self.surroundings.identity.application!r} was used in a"
+                " process that was forked off, where its event loop does not run: start an"
+                " application there, or give the results back to the process that has the socket"
+            )
+
+    def _has_ended(self) -> ActorStopped:
+        name = self.surroundings.identity.application
+        why = "" if self.failure is None else f" because of {reason_of(self.failure)}"
+        return ActorStopped(
+            f"application {name!r} has ended{why}, and this socket with it: ask for a new one when"
+            " it runs again"
+        )
+
+    def check(self, topic: str) -> None:
+        """Raise ConfigurationError when a user may not publish to ``topic``."""
+        if not isinstance(topic, str):
+            raise ConfigurationError(f"topic {topic!r} is {type(topic).__name__}; give a str")
+        if topic in self._checked:
+            return
+        check_topic(topic)
+        if is_reserved(topic):
+            raise ConfigurationError(
+                f"topic {topic!r}: everything under {RESERVED}/ belongs to the runtime;"
+                " choose another first level"
+            )
+        self.provider.check_topic(topic)
+        if len(topic) > _LONGEST_TOPIC_REMEMBERED:
+            return
+        if len(self._checked) >= _MOST_TOPICS_REMEMBERED:
+            self._checked.clear()
+        self._checked[topic] = None
+
+    def envelope(
+        self,
+        source: str,
+        message: OutgoingMessage,
+        *,
+        request: tuple[str, bytes, tuple[str, ...]] | None = None,
+    ) -> Envelope:
+        """An outgoing message, encoded, with its id, source and time.
+
+        A message to the address where the current request waits for its reply becomes that reply.
+
+        Args:
+            source: ``application/instance/actor``.
+            message: what to send.
+            request: for a request, its response topic, correlation and the actors that wait.
+
+        Raises:
+            ConfigurationError: the topic, a header or an option can not be sent.
+            EncodeError: the payload can not be written.
+        """
+        topic = message.topic
+        payload, natural_type = encode(message.payload)
+        turn = current_turn.get()
+        given = message.headers
+        headers: dict[str, str] = {}
+        if given is not NO_HEADERS and given is not None:
+            if not isinstance(given, Mapping):
+                raise ConfigurationError(f"headers={given!r}: give a dict of str to str")
+            headers.update(given)
+        check_message(message, headers)
+        response_topic, correlation = message.response_topic, None
+        if request is not None:
+            response_topic, correlation, chain = request
+            if chain:
+                headers[CHAIN_HEADER] = ",".join(chain)
+        elif response_topic is not None:
+            check_response_topic(response_topic)
+        is_reply = (
+            turn is not None and turn.request is not None and turn.request.response_topic == topic
+        )
+        if is_reply:
+            assert turn is not None
+            assert turn.request is not None
+            correlation = turn.request.correlation
+            headers[REPLY_HEADER] = "1"
+        elif not isinstance(topic, str) or topic not in self._checked:
+            self.check(topic)
+        environment = self.surroundings.environment
+        repeated = turn.publish_id(topic) if turn is not None else None
+        envelope = Envelope(
+            topic=topic,
+            payload=payload,
+            content_type=message.content_type or natural_type,
+            id=repeated or environment.new_id(),
+            source=source,
+            time=environment.now(),
+            key=message.key,
+            headers=headers,
+            response_topic=response_topic,
+            correlation=correlation,
+            expiry=message.expiry,
+            qos=self.provider.default_qos if message.qos is None else message.qos,
+            retain=message.retain,
+            tombstone=isinstance(message.payload, Tombstone),
+        )
+        if is_reply:
+            assert turn is not None
+            # One that can not leave never does, so that an error can still be the answer.
+            self.provider.check_message(envelope)
+            turn.answered = turn.answered or len(payload) <= self.bus.max_payload
+        return envelope
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        """Queue a publish; the message that is being handled is settled after its confirmation."""
+        posted = self.bus.post(envelope)
+        turn = current_turn.get()
+        if turn is not None and turn.active and turn.settles:
+            turn.add(posted)
+        else:
+            on_failure(posted, self.lost_posts.report)
+        return posted
+
+    def reply(self, turn: Turn, source: str, value: object) -> None:
+        """Answer the turn's request with a value, unless it has been answered already.
+
+        The request is not settled before the reply is confirmed.
+
+        Raises:
+            EncodeError: the value can not be written; the request is not answered.
+        """
+        if turn.answered:
+            return
+        payload, content_type = encode(value)
+        self._post_reply(turn, source, payload, content_type, {REPLY_HEADER: "1"})
+
+    def reply_error(self, turn: Turn, source: str, code: str, text: str) -> None:
+        """Answer the turn's request with a `RemoteError`, unless not even that can leave.
+
+        Raises:
+            OutboxFull: it can, later.
+        """
+        headers = {REPLY_HEADER: "1", ERROR_HEADER: escaped(str(code))[:_LONGEST_ERROR_CODE]}
+        payload = str(text)[:_LONGEST_ERROR_TEXT].encode("utf-8", "replace")
+        payload = payload[: self.bus.max_payload].decode("utf-8", "ignore").encode()
+        try:
+            self._post_reply(turn, source, payload, "text/plain; charset=utf-8", headers)
+        except OutboxFull:
+            raise
+        except SpaDatError as refusal:
+            # What the request came with makes even this answer one that can not leave.
+            assert turn.request is not None
+            self.surroundings.stats["replies.refused"] += 1
+            topic = quoted(turn.request.topic)
+            self._log.error("the request on %s can not be answered: %s", topic, describe(refusal))
+
+    def refuse(self, request: Envelope, source: str, code: str, text: str) -> None:
+        """Answer a request that no handler sees with a `RemoteError`, as well as possible."""
+        turn = Turn(request.id, source, request)
+        try:
+            self.reply_error(turn, source, code, text)
+        except OutboxFull:
+            self.surroundings.stats["replies.refused"] += 1
+        for posted in turn.posts:
+            posted.add_done_callback(self.lost_posts.report)
+
+    def _post_reply(
+        self,
+        turn: Turn,
+        source: str,
+        payload: bytes,
+        content_type: str | None,
+        headers: dict[str, str],
+    ) -> None:
+        request = turn.request
+        assert request is not None
+        assert request.response_topic is not None
+        environment = self.surroundings.environment
+        envelope = Envelope(
+            topic=request.response_topic,
+            payload=payload,
+            content_type=content_type,
+            id=turn.publish_id(request.response_topic) or environment.new_id(),
+            source=source,
+            time=environment.now(),
+            headers=headers,
+            correlation=request.correlation,
+            expiry=request.expiry,
+        )
+        turn.posts.append(self.bus.post(envelope))
+        turn.answered = True
+
+    def takes(self, topic: str) -> bool:
+        """Whether an actor of this application takes what is published on the topic."""
+        return bool(self.filters.match(topic)) or any(
+            subscription.handles(topic) for subscription in self.subscribed
+        )
+
+    def reply_address_problem(
+        self, envelope: Envelope, reply_topics: Sequence[TopicFilter] | None = None
+    ) -> str | None:
+        """Why the response topic of a received message must not be used; None when it may.
+
+        It comes from whoever sent the message, so it is checked as hostile input. Whoever may only
+        ask must not reach further with this application's rights than with their own: no actor of
+        the application is ever sent a reply that somebody else has asked for.
+
+        Args:
+            envelope: the message.
+            reply_topics: where the actor at hand may reply to; None for `reply_topics`.
+        """
+        address = envelope.response_topic
+        if address is None:
+            return None
+        if REPLY_HEADER in envelope.headers:
+            return "the message is itself a reply"
+        if len(address) > _LONGEST_REPLY_ADDRESS:
+            return f"it is {len(address)} characters long, {_LONGEST_REPLY_ADDRESS} are allowed"
+        if envelope.correlation is not None and len(envelope.correlation) > _LONGEST_CORRELATION:
+            return (
+                f"its correlation data has {len(envelope.correlation)} bytes,"
+                f" {_LONGEST_CORRELATION} are allowed"
+            )
+        prefix, _, last = address.rpartition("/")
+        if prefix in self._reply_prefixes and _is_plain(last):
+            return None
+        try:
+            check_topic(address)
+            self.provider.check_topic(address)
+        except ConfigurationError as error:
+            return str(error)
+        if is_reserved(address):
+            if not address.startswith(f"{RESERVED}/reply/"):
+                return f"it is under {RESERVED}/"
+            if _is_plain(last):
+                if len(self._reply_prefixes) >= _MOST_TOPICS_REMEMBERED:
+                    self._reply_prefixes.clear()
+                self._reply_prefixes[prefix] = None
+            return None
+        if self.takes(address):
+            return "an actor of this application would get the reply"
+        allowed = self.reply_topics if reply_topics is None else reply_topics
+        if allowed is not None and not any(filter_.matches(address) for filter_ in allowed):
+            return "reply_topics does not name it"
+        return None
+
+
+def _is_plain(level: str) -> bool:
+    return level.isascii() and level.isalnum()

@@ -1,0 +1,208 @@
+"""Dead letters: messages that could not be handled, with what is needed to handle them later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ..._environment import Environment
+from ..._texts import describe, error_name, escaped
+from ...errors import MessageTooLarge
+from ...transports import Envelope
+
+__all__ = ["abridged", "dead_letter", "describe", "plain", "simpler", "time_text"]
+
+_NAMESPACE = uuid.UUID("c1a2f1f6-8f2f-5d0e-8a8e-3d5a1f6b7c11")
+_LONGEST_TEXT = 1000
+_OURS = "spa_dead_"
+_ORIGINAL = "spa_dead_original"
+_LONGEST_ORIGINAL = 30_000
+_LONGEST_VALUE = 1_000
+
+
+def dead_letter(
+    envelope: Envelope,
+    *,
+    actor: str,
+    attempts: int,
+    error: BaseException,
+    environment: Environment,
+) -> Envelope:
+    """The message as it is stored: original bytes and headers, and what went wrong.
+
+    What happened stands in headers ``spa_dead_*``. Parking the same message twice gives the same
+    id, if its sender gave it one or the bus has a place for it.
+
+    Args:
+        envelope: the message as it was received.
+        actor: ``application/instance/actor`` that failed on it.
+        attempts: how often the handler was called.
+        error: what it raised last.
+        environment: for time and ids.
+    """
+    headers = {k: v for k, v in envelope.headers.items() if not k.startswith(_OURS)}
+    headers |= {
+        "spa_dead_topic": envelope.topic,
+        "spa_dead_actor": actor,
+        "spa_dead_attempts": str(attempts),
+        "spa_dead_error": error_name(error),
+        "spa_dead_text": describe(error),
+    }
+    if envelope.tombstone:
+        headers["spa_dead_tombstone"] = "1"
+    digest = None
+    if envelope.left_out is not None:
+        digest = envelope.left_out.sha256
+        headers["spa_dead_size"] = str(envelope.left_out.size)
+        headers["spa_dead_sha256"] = digest
+    if envelope.offset is not None:
+        # Where the original still is.
+        headers["spa_dead_partition"] = str(envelope.partition)
+        headers["spa_dead_offset"] = str(envelope.offset)
+    identity = envelope.identity
+    if identity is not None:
+        headers["spa_dead_id"] = identity
+        # Senders that give every message the same id must not overwrite one letter with the next.
+        digest = digest or hashlib.sha256(envelope.payload).hexdigest()
+        name = "\0".join((identity, actor, envelope.topic, digest))
+        identifier = str(uuid.uuid5(_NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
+    else:
+        identifier = environment.new_id()
+    if envelope.time is not None:
+        headers["spa_dead_time"] = time_text(envelope.time)
+    if envelope.source is not None:
+        headers["spa_dead_source"] = envelope.source
+    if envelope.response_topic is not None:
+        headers["spa_dead_response_topic"] = envelope.response_topic
+    return Envelope(
+        topic=envelope.topic,
+        payload=envelope.payload,
+        content_type=envelope.content_type,
+        id=identifier,
+        source=actor,
+        type=envelope.type,
+        time=environment.now(),
+        key=envelope.key,
+        headers=headers,
+        raw_key=envelope.raw_key,
+        raw_headers=tuple(pair for pair in envelope.raw_headers if not pair[0].startswith(_OURS)),
+    )
+
+
+def time_text(time: float) -> str:
+    """A time in seconds since 1970 as ISO 8601 in UTC, to the millisecond; as the number where
+    no calendar goes so far."""
+    try:
+        return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return str(time)
+
+
+def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
+    """The dead letter in a form that the bus may take after all; None when there is none left.
+
+    Args:
+        letter: as it was refused.
+        refusal: why. From what is too large the larger part goes first, payload or headers; else
+            what the sender has chosen is escaped first, then left out, and the payload goes last.
+    """
+    if not isinstance(refusal, MessageTooLarge):
+        return plain(letter) or _without_fields(letter) or abridged(letter)
+    if _is_mostly_headers(letter):
+        return plain(letter) or abridged(letter)
+    return abridged(letter)
+
+
+def _without_fields(letter: Envelope) -> Envelope | None:
+    """The dead letter with its payload, and else only what the runtime says; None when it is so."""
+    bare = _bare(letter, _plain_headers(letter))
+    return None if bare == letter else bare
+
+
+def _is_mostly_headers(letter: Envelope) -> bool:
+    sent = (letter.key, letter.content_type, letter.type, *letter.headers, *letter.headers.values())
+    return sum(len(text) for text in sent if text is not None) > len(letter.payload)
+
+
+def plain(letter: Envelope) -> Envelope | None:
+    """The dead letter with nothing in it, besides the payload, that any bus could refuse.
+
+    What the sender has chosen is moved to the header ``spa_dead_original``, as JSON in ASCII; the
+    runtime's own headers stay where they are, escaped and cut off. None when it is so already.
+    """
+    headers = _plain_headers(letter)
+    if _ORIGINAL in letter.headers or (
+        headers == letter.headers
+        and letter.key is letter.content_type is letter.type is None
+        and not letter.raw_headers
+    ):
+        return None
+    headers[_ORIGINAL] = _original(letter)
+    return _bare(letter, headers)
+
+
+def _bare(letter: Envelope, headers: dict[str, str]) -> Envelope:
+    return msgspec.structs.replace(
+        letter,
+        headers=headers,
+        key=None,
+        content_type=None,
+        type=None,
+        raw_key=None,
+        raw_headers=(),
+    )
+
+
+def _plain_headers(letter: Envelope) -> dict[str, str]:
+    return {
+        name: escaped(text, _LONGEST_TEXT)
+        for name, text in letter.headers.items()
+        if name.startswith(_OURS) and name != _ORIGINAL
+    }
+
+
+def _original(letter: Envelope) -> str:
+    """What the sender has chosen, as JSON, as much of it as fits; ``complete`` if that is all."""
+    fields = {
+        "topic": letter.headers.get("spa_dead_topic"),
+        "key": letter.key,
+        "content_type": letter.content_type,
+        "type": letter.type,
+    }
+    given = {name: text for name, text in fields.items() if text is not None}
+    original: dict[str, Any] = {name: text[:_LONGEST_VALUE] for name, text in given.items()}
+    headers: dict[str, str] = {}
+    room = _LONGEST_ORIGINAL - len(json.dumps(original))
+    complete = all(len(text) <= _LONGEST_VALUE for text in given.values())
+    for name, text in letter.headers.items():
+        if name.startswith(_OURS):
+            continue
+        room -= len(json.dumps((name, text)))
+        if room < 0:
+            complete = False
+            break
+        headers[name] = text
+    return json.dumps(original | {"headers": headers, "complete": complete})
+
+
+def abridged(letter: Envelope) -> Envelope | None:
+    """The dead letter with less in it, for a bus that found it too large.
+
+    First the payload goes, represented by its size and SHA-256, then what the sender attached.
+    None when there is nothing left to leave out.
+    """
+    if letter.payload:
+        headers = {
+            **letter.headers,
+            "spa_dead_size": str(len(letter.payload)),
+            "spa_dead_sha256": hashlib.sha256(letter.payload).hexdigest(),
+        }
+        return msgspec.structs.replace(letter, payload=b"", headers=headers)
+    headers = _plain_headers(letter)
+    bare = _bare(letter, headers)
+    return None if bare == letter else bare

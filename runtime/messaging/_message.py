@@ -1,0 +1,300 @@
+"""Messages as handlers see them, those that they send, and what these may look like."""
+
+from __future__ import annotations
+
+import re
+from asyncio import _get_running_loop
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from ..._texts import quoted
+from ...errors import ConfigurationError
+from ...transports import Envelope, check_topic
+from ..options._checks import is_number
+from ._turn import current_turn
+
+__all__ = [
+    "NO_HEADERS",
+    "Message",
+    "MessageBuilder",
+    "OutgoingMessage",
+    "Reply",
+    "check_message",
+    "check_response_topic",
+    "topic_meant",
+]
+
+T = TypeVar("T")
+
+Reply = Callable[[object, Mapping[str, str] | None], Coroutine[Any, Any, None]]
+"""Sends a payload, with headers, as the reply to the message at hand."""
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+"""What a message without headers has."""
+
+
+class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
+    """A received message, its payload decoded to the type that the handler asked for.
+
+    Attributes:
+        payload: the decoded payload.
+        topic: the concrete topic it came on.
+        id: stable over redelivery and resending. When the sender gave none, its place on buses
+            that number their messages (``topic/partition/offset``), else None.
+        key: what the sender grouped it by.
+        headers: everything else that the sender attached.
+        time: when it was sent, in seconds since 1970 (UTC); None when the sender did not say.
+        retained: it was the topic's kept value when the subscription began.
+        redelivered: the bus says that it has sent this message before.
+        attempt: which attempt at it this is, from 1.
+        response_topic: where a reply is expected; None when it is no request.
+        partition: where it is stored, on buses that have partitions.
+        offset: its number in the partition.
+        raw: the payload as it came.
+        content_type: MIME type of the payload; None when the sender gave none.
+        source: who sent it: ``application/instance/actor`` for senders of this package.
+        tombstone: it has no payload at all: it deletes what its key stands for (Kafka).
+        raw_key: the key as bytes: what came, also where it is no text (Kafka).
+        raw_headers: all headers as pairs of name and bytes, in order: on Kafka what came, repeated
+            ones and those that stand for other attributes included; None for one without a value.
+    """
+
+    payload: T
+    topic: str
+    id: str | None = None
+    key: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
+    time: float | None = None
+    retained: bool = False
+    redelivered: bool = False
+    attempt: int = 1
+    response_topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
+    raw: bytes = b""
+    content_type: str | None = None
+    source: str | None = None
+    tombstone: bool = False
+    _reply: Reply | None = None
+    _raw_key: bytes | None = None
+    _raw_headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    @property
+    def raw_key(self) -> bytes | None:
+        if self._raw_key is None and self.key is not None:
+            return self.key.encode("utf-8", "backslashreplace")
+        return self._raw_key
+
+    @property
+    def raw_headers(self) -> tuple[tuple[str, bytes | None], ...]:
+        return self._raw_headers or tuple(
+            (name, text.encode("utf-8", "backslashreplace")) for name, text in self.headers.items()
+        )
+
+    @staticmethod
+    def of(
+        envelope: Envelope, payload: Any, *, attempt: int = 1, reply: Reply | None = None
+    ) -> Message[Any]:
+        """The message in an envelope.
+
+        Args:
+            envelope: as it came from the bus.
+            payload: its payload, decoded.
+            attempt: which attempt at it this is, from 1.
+            reply: sends the answer; None when the message is not to be answered.
+        """
+        return Message(
+            payload=payload,
+            topic=envelope.topic,
+            id=envelope.identity,
+            key=envelope.key,
+            # A copy: what a handler does to them is neither other actors' business nor the next
+            # attempt's, and a dead letter has them as they came.
+            headers=dict(envelope.headers) if envelope.headers else NO_HEADERS,
+            time=envelope.time,
+            retained=envelope.retain,
+            redelivered=envelope.redelivered,
+            attempt=attempt,
+            response_topic=envelope.response_topic,
+            partition=envelope.partition,
+            offset=envelope.offset,
+            raw=envelope.payload,
+            content_type=envelope.content_type,
+            source=envelope.source,
+            tombstone=envelope.tombstone,
+            _reply=reply,
+            _raw_key=envelope.raw_key,
+            _raw_headers=envelope.raw_headers,
+        )
+
+    def reply(
+        self, payload: object, *, headers: Mapping[str, str] | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """Answer the request; to be awaited, until the broker has confirmed the answer.
+
+        For ``async def`` handlers; a ``def`` handler returns its reply.
+
+        Args:
+            payload: as for `Socket.publish`.
+            headers: names and values for the requester.
+
+        Raises:
+            ConfigurationError: the message is not a request, or no event loop runs here.
+            EncodeError: the payload can not be written.
+            TransportError: as `Socket.publish` does.
+        """
+        if self._reply is None:
+            raise ConfigurationError(
+                f"the message on {self.topic!r} can not be answered: it is not a request that may"
+                " get a reply; look at message.response_topic before calling reply()"
+            )
+        if _get_running_loop() is None:
+            raise ConfigurationError(
+                f"reply() to the message on {self.topic!r} was called in a thread, where nothing"
+                " would await it: return the reply from the handler, or write it with async def"
+            )
+        return self._reply(payload, headers)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.topic!r} id={self.id!r} {len(self.raw)} bytes>"
+
+
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A message to be sent, as ``message_builder`` makes it; `Socket.publish` takes it whole.
+
+    Attributes:
+        topic: where to.
+        payload: as for `Socket.publish`.
+        response_topic: where the receivers are to send their replies.
+        content_type: MIME type; None for what the payload's type says.
+        headers: names and values for the receivers.
+        key: messages with the same key stay in order where the bus is partitioned.
+        retain: the broker keeps it as the topic's last value for later subscribers.
+        qos: 0 at most once, 1 at least once; None for the default.
+        expiry: seconds after which the broker may drop it undelivered; None for never.
+    """
+
+    topic: str
+    payload: object = None
+    response_topic: str | None = None
+    content_type: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
+    key: str | None = None
+    retain: bool = False
+    qos: int | None = None
+    expiry: float | None = None
+
+
+class MessageBuilder:
+    """Builds messages to be sent. Handlers get one injected as ``message_builder``."""
+
+    __slots__ = ()
+
+    def __call__(
+        self,
+        topic: str | None,
+        payload: object = None,
+        *,
+        response_topic: str | None = None,
+        content_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        key: str | None = None,
+        retain: bool = False,
+        qos: int | None = None,
+        expiry: float | None = None,
+    ) -> OutgoingMessage:
+        """A message for `Socket.publish`; the arguments are the attributes of `OutgoingMessage`.
+
+        Raises:
+            ConfigurationError: the topic is None, as ``message.response_topic`` is for messages
+                that are no requests.
+        """
+        if topic is None:
+            raise ConfigurationError(
+                "message_builder(topic=None): give a topic; message.response_topic is None when"
+                " the message is not a request"
+            )
+        return OutgoingMessage(
+            topic=topic_meant(topic),
+            payload=payload,
+            response_topic=response_topic,
+            content_type=content_type,
+            headers={} if headers is None else dict(headers),
+            key=key,
+            retain=retain,
+            qos=qos,
+            expiry=expiry,
+        )
+
+
+_LONGEST_EXPIRY = 2**32
+_WIRE_NAMES = frozenset({"id", "source", "type", "time", "specversion", "key"})
+
+
+def check_response_topic(address: str) -> None:
+    """Raise ConfigurationError when no reply can go there."""
+    try:
+        check_topic(address)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"response_topic: {error}") from None
+
+
+def check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
+    """Raise ConfigurationError when an option or a header of a message cannot be sent."""
+    if message.qos not in (None, 0, 1):
+        raise ConfigurationError(f"qos={message.qos!r}: give 0 (at most once) or 1 (at least once)")
+    if not isinstance(message.retain, bool):
+        raise ConfigurationError(f"retain={message.retain!r}: give True or False")
+    if message.expiry is not None and not (
+        is_number(message.expiry) and 0 < message.expiry < _LONGEST_EXPIRY
+    ):
+        raise ConfigurationError(
+            f"expiry={message.expiry!r}: give seconds, more than 0 and less than {_LONGEST_EXPIRY}"
+        )
+    for option, text in (
+        ("key", message.key),
+        ("content_type", message.content_type),
+        ("response_topic", message.response_topic),
+    ):
+        if text is not None and not isinstance(text, str):
+            raise ConfigurationError(f"{option}={quoted(text)}: give a str or None")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigurationError(
+                f"header {quoted(name)}: {quoted(value)}: names and values must be str"
+            )
+        if name.startswith("spa_") or name in _WIRE_NAMES:
+            raise ConfigurationError(f"header {name!r} belongs to the runtime; choose another name")
+
+
+# Each alternative has one way to match: a topic of 64 KB that a stranger has a part in must not
+# take time that grows with its square.
+_BRACES = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{[A-Za-z_][\w.\[\]'\":!]*\}")
+
+
+def topic_meant(topic: str) -> str:
+    """The topic to publish on; ``{{name}}`` stands for ``{name}``.
+
+    Raises:
+        ConfigurationError: ``{name}`` stands in it, and not because it stands in the topic or the
+            reply address of the message that is being handled.
+    """
+    if not isinstance(topic, str) or "{" not in topic:
+        return topic
+
+    turn = current_turn.get()
+
+    def replace(found: re.Match[str]) -> str:
+        if turn is not None and turn.addresses(found[0]):
+            return found[0]
+        if found[1] is None:
+            raise ConfigurationError(
+                f"topic {topic!r}: {found[0]} would be sent as it stands; write an f-string,"
+                f" f{topic!r}, or {{{found[0]}}} where the braces are meant"
+            )
+        return f"{{{found[1]}}}"
+
+    return _BRACES.sub(replace, topic)

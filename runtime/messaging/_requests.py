@@ -1,0 +1,260 @@
+"""Requests: who waits for which reply."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+from ..._texts import describe, reason_of
+from ...errors import RemoteError, RequestTimeout
+from ...transports import Bus, Envelope, OutboxEntry
+from ..options._retry import Reject
+
+__all__ = [
+    "CHAIN_HEADER",
+    "ERROR_HEADER",
+    "MOST_REPLIES",
+    "Requests",
+    "chain_of",
+    "circle_of",
+    "error_answer",
+    "remote_error",
+]
+
+CHAIN_HEADER = "spa_chain"
+"""On a request: the actors that wait for its reply, outermost first, separated by commas."""
+ERROR_HEADER = "spa_error"
+"""On a reply: the code of a `RemoteError`; the payload is its text."""
+MOST_REPLIES = 1_000
+"""How many replies to one request are kept unless something else is said."""
+_MOST_BYTES = 16_777_216
+_MOST_BYTES_TOGETHER = 67_108_864
+_LONGEST_CODE = 100
+_LONGEST_TEXT = 1_000
+# What each takes in memory beside its characters.
+_OVERHEAD = 512
+_OVERHEAD_OF_A_HEADER = 256
+
+# Sixteen names at the most, of printable characters: see `chain_names`.
+_CHAIN = re.compile(r"[!-+\--~]+(?:,[!-+\--~]+){0,15}")
+_LONGEST_CHAIN = 4096
+
+
+def chain_of(envelope: Envelope) -> tuple[str, ...]:
+    """The actors that wait for the reply to a request, outermost first.
+
+    Empty where none are named, and where a stranger has written something else: it goes out again
+    with each request that the handler makes.
+    """
+    text = envelope.headers.get(CHAIN_HEADER)
+    if text is None or len(text) > _LONGEST_CHAIN or _CHAIN.fullmatch(text) is None:
+        return ()
+    return tuple(text.split(","))
+
+
+def circle_of(envelope: Envelope, name: str) -> str | None:
+    """The actors that wait for each other with the request, in words; None when it is no circle."""
+    names = chain_of(envelope)
+    return " -> ".join([*names[names.index(name) :], name]) if name in names else None
+
+
+def remote_error(envelope: Envelope) -> RemoteError | None:
+    """The error that a reply carries, shortened, or is for being too large; None for a good one."""
+    code = envelope.headers.get(ERROR_HEADER)
+    left_out = envelope.left_out
+    if code is None:
+        if left_out is None:
+            return None
+        text = (
+            f"the reply has {left_out.size} bytes, which is more than may be received: have less"
+            " sent, or raise the option 'max_received' of the bus"
+        )
+        return RemoteError("reply-too-large", text)
+    if left_out is not None:
+        text = f"(a text of {left_out.size} bytes)"
+    else:
+        # A character has at most four bytes.
+        text = envelope.payload[: 4 * _LONGEST_TEXT].decode("utf-8", "replace")
+        if len(envelope.payload) > 4 * _LONGEST_TEXT or len(text) > _LONGEST_TEXT:
+            text = f"{text[:_LONGEST_TEXT]}... ({len(envelope.payload)} bytes)"
+    return RemoteError(code[:_LONGEST_CODE], text)
+
+
+def _size(envelope: Envelope) -> int:
+    texts = (envelope.id, envelope.source, envelope.type, envelope.key, envelope.content_type)
+    size = _OVERHEAD + len(envelope.payload) + sum(len(text) for text in texts if text)
+    for name, value in envelope.headers.items():
+        size += _OVERHEAD_OF_A_HEADER + len(name) + len(value)
+    return size
+
+
+def error_answer(error: BaseException) -> tuple[str, str]:
+    """Code and text of the answer to a request whose handler has raised ``error``."""
+    if isinstance(error, RemoteError):
+        return error.code, error.text
+    if isinstance(error, Reject):
+        return "rejected", describe(error)
+    return "failed", reason_of(error)
+
+
+class _Waiting:
+    """One request under way: hands on each reply, then is forgotten."""
+
+    __slots__ = ("future", "limit", "posted", "replies", "seen", "size", "wanted")
+
+    def __init__(
+        self, future: asyncio.Future[list[Envelope]], wanted: int | None, limit: int
+    ) -> None:
+        self.future = future
+        self.wanted = wanted
+        self.limit = limit
+        self.size = 0
+        self.posted: asyncio.Future[None] | None = None
+        self.replies: list[Envelope] = []
+        self.seen: set[tuple[str | None, str]] = set()
+
+    def is_repeated(self, envelope: Envelope) -> bool:
+        """Whether this very reply has come before: sent twice, or by a responder that ran twice."""
+        if envelope.id is None:
+            return False
+        known = (envelope.source, envelope.id)
+        if known in self.seen:
+            return True
+        self.seen.add(known)
+        return False
+
+
+class Requests:
+    """The table of requests under way on one bus.
+
+    Every request has a correlation of its own that can not be guessed. A reply for an unknown
+    one (late, repeated, foreign) is dropped and counted as ``replies.dropped``, and so is one that
+    is more than is kept.
+    """
+
+    def __init__(self, bus: Bus, token: Callable[[], str], stats: Counter[str]) -> None:
+        self._bus = bus
+        self._token = token
+        self._stats = stats
+        self._waiting: dict[str, _Waiting] = {}
+        # Bytes of what is kept for requests of several replies.
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def close(self, error: Exception) -> None:
+        """No reply comes any more: those who wait get the error."""
+        for waiting in [*self._waiting.values()]:
+            if not waiting.future.done():
+                waiting.future.set_exception(error)
+
+    def on_reply(self, correlation: str, envelope: Envelope) -> None:
+        """A reply came in; called by the bus."""
+        waiting = self._waiting.get(correlation)
+        if waiting is None or waiting.future.done() or waiting.is_repeated(envelope):
+            self._stats["replies.dropped"] += 1
+            return
+        if waiting.wanted != 1 and not self._keeps(waiting, envelope):
+            self._stats["replies.dropped"] += 1
+            del self._waiting[correlation]
+            waiting.future.set_result(waiting.replies)
+            return
+        waiting.replies.append(envelope)
+        if waiting.wanted is not None and len(waiting.replies) >= waiting.wanted:
+            del self._waiting[correlation]
+            waiting.future.set_result(waiting.replies)
+
+    def _keeps(self, waiting: _Waiting, envelope: Envelope) -> bool:
+        """Whether there is room for one more reply; if not, the last one says so."""
+        size = _size(envelope)
+        if waiting.wanted is None and len(waiting.replies) >= waiting.limit:
+            problem = f"more than {waiting.limit} replies came: raise limit= if they are wanted"
+        elif waiting.size + size > _MOST_BYTES or self._size + size > _MOST_BYTES_TOGETHER:
+            problem = (
+                f"after {len(waiting.replies)} replies of {waiting.size} bytes there was no room"
+                f" for more: one request may have {_MOST_BYTES} bytes of replies, and all together"
+                f" {_MOST_BYTES_TOGETHER}"
+            )
+        else:
+            waiting.size += size
+            self._size += size
+            return True
+        headers = {ERROR_HEADER: "too-many-replies"}
+        end = Envelope(topic=envelope.topic, payload=problem.encode(), headers=headers)
+        waiting.replies.append(end)
+        return False
+
+    async def request(
+        self,
+        make: Callable[[str, bytes], Envelope],
+        *,
+        timeout: float,
+        wanted: int | None,
+        limit: int = MOST_REPLIES,
+    ) -> list[Envelope]:
+        """Send a request and collect its replies.
+
+        Args:
+            make: builds the request from the response topic and the correlation.
+            timeout: seconds.
+            wanted: how many replies end the waiting; None waits for the whole timeout and
+                returns what has come, be it nothing.
+            limit: without ``wanted``, how many replies are kept.
+
+        Raises:
+            RequestTimeout: fewer than ``wanted`` replies came in time.
+            NoResponder: the bus says that nobody listens.
+            TransportError: the request could not be sent.
+        """
+        correlation = self._token()
+        envelope = make(self._bus.reply_address(correlation), correlation.encode("ascii"))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Envelope]] = loop.create_future()
+        waiting = _Waiting(future, wanted, limit)
+        self._waiting[correlation] = waiting
+        expiry = loop.call_later(timeout, self._expire, waiting, envelope.topic, timeout)
+        try:
+            posted = waiting.posted = self._bus.post(envelope)
+            posted.add_done_callback(partial(_fail_with, future))
+            try:
+                return await future
+            finally:
+                # Cancels only what was not written yet: a request nobody waits for is not sent.
+                posted.cancel()
+                del posted
+                waiting.posted = None
+        finally:
+            expiry.cancel()
+            self._waiting.pop(correlation, None)
+            self._size -= waiting.size
+            # What they raise refers to this frame, and to those of the user's code around it.
+            del future, waiting
+
+    def _expire(self, waiting: _Waiting, topic: str, timeout: float) -> None:
+        if waiting.future.done():
+            return
+        if waiting.wanted is None:
+            waiting.future.set_result(waiting.replies)
+            return
+        got = (
+            f"{len(waiting.replies)} of {waiting.wanted} replies" if waiting.replies else "no reply"
+        )
+        hint = "" if self._bus.connected else "; there is no connection to the broker"
+        error = RequestTimeout(f"request to {topic!r}: {got} within {timeout:g} s{hint}")
+        posted = waiting.posted
+        error.outage = not self._bus.connected or (
+            isinstance(posted, OutboxEntry) and posted.met_outage(timeout)
+        )
+        waiting.future.set_exception(error)
+
+
+def _fail_with(future: asyncio.Future[list[Envelope]], posted: asyncio.Future[None]) -> None:
+    if posted.cancelled():
+        return
+    error = posted.exception()
+    if error is not None and not future.done():
+        future.set_exception(error)

@@ -1,0 +1,394 @@
+"""The socket: what a handler talks to the bus with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar, get_args, get_origin, overload
+
+import msgspec
+
+from ..._texts import quoted
+from ...actors import chain_names
+from ...errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
+from ...transports import Envelope
+from ..options._checks import check_seconds, is_number
+from ..payloads._codec import Decoder
+from ._connection import Link
+from ._message import NO_HEADERS, Message, OutgoingMessage, topic_meant
+from ._requests import MOST_REPLIES, remote_error
+
+__all__ = ["DEFAULT_TIMEOUT", "RuntimeSubscriptions", "Socket"]
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds that `publish` and `request` wait at the most unless told otherwise."""
+
+T = TypeVar("T")
+
+
+class RuntimeSubscriptions(Protocol):
+    """Filters that come and go while the actor runs."""
+
+    async def add(self, pattern: str) -> None: ...
+
+    async def remove(self, pattern: str) -> None: ...
+
+
+class Socket:
+    """Publish-subscribe and request-reply for one actor on one bus.
+
+    Handlers get one injected; there is no need to make one.
+
+    Args:
+        link: the bus.
+        source: ``application/instance/actor``.
+        subscriptions: the actor's runtime subscriptions.
+    """
+
+    def __init__(self, link: Link, source: str, subscriptions: RuntimeSubscriptions) -> None:
+        self._link = link
+        self._check_use = link.check_use
+        self._source = source
+        self._subscriptions = subscriptions
+
+    def revoke(self) -> None:
+        """From now on every call raises ActorStopped: the handler that has it was given up."""
+        self._check_use = _refuse
+
+    def check_open(self) -> None:
+        """Raise when its application has ended, or runs in another process; in any thread."""
+        self._link.check_open()
+
+    async def publish(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        retain: bool = False,
+        qos: int | None = None,
+        expiry: float | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        """Publish, and return when the broker has confirmed it.
+
+        Args:
+            topic: where to, or a whole message from ``message_builder``.
+            payload: bytes go as they are, str as text, None as nothing, everything else as JSON.
+            key: messages with the same key stay in order where the bus is partitioned.
+            headers: names and values for the receivers.
+            content_type: MIME type; by default what the payload's type says.
+            retain: the broker keeps it as the topic's last value for later subscribers.
+            qos: 0 at most once, 1 at least once; None for the default of the bus, normally 1.
+            expiry: seconds after which the broker may drop it undelivered; default never.
+            timeout: seconds to wait for the confirmation.
+
+        Raises:
+            ConfigurationError: the topic or an option is wrong, or the socket belongs to another
+                application, thread or event loop.
+            ActorStopped: its application has ended.
+            EncodeError: the payload can not be written.
+            MessageTooLarge, OutboxFull: at once.
+            PublishRefused, NotAuthorised: the broker's answer.
+            PublishNotSent: no connection within ``timeout``; it was not and will not be sent.
+            PublishUnknown: sent, but not confirmed within ``timeout``.
+        """
+        message = _message(
+            topic,
+            payload,
+            key=key,
+            headers=headers,
+            content_type=content_type,
+            retain=retain,
+            qos=qos,
+            expiry=expiry,
+        )
+        self._check_use()
+        envelope = self._link.envelope(self._source, message)
+        check_seconds("publish", "timeout", timeout, zero=True)
+        await self._link.bus.publish(envelope, timeout=timeout)
+
+    def post(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        retain: bool = False,
+        qos: int | None = None,
+        expiry: float | None = None,
+    ) -> None:
+        """Publish without waiting; the options are those of `publish`.
+
+        The message that is being handled is settled only when its posts are confirmed. If the
+        broker refuses one, the message becomes a dead letter.
+
+        Raises:
+            ConfigurationError, ActorStopped, EncodeError, MessageTooLarge, OutboxFull: at once.
+                For the last there is `drain`.
+        """
+        message = _message(
+            topic,
+            payload,
+            key=key,
+            headers=headers,
+            content_type=content_type,
+            retain=retain,
+            qos=qos,
+            expiry=expiry,
+        )
+        self._check_use()
+        envelope = self._link.envelope(self._source, message)
+        self._link.post(envelope)
+
+    async def drain(self) -> None:
+        """Wait until posts find room: until at most half of the bus's ``outbox`` is taken.
+
+        Call it between posts, in a loop that posts much; it returns at once while there is room.
+        It does not wait for confirmations, as `publish` does.
+
+        Raises:
+            ActorStopped, ConfigurationError: as `publish`.
+        """
+        self._check_use()
+        await self._link.bus.room()
+
+    async def subscribe(self, pattern: str) -> None:
+        """Also give this actor what matches the filter, from now on and while it runs.
+
+        Returns when the subscription is in force. It is this instance's own, nothing is kept for
+        it while the connection is away, and it ends with the actor.
+
+        Args:
+            pattern: an MQTT filter; ``+`` stands for one level, ``#`` for all further ones.
+
+        Raises:
+            ConfigurationError: the filter is wrong, or no handler of the actor can take it.
+            NotAuthorised: the broker refuses it.
+        """
+        self._check_use()
+        await self._subscriptions.add(pattern)
+
+    async def unsubscribe(self, pattern: str) -> None:
+        """Undo `subscribe`; returns when it is no more in force.
+
+        Raises:
+            ConfigurationError: there is no such runtime subscription.
+        """
+        self._check_use()
+        await self._subscriptions.remove(pattern)
+
+    @overload
+    async def request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes: ...
+
+    @overload
+    async def request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: type[T],
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T: ...
+
+    async def request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send a request and wait for its first reply.
+
+        Args:
+            topic: where to, or a whole message from ``message_builder``.
+            payload: as for `publish`.
+            reply: the type that the reply must fit; ``Message[T]`` gives the whole message.
+            timeout: seconds; responders that get the request later do not run it.
+            key: as for `publish`.
+            headers: as for `publish`.
+
+        Raises:
+            RequestTimeout: no reply in time.
+            RemoteError: the responder answered with an error.
+            NoResponder: the bus says that nobody listens.
+            DecodeError: the reply does not fit ``reply``.
+            As `publish` does.
+        """
+        decode = self._decoder(reply)
+        (envelope,) = await self._request(topic, payload, key, headers, timeout, 1)
+        error = remote_error(envelope)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame
+        return decode(envelope)
+
+    @overload
+    async def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        count: int | None = None,
+        limit: int = MOST_REPLIES,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[bytes | RemoteError]: ...
+
+    @overload
+    async def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: type[T],
+        count: int | None = None,
+        limit: int = MOST_REPLIES,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[T | RemoteError]: ...
+
+    async def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        count: int | None = None,
+        limit: int = MOST_REPLIES,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Any]:
+        """Send a request and collect the replies of several responders.
+
+        Args:
+            topic: where to, or a whole message from ``message_builder``.
+            payload: as for `publish`.
+            reply: the type that each reply must fit; bytes by default.
+            count: return as soon as this many have come; None waits for the whole timeout and
+                returns all that came.
+            limit: without ``count``, the most replies that are kept. One more ends the waiting,
+                and so do 16 MiB of replies: then the last of what is returned is a `RemoteError`
+                with the code ``too-many-replies``.
+            timeout: seconds.
+            key: as for `publish`.
+            headers: as for `publish`.
+
+        Returns:
+            The replies in the order in which they came; a responder's error stands among them.
+
+        Raises:
+            RequestTimeout: fewer than ``count`` replies in time.
+            NoResponder, DecodeError: as for `request`; as `publish` does.
+        """
+        if count is not None and not (isinstance(count, int) and count >= 1):
+            raise ConfigurationError(
+                f"request_many(count={count!r}): give 1 or more, or None for all"
+            )
+        if not is_number(limit) or not isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(f"request_many(limit={limit!r}): give 1 or more")
+        decode = self._decoder(reply)
+        envelopes = await self._request(topic, payload, key, headers, timeout, count, limit)
+        return [remote_error(envelope) or decode(envelope) for envelope in envelopes]
+
+    async def _request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object,
+        key: str | None,
+        headers: Mapping[str, str] | None,
+        timeout: float,
+        wanted: int | None,
+        limit: int = MOST_REPLIES,
+    ) -> list[Envelope]:
+        self._check_use()
+        check_seconds("request", "timeout", timeout)
+
+        def make(response_topic: str, correlation: bytes) -> Envelope:
+            return self._link.envelope(
+                self._source,
+                message,
+                request=(response_topic, correlation, chain_names()),
+            )
+
+        message = _message(topic, payload, key=key, headers=headers, expiry=timeout)
+        return await self._link.requests.request(make, timeout=timeout, wanted=wanted, limit=limit)
+
+    def _decoder(self, reply: Any) -> Callable[[Envelope], Any]:
+        whole = get_origin(reply) is Message
+        decoder = Decoder.of(get_args(reply)[0] if whole else reply)
+
+        def decode(envelope: Envelope) -> Any:
+            try:
+                value = decoder.decode(envelope.payload, envelope.content_type)
+            except DecodeError as error:
+                raise _reply_refusal(envelope, error) from error
+            if whole and self._link.reply_address_problem(envelope) is not None:
+                envelope = msgspec.structs.replace(envelope, response_topic=None)
+            return Message.of(envelope, value) if whole else value
+
+        return decode
+
+
+def _refuse() -> None:
+    raise ActorStopped("the handler that this socket belongs to was given up; it does nothing more")
+
+
+def _reply_refusal(envelope: Envelope, error: DecodeError) -> DecodeError:
+    """Say that it is a reply that does not fit, and whose."""
+    who = "the responder" if envelope.source is None else quoted(envelope.source, 200)
+    hint = "" if envelope.payload else f"; {who} returned None, perhaps by a forgotten 'return'"
+    return DecodeError(f"the reply of {who} is no use: {error}{hint}")
+
+
+def _message(
+    topic: str | OutgoingMessage,
+    payload: object,
+    *,
+    key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    content_type: str | None = None,
+    retain: bool = False,
+    qos: int | None = None,
+    expiry: float | None = None,
+) -> OutgoingMessage:
+    if not isinstance(topic, OutgoingMessage):
+        return OutgoingMessage(
+            topic=topic_meant(topic),
+            payload=payload,
+            content_type=content_type,
+            headers=NO_HEADERS if headers is None else headers,
+            key=key,
+            retain=retain,
+            qos=qos,
+            expiry=expiry,
+        )
+    names = ("key", "headers", "content_type", "retain", "qos", "expiry")
+    values = (key, headers, content_type, retain, qos, expiry)
+    given = [name for name, value in zip(names, values, strict=True) if value not in (None, False)]
+    if payload is not None or (given and given != ["expiry"]):
+        raise ConfigurationError(
+            "a message from message_builder already has its payload and options; give them there"
+        )
+    return msgspec.structs.replace(topic, expiry=expiry) if given else topic

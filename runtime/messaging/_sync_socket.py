@@ -1,0 +1,258 @@
+"""The socket of handlers that are plain functions and run in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar, overload
+
+from ..._thread_work import waits_for_loop
+from ...errors import ActorStopped, ConfigurationError, RemoteError
+from ._message import OutgoingMessage
+from ._requests import MOST_REPLIES
+from ._socket import DEFAULT_TIMEOUT, Socket
+
+__all__ = ["SyncSocket"]
+
+T = TypeVar("T")
+
+# Seconds between two looks whether the loop is still there.
+_LOOK_AGAIN = 1.0
+
+
+class SyncSocket:
+    """What a ``def`` handler talks to the bus with: `Socket`, blocking its own thread.
+
+    Every method does what the method of the same name of `Socket` does, and raises the same.
+    Never use it on the event loop: there it raises ConfigurationError.
+    """
+
+    def __init__(
+        self, socket: Socket, loop: asyncio.AbstractEventLoop, loop_thread: int | None = None
+    ) -> None:
+        self._socket = socket
+        self._loop = loop
+        self._loop_thread = threading.get_ident() if loop_thread is None else loop_thread
+        self._revoked = False
+        self._calls: dict[Future[Any], None] = {}
+
+    def revoke(self) -> None:
+        """From now on every call raises ActorStopped, one under way as well."""
+        self._revoked = True
+        for call in tuple(self._calls):
+            call.cancel()
+
+    def give_up(self) -> None:
+        """Revoke it, and the socket that it stands for: whatever has them was given up."""
+        self.revoke()
+        self._socket.revoke()
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        try:
+            # Threads that go on at the end must not keep the loop busy.
+            self._socket.check_open()
+            if threading.get_ident() == self._loop_thread:
+                raise ConfigurationError(
+                    "a SyncSocket was used on the event loop, which it would block;"
+                    " use Socket in async functions"
+                )
+            if self._revoked or self._loop.is_closed():
+                raise _has_ended()
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except BaseException as error:
+            coroutine.close()
+            if isinstance(error, RuntimeError) and self._loop.is_closed():
+                raise _has_ended() from None
+            raise
+        self._calls[future] = None
+        try:
+            if self._revoked:
+                # That was meanwhile, in the thread of the loop.
+                future.cancel()
+            if waits_for_loop() is not None:
+                return future.result()
+            while not future.done():
+                try:
+                    future.exception(_LOOK_AGAIN)
+                except TimeoutError:
+                    if not future.done() and self._loop.is_closed():
+                        # Nobody will ever run it.
+                        if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                            coroutine.close()
+                        raise _has_ended() from None
+            return future.result()
+        except CancelledError:
+            raise _has_ended() from None
+        finally:
+            del self._calls[future]
+            del future  # what it raised refers to this frame
+
+    def publish(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        retain: bool = False,
+        qos: int | None = None,
+        expiry: float | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        """Publish and wait for the broker's confirmation; see `Socket.publish`."""
+        self._wait(
+            self._socket.publish(
+                topic,
+                payload,
+                key=key,
+                headers=headers,
+                content_type=content_type,
+                retain=retain,
+                qos=qos,
+                expiry=expiry,
+                timeout=timeout,
+            )
+        )
+
+    def post(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        content_type: str | None = None,
+        retain: bool = False,
+        qos: int | None = None,
+        expiry: float | None = None,
+    ) -> None:
+        """Publish without waiting for the confirmation; see `Socket.post`."""
+
+        async def post() -> None:
+            self._socket.post(
+                topic,
+                payload,
+                key=key,
+                headers=headers,
+                content_type=content_type,
+                retain=retain,
+                qos=qos,
+                expiry=expiry,
+            )
+
+        self._wait(post())
+
+    def drain(self) -> None:
+        """Wait until posts find room; see `Socket.drain`."""
+        self._wait(self._socket.drain())
+
+    def subscribe(self, pattern: str) -> None:
+        """Also receive what matches; see `Socket.subscribe`."""
+        self._wait(self._socket.subscribe(pattern))
+
+    def unsubscribe(self, pattern: str) -> None:
+        """Undo `subscribe`; see `Socket.unsubscribe`."""
+        self._wait(self._socket.unsubscribe(pattern))
+
+    @overload
+    def request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes: ...
+
+    @overload
+    def request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: type[T],
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T: ...
+
+    def request(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Send a request and wait for its first reply; see `Socket.request`."""
+        return self._wait(
+            self._socket.request(
+                topic, payload, reply=reply, timeout=timeout, key=key, headers=headers
+            )
+        )
+
+    @overload
+    def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        count: int | None = None,
+        limit: int = MOST_REPLIES,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[bytes | RemoteError]: ...
+
+    @overload
+    def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: type[T],
+        count: int | None = None,
+        limit: int = MOST_REPLIES,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[T | RemoteError]: ...
+
+    def request_many(
+        self,
+        topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        reply: Any = bytes,
+        count: int | None = None,
+        limit: int = MOST_REPLIES,
+        timeout: float = DEFAULT_TIMEOUT,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Any]:
+        """Send a request and collect several replies; see `Socket.request_many`."""
+        return self._wait(
+            self._socket.request_many(
+                topic,
+                payload,
+                reply=reply,
+                count=count,
+                limit=limit,
+                timeout=timeout,
+                key=key,
+                headers=headers,
+            )
+        )
+
+
+def _has_ended() -> ActorStopped:
+    return ActorStopped(
+        "the handler or application that this socket belongs to has ended; it does nothing any more"
+    )

@@ -1,0 +1,123 @@
+"""The message that an actor is working on, as seen by what it publishes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import uuid
+from contextvars import ContextVar
+from hashlib import sha1
+
+import msgspec
+
+from ...transports import Envelope
+
+__all__ = ["Turn", "current_turn", "is_confirmed", "lasting_identity"]
+
+
+class Turn(msgspec.Struct, eq=False):
+    """One attempt at one message: its posts, and the ids of what it publishes.
+
+    Tasks that a handler starts inherit the turn through the context; once the handler has
+    returned, what they publish does not belong to the message any more.
+
+    Attributes:
+        message_id: id of the message, None when it has none. An envelope stands for its own.
+        actor: ``application/instance/actor``.
+        request: the message, when it is a request that may be answered.
+        settles: whether there is a message to be settled; else posts are on their own.
+        answered: a reply was sent, or is on its way.
+        posts: publishes that have to be confirmed before the message is settled.
+        active: whether the handler still runs.
+        shared: another instance may have to handle the message again: the ids do not depend on
+            the instance. What every instance gets makes something of its own in each.
+        failure: what the handler has raised, as long as nothing was done about it.
+    """
+
+    message_id: str | Envelope | None
+    actor: str
+    request: Envelope | None = None
+    settles: bool = True
+    answered: bool = False
+    posts: list[asyncio.Future[None]] = []
+    active: bool = True
+    shared: bool = False
+    failure: BaseException | None = None
+    _envelope: Envelope | None = None
+    _ordinals: dict[str, int] | None = None
+    _crowded: int = 1000
+
+    def add(self, posted: asyncio.Future[None]) -> None:
+        """One more publish that has to be confirmed before the message is settled."""
+        posts = self.posts
+        posts.append(posted)
+        if len(posts) >= self._crowded:
+            # A handler may post for hours: what is confirmed must not be kept with its payload.
+            self.posts = [post for post in posts if not is_confirmed(post)]
+            self._crowded = max(1000, 2 * len(self.posts))
+
+    def take(self) -> BaseException:
+        """The failure, which is dealt with now: its traceback may refer to the turn."""
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
+
+    def addresses(self, text: str) -> bool:
+        """Whether a text is part of the message's topic or of its reply address."""
+        envelope = self.message_id if isinstance(self.message_id, Envelope) else self._envelope
+        if envelope is None:
+            return False
+        return text in envelope.topic or text in (envelope.response_topic or "")
+
+    def publish_id(self, topic: str) -> str | None:
+        """Id for the next publish on ``topic``: the same at every attempt at the same message.
+
+        A UUID version 5 (RFC 9562) of the message's id, the actor, the topic and how many
+        publishes on that topic went before. None when the message has no id to build on.
+        """
+        if isinstance(self.message_id, Envelope):
+            self._envelope = self.message_id
+            self.message_id = lasting_identity(self.message_id)
+        if self.message_id is None or not self.active:
+            return None
+        if self._ordinals is None:
+            self._ordinals = {}
+        ordinal = self._ordinals.get(topic, 0)
+        self._ordinals[topic] = ordinal + 1
+        actor = _common(self.actor) if self.shared else self.actor
+        name = f"{self.message_id}\0{actor}\0{topic}\0{ordinal}"
+        # By hand: uuid.uuid5 takes several times as long.
+        digits = sha1(_NAMESPACE + name.encode(), usedforsecurity=False).hexdigest()
+        variant = "89ab"[int(digits[16], 16) & 3]
+        return (
+            f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
+        )
+
+
+def lasting_identity(envelope: Envelope) -> str | None:
+    """What the ids of publishes over a message are made of: its id, or its place in the log.
+
+    With the time, since a topic that was deleted and made anew has other messages at the same
+    places. None when the message has neither.
+    """
+    identity = envelope.identity
+    if identity is None or envelope.id is not None:
+        return identity
+    return f"{identity}@{envelope.time}"
+
+
+def is_confirmed(post: asyncio.Future[None]) -> bool:
+    """Whether the broker has what was posted."""
+    return post.done() and not post.cancelled() and post.exception() is None
+
+
+@functools.lru_cache(1_024)
+def _common(actor: str) -> str:
+    application, _, name = actor.split("/", 2)
+    return f"{application}/{name}"
+
+
+_NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11").bytes
+
+current_turn: ContextVar[Turn | None] = ContextVar("spa_dat_turn", default=None)
+"""The turn that the running code belongs to."""

@@ -1,0 +1,412 @@
+"""Payloads: from values to bytes on the wire and back, by content type."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar, get_args
+
+import msgspec
+
+from ..._texts import describe, error_name, escaped, reason_of
+from ...errors import ConfigurationError, DecodeError, EncodeError
+from ...transports import Envelope, Tombstone
+from ._constraints import foreign_constraint
+from ._generics import type_variable_in
+from ._pydantic import is_pydantic, to_builtins
+from ._types import bare_type, is_union, type_name, type_readers
+
+__all__ = [
+    "BINARY",
+    "JSON",
+    "TEXT",
+    "Decoder",
+    "PayloadFormat",
+    "check_size",
+    "encode",
+    "find_unencodable",
+    "format_of",
+]
+
+BINARY = "application/octet-stream"
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+
+# Longer ones, which strangers may invent without end, would fill the memory.
+_LONGEST_REMEMBERED = 256
+
+
+class PayloadFormat(enum.Enum):
+    """The formats that payloads are told apart by."""
+
+    UNSTATED = "no content type"
+    JSON = "JSON"
+    TEXT = "text"
+    BINARY = "binary"
+    OTHER = "something else"
+
+
+def format_of(content_type: str | None) -> PayloadFormat:
+    """The format that a content type stands for; its parameters and its case do not matter."""
+    if content_type is not None and len(content_type) > _LONGEST_REMEMBERED:
+        return _read_format(content_type)
+    return _remembered_format(content_type)
+
+
+def _read_format(content_type: str | None) -> PayloadFormat:
+    essence = "" if content_type is None else content_type.partition(";")[0].strip().lower()
+    if not essence:
+        return PayloadFormat.UNSTATED
+    if essence in (JSON, "text/json") or essence.endswith("+json"):
+        return PayloadFormat.JSON
+    if essence.startswith("text/"):
+        return PayloadFormat.TEXT
+    return PayloadFormat.BINARY if essence == BINARY else PayloadFormat.OTHER
+
+
+_remembered_format = functools.lru_cache(maxsize=256)(_read_format)
+
+
+T = TypeVar("T")
+
+_RAW = (bytes, bytearray, memoryview)
+# Members of an Enum are slow to look up.
+_UNSTATED, _JSON, _TEXT = PayloadFormat.UNSTATED, PayloadFormat.JSON, PayloadFormat.TEXT
+_EMPTY_IS_NONE = (_UNSTATED, _JSON)
+_OFFENDING_VALUE = re.compile(r"^(Invalid (?:enum )?value) .*?((?: - at `[^`]*`)?)$", re.DOTALL)
+_LONGEST_REASON = 300
+
+# Sorted, so that equal values give equal bytes under every hash seed and at every attempt.
+_to_json = msgspec.json.Encoder(order="deterministic", enc_hook=to_builtins).encode
+_refuse_nan = json.JSONEncoder(allow_nan=False, check_circular=False).encode
+
+
+def encode(value: object) -> tuple[bytes, str | None]:
+    """A value's payload and content type.
+
+    Bytes go as they are (``application/octet-stream``), a str as ``text/plain; charset=utf-8``,
+    None and a `Tombstone` as an empty payload without content type, and everything else as JSON.
+
+    Raises:
+        EncodeError: the value, or something in it, has no place in JSON; nan and the infinities
+            have none either.
+    """
+    if value is None or isinstance(value, Tombstone):
+        return b"", None
+    if isinstance(value, _RAW):
+        return bytes(value), BINARY
+    if isinstance(value, str):
+        try:
+            return value.encode(), TEXT
+        except UnicodeEncodeError as error:
+            raise EncodeError(f"the text can not be written as UTF-8: {error.reason}") from error
+    if value is Tombstone:
+        raise EncodeError("Tombstone is a class: give an object of it, Tombstone()")
+    return _encode_json(value), JSON
+
+
+def _encode_json(original: object) -> bytes:
+    value: Any = original
+    try:
+        if is_pydantic(type(value)):
+            value = to_builtins(value)
+        try:
+            data = _to_json(value)
+        except TypeError:
+            # The sorting encoder takes no keys but str.
+            if find_unencodable(value) is not None:
+                raise
+            data = _to_json(_builtins(value))
+        # nan and the infinities became null.
+        if b"null" in data:
+            _refuse_nan(_builtins(value))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 (hooks of the user's types may raise anything)
+        found = find_unencodable(value)
+        what = reason_of(error)
+        if found is not None:
+            what = f"{found[1]} at `{found[0]}`"
+        raise EncodeError(
+            f"a payload of type {type_name(type(original))} can not be written as JSON: {what};"
+            " give bytes, str, numbers, dict, list, a dataclass, a msgspec.Struct or a pydantic"
+            " model"
+        ) from (error if found is None else None)
+    return data
+
+
+def _builtins(value: Any) -> Any:
+    return msgspec.to_builtins(value, str_keys=True, enc_hook=to_builtins, order="deterministic")
+
+
+def check_size(envelope: Envelope, allowed: int) -> None:
+    """Raise DecodeError when a received payload has more than ``allowed`` bytes."""
+    size = len(envelope.payload) if envelope.left_out is None else envelope.left_out.size
+    if size > allowed:
+        raise DecodeError(
+            f"the payload has {size} bytes, {allowed} are allowed: send less, or raise the option"
+            " 'max_received' of the bus"
+        )
+    if envelope.left_out is not None:
+        raise DecodeError("the headers are too large to be taken")
+
+
+class Decoder(Generic[T]):
+    """Reads payloads as one type. Made once, with `Decoder.of`, and used for every message.
+
+    Attributes:
+        annotation: the type as it was written.
+        is_identity: `decode` gives back the payload bytes themselves.
+    """
+
+    __slots__ = (
+        "_optional",
+        "_read_json",
+        "_read_other",
+        "_read_text",
+        "_read_unstated",
+        "annotation",
+        "is_identity",
+    )
+
+    def __init__(
+        self,
+        annotation: Any,
+        *,
+        optional: bool,
+        json: Callable[[bytes], T],
+        text: Callable[[bytes], T],
+        unstated: Callable[[bytes], T],
+        other: Callable[[bytes], T] | None = None,
+        is_identity: bool = False,
+    ) -> None:
+        self.annotation = annotation
+        self.is_identity = is_identity
+        self._optional = optional
+        self._read_json = json
+        self._read_text = text
+        self._read_unstated = unstated
+        self._read_other = other
+
+    @staticmethod
+    def of(annotation: Any) -> Decoder[Any]:
+        """The decoder for a type annotation.
+
+        Raises:
+            ConfigurationError: payloads can not be read as that type.
+        """
+        try:
+            return _remembered(annotation)
+        except TypeError:
+            # Annotated may carry something that has no hash.
+            return _make(annotation)
+
+    def decode(self, payload: bytes, content_type: str | None = None) -> T:
+        """The payload as a value of the type.
+
+        JSON and text are told apart by the content type. Without one, bytes and str take the
+        payload as it is, and everything else is read as JSON. What has another content type
+        only fits bytes, and Any, which then gets bytes. Values are never coerced in JSON (``"1"``
+        is no int); text, which has no types, is parsed as the type asked for.
+
+        Raises:
+            DecodeError: the payload does not fit the type; says what is wrong and where, and
+                does not quote the payload.
+        """
+        if self.is_identity:
+            return payload  # type: ignore[return-value]
+        form = _UNSTATED if content_type is None else format_of(content_type)
+        if not payload and self._optional and form in _EMPTY_IS_NONE:
+            return None  # type: ignore[return-value]
+        # Code of the user's types runs in here, so any exception may come.
+        try:
+            if form is _JSON:
+                return self._read_json(payload)
+            if form is _UNSTATED:
+                return self._read_unstated(payload)
+            if form is _TEXT:
+                return self._read_text(payload)
+            if self._read_other is not None:
+                return self._read_other(payload)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise self._refusal(payload, content_type, _reason(error)) from error
+        raise self._refusal(payload, content_type, "only bytes take that content type")
+
+    def _refusal(self, payload: bytes, content_type: str | None, why: str) -> DecodeError:
+        if not payload:
+            why = "it is empty"
+        stated = "no content type"
+        if content_type is not None:
+            stated = f"content type {content_type[:80]!r}"
+        name = type_name(self.annotation)
+        size = len(payload)
+        return DecodeError(f"the payload ({size} bytes, {stated}) does not fit {name}: {why}")
+
+    def __repr__(self) -> str:
+        return f"<Decoder {type_name(self.annotation)}>"
+
+
+def _make(annotation: Any) -> Decoder[Any]:
+    bare, optional = bare_type(annotation)
+    variable = type_variable_in(annotation)
+    if variable is not None:
+        raise ConfigurationError(
+            f"{type_name(annotation)} can not be the type of a payload: nothing says what the type"
+            f" variable {variable.__name__} stands for; derive from the generic class with an"
+            f" argument, as in class Boiler(Base[Reading]), or write a type"
+        )
+    if any(bare is raw for raw in _RAW):
+        return _raw_decoder(annotation, bare, optional)
+    members = [bare_type(part)[0] for part in get_args(bare)] if is_union(bare) else [bare]
+    try:
+        if any(raw in members for raw in _RAW):
+            raise TypeError("it is either raw bytes or decoded; ask for bytes alone")
+        read_json, parse = type_readers(Any if bare is object else annotation)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{type_name(annotation)} can not be the type of a payload: {error}; use bytes, str,"
+            " int, float, bool, None, dict, list, a dataclass, a TypedDict, a msgspec.Struct or a"
+            " pydantic model"
+        ) from error
+
+    def read_text(payload: bytes) -> Any:
+        text = payload.decode()
+        return text if annotation is str else parse(text)
+
+    def read_json_or_text(payload: bytes) -> Any:
+        try:
+            return read_json(payload)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return read_text(payload)
+
+    def read_none(payload: bytes) -> Any:
+        return read_json(payload or b"null")
+
+    if bare is type(None):
+        return Decoder(
+            annotation, optional=True, json=read_none, text=read_none, unstated=read_none
+        )
+    if bare in (Any, object):
+        return Decoder(
+            annotation,
+            optional=True,
+            json=read_json,
+            text=read_text,
+            unstated=read_json,
+            other=bytes,
+        )
+    unstated = read_json
+    if bare is str:
+        unstated = read_text
+    elif str in members:
+        unstated = read_json_or_text
+    return Decoder(annotation, optional=optional, json=read_json, text=read_text, unstated=unstated)
+
+
+_remembered = functools.lru_cache(maxsize=512)(_make)
+
+
+def _raw_decoder(annotation: Any, bare: Any, optional: bool) -> Decoder[Any]:
+    convert: Callable[[bytes], Any] = bare
+    if annotation is not bare:
+        foreign = foreign_constraint(annotation)
+        if foreign is not None:
+            raise ConfigurationError(
+                f"{type_name(annotation)} can not be the type of a payload: {foreign} is not"
+                " checked for raw bytes; write it with msgspec.Meta, as in"
+                " Annotated[bytes, msgspec.Meta(max_length=9)]"
+            )
+
+        # Length limits in Annotated.
+        def convert(payload: bytes) -> Any:
+            return msgspec.convert(payload, annotation)
+
+    return Decoder(
+        annotation,
+        optional=optional,
+        json=convert,
+        text=convert,
+        unstated=convert,
+        other=convert,
+        is_identity=annotation is bytes,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8: {error.reason} at byte {error.start}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = _OFFENDING_VALUE.sub(r"\1\2", describe(error))
+    if not isinstance(error, ValueError):
+        text = f"{error_name(error)}: {text}"
+    # It quotes names of fields, which are the sender's.
+    return escaped(text, _LONGEST_REASON)
+
+
+_DEEPEST = 100
+
+
+def find_unencodable(value: Any, path: str = "$", depth: int = 0) -> tuple[str, str] | None:
+    """Path and description of the first part that JSON can not carry; None when there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return path, f"the float {value}, which JSON does not have"
+    if depth == _DEEPEST:
+        return path, f"a value nested deeper than {_DEEPEST} levels, or one that contains itself"
+    parts = _parts(value, path)
+    if parts is None:
+        return _leaf(value, path)
+    for part_path, part in parts:
+        found = find_unencodable(part, part_path, depth + 1)
+        if found is not None:
+            return found
+    return None
+
+
+def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]] | None:
+    if isinstance(value, Mapping):
+        return _entries(value, path)
+    if isinstance(value, list | tuple | set | frozenset):
+        return ((f"{path}[{index}]", part) for index, part in enumerate(value))
+    if is_pydantic(type(value)):
+        try:
+            return iter([(path, to_builtins(value))])
+        except ValueError:
+            return None
+    names: tuple[str, ...] | None = None
+    if isinstance(value, msgspec.Struct):
+        names = value.__struct_fields__
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = tuple(field.name for field in dataclasses.fields(value))
+    if names is None:
+        return None
+    return ((f"{path}.{name}", getattr(value, name)) for name in names if hasattr(value, name))
+
+
+def _entries(value: Mapping[Any, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for key, part in value.items():
+        yield f"{path}.keys()", key
+        yield (f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r:.40}]"), part
+
+
+def _leaf(value: Any, path: str) -> tuple[str, str] | None:
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return path, "a str with a lone surrogate, which UTF-8 does not have"
+    except Exception:  # noqa: BLE001  (whatever the encoder makes of it, it can not be encoded)
+        if inspect.iscoroutine(value):
+            return path, f"a coroutine ({value.__qualname__}): an `await` is missing"
+        kind = type(value)
+        return path, f"a value of type {kind.__module__}.{kind.__qualname__}"
+    return None

@@ -1,0 +1,3 @@
+"""Recording the messages that reach the actors of an application, and reading recordings.
+
+It may import every other room of the runtime. Begin with `_recorder`."""

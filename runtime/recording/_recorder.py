@@ -1,0 +1,193 @@
+"""Writes down the messages that reach an application's actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from os import PathLike
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from ...errors import ConfigurationError
+from ...transports import Delivery, DeliveryState, Envelope
+from ..application._application import DistributedApplication
+from ..hosting._host import Host
+from ..hosting._observer import Observers, Receive
+from ._recording import Receipt
+from ._recording_file import RecordingFile
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Records the messages that reach an application's actors, for `Harness.replay`.
+
+    ``with Recorder(app, "incident.jsonl"): app.run()``. A message is recorded when an actor takes
+    it up, once for each receipt and not for each attempt; what is never taken up is not recorded.
+    Nothing of it is on the message's way: a thread of the recorder's own writes the file. If that
+    is too slow for what comes in, or the disk is full, messages are left out of the file and
+    counted, and the application goes on. What was taken up in the last moments before the process
+    is killed may be missing.
+
+    The file has one JSON object a line, UTF-8. Each has ``version`` (1), ``at`` (seconds since
+    1970, UTC), ``topic``, and where they say anything ``application``, ``instance``, ``actor``,
+    ``handler``, ``bus`` (its address), ``attempt``, ``payload`` (text) or ``payload_base64``,
+    ``content_type``, ``id``, ``source``, ``type``, ``time`` (of sending), ``key``, ``headers``,
+    ``response_topic``, ``correlation`` (base64), ``expiry`` (seconds left), ``qos``, ``retain``,
+    ``redelivered``, ``partition``, ``offset`` and ``tombstone``; ``raw_key`` and ``raw_headers``
+    (pairs; base64) where the texts do not say it all. What is left out has its default: ``qos`` and
+    ``attempt`` are 1, all else is empty, false or not there.
+
+    Payloads may be secret: only the user who runs the program may read the file (mode 0600), and
+    ``redact`` can take out what nobody is to see.
+
+    Args:
+        application: not running yet.
+        file: where to; its folder has to exist.
+        actors: names of those whose messages are recorded; None for all.
+        limit: messages after which no more are recorded; None for no limit.
+        max_bytes: when the file is larger than that it is renamed, to its name with ``.1`` behind
+            it, and a new one is begun; the one renamed before is lost. None for no limit.
+        redact: called with each message in the recorder's thread; what it returns is written, and
+            with None nothing. A message for which it raises is left out.
+        existing: what to do with a file that is there already: ``append``, ``replace`` or
+            ``refuse``.
+
+    Raises:
+        ConfigurationError: an argument is wrong. On entering: there is no such actor, the
+            application runs already, or the file can not be written.
+    """
+
+    def __init__(
+        self,
+        application: DistributedApplication,
+        file: str | PathLike[str],
+        *,
+        actors: Sequence[str] | None = None,
+        limit: int | None = None,
+        max_bytes: int | None = 100_000_000,
+        redact: Callable[[Envelope], Envelope | None] | None = None,
+        existing: Literal["append", "replace", "refuse"] = "append",
+    ) -> None:
+        if not isinstance(application, DistributedApplication):
+            raise ConfigurationError(f"Recorder({application!r}): give a DistributedApplication")
+        if isinstance(actors, str):
+            raise ConfigurationError(f"actors={actors!r}: give a list of names, [{actors!r}]")
+        self._application = application
+        self._actors: Collection[str] | None = None if actors is None else tuple(actors)
+        self._batches: dict[Host, Sequence[Delivery]] = {}
+        self._file = RecordingFile(
+            file, limit=limit, max_bytes=max_bytes, redact=redact, existing=existing
+        )
+
+    @property
+    def recorded(self) -> int:
+        """Messages that were written so far."""
+        return self._file.recorded
+
+    @property
+    def skipped(self) -> int:
+        """Messages that should have been recorded and were not."""
+        return self._file.skipped
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing more can be written; None while all is well."""
+        return self._file.problem
+
+    def __enter__(self) -> Self:
+        """Begin; the application can be started now."""
+        application = self._application
+        if application._run is not None:
+            raise ConfigurationError(
+                f"application {application.name!r} runs already: enter the Recorder first"
+            )
+        known = [spec.name for spec in application._registry.specs if spec.kind != "producer"]
+        for name in self._actors or ():
+            if name not in known:
+                raise ConfigurationError(
+                    f"there is no actor {name!r} that gets messages in application"
+                    f" {application.name!r}; there are: {', '.join(known) or 'none'}"
+                )
+        self._file.open()
+        self._before = application._settings.observer
+        observer = self if self._before is None else Observers(self, self._before)
+        application._settings = replace(application._settings, observer=observer)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write what is left, and close the file; after an error without anything in it, remove
+        it again if it was not there before."""
+        application = self._application
+        application._settings = replace(application._settings, observer=self._before)
+        self._file.close()
+        if error is not None:
+            self._file.discard_if_new_and_empty()
+
+    # What the runtime calls.
+
+    def receiving(self, host: Host, receive: Receive) -> Receive:
+        """See `Observer.receiving`."""
+        if not self._is_recorded(host):
+            return receive
+        take = self._take
+        latest: Delivery | None = None
+
+        def recorded(instance: Any, item: Any) -> Any:
+            nonlocal latest
+            # What is interrupted and begun anew has reached the actor only once.
+            if isinstance(item, Delivery) and item is not latest:
+                latest = item
+                take(host, item)
+            return receive(instance, item)
+
+        return recorded
+
+    def collected(self, host: Host, batch: Sequence[Delivery]) -> None:
+        """See `Observer.collected`."""
+        if self._is_recorded(host):
+            before = self._batches.get(host, ())
+            self._batches[host] = batch
+            for delivery in batch:
+                if all(delivery is not one for one in before):
+                    self._take(host, delivery)
+
+    def failed(
+        self, actor: str, where: str, error: BaseException, envelope: Envelope | None
+    ) -> None:
+        """See `Observer.failed`."""
+
+    def troubled(self, actor: str, reason: str) -> None:
+        """See `Observer.troubled`."""
+
+    def _is_recorded(self, host: Host) -> bool:
+        return self._actors is None or host.name in self._actors
+
+    def _take(self, host: Host, delivery: Delivery) -> None:
+        # What was withdrawn meanwhile is not handled: it comes again.
+        if delivery.state is not DeliveryState.QUEUED:
+            return
+        at, attempt = host.environment.now(), delivery.attempts + 1
+        envelope, handler = delivery.envelope, delivery.route.handler
+        self._file.write(
+            envelope, lambda envelope: self._receipt(host, envelope, handler, at, attempt)
+        )
+
+    def _receipt(
+        self, host: Host, envelope: Envelope, handler: int, at: float, attempt: int
+    ) -> Receipt:
+        return Receipt.of(
+            envelope,
+            at=at,
+            attempt=attempt,
+            application=host.application,
+            instance=host.instance,
+            actor=host.name,
+            handler=host.handlers[handler].injection.name.removesuffix("()"),
+            bus=host.link.provider.address,
+        )

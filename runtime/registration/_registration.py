@@ -1,0 +1,239 @@
+"""From a function or a class to the registration of an actor."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from ...actors import Actor, handlers_of
+from ...errors import ConfigurationError
+from ...transports import RESERVED, TopicFilter, is_reserved
+from ..injection._context import Context
+from ..injection._injection import Injection
+from ..injection._signatures import read_signature
+from ..messaging._socket import Socket
+from ..messaging._sync_socket import SyncSocket
+from ..payloads._generics import arguments_in
+from ..payloads._types import bare_type
+from ._class_options import class_options
+from ._specs import ActorOptions, Handler, Kind, Spec, merge_options, parse_filters
+
+__all__ = ["FunctionActor", "check_arguments", "class_spec", "function_spec"]
+
+A = TypeVar("A", bound=Actor)
+
+_SPECIAL: dict[type, str] = {Socket: "socket", SyncSocket: "socket", Context: "context"}
+
+
+class FunctionActor(Actor):
+    """The actor behind a decorated function."""
+
+
+def function_spec(
+    function: Callable[..., Any],
+    name: str | None,
+    kind: Kind,
+    topics: str | Sequence[str],
+    options: ActorOptions,
+    shared_resources: Sequence[str],
+) -> Spec[FunctionActor]:
+    """Register a function; raises ConfigurationError when it can not be served."""
+    if not callable(function):
+        raise ConfigurationError(f"{function!r} is not a function")
+    owner = str(getattr(function, "__name__", type(function).__name__)) if name is None else name
+    filters = _checked_filters(owner, topics, options) if kind == "application" else ()
+
+    def analyse(changed: ActorOptions) -> tuple[Handler, ...]:
+        return (
+            _handler(function, filters, kind, changed, shared_resources, lambda instance: function),
+        )
+
+    return Spec(owner, kind, function, FunctionActor, options, analyse)
+
+
+def class_spec(
+    cls: Callable[..., A],
+    factory: Callable[[], A],
+    options: ActorOptions,
+    shared_resources: Sequence[str],
+) -> Spec[A]:
+    """Register an actor class; raises ConfigurationError when it can not be served."""
+    if not (isinstance(cls, type) and issubclass(cls, Actor)):
+        raise ConfigurationError(f"{cls!r} is not a class derived from Actor")
+    if getattr(getattr(cls, "__dataclass_params__", None), "frozen", False):
+        raise ConfigurationError(
+            f"actor class {cls.__name__} is a frozen dataclass, and the runtime has attributes of"
+            " its own in an actor: leave frozen=True away"
+        )
+    given = class_options(cls)
+    name = given.pop("name", cls.__name__)
+    merged = merge_options(f"actor {name!r}", options, given)
+
+    def analyse(changed: ActorOptions) -> tuple[Handler, ...]:
+        handlers = tuple(
+            _handler(
+                getattr(cls, attribute),
+                _checked_filters(f"{cls.__name__}.{attribute}", topics, changed),
+                "application",
+                changed,
+                shared_resources,
+                operator.attrgetter(attribute),
+                has_self=not isinstance(
+                    inspect.getattr_static(cls, attribute), staticmethod | classmethod
+                ),
+                variables=arguments_in(cls, attribute),
+            )
+            for topics, attribute in _declared(cls)
+        )
+        _refuse_shadowed(cls.__name__, handlers)
+        return handlers
+
+    def analyse_hooks(changed: ActorOptions) -> dict[str, Handler]:
+        return {
+            hook: _hook(cls, hook, changed, shared_resources)
+            for hook in ("on_start", "on_stop")
+            if len(inspect.signature(getattr(cls, hook)).parameters) > 1
+        }
+
+    return Spec(name, "application", cls, factory, merged, analyse, analyse_hooks)
+
+
+def check_arguments(
+    cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise ConfigurationError when the class can not be called with these arguments."""
+    if not isinstance(cls, type) and isinstance(cls, Actor):
+        name = type(cls).__name__
+        raise ConfigurationError(
+            f"add() makes the actor itself: give the class and its arguments, add({name}, ...),"
+            " not an instance"
+        )
+    try:
+        signature = inspect.signature(cls)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(cls, "__name__", repr(cls))
+        raise ConfigurationError(f"add({name}, ...): {error}; it takes {signature}") from error
+
+
+def _declared(cls: type[Actor]) -> list[tuple[tuple[str, ...], str]]:
+    declared = handlers_of(cls)
+    short = cls.topics
+    if not short:
+        if not declared:
+            raise ConfigurationError(
+                f"actor class {cls.__name__} handles nothing: decorate methods with @on(...),"
+                " or set topics = (...) and define on_message"
+            )
+        return declared
+    if declared:
+        raise ConfigurationError(
+            f"actor class {cls.__name__} has both topics and @on handlers; use one of them"
+        )
+    if not callable(getattr(cls, "on_message", None)):
+        raise ConfigurationError(f"actor class {cls.__name__} has topics but no on_message")
+    return [((short,) if isinstance(short, str) else tuple(short), "on_message")]
+
+
+def _checked_filters(
+    owner: str, topics: str | Sequence[str], options: ActorOptions
+) -> tuple[TopicFilter, ...]:
+    filters = parse_filters(owner, topics)
+    for filter_ in filters:
+        if is_reserved(filter_.pattern):
+            raise ConfigurationError(
+                f"{owner}: filter {filter_.text!r}: everything under {RESERVED}/ belongs to the"
+                " runtime; choose another first level"
+            )
+        if options.socket_provider is not None:
+            options.socket_provider.check_filter(filter_.pattern)
+    return filters
+
+
+def _refuse_shadowed(owner: str, handlers: Sequence[Handler]) -> None:
+    seen: dict[str, str] = {}
+    for handler in handlers:
+        for filter_ in handler.filters:
+            if filter_.pattern in seen:
+                raise ConfigurationError(
+                    f"{owner}: filter {filter_.text!r} is never reached, {seen[filter_.pattern]!r}"
+                    " comes first; remove one of them"
+                )
+            seen[filter_.pattern] = filter_.text
+
+
+def _check_socket(injection: Injection, function: Callable[..., Any], *, has_self: bool) -> None:
+    wrong, right, kind = (
+        (SyncSocket, Socket, "async def") if injection.is_async else (Socket, SyncSocket, "def")
+    )
+    for parameter in read_signature(function, has_self=has_self).parameters:
+        if bare_type(parameter.annotation)[0] is wrong:
+            raise ConfigurationError(
+                f"{injection.name}: parameter {parameter.name!r} is a {wrong.__name__}, but the"
+                f" handler is written with {kind}; use {right.__name__} there"
+            )
+
+
+def _hook(
+    cls: type[Actor], hook: str, options: ActorOptions, shared_resources: Sequence[str]
+) -> Handler:
+    function = getattr(cls, hook)
+    handler = _handler(
+        function,
+        (),
+        "producer",
+        options,
+        shared_resources,
+        operator.attrgetter(hook),
+        has_self=True,
+    )
+    wanted = (parameter.name for parameter in read_signature(function, has_self=True).parameters)
+    if not handler.injection.is_async and "socket" in wanted:
+        raise ConfigurationError(
+            f"{cls.__name__}.{hook} asks for a socket and runs on the event loop; write it with"
+            " async def"
+        )
+    return handler
+
+
+def _handler(
+    function: Callable[..., Any],
+    filters: tuple[TopicFilter, ...],
+    kind: Kind,
+    options: ActorOptions,
+    shared_resources: Sequence[str],
+    bind: Callable[[Any], Callable[..., Any]],
+    *,
+    has_self: bool = False,
+    variables: Mapping[Any, Any] | None = None,
+) -> Handler:
+    injection = Injection.analyse(
+        function,
+        topics=filters,
+        resources=tuple(dict.fromkeys((*options.ressources, *shared_resources))),
+        kind=kind,
+        has_self=has_self,
+        has_state=options.state is not None,
+        special=_SPECIAL,
+        batch=options.batch is not None and kind == "application",
+        variables=variables,
+    )
+    _check_socket(injection, function, has_self=has_self)
+    if options.batch is not None and injection.is_responder(options.replies):
+        raise ConfigurationError(
+            f"{injection.name}: it answers requests, and with batch={options.batch} one call gets"
+            " several messages; leave batch=, or the replies (return annotation, message_builder,"
+            " replies=True), away"
+        )
+    return Handler(
+        filters=filters,
+        injection=injection,
+        bind=bind,
+        responder=injection.is_responder(options.replies),
+        returns_reply=options.replies or injection.returns_value,
+    )

@@ -1,0 +1,146 @@
+"""What has been registered with an application."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+from ...actors import Actor
+from ...errors import ConfigurationError
+from ...transports import Config, SocketProvider, as_provider
+from ..injection._plan import Available
+from ..options._state import refuse_shared_state
+from ._registration import check_arguments, class_spec, function_spec
+from ._resources import Resource, check_resources
+from ._specs import ActorOptions, Kind, Spec, check_name, merge_options
+
+__all__ = ["ProviderLike", "Registry"]
+
+ProviderLike: TypeAlias = SocketProvider | Config | str
+"""A provider, a configuration, or a URL."""
+
+A = TypeVar("A", bound=Actor)
+
+
+class Registry:
+    """The actors and shared resources of one application.
+
+    Args:
+        provider: the bus of every actor that does not name its own.
+
+    Attributes:
+        specs: the actors, in the order of registration.
+        resources: what they share, by name.
+
+    All methods raise ConfigurationError for what can not be.
+    """
+
+    def __init__(self, provider: ProviderLike | None) -> None:
+        self.specs: list[Spec[Any]] = []
+        self.resources: dict[str, Resource] = {}
+        self.provider = None if provider is None else as_provider(provider)
+
+    def check_provider(self, kind: Kind, provider: ProviderLike | None) -> None:
+        """Refuse an actor that has no bus."""
+        if provider is None and self.provider is None:
+            raise ConfigurationError(
+                f"{kind}: there is no bus; give the application a default socket provider, for"
+                " example DistributedApplication('memory://'), or this actor a socket_provider"
+            )
+
+    def add_function(
+        self,
+        function: Callable[..., Any],
+        name: str | None,
+        kind: Kind,
+        topics: str | Sequence[str],
+        options: Mapping[str, Any],
+        *,
+        replace: bool | None,
+    ) -> None:
+        """Register a function.
+
+        Args:
+            replace: take the place of the actor of that name; None does so in an interactive
+                session if that is an earlier version of the same function.
+        """
+        given = dict(options)
+        provider = given["socket_provider"]
+        given["socket_provider"] = self.provider if provider is None else as_provider(provider)
+        given["ressources"] = dict(given["ressources"])
+        unused = () if kind == "producer" else ("every",)
+        merged = merge_options(kind, ActorOptions(), given, but=unused)
+        spec = function_spec(function, name, kind, topics, merged, tuple(self.resources))
+        earlier = next((other for other in self.specs if other.name == spec.name), None)
+        if earlier is not None and not (replace or (replace is None and _redefines(spec, earlier))):
+            raise ConfigurationError(
+                f"there is already an actor {spec.name!r}; give one of them another name=, or this"
+                " one replace=True to take its place"
+            )
+        refuse_shared_state(spec.name, merged.state, self._states(but=earlier))
+        self._enter(spec, earlier)
+
+    def add_class(
+        self, cls: Callable[..., A], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Spec[A]:
+        """Register an actor class with the arguments of its constructor."""
+        check_arguments(cls, args, kwargs)
+        options = ActorOptions(socket_provider=self.provider)
+        spec = class_spec(cls, partial(cls, *args, **kwargs), options, tuple(self.resources))
+        # Only another version of the class: the same one may be added twice, and named afterwards.
+        earlier = next(
+            (other for other in self.specs if other.source is not cls and _redefines(spec, other)),
+            None,
+        )
+        self._enter(spec, earlier)
+        return spec
+
+    def _enter(self, spec: Spec[Any], earlier: Spec[Any] | None) -> None:
+        if earlier is None:
+            self.specs.append(spec)
+        else:
+            self.specs[self.specs.index(earlier)] = spec
+
+    def remove(self, actor: Spec[Any] | str) -> None:
+        """Take an actor out, given by its name or its registration."""
+        for spec in self.specs:
+            if actor is spec or actor == spec.name:
+                self.specs.remove(spec)
+                return
+        names = ", ".join(repr(spec.name) for spec in self.specs) or "none"
+        raise ConfigurationError(f"no actor {actor!r} is registered; there are: {names}")
+
+    def configure(self, spec: Spec[Any], name: str | None, options: Mapping[str, Any]) -> None:
+        """Change the name and options of an actor, or nothing at all."""
+        changes = dict(options)
+        if changes.get("socket_provider") is not None:
+            changes["socket_provider"] = as_provider(changes["socket_provider"])
+        merged = merge_options(f"actor {spec.name!r}", spec.options, changes, but=("every",))
+        new_name = spec.name if name is None else check_name("actor name", name)
+        refuse_shared_state(new_name, merged.state, self._states(but=spec))
+        spec.reconfigure(merged)
+        spec.name = new_name
+
+    def _states(self, but: Spec[Any] | None = None) -> list[tuple[str, Any]]:
+        return [(spec.name, spec.options.state) for spec in self.specs if spec is not but]
+
+    def add_resource(self, name: str, resource: Resource) -> None:
+        """Register a resource that actors share."""
+        check_resources("application", {name: resource})
+        Available(resources=(name,)).check("application")
+        if name in self.resources:
+            raise ConfigurationError(f"resource {name!r} is registered already")
+        self.resources[name] = resource
+
+
+def _redefines(spec: Spec[Any], earlier: Spec[Any]) -> bool:
+    """Whether a cell of a notebook was run again, or a definition typed once more."""
+    if not hasattr(sys, "ps1"):
+        return False
+    return spec.name == earlier.name and _place(spec.source) == _place(earlier.source)
+
+
+def _place(source: object) -> tuple[object, object]:
+    return getattr(source, "__module__", None), getattr(source, "__qualname__", source)

@@ -1,0 +1,347 @@
+"""What a registration says about an actor."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+
+from ...actors import ActorRef, Overflow
+from ...errors import ActorStopped, ConfigurationError
+from ...transports import SocketProvider, TopicFilter
+from ..injection._injection import Injection
+from ..options._checks import (
+    LARGEST_WINDOW,
+    LARGEST_WINDOW_BYTES,
+    check_batch,
+    check_concurrency,
+    check_count,
+    check_seconds,
+)
+from ..options._retry import RetryPolicy
+from ..options._state import check_state, make_state
+from ._keys import MessageKey
+from ._resources import Resource, check_resources
+
+__all__ = [
+    "ActorOptions",
+    "Handler",
+    "HandlerOptions",
+    "Kind",
+    "Spec",
+    "check_name",
+    "merge_options",
+    "parse_filters",
+    "parse_reply_topics",
+]
+
+A = TypeVar("A")
+
+Kind = Literal["application", "producer"]
+
+_WINDOW_OF_A_LANE = 10
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+
+def check_name(what: str, name: str) -> str:
+    """Raise ConfigurationError unless ``name`` may name an application, an instance or an actor."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise ConfigurationError(
+            f"{what} {name!r}: use 1 to 64 of the characters A-Z, a-z, 0-9, _ and -"
+        )
+    return name
+
+
+def parse_filters(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
+    """The filters of a registration, in order.
+
+    Raises:
+        ConfigurationError: none given, one given twice, or one that is not a valid filter.
+    """
+    if not isinstance(topics, Iterable):
+        raise ConfigurationError(f"{owner}: topics {topics!r}: give a filter or several")
+    texts = (topics,) if isinstance(topics, str) else tuple(topics)
+    if not texts:
+        raise ConfigurationError(f"{owner}: no topics; give a filter or several")
+    parsed: dict[str, TopicFilter] = {}
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigurationError(
+                f"{owner}: topic {text!r} is {type(text).__name__}; give a str"
+            )
+        filter_ = TopicFilter.parse(text)
+        earlier = parsed.setdefault(filter_.pattern, filter_)
+        if earlier is not filter_:
+            raise ConfigurationError(
+                f"{owner}: filters {earlier.text!r} and {text!r} match the same topics; remove one"
+            )
+    return tuple(parsed.values())
+
+
+def parse_reply_topics(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
+    """The filters of ``reply_topics``; an empty sequence allows none.
+
+    Raises:
+        ConfigurationError: one is not a valid filter.
+    """
+    if not isinstance(topics, str) and isinstance(topics, Iterable) and not tuple(topics):
+        return ()
+    return parse_filters(f"{owner}: reply_topics" if owner else "reply_topics", topics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorOptions:
+    """How an actor is run.
+
+    Attributes:
+        socket_provider: the bus it uses; None for the application's default.
+        state: a factory (a class, function, lambda or partial), or one value that only this actor
+            owns.
+        ressources: context managers, or callables that return one, by parameter name.
+        retry: what happens to a message whose handler failed.
+        mailbox: the most local messages that wait; deliveries of the bus are bounded by window.
+        window: the most deliveries of the bus that are taken and not settled; None for the
+            bus's default.
+        window_bytes: the most bytes of deliveries that are taken and not settled; None for the
+            bus's default. One message that takes more goes through alone.
+        overflow: what happens to a message that finds the mailbox full.
+        qos: 1 at least once, 0 at most once; None for the bus's default.
+        deliver: ``share`` gives each message to one instance, ``all`` to every instance; None
+            for the bus's default.
+        subscription: a name that several actors give in order to share one subscription; then a
+            message is acknowledged when all of them are done with it.
+        replies: answer requests with what the handler returns, even if that is None.
+        retry_requests: a request whose handler failed is retried like other messages, up to
+            its expiry, before the error is sent.
+        deadline: seconds after which an attempt is cut off and counts as failed; None for never.
+        concurrency: how many lanes it has. Each is an actor of its own, with its own instance,
+            state and mailbox, and handles one message at a time; messages of one key always go to
+            the same lane, so they stay in order.
+        key: by what messages are kept apart, with ``concurrency`` above 1 or
+            ``Overflow.LATEST_BY_KEY``: the name of a capture, or ``header:`` and the name of a
+            header. None for the message's own key. What lacks both is told apart by its topic.
+        batch: the most messages that one call of the handler gets, as a list, and the seconds
+            after which it is called with fewer; None for one message a call.
+        reply_topics: filters for where replies may go, besides the inboxes of programs of this
+            package; None for the application's. A reply never goes to a topic that an actor of
+            the application takes.
+        every: seconds from one call of a producer to the next; None to call it once.
+    """
+
+    socket_provider: SocketProvider | None = None
+    state: Any = None
+    ressources: Mapping[str, Resource] = field(default_factory=dict)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    mailbox: int = 1000
+    window: int | None = None
+    window_bytes: int | None = None
+    overflow: Overflow = Overflow.REFUSE
+    qos: int | None = None
+    deliver: Literal["share", "all"] | None = None
+    subscription: str | None = None
+    replies: bool = False
+    retry_requests: bool = False
+    deadline: float | None = None
+    concurrency: int = 1
+    key: str | None = None
+    batch: tuple[int, float] | None = None
+    reply_topics: str | Sequence[str] | None = None
+    every: float | None = None
+
+    def window_for(self, default: int) -> int:
+        """The window, where ``default`` is the bus's; lanes and batches need more room."""
+        if self.window is not None:
+            return self.window
+        size = 1 if self.batch is None else self.batch[0]
+        lanes = _WINDOW_OF_A_LANE * self.concurrency if self.concurrency > 1 else 0
+        return min(LARGEST_WINDOW, max(default, lanes, 2 * size * self.concurrency))
+
+    @property
+    def reply_filters(self) -> tuple[TopicFilter, ...] | None:
+        """``reply_topics``, parsed."""
+        return None if self.reply_topics is None else parse_reply_topics("", self.reply_topics)
+
+    def check(self, owner: str) -> None:
+        """Raise ConfigurationError for an option that can not be."""
+        check_count(owner, "mailbox", self.mailbox, LARGEST_WINDOW)
+        for name, most in (("window", LARGEST_WINDOW), ("window_bytes", LARGEST_WINDOW_BYTES)):
+            if getattr(self, name) is not None:
+                check_count(owner, name, getattr(self, name), most)
+        if self.qos not in (None, 0, 1):
+            why = (
+                "; 2 can not be kept for consumers: the client library confirms the receipt before"
+                " the handler has run, so a crash would lose the message"
+            )
+            raise ConfigurationError(f"{owner}: qos={self.qos!r}: give 0 or 1{why}")
+        if self.deliver not in (None, "share", "all"):
+            raise ConfigurationError(f"{owner}: deliver={self.deliver!r}: give 'share' or 'all'")
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(f"{owner}: retry={self.retry!r}: give a RetryPolicy")
+        if not isinstance(self.overflow, Overflow):
+            raise ConfigurationError(f"{owner}: overflow={self.overflow!r}: give an Overflow")
+        for name in ("deadline", "every"):
+            seconds = getattr(self, name)
+            if seconds is not None:
+                check_seconds(owner, name, seconds)
+        if self.reply_topics is not None:
+            parse_reply_topics(owner, self.reply_topics)
+        if self.subscription is not None:
+            check_name(f"{owner}: subscription", self.subscription)
+        check_state(owner, self.state)
+        check_concurrency(owner, self.concurrency, self.key, self.overflow, self.state)
+        check_batch(owner, self.batch, self.window)
+        check_resources(owner, self.ressources)
+
+
+class HandlerOptions(TypedDict, total=False):
+    """Options of `DistributedApplication.application`; `ActorOptions` explains them."""
+
+    retry: RetryPolicy
+    mailbox: int
+    window: int
+    window_bytes: int
+    overflow: Overflow
+    qos: int
+    deliver: Literal["share", "all"] | None
+    subscription: str | None
+    replies: bool
+    retry_requests: bool
+    deadline: float | None
+    concurrency: int
+    key: str | None
+    batch: tuple[int, float] | None
+    reply_topics: str | Sequence[str] | None
+
+
+_OPTION_NAMES = tuple(option.name for option in fields(ActorOptions))
+
+
+def merge_options(
+    owner: str, options: ActorOptions, changes: Mapping[str, Any], *, but: Sequence[str] = ()
+) -> ActorOptions:
+    """The options with some replaced.
+
+    Raises:
+        ConfigurationError: an option that does not exist; the nearest one is named.
+    """
+    allowed = [name for name in _OPTION_NAMES if name not in but]
+    for name in changes:
+        if name in but:
+            raise ConfigurationError(f"{owner}: only producers have the option {name!r}")
+        if name not in allowed:
+            known = ["name", *allowed]
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            raise ConfigurationError(f"{owner}: unknown option {name!r}; {hint}")
+    merged = {name: getattr(options, name) for name in _OPTION_NAMES} | dict(changes)
+    return ActorOptions(**merged)
+
+
+@dataclass(frozen=True)
+class Handler:
+    """One handler of an actor.
+
+    Attributes:
+        filters: what it takes; empty for producers.
+        injection: what its parameters get.
+        bind: gives the callable for an instance of the actor.
+        responder: whether it answers requests.
+        returns_reply: whether what it returns is the reply.
+    """
+
+    filters: tuple[TopicFilter, ...]
+    injection: Injection
+    bind: Callable[[Any], Callable[..., Any]]
+    responder: bool
+    returns_reply: bool
+
+
+class Spec(Generic[A]):
+    """A registered actor.
+
+    Attributes:
+        name: the actor's name, unique in its application.
+        kind: ``application`` or ``producer``.
+        source: the function or class that was registered.
+        factory: makes an instance; called again when the actor is restarted.
+        handlers: what reacts to messages, in the order of declaration.
+        hooks: ``on_start`` and ``on_stop`` where they ask for something, by name.
+        options: how it is run.
+        message_key: reads the key of its messages.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        source: Callable[..., Any],
+        factory: Callable[[], A],
+        options: ActorOptions,
+        analyse: Callable[[ActorOptions], tuple[Handler, ...]],
+        analyse_hooks: Callable[[ActorOptions], dict[str, Handler]] = lambda options: {},
+    ) -> None:
+        self.name = check_name("actor name", name)
+        self.kind: Kind = kind
+        self.source = source
+        self.factory = factory
+        self._analyse = analyse
+        self._analyse_hooks = analyse_hooks
+        self._refs: tuple[ActorRef[Any], ...] = ()
+        self.options: ActorOptions
+        self.handlers: tuple[Handler, ...]
+        self.hooks: dict[str, Handler]
+        self.message_key: MessageKey
+        self.reconfigure(options)
+
+    def reconfigure(self, options: ActorOptions) -> None:
+        """Run it with these options; raises ConfigurationError when that can not be."""
+        owner = f"actor {self.name!r}"
+        options.check(owner)
+        handlers, hooks = self._analyse(options), self._analyse_hooks(options)
+        filters = (filter_ for handler in handlers for filter_ in handler.filters)
+        self.message_key = MessageKey(owner, options.key, filters)
+        self.handlers, self.hooks, self.options = handlers, hooks, options
+
+    def started(self, refs: tuple[ActorRef[Any], ...]) -> None:
+        """The application has started its lanes; none: they are stopped."""
+        self._refs = refs
+
+    @property
+    def refs(self) -> tuple[ActorRef[Any], ...]:
+        """The running lanes; one without ``concurrency``.
+
+        Raises:
+            ActorStopped: the application does not run.
+        """
+        if not self._refs:
+            raise ActorStopped(f"actor {self.name!r} is not started; start the application first")
+        return self._refs
+
+    @property
+    def ref(self) -> ActorRef[Any]:
+        """The running actor.
+
+        Raises:
+            ActorStopped: the application does not run.
+            ConfigurationError: the actor has several lanes, with a state each; see `refs`.
+        """
+        if self.options.concurrency > 1:
+            raise ConfigurationError(
+                f"actor {self.name!r} has {self.options.concurrency} lanes, and ref names one"
+                " actor; choose one of refs"
+            )
+        return self.refs[0]
+
+    @property
+    def filters(self) -> tuple[TopicFilter, ...]:
+        """All its filters, in the order of declaration."""
+        return tuple(filter_ for handler in self.handlers for filter_ in handler.filters)
+
+    def make_state(self) -> Any:
+        """What the actor's state starts with."""
+        return make_state(f"actor {self.name!r}", self.options.state)
+
+    def __repr__(self) -> str:
+        return f"<Spec {self.kind} {self.name!r}>"

@@ -1,0 +1,450 @@
+"""The router: puts a subscription's deliveries into mailboxes, and keeps them through an outage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..._limited_log import LimitedLog
+from ..._logs import get_logger
+from ..._texts import quoted
+from ...actors import Actor, ActorSystem, Mailbox, Overflow
+from ...errors import ActorStopped, MailboxFull
+from ...transports import Consumer, Delivery, TopicTrie, is_reserved
+from ._routes import Part, Route, Target, Whole
+
+__all__ = ["Outage", "Router"]
+
+log = get_logger("spa_dat")
+
+_MOST_STALE_TOPICS = 1000
+
+
+class Router(Actor):
+    """The actor that fans one subscription's deliveries out into mailboxes.
+
+    It is the receiver of the subscription's consumer: what comes in goes into its own mailbox,
+    and from there, one at a time and in order, into the mailbox of each actor that wants it.
+    Deliveries that have to be acknowledged always find a place: the broker's window bounds them.
+    Others are subject to the mailbox's overflow policy; with the default they are dropped and
+    counted (``messages.dropped``) when there is no place.
+
+    Args:
+        name: the subscription's name.
+        stats: the application's counters.
+        elsewhere: for the filters that come and go while an actor runs: whether the actor gets a
+            topic's messages through its declared subscription already.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stats: Counter[str],
+        *,
+        elsewhere: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.name = name
+        self._elsewhere = elsewhere
+        self.inbox = Mailbox()
+        self.consumer: Consumer | None = None
+        # Whether each message goes to one of several instances.
+        self.shared = False
+        self._stats = stats
+        self._trie: TopicTrie[Route] = TopicTrie()
+        # The lanes of an actor are several targets.
+        self._targets: list[Target] = []
+        self._actors: list[Target] = []
+        self._note_targets()
+        self._outage: Outage | None = None
+        self._redelivered = False
+        self._epoch = -1
+        # Up to this epoch the bus has forgotten what it had sent.
+        self._forgotten = -1
+        self._stopped = False
+        # Not the topics themselves: strangers may invent long ones.
+        self._stale: dict[int, None] = {}
+        self._log = LimitedLog(log)
+
+    def add(self, route: Route) -> None:
+        """Serve a further route; of one actor's routes the first added that matches counts."""
+        self._trie.add(route.filter.pattern, route)
+        if route.target not in self._actors:
+            self._actors.append(route.target)
+            self._targets.extend(route.targets)
+        self._note_targets()
+
+    def _note_targets(self) -> None:
+        self._several_actors = len(self._actors) > 1
+        # The mailbox that everything goes to, whatever it is.
+        self._direct: Mailbox | None = None
+        if len(self._targets) == 1 and self._elsewhere is None:
+            (target,) = self._targets
+            if target.options.overflow is Overflow.REFUSE:
+                self._direct = target.mailbox
+
+    def discard(self, route: Route) -> None:
+        """Serve a route no more."""
+        self._trie.discard(route.filter.pattern, route)
+
+    def leave(self, routes: Sequence[Route]) -> None:
+        """Hand out nothing more to an actor that stops while others use the subscription on.
+
+        Args:
+            routes: all that lead to it.
+        """
+        for route in routes:
+            self.discard(route)
+        self._actors.remove(routes[0].target)
+        for target in routes[0].targets:
+            self._targets.remove(target)
+            if self._outage is not None:
+                # The others must not wait for it: it works off what it has before it ends.
+                self._outage.leave(target.mailbox)
+        self._note_targets()
+
+    @property
+    def holding(self) -> bool:
+        """Whether the connection is gone, so that nothing may be started."""
+        return self._outage is not None
+
+    async def start(self) -> None:
+        """Bring the subscription in force; raises as `Consumer.start`."""
+        assert self.consumer is not None
+        await self.consumer.start()
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps messages from being received, in words; None when nothing does."""
+        return None if self.consumer is None else self.consumer.trouble
+
+    # What the consumer calls.
+
+    def deliver(self, delivery: Delivery) -> None:
+        """A message arrived."""
+        if delivery.token >= 0:
+            self._epoch = delivery.epoch
+        self.inbox.force(delivery)
+
+    def deliver_all(self, deliveries: Sequence[Delivery]) -> None:
+        """Messages arrived, in this order.
+
+        What one actor gets all of goes right into its mailbox.
+        """
+        mailbox = self._direct
+        if (
+            mailbox is None
+            or mailbox.closed
+            or self.inbox.items
+            or self._outage is not None
+            or self._stopped
+            or deliveries[0].token < 0
+        ):
+            for delivery in deliveries:
+                self.deliver(delivery)
+            return
+        self._epoch = deliveries[0].epoch
+        topic = None
+        route: Route | None = None
+        ready: list[Delivery] = []
+        for delivery in deliveries:
+            envelope = delivery.envelope
+            if envelope.topic != topic:
+                topic = envelope.topic
+                routes = self._trie.match(topic)
+                route = routes[0] if routes else None
+            if route is None or envelope.response_topic is not None:
+                mailbox.force_all(ready)
+                ready = []
+                self._route(delivery)
+            else:
+                delivery.route = route
+                ready.append(delivery)
+        mailbox.force_all(ready)
+
+    def hold(self) -> None:
+        """The connection is gone: take back what has not been started.
+
+        What one of several actors has started on is left to the others: the bus may be waiting
+        until it is settled.
+        """
+        if self._outage is None:
+            self._outage = outage = Outage()
+            for target in self._targets:
+                outage.take(target.mailbox, self._is_mine)
+                target.interrupt(self)
+            # Behind those that were already routed: arrival order.
+            outage.take(self.inbox, _is_delivery)
+
+    def resume(self, *, redelivered: bool) -> None:
+        """Connected again: drop what is held, or hand it out again if it is the last copy."""
+        outage, self._outage = self._outage, None
+        self._redelivered = redelivered
+        if not redelivered:
+            self._forgotten = self._epoch
+        if outage is not None:
+            outage.end(self._comes_again)
+
+    # What the actors call.
+
+    def give_back(self, delivery: Delivery) -> bool:
+        """A started delivery was interrupted before it was settled.
+
+        Returns:
+            False when it can not be taken back: nobody starts it any more, and the bus will not
+            send it again.
+        """
+        target: Target = delivery.route.target
+        mailbox = target.mailbox
+        if self._is_last_copy(delivery) if self._stopped else target not in self._targets:
+            return False
+        delivery.requeue()
+        if self._stopped:
+            delivery.withdraw()
+        elif self._outage is not None:
+            self._outage.give_back(mailbox, delivery)
+        elif self._comes_again(delivery):
+            delivery.withdraw()
+        else:
+            mailbox.push_front([delivery])
+        return True
+
+    def withdraw(self, delivery: Delivery) -> bool:
+        """An actor has ended before it started the delivery, which the bus keeps.
+
+        Returns:
+            False when the bus does not have it any more.
+        """
+        if self._is_last_copy(delivery) or delivery.token < 0:
+            return False
+        delivery.withdraw()
+        return True
+
+    def start_over(self, delivery: Delivery) -> None:
+        """A started delivery is to be started anew, without an outage that would bring it again."""
+        if self._stopped or self._outage is not None:
+            self.give_back(delivery)
+            return
+        delivery.requeue()
+        delivery.route.target.mailbox.push_front([delivery])
+
+    def put_in(self, delivery: Delivery, route: Route) -> None:
+        """Hand out, in its turn, what did not come from the bus."""
+        if self._outage is None:
+            self._hand_out(delivery, route)
+            return
+        delivery.route = route.lane(delivery.envelope)
+        self._outage.add(delivery.route.target.mailbox, delivery)
+
+    def stop_intake(self) -> None:
+        """Withdraw what has not been started, but for what the bus would not send again."""
+        self._stopped = True
+        if self.consumer is not None:
+            self.consumer.stop_intake()
+        outage, self._outage = self._outage, None
+        if outage is not None:
+            outage.end(lambda delivery: not self._is_last_copy(delivery))
+        left: list[tuple[Mailbox, Delivery]] = []
+        for target in self._targets:
+            left += [(target.mailbox, item) for item in target.mailbox.extract(self._is_mine)]
+            target.interrupt(self)
+        left += [(self.inbox, item) for item in self.inbox.extract(_is_delivery)]
+        for mailbox, delivery in left:
+            if not self._is_last_copy(delivery):
+                delivery.withdraw()
+            elif mailbox is self.inbox:
+                self._route(delivery)
+            else:
+                mailbox.force(delivery)
+
+    async def close(self, system: ActorSystem) -> None:
+        """Acknowledge what is free, disconnect, end."""
+        if self.consumer is not None:
+            await self.consumer.close()
+        if self._spa_cell is not None:
+            await system.stop(self.actor_ref, drain=False)
+
+    # The way into the mailboxes.
+
+    async def route(self, delivery: Delivery) -> None:
+        """Put one delivery into the mailboxes of all that want it."""
+        if self._stopped and not self._is_last_copy(delivery):
+            delivery.withdraw()
+        else:
+            self._route(delivery)
+
+    def _route(self, delivery: Delivery) -> None:
+        envelope = delivery.envelope
+        routes = self._trie.match(envelope.topic)
+        if self._elsewhere is not None and self._elsewhere(envelope.topic):
+            delivery.settle()
+        elif not routes:
+            self._unwanted(delivery)
+        elif not self._several_actors:
+            self._hand_out(delivery, routes[0])
+        else:
+            first: dict[int, Route] = {}
+            for route in routes:
+                first.setdefault(id(route.target), route)
+            if len(first) == 1:
+                self._hand_out(delivery, routes[0])
+                return
+            if not delivery.start():
+                return
+            whole = Whole(delivery, len(first))
+            for route in first.values():
+                self._hand_out(whole.part(), route)
+
+    def _hand_out(self, delivery: Delivery, route: Route) -> None:
+        envelope = delivery.envelope
+        if route.lanes:
+            route = route.lane(envelope)
+        delivery.route = route
+        if envelope.response_topic is not None:
+            if route.target.refuses(envelope, route.handler):
+                delivery.settle()
+                return
+            if envelope.expiry is not None:
+                delivery.deadline = asyncio.get_running_loop().time() + envelope.expiry
+        mailbox = route.target.mailbox
+        try:
+            if delivery.token >= 0 and route.target.options.overflow is Overflow.REFUSE:
+                mailbox.force(delivery)
+            else:
+                mailbox.offer(delivery)
+        except MailboxFull:
+            self._stats["messages.dropped"] += 1
+            delivery.settle()
+        except ActorStopped:
+            # It was given up, which it has told; the bus keeps what nobody settles.
+            pass
+
+    def _unwanted(self, delivery: Delivery) -> None:
+        delivery.settle()
+        topic = delivery.envelope.topic
+        if is_reserved(topic):
+            self._stats["messages.reserved"] += 1
+            return
+        self._stats["messages.unwanted"] += 1
+        if self._elsewhere is not None:
+            # It was on its way when its filter was removed: there are no others in that session.
+            return
+        key = hash(topic)
+        if key in self._stale or len(self._stale) >= _MOST_STALE_TOPICS:
+            return
+        self._stale[key] = None
+        self._log.warning(
+            "subscription %r: a message on %s fits none of its filters; a filter of an earlier"
+            " version is still in force and is being removed",
+            self.name,
+            quoted(topic),
+        )
+        if self.consumer is not None:
+            self.consumer.discard_stale(topic)
+
+    def _is_mine(self, item: Any) -> bool:
+        return isinstance(item, Delivery) and item.route.router is self
+
+    def _comes_again(self, delivery: Delivery) -> bool:
+        # A part's other parts may be running, and then the bus's copy is settled with them.
+        return (
+            self._redelivered
+            and delivery.token >= 0
+            and not self._is_last_copy(delivery)
+            and not isinstance(delivery, Part)
+        )
+
+    def _is_last_copy(self, delivery: Delivery) -> bool:
+        return delivery.token >= 0 and delivery.epoch <= self._forgotten
+
+
+def _is_delivery(item: Any) -> bool:
+    return isinstance(item, Delivery)
+
+
+class Outage:
+    """Deliveries that were taken out of their mailboxes, with the places where they stood.
+
+    What one of several actors has started on stays: the bus may be waiting for it to be settled
+    by the others.
+
+    Attributes:
+        taken: in the order in which they are to be handed out again, those of each mailbox.
+    """
+
+    def __init__(self) -> None:
+        self.taken: deque[tuple[Mailbox, Delivery]] = deque()
+        self._before: dict[int, list[Delivery]] = {}
+
+    def take(self, mailbox: Mailbox, is_mine: Callable[[Any], bool]) -> None:
+        """Take from a mailbox what has not been begun."""
+        before = self._before[id(mailbox)] = []
+
+        def is_to_take(item: Any) -> bool:
+            if not is_mine(item):
+                return False
+            before.append(item)
+            return not (isinstance(item, Part) and item.whole is not None and item.whole.begun)
+
+        taken = mailbox.extract(is_to_take)
+        for delivery in taken:
+            if (whole := _whole_of(delivery)) is not None:
+                # Nothing of it runs, so whoever waits for what runs has nothing to wait for.
+                whole.delivery.requeue()
+        self.taken.extend((mailbox, delivery) for delivery in taken)
+
+    def give_back(self, mailbox: Mailbox, delivery: Delivery) -> None:
+        """What was running is to be started again, before all else."""
+        self.taken.appendleft((mailbox, delivery))
+
+    def add(self, mailbox: Mailbox, delivery: Delivery) -> None:
+        """Something new is to be started after all else."""
+        self.taken.append((mailbox, delivery))
+        self._before.setdefault(id(mailbox), []).append(delivery)
+
+    def leave(self, mailbox: Mailbox) -> None:
+        """Put back at once what was taken from a mailbox."""
+        left = [delivery for held, delivery in self.taken if held is mailbox]
+        self.taken = deque(held for held in self.taken if held[0] is not mailbox)
+        self._put_back(mailbox, left)
+
+    def end(self, comes_again: Callable[[Delivery], bool]) -> None:
+        """Withdraw what the bus sends again, and put back all else."""
+        shared = self._withdraw_shared(comes_again)
+        kept: dict[int, tuple[Mailbox, list[Delivery]]] = {}
+        for mailbox, delivery in self.taken:
+            whole = _whole_of(delivery)
+            if whole is None and comes_again(delivery):
+                delivery.withdraw()
+            elif whole is None or id(whole) not in shared:
+                kept.setdefault(id(mailbox), (mailbox, []))[1].append(delivery)
+        for mailbox, deliveries in kept.values():
+            self._put_back(mailbox, deliveries)
+
+    def _withdraw_shared(self, comes_again: Callable[[Delivery], bool]) -> set[int]:
+        again: dict[int, Whole] = {}
+        for _, delivery in self.taken:
+            whole = _whole_of(delivery)
+            if whole is not None and not whole.begun and comes_again(whole.delivery):
+                again[id(whole)] = whole
+        for whole in again.values():
+            whole.withdraw()
+        return set(again)
+
+    def _put_back(self, mailbox: Mailbox, deliveries: Iterable[Delivery]) -> None:
+        # What was given back had been started, and so stood before all others.
+        places = {id(delivery): place for place, delivery in enumerate(self._places(mailbox))}
+        stayed = mailbox.extract(lambda item: id(item) in places)
+        ordered = sorted([*deliveries, *stayed], key=lambda item: places.get(id(item), -1))
+        for delivery in ordered:
+            if (whole := _whole_of(delivery)) is not None:
+                whole.delivery.start()
+        mailbox.push_front(ordered)
+
+    def _places(self, mailbox: Mailbox) -> list[Delivery]:
+        return self._before.get(id(mailbox), [])
+
+
+def _whole_of(delivery: Delivery) -> Whole | None:
+    return delivery.whole if isinstance(delivery, Part) else None

@@ -1,0 +1,110 @@
+"""Routes from a subscription to actors, and deliveries that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ...actors import Mailbox
+from ...transports import Delivery, DeliveryState, Envelope, TopicFilter
+from ..registration._keys import lane_of
+from ..registration._specs import ActorOptions
+
+if TYPE_CHECKING:
+    from ._router import Router
+
+__all__ = ["Part", "Route", "Target", "Whole"]
+
+
+class Target(Protocol):
+    """An actor, as its routers see it."""
+
+    mailbox: Mailbox
+    options: ActorOptions
+
+    def interrupt(self, router: Router) -> None:
+        """End a wait between two attempts at a message of the router, to which it is given back."""
+
+    def refuses(self, envelope: Envelope, handler: int) -> bool:
+        """Answer and drop a request that would deadlock; True when that happened."""
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """From one filter of a subscription to one handler of one actor.
+
+    Attributes:
+        router: whose route it is.
+        target: the actor.
+        handler: index of the handler in the actor.
+        filter: the filter, with its captures.
+        lanes: for an actor with several lanes the ways to each of them, of which ``target`` is
+            the first.
+        key: what decides on the lane of a message.
+    """
+
+    router: Router
+    target: Target
+    handler: int
+    filter: TopicFilter
+    lanes: tuple[Route, ...] = ()
+    key: Callable[[Envelope, TopicFilter], str] | None = None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All lanes, or the only target."""
+        return tuple(lane.target for lane in self.lanes) or (self.target,)
+
+    def lane(self, envelope: Envelope) -> Route:
+        """The way of one message: the same for all messages of its key."""
+        if self.key is None:
+            return self
+        return self.lanes[lane_of(self.key(envelope, self.filter), len(self.lanes))]
+
+
+class Whole:
+    """A delivery that several actors share: settled when each of them is done."""
+
+    __slots__ = ("delivery", "left", "parts")
+
+    def __init__(self, delivery: Delivery, left: int) -> None:
+        self.delivery = delivery
+        self.left = left
+        self.parts: list[Part] = []
+
+    def part(self) -> Part:
+        """What a further actor gets of it."""
+        delivery = self.delivery
+        size = delivery.size
+        part = Part(delivery.envelope, delivery.epoch, delivery.token, size=size, whole=self)
+        part.attempts = delivery.attempts
+        self.parts.append(part)
+        return part
+
+    @property
+    def begun(self) -> bool:
+        """Whether one of the actors has started on it."""
+        return any(part.state is not DeliveryState.QUEUED for part in self.parts)
+
+    def withdraw(self) -> None:
+        """Take back what none of the actors has started on."""
+        for part in self.parts:
+            part.withdraw()
+        self.delivery.requeue()
+        self.delivery.withdraw()
+
+
+class Part(Delivery):
+    """One actor's part of a shared delivery."""
+
+    whole: Whole | None = None
+
+    def settle(self) -> None:
+        before = self.state
+        super().settle()
+        whole = self.whole
+        if self.state is not before and whole is not None:
+            whole.left -= 1
+            if whole.left == 0:
+                whole.delivery.settle()

@@ -1,0 +1,303 @@
+"""Which actor gets its messages through which subscription."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol
+
+from ...actors import ActorSystem
+from ...errors import ConfigurationError
+from ...transports import RESERVED, Identity, Subscription, TopicFilter, is_reserved
+from ..messaging._connection import Link
+from ..registration._specs import ActorOptions, Handler
+from ._router import Router
+from ._routes import Route
+
+__all__ = ["NoSubscription", "RuntimeSubscription", "Subscriber", "Subscriptions", "spawn_router"]
+
+
+class Subscriber(Protocol):
+    """An actor that may receive messages from a bus."""
+
+    name: str
+    options: ActorOptions
+    handlers: tuple[Handler, ...]
+    link: Link
+    qos: int
+    window: int
+    window_bytes: int
+
+    def check_filter(self, filter_: TopicFilter) -> None:
+        """Raise ConfigurationError when it can not take what comes through a further filter."""
+
+    def route(self, router: Router, handler: int, filter_: TopicFilter) -> Route:
+        """The way from a filter of the router to one of its handlers."""
+
+
+class _Shared:
+    """One subscription and the actors that it serves."""
+
+    def __init__(self, router: Router, first: Subscriber) -> None:
+        self.router = router
+        self.members = [first]
+        self.routes: dict[Subscriber, list[Route]] = {}
+
+
+class Subscriptions:
+    """The declared subscriptions of one application.
+
+    Args:
+        identity: the application's.
+        stats: its counters.
+    """
+
+    def __init__(self, identity: Identity, stats: Counter[str]) -> None:
+        self._identity = identity
+        self._stats = stats
+        self._shared: dict[tuple[int, str], _Shared] = {}
+
+    def add(self, actor: Subscriber) -> None:
+        """Serve an actor, if it has filters.
+
+        Raises:
+            ConfigurationError: actors that share a subscription differ in what they ask of it, or
+                the instance does not say how messages are to be spread.
+        """
+        if not any(handler.filters for handler in actor.handlers):
+            return
+        options = actor.options
+        name = options.subscription or actor.name
+        if (
+            options.deliver is None
+            and self._identity.instance != "0"
+            and actor.link.provider.default_deliver == "all"
+        ):
+            raise ConfigurationError(
+                f"actor {actor.name!r}: instance {self._identity.instance!r} has to say how"
+                " messages are spread: deliver='share' gives each to one instance, deliver='all'"
+                " to every instance"
+            )
+        known = self._shared.get((id(actor.link), name))
+        if known is None:
+            known = _Shared(Router(name, self._stats), actor)
+            self._shared[(id(actor.link), name)] = known
+        else:
+            first = known.members[0]
+            if options.subscription is None or first.options.subscription is None:
+                raise ConfigurationError(
+                    f"the subscription of actors {first.name!r} and {actor.name!r} would both be"
+                    f" named {name!r}; rename one"
+                )
+            for option in ("qos", "deliver"):
+                if getattr(options, option) != getattr(first.options, option):
+                    raise ConfigurationError(
+                        f"actors {first.name!r} and {actor.name!r} share subscription {name!r} but"
+                        f" differ in {option}"
+                    )
+            known.members.append(actor)
+        for index, handler in enumerate(actor.handlers):
+            for filter_ in handler.filters:
+                route = actor.route(known.router, index, filter_)
+                known.routes.setdefault(actor, []).append(route)
+                known.router.add(route)
+
+    def open(self, system: ActorSystem) -> list[Router]:
+        """Start the routers; returns them, with consumers that are to be started."""
+        return [self._open(system, name, shared) for (_, name), shared in self._shared.items()]
+
+    def troubles(self, actor: Subscriber) -> list[str]:
+        """What keeps messages from the actor's declared subscription, in words."""
+        return [
+            trouble
+            for shared in tuple(self._shared.values())
+            if actor in shared.members and (trouble := shared.router.trouble) is not None
+        ]
+
+    def _open(self, system: ActorSystem, name: str, shared: _Shared) -> Router:
+        first = shared.members[0]
+        deliver = first.options.deliver or first.link.provider.default_deliver
+        filters = (
+            filter_.pattern
+            for member in shared.members
+            for handler in member.handlers
+            for filter_ in handler.filters
+        )
+        subscription = Subscription(
+            name=name,
+            filters=tuple(dict.fromkeys(filters)),
+            qos=first.qos,
+            window=max(member.window for member in shared.members),
+            window_bytes=max(member.window_bytes for member in shared.members),
+            share=deliver == "share",
+            durable=not self._identity.ephemeral,
+        )
+        shared.router.shared = subscription.share
+        spawn_router(system, shared.router)
+        shared.router.consumer = first.link.bus.consumer(subscription, shared.router)
+        return shared.router
+
+    def routes_to(self, actor: Subscriber) -> list[Route]:
+        """The ways to an actor from its declared filters, in the order of their declaration."""
+        return [route for shared in self._shared.values() for route in shared.routes.get(actor, ())]
+
+    def leave(self, actor: Subscriber) -> list[Router]:
+        """The actor stops; returns the routers that nobody else uses."""
+        free = []
+        for key, shared in tuple(self._shared.items()):
+            if actor in shared.members:
+                shared.members.remove(actor)
+                if shared.members:
+                    shared.router.leave(shared.routes[actor])
+                else:
+                    del self._shared[key]
+                    free.append(shared.router)
+        return free
+
+
+class RuntimeSubscription:
+    """Filters that one actor adds and removes while it runs: nothing durable.
+
+    Args:
+        actor: whose they are.
+        system: where the router runs.
+        stats: the application's counters.
+    """
+
+    def __init__(self, actor: Subscriber, system: ActorSystem, stats: Counter[str]) -> None:
+        self._actor = actor
+        self._system = system
+        self._stats = stats
+        self._routes: dict[str, Route] = {}
+        self.router: Router | None = None
+        actor.link.subscribed.append(self)
+
+    def stop_intake(self) -> None:
+        """Take nothing more."""
+        if self.router is not None:
+            self.router.stop_intake()
+
+    async def close(self) -> None:
+        """Acknowledge what is free, disconnect, end."""
+        if self.router is not None:
+            await self.router.close(self._system)
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps messages from being received; None when nothing does."""
+        return None if self.router is None else self.router.trouble
+
+    async def add(self, pattern: str) -> None:
+        """See `Socket.subscribe`."""
+        filter_ = _parsed(pattern)
+        if is_reserved(filter_.pattern):
+            raise ConfigurationError(
+                f"filter {pattern!r}: everything under {RESERVED}/ belongs to the runtime"
+            )
+        if filter_.pattern in self._routes:
+            return
+        self._actor.link.provider.check_filter(filter_.pattern)
+        self._actor.check_filter(filter_)
+        router = self.router or await self._open()
+        route = self._actor.route(router, self._handler_for(filter_), filter_)
+        router.add(route)
+        self._routes[filter_.pattern] = route
+        assert router.consumer is not None
+        try:
+            await router.consumer.add_filter(filter_.pattern)
+        except BaseException:
+            self._forget(filter_.pattern)
+            raise
+
+    async def remove(self, pattern: str) -> None:
+        """See `Socket.unsubscribe`."""
+        plain = _parsed(pattern).pattern
+        if plain not in self._routes:
+            there_are = ", ".join(map(repr, self._routes)) or "none"
+            raise ConfigurationError(
+                f"actor {self._actor.name!r} has no runtime subscription {pattern!r};"
+                f" there are: {there_are}"
+            )
+        assert self.router is not None
+        assert self.router.consumer is not None
+        await self.router.consumer.remove_filter(plain)
+        self._forget(plain)
+
+    def handles(self, topic: str) -> bool:
+        """Whether one of the filters matches."""
+        return any(route.filter.matches(topic) for route in self._routes.values())
+
+    def _forget(self, pattern: str) -> None:
+        route = self._routes.pop(pattern)
+        route.router.discard(route)
+
+    def _handler_for(self, filter_: TopicFilter) -> int:
+        """The handler whose captures the filter can fill; the first of them."""
+        given = {name for _, name in filter_.captures}
+        for index, handler in enumerate(self._actor.handlers):
+            if handler.filters and handler.injection.required_captures <= given:
+                return index
+        why = "its handlers need captures that the filter does not have"
+        if not any(handler.filters for handler in self._actor.handlers):
+            why = "it is a producer; register an application for the topic"
+        raise ConfigurationError(
+            f"actor {self._actor.name!r} has no handler that can take {filter_.text!r}: {why}"
+        )
+
+    async def _open(self) -> Router:
+        name = f"{self._actor.name}.now"
+        router = Router(name, self._stats, elsewhere=self._comes_anyway)
+        spawn_router(self._system, router)
+        subscription = Subscription(
+            name=name,
+            filters=(),
+            qos=self._actor.qos,
+            window=self._actor.window,
+            window_bytes=self._actor.window_bytes,
+            durable=False,
+        )
+        router.consumer = self._actor.link.bus.consumer(subscription, router)
+        self.router = router
+        try:
+            await router.consumer.start()
+        except BaseException:
+            self.router = None
+            await router.close(self._system)
+            raise
+        return router
+
+    def _comes_anyway(self, topic: str) -> bool:
+        """Whether the actor gets messages on the topic through its declared filters already."""
+        actor = self._actor
+        if (actor.options.deliver or actor.link.provider.default_deliver) == "share":
+            return False
+        return any(
+            filter_.matches(topic) for handler in actor.handlers for filter_ in handler.filters
+        )
+
+
+def _parsed(pattern: str) -> TopicFilter:
+    if not isinstance(pattern, str):
+        raise ConfigurationError(f"filter {pattern!r} is {type(pattern).__name__}; give a str")
+    return TopicFilter.parse(pattern)
+
+
+class NoSubscription:
+    """Refuses runtime subscriptions, for a socket that belongs to no actor."""
+
+    async def add(self, pattern: str) -> None:
+        """Raise ConfigurationError."""
+        raise ConfigurationError(
+            f"subscribe({pattern!r}): this socket belongs to no actor that could handle what comes;"
+            " register an application for the topic"
+        )
+
+    async def remove(self, pattern: str) -> None:
+        """Raise ConfigurationError."""
+        raise ConfigurationError(f"unsubscribe({pattern!r}): this socket belongs to no actor")
+
+
+def spawn_router(system: ActorSystem, router: Router) -> None:
+    """Start a router's actor."""
+    system.spawn(
+        lambda: router, name=f"router.{router.name}", mailbox=router.inbox, receive=Router.route
+    )

@@ -1,0 +1,3 @@
+"""The command line.
+
+It may import everything. Begin with `_main`."""

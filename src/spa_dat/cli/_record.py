@@ -1,0 +1,129 @@
+"""``spa-dat record``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, Literal
+
+from ..errors import ConfigurationError
+from ..runtime import DistributedApplication, run
+from ..runtime.hosting._host import Host
+from ..runtime.hosting._observer import Receive
+from ..runtime.recording._recorder import Recorder
+from ..runtime.recording._recording import Receipt
+from ..transports import Delivery, Envelope, MemoryConfig, SocketProviderFactory
+from ._application import load_application
+
+__all__ = ["record"]
+
+
+def record(given: argparse.Namespace) -> int:
+    """Run an application, or listen on a bus, and write messages down; returns the exit code."""
+    if "://" in given.source:
+        recorder, application = _listening(given)
+    else:
+        recorder, application = _recording(given)
+    try:
+        with recorder:
+            run(application)
+    except BaseException:
+        if recorder.recorded:
+            _tell(recorder, given.output)
+        raise
+    _tell(recorder, given.output)
+    if recorder.problem is not None:
+        raise ConfigurationError(f"{given.output!r} is not complete: {recorder.problem}")
+    return 0
+
+
+def _recording(given: argparse.Namespace) -> tuple[Recorder, DistributedApplication]:
+    if given.topic:
+        raise ConfigurationError(
+            "--topic is for listening on a bus; of an application name the actors: --actor"
+        )
+    application = load_application(given.source)
+    recorder = Recorder(
+        application,
+        given.output,
+        actors=given.actor,
+        limit=given.limit,
+        existing=_existing(given),
+    )
+    return recorder, application
+
+
+def _listening(given: argparse.Namespace) -> tuple[Recorder, DistributedApplication]:
+    if given.actor:
+        raise ConfigurationError("--actor is for applications; of a bus name the topics: --topic")
+    if not given.topic:
+        raise ConfigurationError(
+            "listening on a bus needs topics: give for example --topic 'plant/#'"
+        )
+    config = SocketProviderFactory.config_from_url(given.source)
+    if isinstance(config, MemoryConfig):
+        raise ConfigurationError(
+            "memory:// is inside of one process, and nothing arrives from others: give the address"
+            " of a broker, or an application"
+        )
+    # Without a name: the bus keeps no session or group for it.
+    application = DistributedApplication(config)
+
+    @application.application(tuple(given.topic), deliver="all")
+    async def listen() -> None:
+        """Never called: the tap takes everything."""
+
+    tap = _Tap(application, given.output, limit=given.limit, existing=_existing(given))
+    return tap, application
+
+
+class _Tap(Recorder):
+    """A recorder whose application is only there to listen: it and its actor are not recorded.
+
+    Who listens writes nothing to the bus. So no message is handled, for one that cannot be would
+    become a dead letter there.
+    """
+
+    def __init__(
+        self,
+        application: DistributedApplication,
+        file: str,
+        *,
+        limit: int | None,
+        existing: Literal["replace", "refuse"],
+    ) -> None:
+        super().__init__(application, file, limit=limit, existing=existing)
+        self._stop = application.stop
+        self._left = limit
+
+    def receiving(self, host: Host, receive: Receive) -> Receive:
+        """See `Observer.receiving`."""
+
+        async def taken(instance: Any, item: Any) -> None:
+            if not isinstance(item, Delivery):
+                await receive(instance, item)
+                return
+            self._take(host, item)
+            if not item.start():
+                return
+            item.settle()
+            if self._left is not None and item.envelope.left_out is None:
+                self._left -= 1
+                if self._left <= 0:
+                    self._stop()
+
+        return taken
+
+    def _receipt(
+        self, host: Host, envelope: Envelope, handler: int, at: float, attempt: int
+    ) -> Receipt:
+        return Receipt.of(envelope, at=at, bus=host.link.provider.address)
+
+
+def _existing(given: argparse.Namespace) -> Literal["replace", "refuse"]:
+    return "replace" if given.force else "refuse"
+
+
+def _tell(recorder: Recorder, output: str) -> None:
+    missing = f", {recorder.skipped} are missing" if recorder.skipped else ""
+    sys.stderr.write(f"spa-dat: messages in {output}: {recorder.recorded}{missing}\n")

@@ -1,0 +1,84 @@
+"""``spa-dat replay``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+
+from ..errors import ConfigurationError, DecodeError
+from ..harness._core import plain
+from ..runtime import Message
+from ..testing import DeadLetter, Harness, NotSettled
+from ..transports import Envelope
+from ._application import load_application
+from ._text import one_line
+
+__all__ = ["replay"]
+
+_FAILED = 1
+_LONGEST = 200
+
+
+def replay(given: argparse.Namespace) -> int:
+    """Put a recording into an application, and tell what comes of it; returns the exit code."""
+    application = load_application(given.to)
+    harness = Harness(application, seed=given.seed, allow_failures=BaseException)
+    try:
+        with harness:
+            count = harness.replay(
+                given.file,
+                actor=given.actor,
+                keep_times=given.keep_times,
+                keep_own=given.keep_own,
+            )
+    except NotSettled as error:
+        _say("not settled", str(error), longest=None)
+        return _FAILED
+    try:
+        _tell(harness, count)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still in the buffer would fail once more at the end of the program.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever reads may have seen enough.
+        if not isinstance(error, BrokenPipeError):
+            raise ConfigurationError(
+                f"standard output can not be written: {error.strerror or error}"
+            ) from error
+    return _FAILED if harness.failures or harness.dead_letters() else 0
+
+
+def _tell(harness: Harness, count: int) -> None:
+    for message in harness.messages(type=bytes):
+        _say("published", f"{message.topic}: {_payload(message)!r}")
+    for text, times in Counter(str(failure) for failure in harness.failures).items():
+        _say("failed", text if times == 1 else f"{times} times: {text}")
+    letters = harness.dead_letters()
+    for letter in letters:
+        _say("dead letter", _described(letter))
+    failures = len(harness.failures)
+    _say("replayed", f"messages: {count}, failures: {failures}, dead letters: {len(letters)}")
+
+
+def _payload(message: Message[bytes]) -> object:
+    raw = message.payload
+    try:
+        return plain(Envelope(topic=message.topic, payload=raw, content_type=message.content_type))
+    except DecodeError:
+        return raw
+
+
+def _described(letter: DeadLetter) -> str:
+    return (
+        f"{letter.topic} of {letter.actor} after {letter.attempts} attempts:"
+        f" {letter.error}: {letter.text}"
+    )
+
+
+def _say(what: str, text: str, *, longest: int | None = _LONGEST) -> None:
+    line = one_line(text)
+    short = line if longest is None or len(line) <= longest else f"{line[:longest]}..."
+    encoding = sys.stdout.encoding
+    sys.stdout.write(f"{what:<12} {short}\n".encode(encoding, "backslashreplace").decode(encoding))

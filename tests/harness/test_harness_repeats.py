@@ -1,0 +1,105 @@
+"""A run repeats exactly: in each process, whatever hash values texts have and objects lie where."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from spa_dat import Context, DistributedApplication, Socket, SyncSocket
+from spa_dat.testing import Faults, Harness
+
+_PROGRAM = """
+import logging, sys
+from test_harness_repeats import trace
+logging.disable()
+for seed in map(int, sys.argv[1:]):
+    print(f"seed {seed}")
+    print(trace(seed))
+"""
+
+
+def workers(instance: int) -> DistributedApplication:
+    """One of two instances that share work, fail, draw by lot, ask each other and use threads."""
+    app = DistributedApplication("mqtt://broker", name="workers", instance=str(instance))
+
+    @app.application("job/{kind}", name="work", deliver="share", state=Counter)
+    async def work(job: int, kind: str, state: Counter[str], socket: Socket) -> None:
+        state[kind] += 1
+        await socket.publish(f"done/{kind}", job)
+        if job % 7 == 0 and state[kind] % 3 == 1:
+            raise ValueError(job)
+
+    @app.application("done/{kind}", name="collect", deliver="share", concurrency=3)
+    async def collect(job: int, kind: str, context: Context, socket: Socket) -> None:
+        await asyncio.sleep(context.random.random())
+        for part in range(3):
+            await socket.publish("parts", f"{kind}{job}{part}")
+
+    @app.application("part/#", name="all", deliver="all")
+    def everything(payload: int, socket: SyncSocket) -> None:
+        socket.publish("parts", "seen")
+
+    if instance == 0:
+
+        @app.application("ask")
+        async def answer(question: int) -> int:
+            return question
+
+        @app.producer(every=2)
+        async def ask(socket: Socket) -> None:
+            await socket.request("ask", 1, reply=int)
+
+    return app
+
+
+def trace(seed: int) -> str:
+    """What happens on a Kafka with all that can go wrong."""
+    with Harness(
+        workers(0),
+        workers(1),
+        profile="kafka",
+        seed=seed,
+        faults=Faults.all(),
+        allow_failures=Exception,
+    ) as harness:
+        for number in range(12):
+            harness.publish(f"job/{'abc'[number % 3]}", number)
+            harness.publish(f"part/{'xyz'[number % 3]}", number)
+        harness.advance(5)
+        harness.publish("job/z", 3)
+        harness.settle()
+        return harness.trace
+
+
+def in_a_process(hash_seed: int, seeds: list[int]) -> str:
+    here = Path(__file__).parent
+    folders = [here, here.parent, here.parent.parent / "src", os.environ.get("PYTHONPATH")]
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, *map(str, seeds)],
+        env={
+            **os.environ,
+            "PYTHONHASHSEED": str(hash_seed),
+            "PYTHONPATH": os.pathsep.join(str(folder) for folder in folders if folder),
+        },
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.deadline(300)
+def test_the_trace_does_not_depend_on_hash_values() -> None:
+    seeds = [14, 16, 18, 20]
+    first = in_a_process(0, seeds)
+    assert first.count("\n") > 100 * len(seeds)
+    hash_seed = random.SystemRandom().randrange(1, 2**32)
+    for other in (1, 3, hash_seed):
+        assert in_a_process(other, seeds) == first, f"PYTHONHASHSEED={other}"

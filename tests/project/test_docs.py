@@ -1,0 +1,196 @@
+"""The code in README and docs runs, and the links between the pages lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from spa_dat import DistributedApplication, Socket
+from spa_dat.errors import NotAuthorised
+from spa_dat.testing import HarnessFactory, Mosquitto
+from support.waiting import eventually
+
+pytestmark = pytest.mark.repository
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN = "<!-- not run -->"
+BLOCK = re.compile(
+    rf"(?P<skip>{re.escape(NOT_RUN)}\n)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+LINK = re.compile(r"\]\((?!https?://)(?P<file>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
+
+
+@dataclass
+class Block:
+    """One block of Python code on a page, not run when it is marked so."""
+
+    page: Path
+    line: int
+    code: str
+    skipped: bool
+
+    def compiled(self) -> types.CodeType:
+        """Its code; what would run an application until it is stopped is left out."""
+        tree = ast.parse("\n" * (self.line - 1) + self.code, filename=str(self.page))
+        tree.body = [node for node in tree.body if not _runs_for_ever(node)]
+        return compile(tree, str(self.page), "exec")
+
+
+def _runs_for_ever(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and ast.unparse(node).endswith(".run()")
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        line = text.count("\n", 0, found.start("code")) + 1
+        yield Block(page, line, found["code"], bool(found["skip"]))
+
+
+def identifier(page: Path) -> str:
+    return page.name
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> types.ModuleType:
+    """Where the code of a page runs, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SPA_DAT_INSTANCE", raising=False)
+    monkeypatch.setenv("PLANT_PASSWORD", "secret")
+    page = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)
+    return page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identifier)
+def test_code_runs(page: Path, module: types.ModuleType, request: pytest.FixtureRequest) -> None:
+    on_memory: dict[int, tuple[DistributedApplication, bool]] = {}
+    for block in blocks(page):
+        code = block.compiled()
+        if block.skipped:
+            continue
+        exec(code, vars(module))
+        # What it has for fixtures.
+        request.session._fixturemanager.parsefactories(holder=module, node=request.node)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, DistributedApplication):
+                on_memory.setdefault(id(value), (value, "memory://" in block.code))
+            elif name.startswith("test_"):
+                run_test(value, request)
+                del vars(module)[name]
+
+    async def start_and_stop(application: DistributedApplication) -> None:
+        async with application:
+            assert application.healthy
+
+    for application, startable in on_memory.values():
+        if startable:
+            asyncio.run(start_and_stop(application))
+
+
+def run_test(test: Callable[..., object], request: pytest.FixtureRequest) -> None:
+    """Run what pytest would run, once for each set of parameters."""
+    marks: list[pytest.Mark] = getattr(test, "pytestmark", [])
+    given: list[dict[str, object]] = [{}]
+    for mark in marks:
+        if mark.name == "parametrize":
+            name, values = mark.args
+            given = [{name: value} for value in values]
+    for arguments in given:
+        harness = HarnessFactory({}, asynchronous=inspect.iscoroutinefunction(test))
+        for name in inspect.signature(test).parameters:
+            if name == "harness":
+                arguments[name] = harness
+            elif name not in arguments:
+                arguments[name] = request.getfixturevalue(name)
+        outcome = test(**arguments)
+        if inspect.iscoroutine(outcome):
+            asyncio.run(outcome)
+        harness.finish()
+
+
+def test_the_first_example_of_the_readme_prints_alarms_until_it_is_stopped(tmp_path: Path) -> None:
+    first = next(blocks(ROOT / "README.md"))
+    script = tmp_path / "first.py"
+    script.write_text(first.code, encoding="utf-8")
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-u", script],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        watchdog = threading.Timer(30, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "boiler has 93.5 °C\n"
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate()
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+    assert process.returncode == 0
+    assert errors == ""
+
+
+@pytest.mark.mosquitto
+async def test_the_access_rules_are_enough(own_mosquitto: Callable[..., Mosquitto]) -> None:
+    page = (ROOT / "docs" / "mqtt.md").read_text(encoding="utf-8")
+    rules = re.search(r"^```acl\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert rules is not None
+    broker = own_mosquitto(users={"plant": "secret"}, acl=rules[1])
+    url = f"mqtt://plant:secret@{broker.host}:{broker.port}"
+    app = DistributedApplication(url, name="plant")
+    tester = DistributedApplication(url, name="plant", instance="tester")
+
+    @app.application("plant/double", replies=True)
+    async def double(number: int) -> int:
+        return 2 * number
+
+    @tester.producer()
+    async def check(socket: Socket) -> None:
+        assert await socket.request("plant/double", 21, reply=int, timeout=10) == 42
+        await socket.publish("plant/double", "not a number")
+        with pytest.raises(NotAuthorised):
+            await socket.publish("elsewhere", 1)
+        with pytest.raises(NotAuthorised):
+            await socket.request("elsewhere", 1, timeout=10)
+
+    async with app, tester:
+        await tester.wait()
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=identifier)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for found in LINK.finditer(page.read_text(encoding="utf-8")):
+        target = page.parent / found["file"] if found["file"] else page
+        if not target.exists() or (found["anchor"] and found["anchor"] not in anchors(target)):
+            broken.append(found[0])
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings in links."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }

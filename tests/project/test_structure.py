@@ -1,0 +1,259 @@
+"""The rules that hold for every file."""
+
+from __future__ import annotations
+
+import ast
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import spa_dat
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ("actors", "harness", "runtime", "transports")
+# Those that runtime uses know nothing of each other, and nothing knows of the harness.
+MAY_IMPORT = {
+    "actors": {
+        "actors",
+        "_environment",
+        "_limited_log",
+        "_logs",
+        "_texts",
+        "_thread_work",
+        "errors",
+    },
+    "transports": {
+        "transports",
+        "_environment",
+        "_limited_log",
+        "_logs",
+        "_texts",
+        "_thread_work",
+        "errors",
+    },
+    "runtime": {
+        "runtime",
+        "actors",
+        "transports",
+        "_environment",
+        "_limited_log",
+        "_logs",
+        "_texts",
+        "_thread_work",
+        "errors",
+    },
+    "harness": {
+        "harness",
+        "runtime",
+        "actors",
+        "transports",
+        "_environment",
+        "_limited_log",
+        "_logs",
+        "_texts",
+        "_thread_work",
+        "errors",
+    },
+}
+LAYERS = (
+    "diagnostics",
+    "options",
+    "payloads",
+    "messaging",
+    "injection",
+    "registration",
+    "routing",
+    "handling",
+    "hosting",
+    "application",
+    "recording",
+)
+"""The rooms of the runtime; each may import those before it."""
+SLEEPS_ALLOWED: frozenset[str] = frozenset()
+"""Tests, as ``file::function``, for which letting real time pass is what is tested."""
+
+pytestmark = pytest.mark.repository
+
+
+def modules() -> list[Path]:
+    return sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+
+
+def identifier(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and what is imported, relative imports resolved to ``package.module``."""
+    package = ("spa_dat", *path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.lineno, node.module or ""
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                yield node.lineno, "relative:" + ".".join((*base, name))
+
+
+@pytest.mark.parametrize("path", modules(), ids=identifier)
+def test_modules_import_only_what_they_may(path: Path) -> None:
+    own = path.relative_to(ROOT).parts[0]
+    wrong = []
+    for line, name in imports(path):
+        if name.startswith("relative:"):
+            top = name.removeprefix("relative:spa_dat").removeprefix(".").split(".")[0]
+            if top not in MAY_IMPORT[own]:
+                wrong.append(f"line {line}: {own} must not import {top or 'the root package'}")
+        elif name.split(".")[0] in {"spa_dat", *PACKAGES}:
+            wrong.append(f"line {line}: import {name} relatively")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", modules(), ids=identifier)
+def test_rooms_of_the_runtime_import_only_those_below(path: Path) -> None:
+    parts = path.relative_to(ROOT).parts
+    if parts[0] != "runtime" or len(parts) < 3:
+        return
+    above = LAYERS[LAYERS.index(parts[1]) + 1 :]
+    wrong = [
+        f"line {line}: {parts[1]} must not import {name.split('.')[2]}"
+        for line, name in imports(path)
+        if name.startswith("relative:spa_dat.runtime.") and name.split(".")[2] in above
+    ]
+    assert wrong == []
+
+
+def test_every_room_of_the_runtime_has_its_place() -> None:
+    rooms = {path.parent.name for path in (ROOT / "runtime").glob("*/__init__.py")}
+    assert rooms == set(LAYERS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=identifier)
+def test_modules_declare_what_is_public(path: Path) -> None:
+    names = {
+        target.id
+        for node in tree(path).body
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    only_a_docstring = all(isinstance(node, ast.Expr) for node in tree(path).body)
+    assert "__all__" in names or only_a_docstring
+
+
+@pytest.mark.parametrize("path", modules(), ids=identifier)
+def test_every_logger_is_made_by_the_one_function(path: Path) -> None:
+    # The first looks at what the program has set; the second silences the client library.
+    if identifier(path) in {"harness/loop/_tasks.py", "transports/kafka/_clients.py"}:
+        return
+    calls = [
+        node.lineno
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger")
+    ]
+    assert calls == [], "use get_logger: what it logs is one line, whoever wrote it"
+
+
+def test_the_root_shows_exactly_its_public_names() -> None:
+    public = set(spa_dat.__all__)
+    for name in public:
+        assert getattr(spa_dat, name) is not None
+    its_own = {"annotations", "import_module", "TYPE_CHECKING", "Any"}
+    visible = {
+        name
+        for name, value in vars(spa_dat).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert visible - its_own == public
+    with pytest.raises(AttributeError, match="'Actors'"):
+        _ = spa_dat.Actors  # type: ignore[attr-defined]
+    assert len(spa_dat.__all__) <= 26
+    assert list(spa_dat.__all__) == sorted(spa_dat.__all__, key=_as_ruff_sorts)
+
+
+def _as_ruff_sorts(name: str) -> tuple[int, str]:
+    kind = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
+    return kind, name
+
+
+def test_tests_do_not_sleep_to_synchronise() -> None:
+    """A test body waits for events; what it starts may take its time to play slow."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        module = tree(path)
+        if _is_virtual(module):
+            continue
+        for function in _tests(module.body):
+            name = f"{identifier(path)}::{function.name}"
+            if name in SLEEPS_ALLOWED or any(_marks_virtual(d) for d in function.decorator_list):
+                continue
+            wrong += [f"{name} line {line}" for line in _sleeps(function)]
+    assert wrong == []
+
+
+def _tests(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from _tests(node.body)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith(
+            "test_"
+        ):
+            yield node
+
+
+def _is_virtual(module: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.Assign)
+        and any(isinstance(t, ast.Name) and t.id == "pytestmark" for t in node.targets)
+        and _marks_virtual(node.value)
+        for node in module.body
+    )
+
+
+def _marks_virtual(node: ast.expr) -> bool:
+    return "pytest.mark.virtual" in ast.unparse(node)
+
+
+def _sleeps(function: ast.AST) -> Iterator[int]:
+    """Lines of ``sleep`` calls in the function itself, not in functions that it defines."""
+    for node in ast.iter_child_nodes(function):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "sleep":
+            yields = bool(node.args) and ast.unparse(node.args[0]) in ("0", "0.0")
+            if not yields:
+                yield node.lineno
+        yield from _sleeps(node)
+
+
+def test_nothing_names_a_place_on_one_machine() -> None:
+    place = re.compile(r"(?<![\w.{}*/-])/(?:home|root|work|Users)/\w")
+    wrong = []
+    for path in _texts():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if place.search(line):
+                wrong.append(f"{identifier(path)}:{number}: {line.strip()}")
+    assert wrong == []
+
+
+def _texts() -> Iterator[Path]:
+    for folder in (*PACKAGES, "src", "tests", "examples", "benchmarks", "docs", "scripts", ".ci"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            below = path.relative_to(ROOT / folder).parts
+            generated = any(part.startswith((".", "__pycache__")) for part in below)
+            if path.is_file() and not generated and not _is_linked(path):
+                yield path
+    yield from sorted(path for path in ROOT.glob("*.*") if path.is_file() and path.name != ".git")
+
+
+def _is_linked(path: Path) -> bool:
+    return any(parent.is_symlink() for parent in path.parents if parent != ROOT)

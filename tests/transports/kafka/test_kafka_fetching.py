@@ -1,0 +1,320 @@
+"""Fetching as fast as things are settled, and staying a member when they are not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any, cast
+
+import aiokafka.errors as kafka
+import pytest
+from aiokafka.structs import TopicPartition
+
+from spa_dat.transports import Delivery, Envelope
+from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.kafka.consuming._fetching import Fetched, Fetching
+from spa_dat.transports.kafka.consuming._partitions import Assignment, PartitionTracker
+
+pytestmark = pytest.mark.virtual
+
+PLACE = TopicPartition("t", 0)
+
+
+class Library:
+    """Stands for a consumer of the library that has records without end."""
+
+    def __init__(self) -> None:
+        self.polls: list[float] = []
+        self.is_paused = False
+        self.parked = False
+        self.error: Exception | None = None
+        self.fetched = 0
+        self._client = SimpleNamespace(_sync_task=asyncio.get_running_loop().create_future())
+        self._fetcher = SimpleNamespace(_fetch_task=asyncio.get_running_loop().create_future())
+
+    def assignment(self) -> set[TopicPartition]:
+        return {PLACE}
+
+    def pause(self, *places: TopicPartition) -> None:
+        self.is_paused = self.is_paused or bool(places)
+
+    def resume(self, *places: TopicPartition) -> None:
+        self.is_paused = self.is_paused and not places
+
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, Any]:
+        assert max_records > 0
+        self.polls.append(asyncio.get_running_loop().time())
+        if self.parked:
+            await asyncio.sleep(1e9)
+        if self.error is not None:
+            raise self.error
+        if self.is_paused:
+            await asyncio.sleep(timeout_ms / 1000)
+            return {}
+        await asyncio.sleep(0.001)
+        first, self.fetched = self.fetched, self.fetched + max_records
+        return {PLACE: range(first, self.fetched)}
+
+
+class Here:
+    """Stands for brokers that are where they were, unless ``gone``: the looks until that shows."""
+
+    def __init__(self) -> None:
+        self.gone: int | None = None
+
+    async def reachable(self) -> bool:
+        return self.gone is None
+
+    def silent(self) -> bool:
+        return False
+
+    async def moved(self) -> bool:
+        assert self.gone is not None
+        self.gone -= 1
+        return self.gone == 0
+
+
+def all_readable() -> Any:
+    return SimpleNamespace(
+        busy=False,
+        keeps=lambda partition: False,
+        look_for_leaders=lambda: None,
+        look_for_transactions=lambda: None,
+    )
+
+
+class Case:
+    """A fetching that runs, and hands out what it gets."""
+
+    def __init__(
+        self, window: int, *, window_bytes: int = 4_194_304, size: int = 0, **options: Any
+    ) -> None:
+        self.size = size
+        self.most_bytes = 0
+        self.library = Library()
+        self.stop = asyncio.Event()
+        self.stats: Counter[str] = Counter()
+        self.deliveries: list[Delivery] = []
+        self.most = 0
+        self.assignment: Assignment | None = None
+        self.assign()
+        self.here = Here()
+        self.looks = self.told = 0
+        self.running = Fetching(
+            self.library,
+            KafkaConfig("h", **options),
+            window,
+            lambda: self.assignment,
+            self.take,
+            self.stats,
+            "consumer 'x'",
+            all_readable(),
+            cast("Any", self.here),
+            self.look,
+            self.handed_out,
+            window_bytes=window_bytes,
+        )
+        self.task = asyncio.ensure_future(self.running.run(self.stop))
+
+    async def look(self) -> None:
+        self.looks += 1
+
+    def handed_out(self) -> None:
+        self.told += 1
+
+    def assign(self) -> None:
+        assignment = self.assignment = Assignment(1)
+        assignment.trackers[PLACE] = PartitionTracker(assignment, PLACE)
+
+    def take(self, fetched: Fetched) -> None:
+        assert self.assignment is not None
+        tracker = self.assignment.trackers[PLACE]
+        for offset in fetched[PLACE]:
+            delivery = Delivery(Envelope(topic="t"), token=int(str(offset)), tracker=tracker)
+            delivery.epoch = 1
+            tracker.slots.append(delivery)
+            self.assignment.unsettled += 1
+            self.deliveries.append(delivery)
+        self.most = max(self.most, self.assignment.unsettled)
+
+    async def end(self) -> None:
+        self.stop.set()
+        assert await self.task
+
+
+@pytest.mark.parametrize("window", [1, 2, 63, 64, 200])
+async def test_no_more_than_the_window_is_unsettled_and_each_that_is_makes_room(
+    window: int,
+) -> None:
+    case = Case(window)
+    await asyncio.sleep(1)
+    assert len(case.deliveries) == window
+    for count in range(1, 2 * window):
+        case.deliveries[count - 1].settle()
+        await asyncio.sleep(0.5)
+        assert len(case.deliveries) == window + count
+    assert case.most == window
+    await case.end()
+
+
+async def test_a_big_window_is_refilled_in_one_go() -> None:
+    case = Case(100)
+    await asyncio.sleep(1)
+    before = len(case.library.polls)
+    for delivery in case.deliveries[:50]:
+        delivery.settle()
+    await asyncio.sleep(0.005)
+    assert len(case.deliveries) == 150
+    assert len(case.library.polls) == before + 1
+    await case.end()
+
+
+async def test_a_full_window_is_polled_over_so_that_the_member_stays() -> None:
+    case = Case(10, max_poll_interval=40)
+    await asyncio.sleep(30)
+    gaps = [b - a for a, b in zip(case.library.polls, case.library.polls[1:], strict=False)]
+    assert max(gaps) < 15
+    assert len(case.deliveries) == 10
+    assert case.library.is_paused
+    case.deliveries[3].settle()
+    await asyncio.sleep(0.1)
+    assert len(case.deliveries) == 11
+    assert not case.library.is_paused
+    await case.end()
+
+
+async def test_a_paused_partition_stays_paused_when_there_is_room_again() -> None:
+    case = Case(10)
+    await asyncio.sleep(30)
+    assert case.assignment is not None
+    case.assignment.trackers[PLACE].paused = True
+    case.deliveries[0].settle()
+    await asyncio.sleep(1)
+    assert case.library.is_paused
+    await case.end()
+
+
+async def test_it_ends_when_nothing_is_settled_for_too_long(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = asyncio.get_running_loop()
+    case = Case(10, max_poll_interval=40)
+    await asyncio.sleep(30)
+    case.deliveries[0].settle()
+    settled = loop.time()
+    assert await case.task is False
+    assert 39 < loop.time() - settled < 42
+    assert case.stats == Counter({"kafka.stalled": 1})
+    assert "consumer 'x': nothing was settled for 40 s" in caplog.text
+
+
+async def test_it_stops_at_once_though_the_window_is_full() -> None:
+    loop = asyncio.get_running_loop()
+    case = Case(10)
+    await asyncio.sleep(7)
+    began = loop.time()
+    await case.end()
+    assert loop.time() - began < 0.1
+
+
+async def test_it_stops_though_the_library_waits_for_an_assignment() -> None:
+    loop = asyncio.get_running_loop()
+    case = Case(10)
+    case.library.parked = True
+    await asyncio.sleep(1)
+    assert case.library.polls
+    began = loop.time()
+    await case.end()
+    assert loop.time() - began < 2.0
+
+
+async def test_it_goes_on_with_the_next_assignment() -> None:
+    case = Case(10)
+    await asyncio.sleep(7)
+    assert case.assignment is not None
+    case.assignment.end()
+    case.library.is_paused = False
+    case.assign()
+    await asyncio.sleep(1)
+    assert len(case.deliveries) == 20
+    # Of the last one: nothing waits for them.
+    for delivery in case.deliveries[:10]:
+        delivery.settle()
+    await asyncio.sleep(1)
+    assert len(case.deliveries) == 20
+    await case.end()
+
+
+async def test_it_ends_in_time_when_asked_to() -> None:
+    case = Case(10)
+    await case.end()
+    loop = asyncio.get_running_loop()
+    case.library.is_paused = True
+    began = loop.time()
+    assert await case.running.run(asyncio.Event(), began + 3.0)
+    assert 3.0 <= loop.time() - began < 3.5
+
+
+async def test_errors_of_the_library_end_it() -> None:
+    case = Case(10)
+    case.library.error = kafka.KafkaError("odd")
+    with pytest.raises(kafka.KafkaError, match="odd"):
+        await case.task
+
+
+@pytest.mark.parametrize("which", ["_client", "_fetcher"])
+async def test_a_task_of_the_library_that_has_ended_ends_it(which: str) -> None:
+    case = Case(10)
+    case.library.is_paused = True
+    part = getattr(case.library, which)
+    (task,) = vars(part).values()
+    task.cancel()
+    with pytest.raises(kafka.KafkaError, match="task of the library"):
+        await case.task
+
+
+async def test_what_taking_waits_for_is_waited_for() -> None:
+    case = Case(10)
+    await case.end()
+    gate = asyncio.Event()
+
+    async def take(fetched: Fetched) -> None:
+        await gate.wait()
+
+    fetching = Fetching(
+        case.library,
+        KafkaConfig("h"),
+        10,
+        lambda: None,
+        take,
+        Counter(),
+        "consumer 'x'",
+        all_readable(),
+        cast("Any", case.here),
+        case.look,
+        case.handed_out,
+        window_bytes=1_000,
+    )
+    stop = asyncio.Event()
+    task = asyncio.ensure_future(fetching.run(stop))
+    await asyncio.sleep(5)
+    polls = len(case.library.polls)
+    gate.set()
+    await asyncio.sleep(1)
+    assert len(case.library.polls) > polls
+    stop.set()
+    await task
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_it_ends_when_the_cluster_is_somewhere_else(stuck: bool) -> None:
+    case = Case(10)
+    # The library waits for the group, or for records.
+    case.library.parked, case.library.is_paused = stuck, not stuck
+    await asyncio.sleep(5)
+    assert not case.task.done()
+    case.here.gone = 3
+    with pytest.raises(ConnectionError, match="other addresses"):
+        await case.task
+    assert case.here.gone == 0

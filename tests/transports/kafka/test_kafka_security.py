@@ -1,0 +1,272 @@
+"""Logins, access rules and TLS of a Kafka broker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+
+from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised
+from spa_dat.testing import Acl, Kafka
+from spa_dat.transports import Envelope
+from spa_dat.transports.kafka.consuming import _guard
+from support.kafka_bus import bus_client, create, settings
+from support.kafka_consuming import taker
+from support.waiting import eventually
+
+pytestmark = pytest.mark.kafka
+
+_SECRET = "hush-hush-4711"
+
+
+def rules(user: str, prefix: str) -> list[Acl]:
+    own = f"{prefix}_spa.*"
+    return [
+        (user, operation, "TOPIC", own) for operation in ("CREATE", "READ", "WRITE", "DESCRIBE")
+    ] + [(user, "WRITE", "TOPIC", f"{prefix}open"), (user, "READ", "GROUP", "*")]
+
+
+@pytest.fixture
+def guarded(own_kafka: Callable[..., Kafka]) -> Iterator[Kafka]:
+    users = {"ann": _SECRET, "bob": "other"}
+    broker = own_kafka(sasl_users=users, tls=True, acls=rules("ann", "p-"))
+    yield broker
+    assert _SECRET not in broker.log
+
+
+async def test_a_login_with_access_rules(guarded: Kafka, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    await create(guarded.server, "p-open")
+    await create(guarded.server, "p-closed")
+    async with bus_client(server, prefix="p-", **login) as client:
+        await client.publish("open")
+        # It may not be written, nor seen, nor created.
+        for topic in ("closed", "missing"):
+            with pytest.raises(NotAuthorised, match=topic):
+                await client.publish(topic)
+        posts = [client.bus.post(Envelope(topic="closed")) for _ in range(3)]
+        await client.publish("open")
+        results = await asyncio.wait_for(asyncio.gather(*posts, return_exceptions=True), 60)
+        assert [type(result) for result in results] == [NotAuthorised] * 3
+        guarded.grant("ann", "WRITE", "TOPIC", "p-closed")
+        await client.publish("closed")
+        assert client.stats["kafka.producers_lost"] == 0
+    assert (await settings(guarded.server, "p-missing"))[0] == 0
+    assert _SECRET not in caplog.text
+
+
+async def test_a_right_that_is_gone_refuses_and_others_go_on(guarded: Kafka) -> None:
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    guarded.grant("ann", "DESCRIBE", "TOPIC", "p-seen")
+    await create(guarded.server, "p-seen")
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    async with bus_client(server, prefix="p-", create_topics="own", **login) as client:
+        # The cluster shows the topic, and refuses what is written to it.
+        for _ in range(2):
+            with pytest.raises(NotAuthorised, match=r"refused the publish to 'seen'.*access rules"):
+                await client.publish("seen")
+        guarded.grant("ann", "WRITE", "TOPIC", "p-seen")
+        await client.publish("seen")
+        assert client.stats["kafka.producers_lost"] == 0
+
+
+@pytest.mark.parametrize("reset", ["earliest", "latest"])
+async def test_a_wildcard_leaves_out_what_may_not_be_read(
+    guarded: Kafka, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, reset: str
+) -> None:
+    monkeypatch.setattr(_guard, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(_guard, "_LONGEST_PAUSE", 0.1)
+    for topic in ("open", "closed"):
+        await create(guarded.server, f"p-w.{topic}")
+        guarded.grant("ann", "DESCRIBE", "TOPIC", f"p-w.{topic}")
+    guarded.grant("ann", "READ", "TOPIC", "p-w.open")
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    async with (
+        bus_client(guarded.server, prefix="p-") as other,
+        taker(
+            f"{guarded.host}:{guarded.sasl_port}",
+            "w/+",
+            prefix="p-",
+            create_topics="own",
+            offset_reset=reset,
+            **login,
+        ) as inbox,
+    ):
+        await eventually(lambda: "topic 'p-w.closed' can not be read" in caplog.text)
+        for number in range(20):
+            await other.publish("w/closed", b"%d" % number)
+            await other.publish("w/open", b"%d" % number)
+        await inbox.get(20)
+        assert inbox.numbers == list(range(20))
+        assert inbox.stats["kafka.reconnects"] == 0
+        # What a wildcard finds may be for others.
+        assert inbox.consumer.trouble is None
+        assert caplog.text.count("can not be read") == 1
+        guarded.grant("ann", "READ", "TOPIC", "p-w.closed")
+        await inbox.get(40)
+        assert {d.envelope.topic for d in inbox.deliveries[20:]} == {"w/closed"}
+        await eventually(lambda: "can be read again" in caplog.text)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_a_topic_by_name_that_may_not_be_read_is_refused_at_the_start(
+    guarded: Kafka, durable: bool
+) -> None:
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    await create(guarded.server, "p-seen")
+    guarded.grant("ann", "DESCRIBE", "TOPIC", "p-seen")
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    async with taker(
+        server, "seen", prefix="p-", start=False, subscription={"durable": durable}, **login
+    ) as inbox:
+        with pytest.raises(NotAuthorised, match=r"'p-seen'.*access rules"):
+            await asyncio.wait_for(inbox.consumer.start(), 60)
+    guarded.grant("ann", "READ", "TOPIC", "p-seen")
+    async with (
+        bus_client(guarded.server, prefix="p-") as other,
+        taker(server, "seen", prefix="p-", subscription={"durable": durable}, **login) as inbox,
+    ):
+        await other.publish("seen")
+        await inbox.get(1)
+
+
+async def test_a_refused_login_is_an_error_at_once(guarded: Kafka) -> None:
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    login: dict[str, Any] = {
+        "username": "ann",
+        "password": "wrong-one",
+        "allow_plain_password": True,
+    }
+    async with bus_client(server, start=False, start_timeout=600.0, **login) as client:
+        with pytest.raises(NotAuthorised, match=r"user 'ann'.*user name or password") as caught:
+            await asyncio.wait_for(client.start(), 60)
+        assert "wrong-one" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+async def test_a_login_with_another_mechanism(guarded: Kafka, mechanism: str) -> None:
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    async with bus_client(server, prefix="p-", sasl_mechanism=mechanism, **login) as client:
+        await client.bus.park(Envelope(topic="a", id="1"), timeout=20)
+
+
+async def test_a_mechanism_that_the_cluster_does_not_have(own_kafka: Callable[..., Kafka]) -> None:
+    only_plain = {"sasl.enabled.mechanisms": "PLAIN"}
+    broker = own_kafka(sasl_users={"ann": _SECRET}, properties=only_plain)
+    server = f"{broker.host}:{broker.sasl_port}"
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    scram: dict[str, Any] = {**login, "sasl_mechanism": "SCRAM-SHA-256"}
+    async with bus_client(server, start=False, **scram) as client:
+        with pytest.raises(NotAuthorised, match=r"'ann'.*mechanism is not enabled"):
+            await asyncio.wait_for(client.start(), 60)
+
+
+async def test_a_login_without_rights_says_what_is_missing(guarded: Kafka) -> None:
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    login: dict[str, Any] = {"username": "bob", "password": "other", "allow_plain_password": True}
+    async with bus_client(server, prefix="p-", start=False, **login) as client:
+        with pytest.raises(NotAuthorised, match=r"p-_spa\.reply\.app"):
+            await asyncio.wait_for(client.start(), 60)
+
+
+async def test_a_login_where_none_is_asked_for_is_refused(guarded: Kafka) -> None:
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    async with bus_client(guarded.server, start=False, **login) as client:
+        with pytest.raises(NotAuthorised, match="no login is asked for"):
+            await asyncio.wait_for(client.start(), 60)
+
+
+async def test_no_login_where_one_is_asked_for_fails_in_time(guarded: Kafka) -> None:
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    async with bus_client(server, start=False, start_timeout=0.3) as client:
+        with pytest.raises(ConnectFailed, match=f"{server}.* a login"):
+            await asyncio.wait_for(client.start(), 60)
+
+
+async def test_tls_with_a_login(guarded: Kafka) -> None:
+    server = f"{guarded.host}:{guarded.tls_port}"
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "tls": True}
+    async with bus_client(server, prefix="p-", tls_ca=str(guarded.ca_file), **login) as client:
+        assert client.provider.address == f"kafkas://{server}?prefix=p-"
+        await create(guarded.server, "p-open")
+        await client.publish("open")
+    async with bus_client(server, prefix="p-", start=False, **login) as client:
+        with pytest.raises(ConnectFailed, match="certificate is not accepted"):
+            await asyncio.wait_for(client.start(), 60)
+    options: dict[str, Any] = {**login, "tls_insecure_skip_verification": True}
+    async with bus_client(server, prefix="p-", **options) as client:
+        await client.publish("open")
+
+
+async def test_a_client_certificate(own_kafka: Callable[..., Kafka]) -> None:
+    broker = own_kafka(tls=True, client_certificates=True)
+    server = f"{broker.host}:{broker.tls_port}"
+    ca = str(broker.ca_file)
+    cert = str(broker.client_cert_file)
+    async with bus_client(server, tls=True, tls_ca=ca, tls_cert=cert) as client:
+        await client.publish("a")
+    options: dict[str, Any] = {"tls": True, "tls_ca": ca, "start_timeout": 0.3}
+    async with bus_client(server, start=False, **options) as client:
+        with pytest.raises(ConnectFailed):
+            await asyncio.wait_for(client.start(), 60)
+    async with bus_client(server, start=False, tls=True, tls_ca=cert + "x") as client:
+        with pytest.raises(ConfigurationError, match=r"client\.pemx"):
+            await asyncio.wait_for(client.start(), 60)
+
+
+async def test_plain_text_to_a_port_with_tls_fails_in_time(own_kafka: Callable[..., Kafka]) -> None:
+    broker = own_kafka(tls=True)
+    server = f"{broker.host}:{broker.tls_port}"
+    async with bus_client(server, start=False, start_timeout=0.3) as client:
+        with pytest.raises(ConnectFailed, match="TLS"):
+            await asyncio.wait_for(client.start(), 60)
+    options: dict[str, Any] = {"tls": True, "tls_ca": str(broker.ca_file), "start_timeout": 0.3}
+    async with bus_client(broker.server, start=False, **options) as client:
+        with pytest.raises(ConnectFailed):
+            await asyncio.wait_for(client.start(), 60)
+
+
+async def test_a_login_that_has_to_be_renewed_is_no_failure(
+    own_kafka: Callable[..., Kafka],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = own_kafka(
+        sasl_users={"ann": _SECRET},
+        acls=rules("ann", "p-"),
+        properties={"connections.max.reauth.ms": "1000"},
+    )
+    await create(broker.server, "p-open")
+    broker.grant("ann", "READ", "TOPIC", "p-open")
+    closed = 0
+    close = AIOKafkaConnection.close
+
+    def counting(connection: Any, reason: Any = None, exc: Any = None) -> Any:
+        nonlocal closed
+        closed += reason is CloseReason.CONNECTION_BROKEN
+        return close(connection, reason, exc)
+
+    monkeypatch.setattr(AIOKafkaConnection, "close", counting)
+    server = f"{broker.host}:{broker.sasl_port}"
+    login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
+    async with taker(server, "open", prefix="p-", create_topics="own", **login) as inbox:
+        await inbox.client.start()
+        number = 0
+        # The library does not renew it, so the cluster closes connections.
+        while closed < 12:
+            await inbox.client.publish("open", b"%d" % number)
+            await inbox.client.publish(inbox.client.bus.reply_address(str(number)))
+            number += 1
+            await inbox.get(number)
+            await eventually(lambda: len(inbox.client.replies) >= number)  # noqa: B023
+        assert inbox.numbers == list(range(number))
+        assert inbox.stats["kafka.reconnects"] == 0
+        assert inbox.stats["kafka.producers_lost"] == 0
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []

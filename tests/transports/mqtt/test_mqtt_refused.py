@@ -1,0 +1,423 @@
+"""Messages that a broker does not take: those that it closes over, and those it puts off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from spa_dat import DistributedApplication, MqttConfig, RetryPolicy
+from spa_dat.errors import (
+    ConnectFailed,
+    NotAuthorised,
+    PublishNotSent,
+    PublishRefused,
+    PublishUnknown,
+)
+from spa_dat.testing import Mosquitto, Proxy
+from spa_dat.transports import Envelope
+from spa_dat.transports._suspicion import Blame
+from spa_dat.transports.mqtt._bus import MqttBus
+from spa_dat.transports.mqtt._publishing import blame
+from spa_dat.transports.mqtt._session import Ending, Loss
+from spa_dat.transports.mqtt.protocol._packets import PublishPacket
+from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, Packet, Reason
+from support.mqtt import Client, client
+from support.scripted import Packet as ClientPacket, Peer, ScriptedBroker, reason_string, suback
+from support.waiting import eventually
+
+StartBroker = Callable[..., Mosquitto]
+
+QUICK: dict[str, Any] = {"backoff_min": 0.01, "backoff_max": 0.05}
+
+
+class Picky:
+    """A broker that closes over payloads that begin with ``bad``.
+
+    Args:
+        code: reason code of its goodbye; None to close without a word.
+    """
+
+    def __init__(self, code: int | None = None, words: str = "") -> None:
+        self.code = code
+        self.words = words
+        self.taken: list[bytes] = []
+        self.seen: list[list[bytes]] = []
+        """What was written on each connection."""
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.accept()
+        seen: list[bytes] = []
+        self.seen.append(seen)
+        while True:
+            packet = await peer.receive()
+            if packet.kind == "SUBSCRIBE":
+                peer.send(suback(packet.packet_id, 1))
+            elif packet.kind == "PINGREQ":
+                peer.send(b"\xd0\0")
+            elif packet.kind == "PUBLISH":
+                payload = payload_of(packet)
+                seen.append(payload)
+                if payload.startswith(b"bad"):
+                    if self.code is None:
+                        peer.close()
+                    else:
+                        peer.goodbye(self.code, reason_string(self.words) if self.words else b"")
+                    return
+                self.taken.append(payload)
+                peer.puback(packet)
+
+
+def payload_of(packet: ClientPacket) -> bytes:
+    start = 2 + int.from_bytes(packet.body[:2], "big") + (2 if packet.flags & 6 else 0)
+    length = packet.body[start]
+    assert length < 128, "a variable byte integer of one byte"
+    return packet.body[start + 1 + length :]
+
+
+def message(payload: bytes, topic: str = "t") -> Envelope:
+    return Envelope(topic=topic, payload=payload)
+
+
+# What an end says.
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (Loss("", Ending.CLOSED), Blame.POSSIBLE),
+        (Loss("", Ending.RESET), Blame.POSSIBLE),
+        (Loss("", Ending.FAILED), Blame.NONE),
+        (Loss("", Ending.OURS), Blame.NONE),
+        (Loss("", Ending.GOODBYE), Blame.POSSIBLE),
+    ],
+    ids=lambda value: value.ending.name if isinstance(value, Loss) else value.name,
+)
+def test_what_the_end_of_a_connection_says_about_what_was_written(
+    loss: Loss, expected: Blame
+) -> None:
+    assert blame(loss) is expected
+
+
+def test_goodbyes_that_name_another_reason_excuse_every_message() -> None:
+    found: dict[Blame, set[int]] = {kind: set() for kind in Blame}
+    for code in ANSWERS[Packet.DISCONNECT]:
+        found[blame(Loss("", Ending.GOODBYE, Reason(code)))].add(code)
+    assert found[Blame.NAMED] == {0x90, 0x95, 0x99, 0x9A, 0x9B}
+    assert found[Blame.POSSIBLE] == {0x00, 0x80, 0x81, 0x82, 0x83, 0x87, 0x94}
+    assert {0x89, 0x8B, 0x8D, 0x8E, 0x97, 0x98, 0x9C, 0x9D, 0xA0} <= found[Blame.NONE]
+
+
+# Closed over.
+
+
+@pytest.mark.parametrize("code", [None, 0x81, 0x82, 0x87, 0x95, 0x99])
+async def test_a_message_that_the_broker_closes_over_is_refused_and_the_rest_goes_on(
+    code: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    picky = Picky(code, "line\nbreak" if code else "")
+    async with ScriptedBroker(picky) as broker, client(broker, **QUICK) as app:
+        payloads = [b"1", b"2", b"bad one", b"3", b"4"]
+        posts = [app.bus.post(message(payload)) for payload in payloads]
+        await asyncio.wait(posts, timeout=30)
+        error = posts[2].exception()
+        assert isinstance(error, PublishRefused)
+        assert "'t' (7 bytes)" in str(error)
+        assert str(error).isprintable()
+        if code is not None:
+            assert f"({code:#04x})" in str(error)
+            assert r"'line\nbreak'" in str(error)
+        await asyncio.gather(*posts[:2], *posts[3:])
+        assert picky.taken == [b"1", b"2", b"3", b"4"]
+        ends = [seen for seen in picky.seen if b"bad one" in seen]
+        assert len(ends) == 4
+        assert ends[-1] == [b"bad one"], "alone"
+        assert app.stats["publishes.refused"] == 1
+        assert app.fatal == []
+        assert "it is sent alone now" in caplog.text
+        await app.bus.publish(message(b"5"), timeout=5)
+
+
+async def test_several_such_messages_are_found_one_after_the_other() -> None:
+    picky = Picky(0x95)
+    async with ScriptedBroker(picky) as broker, client(broker, **QUICK) as app:
+        payloads = [b"bad %d" % n if n % 3 == 0 else b"%d" % n for n in range(12)]
+        posts = [app.bus.post(message(payload)) for payload in payloads]
+        await asyncio.wait(posts, timeout=40)
+        refused = [p for p, post in zip(payloads, posts, strict=True) if post.exception()]
+        assert refused == [payload for payload in payloads if payload.startswith(b"bad")]
+        assert picky.taken == [payload for payload in payloads if not payload.startswith(b"bad")]
+
+
+async def test_a_broker_that_closes_with_nothing_under_way_too_makes_nothing_be_refused() -> None:
+    taken: list[bytes] = []
+
+    async def flapping(peer: Peer) -> None:
+        await peer.ready()
+        # Well before the quiet second is over.
+        await asyncio.sleep(0.01)
+        peer.close()
+
+    async def serve(peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            taken.append(payload_of(packet))
+            peer.puback(packet)
+
+    async with (
+        ScriptedBroker(*[flapping] * 25, serve) as broker,
+        client(broker, **QUICK) as app,
+    ):
+        posts = [app.bus.post(message(b"%d" % n)) for n in range(5)]
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
+        assert taken == [b"0", b"1", b"2", b"3", b"4"]
+        assert app.stats["publishes.suspected"] >= 1, "or this proves nothing"
+
+
+@pytest.mark.parametrize("code", [0x8B, 0x97, 0x98, 0x89])
+async def test_a_broker_that_gives_another_reason_makes_nothing_be_suspected(code: int) -> None:
+    async def draining(peer: Peer) -> None:
+        await peer.ready()
+        await peer.expect("PUBLISH")
+        peer.goodbye(code)
+
+    async with (
+        ScriptedBroker(*[draining] * 8, Picky()) as broker,
+        client(broker, **QUICK) as app,
+    ):
+        await app.bus.publish(message(b"good"), timeout=30)
+        assert app.stats["publishes.suspected"] == 0
+
+
+async def test_a_message_given_up_by_its_sender_holds_up_nothing() -> None:
+    picky = Picky()
+    async with ScriptedBroker(picky) as broker, client(broker, **QUICK) as app:
+        bad = app.bus.post(message(b"bad"))
+        good = app.bus.post(message(b"good"))
+        await eventually(lambda: app.stats["publishes.suspected"] == 1)
+        bad.cancel()
+        await asyncio.wait_for(good, 60)
+
+
+async def test_a_dead_letter_that_the_broker_closes_over_is_stored_with_less_in_it() -> None:
+    stored: list[ClientPacket] = []
+    sent = asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.accept()
+        while True:
+            packet = await peer.receive()
+            if packet.kind == "SUBSCRIBE":
+                peer.send(suback(packet.packet_id, 1))
+                if b"poisoned" in packet.body and not sent.is_set():
+                    sent.set()
+                    peer.send(b"\x32\x14\0\x08poisoned\0\x01\0payload")
+            elif packet.kind == "PUBLISH":
+                if packet.body.endswith(b"payload"):
+                    peer.close()
+                    return
+                stored.append(packet)
+                peer.puback(packet)
+
+    async with ScriptedBroker(talk) as broker:
+        config = MqttConfig(broker.host, port=broker.port, backoff_min=0.01, backoff_max=0.05)
+        app = DistributedApplication(config, name="plant")
+
+        @app.application("poisoned", retry=RetryPolicy(attempts=1))
+        async def handle(payload: bytes) -> None:
+            raise ValueError
+
+        async with app:
+            await eventually(lambda: stored)
+            assert b"_spa/dead-letter/plant/" in stored[0].body
+            assert b"spa_dead_size\0\x017" in stored[0].body
+            await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+
+
+# Put off.
+
+
+async def test_a_quota_is_waited_for_and_the_order_kept(caplog: pytest.LogCaptureFixture) -> None:
+    written: list[bytes] = []
+    taken: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            written.append(payload_of(packet))
+            if len(written) <= 7:
+                peer.puback(packet, 0x97, reason_string("10 messages\na minute"))
+            else:
+                taken.append(written[-1])
+                peer.puback(packet)
+
+    async with ScriptedBroker(script) as broker, client(broker, inflight=3, **QUICK) as app:
+        posts = [app.bus.post(message(b"%d" % n)) for n in range(5)]
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
+        assert taken == [b"0", b"1", b"2", b"3", b"4"]
+        assert app.stats["publishes.put_off"] == 7
+        assert app.stats["mqtt.lost"] == 0
+        assert (
+            r"quota exceeded (0x97), in the broker's words '10 messages\na minute'" in caplog.text
+        )
+
+
+async def test_a_suspect_that_is_put_off_for_long_is_not_overtaken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._publishing._LONGEST_ALONE", 0.05)
+    seen: list[bytes] = []
+
+    async def closing(peer: Peer) -> None:
+        await peer.ready()
+        await peer.expect("PUBLISH")
+        peer.close()
+
+    async def putting_off(peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            seen.append(payload_of(packet))
+            peer.puback(packet, 0x97 if len(seen) == 1 else 0)
+
+    async with (
+        ScriptedBroker(closing, closing, closing, putting_off) as broker,
+        client(broker, backoff_min=0.3, backoff_max=0.3) as app,
+    ):
+        await asyncio.gather(*(app.bus.post(message(name)) for name in (b"1", b"2", b"3")))
+        assert seen == [b"1", b"1", b"2", b"3"]
+
+
+async def test_what_is_put_off_until_its_time_is_over_was_not_sent_and_says_why() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            peer.puback(await peer.expect("PUBLISH"), 0x97, reason_string("tenant 7"))
+
+    slow = {"backoff_min": 60.0, "backoff_max": 60.0}
+    async with ScriptedBroker(script) as broker, client(broker, **slow) as app:  # type: ignore[arg-type]
+        with pytest.raises(PublishNotSent, match=r"quota exceeded \(0x97\).*'tenant 7'"):
+            await app.bus.publish(message(b"x"), timeout=2.0)
+
+
+async def test_what_was_put_off_and_then_written_again_may_have_been_received() -> None:
+    count = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal count
+        await peer.ready()
+        peer.puback(await peer.expect("PUBLISH"), 0x97)
+        await peer.expect("PUBLISH")
+        count += 1
+        await peer.wait_closed()
+
+    async with ScriptedBroker(script) as broker, client(broker, **QUICK) as app:
+        with pytest.raises(PublishUnknown):
+            await app.bus.publish(message(b"x"), timeout=1.0)
+        assert count == 1
+
+
+async def test_a_connection_lost_while_something_is_put_off_sends_it_on_the_next_one() -> None:
+    taken: list[bytes] = []
+
+    async def first(peer: Peer) -> None:
+        await peer.ready()
+        peer.puback(await peer.expect("PUBLISH"), 0x97)
+        await peer.expect("PUBLISH")
+        peer.reset()
+
+    async def second(peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            taken.append(payload_of(packet))
+            peer.puback(packet)
+
+    async with (
+        ScriptedBroker(first, second) as broker,
+        client(broker, backoff_min=0.3, backoff_max=0.5) as app,
+    ):
+        posts = [app.bus.post(message(b"%d" % n)) for n in range(3)]
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
+        assert taken == [b"0", b"1", b"2"]
+
+
+async def test_the_brokers_words_are_in_the_errors_of_publishes_and_subscriptions() -> None:
+    async def refusing(peer: Peer) -> None:
+        await peer.ready()
+        peer.puback(await peer.expect("PUBLISH"), 0x87, reason_string("no\nway"))
+        await peer.wait_closed()
+
+    async def consuming(peer: Peer) -> None:
+        await peer.accept()
+        packet = await peer.expect("SUBSCRIBE")
+        peer.send(suback(packet.packet_id, 0x80, properties=reason_string("not\ntoday")))
+        await peer.wait_closed()
+
+    async with ScriptedBroker(refusing, consuming) as broker, client(broker) as app:
+        with pytest.raises(NotAuthorised, match=r"'no\\nway'"):
+            await app.bus.publish(message(b"x"), timeout=5)
+        with pytest.raises(ConnectFailed, match=r"'not\\ntoday'"):
+            await app.consume("a")
+
+
+# On a real broker.
+
+
+def raw(app: Client, topic: str, payload: bytes = b"x") -> asyncio.Future[None]:
+    """Post to a topic that every check would refuse."""
+    bus = app.bus
+    assert isinstance(bus, MqttBus)
+    stand_in = "x" * len(topic.encode())
+    packet = PublishPacket(message(payload, stand_in))
+    packet._head = packet._head.replace(stand_in.encode(), topic.encode())
+    return bus._outbox.submit(message(payload, topic), packet)
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("topic", ["line\nbreak", "control\x01", "a" + "/a" * 250, "wild/#"])
+async def test_mosquitto_closes_over_a_topic_and_everything_else_goes_on(
+    topic: str, own_mosquitto: StartBroker
+) -> None:
+    broker = own_mosquitto()
+    async with client(broker, **QUICK) as app:
+        _, recorder = await app.consume("a")
+        good = [app.bus.post(message(b"%d" % n, "a")) for n in range(3)]
+        bad = raw(app, topic)
+        good += [app.bus.post(message(b"%d" % n, "a")) for n in range(3, 6)]
+        await asyncio.wait([bad], timeout=30)
+        assert isinstance(bad.exception(), PublishRefused)
+        assert repr(topic[:120]) in str(bad.exception())
+        await asyncio.wait_for(asyncio.gather(*good), 60)
+        await recorder.get(6)
+        assert list(dict.fromkeys(recorder.payloads)) == [b"%d" % n for n in range(6)]
+        assert app.fatal == []
+
+
+@pytest.mark.mosquitto
+@pytest.mark.slow
+async def test_restarts_and_cuts_under_load_make_nothing_be_refused(
+    own_mosquitto: StartBroker,
+) -> None:
+    broker = own_mosquitto(durable=True)
+    async with Proxy(broker.host, broker.port) as proxy, client(proxy, **QUICK) as app:
+        _, recorder = await app.consume("a")
+        posts: list[asyncio.Future[None]] = []
+        for turn in range(16):
+            posts += [app.bus.post(message(b"%d %d" % (turn, n), "a")) for n in range(50)]
+            await asyncio.sleep(0)
+            before = app.stats["mqtt.connected"]
+            if turn % 4 == 3:
+                await asyncio.to_thread(broker.restart)
+            else:
+                proxy.cut()
+            # Both connections: the one that publishes, and the one that consumes.
+            await eventually(lambda: app.stats["mqtt.connected"] >= before + 2)  # noqa: B023
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
+        await eventually(lambda: len(set(recorder.payloads)) == 800)
+        assert app.fatal == []
+        assert app.stats["publishes.refused"] == 0

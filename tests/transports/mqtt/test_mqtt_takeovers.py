@@ -1,0 +1,312 @@
+"""Two programs with one client identifier: what proves it, and which of them gives way."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from spa_dat.errors import ConfigurationError
+from spa_dat.testing import Mosquitto
+from spa_dat.transports import Envelope
+from spa_dat.transports.mqtt._session import Ending, Loss
+from spa_dat.transports.mqtt._takeovers import Takeovers
+from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, Packet, Reason
+from support.mqtt import client
+from support.scripted import Packet as ClientPacket, Peer, ScriptedBroker, suback
+from support.waiting import eventually
+
+Script = Callable[[Peer], Awaitable[None]]
+
+TAKEN_OVER = Loss("taken over", Ending.GOODBYE, Reason(0x8E))
+CLOSED = Loss("closed", Ending.CLOSED)
+RESET = Loss("reset", Ending.RESET)
+SILENT = Loss("silent", Ending.FAILED)
+
+
+def goodbye(code: int) -> Loss:
+    return Loss("goodbye", Ending.GOODBYE, Reason(code))
+
+
+# What counts.
+
+
+def test_a_newcomer_gives_way_after_three_takeovers_and_who_was_there_first_after_twenty() -> None:
+    newcomer, first = Takeovers(), Takeovers()
+    first.ended(TAKEN_OVER, 3.0, left_trace=False)
+    for _ in range(2):
+        newcomer.ended(TAKEN_OVER, 0.2, left_trace=False)
+        first.ended(TAKEN_OVER, 0.2, left_trace=False)
+    assert not newcomer.gives_way
+    newcomer.ended(TAKEN_OVER, 0.2, left_trace=False)
+    assert newcomer.gives_way
+    assert newcomer.is_newcomer
+    for _ in range(16):
+        first.ended(TAKEN_OVER, 0.2, left_trace=False)
+    assert not first.gives_way
+    first.ended(TAKEN_OVER, 0.2, left_trace=False)
+    assert first.gives_way
+    assert not first.is_newcomer
+
+
+def test_who_was_there_first_comes_back_at_once_while_there_is_another_one() -> None:
+    takeovers = Takeovers()
+    takeovers.ended(TAKEN_OVER, 0.2, left_trace=False)
+    assert not takeovers.hurries, "a newcomer"
+    takeovers.unreachable()
+    takeovers.ended(SILENT, 3.0, left_trace=False)
+    assert not takeovers.hurries, "nobody else is there"
+    takeovers.ended(TAKEN_OVER, 0.2, left_trace=False)
+    assert takeovers.hurries
+
+
+def test_a_copy_that_is_started_again_and_again_never_ends_the_first_one() -> None:
+    """Each life of the second takes over three times; then the first has some seconds."""
+    first = Takeovers()
+    first.ended(SILENT, 3.0, left_trace=False)
+    for _ in range(100):
+        second = Takeovers()
+        first.ended(TAKEN_OVER, 5.0, left_trace=False)
+        while not second.gives_way:
+            second.ended(TAKEN_OVER, 0.1, left_trace=False)
+            if not second.gives_way:
+                first.ended(TAKEN_OVER, 0.2, left_trace=False)
+        assert not first.gives_way
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(goodbye(code) for code in ANSWERS[Packet.DISCONNECT] if code != 0x8E),
+        goodbye(0xF0),
+        Loss("no reason", Ending.GOODBYE),
+        CLOSED,
+        RESET,
+        SILENT,
+    ],
+    ids=lambda loss: f"{loss.ending.name} {loss.reason or 0:#x}",
+)
+def test_nothing_else_counts_however_often_it_comes(loss: Loss) -> None:
+    takeovers = Takeovers()
+    for _ in range(1_000):
+        takeovers.ended(loss, 0.01, left_trace=takeovers.leaves_trace)
+        assert not takeovers.gives_way
+        if takeovers.looks:
+            takeovers.looked(foreign=False)
+    assert takeovers.count == 0
+
+
+def test_a_connection_that_holds_or_another_reason_or_an_outage_ends_the_fight() -> None:
+    takeovers = Takeovers()
+    for lasted in (0.1, 0.1, 31.0, 0.1):
+        takeovers.ended(TAKEN_OVER, lasted, left_trace=False)
+    assert takeovers.count == 2
+    takeovers.ended(goodbye(0x8B), 0.1, left_trace=False)
+    assert takeovers.count == 0
+    takeovers.ended(TAKEN_OVER, 0.1, left_trace=False)
+    takeovers.unreachable()
+    assert takeovers.count == 0
+
+
+def test_after_some_ends_without_a_word_a_trace_is_left_and_looked_for() -> None:
+    takeovers = Takeovers()
+    assert not takeovers.leaves_trace
+    takeovers.ended(CLOSED, 0.1, left_trace=False)
+    assert not takeovers.leaves_trace
+    takeovers.ended(CLOSED, 0.1, left_trace=False)
+    assert takeovers.leaves_trace
+    assert not takeovers.looks
+    takeovers.ended(RESET, 0.1, left_trace=True)
+    assert takeovers.looks
+    takeovers.looked(foreign=True)
+    assert takeovers.count == 1
+    takeovers.ended(CLOSED, 0.1, left_trace=False)
+    assert not takeovers.looks, "no trace was left"
+    takeovers.ended(CLOSED, 11.0, left_trace=True)
+    assert not takeovers.looks, "it held"
+
+
+# On a connection.
+
+
+async def test_a_newcomer_that_is_taken_over_ends_and_the_error_names_the_identifier() -> None:
+    started = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.ready()
+        await started.wait()
+        peer.goodbye(0x8E)
+
+    async with ScriptedBroker(script) as broker, client(broker, name="twice") as app:
+        started.set()
+        await eventually(lambda: app.fatal)
+        assert isinstance(app.fatal[0], ConfigurationError)
+        text = str(app.fatal[0])
+        assert "another program uses the same identifier 'twice.0'" in text
+        assert "instance=" in text
+        assert "3 times, the first time right after this one was started" in text
+        assert broker.connections == 3
+
+
+async def test_taken_over_while_it_starts_the_start_says_so() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        peer.goodbye(0x8E)
+
+    async with ScriptedBroker(script) as broker:
+        with pytest.raises(ConfigurationError, match=r"same identifier 'app\.0'"):
+            async with client(broker, start_timeout=60):
+                pass
+
+
+@pytest.mark.parametrize(
+    "code", [None, *(code for code in sorted(ANSWERS[Packet.DISCONNECT]) if code != 0x8E), 0xF0]
+)
+async def test_no_other_end_however_frequent_ends_an_application(code: int | None) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        packet = await peer.receive()
+        if packet.kind == "SUBSCRIBE":
+            peer.send(suback(packet.packet_id, 1))
+            await peer.expect("PUBLISH")
+        if code is None:
+            peer.close()
+        else:
+            peer.goodbye(code)
+
+    async def serve(peer: Peer) -> None:
+        await peer.accept()
+        while True:
+            packet = await peer.receive()
+            if packet.kind == "SUBSCRIBE":
+                peer.send(suback(packet.packet_id, 1))
+            elif packet.kind == "PUBLISH":
+                peer.puback(packet)
+
+    scripts: list[Script] = [script] * 12
+    async with (
+        ScriptedBroker(*scripts, serve) as broker,
+        client(broker, backoff_max=0.03, backoff_min=0.01) as app,
+    ):
+        number = 0
+        while broker.connections < 13:
+            # Another one each time: this is not about one message that the broker dislikes.
+            number += 1
+            posted = app.bus.post(Envelope(topic="t", payload=b"%d" % number))
+            before = app.stats["mqtt.lost"]
+            await eventually(lambda: posted.done() or app.stats["mqtt.lost"] > before)  # noqa: B023
+            posted.cancel()
+        await app.bus.publish(Envelope(topic="t"), timeout=30)
+        assert app.fatal == []
+
+
+async def test_a_session_of_somebody_else_where_ours_was_left_counts_as_taken_over() -> None:
+    looks: list[ClientPacket] = []
+
+    started = asyncio.Event()
+
+    async def closing(peer: Peer) -> None:
+        connect = await peer.accept(session=True)
+        packet = await peer.receive()
+        if packet.kind == "SUBSCRIBE":
+            peer.send(suback(packet.packet_id, 1))
+            await started.wait()
+            await asyncio.sleep(0.02)
+            peer.close()
+            return
+        assert connect.body[7] & 2 == 0, "no clean start: it wants to see what is there"
+        looks.append(packet)
+        peer.unsuback(packet, 0x11)
+        await peer.wait_closed()
+
+    async with (
+        ScriptedBroker(closing) as broker,
+        client(broker, backoff_max=0.03, backoff_min=0.01) as app,
+    ):
+        started.set()
+        await eventually(lambda: app.fatal)
+        assert "another program uses the same identifier 'app.0'" in str(app.fatal[0])
+        assert [packet.kind for packet in looks] == ["UNSUBSCRIBE"] * 3
+        assert all(b"_spa/reply/app/" in packet.body for packet in looks)
+
+
+async def test_our_own_session_found_again_proves_nothing() -> None:
+    looked = 0
+    started = asyncio.Event()
+
+    async def closing(peer: Peer) -> None:
+        nonlocal looked
+        await peer.accept(session=True)
+        packet = await peer.receive()
+        if packet.kind == "SUBSCRIBE":
+            peer.send(suback(packet.packet_id, 1))
+            await started.wait()
+            await asyncio.sleep(0.02)
+            peer.close()
+            return
+        looked += 1
+        peer.unsuback(packet, 0)
+        await peer.wait_closed()
+
+    async with (
+        ScriptedBroker(closing) as broker,
+        client(broker, backoff_max=0.03, backoff_min=0.01) as app,
+    ):
+        started.set()
+        await eventually(lambda: looked == 5)
+        assert app.fatal == []
+
+
+# On a real broker, which closes without a word.
+
+_COPY = """
+import sys
+from spa_dat import DistributedApplication
+app = DistributedApplication(sys.argv[1], name="prod")
+@app.application("in")
+async def handle(payload: int) -> None: ...
+@app.producer()
+async def ready() -> None:
+    print("started", flush=True)
+app.run()
+"""
+
+
+@pytest.mark.mosquitto
+@pytest.mark.slow
+async def test_of_two_copies_the_one_that_was_there_first_stays() -> None:
+    async def start() -> asyncio.subprocess.Process:
+        copy = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _COPY,
+            f"{broker.url}?keepalive=5",
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert copy.stdout is not None
+        await copy.stdout.readline()
+        return copy
+
+    with Mosquitto() as broker:
+        first = await start()
+        try:
+            # What makes it the first: it has held its connection for two seconds.
+            await eventually(lambda: "PINGRESP" in broker.log)
+            second = await start()
+            try:
+                _, errors = await asyncio.wait_for(second.communicate(), 50)
+            finally:
+                if second.returncode is None:
+                    second.kill()
+                    await second.wait()
+            assert second.returncode == 1
+            assert b"another program uses the same identifier 'prod.0'" in errors
+            assert first.returncode is None
+        finally:
+            if first.returncode is None:
+                first.terminate()
+            _, errors = await first.communicate()
+        assert first.returncode == 0, errors.decode()

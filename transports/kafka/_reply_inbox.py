@@ -1,0 +1,278 @@
+"""The inbox for replies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import aiokafka.errors as kafka
+import msgspec
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import TopicPartition
+
+from ..._limited_log import LimitedLog
+from ..._logs import get_logger
+from .._contract import Surroundings
+from .._envelope import Envelope, without_payload
+from .._reconnect import Backoff
+from ._clients import MOVED, Connections, Whereabouts, common_options, fetch_options, stop_consumer
+from ._config import KafkaConfig
+from ._errors import connect_problem, describe
+from ._records import Codec
+from ._topic_facts import topic_facts
+from .consuming._guard import Guard
+from .consuming._unreadable import Troubles
+from .producing._topics import Topics
+
+__all__ = ["ReplyInbox"]
+
+_log = get_logger(__name__)
+
+_POLL = 1_000
+_BURST = 64
+_CLOSE_TIMEOUT = 2.0
+_LOOK_AGAIN = 0.1
+_LOST_AFTER = 2.0
+
+
+class ReplyInbox:
+    """Reads all partitions of the reply topic, in no group, from the end when it starts.
+
+    It is never paused: replies end futures and take no place in any mailbox. After an interruption
+    it goes on where it was.
+
+    Args:
+        config: where and how.
+        client_id: what the cluster's logs call us.
+        name: of the reply topic.
+        token: what the correlations of this bus start with, unguessable.
+        codec: reads the records.
+        topics: makes the topic anew when somebody has deleted it.
+        surroundings: counters and randomness.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        client_id: str,
+        name: str,
+        token: str,
+        codec: Codec,
+        topics: Topics,
+        surroundings: Surroundings,
+    ) -> None:
+        self._config = config
+        self._client_id = client_id
+        self._name = name
+        self._prefix = f"{token}/".encode()
+        self._codec = codec
+        self._topics = topics
+        self._stats = surroundings.stats
+        self._log = LimitedLog(_log)
+        self._backoff = Backoff(
+            surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
+        )
+        self._positions: dict[TopicPartition, int] = {}
+        # Of the topic that these are positions in; None when that is not known.
+        self._id: str | None = None
+        self._consumer: Any = None
+        self._troubles = Troubles(f"reply inbox {name!r}", surroundings.stats)
+        self._guard: Guard | None = None
+        self._task: asyncio.Task[None] | None = None
+        # Why there is no connection that replies come over.
+        self._away: str | None = None
+        self._on_reply: Callable[[str, Envelope], None] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps replies from being read, in words; None when nothing does."""
+        return self._away or self._troubles.serious((self._name,))
+
+    async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        """Take its place at the end of the topic, which must exist; one attempt.
+
+        Args:
+            on_reply: called with the correlation, without the token, and the reply.
+
+        Raises:
+            OSError: no connection; TimeoutError is one.
+            aiokafka.errors.KafkaError: the cluster refused.
+        """
+        self._on_reply = on_reply
+        self._consumer = await self._connected()
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(), name=f"kafka replies {self._client_id}"
+        )
+
+    async def close(self) -> None:
+        """End it; never raises, bounded in time."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+        await self._drop()
+
+    async def _connected(self) -> Any:
+        consumer = AIOKafkaConsumer(
+            **common_options(self._config, self._client_id),
+            **fetch_options(self._config.window_bytes),
+            group_id=None,
+            enable_auto_commit=False,
+            # Only counts where the place is gone: removed by retention, or the topic was made
+            # anew. What is there then has not been seen.
+            auto_offset_reset="earliest",
+            # With read_committed anybody's open transaction would hold all replies back.
+            isolation_level="read_uncommitted",
+        )
+        Connections(consumer._client, self._config, self._client_id)
+        # Replies are worth nothing later: better some are lost than all that come after them.
+        guard = Guard(consumer, self._troubles, passes_over=True)
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                await consumer.start()
+                guard.start()
+                await self._take_place(consumer)
+        except BaseException:
+            await stop_consumer(consumer, _CLOSE_TIMEOUT)
+            raise
+        self._guard = guard
+        return consumer
+
+    async def _take_place(self, consumer: Any) -> None:
+        numbers = await self._partitions(consumer)
+        places = [TopicPartition(self._name, number) for number in numbers]
+        identifier = await self._current_id(consumer)
+        if self._positions and identifier != self._id:
+            self._positions = dict.fromkeys(self._positions, 0)
+        self._id = identifier
+        if not self._positions:
+            # The library's own way would look for the end with the first fetch, which may be
+            # after the first reply.
+            self._positions = await consumer.end_offsets(places)
+        self._assign(consumer, places)
+
+    def _assign(self, consumer: Any, places: Sequence[TopicPartition]) -> None:
+        consumer.assign(places)
+        for place in places:
+            # What appears later is read from its start.
+            consumer.seek(place, self._positions.setdefault(place, 0))
+
+    def _look_for_more(self, consumer: Any, numbers: Iterable[int]) -> None:
+        """Read the partitions that the topic has got since."""
+        places = [TopicPartition(self._name, number) for number in sorted(numbers)]
+        if not consumer.assignment().issuperset(places):
+            self._assign(consumer, places)
+            if self._guard is not None:
+                self._guard.reassigned(places)
+
+    async def _current_id(self, consumer: Any) -> str | None:
+        facts = await topic_facts(consumer._client, [self._name])
+        return facts[self._name].id if facts and self._name in facts else self._id
+
+    async def _is_another(self, consumer: Any) -> bool:
+        """Whether the topic was deleted and made anew; not if nobody can tell now."""
+        try:
+            return await self._current_id(consumer) != self._id
+        except (OSError, kafka.KafkaError):
+            return False
+
+    async def _partitions(self, consumer: Any) -> list[int]:
+        client = consumer._client
+        client.set_topics([self._name])
+        while True:
+            await client.force_metadata_update()
+            found = client.cluster.partitions_for_topic(self._name)
+            if found:
+                return sorted(found)
+            if self._name in client.cluster.unauthorized_topics:
+                raise kafka.TopicAuthorizationFailedError(self._name)
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            try:
+                if self._consumer is None:
+                    await self._topics.ensure([self._name], self._config.connect_timeout)
+                    self._consumer = await self._connected()
+                    self._away = None
+                    began = loop.time()
+                await self._read(self._consumer)
+            # Whatever it is, it must not end the attempts to come back.
+            except Exception as error:  # noqa: BLE001
+                lasted = 0.0 if self._consumer is None else loop.time() - began
+                self._stats["kafka.inboxes_lost"] += 1
+                if isinstance(error, kafka.UnknownTopicOrPartitionError):
+                    # Made anew it counts from 0 again, and nothing in it has been seen. If it was
+                    # only out of sight, replies come again that nobody waits for any more.
+                    self._positions = dict.fromkeys(self._positions, 0)
+                delay = self._backoff.next_delay(lasted)
+                problem = connect_problem(error, self._config.address, self._config.username)
+                what = describe(error) if self._consumer is not None else problem.error
+                self._away = f"replies cannot be read: {what}"
+                _log.warning("reply inbox %r: %s; again in %.1f s", self._name, what, delay)
+                await self._drop()
+                await asyncio.sleep(delay)
+
+    async def _read(self, consumer: Any) -> None:
+        tasks = (consumer._fetcher.error_future, consumer._client._sync_task)
+        loop = asyncio.get_running_loop()
+        seen = loop.time()
+        look = seen + self._config.topic_refresh
+        whereabouts = Whereabouts(self._config, self._client_id, consumer._client)
+        guard = self._guard
+        while True:
+            fetched = await consumer.getmany(timeout_ms=_POLL)
+            for place, records in fetched.items():
+                for number, record in enumerate(records, 1):
+                    self._hand_over(record)
+                    self._positions[place] = record.offset + 1
+                    if not number % _BURST:
+                        # What those who waited send now goes out meanwhile.
+                        await asyncio.sleep(0)
+            if guard is not None and guard.busy:
+                await guard.mend(lambda _: True)
+                guard.look_again(lambda _: True)
+            if not fetched and not await whereabouts.reachable() and await whereabouts.moved():
+                raise ConnectionError(MOVED)
+            if loop.time() >= look:
+                look = loop.time() + self._config.topic_refresh
+                if guard is not None:
+                    guard.look_for_leaders()
+                if await self._is_another(consumer):
+                    raise kafka.UnknownTopicOrPartitionError(self._name)
+            # The library would wait for ever for a topic that was deleted.
+            if numbers := consumer._client.cluster.partitions_for_topic(self._name):
+                seen = loop.time()
+                self._look_for_more(consumer, numbers)
+            elif loop.time() - seen > _LOST_AFTER:
+                raise kafka.UnknownTopicOrPartitionError(self._name)
+            for task in tasks:
+                if task.done():
+                    task.result()
+                    raise kafka.KafkaError("a task of the library has ended")
+
+    def _hand_over(self, record: Any) -> None:
+        try:
+            reply = self._codec.decode(record)
+            correlation = None if reply is None else reply.correlation
+            if reply is None:
+                self._stats["messages.expired"] += 1
+            elif correlation is None or not correlation.startswith(self._prefix):
+                self._stats["replies.foreign"] += 1
+            elif self._on_reply is not None:
+                own = correlation[len(self._prefix) :]
+                reply = msgspec.structs.replace(reply, correlation=own)
+                if len(reply.payload) > self._config.largest_received:
+                    reply = without_payload(reply)
+                self._on_reply(own.decode("utf-8", "replace"), reply)
+        # A reply is anybody's bytes; it must not stop those behind it.
+        except Exception:  # noqa: BLE001
+            self._log.exception("a reply on %r could not be handed over", self._name)
+
+    async def _drop(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await stop_consumer(consumer, _CLOSE_TIMEOUT)

@@ -1,0 +1,245 @@
+"""Fetching, as fast as what is fetched is settled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import aiokafka.errors as kafka
+from aiokafka.structs import TopicPartition
+
+from ...._logs import get_logger
+from .._clients import MOVED, Whereabouts
+from .._config import KafkaConfig
+from .._records import StoredRecord
+from ._guard import Guard
+from ._partitions import Assignment
+
+__all__ = ["Fetched", "Fetching"]
+
+_log = get_logger(__name__)
+
+Fetched = Mapping[TopicPartition, Sequence[StoredRecord]]
+
+_POLL = 200
+_LOOK = 1.0
+_SMALL_WINDOW = 64
+_PATIENCE = 0.02
+_LONGEST_IDLE = 5.0
+# More than what one fetch takes, unless the library waits for something that may never come.
+_GRACE = 1.0
+
+
+class Fetching:
+    """Fetches for a consumer of the library, never cancelled while that is in use.
+
+    At most ``window`` deliveries are unsettled, and ``window_bytes`` but for those of the last
+    fetch. As long as there is no room nothing is fetched; if that lasts, the partitions are paused
+    and it goes on polling, or the group would give the member up. If nothing at all is settled
+    for ``max_poll_interval``, it ends. So it does when the brokers that the library knows are gone
+    and the cluster is somewhere else.
+
+    Args:
+        consumer: the library's.
+        config: limits.
+        window: the most unsettled deliveries.
+        window_bytes: the most unsettled bytes.
+        current: the assignment at work; None between two.
+        take: gets what was fetched; what it returns is awaited.
+        stats: counts ``kafka.stalled``.
+        name: for messages.
+        guard: keeps partitions that can not be read from the others.
+        whereabouts: whether the brokers that the library knows are still there.
+        look: called once a second, to raise what the library would never notice.
+        handed_out: called now and then when all that was fetched is handed out.
+
+    Attributes:
+        reachable: whether one of them was, and answered, the last time that it looked.
+    """
+
+    def __init__(
+        self,
+        consumer: Any,
+        config: KafkaConfig,
+        window: int,
+        current: Callable[[], Assignment | None],
+        take: Callable[[Fetched], Awaitable[None] | None],
+        stats: Counter[str],
+        name: str,
+        guard: Guard,
+        whereabouts: Whereabouts,
+        look: Callable[[], Awaitable[None]],
+        handed_out: Callable[[], None],
+        *,
+        window_bytes: int,
+    ) -> None:
+        self._consumer = consumer
+        self._config = config
+        self._window = window
+        self._most_bytes = window_bytes
+        self._low = window - 1 if window < _SMALL_WINDOW else window // 2
+        self._current = current
+        self._take = take
+        self._stats = stats
+        self._name = name
+        self._guard = guard
+        self._whereabouts = whereabouts
+        self.reachable = True
+        self._look = look
+        self._handed_out = handed_out
+        self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
+
+    async def run(self, stop: asyncio.Event, until: float | None = None) -> bool:
+        """Fetch until ``stop`` is set, or until ``until`` (loop time).
+
+        Returns:
+            False when it ended because nothing was settled for too long.
+
+        Raises:
+            ConnectionError: the cluster has moved.
+            Exception: what the library raises.
+        """
+        fetching = asyncio.ensure_future(self._fetch(stop, until))
+        stopping = asyncio.ensure_future(stop.wait())
+        watching = asyncio.ensure_future(self._watch())
+        try:
+            await asyncio.wait({fetching, stopping, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
+            assignment = self._current()
+            if assignment is not None:
+                assignment.wake()
+            # In the middle of a rebalance the library does not come back before its end.
+            await asyncio.wait({fetching}, timeout=_GRACE)
+            return fetching.result() if fetching.done() else True
+        finally:
+            fetching.cancel()
+            stopping.cancel()
+            watching.cancel()
+            await asyncio.gather(fetching, stopping, watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Raise what the library would never notice."""
+        where = self._whereabouts
+        while True:
+            await asyncio.sleep(_LOOK)
+            reachable = await where.reachable()
+            self.reachable = reachable and not where.silent()
+            if reachable:
+                self._guard.look_for_leaders()
+                self._guard.look_for_transactions()
+                await self._look()
+            elif await where.moved():
+                raise ConnectionError(MOVED)
+
+    async def _fetch(self, stop: asyncio.Event, until: float | None) -> bool:
+        consumer = self._consumer
+        loop = asyncio.get_running_loop()
+        watched = (consumer._client._sync_task, consumer._fetcher._fetch_task)
+        told = loop.time()
+        while not stop.is_set() and (until is None or loop.time() < until):
+            room = await self._room(stop)
+            if room is None:
+                return False
+            if room:
+                fetched = await self._consumer.getmany(timeout_ms=_POLL, max_records=room)
+                if fetched:
+                    await self._taken(fetched)
+                    # What is in the library's hands comes without a pause, and whoever has to
+                    # handle it needs a turn.
+                    await asyncio.sleep(0)
+                if self._guard.busy:
+                    await self._mend()
+                if loop.time() - told >= self._config.commit_interval:
+                    told = loop.time()
+                    self._handed_out()
+            for task in watched:
+                if task.done():
+                    raise kafka.KafkaError("a task of the library has ended")
+        return True
+
+    async def _mend(self) -> None:
+        if self._guard.found:
+            await self._guard.mend(self._may_go_on)
+        self._guard.look_again(self._may_go_on)
+
+    def _may_go_on(self, partition: TopicPartition) -> bool:
+        assignment = self._current()
+        if assignment is None or assignment.ended:
+            return False
+        tracker = assignment.trackers.get(partition)
+        return tracker is None or not tracker.paused
+
+    async def _taken(self, fetched: Fetched) -> None:
+        waiting = self._take(fetched)
+        if waiting is not None:
+            await waiting
+
+    async def _room(self, stop: asyncio.Event) -> int | None:
+        """How many records may be fetched now; None if there has been no room for too long."""
+        assignment = self._current()
+        if assignment is None or assignment.ended:
+            # The library waits for the next one.
+            return self._window
+        few_bytes = self._most_bytes // 2
+        if assignment.unsettled > self._low or assignment.size > few_bytes:
+            await assignment.settled_down_to(self._low, _PATIENCE, few_bytes)
+            full = self._is_full(assignment) and not assignment.ended
+            if full and not await self._stand_still(assignment, stop):
+                return None
+        room = max(self._window - assignment.unsettled, 0)
+        if assignment.average:
+            bytes_left = max(self._most_bytes - assignment.size, 0)
+            room = min(room, max(bytes_left // assignment.average, 1))
+        return room
+
+    def _is_full(self, assignment: Assignment) -> bool:
+        return assignment.unsettled >= self._window or assignment.size >= self._most_bytes
+
+    async def _stand_still(self, assignment: Assignment, stop: asyncio.Event) -> bool:
+        """Wait for room, and stay a member meanwhile; False if that takes too long."""
+        loop = asyncio.get_running_loop()
+        limit = loop.time() + self._config.max_poll_interval
+        paused: list[TopicPartition] = []
+        try:
+            while self._is_full(assignment):
+                left = limit - loop.time()
+                if left <= 0:
+                    return self._stalled()
+                patience = min(self._idle, left)
+                if await assignment.settled_down_to(
+                    self._window - 1, patience, self._most_bytes - 1
+                ):
+                    break
+                if assignment.ended or stop.is_set():
+                    break
+                if not paused:
+                    paused = sorted(self._consumer.assignment())
+                    self._consumer.pause(*paused)
+                # Everything is paused: it only says that we are alive.
+                stray = await self._consumer.getmany(timeout_ms=0, max_records=1)
+                if stray:
+                    await self._taken(stray)
+            return True
+        finally:
+            self._go_on(assignment, paused)
+
+    def _go_on(self, assignment: Assignment, paused: Sequence[TopicPartition]) -> None:
+        if assignment.ended:
+            return
+        full = {tp for tp, tracker in assignment.trackers.items() if tracker.paused}
+        assigned = self._consumer.assignment()
+        free = [tp for tp in paused if tp in assigned and tp not in full]
+        self._consumer.resume(*(tp for tp in free if not self._guard.keeps(tp)))
+
+    def _stalled(self) -> bool:
+        self._stats["kafka.stalled"] += 1
+        _log.error(
+            "%s: nothing was settled for %g s; see what the handler waits for, or raise"
+            " max_poll_interval",
+            self._name,
+            self._config.max_poll_interval,
+        )
+        return False

@@ -1,0 +1,402 @@
+"""Consuming as a member of a group."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Awaitable, Collection
+from typing import Any
+
+import aiokafka.errors as kafka
+from aiokafka import AIOKafkaConsumer
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.structs import TopicPartition
+
+from ...._logs import get_logger
+from ....errors import ConfigurationError
+from ..._contract import Receiver, Subscription
+from ..._reconnect import Rivalry
+from .._clients import Connections, end_tasks, stop_consumer
+from .._common import Common
+from .._topic_facts import MadeAnewError
+from ._commits import Committer
+from ._fetching import Fetched
+from ._guard import Guard
+from ._membership import (
+    NO_COORDINATOR,
+    is_lost,
+    join_refusal,
+    leave,
+    rejoin_anew,
+    unassigned,
+    watch_topics,
+)
+from ._partitions import Assignment, PartitionTracker
+from ._positions import compare, made_anew_since, take_places
+from ._session import Intake, unless
+
+__all__ = ["GroupMember"]
+
+_log = get_logger(__name__)
+
+_COMMIT_TIMEOUT = 5.0
+_STOP_TIMEOUT = 3.0
+_SHARE_FOR_RUNNING = 0.8
+_SHORT = 10.0
+_LOOK_AGAIN = 0.05
+_MOST_LOOKS_IN_VAIN = 10
+
+
+class GroupMember(Intake):
+    """Shares the partitions of its topics with the other members of its group.
+
+    What is settled is committed; when partitions are taken away what was not started is given
+    back, what runs is waited for, and what is settled is committed before.
+    """
+
+    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
+        super().__init__(common, subscription, receiver)
+        self._guard: Guard | None = None
+        self._committer: Committer | None = None
+        self._reassigned = asyncio.Event()
+        self._epoch = 0
+        self._held = False
+        self._rejoining = False
+        self._lost = False
+        self._rivalry = Rivalry(settled_after=_SHORT, lasting=_SHORT, newcomer=6, settled=10)
+        self._joined_at = 0.0
+        # Why the places of an assignment are not known.
+        self._misplaced: Exception | None = None
+        self._next_look = 0.0
+        self._looks_in_vain = 0
+        # Whether they are known, or it is known why not.
+        self._placed = asyncio.Event()
+
+    @property
+    def _group(self) -> str:
+        identity = self._surroundings.identity
+        name = f"{identity.application}.{self._subscription.name}"
+        return self._names.group(name if self._subscription.share else self.identifier)
+
+    # One consumer of the library after the other.
+
+    async def _session(self) -> None:
+        changes = [*self._changes]
+        if not await self._unless_interrupted(self._reach()):
+            return
+        if not self._filters:
+            self._resume()
+            self._in_force(changes)
+            await self._interrupt.wait()
+            return
+        consumer = self._consumer = self._make()
+        self._placed.clear()
+        guard = self._guard = Guard(consumer, self._troubles)
+        stalled: Assignment | None = None
+        try:
+            if not await self._unless_interrupted(self._join(consumer, guard)):
+                return
+            self._in_force(changes)
+            if not await self._fetching(consumer, guard).run(self._interrupt):
+                stalled = self._assignment
+        finally:
+            await self._leave(consumer, for_good=stalled is not None or bool(self._changes))
+        if stalled is not None:
+            self._away = "it has left its group, because nothing was settled for too long"
+            # Until then it would only take away from others what it can not handle.
+            running = stalled.running()
+            one_less = max(len(running) - 1, 0)
+            await self._unless_interrupted(stalled.finished(running, math.inf, one_less))
+
+    def _make(self) -> Any:
+        config = self._config
+        options = self._options()
+        consumer = AIOKafkaConsumer(
+            **options,
+            group_id=self._group,
+            group_instance_id=self._names.group(self.identifier),
+            auto_offset_reset="earliest",
+            session_timeout_ms=int(config.session_timeout * 1000),
+            heartbeat_interval_ms=int(config.heartbeat_interval * 1000),
+            rebalance_timeout_ms=int(config.rebalance_timeout * 1000),
+            max_poll_interval_ms=int(config.max_poll_interval * 1000),
+        )
+        Connections(consumer._client, config, self.identifier)
+        names, pattern, _ = self._selection
+        listener = _Listener(self)
+        if pattern is None:
+            consumer.subscribe(topics=list(names), listener=listener)
+        else:
+            # The library takes either names or a pattern.
+            every = [*(re.escape(name) for name in names), pattern.pattern]
+            whole = "|".join(f"(?:{part})" for part in every)
+            consumer.subscribe(pattern=rf"(?:{whole})\Z", listener=listener)
+        return consumer
+
+    async def _join(self, consumer: Any, guard: Guard) -> None:
+        # A group that is busy with handing over lets nobody in before that is done.
+        patience = self._config.start_timeout
+        async with asyncio.timeout(patience + self._config.rebalance_timeout) as limit:
+            give_up = self._give_up_without_coordinator
+            timer = asyncio.get_running_loop().call_later(patience, give_up, guard, limit)
+            try:
+                await consumer.start()
+            except kafka.KafkaError:
+                # A name that is known gets what it had before, and the library breaks off when that
+                # is not wanted any more. The next attempt is to be another member.
+                await end_tasks(consumer, _STOP_TIMEOUT)
+                await leave(consumer)
+                raise
+            finally:
+                timer.cancel()
+            guard.start()
+            await self._check_rights(consumer._client)
+            if await unassigned(consumer, self._group):
+                self._rejoining = True
+                self._reassigned.clear()
+                await rejoin_anew(consumer, self._reassigned)
+            watch_topics(consumer)
+            while True:
+                await self._placed.wait()
+                try:
+                    await take_places(consumer, self._assignment, self._config.offset_reset)
+                    return
+                except (kafka.IllegalStateError, kafka.CommitFailedError):
+                    # The partitions were handed out anew meanwhile.
+                    await asyncio.sleep(_LOOK_AGAIN)
+
+    def _give_up_without_coordinator(self, guard: Guard, limit: asyncio.Timeout) -> None:
+        if guard.join_code == NO_COORDINATOR:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _leave(self, consumer: Any, *, for_good: bool) -> None:
+        """End with this consumer of the library: commit, and give back what it had."""
+        try:
+            assignment = self._assignment
+            if assignment is not None:
+                assignment.end()
+                if not self._closing:
+                    self._hold()
+                    if self._changes:
+                        running = assignment.running()
+                        await unless(self._closed, assignment.finished(running, self._patience))
+            if self._committer is not None:
+                await self._committer.finish(_COMMIT_TIMEOUT, lost=is_lost(consumer))
+        finally:
+            self._forget()
+            if for_good:
+                # The name would get what it had before, whatever it wants now. The tasks would
+                # join again at once.
+                await end_tasks(consumer, _STOP_TIMEOUT)
+                await unless(self._closed, leave(consumer))
+            await stop_consumer(consumer, _STOP_TIMEOUT)
+            self._consumer = None
+
+    def _explained(self, error: Exception) -> Exception:
+        code = 0 if self._guard is None else self._guard.join_code
+        return join_refusal(error, code, self._group, self._config) or error
+
+    @property
+    def _patience(self) -> float:
+        return _SHARE_FOR_RUNNING * self._config.rebalance_timeout
+
+    def _hold(self) -> None:
+        if not self._held:
+            self._held = True
+            self._receiver.hold()
+
+    def _resume(self) -> None:
+        if self._held and not self._closing:
+            self._held = False
+            self._receiver.resume(redelivered=True)
+
+    def _forget(self) -> None:
+        assignment, self._assignment, self._committer = self._assignment, None, None
+        if assignment is not None and not self._at_most_once:
+            self._handout.remember(assignment)
+
+    # What the listener reports.
+
+    async def revoked(self) -> None:
+        """The partitions are taken away, to be handed out anew."""
+        assignment, committer = self._assignment, self._committer
+        if assignment is None or committer is None:
+            return
+        assignment.end()
+        self._hold()
+        self._lost = lost = is_lost(self._consumer)
+        if not lost:
+            await assignment.finished(assignment.running(), self._patience)
+        await committer.finish(_COMMIT_TIMEOUT, lost=lost)
+        if self._assignment is assignment:
+            self._forget()
+        self._stats["kafka.rebalances"] += 1
+        if lost and not self._rejoining:
+            self._count_loss()
+
+    async def assigned(self, partitions: Collection[TopicPartition]) -> None:
+        """These are ours from now on."""
+        self._epoch += 1
+        self._joined_at = asyncio.get_running_loop().time()
+        assignment = Assignment(self._epoch)
+        assignment.open = False
+        self._placed.clear()
+        for partition in sorted(partitions):
+            assignment.trackers[partition] = PartitionTracker(assignment, partition, self._on_room)
+        self._handout.keep(assignment.trackers)
+        if self._guard is not None:
+            self._guard.reassigned(partitions)
+        self._assignment = assignment
+        self._committer = Committer(
+            self._consumer, assignment, self._config, self._stats, self._group
+        )
+        if self._lost:
+            watch_topics(self._consumer)
+        self._lost = self._rejoining = False
+        self._misplaced = None
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                anew = await compare(self._consumer, assignment)
+            self._made_anew(anew)
+            self._anew.clear()
+            self._next_look = asyncio.get_running_loop().time() + self._config.topic_refresh
+            assignment.open = True
+        except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
+            self._misplaced = error
+        self._placed.set()
+        self._reassigned.set()
+        self._resume()
+
+    @property
+    def trouble(self) -> str | None:
+        trouble = super().trouble
+        if trouble is None and self._looks_in_vain >= _MOST_LOOKS_IN_VAIN:
+            return str(join_refusal(TimeoutError(), NO_COORDINATOR, self._group, self._config))
+        return trouble
+
+    async def _look(self) -> None:
+        found = self._guard is None or self._guard.join_code != NO_COORDINATOR
+        self._looks_in_vain = 0 if found else self._looks_in_vain + 1
+        if self._misplaced is not None:
+            raise self._misplaced
+        await super()._look()
+        assignment = self._assignment
+        now = asyncio.get_running_loop().time()
+        if assignment is None or not assignment.ids or now < self._next_look:
+            return
+        self._next_look = now + self._config.topic_refresh
+        try:
+            # It is not to keep others from seeing that nobody answers.
+            async with asyncio.timeout(self._config.connect_timeout):
+                anew = await made_anew_since(self._consumer, assignment)
+        except (OSError, kafka.KafkaError) as error:
+            _log.debug("consumer %r: no look at its topics: %s", self.identifier, error)
+            return
+        if anew and not assignment.ended:
+            raise MadeAnewError(anew)
+
+    def _handed_out(self) -> None:
+        assignment, committer, guard = self._assignment, self._committer, self._guard
+        if assignment is None or committer is None or guard is None:
+            return
+        if assignment.open and not assignment.ended and not self._stopped:
+            known = self._troubles.known
+            committer.catch_up(lambda tp: -1 if tp in known else guard.position(tp))
+
+    def _count_loss(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._stats["kafka.memberships_lost"] += 1
+        self._rivalry.held(now - self._joined_at)
+        self._rivalry.pushed_out()
+        if not self._rivalry.gives_way:
+            return
+        identity = self._surroundings.identity
+        who = f"{identity.application}.{identity.instance}"
+        self._surroundings.fatal(
+            ConfigurationError(
+                f"consumer {self.identifier!r} keeps losing its place in group {self._group!r}:"
+                f" another program runs as {who!r} too; give each copy of an application another"
+                " instance="
+            )
+        )
+
+    # Records.
+
+    def _take(self, fetched: Fetched) -> Awaitable[None] | None:
+        assignment = self._assignment
+        if assignment is None:
+            raise kafka.KafkaError("the library did not say what it has assigned")
+        if self._stopped or assignment.ended or not assignment.open:
+            self._put_back(fetched)
+            return None
+        if self._at_most_once:
+            return self._take_at_most_once(assignment, fetched)
+        for partition, records in fetched.items():
+            self._handout.hand_out(assignment, partition, records)
+            self._pause_if_full(assignment.trackers[partition])
+        return None
+
+    def _put_back(self, fetched: Fetched) -> None:
+        """They come again: the library must not think that they were handed out."""
+        consumer = self._consumer
+        for partition, records in fetched.items():
+            if partition in consumer.assignment():
+                consumer.seek(partition, records[0].offset)
+                if self._stopped:
+                    consumer.pause(partition)
+
+    async def _take_at_most_once(self, assignment: Assignment, fetched: Fetched) -> None:
+        committer = self._committer
+        assert committer is not None
+        offsets = {partition: records[-1].offset + 1 for partition, records in fetched.items()}
+        confirmed = await committer.commit(offsets)
+        if assignment.ended:
+            return
+        if not confirmed:
+            raise kafka.KafkaError("what was fetched could not be committed")
+        for records in fetched.values():
+            self._handout.hand_out_untracked(assignment, records)
+
+    def _pause_if_full(self, tracker: PartitionTracker) -> None:
+        limit = self._config.max_uncommitted
+        if tracker.paused or len(tracker.slots) < limit:
+            return
+        tracker.paused = True
+        tracker.resume_at = limit // 2
+        self._consumer.pause(tracker.partition)
+        self._stats["kafka.partitions_stuck"] += 1
+        _log.warning(
+            "consumer %r: offset %d of partition %d of topic %r is not settled, and %d records"
+            " behind it can not be committed; the partition is paused until it is",
+            self.identifier,
+            tracker.oldest,
+            tracker.partition.partition,
+            tracker.partition.topic,
+            len(tracker.slots),
+        )
+
+    def _on_room(self, partition: TopicPartition) -> None:
+        if self._consumer is None or partition not in self._consumer.assignment():
+            return
+        if self._guard is None or not self._guard.keeps(partition):
+            self._consumer.resume(partition)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Passes on what the library reports, which would keep errors to itself."""
+
+    def __init__(self, member: GroupMember) -> None:
+        self._member = member
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        try:
+            await self._member.revoked()
+        except Exception:  # noqa: BLE001 (nobody else would say so)
+            _log.exception("consumer %r could not give partitions back", self._member.identifier)
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        try:
+            await self._member.assigned(assigned)
+        except Exception:  # noqa: BLE001 (nobody else would say so)
+            _log.exception("consumer %r could not take partitions", self._member.identifier)

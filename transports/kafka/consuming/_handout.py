@@ -1,0 +1,170 @@
+"""Handing out what was fetched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from aiokafka.structs import TopicPartition
+
+from ...._limited_log import LimitedLog
+from ...._logs import get_logger
+from ..._contract import Receiver
+from ..._delivery import Delivery
+from ..._envelope import without_payload
+from ..._topics import TopicTrie
+from .._records import Codec, StoredRecord, size_of_headers
+from ._partitions import Assignment, SizeTracker
+from ._redelivery import Past
+
+__all__ = ["Handout"]
+
+_log = get_logger(__name__)
+
+
+class Handout:
+    """Decodes what was fetched for one subscription and delivers it; knows what was handed out.
+
+    Args:
+        identifier: of the consumer, for messages.
+        codec: reads records.
+        receiver: who gets the deliveries.
+        largest: the most bytes of a payload that is handed out.
+        stats: counts ``messages.recognised``, ``messages.expired`` and ``messages.malformed``.
+    """
+
+    def __init__(
+        self, identifier: str, codec: Codec, receiver: Receiver, largest: int, stats: Counter[str]
+    ) -> None:
+        self._identifier = identifier
+        self._codec = codec
+        self._receiver = receiver
+        self._largest = largest
+        self._stats = stats
+        self._log = LimitedLog(_log)
+        self._exact = True
+        self._trie: TopicTrie[None] = TopicTrie()
+        # What earlier assignments handed out, by partition.
+        self._past: dict[TopicPartition, Past] = {}
+        self._seen: dict[TopicPartition, int] = {}
+
+    def select(self, filters: Iterable[str], *, exact: bool) -> None:
+        """Deliver what matches the plain filters; everything, where that is ``exact`` enough."""
+        self._exact = exact
+        self._trie = TopicTrie()
+        for pattern in filters:
+            self._trie.add(pattern, None)
+
+    # What was handed out.
+
+    def remember(self, assignment: Assignment) -> None:
+        """The assignment is over: recognise what it handed out when it comes again."""
+        for partition, tracker in assignment.trackers.items():
+            self._past[partition] = Past(tracker, self._past.get(partition))
+
+    def keep(self, partitions: Iterable[TopicPartition]) -> None:
+        """All other partitions went to somebody else: forget all but what still runs here."""
+        ours = set(partitions)
+        for partition in [*self._past]:
+            if partition not in ours and not self._past[partition].keep_running():
+                del self._past[partition]
+
+    def forget_topics(self, names: Iterable[str]) -> None:
+        """What was handed out of these says nothing of the topics that have the names now."""
+        gone = set(names)
+        self._past = {place: it for place, it in self._past.items() if place.topic not in gone}
+        self._seen = {place: it for place, it in self._seen.items() if place.topic not in gone}
+
+    # Handing out.
+
+    def hand_out(
+        self, assignment: Assignment, partition: TopicPartition, records: Sequence[StoredRecord]
+    ) -> None:
+        """Decode and deliver what was fetched of one partition."""
+        tracker = assignment.trackers[partition]
+        past = self._past.get(partition)
+        if past is not None and past.is_over(records[0].offset):
+            del self._past[partition]
+            past = None
+        match = None if self._exact else self._trie.match
+        seen = self._seen.get(partition, -1)
+        decode, epoch, keep = self._codec.decode, assignment.epoch, tracker.slots.append
+        deliveries: list[Delivery] = []
+        skipped = total = 0
+        largest = self._largest
+        if tracker.first < 0:
+            tracker.first = records[0].offset
+        # Before anything is settled.
+        assignment.unsettled += len(records)
+        for record in records:
+            offset = record.offset
+            try:
+                envelope = decode(record, offset < seen)
+                if envelope is None:
+                    self._stats["messages.expired"] += 1
+            except Exception as error:  # noqa: BLE001 (one bad record must not stop the others)
+                self._undecodable(record, error)
+                envelope = None
+            if envelope is None or (match is not None and not match(envelope.topic)):
+                tracker.skip(offset)
+                skipped += 1
+                continue
+            size = len(envelope.payload)
+            if size > largest:
+                envelope, size = without_payload(envelope), 0
+            if envelope.key is not None:
+                size += len(envelope.key)
+            if envelope.raw_headers:
+                size += size_of_headers(envelope)
+            total += size
+            delivery = Delivery(envelope, epoch=epoch, token=offset, tracker=tracker, size=size)
+            keep(delivery)
+            if past is None or not past.resolve(delivery):
+                deliveries.append(delivery)
+            else:
+                self._stats["messages.recognised"] += 1
+        self._seen[partition] = max(seen, records[-1].offset + 1)
+        # Before anything is settled.
+        assignment.size += total
+        assignment.average = max(total // len(records), assignment.average // 2)
+        if skipped:
+            assignment.unsettled -= skipped
+            tracker.advance()
+        if deliveries:
+            self._receiver.deliver_all(deliveries)
+
+    def hand_out_untracked(self, assignment: Assignment, records: Sequence[StoredRecord]) -> None:
+        """Decode and deliver what nobody commits; its bytes count until it is settled."""
+        deliveries: list[Delivery] = []
+        tracker = SizeTracker(assignment)
+        largest = self._largest
+        match = None if self._exact else self._trie.match
+        for record in records:
+            try:
+                envelope = self._codec.decode(record)
+            except Exception as error:  # noqa: BLE001 (one bad record must not stop the others)
+                self._undecodable(record, error)
+                continue
+            if envelope is None:
+                self._stats["messages.expired"] += 1
+            elif match is None or match(envelope.topic):
+                if len(envelope.payload) > largest:
+                    envelope = without_payload(envelope)
+                size = len(envelope.payload) + size_of_headers(envelope)
+                assignment.size += size
+                deliveries.append(Delivery(envelope, tracker=tracker, size=size))
+        if deliveries:
+            self._receiver.deliver_all(deliveries)
+
+    def _undecodable(self, record: StoredRecord, error: Exception) -> None:
+        self._stats["messages.malformed"] += 1
+        self._log.error(
+            "consumer %r: record %d of partition %d of topic %r can not be read and is passed"
+            " over: %s: %s",
+            self._identifier,
+            record.offset,
+            record.partition,
+            record.topic,
+            type(error).__name__,
+            error,
+        )

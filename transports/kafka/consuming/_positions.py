@@ -1,0 +1,90 @@
+"""Where a member of a group goes on in its partitions."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import aiokafka.errors as kafka
+
+from .._topic_facts import made_anew, topic_facts
+from ._membership import commit, committed, partitions
+from ._partitions import Assignment
+
+__all__ = ["compare", "made_anew_since", "take_places"]
+
+
+async def compare(consumer: Any, assignment: Assignment) -> set[str]:
+    """See whether what the group has committed is of the topics that there are now.
+
+    Where it is of one that is gone, the new one is read from its start. Notes the ids of the topics
+    and what is committed.
+
+    Args:
+        consumer: the library's.
+        assignment: what has just been assigned to it.
+
+    Returns:
+        the topics that were deleted and made anew.
+
+    Raises:
+        OSError, aiokafka.errors.KafkaError: no answer.
+    """
+    places = [*assignment.trackers]
+    topics = sorted({place.topic for place in places})
+    facts = await topic_facts(consumer._client, topics)
+    if facts is None:
+        return set()
+    ids = {name: facts[name].id if name in facts else "" for name in topics}
+    offsets, stale = await committed(consumer, places, ids)
+    for place, tracker in assignment.trackers.items():
+        tracker.committed = offsets.get(place, -1)
+    for place in sorted(stale):
+        consumer.seek(place, 0)
+    assignment.ids = ids
+    return {place.topic for place in stale}
+
+
+async def made_anew_since(consumer: Any, assignment: Assignment) -> list[str]:
+    """The topics that were deleted and made anew since `compare`.
+
+    Raises:
+        OSError, aiokafka.errors.KafkaError: no answer.
+    """
+    ids = assignment.ids
+    facts = await topic_facts(consumer._client, ids) or {}
+    for name in made_anew(ids, facts):
+        if not ids[name] and assignment.untouched(name):
+            # It had only just been made when it was assigned.
+            ids[name] = facts[name].id
+    return made_anew(ids, facts)
+
+
+async def take_places(consumer: Any, assignment: Assignment | None, offset_reset: str) -> None:
+    """Have a place in each partition, so that what is published from now on is received.
+
+    Args:
+        consumer: the library's.
+        assignment: what is assigned to it.
+        offset_reset: where a group starts that has committed nothing: ``earliest`` or ``latest``.
+
+    Raises:
+        aiokafka.errors.IllegalStateError, aiokafka.errors.CommitFailedError: the partitions were
+            handed out anew meanwhile.
+        aiokafka.errors.KafkaError: no answer.
+    """
+    if offset_reset == "latest":
+        # Not left to the library: it would also go to the end of what appears later, and where
+        # retention has removed its place.
+        ids = {} if assignment is None else assignment.ids
+        offsets, stale = await committed(consumer, partitions(consumer), ids)
+        if not offsets and not stale:
+            offsets = await consumer.end_offsets(partitions(consumer))
+            # What only a wildcard matches, and we may not read, may be for others.
+            with contextlib.suppress(kafka.TopicAuthorizationFailedError):
+                await commit(consumer, offsets, ids)
+        for partition in sorted(consumer.assignment()):
+            if partition in offsets:
+                consumer.seek(partition, offsets[partition])
+    for partition in sorted(consumer.assignment()):
+        await consumer.position(partition)

@@ -1,0 +1,149 @@
+"""Consuming without a group: all partitions, from now on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import TopicPartition
+
+from ..._contract import Receiver, Subscription
+from .._clients import Connections, stop_consumer
+from .._common import Common
+from .._names import Selection
+from .._topic_facts import TopicFacts, made_anew, topic_facts
+from ._fetching import Fetched
+from ._guard import Guard
+from ._partitions import Assignment, CountingTracker
+from ._session import Intake
+
+__all__ = ["Reader"]
+
+_STOP_TIMEOUT = 3.0
+
+
+class Reader(Intake):
+    """Reads every partition of its topics by itself.
+
+    It starts at the end of what there is when a filter comes in force, and at the beginning of what
+    appears later. Its place is kept in memory and outlives connections; nothing is committed.
+    """
+
+    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
+        super().__init__(common, subscription, receiver)
+        # One for good: what was handed out stays handed out, whatever happens to the connection.
+        self._assignment: Assignment = Assignment(1)
+        self._guard: Guard | None = None
+        # The next offset of each partition; also of those that are not to be seen now.
+        self._places: dict[TopicPartition, int] = {}
+        # Of the topics, as far as they are known.
+        self._ids: dict[str, str] = {}
+        # What is there for these starts at its end; what appears later at its beginning.
+        self._new = dict.fromkeys(subscription.filters)
+
+    def _added(self, pattern: str) -> None:
+        self._new[pattern] = None
+
+    async def _session(self) -> None:
+        if not await self._unless_interrupted(self._reach()):
+            return
+        consumer = self._consumer = AIOKafkaConsumer(
+            # Only counts where its place is gone.
+            **self._options(),
+            group_id=None,
+            auto_offset_reset="earliest",
+        )
+        Connections(consumer._client, self._config, self.identifier)
+        guard = self._guard = Guard(consumer, self._troubles)
+        try:
+            if not await self._unless_interrupted(self._connect(consumer)):
+                return
+            guard.start()
+            await self._check_rights(consumer._client)
+            fetching = self._fetching(consumer, guard)
+            loop = asyncio.get_running_loop()
+            while not self._closing:
+                changes = [*self._changes]
+                self._interrupt.clear()
+                if not await self._unless_interrupted(self._look_around(consumer)):
+                    continue
+                self._in_force(changes)
+                if consumer.assignment():
+                    await fetching.run(self._interrupt, loop.time() + self._config.topic_refresh)
+                else:
+                    await self._interrupted(self._config.topic_refresh)
+        finally:
+            await stop_consumer(consumer, _STOP_TIMEOUT)
+            self._consumer = None
+
+    async def _connect(self, consumer: Any) -> None:
+        async with asyncio.timeout(self._config.connect_timeout):
+            await consumer.start()
+
+    async def _look_around(self, consumer: Any) -> None:
+        """Read all partitions that there are of the topics that are wanted."""
+        selection, patterns = self._selection, [*self._new]
+        new = self._names.selection(patterns)
+        async with asyncio.timeout(self._config.request_timeout):
+            cluster = await consumer._client.fetch_all_metadata()
+            # Without any of them there is nothing to fetch.
+            self._look_for_topics(cluster)
+            wanted = [
+                TopicPartition(topic, number)
+                for topic in sorted(cluster.topics())
+                if _matches(selection, topic)
+                for number in sorted(cluster.partitions_for_topic(topic) or ())
+            ]
+            facts = await topic_facts(consumer._client, {tp.topic for tp in wanted}) or {}
+            fresh = [tp for tp in wanted if tp not in self._places]
+            at_the_end = [tp for tp in fresh if _matches(new, tp.topic)]
+            ends = await consumer.end_offsets(at_the_end) if at_the_end else {}
+        for pattern in patterns:
+            self._new.pop(pattern, None)
+        kept = {tp: n for tp, n in self._places.items() if _matches(selection, tp.topic)}
+        self._places = kept | dict.fromkeys(fresh, 0) | ends
+        anew = self._start_over(facts)
+        if anew or set(wanted) != consumer.assignment():
+            self._assign(consumer, wanted)
+
+    def _start_over(self, facts: Mapping[str, TopicFacts]) -> list[str]:
+        """Read topics that were deleted and made anew from their start; which ones these are."""
+        anew = made_anew(self._ids, facts)
+        if anew:
+            self._made_anew(anew)
+            self._anew.clear()
+            self._places |= {tp: 0 for tp in self._places if tp.topic in anew}
+        self._ids |= {name: topic.id for name, topic in facts.items()}
+        return anew
+
+    def _assign(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+        trackers = self._assignment.trackers
+        for partition in partitions:
+            trackers.setdefault(partition, CountingTracker(self._assignment, partition))
+        if self._guard is not None:
+            self._guard.reassigned(partitions)
+        if partitions:
+            consumer.assign(partitions)
+            for partition in partitions:
+                consumer.seek(partition, self._places[partition])
+        else:
+            consumer.unsubscribe()
+
+    def _take(self, fetched: Fetched) -> None:
+        for partition, records in fetched.items():
+            if self._stopped:
+                return
+            if partition not in self._places:
+                continue
+            self._places[partition] = records[-1].offset + 1
+            if self._at_most_once:
+                self._handout.hand_out_untracked(self._assignment, records)
+            else:
+                self._handout.hand_out(self._assignment, partition, records)
+
+
+def _matches(selection: Selection, topic: str) -> bool:
+    names, pattern, _ = selection
+    return topic in names or (pattern is not None and pattern.match(topic) is not None)

@@ -1,0 +1,91 @@
+"""What earlier assignments handed out of a partition, for when it comes again."""
+
+from __future__ import annotations
+
+from ..._delivery import Delivery, DeliveryState
+from ..._envelope import Envelope
+from ._partitions import PartitionTracker
+
+__all__ = ["Past"]
+
+
+class Past:
+    """Recognises the records of one partition that were handed out before.
+
+    Args:
+        tracker: what the last assignment handed out.
+        before: what is known from assignments before that one.
+
+    Attributes:
+        left: deliveries that were not committed, by offset.
+    """
+
+    def __init__(self, tracker: PartitionTracker, before: Past | None) -> None:
+        self.left: dict[int, Delivery] = {} if before is None else before.left
+        for delivery in tracker.unreleased():
+            # What the record is can not be told any more, but that it is dealt with.
+            self.left[delivery.token] = delivery
+        # What was settled and not committed: these offsets, up to this time.
+        self._done, self._done_until = range(0), 0.0
+        if before is not None:
+            self._done, self._done_until = before._done, before._done_until
+        if tracker.last is not None and tracker.commit_at > tracker.committed:
+            self._add_done(range(tracker.first, tracker.commit_at), _time(tracker.last.envelope))
+        self._end = max(self._done.stop, *(offset + 1 for offset in self.left), 0)
+
+    def _add_done(self, done: range, until: float) -> None:
+        earlier = self._done
+        if earlier and done.start <= earlier.stop and earlier.start <= done.stop:
+            until = max(until, self._done_until)
+            done = range(min(done.start, earlier.start), max(done.stop, earlier.stop))
+        self._done, self._done_until = done, until
+
+    def keep_running(self) -> bool:
+        """The partition went to somebody else: forget all but what still runs here."""
+        running = DeliveryState.RUNNING
+        self.left = {o: delivery for o, delivery in self.left.items() if delivery.state is running}
+        self._done = range(0)
+        return bool(self.left)
+
+    def is_over(self, offset: int) -> bool:
+        """Whether nothing from this offset on was handed out before."""
+        return offset >= self._end
+
+    def resolve(self, delivery: Delivery) -> bool:
+        """Whether a record that came again is dealt with, so that nobody else must get it.
+
+        If a handler still works on it, its result counts for this receipt too. If nobody has
+        started it, it is to be handed out, with the attempts counted so far.
+        """
+        earlier = self.left.pop(delivery.token, None)
+        if earlier is None:
+            # Not of a topic that was deleted and made anew: its records are younger.
+            if delivery.token in self._done and _time(delivery.envelope) <= self._done_until:
+                delivery.settle()
+                return True
+            return False
+        if not _same(earlier.envelope, delivery.envelope):
+            return False
+        if earlier.state in (DeliveryState.RUNNING, DeliveryState.SETTLED):
+            earlier.replaced_by(delivery)
+            return True
+        delivery.attempts = earlier.attempts
+        earlier.withdraw()
+        return False
+
+
+def _time(envelope: Envelope) -> float:
+    return envelope.time or 0.0
+
+
+def _same(one: Envelope, other: Envelope) -> bool:
+    return (
+        one.time == other.time
+        and one.id == other.id
+        and (one.payload == other.payload or one.left_out is not None)
+        and _size(one) == _size(other)
+    )
+
+
+def _size(envelope: Envelope) -> int:
+    return len(envelope.payload) if envelope.left_out is None else envelope.left_out.size

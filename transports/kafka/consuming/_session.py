@@ -1,0 +1,372 @@
+"""What both ways of consuming have in common: sessions that begin and end, and handing out."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from typing import Any
+
+import aiokafka.errors as kafka
+
+from ...._logs import get_logger
+from ....errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
+from ..._contract import Receiver, Subscription
+from ..._failures import ConnectProblem
+from ..._reconnect import Backoff
+from .._clients import Whereabouts, common_options, fetch_options, reach
+from .._common import Common
+from .._errors import GroupRefused, connect_problem, translate
+from .._names import Selection
+from .._topic_facts import MadeAnewError, topic_facts
+from ._fetching import Fetched, Fetching
+from ._guard import Guard
+from ._handout import Handout
+from ._partitions import Assignment
+from ._unreadable import Troubles
+
+__all__ = ["Intake", "unless"]
+
+_log = get_logger(__name__)
+
+
+class Intake(abc.ABC):
+    """One subscription's way from the cluster to its receiver.
+
+    There is one session after the other, each with a consumer of the library of its own, until
+    `close`. A task of its own looks after them; another one fetches.
+    """
+
+    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
+        surroundings = common.surroundings
+        identity = surroundings.identity
+        self.identifier = f"{identity.application}.{identity.instance}.{subscription.name}"
+        self._config = common.config
+        self._names = common.names
+        self._surroundings = surroundings
+        self._stats = surroundings.stats
+        self._subscription = subscription
+        self._receiver = receiver
+        self._topics = common.topics
+        self._at_most_once = subscription.qos == 0
+        self._filters = dict.fromkeys(subscription.filters)
+        self._handout = Handout(
+            self.identifier, common.codec, receiver, self._config.largest_received, self._stats
+        )
+        self._select()
+        self._assignment: Assignment | None = None
+        self._stopped = self._closing = False
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._interrupt = asyncio.Event()
+        self._closed = asyncio.Event()
+        # Those who wait for their filter to come in force.
+        self._changes: list[asyncio.Future[None]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._deadline = 0.0
+        # Topics that were made anew since the last places were taken.
+        self._anew: set[str] = set()
+        # Why the last attempt to start was refused, if it may yet be let in.
+        self._refusal: ConnectProblem | None = None
+        self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
+        self._latest: Fetching | None = None
+        self._consumer: Any = None
+        # Why there is no session that gets anything.
+        self._away: str | None = "it has not started"
+
+    # What the consumer calls.
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + self._config.start_timeout
+        self._task = loop.create_task(self._run())
+        try:
+            await asyncio.shield(self._ready)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def change(self, add: str | None, remove: str | None) -> None:
+        """Bring a filter in force, or out of it; returns when that is done.
+
+        Raises:
+            ConnectionLost: the consumer was closed meanwhile.
+            UnknownTopic, NotAuthorised: there is no such topic, or not for us.
+        """
+        if add is not None:
+            names = self._names.selection((add,)).names
+            if self._task is not None:
+                await self._unless_closed(self._ensure(names))
+            self._filters[add] = None
+            self._added(add)
+        if remove is not None:
+            self._filters.pop(remove, None)
+        self._select()
+        if self._task is None:
+            return
+        if self._closing:
+            raise self._is_closed()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changes.append(done)
+        self._interrupt.set()
+        await done
+
+    def stop(self) -> None:
+        """Hand nothing more out."""
+        self._stopped = True
+
+    async def close(self) -> None:
+        self._stopped = self._closing = True
+        self._interrupt.set()
+        self._closed.set()
+        waiting, self._changes = [*self._changes, self._ready], []
+        for future in waiting:
+            if not future.done():
+                future.set_exception(self._is_closed())
+                # Nobody has to be waiting for it.
+                future.exception()
+        if self._task is not None:
+            # It bounds its own steps; should one hang all the same, it is cut off.
+            await asyncio.wait({self._task}, timeout=_LONGEST_END)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    # Sessions.
+
+    @abc.abstractmethod
+    async def _session(self) -> None:
+        """Connect, bring the filters in force and fetch; ends when `_interrupt` is set."""
+
+    def _explained(self, error: Exception) -> Exception:
+        """What ended a session, in words of this package where it has better ones."""
+        return error
+
+    def _added(self, pattern: str) -> None:  # noqa: B027 (there is nothing that everybody does)
+        """A filter was added while running."""
+
+    async def _run(self) -> None:
+        config = self._config
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(
+            self._surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
+        )
+        while not self._closing:
+            began = loop.time()
+            self._interrupt.clear()
+            try:
+                await self._session()
+                continue
+            except MadeAnewError as error:
+                self._made_anew(error.names)
+                continue
+            except Exception as error:  # noqa: BLE001 (whatever the library raises, it goes on)
+                if self._closing or self._is_final(error):
+                    return
+            self._stats["kafka.reconnects"] += 1
+            delay = backoff.next_delay(loop.time() - began)
+            if not self._ready.done():
+                delay = min(delay, max(self._deadline - loop.time(), 0.0))
+            await self._interrupted(delay)
+
+    def _is_final(self, error: Exception) -> bool:
+        """Say what ended a session; whether that is an end for good, told to who waits for it."""
+        config = self._config
+        problem = connect_problem(self._explained(error), config.address, config.username)
+        if self._ready.done():
+            self._away = str(problem.error)
+            expected = isinstance(error, (kafka.KafkaError, OSError, SpaDatError))
+            _log.warning(
+                "consumer %r: %s; trying again",
+                self.identifier,
+                problem.error,
+                exc_info=None if expected else error,
+            )
+            return False
+        connecting = isinstance(problem.error, ConnectFailed) and not (
+            problem.final and problem.error is not error
+        )
+        late = asyncio.get_running_loop().time() >= self._deadline
+        if not late and (connecting or not problem.final):
+            self._refusal = problem if isinstance(problem.error, GroupRefused) else None
+            return False
+        if self._refusal is not None and isinstance(error, TimeoutError):
+            # There was no time left to hear it once more.
+            problem = self._refusal
+        failure: SpaDatError = problem.error
+        if isinstance(failure, GroupRefused):
+            failure = ConfigurationError(str(failure))
+        elif not problem.final and not isinstance(failure, ConnectFailed):
+            failure = ConnectFailed(str(failure))
+        failure.__cause__ = error if failure is not error else error.__cause__
+        self._ready.set_exception(failure)
+        self._ready.exception()
+        return True
+
+    async def _reach(self) -> None:
+        """See whether there is a broker, and the topics; quicker to fail than the library."""
+        config = self._config
+        patience = config.connect_timeout
+        if not self._ready.done():
+            left = self._deadline - asyncio.get_running_loop().time()
+            patience = min(patience, max(left, 0.001))
+        async with asyncio.timeout(patience):
+            await reach(config, self.identifier)
+        await self._topics.ensure(self._selection.names, config.start_timeout)
+
+    async def _ensure(self, names: Sequence[str]) -> None:
+        """Return when the topics exist, however long the cluster is away."""
+        config = self._config
+        backoff = Backoff(
+            self._surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
+        )
+        while names:
+            try:
+                await self._topics.ensure(names, config.start_timeout)
+                return
+            except Exception as error:  # noqa: BLE001 (the final ones are raised)
+                problem = connect_problem(error, config.address, config.username)
+                if problem.final:
+                    raise problem.error from (None if problem.error is error else error)
+            await asyncio.sleep(backoff.next_delay())
+
+    def _fetching(self, consumer: Any, guard: Guard) -> Fetching:
+        # What is fetched of a broker is taken before more is asked of it, or each partition would
+        # have as much in memory as all of them may.
+        consumer._fetcher._prefetch_backoff = _NO_PREFETCH
+        self._latest = Fetching(
+            consumer,
+            self._config,
+            self._subscription.window,
+            lambda: self._assignment,
+            self._take,
+            self._stats,
+            f"consumer {self.identifier!r}",
+            guard,
+            Whereabouts(self._config, self.identifier, consumer._client),
+            self._look,
+            self._handed_out,
+            window_bytes=self._subscription.window_bytes,
+        )
+        return self._latest
+
+    async def _look(self) -> None:
+        """Called once a second while fetching; raises what ends the session."""
+        self._look_for_topics(self._consumer._client.cluster)
+
+    def _look_for_topics(self, cluster: Any) -> None:
+        """Notice topics that are gone under way: the library waits without a word."""
+        absent = {
+            name: _FORBIDDEN if name in cluster.unauthorized_topics else _DELETED
+            for name in self._selection.names
+            if not cluster.partitions_for_topic(name)
+        }
+        self._troubles.look_for_topics(absent, asyncio.get_running_loop().time())
+
+    def _handed_out(self) -> None:  # noqa: B027 (there is nothing that everybody does)
+        """Called now and then when all that was fetched is handed out."""
+
+    async def _check_rights(self, client: Any) -> None:
+        """Refuse to start where a topic that is wanted by name may not be read.
+
+        Raises:
+            NotAuthorised: names the topic.
+        """
+        if self._ready.done():
+            # Running, it is held, so that others go on.
+            return
+        facts = await topic_facts(client, self._selection.names) or {}
+        for name, topic in facts.items():
+            if not topic.readable:
+                raise translate(kafka.TopicAuthorizationFailedError(name), f"topic {name!r}")
+
+    def _made_anew(self, names: Iterable[str]) -> None:
+        """Topics were deleted and made anew: say so, and forget what was in the old ones."""
+        gone = set(names)
+        self._handout.forget_topics(gone)
+        news = sorted(gone - self._anew)
+        self._anew |= gone
+        if news:
+            _log.warning(
+                "consumer %r: topic %s was deleted and made anew, and is read from its start",
+                self.identifier,
+                ", ".join(map(repr, news)),
+            )
+            self._stats["kafka.topics_made_anew"] += len(news)
+
+    @abc.abstractmethod
+    def _take(self, fetched: Fetched) -> Awaitable[None] | None:
+        """Hand out what was fetched; what it returns is awaited."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps messages from being received; None when nothing does."""
+        if self._away is not None:
+            return self._away
+        if self._latest is not None and not self._latest.reachable:
+            return f"there is no connection to {self._config.address}"
+        return self._troubles.serious(self._selection.names)
+
+    def _options(self) -> dict[str, Any]:
+        options = common_options(self._config, self.identifier)
+        options["enable_auto_commit"] = False
+        options["isolation_level"] = "read_committed"
+        options |= fetch_options(self._subscription.window_bytes)
+        return options
+
+    def _in_force(self, changes: Sequence[asyncio.Future[None]]) -> None:
+        self._away = None
+        for change in changes:
+            if change in self._changes:
+                self._changes.remove(change)
+            if not change.done():
+                change.set_result(None)
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    # Waiting that ends when something else has to be done.
+
+    async def _interrupted(self, timeout: float) -> bool:
+        """Wait for ``timeout`` seconds, or until `_interrupt` is set; whether that happened."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._interrupt.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _unless_interrupted(self, coroutine: Coroutine[Any, Any, None]) -> bool:
+        """Await something, or cancel it when `_interrupt` is set; whether it was done."""
+        return await unless(self._interrupt, coroutine)
+
+    async def _unless_closed(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if not await unless(self._closed, coroutine):
+            raise self._is_closed()
+
+    def _is_closed(self) -> ConnectionLost:
+        return ConnectionLost(f"consumer {self.identifier!r} is closed")
+
+    def _select(self) -> None:
+        self._selection: Selection = self._names.selection(self._filters)
+        self._handout.select(self._filters, exact=self._selection.exact)
+
+
+_DELETED = "it does not exist any more; create it"
+_FORBIDDEN = "not authorised; allow Describe and Read in the cluster's access rules"
+_LONGEST_END = 8.0
+# Longer than anything waits in the library's hands: see `Fetching`.
+_NO_PREFETCH = 30.0
+
+
+async def unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> bool:
+    """Await something, or cancel it when the event is set; whether it was done."""
+    task = asyncio.ensure_future(coroutine)
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        task.cancel()
+        waiting.cancel()
+        await asyncio.gather(task, waiting, return_exceptions=True)

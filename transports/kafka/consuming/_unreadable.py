@@ -1,0 +1,230 @@
+"""What is known of topics and partitions that can not be read."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import aiokafka.errors as kafka
+import msgspec
+from aiokafka.structs import TopicPartition
+
+from ...._limited_log import LimitedLog
+from ...._logs import get_logger
+from .._errors import describe
+
+__all__ = ["Troubles", "Unreadable"]
+
+_log = get_logger(__name__)
+
+_LONGEST_REASON = 200
+_ABSENT_AFTER = 10.0
+_CODEC = re.compile(r"Libraries for (\w+) compression codec")
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """What is wrong with a partition.
+
+    Attributes:
+        error: what the library or the cluster says of it.
+        offset: from where on nothing can be read.
+        beyond: the offset behind the batch that can not be read; None when that is not known.
+    """
+
+    error: Exception
+    offset: int
+    beyond: int | None = None
+
+    @property
+    def forbidden(self) -> bool:
+        """Whether the whole topic is not for us."""
+        return isinstance(self.error, kafka.TopicAuthorizationFailedError)
+
+    def __str__(self) -> str:
+        error = self.error
+        if self.forbidden:
+            return f"{describe(error)}; allow Read in the cluster's access rules"
+        if isinstance(error, kafka.UnsupportedCodecError):
+            codec = _CODEC.search(str(error))
+            if codec is not None:
+                return (
+                    f"it is compressed with {codec[1]}, which needs the package cramjam: install"
+                    " spa-dat[compression] and start again"
+                )
+        if isinstance(error, kafka.LeaderNotAvailableError):
+            return "it has no leader: see which of the brokers with its replicas are away"
+        if isinstance(error, kafka.CorruptRecordException):
+            text = "it is damaged"
+        else:
+            text = f"{type(error).__name__}: {error}"
+        if self.beyond is not None:
+            text += f"; what is readable goes on at offset {self.beyond}"
+        return "".join(c if c.isprintable() else " " for c in text)[:_LONGEST_REASON]
+
+
+class Troubles:
+    """What one subscription can not read, whatever consumer it has: partitions, and topics that
+    are gone.
+
+    Says so when something is new and when it is over.
+
+    Args:
+        name: of the consumer, for messages.
+        stats: counts ``kafka.partitions_held``, ``kafka.records_removed`` and
+            ``messages.malformed``.
+
+    Attributes:
+        known: by partition.
+    """
+
+    def __init__(self, name: str, stats: Counter[str]) -> None:
+        self.known: dict[TopicPartition, Unreadable] = {}
+        self._name = name
+        self._log = LimitedLog(_log)
+        self._stats = stats
+        self._misnamed: set[TopicPartition] = set()
+        # The last gap in each.
+        self._removed: dict[TopicPartition, tuple[int, int]] = {}
+        # Topics that are not to be seen: since when (loop time), and why.
+        self._absent: dict[str, tuple[float, str]] = {}
+        self._said_absent: set[str] = set()
+
+    def add(self, partition: TopicPartition, problem: Unreadable) -> None:
+        """A partition can not be read, or still not."""
+        before = self.known.get(partition)
+        told = problem.forbidden and any(
+            other.forbidden and place.topic == partition.topic
+            for place, other in self.known.items()
+        )
+        self.known[partition] = problem
+        if before is None:
+            self._stats["kafka.partitions_held"] += 1
+        if told or (before is not None and _same(before, problem)):
+            return
+        if problem.forbidden:
+            _log.error(
+                "%s: topic %r can not be read, and is left out until it can: %s",
+                self._name,
+                partition.topic,
+                problem,
+            )
+        else:
+            _log.error(
+                "%s: partition %d of topic %r can not be read from offset %d on, and is held until"
+                " it can, while the others go on: %s",
+                self._name,
+                partition.partition,
+                partition.topic,
+                problem.offset,
+                problem,
+            )
+
+    def misnamed(self, partition: TopicPartition, problem: Unreadable) -> None:
+        """There are names of headers that are no text; said once for each partition."""
+        self._stats["messages.malformed"] += 1
+        if partition not in self._misnamed:
+            self._misnamed.add(partition)
+            _log.warning(
+                "%s: partition %d of topic %r: the name of a header is no text: %s",
+                self._name,
+                partition.partition,
+                partition.topic,
+                problem.error,
+            )
+
+    def in_transaction(self, partition: TopicPartition, offset: int, seconds: float) -> None:
+        """A transaction has been open at the offset for so long, and all behind it waits."""
+        self._log.warning(
+            "%s: partition %d of topic %r can not be read from offset %d on: a transaction of"
+            " another program has been open there for %.0f s; the cluster ends it after that"
+            " program's transaction timeout, and kafka-transactions.sh at once",
+            self._name,
+            partition.partition,
+            partition.topic,
+            offset,
+            seconds,
+        )
+
+    def over(self, partition: TopicPartition) -> None:
+        """A partition can be read again."""
+        if self.known.pop(partition, None) is not None:
+            _log.warning(
+                "%s: partition %d of topic %r can be read again",
+                self._name,
+                partition.partition,
+                partition.topic,
+            )
+
+    def look_for_topics(self, absent: Mapping[str, str], now: float) -> None:
+        """Some topics are not to be seen now, and all others are. Said when it lasts.
+
+        Args:
+            absent: why, and what to do, by name.
+            now: loop time.
+        """
+        before = self._absent
+        self._absent = {
+            name: (before[name][0] if name in before else now, why) for name, why in absent.items()
+        }
+        for name in sorted(self._said_absent.difference(absent)):
+            self._said_absent.remove(name)
+            _log.warning("%s: topic %r is there again", self._name, name)
+        for name, (since, why) in self._absent.items():
+            if now - since >= _ABSENT_AFTER and name not in self._said_absent:
+                self._said_absent.add(name)
+                _log.error(
+                    "%s: nothing comes of topic %r, while the others go on: %s",
+                    self._name,
+                    name,
+                    why,
+                )
+
+    def removed(self, partition: TopicPartition, offset: int, goes_on: int) -> None:
+        """What was to be read next is not there any more; said once."""
+        if self._removed.get(partition) == (offset, goes_on):
+            # Who takes its places while the library fetches goes there twice.
+            return
+        self._removed[partition] = offset, goes_on
+        if goes_on > offset:
+            self._stats["kafka.records_removed"] += goes_on - offset
+            why = "retention, or somebody, has removed what is between them"
+        else:
+            why = "the topic was made anew, or has lost its end"
+        self._log.warning(
+            "%s: offset %d of partition %d of topic %r is not there any more, and it is read from"
+            " offset %d on: %s",
+            self._name,
+            offset,
+            partition.partition,
+            partition.topic,
+            goes_on,
+            why,
+        )
+
+    def keep(self, partitions: Iterable[TopicPartition]) -> None:
+        """All others are somebody else's now."""
+        ours = set(partitions)
+        self.known = {place: it for place, it in self.known.items() if place in ours}
+
+    def serious(self, names: Iterable[str]) -> str | None:
+        """What keeps the subscription from all that it is to get; None when nothing does.
+
+        Args:
+            names: of the topics that are wanted by name. What only a wildcard matches may be for
+                others.
+        """
+        named = set(names)
+        for name in sorted(self._said_absent & named):
+            return f"nothing comes of topic {name!r}: {self._absent[name][1]}"
+        for place, problem in self.known.items():
+            if not problem.forbidden or place.topic in named:
+                return (
+                    f"partition {place.partition} of topic {place.topic!r} can not be read:"
+                    f" {problem}"
+                )
+        return None
+
+
+def _same(one: Unreadable, other: Unreadable) -> bool:
+    return type(one.error) is type(other.error) and one.offset == other.offset

@@ -1,0 +1,400 @@
+"""One producer of the library, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiokafka.errors as kafka
+from aiokafka.producer.producer import AIOKafkaProducer
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.structs import TopicPartition
+
+from ...._logs import get_logger
+from ....errors import ConfigurationError, NotAuthorised, UnknownTopic
+from ..._outbox import Outbox, OutboxEntry
+from .._clients import Connections, Whereabouts, common_options, overhear
+from .._config import KafkaConfig
+from .._errors import translate
+from .._records import Record
+from ._partition_queue import Lane, Route
+from ._topics import Topics
+
+__all__ = ["ROOM_FOR_HEADERS", "Producer"]
+
+ROOM_FOR_HEADERS = 65_536
+"""Bytes that key and headers of a message with the largest payload may take."""
+
+_log = get_logger(__name__)
+
+_UNKNOWN_AFTER = 3.0
+_LOOK_AGAIN, _LOOK_AGAIN_FOR_REPLIES = 0.1, 1.0
+_CLOSE_TIMEOUT, _SETTLE_TIMEOUT = 2.0, 5.0
+_NO_LEADER, _LEADERLESS = -1, kafka.LeaderNotAvailableError.errno
+
+
+class Producer:
+    """Sends what the outbox writes, until it breaks. Never used again.
+
+    Args:
+        config: where and how.
+        client_id: what the cluster's logs call us.
+        topics: creates topics that are missing.
+        outbox: hears what became of the publishes.
+        suspects: publishes that must be sent in a batch of their own.
+        refusing: since when a partition takes nothing (loop time), whichever producer tries.
+        choice: where the partitions of records without key come from.
+        known: topics that exist.
+        on_trouble: called when a connection is lost or the producer breaks.
+
+    Attributes:
+        broken: why it can not go on; None while it can.
+        whereabouts: whether the brokers that it knows are still there.
+        trouble: what the application publishes and is not taken, in words; None for nothing.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        client_id: str,
+        topics: Topics,
+        outbox: Outbox,
+        suspects: set[OutboxEntry],
+        refusing: dict[TopicPartition, float],
+        choice: random.Random,
+        known: Sequence[str],
+        on_trouble: Callable[[], None],
+    ) -> None:
+        self.broken: BaseException | None = None
+        self.trouble: str | None = None
+        self.outbox = outbox
+        self.suspects = suspects
+        self.choice = choice
+        self._config = config
+        self._topics = topics
+        self._on_trouble = on_trouble
+        self._open = False
+        self._routes: dict[str, Route] = {}
+        self._finding: dict[str, asyncio.Task[None]] = {}
+        # The last answers that were no good, until there is a good one.
+        self._answers: dict[TopicPartition, int] = {}
+        self._refusing = refusing
+        self._library = AIOKafkaProducer(
+            **common_options(config, client_id),
+            enable_idempotence=True,
+            acks="all",
+            compression_type=config.compression,
+            max_batch_size=config.max_batch,
+            max_request_size=max(config.max_batch, config.max_payload + ROOM_FOR_HEADERS),
+            linger_ms=0,
+        )
+        client = self._library.client
+        Connections(client, config, client_id)
+        self.whereabouts = Whereabouts(config, client_id, client)
+        overhear(client, self._hear)
+        self._on_closed = client._on_connection_closed
+        client._on_connection_closed = self._on_connection_closed
+        client.cluster.add_listener(self._on_metadata)
+        # As long as it knows of no topic, the library asks for all of them, every time.
+        client.set_topics(known)
+
+    # Life.
+
+    async def start(self) -> None:
+        """Connect, and get an identity as an idempotent producer.
+
+        Raises:
+            OSError: no connection; TimeoutError is one.
+            aiokafka.errors.KafkaError: the cluster refused.
+        """
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                await self._library.start()
+        except BaseException:
+            await self.close()
+            raise
+        self._open = True
+
+    @property
+    def open(self) -> bool:
+        """Whether more may be handed over to the library now."""
+        return self._open
+
+    def pause(self) -> None:
+        """Hand nothing more over; the library goes on trying with what it has."""
+        self._open = False
+        self._refusing.clear()
+
+    def resume(self) -> None:
+        """End `pause`."""
+        if self.broken is None:
+            self._open = True
+            for route in self._routes.values():
+                route.start()
+
+    def break_off(self, cause: BaseException) -> None:
+        """It can not go on: what it has must be written again with another one."""
+        if self.broken is None:
+            self.broken = cause
+            self._open = False
+            self._on_trouble()
+
+    async def reachable(self) -> bool:
+        """Whether a broker can be reached; breaks off when the library can not go on by itself."""
+        client = self._library.client
+        for task in (client._sync_task, self._library._sender.sender_task):
+            if task is not None and task.done():
+                error = None if task.cancelled() else task.exception()
+                self.break_off(error or kafka.KafkaError("a task of the library has ended"))
+                return False
+        self._look_for_lost_topics()
+        return await self.whereabouts.reachable()
+
+    def _look_for_lost_topics(self) -> None:
+        """Those deleted under way, or made anew with fewer partitions: the library would wait a
+        whole request_timeout, and for the same partitions again and again."""
+        now = asyncio.get_running_loop().time()
+        for name, route in self._routes.items():
+            there = 0 < self._partitions(name) >= len(route.lanes)
+            if there or name in self._finding or not route.tasks():
+                route.lost_at = None
+            elif route.lost_at is None:
+                route.lost_at = now
+            elif now - route.lost_at > _UNKNOWN_AFTER:
+                self.break_off(kafka.UnknownTopicOrPartitionError(name))
+
+    async def settle(self) -> None:
+        """Wait, not for long, for the outcome of what is in the library's hands."""
+        routes = [route for name, route in self._routes.items() if self._partitions(name)]
+        tasks = [task for route in routes for task in route.tasks()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_SETTLE_TIMEOUT)
+
+    async def close(self) -> None:
+        """End it at once; never raises, bounded in time.
+
+        The library's own way waits for confirmations, for ever when the cluster is away.
+        """
+        self._open = False
+        library, client = self._library, self._library.client
+        library._closed = True
+        tasks = [task for route in self._routes.values() for task in route.tasks()]
+        tasks += self._finding.values()
+        for task in tasks:
+            task.cancel()
+        sender = library._sender.sender_task
+        if sender is not None:
+            sender.cancel()
+            tasks.append(sender)
+        closing = asyncio.ensure_future(client.close())
+        tasks.append(closing)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _CLOSE_TIMEOUT
+        while tasks and loop.time() < deadline:
+            _, left = await asyncio.wait(tasks, timeout=0.02)
+            tasks = list(left)
+            # Its requests wait for news of the cluster that nobody will fetch any more.
+            news = client._md_update_fut
+            if news is not None and not news.done():
+                news.set_result(False)
+        for task in tasks:
+            task.cancel()
+        for task in (sender, closing):
+            if task is not None and task.done() and not task.cancelled():
+                task.exception()
+
+    def _on_connection_closed(self, connection: Any, reason: Any) -> None:
+        self._on_closed(connection, reason)
+        self._on_trouble()
+
+    # Publishing.
+
+    def write(self, entry: OutboxEntry) -> None:
+        """Put a publish in line; its note is its `Record`."""
+        record: Record = entry.note
+        route = self._routes.get(record.name)
+        if route is None:
+            route = self._routes[record.name] = Route(
+                self, record.name, self._library.client.cluster, self.choice, self._config.max_batch
+            )
+            self._look_up(route)
+        if not record.is_reply:
+            route.creates = True
+        route.write(entry, record)
+
+    def new_batch(self) -> Any:
+        return self._library.create_batch()
+
+    async def send(self, batch: Any, name: str, partition: int) -> asyncio.Future[Any]:
+        sent: asyncio.Future[Any] = await self._library.send_batch(batch, name, partition=partition)
+        return sent
+
+    def _hear(self, request: Any, answer: Any) -> None:
+        if not isinstance(request, ProduceRequest):
+            return
+        for topic, partitions in answer.topics:
+            for number, code, *_ in partitions:
+                if code or self._answers:
+                    self._note(TopicPartition(topic, number), code)
+
+    def _note(self, place: TopicPartition, code: int) -> None:
+        if code:
+            self._answers[place] = code
+            self._refusing.setdefault(place, asyncio.get_running_loop().time())
+        else:
+            self._answers.pop(place, None)
+            self._refusing.pop(place, None)
+
+    def look_at_lanes(self) -> None:
+        """See what keeps partitions from taking anything; the library says nothing of it."""
+        self.trouble = None
+        now = asyncio.get_running_loop().time()
+        leader = self._library.client.cluster.leader_for_partition
+        for lane in [lane for route in self._routes.values() for lane in route.lanes]:
+            place = TopicPartition(lane.name, lane.partition)
+            if leader(place) == _NO_LEADER and lane.task is not None:
+                self._note(place, _LEADERLESS)
+            elif lane.task is None or self._answers.get(place) == _LEADERLESS:
+                self._note(place, 0)
+            code = self._answers.get(place, 0)
+            since = self._refusing.get(place, now) if code else now
+            self.trouble = lane.refused(code, now - since) or self.trouble
+
+    def last_refusal(self, name: str, partition: int) -> int:
+        return self._answers.pop(TopicPartition(name, partition), -1)
+
+    def take_back(self, name: str, partition: int, count: int) -> None:
+        # The cluster expects the numbers of the refused records from the next ones. The lane
+        # hands over one batch at a time, so nothing else has been numbered.
+        place = TopicPartition(name, partition)
+        self._note(place, 0)
+        self._library._txn_manager.increment_sequence_number(place, -count)
+
+    def on_batch(self, lane: Lane) -> None:
+        self._routes[lane.name].on_batch(lane)
+
+    # Topics.
+
+    async def find(self, name: str) -> None:
+        """Return when the topic is known to the library.
+
+        Raises:
+            UnknownTopic: it does not exist, and was not created.
+            NotAuthorised: the cluster does not tell us.
+            ConfigurationError: it can not be created as configured.
+        """
+        if self._partitions(name):
+            return
+        task = self._finding.get(name)
+        if task is None:
+            task = asyncio.ensure_future(self._find(name))
+            self._finding[name] = task
+            task.add_done_callback(lambda _: self._finding.pop(name, None))
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None:
+                raise error
+
+    def _partitions(self, name: str) -> int:
+        return len(self._library.client.cluster.partitions_for_topic(name) or ())
+
+    async def _find(self, name: str) -> None:
+        client = self._library.client
+        loop = asyncio.get_running_loop()
+        await self._see_reply_topic(name)
+        deadline = loop.time() + _UNKNOWN_AFTER
+        created = False
+        client.add_topic(name)
+        while True:
+            asked = await client.force_metadata_update()
+            if self._partitions(name):
+                return
+            if name in client.cluster.unauthorized_topics:
+                client._topics.discard(name)
+                error = kafka.TopicAuthorizationFailedError(name)
+                raise translate(error, f"publish to topic {name!r}") from error
+            if not asked or not self._open:
+                # Only what a cluster says counts.
+                deadline = loop.time() + _UNKNOWN_AFTER
+            elif not created and self._may_create(name):
+                try:
+                    await self._topics.ensure([name], _UNKNOWN_AFTER)
+                    created = True
+                except (kafka.KafkaError, OSError):
+                    deadline = loop.time() + _UNKNOWN_AFTER
+            elif loop.time() > deadline:
+                client._topics.discard(name)
+                allow = "" if self._topics.may_create(name) else ", or give create_topics='all'"
+                missing = f"topic {name!r} does not exist on the cluster"
+                raise UnknownTopic(f"{missing}: create it{allow}")
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _see_reply_topic(self, name: str) -> None:
+        """Return when a topic that only requesters name is there; at once for others.
+
+        The library asks in a way that makes brokers create what is missing, if they do so by
+        themselves. Strangers must not get as many topics as they like.
+
+        Raises:
+            UnknownTopic: it does not exist.
+        """
+        client = self._library.client
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _UNKNOWN_AFTER
+        while not self._is_ours(name):
+            try:
+                answer = await client.send(client.get_random_node(), MetadataRequest([name], False))
+            except (kafka.KafkaError, OSError):
+                # Only what a cluster says counts.
+                deadline = loop.time() + _UNKNOWN_AFTER
+            else:
+                missing = kafka.UnknownTopicOrPartitionError.errno
+                if all(code != missing for code, *_ in answer.topics):
+                    return
+                if loop.time() > deadline:
+                    text = f"topic {name!r}, which only requesters name, does not exist on the"
+                    raise UnknownTopic(f"{text} cluster: create it")
+            await asyncio.sleep(_LOOK_AGAIN_FOR_REPLIES)
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether anything but a reply goes there."""
+        return name in self._routes and self._routes[name].creates
+
+    def _may_create(self, name: str) -> bool:
+        return self._is_ours(name) and self._topics.may_create(name)
+
+    def _look_up(self, route: Route) -> None:
+        count = self._partitions(route.name)
+        if count:
+            route.grow(count)
+            return
+        task = asyncio.ensure_future(self.find(route.name))
+        route.finding = task
+        task.add_done_callback(lambda task: self._on_looked_up(route, task))
+
+    def _on_looked_up(self, route: Route, task: asyncio.Task[None]) -> None:
+        route.finding = None
+        if task.cancelled() or self.broken is not None:
+            return
+        error = task.exception()
+        if error is None:
+            route.grow(self._partitions(route.name))
+            return
+        # The next publish asks again.
+        del self._routes[route.name]
+        if isinstance(error, (UnknownTopic, NotAuthorised, ConfigurationError)):
+            for entry in route.unplaced:
+                self.outbox.fail(entry, copy.copy(error))
+        else:
+            self.break_off(error)
+
+    def _on_metadata(self, cluster: Any) -> None:
+        for route in self._routes.values():
+            count = self._partitions(route.name)
+            if count > len(route.lanes) > 0:
+                route.grow(count)

@@ -1,0 +1,196 @@
+"""Topics that must be there, and creating those that may be created."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import aiokafka.errors as kafka
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.admin import CreateTopicsRequest
+from aiokafka.protocol.metadata import MetadataRequest
+
+from ...._logs import get_logger
+from ....errors import ConfigurationError, NotAuthorised, SpaDatError, UnknownTopic
+from .._clients import Connections, common_options, reach
+from .._config import KafkaConfig
+from .._errors import describe, translate
+from .._names import Names
+
+__all__ = ["Topics"]
+
+_log = get_logger(__name__)
+
+_LOOK_AGAIN = 0.1
+_REPLICAS = 3
+# Replies are of no use to anybody after their request has timed out. Only whole segments are
+# removed, so these must be short too.
+_REPLY_SETTINGS = [
+    ("cleanup.policy", "delete"),
+    ("retention.ms", "3600000"),
+    ("segment.ms", "600000"),
+]
+_DEAD_LETTER_SETTINGS = [
+    ("cleanup.policy", "delete"),
+    ("retention.ms", "-1"),
+    ("retention.bytes", "-1"),
+]
+_TEMPORARY = (
+    kafka.LeaderNotAvailableError,
+    kafka.NotControllerError,
+    kafka.RequestTimedOutError,
+    kafka.NodeNotReadyError,
+    kafka.KafkaConnectionError,
+)
+# A cluster whose brokers start, stop or are cut off has none for a new topic: that is an outage.
+_NO_BROKER = re.compile(r"\bfenced\b|\bavailable brokers: 0\b")
+
+
+class Topics:
+    """Makes sure that topics exist. Nothing is ever deleted or changed.
+
+    Args:
+        config: where the cluster is, and what may be created how.
+        names: which topics are the runtime's own.
+        client_id: what the cluster's logs call us.
+    """
+
+    def __init__(self, config: KafkaConfig, names: Names, client_id: str) -> None:
+        self._config = config
+        self._names = names
+        self._client_id = client_id
+
+    def may_create(self, name: str) -> bool:
+        """Whether ``create_topics`` allows to create the topic."""
+        policy = self._config.create_topics
+        return policy == "all" or (policy == "own" and self._names.is_own(name))
+
+    async def ensure(self, names: Iterable[str], timeout: float) -> None:
+        """Return when all the topics exist and have leaders; create what may be created.
+
+        Args:
+            names: of the topics, as the cluster knows them.
+            timeout: seconds to wait for topics that somebody else has to create.
+
+        Raises:
+            UnknownTopic: a topic is missing and can or may not be created; says what to do.
+            NotAuthorised: the cluster does not let us see or create one.
+            ConfigurationError: the TLS files can not be used, or the cluster can not create a
+                topic with this ``replication`` or these ``partitions``.
+            OSError, aiokafka.errors.KafkaError: no connection, or no broker is up; what
+                `connect_problem` is for.
+        """
+        wanted = list(dict.fromkeys(names))
+        if not wanted:
+            return
+        await reach(self._config, self._client_id)
+        client = AIOKafkaClient(**common_options(self._config, self._client_id))
+        Connections(client, self._config, self._client_id)
+        try:
+            await client.bootstrap()
+            await self._ensure(client, wanted, timeout)
+        except kafka.NodeNotReadyError as error:
+            # The one that was asked first has answered.
+            named = ", ".join(f"{node.host}:{node.port}" for node in client.cluster.brokers())
+            raise ConnectionError(
+                f"a broker can not be reached at the address that the cluster gives: {named}; if"
+                " that leads nowhere from here, see advertised.listeners of the brokers"
+            ) from error
+        finally:
+            await client.close()
+
+    async def _ensure(self, client: Any, wanted: list[str], timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        created: set[str] = set()
+        while True:
+            missing, pending = await self._look(client, wanted)
+            ours = [name for name in missing if self.may_create(name)]
+            fresh = [name for name in ours if name not in created]
+            if fresh:
+                await self._create(client, fresh, created)
+                continue
+            if not missing and not pending:
+                return
+            foreign = [name for name in missing if name not in created]
+            hopeless = bool(foreign) and all(map(self._names.is_own, foreign))
+            if hopeless or loop.time() >= deadline:
+                raise self._unknown(foreign or missing or pending)
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _look(self, client: Any, wanted: list[str]) -> tuple[list[str], list[str]]:
+        """What is missing, and what is there but without a leader."""
+        answer = await client.send(client.get_random_node(), MetadataRequest(wanted, False))
+        missing, pending = [], []
+        for code, name, _, partitions in answer.topics:
+            error = kafka.for_code(code)
+            if error is kafka.UnknownTopicOrPartitionError:
+                missing.append(name)
+            elif error in _TEMPORARY or any(leader < 0 for _, _, leader, *_ in partitions):
+                pending.append(name)
+            elif error is not kafka.NoError:
+                raise translate(error(), f"topic {name!r}")
+        return missing, pending
+
+    async def _create(self, client: Any, names: Sequence[str], created: set[str]) -> None:
+        brokers = len(client.cluster.brokers())
+        replication = self._config.replication or max(min(_REPLICAS, brokers), 1)
+        requests = [(name, *self._shape(name, replication), self._settings(name)) for name in names]
+        milliseconds = int(self._config.request_timeout * 1000)
+        controller = client.cluster.controller
+        node = client.get_random_node() if controller is None else controller.nodeId
+        answer = await client.send(node, CreateTopicsRequest(requests, milliseconds, False))
+        for name, code, *text in answer.topic_errors:
+            error = kafka.for_code(code)
+            if error in (kafka.NoError, kafka.TopicAlreadyExistsError):
+                created.add(name)
+                if error is kafka.NoError:
+                    _log.info("topic %r created", name)
+            elif error in _TEMPORARY:
+                await asyncio.sleep(_LOOK_AGAIN)
+                await client.force_metadata_update()
+            else:
+                said = next(iter(text), None)
+                if error is kafka.InvalidReplicationFactorError and _NO_BROKER.search(said or ""):
+                    raise kafka.KafkaError(f"topic {name!r} can not be created yet: {said}")
+                raise self._not_created(name, error(), said)
+
+    def _shape(self, name: str, replication: int) -> tuple[int, int, list[Any]]:
+        partitions = 1 if self._names.is_own(name) else self._config.partitions
+        return partitions, replication, []
+
+    def _settings(self, name: str) -> list[tuple[str, str]]:
+        if name.startswith(self._names.replies("")):
+            return _REPLY_SETTINGS
+        return _DEAD_LETTER_SETTINGS if self._names.is_own(name) else []
+
+    def _not_created(self, name: str, error: Exception, text: str | None) -> SpaDatError:
+        said = f"topic {name!r} could not be created: {text or describe(error)}"
+        if isinstance(
+            error, (kafka.TopicAuthorizationFailedError, kafka.ClusterAuthorizationFailedError)
+        ):
+            return NotAuthorised(f"{said}; allow it in the cluster's access rules, or create it")
+        if isinstance(error, (kafka.InvalidReplicationFactorError, kafka.InvalidPartitionsError)):
+            return ConfigurationError(f"{said}; check the options replication and partitions")
+        if isinstance(error, kafka.InvalidTopicError):
+            # Nobody else can create it either.
+            return UnknownTopic(f"{said}; choose another address, or bind it with topics=")
+        return UnknownTopic(f"{said}; create it by hand")
+
+    def _unknown(self, names: Sequence[str]) -> UnknownTopic:
+        missing = ", ".join(map(repr, names))
+        own = [name for name in names if self._names.is_own(name)]
+        if own:
+            settings = "; ".join(
+                f"{name!r} with 1 partition and "
+                + ", ".join(f"{key}={value}" for key, value in self._settings(name))
+                for name in own
+            )
+            advice = f"create {settings}; or give create_topics='own'"
+        else:
+            it = "it" if len(names) == 1 else "them"
+            advice = f"create {it}, or give create_topics='all'"
+        what = f"topic {missing} does" if len(names) == 1 else f"topics {missing} do"
+        return UnknownTopic(f"{what} not exist on the cluster: {advice}")

@@ -1,0 +1,293 @@
+"""What becomes of publishes on the connections that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+
+from ..._logs import get_logger
+from ..._texts import quoted
+from ...errors import NoResponder, PublishRefused
+from .._envelope import Envelope
+from .._outbox import Outbox, OutboxEntry
+from .._reconnect import Backoff
+from .._suspicion import Blame, Course, Suspicion
+from .._topics import is_foreign_reply
+from ._session import Ending, Loss
+from .protocol._keepalive import LARGE
+from .protocol._packets import PublishPacket
+from .protocol._reason_codes import (
+    NO_SUBSCRIBERS,
+    Decision,
+    Packet,
+    answer_to,
+    publish_refusal,
+    reason_text,
+)
+
+__all__ = ["Outgoing", "blame"]
+
+_log = get_logger(__name__)
+
+_REFUSED = 0x80
+_LONGEST_ALONE = 30.0
+# Seconds without replies to unknown addresses after the broker has ended connections over one.
+_NO_REPLIES = 60.0
+_MOST_PROVEN = 1_000
+# Goodbyes that may be an answer to a message without naming it. All other ones that are not final
+# for a message say what else was the reason.
+_VAGUE = frozenset({0x00, 0x80, 0x81, 0x82, 0x83, 0x87, 0x94})
+
+
+def blame(loss: Loss) -> Blame:
+    """What the end of a connection says about the publishes that were under way."""
+    if loss.ending in (Ending.CLOSED, Ending.RESET):
+        return Blame.POSSIBLE
+    if loss.ending is not Ending.GOODBYE:
+        return Blame.NONE
+    code = 0 if loss.reason is None else loss.reason
+    if answer_to(Packet.DISCONNECT, code).decision is Decision.MESSAGE:
+        return Blame.NAMED
+    return Blame.POSSIBLE if code in _VAGUE else Blame.NONE
+
+
+class Outgoing:
+    """Writes an outbox to each connection as far as is wise, and sorts out the answers.
+
+    A message over which the broker keeps ending connections is found and refused, see `Suspicion`;
+    one that the broker does not take for now is written again after a while.
+
+    Args:
+        outbox: the publishes.
+        write: writes one of them to the connection.
+        backoff: waits before something is written again that the broker did not take.
+        stats: counters.
+        address: of the broker, for messages.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        write: Callable[[OutboxEntry], None],
+        backoff: Backoff,
+        stats: Counter[str],
+        address: str,
+    ) -> None:
+        self._outbox = outbox
+        self._write = write
+        self._backoff = backoff
+        self._stats = stats
+        self._address = address
+        self._loop = asyncio.get_running_loop()
+        self._suspicion: Suspicion[OutboxEntry] = Suspicion(_is_large)
+        self._timer: asyncio.TimerHandle | None = None
+        # What the broker does not take for now, until when, and the first of it once more.
+        self._put_off: deque[OutboxEntry] = deque()
+        self._pause: asyncio.TimerHandle | None = None
+        self._again: OutboxEntry | None = None
+        self._suspect: OutboxEntry | None = None
+        self._window = 1
+        self._since = 0.0
+        self._end = ""
+        # Addresses of others at which the broker has taken replies, the latest last.
+        self._proven: dict[str, None] = {}
+        self._no_replies_until = 0.0
+
+    @property
+    def suspects(self) -> bool:
+        """Whether a message may be why connections end."""
+        oldest = self._outbox.oldest
+        return oldest is not None and self._suspicion.ends(oldest) > 1
+
+    def check(self, envelope: Envelope) -> None:
+        """Raise PublishRefused for a reply over which the broker may end the connection.
+
+        Some brokers end it over each publish that is not allowed, and who asks chooses where the
+        reply goes. To find each of them out alone would leave no time for anything else.
+        """
+        if self._loop.time() < self._no_replies_until and self._is_unproven(envelope):
+            raise self._unwanted_reply(envelope)
+
+    def begin(self, window: int) -> None:
+        """There is a connection on which so many publishes may be unconfirmed."""
+        self._since = self._loop.time()
+        self._window = window
+        self._outbox.disconnected()
+        self._go_on()
+
+    def end(self, loss: Loss) -> None:
+        """The connection is gone."""
+        self._end = loss.text
+        self._cancel_timers()
+        lasted = self._loop.time() - self._since
+        self._suspicion.ended(self._outbox.written, blame(loss), lasted)
+        self._outbox.disconnected()
+
+    def unreachable(self) -> None:
+        """An attempt to connect has failed."""
+        self._suspicion.unreachable()
+
+    def close(self) -> None:
+        """Give up what is pending."""
+        self._cancel_timers()
+        self._outbox.close()
+
+    def answered(self, entry: OutboxEntry, code: int) -> None:
+        """The broker has answered a publish."""
+        if code < _REFUSED and is_foreign_reply(entry.envelope):
+            self._prove(entry.envelope.topic)
+        if code == 0:
+            if entry.put_off:
+                self._backoff.reset()
+            self._outbox.confirm(entry)
+        elif code >= _REFUSED:
+            self._refused(entry, code)
+        elif code == NO_SUBSCRIBERS and entry.envelope.response_topic and not entry.envelope.retain:
+            self._outbox.fail(
+                entry,
+                NoResponder(
+                    f"nobody listens on {entry.envelope.topic!r}, says the broker; start the"
+                    " responder first, or check the topic"
+                ),
+            )
+        else:
+            self._stats["publishes.unheard"] += 1
+            self._outbox.confirm(entry)
+        if entry is self._again:
+            self._write_again()
+        elif self._suspicion.course is Course.ALONE and self._pause is None:
+            self._go_on()
+
+    # One message that ends connections.
+
+    def _go_on(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        before, course = self._suspicion.course, self._suspicion.connected()
+        if course is Course.REFUSE:
+            self._condemn()
+        elif course is Course.QUIETLY:
+            self._timer = self._loop.call_later(self._suspicion.quiet, self._condemn)
+        elif course is Course.ALONE:
+            self._timer = self._loop.call_later(_LONGEST_ALONE, self._acquit)
+            if before is not course:
+                self._say_what_is_suspected()
+            self._outbox.resume(1)
+        else:
+            self._suspect = None
+            self._outbox.resume(self._window)
+
+    def _say_what_is_suspected(self) -> None:
+        entry = self._outbox.oldest
+        if entry is not None and entry is not self._suspect:
+            self._suspect = entry
+            self._stats["publishes.suspected"] += 1
+            _log.warning(
+                "the broker at %s ended %d connections on which %s was not confirmed, the last"
+                " time: %s; it is sent alone now",
+                self._address,
+                self._suspicion.ends(entry),
+                _what(entry),
+                self._end,
+            )
+
+    def _condemn(self) -> None:
+        proof = "and the connection holds without it"
+        if self._suspicion.course is Course.REFUSE:
+            proof = "and the broker says that it was over a message"
+        entry = self._suspicion.condemn()
+        if entry is not None:
+            self._stats["publishes.refused"] += 1
+            error = PublishRefused(
+                f"the broker at {self._address} ends the connection over {_what(entry)}:"
+                f" {entry.writes} times so far, the last time with nothing else under way, {proof}."
+                f" The last end: {self._end}. It is not sent again; look into the broker's log and"
+                " limits"
+            )
+            self._outbox.refuse(entry, error)
+            if self._is_unproven(entry.envelope):
+                self._refuse_replies()
+        self._go_on()
+
+    def _refuse_replies(self) -> None:
+        self._no_replies_until = self._loop.time() + _NO_REPLIES
+        for entry in self._outbox.pending:
+            if not entry.done() and self._is_unproven(entry.envelope):
+                self._stats["publishes.refused"] += 1
+                self._outbox.refuse(entry, self._unwanted_reply(entry.envelope))
+
+    def _unwanted_reply(self, envelope: Envelope) -> PublishRefused:
+        return PublishRefused(
+            f"the broker at {self._address} has ended connections over a reply, so for"
+            f" {_NO_REPLIES:g} s none goes where it has not taken one before, such as to"
+            f" {quoted(envelope.topic)}: name with reply_topics= where replies may go"
+        )
+
+    def _is_unproven(self, envelope: Envelope) -> bool:
+        return is_foreign_reply(envelope) and envelope.topic not in self._proven
+
+    def _prove(self, topic: str) -> None:
+        self._proven.pop(topic, None)
+        self._proven[topic] = None
+        if len(self._proven) > _MOST_PROVEN:
+            del self._proven[next(iter(self._proven))]
+
+    def _acquit(self) -> None:
+        self._suspicion.acquit()
+        # What is put off is written before all that waits behind it.
+        if self._pause is None and self._again is None:
+            self._go_on()
+
+    # Refused, for now or for good.
+
+    def _refused(self, entry: OutboxEntry, code: int) -> None:
+        if answer_to(Packet.PUBACK, code).decision is Decision.MESSAGE or entry.done():
+            self._stats["publishes.refused"] += 1
+            self._outbox.fail(entry, publish_refusal(code, entry.envelope.topic))
+            return
+        self._stats["publishes.put_off"] += 1
+        entry.put_off = f"the broker does not take it for now: {reason_text(code)}"
+        entry.writes -= 1
+        if entry is self._again:
+            self._again = None
+            self._put_off.appendleft(entry)
+        else:
+            self._put_off.append(entry)
+        if self._again is None and self._pause is None:
+            delay = self._backoff.next_delay()
+            _log.warning("%s: %s; trying again in %.1f s", _what(entry), entry.put_off, delay)
+            self._outbox.pause()
+            self._pause = self._loop.call_later(delay, self._write_again)
+
+    def _write_again(self) -> None:
+        """Write the oldest that was put off; one at a time, to keep the order."""
+        self._pause = self._again = None
+        while self._put_off:
+            entry = self._put_off.popleft()
+            if not entry.done():
+                self._again = entry
+                entry.writes += 1
+                self._write(entry)
+                return
+            # Given up meanwhile: this frees its place in the window.
+            self._outbox.confirm(entry)
+        self._go_on()
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._timer, self._pause):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._pause = self._again = None
+        self._put_off.clear()
+
+
+def _is_large(entry: OutboxEntry) -> bool:
+    packet: PublishPacket = entry.note
+    return packet.size > LARGE
+
+
+def _what(entry: OutboxEntry) -> str:
+    envelope = entry.envelope
+    return f"the publish to {quoted(envelope.topic)} ({len(envelope.payload)} bytes)"

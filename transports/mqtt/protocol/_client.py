@@ -1,0 +1,398 @@
+"""The module that reaches into aiomqtt and paho, with `_control` for subscriptions.
+
+The libraries make and read CONNECT, SUBSCRIBE, UNSUBSCRIBE and DISCONNECT. Three things are done
+here instead, because the libraries would lose messages or time over them: messages and their
+acknowledgements pass them by (paho acknowledges on receipt or forgets the order, aiomqtt looks
+through all pending calls for every publish); the socket is opened without a thread, so that
+giving an attempt up leaves nothing behind; and the keep-alive runs even while reading is paused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiomqtt
+import paho.mqtt.client as paho
+from paho.mqtt.packettypes import PacketTypes
+
+from ...._logs import get_logger
+from .._config import MqttConfig
+from .._session import ClientHandler, Ending, Loss, ServerLimits
+from ._connect import dial
+from ._control import Control, make_properties, read_properties
+from ._flow import MessageFlow
+from ._keepalive import KeepAlive
+from ._packets import LARGEST_HEAD, LargePublish, MalformedPacket, PublishPacket, variable_integer
+from ._reason_codes import LoginRefused, NotAnswered, Reason, WrongVersion, describe, reason_text
+from ._stream import FrameStream
+
+__all__ = ["MqttClient"]
+
+# The libraries' own chatter; aiomqtt sets the level of its default logger on import.
+_log = get_logger(f"{__name__}.library")
+
+_CONNACK, _PUBLISH, _SUBACK, _UNSUBACK, _DISCONNECT = 0x20, 0x30, 0x90, 0xB0, 0xE0
+_REFUSED = 0x80
+_CLOSED_HERE = "closed here"
+_OLD_REFUSAL_OF_THE_VERSION = 1
+
+
+class MqttClient:
+    """One attempt to be connected, and the connection if it succeeds. Never used again.
+
+    Args:
+        config: where and how.
+        identifier: the client identifier.
+        handler: gets what comes.
+        stats: counters.
+        clean_start: forget an older session of this identifier.
+        session_expiry: seconds for which the broker keeps the session without a connection.
+        receive_maximum: the most unacknowledged messages the broker may send; 0 leaves it open.
+        patience: by how much to multiply the time that a silent broker gets for a large message;
+            see `KeepAlive`.
+
+    Attributes:
+        limits: what the broker said.
+        session_expiry: seconds for which it was asked to keep the session.
+        unanswered: the broker may have got a CONNECT to which no answer came.
+        lost: ends with a `Loss` when the connection does. Never cancelled, never an error.
+    """
+
+    def __init__(
+        self,
+        config: MqttConfig,
+        identifier: str,
+        handler: ClientHandler,
+        stats: Counter[str],
+        *,
+        clean_start: bool,
+        session_expiry: int = 0,
+        receive_maximum: int = 0,
+        patience: int = 1,
+    ) -> None:
+        self.limits = ServerLimits()
+        self.session_expiry = session_expiry
+        self._loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[Loss] = self._loop.create_future()
+        self._config = config
+        self._handler = handler
+        self._stream: FrameStream | None = None
+        self._wants_pause = False
+        self._accepted = self.unanswered = False
+        self._keepalive: KeepAlive | None = None
+        self._patience = patience
+        self._unconfirmed = 0
+        self._end_cause: Exception | None = None
+        self._closing = ""
+        properties = make_properties(
+            PacketTypes.CONNECT,
+            SessionExpiryInterval=session_expiry,
+            ReceiveMaximum=receive_maximum,
+        )
+        secret = config.secret
+        self._client = aiomqtt.Client(
+            config.host,
+            config.effective_port,
+            username=config.username,
+            password=None if secret is None else secret.reveal(),
+            identifier=identifier,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=clean_start,
+            keepalive=config.keepalive,
+            timeout=config.connect_timeout,
+            properties=properties,
+            logger=_log,
+        )
+        generate = self._client._client._mid_generate
+        self._flow = MessageFlow(
+            handler, stats, config.largest_received, generate, self._on_other_packet
+        )
+        self._control = Control(
+            self._client._client,
+            self.lost,
+            lambda: 0 if self._stream is None else self._stream.received,
+            self._on_busy,
+        )
+        self._hook()
+
+    def _hook(self) -> None:
+        library = self._client._client
+        library.manual_ack_set(True)
+        library.on_connect = self._on_connect
+        library.on_socket_open = None
+        library.on_socket_close = None
+        library.on_socket_register_write = self._on_write_wanted
+        library.on_socket_unregister_write = None
+        library._create_socket = lambda: self._stream  # type: ignore[assignment, method-assign, return-value]
+        # Nobody may wait for these futures when the connection ends.
+        self._client._connected.add_done_callback(_retrieve)
+        self._client._disconnected.add_done_callback(_retrieve)
+
+    # Connecting and disconnecting.
+
+    async def connect(self) -> None:
+        """Connect; at most for the configured time. Cancelling leaves nothing behind.
+
+        Raises:
+            OSError: the socket could not be opened.
+            aiomqtt.MqttError: the broker refused, or did not answer.
+            ConfigurationError: the TLS files can not be used.
+        """
+        try:
+            sock = await dial(self._config)
+            self._stream = FrameStream(sock, self._on_first_packet, self._on_end, self._divert)
+            self._flow.begin(self._stream)
+            self.unanswered = True
+            # Makes the packet only: the socket is open already.
+            self._client._client_connect()
+            async with asyncio.timeout(self._config.connect_timeout):
+                await asyncio.shield(self._client._connected)
+        except BaseException:
+            self.abort()
+            raise
+        if not self.lost.done():
+            wanted = self._config.keepalive
+            self._keepalive = KeepAlive(
+                self._stream,
+                min(self.limits.keepalive or wanted, wanted),
+                self._on_silence,
+                self._flow.unconfirmed,
+                oldest=self._flow.oldest,
+                bearable=wanted,
+                patience=self._patience,
+            )
+
+    async def disconnect(self, timeout: float, why: str = _CLOSED_HERE) -> None:
+        """Send what is written, say goodbye and close; at most about ``timeout`` seconds."""
+        stream, self._closing = self._stream, why
+        self._stop_keepalive()
+        if stream is not None and not self.lost.done():
+            with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._client.__aexit__(None, None, None)
+            await stream.finish(timeout)
+        self.abort()
+
+    def abort(self) -> None:
+        """Close at once, without goodbye. Harmless when it is closed."""
+        self._stop_keepalive()
+        if self._stream is not None:
+            self._stream.abort()
+        self._fail_connect()
+        self._lose(Loss(self._closing or _CLOSED_HERE, Ending.OURS))
+
+    # Messages.
+
+    def acknowledge(self, tokens: list[int]) -> None:
+        """Acknowledge messages, in this order."""
+        self._flow.acknowledge(tokens)
+
+    def publish(self, packet: PublishPacket, note: Any) -> None:
+        """Write a message; `ClientHandler.on_confirmed` gets the note with the outcome."""
+        self._flow.publish(packet, note)
+
+    def pause(self) -> None:
+        """Stop reading until `resume`, so that nothing more comes than can be held.
+
+        While an answer to `subscribe` or `unsubscribe` is waited for, reading goes on: the answer
+        is behind the messages.
+        """
+        self._wants_pause = True
+        if self._stream is not None and not self._control.busy:
+            self._stream.pause()
+
+    def resume(self) -> None:
+        """Read again."""
+        self._wants_pause = False
+        self._resume_stream()
+
+    # Subscriptions.
+
+    async def subscribe(
+        self,
+        patterns: Sequence[str],
+        *,
+        qos: int,
+        timeout: float,
+        identifier: int = 0,
+        retained: bool = True,
+    ) -> list[int]:
+        """Subscribe; returns a reason code for each filter, 0x80 and above are refusals.
+
+        Args:
+            patterns: the filters.
+            qos: highest quality of service, 0 or 1.
+            timeout: seconds to wait for the answer while nothing else comes.
+            identifier: comes with every message of this subscription; 0 for none.
+            retained: have retained messages sent, where the subscription was not there before.
+
+        Raises:
+            ConnectionLost: the connection ended first, or there was no answer.
+        """
+        return await self._control.subscribe(
+            patterns, qos=qos, timeout=timeout, identifier=identifier, retained=retained
+        )
+
+    async def unsubscribe(self, patterns: Sequence[str], *, timeout: float) -> list[int]:
+        """Unsubscribe; returns a reason code for each filter, 0x11 where there was none.
+
+        Raises:
+            ConnectionLost: the connection ended first, or there was no answer.
+        """
+        return await self._control.unsubscribe(patterns, timeout=timeout)
+
+    # What the stream reports.
+
+    def _on_first_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
+        if first & 0xF0 == _PUBLISH:
+            raise MalformedPacket("a message came before the connection was accepted")
+        self._on_other_packet(first, data, start, stop)
+        if self._accepted and self._stream is not None:
+            self._stream.on_packet = self._flow.on_packet
+
+    def _divert(self, first: int, length: int) -> LargePublish | None:
+        if self._accepted and first & 0xF0 == _PUBLISH:
+            return self._flow.divert(first, length)
+        if length > LARGEST_HEAD:
+            raise MalformedPacket(f"a packet that begins with {first:#04x} has {length} bytes")
+        return None
+
+    def _on_other_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
+        kind = first & 0xF0
+        if kind == _CONNACK:
+            self._on_connack(data, start, stop)
+        elif kind in (_SUBACK, _UNSUBACK):
+            self._control.answered(data, start, stop)
+        elif kind == _DISCONNECT:
+            self._on_goodbye(data, start, stop)
+        else:
+            self._give_to_library(first, data, start, stop)
+
+    def _on_connack(self, data: bytes, start: int, stop: int) -> None:
+        if stop - start == 2:
+            raise WrongVersion("the broker answered in an older version than MQTT 5")
+        if stop - start < 2:
+            raise MalformedPacket("a CONNACK packet ends too early")
+        self.unanswered = False
+        if self._client._connected.done():
+            return
+        code = data[start + 1]
+        if code == _OLD_REFUSAL_OF_THE_VERSION:
+            raise WrongVersion("the broker does not speak MQTT 5")
+        properties, _ = read_properties(data, start + 2, stop)
+        if code >= _REFUSED:
+            self._client._connected.set_exception(LoginRefused(Reason.of(code, properties)))
+            return
+        self.limits = ServerLimits.of(properties)
+        # The library gets it without properties: it gives up over those that are malformed.
+        self._give_to_library(_CONNACK, data[start : start + 2] + b"\0", 0, 3)
+
+    def _on_goodbye(self, data: bytes, start: int, stop: int) -> None:
+        properties, _ = read_properties(data, start + 1, stop)
+        reason = Reason.of(data[start] if stop > start else 0, properties)
+        text = f"the broker ended the connection: {reason_text(reason)}"
+        self._end_cause = aiomqtt.MqttError(text)
+        self._fail_connect()
+        self._lose(Loss(text, Ending.GOODBYE, reason))
+        self.abort()
+
+    def _give_to_library(self, first: int, data: bytes, start: int, stop: int) -> None:
+        if self._stream is not None:
+            length = variable_integer(stop - start)
+            self._stream.hand_over(bytes((first,)) + length + data[start:stop])
+            self._run_library(self._client._client.loop_read)
+
+    def _run_library(self, step: Callable[[], Any]) -> None:
+        try:
+            result = step()
+        except Exception as error:
+            # Paho raises all kinds of errors over packets that are not as they should be.
+            raise MalformedPacket(f"a packet of the broker can not be read: {error}") from error
+        if result != paho.MQTT_ERR_SUCCESS:
+            raise MalformedPacket(f"a packet of the broker is no use: {paho.error_string(result)}")
+
+    def _on_end(self, error: Exception | None) -> None:
+        self._end_cause = error
+        with contextlib.suppress(MalformedPacket):
+            self._run_library(self._client._client.loop_read)
+        self._fail_connect()
+        self._lose(self._loss())
+
+    def _loss(self) -> Loss:
+        if self._closing:
+            return Loss(self._closing, Ending.OURS)
+        if self._end_cause is None:
+            return Loss("the broker closed the connection", Ending.CLOSED)
+        broken = isinstance(self._end_cause, ConnectionError)
+        return Loss(
+            describe(self._end_cause),
+            Ending.RESET if broken else Ending.FAILED,
+            unconfirmed=self._unconfirmed,
+        )
+
+    # What the library reports.
+
+    def _on_write_wanted(self, client: Any, userdata: Any, sock: Any) -> None:
+        # The library may be inside a callback, where it must not be called again.
+        self._loop.call_soon(self._client._client.loop_write)
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None
+    ) -> None:
+        self._client._on_connect(client, userdata, flags, reason, properties)
+        self._accepted = True
+        self._handler.on_connected(flags.session_present)
+
+    # Inner parts.
+
+    def _on_busy(self, is_busy: bool) -> None:
+        if is_busy:
+            self._resume_stream()
+        elif self._wants_pause and self._stream is not None:
+            self._stream.pause()
+
+    def _resume_stream(self) -> None:
+        if self._stream is not None and self._stream.paused:
+            self._stream.resume()
+            if self._keepalive is not None:
+                self._keepalive.resumed()
+
+    def _stop_keepalive(self) -> None:
+        if self._keepalive is not None:
+            self._keepalive.stop()
+            self._keepalive = None
+
+    def _on_silence(self, reason: str) -> None:
+        self._unconfirmed = self._flow.unconfirmed()
+        if self._stream is not None:
+            self._stream.abort()
+        self._on_end(TimeoutError(reason))
+
+    def _fail_connect(self) -> None:
+        # After a goodbye aiomqtt has a new future there, which nobody looks at.
+        if not self._accepted and not self._client._connected.done():
+            cause: Exception | None = self._end_cause
+            if cause is None:
+                cause = NotAnswered("the broker closed it before it was accepted")
+            elif isinstance(cause, ConnectionError):
+                cause = NotAnswered(describe(cause))
+            elif not isinstance(cause, WrongVersion):
+                cause = aiomqtt.MqttError(describe(cause))
+            self._client._connected.set_exception(cause)
+
+    def _lose(self, loss: Loss) -> None:
+        if not self.lost.done():
+            self._stop_keepalive()
+            self.lost.set_result(loss)
+            self._flow.end()
+            if self._accepted:
+                self._handler.on_lost(loss)
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,135 @@
+"""Opening the socket to a broker, and telling one with an older MQTT from one that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+
+from ..._tls import tls_context
+from .._config import MqttConfig
+from ._stream import FrameStream
+
+__all__ = ["answers_older_version", "dial"]
+
+
+async def dial(config: MqttConfig) -> socket.socket:
+    """A connected socket that does not block; cancelling leaves nothing open.
+
+    Raises:
+        OSError: unknown host, refused, unreachable, or TLS failed; TimeoutError is one.
+        ConfigurationError: the TLS files can not be used.
+    """
+    context = tls_context(config)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + config.connect_timeout
+    async with asyncio.timeout_at(deadline):
+        found = await loop.getaddrinfo(config.host, config.effective_port, type=socket.SOCK_STREAM)
+    cause: OSError | None = None
+    for index, (family, kind, protocol, _, address) in enumerate(found):
+        # An address that does not answer must leave time for the others.
+        share = max(deadline - loop.time(), 0.0) / (len(found) - index)
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:
+            # The system has no IPv6, but the name has such an address.
+            cause = error
+            continue
+        try:
+            sock.setblocking(False)
+            async with asyncio.timeout(share):
+                await loop.sock_connect(sock, address)
+            _set_options(sock, config.keepalive)
+            if context is None:
+                return sock
+            async with asyncio.timeout_at(deadline):
+                return await _start_tls(sock, context, config.host)
+        except ssl.SSLError:
+            sock.close()
+            raise
+        except OSError as error:
+            sock.close()
+            cause = error
+        except BaseException:
+            sock.close()
+            raise
+    raise cause or OSError(f"{config.host!r} has no address")
+
+
+def _set_options(sock: socket.socket, keepalive: int) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Notices a peer that is gone even while reading is paused and no answers are read.
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, keepalive * 2_000)
+
+
+async def _start_tls(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    try:
+        while True:
+            try:
+                wrapped.do_handshake()
+            except ssl.SSLWantReadError:
+                await _ready(wrapped, writing=False)
+            except ssl.SSLWantWriteError:
+                await _ready(wrapped, writing=True)
+            else:
+                return wrapped
+    except BaseException:
+        wrapped.close()
+        raise
+
+
+async def _ready(sock: socket.socket, *, writing: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    (loop.add_writer if writing else loop.add_reader)(sock, wake)
+    with contextlib.ExitStack() as stack:
+        stack.callback(loop.remove_writer if writing else loop.remove_reader, sock)
+        await ready
+
+
+_LONGEST = 2.0
+# MQTT 3.1.1, clean session, a client identifier of the broker's choice.
+_CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
+_DISCONNECT = b"\xe0\x00"
+_CONNACK = 0x20
+_LENGTH_OF_AN_OLD_CONNACK = 2
+
+
+async def answers_older_version(config: MqttConfig) -> bool:
+    """Whether the broker answers a CONNECT of MQTT 3.1.1, be it with a refusal; never raises."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[bool] = loop.create_future()
+
+    def on_packet(first: int, data: bytes, start: int, stop: int) -> None:
+        if not answer.done():
+            is_old = first == _CONNACK and stop - start == _LENGTH_OF_AN_OLD_CONNACK
+            answer.set_result(is_old)
+
+    def on_end(error: Exception | None) -> None:
+        if not answer.done():
+            answer.set_result(False)
+
+    stream: FrameStream | None = None
+    try:
+        async with asyncio.timeout(_LONGEST):
+            stream = FrameStream(await dial(config), on_packet, on_end)
+            stream.write(_CONNECT)
+            found = await answer
+        stream.write(_DISCONNECT)
+        await stream.finish(_LONGEST)
+    except Exception:  # noqa: BLE001 (whatever it is, the next attempt to connect meets it, too)
+        return False
+    finally:
+        if stream is not None:
+            stream.abort()
+    return found

@@ -1,0 +1,142 @@
+"""Messages and their acknowledgements on one connection."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ..._envelope import without_payload
+from .._session import ClientHandler
+from ._control import read_properties
+from ._packets import (
+    LARGEST_HEAD,
+    LargePublish,
+    MalformedPacket,
+    PublishDecoder,
+    PublishPacket,
+    encode_acknowledgements,
+    encode_completion,
+)
+from ._reason_codes import Reason
+from ._stream import FrameStream
+
+__all__ = ["MessageFlow"]
+
+_PUBLISH, _PUBACK, _PUBREL, _PINGRESP = 0x30, 0x40, 0x60, 0xD0
+# What one takes in memory beside its characters.
+_OVERHEAD_OF_A_HEADER = 256
+_REFUSED = 0x80
+
+
+class MessageFlow:
+    """Takes the packets that carry messages off a stream, and writes them.
+
+    Args:
+        handler: gets messages and confirmations.
+        stats: counters.
+        largest: the most bytes of a payload that is taken; of a larger one the handler gets its
+            size and digest.
+        next_packet_id: draws from the same ids as the client library's own requests.
+        on_other: gets every other packet, as `FrameStream` hands it over.
+    """
+
+    def __init__(
+        self,
+        handler: ClientHandler,
+        stats: Counter[str],
+        largest: int,
+        next_packet_id: Callable[[], int],
+        on_other: Callable[[int, bytes, int, int], None],
+    ) -> None:
+        self._handler = handler
+        self._largest = largest
+        self._decode = PublishDecoder(stats).decode
+        self._next_packet_id = next_packet_id
+        self._on_other = on_other
+        self._stream: FrameStream | None = None
+        # By packet id: note, bytes, and what was written up to its end.
+        self._in_flight: dict[int, tuple[Any, int, int]] = {}
+
+    def begin(self, stream: FrameStream) -> None:
+        """Write to this stream from now on."""
+        self._stream = stream
+
+    def end(self) -> None:
+        """The connection is gone, and with it what was not confirmed."""
+        self._stream = None
+        self._in_flight.clear()
+
+    def unconfirmed(self) -> int:
+        """Bytes of the oldest message that was written with QoS 1 and is not confirmed yet."""
+        return next((size for _, size, _ in self._in_flight.values()), 0)
+
+    def oldest(self) -> int:
+        """Bytes that were written on the connection up to the end of that message; 0 for none."""
+        return next((end for _, _, end in self._in_flight.values()), 0)
+
+    def acknowledge(self, tokens: list[int]) -> None:
+        """Acknowledge messages, in this order."""
+        if self._stream is not None:
+            self._stream.write(encode_acknowledgements(tokens))
+
+    def publish(self, packet: PublishPacket, note: Any) -> None:
+        """Write a message; the handler's ``on_confirmed`` gets the note with the outcome."""
+        stream = self._stream
+        if stream is None:
+            return
+        if packet.qos:
+            packet_id = self._next_packet_id()
+            while packet_id in self._in_flight:
+                packet_id = self._next_packet_id()
+            stream.write(packet.encode(packet_id))
+            self._in_flight[packet_id] = note, packet.size, stream.written
+        else:
+            stream.write(packet.encode(0))
+            stream.after_flush(lambda: self._handler.on_confirmed(note, 0))
+
+    def on_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
+        """A packet came.
+
+        Raises:
+            MalformedPacket: it can not be read.
+        """
+        kind = first & 0xF0
+        if kind == _PUBLISH:
+            envelope, token, identifiers = self._decode(first, data, start, stop)
+            size = stop - start
+            if size > self._largest and len(envelope.payload) > self._largest:
+                size -= len(envelope.payload)
+                envelope = without_payload(envelope)
+            if envelope.headers:
+                size += _OVERHEAD_OF_A_HEADER * len(envelope.headers)
+            self._handler.on_message(envelope, token, identifiers, size)
+        elif kind == _PUBACK:
+            if stop - start < 2:
+                raise MalformedPacket("a PUBACK packet ends too early")
+            confirmed = self._in_flight.pop(data[start] << 8 | data[start + 1], None)
+            if confirmed is not None:
+                code = data[start + 2] if stop - start > 2 else 0
+                if code >= _REFUSED and stop - start > 4:
+                    code = Reason.of(code, read_properties(data, start + 3, stop)[0])
+                self._handler.on_confirmed(confirmed[0], code)
+        elif kind == _PUBREL:
+            if self._stream is not None:
+                self._stream.write(encode_completion(data[start:stop]))
+        elif kind != _PINGRESP:
+            self._on_other(first, data, start, stop)
+
+    def divert(self, first: int, length: int) -> LargePublish | None:
+        """Who takes a PUBLISH in pieces that is too large to be put together; None if it is not."""
+        if length <= self._largest + LARGEST_HEAD:
+            return None
+        return LargePublish(first, length, self._on_large)
+
+    def _on_large(self, large: LargePublish) -> None:
+        head = large.head
+        envelope, token, identifiers = self._decode(large.first, head, 0, len(head))
+        envelope = msgspec.structs.replace(envelope, left_out=large.left_out)
+        size = len(head) + _OVERHEAD_OF_A_HEADER * len(envelope.headers)
+        self._handler.on_message(envelope, token, identifiers, size)

@@ -1,0 +1,517 @@
+"""The MQTT 5 packets that carry messages: PUBLISH and its acknowledgements, of any size."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import struct
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from ....errors import EncodeError
+from ..._envelope import Envelope, LeftOut, without_payload
+from .._texts import RESERVED_NAMES
+
+__all__ = [
+    "LARGEST_HEAD",
+    "PINGREQ",
+    "QOS2",
+    "Dropped",
+    "LargePublish",
+    "MalformedPacket",
+    "PublishDecoder",
+    "PublishPacket",
+    "Taker",
+    "as_taken",
+    "encode_acknowledgements",
+    "encode_completion",
+    "read_text",
+    "read_variable",
+    "variable_integer",
+]
+
+PINGREQ = b"\xc0\x00"
+QOS2 = 0x10000
+"""Added to the packet id of a message that came with QoS 2 (from a subscription made elsewhere)."""
+
+_head_and_id = struct.Struct(">HH").pack
+_LONGEST = 65_535
+_MOST_SECONDS = 4_294_967_295
+
+
+class MalformedPacket(Exception):
+    """What came from the broker is not MQTT 5."""
+
+
+def variable_integer(value: int) -> bytes:
+    """A variable byte integer of MQTT, at most 268,435,455."""
+    if value < 128:
+        return bytes((value,))
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def encode_acknowledgements(tokens: list[int]) -> bytes:
+    """One PUBACK for each packet id, in this order (PUBREC where it came with `QOS2`)."""
+    return b"".join(
+        [
+            _head_and_id(0x4002, token) if token < QOS2 else _head_and_id(0x5002, token & 0xFFFF)
+            for token in tokens
+        ]
+    )
+
+
+def encode_completion(packet: bytes) -> bytes:
+    """The PUBCOMP that answers a PUBREL, given the PUBREL without its fixed header."""
+    return b"\x70\x02" + packet[:2]
+
+
+class PublishPacket:
+    """A PUBLISH, encoded except for its packet id.
+
+    Attributes:
+        qos: quality of service, 0 or 1.
+        retain: whether the broker is to keep it.
+        size: bytes of the whole packet.
+
+    Args:
+        envelope: the message; its topic has been checked.
+
+    Raises:
+        EncodeError: a text can not be written, or a header has a name of the wire format.
+    """
+
+    __slots__ = ("_head", "_tail", "payload", "qos", "retain", "size")
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.qos = envelope.qos
+        self.retain = envelope.retain
+        self.payload = envelope.payload
+        properties = _encode_properties(envelope)
+        topic = _text(envelope.topic, "topic")
+        tail = variable_integer(len(properties)) + properties
+        remaining = len(topic) + (2 if self.qos else 0) + len(tail) + len(self.payload)
+        first = 0x30 | self.qos << 1 | self.retain
+        self._head = bytes((first,)) + variable_integer(remaining) + topic
+        self._tail = tail
+        self.size = len(self._head) - len(topic) + remaining
+
+    def encode(self, packet_id: int) -> bytes:
+        """The bytes to write; the packet id is left out for QoS 0."""
+        if self.qos:
+            return b"".join((self._head, packet_id.to_bytes(2, "big"), self._tail, self.payload))
+        return b"".join((self._head, self._tail, self.payload))
+
+
+def _encode_properties(envelope: Envelope) -> bytes:
+    parts: list[bytes] = []
+    if envelope.expiry is not None:
+        seconds = min(max(math.ceil(envelope.expiry), 0), _MOST_SECONDS)
+        parts.append(b"\x02" + seconds.to_bytes(4, "big"))
+    if envelope.content_type is not None:
+        parts.append(b"\x03" + _text(envelope.content_type, "content type"))
+    if envelope.response_topic is not None:
+        parts.append(b"\x08" + _text(envelope.response_topic, "response topic"))
+    if envelope.correlation is not None:
+        parts.append(b"\x09" + _sized(envelope.correlation, "correlation"))
+    if envelope.id is not None:
+        parts.append(_ID + _text(envelope.id, "id"))
+    if envelope.source is not None:
+        parts.append(_source(envelope.source))
+    if envelope.type is not None:
+        parts.append(_pair("type", envelope.type))
+    if envelope.time is not None:
+        parts.append(_TIME + _timestamp(envelope.time))
+    if envelope.key is not None:
+        parts.append(_pair("key", envelope.key))
+    if envelope.id and envelope.source and envelope.type:
+        parts.append(b"\x26\x00\x0bspecversion\x00\x031.0")
+    for name, value in envelope.headers.items():
+        if name in RESERVED_NAMES:
+            raise EncodeError(
+                f"header {name!r} of the message to {envelope.topic!r} has a name that the wire"
+                " format uses itself; choose another name, or use the field of that name"
+            )
+        parts.append(_pair(name, value))
+    return b"".join(parts)
+
+
+def _pair(name: str, value: str) -> bytes:
+    return b"\x26" + _text(name, "header name") + _text(value, f"header {name!r}")
+
+
+def _text(text: str, what: str) -> bytes:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise EncodeError(f"{what} {text!r} can not be written as UTF-8: {error.reason}") from None
+    if b"\0" in data:
+        raise EncodeError(f"{what} {text!r} contains a null character, which MQTT does not allow")
+    return _sized(data, what)
+
+
+def _sized(data: bytes, what: str) -> bytes:
+    if len(data) > _LONGEST:
+        raise EncodeError(f"{what} has {len(data)} bytes; MQTT allows {_LONGEST}")
+    return len(data).to_bytes(2, "big") + data
+
+
+# What hardly changes from one publish to the next is encoded once: it is half of the time.
+_ID = b"\x26\x00\x02id"
+_TIME = b"\x26\x00\x04time"
+
+
+@functools.lru_cache(256)
+def _source(source: str) -> bytes:
+    return _pair("source", source)
+
+
+@functools.lru_cache(4)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
+
+
+def _timestamp(seconds: float) -> bytes:
+    try:
+        whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
+        text = f"{_second(whole)}.{micros:06d}Z"
+    except (ValueError, OverflowError, OSError) as error:
+        raise EncodeError(f"time {seconds!r} is no time between the years 1 and 9999") from error
+    return b"\x00\x1b" + text.encode("ascii")
+
+
+class PublishDecoder:
+    """Makes envelopes of PUBLISH packets.
+
+    Args:
+        stats: counts what was ignored because its value is no good, under
+            ``messages.malformed``.
+    """
+
+    def __init__(self, stats: Counter[str]) -> None:
+        self._stats = stats
+
+    def decode(
+        self, first: int, data: bytes, start: int, stop: int
+    ) -> tuple[Envelope, int, tuple[int, ...]]:
+        """The message, its token and the identifiers of the subscriptions it came for.
+
+        The token is the packet id; -1 for QoS 0, `QOS2` higher for QoS 2.
+
+        Args:
+            first: first byte of the packet.
+            data: what holds the packet.
+            start: where in ``data`` the packet's variable header begins.
+            stop: where the packet ends.
+
+        Raises:
+            MalformedPacket: its inner lengths do not fit, or it has no topic.
+        """
+        try:
+            position = start + 2 + (data[start] << 8 | data[start + 1])
+            topic = data[start + 2 : position].decode("utf-8", "replace")
+            if not topic:
+                raise MalformedPacket("a PUBLISH packet has no topic, and no alias was offered")
+            qos = first >> 1 & 3
+            if qos:
+                token = data[position] << 8 | data[position + 1]
+                position += 2
+                if qos == 3:
+                    raise MalformedPacket("a PUBLISH packet has QoS 3")
+                if qos == 2:
+                    token |= QOS2
+            else:
+                token = -1
+            length = data[position]
+            position += 1
+            if length > 127:
+                length, position = read_variable(data, position - 1)
+            if length:
+                return self._with_properties(first, topic, token, data, position, length, stop)
+        except (IndexError, struct.error):
+            raise MalformedPacket("a PUBLISH packet ends too early") from None
+        if position > stop:
+            raise MalformedPacket("a PUBLISH packet ends too early")
+        envelope = Envelope(
+            topic=topic,
+            payload=data[position:stop],
+            qos=1 if qos else 0,
+            retain=first & 1 == 1,
+            redelivered=first & 8 == 8,
+        )
+        return envelope, token, ()
+
+    def _with_properties(
+        self,
+        first: int,
+        topic: str,
+        token: int,
+        data: bytes,
+        position: int,
+        length: int,
+        stop: int,
+    ) -> tuple[Envelope, int, tuple[int, ...]]:
+        end = position + length
+        if end > stop:
+            raise MalformedPacket("the properties of a PUBLISH packet are longer than it is")
+        fields: dict[str, Any] = {}
+        identifiers: tuple[int, ...] = ()
+        headers: dict[str, str] = {}
+        while position < end:
+            kind = data[position]
+            position += 1
+            if kind == 0x26:
+                name, position = read_text(data, position)
+                value, position = read_text(data, position)
+                headers[name] = value
+            elif kind == 0x0B:
+                identifier, position = read_variable(data, position)
+                identifiers += (identifier,)
+            elif kind == 0x09:
+                size = data[position] << 8 | data[position + 1]
+                position += 2 + size
+                fields["correlation"] = data[position - size : position]
+            elif kind == 0x08:
+                value, position = read_text(data, position)
+                fields["response_topic"] = value or None
+            elif kind == 0x03:
+                value, position = read_text(data, position)
+                fields["content_type"] = value or None
+            elif kind == 0x02:
+                fields["expiry"] = float(int.from_bytes(data[position : position + 4], "big"))
+                position += 4
+            elif kind == 0x01:
+                position += 1
+            elif kind == 0x23:
+                position += 2
+            else:
+                raise MalformedPacket(f"a PUBLISH packet has the unknown property {kind:#04x}")
+        if position != end:
+            raise MalformedPacket("the properties of a PUBLISH packet have a wrong length")
+        if headers:
+            self._take_fields(headers, fields)
+        qos = first >> 1 & 3
+        envelope = Envelope(
+            topic=topic,
+            payload=data[end:stop],
+            qos=1 if qos else 0,
+            retain=first & 1 == 1,
+            redelivered=first & 8 == 8,
+            **fields,
+        )
+        return envelope, token, identifiers
+
+    def _take_fields(self, headers: dict[str, str], fields: dict[str, Any]) -> None:
+        for name in ("id", "source", "type", "key"):
+            if name in headers:
+                value = headers.pop(name)
+                # An empty key is one: messages with it belong together.
+                if value or name == "key":
+                    fields[name] = value
+                else:
+                    self._stats["messages.malformed"] += 1
+        headers.pop("specversion", None)
+        if "time" in headers:
+            try:
+                fields["time"] = datetime.fromisoformat(headers.pop("time")).timestamp()
+            except (ValueError, OverflowError, OSError):
+                self._stats["messages.malformed"] += 1
+        if headers:
+            fields["headers"] = headers
+
+
+def read_text(data: bytes, position: int) -> tuple[str, int]:
+    """A text with its length in front, and where it ends.
+
+    Raises:
+        MalformedPacket: it is longer than the data.
+        IndexError: its length is not complete.
+    """
+    size = data[position] << 8 | data[position + 1]
+    end = position + 2 + size
+    if end > len(data):
+        raise MalformedPacket("a text in a packet is longer than it")
+    return data[position + 2 : end].decode("utf-8", "replace"), end
+
+
+def read_variable(data: bytes, position: int) -> tuple[int, int]:
+    """A variable byte integer, and where it ends.
+
+    Raises:
+        MalformedPacket: it has more than four bytes.
+        IndexError: it is not complete.
+    """
+    value = shift = 0
+    while shift < 28:
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7
+    raise MalformedPacket("a variable byte integer has more than four bytes")
+
+
+LARGEST_HEAD = 131_072
+"""Bytes that a PUBLISH may have in front of its payload."""
+_LONGEST_OF_THREE_BYTES = 2_097_151
+
+
+class Taker(Protocol):
+    """Takes one packet as it comes.
+
+    Attributes:
+        left: bytes that are still to come.
+    """
+
+    left: int
+
+    def feed(self, data: bytes, /) -> int:
+        """Take what belongs to the packet; returns how many bytes that is."""
+
+
+class LargePublish:
+    """Takes one PUBLISH: keeps topic, packet id and properties, and of the payload a digest.
+
+    Properties that are too large themselves are left out, too.
+
+    Args:
+        first: first byte of the packet.
+        length: bytes of the packet behind its fixed header.
+        on_end: called when it has come whole.
+
+    Attributes:
+        first: as given.
+        left: bytes that are still to come.
+        head: the packet's variable header as far as it is kept; complete at the end.
+    """
+
+    def __init__(self, first: int, length: int, on_end: Callable[[LargePublish], None]) -> None:
+        self.first = first
+        self.left = length
+        self.head = b""
+        self._on_end = on_end
+        self._begun = bytearray()
+        self._to_skip = 0
+        self._size = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What is known of the payload."""
+        return LeftOut(self._size, self._digest.hexdigest())
+
+    def feed(self, data: bytes) -> int:
+        """Take what belongs to the packet; returns how many bytes that is.
+
+        Raises:
+            MalformedPacket: its inner lengths do not fit.
+        """
+        piece = data[: self.left]
+        taken = len(piece)
+        self.left -= taken
+        if not self.head:
+            self._begun += piece
+            piece = self._begin()
+        if self.head:
+            self._take(piece)
+        elif not self.left:
+            raise MalformedPacket("a PUBLISH packet ends too early")
+        if not self.left:
+            if self._to_skip:
+                raise MalformedPacket("the properties of a PUBLISH packet are longer than it is")
+            self._on_end(self)
+        return taken
+
+    def _begin(self) -> bytes:
+        """Find where the payload begins, if enough has come; returns what came behind that."""
+        begun = bytes(self._begun)
+        try:
+            position = 2 + (begun[0] << 8 | begun[1]) + (2 if self.first & 6 else 0)
+            length, properties = read_variable(begun, position)
+        except IndexError:
+            return b""
+        end = properties + length
+        if end > LARGEST_HEAD:
+            self.head = begun[:position] + b"\0"
+            self._to_skip = length
+            end = properties
+        elif end <= len(begun):
+            self.head = begun[:end]
+        else:
+            return b""
+        self._begun.clear()
+        return begun[end:]
+
+    def _take(self, piece: bytes) -> None:
+        if self._to_skip:
+            skipped = min(self._to_skip, len(piece))
+            self._to_skip -= skipped
+            piece = piece[skipped:]
+        self._size += len(piece)
+        self._digest.update(piece)
+
+
+def as_taken(envelope: Envelope, largest: int) -> Envelope:
+    """What is handed out of a message that comes over MQTT, where it is not simulated.
+
+    Args:
+        envelope: the message.
+        largest: the most bytes of a payload that is taken.
+    """
+    size = len(envelope.payload)
+    if _may_have_large_head(envelope):
+        try:
+            length = _length_of(PublishPacket(envelope))
+        except EncodeError:
+            # No packet can have that. What is in memory must not stop what is behind it.
+            length = 0
+        if length > largest + LARGEST_HEAD and length - size > LARGEST_HEAD:
+            digest = hashlib.sha256(envelope.payload).hexdigest()
+            return Envelope(
+                topic=envelope.topic,
+                payload=b"",
+                qos=envelope.qos,
+                retain=envelope.retain,
+                redelivered=envelope.redelivered,
+                left_out=LeftOut(size, digest),
+            )
+    return envelope if size <= largest else without_payload(envelope)
+
+
+def _length_of(packet: PublishPacket) -> int:
+    """What the fixed header of a packet of more than 16 KB says, which it is not counted in."""
+    length = packet.size - 4
+    return length if length <= _LONGEST_OF_THREE_BYTES else length - 1
+
+
+def _may_have_large_head(envelope: Envelope) -> bool:
+    texts = 0
+    if envelope.headers:
+        texts = sum(map(len, envelope.headers)) + sum(map(len, envelope.headers.values()))
+    if envelope.key is not None:
+        texts += len(envelope.key)
+    if envelope.content_type is not None:
+        texts += len(envelope.content_type)
+    # A character has up to four bytes.
+    return texts > LARGEST_HEAD // 8
+
+
+class Dropped:
+    """Takes the rest of a packet that nobody wants any more."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def feed(self, data: bytes) -> int:
+        """As `Taker.feed`."""
+        taken = min(self.left, len(data))
+        self.left -= taken
+        return taken

@@ -1,0 +1,369 @@
+"""What brokers and the client library report: in words, and what is done about it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from aiomqtt.exceptions import (
+    MqttCodeError,
+    MqttConnectError,
+    MqttError,
+    MqttReentrantError,
+)
+from paho.mqtt import MQTTException
+from paho.mqtt.reasoncodes import ReasonCode
+
+from ...._texts import quoted
+from ....errors import (
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionLost,
+    NotAuthorised,
+    PublishRefused,
+    SpaDatError,
+    TransportError,
+)
+from ..._failures import ConnectProblem, describe_failure, not_outage
+from ._packets import MalformedPacket
+
+__all__ = [
+    "ANSWERS",
+    "NO_SUBSCRIBERS",
+    "SESSION_TAKEN_OVER",
+    "TRANSLATIONS",
+    "Answer",
+    "Decision",
+    "LoginRefused",
+    "NotAnswered",
+    "Packet",
+    "Reason",
+    "WrongVersion",
+    "answer_to",
+    "connect_problem",
+    "describe",
+    "publish_refusal",
+    "reason_text",
+    "subscribe_refusal",
+    "translate",
+]
+
+NO_SUBSCRIBERS = 0x10
+SESSION_TAKEN_OVER = 0x8E
+
+_LONGEST_WORDS = 300
+
+_NAMES = {
+    0x00: "no reason given",
+    0x80: "unspecified error",
+    0x81: "malformed packet",
+    0x82: "protocol error",
+    0x83: "implementation specific error",
+    0x84: "unsupported protocol version",
+    0x85: "client identifier not valid",
+    0x86: "bad user name or password",
+    0x87: "not authorised",
+    0x88: "server unavailable",
+    0x89: "server busy",
+    0x8A: "banned",
+    0x8B: "server shutting down",
+    0x8C: "bad authentication method",
+    0x8D: "keep alive timeout",
+    0x8E: "session taken over",
+    0x8F: "topic filter invalid",
+    0x90: "topic name invalid",
+    0x91: "packet identifier in use",
+    0x93: "receive maximum exceeded",
+    0x94: "topic alias invalid",
+    0x95: "packet too large",
+    0x96: "message rate too high",
+    0x97: "quota exceeded",
+    0x98: "administrative action",
+    0x99: "payload format invalid",
+    0x9A: "retain not supported",
+    0x9B: "QoS not supported",
+    0x9C: "use another server",
+    0x9D: "server moved",
+    0x9E: "shared subscriptions not supported",
+    0x9F: "connection rate exceeded",
+    0xA0: "maximum connect time",
+    0xA1: "subscription identifiers not supported",
+    0xA2: "wildcard subscriptions not supported",
+}
+
+
+class Packet(Enum):
+    """The packets of a broker that carry a reason code."""
+
+    CONNACK = "CONNACK"
+    PUBACK = "PUBACK"
+    SUBACK = "SUBACK"
+    UNSUBACK = "UNSUBACK"
+    DISCONNECT = "DISCONNECT"
+
+
+class Decision(Enum):
+    """What is done about a reason code: nothing, trying again after the backoff or after the
+    longest one, or it is final for the message, the subscription or the application."""
+
+    FINE = "fine"
+    RETRY = "again"
+    LATER = "again, later"
+    MESSAGE = "message"
+    SUBSCRIPTION = "subscription"
+    APPLICATION = "application"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reason code in a packet leads to.
+
+    Attributes:
+        decision: what is done.
+        error: what is raised to whoever waits for the outcome, if it comes to that.
+        advice: what to do about it, for the error; empty when the code says it all.
+    """
+
+    decision: Decision
+    error: type[SpaDatError] | None = None
+    advice: str = ""
+
+
+_FINE = Answer(Decision.FINE)
+_RULES = "allow it in the broker's access rules"
+_LOGIN = Answer(Decision.APPLICATION, NotAuthorised, "check the options username and password")
+_NO_START = Answer(Decision.APPLICATION, ConnectFailed)
+_RETRY = Answer(Decision.RETRY, ConnectFailed)
+_LATER = Answer(Decision.LATER, ConnectFailed)
+_COMES_BACK = Answer(Decision.RETRY, ConnectionLost)
+_COMES_BACK_LATER = Answer(Decision.LATER, ConnectionLost)
+_NO_MESSAGE = Answer(Decision.MESSAGE, PublishRefused)
+_NO_FILTER = Answer(Decision.SUBSCRIPTION, ConnectFailed)
+_NO_SHARING = Answer(
+    Decision.SUBSCRIPTION, ConnectFailed, "give deliver='all', or use another broker"
+)
+_NO_WILDCARDS = Answer(
+    Decision.SUBSCRIPTION, ConnectFailed, "name the topics without + and #, or use another broker"
+)
+
+ANSWERS: dict[Packet, dict[int, Answer]] = {
+    Packet.CONNACK: {
+        0x00: _FINE,
+        **dict.fromkeys((0x80, 0x83, 0x88, 0x89), _RETRY),
+        **dict.fromkeys((0x97, 0x9C, 0x9F), _LATER),
+        **dict.fromkeys((0x86, 0x87, 0x8A, 0x8C), _LOGIN),
+        **dict.fromkeys((0x81, 0x82, 0x90, 0x95, 0x99, 0x9A, 0x9B), _NO_START),
+        0x84: Answer(
+            Decision.APPLICATION,
+            ConnectFailed,
+            "it does not speak MQTT 5, which is needed: use a broker that does",
+        ),
+        0x85: Answer(
+            Decision.APPLICATION,
+            ConnectFailed,
+            "the identifier is made of the application's name and its instance: give others",
+        ),
+        0x9D: Answer(Decision.APPLICATION, ConnectFailed, "give the address that it has moved to"),
+    },
+    Packet.PUBACK: {
+        **dict.fromkeys((0x00, NO_SUBSCRIBERS), _FINE),
+        **dict.fromkeys((0x91, 0x97), Answer(Decision.RETRY)),
+        **dict.fromkeys((0x80, 0x83, 0x90, 0x99), _NO_MESSAGE),
+        0x87: Answer(Decision.MESSAGE, NotAuthorised, _RULES),
+    },
+    Packet.SUBACK: {
+        **dict.fromkeys((0x00, 0x01, 0x02), _FINE),
+        **dict.fromkeys((0x91, 0x97), _COMES_BACK),
+        **dict.fromkeys((0x80, 0x83, 0x8F, 0xA1), _NO_FILTER),
+        0x87: Answer(Decision.SUBSCRIPTION, NotAuthorised, _RULES),
+        0x9E: _NO_SHARING,
+        0xA2: _NO_WILDCARDS,
+    },
+    Packet.UNSUBACK: {
+        **dict.fromkeys((0x00, 0x11), _FINE),
+        **dict.fromkeys((0x80, 0x83, 0x87, 0x8F, 0x91), Answer(Decision.RETRY)),
+    },
+    Packet.DISCONNECT: {
+        **dict.fromkeys((0x00, 0x80, 0x81, 0x82, 0x83, 0x87, 0x8B), _COMES_BACK),
+        **dict.fromkeys((0x8C, 0x8D, 0x93, 0x94, 0x98, 0xA0), _COMES_BACK),
+        **dict.fromkeys((0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F), _COMES_BACK_LATER),
+        **dict.fromkeys((0x90, 0x95, 0x99, 0x9A, 0x9B), _NO_MESSAGE),
+        **dict.fromkeys((0x8F, 0xA1), _NO_FILTER),
+        0x9E: _NO_SHARING,
+        0xA2: _NO_WILDCARDS,
+        SESSION_TAKEN_OVER: Answer(
+            Decision.APPLICATION,
+            ConfigurationError,
+            "give every copy of the application an instance of its own (instance=..., or"
+            " SPA_DAT_INSTANCE)",
+        ),
+    },
+}
+"""The decision for every reason code that MQTT 5 allows a broker in each packet. ``docs/mqtt.md``
+shows it. Until an application has started, what is final for it fails the start; later only
+`SESSION_TAKEN_OVER` can end it, and everything else is tried again."""
+
+_UNKNOWN: dict[Packet, Answer] = {
+    Packet.CONNACK: _NO_START,
+    Packet.PUBACK: _NO_MESSAGE,
+    Packet.SUBACK: _NO_FILTER,
+    Packet.UNSUBACK: Answer(Decision.RETRY),
+    Packet.DISCONNECT: _COMES_BACK,
+}
+
+TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
+    (MqttConnectError, ConnectFailed),
+    (MqttReentrantError, ConnectionLost),
+    (MqttCodeError, ConnectionLost),
+    (MqttError, ConnectionLost),
+    (MQTTException, ConnectionLost),
+    (MalformedPacket, ConnectionLost),
+    (OSError, ConnectionLost),
+)
+"""Third-party exceptions and what they become, the most specific first."""
+
+
+class Reason(int):
+    """A reason code, with what else the broker said about it.
+
+    Attributes:
+        words: its reason string; empty without one.
+        server: the server that it refers to; empty without one.
+    """
+
+    words: str
+    server: str
+
+    def __new__(cls, code: int, words: str = "", server: str = "") -> Reason:
+        self = super().__new__(cls, code)
+        self.words = words
+        self.server = server
+        return self
+
+    @classmethod
+    def of(cls, code: int, properties: Mapping[int, int | str]) -> Reason:
+        """A code with what the properties of its packet say."""
+        return cls(code, str(properties.get(0x1F, "")), str(properties.get(0x1C, "")))
+
+
+class LoginRefused(Exception):
+    """The broker answered a CONNECT with a refusal."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason_text(reason))
+        self.reason = reason
+
+
+class NotAnswered(MqttError):
+    """The broker closed a connection without an answer to its CONNECT."""
+
+
+class WrongVersion(MalformedPacket):
+    """The broker speaks an older version of MQTT."""
+
+
+def answer_to(packet: Packet, code: int) -> Answer:
+    """The decision for a reason code; one that MQTT 5 does not list counts as unspecified."""
+    known = ANSWERS[packet].get(int(code))
+    if known is not None:
+        return known
+    return _UNKNOWN[packet] if code >= 0x80 else _FINE
+
+
+def reason_text(code: int) -> str:
+    """A reason code of MQTT 5 in words, with its number and what the broker says about it."""
+    text = f"{_NAMES.get(code, 'unknown reason')} ({code:#04x})"
+    if isinstance(code, Reason):
+        if code.words:
+            text += f", in the broker's words {quoted(code.words, _LONGEST_WORDS)}"
+        if code.server:
+            text += f", it refers to the server {quoted(code.server, _LONGEST_WORDS)}"
+    return text
+
+
+def translate(cause: BaseException, what: str) -> TransportError:
+    """The error of this package for one of the libraries below, to be raised ``from`` it.
+
+    Args:
+        cause: what was raised there.
+        what: what was being done, for the message.
+    """
+    for kind, error in TRANSLATIONS:
+        if isinstance(cause, kind):
+            return error(f"{what}: {describe(cause)}")
+    return ConnectionLost(f"{what}: {describe(cause)}")
+
+
+def describe(cause: BaseException) -> str:
+    """What an exception of a library below says, in one line."""
+    code = getattr(cause, "rc", None)
+    if isinstance(code, ReasonCode):
+        return reason_text(code.value)
+    return describe_failure(cause)
+
+
+def connect_problem(
+    cause: BaseException, address: str, user: str | None, password_file: str | None = None
+) -> ConnectProblem:
+    """Sort out what an attempt to connect raised.
+
+    Args:
+        cause: the exception.
+        address: of the broker, for the message.
+        user: name used to log in, for the message.
+        password_file: where the password was read, for the message; None when it was given.
+    """
+    if isinstance(cause, (NotAuthorised, ConfigurationError, ConnectFailed)):
+        return ConnectProblem(cause, final=True)
+    if isinstance(cause, TransportError):
+        return ConnectProblem(cause, final=False)
+    reason = _reason_of(cause)
+    said = describe(cause) if isinstance(cause, WrongVersion) else reason_text(reason or 0)
+    if reason is None:
+        text = f"no connection to the broker at {address}: {describe(cause)}"
+        return ConnectProblem(ConnectFailed(text), final=isinstance(cause, ssl.SSLError))
+    answer = answer_to(Packet.CONNACK, reason)
+    if answer is _LOGIN:
+        who = f"user {user!r}" if user is not None else "a client without user name"
+        text = f"the broker at {address} refused the login of {who}: {said}; {answer.advice}"
+        if password_file is not None:
+            text += f"; the password is from the file {password_file!r}"
+    else:
+        text = f"no connection to the broker at {address}: {said}"
+        text += f"; {answer.advice}" if answer.advice else ""
+    kind = answer.error or ConnectFailed
+    return ConnectProblem(
+        kind(text),
+        final=answer.decision is Decision.APPLICATION,
+        later=answer.decision is Decision.LATER,
+    )
+
+
+def _reason_of(cause: BaseException) -> Reason | None:
+    if isinstance(cause, LoginRefused):
+        return cause.reason
+    if isinstance(cause, WrongVersion):
+        return Reason(0x84)
+    code = getattr(cause, "rc", None)
+    return Reason(code.value) if isinstance(code, ReasonCode) else None
+
+
+def subscribe_refusal(code: int, pattern: str) -> SpaDatError:
+    """The error for a filter that the broker refused: an outage only if it may take it later."""
+    refusal = _refusal(Packet.SUBACK, code, f"the subscription to {pattern!r}", ConnectFailed)
+    return not_outage(refusal) if isinstance(refusal, ConnectFailed) else refusal
+
+
+def publish_refusal(code: int, topic: str) -> SpaDatError:
+    """The error for a publish that the broker refused."""
+    return _refusal(Packet.PUBACK, code, f"the publish to {topic!r}", PublishRefused)
+
+
+def _refusal(packet: Packet, code: int, what: str, default: type[TransportError]) -> SpaDatError:
+    answer = answer_to(packet, code)
+    text = f"the broker refused {what}: {reason_text(code)}"
+    if answer.advice:
+        text += f"; {answer.advice}"
+    return (answer.error or default)(text)
