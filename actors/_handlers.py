@@ -42,7 +42,7 @@ def on(*topics: str) -> Callable[[F], F]:
             setattr(function, _MARK, (*topics, *earlier))
         except AttributeError as error:
             raise ConfigurationError(
-                f"@on can not mark {function!r}; it is for functions defined with def"
+                f"@on cannot mark {function!r}; it is for functions defined with def"
             ) from error
         return function
 

@@ -144,7 +144,7 @@ def is_ending() -> bool:
 async def end_attempt() -> None:
     """The code of a message has ended, and the runtime goes on in its place.
 
-    What that code has left behind, such as timers, can not cancel the actor any more.
+    What that code has left behind, such as timers, cannot cancel the actor any more.
     """
     guard = end_code()
     if guard is not None:

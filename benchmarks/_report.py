@@ -31,7 +31,7 @@ _INTRODUCTION = (
     " median of the rounds' ratios."
 )
 _NOT_COMPARED = (
-    "spa-dat 0.4.0 needs aiomqtt before 2.0 and can not be installed beside the others. FastStream"
+    "spa-dat 0.4.0 needs aiomqtt before 2.0 and cannot be installed beside the others. FastStream"
     " offers no requests on Kafka."
 )
 

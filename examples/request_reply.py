@@ -32,7 +32,7 @@ class Offer:
 @app.application("shop/price")
 async def price(order: Order) -> Offer:
     if order.amount <= 0:
-        raise RemoteError("bad-amount", f"{order.amount} of {order.item} can not be ordered")
+        raise RemoteError("bad-amount", f"{order.amount} of {order.item} cannot be ordered")
     return Offer("shop", total=0.25 * order.amount)
 
 

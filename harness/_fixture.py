@@ -70,7 +70,7 @@ class HarnessFactory:
                 those more than the command line.
 
         Raises:
-            ConfigurationError: as `Harness` does, or something can not be had on a real bus.
+            ConfigurationError: as `Harness` does, or something cannot be had on a real bus.
             Exception: whatever an application raises when it starts.
         """
         chosen: HarnessOptions = {**self._options, **options}
@@ -87,9 +87,9 @@ class HarnessFactory:
         real = self._brokers()
         profile = options.get("profile")
         if options.get("faults") is not None:
-            raise NotSimulated(f"faults can not be had on a real {real.profile} broker")
+            raise NotSimulated(f"faults cannot be had on a real {real.profile} broker")
         if profile is not None and profile != real.profile:
-            raise NotSimulated(f"profile={profile!r} can not be had on a {real.profile} broker")
+            raise NotSimulated(f"profile={profile!r} cannot be had on a {real.profile} broker")
         others: Mapping[str, Any] = {
             name: value for name, value in options.items() if name not in _FOR_SIMULATION
         }

@@ -53,7 +53,7 @@ class Harness(Reads):
             address (``memory://`` behaves as MQTT does).
         faults: that strike, by chance; None for none.
         allow_failures: classes of errors that do not fail the test.
-        grace: real seconds for what can not be hurried: work in threads, real connections.
+        grace: real seconds for what cannot be hurried: work in threads, real connections.
         patience: virtual seconds within which `settle` must succeed.
         limit: messages that may be published before one `settle` is done.
     """
@@ -76,7 +76,7 @@ class Harness(Reads):
                 raise ConfigurationError(f"Harness({application!r}): give a DistributedApplication")
             if application.name == NAME:
                 raise ConfigurationError(
-                    f"an application under test can not be named {NAME!r}, as the harness itself is"
+                    f"an application under test cannot be named {NAME!r}, as the harness itself is"
                 )
         check_options(
             seed=seed, profile=profile, faults=faults, grace=grace, patience=patience, limit=limit
@@ -348,7 +348,7 @@ class Harness(Reads):
 
         Raises:
             HandlerFailed, NotSettled: as for `settle`.
-            ConfigurationError: the file can not be read, a line is wrong, or there is no such
+            ConfigurationError: the file cannot be read, a line is wrong, or there is no such
                 actor; says which.
         """
         count = self._run(

@@ -21,7 +21,7 @@ def check_options(
     patience: float,
     limit: int,
 ) -> None:
-    """Raise ConfigurationError for an option that can not be; see `Harness`."""
+    """Raise ConfigurationError for an option that cannot be; see `Harness`."""
     if not isinstance(seed, int):
         raise ConfigurationError(f"Harness: seed={seed!r}: give a whole number")
     if profile is not None and profile not in get_args(Profile):

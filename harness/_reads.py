@@ -58,7 +58,7 @@ class Reads:
 
         Raises:
             ConfigurationError: the topic or an option is wrong, or the bus is not in use.
-            EncodeError: the payload can not be written.
+            EncodeError: the payload cannot be written.
         """
         message = OutgoingMessage(
             topic=topic,

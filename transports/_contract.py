@@ -50,7 +50,7 @@ class Surroundings:
         identity: who is connected.
         environment: wall time, randomness and identifiers.
         stats: counters by dotted name, for example ``messages.dropped``.
-        fatal: called when the bus can not go on at all, for example because another program
+        fatal: called when the bus cannot go on at all, for example because another program
             keeps taking over the client id. The application ends with that error.
     """
 
@@ -266,14 +266,14 @@ class SocketProvider(abc.ABC):
 
     @abc.abstractmethod
     def check_topic(self, topic: str) -> None:
-        """Raise ConfigurationError when the bus can not carry the (concrete) topic."""
+        """Raise ConfigurationError when the bus cannot carry the (concrete) topic."""
 
     @abc.abstractmethod
     def check_filter(self, pattern: str) -> None:
-        """Raise ConfigurationError when the bus can not serve the (plain) filter."""
+        """Raise ConfigurationError when the bus cannot serve the (plain) filter."""
 
     def check_message(self, envelope: Envelope) -> None:
-        """Raise ConfigurationError when the bus can not carry a text of the message.
+        """Raise ConfigurationError when the bus cannot carry a text of the message.
 
         The error names the field (a topic, a header, the key, ...), shows its value, and says
         what to do. `Bus.post`, `Bus.publish` and `Bus.park` raise the same, at once. Override it

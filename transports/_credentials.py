@@ -15,7 +15,7 @@ class Secret:
     """A password or key that never shows itself.
 
     Its representation, its text and whatever is formatted from it are ``***``. Two secrets are
-    equal when what they hide is equal. It can not be pickled.
+    equal when what they hide is equal. It cannot be pickled.
 
     Args:
         value: what to hide; a Secret is taken over as it is.
@@ -45,7 +45,7 @@ class Secret:
         return "***"
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a Secret can not be pickled: hand the password over another way")
+        raise TypeError("a Secret cannot be pickled: hand the password over another way")
 
 
 def _encoded(text: str) -> bytes:
@@ -63,7 +63,7 @@ class PasswordFile(Secret):
         file: its path.
 
     Raises:
-        ConfigurationError: it can not be read; so does `reveal`.
+        ConfigurationError: it cannot be read; so does `reveal`.
     """
 
     __slots__ = ("_owner", "file")
@@ -154,7 +154,7 @@ def _read_password(owner: str, file: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(
-            f"option password_file={file!r} of {owner} can not be read: {reason}"
+            f"option password_file={file!r} of {owner} cannot be read: {reason}"
         ) from None
     if len(line) > _LONGEST + 1:
         raise ConfigurationError(

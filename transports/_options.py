@@ -364,7 +364,7 @@ def check_login(config: Login) -> None:
         size = len(secret.reveal().encode())
     except UnicodeEncodeError:
         raise ConfigurationError(
-            f"option password of {kind} contains half of a surrogate pair, which UTF-8 can not"
+            f"option password of {kind} contains half of a surrogate pair, which UTF-8 cannot"
             " carry: use whole characters"
         ) from None
     if size > _LONGEST:

@@ -32,7 +32,7 @@ def tls_context(config: TlsOptions) -> ssl.SSLContext | None:
     """The TLS settings; None for plain TCP. Reads the certificate files anew each time.
 
     Raises:
-        ConfigurationError: a file can not be read or is no certificate or key.
+        ConfigurationError: a file cannot be read or is no certificate or key.
     """
     if not config.tls:
         return None
@@ -49,7 +49,7 @@ def tls_context(config: TlsOptions) -> ssl.SSLContext | None:
         files = [name for name in (config.tls_ca, config.tls_cert, config.tls_key) if name]
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise ConfigurationError(
-            f"the TLS files {', '.join(map(repr, files))} can not be used: {reason};"
+            f"the TLS files {', '.join(map(repr, files))} cannot be used: {reason};"
             " check the options tls_ca, tls_cert, tls_key and tls_key_password"
         ) from error
     if config.tls_insecure_skip_verification:

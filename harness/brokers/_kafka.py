@@ -236,7 +236,7 @@ class Kafka(BrokerProcess):
             check=False,
         )
         if done.returncode:
-            raise BrokerFailed(f"Kafka's storage can not be formatted:\n{done.stdout}{done.stderr}")
+            raise BrokerFailed(f"Kafka's storage cannot be formatted:\n{done.stdout}{done.stderr}")
 
     def _answers(self) -> bool:
         try:

@@ -37,7 +37,7 @@ def scenario(
 
         harness.run(inside())
 
-    # pytest gives the harness by its name, which this type can not say.
+    # pytest gives the harness by its name, which this type cannot say.
     return cast("Callable[Concatenate[S, TransportHarness, P], None]", run)
 
 

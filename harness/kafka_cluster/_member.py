@@ -78,7 +78,7 @@ class Member:
 
     @property
     def waits(self) -> bool:
-        """Whether one of its requests waits for others, so that it can not give a sign of life."""
+        """Whether one of its requests waits for others, so that it cannot give a sign of life."""
         return self.joining is not None or self.syncing is not None
 
     @property

@@ -60,7 +60,7 @@ class Session:
             except (ValueError, TypeError):
                 request = None
             if request is None:
-                # As a broker does with what it can not read.
+                # As a broker does with what it cannot read.
                 self._waiting.clear()
                 self._connection.close()
                 return

@@ -89,7 +89,7 @@ def virtual_time(loop: asyncio.AbstractEventLoop, now: Callable[[], float]) -> I
         strange.append(f"{accumulator.__name__}.{_BUILDER}")
     if strange:
         raise ConfigurationError(
-            f"{', '.join(strange)} can not be put on virtual time: install aiokafka>=0.14,<0.15"
+            f"{', '.join(strange)} cannot be put on virtual time: install aiokafka>=0.14,<0.15"
         )
     _clock.loops[loop] = now
     _users += 1

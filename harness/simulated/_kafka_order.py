@@ -223,7 +223,7 @@ def repeatable_order(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     ]
     if strange:
         raise ConfigurationError(
-            f"{', '.join(strange)} can not be made repeatable: install aiokafka>=0.14,<0.15"
+            f"{', '.join(strange)} cannot be made repeatable: install aiokafka>=0.14,<0.15"
         )
     _random.loops[loop] = random.Random(0)
     for module in _DRAWING:

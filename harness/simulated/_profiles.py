@@ -68,7 +68,7 @@ class SimulatedBus(abc.ABC):
         """
 
     def check(self, envelope: Envelope) -> None:  # noqa: B027 (a real broker says so itself)
-        """Raise what a program gets that wants to publish a message that the bus can not carry."""
+        """Raise what a program gets that wants to publish a message that the bus cannot carry."""
 
     @abc.abstractmethod
     def inject(self, envelope: Envelope) -> None:

@@ -92,7 +92,7 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def check_simulated(self, what: str) -> None:
-        """Raise NotSimulated where ``what`` can not be had."""
+        """Raise NotSimulated where ``what`` cannot be had."""
 
     @abc.abstractmethod
     def begin(self) -> None:

@@ -52,7 +52,7 @@ class World(Stage):
         seed: of everything random.
         profile: as for `simulate`.
         faults: that strike.
-        grace: real seconds for what can not be hurried.
+        grace: real seconds for what cannot be hurried.
         patience: virtual seconds within which things have to come to rest.
         limit: messages that may be published before things come to rest.
     """

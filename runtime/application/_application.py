@@ -138,7 +138,7 @@ class DistributedApplication:
             replace: as for `application`.
 
         Raises:
-            ConfigurationError: the function can not be served like this, or the name is taken.
+            ConfigurationError: the function cannot be served like this, or the name is taken.
         """
         if misplaced:
             raise ConfigurationError(
@@ -213,7 +213,7 @@ class DistributedApplication:
         place of the earlier one.
 
         Raises:
-            ConfigurationError: the class has no handlers, or one that can not be served.
+            ConfigurationError: the class has no handlers, or one that cannot be served.
         """
         self._runs.refuse("add an actor")
         return self._registry.add_class(cls, args, kwargs)
@@ -244,7 +244,7 @@ class DistributedApplication:
         Register it before the actors that use it.
 
         Raises:
-            ConfigurationError: the name is taken or no identifier, or it can not be opened.
+            ConfigurationError: the name is taken or no identifier, or it cannot be opened.
         """
         self._runs.refuse("register a resource")
         self._registry.add_resource(name, factory)
@@ -272,7 +272,7 @@ class DistributedApplication:
 
         Raises:
             ConfigurationError: the program is wrong, or a resource failed to open.
-            ConnectFailed, NotAuthorised: the bus can not be used.
+            ConnectFailed, NotAuthorised: the bus cannot be used.
             RestartLimitReached: an actor failed to start.
             ActorStopped: it was stopped meanwhile.
         """
@@ -311,7 +311,7 @@ class DistributedApplication:
     def socket(self, *, socket_provider: ProviderLike | None = None) -> Socket:
         """A socket that belongs to no actor: publish and request on one of the buses in use.
 
-        It works while the application runs. It can not subscribe; that is what actors are for.
+        It works while the application runs. It cannot subscribe; that is what actors are for.
         What a handler posts with it counts as the handler's own: its message is settled when the
         post is confirmed, also by another bus.
 

@@ -23,7 +23,7 @@ class Links:
 
     Args:
         settings: of the application.
-        lost_for_good: called when a bus can not go on at all.
+        lost_for_good: called when a bus cannot go on at all.
     """
 
     def __init__(self, settings: Settings, lost_for_good: Callable[[BaseException], None]) -> None:
@@ -40,7 +40,7 @@ class Links:
         """The link of an actor, made when it is the first on its bus.
 
         Raises:
-            ConfigurationError: it has no bus, a filter that the bus can not serve, or options
+            ConfigurationError: it has no bus, a filter that the bus cannot serve, or options
                 that differ from another actor's.
         """
         provider = spec.options.socket_provider

@@ -119,7 +119,7 @@ def _refuse_wrong_place() -> None:
         )
     if threading.current_thread() is not threading.main_thread():
         raise ConfigurationError(
-            "run() was called outside the main thread, where signals can not be handled; write"
+            "run() was called outside the main thread, where signals cannot be handled; write"
             " `async with app: await app.wait()` in a loop of your own"
         )
 

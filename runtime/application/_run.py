@@ -127,7 +127,7 @@ class Run:
             self.unhealthy(actor, self._letters.problem)
 
     def unhealthy(self, actor: str, reason: str) -> None:
-        """An actor can not go on as it should."""
+        """An actor cannot go on as it should."""
         if self._problems.get(actor) != reason:
             self._problems[actor] = reason
             log.error("%s: actor %r: %s", self._name, actor, reason)
@@ -436,9 +436,9 @@ class Runs:
         self._current = None
 
     def refuse(self, what: str) -> None:
-        """Raise ConfigurationError for what can not be done while the application runs."""
+        """Raise ConfigurationError for what cannot be done while the application runs."""
         if self.current is not None:
-            raise ConfigurationError(f"can not {what} while application {self._name!r} runs")
+            raise ConfigurationError(f"cannot {what} while application {self._name!r} runs")
 
     @property
     def why(self) -> str:

@@ -33,7 +33,7 @@ class BatchHandling(Handling):
     """Runs one actor's handlers on batches, one at a time.
 
     A batch is retried as a whole. When its attempts are used up, each of its messages is tried
-    once alone, and only what fails alone becomes a dead letter. What can not be decoded is left
+    once alone, and only what fails alone becomes a dead letter. What cannot be decoded is left
     out from the start.
     """
 
@@ -202,7 +202,7 @@ class BatchHandling(Handling):
         )
 
     def _give_back(self, batch: list[Delivery]) -> list[Delivery]:
-        """Give started deliveries back, in order; returns those that can not be given back."""
+        """Give started deliveries back, in order; returns those that cannot be given back."""
         # Each goes in front of what waits.
         left = [one for one in reversed(batch) if not one.route.router.give_back(one)]
         return left[::-1]

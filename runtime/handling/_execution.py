@@ -240,7 +240,7 @@ class Caller:
         return self._cut_off(call, asyncio.get_running_loop().time() + self._deadline)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """Each handler as it can be called and awaited without `call`; None where it can not."""
+        """Each handler as it can be called and awaited without `call`; None where it cannot."""
         if self._deadline is not None:
             return [None] * len(self._handlers)
         return [

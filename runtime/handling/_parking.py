@@ -93,10 +93,10 @@ class ParkingHost(Protocol):
         """Let the observer, if there is one, know of a failure."""
 
     def troubled(self, reason: str) -> None:
-        """Let the observer, if there is one, know why the actor can not go on as it should."""
+        """Let the observer, if there is one, know why the actor cannot go on as it should."""
 
     def unhealthy(self, reason: str) -> None:
-        """The actor can not go on as it should."""
+        """The actor cannot go on as it should."""
 
 
 class Parking:
@@ -140,7 +140,7 @@ class Parking:
                         if simple is not None:
                             continue
                     why = describe(refused)
-                    self._host.unhealthy(f"a dead letter can not be stored: {why}")
+                    self._host.unhealthy(f"a dead letter cannot be stored: {why}")
                 else:
                     if full is not None and not letter.payload:
                         await self._restore(full)

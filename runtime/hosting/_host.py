@@ -335,7 +335,7 @@ class Host:
             self.runner.observer.failed(self.address, where, error, envelope)
 
     def troubled(self, reason: str) -> None:
-        """Let the observer, if there is one, know why the actor can not go on as it should."""
+        """Let the observer, if there is one, know why the actor cannot go on as it should."""
         if self.runner.observer is not None:
             self.runner.observer.troubled(self.address, reason)
 
@@ -352,14 +352,14 @@ class Host:
         self.runner.parked(self.name, self.own_name)
 
     def unhealthy(self, reason: str) -> None:
-        """The actor can not go on as it should."""
+        """The actor cannot go on as it should."""
         self.troubled(reason)
         self.runner.unhealthy(self.own_name, reason)
 
     # What subscriptions and routers call.
 
     def check_filter(self, filter_: TopicFilter) -> None:
-        """Raise ConfigurationError when it can not take what comes through a further filter."""
+        """Raise ConfigurationError when it cannot take what comes through a further filter."""
         if self.options.key is not None:
             self.spec.message_key.check_filter(filter_)
 

@@ -121,7 +121,7 @@ class Lanes:
         self._runner.parked(actor, lane)
 
     def unhealthy(self, actor: str, reason: str) -> None:
-        """A lane can not go on as it should."""
+        """A lane cannot go on as it should."""
         self._runner.unhealthy(actor, reason)
 
     def stop_actor(self, host: Hosted) -> None:

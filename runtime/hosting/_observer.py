@@ -41,7 +41,7 @@ class Observer(Protocol):
         """
 
     def troubled(self, actor: str, reason: str) -> None:
-        """An actor can not go on as it should, and keeps trying.
+        """An actor cannot go on as it should, and keeps trying.
 
         Args:
             actor: its full name.

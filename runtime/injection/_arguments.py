@@ -161,7 +161,7 @@ def capture_converter(name: str, annotation: Any) -> Callable[[str], Any] | None
     It raises DecodeError when the text does not fit.
 
     Raises:
-        ConfigurationError: a part of a topic can not become that type.
+        ConfigurationError: a part of a topic cannot become that type.
     """
     if annotation in (str, Any, object):
         return None
@@ -171,7 +171,7 @@ def capture_converter(name: str, annotation: Any) -> Callable[[str], Any] | None
         _, convert = type_readers(annotation)
     except Exception as error:
         raise ConfigurationError(
-            f"capture {name!r} can not be a {type_name(annotation)}: {error}; use str, int, float,"
+            f"capture {name!r} cannot be a {type_name(annotation)}: {error}; use str, int, float,"
             " bool, UUID, an Enum or a Literal, or rename the parameter if it is meant to be"
             " something else"
         ) from error

@@ -32,12 +32,12 @@ class Injection:
     Attributes:
         name: the handler, for errors.
         is_async: calling it gives an awaitable.
-        returns: its return annotation; None when it has none. Text if it can not be resolved.
+        returns: its return annotation; None when it has none. Text if it cannot be resolved.
         returns_value: it is annotated to return something other than None.
         only_payload: the parameter that gets the payload, when there is no other one; else None.
         wants_message_builder: a parameter asks for ``message_builder``.
         payload_decoder: reads the payload as the type asked for; None when nobody asks for it.
-        required_captures: captures that the handler can not be called without.
+        required_captures: captures that the handler cannot be called without.
         bind: gives the arguments, by name, for a `Scope`. Raises DecodeError when a capture does
             not fit its type, and whatever the scope raises.
     """

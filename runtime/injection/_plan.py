@@ -111,7 +111,7 @@ class Plan:
     Attributes:
         getters: by parameter.
         extra_captures: captures for ``**kwargs``, as far as the topic has them.
-        required_captures: captures that the handler can not be called without.
+        required_captures: captures that the handler cannot be called without.
         payload_decoder: reads the payload; None when nobody asks for it.
     """
 
@@ -323,7 +323,7 @@ class Analysis:
             raise self._error(f"{name!r}: a producer gets no messages")
         if self._message_type not in (MISSING, payload_type):
             raise self._error(
-                f"one message can not be read as {type_name(self._message_type)} and as"
+                f"one message cannot be read as {type_name(self._message_type)} and as"
                 f" {type_name(payload_type)}"
             )
         self._message_type = payload_type
@@ -360,7 +360,7 @@ class Analysis:
             return None
         if message not in (MISSING, wanted, bytes):
             raise self._error(
-                f"one payload can not be read as {type_name(message)} and as {type_name(wanted)}"
+                f"one payload cannot be read as {type_name(message)} and as {type_name(wanted)}"
             )
         try:
             return Decoder.of(wanted)
@@ -371,7 +371,7 @@ class Analysis:
     def _unresolved(self, parameter: Parameter) -> ConfigurationError:
         unresolved = parameter.annotation
         return self._error(
-            f"the annotation {unresolved.text!r} of parameter {parameter.name!r} can not be"
+            f"the annotation {unresolved.text!r} of parameter {parameter.name!r} cannot be"
             f" resolved ({unresolved.reason}); import the name where the handler is defined, not"
             " only for type checking"
         )

@@ -23,7 +23,7 @@ MISSING: Any = inspect.Parameter.empty
 
 @dataclass(frozen=True, slots=True)
 class Unresolved:
-    """An annotation that names something which can not be found at run time.
+    """An annotation that names something which cannot be found at run time.
 
     Attributes:
         text: the annotation as it is written.
@@ -50,7 +50,7 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Whether the function can not be called without it."""
+        """Whether the function cannot be called without it."""
         return self.default is MISSING
 
 
@@ -89,7 +89,7 @@ def read_signature(
         variables: what type variables stand for.
 
     Raises:
-        ConfigurationError: it can not be called with arguments by name, or is a generator.
+        ConfigurationError: it cannot be called with arguments by name, or is a generator.
     """
     layers = tuple(_layers(function))
     name = _name_of(layers)
@@ -100,7 +100,7 @@ def read_signature(
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError, NameError) as error:
-        raise ConfigurationError(f"the parameters of {name} can not be read: {error}") from error
+        raise ConfigurationError(f"the parameters of {name} cannot be read: {error}") from error
     raw = list(signature.parameters.values())
     if has_self:
         if not raw or raw[0].kind not in (raw[0].POSITIONAL_ONLY, raw[0].POSITIONAL_OR_KEYWORD):
@@ -156,7 +156,7 @@ def _check_kind(name: str, parameter: inspect.Parameter) -> None:
 def _layers(function: Any) -> Iterator[Any]:
     """The callable, and what it wraps, down to the function that was written."""
     if isinstance(function, type) or not callable(function):
-        raise ConfigurationError(f"{function!r} can not be a handler; give a function")
+        raise ConfigurationError(f"{function!r} cannot be a handler; give a function")
     while True:
         yield function
         if isinstance(function, functools.partial):

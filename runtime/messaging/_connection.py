@@ -66,7 +66,7 @@ class Link:
         reply_topics: where replies may go; None for everywhere. An actor may have its own.
         loop: the event loop that it belongs to.
         ended: the application has stopped, and its sockets do nothing any more.
-        failure: why the bus can not go on at all, or what the application ended with.
+        failure: why the bus cannot go on at all, or what the application ended with.
     """
 
     def __init__(
@@ -206,8 +206,8 @@ class Link:
             request: for a request, its response topic, correlation and the actors that wait.
 
         Raises:
-            ConfigurationError: the topic, a header or an option can not be sent.
-            EncodeError: the payload can not be written.
+            ConfigurationError: the topic, a header or an option cannot be sent.
+            EncodeError: the payload cannot be written.
         """
         topic = message.topic
         payload, natural_type = encode(message.payload)
@@ -256,7 +256,7 @@ class Link:
         )
         if is_reply:
             assert turn is not None
-            # One that can not leave never does, so that an error can still be the answer.
+            # One that cannot leave never does, so that an error can still be the answer.
             self.provider.check_message(envelope)
             turn.answered = turn.answered or len(payload) <= self.bus.max_payload
         return envelope
@@ -277,7 +277,7 @@ class Link:
         The request is not settled before the reply is confirmed.
 
         Raises:
-            EncodeError: the value can not be written; the request is not answered.
+            EncodeError: the value cannot be written; the request is not answered.
         """
         if turn.answered:
             return
@@ -298,11 +298,11 @@ class Link:
         except OutboxFull:
             raise
         except SpaDatError as refusal:
-            # What the request came with makes even this answer one that can not leave.
+            # What the request came with makes even this answer one that cannot leave.
             assert turn.request is not None
             self.surroundings.stats["replies.refused"] += 1
             topic = quoted(turn.request.topic)
-            self._log.error("the request on %s can not be answered: %s", topic, describe(refusal))
+            self._log.error("the request on %s cannot be answered: %s", topic, describe(refusal))
 
     def refuse(self, request: Envelope, source: str, code: str, text: str) -> None:
         """Answer a request that no handler sees with a `RemoteError`, as well as possible."""

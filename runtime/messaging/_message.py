@@ -143,12 +143,12 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
 
         Raises:
             ConfigurationError: the message is not a request, or no event loop runs here.
-            EncodeError: the payload can not be written.
+            EncodeError: the payload cannot be written.
             TransportError: as `Socket.publish` does.
         """
         if self._reply is None:
             raise ConfigurationError(
-                f"the message on {self.topic!r} can not be answered: it is not a request that may"
+                f"the message on {self.topic!r} cannot be answered: it is not a request that may"
                 " get a reply; look at message.response_topic before calling reply()"
             )
         if _get_running_loop() is None:

@@ -130,7 +130,7 @@ class _Waiting:
 class Requests:
     """The table of requests under way on one bus.
 
-    Every request has a correlation of its own that can not be guessed. A reply for an unknown
+    Every request has a correlation of its own that cannot be guessed. A reply for an unknown
     one (late, repeated, foreign) is dropped and counted as ``replies.dropped``, and so is one that
     is more than is kept.
     """

@@ -88,7 +88,7 @@ class Socket:
             ConfigurationError: the topic or an option is wrong, or the socket belongs to another
                 application, thread or event loop.
             ActorStopped: its application has ended.
-            EncodeError: the payload can not be written.
+            EncodeError: the payload cannot be written.
             MessageTooLarge, OutboxFull: at once.
             PublishRefused, NotAuthorised: the broker's answer.
             PublishNotSent: no connection within ``timeout``; it was not and will not be sent.

@@ -51,7 +51,7 @@ def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False
 def check_concurrency(
     owner: str, concurrency: int, key: str | None, overflow: Overflow, state: Any
 ) -> None:
-    """Raise ConfigurationError for lanes that can not be, or a key that nobody needs."""
+    """Raise ConfigurationError for lanes that cannot be, or a key that nobody needs."""
     if not _is_count(concurrency, _MOST_LANES):
         raise ConfigurationError(
             f"{owner}: concurrency={concurrency!r}: give a whole number from 1 to {_MOST_LANES}"

@@ -105,7 +105,7 @@ def encode(value: object) -> tuple[bytes, str | None]:
         try:
             return value.encode(), TEXT
         except UnicodeEncodeError as error:
-            raise EncodeError(f"the text can not be written as UTF-8: {error.reason}") from error
+            raise EncodeError(f"the text cannot be written as UTF-8: {error.reason}") from error
     if value is Tombstone:
         raise EncodeError("Tombstone is a class: give an object of it, Tombstone()")
     return _encode_json(value), JSON
@@ -134,7 +134,7 @@ def _encode_json(original: object) -> bytes:
         if found is not None:
             what = f"{found[1]} at `{found[0]}`"
         raise EncodeError(
-            f"a payload of type {type_name(type(original))} can not be written as JSON: {what};"
+            f"a payload of type {type_name(type(original))} cannot be written as JSON: {what};"
             " give bytes, str, numbers, dict, list, a dataclass, a msgspec.Struct or a pydantic"
             " model"
         ) from (error if found is None else None)
@@ -199,7 +199,7 @@ class Decoder(Generic[T]):
         """The decoder for a type annotation.
 
         Raises:
-            ConfigurationError: payloads can not be read as that type.
+            ConfigurationError: payloads cannot be read as that type.
         """
         try:
             return _remembered(annotation)
@@ -259,7 +259,7 @@ def _make(annotation: Any) -> Decoder[Any]:
     variable = type_variable_in(annotation)
     if variable is not None:
         raise ConfigurationError(
-            f"{type_name(annotation)} can not be the type of a payload: nothing says what the type"
+            f"{type_name(annotation)} cannot be the type of a payload: nothing says what the type"
             f" variable {variable.__name__} stands for; derive from the generic class with an"
             f" argument, as in class Boiler(Base[Reading]), or write a type"
         )
@@ -272,7 +272,7 @@ def _make(annotation: Any) -> Decoder[Any]:
         read_json, parse = type_readers(Any if bare is object else annotation)
     except Exception as error:
         raise ConfigurationError(
-            f"{type_name(annotation)} can not be the type of a payload: {error}; use bytes, str,"
+            f"{type_name(annotation)} cannot be the type of a payload: {error}; use bytes, str,"
             " int, float, bool, None, dict, list, a dataclass, a TypedDict, a msgspec.Struct or a"
             " pydantic model"
         ) from error
@@ -322,7 +322,7 @@ def _raw_decoder(annotation: Any, bare: Any, optional: bool) -> Decoder[Any]:
         foreign = foreign_constraint(annotation)
         if foreign is not None:
             raise ConfigurationError(
-                f"{type_name(annotation)} can not be the type of a payload: {foreign} is not"
+                f"{type_name(annotation)} cannot be the type of a payload: {foreign} is not"
                 " checked for raw bytes; write it with msgspec.Meta, as in"
                 " Annotated[bytes, msgspec.Meta(max_length=9)]"
             )
@@ -358,7 +358,7 @@ _DEEPEST = 100
 
 
 def find_unencodable(value: Any, path: str = "$", depth: int = 0) -> tuple[str, str] | None:
-    """Path and description of the first part that JSON can not carry; None when there is none."""
+    """Path and description of the first part that JSON cannot carry; None when there is none."""
     if isinstance(value, float) and not math.isfinite(value):
         return path, f"the float {value}, which JSON does not have"
     if depth == _DEEPEST:
@@ -404,7 +404,7 @@ def _leaf(value: Any, path: str) -> tuple[str, str] | None:
         msgspec.json.encode(value)
     except UnicodeEncodeError:
         return path, "a str with a lone surrogate, which UTF-8 does not have"
-    except Exception:  # noqa: BLE001  (whatever the encoder makes of it, it can not be encoded)
+    except Exception:  # noqa: BLE001  (whatever the encoder makes of it, it cannot be encoded)
         if inspect.iscoroutine(value):
             return path, f"a coroutine ({value.__qualname__}): an `await` is missing"
         kind = type(value)

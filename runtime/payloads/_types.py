@@ -61,7 +61,7 @@ def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str
     written as; blanks around it do not matter there. Both functions may raise anything.
 
     Raises:
-        Exception: of any kind, with a text that says why values can not be read as the type.
+        Exception: of any kind, with a text that says why values cannot be read as the type.
     """
     bare = bare_type(annotation)[0]
     if foreign_constraint(annotation) is not None:

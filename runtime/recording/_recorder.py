@@ -55,7 +55,7 @@ class Recorder:
 
     Raises:
         ConfigurationError: an argument is wrong. On entering: there is no such actor, the
-            application runs already, or the file can not be written.
+            application runs already, or the file cannot be written.
     """
 
     def __init__(

@@ -167,7 +167,7 @@ def read_recording(file: str | PathLike[str]) -> Iterator[tuple[int, Receipt]]:
     A last line that is cut short, as a process leaves it that was killed, is passed over.
 
     Raises:
-        ConfigurationError: the file can not be read, or a line is no message; says which.
+        ConfigurationError: the file cannot be read, or a line is no message; says which.
     """
     path = Path(file)
     try:
@@ -181,7 +181,7 @@ def read_recording(file: str | PathLike[str]) -> Iterator[tuple[int, Receipt]]:
                         yield number, receipt
     except OSError as error:
         raise ConfigurationError(
-            f"recording {str(path)!r} can not be read: {error.strerror or error}"
+            f"recording {str(path)!r} cannot be read: {error.strerror or error}"
         ) from error
 
 

@@ -116,7 +116,7 @@ class RecordingFile:
             ) from error
         except OSError as error:
             raise ConfigurationError(
-                f"{self._name!r} can not be written: {error.strerror or error}"
+                f"{self._name!r} cannot be written: {error.strerror or error}"
             ) from error
         self._is_open = True
         self._is_new = not was_there
@@ -254,7 +254,7 @@ def _lock(descriptor: int) -> None:
             raise
         except OSError:
             # Not every file system has locks.
-            log.debug("a recording can not be locked", exc_info=True)
+            log.debug("a recording cannot be locked", exc_info=True)
 
 
 def _end_last_line(descriptor: int, size: int) -> int:

@@ -39,7 +39,7 @@ def function_spec(
     options: ActorOptions,
     shared_resources: Sequence[str],
 ) -> Spec[FunctionActor]:
-    """Register a function; raises ConfigurationError when it can not be served."""
+    """Register a function; raises ConfigurationError when it cannot be served."""
     if not callable(function):
         raise ConfigurationError(f"{function!r} is not a function")
     owner = str(getattr(function, "__name__", type(function).__name__)) if name is None else name
@@ -59,7 +59,7 @@ def class_spec(
     options: ActorOptions,
     shared_resources: Sequence[str],
 ) -> Spec[A]:
-    """Register an actor class; raises ConfigurationError when it can not be served."""
+    """Register an actor class; raises ConfigurationError when it cannot be served."""
     if not (isinstance(cls, type) and issubclass(cls, Actor)):
         raise ConfigurationError(f"{cls!r} is not a class derived from Actor")
     if getattr(getattr(cls, "__dataclass_params__", None), "frozen", False):
@@ -103,7 +103,7 @@ def class_spec(
 def check_arguments(
     cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
-    """Raise ConfigurationError when the class can not be called with these arguments."""
+    """Raise ConfigurationError when the class cannot be called with these arguments."""
     if not isinstance(cls, type) and isinstance(cls, Actor):
         name = type(cls).__name__
         raise ConfigurationError(

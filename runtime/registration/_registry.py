@@ -34,7 +34,7 @@ class Registry:
         specs: the actors, in the order of registration.
         resources: what they share, by name.
 
-    All methods raise ConfigurationError for what can not be.
+    All methods raise ConfigurationError for what cannot be.
     """
 
     def __init__(self, provider: ProviderLike | None) -> None:

@@ -58,7 +58,7 @@ def check_resources(owner: str, resources: Mapping[str, Resource]) -> None:
     for name, resource in resources.items():
         if not isinstance(name, str) or not name.isidentifier():
             raise ConfigurationError(
-                f"{owner}: resource name {name!r} can not be a parameter name; use an identifier"
+                f"{owner}: resource name {name!r} cannot be a parameter name; use an identifier"
             )
         if not _enterable(resource) and not callable(resource):
             raise ConfigurationError(

@@ -164,14 +164,14 @@ class ActorOptions:
         return None if self.reply_topics is None else parse_reply_topics("", self.reply_topics)
 
     def check(self, owner: str) -> None:
-        """Raise ConfigurationError for an option that can not be."""
+        """Raise ConfigurationError for an option that cannot be."""
         check_count(owner, "mailbox", self.mailbox, LARGEST_WINDOW)
         for name, most in (("window", LARGEST_WINDOW), ("window_bytes", LARGEST_WINDOW_BYTES)):
             if getattr(self, name) is not None:
                 check_count(owner, name, getattr(self, name), most)
         if self.qos not in (None, 0, 1):
             why = (
-                "; 2 can not be kept for consumers: the client library confirms the receipt before"
+                "; 2 cannot be kept for consumers: the client library confirms the receipt before"
                 " the handler has run, so a crash would lose the message"
             )
             raise ConfigurationError(f"{owner}: qos={self.qos!r}: give 0 or 1{why}")
@@ -296,7 +296,7 @@ class Spec(Generic[A]):
         self.reconfigure(options)
 
     def reconfigure(self, options: ActorOptions) -> None:
-        """Run it with these options; raises ConfigurationError when that can not be."""
+        """Run it with these options; raises ConfigurationError when that cannot be."""
         owner = f"actor {self.name!r}"
         options.check(owner)
         handlers, hooks = self._analyse(options), self._analyse_hooks(options)

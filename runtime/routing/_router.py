@@ -192,7 +192,7 @@ class Router(Actor):
         """A started delivery was interrupted before it was settled.
 
         Returns:
-            False when it can not be taken back: nobody starts it any more, and the bus will not
+            False when it cannot be taken back: nobody starts it any more, and the bus will not
             send it again.
         """
         target: Target = delivery.route.target

@@ -28,7 +28,7 @@ class Subscriber(Protocol):
     window_bytes: int
 
     def check_filter(self, filter_: TopicFilter) -> None:
-        """Raise ConfigurationError when it can not take what comes through a further filter."""
+        """Raise ConfigurationError when it cannot take what comes through a further filter."""
 
     def route(self, router: Router, handler: int, filter_: TopicFilter) -> Route:
         """The way from a filter of the router to one of its handlers."""

@@ -12,7 +12,7 @@ __all__ = ["Environment"]
 class Environment:
     """The one source of wall time, randomness and identifiers of an application.
 
-    Without a seed the randomness is the operating system's, so tokens can not be guessed.
+    Without a seed the randomness is the operating system's, so tokens cannot be guessed.
     With a seed everything repeats, which is for tests only.
 
     Args:

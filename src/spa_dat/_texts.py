@@ -56,7 +56,7 @@ def unfit_character(text: str) -> str | None:
     if number == 0:
         return "a null character"
     if 0xD800 <= number <= 0xDFFF:
-        return "half of a surrogate pair, which UTF-8 can not carry"
+        return "half of a surrogate pair, which UTF-8 cannot carry"
     kind = "the control character" if number < 0xA0 else "no character but"
     return f"{kind} U+{number:04X}"
 
@@ -96,7 +96,7 @@ def describe(error: BaseException) -> str:
     """The error's text, in one line that every bus can carry and every log can show."""
     text = _text_of(error)
     if isinstance(text, BaseException):
-        text = f"(its text can not be had: {error_name(text)})"
+        text = f"(its text cannot be had: {error_name(text)})"
     return escaped(text.encode("utf-8", "replace").decode())
 
 
@@ -179,7 +179,7 @@ def showable(error: BaseException) -> BaseException:
         assert stand_in is not None
         traceback.TracebackException.from_exception(stand_in)
     except BaseException:  # noqa: BLE001 (the class may be anybody's)
-        return RuntimeError(f"{error_name(error)}, which can not be shown")
+        return RuntimeError(f"{error_name(error)}, which cannot be shown")
     return stand_in
 
 

@@ -14,7 +14,7 @@ SpaDatError
 │   └── UnknownTopic       the bus does not have the topic
 ├── MessageError           the bytes are wrong
 │   ├── DecodeError        a payload or capture does not fit the type asked for
-│   └── EncodeError        a value can not be written in the wire format
+│   └── EncodeError        a value cannot be written in the wire format
 ├── RequestError
 │   ├── RequestTimeout     no reply came in time (also a TimeoutError)
 │   ├── NoResponder        the bus says that nobody listens to the topic
@@ -127,7 +127,7 @@ class DecodeError(MessageError):
 
 
 class EncodeError(MessageError):
-    """A value can not be written in the wire format."""
+    """A value cannot be written in the wire format."""
 
 
 class RequestError(SpaDatError):

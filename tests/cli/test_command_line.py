@@ -227,7 +227,7 @@ SECRET = "mqtt://user:hunter2@host.invalid"
         (["record", SECRET, "-o", "f", "--topic", "a", "--actor", "b"], "--actor is for appl.*"),
         (["record", f"{SECRET}?x=1", "-o", "f", "--topic", "a"], "option 'x' of mqtt://host.*"),
         (["record", SECRET, "-o", "f", "--topic", "a/#/b"], ".*filter 'a/#/b'.*"),
-        (["record", SECRET, "-o", "no/such/f", "--topic", "a"], "'no/such/f' can not be written.*"),
+        (["record", SECRET, "-o", "no/such/f", "--topic", "a"], "'no/such/f' cannot be written.*"),
         (
             ["record", "memory://", "-o", "f", "--topic", "a"],
             "memory:// is inside of one process.*",
@@ -241,7 +241,7 @@ SECRET = "mqtt://user:hunter2@host.invalid"
         (["record", "{m}:nope", "-o", "f"], "module '{m}' has no 'nope'; its applications: app"),
         (["record", "{m}:number", "-o", "f"], "'{m}:number' is of type int, and no Distributed.*"),
         (["record", "no.such.one:app", "-o", "f"], "there is no module 'no' in the current .*"),
-        (["replay", "f", "--to", "{m}:app"], "recording 'f' can not be read: No such file .*"),
+        (["replay", "f", "--to", "{m}:app"], "recording 'f' cannot be read: No such file .*"),
         (["replay", "{m}.py", "--to", "{m}:app"], "recording '{m}.py', line 2: JSON is malf.*"),
     ],
 )
@@ -261,7 +261,7 @@ def test_a_module_that_fails_is_named(module: str, tmp_path: Path, said: Said) -
     code, _, err = said("record", f"{module}:app", "-o", "f")
     assert code == 2
     problem = "ModuleNotFoundError: No module named 'this_is_not_there'"
-    assert err == [f"spa-dat: module {module!r} can not be imported: {problem} ({path}:1)"]
+    assert err == [f"spa-dat: module {module!r} cannot be imported: {problem} ({path}:1)"]
 
 
 @pytest.mark.parametrize("end", ["0", "'give me a file'"])
@@ -271,7 +271,7 @@ def test_a_module_that_ends_the_program_is_named(
     (tmp_path / f"{module}.py").write_text(f"raise SystemExit({end})\n")
     code, _, err = said("record", f"{module}:app", "-o", "f")
     assert code == 2
-    assert f"can not be imported: SystemExit: {end.strip(chr(39))} (" in err[0]
+    assert f"cannot be imported: SystemExit: {end.strip(chr(39))} (" in err[0]
 
 
 @pytest.mark.parametrize("call", ["app.run()", "from spa_dat import run; run(app)"])
@@ -406,7 +406,7 @@ def test_an_output_that_can_not_be_written_is_said(
         )
     finally:
         os.close(output)
-    expected = f"spa-dat: standard output can not be written: {problem}\n" if problem else ""
+    expected = f"spa-dat: standard output cannot be written: {problem}\n" if problem else ""
     assert (done.returncode, done.stderr) == (2 if problem else 0, expected)
 
 

@@ -714,7 +714,7 @@ def test_the_client_library_draws_lots_as_always_elsewhere() -> None:
 
 def test_a_client_library_that_draws_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aiokafka.client, "random", None)
-    with pytest.raises(ConfigurationError, match="client can not"), Harness(counting()):
+    with pytest.raises(ConfigurationError, match="client cannot"), Harness(counting()):
         """Not reached."""
     assert aiokafka.client.time is time
 

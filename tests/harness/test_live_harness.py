@@ -1,4 +1,4 @@
-"""The harness on real brokers: when everything is done, and what can not be had there."""
+"""The harness on real brokers: when everything is done, and what cannot be had there."""
 
 from __future__ import annotations
 
@@ -280,9 +280,9 @@ async def test_so_it_is_when_the_methods_are_awaited(factory: HarnessFactory) ->
 
 @pytest.mark.mosquitto
 def test_options_that_need_a_simulation_are_refused(factory: HarnessFactory) -> None:
-    with pytest.raises(NotSimulated, match="faults can not be had on a real mqtt broker"):
+    with pytest.raises(NotSimulated, match="faults cannot be had on a real mqtt broker"):
         factory(application(), faults=Faults.all())
-    with pytest.raises(NotSimulated, match="profile='kafka' can not be had on a mqtt broker"):
+    with pytest.raises(NotSimulated, match="profile='kafka' cannot be had on a mqtt broker"):
         factory(application(), profile="kafka")
     factory(application(), profile="mqtt", faults=None, seed=5)
     factory.finish()

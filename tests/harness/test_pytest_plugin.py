@@ -28,7 +28,7 @@ _PLANT = """
         @app.application("plant/{machine}/temperature", state=list)
         async def watch(payload: float, machine: str, state: list, socket: Socket) -> None:
             if payload < 0:
-                raise ValueError(f"{payload} can not be")
+                raise ValueError(f"{payload} cannot be")
             state.append(payload)
             await socket.publish("plant/alarms", f"{machine}: {payload}")
 
@@ -529,7 +529,7 @@ def test_what_fails_in_a_block_of_a_fixture_fails_the_test_and_only_that(run: Ru
         "-Werror",
     )
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*HandlerFailed*-1.0 can not be*"])
+    result.stdout.fnmatch_lines(["*HandlerFailed*-1.0 cannot be*"])
 
 
 def test_blocks_in_fixtures_of_pytest_asyncio(run: Run) -> None:

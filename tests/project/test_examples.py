@@ -50,7 +50,7 @@ EXPECTED = {
     "producer": ["history sent", "reading 1 confirmed", "reading 5 confirmed", "calls: "],
     "request_reply": [
         "shop asks 25.00",
-        "refused with code 'bad-amount': -1 of bolt can not be ordered",
+        "refused with code 'bad-amount': -1 of bolt cannot be ordered",
         "refused with code 'bad-request'",
         "2 offers, the best from cheap: 20.00",
     ],

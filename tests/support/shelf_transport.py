@@ -197,7 +197,7 @@ class ShelfConsumer(_Client, Consumer):
         self.receiver.deliver(delivery)
 
     def release(self, free: list[Delivery]) -> None:
-        """Acknowledge; what can not be acknowledged now is when it comes again."""
+        """Acknowledge; what cannot be acknowledged now is when it comes again."""
         for delivery in free:
             if self.line is None:
                 self.earlier[delivery.token] = delivery

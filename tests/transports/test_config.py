@@ -56,7 +56,7 @@ def test_secrets_compare_by_what_they_hide() -> None:
 
 
 def test_a_secret_can_not_be_pickled() -> None:
-    with pytest.raises(TypeError, match="can not be pickled"):
+    with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(Secret(CANARY))
 
 

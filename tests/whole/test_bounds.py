@@ -207,7 +207,7 @@ def test_the_tracker_counts_what_is_not_released() -> None:
     loose = tracker.count(Envelope(topic="t"), 5)
     assert tracker.size == 35
     second.settle()
-    assert tracker.size == 35, "it can not be acknowledged yet"
+    assert tracker.size == 35, "it cannot be acknowledged yet"
     loose.settle()
     loose.settle()
     assert (tracker.size, rooms) == (30, [30])
@@ -237,7 +237,7 @@ def test_no_more_bytes_are_handed_out_than_the_window_says_and_a_larger_message_
             harness.publish("n", b"x" * size)
         harness.settle()
     assert sum(handled) == 18 * 300 + 5_000
-    # The one that goes beyond is still taken: nothing ever waits for room that can not be.
+    # The one that goes beyond is still taken: nothing ever waits for room that cannot be.
     assert max(handled) <= 1_000 + 5_000
     assert all(size <= 1_200 for size in handled if size < 5_000)
 

@@ -1,4 +1,4 @@
-"""Texts that a bus can not carry: whoever wrote them, nothing ends and nothing is blocked."""
+"""Texts that a bus cannot carry: whoever wrote them, nothing ends and nothing is blocked."""
 
 from __future__ import annotations
 

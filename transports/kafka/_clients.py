@@ -54,7 +54,7 @@ def common_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
         client_id: what the cluster's logs and quotas call the client.
 
     Raises:
-        ConfigurationError: a TLS file can not be read or is no certificate or key.
+        ConfigurationError: a TLS file cannot be read or is no certificate or key.
     """
     _restrain_loggers()
     retry = min(max(config.backoff_min, _SHORTEST_RETRY), _LONGEST_RETRY)
@@ -84,7 +84,7 @@ async def reach(config: KafkaConfig, client_id: str) -> None:
     Raises:
         OSError: no broker could be reached; TimeoutError is one.
         aiokafka.errors.KafkaError: a broker refused the login, or did not answer as one.
-        ConfigurationError: the TLS files can not be used.
+        ConfigurationError: the TLS files cannot be used.
     """
     _restrain_loggers()
     options = _connection_options(config, client_id)

@@ -148,7 +148,7 @@ class KafkaConfig:
         backoff_max: the most seconds between two attempts to reconnect.
 
     Raises:
-        ConfigurationError: an option has a value that can not be, or options contradict.
+        ConfigurationError: an option has a value that cannot be, or options contradict.
     """
 
     servers: str = "localhost:9092"

@@ -89,7 +89,7 @@ TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
 )
 """Third-party exceptions and what they become, the most specific first."""
 
-# What a cluster answers, and what that means to whoever can not look it up.
+# What a cluster answers, and what that means to whoever cannot look it up.
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (kafka.TopicAuthorizationFailedError, "not authorised for the topic"),
     (kafka.GroupAuthorizationFailedError, "not authorised for the group"),
@@ -111,7 +111,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (kafka.NotEnoughReplicasError, "fewer replicas in sync than the topic needs"),
     (kafka.LeaderNotAvailableError, "it has no leader (see which of its brokers are away)"),
     (kafka.RequestTimedOutError, "no answer in time"),
-    (kafka.NodeNotReadyError, "the broker can not be reached"),
+    (kafka.NodeNotReadyError, "the broker cannot be reached"),
 )
 _LOGIN_REFUSED = (
     kafka.SaslAuthenticationFailed,

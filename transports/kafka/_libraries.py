@@ -151,7 +151,7 @@ def check_compression(name: str | None) -> None:
         name: the option ``compression``.
 
     Raises:
-        ConfigurationError: it can not.
+        ConfigurationError: it cannot.
     """
     if name is not None and not getattr(codec, f"has_{name}")():
         raise ConfigurationError(

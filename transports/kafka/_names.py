@@ -253,7 +253,7 @@ def _checked(level: str, topic: str) -> str:
     known = _is_level_remembered if len(level) <= _LONGEST_REMEMBERED else _is_level
     if not known(level):
         raise ConfigurationError(
-            f"topic {topic[:80]!r}: Kafka can not carry the level {level[:80]!r}; use letters"
+            f"topic {topic[:80]!r}: Kafka cannot carry the level {level[:80]!r}; use letters"
             " A-Z and a-z, digits, '_' and '-', or bind the address with KafkaConfig(topics=...)"
         )
     return level

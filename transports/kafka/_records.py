@@ -99,7 +99,7 @@ class Codec:
         """The record for a message.
 
         Raises:
-            ConfigurationError: Kafka can not carry its topic, response topic or headers, or it is
+            ConfigurationError: Kafka cannot carry its topic, response topic or headers, or it is
                 a tombstone without a key.
         """
         try:
@@ -332,6 +332,6 @@ def _check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(
-            f"{what}: {quoted(text)} contains half of a surrogate pair, which UTF-8 can not carry:"
+            f"{what}: {quoted(text)} contains half of a surrogate pair, which UTF-8 cannot carry:"
             " use whole characters, or send it in the payload"
         ) from None

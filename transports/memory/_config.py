@@ -33,7 +33,7 @@ class MemoryConfig:
         qos: quality of service of publishes and subscriptions that name none, 0 or 1.
 
     Raises:
-        ConfigurationError: an option has a value that can not be.
+        ConfigurationError: an option has a value that cannot be.
     """
 
     name: str = ""

@@ -279,7 +279,7 @@ class MqttBus(Bus):
         missing = []
         if not limits.retain:
             missing.append(
-                "keeps no retained messages: dead letters can not be stored there, and an actor"
+                "keeps no retained messages: dead letters cannot be stored there, and an actor"
                 " whose message fails for good takes no more"
             )
         if limits.maximum_qos < self._config.qos:
@@ -307,7 +307,7 @@ class MqttBus(Bus):
 
 
 def _beyond(limits: ServerLimits, packet: PublishPacket, envelope: Envelope) -> SpaDatError | None:
-    """Why the broker at hand can not take the message; it would end the connection over it."""
+    """Why the broker at hand cannot take the message; it would end the connection over it."""
     if packet.size > limits.maximum_packet_size:
         return _too_large(packet, envelope, limits.maximum_packet_size)
     if packet.qos > limits.maximum_qos:

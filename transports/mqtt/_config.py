@@ -72,7 +72,7 @@ class MqttConfig:
         backoff_max: the most seconds between two attempts to reconnect.
 
     Raises:
-        ConfigurationError: an option has a value that can not be, or options contradict.
+        ConfigurationError: an option has a value that cannot be, or options contradict.
     """
 
     host: str = "localhost"

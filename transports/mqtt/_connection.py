@@ -131,7 +131,7 @@ class Connection:
         Raises:
             ConnectFailed: not within ``start_timeout``; or at once when trying again is no use.
             NotAuthorised: the broker refused the login or a subscription.
-            ConfigurationError: the TLS files can not be used.
+            ConfigurationError: the TLS files cannot be used.
         """
         loop = asyncio.get_running_loop()
         self._started = loop.create_future()

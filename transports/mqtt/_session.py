@@ -32,7 +32,7 @@ class ServerLimits:
     """Seconds for which it keeps the session; None when that is what was asked for."""
 
     def lacking(self, filter_: str) -> Reason | None:
-        """Why the broker can not serve a filter, by what it said about itself; None if it can.
+        """Why the broker cannot serve a filter, by what it said about itself; None if it can.
 
         Args:
             filter_: as it stands in a SUBSCRIBE.

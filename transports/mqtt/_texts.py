@@ -55,7 +55,7 @@ def _check_levels(what: str, text: str, most: int) -> None:
 
 
 def check_message(envelope: Envelope) -> None:
-    """Raise ConfigurationError when MQTT can not carry a text of the message.
+    """Raise ConfigurationError when MQTT cannot carry a text of the message.
 
     Brokers end the connection over a text that they do not take, and say no more. So what any of
     them refuses is refused here: the error names the field, shows its value, and says what to do.

@@ -68,7 +68,7 @@ def _not_imported(name: str, error: BaseException) -> ConfigurationError:
     # A SyntaxError says itself where it is.
     here = frames and not isinstance(error, SyntaxError)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if here else ""
-    return ConfigurationError(f"module {name!r} can not be imported: {reason_of(error)}{where}")
+    return ConfigurationError(f"module {name!r} cannot be imported: {reason_of(error)}{where}")
 
 
 def _applications(module: object) -> list[str]:

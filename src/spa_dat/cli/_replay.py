@@ -45,7 +45,7 @@ def replay(given: argparse.Namespace) -> int:
         # Whoever reads may have seen enough.
         if not isinstance(error, BrokenPipeError):
             raise ConfigurationError(
-                f"standard output can not be written: {error.strerror or error}"
+                f"standard output cannot be written: {error.strerror or error}"
             ) from error
     return _FAILED if harness.failures or harness.dead_letters() else 0
 

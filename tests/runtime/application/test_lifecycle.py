@@ -490,13 +490,13 @@ async def test_what_on_stop_raises_is_reported_and_the_rest_is_stopped(
         async def measured(self, payload: str) -> None: ...
 
         async def on_stop(self) -> None:
-            raise ValueError("can not stop")
+            raise ValueError("cannot stop")
 
     app.add(Boiler)
     async with app:
         pass
     assert dict(provider.broker.links) == {}
-    assert any("can not stop" in text for text in problems(caplog))
+    assert any("cannot stop" in text for text in problems(caplog))
 
 
 async def test_an_actor_that_stops_itself_ends_its_message_first_and_leaves_the_others(

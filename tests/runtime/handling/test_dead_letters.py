@@ -181,7 +181,7 @@ class Unspeakable(Exception):
     [
         (ValueError("a\0b"), "a\\0b"),
         (ValueError("half \ud800"), "half ?"),
-        (Unspeakable(), "(its text can not be had: RuntimeError)"),
+        (Unspeakable(), "(its text cannot be had: RuntimeError)"),
         (ValueError(), ""),
     ],
 )

@@ -30,7 +30,7 @@ class Mine(BaseException):
 
 
 class Broken(Exception):
-    """An error whose text can not be had."""
+    """An error whose text cannot be had."""
 
     def __str__(self) -> str:
         raise Mine("in __str__")

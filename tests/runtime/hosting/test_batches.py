@@ -720,7 +720,7 @@ def test_an_actor_that_stops_itself_hands_back_what_waits() -> None:
 
 
 def refusal(function: Any, topics: Any = "plant/{machine}", **options: Any) -> str:
-    """Why the function can not be registered."""
+    """Why the function cannot be registered."""
     app = DistributedApplication("memory://", name="app")
     with pytest.raises(ConfigurationError) as caught:
         app.application(topics, **{"batch": (10, 1), **options})(function)

@@ -289,7 +289,7 @@ async def test_a_hostile_chain_does_no_harm(chain: str) -> None:
 
 
 async def test_a_request_to_oneself_that_nobody_marks_times_out() -> None:
-    """What is asked through somebody who does not pass the chain on can not be noticed."""
+    """What is asked through somebody who does not pass the chain on cannot be noticed."""
     site = Site()
     app = site.app()
     errors: list[Exception] = []

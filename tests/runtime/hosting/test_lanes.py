@@ -282,7 +282,7 @@ async def test_a_lane_that_stops_its_actor_stops_all_lanes() -> None:
         asyncio.get_running_loop().call_later(1, gate.open)
         await asyncio.wait_for(app.wait(), 60)
     assert sorted(done[1:]) == sorted([B, C])
-    # The second of B had not begun, and what came after it can not be acknowledged before it.
+    # The second of B had not begun, and what came after it cannot be acknowledged before it.
     assert site.unsettled() == 2
 
 

@@ -311,7 +311,7 @@ def test_required_captures() -> None:
 def test_a_capture_can_not_be_a_record() -> None:
     def handler(machine: Reading) -> None: ...
 
-    assert "capture 'machine' can not be a Reading" in refusal(handler)
+    assert "capture 'machine' cannot be a Reading" in refusal(handler)
 
 
 # Refusals.
@@ -352,7 +352,7 @@ def test_a_forgotten_resource_is_not_taken_for_the_payload() -> None:
     def handler(store: Database) -> None: ...
 
     text = refusal(handler)
-    assert "Database can not be the type of a payload" in text
+    assert "Database cannot be the type of a payload" in text
     assert "resources: db" in text
 
 
@@ -366,8 +366,8 @@ def test_one_payload_has_one_type() -> None:
     def with_payload(message: Message[Reading], text: str) -> None: ...
     def two_messages(message: Message[Reading], other: Message[str]) -> None: ...
 
-    assert "can not be read as Reading and as str" in refusal(with_payload)
-    assert "can not be read as Reading and as str" in refusal(two_messages)
+    assert "cannot be read as Reading and as str" in refusal(with_payload)
+    assert "cannot be read as Reading and as str" in refusal(two_messages)
 
 
 def test_a_message_parameter_with_the_payloads_type() -> None:
@@ -407,7 +407,7 @@ def test_what_is_no_function(thing: Any) -> None:
 
 
 def test_a_function_without_a_readable_signature() -> None:
-    assert "the parameters of max() can not be read" in refusal(max)
+    assert "the parameters of max() cannot be read" in refusal(max)
 
 
 def test_generators() -> None:
@@ -559,7 +559,7 @@ def test_an_annotation_only_for_type_checkers() -> None:
     for handler in (payload, named_payload, message, capture):
         text = refusal(handler)
         assert "the annotation 'Absent' of parameter" in text
-        assert "can not be resolved" in text
+        assert "cannot be resolved" in text
 
 
 # Replies.

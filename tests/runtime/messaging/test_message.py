@@ -63,7 +63,7 @@ async def test_a_reply_goes_where_the_runtime_says() -> None:
 
 
 async def test_what_is_no_request_can_not_be_answered() -> None:
-    with pytest.raises(ConfigurationError, match="'plant/a' can not be answered"):
+    with pytest.raises(ConfigurationError, match="'plant/a' cannot be answered"):
         await Message(payload=b"", topic="plant/a").reply("yes")
 
 

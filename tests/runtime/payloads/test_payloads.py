@@ -422,7 +422,7 @@ def test_a_long_content_type_is_cut_in_the_error() -> None:
     assert len(str(raised.value)) < 300
 
 
-# Types that payloads can not have.
+# Types that payloads cannot have.
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_a_long_content_type_is_cut_in_the_error() -> None:
     ],
 )
 def test_types_that_payloads_can_not_have(annotation: Any) -> None:
-    with pytest.raises(ConfigurationError, match="can not be the type of a payload"):
+    with pytest.raises(ConfigurationError, match="cannot be the type of a payload"):
         Decoder.of(annotation)
 
 

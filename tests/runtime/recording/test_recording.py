@@ -600,7 +600,7 @@ def test_what_can_not_be_replayed_is_named(file: Path, tmp_path: Path) -> None:
     with Harness(app) as harness:
         with pytest.raises(ConfigurationError, match=r"no actor 'nobody'; there are: look"):
             harness.replay(file, actor="nobody")
-        with pytest.raises(ConfigurationError, match=r"missing.jsonl' can not be read: No such"):
+        with pytest.raises(ConfigurationError, match=r"missing.jsonl' cannot be read: No such"):
             harness.replay(tmp_path / "missing.jsonl")
         written(file, at(1.0, topic="other/topic"))
         with pytest.raises(
@@ -822,7 +822,7 @@ async def test_what_is_wrong_with_a_recorder_is_said(file: Path, tmp_path: Path)
         entered(limit=0)
     with pytest.raises(ConfigurationError, match="existing='no'"):
         entered(existing="no")
-    with pytest.raises(ConfigurationError, match="no/such' can not be written: No such file"):
+    with pytest.raises(ConfigurationError, match="no/such' cannot be written: No such file"):
         entered(file=tmp_path / "no" / "such")
     wrong: Any = "app"
     with pytest.raises(ConfigurationError, match="give a DistributedApplication"):

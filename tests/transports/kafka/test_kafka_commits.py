@@ -298,7 +298,7 @@ async def test_a_topic_that_may_not_be_committed_keeps_nothing_else_from_it(
     assert group.cluster.commits == [{TWO: 1}, {TWO: 2}, {TWO: 3}]
     assert group.stats["kafka.commits_failed"] == 0
     (line,) = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
-    assert "topic 't' can not be committed" in line
+    assert "topic 't' cannot be committed" in line
     await group.committer.finish(1.0)
 
 

@@ -156,9 +156,9 @@ def test_a_provider_checks_topics_and_filters() -> None:
     provider = KafkaProvider(KafkaConfig())
     provider.check_topic("plant/boiler")
     provider.check_filter("plant/+/#")
-    with pytest.raises(ConfigurationError, match="Kafka can not carry"):
+    with pytest.raises(ConfigurationError, match="Kafka cannot carry"):
         provider.check_topic("plant/größe")
-    with pytest.raises(ConfigurationError, match="Kafka can not carry"):
+    with pytest.raises(ConfigurationError, match="Kafka cannot carry"):
         provider.check_filter("größe/#")
 
 

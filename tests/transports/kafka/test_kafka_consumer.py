@@ -125,7 +125,7 @@ async def test_records_that_make_no_message_hold_nothing_up(
         assert [d.envelope.tombstone for d in inbox.deliveries] == [False, False, True, False]
         assert inbox.stats["messages.malformed"] == 1
     assert await committed(kafka.server, prefix) == {"a/0": 6}
-    assert f"record 4 of partition 0 of topic '{prefix}a' can not be read" in caplog.text
+    assert f"record 4 of partition 0 of topic '{prefix}a' cannot be read" in caplog.text
 
 
 async def test_records_of_transactions_leave_gaps_that_are_committed_over(kafka: Kafka) -> None:

@@ -1,4 +1,4 @@
-"""Records that the client library can not read: names of headers that are no text."""
+"""Records that the client library cannot read: names of headers that are no text."""
 
 from __future__ import annotations
 

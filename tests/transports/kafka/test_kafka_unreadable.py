@@ -1,4 +1,4 @@
-"""Partitions that can not be read: held and named, while all others go on."""
+"""Partitions that cannot be read: held and named, while all others go on."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ async def test_a_damaged_batch_is_held_and_nothing_is_lost(
         # It is not asked for again and again.
         assert damage.met < 100
         assert inbox.stats["kafka.reconnects"] == 0
-        assert sum(f"topic '{prefix}a' can not be read" in m for m in caplog.messages) == 1
+        assert sum(f"topic '{prefix}a' cannot be read" in m for m in caplog.messages) == 1
         damage.change = None
         await inbox.get(20)
         assert numbers(inbox, "a", 0) == list(range(10))
@@ -276,7 +276,7 @@ def test_a_topic_that_only_a_wildcard_matches_may_be_for_others() -> None:
     troubles.add(
         TopicPartition("u", 1), msgspec.structs.replace(forbidden, error=ValueError("x\n"))
     )
-    assert troubles.serious([]) == "partition 1 of topic 'u' can not be read: ValueError: x "
+    assert troubles.serious([]) == "partition 1 of topic 'u' cannot be read: ValueError: x "
     troubles.keep([TopicPartition("t", 0)])
     assert troubles.serious([]) is None
 
@@ -367,7 +367,7 @@ async def test_a_transaction_that_stays_open_is_named(
         await producer.send_and_wait(f"{prefix}a", b"0", partition=1)
         await send(kafka, f"{prefix}a", range(1, 3), partition=1)
         await send(kafka, f"{prefix}a", range(5))
-        line = f"partition 1 of topic '{prefix}a' can not be read from offset 0 on: a transaction"
+        line = f"partition 1 of topic '{prefix}a' cannot be read from offset 0 on: a transaction"
         await eventually(lambda: line in caplog.text)
         await inbox.get(5)
         # Transactions may be long where everything is as it should be.

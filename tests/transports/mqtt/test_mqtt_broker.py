@@ -295,7 +295,7 @@ async def test_a_password_that_is_changed_in_its_file_is_used_at_the_next_connec
         await asyncio.to_thread(broker.restart)
         await eventually(lambda: f"the password is from the file {str(file)!r}" in caplog.text)
         file.unlink()
-        await eventually(lambda: f"{str(file)!r} of MqttConfig can not be read" in caplog.text)
+        await eventually(lambda: f"{str(file)!r} of MqttConfig cannot be read" in caplog.text)
         file.write_text("new\n")
         await app.bus.publish(Envelope(topic="a"), timeout=20)
         assert app.fatal == []

@@ -186,7 +186,7 @@ class Committer:
         if forbidden and topic not in self._forbidden:
             self._forbidden.add(topic)
             _log.error(
-                "group %r: what is settled of topic %r can not be committed, and comes again:"
+                "group %r: what is settled of topic %r cannot be committed, and comes again:"
                 " %s; allow Read in the cluster's access rules",
                 self._group,
                 topic,

@@ -50,7 +50,7 @@ class Fetching:
         take: gets what was fetched; what it returns is awaited.
         stats: counts ``kafka.stalled``.
         name: for messages.
-        guard: keeps partitions that can not be read from the others.
+        guard: keeps partitions that cannot be read from the others.
         whereabouts: whether the brokers that the library knows are still there.
         look: called once a second, to raise what the library would never notice.
         handed_out: called now and then when all that was fetched is handed out.

@@ -104,7 +104,7 @@ class GroupMember(Intake):
             await self._leave(consumer, for_good=stalled is not None or bool(self._changes))
         if stalled is not None:
             self._away = "it has left its group, because nothing was settled for too long"
-            # Until then it would only take away from others what it can not handle.
+            # Until then it would only take away from others what it cannot handle.
             running = stalled.running()
             one_less = max(len(running) - 1, 0)
             await self._unless_interrupted(stalled.finished(running, math.inf, one_less))
@@ -368,7 +368,7 @@ class GroupMember(Intake):
         self._stats["kafka.partitions_stuck"] += 1
         _log.warning(
             "consumer %r: offset %d of partition %d of topic %r is not settled, and %d records"
-            " behind it can not be committed; the partition is paused until it is",
+            " behind it cannot be committed; the partition is paused until it is",
             self.identifier,
             tracker.oldest,
             tracker.partition.partition,

@@ -1,4 +1,4 @@
-"""Keeping partitions that can not be read from those that can."""
+"""Keeping partitions that cannot be read from those that can."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Guard:
     """Keeps what is wrong with one partition from the others that a consumer of the library reads.
 
     The library raises out of a fetch whatever is wrong with any of them, and forgets what it had
-    fetched of the others. With this, a partition that can not be read is paused at the first
-    record that can not be read, what comes before is handed out, and the rest goes on. It is tried
+    fetched of the others. With this, a partition that cannot be read is paused at the first
+    record that cannot be read, what comes before is handed out, and the rest goes on. It is tried
     again from time to time.
 
     Args:
         consumer: the library's, not started.
-        troubles: hears of what can not be read.
-        passes_over: go on behind a batch that can not be read, rather than hold the partition.
+        troubles: hears of what cannot be read.
+        passes_over: go on behind a batch that cannot be read, rather than hold the partition.
 
     Attributes:
         found: what has turned up since `mend`.
@@ -101,11 +101,11 @@ class Guard:
         return bool(self.found or self.held or self._tried)
 
     def keeps(self, partition: TopicPartition) -> bool:
-        """Whether the partition is paused because it can not be read."""
+        """Whether the partition is paused because it cannot be read."""
         return partition in self.held or partition in self.found
 
     def note(self, partition: TopicPartition, problem: Unreadable) -> None:
-        """A partition can not be read: pause it."""
+        """A partition cannot be read: pause it."""
         if self._consumer._subscription.is_assigned(partition):
             self._consumer.pause(partition)
             self.found[partition] = problem
@@ -149,7 +149,7 @@ class Guard:
         if problem.beyond is None:
             return False
         self._log.error(
-            "what is in topic %r, partition %d, from offset %d to %d can not be read and is passed"
+            "what is in topic %r, partition %d, from offset %d to %d cannot be read and is passed"
             " over: %s",
             partition.topic,
             partition.partition,
@@ -277,7 +277,7 @@ class _Fetched(OrderedDict[TopicPartition, Any]):
 
 
 class _Readable:
-    """The records of a fetch up to the first one that can not be read.
+    """The records of a fetch up to the first one that cannot be read.
 
     Args:
         guard: hears of that one.

@@ -159,7 +159,7 @@ class Handout:
     def _undecodable(self, record: StoredRecord, error: Exception) -> None:
         self._stats["messages.malformed"] += 1
         self._log.error(
-            "consumer %r: record %d of partition %d of topic %r can not be read and is passed"
+            "consumer %r: record %d of partition %d of topic %r cannot be read and is passed"
             " over: %s: %s",
             self._identifier,
             record.offset,

@@ -33,7 +33,7 @@ __all__ = [
 _STABLE = "Stable"
 # Answers to who wants to join.
 NO_COORDINATOR = 15
-"""What a cluster answers that can not look after a group now."""
+"""What a cluster answers that cannot look after a group now."""
 _INCONSISTENT, _BAD_SESSION_TIMEOUT, _FULL = 23, 26, 81
 # What the library says of bytes that it cannot read.
 _GARBLED = "to struct format"
@@ -125,7 +125,7 @@ async def commit(
 
     Raises:
         aiokafka.errors.CommitFailedError: somebody else may have the partitions by now.
-        aiokafka.errors.KafkaError: the cluster refused it, or can not be reached.
+        aiokafka.errors.KafkaError: the cluster refused it, or cannot be reached.
     """
     coordinator = consumer._coordinator
     wanted = {

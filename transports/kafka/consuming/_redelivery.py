@@ -23,7 +23,7 @@ class Past:
     def __init__(self, tracker: PartitionTracker, before: Past | None) -> None:
         self.left: dict[int, Delivery] = {} if before is None else before.left
         for delivery in tracker.unreleased():
-            # What the record is can not be told any more, but that it is dealt with.
+            # What the record is cannot be told any more, but that it is dealt with.
             self.left[delivery.token] = delivery
         # What was settled and not committed: these offsets, up to this time.
         self._done, self._done_until = range(0), 0.0

@@ -1,4 +1,4 @@
-"""Reading records that the client library can not read."""
+"""Reading records that the client library cannot read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def read_leniently(consumer: Any, partition: TopicPartition) -> None:
 
     Names of headers are texts for the library, but for the cluster any bytes: one that is no UTF-8
     would end every attempt to read its batch, and whoever may publish could stop a partition. Call
-    it while the partition is paused where the library can not read on.
+    it while the partition is paused where the library cannot read on.
 
     Raises:
         aiokafka.errors.KafkaError: the cluster did not answer with records.

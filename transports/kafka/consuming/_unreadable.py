@@ -1,4 +1,4 @@
-"""What is known of topics and partitions that can not be read."""
+"""What is known of topics and partitions that cannot be read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Unreadable(msgspec.Struct, frozen=True):
     Attributes:
         error: what the library or the cluster says of it.
         offset: from where on nothing can be read.
-        beyond: the offset behind the batch that can not be read; None when that is not known.
+        beyond: the offset behind the batch that cannot be read; None when that is not known.
     """
 
     error: Exception
@@ -64,7 +64,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class Troubles:
-    """What one subscription can not read, whatever consumer it has: partitions, and topics that
+    """What one subscription cannot read, whatever consumer it has: partitions, and topics that
     are gone.
 
     Says so when something is new and when it is over.
@@ -91,7 +91,7 @@ class Troubles:
         self._said_absent: set[str] = set()
 
     def add(self, partition: TopicPartition, problem: Unreadable) -> None:
-        """A partition can not be read, or still not."""
+        """A partition cannot be read, or still not."""
         before = self.known.get(partition)
         told = problem.forbidden and any(
             other.forbidden and place.topic == partition.topic
@@ -104,14 +104,14 @@ class Troubles:
             return
         if problem.forbidden:
             _log.error(
-                "%s: topic %r can not be read, and is left out until it can: %s",
+                "%s: topic %r cannot be read, and is left out until it can: %s",
                 self._name,
                 partition.topic,
                 problem,
             )
         else:
             _log.error(
-                "%s: partition %d of topic %r can not be read from offset %d on, and is held until"
+                "%s: partition %d of topic %r cannot be read from offset %d on, and is held until"
                 " it can, while the others go on: %s",
                 self._name,
                 partition.partition,
@@ -136,7 +136,7 @@ class Troubles:
     def in_transaction(self, partition: TopicPartition, offset: int, seconds: float) -> None:
         """A transaction has been open at the offset for so long, and all behind it waits."""
         self._log.warning(
-            "%s: partition %d of topic %r can not be read from offset %d on: a transaction of"
+            "%s: partition %d of topic %r cannot be read from offset %d on: a transaction of"
             " another program has been open there for %.0f s; the cluster ends it after that"
             " program's transaction timeout, and kafka-transactions.sh at once",
             self._name,
@@ -220,7 +220,7 @@ class Troubles:
         for place, problem in self.known.items():
             if not problem.forbidden or place.topic in named:
                 return (
-                    f"partition {place.partition} of topic {place.topic!r} can not be read:"
+                    f"partition {place.partition} of topic {place.topic!r} cannot be read:"
                     f" {problem}"
                 )
         return None

@@ -94,7 +94,7 @@ class LaneOwner(Protocol):
         """The code of the last answer for the partition that was no good."""
 
     def break_off(self, cause: BaseException) -> None:
-        """The producer can not go on."""
+        """The producer cannot go on."""
 
     def on_batch(self, lane: Lane) -> None:
         """A batch of this lane is on its way."""
@@ -277,7 +277,7 @@ class Lane:
             )
         except (TypeError, ValueError, OverflowError) as error:
             refusal = PublishRefused(
-                f"the message to {entry.envelope.topic!r} can not be written as a record: {error}"
+                f"the message to {entry.envelope.topic!r} cannot be written as a record: {error}"
             )
             refusal.__cause__ = error
             self._owner.outbox.fail(entry, refusal)

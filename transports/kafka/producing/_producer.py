@@ -52,7 +52,7 @@ class Producer:
         on_trouble: called when a connection is lost or the producer breaks.
 
     Attributes:
-        broken: why it can not go on; None while it can.
+        broken: why it cannot go on; None while it can.
         whereabouts: whether the brokers that it knows are still there.
         trouble: what the application publishes and is not taken, in words; None for nothing.
     """
@@ -137,14 +137,14 @@ class Producer:
                 route.start()
 
     def break_off(self, cause: BaseException) -> None:
-        """It can not go on: what it has must be written again with another one."""
+        """It cannot go on: what it has must be written again with another one."""
         if self.broken is None:
             self.broken = cause
             self._open = False
             self._on_trouble()
 
     async def reachable(self) -> bool:
-        """Whether a broker can be reached; breaks off when the library can not go on by itself."""
+        """Whether a broker can be reached; breaks off when the library cannot go on by itself."""
         client = self._library.client
         for task in (client._sync_task, self._library._sender.sender_task):
             if task is not None and task.done():
@@ -285,7 +285,7 @@ class Producer:
         Raises:
             UnknownTopic: it does not exist, and was not created.
             NotAuthorised: the cluster does not tell us.
-            ConfigurationError: it can not be created as configured.
+            ConfigurationError: it cannot be created as configured.
         """
         if self._partitions(name):
             return

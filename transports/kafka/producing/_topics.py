@@ -77,7 +77,7 @@ class Topics:
         Raises:
             UnknownTopic: a topic is missing and can or may not be created; says what to do.
             NotAuthorised: the cluster does not let us see or create one.
-            ConfigurationError: the TLS files can not be used, or the cluster can not create a
+            ConfigurationError: the TLS files cannot be used, or the cluster cannot create a
                 topic with this ``replication`` or these ``partitions``.
             OSError, aiokafka.errors.KafkaError: no connection, or no broker is up; what
                 `connect_problem` is for.
@@ -95,7 +95,7 @@ class Topics:
             # The one that was asked first has answered.
             named = ", ".join(f"{node.host}:{node.port}" for node in client.cluster.brokers())
             raise ConnectionError(
-                f"a broker can not be reached at the address that the cluster gives: {named}; if"
+                f"a broker cannot be reached at the address that the cluster gives: {named}; if"
                 " that leads nowhere from here, see advertised.listeners of the brokers"
             ) from error
         finally:
@@ -154,7 +154,7 @@ class Topics:
             else:
                 said = next(iter(text), None)
                 if error is kafka.InvalidReplicationFactorError and _NO_BROKER.search(said or ""):
-                    raise kafka.KafkaError(f"topic {name!r} can not be created yet: {said}")
+                    raise kafka.KafkaError(f"topic {name!r} cannot be created yet: {said}")
                 raise self._not_created(name, error(), said)
 
     def _shape(self, name: str, replication: int) -> tuple[int, int, list[Any]]:

@@ -140,7 +140,7 @@ class MqttClient:
         Raises:
             OSError: the socket could not be opened.
             aiomqtt.MqttError: the broker refused, or did not answer.
-            ConfigurationError: the TLS files can not be used.
+            ConfigurationError: the TLS files cannot be used.
         """
         try:
             sock = await dial(self._config)
@@ -311,7 +311,7 @@ class MqttClient:
             result = step()
         except Exception as error:
             # Paho raises all kinds of errors over packets that are not as they should be.
-            raise MalformedPacket(f"a packet of the broker can not be read: {error}") from error
+            raise MalformedPacket(f"a packet of the broker cannot be read: {error}") from error
         if result != paho.MQTT_ERR_SUCCESS:
             raise MalformedPacket(f"a packet of the broker is no use: {paho.error_string(result)}")
 

@@ -19,7 +19,7 @@ async def dial(config: MqttConfig) -> socket.socket:
 
     Raises:
         OSError: unknown host, refused, unreachable, or TLS failed; TimeoutError is one.
-        ConfigurationError: the TLS files can not be used.
+        ConfigurationError: the TLS files cannot be used.
     """
     context = tls_context(config)
     loop = asyncio.get_running_loop()

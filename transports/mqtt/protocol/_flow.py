@@ -101,7 +101,7 @@ class MessageFlow:
         """A packet came.
 
         Raises:
-            MalformedPacket: it can not be read.
+            MalformedPacket: it cannot be read.
         """
         kind = first & 0xF0
         if kind == _PUBLISH:

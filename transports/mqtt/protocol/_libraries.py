@@ -43,11 +43,11 @@ def check_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Make sure that the loop can watch sockets.
 
     Raises:
-        ConfigurationError: it can not, as the default one of Windows; says which one can.
+        ConfigurationError: it cannot, as the default one of Windows; says which one can.
     """
     if type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
         raise ConfigurationError(
-            f"{type(loop).__name__} can not watch sockets, which the MQTT transport needs: run"
+            f"{type(loop).__name__} cannot watch sockets, which the MQTT transport needs: run"
             " with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)"
         )
 

@@ -85,7 +85,7 @@ class PublishPacket:
         envelope: the message; its topic has been checked.
 
     Raises:
-        EncodeError: a text can not be written, or a header has a name of the wire format.
+        EncodeError: a text cannot be written, or a header has a name of the wire format.
     """
 
     __slots__ = ("_head", "_tail", "payload", "qos", "retain", "size")
@@ -151,7 +151,7 @@ def _text(text: str, what: str) -> bytes:
     try:
         data = text.encode()
     except UnicodeEncodeError as error:
-        raise EncodeError(f"{what} {text!r} can not be written as UTF-8: {error.reason}") from None
+        raise EncodeError(f"{what} {text!r} cannot be written as UTF-8: {error.reason}") from None
     if b"\0" in data:
         raise EncodeError(f"{what} {text!r} contains a null character, which MQTT does not allow")
     return _sized(data, what)

@@ -38,7 +38,7 @@ class FrameStream:
         sock: connected, not blocking, plain or TLS.
         on_packet: called for every packet with its first byte, the data that holds it, and where
             its variable header starts and the packet ends.
-        on_end: called once when the socket can not be read or written any more; with None when
+        on_end: called once when the socket cannot be read or written any more; with None when
             the peer closed it in good order.
         divert: asked about a packet that has not come whole yet, with its first byte and the
             length behind its fixed header; returns who takes it as it comes, or None to have it
