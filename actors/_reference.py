@@ -1,4 +1,4 @@
-"""How an actor is addressed."""
+"""References: how an actor is addressed, told and asked."""
 
 from __future__ import annotations
 

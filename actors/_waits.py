@@ -1,4 +1,4 @@
-"""Who waits for whom: the chain of actors that a piece of running code belongs to."""
+"""Waits between actors: who waits for whom, and the detection of deadlocks."""
 
 from __future__ import annotations
 

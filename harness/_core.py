@@ -1,4 +1,4 @@
-"""What both faces of a harness have in common."""
+"""The part that the plain and the asynchronous harness share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the harness raises in tests."""
+"""Errors that the harness raises in tests."""
 
 from __future__ import annotations
 

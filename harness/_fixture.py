@@ -1,4 +1,4 @@
-"""What the pytest fixture ``harness`` is: starts harnesses, and closes them at the end."""
+"""The pytest fixture ``harness``: starts harnesses, and closes them at the end."""
 
 from __future__ import annotations
 

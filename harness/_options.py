@@ -1,4 +1,4 @@
-"""What the options of a harness may be."""
+"""The options of a harness, and their checks."""
 
 from __future__ import annotations
 

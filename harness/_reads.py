@@ -1,4 +1,4 @@
-"""What a test puts into its applications and sees of them, without time going by."""
+"""Inputs that a test gives, and results that it reads, without time going by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened in a harness, line by line."""
+"""The trace of a harness: what happened, line by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a transport gives to the runtime, and what it may expect from it."""
+"""The contract between transports and the runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong on the way to a broker, whatever the broker."""
+"""Failures on the way to a broker, whatever the broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the brokers for tests raise."""
+"""Errors that the brokers for tests raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every transport must do, whatever its broker: one suite of tests, run on each of them."""
+"""The transport kit: one suite of tests for every transport, whatever its broker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a broker answers when it does not do what it was asked."""
+"""Error codes that the simulated cluster answers with."""
 
 from __future__ import annotations
 

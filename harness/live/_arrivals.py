@@ -1,4 +1,4 @@
-"""What has been published on a real bus and has yet to arrive, and what is not settled."""
+"""Arrivals on a real bus: what was published and is not settled yet."""
 
 from __future__ import annotations
 

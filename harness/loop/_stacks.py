@@ -1,4 +1,4 @@
-"""Where code is at the moment, in words."""
+"""The stack of a task or a thread, in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where applications under test run: one event loop, the buses, and who looks on."""
+"""The stage: one event loop, its buses, the applications under test, and their observers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the actors of a harness are doing, and what has failed in them."""
+"""The watch over actors: what they are doing, and what has failed in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is given up when an application ends."""
+"""Account of the work that is given up when an application ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with an application."""
+"""The problems of an application, as its health shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where code is at the moment, and tracebacks that begin where the user's code does."""
+"""Stacks: where code is at the moment, and tracebacks that begin at the user's code."""
 
 from __future__ import annotations
 

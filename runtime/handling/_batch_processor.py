@@ -1,4 +1,4 @@
-"""What happens to the deliveries of one batch: read, run together, retry, run alone, settle."""
+"""The processor of batches: read, run together, retry, run alone, settle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as a failure of the user's code."""
+"""Failures of the user's code: which errors count, and how they are logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a delivery in an actor: bind, run, retry or park, reply, settle."""
+"""The processor of deliveries in an actor: bind, run, retry or park, reply, settle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the arguments of one call come from."""
+"""The scope of one call: where its arguments come from."""
 
 from __future__ import annotations
 

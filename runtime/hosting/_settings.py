@@ -1,4 +1,4 @@
-"""What a run needs to know of its application."""
+"""The settings of an application that its run needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an actor has put off with `Context.later`."""
+"""Timers of actors: calls that `Context.later` has put off."""
 
 from __future__ import annotations
 

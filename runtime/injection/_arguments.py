@@ -1,4 +1,4 @@
-"""Where the arguments of a call come from, and how one of them is fetched."""
+"""Arguments of a call: where they come from, and how each is fetched."""
 
 from __future__ import annotations
 

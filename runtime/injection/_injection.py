@@ -1,4 +1,4 @@
-"""What each parameter of a handler gets, worked out once, when the handler is registered."""
+"""Injection: what each parameter of a handler gets, worked out once at registration."""
 
 from __future__ import annotations
 

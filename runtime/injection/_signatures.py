@@ -1,4 +1,4 @@
-"""What a function asks for: its parameters with their types, seen through wrappers."""
+"""Signatures: the parameters of a function with their types, seen through wrappers."""
 
 from __future__ import annotations
 

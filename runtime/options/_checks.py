@@ -1,4 +1,4 @@
-"""What the options of an actor may be."""
+"""Checks of the options of actors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a message whose handler failed."""
+"""Retry policies: what happens to a message whose handler failed."""
 
 from __future__ import annotations
 

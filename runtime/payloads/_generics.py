@@ -1,4 +1,4 @@
-"""What the type variables of generic classes stand for."""
+"""Type variables of generic classes, and what they stand for."""
 
 from __future__ import annotations
 

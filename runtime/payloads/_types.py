@@ -1,4 +1,4 @@
-"""How JSON documents and texts become values of an annotated type."""
+"""Readers of annotated types: from JSON documents and texts to values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How recorded messages stand in a file: one JSON object a line."""
+"""The format of recordings: one JSON object a line."""
 
 from __future__ import annotations
 

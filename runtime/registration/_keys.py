@@ -1,4 +1,4 @@
-"""What an actor's messages are told apart by: its lanes' and its mailbox's key."""
+"""Keys of messages, for lanes and mailboxes."""
 
 from __future__ import annotations
 

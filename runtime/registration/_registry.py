@@ -1,4 +1,4 @@
-"""What has been registered with an application."""
+"""The registry of an application: all that was registered."""
 
 from __future__ import annotations
 

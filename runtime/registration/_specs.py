@@ -1,4 +1,4 @@
-"""What a registration says about an actor."""
+"""Specifications of actors: what a registration says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the runtime takes wall time, randomness and identifiers from."""
+"""The environment: wall time, randomness and identifiers."""
 
 from __future__ import annotations
 

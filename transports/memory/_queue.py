@@ -1,4 +1,4 @@
-"""What the broker keeps for a session or a shared group."""
+"""Queues of the memory broker: what it keeps for a session or a shared group."""
 
 from __future__ import annotations
 

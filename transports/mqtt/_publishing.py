@@ -1,4 +1,4 @@
-"""What becomes of publishes on the connections that come and go."""
+"""Publishes on connections that come and go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a broker sends again after a reconnect, and what had become of it before."""
+"""Redelivery: what a broker sends again after a reconnect, and what became of it before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a connection tells the one who uses it."""
+"""The events of a connection, for the one who uses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether another client uses our identifier, and who of the two gives way."""
+"""Takeovers: another client with our identifier, and who of the two gives way."""
 
 from __future__ import annotations
 

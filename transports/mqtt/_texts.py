@@ -1,4 +1,4 @@
-"""What the texts of a message on an MQTT broker may be."""
+"""Texts of MQTT messages: which of them a broker can carry."""
 
 from __future__ import annotations
 

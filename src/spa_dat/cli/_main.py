@@ -1,4 +1,4 @@
-"""What can be asked for on the command line."""
+"""The commands of the command line."""
 
 from __future__ import annotations
 

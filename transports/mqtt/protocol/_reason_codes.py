@@ -1,4 +1,4 @@
-"""What brokers and the client library report: in words, and what is done about it."""
+"""Reason codes: what brokers report, in words, and what is done about it."""
 
 from __future__ import annotations
 
