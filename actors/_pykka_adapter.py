@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Generator
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import pykka
@@ -65,6 +64,9 @@ def check_pykka() -> None:
     Raises:
         ConfigurationError: it is another version, or a part is missing.
     """
+    # It takes longer to import than the rest of the actors, and only the start needs it.
+    from importlib import metadata
+
     version = metadata.version("pykka")
     wanted = ".".join(str(number) for number in SUPPORTED)
     numbers = version.split(".")[:2]

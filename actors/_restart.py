@@ -1,4 +1,4 @@
-"""When an actor that fails outside of a message is started again."""
+"""Restarts: when a start of an actor that failed is tried again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,22 @@ _EXITS = (SystemExit, KeyboardInterrupt)
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """How often and how fast an actor whose start fails is started again.
+    """How often and how fast a start that fails is tried again.
+
+    That is all the supervision there is, and all that is needed: what a handler raises fails its
+    message, and the actor goes on with its state. So only a start can fail, the first one or that
+    of an instance that takes over, as after a thread that was given up.
+
+    When ``on_start`` raises, or the factory does after its first call, the instance is dropped
+    without its ``on_stop``, and after a pause another one is made and started. Messages wait in
+    the mailbox meanwhile. A start that succeeds forgets the failures before it. One failure too
+    many stops the actor with `RestartLimitReached`: an application that is starting fails with
+    it, and a running one goes on without the actor and is not healthy. `SystemExit` and
+    `KeyboardInterrupt` stop it at once.
 
     Attributes:
-        intensity: the most restarts in ``period``; one more stops the actor. 0 for none at all.
+        intensity: the most restarts in ``period`` before a start succeeds; one failure more stops
+            the actor. 0 for no restart at all.
         period: seconds.
         backoff_min: seconds before the first restart; doubles with each one in the period, and
             is shortened at random by up to a half.

@@ -23,7 +23,7 @@ SpaDatError
     ├── ActorStopped       the actor is not there any more
     ├── MailboxFull        the mailbox has no free place
     ├── DeadlockDetected   the actor asked is waiting, directly or not, for the one who asks
-    └── RestartLimitReached  the actor failed too often and stays stopped
+    └── RestartLimitReached  the actor's start failed too often; it stays stopped
 """
 
 from __future__ import annotations
@@ -152,8 +152,10 @@ class RemoteError(RequestError):
     """The responder answered with an error.
 
     Attributes:
-        code: what kind of error; an open set, the runtime itself sends ``bad-request``,
-            ``failed``, ``deadlock`` and ``expired``.
+        code: what kind of error; an open set. The runtime of the responder sends ``bad-request``,
+            ``failed``, ``rejected`` and ``deadlock``, or the code of a RemoteError that the
+            handler raised; the requester's own makes ``reply-too-large`` and
+            ``too-many-replies``.
         text: the responder's words.
     """
 
@@ -181,4 +183,4 @@ class DeadlockDetected(ActorError):
 
 
 class RestartLimitReached(ActorError):
-    """The actor failed more often than its restart policy allows and stays stopped."""
+    """The actor's start failed more often than its restart policy allows; it stays stopped."""

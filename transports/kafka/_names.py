@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from aiokafka.partitioner import murmur2
-
 from ...errors import ConfigurationError
 from .._topics import RESERVED, TopicFilter, check_filter, check_topic, covers
 from ._config import KafkaConfig, KafkaTopic
@@ -290,6 +288,9 @@ def hash_of(key: bytes) -> int:
 
 
 def _hash(key: bytes) -> int:
+    # Programs on other buses check names too, and need not wait for the client library.
+    from aiokafka.partitioner import murmur2
+
     return int(murmur2(key)) & 0x7FFFFFFF
 
 

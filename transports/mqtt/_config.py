@@ -159,9 +159,10 @@ class MqttConfig:
     def _check_qos(self) -> None:
         if self.qos == 2 and not isinstance(self.qos, bool):
             raise ConfigurationError(
-                "option qos=2 of MqttConfig: give 0 or 1. With QoS 2 the client library confirms"
-                " receipt before the handler has run, so a crash would lose the message; with"
-                " QoS 1 it comes again, and message.id tells a message that was handled before"
+                "option qos=2 of MqttConfig: give 0 or 1. QoS 2 promises no more than QoS 1: either"
+                " the receipt is confirmed before the handler has run, and a crash loses the"
+                " message, or after it, and the message comes again; then message.id tells"
+                " that it was handled before"
             )
         check_numbers(self, {"qos": (0, 1)}, whole=True)
 

@@ -7,10 +7,8 @@ import asyncio
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
 from .._options import check_login
-from ._bus import MqttBus
 from ._config import MqttConfig
 from ._texts import check_filter, check_message, check_topic
-from .protocol._libraries import check_libraries, check_loop
 
 __all__ = ["MqttProvider"]
 
@@ -41,6 +39,10 @@ class MqttProvider(SocketProvider):
         Raises:
             ConfigurationError: the installed client libraries or the event loop do not fit.
         """
+        # Importing the client libraries takes time that programs on other buses need not spend.
+        from ._bus import MqttBus
+        from .protocol._libraries import check_libraries, check_loop
+
         check_loop(asyncio.get_running_loop())
         check_libraries()
         return MqttBus(self.config, surroundings)
