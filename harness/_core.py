@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ..errors import ConfigurationError, RemoteError
-from ..runtime.application._application import DistributedApplication
+from ..runtime.application._application import DistributedApplication, runs_of
 from ..runtime.hosting._host import Host
 from ..runtime.messaging._connection import Link
 from ..runtime.messaging._message import OutgoingMessage
@@ -18,7 +18,7 @@ from ..runtime.messaging._socket import Socket
 from ..runtime.options._checks import is_number
 from ..runtime.payloads._codec import Decoder, PayloadFormat, format_of
 from ..runtime.routing._subscriptions import NoSubscription
-from ..transports import Envelope, Identity, SocketProvider, Surroundings, TopicFilter
+from ..transports import Envelope, Identity, Surroundings, TopicFilter
 from .simulated._profiles import SimulatedBus
 from .world._member import Member
 from .world._stage import Stage
@@ -58,7 +58,7 @@ class Core:
         """Start the applications; raises what they raise."""
         for application in self._applications:
             self.world.add(application)
-            for provider in _providers(application):
+            for provider in runs_of(application).providers:
                 if provider.address not in self._links:
                     self._links[provider.address] = Link(
                         self.world.stand_in(provider),
@@ -120,8 +120,9 @@ class Core:
     def _link(self, bus: str | None) -> Link:
         if bus is None:
             for application in self._applications:
-                if application._settings.provider is not None:
-                    return self._links[application._settings.provider.address]
+                provider = runs_of(application).settings.provider
+                if provider is not None:
+                    return self._links[provider.address]
             return next(iter(self._links.values()))
         if bus not in self._links:
             raise ConfigurationError(
@@ -258,13 +259,6 @@ def _cut(bus: SimulatedBus, client: str, lose_session: bool) -> None:
 
 def _what(envelope: Envelope) -> object:
     return envelope.topic, envelope.id, envelope.source, envelope.payload
-
-
-def _providers(application: DistributedApplication) -> list[SocketProvider]:
-    """All that the application uses, the default one first."""
-    given = [application._settings.provider]
-    given += [spec.options.socket_provider for spec in application._registry.specs]
-    return [provider for provider in given if provider is not None]
 
 
 def plain(envelope: Envelope) -> Any:

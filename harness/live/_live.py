@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..._environment import Environment
 from ..._thread_work import BusyThread
-from ...runtime.application._application import DistributedApplication
+from ...runtime.application._application import DistributedApplication, runs_of
 from ...transports import Envelope, SocketProvider, is_reserved
 from .._errors import NotSettled, NotSimulated
 from .._harness import Harness
@@ -214,7 +214,7 @@ class LiveWorld(Stage):
         """See `Stage.outcome`."""
         task = self.spawn(coroutine, Context())
         # Stopping ends by itself, and leaves nothing open only if it gets the time for that.
-        stops = [member.application._settings.stop_timeout for member in self.members]
+        stops = [runs_of(member.application).settings.stop_timeout for member in self.members]
         timeout = seconds + self._patience + sum(stops) + _ENDING
         done, _ = await asyncio.wait((task,), timeout=timeout)
         if not done:

@@ -11,10 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, ConnectFailed
-from ...runtime.application._application import DistributedApplication
+from ...runtime.application._application import DistributedApplication, runs_of
 from ...runtime.application._run import Run
 from ...runtime.hosting._host import Host
-from ...runtime.hosting._observer import Observers
 from ..loop._tasks import OWNER
 
 if TYPE_CHECKING:
@@ -72,7 +71,8 @@ class Member:
     """
 
     def __init__(self, world: Stage, application: DistributedApplication, number: int) -> None:
-        if application._run is not None:
+        runs = self._runs = runs_of(application)
+        if runs.current is not None:
             raise ConfigurationError(f"application {application.name!r} runs already")
         self._world = world
         self.application = application
@@ -83,30 +83,21 @@ class Member:
         self._ending: asyncio.Task[None] | None = None
         # Their coroutines must not be closed before the end, which would run code of the user's.
         self._remains: list[asyncio.Task[Any]] = []
-        self._before = (
-            application._settings,
-            application.environment,
-            application.identity,
-            application.stats,
-        )
+        self._before = runs.settings
         identity = application.identity
         if identity.ephemeral:
             identity = replace(identity, application=f"ephemeral-{number}")
         seed = hashlib.sha256(f"{world.seed} {identity.application} {identity.instance}".encode())
         environment = world.environment(int.from_bytes(seed.digest()[:8], "big"))
         self.stats: Counter[str] = Counter()
-        observer = application._settings.observer
-        application.environment = environment
-        application.identity = identity
-        application.stats = self.stats
-        application._settings = replace(
-            application._settings,
+        runs.settings = replace(
+            runs.settings,
             identity=identity,
             environment=environment,
             stats=self.stats,
             stand_in=world.stand_in,
-            observer=world.watch if observer is None else Observers(world.watch, observer),
         )
+        runs.observe(world.watch)
 
     @property
     def name(self) -> str:
@@ -117,7 +108,7 @@ class Member:
     @property
     def run(self) -> Run | None:
         """The current run of the application, or the last one."""
-        return self.application._run or self._last_run
+        return self._runs.current or self._last_run
 
     @property
     def hosts(self) -> list[Host]:
@@ -126,13 +117,7 @@ class Member:
 
     def restore(self) -> None:
         """Give the application back as it was."""
-        application = self.application
-        (
-            application._settings,
-            application.environment,
-            application.identity,
-            application.stats,
-        ) = self._before
+        self._runs.settings = self._before
 
     # Start and stop.
 
@@ -142,14 +127,14 @@ class Member:
         life = self.life = Life(self._world.loop)
         self._world.trace.add(self.name, "start")
         self._last_run = None
-        self._starting = self._world.spawn(self.application._prepare(), life.context)
+        self._starting = self._world.spawn(self._runs.start(), life.context)
         return await life.wait_for(self._starting)
 
     def begin(self) -> None:
         """Start the producers, and see to it that the application stops when it has to."""
         if self.life is None:
             return
-        self.life.context.copy().run(self.application._begin)
+        self.life.context.copy().run(self._runs.begin)
         # Not one of its own tasks: it must not stop itself.
         self._ending = self._world.spawn(self._stop_when_ended(), self._world.outside)
 
@@ -191,7 +176,7 @@ class Member:
         if self._ending is not None:
             self._ending.cancel()
         run = self._last_run = self.run
-        self.application._runs.forget()
+        self._runs.forget()
         for bus in self._world.buses.values():
             bus.kill(life)
         if run is not None:

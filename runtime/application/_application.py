@@ -19,9 +19,10 @@ from ..messaging._sync_socket import SyncSocket
 from ..registration._registry import ProviderLike, Registry
 from ..registration._resources import Resource
 from ..registration._specs import HandlerOptions, Spec, check_name, parse_reply_topics
-from ._run import Run, Runs
+from ._run import Run
+from ._runs import Runs
 
-__all__ = ["DistributedApplication", "ProviderLike"]
+__all__ = ["DistributedApplication", "ProviderLike", "runs_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 A = TypeVar("A", bound=Actor)
@@ -69,24 +70,22 @@ class DistributedApplication:
         reply_topics: str | Sequence[str] | None = None,
         environment: Environment | None = None,
     ) -> None:
-        self.environment = environment or Environment()
+        environment = environment or Environment()
         instance = instance if instance is not None else os.environ.get("SPA_DAT_INSTANCE", "0")
-        self.identity = Identity(
+        identity = Identity(
             application=(
-                f"ephemeral-{self.environment.token(8)}"
+                f"ephemeral-{environment.token(8)}"
                 if name is None
                 else check_name("application name", name)
             ),
             instance=check_name("instance", instance),
             ephemeral=name is None,
         )
-        self.stats: Counter[str] = Counter()
-        """Counters by dotted name, for example ``messages.handled``."""
         self._registry = Registry(default_socket_provider)
-        self._settings = Settings(
-            identity=self.identity,
-            environment=self.environment,
-            stats=self.stats,
+        settings = Settings(
+            identity=identity,
+            environment=environment,
+            stats=Counter(),
             provider=self._registry.provider,
             stop_timeout=stop_timeout,
             dead_letter_limit=dead_letter_limit,
@@ -97,15 +96,22 @@ class DistributedApplication:
                 None if reply_topics is None else parse_reply_topics("application", reply_topics)
             ),
         )
-        self._runs = Runs(self.name)
+        self._runs = Runs(self._registry, settings)
 
     @property
-    def _run(self) -> Run | None:
-        return self._runs.current
+    def environment(self) -> Environment:
+        """Where time stamps, randomness and identifiers come from."""
+        return self._runs.settings.environment
 
     @property
-    def _last_run(self) -> Run | None:
-        return self._runs.last
+    def identity(self) -> Identity:
+        """Who the application is to its buses."""
+        return self._runs.settings.identity
+
+    @property
+    def stats(self) -> Counter[str]:
+        """Counters by dotted name, for example ``messages.handled``."""
+        return self._runs.settings.stats
 
     @property
     def name(self) -> str:
@@ -264,7 +270,7 @@ class DistributedApplication:
         concerns all of it. Asking costs little, so a health check may do it.
         """
         # Other threads may ask while it ends.
-        run = self._run
+        run = self._runs.current
         return {self.name: f"it does not run{self._runs.why}"} if run is None else run.problems
 
     async def __aenter__(self) -> Self:
@@ -276,21 +282,9 @@ class DistributedApplication:
             RestartLimitReached: an actor failed to start.
             ActorStopped: it was stopped meanwhile.
         """
-        await self._prepare()
-        self._begin()
+        await self._runs.start()
+        self._runs.begin()
         return self
-
-    async def _prepare(self) -> None:
-        """Start everything but the producers; raises as ``__aenter__``."""
-        known = self._registry
-        await self._runs.start(
-            lambda: Run(self._settings, tuple(known.specs), dict(known.resources))
-        )
-
-    def _begin(self) -> None:
-        """Start the producers."""
-        if self._run is not None:
-            self._run.begin()
 
     async def __aexit__(
         self,
@@ -303,7 +297,7 @@ class DistributedApplication:
         Raises:
             Exception: what it has failed with, unless `wait` has raised it, or over another error.
         """
-        run = self._run
+        run = self._runs.current
         await self.aclose()
         if error is None and run is not None and run.failure is not None and not run.told:
             raise run.failure
@@ -338,7 +332,7 @@ class DistributedApplication:
         return self._started_run().sync_socket(_provider(socket_provider))
 
     def _started_run(self) -> Run:
-        run = self._run
+        run = self._runs.current
         if run is None:
             text = f"application {self.name!r} does not run{self._runs.why}"
             raise ConfigurationError(f"{text}; use its socket inside 'async with'")
@@ -351,16 +345,17 @@ class DistributedApplication:
         Raises:
             Exception: what made it end, for example what a one-shot producer raised.
         """
-        if self._run is None:
+        run = self._runs.current
+        if run is None:
             raise ConfigurationError(f"application {self.name!r} is not started{self._runs.why}")
-        await self._run.wait()
+        await run.wait()
 
     def stop(self) -> None:
         """Let `wait`, and with it `run`, return. Works from any thread.
 
         A start that is under way gets ``stop_timeout`` seconds to succeed, and is given up then.
         """
-        run = self._run
+        run = self._runs.current
         if run is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 run.request_stop()
@@ -388,6 +383,11 @@ class DistributedApplication:
 
     def __repr__(self) -> str:
         return f"<DistributedApplication {self.name!r} instance {self.identity.instance!r}>"
+
+
+def runs_of(application: DistributedApplication) -> Runs:
+    """Return what an application offers to those who run it in a way of their own, or look on."""
+    return application._runs
 
 
 def _provider(given: ProviderLike | None) -> SocketProvider | None:

@@ -19,7 +19,7 @@ from ...errors import ActorStopped, ConfigurationError, SpaDatError
 from ..diagnostics._given_up import let_go
 from ..diagnostics._stacks import frames_of, frames_of_thread, place
 from ..hosting._settings import LoopFactory
-from ._application import DistributedApplication
+from ._application import DistributedApplication, runs_of
 from ._signals import Signals
 
 __all__ = ["IMPORTING", "end_loop", "run"]
@@ -52,7 +52,9 @@ def run(*applications: DistributedApplication, loop_factory: LoopFactory | None 
             "run() was called, but the module is only imported: write"
             ' `if __name__ == "__main__":` above it'
         )
-    signals = Signals(sum(application._settings.stop_timeout for application in applications))
+    signals = Signals(
+        sum(runs_of(application).settings.stop_timeout for application in applications)
+    )
     given_up: list[str] = []
     try:
         _refuse_nothing(applications)
@@ -99,7 +101,7 @@ def _refuse_nothing(applications: tuple[DistributedApplication, ...]) -> None:
     if not applications:
         raise ConfigurationError("run() got no application: give it one or more")
     for application in applications:
-        if not application._registry.specs:
+        if not runs_of(application).specs:
             raise ConfigurationError(
                 f"nothing is registered with application {application.name!r}, so it has nothing"
                 " to do: decorate functions with @app.application(...) or @app.producer(), and"
@@ -169,12 +171,14 @@ async def _serve(
                 signals.stopping()
                 interrupted.cancel()
         for application in applications:
-            if application._last_run is not None:
-                _refuse_exit(application._last_run.failure)
+            last = runs_of(application).last
+            if last is not None:
+                _refuse_exit(last.failure)
     finally:
         for application in applications:
-            if application._last_run is not None:
-                given_up += application._last_run.given_up.reasons
+            last = runs_of(application).last
+            if last is not None:
+                given_up += last.given_up.reasons
 
 
 def _refuse_exit(failure: BaseException | None) -> None:
@@ -186,13 +190,13 @@ def _refuse_exit(failure: BaseException | None) -> None:
 async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplication, ...]) -> None:
     for application in applications:
         try:
-            await application._prepare()
+            await runs_of(application).start()
         except (SystemExit, KeyboardInterrupt) as error:
             raise _Exit(error) from error
         stack.push_async_callback(application.aclose)
     # Producers only when everybody can hear them.
     for application in applications:
-        application._begin()
+        runs_of(application).begin()
 
 
 async def _until_done(

@@ -10,9 +10,9 @@ from typing import Any, Literal, Self
 
 from ...errors import ConfigurationError
 from ...transports import Delivery, DeliveryState, Envelope
-from ..application._application import DistributedApplication
+from ..application._application import DistributedApplication, runs_of
 from ..hosting._host import Host
-from ..hosting._observer import Observers, Receive
+from ..hosting._observer import Receive
 from ._recording import Receipt
 from ._recording_file import RecordingFile
 
@@ -97,12 +97,12 @@ class Recorder:
 
     def __enter__(self) -> Self:
         """Begin; the application can be started now."""
-        application = self._application
-        if application._run is not None:
+        application, runs = self._application, runs_of(self._application)
+        if runs.current is not None:
             raise ConfigurationError(
                 f"application {application.name!r} runs already: enter the Recorder first"
             )
-        known = [spec.name for spec in application._registry.specs if spec.kind != "producer"]
+        known = [spec.name for spec in runs.specs if spec.kind != "producer"]
         for name in self._actors or ():
             if name not in known:
                 raise ConfigurationError(
@@ -110,9 +110,8 @@ class Recorder:
                     f" {application.name!r}; there are: {', '.join(known) or 'none'}"
                 )
         self._file.open()
-        self._before = application._settings.observer
-        observer = self if self._before is None else Observers(self, self._before)
-        application._settings = replace(application._settings, observer=observer)
+        self._before = runs.settings.observer
+        runs.observe(self)
         return self
 
     def __exit__(
@@ -123,8 +122,8 @@ class Recorder:
     ) -> None:
         """Write what is left, and close the file; after an error without anything in it, remove
         it again if it was not there before."""
-        application = self._application
-        application._settings = replace(application._settings, observer=self._before)
+        runs = runs_of(self._application)
+        runs.settings = replace(runs.settings, observer=self._before)
         self._file.close()
         if error is not None:
             self._file.discard_if_new_and_empty()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from spa_dat import Actor, DistributedApplication, RestartPolicy, on
 from spa_dat.errors import RestartLimitReached
+from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.hosting._host import Host
 from spa_dat.runtime.hosting._observer import Receive
 from spa_dat.transports import Delivery, Envelope
@@ -104,13 +104,14 @@ class SupervisionOfActorsMachine(VirtualMachine):
             self.steady.append(payload)
 
         self.onlooker = Onlooker()
-        self.app._settings = replace(self.app._settings, observer=self.onlooker)
+        runs_of(self.app).observe(self.onlooker)
         await self.app.__aenter__()
 
     @property
     def shaky(self) -> Host:
-        assert self.app._run is not None
-        return self.app._run.hosts[0].lanes[0]
+        run = runs_of(self.app).current
+        assert run is not None
+        return run.hosts[0].lanes[0]
 
     @property
     def given_up(self) -> bool:

@@ -138,6 +138,21 @@ def test_every_room_of_the_runtime_has_its_place() -> None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=identifier)
+def test_nobody_reaches_into_an_application(path: Path) -> None:
+    if identifier(path) == "runtime/application/_application.py":
+        return
+    wrong = [
+        f"line {node.lineno}: {ast.unparse(node)}: use runs_of"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and ast.unparse(node.value).split(".")[-1] in {"app", "application", "_application"}
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", modules(), ids=identifier)
 def test_modules_declare_what_is_public(path: Path) -> None:
     names = {
         target.id

@@ -10,6 +10,7 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, Socket
 from spa_dat.errors import ActorStopped, ConfigurationError, ConnectionLost
+from spa_dat.runtime.application._application import runs_of
 from spa_dat.transports.memory import MemoryProvider
 from support.waiting import eventually
 
@@ -18,8 +19,9 @@ pytestmark = pytest.mark.virtual
 
 def kicked_off(provider: MemoryProvider, app: DistributedApplication) -> None:
     """What a bus does that another program keeps taking over."""
-    assert app._run is not None
-    (link,) = app._run.links
+    run = runs_of(app).current
+    assert run is not None
+    (link,) = run.links
     link.surroundings.fatal(ConfigurationError("another program runs as 'plant.0'"))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, RestartPolicy, Socket, on
 from spa_dat.errors import ActorStopped, ConfigurationError
+from spa_dat.runtime.application._application import runs_of
 from spa_dat.testing import Harness, Kafka, Mosquitto
 from support.waiting import eventually
 
@@ -308,8 +309,9 @@ async def test_a_start_that_hangs_ends_when_the_bus_is_lost_for_good() -> None:
     hanging(app, None)
     starting = asyncio.ensure_future(app.__aenter__())
     await eventually(lambda: "Boiler" in app.problems.get("plant", ""), 30)
-    assert app._run is not None
-    (link,) = app._run.links
+    run = runs_of(app).current
+    assert run is not None
+    (link,) = run.links
     link.surroundings.fatal(ConfigurationError("another program runs as 'plant.0'"))
     with pytest.raises(ConfigurationError, match="another program"):
         await starting

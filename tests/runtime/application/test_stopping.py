@@ -14,6 +14,7 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, on
 from spa_dat.runtime.application import _signals
+from spa_dat.runtime.application._application import runs_of
 from spa_dat.testing import Mosquitto
 from spa_dat.transports.memory import MemoryProvider
 from support.program import Start
@@ -466,8 +467,9 @@ async def test_a_cleanup_that_only_needs_another_cancellation_is_not_abandoned()
 
 
 def given_up(app: DistributedApplication) -> list[str]:
-    assert app._last_run is not None
-    return app._last_run.given_up.reasons
+    last = runs_of(app).last
+    assert last is not None
+    return last.given_up.reasons
 
 
 # Work that is given up.

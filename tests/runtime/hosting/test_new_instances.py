@@ -12,6 +12,7 @@ import pytest
 
 from spa_dat import Actor, Context, RetryPolicy, Socket, on
 from spa_dat.errors import ActorStopped
+from spa_dat.runtime.application._application import runs_of
 from support.memory import Site
 from support.waiting import eventually
 
@@ -224,7 +225,7 @@ async def test_what_an_instance_has_put_off_ends_with_it() -> None:
     async with app:
         site.publish("begin", "1")
         await site.settled("app.0.Ticking")
-        run = app._run
+        run = runs_of(app).current
         assert run is not None
         for host in run.hosts:
             for lane in host.lanes:

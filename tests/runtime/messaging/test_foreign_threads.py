@@ -11,7 +11,9 @@ import pytest
 
 from spa_dat import DistributedApplication, Socket, SyncSocket
 from spa_dat.errors import ActorStopped, ConfigurationError
-from spa_dat.runtime.application._run import Run, Runs
+from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.application._run import Run
+from spa_dat.runtime.application._runs import Runs
 from support.program import Start
 from support.waiting import eventually
 
@@ -166,7 +168,7 @@ def test_what_other_threads_ask_for_is_looked_up_once(monkeypatch: pytest.Monkey
 
     async def ask() -> None:
         async with app:
-            run = app._run
+            run = runs_of(app).current
             for use in (lambda: app.problems, app.sync_socket, app.stop):
                 # It ends after the first look.
                 looks[:] = [None, run]

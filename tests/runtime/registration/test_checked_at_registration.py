@@ -27,6 +27,7 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError
+from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.messaging._message import topic_meant
 from support.memory import Site
 
@@ -98,7 +99,7 @@ async def test_a_generic_handler_gets_what_the_subclass_says(kind: type[Base[Any
         ):
             site.publish(topic, text, content_type="application/json")
         await site.settled(f"app.0.{kind.__name__}")
-        run = app._run
+        run = runs_of(app).current
         assert run is not None
         made = run.hosts[0].lanes[0].made
         assert isinstance(made, kind)

@@ -23,6 +23,7 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError
+from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.registration._specs import HandlerOptions
 from spa_dat.transports import Consumer, Receiver, SocketProvider, Subscription
 from spa_dat.transports.memory._bus import MemoryBus
@@ -645,7 +646,7 @@ def test_replace_takes_the_place_of_an_actor(app: DistributedApplication) -> Non
     @app.application("c", name="handler", replace=True)
     async def other(payload: str) -> None: ...
 
-    specs = app._registry.specs
+    specs = runs_of(app).specs
     assert [(s.name, s.filters[0].text) for s in specs] == [("handler", "c"), ("last", "b")]
 
 
@@ -667,7 +668,7 @@ async def test_a_cell_of_a_notebook_can_be_run_again(
                 seen.append(self.number)
 
         app.add(Counter)
-    assert [spec.name for spec in app._registry.specs] == ["handler", "Counter"]
+    assert [spec.name for spec in runs_of(app).specs] == ["handler", "Counter"]
     async with app:
         await app.socket().publish("count", 1)
         await eventually(lambda: seen)
@@ -709,5 +710,5 @@ def test_an_actor_is_removed_by_name_or_by_registration(app: DistributedApplicat
     with pytest.raises(ConfigurationError, match=r"no actor 'handler' is registered.*'Plain'"):
         app.remove("handler")
     app.remove(spec)
-    assert app._registry.specs == []
+    assert runs_of(app).specs == []
     app.application("a")(handler)

@@ -1,0 +1,121 @@
+"""The runs of an application, one after the other: where the harness and the recorder get in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..._texts import reason_of
+from ...errors import ConfigurationError
+from ...transports import SocketProvider
+from ..hosting._observer import Observer, Observers
+from ..hosting._settings import Settings
+from ..messaging._turn import current_turn
+from ..registration._registry import Registry
+from ..registration._specs import Spec
+from ._run import Run
+
+__all__ = ["Runs"]
+
+
+class Runs:
+    """The runs of an application, one after the other, and what the next one is made from.
+
+    It is what an application offers to those who run it in a way of their own, as `spa_dat.run`
+    and the test harness do, or look on, as the recorder does; see `runs_of`.
+
+    Args:
+        registry: what is registered with the application.
+        settings: of the application.
+
+    Attributes:
+        settings: of the next run. Whoever replaces them puts them back.
+        last: the current run, or the one before; None before the first.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self._registry = registry
+        self._current: Run | None = None
+        self.settings = settings
+        self.last: Run | None = None
+
+    @property
+    def specs(self) -> Sequence[Spec[Any]]:
+        """The registered actors."""
+        return self._registry.specs
+
+    @property
+    def providers(self) -> list[SocketProvider]:
+        """All buses that the registered actors name, behind the default one; some several times."""
+        given = [self.settings.provider]
+        given += [spec.options.socket_provider for spec in self.specs]
+        return [provider for provider in given if provider is not None]
+
+    @property
+    def current(self) -> Run | None:
+        """The run that has begun and has not ended; None when there is none."""
+        run = self._current
+        if run is None or run.has_stopped:
+            return None
+        if run.is_lost:
+            run.abandon()
+            self._current = None
+        return self._current
+
+    @property
+    def why(self) -> str:
+        """Why there is no current run, to go on a sentence with; empty without a reason."""
+        failure = None if self.last is None else self.last.failure
+        return "" if failure is None else f", because of {reason_of(failure)}"
+
+    def refuse(self, what: str) -> None:
+        """Raise ConfigurationError for what cannot be done while the application runs."""
+        if self.current is not None:
+            name = self.settings.identity.application
+            raise ConfigurationError(f"cannot {what} while application {name!r} runs")
+
+    def observe(self, observer: Observer) -> None:
+        """Let an observer hear of what happens in the next run, before those that do already."""
+        before = self.settings.observer
+        both = observer if before is None else Observers(observer, before)
+        self.settings = replace(self.settings, observer=both)
+
+    async def start(self) -> None:
+        """Start the next run, but not its producers.
+
+        If the one before is being stopped, that is waited for: whoever wanted it may have been
+        cancelled meanwhile.
+
+        Raises:
+            ConfigurationError: there is a run already.
+            Exception: what `Run.start` raises.
+        """
+        if self.current is not None:
+            await self.current.stopped()
+        self.refuse("start")
+        # Nothing of it is part of what starts it, which may be a handler of another application.
+        turn = current_turn.set(None)
+        try:
+            known = self._registry
+            run = Run(self.settings, tuple(known.specs), dict(known.resources))
+            self._current = self.last = run
+            await run.start()
+        finally:
+            current_turn.reset(turn)
+
+    def begin(self) -> None:
+        """Start the producers of the current run, if there is one."""
+        if self.current is not None:
+            self.current.begin()
+
+    async def stop(self) -> None:
+        """Stop the current run, if there is one."""
+        if self.current is not None:
+            # Handlers that still run use the application's sockets until they are done.
+            await asyncio.shield(self.current.stop())
+
+    def forget(self) -> None:
+        """Leave the current run to itself: all of its tasks were ended from outside."""
+        self._current = None
