@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
@@ -40,17 +41,60 @@ A = TypeVar("A", bound=Actor)
 _log = get_logger("spa_dat.actors")
 
 
+class CellState(enum.Enum):
+    """How far the life of an actor has come.
+
+    Attributes:
+        STARTING: it has no instance, or on_start has not succeeded.
+        WAITING: on_start has failed, and is tried again after a while.
+        RUNNING: it handles messages.
+        RENEWING: as RUNNING, but the instance is no longer to be used after what it does now.
+        RENEWED: another instance has started within a message, and gets the next one.
+        STOPPED: it has ended after it had started.
+        FAILED: it has ended while it was starting: given up, stopped or killed.
+    """
+
+    STARTING = "starting"
+    WAITING = "waiting"
+    RUNNING = "running"
+    RENEWING = "renewing"
+    RENEWED = "renewed"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+# Members of an Enum are slow to look up, and each message needs one.
+_STARTING = CellState.STARTING
+_WAITING = CellState.WAITING
+_RUNNING = CellState.RUNNING
+_RENEWING = CellState.RENEWING
+_RENEWED = CellState.RENEWED
+_STOPPED = CellState.STOPPED
+_FAILED = CellState.FAILED
+
+# The diagram of docs/design.md.
+_NEXT = {
+    _STARTING: (_RUNNING, _RENEWED, _WAITING, _FAILED),
+    _WAITING: (_STARTING, _FAILED),
+    _RUNNING: (_RENEWING, _STARTING, _STOPPED),
+    _RENEWING: (_STARTING, _STOPPED),
+    _RENEWED: (_RUNNING, _RENEWING, _STARTING, _STOPPED),
+    _STOPPED: (),
+    _FAILED: (),
+}
+
+
 class Cell(Generic[A]):
     """What stays the same of one actor while instances of the user's class come and go.
 
     Attributes:
+        state: how far its life has come.
         receive: handles what is no local message.
-        discard: end after the current message, whatever the mailbox holds.
+        discard: end after the current message, whatever the mailbox holds. That the mailbox is
+            closed means: end when it is empty.
         ended_with: why it was given up; None while it was not.
         owner: its system.
         guard: says who may cancel its task.
-        ready: on_start has succeeded.
-        replaced: the next message is another instance's than the current one was.
         failures: how many messages have raised without anybody waiting for the answer.
     """
 
@@ -61,7 +105,6 @@ class Cell(Generic[A]):
         "_pykka_ref",
         "_pykka_stops",
         "_restart",
-        "_stale",
         "_started",
         "_stopped",
         "_urn",
@@ -74,10 +117,9 @@ class Cell(Generic[A]):
         "mailbox",
         "name",
         "owner",
-        "ready",
         "receive",
         "ref",
-        "replaced",
+        "state",
         "task",
     )
 
@@ -98,7 +140,8 @@ class Cell(Generic[A]):
         self.receive: Callable[[A, Any], Awaitable[None]] = receive or receive_message
         self._leftover = leftover
         self._stopped = stopped
-        self.ready = self.discard = self.replaced = self._stale = False
+        self.state = _STARTING
+        self.discard = False
         self.ended_with: RestartLimitReached | None = None
         self._pause: asyncio.Future[None] | None = None
         self._started: asyncio.Future[None] | None = None
@@ -137,6 +180,11 @@ class Cell(Generic[A]):
             self._pykka_ref = PykkaRef(self)
         return self._pykka_ref
 
+    @property
+    def up(self) -> bool:
+        """Whether on_start of the instance at hand, or of the last one, has succeeded."""
+        return self.state not in (_STARTING, _WAITING, _FAILED)
+
     def current_instance(self) -> A | None:
         """The instance at work, None between two and after the end."""
         return self.instance
@@ -146,11 +194,11 @@ class Cell(Generic[A]):
     async def started(self) -> None:
         """Wait until on_start has succeeded."""
         self._refuse_cycle()
-        if not self.ready and not self.task.done():
+        if not self.up and not self.task.done():
             if self._started is None:
                 self._started = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._started)
-        if not self.ready:
+        if not self.up:
             raise self.ended_with or self.stopped()
 
     def request_stop(self, *, drain: bool) -> None:
@@ -188,34 +236,44 @@ class Cell(Generic[A]):
 
         What it was working on is nobody's any more; the mailbox stays. False when it is not up.
         """
-        if not self.ready or self.mailbox.closed:
+        if not self.up or self.mailbox.closed:
             return False
-        self.ready = False
+        self._become(_STARTING)
         self.guard.cancel(End.RESTART)
         return True
 
     def renew(self) -> None:
         """Have a new instance take over, without the old one's on_stop; see `current`."""
-        self._stale = self.replaced = True
+        # An actor that is starting gets a new one anyway.
+        if self.state in (_RUNNING, _RENEWED):
+            self._become(_RENEWING)
 
     async def current(self) -> A | None:
         """The instance, after `renew` a new one, started; None when it fails and the actor ends."""
-        if self._stale:
-            self._lose_instance()
-            self.discard = not await self._bring_up() or self.discard
+        if self.state is _RENEWING:
+            self._become(_STARTING)
+            self.instance = None
+            self.discard = not await self._bring_up(_RENEWED) or self.discard
             CURRENT.set(Frame(self))
         return self.instance
+
+    async def next_instance(self) -> A | None:
+        """As `current`, for the loop over the mailbox, where a message has ended."""
+        instance = await self.current()
+        if self.state is _RENEWED:
+            self._become(_RUNNING)
+        return instance
 
     # The life of the actor
 
     async def _run(self) -> None:
         try:
-            while await self._bring_up():
+            while await self._bring_up(_RUNNING):
                 try:
                     await work(self)
                 except asyncio.CancelledError:
                     if self.guard.restarted():
-                        self._lose_instance()
+                        self.instance = None
                         continue
                     await self._take_down()
                     raise
@@ -232,16 +290,17 @@ class Cell(Generic[A]):
         finally:
             self._finish()
 
-    def _lose_instance(self) -> None:
-        self.ready = self._stale = False
-        self.instance = None
+    def _become(self, state: CellState) -> None:
+        assert state in _NEXT[self.state], f"{self.address}: {self.state} to {state}"
+        self.state = state
 
-    async def _bring_up(self) -> bool:
+    async def _bring_up(self, up: CellState) -> bool:
+        """Start an instance, which makes the state ``up``; whether one has started."""
         restarts: RestartCounter | None = None
         while not self.discard:
             error = await call_hook(self, self._begin)
             if error is None:
-                self.ready = True
+                self._become(up)
                 self._announce()
                 return True
             self.instance = None
@@ -281,6 +340,7 @@ class Cell(Generic[A]):
 
     async def _wait(self, delay: float) -> None:
         loop = asyncio.get_running_loop()
+        self._become(_WAITING)
         self._pause = loop.create_future()
         timer = loop.call_later(delay, _wake, self._pause)
         try:
@@ -288,6 +348,7 @@ class Cell(Generic[A]):
         finally:
             timer.cancel()
             self._pause = None
+            self._become(_STARTING)
 
     async def _take_down(self) -> None:
         if self.instance is not None:
@@ -317,6 +378,7 @@ class Cell(Generic[A]):
             _log.warning("actor %r stopped with %d messages unhandled", self.address, unhandled)
             self.owner.actor_left(self.ref, unhandled)
         self.instance = self._factory = None
+        self._become(_STOPPED if self.up else _FAILED)
         self.owner.actor_ended(self)
         self._announce()
         for future in self._pykka_stops or ():
@@ -337,7 +399,7 @@ class Cell(Generic[A]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.guard.release()
-        if self._factory is not None:
+        if self.state not in (_STOPPED, _FAILED):
             # A task that is cancelled before its first step never gets to its end by itself.
             self._finish()
         # Looking at the exception marks it as seen: it was reported.
@@ -403,7 +465,9 @@ def _wake(future: asyncio.Future[None]) -> None:
 BURST = 64
 
 
-# One loop on purpose: a call for each step would cost more than the steps.
+# One loop on purpose: a call for each step would cost more than the steps. Its short ways must mean
+# the same as what they stand for, `Mailbox.get_nowait`, `run_apart`, `go_on_apart` and `Frame.end`,
+# which name them too: `test_actors_short_ways` runs both.
 async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
     """Handle one item after the other, until the mailbox is closed and there is no more to do.
 
@@ -490,11 +554,10 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
             frame.parent = frame.waiter = None
         if guard.interrupted:
             await guard.recover()
-        if cell.replaced:
-            instance = await cell.current()
+        if cell.state is not _RUNNING:
+            instance = await cell.next_instance()
             if instance is None:
                 return
-            cell.replaced = False
             is_async = inspect.iscoroutinefunction(instance.on_receive)
 
 

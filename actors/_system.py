@@ -145,7 +145,7 @@ class ActorSystem:
 
     def is_up(self, ref: ActorRef[Any]) -> bool:
         """Whether the actor has started, and is not starting again."""
-        return ref._cell.ready
+        return ref._cell.up
 
     def is_at_work(self) -> bool:
         """Whether the running code is part of what one of these actors does."""

@@ -63,6 +63,7 @@ class Frame(msgspec.Struct, eq=False):
 
     def end(self) -> None:
         """The message is done: nobody waits through this frame any more."""
+        # `actors._cell.work` does the same without the call.
         self.active = False
         self.parent = self.waiter = None
 

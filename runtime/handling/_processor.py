@@ -12,7 +12,7 @@ from ..._limited_log import LimitedLog
 from ..._texts import describe, error_name, escaped, quoted
 from ...actors import DONE, Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
 from ...errors import DecodeError, OutboxFull, RemoteError
-from ...transports import Delivery, DeliveryState, Envelope
+from ...transports import Delivery, Envelope
 from ..messaging._connection import Link
 from ..messaging._requests import CHAIN_HEADER, chain_of, error_answer
 from ..messaging._turn import Turn, current_turn
@@ -25,9 +25,6 @@ from ._scope import MessageScope, ScopeOwner
 from ._settlement import Settlements
 
 __all__ = ["Handling"]
-
-_QUEUED = DeliveryState.QUEUED
-_RUNNING = DeliveryState.RUNNING
 
 
 class HandlingHost(ScopeOwner, ParkingHost, Protocol):
@@ -78,8 +75,9 @@ class Handling:
 
     async def handle(self, instance: Any, delivery: Delivery) -> None:
         """Work a delivery off: when this returns it is settled, about to be, or given back."""
-        # The first attempt at what is no request, in as few steps as possible: this is where most
-        # of a program's time goes. `_handle_closely` does the same for everything.
+        # The short way: the first attempt at what is no request, in as few steps as possible, for
+        # this is where most of a program's time goes. The long way, `_handle_closely`, does the
+        # same for everything, and the two must mean the same: `test_handling_short_ways` runs both.
         host = self._host
         if instance is not self._direct_of:
             self._direct = host.direct(instance)
@@ -96,9 +94,8 @@ class Handling:
         ):
             await self._handle_closely(instance, delivery)
             return
-        if delivery.state is not _QUEUED:
+        if not delivery.start():
             return
-        delivery.state = _RUNNING
         turn = Turn(envelope, host.source, shared=delivery.route.router.shared)
         current_turn.set(turn)
         # As run_apart(), without the price of a call.
@@ -152,6 +149,7 @@ class Handling:
     async def _handle_closely(
         self, instance: Any, delivery: Delivery, failed: Turn | None = None
     ) -> None:
+        # The long way. What `handle` does in few steps must mean the same.
         if failed is None and not delivery.start():
             return
         envelope = delivery.envelope
@@ -235,6 +233,7 @@ class Handling:
                     delivery.route.router.give_back(delivery)
                     return
             else:
+                # `handle` ends the same way, without the price of two coroutines.
                 turn.active = False
                 self._stats["messages.handled"] += 1
                 if turn.posts:

@@ -178,6 +178,19 @@ def test_every_logger_is_made_by_the_one_function(path: Path) -> None:
     assert calls == [], "use get_logger: what it logs is one line, whoever wrote it"
 
 
+@pytest.mark.parametrize("path", modules(), ids=identifier)
+def test_the_state_of_a_delivery_is_changed_by_its_own_methods(path: Path) -> None:
+    if identifier(path) in {"transports/_delivery.py", "harness/loop/_threads.py"}:
+        return
+    changes = [
+        node.lineno
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if node.attr == "state" and ast.unparse(node.value) not in {"self", "self._owner"}
+    ]
+    assert changes == [], "call start, settle, requeue or withdraw: what waits for it hears of it"
+
+
 def test_the_root_shows_exactly_its_public_names() -> None:
     public = set(spa_dat.__all__)
     for name in public:

@@ -158,7 +158,7 @@ class PartitionTracker(Tracker):
     def skip(self, offset: int) -> None:
         """A record that nobody gets; `advance` when the batch is complete."""
         delivery = Delivery(_NOTHING, epoch=self.epoch, token=offset)
-        delivery.state = _SETTLED
+        delivery.settle()
         self._slots.append(delivery)
 
     def pass_to(self, position: int) -> bool:
