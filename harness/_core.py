@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication, runs_of
-from ..runtime.hosting._host import Host
+from ..runtime.hosting._lane import Lane
 from ..runtime.messaging._connection import Link
 from ..runtime.messaging._message import OutgoingMessage
 from ..runtime.messaging._socket import Socket
@@ -187,10 +187,10 @@ class Core:
     def restart_actor(self, actor: str, application: DistributedApplication | None) -> None:
         """See `Reads.restart_actor`."""
         self.world.check_simulated("restart_actor()")
-        for host in self.hosts(actor, application):
-            if host.spec.kind == "producer":
+        for lane in self.lanes(actor, application):
+            if lane.spec.kind == "producer":
                 raise ConfigurationError(f"{actor!r} is a producer, which has nothing to restart")
-            self.world.restart_actor(host)
+            self.world.restart_actor(lane)
 
     async def restart(self, application: DistributedApplication | None) -> None:
         """See `Harness.restart`."""
@@ -231,14 +231,14 @@ class Core:
                 return [member]
         raise ConfigurationError(f"{application!r} is not in this harness")
 
-    def hosts(self, actor: str, application: DistributedApplication | None) -> list[Host]:
+    def lanes(self, actor: str, application: DistributedApplication | None) -> list[Lane]:
         """All lanes of an actor."""
         members = self.members(application)
         for member in members:
-            lanes = [host for host in member.hosts if host.name == actor]
+            lanes = [lane for lane in member.lanes if lane.actor_name == actor]
             if lanes:
                 return lanes
-        names = dict.fromkeys(host.name for member in members for host in member.hosts)
+        names = dict.fromkeys(lane.actor_name for member in members for lane in member.lanes)
         raise ConfigurationError(
             f"there is no actor {actor!r}; there are: {', '.join(names) or 'none'}"
         )
@@ -246,8 +246,8 @@ class Core:
     def state(self, actor: str, application: DistributedApplication | None) -> Any:
         """See `Reads.state`."""
         states = [
-            host.state if host.options.state is not None else host.made
-            for host in self.hosts(actor, application)
+            lane.state if lane.options.state is not None else lane.made
+            for lane in self.lanes(actor, application)
         ]
         return states[0] if len(states) == 1 else states
 

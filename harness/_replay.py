@@ -12,8 +12,7 @@ import msgspec
 
 from .._texts import quoted
 from ..errors import ConfigurationError, MessageError, TransportError
-from ..runtime.hosting._host import Host
-from ..runtime.hosting._hosted import Hosted
+from ..runtime.hosting._actor_runner import ActorRunner
 from ..runtime.messaging._connection import Link
 from ..runtime.recording._recording import Receipt, read_recording
 from ..runtime.routing._routes import Route
@@ -85,8 +84,8 @@ def _through_the_buses(
     reached: Counter[tuple[_Who, object]] = Counter()
     put_in: Counter[object] = Counter()
     for number, receipt in lines:
-        host = _host_of(core, receipt)
-        if host is None:
+        runner = _runner_of(core, receipt)
+        if runner is None:
             _refuse_unwanted(core, file, number, receipt)
         if not keep_own and _is_sent_again(core, receipt, recorded, fed):
             continue
@@ -98,7 +97,7 @@ def _through_the_buses(
         if reached[who, what] <= put_in[what]:
             continue
         put_in[what] += 1
-        link = host.link if host is not None else core.link_or_default(receipt.bus)
+        link = runner.link if runner is not None else core.link_or_default(receipt.bus)
         yield _Step(number, receipt.at, partial(_inject, core, link.provider.address, envelope))
 
 
@@ -121,18 +120,20 @@ def _what(envelope: Envelope) -> object:
     )
 
 
-def _who_gets_what_a_bus_brought(core: Core, lines: _Lines) -> set[Host]:
+def _who_gets_what_a_bus_brought(core: Core, lines: _Lines) -> set[ActorRunner]:
     """The actors that get messages which were recorded on a bus, without an application."""
     topics = {receipt.topic for _, receipt in lines if receipt.actor is None}
     return {
-        hosted.lanes[0]
+        runner
         for member in core.world.members
-        for hosted in _hosted_all(member)
-        if any(_route(member, hosted, topic) is not None for topic in topics)
+        for runner in _runners(member)
+        if any(_route(member, runner, topic) is not None for topic in topics)
     }
 
 
-def _is_sent_again(core: Core, receipt: Receipt, recorded: set[_Who], fed: set[Host]) -> bool:
+def _is_sent_again(
+    core: Core, receipt: Receipt, recorded: set[_Who], fed: set[ActorRunner]
+) -> bool:
     """Whether the applications send it themselves, as they get its cause from the recording."""
     if receipt.actor is None and is_reserved(receipt.topic):
         # Replies and dead letters: who waited for one does not wait any more.
@@ -140,18 +141,20 @@ def _is_sent_again(core: Core, receipt: Receipt, recorded: set[_Who], fed: set[H
     sender = tuple((receipt.source or "").split("/"))
     if len(sender) != 3:
         return False
-    host = _find(core, sender[0], sender[2])
-    if host is None or host.spec.kind == "producer":
+    runner = _find(core, sender[0], sender[2])
+    if runner is None or runner.spec.kind == "producer":
         return False
-    return sender in recorded or (receipt.actor is None and host in fed)
+    return sender in recorded or (receipt.actor is None and runner in fed)
 
 
 def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt: Receipt) -> None:
     if receipt.actor is None:
         return
-    hosts = [host for member in core.world.members for host in member.hosts]
-    if is_reserved(receipt.topic) or not any(host.link.takes(receipt.topic) for host in hosts):
-        names = dict.fromkeys(host.name for host in hosts)
+    runners = [runner for member in core.world.members for runner in _runners(member)]
+    if is_reserved(receipt.topic) or not any(
+        runner.link.takes(receipt.topic) for runner in runners
+    ):
+        names = dict.fromkeys(runner.name for runner in runners)
         raise ConfigurationError(
             f"recording {str(file)!r}, line {number}: there is no actor"
             f" {quoted(receipt.actor)}, and no other one for topic {quoted(receipt.topic)}; there"
@@ -189,14 +192,14 @@ def _with_own_reply_address(envelope: Envelope, link: Link) -> Envelope:
 
 
 def _right_at(core: Core, file: str | PathLike[str], lines: _Lines, actor: str) -> Iterator[_Step]:
-    core.hosts(actor, None)
+    core.lanes(actor, None)
     for number, receipt in lines:
         if receipt.actor not in (None, actor):
             continue
-        member, hosted = _hosted(core, receipt.application, actor)
+        member, runner = _runner(core, receipt.application, actor)
         if member.life is None:
             raise _does_not_run(member, actor)
-        if _route(member, hosted, receipt.topic) is not None:
+        if _route(member, runner, receipt.topic) is not None:
             put_in = partial(_hand_over, core, member, actor, receipt.envelope)
             yield _Step(number, receipt.at, put_in)
         elif receipt.actor is not None:
@@ -207,11 +210,11 @@ def _right_at(core: Core, file: str | PathLike[str], lines: _Lines, actor: str) 
 
 
 def _hand_over(core: Core, member: Member, actor: str, envelope: Envelope) -> None:
-    hosted = _hosted_in(member, actor)
-    route = None if hosted is None else _route(member, hosted, envelope.topic)
-    if hosted is None or route is None or member.life is None:
+    runner = _runner_in(member, actor)
+    route = None if runner is None else _route(member, runner, envelope.topic)
+    if runner is None or route is None or member.life is None:
         raise _does_not_run(member, actor)
-    link = hosted.lanes[0].link
+    link = runner.link
     # Of an epoch before all others: the bus does not have it, and will not send it again.
     delivery = Delivery(
         _with_own_reply_address(envelope, core.link_or_default(link.provider.address)),
@@ -227,40 +230,42 @@ def _does_not_run(member: Member, actor: str) -> ConfigurationError:
     )
 
 
-def _route(member: Member, hosted: Hosted, topic: str) -> Route | None:
+def _route(member: Member, runner: ActorRunner, topic: str) -> Route | None:
     assert member.run is not None
-    routes = member.run.routes_to(hosted)
+    routes = member.run.routes_to(runner)
     return next((route for route in routes if route.filter.matches(topic)), None)
 
 
 # Actors by name.
 
 
-def _host_of(core: Core, receipt: Receipt) -> Host | None:
+def _runner_of(core: Core, receipt: Receipt) -> ActorRunner | None:
     return None if receipt.actor is None else _find(core, receipt.application, receipt.actor)
 
 
-def _find(core: Core, application: str | None, actor: str) -> Host | None:
-    found = [hosted for _, hosted in _all_named(core, application, actor)]
-    return found[0].lanes[0] if found else None
+def _find(core: Core, application: str | None, actor: str) -> ActorRunner | None:
+    found = [runner for _, runner in _all_named(core, application, actor)]
+    return found[0] if found else None
 
 
-def _hosted(core: Core, application: str | None, actor: str) -> tuple[Member, Hosted]:
+def _runner(core: Core, application: str | None, actor: str) -> tuple[Member, ActorRunner]:
     return next(_all_named(core, application, actor))
 
 
-def _all_named(core: Core, application: str | None, actor: str) -> Iterator[tuple[Member, Hosted]]:
+def _all_named(
+    core: Core, application: str | None, actor: str
+) -> Iterator[tuple[Member, ActorRunner]]:
     """Actors of that name, those of the application first: that may be another one in tests."""
     members = core.world.members
     for member in sorted(members, key=lambda member: member.application.name != application):
-        hosted = _hosted_in(member, actor)
-        if hosted is not None:
-            yield member, hosted
+        runner = _runner_in(member, actor)
+        if runner is not None:
+            yield member, runner
 
 
-def _hosted_in(member: Member, actor: str) -> Hosted | None:
-    return next((host for host in _hosted_all(member) if host.name == actor), None)
+def _runner_in(member: Member, actor: str) -> ActorRunner | None:
+    return next((runner for runner in _runners(member) if runner.name == actor), None)
 
 
-def _hosted_all(member: Member) -> Iterable[Hosted]:
-    return () if member.run is None else member.run.hosts
+def _runners(member: Member) -> Iterable[ActorRunner]:
+    return () if member.run is None else member.run.actors

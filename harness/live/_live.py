@@ -23,7 +23,7 @@ from ._real_providers import RealBrokers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ...runtime.hosting._host import Host
+    from ...runtime.hosting._lane import Lane
     from ..world._member import Life
 
 __all__ = ["LiveHarness"]
@@ -128,7 +128,7 @@ class LiveWorld(Stage):
     def silence(self, life: Life) -> None:
         """See `Stage.silence`."""
 
-    def restart_actor(self, host: Host) -> None:
+    def restart_actor(self, lane: Lane) -> None:
         """See `Stage.restart_actor`."""
         self.check_simulated("restart_actor()")
 
@@ -193,7 +193,7 @@ class LiveWorld(Stage):
         for work in self.watch.work():
             if work.counts:
                 about = "" if work.topic is None else f" on a message on {work.topic!r}"
-                return f"{work.host.address} is at work{about}{stack_of(work.task)}"
+                return f"{work.lane.address} is at work{about}{stack_of(work.task)}"
         for busy in tuple(self._announced):
             return f"a thread is busy with {busy.name}, announced in {busy.place}"
         for member in self.members:

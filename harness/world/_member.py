@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConfigurationError, ConnectFailed
 from ...runtime.application._application import DistributedApplication, runs_of
 from ...runtime.application._run import Run
-from ...runtime.hosting._host import Host
+from ...runtime.hosting._lane import Lane
 from ..loop._tasks import OWNER
 
 if TYPE_CHECKING:
@@ -111,9 +111,11 @@ class Member:
         return self._runs.current or self._last_run
 
     @property
-    def hosts(self) -> list[Host]:
+    def lanes(self) -> list[Lane]:
         """All actors, each lane as one."""
-        return [] if self.run is None else [lane for host in self.run.hosts for lane in host.lanes]
+        return (
+            [] if self.run is None else [lane for actor in self.run.actors for lane in actor.lanes]
+        )
 
     def restore(self) -> None:
         """Give the application back as it was."""
@@ -181,8 +183,8 @@ class Member:
             bus.kill(life)
         if run is not None:
             run.abandon()
-        for host in self.hosts:
-            self._world.watch.forget(host)
+        for lane in self.lanes:
+            self._world.watch.forget(lane)
         self._world.silence(life)
 
     def come_back(self, delay: float) -> None:
@@ -221,11 +223,11 @@ class Member:
         for link in run.links:
             if len(link.requests):
                 return f"{self.name}: {len(link.requests)} requests wait for their replies"
-        for host in self.hosts:
-            if not host.up:
-                return f"{host.address}: it is starting"
-            if len(host.mailbox) or len(host.local):
-                return f"{host.address}: {len(host.mailbox)} messages wait in its mailbox"
-            if len(host.handling.settlements):
-                return f"{host.address}: handled messages wait for what they have sent"
+        for lane in self.lanes:
+            if not lane.up:
+                return f"{lane.address}: it is starting"
+            if len(lane.mailbox) or len(lane.local):
+                return f"{lane.address}: {len(lane.mailbox)} messages wait in its mailbox"
+            if len(lane.processor.settlements):
+                return f"{lane.address}: handled messages wait for what they have sent"
         return None

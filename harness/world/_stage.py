@@ -17,7 +17,7 @@ from ._member import Member
 from ._watch import Watch
 
 if TYPE_CHECKING:
-    from ...runtime.hosting._host import Host
+    from ...runtime.hosting._lane import Lane
     from ..simulated._profiles import SimulatedBus
     from ._member import Life
 
@@ -119,7 +119,7 @@ class Stage(abc.ABC):
         """Nothing of this life happens any more."""
 
     @abc.abstractmethod
-    def restart_actor(self, host: Host) -> None:
+    def restart_actor(self, lane: Lane) -> None:
         """Let an actor lose what it has, as soon as time goes by."""
 
     @abc.abstractmethod

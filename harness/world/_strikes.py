@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...runtime.hosting._batch_host import BatchHost
-from ...runtime.hosting._host import Host
+from ...runtime.hosting._batches import Batches
+from ...runtime.hosting._lane import Lane
 from ...transports import Delivery
 
 if TYPE_CHECKING:
@@ -43,15 +43,15 @@ class Strikes:
             for bus in world.buses.values():
                 world.free(bus.rebalance)
         if dice.strikes(faults.crash_actor):
-            hosts = [
-                host
+            lanes = [
+                lane
                 for member in world.members
                 if member.life is not None
-                for host in member.hosts
-                if host.spec.kind != "producer"
+                for lane in member.lanes
+                if lane.spec.kind != "producer"
             ]
-            if hosts:
-                self.restart(dice.choose(hosts))
+            if lanes:
+                self.restart(dice.choose(lanes))
         if dice.strikes(faults.crash):
             alive = [member for member in world.members if member.life is not None]
             if alive:
@@ -59,14 +59,14 @@ class Strikes:
                 world.free(victim.kill)
                 victim.come_back(dice.seconds())
 
-    def restart(self, host: Host) -> None:
+    def restart(self, lane: Lane) -> None:
         """An actor loses what it has, and starts again with the message it was working on."""
         unfinished: Sequence[Delivery] = ()
-        work = self._world.watch.work_of(host)
-        if isinstance(host, BatchHost):
-            unfinished = host.batch
+        work = self._world.watch.work_of(lane)
+        if isinstance(lane.work_source, Batches):
+            unfinished = lane.work_source.current
         elif work is not None and isinstance(work.item, Delivery):
             unfinished = (work.item,)
-        if self._world.free(host.crash, unfinished):
-            self._world.watch.forget(host)
-            self._world.trace.add(host.address, "restart")
+        if self._world.free(lane.crash, unfinished):
+            self._world.watch.forget(lane)
+            self._world.trace.add(lane.address, "restart")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..._texts import describe, error_name
 from ...errors import RemoteError
-from ...runtime.hosting._host import Host
+from ...runtime.hosting._lane import Lane
 from ...runtime.hosting._observer import Receive
 from ...runtime.options._retry import Reject, Retry
 from ...transports import Delivery, Envelope
@@ -54,16 +54,16 @@ class Work:
     """What one actor is working on.
 
     Attributes:
-        host: the actor.
+        lane: the actor.
         item: of its mailbox.
         since: loop time.
         task: the actor's.
     """
 
-    __slots__ = ("host", "item", "since", "task")
+    __slots__ = ("item", "lane", "since", "task")
 
-    def __init__(self, host: Host, item: Any, since: float) -> None:
-        self.host = host
+    def __init__(self, lane: Lane, item: Any, since: float) -> None:
+        self.lane = lane
         self.item = item
         self.since = since
         self.task = asyncio.current_task()
@@ -71,7 +71,7 @@ class Work:
     @property
     def counts(self) -> bool:
         """Whether rest has to wait for it: a producer that runs once may run for ever."""
-        spec = self.host.spec
+        spec = self.lane.spec
         return spec.kind != "producer" or spec.options.every is not None
 
     @property
@@ -91,7 +91,7 @@ class Watch:
     def __init__(self, loop: asyncio.AbstractEventLoop, trace: Trace) -> None:
         self._loop = loop
         self._trace = trace
-        self._work: dict[Host, Work] = {}
+        self._work: dict[Lane, Work] = {}
         self._allowed: list[type[BaseException]] = [Reject, Retry]
         self._expected: dict[type[BaseException], bool] = {}
         self._reported = 0
@@ -103,30 +103,30 @@ class Watch:
 
     # Observer.
 
-    def receiving(self, host: Host, receive: Receive) -> Receive:
+    def receiving(self, lane: Lane, receive: Receive) -> Receive:
         """See `Observer.receiving`."""
-        work, address, add = self._work, host.address, self._trace.add
+        work, address, add = self._work, lane.address, self._trace.add
 
         async def watched(instance: Any, item: Any) -> None:
             if isinstance(item, Delivery):
                 add(address, "receive", item.envelope.topic, item.envelope.id)
             else:
                 add(address, "wake")
-            mine = Work(host, item, self._loop.time())
-            work[host] = mine
+            mine = Work(lane, item, self._loop.time())
+            work[lane] = mine
             try:
                 await receive(instance, item)
             finally:
-                if work.get(host) is mine:
-                    del work[host]
+                if work.get(lane) is mine:
+                    del work[lane]
 
         return watched
 
-    def collected(self, host: Host, batch: Sequence[Delivery]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[Delivery]) -> None:
         """See `Observer.collected`."""
         for delivery in batch:
             envelope = delivery.envelope
-            self._trace.add(host.address, "receive", envelope.topic, envelope.id)
+            self._trace.add(lane.address, "receive", envelope.topic, envelope.id)
 
     def failed(
         self, actor: str, where: str, error: BaseException, envelope: Envelope | None
@@ -150,13 +150,13 @@ class Watch:
         """What is being worked on."""
         return iter(tuple(self._work.values()))
 
-    def work_of(self, host: Host) -> Work | None:
+    def work_of(self, lane: Lane) -> Work | None:
         """What an actor is working on."""
-        return self._work.get(host)
+        return self._work.get(lane)
 
-    def forget(self, host: Host) -> None:
+    def forget(self, lane: Lane) -> None:
         """What the actor was working on, it does not work on any more."""
-        self._work.pop(host, None)
+        self._work.pop(lane, None)
 
     def allow(self, kinds: tuple[type[BaseException], ...]) -> None:
         """Do not mind such failures."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..._environment import Environment
 from ..._thread_work import BusyThread
-from ...runtime.hosting._host import Host
+from ...runtime.hosting._lane import Lane
 from ...transports import Envelope, SocketProvider
 from .._errors import NotSettled
 from .._faults import Dice, Faults
@@ -128,9 +128,9 @@ class World(Stage):
         for name, error in lost_failures(self.loop):
             self.watch.failed(name, "task", error, None)
 
-    def restart_actor(self, host: Host) -> None:
+    def restart_actor(self, lane: Lane) -> None:
         """See `Stage.restart_actor`."""
-        self.loop.call_soon(self.strikes.restart, host, context=self.outside)
+        self.loop.call_soon(self.strikes.restart, lane, context=self.outside)
 
     def silence(self, life: Life) -> None:
         """Nothing of this life happens any more."""
@@ -275,8 +275,8 @@ class World(Stage):
     def _may_outlast(self, executor: Executor) -> bool:
         """Whether a thread may take longer than the grace: something else ends the wait for it."""
         return any(
-            work.host.runs_in(executor)
-            and (work.host.options.deadline is not None or not work.counts)
+            work.lane.runs_in(executor)
+            and (work.lane.options.deadline is not None or not work.counts)
             for work in self.watch.work()
         )
 
@@ -313,7 +313,7 @@ class World(Stage):
         """One of the things that are not done, in words; None when everything is at rest."""
         for work in self.watch.work():
             if work.counts:
-                return f"{work.host.address} is at work"
+                return f"{work.lane.address} is at work"
         for member in self.members:
             what = member.under_way()
             if what is not None:
@@ -335,10 +335,10 @@ class World(Stage):
     def _described(self, work: Work) -> str:
         about = "" if work.topic is None else f" on a message on {work.topic!r}"
         since = self.loop.time() - work.since
-        trouble = self.watch.troubles.get(work.host.address)
+        trouble = self.watch.troubles.get(work.lane.address)
         why = "" if trouble is None else f" (last trouble: {trouble})"
         return (
-            f"{work.host.address} has been at work{about} for {since:g} virtual seconds{why}"
+            f"{work.lane.address} has been at work{about} for {since:g} virtual seconds{why}"
             f"{stack_of(work.task)}"
         )
 

@@ -17,9 +17,8 @@ from ...transports import SocketProvider
 from ..diagnostics._given_up import GivenUp
 from ..diagnostics._problems import Problems
 from ..handling._parking import LetterLimit
-from ..hosting._host import Host
-from ..hosting._hosted import Hosted
-from ..hosting._lanes import make_host
+from ..hosting._actor_runner import ActorRunner
+from ..hosting._lane import Lane
 from ..hosting._observer import Observer
 from ..hosting._settings import Settings
 from ..hosting._waiting import wait_for_each
@@ -34,7 +33,7 @@ from ..routing._routes import Route
 from ..routing._subscriptions import NoSubscription, Subscriptions
 from ._buses import Links
 from ._starting import Waits, check_names, connect, connection_of, start_of, subscription_of
-from ._stopping import close, stop_hosts
+from ._stopping import close, stop_actors
 
 __all__ = ["Run"]
 
@@ -65,14 +64,14 @@ class Run:
         self._specs = specs
         self._resources = resources
         self._links = Links(settings, self._lost_for_good)
-        self._hosts: list[Hosted] = []
+        self._actors: list[ActorRunner] = []
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._ending: asyncio.Future[None] = self._loop.create_future()
         self._stopping: asyncio.Task[None] | None = None
         self._context = copy_context()
-        self._leaving: dict[Hosted, asyncio.Task[None]] = {}
+        self._leaving: dict[ActorRunner, asyncio.Task[None]] = {}
         self._confirming: asyncio.Task[None] | None = None
         self._problems: dict[str, str] = {}
         self._letters = LetterLimit(settings.dead_letter_limit)
@@ -90,7 +89,7 @@ class Run:
             on_unhandled=self._left_unhandled,
         )
 
-    # What the actors' hosts use.
+    # What the runners of its actors use.
 
     @property
     def system(self) -> ActorSystem:
@@ -131,25 +130,25 @@ class Run:
             self._problems[actor] = reason
             log.error("%s: actor %r: %s", self._name, actor, reason)
 
-    def stop_actor(self, host: Hosted) -> None:
+    def stop_actor(self, actor: ActorRunner) -> None:
         """Stop one actor and leave the others; called from inside it."""
-        if host not in self._leaving and self._stopping is None:
-            routers = self._subscriptions.leave(host)
+        if actor not in self._leaving and self._stopping is None:
+            routers = self._subscriptions.leave(actor)
             for router in routers:
                 router.stop_intake()
-            self._leaving[host] = asyncio.ensure_future(self._leave(host, routers))
+            self._leaving[actor] = asyncio.ensure_future(self._leave(actor, routers))
 
-    async def _leave(self, host: Hosted, routers: list[Router]) -> None:
+    async def _leave(self, actor: ActorRunner, routers: list[Router]) -> None:
         deadline = self._loop.time() + self.settings.stop_timeout
-        await stop_hosts([host], routers, self._system, deadline)
-        host.ended = True
+        await stop_actors([actor], routers, self._system, deadline)
+        actor.ended = True
         self.actor_ended(None)
 
     def actor_ended(self, error: BaseException | None) -> None:
         """An actor has nothing more to do; with an error when it is the reason to stop all."""
         if error is not None:
             self.end(error)
-        elif all(host.ended for host in self._hosts) and self._confirming is None:
+        elif all(actor.ended for actor in self._actors) and self._confirming is None:
             self._confirming = asyncio.ensure_future(self._end_when_confirmed())
 
     async def _end_when_confirmed(self) -> None:
@@ -197,22 +196,22 @@ class Run:
             found.add(self._name, "it is starting" if self._waits is None else f"it {self._waits}")
         for link in self._links:
             found.add(link.provider.address, link.bus.trouble)
-        for host in self._hosts:
-            if host not in self._leaving:
-                for trouble in (*self._subscriptions.troubles(host), host.trouble):
-                    found.add(host.name, trouble)
+        for actor in self._actors:
+            if actor not in self._leaving:
+                for trouble in (*self._subscriptions.troubles(actor), actor.trouble):
+                    found.add(actor.name, trouble)
         for name, text in self._watchdog.problems:
             found.add(name, text)
         return found.texts()
 
     @property
-    def hosts(self) -> tuple[Hosted, ...]:
+    def actors(self) -> tuple[ActorRunner, ...]:
         """The registered actors, in the order of registration."""
-        return tuple(self._hosts)
+        return tuple(self._actors)
 
-    def routes_to(self, host: Hosted) -> list[Route]:
+    def routes_to(self, actor: ActorRunner) -> list[Route]:
         """The ways to a registered actor from its declared filters."""
-        return self._subscriptions.routes_to(host)
+        return self._subscriptions.routes_to(actor)
 
     @property
     def links(self) -> tuple[Link, ...]:
@@ -286,14 +285,14 @@ class Run:
             "application %r instance %r has started: %d actors, %s",
             identity.application,
             identity.instance,
-            len(self._hosts),
+            len(self._actors),
             ", ".join(link.provider.address for link in self._links) or "no bus",
         )
 
     async def _start(self, waits: Waits) -> None:
         self._make_links()
         await waits.all((partial(connection_of, link), connect(link)) for link in self._links)
-        owners = [Wanted("application", self._resources), *(host.wanted for host in self._hosts)]
+        owners = [Wanted("application", self._resources), *(actor.wanted for actor in self._actors)]
         opening = asyncio.ensure_future(self._keeper.open(owners))
         await waits.all([(lambda: self._keeper.opening, opening)])
         shared, *own = opening.result()
@@ -301,15 +300,15 @@ class Run:
         # waits in their mailboxes.
         routers = self._subscriptions.open(self._system)
         await waits.all((partial(subscription_of, router), router.start()) for router in routers)
-        for spec, host, resources in zip(self._specs, self._hosts, own, strict=True):
-            spec.started(host.spawn(self.settings.restart, shared | resources))
+        for actor, resources in zip(self._actors, own, strict=True):
+            actor.spawn(self.settings.restart, shared | resources)
         await waits.all((partial(start_of, lane), lane.started()) for lane in self._lanes())
 
     def begin(self) -> None:
         """Everything is started: start the producers."""
-        for host in self._hosts:
-            host.begin()
-        if not self._hosts:
+        for actor in self._actors:
+            actor.begin()
+        if not self._actors:
             self.end(None)
 
     def _refuse_if_stopping(self) -> None:
@@ -320,9 +319,9 @@ class Run:
         check_names(self._specs)
         for spec in self._specs:
             link = self._links.of(spec)
-            host = make_host(self, spec, link)
-            self._hosts.append(host)
-            self._subscriptions.add(host)
+            actor = ActorRunner(self, spec, link)
+            self._actors.append(actor)
+            self._subscriptions.add(actor)
             for filter_ in spec.filters:
                 link.filters.add(filter_.pattern, None)
         if self.settings.provider is not None:
@@ -359,15 +358,15 @@ class Run:
         """Whether its event loop was closed, and nobody can stop it any more."""
         return self._loop.is_closed()
 
-    def _lanes(self) -> list[Host]:
-        return [lane for host in self._hosts for lane in host.lanes]
+    def _lanes(self) -> list[Lane]:
+        return [lane for actor in self._actors for lane in actor.lanes]
 
     def abandon(self) -> None:
         """What is left to do when the whole application was killed, and its tasks with it."""
         for link in self._links:
             link.ended = True
-        for host in self._hosts:
-            host.abandon()
+        for actor in self._actors:
+            actor.abandon()
         self._watchdog.stop()
         self._links.release()
 
@@ -376,8 +375,10 @@ class Run:
             if self._confirming is not None:
                 self._confirming.cancel()
             deadline = self._loop.time() + seconds
-            routers = [router for host in self._hosts for router in self._subscriptions.leave(host)]
-            await stop_hosts(self._hosts, routers, self._system, deadline)
+            routers = [
+                router for actor in self._actors for router in self._subscriptions.leave(actor)
+            ]
+            await stop_actors(self._actors, routers, self._system, deadline)
             await wait_for_each(self._leaving.values())
             await close(self.links, self._keeper, self.failure, deadline)
             self._given_up.posts(link.lost_posts for link in self._links)
@@ -387,7 +388,7 @@ class Run:
             self.end(None)
 
     def _left_unhandled(self, ref: Any, count: int) -> None:
-        names = (lane.own_name for lane in self._lanes())
+        names = (lane.name for lane in self._lanes())
         if self._stopping is not None and ref.name in names:
             self._given_up.unhandled(ref.name, count)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError
-from ..hosting._host import Host
+from ..hosting._lane import Lane
 from ..hosting._waiting import wait_for_all
 from ..messaging._connection import Link
 from ..registration._specs import Spec
@@ -104,7 +104,7 @@ def subscription_of(router: Router) -> str:
     return f"subscription {router.name!r}"
 
 
-def start_of(lane: Host) -> str:
+def start_of(lane: Lane) -> str:
     """What the start of an actor waits for, with the line where it is."""
     where = lane.work.place
-    return f"actor {lane.own_name!r}" if where is None else f"actor {lane.own_name!r} ({where})"
+    return f"actor {lane.name!r}" if where is None else f"actor {lane.name!r} ({where})"

@@ -6,38 +6,38 @@ import asyncio
 from collections.abc import Sequence
 
 from ...actors import ActorSystem
-from ..hosting._hosted import Hosted
+from ..hosting._actor_runner import ActorRunner
 from ..hosting._waiting import wait_for_each, wait_until
 from ..messaging._connection import Link
 from ..registration._resources import LEAST_FOR_RESOURCES, ResourceKeeper
 from ..routing._router import Router
 
-__all__ = ["close", "stop_hosts"]
+__all__ = ["close", "stop_actors"]
 
 _SHORTEST = 0.1
 
 
-async def stop_hosts(
-    hosts: Sequence[Hosted], routers: Sequence[Router], system: ActorSystem, deadline: float
+async def stop_actors(
+    actors: Sequence[ActorRunner], routers: Sequence[Router], system: ActorSystem, deadline: float
 ) -> None:
     """Stop actors and what brings them messages; errors are logged.
 
     Producers first, then the intake, then the handlers.
 
     Args:
-        hosts: the actors.
+        actors: the actors.
         routers: what only they use.
         system: where they run.
         deadline: loop time at which handlers that still run are cut off.
     """
     # Whatever a producer does with its call: the handlers need time, too.
     half = (asyncio.get_running_loop().time() + deadline) / 2
-    await wait_for_each(host.stop_producing(half) for host in hosts)
+    await wait_for_each(actor.stop_producing(half) for actor in actors)
     for router in routers:
         router.stop_intake()
-    for host in hosts:
-        host.stop_attempts()
-    await wait_for_each(host.stop(deadline) for host in hosts)
+    for actor in actors:
+        actor.stop_attempts()
+    await wait_for_each(actor.stop(deadline) for actor in actors)
     await wait_for_each(router.close(system) for router in routers)
 
 

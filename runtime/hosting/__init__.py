@@ -1,3 +1,3 @@
-"""Registered actors while the application runs: their mailboxes, lanes, timers and producers.
+"""Registered actors while the application runs: their lanes, timers and producers.
 
-It may import `handling` and below. Begin with `_host`."""
+It may import `handling` and below. Begin with `_actor_runner`, then `_lane`."""

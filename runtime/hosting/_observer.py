@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ...transports import Delivery, Envelope
-    from ._host import Host
+    from ._lane import Lane
 
 __all__ = ["Observer", "Observers", "Receive"]
 
@@ -21,10 +21,10 @@ class Observer(Protocol):
     Where there is none, the runtime takes no extra step for it.
     """
 
-    def receiving(self, host: Host, receive: Receive) -> Receive:
+    def receiving(self, lane: Lane, receive: Receive) -> Receive:
         """What an actor that is being started is to call for each item of its mailbox."""
 
-    def collected(self, host: Host, batch: Sequence[Delivery]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[Delivery]) -> None:
         """An actor with ``batch`` is about to handle these, which never were in its mailbox."""
 
     def failed(
@@ -61,14 +61,14 @@ class Observers:
         self._first = first
         self._second = second
 
-    def receiving(self, host: Host, receive: Receive) -> Receive:
+    def receiving(self, lane: Lane, receive: Receive) -> Receive:
         """See `Observer.receiving`."""
-        return self._first.receiving(host, self._second.receiving(host, receive))
+        return self._first.receiving(lane, self._second.receiving(lane, receive))
 
-    def collected(self, host: Host, batch: Sequence[Delivery]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[Delivery]) -> None:
         """See `Observer.collected`."""
-        self._first.collected(host, batch)
-        self._second.collected(host, batch)
+        self._first.collected(lane, batch)
+        self._second.collected(lane, batch)
 
     def failed(
         self, actor: str, where: str, error: BaseException, envelope: Envelope | None

@@ -13,7 +13,7 @@ from ..diagnostics._stacks import frames_of_thread, place
 from ._settings import Settings
 
 if TYPE_CHECKING:
-    from ._host import Host
+    from ._lane import Lane
 
 __all__ = ["Watchdog"]
 
@@ -37,7 +37,7 @@ class Watchdog:
         lanes: gives the actors.
     """
 
-    def __init__(self, settings: Settings, lanes: Callable[[], Iterable[Host]]) -> None:
+    def __init__(self, settings: Settings, lanes: Callable[[], Iterable[Lane]]) -> None:
         self._loop = asyncio.get_running_loop()
         real = not getattr(self._loop, "has_own_clock", False)
         self._application = settings.identity.application
@@ -88,7 +88,7 @@ class Watchdog:
             call = lane.work.call if _is_watched(lane) else None
             if call is None:
                 continue
-            name = lane.own_name
+            name = lane.name
             before = self._calls.get(name)
             known = before if before is not None and before.what is call else _Call(call, now)
             calls[name] = known
@@ -115,7 +115,7 @@ class Watchdog:
         if any(str(f.f_globals.get("__name__", "")).split(".")[0] in _DEBUGGERS for f in frames):
             return
         task = asyncio.current_task(self._loop)
-        names = [lane.own_name for lane in self._lanes() if task and task is lane.work.task]
+        names = [lane.name for lane in self._lanes() if task and task is lane.work.task]
         where = place(frames) or "code that is not the user's"
         name = names[0] if names else self._application
         self._blocked = name, f"the event loop is blocked: {where}"
@@ -130,12 +130,12 @@ class Watchdog:
             log.warning("the event loop was blocked for %.1f s and goes on", seconds)
 
 
-def _is_watched(lane: Host) -> bool:
+def _is_watched(lane: Lane) -> bool:
     # A producer that runs once may well run as long as the application.
     return lane.spec.kind != "producer" or lane.options.every is not None
 
 
-def _patience(lane: Host) -> float:
+def _patience(lane: Lane) -> float:
     """What the actor's options say that a call may take."""
     return max(lane.options.deadline or 0.0, lane.options.every or 0.0)
 

@@ -26,7 +26,7 @@ class ContextOwner(Protocol):
     """What a context needs of the actor it belongs to."""
 
     application: str
-    name: str
+    actor_name: str
     instance: str
     state: Any
     environment: Environment
@@ -65,7 +65,7 @@ class Context:
     @property
     def actor(self) -> str:
         """Name of the actor."""
-        return self._owner.name
+        return self._owner.actor_name
 
     @property
     def instance(self) -> str:
@@ -133,6 +133,6 @@ class Context:
     def _check_life(self) -> None:
         if self._life is not self._owner.life:
             raise ActorStopped(
-                f"actor {self._owner.name!r} has begun anew, and this context is from before: its"
-                " handler was given up at its deadline, or the actor was restarted"
+                f"actor {self._owner.actor_name!r} has begun anew, and this context is from before:"
+                " its handler was given up at its deadline, or the actor was restarted"
             )

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from ...errors import ConfigurationError
 from ...transports import Delivery, DeliveryState, Envelope
 from ..application._application import DistributedApplication, runs_of
-from ..hosting._host import Host
+from ..hosting._lane import Lane
 from ..hosting._observer import Receive
 from ._recording import Receipt
 from ._recording_file import RecordingFile
@@ -75,7 +75,7 @@ class Recorder:
             raise ConfigurationError(f"actors={actors!r}: give a list of names, [{actors!r}]")
         self._application = application
         self._actors: Collection[str] | None = None if actors is None else tuple(actors)
-        self._batches: dict[Host, Sequence[Delivery]] = {}
+        self._batches: dict[Lane, Sequence[Delivery]] = {}
         self._file = RecordingFile(
             file, limit=limit, max_bytes=max_bytes, redact=redact, existing=existing
         )
@@ -130,9 +130,9 @@ class Recorder:
 
     # What the runtime calls.
 
-    def receiving(self, host: Host, receive: Receive) -> Receive:
+    def receiving(self, lane: Lane, receive: Receive) -> Receive:
         """See `Observer.receiving`."""
-        if not self._is_recorded(host):
+        if not self._is_recorded(lane):
             return receive
         take = self._take
         latest: Delivery | None = None
@@ -142,19 +142,19 @@ class Recorder:
             # What is interrupted and begun anew has reached the actor only once.
             if isinstance(item, Delivery) and item is not latest:
                 latest = item
-                take(host, item)
+                take(lane, item)
             return receive(instance, item)
 
         return recorded
 
-    def collected(self, host: Host, batch: Sequence[Delivery]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[Delivery]) -> None:
         """See `Observer.collected`."""
-        if self._is_recorded(host):
-            before = self._batches.get(host, ())
-            self._batches[host] = batch
+        if self._is_recorded(lane):
+            before = self._batches.get(lane, ())
+            self._batches[lane] = batch
             for delivery in batch:
                 if all(delivery is not one for one in before):
-                    self._take(host, delivery)
+                    self._take(lane, delivery)
 
     def failed(
         self, actor: str, where: str, error: BaseException, envelope: Envelope | None
@@ -164,29 +164,29 @@ class Recorder:
     def troubled(self, actor: str, reason: str) -> None:
         """See `Observer.troubled`."""
 
-    def _is_recorded(self, host: Host) -> bool:
-        return self._actors is None or host.name in self._actors
+    def _is_recorded(self, lane: Lane) -> bool:
+        return self._actors is None or lane.actor_name in self._actors
 
-    def _take(self, host: Host, delivery: Delivery) -> None:
+    def _take(self, lane: Lane, delivery: Delivery) -> None:
         # What was withdrawn meanwhile is not handled: it comes again.
         if delivery.state is not DeliveryState.QUEUED:
             return
-        at, attempt = host.environment.now(), delivery.attempts + 1
+        at, attempt = lane.environment.now(), delivery.attempts + 1
         envelope, handler = delivery.envelope, delivery.route.handler
         self._file.write(
-            envelope, lambda envelope: self._receipt(host, envelope, handler, at, attempt)
+            envelope, lambda envelope: self._receipt(lane, envelope, handler, at, attempt)
         )
 
     def _receipt(
-        self, host: Host, envelope: Envelope, handler: int, at: float, attempt: int
+        self, lane: Lane, envelope: Envelope, handler: int, at: float, attempt: int
     ) -> Receipt:
         return Receipt.of(
             envelope,
             at=at,
             attempt=attempt,
-            application=host.application,
-            instance=host.instance,
-            actor=host.name,
-            handler=host.handlers[handler].injection.name.removesuffix("()"),
-            bus=host.link.provider.address,
+            application=lane.application,
+            instance=lane.instance,
+            actor=lane.actor_name,
+            handler=lane.handlers[handler].injection.name.removesuffix("()"),
+            bus=lane.link.provider.address,
         )

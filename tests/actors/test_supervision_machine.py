@@ -13,7 +13,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from spa_dat import Actor, DistributedApplication, RestartPolicy, on
 from spa_dat.errors import RestartLimitReached
 from spa_dat.runtime.application._application import runs_of
-from spa_dat.runtime.hosting._host import Host
+from spa_dat.runtime.hosting._lane import Lane
 from spa_dat.runtime.hosting._observer import Receive
 from spa_dat.transports import Delivery, Envelope
 from support.machine import VirtualMachine, machine_case, step
@@ -27,19 +27,19 @@ class Onlooker:
     """Knows what each actor works on, and what has failed."""
 
     def __init__(self) -> None:
-        self.work: dict[Host, Delivery] = {}
+        self.work: dict[Lane, Delivery] = {}
         self.failures: Counter[tuple[str, str]] = Counter()
         self.given_up: list[BaseException] = []
 
-    def receiving(self, host: Host, receive: Receive) -> Receive:
+    def receiving(self, lane: Lane, receive: Receive) -> Receive:
         async def watched(instance: Any, item: Any) -> None:
-            self.work[host] = item
+            self.work[lane] = item
             await receive(instance, item)
-            del self.work[host]
+            del self.work[lane]
 
         return watched
 
-    def collected(self, host: Host, batch: Sequence[Delivery]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[Delivery]) -> None:
         raise AssertionError("no actor here has batches")
 
     def failed(
@@ -108,10 +108,10 @@ class SupervisionOfActorsMachine(VirtualMachine):
         await self.app.__aenter__()
 
     @property
-    def shaky(self) -> Host:
+    def shaky(self) -> Lane:
         run = runs_of(self.app).current
         assert run is not None
-        return run.hosts[0].lanes[0]
+        return run.actors[0].lanes[0]
 
     @property
     def given_up(self) -> bool:
@@ -136,12 +136,12 @@ class SupervisionOfActorsMachine(VirtualMachine):
     @rule()
     @step
     async def crash(self) -> None:
-        host = self.shaky
-        was_up = host.up and not self.given_up
-        work = self.onlooker.work.pop(host, None)
-        assert host.crash(() if work is None else (work,)) is was_up
+        lane = self.shaky
+        was_up = lane.up and not self.given_up
+        work = self.onlooker.work.pop(lane, None)
+        assert lane.crash(() if work is None else (work,)) is was_up
         await self.settle()
-        assert host.up is (was_up and not self.away)
+        assert lane.up is (was_up and not self.away)
 
     @rule(seconds=st.sampled_from([0.2, 1.0, 4.0, 30.0]))
     @step

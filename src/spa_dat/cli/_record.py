@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigurationError
 from ..runtime import DistributedApplication, run
-from ..runtime.hosting._host import Host
+from ..runtime.hosting._lane import Lane
 from ..runtime.hosting._observer import Receive
 from ..runtime.recording._recorder import Recorder
 from ..runtime.recording._recording import Receipt
@@ -96,14 +96,14 @@ class _Tap(Recorder):
         self._stop = application.stop
         self._left = limit
 
-    def receiving(self, host: Host, receive: Receive) -> Receive:
+    def receiving(self, lane: Lane, receive: Receive) -> Receive:
         """See `Observer.receiving`."""
 
         async def taken(instance: Any, item: Any) -> None:
             if not isinstance(item, Delivery):
                 await receive(instance, item)
                 return
-            self._take(host, item)
+            self._take(lane, item)
             if not item.start():
                 return
             item.settle()
@@ -115,9 +115,9 @@ class _Tap(Recorder):
         return taken
 
     def _receipt(
-        self, host: Host, envelope: Envelope, handler: int, at: float, attempt: int
+        self, lane: Lane, envelope: Envelope, handler: int, at: float, attempt: int
     ) -> Receipt:
-        return Receipt.of(envelope, at=at, bus=host.link.provider.address)
+        return Receipt.of(envelope, at=at, bus=lane.link.provider.address)
 
 
 def _existing(given: argparse.Namespace) -> Literal["replace", "refuse"]:

@@ -227,8 +227,8 @@ async def test_what_an_instance_has_put_off_ends_with_it() -> None:
         await site.settled("app.0.Ticking")
         run = runs_of(app).current
         assert run is not None
-        for host in run.hosts:
-            for lane in host.lanes:
+        for actor in run.actors:
+            for lane in actor.lanes:
                 assert lane.crash(())
         await eventually(lambda: bool(ticks))
     assert ticks == [2]
