@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from .._thread_work import BusyThread, place_of_caller
 from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
-from ..runtime.messaging._message import NO_HEADERS, Message, OutgoingMessage
+from ..runtime.messaging._message import Message, PublishOptions, outgoing_message
 from ..runtime.payloads._codec import Decoder
 from ._core import Core, plain
 from ._letters import DeadLetter
@@ -33,43 +32,24 @@ class Reads:
         topic: str,
         payload: object = None,
         *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        content_type: str | None = None,
-        retain: bool = False,
-        qos: int | None = None,
-        expiry: float | None = None,
         id: str | None = None,
         bus: str | None = None,
+        **options: Unpack[PublishOptions],
     ) -> None:
         """Put in a message from outside; it moves once time does: `settle`, `advance`.
 
         Args:
             topic: where to.
-            payload: as for `Socket.publish`, and so are the other options.
-            key: see there.
-            headers: see there.
-            content_type: see there.
-            retain: see there.
-            qos: see there.
-            expiry: see there.
+            payload: as for `Socket.publish`.
             id: of the message, for tests with ids of your own; None for a new one.
             bus: address of the bus; by default the applications' default one.
+            options: as for `Socket.publish`; see `PublishOptions`.
 
         Raises:
             ConfigurationError: the topic or an option is wrong, or the bus is not in use.
             EncodeError: the payload cannot be written.
         """
-        message = OutgoingMessage(
-            topic=topic,
-            payload=payload,
-            content_type=content_type,
-            headers=NO_HEADERS if headers is None else headers,
-            key=key,
-            retain=retain,
-            qos=qos,
-            expiry=expiry,
-        )
+        message = outgoing_message("publish", topic, payload, options)
         self._core.publish(message, bus, id)
 
     @overload

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .application._application import DistributedApplication
 from .application._program import run
 from .injection._context import Context
-from .messaging._message import Message, MessageBuilder
+from .messaging._message import Message, MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
 from .options._retry import Reject, Retry, RetryPolicy
@@ -17,6 +17,7 @@ __all__ = [
     "DistributedApplication",
     "Message",
     "MessageBuilder",
+    "PublishOptions",
     "Reject",
     "Retry",
     "RetryPolicy",

@@ -6,7 +6,7 @@ import re
 from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import msgspec
 
@@ -21,9 +21,12 @@ __all__ = [
     "Message",
     "MessageBuilder",
     "OutgoingMessage",
+    "PublishOptions",
     "Reply",
     "check_message",
     "check_response_topic",
+    "message_meant",
+    "outgoing_message",
     "topic_meant",
 ]
 
@@ -162,6 +165,33 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
         return f"<Message {self.topic!r} id={self.id!r} {len(self.raw)} bytes>"
 
 
+class PublishOptions(TypedDict, total=False):
+    """The options of a message to be sent, wherever one is made.
+
+    `Socket.publish` and `Socket.post` take them as keywords, and so do those of `SyncSocket`,
+    ``message_builder`` and ``harness.publish``. A type checker knows them from here; a function of
+    your own hands them on with ``**options: Unpack[PublishOptions]``.
+
+    Attributes:
+        key: messages with the same key stay in order where the bus is partitioned.
+        headers: names and values for the receivers.
+        content_type: MIME type; None for what the payload's type says.
+        retain: the broker keeps it as the topic's last value for later subscribers.
+        qos: 0 at most once, 1 at least once; None for the default of the bus, normally 1.
+        expiry: seconds after which the broker may drop it undelivered; None for never.
+    """
+
+    key: str | None
+    headers: Mapping[str, str] | None
+    content_type: str | None
+    retain: bool
+    qos: int | None
+    expiry: float | None
+
+
+_OPTIONS = frozenset(PublishOptions.__annotations__)
+
+
 class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A message to be sent, as ``message_builder`` makes it; `Socket.publish` takes it whole.
 
@@ -169,12 +199,8 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         topic: where to.
         payload: as for `Socket.publish`.
         response_topic: where the receivers are to send their replies.
-        content_type: MIME type; None for what the payload's type says.
-        headers: names and values for the receivers.
-        key: messages with the same key stay in order where the bus is partitioned.
-        retain: the broker keeps it as the topic's last value for later subscribers.
-        qos: 0 at most once, 1 at least once; None for the default.
-        expiry: seconds after which the broker may drop it undelivered; None for never.
+
+    The others are the `PublishOptions`.
     """
 
     topic: str
@@ -188,6 +214,62 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     expiry: float | None = None
 
 
+def outgoing_message(
+    call: str, topic: str, payload: object, options: PublishOptions
+) -> OutgoingMessage:
+    """Return the message that the arguments of a call say.
+
+    Args:
+        call: name of the function that was called, for errors.
+        topic: where to.
+        payload: of the message.
+        options: what the call was given besides; it is used up.
+
+    Raises:
+        TypeError: an option that there is not.
+    """
+    if not options:
+        return OutgoingMessage(topic=topic, payload=payload)
+    if "headers" in options and options["headers"] is None:
+        del options["headers"]
+    if "response_topic" not in options:
+        try:
+            return OutgoingMessage(topic=topic, payload=payload, **options)  # type: ignore[arg-type]
+        except TypeError:
+            pass
+    raise _unknown_option(call, options)
+
+
+def message_meant(
+    call: str, topic: str | OutgoingMessage, payload: object, options: PublishOptions
+) -> OutgoingMessage:
+    """Return the message that a handler's call is to send, which it may have given as a whole.
+
+    The arguments are those of `outgoing_message`.
+
+    Raises:
+        TypeError: an option that there is not.
+        ConfigurationError: as `topic_meant` does, or a whole message came with a payload or with
+            an option other than ``expiry``.
+    """
+    if not isinstance(topic, OutgoingMessage):
+        return outgoing_message(call, topic_meant(topic), payload, options)
+    if not options.keys() <= _OPTIONS:
+        raise _unknown_option(call, options)
+    expiry = options.pop("expiry", None)
+    given = [value for value in options.values() if value is not None and value is not False]
+    if given or payload is not None:
+        raise ConfigurationError(
+            "a message from message_builder already has its payload and options; give them there"
+        )
+    return topic if expiry is None else msgspec.structs.replace(topic, expiry=expiry)
+
+
+def _unknown_option(call: str, options: PublishOptions) -> TypeError:
+    name = min(options.keys() - _OPTIONS)
+    return TypeError(f"{call}() got an unexpected keyword argument {name!r}")
+
+
 class MessageBuilder:
     """Builds messages to be sent. Handlers get one injected as ``message_builder``."""
 
@@ -199,14 +281,15 @@ class MessageBuilder:
         payload: object = None,
         *,
         response_topic: str | None = None,
-        content_type: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        key: str | None = None,
-        retain: bool = False,
-        qos: int | None = None,
-        expiry: float | None = None,
+        **options: Unpack[PublishOptions],
     ) -> OutgoingMessage:
-        """A message for `Socket.publish`; the arguments are the attributes of `OutgoingMessage`.
+        """Return a message for `Socket.publish`.
+
+        Args:
+            topic: where to.
+            payload: as for `Socket.publish`.
+            response_topic: where the receivers are to send their replies.
+            options: see `PublishOptions`.
 
         Raises:
             ConfigurationError: the topic is None, as ``message.response_topic`` is for messages
@@ -217,17 +300,12 @@ class MessageBuilder:
                 "message_builder(topic=None): give a topic; message.response_topic is None when"
                 " the message is not a request"
             )
-        return OutgoingMessage(
-            topic=topic_meant(topic),
-            payload=payload,
-            response_topic=response_topic,
-            content_type=content_type,
-            headers={} if headers is None else dict(headers),
-            key=key,
-            retain=retain,
-            qos=qos,
-            expiry=expiry,
-        )
+        # The caller may change them before the message is sent.
+        options["headers"] = dict(options.get("headers") or NO_HEADERS)
+        message = outgoing_message("message_builder", topic_meant(topic), payload, options)
+        if response_topic is None:
+            return message
+        return msgspec.structs.replace(message, response_topic=response_topic)
 
 
 _LONGEST_EXPIRY = 2**32

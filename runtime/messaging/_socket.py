@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar, get_args, get_origin, overload
+from typing import Any, Protocol, TypeVar, Unpack, get_args, get_origin, overload
 
 import msgspec
 
@@ -14,7 +14,7 @@ from ...transports import Envelope
 from ..options._checks import check_seconds, is_number
 from ..payloads._codec import Decoder
 from ._connection import Link
-from ._message import NO_HEADERS, Message, OutgoingMessage, topic_meant
+from ._message import Message, OutgoingMessage, PublishOptions, message_meant
 from ._requests import MOST_REPLIES, remote_error
 
 __all__ = ["DEFAULT_TIMEOUT", "RuntimeSubscriptions", "Socket"]
@@ -63,26 +63,17 @@ class Socket:
         topic: str | OutgoingMessage,
         payload: object = None,
         *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        content_type: str | None = None,
-        retain: bool = False,
-        qos: int | None = None,
-        expiry: float | None = None,
         timeout: float = DEFAULT_TIMEOUT,
+        **options: Unpack[PublishOptions],
     ) -> None:
         """Publish, and return when the broker has confirmed it.
 
         Args:
             topic: where to, or a whole message from ``message_builder``.
             payload: bytes go as they are, str as text, None as nothing, everything else as JSON.
-            key: messages with the same key stay in order where the bus is partitioned.
-            headers: names and values for the receivers.
-            content_type: MIME type; by default what the payload's type says.
-            retain: the broker keeps it as the topic's last value for later subscribers.
-            qos: 0 at most once, 1 at least once; None for the default of the bus, normally 1.
-            expiry: seconds after which the broker may drop it undelivered; default never.
             timeout: seconds to wait for the confirmation.
+            options: ``key``, ``headers``, ``content_type``, ``retain``, ``qos`` and ``expiry``; see
+                `PublishOptions`.
 
         Raises:
             ConfigurationError: the topic or an option is wrong, or the socket belongs to another
@@ -94,16 +85,7 @@ class Socket:
             PublishNotSent: no connection within ``timeout``; it was not and will not be sent.
             PublishUnknown: sent, but not confirmed within ``timeout``.
         """
-        message = _message(
-            topic,
-            payload,
-            key=key,
-            headers=headers,
-            content_type=content_type,
-            retain=retain,
-            qos=qos,
-            expiry=expiry,
-        )
+        message = message_meant("publish", topic, payload, options)
         self._check_use()
         envelope = self._link.envelope(self._source, message)
         check_seconds("publish", "timeout", timeout, zero=True)
@@ -113,13 +95,7 @@ class Socket:
         self,
         topic: str | OutgoingMessage,
         payload: object = None,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        content_type: str | None = None,
-        retain: bool = False,
-        qos: int | None = None,
-        expiry: float | None = None,
+        **options: Unpack[PublishOptions],
     ) -> None:
         """Publish without waiting; the options are those of `publish`.
 
@@ -130,16 +106,7 @@ class Socket:
             ConfigurationError, ActorStopped, EncodeError, MessageTooLarge, OutboxFull: at once.
                 For the last there is `drain`.
         """
-        message = _message(
-            topic,
-            payload,
-            key=key,
-            headers=headers,
-            content_type=content_type,
-            retain=retain,
-            qos=qos,
-            expiry=expiry,
-        )
+        message = message_meant("post", topic, payload, options)
         self._check_use()
         envelope = self._link.envelope(self._source, message)
         self._link.post(envelope)
@@ -332,7 +299,8 @@ class Socket:
                 request=(response_topic, correlation, chain_names()),
             )
 
-        message = _message(topic, payload, key=key, headers=headers, expiry=timeout)
+        options: PublishOptions = {"key": key, "headers": headers, "expiry": timeout}
+        message = message_meant("request", topic, payload, options)
         return await self._link.requests.request(make, timeout=timeout, wanted=wanted, limit=limit)
 
     def _decoder(self, reply: Any) -> Callable[[Envelope], Any]:
@@ -360,35 +328,3 @@ def _reply_refusal(envelope: Envelope, error: DecodeError) -> DecodeError:
     who = "the responder" if envelope.source is None else quoted(envelope.source, 200)
     hint = "" if envelope.payload else f"; {who} returned None, perhaps by a forgotten 'return'"
     return DecodeError(f"the reply of {who} is no use: {error}{hint}")
-
-
-def _message(
-    topic: str | OutgoingMessage,
-    payload: object,
-    *,
-    key: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    content_type: str | None = None,
-    retain: bool = False,
-    qos: int | None = None,
-    expiry: float | None = None,
-) -> OutgoingMessage:
-    if not isinstance(topic, OutgoingMessage):
-        return OutgoingMessage(
-            topic=topic_meant(topic),
-            payload=payload,
-            content_type=content_type,
-            headers=NO_HEADERS if headers is None else headers,
-            key=key,
-            retain=retain,
-            qos=qos,
-            expiry=expiry,
-        )
-    names = ("key", "headers", "content_type", "retain", "qos", "expiry")
-    values = (key, headers, content_type, retain, qos, expiry)
-    given = [name for name, value in zip(names, values, strict=True) if value not in (None, False)]
-    if payload is not None or (given and given != ["expiry"]):
-        raise ConfigurationError(
-            "a message from message_builder already has its payload and options; give them there"
-        )
-    return msgspec.structs.replace(topic, expiry=expiry) if given else topic

@@ -7,11 +7,11 @@ import inspect
 import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from ..._thread_work import waits_for_loop
 from ...errors import ActorStopped, ConfigurationError, RemoteError
-from ._message import OutgoingMessage
+from ._message import OutgoingMessage, PublishOptions
 from ._requests import MOST_REPLIES
 from ._socket import DEFAULT_TIMEOUT, Socket
 
@@ -95,54 +95,22 @@ class SyncSocket:
         topic: str | OutgoingMessage,
         payload: object = None,
         *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        content_type: str | None = None,
-        retain: bool = False,
-        qos: int | None = None,
-        expiry: float | None = None,
         timeout: float = DEFAULT_TIMEOUT,
+        **options: Unpack[PublishOptions],
     ) -> None:
         """Publish and wait for the broker's confirmation; see `Socket.publish`."""
-        self._wait(
-            self._socket.publish(
-                topic,
-                payload,
-                key=key,
-                headers=headers,
-                content_type=content_type,
-                retain=retain,
-                qos=qos,
-                expiry=expiry,
-                timeout=timeout,
-            )
-        )
+        self._wait(self._socket.publish(topic, payload, timeout=timeout, **options))
 
     def post(
         self,
         topic: str | OutgoingMessage,
         payload: object = None,
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        content_type: str | None = None,
-        retain: bool = False,
-        qos: int | None = None,
-        expiry: float | None = None,
+        **options: Unpack[PublishOptions],
     ) -> None:
         """Publish without waiting for the confirmation; see `Socket.post`."""
 
         async def post() -> None:
-            self._socket.post(
-                topic,
-                payload,
-                key=key,
-                headers=headers,
-                content_type=content_type,
-                retain=retain,
-                qos=qos,
-                expiry=expiry,
-            )
+            self._socket.post(topic, payload, **options)
 
         self._wait(post())
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from support.type_checking import check_types
+
 pytest.importorskip("mypy")
 
 GOOD = """
@@ -66,19 +68,9 @@ def use(system: ActorSystem) -> None:
 """
 
 
-def check(text: str, path: Path) -> tuple[str, int]:
-    from mypy import api
-
-    path.write_text(text)
-    arguments = ["--strict", "--follow-imports=silent", "--cache-dir", str(path.parent / "cache")]
-    out, errors, status = api.run([*arguments, str(path)])
-    assert errors == ""
-    return out, status
-
-
 @pytest.mark.slow
 def test_plain_and_async_overrides_pass(tmp_path: Path) -> None:
-    out, status = check(GOOD, tmp_path / "good.py")
+    out, status = check_types(GOOD, tmp_path / "good.py")
     assert status == 0, out
     assert 'Revealed type is "spa_dat.actors._reference.ActorRef[good.Boiler]"' in out
     assert "limit: float" in out or "builtins.float" in out
@@ -86,7 +78,7 @@ def test_plain_and_async_overrides_pass(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mistakes_are_found(tmp_path: Path) -> None:
-    out, status = check(BAD, tmp_path / "bad.py")
+    out, status = check_types(BAD, tmp_path / "bad.py")
     assert status == 1
     lines = [line for line in out.splitlines() if "error:" in line]
     assert [line.split(":")[1] for line in lines] == ["8", "9", "10"], out
