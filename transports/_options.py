@@ -9,17 +9,15 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from .._texts import quoted, unfit_character
 from ..errors import ConfigurationError
-from ._credentials import PasswordFile, Secret
+from ._credentials import Secret
 
 __all__ = [
     "Address",
     "check_flag",
-    "check_login",
     "check_numbers",
     "check_text",
     "nearest",
@@ -269,9 +267,6 @@ def _converted(name: str, secret: Secret, kinds: tuple[type, ...], address: obje
     return text
 
 
-_LONGEST = 65_535
-
-
 def check_numbers(
     config: object,
     limits: Mapping[str, tuple[float, float]],
@@ -331,41 +326,3 @@ def check_text(config: object, option: str) -> None:
             f"option {option}={value!r} of {type(config).__name__}:"
             " give a text that is not empty, or leave it out"
         )
-
-
-class Login(Protocol):
-    """Options of a configuration with which it logs in."""
-
-    @property
-    def username(self) -> str | None: ...
-    @property
-    def secret(self) -> Secret | None: ...
-
-
-def check_login(config: Login) -> None:
-    """User name and password are what a broker takes, which would end the connection over others.
-
-    Raises:
-        ConfigurationError: naming the option; it shows nothing of a password.
-    """
-    name, secret = config.username, config.secret
-    kind = type(config).__name__
-    if name is not None and (unfit := unfit_character(name)) is not None:
-        raise ConfigurationError(
-            f"option username={quoted(name)} of {kind} contains {unfit}: leave it out"
-        )
-    if name is not None and len(name.encode()) > _LONGEST:
-        raise ConfigurationError(
-            f"option username={quoted(name, 40)} of {kind} is longer than {_LONGEST} bytes"
-        )
-    if secret is None or isinstance(secret, PasswordFile):
-        return
-    try:
-        size = len(secret.reveal().encode())
-    except UnicodeEncodeError:
-        raise ConfigurationError(
-            f"option password of {kind} contains half of a surrogate pair, which UTF-8 cannot"
-            " carry: use whole characters"
-        ) from None
-    if size > _LONGEST:
-        raise ConfigurationError(f"option password of {kind} is longer than {_LONGEST} bytes")

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import ssl
-from typing import Protocol
 
 from ..errors import ConfigurationError
+from ._broker_config import BrokerConfig
 from ._credentials import Secret
 
-__all__ = ["TlsOptions", "tls_context"]
+__all__ = ["tls_context"]
 
 
-class TlsOptions(Protocol):
-    """The options of a configuration that are about TLS; see `MqttConfig`."""
-
-    @property
-    def tls(self) -> bool: ...
-    @property
-    def tls_ca(self) -> str | None: ...
-    @property
-    def tls_cert(self) -> str | None: ...
-    @property
-    def tls_key(self) -> str | None: ...
-    @property
-    def tls_key_password(self) -> Secret | str | None: ...
-    @property
-    def tls_insecure_skip_verification(self) -> bool: ...
-
-
-def tls_context(config: TlsOptions) -> ssl.SSLContext | None:
+def tls_context(config: BrokerConfig) -> ssl.SSLContext | None:
     """The TLS settings; None for plain TCP. Reads the certificate files anew each time.
 
     Raises:

@@ -10,7 +10,6 @@ from ...errors import ConfigurationError, ConnectFailed, MessageTooLarge, SpaDat
 from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._failures import ConnectProblem
-from .._reconnect import Backoff
 from .._topics import parked, reply_prefix
 from ._common import Common
 from ._config import KafkaConfig
@@ -90,9 +89,7 @@ class KafkaBus(Bus):
         # An application may have a name that no topic can have.
         self._names.address(self.reply_address("0"))
         give_up = loop.time() + config.start_timeout
-        backoff = Backoff(
-            self._surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
-        )
+        backoff = config.backoff(self._surroundings.environment)
         while True:
             try:
                 await self._attempt(on_reply)

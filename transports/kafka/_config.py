@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, InitVar, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
+from typing import ClassVar
 
 from ...errors import ConfigurationError
-from .._contract import DEFAULT_WINDOW_BYTES
-from .._credentials import Secret, as_secret, password_from
-from .._options import check_flag, check_numbers, check_text
-from .._outbox import DEFAULT_OUTBOX_BYTES
+from .._broker_config import BrokerConfig
+from .._options import check_flag, check_numbers
 from .._topics import TopicFilter, is_reserved
 
 __all__ = ["KafkaConfig", "KafkaTopic"]
@@ -20,17 +19,11 @@ _WHOLE = {
     "window": (1, 1_000_000),
     "max_uncommitted": (1, 100_000_000),
     "commit_records": (1, 100_000_000),
-    "outbox": (1, 10_000_000),
-    "window_bytes": (1, 2**40),
-    "outbox_bytes": (1, 2**40),
-    "max_payload": (1, 268_435_455),
     "max_batch": (1, 268_435_455),
     "partitions": (1, 100_000),
     "qos": (0, 1),
 }
 _SECONDS = {
-    "connect_timeout": (0.001, 3_600),
-    "start_timeout": (0.001, 86_400),
     "request_timeout": (0.1, 3_600),
     "commit_interval": (0.001, 3_600),
     "session_timeout": (0.1, 86_400),
@@ -38,8 +31,6 @@ _SECONDS = {
     "rebalance_timeout": (0.1, 86_400),
     "max_poll_interval": (1, 86_400),
     "topic_refresh": (0.05, 86_400),
-    "backoff_min": (0.001, 3_600),
-    "backoff_max": (0.001, 86_400),
 }
 _CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "create_topics": ("never", "own", "all"),
@@ -48,7 +39,6 @@ _CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "compression": (None, "gzip", "snappy", "lz4", "zstd"),
 }
 _LARGEST_RECEIVED = 2_097_152
-_TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "tls_key_password")
 _SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/\\?#@%\[\]:,\x00-\x1f]+)(:(?P<port>\d+))?")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
@@ -88,26 +78,15 @@ class KafkaTopic:
 
 
 @dataclass(frozen=True)
-class KafkaConfig:
+class KafkaConfig(BrokerConfig):
     """How to reach a Kafka cluster, and how much may be under way with it.
 
     Args:
         servers: one or more brokers to ask first, as ``host:port,host2:port``; without a port
             9092.
-        username: who logs in (SASL).
-        password: with what; kept as a `Secret`.
-        password_env: take the password from the environment variable of this name.
-        password_file: take the password from the first line of this file.
         sasl_mechanism: ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``.
         allow_plain_password: log in over a connection that is not encrypted. Anybody on the way
             can then read the password (PLAIN) or everything else (SCRAM).
-        tls: encrypt the connections and check the brokers' certificates.
-        tls_ca: file with the certificates to trust, PEM; the system's when not given.
-        tls_cert: file with our own certificate, PEM.
-        tls_key: file with its private key, PEM; when not given it is in ``tls_cert``.
-        tls_key_password: what the private key is encrypted with; kept as a `Secret`.
-        tls_insecure_skip_verification: accept any certificate. Anybody on the way can then read
-            and change everything.
         prefix: text in front of every topic and group on the cluster, the runtime's own
             included, so that several environments can share one. Addresses do not show it.
         topics: addresses that are bound to a topic of another name; see `KafkaTopic`.
@@ -132,11 +111,7 @@ class KafkaConfig:
             half of it, but 64 KiB at least, is what a broker is asked for at once.
         max_uncommitted: the most records of one partition that may be handed out beyond its
             commit point, settled or not; at it the partition is paused.
-        connect_timeout: seconds for one attempt to reach the brokers.
-        start_timeout: seconds for which the first connection is tried.
         request_timeout: seconds for one answer of a broker.
-        outbox: the most publishes that may wait for confirmation at once.
-        outbox_bytes: the most bytes of them; one message that takes more may wait alone.
         max_payload: the largest payload that may be published, in bytes.
         max_received: the largest value that is taken, in bytes. A larger one is a dead letter
             that says where the record is. None for 2 MiB, or ``max_payload`` where that is more.
@@ -144,27 +119,20 @@ class KafkaConfig:
         compression: of what is published: None, ``gzip``, ``snappy``, ``lz4`` or ``zstd`` (all
             but the first two need ``spa-dat[compression]``).
         qos: quality of service of subscriptions that name none: 1, or 0 to commit on receipt.
-        backoff_min: seconds before the first attempt to reconnect, before jitter.
-        backoff_max: the most seconds between two attempts to reconnect.
+
+    All others are those of `BrokerConfig`: ``username`` and ``password`` (SASL), ``tls``,
+    ``backoff_min`` and so on.
 
     Raises:
         ConfigurationError: an option has a value that cannot be, or options contradict.
     """
 
+    tls_scheme: ClassVar[str] = "kafkas"
+
     servers: str = "localhost:9092"
     _: KW_ONLY
-    username: str | None = None
-    password: Secret | str | None = None
-    password_env: InitVar[str | None] = None
-    password_file: InitVar[str | None] = None
     sasl_mechanism: str = "PLAIN"
     allow_plain_password: bool = False
-    tls: bool = False
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    tls_key_password: Secret | str | None = None
-    tls_insecure_skip_verification: bool = False
     prefix: str = ""
     topics: Mapping[str, KafkaTopic] = field(default_factory=lambda: _NO_TOPICS)
     create_topics: str = "own"
@@ -179,28 +147,16 @@ class KafkaConfig:
     commit_interval: float = 1.0
     commit_records: int = 10_000
     window: int = 1_000
-    window_bytes: int = DEFAULT_WINDOW_BYTES
     max_uncommitted: int = 20_000
-    connect_timeout: float = 5.0
-    start_timeout: float = 10.0
     request_timeout: float = 30.0
-    outbox: int = 10_000
-    outbox_bytes: int = DEFAULT_OUTBOX_BYTES
     max_payload: int = 1_000_000
-    max_received: int | None = None
     max_batch: int = 262_144
     compression: str | None = None
     qos: int = 1
-    backoff_min: float = 0.1
-    backoff_max: float = 10.0
 
     def __post_init__(self, password_env: str | None, password_file: str | None) -> None:
         object.__setattr__(self, "servers", _checked_servers(self.servers))
-        password = password_from(self, self.password, password_env, password_file)
-        object.__setattr__(self, "password", password)
-        object.__setattr__(
-            self, "tls_key_password", as_secret(self, "tls_key_password", self.tls_key_password)
-        )
+        super().__post_init__(password_env, password_file)
         object.__setattr__(self, "topics", _checked_topics(self.topics))
         check_numbers(self, _WHOLE, whole=True)
         check_numbers(self, _SECONDS, whole=False)
@@ -221,22 +177,12 @@ class KafkaConfig:
                 f"option heartbeat_interval={self.heartbeat_interval:g} of KafkaConfig:"
                 f" give at most a third of session_timeout, which is {self.session_timeout:g}"
             )
-        if self.backoff_max < self.backoff_min:
-            raise ConfigurationError(
-                f"option backoff_max={self.backoff_max} of KafkaConfig:"
-                f" give at least backoff_min, which is {self.backoff_min}"
-            )
 
     @property
     def address(self) -> str:
         """The bus as a URL without user, secrets and options, but for the prefix."""
         scheme = "kafkas" if self.tls else "kafka"
         return f"{scheme}://{self.servers}" + (f"?prefix={self.prefix}" if self.prefix else "")
-
-    @property
-    def secret(self) -> Secret | None:
-        """The password as a `Secret`, whatever it was given as."""
-        return as_secret(self, "password", self.password)
 
     @property
     def largest_received(self) -> int:
@@ -252,10 +198,7 @@ class KafkaConfig:
             )
 
     def _check_security(self) -> None:
-        for option in ("tls", "tls_insecure_skip_verification", "allow_plain_password"):
-            check_flag(self, option)
-        for option in ("username", *_TLS_OPTIONS[:3]):
-            check_text(self, option)
+        check_flag(self, "allow_plain_password")
         if (self.username is None) != (self.password is None):
             given, missing = (
                 ("password", "username") if self.username is None else ("username", "password")
@@ -265,21 +208,6 @@ class KafkaConfig:
             raise ConfigurationError(
                 "a password over a connection that is not encrypted: give tls=True (in a URL write"
                 " kafkas://), or allow it with allow_plain_password=True"
-            )
-        asked = [
-            option
-            for option in (*_TLS_OPTIONS, "tls_insecure_skip_verification")
-            if getattr(self, option)
-        ]
-        if asked and not self.tls:
-            raise ConfigurationError(
-                f"option {asked[0]} of KafkaConfig has no effect without TLS:"
-                " give tls=True, or write the URL with kafkas://"
-            )
-        if self.tls_cert is None and (self.tls_key or self.tls_key_password):
-            raise ConfigurationError(
-                "option tls_key or tls_key_password of KafkaConfig has no effect without a"
-                " certificate: give tls_cert as well"
             )
 
 

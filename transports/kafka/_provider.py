@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from .._broker_config import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
-from .._options import check_login
 from ._config import KafkaConfig
 from ._names import Names
 from ._records import check_message

@@ -15,7 +15,6 @@ from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
-from .._reconnect import Backoff
 from ._clients import MOVED, Connections, Whereabouts, common_options, fetch_options, stop_consumer
 from ._config import KafkaConfig
 from ._errors import connect_problem, describe
@@ -70,9 +69,7 @@ class ReplyInbox:
         self._topics = topics
         self._stats = surroundings.stats
         self._log = LimitedLog(_log)
-        self._backoff = Backoff(
-            surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
-        )
+        self._backoff = config.backoff(surroundings.environment)
         self._positions: dict[TopicPartition, int] = {}
         # Of the topic that these are positions in; None when that is not known.
         self._id: str | None = None

@@ -18,7 +18,6 @@ from ...errors import (
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
-from .._reconnect import Backoff
 from .._suspicion import Blame
 from .._topics import parked, reply_prefix
 from ._config import MqttConfig
@@ -83,9 +82,7 @@ class MqttBus(Bus):
             window=config.inflight,
             window_bytes=_MOST_WRITTEN,
         )
-        backoff = Backoff(
-            surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
-        )
+        backoff = config.backoff(surroundings.environment)
         self._outgoing = Outgoing(self._outbox, self._write, backoff, self._stats, config.address)
         self._connection = Connection(self, config, self._identifier, surroundings)
 

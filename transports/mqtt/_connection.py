@@ -11,7 +11,6 @@ from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatE
 from .._contract import Surroundings
 from .._envelope import Envelope
 from .._failures import ConnectProblem
-from .._reconnect import Backoff
 from ._config import MqttConfig
 from ._session import ClientHandler, Loss
 from ._takeovers import SETTLED, Takeovers
@@ -107,11 +106,8 @@ class Connection:
         self._identifier = identifier
         self._surroundings = surroundings
         self._stats = surroundings.stats
-        self._backoff = Backoff(
-            surroundings.environment,
-            minimum=config.backoff_min,
-            maximum=config.backoff_max,
-            stable=min(SETTLED, config.backoff_max),
+        self._backoff = config.backoff(
+            surroundings.environment, stable=min(SETTLED, config.backoff_max)
         )
         self._client: MqttClient | None = None
         self._task: asyncio.Task[None] | None = None

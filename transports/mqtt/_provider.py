@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from .._broker_config import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
-from .._options import check_login
 from ._config import MqttConfig
 from ._texts import check_filter, check_message, check_topic
 

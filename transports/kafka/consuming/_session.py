@@ -13,7 +13,6 @@ from ...._logs import get_logger
 from ....errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
 from ..._contract import Receiver, Subscription
 from ..._failures import ConnectProblem
-from ..._reconnect import Backoff
 from .._clients import Whereabouts, common_options, fetch_options, reach
 from .._common import Common
 from .._errors import GroupRefused, connect_problem, translate
@@ -146,9 +145,7 @@ class Intake(abc.ABC):
     async def _run(self) -> None:
         config = self._config
         loop = asyncio.get_running_loop()
-        backoff = Backoff(
-            self._surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
-        )
+        backoff = config.backoff(self._surroundings.environment)
         while not self._closing:
             began = loop.time()
             self._interrupt.clear()
@@ -215,9 +212,7 @@ class Intake(abc.ABC):
     async def _ensure(self, names: Sequence[str]) -> None:
         """Return when the topics exist, however long the cluster is away."""
         config = self._config
-        backoff = Backoff(
-            self._surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
-        )
+        backoff = config.backoff(self._surroundings.environment)
         while names:
             try:
                 await self._topics.ensure(names, config.start_timeout)

@@ -10,7 +10,6 @@ from aiokafka.structs import TopicPartition
 from ...._logs import get_logger
 from ..._contract import Surroundings
 from ..._outbox import Outbox, OutboxEntry
-from ..._reconnect import Backoff
 from .._clients import MOVED, reach
 from .._config import KafkaConfig
 from .._errors import connect_problem, describe
@@ -71,9 +70,7 @@ class Publisher:
         self._random = surroundings.environment.random
         self._stats = surroundings.stats
         self._on_connected = on_connected
-        self._backoff = Backoff(
-            surroundings.environment, minimum=config.backoff_min, maximum=config.backoff_max
-        )
+        self._backoff = config.backoff(surroundings.environment)
         self._suspects: set[OutboxEntry] = set()
         self._refusing: dict[TopicPartition, float] = {}
         self._trouble = asyncio.Event()

@@ -1,0 +1,171 @@
+"""The options that the configurations of all brokers on a network share."""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass
+from typing import ClassVar
+
+from .._environment import Environment
+from .._texts import quoted, unfit_character
+from ..errors import ConfigurationError
+from ._contract import DEFAULT_WINDOW_BYTES
+from ._credentials import PasswordFile, Secret, as_secret, password_from
+from ._options import check_flag, check_numbers, check_text
+from ._outbox import DEFAULT_OUTBOX_BYTES
+from ._reconnect import Backoff
+
+__all__ = ["BrokerConfig", "check_login"]
+
+_WHOLE = {
+    "outbox": (1, 10_000_000),
+    "window_bytes": (1, 2**40),
+    "outbox_bytes": (1, 2**40),
+    "max_payload": (1, 268_435_455),
+}
+_SECONDS = {
+    "connect_timeout": (0.001, 3_600),
+    "start_timeout": (0.001, 86_400),
+    "backoff_min": (0.001, 3_600),
+    "backoff_max": (0.001, 86_400),
+}
+_TLS_FILES = ("tls_ca", "tls_cert", "tls_key")
+_ONLY_WITH_TLS = (*_TLS_FILES, "tls_key_password", "tls_insecure_skip_verification")
+_LONGEST_LOGIN = 65_535
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerConfig:
+    """How to log in to a broker, and how much may be under way with it, whatever broker it is.
+
+    Args:
+        username: who logs in.
+        password: with what; kept as a `Secret`.
+        password_env: take the password from the environment variable of this name.
+        password_file: take the password from the first line of this file, each time it is
+            needed: so it may be changed while the application runs.
+        tls: encrypt the connection (TLS 1.2 or newer) and check the broker's certificate.
+        tls_ca: file with the certificates to trust, PEM; the system's when not given.
+        tls_cert: file with our own certificate, PEM.
+        tls_key: file with its private key, PEM; when not given it is in ``tls_cert``.
+        tls_key_password: what the private key is encrypted with; kept as a `Secret`.
+        tls_insecure_skip_verification: accept any certificate. Anybody on the way can then read
+            and change everything.
+        connect_timeout: seconds for one attempt to connect.
+        start_timeout: seconds for which the first connection is tried.
+        window_bytes: the most bytes of the deliveries of one subscription that may be unsettled
+            at once; one message that takes more goes through alone.
+        outbox: the most publishes that may wait for confirmation at once.
+        outbox_bytes: the most bytes of them; one message that takes more may wait alone.
+        max_received: the largest payload that is taken, in bytes. A larger one is a dead letter
+            without payload, or refused where it came with a request.
+        backoff_min: seconds before the first attempt to reconnect, before jitter.
+        backoff_max: the most seconds between two attempts to reconnect.
+
+    Attributes:
+        tls_scheme: how URLs with ``tls`` begin.
+
+    Raises:
+        ConfigurationError: an option has a value that cannot be, or options contradict.
+    """
+
+    tls_scheme: ClassVar[str]
+
+    username: str | None = None
+    password: Secret | str | None = None
+    password_env: InitVar[str | None] = None
+    password_file: InitVar[str | None] = None
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_key_password: Secret | str | None = None
+    tls_insecure_skip_verification: bool = False
+    connect_timeout: float = 5.0
+    start_timeout: float = 10.0
+    window_bytes: int = DEFAULT_WINDOW_BYTES
+    outbox: int = 10_000
+    outbox_bytes: int = DEFAULT_OUTBOX_BYTES
+    max_payload: int
+    max_received: int | None = None
+    backoff_min: float = 0.1
+    backoff_max: float = 10.0
+
+    def __post_init__(self, password_env: str | None, password_file: str | None) -> None:
+        password = password_from(self, self.password, password_env, password_file)
+        object.__setattr__(self, "password", password)
+        object.__setattr__(
+            self, "tls_key_password", as_secret(self, "tls_key_password", self.tls_key_password)
+        )
+        check_numbers(self, _WHOLE, whole=True)
+        check_numbers(self, _SECONDS, whole=False)
+        check_text(self, "username")
+        self._check_tls()
+        if self.backoff_max < self.backoff_min:
+            raise ConfigurationError(
+                f"option backoff_max={self.backoff_max} of {type(self).__name__}:"
+                f" give at least backoff_min, which is {self.backoff_min}"
+            )
+
+    @property
+    def secret(self) -> Secret | None:
+        """The password as a `Secret`, whatever it was given as."""
+        return as_secret(self, "password", self.password)
+
+    @property
+    def password_source(self) -> str | None:
+        """The file that the password comes from; None when it was given another way."""
+        secret = self.secret
+        return secret.file if isinstance(secret, PasswordFile) else None
+
+    def backoff(self, environment: Environment, *, stable: float | None = None) -> Backoff:
+        """Return the pauses between attempts to connect; see `Backoff`."""
+        return Backoff(
+            environment, minimum=self.backoff_min, maximum=self.backoff_max, stable=stable
+        )
+
+    def _check_tls(self) -> None:
+        name = type(self).__name__
+        for option in ("tls", "tls_insecure_skip_verification"):
+            check_flag(self, option)
+        for option in _TLS_FILES:
+            check_text(self, option)
+        asked = [option for option in _ONLY_WITH_TLS if getattr(self, option)]
+        if asked and not self.tls:
+            raise ConfigurationError(
+                f"option {asked[0]} of {name} has no effect without TLS:"
+                f" give tls=True, or write the URL with {self.tls_scheme}://"
+            )
+        if self.tls_cert is None and (self.tls_key or self.tls_key_password):
+            raise ConfigurationError(
+                f"option tls_key or tls_key_password of {name} has no effect without a"
+                " certificate: give tls_cert as well"
+            )
+
+
+def check_login(config: BrokerConfig) -> None:
+    """Check that a broker can take user name and password: over others it ends the connection.
+
+    Raises:
+        ConfigurationError: naming the option; it shows nothing of a password.
+    """
+    name, secret = config.username, config.secret
+    kind = type(config).__name__
+    if name is not None and (unfit := unfit_character(name)) is not None:
+        raise ConfigurationError(
+            f"option username={quoted(name)} of {kind} contains {unfit}: leave it out"
+        )
+    if name is not None and len(name.encode()) > _LONGEST_LOGIN:
+        raise ConfigurationError(
+            f"option username={quoted(name, 40)} of {kind} is longer than {_LONGEST_LOGIN} bytes"
+        )
+    if secret is None or isinstance(secret, PasswordFile):
+        return
+    try:
+        size = len(secret.reveal().encode())
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"option password of {kind} contains half of a surrogate pair, which UTF-8 cannot"
+            " carry: use whole characters"
+        ) from None
+    if size > _LONGEST_LOGIN:
+        raise ConfigurationError(f"option password of {kind} is longer than {_LONGEST_LOGIN} bytes")
