@@ -8,7 +8,15 @@ from types import MappingProxyType
 
 import msgspec
 
-__all__ = ["REPLY_HEADER", "Envelope", "LeftOut", "Tombstone", "named_texts", "without_payload"]
+__all__ = [
+    "REPLY_HEADER",
+    "Envelope",
+    "LeftOut",
+    "MessageFields",
+    "Tombstone",
+    "named_texts",
+    "without_payload",
+]
 
 REPLY_HEADER = "spa_reply"
 """On a reply: marks it as one, so that it never gets a reply itself."""
@@ -28,15 +36,14 @@ class LeftOut(msgspec.Struct, frozen=True, gc=False):
     sha256: str
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A message at the edge of a bus: bytes and what the wire says about them.
+class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the wire says about a message besides its payload.
 
     The names follow CloudEvents 1.0 where it has one (``id``, ``source``, ``type``, ``time``).
     """
 
     topic: str
     """The concrete topic, levels separated by ``/``."""
-    payload: bytes = b""
     content_type: str | None = None
     """MIME type of the payload; None when the sender gave none."""
     id: str | None = None
@@ -70,6 +77,12 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Received: all headers in order, repeated ones and the bus's own included, on buses where they
     are bytes; None for one without a value. Sent in place of those of these names in `headers`, but
     for the bus's own."""
+
+
+class Envelope(MessageFields, frozen=True, kw_only=True, gc=False):
+    """A message at the edge of a bus: bytes and what the wire says about them."""
+
+    payload: bytes = b""
     left_out: LeftOut | None = None
     """Received: the payload was too large to be taken, and `payload` is empty in its place."""
 

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -14,6 +14,7 @@ from ..._logs import get_logger
 from ..._texts import escaped
 from ...errors import ConfigurationError
 from ...transports import Envelope, check_topic
+from ...transports._envelope import MessageFields
 
 __all__ = ["FORMAT", "Receipt", "read_recording"]
 
@@ -23,13 +24,8 @@ FORMAT = 1
 """The version of the format; a later one adds fields, or has a higher number."""
 _LONGEST_TOPIC = 65_535
 
-_SAME = (
-    "topic", "content_type", "id", "source", "type", "time", "key", "response_topic",
-    "correlation", "expiry", "qos", "retain", "redelivered", "partition", "offset", "tombstone",
-)  # fmt: skip
 
-
-class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Receipt(MessageFields, frozen=True, kw_only=True, omit_defaults=True):
     """One message that reached one actor: one line of a recording.
 
     A field that has its default is left out of the line. Bytes are written in base64.
@@ -47,12 +43,11 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         payload: the payload, where it is UTF-8.
         payload_base64: the payload, where it is not. None and no ``payload`` is an empty one.
 
-    All others are those of the message, under the names that `Envelope` has for them.
+    All others are those of the message.
     """
 
     version: int
     at: float
-    topic: str
     application: str | None = None
     instance: str | None = None
     actor: str | None = None
@@ -61,24 +56,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int = 1
     payload: str = ""
     payload_base64: bytes | None = None
-    content_type: str | None = None
-    id: str | None = None
-    source: str | None = None
-    type: str | None = None
-    time: float | None = None
-    key: str | None = None
     headers: Mapping[str, str] = {}
-    response_topic: str | None = None
-    correlation: bytes | None = None
-    expiry: float | None = None
-    qos: int = 1
-    retain: bool = False
-    redelivered: bool = False
-    partition: int | None = None
-    offset: int | None = None
-    tombstone: bool = False
-    raw_key: bytes | None = None
-    raw_headers: tuple[tuple[str, bytes | None], ...] = ()
 
     @classmethod
     def of(
@@ -110,10 +88,11 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             bus=bus,
             payload=payload,
             payload_base64=binary,
-            headers=dict(envelope.headers),
-            raw_key=None if _is_text(envelope.raw_key) else envelope.raw_key,
-            raw_headers=envelope.raw_headers if _has_more(envelope) else (),
-            **{name: getattr(envelope, name) for name in _SAME},
+            **_fields(envelope)
+            | {
+                "raw_key": None if _is_text(envelope.raw_key) else envelope.raw_key,
+                "raw_headers": envelope.raw_headers if _has_more(envelope) else (),
+            },
         )
 
     @property
@@ -121,11 +100,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The message as it reached the actor."""
         binary = self.payload_base64
         return Envelope(
-            payload=self.payload.encode() if binary is None else binary,
-            headers=dict(self.headers),
-            raw_key=self.raw_key,
-            raw_headers=self.raw_headers,
-            **{name: getattr(self, name) for name in _SAME},
+            payload=self.payload.encode() if binary is None else binary, **_fields(self)
         )
 
     def line(self) -> bytes:
@@ -135,6 +110,11 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             UnicodeEncodeError: a text has half of a surrogate pair in it.
         """
         return _encoder.encode(self) + b"\n"
+
+
+def _fields(message: MessageFields) -> dict[str, Any]:
+    fields = {name: getattr(message, name) for name in MessageFields.__struct_fields__}
+    return fields | {"headers": dict(message.headers)}
 
 
 def _is_text(value: bytes | None) -> bool:
