@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Generic
 
 import msgspec
 
 from ._envelope import Envelope
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # with a default; of type checkers only
+
+    R = TypeVar("R", covariant=True, default=object)
+else:
+    from typing import TypeVar
+
+    R = TypeVar("R", covariant=True)
 
 __all__ = ["Delivery", "DeliveryState", "Tracker"]
 
@@ -30,7 +39,7 @@ _SETTLED = DeliveryState.SETTLED
 _WITHDRAWN = DeliveryState.WITHDRAWN
 
 
-class Delivery(msgspec.Struct, eq=False):
+class Delivery(msgspec.Struct, Generic[R], eq=False):
     """One receipt of one envelope for one subscription, settled at most once.
 
     A receiver calls `start` before it works on the delivery and `settle` when it is done with
@@ -61,7 +70,7 @@ class Delivery(msgspec.Struct, eq=False):
     state: DeliveryState = _QUEUED
     attempts: int = 0
     deadline: float | None = None
-    route: Any = None
+    route: R = None  # type: ignore[assignment]
     on_withdraw: Callable[[], None] | None = None
     on_awaited: Callable[[], None] | None = None
     successor: Delivery | None = None

@@ -12,13 +12,14 @@ from typing import Any
 from ..._texts import describe, error_name, quoted
 from ...actors import end_attempt, run_apart
 from ...errors import DecodeError
-from ...transports import Delivery, DeliveryState
+from ...transports import DeliveryState
 from ..diagnostics._stacks import of_users_code
 from ..messaging._message import Message
 from ..messaging._turn import Turn, current_turn, lasting_identity
 from ..options._retry import Reject, Retry
 from ..payloads._codec import check_size
 from ..registration._specs import Handler
+from ..routing._routes import Routed
 from ._failures import as_failure, log_failure
 from ._parking import SHORTEST_PAUSE
 from ._processor import Handling
@@ -37,16 +38,16 @@ class BatchHandling(Handling):
     out from the start.
     """
 
-    async def handle_batch(self, instance: Any, deliveries: Sequence[Delivery]) -> None:
+    async def handle_batch(self, instance: Any, deliveries: Sequence[Routed]) -> None:
         """Work deliveries off together: then each is settled, about to be, or given back.
 
         Args:
             instance: of the actor's class.
             deliveries: not started; of one router and one handler.
         """
-        batch: list[Delivery] = []
+        batch: list[Routed] = []
         values: list[Any] = []
-        unreadable: list[tuple[Delivery, DecodeError]] = []
+        unreadable: list[tuple[Routed, DecodeError]] = []
         for delivery in deliveries:
             if not delivery.start():
                 continue
@@ -67,7 +68,7 @@ class BatchHandling(Handling):
         for delivery, problem in unreadable:
             await self._undecodable(delivery, None, problem)
 
-    async def _park_all(self, batch: list[Delivery], error: BaseException) -> None:
+    async def _park_all(self, batch: list[Routed], error: BaseException) -> None:
         left = [delivery for delivery in batch if delivery.state is DeliveryState.RUNNING]
         topic = quoted(batch[0].envelope.topic)
         self._host.log.error(
@@ -77,12 +78,12 @@ class BatchHandling(Handling):
         for delivery in left:
             await self._parking.park(delivery, error)
 
-    def _read(self, delivery: Delivery) -> Any:
+    def _read(self, delivery: Routed) -> Any:
         check_size(delivery.envelope, self._host.max_received)
         handler = self._host.handlers[delivery.route.handler]
         return _decode(handler, delivery)
 
-    async def _work_off(self, instance: Any, batch: list[Delivery], values: list[Any]) -> None:
+    async def _work_off(self, instance: Any, batch: list[Routed], values: list[Any]) -> None:
         left, error = await self._run(instance, batch, values, once=False)
         if error is not None and left == batch[:1] == batch:
             await self._parking.park(batch[0], error)
@@ -97,8 +98,8 @@ class BatchHandling(Handling):
             left = left[1:]
 
     async def _run(
-        self, instance: Any, batch: list[Delivery], values: list[Any] | None, *, once: bool
-    ) -> tuple[list[Delivery], BaseException | None]:
+        self, instance: Any, batch: list[Routed], values: list[Any] | None, *, once: bool
+    ) -> tuple[list[Routed], BaseException | None]:
         """Attempts at a batch; returns what nobody has dealt with after the last, and why.
 
         Args:
@@ -127,7 +128,7 @@ class BatchHandling(Handling):
                 return self._give_back(batch), error
 
     async def _attempt(
-        self, instance: Any, batch: list[Delivery], values: list[Any] | None
+        self, instance: Any, batch: list[Routed], values: list[Any] | None
     ) -> BaseException | None:
         host = self._host
         index = batch[0].route.handler
@@ -137,7 +138,8 @@ class BatchHandling(Handling):
         current_turn.set(turn)
         deadline = None if limit is None else self._now() + limit
         try:
-            scope = _BatchScope(host, handler, batch, values, deadline)
+            # Unlike others it gives several messages.
+            scope: Any = _BatchScope(host, handler, batch, values, deadline)
             arguments = copy_context().run(handler.injection.bind, scope)
             await run_apart(host.invoke, instance, index, arguments)
         except GeneratorExit:
@@ -160,7 +162,7 @@ class BatchHandling(Handling):
         return None
 
     def _wait(
-        self, batch: list[Delivery], error: BaseException, held_since: float, *, once: bool
+        self, batch: list[Routed], error: BaseException, held_since: float, *, once: bool
     ) -> float | None:
         """Seconds before the next attempt at the batch; None when there is none."""
         if self._is_outage(error):
@@ -185,7 +187,7 @@ class BatchHandling(Handling):
             self._log_batch(batch, error, wait)
         return wait
 
-    def _log_batch(self, batch: list[Delivery], error: BaseException, wait: float | None) -> None:
+    def _log_batch(self, batch: list[Routed], error: BaseException, wait: float | None) -> None:
         expected = isinstance(error, Reject | Retry) or wait is not None
         then = "each is tried alone" if wait is None else f"next attempt in {wait:.2g} s"
         self._host.log.log(
@@ -201,7 +203,7 @@ class BatchHandling(Handling):
             kind=error_name(error),
         )
 
-    def _give_back(self, batch: list[Delivery]) -> list[Delivery]:
+    def _give_back(self, batch: list[Routed]) -> list[Routed]:
         """Give started deliveries back, in order; returns those that cannot be given back."""
         # Each goes in front of what waits.
         left = [one for one in reversed(batch) if not one.route.router.give_back(one)]
@@ -223,7 +225,7 @@ class _BatchScope(ProducerScope):
         self,
         owner: ScopeOwner,
         handler: Handler,
-        batch: Sequence[Delivery],
+        batch: Sequence[Routed],
         values: list[Any] | None,
         deadline: float | None,
     ) -> None:
@@ -251,18 +253,18 @@ class _BatchScope(ProducerScope):
         ]
 
 
-def _decode(handler: Handler, delivery: Delivery) -> Any:
+def _decode(handler: Handler, delivery: Routed) -> Any:
     decoder = handler.injection.payload_decoder
     assert decoder is not None
     return decoder.decode(delivery.envelope.payload, delivery.envelope.content_type)
 
 
-def _attempts(batch: Sequence[Delivery]) -> int:
+def _attempts(batch: Sequence[Routed]) -> int:
     # Messages that were given back may have some more; nobody is to have fewer than the policy's.
     return min(delivery.attempts for delivery in batch)
 
 
-def _identity(batch: Sequence[Delivery]) -> str | None:
+def _identity(batch: Sequence[Routed]) -> str | None:
     """What the ids of a batch's publishes are made of; None when a message has no id."""
     identities = [lasting_identity(delivery.envelope) for delivery in batch]
     if len(identities) == 1:

@@ -9,10 +9,11 @@ from typing import Protocol
 
 from ..._texts import describe
 from ...errors import ConfigurationError, MessageError, MessageTooLarge, PublishRefused
-from ...transports import Delivery, Envelope
+from ...transports import Envelope
 from ..messaging._connection import Link
 from ..messaging._dead_letter import dead_letter, simpler
 from ..routing._router import Router
+from ..routing._routes import Routed
 
 __all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "LetterLimit", "Parking", "ParkingHost", "Pauses"]
 
@@ -115,7 +116,7 @@ class Parking:
         self._pauses = pauses
         self._first = first or SHORTEST_PAUSE
 
-    async def park(self, delivery: Delivery, error: BaseException) -> None:
+    async def park(self, delivery: Routed, error: BaseException) -> None:
         """Store a dead letter, then settle; keeps trying until it is stored or the actor stops.
 
         A letter that the bus refuses over what it says is tried in simpler forms, the last of
@@ -171,7 +172,7 @@ class Parking:
         except Exception:  # noqa: BLE001 (so it was the payload, and what is stored is the best)
             return
 
-    def _letter(self, delivery: Delivery, error: BaseException) -> Envelope:
+    def _letter(self, delivery: Routed, error: BaseException) -> Envelope:
         make = partial(
             dead_letter,
             actor=self._host.source,

@@ -12,13 +12,14 @@ from ..._limited_log import LimitedLog
 from ..._texts import describe, error_name, escaped, quoted
 from ...actors import DONE, Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
 from ...errors import DecodeError, OutboxFull, RemoteError
-from ...transports import Delivery, Envelope
+from ...transports import Envelope
 from ..messaging._connection import Link
 from ..messaging._requests import CHAIN_HEADER, chain_of, error_answer
 from ..messaging._turn import Turn, current_turn
 from ..payloads._codec import check_size
 from ..registration._specs import Handler
 from ..routing._router import Router
+from ..routing._routes import Routed
 from ._failures import as_failure, is_outage, log_failure
 from ._parking import SHORTEST_PAUSE, Parking, ParkingHost, Pauses
 from ._scope import MessageScope, ScopeOwner
@@ -73,7 +74,7 @@ class Handling:
         """Start no further attempt."""
         self._pauses.stop()
 
-    async def handle(self, instance: Any, delivery: Delivery) -> None:
+    async def handle(self, instance: Any, delivery: Routed) -> None:
         """Work a delivery off: when this returns it is settled, about to be, or given back."""
         # The short way: the first attempt at what is no request, in as few steps as possible, for
         # this is where most of a program's time goes. The long way, `_handle_closely`, does the
@@ -147,7 +148,7 @@ class Handling:
         await self._handle_closely(instance, delivery, turn)
 
     async def _handle_closely(
-        self, instance: Any, delivery: Delivery, failed: Turn | None = None
+        self, instance: Any, delivery: Routed, failed: Turn | None = None
     ) -> None:
         # The long way. What `handle` does in few steps must mean the same.
         if failed is None and not delivery.start():
@@ -186,7 +187,7 @@ class Handling:
         self,
         instance: Any,
         index: int,
-        delivery: Delivery,
+        delivery: Routed,
         request: Envelope | None,
         failed: Turn | None,
     ) -> None:
@@ -265,7 +266,7 @@ class Handling:
     # When it failed.
 
     async def _attempt_failed(
-        self, delivery: Delivery, turn: Turn, raised: BaseException, held_since: float
+        self, delivery: Routed, turn: Turn, raised: BaseException, held_since: float
     ) -> bool:
         """What a handler raised is dealt with; True when there is to be another attempt."""
         turn.active = False
@@ -276,7 +277,7 @@ class Handling:
         return await self._failed(delivery, turn, error, held_since)
 
     async def _failed(
-        self, delivery: Delivery, turn: Turn, error: BaseException, held_since: float
+        self, delivery: Routed, turn: Turn, error: BaseException, held_since: float
     ) -> bool:
         """What to do about a failed attempt; True when there is to be another one."""
         request = turn.request
@@ -305,7 +306,7 @@ class Handling:
         return False
 
     def _wait_before_next(
-        self, delivery: Delivery, turn: Turn, error: BaseException, held_since: float
+        self, delivery: Routed, turn: Turn, error: BaseException, held_since: float
     ) -> float | None:
         if turn.request is not None and (turn.answered or not self._host.options.retry_requests):
             return None
@@ -316,7 +317,7 @@ class Handling:
             return wait
         return wait if now + wait < delivery.deadline else None
 
-    def _expired(self, delivery: Delivery) -> bool:
+    def _expired(self, delivery: Routed) -> bool:
         """Settle a request whose sender has given up; True when that happened."""
         if delivery.deadline is None or self._now() < delivery.deadline:
             return False
@@ -328,7 +329,7 @@ class Handling:
         return is_outage(error, connected=self._link.bus.connected)
 
     async def _undecodable(
-        self, delivery: Delivery, request: Envelope | None, error: DecodeError
+        self, delivery: Routed, request: Envelope | None, error: DecodeError
     ) -> None:
         delivery.attempts += 1
         self._stats["messages.undecodable"] += 1
@@ -342,7 +343,7 @@ class Handling:
         else:
             await self._parking.park(delivery, error)
 
-    async def _answer_error(self, delivery: Delivery, failed: Turn, error: BaseException) -> None:
+    async def _answer_error(self, delivery: Routed, failed: Turn, error: BaseException) -> None:
         """Answer a request with an error, unless it is answered, then settle it."""
         self._stats["requests.failed"] += 1
         request = failed.request
@@ -364,7 +365,7 @@ class Handling:
                 break
         await self.settlements.settle_after(delivery, turn)
 
-    async def _posts_refused(self, delivery: Delivery, error: BaseException) -> None:
+    async def _posts_refused(self, delivery: Routed, error: BaseException) -> None:
         """A post of a handled message was refused for good: the message becomes a dead letter."""
         delivery.attempts += 1
         self._host.failed("post", error, delivery.envelope)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..._environment import Environment
-from ...transports import Delivery, Envelope
+from ...transports import Envelope
 from ..injection._context import Context, ContextOwner
 from ..messaging._connection import Link
 from ..messaging._message import Message, MessageBuilder, OutgoingMessage
@@ -16,6 +16,7 @@ from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import Turn, current_turn
 from ..registration._specs import ActorOptions, Handler
+from ..routing._routes import Routed
 
 __all__ = ["MessageScope", "ProducerScope", "ScopeOwner", "with_usable_address"]
 
@@ -115,7 +116,7 @@ class MessageScope(ProducerScope):
         self,
         owner: ScopeOwner,
         handler: Handler,
-        delivery: Delivery,
+        delivery: Routed,
         turn: Turn,
         deadline: float | None,
     ) -> None:

@@ -24,6 +24,7 @@ from ..messaging._turn import current_turn
 from ..registration._resources import Wanted
 from ..registration._specs import Handler
 from ..routing._router import Router
+from ..routing._routes import Routed
 from ._batches import Batches
 from ._producer import Calls
 from ._timers import PutOff, Timers
@@ -220,7 +221,7 @@ class Lane:
         """Whether it has started, or has nothing to start any more."""
         return self._ref is None or self._run.system.is_up(self._ref)
 
-    def crash(self, unfinished: Sequence[Delivery]) -> bool:
+    def crash(self, unfinished: Sequence[Routed]) -> bool:
         """Lose instance, state and thread, in the middle of what it does, and start again.
 
         Args:

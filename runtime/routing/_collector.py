@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from ...actors import Mailbox, Overflow
-from ...transports import Delivery
+from ._routes import Routed
 
 __all__ = ["Collector"]
 
@@ -93,11 +93,11 @@ class Collector(Mailbox):
         self._look()
         return extracted
 
-    def take(self) -> list[Delivery]:
+    def take(self) -> list[Routed]:
         """The next batch, not started; empty when it is not time for one."""
         if not self.items or not self._is_due():
             return []
-        batch: list[Delivery] = []
+        batch: list[Routed] = []
         ended = False
 
         def is_next(item: Any) -> bool:
@@ -150,9 +150,9 @@ class Collector(Mailbox):
         self._look()
 
     @property
-    def _first(self) -> Delivery:
+    def _first(self) -> Routed:
         entry = self.items[0]
-        delivery: Delivery = getattr(entry, "item", entry)
+        delivery: Routed = getattr(entry, "item", entry)
         return delivery
 
     def _is_due(self) -> bool:

@@ -13,7 +13,7 @@ from ..._texts import quoted
 from ...actors import Actor, ActorSystem, Mailbox, Overflow
 from ...errors import ActorStopped, MailboxFull
 from ...transports import Consumer, Delivery, TopicTrie, is_reserved
-from ._routes import Part, Route, Target, Whole
+from ._routes import Part, Route, Routed, Target, Whole
 
 __all__ = ["Outage", "Router"]
 
@@ -188,14 +188,14 @@ class Router(Actor):
 
     # What the actors call.
 
-    def give_back(self, delivery: Delivery) -> bool:
+    def give_back(self, delivery: Routed) -> bool:
         """A started delivery was interrupted before it was settled.
 
         Returns:
             False when it cannot be taken back: nobody starts it any more, and the bus will not
             send it again.
         """
-        target: Target = delivery.route.target
+        target = delivery.route.target
         mailbox = target.mailbox
         if self._is_last_copy(delivery) if self._stopped else target not in self._targets:
             return False
@@ -221,7 +221,7 @@ class Router(Actor):
         delivery.withdraw()
         return True
 
-    def start_over(self, delivery: Delivery) -> None:
+    def start_over(self, delivery: Routed) -> None:
         """A started delivery is to be started anew, without an outage that would bring it again."""
         if self._stopped or self._outage is not None:
             self.give_back(delivery)
@@ -234,8 +234,8 @@ class Router(Actor):
         if self._outage is None:
             self._hand_out(delivery, route)
             return
-        delivery.route = route.lane(delivery.envelope)
-        self._outage.add(delivery.route.target.mailbox, delivery)
+        delivery.route = route = route.lane(delivery.envelope)
+        self._outage.add(route.target.mailbox, delivery)
 
     def stop_intake(self) -> None:
         """Withdraw what has not been started, but for what the bus would not send again."""

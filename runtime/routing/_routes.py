@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ...actors import Mailbox
 from ...transports import Delivery, DeliveryState, Envelope, TopicFilter
@@ -14,7 +14,7 @@ from ..registration._specs import ActorOptions
 if TYPE_CHECKING:
     from ._router import Router
 
-__all__ = ["Part", "Route", "Target", "Whole"]
+__all__ = ["Part", "Route", "Routed", "Target", "Whole"]
 
 
 class Target(Protocol):
@@ -61,6 +61,10 @@ class Route:
         if self.key is None:
             return self
         return self.lanes[lane_of(self.key(envelope, self.filter), len(self.lanes))]
+
+
+Routed: TypeAlias = Delivery[Route]
+"""A delivery on its way to an actor, or there."""
 
 
 class Whole:

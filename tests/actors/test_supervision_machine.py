@@ -15,7 +15,8 @@ from spa_dat.errors import RestartLimitReached
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.hosting._lane import Lane
 from spa_dat.runtime.hosting._observer import Receive
-from spa_dat.transports import Delivery, Envelope
+from spa_dat.runtime.routing._routes import Routed
+from spa_dat.transports import Envelope
 from support.machine import VirtualMachine, machine_case, step
 from support.virtual import VirtualEnvironment
 
@@ -27,7 +28,7 @@ class Onlooker:
     """Knows what each actor works on, and what has failed."""
 
     def __init__(self) -> None:
-        self.work: dict[Lane, Delivery] = {}
+        self.work: dict[Lane, Routed] = {}
         self.failures: Counter[tuple[str, str]] = Counter()
         self.given_up: list[BaseException] = []
 
@@ -39,7 +40,7 @@ class Onlooker:
 
         return watched
 
-    def collected(self, lane: Lane, batch: Sequence[Delivery]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[Routed]) -> None:
         raise AssertionError("no actor here has batches")
 
     def failed(

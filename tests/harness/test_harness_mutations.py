@@ -15,6 +15,7 @@ from spa_dat.errors import ActorStopped, MailboxFull
 from spa_dat.runtime.handling._processor import Handling
 from spa_dat.runtime.messaging._requests import Requests
 from spa_dat.runtime.routing._router import Router
+from spa_dat.runtime.routing._routes import Routed
 from spa_dat.testing import Faults, Harness, explore
 from spa_dat.transports import Delivery, Envelope, Tracker
 from spa_dat.transports.kafka.consuming._commits import Committer
@@ -55,8 +56,8 @@ def crash_on_kafka(seed: int) -> None:
 handle = Handling.handle
 
 
-async def too_early(self: Handling, instance: Any, delivery: Delivery) -> None:
-    copy = Delivery(delivery.envelope, route=delivery.route)
+async def too_early(self: Handling, instance: Any, delivery: Routed) -> None:
+    copy: Routed = Delivery(delivery.envelope, route=delivery.route)
     delivery.settle()
     await handle(self, instance, copy)
 
