@@ -14,7 +14,6 @@ from .._logs import get_logger
 from .._texts import error_name, forget_earlier, inspectable, quoted, reason_of
 from ..errors import ActorError, ActorStopped, ConfigurationError, RestartLimitReached
 from ._actor import Actor
-from ._envelope import Envelope
 from ._isolation import (
     DONE,
     End,
@@ -25,6 +24,7 @@ from ._isolation import (
     raised_by_hand,
     run_apart,
 )
+from ._local_message import LocalMessage
 from ._mailbox import Mailbox
 from ._pykka_adapter import ActorFuture, PykkaRef, is_handed_on
 from ._reference import ActorRef
@@ -361,7 +361,7 @@ class Cell(Generic[A]):
         unhandled = 0
         foreign: list[Any] = []
         for item in self.mailbox.extract(lambda item: True):
-            if not isinstance(item, Envelope):
+            if not isinstance(item, LocalMessage):
                 foreign.append(item)
             elif item.reply is None:
                 unhandled += 1
@@ -500,7 +500,7 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
         frame = Frame(cell)
         CURRENT.set(frame)
         try:
-            if isinstance(item, Envelope):
+            if isinstance(item, LocalMessage):
                 if item.reply is not None:
                     if item.reply.done():
                         continue
@@ -508,7 +508,7 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
                 # As run_apart(), without the price of a call.
                 context = copy_context()
                 try:
-                    if type(item) is not Envelope:
+                    if type(item) is not LocalMessage:
                         result = context.run(item.hand_to, instance)
                     elif is_async:
                         result = instance.on_receive(item.message)
@@ -539,7 +539,7 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
                 await receive(instance, item)
         except asyncio.CancelledError as error:
             if guard.end is not None:
-                if isinstance(item, Envelope):
+                if isinstance(item, LocalMessage):
                     item.fail(cell.stopped())
                 raise
             await _failed(cell, item, _cancelled(cell, error))
@@ -596,7 +596,7 @@ async def _failed(cell: Cell[Any], item: Any, error: BaseException) -> None:
     forget_earlier(error, by_frame=True)
     # Whatever the code of the message has started is not part of what follows.
     await end_attempt()
-    if not isinstance(item, Envelope):
+    if not isinstance(item, LocalMessage):
         cell.report(error, "receive")
     elif item.reply is not None:
         item.fail(_for_askers(cell, error))

@@ -12,7 +12,7 @@ from typing import Any
 from .._logs import get_logger
 from .._texts import describe
 from ..errors import ActorStopped, ConfigurationError, MailboxFull
-from ._envelope import Envelope
+from ._local_message import LocalMessage
 
 __all__ = ["Mailbox", "Overflow", "Places", "Slot"]
 
@@ -374,8 +374,8 @@ class Mailbox:
 
     def _offer_closely(self, item: Any) -> bool:
         self._check_open()
-        content = item.message if isinstance(item, Envelope) else item
-        asked = isinstance(item, Envelope) and item.reply is not None
+        content = item.message if isinstance(item, LocalMessage) else item
+        asked = isinstance(item, LocalMessage) and item.reply is not None
         slot: Slot | None = None
         if self._latest is not None and not asked:
             assert self.key is not None
@@ -416,7 +416,7 @@ class Mailbox:
     def _drop(self, item: Any) -> None:
         self.dropped += 1
         content = item
-        if isinstance(item, Envelope):
+        if isinstance(item, LocalMessage):
             item.fail(MailboxFull(f"{self._described()} dropped the message for a newer one"))
             content = item.message
         if self.on_drop is not None:
@@ -456,7 +456,7 @@ class Mailbox:
                 # The thread that put it is gone: closed meanwhile, or the key function raised.
                 what, why = self._described(), describe(error)
                 _log.warning("%s lost a message from a thread: %s", what, why)
-                if isinstance(item, Envelope):
+                if isinstance(item, LocalMessage):
                     item.fail(error)
                 self._drop(item)
 

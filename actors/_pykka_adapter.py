@@ -13,7 +13,7 @@ from pykka import messages
 
 from .._thread_work import waits_for_loop
 from ..errors import ActorStopped, ConfigurationError
-from ._envelope import Envelope
+from ._local_message import LocalMessage
 from ._waits import current_frame, deadlock, find_cycle
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SUPPORTED",
     "ActorFuture",
-    "ProxyEnvelope",
+    "ProxyMessage",
     "PykkaRef",
     "StoppedFlag",
     "check_pykka",
@@ -226,7 +226,7 @@ def _end(watcher: asyncio.Future[None]) -> None:
         watcher.set_result(None)
 
 
-class ProxyEnvelope(Envelope, eq=False):
+class ProxyMessage(LocalMessage, eq=False):
     """A message that pykka's own dispatch has to handle."""
 
     def hand_to(self, actor: Any) -> Any:
@@ -236,7 +236,7 @@ class ProxyEnvelope(Envelope, eq=False):
 
 def is_handed_on(item: Any, result: Any) -> bool:
     """Whether what a method has returned to a proxy is a future, which pykka does not wait for."""
-    return isinstance(item, ProxyEnvelope) and isinstance(result, pykka.Future)
+    return isinstance(item, ProxyMessage) and isinstance(result, pykka.Future)
 
 
 class PykkaRef(pykka.ActorRef[Any]):
@@ -264,7 +264,7 @@ class PykkaRef(pykka.ActorRef[Any]):
             self._cell.stop_threadsafe(None)
             return
         try:
-            self._cell.mailbox.put(_envelope(message, None))
+            self._cell.mailbox.put(_local_message(message, None))
         except ActorStopped as error:
             raise pykka.ActorDeadError(str(error)) from error
 
@@ -300,15 +300,15 @@ class PykkaRef(pykka.ActorRef[Any]):
             # As with a proxy to oneself: nobody waits yet, and perhaps nobody ever does.
             future.answered_by(self._cell)
             frame = None
-        envelope = _envelope(message, future)
-        envelope.asker = frame
+        local = _local_message(message, future)
+        local.asker = frame
         try:
-            self._cell.mailbox.put(envelope)
+            self._cell.mailbox.put(local)
         except ActorStopped as error:
             future.set_exception(error)
 
 
-def _envelope(message: Any, future: ActorFuture | None) -> Envelope:
-    envelope = ProxyEnvelope(message) if is_proxy_message(message) else Envelope(message)
-    envelope.reply = future
-    return envelope
+def _local_message(message: Any, future: ActorFuture | None) -> LocalMessage:
+    local = ProxyMessage(message) if is_proxy_message(message) else LocalMessage(message)
+    local.reply = future
+    return local

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pykka
 
 from ..errors import ActorError, ActorStopped, RequestTimeout
-from ._envelope import Envelope
+from ._local_message import LocalMessage
 from ._waits import Frame, current_frame, deadlock, find_cycle
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class ActorRef(Generic[A_co]):
             ActorStopped: the actor has stopped.
         """
         if get_ident() == self._thread:
-            self._mailbox.offer(Envelope(message))
+            self._mailbox.offer(LocalMessage(message))
         else:
-            self._mailbox.put(Envelope(message))
+            self._mailbox.put(LocalMessage(message))
 
     async def send(self, message: Any) -> None:
         """As `tell`, but wait for a place in the mailbox, as long as it takes.
@@ -71,7 +71,7 @@ class ActorRef(Generic[A_co]):
             DeadlockDetected: the mailbox is full and the actor waits for the one who sends.
         """
         self._check_thread()
-        await self._put(Envelope(message), current_frame())
+        await self._put(LocalMessage(message), current_frame())
 
     async def ask(self, message: Any, *, timeout: float = 30.0) -> Any:
         """Send a message and wait for the answer.
@@ -101,9 +101,9 @@ class ActorRef(Generic[A_co]):
         timer = loop.call_later(timeout, self._expire, reply, timeout)
         try:
             if self._mailbox.full:
-                await self._put_asked(Envelope(message, reply, frame), reply)
+                await self._put_asked(LocalMessage(message, reply, frame), reply)
             else:
-                self._mailbox.force(Envelope(message, reply, frame))
+                self._mailbox.force(LocalMessage(message, reply, frame))
             return await reply
         finally:
             timer.cancel()
@@ -125,13 +125,13 @@ class ActorRef(Generic[A_co]):
         self._check_thread()
         await self._cell.stop(drain=drain)
 
-    async def _put(self, envelope: Envelope, frame: Frame | None) -> None:
+    async def _put(self, local: LocalMessage, frame: Frame | None) -> None:
         if frame is not None and self._mailbox.full:
             self._refuse_cycle(frame)
-        await self._mailbox.put_wait(envelope)
+        await self._mailbox.put_wait(local)
 
-    async def _put_asked(self, envelope: Envelope, reply: asyncio.Future[Any]) -> None:
-        putting = asyncio.ensure_future(self._mailbox.put_wait(envelope))
+    async def _put_asked(self, local: LocalMessage, reply: asyncio.Future[Any]) -> None:
+        putting = asyncio.ensure_future(self._mailbox.put_wait(local))
         try:
             await asyncio.wait((putting, reply), return_when=asyncio.FIRST_COMPLETED)
             if putting.done():

@@ -20,7 +20,7 @@ from ..runtime.payloads._codec import Decoder, PayloadFormat, format_of
 from ..runtime.routing._subscriptions import NoSubscription
 from ..transports import Envelope, Identity, Surroundings, TopicFilter
 from .simulated._profiles import SimulatedBus
-from .world._member import Member
+from .world._application import ApplicationUnderTest
 from .world._stage import Stage
 
 __all__ = ["NAME", "NO_MORE", "Core", "plain"]
@@ -66,17 +66,17 @@ class Core:
                     )
         for link in self._links.values():
             await link.start()
-        for member in self.world.members:
-            await member.prepare()
-        for member in self.world.members:
-            member.begin()
+        for tested in self.world.tested:
+            await tested.prepare()
+        for tested in self.world.tested:
+            tested.begin()
         self.world.begin()
 
     async def close(self) -> None:
         """Stop the applications, the last one first."""
-        for member in reversed(self.world.members):
-            member.returns = False
-            await member.stop()
+        for tested in reversed(self.world.tested):
+            tested.returns = False
+            await tested.stop()
         for link in self._links.values():
             await link.bus.close()
 
@@ -181,8 +181,8 @@ class Core:
     def crash(self, application: DistributedApplication | None) -> None:
         """See `Reads.crash`."""
         self.world.check_simulated("crash()")
-        for member in self.members(application):
-            self.soon(member.kill)
+        for tested in self.tested(application):
+            self.soon(tested.kill)
 
     def restart_actor(self, actor: str, application: DistributedApplication | None) -> None:
         """See `Reads.restart_actor`."""
@@ -195,16 +195,16 @@ class Core:
     async def restart(self, application: DistributedApplication | None) -> None:
         """See `Harness.restart`."""
         await self.stop(application)
-        for member in self.members(application):
-            await member.prepare()
-        for member in self.members(application):
-            member.begin()
+        for tested in self.tested(application):
+            await tested.prepare()
+        for tested in self.tested(application):
+            tested.begin()
 
     async def stop(self, application: DistributedApplication | None) -> None:
         """See `Harness.stop`."""
-        for member in self.members(application):
-            member.returns = False
-            await member.stop()
+        for tested in self.tested(application):
+            tested.returns = False
+            await tested.stop()
 
     # Out of the applications.
 
@@ -221,24 +221,24 @@ class Core:
                 taken.append(envelope)
         return taken
 
-    def members(self, application: DistributedApplication | None) -> list[Member]:
+    def tested(self, application: DistributedApplication | None) -> list[ApplicationUnderTest]:
         """One application, or all of them."""
-        members = self.world.members
+        all_tested = self.world.tested
         if application is None:
-            return members
-        for member in members:
-            if member.application is application:
-                return [member]
+            return all_tested
+        for tested in all_tested:
+            if tested.application is application:
+                return [tested]
         raise ConfigurationError(f"{application!r} is not in this harness")
 
     def lanes(self, actor: str, application: DistributedApplication | None) -> list[Lane]:
         """All lanes of an actor."""
-        members = self.members(application)
-        for member in members:
-            lanes = [lane for lane in member.lanes if lane.actor_name == actor]
+        all_tested = self.tested(application)
+        for tested in all_tested:
+            lanes = [lane for lane in tested.lanes if lane.actor_name == actor]
             if lanes:
                 return lanes
-        names = dict.fromkeys(lane.actor_name for member in members for lane in member.lanes)
+        names = dict.fromkeys(lane.actor_name for tested in all_tested for lane in tested.lanes)
         raise ConfigurationError(
             f"there is no actor {actor!r}; there are: {', '.join(names) or 'none'}"
         )

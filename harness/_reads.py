@@ -124,8 +124,8 @@ class Reads:
     def stats(self) -> Counter[str]:
         """The counters of all applications, added up."""
         total: Counter[str] = Counter()
-        for member in self._core.world.members:
-            total.update(member.stats)
+        for tested in self._core.world.tested:
+            total.update(tested.stats)
         return total
 
     @property

@@ -18,7 +18,7 @@ from ..runtime.recording._recording import Receipt, read_recording
 from ..runtime.routing._routes import Route
 from ..transports import Delivery, Envelope, is_reserved
 from ._core import Core
-from .world._member import Member
+from .world._application import ApplicationUnderTest
 
 __all__ = ["replay"]
 
@@ -125,9 +125,9 @@ def _who_gets_what_a_bus_brought(core: Core, lines: _Lines) -> set[ActorRunner]:
     topics = {receipt.topic for _, receipt in lines if receipt.actor is None}
     return {
         runner
-        for member in core.world.members
-        for runner in _runners(member)
-        if any(_route(member, runner, topic) is not None for topic in topics)
+        for tested in core.world.tested
+        for runner in _runners(tested)
+        if any(_route(tested, runner, topic) is not None for topic in topics)
     }
 
 
@@ -150,7 +150,7 @@ def _is_sent_again(
 def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt: Receipt) -> None:
     if receipt.actor is None:
         return
-    runners = [runner for member in core.world.members for runner in _runners(member)]
+    runners = [runner for tested in core.world.tested for runner in _runners(tested)]
     if is_reserved(receipt.topic) or not any(
         runner.link.takes(receipt.topic) for runner in runners
     ):
@@ -196,11 +196,11 @@ def _right_at(core: Core, file: str | PathLike[str], lines: _Lines, actor: str) 
     for number, receipt in lines:
         if receipt.actor not in (None, actor):
             continue
-        member, runner = _runner(core, receipt.application, actor)
-        if member.life is None:
-            raise _does_not_run(member, actor)
-        if _route(member, runner, receipt.topic) is not None:
-            put_in = partial(_hand_over, core, member, actor, receipt.envelope)
+        tested, runner = _runner(core, receipt.application, actor)
+        if tested.life is None:
+            raise _does_not_run(tested, actor)
+        if _route(tested, runner, receipt.topic) is not None:
+            put_in = partial(_hand_over, core, tested, actor, receipt.envelope)
             yield _Step(number, receipt.at, put_in)
         elif receipt.actor is not None:
             raise ConfigurationError(
@@ -209,11 +209,11 @@ def _right_at(core: Core, file: str | PathLike[str], lines: _Lines, actor: str) 
             )
 
 
-def _hand_over(core: Core, member: Member, actor: str, envelope: Envelope) -> None:
-    runner = _runner_in(member, actor)
-    route = None if runner is None else _route(member, runner, envelope.topic)
-    if runner is None or route is None or member.life is None:
-        raise _does_not_run(member, actor)
+def _hand_over(core: Core, tested: ApplicationUnderTest, actor: str, envelope: Envelope) -> None:
+    runner = _runner_in(tested, actor)
+    route = None if runner is None else _route(tested, runner, envelope.topic)
+    if runner is None or route is None or tested.life is None:
+        raise _does_not_run(tested, actor)
     link = runner.link
     # Of an epoch before all others: the bus does not have it, and will not send it again.
     delivery = Delivery(
@@ -224,15 +224,15 @@ def _hand_over(core: Core, member: Member, actor: str, envelope: Envelope) -> No
     route.router.put_in(delivery, route)
 
 
-def _does_not_run(member: Member, actor: str) -> ConfigurationError:
+def _does_not_run(tested: ApplicationUnderTest, actor: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{member.name}/{actor} does not run, and can get no messages; start it with restart()"
+        f"{tested.name}/{actor} does not run, and can get no messages; start it with restart()"
     )
 
 
-def _route(member: Member, runner: ActorRunner, topic: str) -> Route | None:
-    assert member.run is not None
-    routes = member.run.routes_to(runner)
+def _route(tested: ApplicationUnderTest, runner: ActorRunner, topic: str) -> Route | None:
+    assert tested.run is not None
+    routes = tested.run.routes_to(runner)
     return next((route for route in routes if route.filter.matches(topic)), None)
 
 
@@ -248,24 +248,26 @@ def _find(core: Core, application: str | None, actor: str) -> ActorRunner | None
     return found[0] if found else None
 
 
-def _runner(core: Core, application: str | None, actor: str) -> tuple[Member, ActorRunner]:
+def _runner(
+    core: Core, application: str | None, actor: str
+) -> tuple[ApplicationUnderTest, ActorRunner]:
     return next(_all_named(core, application, actor))
 
 
 def _all_named(
     core: Core, application: str | None, actor: str
-) -> Iterator[tuple[Member, ActorRunner]]:
+) -> Iterator[tuple[ApplicationUnderTest, ActorRunner]]:
     """Actors of that name, those of the application first: that may be another one in tests."""
-    members = core.world.members
-    for member in sorted(members, key=lambda member: member.application.name != application):
-        runner = _runner_in(member, actor)
+    all_tested = core.world.tested
+    for tested in sorted(all_tested, key=lambda tested: tested.application.name != application):
+        runner = _runner_in(tested, actor)
         if runner is not None:
-            yield member, runner
+            yield tested, runner
 
 
-def _runner_in(member: Member, actor: str) -> ActorRunner | None:
-    return next((runner for runner in _runners(member) if runner.name == actor), None)
+def _runner_in(tested: ApplicationUnderTest, actor: str) -> ActorRunner | None:
+    return next((runner for runner in _runners(tested) if runner.name == actor), None)
 
 
-def _runners(member: Member) -> Iterable[ActorRunner]:
-    return () if member.run is None else member.run.actors
+def _runners(tested: ApplicationUnderTest) -> Iterable[ActorRunner]:
+    return () if tested.run is None else tested.run.actors

@@ -44,6 +44,8 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
 
     A receiver calls `start` before it works on the delivery and `settle` when it is done with
     it for good. What was withdrawn in between comes again from the bus: it must not be started.
+    What a route is only the receiver knows, for which it is a ``Delivery[Route]``; a transport
+    has a ``Delivery`` of any receiver.
 
     Attributes:
         envelope: the message.
@@ -56,7 +58,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
         state: how far it has come.
         attempts: how often a handler has already failed on it, earlier receipts included.
         deadline: loop time after which it is not worth starting; the receiver sets it.
-        route: the receiver's own note; the transport does not look at it.
+        route: where it goes, in the receiver's own terms: None until the receiver sets it.
         on_withdraw: called once when it is withdrawn while running, to cut a wait short.
         on_awaited: called when it becomes `awaited`; the receiver sets it.
         successor: the same message once more, which waits for this one's result.

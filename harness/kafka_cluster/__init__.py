@@ -5,12 +5,13 @@ from __future__ import annotations
 from ._cluster import MAX_BATCH, Cluster, Topic
 from ._errors import Code, Refused
 from ._groups import Group, GroupState
-from ._log import Log, StoredRecord, encode_record
+from ._log import AppendedRecord, Log, encode_record
 from ._member import Member
 from ._time import virtual_time
 
 __all__ = [
     "MAX_BATCH",
+    "AppendedRecord",
     "Cluster",
     "Code",
     "Group",
@@ -18,7 +19,6 @@ __all__ = [
     "Log",
     "Member",
     "Refused",
-    "StoredRecord",
     "Topic",
     "encode_record",
     "virtual_time",

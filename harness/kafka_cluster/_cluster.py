@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ...transports.kafka._names import hash_of
-from ..loop._network import Connection
+from ..loop._network import ServerConnection
 from ._errors import Code, Refused
 from ._groups import Group
-from ._log import Headers, Log, StoredRecord, encode_record
+from ._log import AppendedRecord, Headers, Log, encode_record
 
 __all__ = ["MAX_BATCH", "REFUSAL_DELAY", "Cluster", "Topic"]
 
@@ -94,7 +94,7 @@ class Cluster:
         self.partitions_default = 1
         self.initial_delay = 0.0
         self.session_timeouts = (0.001, 1_800.0)
-        self.on_append: Callable[[str, int, StoredRecord], None] | None = None
+        self.on_append: Callable[[str, int, AppendedRecord], None] | None = None
         self.patience: Callable[[], float] | None = None
         self._on_event = on_event
         self._now = now
@@ -116,7 +116,7 @@ class Cluster:
         """By id, oldest first."""
         return MappingProxyType(self._groups)
 
-    def accept(self, connection: Connection) -> None:
+    def accept(self, connection: ServerConnection) -> None:
         """Serve a client; for `Network.listen`."""
         # It needs this module.
         from ._session import Session
@@ -209,7 +209,7 @@ class Cluster:
         batch = encode_record(key, value, headers, moment)
         return self.append_batch("", self.log(topic, partition), batch)
 
-    def records(self, topic: str) -> list[StoredRecord]:
+    def records(self, topic: str) -> list[AppendedRecord]:
         """All records of a topic, in the order of their arrival; none when it does not exist."""
         if topic not in self._topics:
             return []

@@ -14,7 +14,7 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from ...transports.kafka.consuming._salvage import LenientRecords
 from ._errors import Code, Refused
 
-__all__ = ["Headers", "Log", "StoredRecord", "encode_record"]
+__all__ = ["AppendedRecord", "Headers", "Log", "encode_record"]
 
 Headers = Sequence[tuple[str, bytes | None]]
 
@@ -29,7 +29,7 @@ _SEQUENCES = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRecord:
+class AppendedRecord:
     """A record in a partition.
 
     Args:
@@ -86,7 +86,7 @@ class Log:
         self.max_batch = max_batch
         self.start = 0
         self.end = 0
-        self.records: list[StoredRecord] = []
+        self.records: list[AppendedRecord] = []
         self.gone = False
         self._batches: list[bytes] = []
         self._bases: list[int] = []
@@ -95,7 +95,7 @@ class Log:
 
     def append(
         self, data: bytes | None, next_number: Callable[[], int] = lambda: 0
-    ) -> tuple[int, list[StoredRecord]]:
+    ) -> tuple[int, list[AppendedRecord]]:
         """Append one batch.
 
         Args:
@@ -220,7 +220,7 @@ class Log:
             raise Refused(Code.OUT_OF_ORDER_SEQUENCE_NUMBER)
         return None
 
-    def _parse(self, data: bytes, next_number: Callable[[], int]) -> list[StoredRecord]:
+    def _parse(self, data: bytes, next_number: Callable[[], int]) -> list[AppendedRecord]:
         try:
             found = list(DefaultRecordBatch(data))
         except UnicodeDecodeError:
@@ -229,8 +229,8 @@ class Log:
             raise Refused(Code.CORRUPT_MESSAGE) from error
         return [self._stored(record, next_number()) for record in found]
 
-    def _stored(self, record: Any, number: int) -> StoredRecord:
-        return StoredRecord(
+    def _stored(self, record: Any, number: int) -> AppendedRecord:
+        return AppendedRecord(
             self.topic,
             self.partition,
             record.offset,

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ..loop._network import Connection
+from ..loop._network import ServerConnection
 from ._cluster import Cluster
 from ._fetches import Fetch
 from ._frames import Frames, Request, encode_answer, parse
@@ -30,7 +30,7 @@ class Session:
         connection: with whom.
     """
 
-    def __init__(self, cluster: Cluster, connection: Connection) -> None:
+    def __init__(self, cluster: Cluster, connection: ServerConnection) -> None:
         self._cluster = cluster
         self._connection = connection
         self._frames = Frames()

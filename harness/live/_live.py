@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...runtime.hosting._lane import Lane
-    from ..world._member import Life
+    from ..world._application import Life
 
 __all__ = ["LiveHarness"]
 
@@ -196,8 +196,8 @@ class LiveWorld(Stage):
                 return f"{work.lane.address} is at work{about}{stack_of(work.task)}"
         for busy in tuple(self._announced):
             return f"a thread is busy with {busy.name}, announced in {busy.place}"
-        for member in self.members:
-            what = member.under_way()
+        for tested in self.tested:
+            what = tested.under_way()
             if what is not None:
                 return what
         for bus in self.buses.values():
@@ -214,7 +214,7 @@ class LiveWorld(Stage):
         """See `Stage.outcome`."""
         task = self.spawn(coroutine, Context())
         # Stopping ends by itself, and leaves nothing open only if it gets the time for that.
-        stops = [runs_of(member.application).settings.stop_timeout for member in self.members]
+        stops = [runs_of(tested.application).settings.stop_timeout for tested in self.tested]
         timeout = seconds + self._patience + sum(stops) + _ENDING
         done, _ = await asyncio.wait((task,), timeout=timeout)
         if not done:
@@ -234,8 +234,8 @@ class LiveWorld(Stage):
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:
-            for member in self.members:
-                member.restore()
+            for tested in self.tested:
+                tested.restore()
             loop.close()
             self._brokers.close()
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 from ..._environment import Environment
 from ..._thread_work import BusyThread, let_waits_be_known
 from ._foreign_threads import ForeignThreads
-from ._threads import Caller, Threads
+from ._threads import CallerKind, Threads
 
 if TYPE_CHECKING:
     from ._network import Network
@@ -144,21 +144,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             # What run_coroutine_threadsafe is about to return.
             answer = inspect.getclosurevars(callback).nonlocals["future"]
             let_waits_be_known(answer)
-            if caller is Caller.STRANGER:
+            if caller is CallerKind.STRANGER:
                 self.foreign.asks(answer)
                 self.threads.stranger_asks()
-        if caller is Caller.DEAD:
+        if caller is CallerKind.DEAD:
             handle = asyncio.Handle(callback, args, self, context)
             handle.cancel()
             return handle
         if (
             not self._one_at_a_time
-            or caller is Caller.TURN
+            or caller is CallerKind.TURN
             or ident in (self._home, getattr(self, "_thread_id", None))
             or self.is_closed()
         ):
             return super().call_soon_threadsafe(callback, *args, context=context)
-        known = caller is not Caller.STRANGER or any(map(self.threads.answers, args))
+        known = caller is not CallerKind.STRANGER or any(map(self.threads.answers, args))
         if not known and self.is_running():
             self.foreign.heard(threading.current_thread())
         handle = asyncio.Handle(callback, args, self, context)

@@ -11,9 +11,9 @@ from typing import Any
 
 from ._tasks import OWNER
 
-__all__ = ["Connection", "Lane", "Network"]
+__all__ = ["Direction", "Network", "ServerConnection"]
 
-_Accept = Callable[["Connection"], None]
+_Accept = Callable[["ServerConnection"], None]
 
 
 class Network:
@@ -34,8 +34,8 @@ class Network:
     def __init__(self, loop: asyncio.AbstractEventLoop, outside: Context | None = None) -> None:
         self.loop = loop
         self.outside = outside or contextvars.copy_context()
-        self.connections: list[Connection] = []
-        self.on_connect: Callable[[Connection], None] | None = None
+        self.connections: list[ServerConnection] = []
+        self.on_connect: Callable[[ServerConnection], None] | None = None
         self._hosts: dict[str, dict[int, _Accept | None]] = {}
 
     def listen(self, host: str, port: int, accept: _Accept) -> None:
@@ -69,7 +69,7 @@ class Network:
         accept = self._hosts.get(host, {}).get(port)
         if accept is None:
             raise ConnectionRefusedError(f"nobody listens at {host}:{port}")
-        connection = Connection(self, host, port)
+        connection = ServerConnection(self, host, port)
         protocol = make_protocol()
         transport = connection.attach(protocol)
         self.connections.append(connection)
@@ -90,7 +90,7 @@ class Network:
                 connection.vanish()
 
 
-class Connection:
+class ServerConnection:
     """The server's end of a connection.
 
     Args:
@@ -117,8 +117,8 @@ class Connection:
         self.name = ""
         self.on_data: Callable[[bytes], None] = _ignore
         self.on_close: Callable[[], None] = _nothing
-        self.up = Lane(self, network, network.outside, self._at_server)
-        self.down = Lane(self, network, self.context, self._at_client)
+        self.up = Direction(self, network, network.outside, self._at_server)
+        self.down = Direction(self, network, self.context, self._at_client)
         self._network = network
         self._transport: _Transport | None = None
         self._open = True
@@ -197,7 +197,7 @@ class Connection:
             self._transport.arrived(data)
 
 
-class Lane:
+class Direction:
     """One direction of a connection. Order is always kept.
 
     Attributes:
@@ -207,7 +207,7 @@ class Lane:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: ServerConnection,
         network: Network,
         context: Context,
         deliver: Callable[[bytes], None],
@@ -266,7 +266,7 @@ class _Transport(asyncio.Transport):
     """The client's end of a connection."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, connection: Connection, protocol: Any
+        self, loop: asyncio.AbstractEventLoop, connection: ServerConnection, protocol: Any
     ) -> None:
         super().__init__({"peername": (connection.host, connection.port)})
         self._loop = loop

@@ -21,7 +21,7 @@ from ._stacks import stack_of_frame
 if TYPE_CHECKING:
     from ._clock import VirtualLoop
 
-__all__ = ["Caller", "Threads", "Wait"]
+__all__ = ["CallerKind", "Threads", "Wait"]
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class _State(enum.Enum):
     OVER = enum.auto()
 
 
-class Caller(enum.Enum):
+class CallerKind(enum.Enum):
     """Who calls into the loop from outside."""
 
     TURN = enum.auto()
@@ -302,15 +302,15 @@ class Threads:
                 self._by_ident.pop(threading.get_ident(), None)
                 self._yield(job, _State.OVER)
 
-    def caller(self) -> Caller:
+    def caller(self) -> CallerKind:
         """Who is calling into the loop, by ``call_soon_threadsafe``."""
         job = self._by_ident.get(threading.get_ident())
         if job is None:
-            return Caller.STRANGER
+            return CallerKind.STRANGER
         if job.killed:
-            return Caller.DEAD
+            return CallerKind.DEAD
         job.called = True
-        return Caller.TURN if job.state is _State.TURN else Caller.BESIDE
+        return CallerKind.TURN if job.state is _State.TURN else CallerKind.BESIDE
 
     def stranger_asks(self) -> None:
         """Another thread waits for the loop; the one that has its turn may wait for that one."""

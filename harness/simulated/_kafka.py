@@ -12,7 +12,7 @@ from ...transports import Bus, Envelope, KafkaConfig, KafkaProvider, SocketProvi
 from ...transports.kafka._libraries import check_libraries
 from ...transports.kafka._names import Names, hash_of
 from ...transports.kafka._records import Codec, Record
-from ..kafka_cluster import MAX_BATCH, Cluster, StoredRecord, encode_record, virtual_time
+from ..kafka_cluster import MAX_BATCH, AppendedRecord, Cluster, encode_record, virtual_time
 from ..loop._clock import VirtualEnvironment
 from ..loop._network import Network
 from ._kafka_bus import ObservedBus, Offsets
@@ -120,7 +120,7 @@ class SimulatedKafka(SimulatedBus):
             partition = self._random.randrange(count)
         self._append(record.name, partition, record)
 
-    def _append(self, topic: str, partition: int, record: Record | StoredRecord) -> None:
+    def _append(self, topic: str, partition: int, record: Record | AppendedRecord) -> None:
         timestamp = record.timestamp
         self.cluster.append(
             topic,
@@ -236,7 +236,7 @@ class SimulatedKafka(SimulatedBus):
         if what not in _TOLD_OTHERWISE:
             self._surround.trace.add(who or self._host, _WORDS.get(what, what), about, more)
 
-    def _on_append(self, topic: str, partition: int, record: StoredRecord) -> None:
+    def _on_append(self, topic: str, partition: int, record: AppendedRecord) -> None:
         surround = self._surround
         envelope = self._decoded(record)
         if envelope is None:
@@ -249,7 +249,7 @@ class SimulatedKafka(SimulatedBus):
         if not self._names.is_own(topic) and dice.strikes(dice.faults.duplicate):
             surround.loop.call_soon(self._repeat, record, context=surround.outside)
 
-    def _repeat(self, record: StoredRecord) -> None:
+    def _repeat(self, record: AppendedRecord) -> None:
         """Somebody has written it twice, as a publisher does that crashed before it knew."""
         self._repeating = True
         try:
@@ -257,7 +257,7 @@ class SimulatedKafka(SimulatedBus):
         finally:
             self._repeating = False
 
-    def _decoded(self, record: StoredRecord) -> Envelope | None:
+    def _decoded(self, record: AppendedRecord) -> Envelope | None:
         assert self._codec is not None
         # Headers without value are for the codec what the client library makes of them, too.
         fetched: Any = record

@@ -6,7 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Callable
 
-from ..loop._network import Connection, Network
+from ..loop._network import Network, ServerConnection
 from ._profiles import Surround
 
 __all__ = ["Wires"]
@@ -31,12 +31,14 @@ class Wires:
             weakref.WeakKeyDictionary()
         )
         # Nothing arrives on them any more, and one of the two ends has not noticed.
-        self._broken: list[Connection] = []
+        self._broken: list[ServerConnection] = []
 
-    def accepting(self, accept: Callable[[Connection], None]) -> Callable[[Connection], None]:
+    def accepting(
+        self, accept: Callable[[ServerConnection], None]
+    ) -> Callable[[ServerConnection], None]:
         """What the cluster does with a new connection, with faults from then on."""
 
-        def accept_with_faults(connection: Connection) -> None:
+        def accept_with_faults(connection: ServerConnection) -> None:
             self._remember(connection)
             connection.up.delay = connection.down.delay = lambda data: self._delay(connection)
             accept(connection)
@@ -81,16 +83,16 @@ class Wires:
                 reader.feed_eof()
         self._broken = [wire for wire in self._broken if wire.owner is not owner]
 
-    def _all(self) -> list[Connection]:
+    def _all(self) -> list[ServerConnection]:
         return [wire for wire in self._network.connections if wire.host == self._host]
 
-    def _remember(self, connection: Connection) -> None:
+    def _remember(self, connection: ServerConnection) -> None:
         transport = connection._transport
         reader = None if transport is None else transport._protocol._stream_reader
         if reader is not None:
             self._readers[reader] = connection.owner
 
-    def _delay(self, connection: Connection) -> float:
+    def _delay(self, connection: ServerConnection) -> float:
         dice = self._dice
         if not dice.active or connection.owner is None or connection.silent:
             return 0.0
@@ -103,7 +105,7 @@ class Wires:
         surround.loop.call_later(dice.seconds(), self._notice, connection, context=surround.outside)
         return 0.0
 
-    def _notice(self, connection: Connection) -> None:
+    def _notice(self, connection: ServerConnection) -> None:
         if connection in self._broken:
             self._broken.remove(connection)
             connection.reset()

@@ -20,8 +20,8 @@ from ...transports import (
 )
 from ...transports.memory import (
     Broker,
-    Faults as BrokerFaults,
-    Link,
+    BrokerFaults,
+    ClientLink,
     MemoryBus,
     MemoryConsumer,
     Queue,
@@ -186,7 +186,7 @@ class _Broker(Broker):
             if deadline is None or deadline > now
         }
 
-    def make_wire(self, link: Link) -> _Wire:
+    def make_wire(self, link: ClientLink) -> _Wire:
         wire = _Wire(self, link, self._surround)
         on_lost = link.on_lost
         # What the client does about it belongs to the client, whoever cut the connection.
@@ -202,13 +202,15 @@ class _Broker(Broker):
         super().publish(envelope)
         self._surround.note(envelope)
 
-    def drop(self, link: Link, *, taken_over: bool = False, lose_session: bool = False) -> None:
+    def drop(
+        self, link: ClientLink, *, taken_over: bool = False, lose_session: bool = False
+    ) -> None:
         if link.open:
             what = "session-lost" if lose_session else "lost"
             self._surround.trace.add(link.client_id, what)
         super().drop(link, taken_over=taken_over, lose_session=lose_session)
 
-    def close(self, link: Link, *, lose_session: bool = False) -> None:
+    def close(self, link: ClientLink, *, lose_session: bool = False) -> None:
         if link.open:
             self._surround.trace.add(link.client_id, "disconnect")
         super().close(link, lose_session=lose_session)
@@ -248,7 +250,7 @@ class _Wire:
         owner: the life of the application that made the connection.
     """
 
-    def __init__(self, broker: Broker, link: Link, surround: Surround) -> None:
+    def __init__(self, broker: Broker, link: ClientLink, surround: Surround) -> None:
         self.context = contextvars.copy_context()
         self.owner = self.context.get(OWNER)
         self._broker = broker

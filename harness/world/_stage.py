@@ -13,13 +13,13 @@ from ..._thread_work import BusyThread
 from ...runtime.application._application import DistributedApplication
 from ...transports import Envelope, SocketProvider, is_reserved
 from .._trace import Trace
-from ._member import Member
+from ._application import ApplicationUnderTest
 from ._watch import Watch
 
 if TYPE_CHECKING:
     from ...runtime.hosting._lane import Lane
     from ..simulated._profiles import SimulatedBus
-    from ._member import Life
+    from ._application import Life
 
 __all__ = ["Stage"]
 
@@ -39,7 +39,7 @@ class Stage(abc.ABC):
         trace: what happened.
         watch: what the actors do, and what has failed.
         buses: in place of those of the applications, by their address.
-        members: the applications.
+        tested: the applications.
         taken: what the buses have taken from applications.
         problems: for `take_problems`.
     """
@@ -51,7 +51,7 @@ class Stage(abc.ABC):
         self.trace = Trace(loop, start)
         self.watch = Watch(loop, self.trace)
         self.buses: dict[str, SimulatedBus] = {}
-        self.members: list[Member] = []
+        self.tested: list[ApplicationUnderTest] = []
         self.taken: list[Envelope] = []
         self.problems: list[str] = []
         self._start = start
@@ -72,7 +72,7 @@ class Stage(abc.ABC):
 
     def add(self, application: DistributedApplication) -> None:
         """Take an application in, not started."""
-        self.members.append(Member(self, application, len(self.members) + 1))
+        self.tested.append(ApplicationUnderTest(self, application, len(self.tested) + 1))
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], context: Context) -> asyncio.Task[T]:
         """Run a coroutine in a context."""

@@ -45,15 +45,15 @@ class Strikes:
         if dice.strikes(faults.crash_actor):
             lanes = [
                 lane
-                for member in world.members
-                if member.life is not None
-                for lane in member.lanes
+                for tested in world.tested
+                if tested.life is not None
+                for lane in tested.lanes
                 if lane.spec.kind != "producer"
             ]
             if lanes:
                 self.restart(dice.choose(lanes))
         if dice.strikes(faults.crash):
-            alive = [member for member in world.members if member.life is not None]
+            alive = [tested for tested in world.tested if tested.life is not None]
             if alive:
                 victim = dice.choose(alive)
                 world.free(victim.kill)

@@ -16,7 +16,7 @@ from ...transports import Delivery, Envelope
 from .._errors import HandlerFailed, NotSettled
 from .._trace import Trace
 
-__all__ = ["Failure", "Watch", "Work"]
+__all__ = ["Activity", "Failure", "Watch"]
 
 _ANSWERED = ("handler", "answer", "payload")
 
@@ -50,7 +50,7 @@ class Failure:
         return f"{self.where} of {self.actor}{about}: {error_name(self.error)}: {text}"
 
 
-class Work:
+class Activity:
     """What one actor is working on.
 
     Attributes:
@@ -91,7 +91,7 @@ class Watch:
     def __init__(self, loop: asyncio.AbstractEventLoop, trace: Trace) -> None:
         self._loop = loop
         self._trace = trace
-        self._work: dict[Lane, Work] = {}
+        self._work: dict[Lane, Activity] = {}
         self._allowed: list[type[BaseException]] = [Reject, Retry]
         self._expected: dict[type[BaseException], bool] = {}
         self._reported = 0
@@ -112,7 +112,7 @@ class Watch:
                 add(address, "receive", item.envelope.topic, item.envelope.id)
             else:
                 add(address, "wake")
-            mine = Work(lane, item, self._loop.time())
+            mine = Activity(lane, item, self._loop.time())
             work[lane] = mine
             try:
                 await receive(instance, item)
@@ -146,11 +146,11 @@ class Watch:
 
     # For the harness.
 
-    def work(self) -> Iterator[Work]:
+    def work(self) -> Iterator[Activity]:
         """What is being worked on."""
         return iter(tuple(self._work.values()))
 
-    def work_of(self, lane: Lane) -> Work | None:
+    def work_of(self, lane: Lane) -> Activity | None:
         """What an actor is working on."""
         return self._work.get(lane)
 

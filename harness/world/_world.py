@@ -20,10 +20,10 @@ from ..loop._stacks import stack_of
 from ..loop._tasks import OWNER, bury_tasks, lost_failures, make_task
 from ..loop._watchdog import Beat, watched
 from ..simulated._profiles import Profile, simulate
-from ._member import Life
+from ._application import Life
 from ._stage import Stage
 from ._strikes import Strikes
-from ._watch import Work
+from ._watch import Activity
 
 __all__ = ["World"]
 
@@ -314,8 +314,8 @@ class World(Stage):
         for work in self.watch.work():
             if work.counts:
                 return f"{work.lane.address} is at work"
-        for member in self.members:
-            what = member.under_way()
+        for tested in self.tested:
+            what = tested.under_way()
             if what is not None:
                 return what
         for bus in self.buses.values():
@@ -332,7 +332,7 @@ class World(Stage):
             return f"{self.under_way() or 'it is at rest'}{threads}"
         return "; ".join(self._described(work) for work in working[:_NAMED]) + threads
 
-    def _described(self, work: Work) -> str:
+    def _described(self, work: Activity) -> str:
         about = "" if work.topic is None else f" on a message on {work.topic!r}"
         since = self.loop.time() - work.since
         trouble = self.watch.troubles.get(work.lane.address)
@@ -350,16 +350,16 @@ class World(Stage):
         loop.on_iteration = loop.on_idle = loop.on_stuck = None
         loop.set_exception_handler(lambda loop, context: None)
         try:
-            for member in self.members:
-                self.free(member.kill)
+            for tested in self.tested:
+                self.free(tested.kill)
             for bus in self.buses.values():
                 self.free(bus.kill, None)
             loop.run_until_complete(loop.create_task(self._bury()))
         finally:
             for bus in self.buses.values():
                 bus.close()
-            for member in self.members:
-                member.restore()
+            for tested in self.tested:
+                tested.restore()
             loop.close()
 
     async def _bury(self) -> None:

@@ -20,7 +20,7 @@ from spa_dat.testing import Faults, Harness, explore
 from spa_dat.transports import Delivery, Envelope, Tracker
 from spa_dat.transports.kafka.consuming._commits import Committer
 from spa_dat.transports.kafka.consuming._partitions import PartitionTracker
-from spa_dat.transports.memory import Broker, Link, MemoryConsumer
+from spa_dat.transports.memory import Broker, ClientLink, MemoryConsumer
 
 PASSING = 200
 FEWER = 50
@@ -162,7 +162,7 @@ def test_not_subscribing_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
     connect = MemoryConsumer._connect
 
-    def without_filters(self: MemoryConsumer) -> Link:
+    def without_filters(self: MemoryConsumer) -> ClientLink:
         with pytest.MonkeyPatch.context() as patch:
             if self._queue is not None:
                 patch.setattr(Broker, "subscribe", lambda *args: None)

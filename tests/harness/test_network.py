@@ -8,7 +8,7 @@ import contextvars
 import pytest
 
 from spa_dat.harness import VirtualLoop
-from spa_dat.harness.loop._network import Connection, Network
+from spa_dat.harness.loop._network import Network, ServerConnection
 from spa_dat.harness.loop._tasks import OWNER
 
 pytestmark = pytest.mark.virtual
@@ -20,9 +20,9 @@ class Server:
     def __init__(self) -> None:
         self.received: list[bytes] = []
         self.closed = 0
-        self.connection: Connection | None = None
+        self.connection: ServerConnection | None = None
 
-    def accept(self, connection: Connection) -> None:
+    def accept(self, connection: ServerConnection) -> None:
         self.connection = connection
         connection.on_data = self.received.append
         connection.on_close = self._on_close
@@ -31,7 +31,7 @@ class Server:
         self.closed += 1
 
     @property
-    def wire(self) -> Connection:
+    def wire(self) -> ServerConnection:
         assert self.connection is not None
         return self.connection
 

@@ -16,11 +16,11 @@ from aiokafka.record.util import calc_crc32c
 
 from spa_dat.harness import VirtualEnvironment, VirtualLoop
 from spa_dat.harness.kafka_cluster import (
+    AppendedRecord,
     Cluster,
     Code,
     GroupState,
     Refused,
-    StoredRecord,
     virtual_time,
 )
 from spa_dat.harness.kafka_cluster._log import Log, encode_record
@@ -173,7 +173,7 @@ def test_broken_and_large_batches_are_refused() -> None:
     assert code_of(log, good[:-1]) is Code.CORRUPT_MESSAGE
     assert code_of(log, b"") is Code.CORRUPT_MESSAGE
     assert code_of(log, encode_record(None, bytes(200), [], 1)) is Code.MESSAGE_TOO_LARGE
-    assert log.append(good)[1] == [StoredRecord("t", 0, 0, b"k", b"v", (), 1)]
+    assert log.append(good)[1] == [AppendedRecord("t", 0, 0, b"k", b"v", (), 1)]
 
 
 def test_a_name_of_a_header_may_be_any_bytes() -> None:

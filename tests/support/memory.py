@@ -7,7 +7,7 @@ from typing import Any
 from spa_dat import DistributedApplication, MemoryConfig
 from spa_dat.harness._waiting import Gate, eventually
 from spa_dat.transports import Envelope, MemoryProvider
-from spa_dat.transports.memory import Broker, Faults
+from spa_dat.transports.memory import Broker, BrokerFaults
 from support.virtual import VirtualEnvironment
 
 __all__ = ["Gate", "Site", "Watcher"]
@@ -57,7 +57,7 @@ class Site:
         return self.provider.broker
 
     @property
-    def faults(self) -> Faults:
+    def faults(self) -> BrokerFaults:
         """Trouble on demand."""
         return self.broker.faults
 

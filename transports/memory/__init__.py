@@ -6,14 +6,14 @@ from ._broker import Broker
 from ._bus import MemoryBus
 from ._config import MemoryConfig
 from ._consumer import MemoryConsumer
-from ._faults import Faults
+from ._faults import BrokerFaults
 from ._provider import MemoryProvider
-from ._queue import Link, Queue, Wire
+from ._queue import ClientLink, Queue, Wire
 
 __all__ = [
     "Broker",
-    "Faults",
-    "Link",
+    "BrokerFaults",
+    "ClientLink",
     "MemoryBus",
     "MemoryConfig",
     "MemoryConsumer",

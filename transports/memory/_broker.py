@@ -12,8 +12,8 @@ import msgspec
 from ...errors import ConfigurationError, NoResponder
 from .._envelope import Envelope
 from .._topics import TopicFilter, TopicTrie
-from ._faults import Faults
-from ._queue import Link, Queue, Wire
+from ._faults import BrokerFaults
+from ._queue import ClientLink, Queue, Wire
 
 __all__ = ["Broker"]
 
@@ -33,8 +33,8 @@ class Broker:
 
     def __init__(self, address: str = "memory://") -> None:
         self.address = address
-        self.faults = Faults(self)
-        self.links: dict[str, Link] = {}
+        self.faults = BrokerFaults(self)
+        self.links: dict[str, ClientLink] = {}
         self._queues: dict[str, Queue] = {}
         self._trie: TopicTrie[Queue] = TopicTrie()
         self._retained: dict[str, tuple[Envelope, float | None]] = {}
@@ -68,7 +68,7 @@ class Broker:
         on_lost: Callable[[bool], None],
         group: str | None = None,
         qos: int = 1,
-    ) -> Link:
+    ) -> ClientLink:
         """Open a connection and find or make its session; messages may arrive from now on.
 
         An open connection with the same client id is ended first.
@@ -76,10 +76,10 @@ class Broker:
         Args:
             client_id: who connects.
             durable: keep the session while nobody is connected; without, it starts empty.
-            window: as in `Link`.
-            window_bytes: as in `Link`.
-            on_message: as in `Link`.
-            on_lost: as in `Link`.
+            window: as in `ClientLink`.
+            window_bytes: as in `ClientLink`.
+            on_message: as in `ClientLink`.
+            on_lost: as in `ClientLink`.
             group: share the session under this name; None for one of its own.
             qos: the highest quality of service wanted.
 
@@ -100,7 +100,7 @@ class Broker:
             queue = self._queues[name] = Queue(name, self.faults, shared=group is not None)
         queue.durable = durable
         queue.qos = qos
-        link = Link(
+        link = ClientLink(
             client_id,
             queue,
             window=window,
@@ -113,11 +113,11 @@ class Broker:
         queue.join(link)
         return link
 
-    def make_wire(self, link: Link) -> Wire | None:
+    def make_wire(self, link: ClientLink) -> Wire | None:
         """What the packets of a new connection go over; None for the short way."""
         return None
 
-    def subscribe(self, link: Link, patterns: Iterable[str]) -> None:
+    def subscribe(self, link: ClientLink, patterns: Iterable[str]) -> None:
         """Bring plain filters in force; what is retained comes for those that are new.
 
         A shared group gets nothing that was retained.
@@ -135,7 +135,7 @@ class Broker:
             if any(pattern.matches(topic) for pattern in wanted):
                 queue.put(envelope, self._retained[topic][1], retained=True)
 
-    def unsubscribe(self, link: Link, pattern: str) -> None:
+    def unsubscribe(self, link: ClientLink, pattern: str) -> None:
         """Undo `subscribe`; in a shared group once no open connection wants the filter."""
         queue = link.queue
         link.filters.pop(pattern, None)
@@ -168,12 +168,14 @@ class Broker:
         for queue in queues:
             queue.put(envelope, deadline)
 
-    def drop(self, link: Link, *, taken_over: bool = False, lose_session: bool = False) -> None:
+    def drop(
+        self, link: ClientLink, *, taken_over: bool = False, lose_session: bool = False
+    ) -> None:
         """End a connection from the broker's side, and tell its owner."""
         self.close(link, lose_session=lose_session)
         link.on_lost(taken_over)
 
-    def close(self, link: Link, *, lose_session: bool = False) -> None:
+    def close(self, link: ClientLink, *, lose_session: bool = False) -> None:
         """End a connection; what was not acknowledged on it goes out again."""
         if self.links.get(link.client_id) is not link:
             return

@@ -13,9 +13,9 @@ from .._topics import parked, reply_prefix
 from ..mqtt import as_taken, check_message
 from ._broker import Broker
 from ._config import MemoryConfig
-from ._connection import Connection
+from ._connection import MemoryConnection
 from ._consumer import MemoryConsumer
-from ._queue import Link, Wire
+from ._queue import ClientLink, Wire
 
 __all__ = ["MemoryBus"]
 
@@ -44,7 +44,7 @@ class MemoryBus(Bus):
             window=_WINDOW,
         )
         self._answers: list[tuple[OutboxEntry, Exception | None]] = []
-        self._connection = Connection(
+        self._connection = MemoryConnection(
             broker,
             f"{identity.application}.{identity.instance}",
             surroundings,
@@ -115,7 +115,7 @@ class MemoryBus(Bus):
         if envelope.qos not in (0, 1):
             raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")
 
-    def _connect(self) -> Link:
+    def _connect(self) -> ClientLink:
         link = self._broker.connect(
             self._connection.client_id,
             durable=False,

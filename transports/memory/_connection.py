@@ -10,9 +10,9 @@ from ...errors import ConfigurationError, ConnectFailed
 from .._contract import Surroundings
 from .._reconnect import Backoff, Rivalry
 from ._broker import Broker
-from ._queue import Link
+from ._queue import ClientLink
 
-__all__ = ["Connection"]
+__all__ = ["MemoryConnection"]
 
 _log = get_logger(__name__)
 
@@ -20,7 +20,7 @@ _SETTLED = 2.0
 _LASTING = 30.0
 
 
-class Connection:
+class MemoryConnection:
     """One client's connection, made again after a backoff whenever it is lost.
 
     Args:
@@ -37,10 +37,10 @@ class Connection:
         client_id: str,
         surroundings: Surroundings,
         *,
-        connect: Callable[[], Link],
+        connect: Callable[[], ClientLink],
         lost: Callable[[], None],
     ) -> None:
-        self.link: Link | None = None
+        self.link: ClientLink | None = None
         self.client_id = client_id
         self._broker = broker
         self._surroundings = surroundings

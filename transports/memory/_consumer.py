@@ -12,8 +12,8 @@ from .._envelope import Envelope
 from .._topics import TopicFilter
 from ..mqtt import as_taken
 from ._broker import Broker
-from ._connection import Connection
-from ._queue import Link, Queue
+from ._connection import MemoryConnection
+from ._queue import ClientLink, Queue
 
 __all__ = ["MemoryConsumer"]
 
@@ -50,7 +50,7 @@ class MemoryConsumer(Consumer):
         self._waiters: list[asyncio.Future[None]] = []
         self._intake = True
         self._closed = False
-        self._connection = Connection(
+        self._connection = MemoryConnection(
             broker,
             f"{identity.application}.{identity.instance}.{subscription.name}",
             surroundings,
@@ -130,7 +130,7 @@ class MemoryConsumer(Consumer):
             else:
                 waiter.set_exception(error)
 
-    def _connect(self) -> Link:
+    def _connect(self) -> ClientLink:
         link = self._broker.connect(
             self._connection.client_id,
             durable=self._durable,

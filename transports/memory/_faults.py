@@ -10,10 +10,10 @@ from .._topics import TopicFilter
 if TYPE_CHECKING:
     from ._broker import Broker
 
-__all__ = ["Faults"]
+__all__ = ["BrokerFaults"]
 
 
-class Faults:
+class BrokerFaults:
     """What can go wrong with a memory broker, when a test asks for it.
 
     Reached as ``provider.broker.faults``. Patterns are plain filters; ``#`` leaves out replies and

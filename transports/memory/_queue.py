@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import msgspec
 
 from .._envelope import Envelope
-from ._faults import Faults
+from ._faults import BrokerFaults
 
-__all__ = ["Link", "Queue", "Wire"]
+__all__ = ["ClientLink", "Queue", "Wire"]
 
 
 class Wire(Protocol):
@@ -64,7 +64,7 @@ class Stored:
         )
 
 
-class Link:
+class ClientLink:
     """The broker's side of one connection.
 
     Args:
@@ -163,13 +163,13 @@ class Queue:
         members: open connections.
     """
 
-    def __init__(self, name: str, faults: Faults, *, shared: bool) -> None:
+    def __init__(self, name: str, faults: BrokerFaults, *, shared: bool) -> None:
         self.name = name
         self.durable = True
         self.shared = shared
         self.qos = 1
         self.filters: dict[str, None] = {}
-        self.members: list[Link] = []
+        self.members: list[ClientLink] = []
         self._faults = faults
         self._pending: deque[Stored] = deque()
         self._tokens = 0
@@ -195,12 +195,12 @@ class Queue:
             self._pending.append(Stored(envelope, self._tokens, deadline, retained=retained))
         self._pump()
 
-    def join(self, link: Link) -> None:
+    def join(self, link: ClientLink) -> None:
         """Send what is kept to this connection too."""
         self.members.append(link)
         self._pump()
 
-    def leave(self, link: Link) -> None:
+    def leave(self, link: ClientLink) -> None:
         """Take back what this connection has not acknowledged: it goes out again, first."""
         self.members.remove(link)
         returned = link.shut()
@@ -209,7 +209,7 @@ class Queue:
         self._pending = deque(heapq.merge(returned, self._pending, key=_by_token))
         self._pump()
 
-    def acknowledge(self, link: Link, token: int) -> None:
+    def acknowledge(self, link: ClientLink, token: int) -> None:
         """The message is done with; unknown tokens are ignored."""
         stored = link.in_flight.pop(token, None)
         if stored is not None:
@@ -227,7 +227,7 @@ class Queue:
             if not self._faults.drops(stored.envelope.topic):
                 link.send(stored)
 
-    def _next_member(self) -> Link | None:
+    def _next_member(self) -> ClientLink | None:
         count = len(self.members)
         for step in range(1, count + 1):
             index = (self._turn + step) % count

@@ -8,7 +8,7 @@ import msgspec
 
 from ._waits import Frame, Waiter
 
-__all__ = ["Envelope", "Reply"]
+__all__ = ["LocalMessage", "Reply"]
 
 
 class Reply(Waiter, Protocol):
@@ -19,7 +19,7 @@ class Reply(Waiter, Protocol):
     def set_exception(self, exception: Any, /) -> None: ...
 
 
-class Envelope(msgspec.Struct, eq=False):
+class LocalMessage(msgspec.Struct, eq=False):
     """One local message.
 
     Attributes:

@@ -19,7 +19,7 @@ from ..loop._tasks import OWNER
 if TYPE_CHECKING:
     from ._stage import Stage
 
-__all__ = ["Life", "Member"]
+__all__ = ["ApplicationUnderTest", "Life"]
 
 _PAUSE = 1.0
 
@@ -54,7 +54,7 @@ class Life:
             self._killed.set_result(None)
 
 
-class Member:
+class ApplicationUnderTest:
     """One application in a world.
 
     While it is in there, its buses, clock, randomness and counters are the world's.
