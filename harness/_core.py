@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -15,15 +15,16 @@ from ..runtime.hosting._lane import Lane
 from ..runtime.messaging._connection import Link
 from ..runtime.messaging._message import OutgoingMessage
 from ..runtime.messaging._socket import Socket
-from ..runtime.options._checks import is_number
+from ..runtime.options._checks import check_seconds, is_number
 from ..runtime.payloads._codec import Decoder, PayloadFormat, format_of
 from ..runtime.routing._subscriptions import NoSubscription
 from ..transports import Envelope, Identity, Surroundings, TopicFilter
-from .simulated._profiles import SimulatedBus
+from ._faults import Faults
+from .simulated._profiles import Profile, SimulatedBus
 from .world._application import ApplicationUnderTest
 from .world._stage import Stage
 
-__all__ = ["NAME", "NO_MORE", "Core", "plain"]
+__all__ = ["NAME", "NO_MORE", "Core", "check_options", "failure_classes", "plain"]
 
 NAME = "harness"
 """What the harness itself is called on the buses."""
@@ -269,3 +270,39 @@ def plain(envelope: Envelope) -> Any:
     if form is PayloadFormat.TEXT:
         return _TEXT.decode(envelope.payload, envelope.content_type)
     return envelope.payload or None if form is PayloadFormat.UNSTATED else envelope.payload
+
+
+def check_options(
+    *,
+    seed: int,
+    profile: Profile | None,
+    faults: Faults | None,
+    grace: float,
+    patience: float,
+    limit: int,
+) -> None:
+    """Raise ConfigurationError for an option that cannot be; see `Harness`."""
+    if not isinstance(seed, int):
+        raise ConfigurationError(f"Harness: seed={seed!r}: give a whole number")
+    if profile is not None and profile not in get_args(Profile):
+        names = " or ".join(map(repr, get_args(Profile)))
+        raise ConfigurationError(f"Harness: profile={profile!r}: give {names}, or None")
+    if faults is not None and not isinstance(faults, Faults):
+        raise ConfigurationError(
+            f"Harness: faults={faults!r}: give Faults, for example Faults.all(), or None"
+        )
+    check_seconds("Harness", "grace", grace)
+    check_seconds("Harness", "patience", patience)
+    if not isinstance(limit, int) or limit < 1:
+        raise ConfigurationError(f"Harness: limit={limit!r}: give a number of messages, 1 or more")
+
+
+def failure_classes(what: str, given: object) -> tuple[type[BaseException], ...]:
+    """One class of errors, or a tuple of them, as a tuple; raises ConfigurationError for others."""
+    kinds = given if isinstance(given, tuple) else (given,)
+    for kind in kinds:
+        if not isinstance(kind, type) or not issubclass(kind, BaseException):
+            raise ConfigurationError(
+                f"{what}: {kind!r} is no class of errors; give one such as LookupError, or a tuple"
+            )
+    return kinds

@@ -13,10 +13,9 @@ from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.options._checks import is_number
 from ._async_harness import AsyncHarness
-from ._core import NAME, NO_MORE, Core
+from ._core import NAME, NO_MORE, Core, check_options, failure_classes
 from ._errors import NotSettled
 from ._faults import Faults
-from ._options import check_options, failure_classes
 from ._reads import Reads
 from ._replay import replay
 from .loop._foreign_threads import UnannouncedThread

@@ -10,9 +10,8 @@ from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.messaging._message import Message, PublishOptions, outgoing_message
 from ..runtime.payloads._codec import Decoder
-from ._core import Core, plain
+from ._core import Core, failure_classes, plain
 from ._letters import DeadLetter
-from ._options import failure_classes
 from .world._watch import Failure
 
 __all__ = ["Reads"]

@@ -1,3 +1,4 @@
 """Applications under test on real brokers, in real time.
 
-Begin with `_live`."""
+It may import everything in the harness but its fixture and the transport kit. Begin with
+`_live`."""

@@ -1,3 +1,4 @@
 """Simulated buses that behave as MQTT brokers and Kafka clusters do.
 
-Begin with `_profiles`."""
+It may import `loop` and `kafka_cluster`, and the faults and the trace of the harness. Begin with
+`_profiles`."""

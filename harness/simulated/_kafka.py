@@ -16,8 +16,8 @@ from ..kafka_cluster import MAX_BATCH, AppendedRecord, Cluster, encode_record, v
 from ..loop._clock import VirtualEnvironment
 from ..loop._network import Network
 from ._kafka_bus import ObservedBus, Offsets
+from ._kafka_connections import KafkaConnections
 from ._kafka_order import repeatable_order
-from ._kafka_wires import Wires
 from ._profiles import SimulatedBus, Surround
 
 __all__ = ["SimulatedKafka"]
@@ -63,7 +63,7 @@ class SimulatedKafka(SimulatedBus):
         self.cluster = Cluster(loop, host=self._host, port=_PORT, on_event=self._on_event, now=now)
         self.cluster.on_append = self._on_append
         self.cluster.patience = self._patience
-        self._wires = Wires(surround, network, self._host)
+        self._connections = KafkaConnections(surround, network, self._host)
         self._network = network
         self.come_back()
         self._buses: list[ObservedBus] = []
@@ -137,13 +137,15 @@ class SimulatedKafka(SimulatedBus):
 
     def _under_way(self, to_commit: Offsets) -> str | None:
         self._buses = [bus for bus in self._buses if not bus.gone]
-        problem = self._wires.under_way()
+        problem = self._connections.under_way()
         if problem is None:
             settled: Offsets = {}
             for bus in self._buses:
                 settled.update(bus.settled())
             for bus in self._buses:
-                problem = problem or bus.under_way(self._wires.is_connected, settled, to_commit)
+                problem = problem or bus.under_way(
+                    self._connections.is_connected, settled, to_commit
+                )
         return problem
 
     def begin_to_settle(self) -> None:
@@ -177,7 +179,7 @@ class SimulatedKafka(SimulatedBus):
 
     def clients(self) -> list[str]:
         """See `SimulatedBus.clients`."""
-        return self._wires.clients()
+        return self._connections.clients()
 
     def cut(self, client: str, *, lose_session: bool = False) -> None:
         """See `SimulatedBus.cut`.
@@ -187,7 +189,7 @@ class SimulatedKafka(SimulatedBus):
         the group has committed stays, as it does in a cluster.
         """
         self._surround.trace.add(client, "session-lost" if lose_session else "lost")
-        self._wires.reset(client)
+        self._connections.reset(client)
         if lose_session:
             for group in self.cluster.groups.values():
                 for identifier, member in list(group.members.items()):
@@ -199,11 +201,11 @@ class SimulatedKafka(SimulatedBus):
         self._network.refuse(self._host, _PORT)
         for client in self.clients():
             self._surround.trace.add(client, "lost")
-            self._wires.reset(client)
+            self._connections.reset(client)
 
     def come_back(self) -> None:
         """See `SimulatedBus.come_back`."""
-        self._network.listen(self._host, _PORT, self._wires.accepting(self.cluster.accept))
+        self._network.listen(self._host, _PORT, self._connections.accepting(self.cluster.accept))
 
     def kill(self, owner: object) -> None:
         """See `SimulatedBus.kill`."""
@@ -211,7 +213,7 @@ class SimulatedKafka(SimulatedBus):
             if bus.owner is owner:
                 bus.abandon()
         self._buses = [bus for bus in self._buses if not bus.gone]
-        self._wires.kill(owner)
+        self._connections.kill(owner)
 
     def rebalance(self) -> bool:
         """See `SimulatedBus.rebalance`."""

@@ -12,13 +12,13 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from spa_dat import Actor, DistributedApplication, RestartPolicy, on
 from spa_dat.errors import RestartLimitReached
+from spa_dat.harness import VirtualEnvironment
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.hosting._lane import Lane
 from spa_dat.runtime.hosting._observer import Receive
 from spa_dat.runtime.routing._routes import Routed
 from spa_dat.transports import Envelope
 from support.machine import VirtualMachine, machine_case, step
-from support.virtual import VirtualEnvironment
 
 INTENSITY, BACKOFF_MIN, BACKOFF_MAX = 3, 1.0, 3.0
 ONE_MESSAGE = 0.5

@@ -16,10 +16,10 @@ from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssigno
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import TopicAlreadyExistsError
 
+from spa_dat.testing import Kafka
 from spa_dat.testing.conformance import Inbox, TransportHarness
 from spa_dat.transports import SocketProvider
 from spa_dat.transports.kafka import KafkaConfig, KafkaProvider
-from support.kafka import Kafka
 
 __all__ = ["KafkaHarness", "RealKafkaHarness"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from spa_dat._pytest import require
+from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.testing.conformance import TransportHarness
 from spa_dat.transports import SocketProvider
 from spa_dat.transports.mqtt import MqttConfig, MqttProvider
-from support.mosquitto import Mosquitto, require_mosquitto
 from support.other_brokers import Aedes, HiveMq
-from support.proxy import Proxy
 
 __all__ = ["AedesHarness", "HiveMqHarness", "MqttHarness"]
 
@@ -30,7 +30,7 @@ class MqttHarness(TransportHarness):
 
     def ready_broker(self) -> Mosquitto | HiveMq | Aedes:
         """A broker that has nothing stored."""
-        require_mosquitto()
+        require(Mosquitto)
         self._broker: Mosquitto | HiveMq | Aedes = Mosquitto(durable=True)
         self._broker.start()
         return self._broker

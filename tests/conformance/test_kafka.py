@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from conformance.kafka_harness import RealKafkaHarness
+from spa_dat.testing import Kafka
 from spa_dat.testing.conformance import ConformanceSuite, TransportHarness
-from support.kafka import Kafka
 
 
 @pytest.mark.kafka

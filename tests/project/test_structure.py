@@ -72,6 +72,19 @@ LAYERS = (
     "recording",
 )
 """The rooms of the runtime; each may import those before it."""
+HARNESS_LAYERS = (
+    {"loop"},
+    {"_errors", "_faults", "_trace", "_waiting"},
+    {"kafka_cluster"},
+    {"brokers"},
+    {"simulated"},
+    {"world"},
+    {"_async_harness", "_core", "_explore", "_harness", "_letters", "_reads", "_replay"},
+    {"live"},
+    {"_fixture"},
+    {"conformance"},
+)
+"""The same of the harness, with the modules that are in no room."""
 SLEEPS_ALLOWED: frozenset[str] = frozenset()
 """Tests, as ``file::function``, for which letting real time pass is what is tested."""
 
@@ -135,6 +148,27 @@ def test_rooms_of_the_runtime_import_only_those_below(path: Path) -> None:
 def test_every_room_of_the_runtime_has_its_place() -> None:
     rooms = {path.parent.name for path in (ROOT / "runtime").glob("*/__init__.py")}
     assert rooms == set(LAYERS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=identifier)
+def test_rooms_of_the_harness_import_only_those_below(path: Path) -> None:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] != "harness" or parts[1] == "__init__":  # which shows what is public of all
+        return
+    own = next(number for number, layer in enumerate(HARNESS_LAYERS) if parts[1] in layer)
+    above = set().union(*HARNESS_LAYERS[own + 1 :])
+    wrong = [
+        f"line {line}: {parts[1]} must not import {name.split('.')[2]}"
+        for line, name in imports(path)
+        if name.startswith("relative:spa_dat.harness.") and name.split(".")[2] in above
+    ]
+    assert wrong == []
+
+
+def test_everything_in_the_harness_has_its_place() -> None:
+    rooms = {path.parent.name for path in (ROOT / "harness").glob("*/__init__.py")}
+    others = {path.stem for path in (ROOT / "harness").glob("_[!_]*.py")}
+    assert rooms | others == set().union(*HARNESS_LAYERS)
 
 
 @pytest.mark.parametrize("path", modules(), ids=identifier)

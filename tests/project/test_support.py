@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from spa_dat.harness import Deadlock, VirtualEnvironment
 from support.deadline import deadline
 from support.running import run_async_test
-from support.virtual import Deadlock, VirtualEnvironment
 from support.waiting import eventually
 
 AsyncTest = Callable[[], Coroutine[Any, Any, None]]

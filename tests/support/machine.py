@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine
 
-from support.virtual import VirtualLoop
+from spa_dat.harness import VirtualLoop
 
 __all__ = ["VirtualMachine", "at_once", "machine_case", "step"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from spa_dat import DistributedApplication, MemoryConfig
-from spa_dat.harness._waiting import Gate, eventually
+from spa_dat.harness import VirtualEnvironment
+from spa_dat.harness._waiting import eventually
 from spa_dat.transports import Envelope, MemoryProvider
 from spa_dat.transports.memory import Broker, BrokerFaults
-from support.virtual import VirtualEnvironment
 
-__all__ = ["Gate", "Site", "Watcher"]
+__all__ = ["Site", "Watcher"]
 
 
 class Watcher:

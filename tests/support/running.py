@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from spa_dat.harness import VirtualLoop
 from spa_dat.harness.loop._running import LeftBehind, run_alone
 from support.deadline import interruptible
-from support.virtual import VirtualLoop
 
 __all__ = ["run_async_test"]
 

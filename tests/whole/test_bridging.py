@@ -9,9 +9,9 @@ import pytest
 
 from spa_dat import DistributedApplication, Message, Socket
 from spa_dat.errors import ConfigurationError
+from spa_dat.harness import VirtualEnvironment
 from spa_dat.testing import Harness
 from support.memory import Site
-from support.virtual import VirtualEnvironment
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual

@@ -22,11 +22,11 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ActorStopped, ConfigurationError, ConnectFailed, RestartLimitReached
+from spa_dat.harness import VirtualEnvironment
 from spa_dat.transports.memory import MemoryProvider
 from support.elsewhere import threads, threads_end
 from support.probe import talking
 from support.scripted import Peer, ScriptedBroker
-from support.virtual import VirtualEnvironment
 from support.waiting import eventually
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from spa_dat import Actor, Context, Message, Overflow, RetryPolicy, Socket, on
 from spa_dat.errors import ActorStopped, ConfigurationError, RemoteError
+from spa_dat.harness._waiting import Gate
 from spa_dat.runtime.messaging._turn import Turn, current_turn
 from spa_dat.transports import Envelope
-from support.memory import Gate, Site
+from support.memory import Site
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual

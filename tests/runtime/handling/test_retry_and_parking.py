@@ -11,8 +11,9 @@ import pytest
 
 from spa_dat import Context, DistributedApplication, Reject, Retry, RetryPolicy, Socket, SyncSocket
 from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
+from spa_dat.harness._waiting import Gate
 from spa_dat.testing import Harness
-from support.memory import Gate, Site
+from support.memory import Site
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual

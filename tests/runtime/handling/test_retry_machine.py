@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 from spa_dat import Actor, Reject, Retry, RetryPolicy
 from spa_dat.actors import ActorRef, ActorSystem, Mailbox, RestartPolicy
 from spa_dat.errors import RestartLimitReached
+from spa_dat.harness import VirtualEnvironment
 from support.machine import VirtualMachine, machine_case, step
-from support.virtual import VirtualEnvironment
 
 ERRORS = st.one_of(
     st.builds(ValueError),

@@ -28,9 +28,10 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
+from spa_dat.harness._waiting import Gate
 from spa_dat.runtime.handling._batch_processor import BatchHandling
 from spa_dat.testing import Harness
-from support.memory import Gate, Site
+from support.memory import Site
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual

@@ -11,9 +11,9 @@ import pytest
 
 from spa_dat import Context, DistributedApplication, Socket, SyncSocket
 from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, PublishRefused
+from spa_dat.harness import VirtualEnvironment
 from spa_dat.testing import Faults, Harness
 from spa_dat.transports.memory import MemoryProvider
-from support.virtual import VirtualEnvironment
 from support.waiting import eventually
 
 

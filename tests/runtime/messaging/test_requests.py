@@ -29,8 +29,9 @@ from spa_dat.errors import (
     RemoteError,
     RequestTimeout,
 )
+from spa_dat.harness._waiting import Gate
 from spa_dat.transports import Envelope
-from support.memory import Gate, Site, Watcher
+from support.memory import Site, Watcher
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual

@@ -9,7 +9,8 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, Message, Socket, SyncSocket, on
 from spa_dat.errors import ConfigurationError, ConnectFailed
-from support.memory import Gate, Site
+from spa_dat.harness._waiting import Gate
+from support.memory import Site
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual

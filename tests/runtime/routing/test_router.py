@@ -17,7 +17,8 @@ from spa_dat import (
     Socket,
     on,
 )
-from support.memory import Gate, Site
+from spa_dat.harness._waiting import Gate
+from support.memory import Site
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual

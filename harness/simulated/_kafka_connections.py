@@ -9,10 +9,10 @@ from collections.abc import Callable
 from ..loop._network import Network, ServerConnection
 from ._profiles import Surround
 
-__all__ = ["Wires"]
+__all__ = ["KafkaConnections"]
 
 
-class Wires:
+class KafkaConnections:
     """All connections to one cluster.
 
     Args:
