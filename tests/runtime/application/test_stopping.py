@@ -151,6 +151,8 @@ def test_the_signals_of_processes_that_it_forks_are_theirs(start: Start) -> None
         f"""
         import multiprocessing, os, signal, warnings
         warnings.simplefilter("ignore")
+        # What was started in the background of a shell ignores it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         {_MAKE}
         app = make()
 
