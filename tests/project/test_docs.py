@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import enum
 import inspect
 import os
 import re
@@ -12,15 +13,22 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from spa_dat import DistributedApplication, Socket
+from spa_dat.actors import _cell
+from spa_dat.actors._cell import CellState
 from spa_dat.errors import NotAuthorised
 from spa_dat.testing import HarnessFactory, Mosquitto
+from spa_dat.transports import DeliveryState
+from spa_dat.transports.mqtt import _consumer
+from spa_dat.transports.mqtt._consumer import ConsumerState
+from spa_dat.transports.mqtt._inbox import InboxState
+from spa_dat.transports.mqtt.protocol._stream import Reading, Writing
 from support.waiting import eventually
 
 pytestmark = pytest.mark.repository
@@ -194,3 +202,37 @@ def anchors(page: Path) -> set[str]:
     return {
         re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
     }
+
+
+DIAGRAM = re.compile(
+    r"^(?P<before>[A-Z_]+(?:, [A-Z_]+)*|any) +-> (?P<after>[A-Z_]+)\b", re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(
+    ("states", "allowed"),
+    [(CellState, _cell._NEXT), (ConsumerState, _consumer._NEXT)],
+    ids=["an actor", "a consumer on MQTT"],
+)
+def test_diagrams_of_states_show_what_the_code_allows(
+    states: type[enum.Enum], allowed: Mapping[enum.Enum, Sequence[enum.Enum]]
+) -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    diagram = page.partition(f"(`{states.__name__}` in")[2].split("```")[1]
+    shown = set()
+    for arrow in DIAGRAM.finditer(diagram):
+        after = states[arrow["after"]]
+        if arrow["before"] == "any":
+            shown |= {(before, after) for before in states if before is not after}
+        else:
+            shown |= {(states[before], after) for before in arrow["before"].split(", ")}
+    assert shown == {(before, after) for before in states for after in allowed[before]}
+
+
+@pytest.mark.parametrize(
+    "states", [DeliveryState, CellState, ConsumerState, Reading, Writing, InboxState]
+)
+def test_diagrams_of_states_show_all_of_them(states: type[enum.Enum]) -> None:
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    section = page.partition("\n## States\n")[2].partition("\n## ")[0]
+    assert [state.name for state in states if not re.search(rf"\b{state.name}\b", section)] == []

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 from ..._logs import get_logger
 from ...errors import (
     ConfigurationError,
-    ConnectFailed,
-    ConnectionLost,
     MessageTooLarge,
     PublishRefused,
     SpaDatError,
@@ -18,27 +15,21 @@ from ...errors import (
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
-from .._suspicion import Blame
 from .._topics import parked, reply_prefix
 from ._config import MqttConfig
 from ._connection import Connection
 from ._consumer import MqttConsumer
-from ._publishing import Outgoing, blame
+from ._inbox import ReplyInbox
+from ._publishing import Outgoing
 from ._session import Loss, ServerLimits
 from ._texts import check_message
 from .protocol._client import MqttClient
 from .protocol._packets import PublishPacket
-from .protocol._reason_codes import subscribe_refusal
 
 __all__ = ["MqttBus"]
 
 _log = get_logger(__name__)
 
-_REFUSED = 0x80
-_RETRY_REFUSED = 10.0
-_MOST_DOUBLINGS = 5
-# Connections that end over the inbox before the next one does without.
-_MOST_ENDS = 3
 _MOST_PATIENCE = 16
 # Bytes that are written and not confirmed; they are in memory once more until they have left.
 _MOST_WRITTEN = 8_388_608
@@ -62,17 +53,13 @@ class MqttBus(Bus):
         self._stats = surroundings.stats
         self._identifier = f"{identity.application}.{identity.instance}"
         token = surroundings.environment.token()
-        self._inbox = reply_prefix(identity.application, token)
+        self._reply_prefix = reply_prefix(identity.application, token)
+        pattern = self._reply_prefix + "+"
+        self._inbox = ReplyInbox(config, self._identifier, pattern, self._stats)
         self._on_reply: Callable[[str, Envelope], None] | None = None
         self._client: MqttClient | None = None
+        # How many times the usual seconds the next connection has to confirm a large message.
         self._patience = 1
-        # Why there is no inbox for replies on the connection at hand.
-        self._no_inbox: SpaDatError | None = None
-        self._regaining: asyncio.Task[None] | None = None
-        # Connections in a row that ended while it was asked for, and whether the last attempt to
-        # connect came that far.
-        self._inbox_ends = 0
-        self._inbox_asked = False
         # What has been said about the broker.
         self._warned: dict[str, None] = {}
         self._outbox = Outbox(
@@ -91,8 +78,8 @@ class MqttBus(Bus):
     @property
     def trouble(self) -> str | None:
         # Without wildcards there never is an inbox, and whoever needs none is in no trouble.
-        if self.connected and not isinstance(self._no_inbox, ConfigurationError | None):
-            return str(self._no_inbox)
+        if self.connected and not isinstance(self._inbox.problem, ConfigurationError | None):
+            return str(self._inbox.problem)
         return super().trouble
 
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
@@ -100,9 +87,10 @@ class MqttBus(Bus):
         await self._connection.start()
 
     def reply_address(self, correlation: str) -> str:
-        if self._no_inbox is not None:
-            raise type(self._no_inbox)(f"no request can be made: {self._no_inbox}")
-        return self._inbox + correlation
+        problem = self._inbox.problem
+        if problem is not None:
+            raise type(problem)(f"no request can be made: {problem}")
+        return self._reply_prefix + correlation
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
         return MqttConsumer(self._config, self._surroundings, subscription, receiver)
@@ -126,16 +114,14 @@ class MqttBus(Bus):
 
     async def close(self) -> None:
         self._outgoing.close()
-        self._stop_regaining()
+        self._inbox.close()
         await self._connection.close()
         self.connected = False
 
     # What the connection asks for and reports.
 
     def make_client(self) -> MqttClient:
-        if not self._inbox_asked:
-            self._inbox_ends = 0
-        self._inbox_asked = False
+        self._inbox.connecting()
         self._client = MqttClient(
             self._config,
             self._identifier,
@@ -149,32 +135,7 @@ class MqttBus(Bus):
 
     async def prepare(self, client: MqttClient, *, first: bool) -> None:
         self._warn(client.limits)
-        self._no_inbox = None
-        if client.limits.lacking(self._inbox + "+") is not None:
-            self._no_inbox = ConfigurationError(
-                f"the broker at {self._config.address} offers no wildcard subscriptions, which the"
-                " replies need; use another broker"
-            )
-            return
-        self._inbox_asked = True
-        refusal: SpaDatError | None
-        if self._inbox_ends >= _MOST_ENDS and not first:
-            refusal = ConnectFailed(
-                f"the broker at {self._config.address} ends the connection when it is asked for the"
-                " inbox for replies: look into its log and access rules"
-            )
-        else:
-            refusal = await self._open_inbox(client)
-        if refusal is None:
-            return
-        if first:
-            raise refusal
-        # Publishes must not wait for it.
-        self._no_inbox = refusal
-        self._stats["mqtt.subscribe_refused"] += 1
-        _log.error("%r: %s; trying again", self._identifier, refusal)
-        self._stop_regaining()
-        self._regaining = asyncio.ensure_future(self._regain_inbox(client))
+        await self._inbox.open(client, first=first)
 
     def on_connected(self, session_present: bool) -> None:
         """The connection is used once `prepare` is through."""
@@ -189,9 +150,9 @@ class MqttBus(Bus):
         self._outgoing.unreachable()
 
     def trace(self) -> str | None:
-        if self._no_inbox is not None or self._outgoing.suspects:
+        if self._inbox.problem is not None or self._outgoing.suspects:
             return None
-        return self._inbox + "+"
+        return self._inbox.pattern
 
     def on_lost(self, loss: Loss) -> None:
         self._patience = 1
@@ -210,48 +171,15 @@ class MqttBus(Bus):
     ) -> None:
         if token >= 0 and self._client is not None:
             self._client.acknowledge([token])
-        if self._on_reply is None or not envelope.topic.startswith(self._inbox):
+        if self._on_reply is None or not envelope.topic.startswith(self._reply_prefix):
             self._stats["replies.foreign"] += 1
             return
         try:
-            self._on_reply(envelope.topic[len(self._inbox) :], envelope)
+            self._on_reply(envelope.topic[len(self._reply_prefix) :], envelope)
         except Exception:  # noqa: BLE001
             _log.exception("a reply on %r could not be handed over", envelope.topic)
 
     # Inner parts.
-
-    async def _open_inbox(self, client: MqttClient) -> SpaDatError | None:
-        """Subscribe to replies; returns why the broker refuses it."""
-        pattern = self._inbox + "+"
-        try:
-            codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
-        except ConnectionLost:
-            if client.lost.done() and blame(client.lost.result()) is Blame.POSSIBLE:
-                self._inbox_ends += 1
-            raise
-        self._inbox_ends = 0
-        # What a broker leaves out of its answer it has not granted.
-        code = codes[0] if codes else _REFUSED
-        return None if code < _REFUSED else subscribe_refusal(code, pattern)
-
-    async def _regain_inbox(self, client: MqttClient) -> None:
-        # Each attempt may cost a connection.
-        delay = _RETRY_REFUSED * 2 ** min(max(self._inbox_ends - _MOST_ENDS, 0), _MOST_DOUBLINGS)
-        while True:
-            await asyncio.sleep(delay)
-            if client.lost.done():
-                return
-            # It may be that only this once there is no answer.
-            with contextlib.suppress(ConnectionLost):
-                self._no_inbox = await self._open_inbox(client)
-                if self._no_inbox is None:
-                    _log.info("%r: the broker grants the inbox for replies again", self._identifier)
-                    return
-
-    def _stop_regaining(self) -> None:
-        if self._regaining is not None:
-            self._regaining.cancel()
-            self._regaining = None
 
     def _encode(self, envelope: Envelope) -> PublishPacket:
         if len(envelope.payload) > self.max_payload:

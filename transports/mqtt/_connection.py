@@ -64,7 +64,7 @@ class ConnectionOwner(ClientHandler, Protocol):
         """
 
 
-class _Onlooker:
+class _SessionProbe:
     """Takes nothing of what a connection brings that is only to look at the session."""
 
     session_present = False
@@ -309,11 +309,11 @@ class Connection:
         trace = self._owner.trace()
         if trace is None:
             return
-        onlooker = _Onlooker()
+        probe = _SessionProbe()
         client = MqttClient(
             self._config,
             self._identifier,
-            onlooker,
+            probe,
             self._stats,
             clean_start=False,
             session_expiry=_TRACE_SECONDS,
@@ -321,7 +321,7 @@ class Connection:
         foreign = False
         try:
             await client.connect()
-            if onlooker.session_present:
+            if probe.session_present:
                 codes = await client.unsubscribe([trace], timeout=_LOOK_TIMEOUT)
                 foreign = codes == [_NO_SUBSCRIPTION]
         except Exception as error:  # noqa: BLE001 (the next attempt meets it again)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 from collections.abc import Coroutine
 
 from ..._logs import get_logger
@@ -34,8 +35,61 @@ _RETRY_REFUSED = 10.0
 _MOST_ENDS = 3
 
 
-class _Adding:
-    """A filter that is being added."""
+class ConsumerState(enum.Enum):
+    """What a consumer does with the messages of its subscription.
+
+    Attributes:
+        NEW: it has not been started.
+        CONNECTING: there was no connection yet.
+        READING: messages come, and are handed over.
+        PAUSED: its window is full; what still comes was under way.
+        OVERRUN: more than that has come: the rest has to come again, on another connection.
+        HELD: the connection is lost, and the receiver begins nothing of what it has.
+        LAST_COPIES: as HELD, and the broker may have forgotten what the receiver has.
+        CLOSED: it has ended.
+    """
+
+    NEW = "new"
+    CONNECTING = "connecting"
+    READING = "reading"
+    PAUSED = "paused"
+    OVERRUN = "overrun"
+    HELD = "held"
+    LAST_COPIES = "last copies"
+    CLOSED = "closed"
+
+
+# Members of an Enum are slow to look up, and every message needs one.
+_NEW = ConsumerState.NEW
+_CONNECTING = ConsumerState.CONNECTING
+_READING = ConsumerState.READING
+_PAUSED = ConsumerState.PAUSED
+_OVERRUN = ConsumerState.OVERRUN
+_HELD = ConsumerState.HELD
+_LAST_COPIES = ConsumerState.LAST_COPIES
+_CLOSED = ConsumerState.CLOSED
+_WITHOUT_CONNECTION = (_HELD, _LAST_COPIES)
+
+# The diagram of docs/design.md.
+_NEXT = {
+    _NEW: (_CONNECTING, _CLOSED),
+    _CONNECTING: (_READING, _HELD, _CLOSED),
+    _READING: (_PAUSED, _HELD, _CLOSED),
+    _PAUSED: (_READING, _OVERRUN, _HELD, _CLOSED),
+    _OVERRUN: (_HELD, _CLOSED),
+    _HELD: (_READING, _LAST_COPIES, _CLOSED),
+    _LAST_COPIES: (_READING, _CLOSED),
+    _CLOSED: (),
+}
+
+
+class _PendingFilter:
+    """A filter that is being added.
+
+    Attributes:
+        ends: how often the connection has ended meanwhile.
+        given_up: ends with the reason why it is not asked for any more.
+    """
 
     def __init__(self) -> None:
         self.ends = 0
@@ -89,29 +143,21 @@ class MqttConsumer(Consumer):
         self._tasks: dict[asyncio.Task[None], None] = {}
         # Filters of the connection at hand that the broker does not grant, with its reason codes.
         self._refused: dict[str, int] = {}
-        # Filters that are being added, and how often the connection has ended meanwhile.
-        self._adding: dict[str, _Adding] = {}
+        self._pending: dict[str, _PendingFilter] = {}
         self._shortened: int | None = None
-        self._started = False
-        self._held = False
-        # The broker may have forgotten what is held.
-        self._last_copies = False
+        self._state = _NEW
+        # An order: what comes from now on is not taken, whatever the state.
         self._stopped = False
-        self._closing = False
-        self._paused = False
-        # More has come than may be held: the rest has to come again, on another connection.
-        self._overrun = False
-        self._lasting = False
 
     # The contract.
 
     async def start(self) -> None:
-        self._started = True
+        self._become(_CONNECTING)
         await self._connection.start()
 
     @property
     def trouble(self) -> str | None:
-        if not self._ready.done() or self._closing:
+        if not self._ready.done() or self._state is _CLOSED:
             return f"there is no connection to {self._config.address}"
         for pattern, code in self._refused.items():
             return str(subscribe_refusal(code, pattern))
@@ -119,17 +165,17 @@ class MqttConsumer(Consumer):
 
     async def add_filter(self, pattern: str) -> None:
         self._subscriptions.add(pattern)
-        if not self._started:
+        if self._state is _NEW:
             return
-        adding = self._adding[pattern] = _Adding()
+        pending = self._pending[pattern] = _PendingFilter()
         bringing = asyncio.ensure_future(self._bring_in_force())
         try:
-            await asyncio.wait((bringing, adding.given_up), return_when=asyncio.FIRST_COMPLETED)
-            if adding.given_up.done():
+            await asyncio.wait((bringing, pending.given_up), return_when=asyncio.FIRST_COMPLETED)
+            if pending.given_up.done():
                 raise not_outage(
                     ConnectFailed(
                         f"the broker at {self._config.address} ends the connection when it is asked"
-                        f" for the subscription to {quoted(pattern)}: {adding.given_up.result()}"
+                        f" for the subscription to {quoted(pattern)}: {pending.given_up.result()}"
                     )
                 )
             refused = bringing.result()
@@ -139,13 +185,13 @@ class MqttConsumer(Consumer):
             self._subscriptions.remove(pattern)
             raise
         finally:
-            del self._adding[pattern]
+            del self._pending[pattern]
             bringing.cancel()
             await asyncio.gather(bringing, return_exceptions=True)
 
     async def remove_filter(self, pattern: str) -> None:
         self._subscriptions.remove(pattern)
-        if self._started:
+        if self._state is not _NEW:
             await self._bring_in_force()
 
     def discard_stale(self, topic: str) -> None:
@@ -157,7 +203,9 @@ class MqttConsumer(Consumer):
         self._stopped = True
 
     async def close(self) -> None:
-        self._stopped = self._closing = True
+        self._stopped = True
+        if self._state is not _CLOSED:
+            self._become(_CLOSED)
         if not self._ready.done():
             self._ready.set_exception(ConnectionLost(f"consumer {self._identifier!r} is closed"))
             self._ready.exception()
@@ -170,10 +218,9 @@ class MqttConsumer(Consumer):
     # What the connection asks for and reports.
 
     def make_client(self) -> MqttClient:
-        if self._held and self._client is not None and self._client.unanswered:
+        if self._state is _HELD and self._client is not None and self._client.unanswered:
             # It may have made a new session all the same, which looks like the old one next time.
-            self._last_copies = True
-        self._overrun = False
+            self._become(_LAST_COPIES)
         self._client = MqttClient(
             self._config,
             self._identifier,
@@ -205,13 +252,14 @@ class MqttConsumer(Consumer):
 
     def on_connected(self, session_present: bool) -> None:
         assert self._client is not None
-        self._paused = False
         self._subscriptions.connected(self._client, session_present=session_present)
-        self._lasting = self._durable and self._client.limits.session_expiry != 0
         self._warn_of_a_short_session(self._client)
         if not session_present:
             self._redelivery.session_lost()
-        if not self._held:
+        if self._state is _CLOSED:
+            return
+        if self._state is _CONNECTING:
+            self._become(_READING)
             if self._durable and not session_present:
                 self._stats["mqtt.session_new"] += 1
                 _log.info(
@@ -222,9 +270,10 @@ class MqttConsumer(Consumer):
                 )
             return
         if session_present:
-            self._resume(redelivered=not self._last_copies)
+            self._resume(redelivered=self._state is _HELD)
             return
-        self._last_copies = True
+        if self._state is _HELD:
+            self._become(_LAST_COPIES)
         if self._durable:
             self._stats["mqtt.session_lost"] += 1
             _log.warning(
@@ -234,7 +283,7 @@ class MqttConsumer(Consumer):
             )
 
     def on_ready(self, client: MqttClient) -> None:
-        if self._held:
+        if self._state in _WITHOUT_CONNECTION:
             self._resume(redelivered=False)
         if not self._ready.done():
             self._ready.set_result(client)
@@ -249,11 +298,13 @@ class MqttConsumer(Consumer):
         self._redelivery.connection_lost(self._tracker.begin())
         self._subscriptions.connection_lost()
         self._count_against_what_is_added(loss)
-        if self._ready.done() and not self._closing:
+        if self._state is _CLOSED:
+            return
+        if self._ready.done():
             self._ready = asyncio.get_running_loop().create_future()
-        if not self._closing:
-            self._held = True
-            self._receiver.hold()
+        if self._state is not _LAST_COPIES:
+            self._become(_HELD)
+        self._receiver.hold()
 
     def on_confirmed(self, note: object, code: int) -> None:
         """Nothing is published on this connection."""
@@ -261,10 +312,13 @@ class MqttConsumer(Consumer):
     def on_message(
         self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
     ) -> None:
-        if self._stopped or self._overrun:
+        if self._stopped:
             return
-        if self._held:
-            self._resume(redelivered=False)
+        if self._state is not _READING:
+            if self._state is _OVERRUN:
+                return
+            if self._state in _WITHOUT_CONNECTION:
+                self._resume(redelivered=False)
         subscriptions = self._subscriptions
         unwanted = envelope.topic.startswith(RESERVED) and self._is_foreign(envelope.topic)
         if token < 0:
@@ -315,45 +369,62 @@ class MqttConsumer(Consumer):
         )
         if not final and blame(loss) is not Blame.POSSIBLE:
             return
-        for pattern, adding in self._adding.items():
-            adding.ends += 1
-            if (final or adding.ends >= _MOST_ENDS) and not adding.given_up.done():
+        for pattern, pending in self._pending.items():
+            pending.ends += 1
+            if (final or pending.ends >= _MOST_ENDS) and not pending.given_up.done():
                 self._subscriptions.withdraw(pattern)
-                adding.given_up.set_result(loss.text)
+                pending.given_up.set_result(loss.text)
 
     def _pause_if_full(self) -> None:
         assert self._client is not None
         tracker = self._tracker
         unreleased = len(tracker)
-        if not self._paused and (unreleased >= self._high or tracker.size >= self._most_bytes):
-            self._paused = True
-            self._stats["mqtt.paused"] += 1
-            self._client.pause()
-        elif self._lasting and tracker.size >= 2 * self._most_bytes:
+        if self._state is _READING:
+            if unreleased >= self._high or tracker.size >= self._most_bytes:
+                self._become(_PAUSED)
+                self._stats["mqtt.paused"] += 1
+                self._client.pause()
+            elif unreleased < self._low:
+                return
+        elif (
+            self._state is _PAUSED
+            and tracker.size >= 2 * self._most_bytes
+            and self._is_lasting(self._client)
+        ):
             # Reading goes on while an answer to a subscription is waited for.
-            self._overrun = True
+            self._become(_OVERRUN)
             self._stats["mqtt.overrun"] += 1
             self._spawn(self._subscriptions.connect_anew(self._client))
-        if self._paused or unreleased >= self._low:
-            tracker.fill()
+        tracker.fill()
 
     def _look_for_room(self) -> None:
         tracker = self._tracker
+        full = self._state is _PAUSED or self._state is _OVERRUN
         if (
-            self._paused
+            full
             and len(tracker) <= self._low
             and tracker.size <= self._most_bytes // 2
             and self._client is not None
         ):
-            self._paused = False
+            full = False
+            if self._state is _PAUSED:
+                self._become(_READING)
             self._client.resume()
-        if self._paused or len(tracker) >= self._low:
+        if full or len(tracker) >= self._low:
             tracker.fill()
         else:
             tracker.full = False
 
+    def _become(self, state: ConsumerState) -> None:
+        assert state in _NEXT[self._state], f"{self._identifier}: {self._state} to {state}"
+        self._state = state
+
+    def _is_lasting(self, client: MqttClient) -> bool:
+        """Whether what the broker has sent and not got acknowledged comes again."""
+        return self._durable and client.limits.session_expiry != 0
+
     def _resume(self, *, redelivered: bool) -> None:
-        self._held = self._last_copies = False
+        self._become(_READING)
         self._receiver.resume(redelivered=redelivered)
 
     def _is_foreign(self, topic: str) -> bool:
@@ -377,7 +448,7 @@ class MqttConsumer(Consumer):
             try:
                 return await self._subscriptions.apply(client)
             except ConnectionLost:
-                if self._closing or not client.lost.done():
+                if self._state is _CLOSED or not client.lost.done():
                     raise
 
     async def _retry_refused(self, client: MqttClient) -> None:

@@ -14,7 +14,7 @@ from spa_dat import MqttConfig
 from spa_dat.errors import ConnectionLost
 from spa_dat.harness.brokers._certificates import make_certificates
 from spa_dat.transports import Envelope
-from spa_dat.transports.mqtt.protocol._connect import dial
+from spa_dat.transports.mqtt.protocol._connect import open_socket
 from spa_dat.transports.mqtt.protocol._control import Control
 from spa_dat.transports.mqtt.protocol._keepalive import LARGE, KeepAlive
 from spa_dat.transports.mqtt.protocol._packets import PINGREQ
@@ -240,7 +240,7 @@ async def test_over_tls_a_stream_tells_of_a_large_write_before_all_of_it_has_lef
     )
     port = server.sockets[0].getsockname()[1]
     config = MqttConfig(host="127.0.0.1", port=port, tls=True, tls_ca=str(tmp_path / "ca.pem"))
-    stream = FrameStream(await dial(config), lambda *packet: None, lambda error: None)
+    stream = FrameStream(await open_socket(config), lambda *packet: None, lambda error: None)
     try:
         stream.write(b"x" * 40_000_000)
         reader, writer = await accepted

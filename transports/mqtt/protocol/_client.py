@@ -22,7 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from ...._logs import get_logger
 from .._config import MqttConfig
 from .._session import ClientHandler, Ending, Loss, ServerLimits
-from ._connect import dial
+from ._connect import open_socket
 from ._control import Control, make_properties, read_properties
 from ._flow import MessageFlow
 from ._keepalive import KeepAlive
@@ -143,7 +143,7 @@ class MqttClient:
             ConfigurationError: the TLS files cannot be used.
         """
         try:
-            sock = await dial(self._config)
+            sock = await open_socket(self._config)
             self._stream = FrameStream(sock, self._on_first_packet, self._on_end, self._divert)
             self._flow.begin(self._stream)
             self.unanswered = True

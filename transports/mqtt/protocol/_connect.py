@@ -11,10 +11,10 @@ from ..._tls import tls_context
 from .._config import MqttConfig
 from ._stream import FrameStream
 
-__all__ = ["answers_older_version", "dial"]
+__all__ = ["answers_older_version", "open_socket"]
 
 
-async def dial(config: MqttConfig) -> socket.socket:
+async def open_socket(config: MqttConfig) -> socket.socket:
     """A connected socket that does not block; cancelling leaves nothing open.
 
     Raises:
@@ -122,7 +122,7 @@ async def answers_older_version(config: MqttConfig) -> bool:
     stream: FrameStream | None = None
     try:
         async with asyncio.timeout(_LONGEST):
-            stream = FrameStream(await dial(config), on_packet, on_end)
+            stream = FrameStream(await open_socket(config), on_packet, on_end)
             stream.write(_CONNECT)
             found = await answer
         stream.write(_DISCONNECT)

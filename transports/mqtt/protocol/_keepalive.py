@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ._packets import PINGREQ
 
-__all__ = ["LARGE", "KeepAlive", "Line"]
+__all__ = ["LARGE", "KeepAlive", "WatchedStream"]
 
 LARGE = 65_536
 """Bytes from which on a message may be on its way for long after its last byte has left here."""
@@ -24,13 +24,16 @@ _LONGEST_WAIT = 60.0
 _LEAST_PERIODS = 8
 
 
-class Line(Protocol):
+class WatchedStream(Protocol):
     """What a connection's stream tells of the bytes that pass it; see `FrameStream`."""
 
     heard: bool
     spoken: bool
-    paused: bool
     written: int
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing is read for the time being."""
 
     def departed(self) -> int:
         """How many of the written bytes the peer's system has received."""
@@ -72,7 +75,7 @@ class KeepAlive:
 
     def __init__(
         self,
-        stream: Line,
+        stream: WatchedStream,
         seconds: float,
         on_silence: Callable[[str], None],
         unconfirmed: Callable[[], int],

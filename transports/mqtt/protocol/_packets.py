@@ -22,9 +22,9 @@ __all__ = [
     "Dropped",
     "LargePublish",
     "MalformedPacket",
+    "PacketSink",
     "PublishDecoder",
     "PublishPacket",
-    "Taker",
     "as_taken",
     "encode_acknowledgements",
     "encode_completion",
@@ -364,7 +364,7 @@ LARGEST_HEAD = 131_072
 _LONGEST_OF_THREE_BYTES = 2_097_151
 
 
-class Taker(Protocol):
+class PacketSink(Protocol):
     """Takes one packet as it comes.
 
     Attributes:
@@ -511,7 +511,7 @@ class Dropped:
         self.left = left
 
     def feed(self, data: bytes) -> int:
-        """As `Taker.feed`."""
+        """As `PacketSink.feed`."""
         taken = min(self.left, len(data))
         self.left -= taken
         return taken

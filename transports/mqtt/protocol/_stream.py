@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import socket
 import ssl
 import sys
 from collections.abc import Callable
 
 from ...._logs import get_logger
-from ._packets import Dropped, MalformedPacket, Taker
+from ._packets import Dropped, MalformedPacket, PacketSink
 
 __all__ = ["FrameStream"]
 
@@ -24,7 +25,44 @@ _CHUNK = 65_536
 # Of macOS; Python does not name it.
 _SO_NWRITE = 0x1024
 _WANT_READ = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
-_BLOCKED = (*_WANT_READ, ssl.SSLWantWriteError)
+_WANT_WRITE = (*_WANT_READ, ssl.SSLWantWriteError)
+
+
+class Reading(enum.Enum):
+    """What a stream does with what comes.
+
+    Attributes:
+        ON: it is read.
+        PAUSED: it stays with the operating system.
+        ENDED: the socket is closed, and nothing is written any more either.
+    """
+
+    ON = "on"
+    PAUSED = "paused"
+    ENDED = "ended"
+
+
+class Writing(enum.Enum):
+    """Where what was written is waiting.
+
+    Attributes:
+        IDLE: everything is with the operating system.
+        DUE: it is sent at the end of this turn of the event loop.
+        BLOCKED: it is sent when the operating system takes more.
+    """
+
+    IDLE = "idle"
+    DUE = "due"
+    BLOCKED = "blocked"
+
+
+# Members of an Enum are slow to look up, and every packet needs them.
+_ON = Reading.ON
+_PAUSED = Reading.PAUSED
+_ENDED = Reading.ENDED
+_IDLE = Writing.IDLE
+_DUE = Writing.DUE
+_BLOCKED = Writing.BLOCKED
 
 
 class FrameStream:
@@ -41,13 +79,12 @@ class FrameStream:
         on_end: called once when the socket cannot be read or written any more; with None when
             the peer closed it in good order.
         divert: asked about a packet that has not come whole yet, with its first byte and the
-            length behind its fixed header; returns who takes it as it comes, or None to have it
+            length behind its fixed header; returns what takes it as it comes, or None to have it
             put together.
 
     Attributes:
         heard: something was received since this was last set to False.
         spoken: something was written since this was last set to False.
-        paused: `pause` is in effect.
         on_packet: as given; it may be replaced.
         received: bytes received so far.
         written: bytes written so far, by the user of the stream.
@@ -58,11 +95,10 @@ class FrameStream:
         sock: socket.socket,
         on_packet: Callable[[int, bytes, int, int], None],
         on_end: Callable[[Exception | None], None],
-        divert: Callable[[int, int], Taker | None] = lambda first, length: None,
+        divert: Callable[[int, int], PacketSink | None] = lambda first, length: None,
     ) -> None:
         self.heard = False
         self.spoken = False
-        self.paused = False
         self.received = 0
         self.written = 0
         self._sock = sock
@@ -72,26 +108,25 @@ class FrameStream:
         self.on_packet = on_packet
         self._on_end = on_end
         self._divert = divert
-        self._taker: Taker | None = None
+        self._sink: PacketSink | None = None
         self._rest = bytearray()
         self._needed = 2
         self._out = bytearray()
-        self._flush_due = False
-        self._writer_added = False
+        self._reading = _PAUSED
+        self._writing = _IDLE
         self._after_flush: list[Callable[[], None]] = []
         self._handed = b""
-        self._ended = False
         self._at_end: asyncio.Future[None] = self._loop.create_future()
         self._flushed: asyncio.Future[None] | None = None
         self._quick = getattr(socket, "TCP_QUICKACK", None)
-        self._loop.add_reader(self._descriptor, self._readable)
+        self._set_reading(_ON)
 
     # What the client library sees of it.
 
     def recv(self, size: int) -> bytes:
         """The next bytes of the packet handed over; empty once the connection has ended."""
         if not self._handed:
-            if self._ended:
+            if self._reading is _ENDED:
                 return b""
             raise BlockingIOError
         data = self._handed[:size]
@@ -124,21 +159,22 @@ class FrameStream:
 
     def write(self, data: bytes | bytearray) -> None:
         """Send with everything else that this turn of the loop writes."""
-        if self._ended:
-            return
+        writing = self._writing
+        if writing is not _DUE:
+            if self._reading is _ENDED:
+                return
+            if writing is _IDLE:
+                self._set_writing(_DUE)
         self._out += data
         self.written += len(data)
         self.spoken = True
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
 
     def departed(self) -> int:
         """How many of the bytes written the peer's system has confirmed to have.
 
         Where the system does not tell, what it has taken over counts.
         """
-        if self._ended:
+        if self._reading is _ENDED:
             return self.written
         return self.written - len(self._out) - _unconfirmed(self._sock)
 
@@ -148,18 +184,19 @@ class FrameStream:
 
     def pause(self) -> None:
         """Stop reading, from the next packet on."""
-        if not self.paused:
-            self.paused = True
-            if not self._ended:
-                self._loop.remove_reader(self._descriptor)
+        if self._reading is _ON:
+            self._set_reading(_PAUSED)
 
     def resume(self) -> None:
         """Read again."""
-        if self.paused:
-            self.paused = False
-            if not self._ended:
-                self._loop.add_reader(self._descriptor, self._readable)
-                self._loop.call_soon(self._catch_up)
+        if self._reading is _PAUSED:
+            self._set_reading(_ON)
+            self._loop.call_soon(self._catch_up)
+
+    @property
+    def paused(self) -> bool:
+        """Whether `pause` is in effect."""
+        return self._reading is _PAUSED
 
     async def finish(self, timeout: float) -> None:
         """Send what is left, wait for the peer to close, close; at most ``timeout`` seconds.
@@ -169,15 +206,15 @@ class FrameStream:
         """
         self.on_packet = _ignore
         self._divert = _drop
-        if self._taker is not None:
-            self._taker = Dropped(self._taker.left)
+        if self._sink is not None:
+            self._sink = Dropped(self._sink.left)
         self.resume()
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(timeout):
-                if self._out and not self._ended:
+                if self._out and self._reading is not _ENDED:
                     self._flushed = self._loop.create_future()
                     await self._flushed
-                if not self._ended:
+                if self._reading is not _ENDED:
                     self._sock.shutdown(socket.SHUT_WR)
                     await self._at_end
         self.abort()
@@ -189,12 +226,12 @@ class FrameStream:
 
     def _readable(self, cause: OSError | None = None) -> None:
         """Read once; ``cause`` is what the end is put down to when there is no more."""
-        if self.paused or self._ended:
+        if self._reading is not _ON:
             return
         try:
             data = self._sock.recv(_CHUNK)
         except ssl.SSLWantWriteError:
-            self._watch_writable()
+            self._set_writing(_BLOCKED)
             return
         except _WANT_READ:
             return
@@ -211,20 +248,22 @@ class FrameStream:
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.IPPROTO_TCP, self._quick, 1)
         self._split(data)
-        if isinstance(self._sock, ssl.SSLSocket) and not self._ended and self._sock.pending():
+        if not isinstance(self._sock, ssl.SSLSocket) or self._reading is _ENDED:
+            return
+        if self._sock.pending():
             self._loop.call_soon(self._readable)
 
     def _catch_up(self) -> None:
-        if self.paused or self._ended:
+        if self._reading is not _ON:
             return
         if self._rest:
             self._split(b"")
         self._readable()
 
     def _split(self, data: bytes) -> None:
-        if self._taker is not None:
+        if self._sink is not None:
             data = self._fed(data)
-            if self.paused or self._ended:
+            if self._reading is not _ON:
                 self._rest += data
                 return
         if self._rest:
@@ -247,15 +286,15 @@ class FrameStream:
                 stop = start + length
                 if stop > end:
                     needed = stop - position
-                    self._taker = self._divert(data[position], length)
-                    if self._taker is not None:
-                        self._taker.feed(data[start:])
+                    self._sink = self._divert(data[position], length)
+                    if self._sink is not None:
+                        self._sink.feed(data[start:])
                         position = end
                         needed = 2
                     break
                 self.on_packet(data[position], data, start, stop)
                 position = stop
-                if self.paused or self._ended:
+                if self._reading is not _ON:
                     break
         except Exception as error:  # noqa: BLE001
             self._give_up(error)
@@ -265,15 +304,15 @@ class FrameStream:
             self._rest += data[position:] if position else data
 
     def _fed(self, data: bytes) -> bytes:
-        """What is left of the data when who takes the packet under way has had its part."""
-        assert self._taker is not None
+        """What is left of the data when the sink of the packet under way has had its part."""
+        assert self._sink is not None
         try:
-            taken = self._taker.feed(data)
+            taken = self._sink.feed(data)
         except Exception as error:  # noqa: BLE001
             self._give_up(error)
             return b""
-        if not self._taker.left:
-            self._taker = None
+        if not self._sink.left:
+            self._sink = None
         return data[taken:]
 
     def _give_up(self, error: Exception) -> None:
@@ -283,7 +322,7 @@ class FrameStream:
         self._end(error)
 
     def _flush(self) -> None:
-        if self._ended:
+        if self._reading is _ENDED:
             return
         try:
             while self._out:
@@ -291,18 +330,15 @@ class FrameStream:
                 piece = self._out[:_CHUNK] if self._encrypted else self._out
                 sent = self._sock.send(piece)
                 del self._out[:sent]
-        except _BLOCKED:
-            self._watch_writable()
+        except _WANT_WRITE:
+            self._set_writing(_BLOCKED)
             return
         except OSError as error:
             # The broker may have said why before it closed.
             self._readable(error)
             self._end(error)
             return
-        self._flush_due = False
-        if self._writer_added:
-            self._writer_added = False
-            self._loop.remove_writer(self._descriptor)
+        self._set_writing(_IDLE)
         if self._after_flush:
             callbacks, self._after_flush = self._after_flush, []
             for callback in callbacks:
@@ -310,10 +346,23 @@ class FrameStream:
         if self._flushed is not None and not self._flushed.done():
             self._flushed.set_result(None)
 
-    def _watch_writable(self) -> None:
-        if not self._writer_added:
-            self._writer_added = True
+    def _set_reading(self, reading: Reading) -> None:
+        self._reading = reading
+        if reading is _ON:
+            self._loop.add_reader(self._descriptor, self._readable)
+        else:
+            self._loop.remove_reader(self._descriptor)
+
+    def _set_writing(self, writing: Writing) -> None:
+        before, self._writing = self._writing, writing
+        if writing is before:
+            return
+        if writing is _DUE:
+            self._loop.call_soon(self._flush)
+        elif writing is _BLOCKED:
             self._loop.add_writer(self._descriptor, self._writable)
+        elif before is _BLOCKED:
+            self._loop.remove_writer(self._descriptor)
 
     def _writable(self) -> None:
         self._flush()
@@ -321,15 +370,14 @@ class FrameStream:
         self._readable()
 
     def _end(self, error: Exception | None) -> None:
-        if self._ended:
+        if self._reading is _ENDED:
             return
-        self._ended = True
-        self._loop.remove_reader(self._descriptor)
-        self._loop.remove_writer(self._descriptor)
+        self._set_reading(_ENDED)
+        self._set_writing(_IDLE)
         self._sock.close()
         self._out.clear()
         self._rest.clear()
-        self._taker = None
+        self._sink = None
         self._after_flush.clear()
         for waiter in (self._at_end, self._flushed):
             if waiter is not None and not waiter.done():
@@ -368,7 +416,7 @@ def _ignore(first: int, data: bytes, start: int, stop: int) -> None:
     """For packets that come while the connection is being closed."""
 
 
-def _drop(first: int, length: int) -> Taker:
+def _drop(first: int, length: int) -> PacketSink:
     """What comes while the connection is being closed need not be put together."""
     return Dropped(length)
 
