@@ -11,7 +11,7 @@ from typing import Any
 
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
-from ...transports.kafka.consuming._salvage import LenientRecords
+from ...transports.kafka._aiokafka_private import LenientRecords
 from ._errors import Code, Refused
 
 __all__ = ["AppendedRecord", "Headers", "Log", "encode_record"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import MessageTooLarge, UnknownTopic
 from ...transports import Bus, Envelope, KafkaConfig, KafkaProvider, SocketProvider, Surroundings
-from ...transports.kafka._libraries import check_libraries
+from ...transports.kafka._aiokafka_private import check_libraries
 from ...transports.kafka._names import Names, hash_of
 from ...transports.kafka._records import Codec, Record
 from ..kafka_cluster import MAX_BATCH, AppendedRecord, Cluster, encode_record, virtual_time

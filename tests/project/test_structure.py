@@ -85,6 +85,9 @@ HARNESS_LAYERS = (
     {"conformance"},
 )
 """The same of the harness, with the modules that are in no room."""
+KAFKA_FENCE = "transports/kafka/_aiokafka_private.py"
+"""The only module of the Kafka transport that uses what aiokafka does not document."""
+DOCUMENTED_BY_AIOKAFKA = {"aiokafka", "aiokafka.abc", "aiokafka.errors", "aiokafka.structs"}
 SLEEPS_ALLOWED: frozenset[str] = frozenset()
 """Tests, as ``file::function``, for which letting real time pass is what is tested."""
 
@@ -150,6 +153,37 @@ def test_every_room_of_the_runtime_has_its_place() -> None:
     assert rooms == set(LAYERS)
 
 
+def reaches_into_aiokafka(path: Path) -> list[str]:
+    """Imports of what aiokafka does not document, and private names of anything but ``self``."""
+    found = [
+        f"line {line}: import {name}"
+        for line, name in imports(path)
+        if name.split(".")[0] == "aiokafka" and name not in DOCUMENTED_BY_AIOKAFKA
+    ]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute):
+            if _is_private(node.attr) and ast.unparse(node.value) not in {"self", "super()"}:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr"):
+            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+            if any(isinstance(name, str) and _is_private(name) for name in names):
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "transports/kafka").rglob("*.py")), ids=identifier)
+def test_one_module_reaches_into_aiokafka(path: Path) -> None:
+    reaches = reaches_into_aiokafka(path)
+    if identifier(path) == KAFKA_FENCE:
+        assert len(reaches) > 50
+    else:
+        assert reaches == [], f"put it into {KAFKA_FENCE}, which is checked at the start"
+
+
 @pytest.mark.parametrize("path", modules(), ids=identifier)
 def test_rooms_of_the_harness_import_only_those_below(path: Path) -> None:
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -202,7 +236,7 @@ def test_modules_declare_what_is_public(path: Path) -> None:
 @pytest.mark.parametrize("path", modules(), ids=identifier)
 def test_every_logger_is_made_by_the_one_function(path: Path) -> None:
     # The first looks at what the program has set; the second silences the client library.
-    if identifier(path) in {"harness/loop/_tasks.py", "transports/kafka/_clients.py"}:
+    if identifier(path) in {"harness/loop/_tasks.py", "transports/kafka/_client_options.py"}:
         return
     calls = [
         node.lineno

@@ -11,11 +11,11 @@ from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
 from .._failures import ConnectProblem
 from .._topics import parked, reply_prefix
+from ._aiokafka_private import check_compression
 from ._common import Common
 from ._config import KafkaConfig
 from ._consumer import KafkaConsumer
 from ._errors import connect_problem
-from ._libraries import check_compression
 from ._names import Names
 from ._records import Codec, Record
 from ._reply_inbox import ReplyInbox

@@ -289,7 +289,7 @@ def hash_of(key: bytes) -> int:
 
 def _hash(key: bytes) -> int:
     # Programs on other buses check names too, and need not wait for the client library.
-    from aiokafka.partitioner import murmur2
+    from ._aiokafka_private import murmur2
 
     return int(murmur2(key)) & 0x7FFFFFFF
 

@@ -44,8 +44,8 @@ class KafkaProvider(SocketProvider):
         """
         # Importing the client library takes a tenth of a second that programs on other buses
         # need not spend.
+        from ._aiokafka_private import check_libraries
         from ._bus import KafkaBus
-        from ._libraries import check_libraries
 
         check_libraries()
         return KafkaBus(self.config, self._names, surroundings)

@@ -15,9 +15,11 @@ from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
-from ._clients import MOVED, Connections, Whereabouts, common_options, fetch_options, stop_consumer
+from ._aiokafka_private import client_of, fetching_ends, stop_consumer
+from ._client_options import common_options, fetch_options, keep_connections
 from ._config import KafkaConfig
 from ._errors import connect_problem, describe
+from ._reachability import MOVED, Whereabouts
 from ._records import Codec
 from ._topic_facts import topic_facts
 from .consuming._guard import Guard
@@ -122,7 +124,7 @@ class ReplyInbox:
             # With read_committed anybody's open transaction would hold all replies back.
             isolation_level="read_uncommitted",
         )
-        Connections(consumer._client, self._config, self._client_id)
+        keep_connections(client_of(consumer), self._config, self._client_id)
         # Replies are worth nothing later: better some are lost than all that come after them.
         guard = Guard(consumer, self._troubles, passes_over=True)
         try:
@@ -164,7 +166,7 @@ class ReplyInbox:
                 self._guard.reassigned(places)
 
     async def _current_id(self, consumer: Any) -> str | None:
-        facts = await topic_facts(consumer._client, [self._name])
+        facts = await topic_facts(client_of(consumer), [self._name])
         return facts[self._name].id if facts and self._name in facts else self._id
 
     async def _is_another(self, consumer: Any) -> bool:
@@ -175,7 +177,7 @@ class ReplyInbox:
             return False
 
     async def _partitions(self, consumer: Any) -> list[int]:
-        client = consumer._client
+        client = client_of(consumer)
         client.set_topics([self._name])
         while True:
             await client.force_metadata_update()
@@ -214,12 +216,12 @@ class ReplyInbox:
                 await asyncio.sleep(delay)
 
     async def _read(self, consumer: Any) -> None:
-        tasks = (consumer._fetcher.error_future, consumer._client._sync_task)
+        tasks = fetching_ends(consumer)
         loop = asyncio.get_running_loop()
         seen = loop.time()
         look = seen + self._config.topic_refresh
-        whereabouts = Whereabouts(self._config, self._client_id, consumer._client)
-        guard = self._guard
+        guard, client = self._guard, client_of(consumer)
+        whereabouts = Whereabouts(self._config, self._client_id, client)
         while True:
             fetched = await consumer.getmany(timeout_ms=_POLL)
             for place, records in fetched.items():
@@ -241,7 +243,7 @@ class ReplyInbox:
                 if await self._is_another(consumer):
                     raise kafka.UnknownTopicOrPartitionError(self._name)
             # The library would wait for ever for a topic that was deleted.
-            if numbers := consumer._client.cluster.partitions_for_topic(self._name):
+            if numbers := client.cluster.partitions_for_topic(self._name):
                 seen = loop.time()
                 self._look_for_more(consumer, numbers)
             elif loop.time() - seen > _LOST_AFTER:

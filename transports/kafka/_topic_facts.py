@@ -5,28 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Iterable, Mapping
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import aiokafka.errors as kafka
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import (
-    Boolean,
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Schema,
-    TaggedFields,
-)
+
+from ._aiokafka_private import TopicIdsRequest
 
 __all__ = ["MadeAnewError", "TopicFacts", "is_of_another", "made_anew", "note_of", "topic_facts"]
 
-_KEY, _VERSION = 3, 10
 _READ, _DESCRIBE = 1 << 3, 1 << 8
 _ATTEMPTS, _TRY_AGAIN = 3, 0.1
 _NOTE = "topic-id="
-_NO_ID = b"\0" * 16
 
 
 class MadeAnewError(Exception):
@@ -70,7 +59,7 @@ async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts
     if not wanted:
         return {}
     try:
-        answer = await _asked(client, _FactsRequest(wanted))
+        answer = await _asked(client, TopicIdsRequest(wanted))
     except (NotImplementedError, kafka.IncompatibleBrokerVersion):
         return None
     return {
@@ -78,7 +67,7 @@ async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts
             base64.urlsafe_b64encode(identifier).decode().rstrip("="), _is_readable(rights)
         )
         for code, name, identifier, _, _, rights, _ in answer.topics
-        if code == 0 and identifier != _NO_ID
+        if code == 0 and any(identifier)
     }
 
 
@@ -117,94 +106,3 @@ def note_of(identifier: str | None) -> str:
 def is_of_another(note: str, identifier: str) -> bool:
     """Whether an offset was committed for a topic of this name that is gone."""
     return note.startswith(_NOTE) and note != note_of(identifier)
-
-
-class _Id:
-    @classmethod
-    def encode(cls, value: bytes) -> bytes:
-        return value
-
-    @classmethod
-    def decode(cls, data: BytesIO) -> bytes:
-        return data.read(len(_NO_ID))
-
-    @classmethod
-    def repr(cls, value: bytes) -> str:
-        return repr(value)
-
-
-class _FactsResponse(Response):  # type: ignore[misc]
-    API_KEY = _KEY
-    API_VERSION = _VERSION
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString("utf-8")),
-                ("port", Int32),
-                ("rack", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_id", CompactString("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("name", CompactString("utf-8")),
-                ("topic_id", _Id),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", CompactArray(Int32)),
-                        ("isr", CompactArray(Int32)),
-                        ("offline_replicas", CompactArray(Int32)),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("authorized_operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_authorized_operations", Int32),
-        ("tags", TaggedFields),
-    )
-
-
-class _FactsRequestStruct(RequestStruct):  # type: ignore[misc]
-    FLEXIBLE_VERSION = True
-    API_KEY = _KEY
-    API_VERSION = _VERSION
-    RESPONSE_TYPE = _FactsResponse
-    SCHEMA = Schema(
-        (
-            "topics",
-            CompactArray(
-                ("topic_id", _Id), ("name", CompactString("utf-8")), ("tags", TaggedFields)
-            ),
-        ),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_cluster_authorized_operations", Boolean),
-        ("include_topic_authorized_operations", Boolean),
-        ("tags", TaggedFields),
-    )
-
-
-class _FactsRequest(Request[_FactsRequestStruct]):  # type: ignore[misc]
-    API_KEY = _KEY
-
-    def __init__(self, names: list[str]) -> None:
-        self._names = names
-
-    def build(self, request_struct_class: Any) -> Any:
-        no_tags: dict[int, bytes] = {}
-        topics = [(_NO_ID, name, no_tags) for name in self._names]
-        return request_struct_class(topics, False, False, True, no_tags)

@@ -22,7 +22,8 @@ from spa_dat.errors import (
 )
 from spa_dat.transports import Identity, KafkaConfig, Surroundings
 from spa_dat.transports.kafka import KafkaProvider
-from spa_dat.transports.kafka._clients import common_options
+from spa_dat.transports.kafka._aiokafka_private import check_libraries
+from spa_dat.transports.kafka._client_options import common_options
 from spa_dat.transports.kafka._errors import (
     TRANSLATIONS,
     connect_problem,
@@ -30,7 +31,6 @@ from spa_dat.transports.kafka._errors import (
     publish_refusal,
     translate,
 )
-from spa_dat.transports.kafka._libraries import check_libraries
 
 
 def test_the_most_specific_translation_comes_first() -> None:

@@ -17,7 +17,7 @@ from spa_dat.testing import Kafka
 from spa_dat.testing.conformance import Inbox
 from spa_dat.transports import Identity, Subscription, Surroundings
 from spa_dat.transports.kafka import KafkaConfig, KafkaProvider
-from spa_dat.transports.kafka.consuming._salvage import LenientRecords
+from spa_dat.transports.kafka._aiokafka_private import LenientRecords
 from support.kafka_bus import bus_client
 from support.waiting import eventually
 

@@ -278,8 +278,8 @@ async def test_a_cluster_without_a_broker_for_a_new_topic_is_an_outage(
     monkeypatch: pytest.MonkeyPatch, text: str | None, error: type[Exception]
 ) -> None:
     cluster = Cluster(text, brokers=0)
-    monkeypatch.setattr(_creation, "AIOKafkaClient", cluster)
-    monkeypatch.setattr(_creation, "Connections", lambda *args: None)
+    monkeypatch.setattr(_creation, "new_client", lambda options: cluster(**options))
+    monkeypatch.setattr(_creation, "keep_connections", lambda *args: None)
     monkeypatch.setattr(_creation, "reach", _reached)
     config = KafkaConfig("127.0.0.1:1", create_topics="all")
     made = Topics(config, Names(config), "tests")

@@ -11,8 +11,9 @@ import aiokafka.errors as kafka
 from aiokafka.structs import TopicPartition
 
 from ...._logs import get_logger
-from .._clients import MOVED, Whereabouts
+from .._aiokafka_private import background_tasks
 from .._config import KafkaConfig
+from .._reachability import MOVED, Whereabouts
 from .._records import StoredRecord
 from ._guard import Guard
 from ._partitions import Assignment
@@ -137,7 +138,7 @@ class Fetching:
     async def _fetch(self, stop: asyncio.Event, until: float | None) -> bool:
         consumer = self._consumer
         loop = asyncio.get_running_loop()
-        watched = (consumer._client._sync_task, consumer._fetcher._fetch_task)
+        watched = background_tasks(consumer)
         told = loop.time()
         while not stop.is_set() and (until is None or loop.time() < until):
             room = await self._room(stop)

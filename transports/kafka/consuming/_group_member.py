@@ -17,21 +17,22 @@ from ...._logs import get_logger
 from ....errors import ConfigurationError
 from ..._contract import Receiver, Subscription
 from ..._reconnect import Rivalry
-from .._clients import Connections, end_tasks, stop_consumer
+from .._aiokafka_private import (
+    client_of,
+    end_tasks,
+    is_lost,
+    leave,
+    rejoin_anew,
+    stop_consumer,
+    watch_topics,
+)
+from .._client_options import keep_connections
 from .._common import Common
 from .._topic_facts import MadeAnewError
 from ._commits import Committer
 from ._fetching import Fetched
 from ._guard import Guard
-from ._membership import (
-    NO_COORDINATOR,
-    is_lost,
-    join_refusal,
-    leave,
-    rejoin_anew,
-    unassigned,
-    watch_topics,
-)
+from ._membership import NO_COORDINATOR, join_refusal, unassigned
 from ._partitions import Assignment, PartitionTracker
 from ._positions import compare, made_anew_since, take_places
 from ._session import Intake, unless
@@ -122,7 +123,7 @@ class GroupMember(Intake):
             rebalance_timeout_ms=int(config.rebalance_timeout * 1000),
             max_poll_interval_ms=int(config.max_poll_interval * 1000),
         )
-        Connections(consumer._client, config, self.identifier)
+        keep_connections(client_of(consumer), config, self.identifier)
         names, pattern, _ = self._selection
         listener = _Listener(self)
         if pattern is None:
@@ -151,7 +152,7 @@ class GroupMember(Intake):
             finally:
                 timer.cancel()
             guard.start()
-            await self._check_rights(consumer._client)
+            await self._check_rights(client_of(consumer))
             if await unassigned(consumer, self._group):
                 self._rejoining = True
                 self._reassigned.clear()

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import aiokafka.errors as kafka
-from aiokafka.consumer.fetcher import FetchError
-from aiokafka.protocol.coordination import FindCoordinatorRequest
-from aiokafka.protocol.fetch import FetchRequest
-from aiokafka.protocol.group import JoinGroupRequest
 from aiokafka.structs import TopicPartition
 
 from ...._limited_log import LimitedLog
 from ...._logs import get_logger
-from .._clients import overhear
-from ._salvage import read_leniently
+from .._aiokafka_private import (
+    client_of,
+    divert_unreadable,
+    is_assigned,
+    next_offset,
+    overhear,
+    read_leniently,
+)
 from ._unreadable import Troubles, Unreadable
 
 __all__ = ["Guard"]
@@ -77,15 +78,11 @@ class Guard:
         self._open: dict[TopicPartition, tuple[int, float]] = {}
         # What was to be read next, and is not there any more.
         self._removed: dict[TopicPartition, int] = {}
-        overhear(consumer._client, self._hear)
+        overhear(client_of(consumer), fetched=self._hear, joined=self._hear_of_joining)
 
     def start(self) -> None:
         """To be called when the consumer has started."""
-        fetcher = self._consumer._fetcher
-        fetched = _Fetched(self)
-        for partition, result in fetcher._records.items():
-            fetched[partition] = result
-        fetcher._records = fetched
+        divert_unreadable(self._consumer, self._report)
 
     def reassigned(self, partitions: Iterable[TopicPartition]) -> None:
         """Everything was assigned anew, and nothing is paused any more."""
@@ -106,16 +103,13 @@ class Guard:
 
     def note(self, partition: TopicPartition, problem: Unreadable) -> None:
         """A partition cannot be read: pause it."""
-        if self._consumer._subscription.is_assigned(partition):
+        if is_assigned(self._consumer, partition):
             self._consumer.pause(partition)
             self.found[partition] = problem
 
     def position(self, partition: TopicPartition) -> int:
         """The next offset that the library would hand out; -1 when it has none."""
-        subscription = self._consumer._subscription.subscription
-        assignment = None if subscription is None else subscription.assignment
-        state = None if assignment is None else assignment.state_value(partition)
-        return state.position if state is not None and state.has_valid_position else -1
+        return next_offset(self._consumer, partition)
 
     async def mend(self, may_go_on: Callable[[TopicPartition], bool]) -> None:
         """Read what can be read in another way; hold the rest.
@@ -125,7 +119,7 @@ class Guard:
         """
         found, self.found = self.found, {}
         for partition, problem in found.items():
-            if not self._consumer._subscription.is_assigned(partition):
+            if not is_assigned(self._consumer, partition):
                 continue
             if isinstance(problem.error, UnicodeDecodeError):
                 done = await self._read_leniently(partition, problem)
@@ -186,12 +180,12 @@ class Guard:
                 del self.held[partition]
                 if partition in self._troubles.known:
                     self._tried[partition] = self._troubles.known[partition]
-                if self._consumer._subscription.is_assigned(partition) and may_go_on(partition):
+                if is_assigned(self._consumer, partition) and may_go_on(partition):
                     self._consumer.resume(partition)
 
     def look_for_leaders(self) -> None:
         """Say which partitions have had no leader for long: the library waits without a word."""
-        cluster, known = self._consumer._client.cluster, self._troubles.known
+        cluster, known = client_of(self._consumer).cluster, self._troubles.known
         now = asyncio.get_running_loop().time()
         leaderless: dict[TopicPartition, float] = {}
         for partition in sorted(self._consumer.assignment()):
@@ -220,12 +214,16 @@ class Guard:
         self._pauses.pop(partition, None)
         self._troubles.over(partition)
 
-    def _hear(self, request: Any, answer: Any) -> None:
-        if isinstance(request, (FindCoordinatorRequest, JoinGroupRequest)):
-            self.join_code = answer.error_code
-        if not isinstance(request, FetchRequest):
-            return
-        for topic, partitions in answer.topics:
+    def _report(
+        self, partition: TopicPartition, error: Exception, offset: int, beyond: int | None = None
+    ) -> None:
+        self.note(partition, Unreadable(error, offset, beyond))
+
+    def _hear_of_joining(self, code: int) -> None:
+        self.join_code = code
+
+    def _hear(self, topics: Any) -> None:
+        for topic, partitions in topics:
             for number, code, end, *more in partitions:
                 if code in _UNSAID:
                     place = TopicPartition(topic, number)
@@ -255,85 +253,3 @@ class Guard:
             self._open.pop(place, None)
         elif place not in self._open or self._open[place][0] != stable:
             self._open[place] = stable, asyncio.get_running_loop().time()
-
-
-class _Fetched(OrderedDict[TopicPartition, Any]):
-    """What the library has fetched and not handed out, by partition."""
-
-    def __init__(self, guard: Guard) -> None:
-        super().__init__()
-        self._guard = guard
-
-    def __setitem__(self, partition: TopicPartition, result: Any) -> None:
-        if isinstance(result, FetchError):
-            # Raised with the next fetch, it would end that of all.
-            guard = self._guard
-            guard.note(partition, Unreadable(result._error, guard.position(partition)))
-            return
-        records = result._partition_records
-        if records is not None:
-            result._partition_records = _Readable(self._guard, partition, records)
-        super().__setitem__(partition, result)
-
-
-class _Readable:
-    """The records of a fetch up to the first one that cannot be read.
-
-    Args:
-        guard: hears of that one.
-        partition: where they are from.
-        records: as the library has them.
-    """
-
-    __slots__ = ("_batches", "_guard", "_iterator", "_partition", "_records")
-
-    def __init__(self, guard: Guard, partition: TopicPartition, records: Any) -> None:
-        self._guard = guard
-        self._partition = partition
-        self._records = records
-        self._batches = records._records = _Batches(records._records)
-        # One for good: a loop that is left goes on where it was.
-        self._iterator = self._read()
-
-    @property
-    def next_fetch_offset(self) -> int:
-        """The offset behind the last record that was read, or passed over."""
-        offset: int = self._records.next_fetch_offset
-        return offset
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._iterator
-
-    def _read(self) -> Iterator[Any]:
-        try:
-            yield from self._records._records_iterator
-        # Whatever the bytes make the library, or a codec, raise.
-        except Exception as error:  # noqa: BLE001
-            offset = self.next_fetch_offset
-            beyond = self._batches.beyond
-            if beyond is not None and beyond <= offset:
-                beyond = None
-            self._guard.note(self._partition, Unreadable(error, offset, beyond))
-
-
-class _Batches:
-    """The batches of a fetch; remembers where the last one ends."""
-
-    __slots__ = ("_inner", "_last", "has_next")
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self._last: Any = None
-        self.has_next: Callable[[], bool] = inner.has_next
-
-    def next_batch(self) -> Any:
-        """The next batch, as the library has them."""
-        self._last = None
-        self._last = batch = self._inner.next_batch()
-        return batch
-
-    @property
-    def beyond(self) -> int | None:
-        """The offset behind the last batch; None when it has none."""
-        offset: int | None = getattr(self._last, "next_offset", None)
-        return offset

@@ -7,6 +7,7 @@ from typing import Any
 
 import aiokafka.errors as kafka
 
+from .._aiokafka_private import client_of
 from .._topic_facts import made_anew, topic_facts
 from ._membership import commit, committed, partitions
 from ._partitions import Assignment
@@ -32,7 +33,7 @@ async def compare(consumer: Any, assignment: Assignment) -> set[str]:
     """
     places = [*assignment.trackers]
     topics = sorted({place.topic for place in places})
-    facts = await topic_facts(consumer._client, topics)
+    facts = await topic_facts(client_of(consumer), topics)
     if facts is None:
         return set()
     ids = {name: facts[name].id if name in facts else "" for name in topics}
@@ -52,7 +53,7 @@ async def made_anew_since(consumer: Any, assignment: Assignment) -> list[str]:
         OSError, aiokafka.errors.KafkaError: no answer.
     """
     ids = assignment.ids
-    facts = await topic_facts(consumer._client, ids) or {}
+    facts = await topic_facts(client_of(consumer), ids) or {}
     for name in made_anew(ids, facts):
         if not ids[name] and assignment.untouched(name):
             # It had only just been made when it was assigned.

@@ -10,7 +10,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from ..._contract import Receiver, Subscription
-from .._clients import Connections, stop_consumer
+from .._aiokafka_private import client_of, stop_consumer
+from .._client_options import keep_connections
 from .._common import Common
 from .._names import Selection
 from .._topic_facts import TopicFacts, made_anew, topic_facts
@@ -55,13 +56,13 @@ class Reader(Intake):
             group_id=None,
             auto_offset_reset="earliest",
         )
-        Connections(consumer._client, self._config, self.identifier)
+        keep_connections(client_of(consumer), self._config, self.identifier)
         guard = self._guard = Guard(consumer, self._troubles)
         try:
             if not await self._unless_interrupted(self._connect(consumer)):
                 return
             guard.start()
-            await self._check_rights(consumer._client)
+            await self._check_rights(client_of(consumer))
             fetching = self._fetching(consumer, guard)
             loop = asyncio.get_running_loop()
             while not self._closing:
@@ -87,7 +88,7 @@ class Reader(Intake):
         selection, patterns = self._selection, [*self._new]
         new = self._names.selection(patterns)
         async with asyncio.timeout(self._config.request_timeout):
-            cluster = await consumer._client.fetch_all_metadata()
+            cluster = await client_of(consumer).fetch_all_metadata()
             # Without any of them there is nothing to fetch.
             self._look_for_topics(cluster)
             wanted = [
@@ -96,7 +97,7 @@ class Reader(Intake):
                 if _matches(selection, topic)
                 for number in sorted(cluster.partitions_for_topic(topic) or ())
             ]
-            facts = await topic_facts(consumer._client, {tp.topic for tp in wanted}) or {}
+            facts = await topic_facts(client_of(consumer), {tp.topic for tp in wanted}) or {}
             fresh = [tp for tp in wanted if tp not in self._places]
             at_the_end = [tp for tp in fresh if _matches(new, tp.topic)]
             ends = await consumer.end_offsets(at_the_end) if at_the_end else {}

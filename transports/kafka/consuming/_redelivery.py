@@ -18,6 +18,8 @@ class Past:
 
     Attributes:
         left: deliveries that were not committed, by offset.
+        done: the offsets of what was settled and not committed.
+        done_until: the time of the last of these.
     """
 
     def __init__(self, tracker: PartitionTracker, before: Past | None) -> None:
@@ -25,26 +27,25 @@ class Past:
         for delivery in tracker.unreleased():
             # What the record is cannot be told any more, but that it is dealt with.
             self.left[delivery.token] = delivery
-        # What was settled and not committed: these offsets, up to this time.
-        self._done, self._done_until = range(0), 0.0
+        self.done, self.done_until = range(0), 0.0
         if before is not None:
-            self._done, self._done_until = before._done, before._done_until
+            self.done, self.done_until = before.done, before.done_until
         if tracker.last is not None and tracker.commit_at > tracker.committed:
             self._add_done(range(tracker.first, tracker.commit_at), _time(tracker.last.envelope))
-        self._end = max(self._done.stop, *(offset + 1 for offset in self.left), 0)
+        self._end = max(self.done.stop, *(offset + 1 for offset in self.left), 0)
 
     def _add_done(self, done: range, until: float) -> None:
-        earlier = self._done
+        earlier = self.done
         if earlier and done.start <= earlier.stop and earlier.start <= done.stop:
-            until = max(until, self._done_until)
+            until = max(until, self.done_until)
             done = range(min(done.start, earlier.start), max(done.stop, earlier.stop))
-        self._done, self._done_until = done, until
+        self.done, self.done_until = done, until
 
     def keep_running(self) -> bool:
         """The partition went to somebody else: forget all but what still runs here."""
         running = DeliveryState.RUNNING
         self.left = {o: delivery for o, delivery in self.left.items() if delivery.state is running}
-        self._done = range(0)
+        self.done = range(0)
         return bool(self.left)
 
     def is_over(self, offset: int) -> bool:
@@ -60,7 +61,7 @@ class Past:
         earlier = self.left.pop(delivery.token, None)
         if earlier is None:
             # Not of a topic that was deleted and made anew: its records are younger.
-            if delivery.token in self._done and _time(delivery.envelope) <= self._done_until:
+            if delivery.token in self.done and _time(delivery.envelope) <= self.done_until:
                 delivery.settle()
                 return True
             return False

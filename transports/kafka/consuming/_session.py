@@ -13,10 +13,12 @@ from ...._logs import get_logger
 from ....errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
 from ..._contract import Receiver, Subscription
 from ..._failures import ConnectProblem
-from .._clients import Whereabouts, common_options, fetch_options, reach
+from .._aiokafka_private import client_of, limit_prefetching
+from .._client_options import common_options, fetch_options
 from .._common import Common
 from .._errors import GroupRefused, connect_problem, translate
 from .._names import Selection
+from .._reachability import Whereabouts, reach
 from .._topic_facts import MadeAnewError, topic_facts
 from ._fetching import Fetched, Fetching
 from ._guard import Guard
@@ -226,7 +228,7 @@ class Intake(abc.ABC):
     def _fetching(self, consumer: Any, guard: Guard) -> Fetching:
         # What is fetched of a broker is taken before more is asked of it, or each partition would
         # have as much in memory as all of them may.
-        consumer._fetcher._prefetch_backoff = _NO_PREFETCH
+        limit_prefetching(consumer, _NO_PREFETCH)
         self._latest = Fetching(
             consumer,
             self._config,
@@ -236,7 +238,7 @@ class Intake(abc.ABC):
             self._stats,
             f"consumer {self.identifier!r}",
             guard,
-            Whereabouts(self._config, self.identifier, consumer._client),
+            Whereabouts(self._config, self.identifier, client_of(consumer)),
             self._look,
             self._handed_out,
             window_bytes=self._subscription.window_bytes,
@@ -245,7 +247,7 @@ class Intake(abc.ABC):
 
     async def _look(self) -> None:
         """Called once a second while fetching; raises what ends the session."""
-        self._look_for_topics(self._consumer._client.cluster)
+        self._look_for_topics(client_of(self._consumer).cluster)
 
     def _look_for_topics(self, cluster: Any) -> None:
         """Notice topics that are gone under way: the library waits without a word."""

@@ -9,17 +9,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka
-from aiokafka.producer.producer import AIOKafkaProducer
-from aiokafka.protocol.metadata import MetadataRequest
-from aiokafka.protocol.produce import ProduceRequest
+from aiokafka import AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 
 from ...._logs import get_logger
 from ....errors import ConfigurationError, NotAuthorised, UnknownTopic
 from ..._outbox import Outbox, OutboxEntry
-from .._clients import Connections, Whereabouts, common_options, overhear
+from .._aiokafka_private import (
+    find_topics,
+    forget_topic,
+    on_connection_closed,
+    overhear,
+    producer_tasks,
+    renounce_numbers,
+    retire_producer,
+    stop_waiting_for_metadata,
+)
+from .._client_options import common_options, keep_connections
 from .._config import KafkaConfig
 from .._errors import translate
+from .._reachability import Whereabouts
 from .._records import Record
 from ._partition_queue import Lane, Route
 from ._topics import Topics
@@ -93,11 +102,10 @@ class Producer:
             linger_ms=0,
         )
         client = self._library.client
-        Connections(client, config, client_id)
+        keep_connections(client, config, client_id)
         self.whereabouts = Whereabouts(config, client_id, client)
-        overhear(client, self._hear)
-        self._on_closed = client._on_connection_closed
-        client._on_connection_closed = self._on_connection_closed
+        overhear(client, produced=self._hear)
+        on_connection_closed(client, on_trouble)
         client.cluster.add_listener(self._on_metadata)
         # As long as it knows of no topic, the library asks for all of them, every time.
         client.set_topics(known)
@@ -145,8 +153,7 @@ class Producer:
 
     async def reachable(self) -> bool:
         """Whether a broker can be reached; breaks off when the library cannot go on by itself."""
-        client = self._library.client
-        for task in (client._sync_task, self._library._sender.sender_task):
+        for task in producer_tasks(self._library):
             if task is not None and task.done():
                 error = None if task.cancelled() else task.exception()
                 self.break_off(error or kafka.KafkaError("a task of the library has ended"))
@@ -175,41 +182,29 @@ class Producer:
             await asyncio.wait(tasks, timeout=_SETTLE_TIMEOUT)
 
     async def close(self) -> None:
-        """End it at once; never raises, bounded in time.
-
-        The library's own way waits for confirmations, for ever when the cluster is away.
-        """
+        """End it at once; never raises, bounded in time."""
         self._open = False
-        library, client = self._library, self._library.client
-        library._closed = True
+        client = self._library.client
+        tasks: list[asyncio.Future[Any]]
         tasks = [task for route in self._routes.values() for task in route.tasks()]
         tasks += self._finding.values()
         for task in tasks:
             task.cancel()
-        sender = library._sender.sender_task
-        if sender is not None:
-            sender.cancel()
-            tasks.append(sender)
+        sender = retire_producer(self._library)
         closing = asyncio.ensure_future(client.close())
-        tasks.append(closing)
+        ending = [closing] if sender is None else [sender, closing]
+        tasks += ending
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _CLOSE_TIMEOUT
         while tasks and loop.time() < deadline:
             _, left = await asyncio.wait(tasks, timeout=0.02)
             tasks = list(left)
-            # Its requests wait for news of the cluster that nobody will fetch any more.
-            news = client._md_update_fut
-            if news is not None and not news.done():
-                news.set_result(False)
+            stop_waiting_for_metadata(client)
         for task in tasks:
             task.cancel()
-        for task in (sender, closing):
-            if task is not None and task.done() and not task.cancelled():
+        for task in ending:
+            if task.done() and not task.cancelled():
                 task.exception()
-
-    def _on_connection_closed(self, connection: Any, reason: Any) -> None:
-        self._on_closed(connection, reason)
-        self._on_trouble()
 
     # Publishing.
 
@@ -233,10 +228,8 @@ class Producer:
         sent: asyncio.Future[Any] = await self._library.send_batch(batch, name, partition=partition)
         return sent
 
-    def _hear(self, request: Any, answer: Any) -> None:
-        if not isinstance(request, ProduceRequest):
-            return
-        for topic, partitions in answer.topics:
+    def _hear(self, topics: Any) -> None:
+        for topic, partitions in topics:
             for number, code, *_ in partitions:
                 if code or self._answers:
                     self._note(TopicPartition(topic, number), code)
@@ -272,7 +265,7 @@ class Producer:
         # hands over one batch at a time, so nothing else has been numbered.
         place = TopicPartition(name, partition)
         self._note(place, 0)
-        self._library._txn_manager.increment_sequence_number(place, -count)
+        renounce_numbers(self._library, place, count)
 
     def on_batch(self, lane: Lane) -> None:
         self._routes[lane.name].on_batch(lane)
@@ -315,7 +308,7 @@ class Producer:
             if self._partitions(name):
                 return
             if name in client.cluster.unauthorized_topics:
-                client._topics.discard(name)
+                forget_topic(client, name)
                 error = kafka.TopicAuthorizationFailedError(name)
                 raise translate(error, f"publish to topic {name!r}") from error
             if not asked or not self._open:
@@ -328,7 +321,7 @@ class Producer:
                 except (kafka.KafkaError, OSError):
                     deadline = loop.time() + _UNKNOWN_AFTER
             elif loop.time() > deadline:
-                client._topics.discard(name)
+                forget_topic(client, name)
                 allow = "" if self._topics.may_create(name) else ", or give create_topics='all'"
                 missing = f"topic {name!r} does not exist on the cluster"
                 raise UnknownTopic(f"{missing}: create it{allow}")
@@ -348,13 +341,13 @@ class Producer:
         deadline = loop.time() + _UNKNOWN_AFTER
         while not self._is_ours(name):
             try:
-                answer = await client.send(client.get_random_node(), MetadataRequest([name], False))
+                found = await find_topics(client, [name])
             except (kafka.KafkaError, OSError):
                 # Only what a cluster says counts.
                 deadline = loop.time() + _UNKNOWN_AFTER
             else:
                 missing = kafka.UnknownTopicOrPartitionError.errno
-                if all(code != missing for code, *_ in answer.topics):
+                if all(code != missing for code, *_ in found):
                     return
                 if loop.time() > deadline:
                     text = f"topic {name!r}, which only requesters name, does not exist on the"

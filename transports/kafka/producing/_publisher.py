@@ -10,9 +10,9 @@ from aiokafka.structs import TopicPartition
 from ...._logs import get_logger
 from ..._contract import Surroundings
 from ..._outbox import Outbox, OutboxEntry
-from .._clients import MOVED, reach
 from .._config import KafkaConfig
 from .._errors import connect_problem, describe
+from .._reachability import MOVED, reach
 from ._partition_queue import blames_records
 from ._producer import Producer
 from ._topics import Topics

@@ -8,16 +8,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka
-from aiokafka.client import AIOKafkaClient
-from aiokafka.protocol.admin import CreateTopicsRequest
-from aiokafka.protocol.metadata import MetadataRequest
 
 from ...._logs import get_logger
 from ....errors import ConfigurationError, NotAuthorised, SpaDatError, UnknownTopic
-from .._clients import Connections, common_options, reach
+from .._aiokafka_private import create_topics, find_topics, new_client
+from .._client_options import common_options, keep_connections
 from .._config import KafkaConfig
 from .._errors import describe, translate
 from .._names import Names
+from .._reachability import reach
 
 __all__ = ["Topics"]
 
@@ -86,8 +85,8 @@ class Topics:
         if not wanted:
             return
         await reach(self._config, self._client_id)
-        client = AIOKafkaClient(**common_options(self._config, self._client_id))
-        Connections(client, self._config, self._client_id)
+        client = new_client(common_options(self._config, self._client_id))
+        keep_connections(client, self._config, self._client_id)
         try:
             await client.bootstrap()
             await self._ensure(client, wanted, timeout)
@@ -122,9 +121,9 @@ class Topics:
 
     async def _look(self, client: Any, wanted: list[str]) -> tuple[list[str], list[str]]:
         """What is missing, and what is there but without a leader."""
-        answer = await client.send(client.get_random_node(), MetadataRequest(wanted, False))
+        found = await find_topics(client, wanted)
         missing, pending = [], []
-        for code, name, _, partitions in answer.topics:
+        for code, name, _, partitions in found:
             error = kafka.for_code(code)
             if error is kafka.UnknownTopicOrPartitionError:
                 missing.append(name)
@@ -138,11 +137,8 @@ class Topics:
         brokers = len(client.cluster.brokers())
         replication = self._config.replication or max(min(_REPLICAS, brokers), 1)
         requests = [(name, *self._shape(name, replication), self._settings(name)) for name in names]
-        milliseconds = int(self._config.request_timeout * 1000)
-        controller = client.cluster.controller
-        node = client.get_random_node() if controller is None else controller.nodeId
-        answer = await client.send(node, CreateTopicsRequest(requests, milliseconds, False))
-        for name, code, *text in answer.topic_errors:
+        errors = await create_topics(client, requests, self._config.request_timeout)
+        for name, code, *text in errors:
             error = kafka.for_code(code)
             if error in (kafka.NoError, kafka.TopicAlreadyExistsError):
                 created.add(name)

@@ -1,0 +1,972 @@
+"""The fence around aiokafka: everything that is used below what the library documents.
+
+The other modules call what is here, and import no more of the library than its documented parts
+(`aiokafka`, its ``abc``, ``errors`` and ``structs``), which a test holds. `check_libraries` makes
+sure at the start that the installed library has all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from io import BytesIO
+from types import ModuleType
+from typing import Any, Protocol
+
+import aiokafka.errors as kafka
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, codec
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.cluster import ClusterMetadata
+from aiokafka.conn import AIOKafkaConnection, CloseReason, collect_hosts, create_conn
+from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult, PartitionRecords
+from aiokafka.consumer.group_coordinator import (
+    BaseCoordinator,
+    GroupCoordinator,
+    NoGroupCoordinator,
+)
+from aiokafka.consumer.subscription_state import (
+    Assignment,
+    SubscriptionState,
+    TopicPartitionState,
+)
+from aiokafka.coordinator.protocol import ConsumerProtocol
+from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.sender import Sender
+from aiokafka.producer.transaction_manager import TransactionManager
+from aiokafka.protocol.admin import CreateTopicsRequest, DescribeGroupsRequest
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.coordination import FindCoordinatorRequest
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.group import JoinGroupRequest
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
+from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import decode_varint
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+
+from ...errors import ConfigurationError
+
+__all__ = [
+    "Connections",
+    "LenientRecords",
+    "TopicIdsRequest",
+    "background_tasks",
+    "check_compression",
+    "check_libraries",
+    "client_of",
+    "commit_offsets",
+    "committed_offsets",
+    "create_topics",
+    "describe_group",
+    "divert_unreadable",
+    "end_tasks",
+    "fetching_ends",
+    "find_topics",
+    "forget_topic",
+    "hosts_of",
+    "is_assigned",
+    "is_connected",
+    "is_lost",
+    "leave",
+    "limit_prefetching",
+    "murmur2",
+    "new_client",
+    "next_offset",
+    "on_connection_closed",
+    "overhear",
+    "producer_tasks",
+    "read_leniently",
+    "rejoin_anew",
+    "renounce_numbers",
+    "retire_producer",
+    "stop_consumer",
+    "stop_waiting_for_metadata",
+    "traffic",
+    "try_connection",
+    "watch_topics",
+]
+
+# The check at the start.
+
+_PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
+    (AIOKafkaConnection, ("close", "connected", "send")),
+    (
+        AIOKafkaClient,
+        (
+            "_get_conn",
+            "_md_synchronizer",
+            "_on_connection_closed",
+            "add_topic",
+            "bootstrap",
+            "close",
+            "fetch_all_metadata",
+            "force_metadata_update",
+            "get_random_node",
+            "hosts",
+            "ready",
+            "send",
+            "set_topics",
+        ),
+    ),
+    (
+        ClusterMetadata,
+        (
+            "add_listener",
+            "available_partitions_for_topic",
+            "leader_for_partition",
+            "partitions_for_topic",
+            "topics",
+        ),
+    ),
+    (Assignment, ("state_value",)),
+    (BatchBuilder, ("append", "record_count")),
+    (ConsumerProtocol, ("ASSIGNMENT",)),
+    (Fetcher, ("error_future",)),
+    (
+        GroupCoordinator,
+        (
+            "_do_commit_offsets",
+            "_get_metadata_snapshot",
+            "_maybe_leave_group",
+            "check_errors",
+            "ensure_coordinator_known",
+            "fetch_committed_offsets",
+        ),
+    ),
+    (SubscriptionState, ("fetch_context", "is_assigned", "subscription")),
+    (_DefaultRecordBatchPy, ("_read_msg", "validate_crc")),
+    (codec, ("has_gzip", "has_lz4", "has_snappy", "has_zstd")),
+    (Sender, ("sender_task",)),
+    (TopicPartitionState, ("has_valid_position", "position")),
+    (TransactionManager, ("increment_sequence_number",)),
+)
+_PRODUCER_STATE = ("_closed", "_sender", "_txn_manager", "client")
+_CLIENT_STATE = ("_conns", "_md_update_fut", "_sync_task", "_topics", "cluster")
+_CLUSTER_STATE = ("controller", "unauthorized_topics")
+_CONSUMER_STATE = ("_client", "_closed", "_coordinator", "_fetcher", "_subscription")
+# What a consumer makes when it starts, and sets there.
+_STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (AIOKafkaConnection, ("_last_action", "_requests")),
+    (BaseCoordinator, ("_metadata_snapshot",)),
+    (FetchError, ("_error",)),
+    (FetchResult, ("_partition_records",)),
+    (Fetcher, ("_fetch_task", "_isolation_level", "_pending_tasks", "_records")),
+    (PartitionRecords, ("_records", "_records_iterator", "next_fetch_offset")),
+    (SubscriptionState, ("_fetch_count",)),
+    (
+        GroupCoordinator,
+        (
+            "_commit_lock",
+            "_commit_refresh_task",
+            "_coordination_task",
+            "_group_instance_id",
+            "_group_subscription",
+            "_heartbeat_task",
+            "coordinator_id",
+            "generation",
+        ),
+    ),
+    (NoGroupCoordinator, ("_reset_committed_task",)),
+)
+
+
+@functools.cache
+def check_libraries() -> None:
+    """Make sure that the installed library has the inner parts used here.
+
+    Must run inside an event loop.
+
+    Raises:
+        ConfigurationError: it does not; names the version found and the ones that fit.
+    """
+    missing = [lack for owner, names in _PARTS for lack in _lacking(owner, names)]
+    missing += [
+        f"{_name(owner)}.{name}"
+        for owner, names in _STARTED
+        for name in names
+        if name not in vars(owner)["__init__"].__code__.co_names
+    ]
+    missing += _lacking(_never_started(AIOKafkaConsumer()), _CONSUMER_STATE)
+    probe = _never_started(AIOKafkaProducer(enable_idempotence=True))
+    missing += _lacking(probe, _PRODUCER_STATE)
+    if not missing:
+        missing += _lacking(probe.client, _CLIENT_STATE)
+        missing += _lacking(probe.client.cluster, _CLUSTER_STATE)
+    if missing:
+        raise ConfigurationError(
+            f"aiokafka {metadata.version('aiokafka')} lacks {', '.join(missing)};"
+            " install aiokafka>=0.14,<0.15"
+        )
+
+
+def check_compression(name: str | None) -> None:
+    """Make sure that the library can compress so.
+
+    Args:
+        name: the option ``compression``.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if name is not None and not getattr(codec, f"has_{name}")():
+        raise ConfigurationError(
+            f"option compression={name!r} of KafkaConfig needs the package cramjam: install"
+            " spa-dat[compression], or use 'gzip'"
+        )
+
+
+def _never_started(probe: Any) -> Any:
+    # It would complain that it was not stopped.
+    probe._closed = True
+    return probe
+
+
+def _lacking(thing: object, names: Sequence[str]) -> list[str]:
+    where = _name(thing if isinstance(thing, (ModuleType, type)) else type(thing))
+    return [f"{where}.{name}" for name in names if not hasattr(thing, name)]
+
+
+def _name(thing: ModuleType | type) -> str:
+    if isinstance(thing, ModuleType):
+        return thing.__name__
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+# Clients: what is inside consumers and producers, and one of its own.
+
+
+def client_of(consumer: Any) -> Any:
+    """Return the client inside a consumer of the library."""
+    return consumer._client
+
+
+def new_client(options: Mapping[str, Any]) -> Any:
+    """Make a client that belongs to no consumer or producer."""
+    return AIOKafkaClient(**options)
+
+
+def hosts_of(servers: str) -> list[tuple[str, int]]:
+    """Split a list of addresses, separated by commas, as the library does."""
+    return [(host, port) for host, port, _ in collect_hosts(servers.split(","))]
+
+
+async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> None:
+    """Connect to one broker, have it answer, and close.
+
+    Raises:
+        OSError: it cannot be reached.
+        aiokafka.errors.KafkaError: it refused the login, or did not answer as a broker.
+    """
+    connection = await create_conn(host, port, **options)
+    try:
+        # A broker that wants a login first answers nothing but this.
+        await connection.send(MetadataRequest([]))
+    finally:
+        connection.close()
+
+
+class Connections:
+    """Makes the connections of a client of the library, and closes every one of them.
+
+    The library leaves open what is still being made when it closes, and its first connection when
+    its start is cancelled. Takes the place of the client's own methods.
+
+    Args:
+        client: the library's; not started.
+        options: of each connection.
+    """
+
+    def __init__(self, client: Any, options: Mapping[str, Any]) -> None:
+        self._client = client
+        self._options = options
+        self._make, self._close_made = client._get_conn, client.close
+        self._making: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        client._get_conn, client.bootstrap, client.close = self._get, self._bootstrap, self._close
+
+    async def _get(self, node_id: Any, **options: Any) -> Any:
+        group = options.get("group", ConnectionGroup.DEFAULT)
+        connection = self._client._conns.get((node_id, group))
+        if connection is not None and connection.connected():
+            return connection
+        if self._closed:
+            return None
+        making = asyncio.ensure_future(self._make(node_id, **options))
+        self._making.add(making)
+        making.add_done_callback(self._making.discard)
+        try:
+            await asyncio.wait((making,))
+        finally:
+            making.cancel()
+        return None if making.cancelled() else making.result()
+
+    async def _bootstrap(self) -> None:
+        client = self._client
+        for host, port, _ in client.hosts:
+            with contextlib.suppress(OSError, kafka.KafkaError):
+                connection = await create_conn(host, port, **self._options)
+                try:
+                    client.cluster.update_metadata(await connection.send(MetadataRequest([])))
+                except BaseException:
+                    connection.close()
+                    raise
+                if client.cluster.brokers():
+                    connection.close()
+                else:
+                    # The library asks here again until there are some.
+                    client._conns["bootstrap", ConnectionGroup.DEFAULT] = connection
+                break
+        else:
+            raise kafka.KafkaConnectionError(f"Unable to bootstrap from {client.hosts}")
+        if client._sync_task is None:
+            client._sync_task = asyncio.ensure_future(client._md_synchronizer())
+
+    async def _close(self) -> None:
+        self._closed = True
+        making = [*self._making]
+        for task in making:
+            task.cancel()
+        if making:
+            await asyncio.wait(making)
+        try:
+            await self._close_made()
+        finally:
+            for connection in self._client._conns.values():
+                connection.close(reason=CloseReason.SHUTDOWN)
+
+
+def overhear(
+    client: Any,
+    *,
+    fetched: Callable[[Any], None] | None = None,
+    joined: Callable[[int], None] | None = None,
+    produced: Callable[[Any], None] | None = None,
+) -> None:
+    """Listen to what a client of the library is answered: there is more in it than it passes on.
+
+    Args:
+        client: the library's.
+        fetched: called with the topics of each answer to a fetch.
+        joined: called with the code of each answer to finding the group and to joining it.
+        produced: called with the topics of each answer to what was sent.
+    """
+    send = client.send
+
+    async def send_and_tell(node: Any, request: Any, **options: Any) -> Any:
+        answer = await send(node, request, **options)
+        if isinstance(request, FetchRequest):
+            if fetched is not None:
+                fetched(answer.topics)
+        elif isinstance(request, ProduceRequest):
+            if produced is not None:
+                produced(answer.topics)
+        elif joined is not None and isinstance(request, (FindCoordinatorRequest, JoinGroupRequest)):
+            joined(answer.error_code)
+        return answer
+
+    client.send = send_and_tell
+
+
+def on_connection_closed(client: Any, hear: Callable[[], None]) -> None:
+    """Have ``hear`` called after the client has lost or closed a connection."""
+    inner = client._on_connection_closed
+
+    def closed(connection: Any, reason: Any) -> None:
+        inner(connection, reason)
+        hear()
+
+    client._on_connection_closed = closed
+
+
+def is_connected(client: Any) -> bool:
+    """Return whether the client has a connection to any broker."""
+    return any(connection.connected() for connection in client._conns.values())
+
+
+def traffic(client: Any) -> tuple[float, bool]:
+    """Return when a broker last sent anything (loop time), and whether one owes an answer.
+
+    Members that wait for their group have another connection for it, which does not count.
+    """
+    connections = [
+        connection
+        for (_, group), connection in client._conns.items()
+        if group == ConnectionGroup.DEFAULT and connection.connected()
+    ]
+    heard = max((connection._last_action for connection in connections), default=0.0)
+    return heard, any(connection._requests for connection in connections)
+
+
+def forget_topic(client: Any, name: str) -> None:
+    """Ask no more for a topic that `AIOKafkaClient.add_topic` has added."""
+    client._topics.discard(name)
+
+
+def stop_waiting_for_metadata(client: Any) -> None:
+    """End the waiting for news of the cluster that nobody will fetch any more."""
+    news = client._md_update_fut
+    if news is not None and not news.done():
+        news.set_result(False)
+
+
+# Requests.
+
+
+async def find_topics(client: Any, names: Sequence[str]) -> Any:
+    """Return what any broker says of the topics, without their being created."""
+    answer = await client.send(client.get_random_node(), MetadataRequest(names, False))
+    return answer.topics
+
+
+async def create_topics(
+    client: Any, requests: Sequence[tuple[Any, ...]], timeout: float
+) -> Sequence[Any]:
+    """Create topics; return the code, and perhaps a text, for each.
+
+    Args:
+        client: the library's, or one of `new_client`.
+        requests: name, partitions, replication, assignment and settings of each.
+        timeout: seconds that the cluster may take.
+    """
+    controller = client.cluster.controller
+    node = client.get_random_node() if controller is None else controller.nodeId
+    answer = await client.send(node, CreateTopicsRequest(requests, int(timeout * 1000), False))
+    errors: Sequence[Any] = answer.topic_errors
+    return errors
+
+
+_METADATA, _WITH_IDS = 3, 10
+_NO_ID = b"\0" * 16
+
+
+class _Id:
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return value
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> bytes:
+        return data.read(len(_NO_ID))
+
+    @classmethod
+    def repr(cls, value: bytes) -> str:
+        return repr(value)
+
+
+class _TopicIdsResponse(Response):  # type: ignore[misc]
+    API_KEY = _METADATA
+    API_VERSION = _WITH_IDS
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", CompactString("utf-8")),
+                ("topic_id", _Id),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+        ("tags", TaggedFields),
+    )
+
+
+class _TopicIdsRequestStruct(RequestStruct):  # type: ignore[misc]
+    FLEXIBLE_VERSION = True
+    API_KEY = _METADATA
+    API_VERSION = _WITH_IDS
+    RESPONSE_TYPE = _TopicIdsResponse
+    SCHEMA = Schema(
+        (
+            "topics",
+            CompactArray(
+                ("topic_id", _Id), ("name", CompactString("utf-8")), ("tags", TaggedFields)
+            ),
+        ),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class TopicIdsRequest(Request[_TopicIdsRequestStruct]):  # type: ignore[misc]
+    """Asks for the ids of topics, and for our rights; the library's own ends a version before.
+
+    Args:
+        names: of the topics.
+    """
+
+    API_KEY = _METADATA
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def build(self, request_struct_class: Any) -> Any:
+        no_tags: dict[int, bytes] = {}
+        topics = [(_NO_ID, name, no_tags) for name in self._names]
+        return request_struct_class(topics, False, False, True, no_tags)
+
+
+# Members of groups.
+
+
+def is_lost(consumer: Any) -> bool:
+    """Return whether the group has given the member up, or somebody else took its name."""
+    return bool(consumer._coordinator.generation < 0)
+
+
+async def leave(consumer: Any) -> None:
+    """Give the membership up, instead of keeping it for who comes back with the name."""
+    coordinator = consumer._coordinator
+    if coordinator is not None:
+        instance, coordinator._group_instance_id = coordinator._group_instance_id, None
+        try:
+            await coordinator._maybe_leave_group()
+        finally:
+            coordinator._group_instance_id = instance
+
+
+async def commit_offsets(
+    consumer: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata]
+) -> None:
+    """Commit once, for as long as the membership lasts.
+
+    The library's own way does so no more once a pattern has found a new topic, although that is
+    before the partitions are taken away. It would also try again without end.
+
+    Raises:
+        aiokafka.errors.KafkaError: the cluster refused it, or cannot be reached.
+    """
+    coordinator = consumer._coordinator
+    await coordinator.ensure_coordinator_known()
+    async with coordinator._commit_lock:
+        await coordinator._do_commit_offsets(None, offsets)
+
+
+async def committed_offsets(
+    consumer: Any, places: Sequence[TopicPartition]
+) -> Mapping[TopicPartition, OffsetAndMetadata]:
+    """Return what the group has committed, whoever has the partitions."""
+    committed: Mapping[TopicPartition, OffsetAndMetadata]
+    committed = await consumer._coordinator.fetch_committed_offsets(places)
+    return committed
+
+
+_LOOK_AGAIN = 0.1
+
+
+async def rejoin_anew(consumer: Any, reassigned: asyncio.Event) -> None:
+    """Leave the group and join it again, so that everything is assigned anew.
+
+    Args:
+        consumer: it.
+        reassigned: set when that is done.
+
+    Raises:
+        aiokafka.errors.KafkaError: the cluster does not let it.
+    """
+    coordinator = consumer._coordinator
+    await leave(consumer)
+    # Or it counts as one that has stopped fetching, which is not let in.
+    with consumer._subscription.fetch_context():
+        while not reassigned.is_set():
+            coordinator.check_errors()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_AGAIN):
+                    await reassigned.wait()
+
+
+def watch_topics(consumer: Any) -> None:
+    """Notice new partitions of the topics.
+
+    The library leaves that to the leader of the group, but the member that comes back as one is
+    not told that it is.
+    """
+    coordinator = consumer._coordinator
+    if coordinator._group_subscription is None:
+        coordinator._group_subscription = consumer.subscription()
+        coordinator._metadata_snapshot = coordinator._get_metadata_snapshot()
+
+
+async def describe_group(consumer: Any, group: str) -> tuple[int, str, set[TopicPartition]]:
+    """Return the code of the answer, the state of the group, and what its members have."""
+    answer = await consumer._client.send(
+        consumer._coordinator.coordinator_id,
+        DescribeGroupsRequest([group]),
+        group=ConnectionGroup.COORDINATION,
+    )
+    code, _, state, _, _, members, *_ = answer.groups[0]
+    taken: set[TopicPartition] = set()
+    for member in members:
+        taken.update(_assigned_to(member[4]))
+    return code, state, taken
+
+
+def _assigned_to(assignment: bytes) -> Iterable[TopicPartition]:
+    return ConsumerProtocol.ASSIGNMENT.decode(assignment).partitions() if assignment else ()
+
+
+# Fetching.
+
+
+def is_assigned(consumer: Any, partition: TopicPartition) -> bool:
+    """Return whether the consumer has the partition."""
+    return bool(consumer._subscription.is_assigned(partition))
+
+
+def next_offset(consumer: Any, partition: TopicPartition) -> int:
+    """Return the next offset that the library would hand out; -1 when it has none."""
+    subscription = consumer._subscription.subscription
+    assignment = None if subscription is None else subscription.assignment
+    state = None if assignment is None else assignment.state_value(partition)
+    return state.position if state is not None and state.has_valid_position else -1
+
+
+def limit_prefetching(consumer: Any, seconds: float) -> None:
+    """Have what is fetched of a broker taken before more is asked of it, or so long after."""
+    consumer._fetcher._prefetch_backoff = seconds
+
+
+def background_tasks(consumer: Any) -> tuple[asyncio.Future[Any], ...]:
+    """Return the tasks that a started consumer cannot do without: none ends before it does."""
+    return consumer._client._sync_task, consumer._fetcher._fetch_task
+
+
+def fetching_ends(consumer: Any) -> tuple[asyncio.Future[Any], ...]:
+    """Return what is done when a started consumer fetches no more, with the error if any."""
+    return consumer._fetcher.error_future, consumer._client._sync_task
+
+
+async def stop_consumer(consumer: Any, timeout: float) -> None:
+    """Stop a consumer of the library, and all that it has started; never raises.
+
+    Not by its own ``stop``: in the middle of a rebalance that waits for the end of it, and where a
+    fetch has just begun or failed it ends half-way. It would do nothing else, as nothing is
+    committed by the library, and a group is left with `leave`.
+
+    Args:
+        consumer: started or not.
+        timeout: seconds for each of two steps.
+    """
+    consumer._closed = True
+    await end_tasks(consumer, timeout)
+    await _attempt(consumer._client.close(), timeout)
+
+
+async def end_tasks(consumer: Any, timeout: float) -> None:
+    """End all that a consumer of the library does by itself, within ``timeout`` seconds."""
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher
+    parts = (
+        getattr(coordinator, "_coordination_task", None),
+        getattr(coordinator, "_heartbeat_task", None),
+        getattr(coordinator, "_commit_refresh_task", None),
+        getattr(coordinator, "_reset_committed_task", None),
+        getattr(fetcher, "_fetch_task", None),
+        *getattr(fetcher, "_pending_tasks", ()),
+    )
+    tasks = [task for task in parts if task is not None]
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=timeout)
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            # What it ended with is of no interest any more.
+            task.exception()
+
+
+async def _attempt(step: Coroutine[Any, Any, None], timeout: float) -> None:
+    task = asyncio.ensure_future(step)
+    try:
+        await asyncio.wait((task,), timeout=timeout)
+    finally:
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled():
+            task.exception()
+
+
+class _Report(Protocol):
+    def __call__(
+        self, partition: TopicPartition, error: Exception, offset: int, beyond: int | None = None
+    ) -> None: ...
+
+
+def divert_unreadable(consumer: Any, report: _Report) -> None:
+    """Have what cannot be read reported, instead of raised out of a fetch.
+
+    The library raises whatever is wrong with any partition, and forgets what it had fetched of
+    the others.
+
+    Args:
+        consumer: the library's, started.
+        report: gets the partition, the error, the offset from where on nothing can be read, and
+            the offset behind the batch in question, or None when it is not known.
+    """
+    fetcher = consumer._fetcher
+    fetched = _Fetched(consumer, report)
+    for partition, result in fetcher._records.items():
+        fetched[partition] = result
+    fetcher._records = fetched
+
+
+class _Fetched(OrderedDict[TopicPartition, Any]):
+    """What the library has fetched and not handed out, by partition."""
+
+    def __init__(self, consumer: Any, report: _Report) -> None:
+        super().__init__()
+        self._consumer = consumer
+        self._report = report
+
+    def __setitem__(self, partition: TopicPartition, result: Any) -> None:
+        if isinstance(result, FetchError):
+            # Raised with the next fetch, it would end that of all.
+            self._report(partition, result._error, next_offset(self._consumer, partition))
+            return
+        records = result._partition_records
+        if records is not None:
+            result._partition_records = _Readable(self._report, partition, records)
+        super().__setitem__(partition, result)
+
+
+class _Readable:
+    """The records of a fetch up to the first one that cannot be read.
+
+    Args:
+        report: hears of that one.
+        partition: where they are from.
+        records: as the library has them.
+    """
+
+    __slots__ = ("_batches", "_iterator", "_partition", "_records", "_report")
+
+    def __init__(self, report: _Report, partition: TopicPartition, records: Any) -> None:
+        self._report = report
+        self._partition = partition
+        self._records = records
+        self._batches = records._records = _Batches(records._records)
+        # One for good: a loop that is left goes on where it was.
+        self._iterator = self._read()
+
+    @property
+    def next_fetch_offset(self) -> int:
+        """The offset behind the last record that was read, or passed over."""
+        offset: int = self._records.next_fetch_offset
+        return offset
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._iterator
+
+    def _read(self) -> Iterator[Any]:
+        try:
+            yield from self._records._records_iterator
+        # Whatever the bytes make the library, or a codec, raise.
+        except Exception as error:  # noqa: BLE001
+            offset = self.next_fetch_offset
+            beyond = self._batches.beyond
+            if beyond is not None and beyond <= offset:
+                beyond = None
+            self._report(self._partition, error, offset, beyond)
+
+
+class _Batches:
+    """The batches of a fetch; remembers where the last one ends."""
+
+    __slots__ = ("_inner", "_last", "has_next")
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._last: Any = None
+        self.has_next: Callable[[], bool] = inner.has_next
+
+    def next_batch(self) -> Any:
+        """The next batch, as the library has them."""
+        self._last = None
+        self._last = batch = self._inner.next_batch()
+        return batch
+
+    @property
+    def beyond(self) -> int | None:
+        """The offset behind the last batch; None when it has none."""
+        offset: int | None = getattr(self._last, "next_offset", None)
+        return offset
+
+
+_MOST_BYTES = 52_428_800
+_MOST_OF_A_PARTITION = 1_048_576
+_BACKOFF = 0.1
+_LENGTH_AT, _MAGIC_AT, _OVERHEAD = 8, 16, 12
+_SECOND_FORMAT = 2
+
+
+async def read_leniently(consumer: Any, partition: TopicPartition) -> None:
+    """Have the library take what comes next in the partition as it is.
+
+    Names of headers are texts for the library, but for the cluster any bytes: one that is no UTF-8
+    would end every attempt to read its batch, and whoever may publish could stop a partition. Call
+    it while the partition is paused where the library cannot read on.
+
+    Raises:
+        aiokafka.errors.KafkaError: the cluster did not answer with records.
+    """
+    client, fetcher = consumer._client, consumer._fetcher
+    assignment = consumer._subscription.subscription.assignment
+    # As the consumer itself reads: what a transaction has open may be there for it, or not yet.
+    isolation = fetcher._isolation_level
+    position = await consumer.position(partition)
+    place = (partition.partition, position, _MOST_OF_A_PARTITION)
+    answer = await client.send(
+        client.cluster.leader_for_partition(partition),
+        FetchRequest(0, 1, _MOST_BYTES, isolation, [(partition.topic, [place])]),
+    )
+    _, code, _, *parts = answer.topics[0][1][0]
+    if kafka.for_code(code) is not kafka.NoError or not parts[-1]:
+        raise kafka.KafkaError(f"no records at offset {position} of {partition}")
+    aborted = parts[2] if answer.API_VERSION >= 11 else parts[-2]
+    if assignment.active and await consumer.position(partition) == position:
+        # In place of what could not be read, which keeps the library from fetching it again.
+        fetcher._records[partition] = FetchResult(
+            partition,
+            assignment=assignment,
+            partition_records=PartitionRecords(
+                partition,
+                LenientRecords(parts[-1]),
+                aborted,
+                position,
+                None,
+                None,
+                True,
+                isolation,
+            ),
+            backoff=_BACKOFF,
+        )
+
+
+class LenientRecords:
+    """The batches of a fetch, in which names of headers may be any bytes.
+
+    Args:
+        data: as fetched.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = bytes(data)
+        self._at = 0
+
+    def has_next(self) -> bool:
+        """Whether there is a further batch; the last may have been cut off by the cluster."""
+        return len(self._data) >= self._at + _OVERHEAD and len(self._data) >= self._end()
+
+    def next_batch(self) -> Any:
+        """The next batch, as the library has them."""
+        start, self._at = self._at, self._end()
+        batch = self._data[start : self._at]
+        if batch[_MAGIC_AT] >= _SECOND_FORMAT:
+            return _LenientBatch(batch)
+        # There are no headers in older ones.
+        return MemoryRecords(batch).next_batch()
+
+    def _end(self) -> int:
+        length = int.from_bytes(self._data[self._at + _LENGTH_AT : self._at + _OVERHEAD], "big")
+        return self._at + _OVERHEAD + length
+
+
+class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]
+    _pos: int
+
+    def _read_msg(self, varint: Any = decode_varint) -> Any:
+        buffer = self._buffer
+        length, at = varint(buffer, self._pos)
+        end = at + length
+        _, at = varint(buffer, at)
+        delay, at = varint(buffer, at)
+        delta, at = varint(buffer, at)
+        key, at = _bytes(buffer, at)
+        value, at = _bytes(buffer, at)
+        count, at = varint(buffer, at)
+        headers: list[tuple[str, bytes | None]] = []
+        for _ in range(count):
+            name, at = _bytes(buffer, at)
+            content, at = _bytes(buffer, at)
+            headers.append(((name or b"").decode("utf-8", "backslashreplace"), content))
+        if at != end:
+            raise kafka.CorruptRecordException(f"a record of {length} bytes ends at {at - end}")
+        self._pos = at
+        appended = self.timestamp_type == self.LOG_APPEND_TIME
+        time = self.max_timestamp if appended else self.first_timestamp + delay
+        offset = self.base_offset + delta
+        return _DefaultRecordPy(offset, time, self.timestamp_type, key, value, headers)
+
+
+def _bytes(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
+    length, at = decode_varint(buffer, at)
+    return (None, at) if length < 0 else (bytes(buffer[at : at + length]), at + length)
+
+
+# Producing.
+
+
+def producer_tasks(producer: Any) -> tuple[asyncio.Future[Any] | None, ...]:
+    """Return what a producer cannot do without; None before its start."""
+    return producer.client._sync_task, producer._sender.sender_task
+
+
+def retire_producer(producer: Any) -> asyncio.Future[Any] | None:
+    """Have a producer send nothing more; return the task that is still ending.
+
+    The library's own way waits for confirmations, for ever when the cluster is away.
+    """
+    producer._closed = True
+    sender: asyncio.Future[Any] | None = producer._sender.sender_task
+    if sender is not None:
+        sender.cancel()
+    return sender
+
+
+def renounce_numbers(producer: Any, place: TopicPartition, count: int) -> None:
+    """Number the next records for the partition as if the last ``count`` had not been numbered."""
+    producer._txn_manager.increment_sequence_number(place, -count)

@@ -1,0 +1,95 @@
+"""The options of the library's clients, as the configuration says."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from .._tls import tls_context
+from ._aiokafka_private import Connections
+from ._config import KafkaConfig
+
+__all__ = ["common_options", "connection_options", "fetch_options", "keep_connections"]
+
+_LIBRARY = "aiokafka"
+_LEAST_FETCHED = 65_536
+_SHORTEST_RETRY, _LONGEST_RETRY = 0.02, 0.1
+
+
+def common_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
+    """The keyword arguments that producers, consumers and admin clients share.
+
+    Reads the certificate files anew each time. Also keeps the library's loggers from passing
+    secrets on.
+
+    Args:
+        config: where and how.
+        client_id: what the cluster's logs and quotas call the client.
+
+    Raises:
+        ConfigurationError: a TLS file cannot be read or is no certificate or key.
+    """
+    retry = min(max(config.backoff_min, _SHORTEST_RETRY), _LONGEST_RETRY)
+    return {
+        "bootstrap_servers": config.servers.split(","),
+        "request_timeout_ms": int(config.request_timeout * 1000),
+        "metadata_max_age_ms": max(1, int(config.topic_refresh * 1000)),
+        "retry_backoff_ms": int(retry * 1000),
+        **connection_options(config, client_id),
+    }
+
+
+def fetch_options(window_bytes: int) -> dict[str, Any]:
+    """How much a consumer asks for: it may have that much of each broker beside its window.
+
+    A record that is larger comes alone all the same.
+    """
+    most = max(_LEAST_FETCHED, min(window_bytes // 2, 2**31 - 1))
+    return {"fetch_max_bytes": most, "max_partition_fetch_bytes": most}
+
+
+def keep_connections(client: Any, config: KafkaConfig, client_id: str) -> None:
+    """Close every connection that a client of the library makes, when it closes.
+
+    Args:
+        client: the library's, not started.
+        config: where and how.
+        client_id: what the cluster's logs call us.
+    """
+    options = connection_options(config, client_id)
+    Connections(client, options | {"request_timeout_ms": int(config.request_timeout * 1000)})
+
+
+def connection_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
+    """The keyword arguments of one connection.
+
+    Raises:
+        ConfigurationError: a TLS file cannot be read or is no certificate or key.
+    """
+    _restrain_loggers()
+    protocol = "SSL" if config.tls else "PLAINTEXT"
+    options: dict[str, Any] = {"client_id": client_id, "ssl_context": tls_context(config)}
+    secret = config.secret
+    if secret is not None:
+        protocol = "SASL_SSL" if config.tls else "SASL_PLAINTEXT"
+        options["sasl_mechanism"] = config.sasl_mechanism
+        options["sasl_plain_username"] = config.username
+        options["sasl_plain_password"] = secret.reveal()
+    options["security_protocol"] = protocol
+    return options
+
+
+def _restrain_loggers() -> None:
+    """At DEBUG the library logs passwords, and while a cluster is away several errors a second.
+
+    Who wants to see more than what this package says of it sets a level for the logger, but not
+    below INFO.
+    """
+    library = logging.getLogger(_LIBRARY)
+    if library.level == logging.NOTSET:
+        library.setLevel(logging.CRITICAL)
+    for name in (_LIBRARY, *logging.root.manager.loggerDict):
+        if name == _LIBRARY or name.startswith(f"{_LIBRARY}."):
+            logger = logging.getLogger(name)
+            if logger.level != logging.NOTSET and logger.level < logging.INFO:
+                logger.setLevel(logging.INFO)

@@ -1,0 +1,125 @@
+"""Whether the cluster can be reached, and is still where the library looks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import aiokafka.errors as kafka
+
+from ..._logs import get_logger
+from ._aiokafka_private import hosts_of, is_connected, traffic, try_connection
+from ._client_options import connection_options
+from ._config import KafkaConfig
+
+__all__ = ["MOVED", "Whereabouts", "reach"]
+
+_log = get_logger(__name__)
+
+MOVED = "the brokers known last are gone, and the cluster is at other addresses"
+"""What is wrong when `Whereabouts.moved`."""
+
+_SILENCE = 10.0
+# After so many looks in a row at which the brokers known last did not answer, but the configured
+# ones did, the whole cluster must have moved.
+_MOVED = 3
+
+
+async def reach(config: KafkaConfig, client_id: str) -> None:
+    """Have one broker answer, within ``connect_timeout``; nothing stays open.
+
+    The library's clients try all brokers themselves, but keep what went wrong to themselves.
+
+    Raises:
+        OSError: no broker could be reached; TimeoutError is one.
+        aiokafka.errors.KafkaError: a broker refused the login, or did not answer as one.
+        ConfigurationError: the TLS files cannot be used.
+    """
+    options = connection_options(config, client_id)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + config.connect_timeout
+    cause: Exception | None = None
+    servers = hosts_of(config.servers)
+    for index, (host, port) in enumerate(servers):
+        # A broker that does not answer must leave time for the others.
+        share = max(deadline - loop.time(), 0.0) / (len(servers) - index)
+        try:
+            async with asyncio.timeout(share):
+                await try_connection(host, port, options)
+        except (OSError, RuntimeError) as error:
+            if cause is None or not isinstance(error, OSError):
+                cause = error
+        else:
+            return
+    raise cause or OSError("no broker is named")
+
+
+class Whereabouts:
+    """Tells whether what a client of the library knows of the cluster is still good for anything.
+
+    After its start the library asks only the brokers that it was told of last. When all of them
+    have come back at other addresses it asks in vain, for ever.
+
+    Args:
+        config: where the cluster is.
+        client_id: what the cluster's logs call us.
+        client: the library's.
+    """
+
+    def __init__(self, config: KafkaConfig, client_id: str, client: Any) -> None:
+        self._config = config
+        self._client_id = client_id
+        self._client = client
+        self._good: int | None = None
+        self._elsewhere = 0
+        # When the library had last heard anything, and since when that is known.
+        self._heard = self._known_since = 0.0
+
+    async def reachable(self) -> bool:
+        """Whether one of the brokers that the client knows can be reached."""
+        client = self._client
+        if is_connected(client):
+            self._elsewhere = 0
+            return True
+        nodes = [broker.nodeId for broker in client.cluster.brokers()]
+        nodes.sort(key=lambda node: node != self._good)
+        for node in nodes:
+            with contextlib.suppress(OSError, kafka.KafkaError):
+                async with asyncio.timeout(self._config.connect_timeout):
+                    if await client.ready(node):
+                        self._good = node
+                        self._elsewhere = 0
+                        return True
+        return False
+
+    def silent(self) -> bool:
+        """Whether brokers owe answers, and none has sent anything for ten seconds.
+
+        To be called again and again. A broker that is frozen, or cut off without a word, shows only
+        by that.
+        """
+        heard, owing = traffic(self._client)
+        now = asyncio.get_running_loop().time()
+        if not owing or heard != self._heard:
+            self._heard, self._known_since = heard, now
+        return now - self._known_since >= _SILENCE
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the cluster may have moved, and a further look is to tell."""
+        return self._elsewhere > 0
+
+    async def moved(self) -> bool:
+        """Whether it is time to start anew from the configured addresses.
+
+        To be called again and again while `reachable` says no.
+        """
+        try:
+            await reach(self._config, self._client_id)
+        except Exception as error:  # noqa: BLE001 (whatever it is, there is no cluster)
+            self._elsewhere = 0
+            _log.debug("no connection to %s: %s", self._config.address, error)
+            return False
+        self._elsewhere += 1
+        return self._elsewhere >= _MOVED
