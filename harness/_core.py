@@ -22,7 +22,7 @@ from ..transports import Envelope, Identity, Surroundings, TopicFilter
 from ._faults import Faults
 from .simulated._profiles import Profile, SimulatedBus
 from .world._application import ApplicationUnderTest
-from .world._stage import Stage
+from .world._world import World
 
 __all__ = ["NAME", "NO_MORE", "Core", "check_options", "failure_classes", "plain"]
 
@@ -46,7 +46,7 @@ class Core:
         closed: nothing can happen any more.
     """
 
-    def __init__(self, world: Stage, applications: tuple[DistributedApplication, ...]) -> None:
+    def __init__(self, world: World, applications: tuple[DistributedApplication, ...]) -> None:
         self.world = world
         self._environment = world.environment(world.seed)
         self._links: dict[str, Link] = {}

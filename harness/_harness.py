@@ -21,7 +21,7 @@ from ._replay import replay
 from .loop._foreign_threads import UnannouncedThread
 from .loop._loop_thread import LoopThread, is_loop_running
 from .simulated._profiles import Profile
-from .world._stage import Stage
+from .world._simulated import SimulatedWorld
 from .world._world import World
 
 __all__ = ["Harness"]
@@ -81,8 +81,8 @@ class Harness(Reads):
             seed=seed, profile=profile, faults=faults, grace=grace, patience=patience, limit=limit
         )
         self._applications = applications
-        self._make_world: Callable[[], Stage] = partial(
-            World,
+        self._make_world: Callable[[], World] = partial(
+            SimulatedWorld,
             seed=seed,
             profile=profile,
             faults=faults,

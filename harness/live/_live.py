@@ -16,7 +16,7 @@ from .._errors import NotSettled, NotSimulated
 from .._harness import Harness
 from ..loop._stacks import stack_of
 from ..loop._tasks import OWNER
-from ..world._stage import Stage
+from ..world._world import World
 from ._live_bus import LiveBus, LiveProvider, Published
 from ._real_providers import RealBrokers
 
@@ -65,7 +65,7 @@ class LiveHarness(Harness):
         self._make_world = lambda: LiveWorld(brokers(), patience, limit)
 
 
-class LiveWorld(Stage):
+class LiveWorld(World):
     """Applications on real buses.
 
     Args:
@@ -95,7 +95,7 @@ class LiveWorld(Stage):
     # For applications.
 
     def stand_in(self, provider: SocketProvider) -> SocketProvider:
-        """See `Stage.stand_in`."""
+        """See `World.stand_in`."""
         bus = self.buses.get(provider.address)
         if bus is None:
             bus = self.buses[provider.address] = LiveBus(self._brokers.bus(), self)
@@ -103,33 +103,33 @@ class LiveWorld(Stage):
         return LiveProvider(provider, bus)
 
     def environment(self, seed: int) -> Environment:
-        """See `Stage.environment`: the real one, as brokers remember what they have seen."""
+        """See `World.environment`: the real one, as brokers remember what they have seen."""
         return Environment()
 
     def check_simulated(self, what: str) -> None:
-        """See `Stage.check_simulated`."""
+        """See `World.check_simulated`."""
         raise NotSimulated(
             f"{what} needs a simulated bus and virtual time, and this test runs on a real"
             f" {self._brokers.profile} broker"
         )
 
     def begin(self) -> None:
-        """See `Stage.begin`."""
+        """See `World.begin`."""
 
     def end(self) -> None:
-        """See `Stage.end`."""
+        """See `World.end`."""
 
     def announce(self, name: str, place: str) -> BusyThread:
-        """See `Stage.announce`."""
+        """See `World.announce`."""
         work = BusyThread(name, place, lambda work: self._announced.pop(work, None))
         self._announced[work] = None
         return work
 
     def silence(self, life: Life) -> None:
-        """See `Stage.silence`."""
+        """See `World.silence`."""
 
     def restart_actor(self, lane: Lane) -> None:
-        """See `Stage.restart_actor`."""
+        """See `World.restart_actor`."""
         self.check_simulated("restart_actor()")
 
     # For buses.
@@ -145,7 +145,7 @@ class LiveWorld(Stage):
         self.watch.failed(envelope.source or "the test", "publish", error, envelope)
 
     def published(self, *, reserved: bool) -> Iterator[Envelope]:
-        """See `Stage.published`: in the order in which it was sent."""
+        """See `World.published`: in the order in which it was sent."""
         return (
             one.envelope
             for one in self._sent
@@ -155,13 +155,13 @@ class LiveWorld(Stage):
     # Time.
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """See `Stage.run`."""
+        """See `World.run`."""
         context = contextvars.copy_context()
         context.run(OWNER.set, None)
         return self.loop.run_until_complete(self.loop.create_task(coroutine, context=context))
 
     async def settled(self) -> None:
-        """See `Stage.settled`.
+        """See `World.settled`.
 
         Raises:
             HandlerFailed: something failed that nobody expected.
@@ -207,11 +207,11 @@ class LiveWorld(Stage):
         return None
 
     async def advanced(self, seconds: float) -> None:
-        """See `Stage.advanced`."""
+        """See `World.advanced`."""
         self.check_simulated("advance()")
 
     async def outcome(self, coroutine: Coroutine[Any, Any, T], seconds: float = 0.0) -> T:
-        """See `Stage.outcome`."""
+        """See `World.outcome`."""
         task = self.spawn(coroutine, Context())
         # Stopping ends by itself, and leaves nothing open only if it gets the time for that.
         stops = [runs_of(tested.application).settings.stop_timeout for tested in self.tested]
@@ -226,7 +226,7 @@ class LiveWorld(Stage):
     # The end.
 
     def close(self) -> None:
-        """See `Stage.close`."""
+        """See `World.close`."""
         loop = self.loop
         loop.set_exception_handler(lambda loop, context: None)
         try:

@@ -56,7 +56,7 @@ class CallerKind(enum.Enum):
     """None of them."""
 
 
-class _Job:
+class _ThreadCall:
     """One function in a thread."""
 
     __slots__ = ("called", "executor", "gate", "ident", "killed", "state")
@@ -92,12 +92,12 @@ class Threads:
         self._loop = loop
         self._grace = grace
         self._one_at_a_time = one_at_a_time
-        self._jobs: dict[_Job, None] = {}
-        self._runnable: deque[_Job] = deque()
-        self._by_ident: dict[int, _Job] = {}
+        self._jobs: dict[_ThreadCall, None] = {}
+        self._runnable: deque[_ThreadCall] = deque()
+        self._by_ident: dict[int, _ThreadCall] = {}
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._futures: weakref.WeakSet[asyncio.Future[Any]] = weakref.WeakSet()
-        self._granted: _Job | None = None
+        self._granted: _ThreadCall | None = None
         self._yielded = threading.Semaphore(0)
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -124,7 +124,7 @@ class Threads:
         """What a loop's ``run_in_executor`` does."""
         if executor is None:
             executor = self._pool = self._pool or ThreadPoolExecutor(thread_name_prefix="spa_dat")
-        job = _Job(executor)
+        job = _ThreadCall(executor)
         elsewhere = isinstance(executor, ProcessPoolExecutor)
         if elsewhere:
             # Nothing here can be taken along into another process, or be seen from there.
@@ -178,7 +178,7 @@ class Threads:
                 self._leave_alone(job)
         return late
 
-    def _describe(self, job: _Job, frames: dict[int, FrameType]) -> str:
+    def _describe(self, job: _ThreadCall, frames: dict[int, FrameType]) -> str:
         where = "process" if isinstance(job.executor, ProcessPoolExecutor) else "thread"
         return f"work in a {where}{stack_of_frame(frames.get(job.ident or 0))}"
 
@@ -190,7 +190,7 @@ class Threads:
         if self._pool is not None:
             self._pool.shutdown(wait=False)
 
-    def _is_busy(self, job: _Job) -> bool:
+    def _is_busy(self, job: _ThreadCall) -> bool:
         if job.state is _State.QUEUED:
             return not self._one_at_a_time and self._has_thread(job.executor)
         return job.state is _State.BESIDE
@@ -201,7 +201,7 @@ class Threads:
         )
         return running < getattr(executor, "_max_workers", 1)
 
-    def _grant(self, job: _Job) -> None:
+    def _grant(self, job: _ThreadCall) -> None:
         self._granted = job
         # It may wait for a thread that waits for the loop.
         job.state, job.called = _State.TURN, self._loop.foreign.waits_for_loop
@@ -228,21 +228,21 @@ class Threads:
         finally:
             self._granted = None
 
-    def _answered(self, job: _Job, running: Future[Any]) -> None:
+    def _answered(self, job: _ThreadCall, running: Future[Any]) -> None:
         """The loop has what the function returned, or does not want it any more."""
         self._leave_alone(job)
         if running.done():
             # Its thread is about to call `_over`, and takes up the next one then.
             self._jobs.pop(job, None)
 
-    def _leave_alone(self, job: _Job) -> None:
+    def _leave_alone(self, job: _ThreadCall) -> None:
         with self._lock:
             if job.state is _State.BESIDE or (
                 not self._one_at_a_time and job.state is _State.QUEUED
             ):
                 job.state = _State.LEFT_ALONE
 
-    def _kill(self, job: _Job) -> None:
+    def _kill(self, job: _ThreadCall) -> None:
         self._jobs.pop(job, None)
         with self._lock:
             state, job.state = job.state, _State.OVER
@@ -260,7 +260,7 @@ class Threads:
 
     # In any thread.
 
-    def _over(self, job: _Job) -> None:
+    def _over(self, job: _ThreadCall) -> None:
         mine = threading.get_ident() == job.ident
         if self._one_at_a_time and not mine:
             # Cancelled or abandoned by the loop: its thread must not wait for ever.
@@ -272,7 +272,7 @@ class Threads:
         if not job.killed:
             self._yield(job, _State.OVER)
 
-    def _yield(self, job: _Job, state: _State) -> None:
+    def _yield(self, job: _ThreadCall, state: _State) -> None:
         """Let the loop go on, which may stand still for this job or sleep."""
         with self._lock:
             had_turn, job.state = job.state is _State.TURN, state
@@ -283,7 +283,7 @@ class Threads:
 
     # In the threads.
 
-    def _run(self, job: _Job, function: Callable[..., T], *args: Any) -> T:
+    def _run(self, job: _ThreadCall, function: Callable[..., T], *args: Any) -> T:
         job.ident = threading.get_ident()
         self._by_ident[job.ident] = job
         self._threads.add(threading.current_thread())

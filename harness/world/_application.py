@@ -17,7 +17,7 @@ from ...runtime.hosting._lane import Lane
 from ..loop._tasks import OWNER
 
 if TYPE_CHECKING:
-    from ._stage import Stage
+    from ._world import World
 
 __all__ = ["ApplicationUnderTest", "Life"]
 
@@ -70,7 +70,7 @@ class ApplicationUnderTest:
         returns: it was killed and is going to be started again.
     """
 
-    def __init__(self, world: Stage, application: DistributedApplication, number: int) -> None:
+    def __init__(self, world: World, application: DistributedApplication, number: int) -> None:
         runs = self._runs = runs_of(application)
         if runs.current is not None:
             raise ConfigurationError(f"application {application.name!r} runs already")

@@ -10,7 +10,7 @@ from ...runtime.hosting._lane import Lane
 from ...transports import Delivery
 
 if TYPE_CHECKING:
-    from ._world import World
+    from ._simulated import SimulatedWorld
 
 __all__ = ["Strikes"]
 
@@ -22,7 +22,7 @@ class Strikes:
         world: the world.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimulatedWorld) -> None:
         self._world = world
 
     def roll(self) -> None:

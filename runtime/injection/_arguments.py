@@ -19,7 +19,7 @@ __all__ = [
     "PARTS",
     "PAYLOAD",
     "Getter",
-    "Part",
+    "MessagePart",
     "Scope",
     "capture_converter",
     "capture_getter",
@@ -107,7 +107,7 @@ class _OfAMessage(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class MessagePart:
     """A part of a message.
 
     Attributes:
@@ -142,12 +142,12 @@ class Part:
         return get
 
 
-PARTS: Mapping[str, Part] = {
-    "topic": Part(lambda envelope: envelope.topic, (str,), "str", True),
-    "headers": Part(
+PARTS: Mapping[str, MessagePart] = {
+    "topic": MessagePart(lambda envelope: envelope.topic, (str,), "str", True),
+    "headers": MessagePart(
         lambda envelope: dict(envelope.headers), (dict, Mapping), "Mapping[str, str]", True
     ),
-    "key": Part(lambda envelope: envelope.key, (str,), "str | None", False),
+    "key": MessagePart(lambda envelope: envelope.key, (str,), "str | None", False),
 }
 """By the name of the parameter."""
 

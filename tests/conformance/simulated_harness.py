@@ -11,7 +11,7 @@ from conformance.kafka_harness import KafkaHarness
 from spa_dat.harness.simulated._kafka import SimulatedKafka
 from spa_dat.harness.simulated._mqtt import SimulatedMqtt
 from spa_dat.harness.simulated._profiles import SimulatedBus
-from spa_dat.harness.world._world import World
+from spa_dat.harness.world._simulated import SimulatedWorld
 from spa_dat.testing.conformance import TransportHarness, VirtualEnvironment
 from spa_dat.transports import KafkaConfig, KafkaProvider, MqttConfig, MqttProvider, SocketProvider
 
@@ -23,7 +23,7 @@ class SimulatedHarness(TransportHarness):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(
+        self.world = SimulatedWorld(
             seed=1, profile=None, faults=None, grace=10.0, patience=600.0, limit=1_000_000
         )
         self.environment = VirtualEnvironment(1, loop=self.world.loop)
