@@ -299,8 +299,9 @@ class DistributedApplication:
         """
         run = self._runs.current
         await self.aclose()
-        if error is None and run is not None and run.failure is not None and not run.told:
-            raise run.failure
+        failure = None if run is None else run.reason.failure_to_raise
+        if error is None and failure is not None:
+            raise failure
 
     def socket(self, *, socket_provider: ProviderLike | None = None) -> Socket:
         """A socket that belongs to no actor: publish and request on one of the buses in use.

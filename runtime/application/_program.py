@@ -173,7 +173,7 @@ async def _serve(
         for application in applications:
             last = runs_of(application).last
             if last is not None:
-                _refuse_exit(last.failure)
+                _refuse_exit(last.reason.failure)
     finally:
         for application in applications:
             last = runs_of(application).last

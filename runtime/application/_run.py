@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import threading
 from collections.abc import Mapping
 from contextvars import copy_context
@@ -33,11 +34,21 @@ from ..routing._routes import Route
 from ..routing._subscriptions import NoSubscription, Subscriptions
 from ._buses import Links
 from ._starting import Waits, check_names, connect, connection_of, start_of, subscription_of
-from ._stopping import close, stop_actors
+from ._stopping import Reason, close, stop_actors
 
-__all__ = ["Run"]
+__all__ = ["Run", "RunState"]
 
 log = get_logger("spa_dat")
+
+
+class RunState(enum.IntEnum):
+    """Where a run is on its way, which has one direction; see "States" in docs/design.md."""
+
+    STARTING = 1
+    RUNNING = 2
+    STOPPING = 3
+    STOPPED = 4
+    """Nothing of it is left."""
 
 
 class Run:
@@ -49,8 +60,8 @@ class Run:
         resources: what its actors share.
 
     Attributes:
-        failure: what it ended with; None for nothing.
-        told: `wait` has raised it.
+        state: where it is on its way.
+        reason: why it is to stop, once there is a reason.
     """
 
     def __init__(
@@ -68,17 +79,15 @@ class Run:
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._ending: asyncio.Future[None] = self._loop.create_future()
-        self._stopping: asyncio.Task[None] | None = None
+        self.state = RunState.STARTING
+        self.reason = Reason()
+        self._stop_task: asyncio.Task[None] | None = None
         self._context = copy_context()
         self._leaving: dict[ActorRunner, asyncio.Task[None]] = {}
         self._confirming: asyncio.Task[None] | None = None
         self._problems: dict[str, str] = {}
         self._letters = LetterLimit(settings.dead_letter_limit)
-        self._started = False
-        self.failure: BaseException | None = None
-        self.told = False
-        self._waits: Waits | None = None
+        self._waits = Waits(self._name, self._refuse_if_stopping)
         self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
         self._keeper = ResourceKeeper(self._given_up, self._resource_failed, self._lost_for_good)
@@ -88,6 +97,10 @@ class Run:
             on_failure=self._actor_failed,
             on_unhandled=self._left_unhandled,
         )
+
+    def _enter(self, state: RunState) -> None:
+        """Go on to a later state. Nothing else changes the state."""
+        self.state = max(self.state, state)
 
     # What the runners of its actors use.
 
@@ -132,7 +145,7 @@ class Run:
 
     def stop_actor(self, actor: ActorRunner) -> None:
         """Stop one actor and leave the others; called from inside it."""
-        if actor not in self._leaving and self._stopping is None:
+        if actor not in self._leaving and self.state < RunState.STOPPING:
             routers = self._subscriptions.leave(actor)
             for router in routers:
                 router.stop_intake()
@@ -158,21 +171,17 @@ class Run:
 
     def end(self, error: BaseException | None) -> None:
         """There is reason to stop the application."""
-        if self._ending.done():
+        if self.reason.given:
             return
-        if not self._started and self._stopping is None:
+        if self.state is RunState.STARTING:
             # It may still succeed, and has as long for it as handlers have at a stop.
             self._loop.call_later(self.settings.stop_timeout, self._give_start_up)
-        if error is None:
-            self._ending.set_result(None)
-        else:
-            self.failure = error
+        self.reason.give(error)
+        if error is not None:
             self._problems[self._name] = f"it has failed: {reason_of(error)}"
-            self._ending.set_exception(error)
-            self._ending.exception()  # whoever waits gets it; nobody has to
 
     def _give_start_up(self) -> None:
-        if not self._started:
+        if self.state is RunState.STARTING:
             self._begin_stop(0.0)
 
     def _resource_failed(self, error: BaseException) -> None:
@@ -190,10 +199,10 @@ class Run:
     def problems(self) -> dict[str, str]:
         """What is not as it should be, in words, by actor, address of a bus, or application."""
         found = Problems(self._problems)
-        if self._stopping is not None:
+        if self.state >= RunState.STOPPING:
             found.add(self._name, "it is stopping")
-        elif not self._started:
-            found.add(self._name, "it is starting" if self._waits is None else f"it {self._waits}")
+        elif self.state is RunState.STARTING:
+            found.add(self._name, f"it {self._waits}")
         for link in self._links:
             found.add(link.provider.address, link.bus.trouble)
         for actor in self._actors:
@@ -221,9 +230,8 @@ class Run:
     @property
     def changing(self) -> bool:
         """Whether it, or one of its actors, is stopping."""
-        return any(not leaving.done() for leaving in self._leaving.values()) or (
-            self._stopping is not None and not self._stopping.done()
-        )
+        leaving = any(not leaving.done() for leaving in self._leaving.values())
+        return leaving or self.state is RunState.STOPPING
 
     def socket(self, provider: SocketProvider | None) -> Socket:
         """A socket that belongs to no actor, on this bus or on the default one.
@@ -250,9 +258,7 @@ class Run:
 
     async def wait(self) -> None:
         """Wait until there is reason to stop; raises what made it necessary."""
-        await asyncio.wait((self._ending,))
-        self.told = True
-        self._ending.result()
+        await self.reason.wait()
 
     async def start(self) -> None:
         """Start everything but the producers; when it fails, what was started is stopped again.
@@ -267,19 +273,19 @@ class Run:
                 "application %r has no name: no messages are kept for it while it is away",
                 identity.application,
             )
-        waits = self._waits = Waits(identity.application, self._refuse_if_stopping)
         self._watchdog.watch_loop()
         try:
-            await self._start(waits)
+            await self._start(self._waits)
         except BaseException as error:
             await asyncio.shield(self.stop())
             over = KeyboardInterrupt | SystemExit
-            if isinstance(self.failure, over) or (self.failure and isinstance(error, ActorStopped)):
-                raise self.failure from error
+            failure = self.reason.failure
+            if isinstance(failure, over) or (failure and isinstance(error, ActorStopped)):
+                raise failure from error
             raise
         finally:
-            waits.end()
-        self._started = True
+            self._waits.end()
+        self._enter(RunState.RUNNING)
         self._watchdog.start()
         log.info(
             "application %r instance %r has started: %d actors, %s",
@@ -312,7 +318,7 @@ class Run:
             self.end(None)
 
     def _refuse_if_stopping(self) -> None:
-        if self._stopping is not None:
+        if self.state >= RunState.STOPPING:
             raise ActorStopped(f"application {self._name!r} was stopped while it started")
 
     def _make_links(self) -> None:
@@ -337,21 +343,17 @@ class Run:
             await asyncio.shield(stopping)
 
     def _begin_stop(self, seconds: float) -> asyncio.Task[None]:
-        if self._stopping is None:
+        if self._stop_task is None:
+            self._enter(RunState.STOPPING)
             # Not as part of whatever asks for it, which may be one of the actors.
-            self._stopping = self._loop.create_task(self._stop(seconds), context=self._context)
-        return self._stopping
+            self._stop_task = self._loop.create_task(self._stop(seconds), context=self._context)
+        return self._stop_task
 
     async def stopped(self) -> None:
         """Wait for a stop that is under way, which whoever asked for it may have left."""
-        stopping, own = self._stopping, self._loop is asyncio.get_running_loop()
+        stopping, own = self._stop_task, self._loop is asyncio.get_running_loop()
         if stopping is not None and own and not self._system.is_at_work():
             await asyncio.wait((stopping,))
-
-    @property
-    def has_stopped(self) -> bool:
-        """Whether nothing of it is left."""
-        return self._stopping is not None and self._stopping.done()
 
     @property
     def is_lost(self) -> bool:
@@ -369,6 +371,7 @@ class Run:
             actor.abandon()
         self._watchdog.stop()
         self._links.release()
+        self._enter(RunState.STOPPED)
 
     async def _stop(self, seconds: float) -> None:
         try:
@@ -380,16 +383,17 @@ class Run:
             ]
             await stop_actors(self._actors, routers, self._system, deadline)
             await wait_for_each(self._leaving.values())
-            await close(self.links, self._keeper, self.failure, deadline)
+            await close(self.links, self._keeper, self.reason.failure, deadline)
             self._given_up.posts(link.lost_posts for link in self._links)
         finally:
             self._watchdog.stop()
             self._links.release()
             self.end(None)
+            self._enter(RunState.STOPPED)
 
     def _left_unhandled(self, ref: Any, count: int) -> None:
         names = (lane.name for lane in self._lanes())
-        if self._stopping is not None and ref.name in names:
+        if self.state >= RunState.STOPPING and ref.name in names:
             self._given_up.unhandled(ref.name, count)
 
     def _actor_failed(self, ref: Any, error: BaseException, where: str) -> None:

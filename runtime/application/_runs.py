@@ -15,7 +15,7 @@ from ..hosting._settings import Settings
 from ..messaging._turn import current_turn
 from ..registration._registry import Registry
 from ..registration._specs import Spec
-from ._run import Run
+from ._run import Run, RunState
 
 __all__ = ["Runs"]
 
@@ -57,7 +57,7 @@ class Runs:
     def current(self) -> Run | None:
         """The run that has begun and has not ended; None when there is none."""
         run = self._current
-        if run is None or run.has_stopped:
+        if run is None or run.state is RunState.STOPPED:
             return None
         if run.is_lost:
             run.abandon()
@@ -67,7 +67,7 @@ class Runs:
     @property
     def why(self) -> str:
         """Why there is no current run, to go on a sentence with; empty without a reason."""
-        failure = None if self.last is None else self.last.failure
+        failure = None if self.last is None else self.last.reason.failure
         return "" if failure is None else f", because of {reason_of(failure)}"
 
     def refuse(self, what: str) -> None:

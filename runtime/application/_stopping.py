@@ -1,4 +1,4 @@
-"""The order of stopping."""
+"""Stopping: the reason for it, and its order."""
 
 from __future__ import annotations
 
@@ -12,9 +12,49 @@ from ..messaging._connection import Link
 from ..registration._resources import LEAST_FOR_RESOURCES, ResourceKeeper
 from ..routing._router import Router
 
-__all__ = ["close", "stop_actors"]
+__all__ = ["Reason", "close", "stop_actors"]
 
 _SHORTEST = 0.1
+
+
+class Reason:
+    """Why a run is to stop, given once: that somebody wants it, or a failure.
+
+    Made on the event loop; `failure` may be asked for in any thread.
+    """
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._was_raised = False
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a reason."""
+        return self._future.done()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The failure; None when there is none."""
+        return self._future.exception() if self._future.done() else None
+
+    @property
+    def failure_to_raise(self) -> BaseException | None:
+        """The failure, unless `wait` has raised it."""
+        return None if self._was_raised else self.failure
+
+    def give(self, failure: BaseException | None) -> None:
+        """This is the reason; None when somebody wants it. It is given only once."""
+        if failure is None:
+            self._future.set_result(None)
+        else:
+            self._future.set_exception(failure)
+            self._future.exception()  # whoever waits gets it; nobody has to
+
+    async def wait(self) -> None:
+        """Wait until there is a reason; raises the failure."""
+        await asyncio.wait((self._future,))
+        self._was_raised = True
+        self._future.result()
 
 
 async def stop_actors(
