@@ -17,7 +17,7 @@ from ._work_source import mailbox_of
 if TYPE_CHECKING:
     from ._lane import Lane
 
-__all__ = ["Calls"]
+__all__ = ["CallState", "Calls"]
 
 _GRACE = 1.0
 
@@ -29,13 +29,13 @@ class _Tick:
 _TICK = _Tick()
 
 
-class _State(enum.Enum):
+class CallState(enum.IntEnum):
     """Which calls a producer makes."""
 
-    CALLING = enum.auto()
-    LAST = enum.auto()
-    """It has asked to be stopped: the call under way is the last one."""
-    STOPPED = enum.auto()
+    CALLING = 1
+    LAST = 2
+    """It has asked for its own stop: the call under way is the last one."""
+    STOPPED = 3
     """The application stops: no call begins, and one that runs once is cancelled."""
 
 
@@ -58,7 +58,11 @@ class Calls:
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
         self._call: asyncio.Future[Any] | None = None
-        self._state = _State.CALLING
+        self._state = CallState.CALLING
+
+    def _enter(self, state: CallState) -> None:
+        """Go on to a later state. Nothing else changes the state."""
+        self._state = max(self._state, state)
 
     @property
     def task(self) -> asyncio.Future[Any] | None:
@@ -72,8 +76,7 @@ class Calls:
 
     def make_no_more(self) -> None:
         """See `Context.stop`: the call under way is the last one."""
-        if self._state is _State.CALLING:
-            self._state = _State.LAST
+        self._enter(CallState.LAST)
         self._lane.timers.stop()
         if self._timer is not None:
             self._timer.cancel()
@@ -81,7 +84,7 @@ class Calls:
             self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
-        if not self._lane.runner.ended and self._state is not _State.STOPPED:
+        if not self._lane.runner.ended and self._state is not CallState.STOPPED:
             self._lane.runner.end(error)
 
     async def stop(self, deadline: float) -> None:
@@ -90,13 +93,14 @@ class Calls:
         Args:
             deadline: loop time until which the call under way is waited for.
         """
-        before, self._state = self._state, _State.STOPPED
+        before = self._state
+        self._enter(CallState.STOPPED)
         if self._timer is not None:
             self._timer.cancel()
         call = self._call
         if call is None:
             return
-        if self._lane.options.every is None and before is not _State.LAST:
+        if self._lane.options.every is None and before is not CallState.LAST:
             # In a thread it ends when it next uses its socket.
             self._lane.sync_socket.revoke()
             call.cancel()
@@ -113,13 +117,13 @@ class Calls:
 
     async def receive(self, instance: Any, item: Any) -> None:
         """Make one call."""
-        if self._state is not _State.CALLING:
+        if self._state is not CallState.CALLING:
             return
         error = await self._one_call(instance)
         every = self._lane.options.every
         if every is None or isinstance(error, SystemExit):
             self._end(error)
-        elif self._state is _State.CALLING:
+        elif self._state is CallState.CALLING:
             self._wait_for_next(every)
         else:
             self._end(None)
@@ -159,7 +163,7 @@ class Calls:
                 self._call = None
             else:
                 call.cancel()
-        if call.cancelled() and self._state is _State.STOPPED:
+        if call.cancelled() and self._state is CallState.STOPPED:
             return None
         # Whatever it is, it must not get out of a task, where some errors end the event loop.
         error = RuntimeError("it was cancelled") if call.cancelled() else call.result()

@@ -23,6 +23,8 @@ from spa_dat import (
 )
 from spa_dat.errors import ActorStopped, ConfigurationError, ConnectFailed, RestartLimitReached
 from spa_dat.harness import VirtualEnvironment
+from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.application._run import RunState
 from spa_dat.transports.memory import MemoryProvider
 from support.elsewhere import threads, threads_end
 from support.probe import talking
@@ -838,3 +840,57 @@ async def test_a_bus_that_gives_up_is_logged_and_makes_the_application_unhealthy
             assert not app.healthy
             with pytest.raises(ConfigurationError, match="another program"):
                 await app.wait()
+
+
+# The states of a run.
+
+
+def state(app: DistributedApplication) -> RunState:
+    run = runs_of(app).last
+    assert run is not None
+    return run.state
+
+
+async def test_a_run_goes_from_starting_to_stopped(app: DistributedApplication) -> None:
+    seen: list[RunState] = []
+
+    class Kettle(Actor):
+        async def on_start(self) -> None:
+            seen.append(state(app))
+
+        @on("water")
+        async def fill(self, payload: int) -> None: ...
+
+        async def on_stop(self) -> None:
+            seen.append(state(app))
+
+    app.add(Kettle)
+    async with app:
+        seen.append(state(app))
+        app.stop()
+        await app.wait()
+        seen.append(state(app))
+    seen.append(state(app))
+    running, stopping, stopped = RunState.RUNNING, RunState.STOPPING, RunState.STOPPED
+    assert seen == [RunState.STARTING, running, running, stopping, stopped]
+
+
+async def test_a_run_that_could_not_start_is_stopped_for_good(app: DistributedApplication) -> None:
+    class Kettle(Actor):
+        async def on_start(self) -> None:
+            raise SystemExit("no water")
+
+        @on("water")
+        async def fill(self, payload: int) -> None: ...
+
+    app.add(Kettle)
+    with pytest.raises(SystemExit, match="no water"):
+        await app.__aenter__()
+    assert state(app) is RunState.STOPPED
+    run = runs_of(app).last
+    assert run is not None
+    assert isinstance(run.reason.failure, SystemExit)
+    run.end(None)
+    run.abandon()
+    assert state(app) is RunState.STOPPED
+    assert isinstance(run.reason.failure, SystemExit)
