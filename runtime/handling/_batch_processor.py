@@ -21,9 +21,10 @@ from ..payloads._codec import check_size
 from ..registration._specs import Handler
 from ..routing._routes import Routed
 from ._failures import as_failure, log_failure
+from ._lane import HandlingLane
 from ._parking import SHORTEST_PAUSE
 from ._processor import Handling
-from ._scope import ProducerScope, ScopeOwner, with_usable_address
+from ._scope import ProducerScope, with_usable_address
 
 __all__ = ["BatchHandling"]
 
@@ -71,16 +72,16 @@ class BatchHandling(Handling):
     async def _park_all(self, batch: list[Routed], error: BaseException) -> None:
         left = [delivery for delivery in batch if delivery.state is DeliveryState.RUNNING]
         topic = quoted(batch[0].envelope.topic)
-        self._host.log.error(
+        self._lane.log.error(
             "%d messages, the first on %s, could not be handled", len(batch), topic, exc_info=error
         )
-        self._host.failed("handler", error, batch[0].envelope)
+        self._lane.failed("handler", error, batch[0].envelope)
         for delivery in left:
             await self._parking.park(delivery, error)
 
     def _read(self, delivery: Routed) -> Any:
-        check_size(delivery.envelope, self._host.max_received)
-        handler = self._host.handlers[delivery.route.handler]
+        check_size(delivery.envelope, self._lane.max_received)
+        handler = self._lane.handlers[delivery.route.handler]
         return _decode(handler, delivery)
 
     async def _work_off(self, instance: Any, batch: list[Routed], values: list[Any]) -> None:
@@ -111,7 +112,7 @@ class BatchHandling(Handling):
         held_since: float | None = None
         router = batch[0].route.router
         while True:
-            instance = await self._host.current(instance)
+            instance = await self._lane.current(instance)
             if instance is None:
                 return self._give_back(batch), None
             error = await self._attempt(instance, batch, values)
@@ -130,18 +131,18 @@ class BatchHandling(Handling):
     async def _attempt(
         self, instance: Any, batch: list[Routed], values: list[Any] | None
     ) -> BaseException | None:
-        host = self._host
+        lane = self._lane
         index = batch[0].route.handler
-        handler = host.handlers[index]
-        limit = host.options.deadline
-        turn = Turn(_identity(batch), host.source, shared=batch[0].route.router.shared)
+        handler = lane.handlers[index]
+        limit = lane.options.deadline
+        turn = Turn(_identity(batch), lane.source, shared=batch[0].route.router.shared)
         current_turn.set(turn)
         deadline = None if limit is None else self._now() + limit
         try:
             # Unlike others it gives several messages.
-            scope: Any = _BatchScope(host, handler, batch, values, deadline)
+            scope: Any = _BatchScope(lane, handler, batch, values, deadline)
             arguments = copy_context().run(handler.injection.bind, scope)
-            await run_apart(host.invoke, instance, index, arguments)
+            await run_apart(lane.invoke, instance, index, arguments)
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 (the user's code)
@@ -166,7 +167,7 @@ class BatchHandling(Handling):
     ) -> float | None:
         """Seconds before the next attempt at the batch; None when there is none."""
         if self._is_outage(error):
-            self._host.log.warning(
+            self._lane.log.warning(
                 "%d messages, the first on %s: %s; trying again",
                 len(batch),
                 quoted(batch[0].envelope.topic),
@@ -176,13 +177,13 @@ class BatchHandling(Handling):
         for delivery in batch:
             delivery.attempts += 1
         self._stats["messages.failed"] += len(batch)
-        self._host.failed("handler", error, batch[0].envelope)
+        self._lane.failed("handler", error, batch[0].envelope)
         wait = None
         if not once:
             held = self._now() - held_since
             wait = self._retry.wait(_attempts(batch), held, self._environment.random, error)
         if len(batch) == 1:
-            log_failure(self._host.log, batch[0], error, wait, is_answer=False)
+            log_failure(self._lane.log, batch[0], error, wait, is_answer=False)
         else:
             self._log_batch(batch, error, wait)
         return wait
@@ -190,7 +191,7 @@ class BatchHandling(Handling):
     def _log_batch(self, batch: list[Routed], error: BaseException, wait: float | None) -> None:
         expected = isinstance(error, Reject | Retry) or wait is not None
         then = "each is tried alone" if wait is None else f"next attempt in {wait:.2g} s"
-        self._host.log.log(
+        self._lane.log.log(
             logging.WARNING if expected else logging.ERROR,
             "%d messages, the first on %s, failed together (attempt %d, %s): %s: %s",
             len(batch),
@@ -223,7 +224,7 @@ class _BatchScope(ProducerScope):
 
     def __init__(
         self,
-        owner: ScopeOwner,
+        owner: HandlingLane,
         handler: Handler,
         batch: Sequence[Routed],
         values: list[Any] | None,

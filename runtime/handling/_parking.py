@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from functools import partial
-from typing import Protocol
 
 from ..._texts import describe
 from ...errors import ConfigurationError, MessageError, MessageTooLarge, PublishRefused
@@ -14,8 +13,9 @@ from ..messaging._connection import Link
 from ..messaging._dead_letter import dead_letter, simpler
 from ..routing._router import Router
 from ..routing._routes import Routed
+from ._lane import HandlingLane
 
-__all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "LetterLimit", "Parking", "ParkingHost", "Pauses"]
+__all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "LetterLimit", "Parking", "Pauses"]
 
 SHORTEST_PAUSE = 0.1
 """Seconds between two attempts at what has to succeed some time, where the policy names none."""
@@ -76,42 +76,18 @@ _TIMEOUT = 30.0
 _OVER_ITS_CONTENT = (ConfigurationError, MessageError, MessageTooLarge, PublishRefused)
 
 
-class ParkingHost(Protocol):
-    """What parking needs of the actor."""
-
-    source: str
-
-    def take_letter(self) -> bool:
-        """Claim a place for one more dead letter; False when the actor has used up its own."""
-
-    def return_letter(self) -> None:
-        """A dead letter with a place is not going to be stored."""
-
-    def parked(self) -> None:
-        """A dead letter was stored in its place."""
-
-    def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
-        """Let the observer, if there is one, know of a failure."""
-
-    def troubled(self, reason: str) -> None:
-        """Let the observer, if there is one, know why the actor cannot go on as it should."""
-
-    def unhealthy(self, reason: str) -> None:
-        """The actor cannot go on as it should."""
-
-
 class Parking:
     """Stores the dead letters of one actor.
 
     Args:
-        host: the actor.
+        lane: where the messages are handled.
         link: the actor's bus.
         pauses: the actor's waits.
         first: seconds before a letter that was refused is tried again; the wait then grows.
     """
 
-    def __init__(self, host: ParkingHost, link: Link, pauses: Pauses, first: float) -> None:
-        self._host = host
+    def __init__(self, lane: HandlingLane, link: Link, pauses: Pauses, first: float) -> None:
+        self._lane = lane
         self._link = link
         self._pauses = pauses
         self._first = first or SHORTEST_PAUSE
@@ -127,7 +103,7 @@ class Parking:
         seconds = self._first
         has_place = is_last = False
         while True:
-            has_place = has_place or self._host.take_letter()
+            has_place = has_place or self._lane.take_letter()
             if has_place:
                 try:
                     await self._link.bus.park(letter, timeout=_TIMEOUT)
@@ -141,15 +117,15 @@ class Parking:
                         if simple is not None:
                             continue
                     why = describe(refused)
-                    self._host.unhealthy(f"a dead letter cannot be stored: {why}")
+                    self._lane.unhealthy(f"a dead letter cannot be stored: {why}")
                 else:
                     if full is not None and not letter.payload:
                         await self._restore(full)
-                    self._host.parked()
+                    self._lane.parked()
                     delivery.settle()
                     return
             else:
-                self._host.troubled("the limit of dead letters is reached")
+                self._lane.troubled("the limit of dead letters is reached")
             self._link.surroundings.stats["dead_letters.refused"] += 1
             seconds = min(seconds * 2, LONGEST_PAUSE)
             if is_last:
@@ -159,7 +135,7 @@ class Parking:
                     break
                 is_last = True
         if has_place:
-            self._host.return_letter()
+            self._lane.return_letter()
 
     async def _restore(self, full: Envelope) -> None:
         """Store a letter once more, with its payload, after one without was taken.
@@ -175,7 +151,7 @@ class Parking:
     def _letter(self, delivery: Routed, error: BaseException) -> Envelope:
         make = partial(
             dead_letter,
-            actor=self._host.source,
+            actor=self._lane.source,
             attempts=delivery.attempts,
             environment=self._link.surroundings.environment,
         )

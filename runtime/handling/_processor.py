@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from typing import Any, Protocol
+from typing import Any
 
-from ..._limited_log import LimitedLog
 from ..._texts import describe, error_name, escaped, quoted
 from ...actors import DONE, Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
 from ...errors import DecodeError, OutboxFull, RemoteError
@@ -21,48 +20,32 @@ from ..registration._specs import Handler
 from ..routing._router import Router
 from ..routing._routes import Routed
 from ._failures import as_failure, is_outage, log_failure
-from ._parking import SHORTEST_PAUSE, Parking, ParkingHost, Pauses
-from ._scope import MessageScope, ScopeOwner
+from ._lane import HandlingLane
+from ._parking import SHORTEST_PAUSE, Parking, Pauses
+from ._scope import MessageScope
 from ._settlement import Settlements
 
 __all__ = ["Handling"]
-
-
-class HandlingHost(ScopeOwner, ParkingHost, Protocol):
-    """What handling needs of the actor."""
-
-    handlers: tuple[Handler, ...]
-    log: LimitedLog
-    max_received: int
-
-    def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
-        """Call the handler, cut off at the actor's deadline."""
-
-    async def current(self, instance: Any) -> Any:
-        """The instance for the next attempt; None when there is to be none."""
-
-    def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """The handlers that can be called and awaited without `invoke`; None for others."""
 
 
 class Handling:
     """Runs one actor's handlers on its deliveries, one at a time.
 
     Args:
-        host: the actor.
+        lane: where they are called.
         link: the actor's bus.
     """
 
-    def __init__(self, host: HandlingHost, link: Link) -> None:
-        self._host = host
+    def __init__(self, lane: HandlingLane, link: Link) -> None:
+        self._lane = lane
         self._link = link
         self._stats = link.surroundings.stats
         self._environment = link.surroundings.environment
-        self._retry = host.options.retry
+        self._retry = lane.options.retry
         self._pauses = Pauses()
         self._told_unsent = False
-        self._parking = Parking(host, link, self._pauses, self._retry.first)
-        self.settlements = Settlements(self._stats, self._posts_refused, host.log)
+        self._parking = Parking(lane, link, self._pauses, self._retry.first)
+        self.settlements = Settlements(self._stats, self._posts_refused, lane.log)
         self._direct: list[Callable[..., Any] | None] = []
         self._direct_of: Any = None
 
@@ -79,9 +62,9 @@ class Handling:
         # The short way: the first attempt at what is no request, in as few steps as possible, for
         # this is where most of a program's time goes. The long way, `_handle_closely`, does the
         # same for everything, and the two must mean the same: `test_handling_short_ways` runs both.
-        host = self._host
+        lane = self._lane
         if instance is not self._direct_of:
-            self._direct = host.direct(instance)
+            self._direct = lane.direct(instance)
             self._direct_of = instance
         envelope = delivery.envelope
         index = delivery.route.handler
@@ -90,22 +73,22 @@ class Handling:
             function is None
             or envelope.response_topic is not None
             or (envelope.headers and CHAIN_HEADER in envelope.headers)
-            or len(envelope.payload) > host.max_received
+            or len(envelope.payload) > lane.max_received
             or envelope.left_out is not None
         ):
             await self._handle_closely(instance, delivery)
             return
         if not delivery.start():
             return
-        turn = Turn(envelope, host.source, shared=delivery.route.router.shared)
+        turn = Turn(envelope, lane.source, shared=delivery.route.router.shared)
         current_turn.set(turn)
         # As run_apart(), without the price of a call.
         context = copy_context()
-        injection = host.handlers[index].injection
+        injection = lane.handlers[index].injection
         name = injection.only_payload
         try:
             if name is None:
-                scope = MessageScope(host, host.handlers[index], delivery, turn, None)
+                scope = MessageScope(lane, lane.handlers[index], delivery, turn, None)
                 arguments = context.run(injection.bind, scope)
             elif injection.payload_decoder is None:
                 arguments = {name: envelope.payload}
@@ -155,14 +138,14 @@ class Handling:
             return
         envelope = delivery.envelope
         index = delivery.route.handler
-        handler = self._host.handlers[index]
+        handler = self._lane.handlers[index]
         request = None
         if envelope.response_topic is not None and handler.responder:
             request = self._request_of(envelope)
             if self._expired(delivery):
                 return
         try:
-            check_size(envelope, self._host.max_received)
+            check_size(envelope, self._lane.max_received)
         except DecodeError as error:
             await self._undecodable(delivery, request, error)
             return
@@ -172,14 +155,14 @@ class Handling:
             raise
         except BaseException as error:
             # A mistake of the runtime must not lose or block a message.
-            self._host.log.error(
+            self._lane.log.error(
                 "message on %s could not be handled",
                 quoted(envelope.topic),
                 exc_info=error,
             )
-            self._host.failed("handler", error, envelope)
+            self._lane.failed("handler", error, envelope)
             if request is not None:
-                await self._answer_error(delivery, Turn(None, self._host.source, request), error)
+                await self._answer_error(delivery, Turn(None, self._lane.source, request), error)
             else:
                 await self._parking.park(delivery, error)
 
@@ -191,19 +174,19 @@ class Handling:
         request: Envelope | None,
         failed: Turn | None,
     ) -> None:
-        host = self._host
-        handler = host.handlers[index]
-        limit, shared = host.options.deadline, delivery.route.router.shared
+        lane = self._lane
+        handler = lane.handlers[index]
+        limit, shared = lane.options.deadline, delivery.route.router.shared
         held_since: float | None = None
         if failed is not None:
             held_since = self._now()
             if not await self._attempt_failed(delivery, failed, failed.take(), held_since):
                 return
         while True:
-            turn = Turn(delivery.envelope, host.source, request, shared=shared)
+            turn = Turn(delivery.envelope, lane.source, request, shared=shared)
             current_turn.set(turn)
             deadline = None if limit is None else self._now() + limit
-            scope = MessageScope(host, handler, delivery, turn, deadline)
+            scope = MessageScope(lane, handler, delivery, turn, deadline)
             try:
                 arguments = copy_context().run(handler.injection.bind, scope)
             except DecodeError as error:
@@ -215,7 +198,7 @@ class Handling:
                     await end_attempt()
                     # What is asked for waits, so that what others send always finds room.
                     await self._link.bus.room()
-                    self._link.reply(turn, host.source, result)
+                    self._link.reply(turn, lane.source, result)
                 elif (
                     result is not None
                     and not handler.returns_reply
@@ -229,7 +212,7 @@ class Handling:
                     held_since = self._now()
                 if not await self._attempt_failed(delivery, turn, raised, held_since):
                     return
-                instance = await host.current(instance)
+                instance = await lane.current(instance)
                 if instance is None:
                     delivery.route.router.give_back(delivery)
                     return
@@ -247,7 +230,7 @@ class Handling:
     async def _call(
         self, instance: Any, index: int, arguments: Mapping[str, Any], envelope: Envelope
     ) -> Any:
-        invoke = self._host.invoke
+        invoke = self._lane.invoke
         chain = chain_of(envelope)
         if not chain:
             return await run_apart(invoke, instance, index, arguments)
@@ -257,7 +240,7 @@ class Handling:
     def _unsent_reply(self, handler: Handler) -> None:
         if not self._told_unsent:
             self._told_unsent = True
-            self._host.log.warning(
+            self._lane.log.warning(
                 "%s returned something to a request, and it is not sent: annotate the reply's"
                 " type, as in `-> float`, or register the handler with replies=True",
                 handler.injection.name,
@@ -283,16 +266,16 @@ class Handling:
         request = turn.request
         if self._is_outage(error):
             text = describe(error)
-            self._host.log.warning("%s: %s; trying again", quoted(delivery.envelope.topic), text)
-            self._host.troubled(f"{error_name(error)}: {text}")
+            self._lane.log.warning("%s: %s; trying again", quoted(delivery.envelope.topic), text)
+            self._lane.troubled(f"{error_name(error)}: {text}")
             wait: float | None = self._retry.first or SHORTEST_PAUSE
         else:
             delivery.attempts += 1
             self._stats["messages.failed"] += 1
             is_answer = request is not None and isinstance(error, RemoteError)
-            self._host.failed("answer" if is_answer else "handler", error, delivery.envelope)
+            self._lane.failed("answer" if is_answer else "handler", error, delivery.envelope)
             wait = self._wait_before_next(delivery, turn, error, held_since)
-            log_failure(self._host.log, delivery, error, wait, is_answer=is_answer)
+            log_failure(self._lane.log, delivery, error, wait, is_answer=is_answer)
         if wait is not None:
             router = delivery.route.router
             if not router.holding and await self._pauses.wait(wait, router):
@@ -308,7 +291,7 @@ class Handling:
     def _wait_before_next(
         self, delivery: Routed, turn: Turn, error: BaseException, held_since: float
     ) -> float | None:
-        if turn.request is not None and (turn.answered or not self._host.options.retry_requests):
+        if turn.request is not None and (turn.answered or not self._lane.options.retry_requests):
             return None
         now = self._now()
         random = self._environment.random
@@ -333,12 +316,12 @@ class Handling:
     ) -> None:
         delivery.attempts += 1
         self._stats["messages.undecodable"] += 1
-        self._host.failed("payload", error, delivery.envelope)
+        self._lane.failed("payload", error, delivery.envelope)
         level = logging.ERROR if request is None else logging.WARNING
         topic = quoted(delivery.envelope.topic)
-        self._host.log.log(level, "message on %s: %s", topic, describe(error))
+        self._lane.log.log(level, "message on %s: %s", topic, describe(error))
         if request is not None:
-            turn = Turn(None, self._host.source, request)
+            turn = Turn(None, self._lane.source, request)
             await self._answer_error(delivery, turn, RemoteError("bad-request", str(error)))
         else:
             await self._parking.park(delivery, error)
@@ -352,11 +335,11 @@ class Handling:
             await self.settlements.settle_after(delivery, failed)
             return
         code, text = error_answer(error)
-        turn = Turn(request.id, self._host.source, request, shared=failed.shared)
+        turn = Turn(request.id, self._lane.source, request, shared=failed.shared)
         turn.posts.extend(failed.posts)
         while True:
             try:
-                self._link.reply_error(turn, self._host.source, code, text)
+                self._link.reply_error(turn, self._lane.source, code, text)
             except OutboxFull:
                 if not await self._pauses.wait(SHORTEST_PAUSE):
                     delivery.route.router.give_back(delivery)
@@ -368,8 +351,8 @@ class Handling:
     async def _posts_refused(self, delivery: Routed, error: BaseException) -> None:
         """A post of a handled message was refused for good: the message becomes a dead letter."""
         delivery.attempts += 1
-        self._host.failed("post", error, delivery.envelope)
-        self._host.log.error(
+        self._lane.failed("post", error, delivery.envelope)
+        self._lane.log.error(
             "message on %s was handled, but a post of it was refused: %s",
             quoted(delivery.envelope.topic),
             describe(error),
@@ -379,11 +362,11 @@ class Handling:
     # Requests.
 
     def _request_of(self, envelope: Envelope) -> Envelope | None:
-        problem = self._host.reply_address_problem(envelope)
+        problem = self._lane.reply_address_problem(envelope)
         if problem is None:
             return envelope
         self._stats["replies.refused"] += 1
-        self._host.log.warning(
+        self._lane.log.warning(
             "message on %s asks for a reply to %s, which is refused: %s",
             quoted(envelope.topic),
             quoted(envelope.response_topic),

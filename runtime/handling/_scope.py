@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from ..._environment import Environment
 from ...transports import Envelope
-from ..injection._context import Context, ContextOwner
-from ..messaging._connection import Link
+from ..injection._context import Context
 from ..messaging._message import Message, MessageBuilder, OutgoingMessage
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import Turn, current_turn
-from ..registration._specs import ActorOptions, Handler
+from ..registration._specs import Handler
 from ..routing._routes import Routed
+from ._lane import HandlingLane
 
-__all__ = ["MessageScope", "ProducerScope", "ScopeOwner", "with_usable_address"]
+__all__ = ["MessageScope", "ProducerScope", "with_usable_address"]
 
 _BUILDER = MessageBuilder()
-
-
-class ScopeOwner(ContextOwner, Protocol):
-    """What a scope needs of the actor."""
-
-    environment: Environment
-    link: Link
-    options: ActorOptions
-    socket: Socket
-    source: str
-    sync_socket: SyncSocket
-
-    @property
-    def resources(self) -> Mapping[str, Any]:
-        """What is open, by name."""
-
-    def reply_address_problem(self, envelope: Envelope) -> str | None:
-        """Why a reply must not go where the message asks for; None when it may."""
 
 
 class ProducerScope:
@@ -50,7 +31,9 @@ class ProducerScope:
         deadline: loop time at which the call is cut off.
     """
 
-    def __init__(self, owner: ScopeOwner, handler: Handler, deadline: float | None = None) -> None:
+    def __init__(
+        self, owner: HandlingLane, handler: Handler, deadline: float | None = None
+    ) -> None:
         self._owner = owner
         self._handler = handler
         self._deadline = deadline
@@ -114,7 +97,7 @@ class MessageScope(ProducerScope):
 
     def __init__(
         self,
-        owner: ScopeOwner,
+        owner: HandlingLane,
         handler: Handler,
         delivery: Routed,
         turn: Turn,
@@ -170,7 +153,7 @@ class MessageScope(ProducerScope):
             current_turn.reset(token)
 
 
-def with_usable_address(owner: ScopeOwner, envelope: Envelope) -> Envelope:
+def with_usable_address(owner: HandlingLane, envelope: Envelope) -> Envelope:
     """The message without its response topic if no reply may go there.
 
     A handler that publishes its reply itself, or hands the request on, must not use it either.

@@ -299,15 +299,15 @@ class Lane:
             self._run.observer.troubled(self.address, reason)
 
     def take_letter(self) -> bool:
-        """See `ParkingHost.take_letter`."""
+        """See `HandlingLane.take_letter`."""
         return self._run.take_letter(self.actor_name)
 
     def return_letter(self) -> None:
-        """See `ParkingHost.return_letter`."""
+        """See `HandlingLane.return_letter`."""
         self._run.return_letter(self.actor_name)
 
     def parked(self) -> None:
-        """See `ParkingHost.parked`."""
+        """See `HandlingLane.parked`."""
         self._run.parked(self.actor_name, self.name)
 
     def unhealthy(self, reason: str) -> None:
