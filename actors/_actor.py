@@ -101,7 +101,7 @@ class Actor(_Base):
 
         @classmethod
         def start(cls, *args: Any, **kwargs: Any) -> NoReturn:
-            """pykka's way to start an actor, which has no event loop to give it.
+            """Refuse: pykka's way to start an actor has no event loop to give it.
 
             Raises:
                 ConfigurationError: always.
@@ -130,8 +130,10 @@ class Actor(_Base):
             self._spa_cell.owner.log.warning(text, self, quoted(message), kind=self._spa_cell.name)
 
     def on_failure(self, error: Exception) -> Any:
-        """Runs after a message that was told, not asked, has raised ``error``. The actor goes on
-        with the next message."""
+        """Run after a message that was told, not asked, has raised ``error``.
+
+        The actor goes on with the next message.
+        """
 
     def __str__(self) -> str:
         cell = self._spa_cell

@@ -168,7 +168,7 @@ class Cell(Generic[A]):
 
     @property
     def urn(self) -> str:
-        """pykka's name for the actor."""
+        """The name that pykka has for the actor."""
         if self._urn is None:
             self._urn = f"urn:uuid:{self.owner.environment.new_id()}"
         return self._urn

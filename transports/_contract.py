@@ -85,8 +85,10 @@ class Subscription:
 
 
 class Receiver(Protocol):
-    """The runtime's side of a subscription. All methods are called on the event loop, return at
-    once and never raise."""
+    """The runtime's side of a subscription.
+
+    All methods are called on the event loop, return at once and never raise.
+    """
 
     def deliver(self, delivery: Delivery, /) -> None:
         """A message arrived."""
@@ -98,8 +100,11 @@ class Receiver(Protocol):
         """The connection is gone: start nothing that came with it until `resume`."""
 
     def resume(self, *, redelivered: bool) -> None:
-        """Connected again. With ``redelivered`` the bus sends again what was not acknowledged:
-        drop what has not been started. Without, what is held is the last copy: work it off."""
+        """Go on: it is connected again.
+
+        With ``redelivered`` the bus sends again what was not acknowledged: drop what has not been
+        started. Without, what is held is the last copy: work it off.
+        """
 
 
 class Consumer(abc.ABC):
@@ -133,8 +138,11 @@ class Consumer(abc.ABC):
 
     @abc.abstractmethod
     def discard_stale(self, topic: str) -> None:
-        """A message on ``topic`` fits no wanted filter: an old one is still in force. Remove it
-        in the background, where the bus allows to find it."""
+        """Remove the filter that a message on ``topic`` came by, which is none of the wanted ones.
+
+        An old one is still in force. It is removed in the background, where the bus allows to find
+        it.
+        """
 
     @abc.abstractmethod
     def stop_intake(self) -> None:
@@ -142,8 +150,10 @@ class Consumer(abc.ABC):
 
     @abc.abstractmethod
     async def close(self) -> None:
-        """Send the acknowledgements that are free, then disconnect without giving up the
-        subscription. Never raises for a connection that is gone; bounded in time."""
+        """Send the acknowledgements that are free, then disconnect and keep the subscription.
+
+        Never raises for a connection that is gone; bounded in time.
+        """
 
 
 class Bus(abc.ABC):

@@ -88,8 +88,10 @@ class Envelope(MessageFields, frozen=True, kw_only=True, gc=False):
 
     @property
     def identity(self) -> str | None:
-        """What tells the message from others, also if its sender gave no id: its place in the
-        log, on buses that have one."""
+        """What tells the message from others, also if its sender gave no id.
+
+        That is its place in the log then, on buses that have one.
+        """
         if self.id is not None or self.offset is None:
             return self.id
         return f"{self.topic}/{self.partition}/{self.offset}"

@@ -1,5 +1,6 @@
-"""Receives with a subscriber of FastStream: as it comes, which commits on a timer whatever became
-of the messages, or with ``ack`` after the handler.
+"""Receives with a subscriber of FastStream.
+
+As it comes, it commits on a timer whatever became of the messages; with ``ack`` after the handler.
 """
 
 from __future__ import annotations

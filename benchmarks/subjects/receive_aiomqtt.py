@@ -1,5 +1,7 @@
-"""Receives with plain aiomqtt: `queue` hands messages over in the queue's place, `iterate` uses
-``async for``. Both acknowledge when the message is queued, before it is handled.
+"""Receives with plain aiomqtt.
+
+`queue` hands messages over in the queue's place, `iterate` uses ``async for``. Both acknowledge
+when the message is queued, before it is handled.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Real brokers for tests: processes on this machine, started when they are needed.
 
-It imports no other room of the harness. Begin with `_process`."""
+It imports no other room of the harness. Begin with `_process`.
+"""
 
 from __future__ import annotations
 

@@ -43,8 +43,10 @@ SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 def listener_settings(
     host: str, listeners: Mapping[str, tuple[str, int]], proxy_port: int
 ) -> dict[str, str]:
-    """Listeners by name, with their protocol and port; clients are sent to the proxy instead of
-    to ``PROXIED``."""
+    """Return the settings of listeners, given by name with their protocol and port.
+
+    Clients are sent to the proxy instead of to ``PROXIED``.
+    """
     public = {name: port for name, (_, port) in listeners.items() if name != "CONTROLLER"}
     public["PROXIED"] = proxy_port
     return {

@@ -41,8 +41,11 @@ def version() -> str:
 
 
 def jars_folder() -> Path:
-    """Where the broker's jars are, or are to be: ``SPA_DAT_KAFKA_JARS``, or a folder of this
-    version in the user's cache (``XDG_CACHE_HOME``)."""
+    """Return where the broker's jars are, or are to be.
+
+    That is ``SPA_DAT_KAFKA_JARS``, or a folder of this version in the user's cache
+    (``XDG_CACHE_HOME``).
+    """
     named = os.environ.get("SPA_DAT_KAFKA_JARS")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(named) if named else cache / "spa-dat" / f"kafka-{version()}"

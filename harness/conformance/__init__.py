@@ -1,6 +1,7 @@
 """The transport kit: one suite of tests for every transport, whatever its broker.
 
-It may import `loop`. Begin with `_harness`, which a transport implements, and `_suite`."""
+It may import `loop`. Begin with `_harness`, which a transport implements, and `_suite`.
+"""
 
 from __future__ import annotations
 

@@ -146,8 +146,11 @@ class TransportHarness(abc.ABC):
         run_alone(test, self.new_loop(), self.deadline)
 
     def new_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop for a test. A transport without real input and output can use a `VirtualLoop`,
-        on which nothing really waits."""
+        """Return the loop for a test.
+
+        A transport without real input and output can use a `VirtualLoop`, on which nothing really
+        waits.
+        """
         return asyncio.SelectorEventLoop()
 
     def is_held(self, inbox: Inbox) -> bool:
@@ -159,8 +162,10 @@ class TransportHarness(abc.ABC):
         await eventually(lambda: inbox.events == ["hold"])
 
     async def back(self, inbox: Inbox, times: int = 1) -> None:
-        """After the so-many-th `cut`, or after `go_away` and `come_back`: wait until the inbox
-        was told to resume, where it was told to hold."""
+        """Wait until the inbox was told to resume, where it was told to hold.
+
+        It is called after the so-many-th `cut`, or after `go_away` and `come_back`.
+        """
         await inbox.back(times)
 
     # What tests use.
@@ -253,8 +258,10 @@ class TransportHarness(abc.ABC):
         return list(inbox.deliveries[begun:])
 
     async def get_on(self, inbox: Inbox, count: int) -> list[Delivery]:
-        """Wait until so many have arrived in all. Where the broker does not send on, what arrived
-        on this connection is settled meanwhile."""
+        """Wait until so many have arrived in all.
+
+        Where the broker does not send on, what arrived on this connection is settled meanwhile.
+        """
         if self.sends_on:
             return await inbox.get(count)
 

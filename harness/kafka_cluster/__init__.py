@@ -1,6 +1,7 @@
 """A Kafka cluster inside the process, that speaks Kafka's protocol.
 
-It may import `loop`, whose network its clients connect over. Begin with `_cluster`."""
+It may import `loop`, whose network its clients connect over. Begin with `_cluster`.
+"""
 
 from __future__ import annotations
 

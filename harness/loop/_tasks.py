@@ -77,8 +77,11 @@ def _make_no_task(
 
 
 def _close(coroutine: Any) -> None:
-    """Close a coroutine, beginning with what it waits for: one that wants to wait while it is
-    closed would be forgotten by those that wait for it, in the middle of that."""
+    """Close a coroutine, beginning with what it waits for.
+
+    One that wants to wait while it is closed would be forgotten by those that wait for it, in the
+    middle of that.
+    """
     for _ in range(_CLOSINGS):
         inner = coroutine
         while (awaited := getattr(inner, "cr_await", None)) is not None and getattr(

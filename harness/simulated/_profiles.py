@@ -98,8 +98,10 @@ class SimulatedBus(abc.ABC):
 
     @abc.abstractmethod
     def clients(self) -> list[str]:
-        """Ids of what is connected, as ``application.instance`` or
-        ``application.instance.subscription``, in the order of connecting."""
+        """Ids of what is connected, in the order of connecting.
+
+        They are ``application.instance`` or ``application.instance.subscription``.
+        """
 
     @abc.abstractmethod
     def cut(self, client: str, *, lose_session: bool = False) -> None:

@@ -116,7 +116,8 @@ class SimulatedWorld(World):
 
     def begin(self) -> None:
         """See `World.begin`: not sooner, for nobody keeps anything for an application that was
-        never there."""
+        never there.
+        """
         self.dice.start()
 
     def end(self) -> None:

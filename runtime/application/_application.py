@@ -340,8 +340,9 @@ class DistributedApplication:
         return run
 
     async def wait(self) -> None:
-        """Wait until the application has reason to end: `stop` was called, or it has producers
-        only and they have ended.
+        """Wait until the application has reason to end.
+
+        That is when `stop` was called, or when it has producers only and they have ended.
 
         Raises:
             Exception: what made it end, for example what a one-shot producer raised.

@@ -95,8 +95,10 @@ def dead_letter(
 
 
 def time_text(time: float) -> str:
-    """A time in seconds since 1970 as ISO 8601 in UTC, to the millisecond; as the number where
-    no calendar goes so far."""
+    """Return a time in seconds since 1970 as ISO 8601 in UTC, to the millisecond.
+
+    It stays a number where no calendar goes so far.
+    """
     try:
         return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
     except (ValueError, OverflowError, OSError):

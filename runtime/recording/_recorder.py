@@ -121,8 +121,10 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write what is left, and close the file; after an error without anything in it, remove
-        it again if it was not there before."""
+        """Write what is left, and close the file.
+
+        After an error a file without anything in it is removed again, if it was not there before.
+        """
         runs = runs_of(self._application)
         runs.settings = replace(runs.settings, observer=self._before)
         self._file.close()

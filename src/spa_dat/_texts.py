@@ -62,10 +62,10 @@ def unfit_character(text: str) -> str | None:
 
 
 def escaped(text: str, longest: int = 1_000) -> str:
-    """The text in one line, for logs and for the runtime's own headers; every bus can carry it.
+    r"""The text in one line, for logs and for the runtime's own headers; every bus can carry it.
 
-    Line breaks, control characters and what is no character become escapes such as ``\\n`` and
-    ``\\x1b``; a text longer than ``longest`` characters is cut off and ends in ``...``.
+    Line breaks, control characters and what is no character become escapes such as ``\n`` and
+    ``\x1b``; a text longer than ``longest`` characters is cut off and ends in ``...``.
     """
     if len(text) <= longest and text.isprintable():
         return text
@@ -78,10 +78,10 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def quoted(text: object, longest: int = 120) -> str:
-    """The value as it would be written in a program, in one line; cut off after ``longest``
-    characters of it.
+    """The value as it would be written in a program, in one line.
 
-    Anything but a str shows as its ``repr``, if it has one.
+    It is cut off after ``longest`` characters. Anything but a str shows as its ``repr``, if it has
+    one.
     """
     if isinstance(text, str):
         return repr(text) if len(text) <= longest else f"{text[:longest]!r}{_CUT}"

@@ -282,8 +282,10 @@ _LONGEST_REMEMBERED_KEY = 64
 
 
 def hash_of(key: bytes) -> int:
-    """What decides the partition of a record with this key: its remainder by the number of
-    partitions, as all other clients have it."""
+    """Return what decides the partition of a record with this key.
+
+    The partition is its remainder by the number of partitions, as all other clients have it.
+    """
     return _remembered(key) if len(key) <= _LONGEST_REMEMBERED_KEY else _hash(key)
 
 

@@ -1,3 +1,4 @@
 """The command line.
 
-It may import everything. Begin with `_main`."""
+It may import everything. Begin with `_main`.
+"""

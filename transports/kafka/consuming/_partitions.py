@@ -162,8 +162,11 @@ class PartitionTracker(Tracker):
         self._slots.append(delivery)
 
     def pass_to(self, position: int) -> bool:
-        """Nothing is left to be settled before this offset, which has been read to; whether that
-        is news. Records of transactions, and aborted ones, are read and never handed out."""
+        """Note that nothing is left to be settled before this offset; whether that is news.
+
+        It has been read to there: records of transactions, and aborted ones, are read and never
+        handed out.
+        """
         if self._slots or position <= max(self.commit_at, self.committed, 0):
             return False
         self.commit_at = position

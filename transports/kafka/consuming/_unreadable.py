@@ -64,10 +64,10 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class Troubles:
-    """What one subscription cannot read, whatever consumer it has: partitions, and topics that
-    are gone.
+    """What one subscription cannot read, whatever consumer it has.
 
-    Says so when something is new and when it is over.
+    These are partitions, and topics that are gone. Says so when something is new and when it is
+    over.
 
     Args:
         name: of the consumer, for messages.

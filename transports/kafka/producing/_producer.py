@@ -162,8 +162,11 @@ class Producer:
         return await self.whereabouts.reachable()
 
     def _look_for_lost_topics(self) -> None:
-        """Those deleted under way, or made anew with fewer partitions: the library would wait a
-        whole request_timeout, and for the same partitions again and again."""
+        """Fail what is for topics deleted under way, or made anew with fewer partitions.
+
+        The library would wait a whole request_timeout, and for the same partitions again and
+        again.
+        """
         now = asyncio.get_running_loop().time()
         for name, route in self._routes.items():
             there = 0 < self._partitions(name) >= len(route.lanes)

@@ -75,7 +75,6 @@ class Control:
 
     async def unsubscribe(self, patterns: Sequence[str], *, timeout: float) -> list[int]:
         """See `MqttClient.unsubscribe`."""
-
         return await self._answered(
             lambda: self._client.unsubscribe(list(patterns)),
             timeout,

@@ -105,8 +105,11 @@ class Packet(Enum):
 
 
 class Decision(Enum):
-    """What is done about a reason code: nothing, trying again after the backoff or after the
-    longest one, or it is final for the message, the subscription or the application."""
+    """What is done about a reason code.
+
+    Nothing, trying again after the backoff or after the longest one, or it is final for the
+    message, the subscription or the application.
+    """
 
     FINE = "fine"
     RETRY = "again"
