@@ -91,13 +91,13 @@ class Receiver(Protocol):
     """
 
     def deliver(self, delivery: Delivery, /) -> None:
-        """A message arrived."""
+        """Take a message that has arrived."""
 
     def deliver_all(self, deliveries: Sequence[Delivery], /) -> None:
         """Messages arrived, in this order; as `deliver` for each, in less time."""
 
     def hold(self) -> None:
-        """The connection is gone: start nothing that came with it until `resume`."""
+        """Start nothing until `resume` that came with the connection, which is gone."""
 
     def resume(self, *, redelivered: bool) -> None:
         """Go on: it is connected again.
@@ -192,11 +192,11 @@ class Bus(abc.ABC):
 
     @abc.abstractmethod
     def reply_address(self, correlation: str) -> str:
-        """The response topic for a request with this correlation (lower-case hexadecimal)."""
+        """Return the response topic for a request with this correlation (in hexadecimal)."""
 
     @abc.abstractmethod
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
-        """A consumer for the subscription, not started."""
+        """Return a consumer for the subscription, not started."""
 
     @abc.abstractmethod
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
@@ -272,7 +272,7 @@ class SocketProvider(abc.ABC):
 
     @abc.abstractmethod
     def open(self, surroundings: Surroundings) -> Bus:
-        """A bus, not started. Called inside the running event loop."""
+        """Return a bus, not started. Called inside the running event loop."""
 
     @abc.abstractmethod
     def check_topic(self, topic: str) -> None:

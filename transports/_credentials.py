@@ -27,7 +27,7 @@ class Secret:
         self._value: str = value._value if isinstance(value, Secret) else value
 
     def reveal(self) -> str:
-        """What is hidden. Only for the call that hands it to the broker's client."""
+        """Return what is hidden. Only for the call that hands it to the broker's client."""
         return self._value
 
     def __eq__(self, other: object) -> bool:
@@ -74,7 +74,7 @@ class PasswordFile(Secret):
         self.file = file
 
     def reveal(self) -> str:
-        """What the file has now; what it had first if it can be read only once, like a pipe."""
+        """Return what the file has now; what it had first if it is read only once, like a pipe."""
         path = Path(self.file)
         # Waiting for whoever writes to a pipe would block the event loop.
         if not path.is_fifo() and not path.is_char_device():
@@ -91,7 +91,7 @@ class PasswordFile(Secret):
 
 
 def as_secret(config: object, option: str, value: Secret | str | None) -> Secret | None:
-    """The value of a secret option, however it was given.
+    """Return the value of a secret option, however it was given.
 
     Raises:
         ConfigurationError: it is neither a text nor a `Secret`; shows its type only.
@@ -111,7 +111,7 @@ def as_secret(config: object, option: str, value: Secret | str | None) -> Secret
 def password_from(
     config: object, password: Secret | str | None, variable: str | None, file: str | None
 ) -> Secret | None:
-    """The password: given as it is, in an environment variable, or as a file's first line.
+    """Return the password: given as it is, in an environment variable, or as a file's first line.
 
     What is in a file is read anew each time it is revealed.
 

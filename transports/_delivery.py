@@ -208,7 +208,7 @@ class Tracker:
         return Delivery(envelope, self.epoch, -1, self, size)
 
     def unreleased(self) -> tuple[Delivery, ...]:
-        """What is not released yet, oldest first."""
+        """Return what is not released yet, oldest first."""
         return tuple(self._slots)
 
     def settled(self, delivery: Delivery) -> None:

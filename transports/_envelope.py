@@ -98,7 +98,7 @@ class Envelope(MessageFields, frozen=True, kw_only=True, gc=False):
 
 
 def named_texts(envelope: Envelope) -> tuple[tuple[str, str | None], ...]:
-    """The fields that go to the bus as texts besides topics and headers, with their names."""
+    """Return the fields that go to the bus as texts, but for topics and headers, with names."""
     return (
         ("content_type", envelope.content_type),
         ("key", envelope.key),
@@ -109,7 +109,7 @@ def named_texts(envelope: Envelope) -> tuple[tuple[str, str | None], ...]:
 
 
 def without_payload(envelope: Envelope) -> Envelope:
-    """What is handed out of a message whose payload is too large to be handed out."""
+    """Return what is handed out of a message whose payload is too large to be handed out."""
     payload = envelope.payload
     left_out = LeftOut(len(payload), hashlib.sha256(payload).hexdigest())
     return msgspec.structs.replace(envelope, payload=b"", left_out=left_out)

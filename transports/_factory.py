@@ -28,7 +28,7 @@ class SocketProviderFactory:
 
     @staticmethod
     def from_config(config: Config) -> SocketProvider:
-        """The provider for a configuration.
+        """Return the provider for a configuration.
 
         Raises:
             ConfigurationError: not a configuration of a bus.
@@ -46,7 +46,7 @@ class SocketProviderFactory:
 
     @staticmethod
     def from_url(url: str) -> SocketProvider:
-        """The provider for a URL.
+        """Return the provider for a URL.
 
         ``memory://`` is a broker of one's own in the process, ``memory://name`` one shared under
         that name; ``mqtt://user:secret@host:port?option=value`` is an MQTT 5 broker, ``mqtts://``
@@ -63,7 +63,7 @@ class SocketProviderFactory:
 
     @staticmethod
     def config_from_url(url: str) -> Config:
-        """The configuration that a URL stands for. Raises as `from_url` does."""
+        """Return the configuration that a URL stands for. Raises as `from_url` does."""
         address = parse_address(url)
         read = _SCHEMES.get(address.scheme)
         if read is not None:
@@ -74,12 +74,12 @@ class SocketProviderFactory:
 
     @staticmethod
     def url(config: Config) -> str:
-        """The address of a bus without user, secrets and options."""
+        """Return the address of a bus without user, secrets and options."""
         return config.address
 
 
 def as_provider(value: SocketProvider | Config | str) -> SocketProvider:
-    """A provider as it is, or the one for a configuration or URL.
+    """Return a provider as it is, or the one for a configuration or URL.
 
     Raises:
         ConfigurationError: it is none of them, or as `SocketProviderFactory.from_url` does.

@@ -38,7 +38,7 @@ def not_outage(error: E) -> E:
 
 
 def describe_failure(cause: BaseException) -> str:
-    """What an exception of the operating system, of TLS or of any library says, in one line."""
+    """Return what an exception of the system, of TLS or of any library says, in one line."""
     if isinstance(cause, socket.gaierror):
         return f"unknown host ({cause.strerror})"
     if isinstance(cause, ssl.SSLCertVerificationError):

@@ -60,13 +60,13 @@ class Address:
     several: bool = False
 
     def __str__(self) -> str:
-        """The URL without user, password and options, for messages."""
+        """Return the URL without user, password and options, for messages."""
         host = f"[{self.host}]" if ":" in self.host and not self.several else self.host
         return f"{self.scheme}://{host}" + ("" if self.port is None else f":{self.port}")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for an unknown name: the valid one that is near, if any, and all that there are."""
+    """Hint at the valid name that is near an unknown one, if any, and at all that there are."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -162,7 +162,7 @@ def options_to_config(
 
 
 def _split(scheme: str, rest: str) -> tuple[str, str, str]:
-    """Authority, path (or what stands in its place) and query."""
+    """Return authority, path (or what stands in its place) and query."""
     end = min((rest.find(mark) for mark in "/?#" if mark in rest), default=len(rest))
     authority, behind = rest[:end], rest[end:]
     if "@" in behind or "#" in behind:
@@ -233,7 +233,7 @@ def _decoded(scheme: str, part: str, text: str) -> str:
 
 
 def _hints(config: type[Any]) -> dict[str, tuple[type, ...]]:
-    """The types that each option may have; those that only the constructor takes included."""
+    """Return the types that each option may have, those that are not kept included."""
     hints = typing.get_type_hints(config)
     names = [entry.name for entry in dataclasses.fields(config)]
     names += [name for name, hint in hints.items() if isinstance(hint, dataclasses.InitVar)]
@@ -300,7 +300,7 @@ def check_numbers(
 
 
 def check_flag(config: object, option: str) -> None:
-    """The option is True or False.
+    """Check that the option is True or False.
 
     Raises:
         ConfigurationError: naming the option and its value.
@@ -313,7 +313,7 @@ def check_flag(config: object, option: str) -> None:
 
 
 def check_text(config: object, option: str) -> None:
-    """The option is None or a text that is not empty.
+    """Check that the option is None or a text that is not empty.
 
     Raises:
         ConfigurationError: naming the option and its value.

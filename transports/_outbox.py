@@ -88,7 +88,7 @@ class OutboxEntry(asyncio.Future[None]):
         return self._outbox is not None and self._outbox.is_outage(self, waited)
 
     def unconfirmed(self, reason: str) -> PublishNotSent | PublishUnknown:
-        """The error that says what is known of the publish when it is given up now."""
+        """Return the error that says what is known of the publish when it is given up now."""
         where = f"publish to {self.envelope.topic!r}"
         if self.put_off:
             reason = f"{reason}; {self.put_off}"
@@ -101,7 +101,7 @@ class OutboxEntry(asyncio.Future[None]):
 
 
 def size_of(envelope: Envelope) -> int:
-    """What a publish takes of an outbox: its payload, and its texts where they are long.
+    """Return what a publish takes of an outbox: its payload, and its texts where they are long.
 
     Topics and headers are often those of a message that somebody else has sent.
     """
@@ -191,7 +191,7 @@ class Outbox:
         self._crowded: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
-        """Publishes without an outcome."""
+        """Return the number of publishes without an outcome."""
         return len(self._waiting) + len(self._written)
 
     @property
@@ -300,7 +300,7 @@ class Outbox:
         self._pump()
 
     def disconnected(self) -> None:
-        """The connection is gone: what was not confirmed is written again on the next one.
+        """Write what was not confirmed again on the next connection: this one is gone.
 
         With QoS 0 that could make duplicates; what was written of it counts as done.
         """
@@ -335,7 +335,7 @@ class Outbox:
             self._pump()
 
     def confirm(self, entry: OutboxEntry) -> None:
-        """The broker has the message. Ignored for an entry that is not written at the moment."""
+        """Note that the broker has it. Ignored for an entry that is not written at the moment."""
         if not self._answered(entry):
             return
         if not entry.done():
@@ -344,7 +344,7 @@ class Outbox:
             self._advance()
 
     def fail(self, entry: OutboxEntry, error: BaseException) -> None:
-        """The publish ends with this error. Ignored for an entry not written at the moment."""
+        """End the publish with this error. Ignored for an entry not written at the moment."""
         if not self._answered(entry):
             return
         if not entry.done():
@@ -352,7 +352,7 @@ class Outbox:
         self._advance()
 
     def refuse(self, entry: OutboxEntry, error: BaseException) -> None:
-        """The publish ends with this error, whether it is written or waits."""
+        """End the publish with this error, whether it is written or waits."""
         if entry in self._waiting and not entry.done():
             entry.set_exception(error)
             self.give_up(entry)
@@ -471,7 +471,7 @@ class Outbox:
         self._wake_drained()
 
     def give_up(self, entry: OutboxEntry) -> None:
-        """The entry was cancelled, or has failed: write it no more."""
+        """Write the entry no more: it was cancelled, or has failed."""
         if entry in self._written:
             del self._written[entry]
             self._abandoned[entry] = None
@@ -481,7 +481,7 @@ class Outbox:
         self._wake_drained()
 
     def let_go(self, entry: OutboxEntry) -> None:
-        """What was given up is in line no more where ``write`` has put it; no broker answered."""
+        """Take what was given up out of the line that ``write`` has put it in, unanswered."""
         if entry in self._abandoned:
             del self._abandoned[entry]
             self._free(entry)

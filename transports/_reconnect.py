@@ -90,7 +90,7 @@ class Rivalry:
         return self.count >= (self._newcomer if self.is_newcomer else self._settled)
 
     def held(self, seconds: float) -> None:
-        """The place was held for so long, and is lost now, for whatever reason."""
+        """Note that the place was held for so long, and is lost now, for whatever reason."""
         # In a fight the times grow with the pauses that the other one makes.
         if seconds >= (self._lasting if self.count else self._settled_after):
             self.is_newcomer = False

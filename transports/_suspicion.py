@@ -101,7 +101,7 @@ class Suspicion(Generic[W]):
         return 0 if case is None else case.ends
 
     def ended(self, written: Iterable[W], blame: Blame, lasted: float) -> None:
-        """A connection has ended.
+        """Count the end of a connection.
 
         Args:
             written: what was written on it and not answered, oldest first.
@@ -128,7 +128,7 @@ class Suspicion(Generic[W]):
             self.quiet = min(max(_LEAST_QUIET, 2 * seconds), _MOST_QUIET)
 
     def unreachable(self) -> None:
-        """An attempt to connect has failed: the last end was that of an outage."""
+        """Note that an attempt to connect has failed: the last end was that of an outage."""
         for message in self._latest:
             case = self._cases[message]
             case.ends -= 1
@@ -151,7 +151,7 @@ class Suspicion(Generic[W]):
         return self.course
 
     def condemn(self) -> W | None:
-        """The message to refuse, once the quiet time is over or for `Course.REFUSE`.
+        """Return the message to refuse, once the quiet time is over or for `Course.REFUSE`.
 
         Call `connected` afterwards. None when its sender has given it up meanwhile, or when it is
         to be tried alone once more.
@@ -168,7 +168,7 @@ class Suspicion(Generic[W]):
         return accused
 
     def acquit(self) -> None:
-        """The message that is alone has no answer after a long time, and nothing ended over it.
+        """Acquit the message that is alone and unanswered for long, with no end over it.
 
         Call `connected` afterwards.
         """

@@ -12,7 +12,7 @@ __all__ = ["tls_context"]
 
 
 def tls_context(config: BrokerConfig) -> ssl.SSLContext | None:
-    """The TLS settings; None for plain TCP. Reads the certificate files anew each time.
+    """Return the TLS settings; None for plain TCP. Reads the certificate files anew each time.
 
     Raises:
         ConfigurationError: a file cannot be read or is no certificate or key.

@@ -114,7 +114,7 @@ class TopicFilter:
 
     @classmethod
     def parse(cls, text: str) -> TopicFilter:
-        """The filter that ``text`` describes.
+        """Return the filter that ``text`` describes.
 
         Raises:
             ConfigurationError: it is no valid filter, or a capture is not a whole level, not an
@@ -152,7 +152,7 @@ class TopicFilter:
         return _matches(self._levels, self._many, topic)
 
     def capture(self, topic: str) -> dict[str, str]:
-        """The captured levels of a ``topic`` that matches, by name."""
+        """Return the captured levels of a ``topic`` that matches, by name."""
         if not self.captures:
             return {}
         levels = topic.split("/")
@@ -204,7 +204,7 @@ def covers(wide: str, narrow: str) -> bool:
 
 
 def minimal(filters: Iterable[str]) -> tuple[str, ...]:
-    """The plain filters without those that another one covers, in the same order."""
+    """Return the plain filters without those that another one covers, in the same order."""
     unique = list(dict.fromkeys(filters))
     return tuple(
         pattern
@@ -267,7 +267,7 @@ class TopicTrie(Generic[V]):
             del node.children[level]
 
     def match(self, topic: str) -> tuple[V, ...]:
-        """The values whose filters match ``topic``, each once, in the order of their adding."""
+        """Return the values whose filters match ``topic``, each once, in the order of adding."""
         found = self._cache.get(topic)
         if found is None:
             found = self._search(topic)
@@ -317,7 +317,7 @@ _NOTHING = b"(empty)"
 
 
 def reply_prefix(application: str, token: str) -> str:
-    """What the reply addresses of one bus start with; the correlation follows."""
+    """Return what the reply addresses of one bus start with; the correlation follows."""
     return f"{RESERVED}/reply/{application}/{token}/"
 
 
@@ -333,7 +333,7 @@ def dead_letter_topic(application: str, identifier: str) -> str:
 
 
 def parked(application: str, envelope: Envelope, new_id: Callable[[], str]) -> Envelope:
-    """The dead letter as a retained message that never expires and asks for no reply.
+    """Return the dead letter as a retained message that never expires and asks for no reply.
 
     A retained message without payload would clear the topic instead of being kept, so an empty
     payload is replaced, and the header ``spa_dead_size`` says 0.

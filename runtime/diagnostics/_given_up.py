@@ -42,7 +42,7 @@ class LostPosts:
         self._log.flush()
 
     def report(self, posted: asyncio.Future[None]) -> None:
-        """A post has its outcome; a callback of its future."""
+        """Note the outcome of a post; a callback of its future."""
         if posted.cancelled() or (error := posted.exception()) is None:
             return
         if not (self._closing and isinstance(error, PublishNotSent | PublishUnknown)):
@@ -90,12 +90,12 @@ class GivenUp:
             self._tell(f"{count} posts had no confirmation and were given up{first}")
 
     def unhandled(self, actor: str, count: int) -> None:
-        """An actor stopped before it came to so many messages that are nowhere else."""
+        """Note that an actor stopped before so many messages that are nowhere else."""
         self._stats["messages.given_up"] += count
         self.add(f"actor {actor!r} stopped with {count} messages unhandled")
 
     def left_over(self, actor: str, items: Sequence[Any]) -> None:
-        """An actor ended before it came to these items; most of them its bus has, too."""
+        """Note that an actor ended before these items; most of them its bus has, too."""
         left = [item for item in items if isinstance(item, Delivery)]
         count = sum(not delivery.route.router.withdraw(delivery) for delivery in left)
         if count:
@@ -110,7 +110,7 @@ class GivenUp:
             let_go([task])
 
     def thread(self, whose: str, where: str) -> None:
-        """A function in a thread is left to itself, which stands at ``where``."""
+        """Note that a function in a thread, which stands at ``where``, is left to itself."""
         self._abandoned(f"{whose}: a thread cannot be ended from outside: {where}")
 
     def _abandoned(self, what: str) -> None:

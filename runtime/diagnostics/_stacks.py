@@ -23,7 +23,7 @@ _STEPS = ("async_generator_asend", "async_generator_athrow")
 
 
 def frames_of(task: asyncio.Future[Any]) -> list[FrameType]:
-    """The frames of a task that waits, outermost first; none of what is no task."""
+    """Return the frames of a task that waits, outermost first; none of what is no task."""
     frames: list[FrameType] = []
     awaited: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
     # Task.get_stack() gives the outermost frame only.
@@ -44,7 +44,7 @@ def frames_of(task: asyncio.Future[Any]) -> list[FrameType]:
 
 
 def users_part(task: asyncio.Future[Any]) -> object | None:
-    """What of the user's a task awaits, the outermost of it; None when all of it is ours.
+    """Return what of the user's a task awaits, the outermost of it; None when all of it is ours.
 
     It is the same object for as long as the user's code is at work.
     """
@@ -58,7 +58,7 @@ def users_part(task: asyncio.Future[Any]) -> object | None:
 
 
 def frames_of_thread(ident: int | None) -> list[FrameType]:
-    """The frames of a thread, outermost first, from where this package called something else."""
+    """Return the frames of a thread, outermost first, from where this package called others."""
     frame = None if ident is None else sys._current_frames().get(ident)
     frames: list[FrameType] = []
     while frame is not None and not (frames and is_ours(frame)):
@@ -74,7 +74,7 @@ def is_ours(frame: FrameType) -> bool:
 
 
 def place(frames: list[FrameType]) -> str | None:
-    """What of the user's is at work and where it stands, on one line; None for nothing.
+    """Return what of the user's is at work and where it stands, on one line; None for nothing.
 
     Args:
         frames: outermost first.

@@ -58,7 +58,7 @@ class Scope(Protocol):
     def captures(self) -> Mapping[str, str]: ...
 
     def message(self) -> Message[Any]:
-        """The message, its payload decoded with the injection's ``payload_decoder``."""
+        """Return the message, its payload decoded with the injection's ``payload_decoder``."""
 
 
 Getter = Callable[[Scope], Any]
@@ -69,23 +69,23 @@ PAYLOAD: Getter = operator.attrgetter("payload")
 
 
 def decoded_message(scope: Scope) -> Message[Any]:
-    """The message as the scope gives it."""
+    """Return the message as the scope gives it."""
     return scope.message()
 
 
 def raw_message(scope: Scope) -> Message[bytes]:
-    """The message with its payload undecoded, beside a decoded payload in another parameter."""
+    """Return the message with its payload undecoded, where another parameter has it decoded."""
     message = scope.message()
     return msgspec.structs.replace(message, payload=message.raw)
 
 
 def resource_getter(name: str) -> Getter:
-    """Fetches a resource."""
+    """Return a function that fetches a resource."""
     return lambda scope: scope.resources[name]
 
 
 def capture_getter(name: str, convert: Callable[[str], Any] | None, default: Any) -> Getter:
-    """Fetches a capture, converted; ``default`` where the topic does not have it."""
+    """Return a function that fetches a capture, converted, or ``default`` without one."""
 
     def get(scope: Scope) -> Any:
         text = scope.captures.get(name)
@@ -132,7 +132,7 @@ class MessagePart:
         return kind in self.kinds and texts and (optional or self.always or not required)
 
     def getter(self, default: Any) -> Getter:
-        """Fetches it; ``default`` where a message does not have it."""
+        """Return a function that fetches it; ``default`` where a message does not have it."""
         read = self.read
 
         def get(scope: Scope) -> Any:
@@ -156,7 +156,7 @@ _LONGEST_QUOTED = 100
 
 
 def capture_converter(name: str, annotation: Any) -> Callable[[str], Any] | None:
-    """What turns the text of a capture into the annotated type; None when a str is asked for.
+    """Return what turns the text of a capture into the annotated type; None for a str.
 
     It raises DecodeError when the text does not fit.
 

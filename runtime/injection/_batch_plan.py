@@ -86,7 +86,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _element(annotation: Any) -> Any:
-    """The T of ``list[T]`` or ``Sequence[T]``; MISSING for everything else."""
+    """Return the T of ``list[T]`` or ``Sequence[T]``; MISSING for everything else."""
     bare = _bare(annotation)
     if get_origin(bare) in (list, Sequence):
         return get_args(bare)[0]

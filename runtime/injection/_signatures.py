@@ -81,7 +81,7 @@ def read_signature(
     has_self: bool = False,
     variables: Mapping[Any, Any] | None = None,
 ) -> Signature:
-    """The signature of a function, method, partial, callable object or wrapper.
+    """Return the signature of a function, method, partial, callable object or wrapper.
 
     Args:
         function: what is to be called.
@@ -154,7 +154,7 @@ def _check_kind(name: str, parameter: inspect.Parameter) -> None:
 
 
 def _layers(function: Any) -> Iterator[Any]:
-    """The callable, and what it wraps, down to the function that was written."""
+    """Yield the callable, and what it wraps, down to the function that was written."""
     if isinstance(function, type) or not callable(function):
         raise ConfigurationError(f"{function!r} cannot be a handler; give a function")
     while True:

@@ -196,7 +196,7 @@ class Link:
         *,
         request: tuple[str, bytes, tuple[str, ...]] | None = None,
     ) -> Envelope:
-        """An outgoing message, encoded, with its id, source and time.
+        """Return an outgoing message, encoded, with its id, source and time.
 
         A message to the address where the current request waits for its reply becomes that reply.
 

@@ -33,7 +33,7 @@ def dead_letter(
     error: BaseException,
     environment: Environment,
 ) -> Envelope:
-    """The message as it is stored: original bytes and headers, and what went wrong.
+    """Return the message as it is stored: original bytes and headers, and what went wrong.
 
     What happened stands in headers ``spa_dead_*``. Parking the same message twice gives the same
     id, if its sender gave it one or the bus has a place for it.
@@ -106,7 +106,7 @@ def time_text(time: float) -> str:
 
 
 def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
-    """The dead letter in a form that the bus may take after all; None when there is none left.
+    """Return a form of the dead letter that the bus may take; None when there is none left.
 
     Args:
         letter: as it was refused.
@@ -121,7 +121,7 @@ def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
 
 
 def _without_fields(letter: Envelope) -> Envelope | None:
-    """The dead letter with its payload, and else only what the runtime says; None when it is so."""
+    """Return the dead letter without the sender's own fields; None when that leaves nothing out."""
     bare = _bare(letter, _plain_headers(letter))
     return None if bare == letter else bare
 
@@ -132,7 +132,7 @@ def _is_mostly_headers(letter: Envelope) -> bool:
 
 
 def plain(letter: Envelope) -> Envelope | None:
-    """The dead letter with nothing in it, besides the payload, that any bus could refuse.
+    """Return the dead letter with nothing in it, besides the payload, that any bus could refuse.
 
     What the sender has chosen is moved to the header ``spa_dead_original``, as JSON in ASCII; the
     runtime's own headers stay where they are, escaped and cut off. None when it is so already.
@@ -169,7 +169,7 @@ def _plain_headers(letter: Envelope) -> dict[str, str]:
 
 
 def _original(letter: Envelope) -> str:
-    """What the sender has chosen, as JSON, as much of it as fits; ``complete`` if that is all."""
+    """Return what the sender has chosen, as JSON, as much as fits; ``complete`` if all."""
     fields = {
         "topic": letter.headers.get("spa_dead_topic"),
         "key": letter.key,
@@ -193,7 +193,7 @@ def _original(letter: Envelope) -> str:
 
 
 def abridged(letter: Envelope) -> Envelope | None:
-    """The dead letter with less in it, for a bus that found it too large.
+    """Return the dead letter with less in it, for a bus that found it too large.
 
     First the payload goes, represented by its size and SHA-256, then what the sender attached.
     None when there is nothing left to leave out.

@@ -101,7 +101,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
     def of(
         envelope: Envelope, payload: Any, *, attempt: int = 1, reply: Reply | None = None
     ) -> Message[Any]:
-        """The message in an envelope.
+        """Return the message in an envelope.
 
         Args:
             envelope: as it came from the bus.
@@ -354,7 +354,7 @@ _BRACES = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{[A-Za-z_][\w.\[\]'\":!]*\}")
 
 
 def topic_meant(topic: str) -> str:
-    """The topic to publish on; ``{{name}}`` stands for ``{name}``.
+    """Return the topic to publish on; ``{{name}}`` stands for ``{name}``.
 
     Raises:
         ConfigurationError: ``{name}`` stands in it, and not because it stands in the topic or the

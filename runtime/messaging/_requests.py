@@ -44,7 +44,7 @@ _LONGEST_CHAIN = 4096
 
 
 def chain_of(envelope: Envelope) -> tuple[str, ...]:
-    """The actors that wait for the reply to a request, outermost first.
+    """Return the actors that wait for the reply to a request, outermost first.
 
     Empty where none are named, and where a stranger has written something else: it goes out again
     with each request that the handler makes.
@@ -56,13 +56,13 @@ def chain_of(envelope: Envelope) -> tuple[str, ...]:
 
 
 def circle_of(envelope: Envelope, name: str) -> str | None:
-    """The actors that wait for each other with the request, in words; None when it is no circle."""
+    """Return in words which actors wait for each other with the request; None for no circle."""
     names = chain_of(envelope)
     return " -> ".join([*names[names.index(name) :], name]) if name in names else None
 
 
 def remote_error(envelope: Envelope) -> RemoteError | None:
-    """The error that a reply carries, shortened, or is for being too large; None for a good one."""
+    """Return the error that a reply carries, or is for its size; None for a good one."""
     code = envelope.headers.get(ERROR_HEADER)
     left_out = envelope.left_out
     if code is None:
@@ -153,7 +153,7 @@ class Requests:
                 waiting.future.set_exception(error)
 
     def on_reply(self, correlation: str, envelope: Envelope) -> None:
-        """A reply came in; called by the bus."""
+        """Take a reply that came in; called by the bus."""
         waiting = self._waiting.get(correlation)
         if waiting is None or waiting.future.done() or waiting.is_repeated(envelope):
             self._stats["replies.dropped"] += 1

@@ -57,7 +57,7 @@ class Turn(msgspec.Struct, eq=False):
             self._crowded = max(1000, 2 * len(self.posts))
 
     def take(self) -> BaseException:
-        """The failure, which is dealt with now: its traceback may refer to the turn."""
+        """Return the failure and forget it: its traceback may refer to the turn."""
         failure, self.failure = self.failure, None
         assert failure is not None
         return failure
@@ -95,7 +95,7 @@ class Turn(msgspec.Struct, eq=False):
 
 
 def lasting_identity(envelope: Envelope) -> str | None:
-    """What the ids of publishes over a message are made of: its id, or its place in the log.
+    """Return what the ids of publishes over a message are made of: its id, or its place in the log.
 
     With the time, since a topic that was deleted and made anew has other messages at the same
     places. None when the message has neither.

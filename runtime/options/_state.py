@@ -27,7 +27,7 @@ def check_state(owner: str, state: Any) -> None:
 
 
 def make_state(owner: str, state: Any) -> Any:
-    """What the state starts with; raises ConfigurationError when the factory fails."""
+    """Return what the state starts with; raises ConfigurationError when the factory fails."""
     if not is_factory(state):
         return state
     try:

@@ -53,7 +53,7 @@ class PayloadFormat(enum.Enum):
 
 
 def format_of(content_type: str | None) -> PayloadFormat:
-    """The format that a content type stands for; its parameters and its case do not matter."""
+    """Return the format that a content type stands for, whatever its parameters and case."""
     if content_type is not None and len(content_type) > _LONGEST_REMEMBERED:
         return _read_format(content_type)
     return _remembered_format(content_type)
@@ -88,7 +88,7 @@ _refuse_nan = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 
 
 def encode(value: object) -> tuple[bytes, str | None]:
-    """A value's payload and content type.
+    """Return a value's payload and content type.
 
     Bytes go as they are (``application/octet-stream``), a str as ``text/plain; charset=utf-8``,
     None and a `Tombstone` as an empty payload without content type, and everything else as JSON.
@@ -196,7 +196,7 @@ class Decoder(Generic[T]):
 
     @staticmethod
     def of(annotation: Any) -> Decoder[Any]:
-        """The decoder for a type annotation.
+        """Return the decoder for a type annotation.
 
         Raises:
             ConfigurationError: payloads cannot be read as that type.
@@ -208,7 +208,7 @@ class Decoder(Generic[T]):
             return _make(annotation)
 
     def decode(self, payload: bytes, content_type: str | None = None) -> T:
-        """The payload as a value of the type.
+        """Return the payload as a value of the type.
 
         JSON and text are told apart by the content type. Without one, bytes and str take the
         payload as it is, and everything else is read as JSON. What has another content type

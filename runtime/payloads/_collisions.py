@@ -67,7 +67,7 @@ def _may_collide(info: msgspec.inspect.Type, seen: list[int]) -> bool:
 
 
 def guarded(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """The reader of JSON documents; large ones are looked through first.
+    """Return the reader of JSON documents; large ones are looked through first.
 
     It raises ValueError for very many keys of one hash value.
     """

@@ -31,7 +31,7 @@ def is_foreign_default(value: object) -> bool:
 
 
 def foreign_constraint(annotation: Any) -> str | None:
-    """The first such constraint in an annotation, or in a field of a class in it, as text."""
+    """Return the first such constraint in an annotation, or in a class in it, as text."""
     return next((text for value, text in _metadata(annotation, "", []) if is_foreign(value)), None)
 
 

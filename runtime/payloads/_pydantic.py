@@ -27,7 +27,7 @@ def mentions_pydantic(annotation: Any) -> bool:
 
 
 def to_builtins(value: Any) -> Any:
-    """What a pydantic object looks like in JSON; floats that JSON does not have are left in.
+    """Return what a pydantic object looks like in JSON; floats that JSON does not have are left in.
 
     Raises:
         TypeError: it is not a pydantic object.
@@ -39,7 +39,7 @@ def to_builtins(value: Any) -> Any:
 
 
 def json_reader(annotation: Any) -> Callable[[bytes], Any]:
-    """A function that reads a JSON document as the annotation.
+    """Return a function that reads a JSON document as the annotation.
 
     Nothing is coerced, as everywhere, unless a model in it states ``strict`` in its configuration:
     then the models decide. The function raises ValueError saying what is wrong and where,
@@ -69,7 +69,7 @@ def _first_problem(error: pydantic.ValidationError) -> str:
 
 
 def validate_builtins(kind: type, value: Any) -> Any:
-    """A pydantic object of that type inside another document; raises as `json_reader` says."""
+    """Read a pydantic object inside another document; raises as `json_reader` says."""
     # Strict pydantic reads dates, enums and the like from JSON, not from Python's strings.
     return _cached_reader(kind)(msgspec.json.encode(value))
 

@@ -20,7 +20,7 @@ _SWITCHES = {"on": True, "off": False}
 
 
 def type_name(annotation: Any) -> str:
-    """The annotation as it is written in errors."""
+    """Return the annotation as it is written in errors."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
         text = annotation.__qualname__.rpartition("<locals>.")[2]
     else:
@@ -34,7 +34,7 @@ def is_union(annotation: Any) -> bool:
 
 
 def bare_type(annotation: Any) -> tuple[Any, bool]:
-    """The annotation without None, Annotated, NewType and alias; and whether it allows None."""
+    """Return an annotation without None, Annotated, NewType and alias; whether it allows None."""
     optional = False
     while True:
         if isinstance(annotation, NewType):

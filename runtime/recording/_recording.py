@@ -71,7 +71,7 @@ class Receipt(MessageFields, frozen=True, kw_only=True, omit_defaults=True):
         handler: str | None = None,
         bus: str | None = None,
     ) -> Self:
-        """The receipt of an envelope; see the attributes."""
+        """Return the receipt of an envelope; see the attributes."""
         payload, binary = "", None
         try:
             payload = envelope.payload.decode()
@@ -104,7 +104,7 @@ class Receipt(MessageFields, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     def line(self) -> bytes:
-        """The line, with its end.
+        """Return the line, with its end.
 
         Raises:
             UnicodeEncodeError: a text has half of a surrogate pair in it.
@@ -142,7 +142,7 @@ _version_decoder = msgspec.json.Decoder(_Version)
 
 
 def read_recording(file: str | PathLike[str]) -> Iterator[tuple[int, Receipt]]:
-    """The messages of a recording with the numbers of their lines, in order.
+    """Return the messages of a recording with the numbers of their lines, in order.
 
     A last line that is cut short, as a process leaves it that was killed, is passed over.
 

@@ -31,7 +31,7 @@ class Environment:
         return time.time()
 
     def token(self, size: int = 16) -> str:
-        """A random lower-case hexadecimal token of ``size`` bytes; unguessable without a seed."""
+        """Return ``size`` random bytes in lower-case hexadecimal; unguessable without a seed."""
         if self._forks != _forks:
             self._new_prefix()
         digits = self._digits
@@ -42,7 +42,7 @@ class Environment:
         return digits[: 2 * size]
 
     def new_id(self) -> str:
-        """A new unique identifier: a UUID (version 8, RFC 9562) as text.
+        """Return a new unique identifier: a UUID (version 8, RFC 9562) as text.
 
         Its first 74 free bits are random and the same for some thousand identifiers; the last 48
         count. So it is unique, and cheap enough for every publish, but it can be guessed from

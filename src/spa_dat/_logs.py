@@ -22,7 +22,7 @@ _reporter = logging.Handler()
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of this name, each record of which is one line besides its traceback.
+    """Return the logger of this name; each record is one line besides its traceback.
 
     Topics, texts of errors, reasons and names come from whoever may publish. A line break in them
     would forge lines of the log, and a control character what a terminal shows. Handlers and

@@ -27,7 +27,7 @@ _MARKER = "spa_dat"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The command line."""
+    """Add the options of the command line."""
     group = parser.getgroup("spa-dat", "applications of spa_dat under test")
     group.addoption(
         "--spa-dat-seed",
@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker."""
+    """Declare the marker."""
     config.addinivalue_line(
         "markers",
         f"{_MARKER}(seed, profile, faults, allow_failures, grace, patience, limit): options for the"
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def harness(request: pytest.FixtureRequest) -> Iterator[HarnessFactory]:
-    """Starts applications under test: ``harness(app)`` gives a `spa_dat.testing.Harness`.
+    """Start applications under test: ``harness(app)`` gives a `spa_dat.testing.Harness`.
 
     What is still open at the end of the test is settled, checked and closed as part of it; a block
     in a fixture of your own closes it later. Takes
@@ -75,7 +75,7 @@ def harness(request: pytest.FixtureRequest) -> Iterator[HarnessFactory]:
 
 @pytest.fixture(scope="session")
 def mqtt_broker() -> Iterator[Mosquitto]:
-    """A real Mosquitto for all tests, a `spa_dat.testing.Mosquitto`: use topics of your own.
+    """Run a real Mosquitto for all tests, a `spa_dat.testing.Mosquitto`: use topics of your own.
 
     Where there is none the test is skipped; with the environment variable ``CI=true`` it fails.
     """
@@ -88,7 +88,7 @@ def mqtt_broker() -> Iterator[Mosquitto]:
 
 @pytest.fixture(scope="session")
 def kafka_broker() -> Iterator[Kafka]:
-    """A real Kafka for all tests, a `spa_dat.testing.Kafka`: use topics and groups of your own.
+    """Run a real Kafka for all tests, a `spa_dat.testing.Kafka`: use topics of your own.
 
     Where there is none the test is skipped; with the environment variable ``CI=true`` it fails.
     """

@@ -62,7 +62,7 @@ def unfit_character(text: str) -> str | None:
 
 
 def escaped(text: str, longest: int = 1_000) -> str:
-    r"""The text in one line, for logs and for the runtime's own headers; every bus can carry it.
+    r"""Return the text in one line, for logs and for headers; every bus can carry it.
 
     Line breaks, control characters and what is no character become escapes such as ``\n`` and
     ``\x1b``; a text longer than ``longest`` characters is cut off and ends in ``...``.
@@ -78,7 +78,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def quoted(text: object, longest: int = 120) -> str:
-    """The value as it would be written in a program, in one line.
+    """Return the value as it would be written in a program, in one line.
 
     It is cut off after ``longest`` characters. Anything but a str shows as its ``repr``, if it has
     one.
@@ -93,7 +93,7 @@ def quoted(text: object, longest: int = 120) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The error's text, in one line that every bus can carry and every log can show."""
+    """Return the error's text, in one line that every bus can carry and every log can show."""
     text = _text_of(error)
     if isinstance(text, BaseException):
         text = f"(its text cannot be had: {error_name(text)})"
@@ -101,17 +101,17 @@ def describe(error: BaseException) -> str:
 
 
 def error_name(error: BaseException) -> str:
-    """The name of the error's class, likewise."""
+    """Return the name of the error's class, likewise."""
     return escaped(_name_of(type(error)), _LONGEST_NAME)
 
 
 def reason_of(error: BaseException) -> str:
-    """The error's class and text, likewise, as in ``ValueError: no sensor``."""
+    """Return the error's class and text, likewise, as in ``ValueError: no sensor``."""
     return f"{error_name(error)}: {describe(error)}"
 
 
 def inspectable(error: BaseException) -> BaseException:
-    """The error, or a RuntimeError in its place when looking at it raises.
+    """Return the error, or a RuntimeError in its place when looking at it raises.
 
     A class of one's own may compute what every handler of errors asks for, and fail at it.
     """
@@ -126,7 +126,7 @@ def inspectable(error: BaseException) -> BaseException:
 
 
 def summary(error: object) -> str | None:
-    """What stands for the text of a pydantic error with very many problems; None for all others.
+    """Return what stands for the text of a pydantic error with many problems, else None.
 
     Pydantic lists each problem, and a stranger can make half a million with a message of 1 MiB:
     putting the text together takes seconds, and 100 times as much memory.
@@ -166,7 +166,7 @@ _LOOKED_AT = ("__traceback__", "__cause__", "__context__", "__suppress_context__
 
 
 def showable(error: BaseException) -> BaseException:
-    """The error as a log may show it with its traceback.
+    """Return the error as a log may show it with its traceback.
 
     It is the error itself unless a text in it, or in what led to it, could forge lines of the log
     or control a terminal, or it is very long or cannot be shown; then it is one of the same name,
@@ -265,7 +265,7 @@ class _StandIns:
         self._made: dict[int, BaseException | None] = {}
 
     def of(self, error: BaseException) -> BaseException | None:
-        """The stand-in; None where it is being made, or where there are enough."""
+        """Return the stand-in; None where it is being made, or where there are enough."""
         if id(error) in self._made:
             return self._made[id(error)]
         if len(self._made) >= _MOST_SHOWN:

@@ -114,7 +114,7 @@ class Broker:
         return link
 
     def make_wire(self, link: ClientLink) -> Wire | None:
-        """What the packets of a new connection go over; None for the short way."""
+        """Return what the packets of a new connection go over; None for the short way."""
         return None
 
     def subscribe(self, link: ClientLink, patterns: Iterable[str]) -> None:

@@ -81,7 +81,7 @@ class MemoryConnection:
                 raise ConnectFailed(f"{self.client_id!r} was closed before it was connected")
 
     def lost(self, taken_over: bool) -> None:
-        """The broker has ended the connection."""
+        """Connect again, or give way: the broker has ended the connection."""
         lasted = self._loop.time() - self._since
         self.link = None
         self._surroundings.stats["connections.lost"] += 1

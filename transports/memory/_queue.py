@@ -47,7 +47,7 @@ class Stored:
         self.redelivered = False
 
     def received(self, now: float) -> Envelope:
-        """The envelope as a subscriber gets it."""
+        """Return the envelope as a subscriber gets it."""
         sent = self.envelope
         if (
             self.deadline is None
@@ -210,7 +210,7 @@ class Queue:
         self._pump()
 
     def acknowledge(self, link: ClientLink, token: int) -> None:
-        """The message is done with; unknown tokens are ignored."""
+        """Forget a message that is done with; unknown tokens are ignored."""
         stored = link.in_flight.pop(token, None)
         if stored is not None:
             link.size -= len(stored.envelope.payload)

@@ -16,7 +16,7 @@ __all__ = ["load_application"]
 
 
 def load_application(name: str) -> DistributedApplication:
-    """The application that is called so in a module, as in ``package.module:app``.
+    """Return the application that is called so in a module, as in ``package.module:app``.
 
     Modules are looked for in the current folder, too.
 

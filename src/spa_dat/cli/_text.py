@@ -6,7 +6,7 @@ __all__ = ["one_line"]
 
 
 def one_line(text: str) -> str:
-    """The text as one line.
+    """Return the text as one line.
 
     What a terminal would take for a command is written as an escape: it may come from a message.
     """
