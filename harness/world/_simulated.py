@@ -115,8 +115,9 @@ class SimulatedWorld(World):
         """See `World.check_simulated`."""
 
     def begin(self) -> None:
-        """See `World.begin`: not sooner, for nobody keeps anything for an application that was
-        never there.
+        """See `World.begin`.
+
+        Not sooner, for nobody keeps anything for an application that was never there.
         """
         self.dice.start()
 
