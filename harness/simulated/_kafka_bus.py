@@ -146,7 +146,7 @@ class ObservedBus(KafkaBus):
         return None
 
     def _intakes(self) -> list[Any]:
-        alive = [consumer for consumer in self._consumers if not consumer._intake._closing]
+        alive = [consumer for consumer in self._consumers if not consumer._intake.closed]
         self._consumers = alive
         return list(alive)
 
@@ -168,7 +168,7 @@ class ObservedBus(KafkaBus):
         ready = intake._ready
         if not ready.done():
             return "it is starting" if intake._task is not None else None
-        if ready.cancelled() or ready.exception() is not None or intake._stopped:
+        if ready.cancelled() or ready.exception() is not None or intake.stopped:
             return None
         if intake._changes:
             return "its filters are to change"

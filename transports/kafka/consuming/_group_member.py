@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import math
 import re
 from collections.abc import Awaitable, Collection
@@ -35,7 +36,7 @@ from ._guard import Guard
 from ._membership import NO_COORDINATOR, join_refusal, unassigned
 from ._partitions import Assignment, PartitionTracker
 from ._positions import compare, made_anew_since, take_places
-from ._session import Intake, unless
+from ._session import Intake, SessionState, unless
 
 __all__ = ["GroupMember"]
 
@@ -47,6 +48,27 @@ _SHARE_FOR_RUNNING = 0.8
 _SHORT = 10.0
 _LOOK_AGAIN = 0.05
 _MOST_LOOKS_IN_VAIN = 10
+
+
+class MemberState(enum.Enum):
+    """What a member has of its group.
+
+    Attributes:
+        JOINING: nothing; it was never assigned anything.
+        ASSIGNED: the partitions that it was assigned last.
+        REVOKED: its membership, while the partitions are handed out anew.
+        LOST: nothing; the group has given it up, or somebody else has taken its name.
+        REJOINING: nothing; it has left, to come back as another member.
+    """
+
+    JOINING = enum.auto()
+    ASSIGNED = enum.auto()
+    REVOKED = enum.auto()
+    LOST = enum.auto()
+    REJOINING = enum.auto()
+
+
+_PUT_OUT = (MemberState.LOST, MemberState.REJOINING)
 
 
 class GroupMember(Intake):
@@ -62,9 +84,9 @@ class GroupMember(Intake):
         self._committer: Committer | None = None
         self._reassigned = asyncio.Event()
         self._epoch = 0
+        self._membership = MemberState.JOINING
+        # Whether the receiver was told to hold.
         self._held = False
-        self._rejoining = False
-        self._lost = False
         self._rivalry = Rivalry(settled_after=_SHORT, lasting=_SHORT, newcomer=6, settled=10)
         self._joined_at = 0.0
         # Why the places of an assignment are not known.
@@ -104,7 +126,9 @@ class GroupMember(Intake):
         finally:
             await self._leave(consumer, for_good=stalled is not None or bool(self._changes))
         if stalled is not None:
-            self._away = "it has left its group, because nothing was settled for too long"
+            self._enter(
+                SessionState.AWAY, "it has left its group, because nothing was settled for too long"
+            )
             # Until then it would only take away from others what it cannot handle.
             running = stalled.running()
             one_less = max(len(running) - 1, 0)
@@ -154,7 +178,7 @@ class GroupMember(Intake):
             guard.start()
             await self._check_rights(client_of(consumer))
             if await unassigned(consumer, self._group):
-                self._rejoining = True
+                self._become(MemberState.REJOINING)
                 self._reassigned.clear()
                 await rejoin_anew(consumer, self._reassigned)
             watch_topics(consumer)
@@ -177,7 +201,7 @@ class GroupMember(Intake):
             assignment = self._assignment
             if assignment is not None:
                 assignment.end()
-                if not self._closing:
+                if not self.closed:
                     self._hold()
                     if self._changes:
                         running = assignment.running()
@@ -202,13 +226,17 @@ class GroupMember(Intake):
     def _patience(self) -> float:
         return _SHARE_FOR_RUNNING * self._config.rebalance_timeout
 
+    def _become(self, state: MemberState) -> None:
+        """Change what it has of its group; the only place where that changes."""
+        self._membership = state
+
     def _hold(self) -> None:
         if not self._held:
             self._held = True
             self._receiver.hold()
 
     def _resume(self) -> None:
-        if self._held and not self._closing:
+        if self._held and not self.closed:
             self._held = False
             self._receiver.resume(redelivered=True)
 
@@ -226,14 +254,16 @@ class GroupMember(Intake):
             return
         assignment.end()
         self._hold()
-        self._lost = lost = is_lost(self._consumer)
+        lost = is_lost(self._consumer)
+        if self._membership is not MemberState.REJOINING:
+            self._become(MemberState.LOST if lost else MemberState.REVOKED)
         if not lost:
             await assignment.finished(assignment.running(), self._patience)
         await committer.finish(_COMMIT_TIMEOUT, lost=lost)
         if self._assignment is assignment:
             self._forget()
         self._stats["kafka.rebalances"] += 1
-        if lost and not self._rejoining:
+        if self._membership is MemberState.LOST:
             self._count_loss()
 
     async def assigned(self, partitions: Collection[TopicPartition]) -> None:
@@ -252,9 +282,9 @@ class GroupMember(Intake):
         self._committer = Committer(
             self._consumer, assignment, self._config, self._stats, self._group
         )
-        if self._lost:
+        if self._membership in _PUT_OUT:
             watch_topics(self._consumer)
-        self._lost = self._rejoining = False
+        self._become(MemberState.ASSIGNED)
         self._misplaced = None
         try:
             async with asyncio.timeout(self._config.connect_timeout):
@@ -301,7 +331,7 @@ class GroupMember(Intake):
         assignment, committer, guard = self._assignment, self._committer, self._guard
         if assignment is None or committer is None or guard is None:
             return
-        if assignment.open and not assignment.ended and not self._stopped:
+        if assignment.open and not assignment.ended and self._state is SessionState.RECEIVING:
             known = self._troubles.known
             committer.catch_up(lambda tp: -1 if tp in known else guard.position(tp))
 
@@ -328,7 +358,8 @@ class GroupMember(Intake):
         assignment = self._assignment
         if assignment is None:
             raise kafka.KafkaError("the library did not say what it has assigned")
-        if self._stopped or assignment.ended or not assignment.open:
+        receiving = self._state is SessionState.RECEIVING
+        if not receiving or assignment.ended or not assignment.open:
             self._put_back(fetched)
             return None
         if self._at_most_once:
@@ -344,7 +375,7 @@ class GroupMember(Intake):
         for partition, records in fetched.items():
             if partition in consumer.assignment():
                 consumer.seek(partition, records[0].offset)
-                if self._stopped:
+                if self._state is not SessionState.RECEIVING:
                     consumer.pause(partition)
 
     async def _take_at_most_once(self, assignment: Assignment, fetched: Fetched) -> None:

@@ -18,7 +18,7 @@ from .._topic_facts import TopicFacts, made_anew, topic_facts
 from ._fetching import Fetched
 from ._guard import Guard
 from ._partitions import Assignment, CountingTracker
-from ._session import Intake
+from ._session import Intake, SessionState
 
 __all__ = ["Reader"]
 
@@ -65,7 +65,7 @@ class Reader(Intake):
             await self._check_rights(client_of(consumer))
             fetching = self._fetching(consumer, guard)
             loop = asyncio.get_running_loop()
-            while not self._closing:
+            while not self.closed:
                 changes = [*self._changes]
                 self._interrupt.clear()
                 if not await self._unless_interrupted(self._look_around(consumer)):
@@ -134,7 +134,7 @@ class Reader(Intake):
 
     def _take(self, fetched: Fetched) -> None:
         for partition, records in fetched.items():
-            if self._stopped:
+            if self._state is not SessionState.RECEIVING:
                 return
             if partition not in self._places:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import enum
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from typing import Any
 
@@ -26,9 +27,30 @@ from ._handout import Handout
 from ._partitions import Assignment
 from ._unreadable import Troubles
 
-__all__ = ["Intake", "unless"]
+__all__ = ["Intake", "SessionState", "unless"]
 
 _log = get_logger(__name__)
+
+
+class SessionState(enum.Enum):
+    """How far one subscription has come in getting messages from its cluster.
+
+    Attributes:
+        STARTING: nothing has been in force yet.
+        RECEIVING: what is fetched is handed out.
+        AWAY: the last session has failed, and the next is not in force yet.
+        STOPPED: nothing more is handed out; what was is still settled and committed.
+        CLOSED: it ends, or has ended.
+    """
+
+    STARTING = enum.auto()
+    RECEIVING = enum.auto()
+    AWAY = enum.auto()
+    STOPPED = enum.auto()
+    CLOSED = enum.auto()
+
+
+_ENDING = (SessionState.STOPPED, SessionState.CLOSED)
 
 
 class Intake(abc.ABC):
@@ -56,9 +78,12 @@ class Intake(abc.ABC):
         )
         self._select()
         self._assignment: Assignment | None = None
-        self._stopped = self._closing = False
+        self._state = SessionState.STARTING
+        # What `start` waits for.
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Wakes who waits in a session: filters have changed, or it is closed.
         self._interrupt = asyncio.Event()
+        # Wakes who waits for more than a session: it is closed.
         self._closed = asyncio.Event()
         # Those who wait for their filter to come in force.
         self._changes: list[asyncio.Future[None]] = []
@@ -104,7 +129,7 @@ class Intake(abc.ABC):
         self._select()
         if self._task is None:
             return
-        if self._closing:
+        if self.closed:
             raise self._is_closed()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._changes.append(done)
@@ -113,12 +138,10 @@ class Intake(abc.ABC):
 
     def stop(self) -> None:
         """Hand nothing more out."""
-        self._stopped = True
+        self._enter(SessionState.STOPPED)
 
     async def close(self) -> None:
-        self._stopped = self._closing = True
-        self._interrupt.set()
-        self._closed.set()
+        self._enter(SessionState.CLOSED)
         waiting, self._changes = [*self._changes, self._ready], []
         for future in waiting:
             if not future.done():
@@ -130,6 +153,34 @@ class Intake(abc.ABC):
             await asyncio.wait({self._task}, timeout=_LONGEST_END)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    # The state.
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is handed out."""
+        return self._state in _ENDING
+
+    @property
+    def closed(self) -> bool:
+        """Whether it ends, or has ended."""
+        return self._state is SessionState.CLOSED
+
+    def _enter(self, state: SessionState, why: str | None = None) -> None:
+        """Change the state, unless that would go back behind an end.
+
+        Args:
+            state: the next one.
+            why: nothing is received, where that is so.
+        """
+        if state not in _ENDING:
+            # What is stopped may lose its session, and get another, too.
+            self._away = why
+        if self._state not in _ENDING or state is SessionState.CLOSED:
+            self._state = state
+        if state is SessionState.CLOSED:
+            self._interrupt.set()
+            self._closed.set()
 
     # Sessions.
 
@@ -148,7 +199,7 @@ class Intake(abc.ABC):
         config = self._config
         loop = asyncio.get_running_loop()
         backoff = config.backoff(self._surroundings.environment)
-        while not self._closing:
+        while not self.closed:
             began = loop.time()
             self._interrupt.clear()
             try:
@@ -158,7 +209,7 @@ class Intake(abc.ABC):
                 self._made_anew(error.names)
                 continue
             except Exception as error:  # noqa: BLE001 (whatever the library raises, it goes on)
-                if self._closing or self._is_final(error):
+                if self.closed or self._is_final(error):
                     return
             self._stats["kafka.reconnects"] += 1
             delay = backoff.next_delay(loop.time() - began)
@@ -171,7 +222,7 @@ class Intake(abc.ABC):
         config = self._config
         problem = connect_problem(self._explained(error), config.address, config.username)
         if self._ready.done():
-            self._away = str(problem.error)
+            self._enter(SessionState.AWAY, str(problem.error))
             expected = isinstance(error, (kafka.KafkaError, OSError, SpaDatError))
             _log.warning(
                 "consumer %r: %s; trying again",
@@ -310,7 +361,7 @@ class Intake(abc.ABC):
         return options
 
     def _in_force(self, changes: Sequence[asyncio.Future[None]]) -> None:
-        self._away = None
+        self._enter(SessionState.RECEIVING)
         for change in changes:
             if change in self._changes:
                 self._changes.remove(change)
