@@ -89,7 +89,7 @@ class ObservedBus(KafkaBus):
         """Its process is gone: what the client library has left must not complain of that."""
         self.gone = True
         clients: list[Any] = [self._inbox._consumer]
-        clients += [consumer._intake._consumer for consumer in self._intakes()]
+        clients += [consumer._sessions._consumer for consumer in self._receiving()]
         producer = self._publisher._producer
         if producer is not None:
             clients.append(producer._library)
@@ -139,21 +139,21 @@ class ObservedBus(KafkaBus):
         for place, position in inbox._positions.items():
             if place.topic in topics and position < self._end(place.topic, place.partition):
                 return f"{self._client_id}: replies are on their way"
-        for consumer in self._intakes():
-            problem = self._problem(consumer._intake, connected, settled, to_commit)
+        for consumer in self._receiving():
+            problem = self._problem(consumer._sessions, connected, settled, to_commit)
             if problem is not None:
-                return f"{consumer._intake.identifier}: {problem}"
+                return f"{consumer._sessions.identifier}: {problem}"
         return None
 
-    def _intakes(self) -> list[Any]:
-        alive = [consumer for consumer in self._consumers if not consumer._intake.closed]
+    def _receiving(self) -> list[Any]:
+        alive = [consumer for consumer in self._consumers if not consumer._sessions.closed]
         self._consumers = alive
         return list(alive)
 
     def _members(self) -> Iterator[GroupMember]:
-        for consumer in self._intakes():
-            if isinstance(consumer._intake, GroupMember):
-                yield consumer._intake
+        for consumer in self._receiving():
+            if isinstance(consumer._sessions, GroupMember):
+                yield consumer._sessions
 
     def _is_in_group(self, member: GroupMember) -> bool:
         """Whether the group knows of it; one that was put out finds that out later."""
@@ -163,25 +163,25 @@ class ObservedBus(KafkaBus):
         )
 
     def _problem(
-        self, intake: Any, connected: Callable[[str], bool], settled: Offsets, to_commit: Offsets
+        self, sessions: Any, connected: Callable[[str], bool], settled: Offsets, to_commit: Offsets
     ) -> str | None:
-        ready = intake._ready
+        ready = sessions._ready
         if not ready.done():
-            return "it is starting" if intake._task is not None else None
-        if ready.cancelled() or ready.exception() is not None or intake.stopped:
+            return "it is starting" if sessions._task is not None else None
+        if ready.cancelled() or ready.exception() is not None or sessions.stopped:
             return None
-        if intake._changes:
+        if sessions._changes:
             return "its filters are to change"
-        if not intake._filters:
+        if not sessions._filters:
             return None
-        assignment = intake._assignment
-        if intake._consumer is None or not connected(intake.identifier):
+        assignment = sessions._assignment
+        if sessions._consumer is None or not connected(sessions.identifier):
             return "it is to connect again"
         if assignment is not None and assignment.unsettled > 0:
             return f"{assignment.unsettled} messages are not settled"
-        if isinstance(intake, GroupMember):
-            return self._problem_of_member(intake, settled, to_commit)
-        return self._problem_of_reader(intake)
+        if isinstance(sessions, GroupMember):
+            return self._problem_of_member(sessions, settled, to_commit)
+        return self._problem_of_reader(sessions)
 
     def _problem_of_member(
         self, member: GroupMember, settled: Offsets, to_commit: Offsets

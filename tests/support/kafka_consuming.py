@@ -45,7 +45,7 @@ class Taker(Inbox):
     def library(self) -> Any:
         """The client library's consumer at work; None between two."""
         consumer: Any = self.consumer
-        return consumer._intake._consumer
+        return consumer._sessions._consumer
 
     @property
     def partitions(self) -> list[int]:

@@ -39,7 +39,7 @@ from spa_dat.transports import (
 from spa_dat.transports.kafka._names import Names
 from spa_dat.transports.kafka._records import size_of_headers
 from spa_dat.transports.kafka.consuming._partitions import Assignment, PartitionTracker
-from spa_dat.transports.kafka.consuming._redelivery import Past
+from spa_dat.transports.kafka.consuming._redelivery import EarlierDeliveries
 from spa_dat.transports.mqtt._session import Loss
 from spa_dat.transports.mqtt._subscriptions import CopyGuard
 from spa_dat.transports.mqtt._texts import check_topic as check_mqtt_topic
@@ -683,10 +683,10 @@ def test_of_a_settled_record_that_is_not_committed_little_is_kept() -> None:
     assert (kept.time, kept.offset, kept.left_out) == (2.0, 2, LeftOut(1_000, ""))
     assert assignment.size == 6_000
     again = msgspec.structs.replace(kept, payload=b"x" * 1_000, left_out=None)
-    past = Past(tracker, None)
+    past = EarlierDeliveries(tracker, None)
     assert past.resolve(Delivery(again, epoch=2, token=2))
     other = msgspec.structs.replace(again, time=9.0)
-    past = Past(tracker, None)
+    past = EarlierDeliveries(tracker, None)
     assert not past.resolve(Delivery(other, epoch=2, token=2))
 
 

@@ -12,9 +12,9 @@ from .._envelope import Envelope
 from .._failures import ConnectProblem
 from .._topics import parked, reply_prefix
 from ._aiokafka_private import check_compression
-from ._common import Common
 from ._config import KafkaConfig
 from ._consumer import KafkaConsumer
+from ._context import BusContext
 from ._errors import connect_problem
 from ._names import Names
 from ._records import Codec, Record
@@ -58,7 +58,7 @@ class KafkaBus(Bus):
         self._client_id = f"{identity.application}.{identity.instance}"
         self._codec = Codec(names, surroundings.stats, environment.now)
         self._topics = Topics(config, names, self._client_id)
-        self._common = Common(config, names, self._codec, surroundings, self._topics)
+        self._context = BusContext(config, names, self._codec, surroundings, self._topics)
         self._own = [names.replies(self._application), names.dead_letters(self._application)]
         token = environment.token()
         self._inbox_prefix = reply_prefix(self._application, token)
@@ -108,7 +108,7 @@ class KafkaBus(Bus):
         return self._inbox_prefix + correlation
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> KafkaConsumer:
-        return KafkaConsumer(self._common, subscription, receiver)
+        return KafkaConsumer(self._context, subscription, receiver)
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         return self._publisher.outbox.submit(envelope, self._encode(envelope))

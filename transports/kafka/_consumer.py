@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .._contract import Consumer, Receiver, Subscription
-from ._common import Common
+from ._context import BusContext
 from .consuming._group_member import GroupMember
 from .consuming._reader import Reader
-from .consuming._session import Intake
+from .consuming._session import ConsumerSessions
 
 __all__ = ["KafkaConsumer"]
 
@@ -19,37 +19,37 @@ class KafkaConsumer(Consumer):
     without. Any other reads all partitions by itself, from now on.
 
     Args:
-        common: what the bus lends.
+        context: what the bus lends.
         subscription: what to receive.
         receiver: who gets the deliveries.
     """
 
-    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
-        surroundings = common.surroundings
+    def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
+        surroundings = context.surroundings
         lasting = subscription.durable and not surroundings.identity.ephemeral
         kind: type[GroupMember] | type[Reader] = GroupMember if lasting else Reader
         self._stats = surroundings.stats
-        self._intake: Intake = kind(common, subscription, receiver)
+        self._sessions: ConsumerSessions = kind(context, subscription, receiver)
 
     @property
     def trouble(self) -> str | None:
-        return self._intake.trouble
+        return self._sessions.trouble
 
     async def start(self) -> None:
-        await self._intake.start()
+        await self._sessions.start()
 
     async def add_filter(self, pattern: str) -> None:
-        await self._intake.change(pattern, None)
+        await self._sessions.change(pattern, None)
 
     async def remove_filter(self, pattern: str) -> None:
-        await self._intake.change(None, pattern)
+        await self._sessions.change(None, pattern)
 
     def discard_stale(self, topic: str) -> None:
         # The cluster keeps no filters: what came was on its way.
         self._stats["messages.stale"] += 1
 
     def stop_intake(self) -> None:
-        self._intake.stop()
+        self._sessions.stop()
 
     async def close(self) -> None:
-        await self._intake.close()
+        await self._sessions.close()

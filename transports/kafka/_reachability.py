@@ -13,12 +13,12 @@ from ._aiokafka_private import hosts_of, is_connected, traffic, try_connection
 from ._client_options import connection_options
 from ._config import KafkaConfig
 
-__all__ = ["MOVED", "Whereabouts", "reach"]
+__all__ = ["MOVED", "Reachability", "reach"]
 
 _log = get_logger(__name__)
 
 MOVED = "the brokers known last are gone, and the cluster is at other addresses"
-"""What is wrong when `Whereabouts.moved`."""
+"""What is wrong when `Reachability.moved`."""
 
 _SILENCE = 10.0
 # After so many looks in a row at which the brokers known last did not answer, but the configured
@@ -55,7 +55,7 @@ async def reach(config: KafkaConfig, client_id: str) -> None:
     raise cause or OSError("no broker is named")
 
 
-class Whereabouts:
+class Reachability:
     """Tells whether what a client of the library knows of the cluster is still good for anything.
 
     After its start the library asks only the brokers that it was told of last. When all of them

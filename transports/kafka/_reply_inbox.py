@@ -19,10 +19,10 @@ from ._aiokafka_private import client_of, fetching_ends, stop_consumer
 from ._client_options import common_options, fetch_options, keep_connections
 from ._config import KafkaConfig
 from ._errors import connect_problem, describe
-from ._reachability import MOVED, Whereabouts
+from ._reachability import MOVED, Reachability
 from ._records import Codec
 from ._topic_facts import topic_facts
-from .consuming._guard import Guard
+from .consuming._partition_guard import PartitionGuard
 from .consuming._unreadable import Troubles
 from .producing._topics import Topics
 
@@ -77,7 +77,7 @@ class ReplyInbox:
         self._id: str | None = None
         self._consumer: Any = None
         self._troubles = Troubles(f"reply inbox {name!r}", surroundings.stats)
-        self._guard: Guard | None = None
+        self._guard: PartitionGuard | None = None
         self._task: asyncio.Task[None] | None = None
         # Why there is no connection that replies come over.
         self._away: str | None = None
@@ -126,7 +126,7 @@ class ReplyInbox:
         )
         keep_connections(client_of(consumer), self._config, self._client_id)
         # Replies are worth nothing later: better some are lost than all that come after them.
-        guard = Guard(consumer, self._troubles, passes_over=True)
+        guard = PartitionGuard(consumer, self._troubles, passes_over=True)
         try:
             async with asyncio.timeout(self._config.connect_timeout):
                 await consumer.start()
@@ -221,7 +221,7 @@ class ReplyInbox:
         seen = loop.time()
         look = seen + self._config.topic_refresh
         guard, client = self._guard, client_of(consumer)
-        whereabouts = Whereabouts(self._config, self._client_id, client)
+        reachability = Reachability(self._config, self._client_id, client)
         while True:
             fetched = await consumer.getmany(timeout_ms=_POLL)
             for place, records in fetched.items():
@@ -234,7 +234,7 @@ class ReplyInbox:
             if guard is not None and guard.busy:
                 await guard.mend(lambda _: True)
                 guard.look_again(lambda _: True)
-            if not fetched and not await whereabouts.reachable() and await whereabouts.moved():
+            if not fetched and not await reachability.reachable() and await reachability.moved():
                 raise ConnectionError(MOVED)
             if loop.time() >= look:
                 look = loop.time() + self._config.topic_refresh

@@ -25,7 +25,7 @@ from spa_dat.errors import (
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
 from spa_dat.transports.kafka._names import hash_of
-from spa_dat.transports.kafka.producing import _partition_queue as _lane
+from spa_dat.transports.kafka.producing import _partition_queue as _queue
 from support.kafka_bus import bus_client, create, new_prefix, read
 from support.waiting import eventually
 
@@ -160,8 +160,8 @@ async def test_a_record_without_key_for_a_compacted_topic_is_refused(kafka: Kafk
 async def test_what_a_topic_does_not_take_for_long_is_said_with_the_reason(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_lane, "_REFUSED_FOR", 0.5)
-    monkeypatch.setattr(_lane, "_REPLIES_REFUSED_FOR", 1.5)
+    monkeypatch.setattr(_queue, "_REFUSED_FOR", 0.5)
+    monkeypatch.setattr(_queue, "_REPLIES_REFUSED_FOR", 1.5)
     prefix = new_prefix()
     refusing = True
     original = AIOKafkaClient.send

@@ -109,7 +109,7 @@ async def test_records_that_make_no_message_hold_nothing_up(
             await producer.send_and_wait(f"{prefix}a", **record)
     async with taker(kafka.server, "a", prefix=prefix, start=False) as inbox:
         consumer: Any = inbox.consumer
-        codec = consumer._intake._handout._codec
+        codec = consumer._sessions._dispatcher._codec
         decode = codec.decode
 
         def strict(record: Any, *args: Any) -> Any:

@@ -101,7 +101,7 @@ async def test_it_is_noticed_while_reading_on(
         inbox.on_delivery = lambda delivery: delivery.settle()
         # As long as it is busy it fetches nothing.
         await eventually(lambda: not inbox.library._fetcher._in_flight)
-        member: Any = inbox.consumer._intake  # type: ignore[attr-defined]
+        member: Any = inbox.consumer._sessions  # type: ignore[attr-defined]
         await make_anew(kafka, f"{prefix}a")
         # From here on nothing but its id tells.
         member._next_look = 0.0
@@ -140,7 +140,7 @@ async def test_a_place_in_the_old_one_is_none_in_the_new_one_after_a_restart(
         await filled(kafka, prefix, range(100, 110))
         if not known:
             # As a version that notes no id, or a tool for offsets, commits.
-            inbox.consumer._intake._assignment.ids.clear()  # type: ignore[attr-defined]
+            inbox.consumer._sessions._assignment.ids.clear()  # type: ignore[attr-defined]
         for delivery in deliveries:
             delivery.settle()
         await eventually(lambda: inbox.stats["kafka.commits"])

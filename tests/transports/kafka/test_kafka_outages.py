@@ -218,7 +218,9 @@ async def test_closing_is_quick_while_the_cluster_is_away(own_kafka: Callable[..
         await client.publish("a")
         broker.pause()
         written = post(client, range(1))
-        await eventually(lambda: producer_of(client)._routes[f"{client.config.prefix}a"].tasks())
+        await eventually(
+            lambda: producer_of(client)._topic_queues[f"{client.config.prefix}a"].tasks()
+        )
         await asyncio.wait_for(client.bus.close(), 60)
         broker.resume()
         with pytest.raises((PublishUnknown, PublishNotSent)):

@@ -129,9 +129,9 @@ async def test_who_loses_the_coordinator_for_long_is_not_healthy(
     async with taker(kafka.server, "a", prefix=prefix) as inbox:
         consumer: Any = inbox.consumer
         assert consumer.trouble is None
-        consumer._intake._guard.join_code = 15
+        consumer._sessions._guard.join_code = 15
         await eventually(lambda: "no coordinator" in (consumer.trouble or ""))
-        consumer._intake._guard.join_code = 0
+        consumer._sessions._guard.join_code = 0
         await eventually(lambda: consumer.trouble is None)
 
 

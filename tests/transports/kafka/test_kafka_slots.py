@@ -16,7 +16,7 @@ from spa_dat.transports.kafka.consuming._partitions import (
     CountingTracker,
     PartitionTracker,
 )
-from spa_dat.transports.kafka.consuming._redelivery import Past
+from spa_dat.transports.kafka.consuming._redelivery import EarlierDeliveries
 
 PLACE = TopicPartition("t", 0)
 
@@ -183,7 +183,9 @@ async def test_a_counting_tracker_keeps_nothing() -> None:
 # The same records once more.
 
 
-def again(past: Past, offset: int, **fields: object) -> tuple[bool, Delivery, PartitionTracker]:
+def again(
+    past: EarlierDeliveries, offset: int, **fields: object
+) -> tuple[bool, Delivery, PartitionTracker]:
     _, tracker = tracked(epoch=9)
     delivery = handed_out(tracker, offset, **fields)
     return past.resolve(delivery), delivery, tracker
@@ -194,7 +196,7 @@ async def test_the_result_of_a_running_handler_counts_for_the_record_that_came_a
     running = handed_out(tracker, 3)
     running.start()
     running.attempts = 2
-    past = Past(tracker, None)
+    past = EarlierDeliveries(tracker, None)
     dealt_with, delivery, new = again(past, 3)
     assert dealt_with
     assert (delivery.state, delivery.attempts) == (DeliveryState.RUNNING, 2)
@@ -207,7 +209,7 @@ async def test_what_was_settled_behind_a_gap_is_settled_when_it_comes_again() ->
     _, tracker = tracked()
     handed_out(tracker, 3)
     handed_out(tracker, 4).settle()
-    past = Past(tracker, None)
+    past = EarlierDeliveries(tracker, None)
     dealt_with, delivery, _ = again(past, 4)
     assert dealt_with
     assert delivery.state is DeliveryState.SETTLED
@@ -217,7 +219,7 @@ async def test_what_was_not_started_is_handed_out_again_with_its_attempts() -> N
     _, tracker = tracked()
     queued = handed_out(tracker, 3)
     queued.attempts = 4
-    past = Past(tracker, None)
+    past = EarlierDeliveries(tracker, None)
     dealt_with, delivery, _ = again(past, 3)
     assert not dealt_with
     assert (delivery.state, delivery.attempts) == (DeliveryState.QUEUED, 4)
@@ -229,7 +231,7 @@ async def test_what_was_settled_and_not_committed_is_settled_when_it_comes_again
     for offset in (5, 6, 7):
         handed_out(tracker, offset).settle()
     tracker.committed = 5
-    past = Past(tracker, None)
+    past = EarlierDeliveries(tracker, None)
     assert again(past, 6)[0]
     assert not again(past, 8)[0]
     # Never handed out here: somebody has put the group back.
@@ -242,14 +244,14 @@ async def test_what_was_committed_runs_when_it_comes_again() -> None:
     _, tracker = tracked()
     handed_out(tracker, 5).settle()
     tracker.committed = 6
-    assert not again(Past(tracker, None), 5)[0]
+    assert not again(EarlierDeliveries(tracker, None), 5)[0]
 
 
 async def test_another_record_at_the_same_offset_runs() -> None:
     _, tracker = tracked()
     running = handed_out(tracker, 3)
     running.start()
-    dealt_with, delivery, _ = again(Past(tracker, None), 3, payload=b"other")
+    dealt_with, delivery, _ = again(EarlierDeliveries(tracker, None), 3, payload=b"other")
     assert not dealt_with
     running.settle()
     assert delivery.state is DeliveryState.QUEUED
@@ -260,13 +262,13 @@ async def test_what_is_known_outlives_several_assignments() -> None:
     running = handed_out(first, 3)
     running.start()
     handed_out(first, 4).settle()
-    past = Past(first, None)
+    past = EarlierDeliveries(first, None)
     _, second = tracked(2)
     # Taken away again before anything came.
-    past = Past(second, past)
+    past = EarlierDeliveries(second, past)
     dealt_with, delivery, third = again(past, 3)
     assert dealt_with
-    past = Past(third, past)
+    past = EarlierDeliveries(third, past)
     dealt_with, last, fourth = again(past, 3)
     assert dealt_with
     assert again(past, 4)[0]
@@ -284,7 +286,7 @@ async def test_ranges_that_were_settled_grow_together() -> None:
     _, second = tracked(2)
     for offset in (7, 8):
         handed_out(second, offset).settle()
-    past = Past(second, Past(first, None))
+    past = EarlierDeliveries(second, EarlierDeliveries(first, None))
     assert [again(past, offset)[0] for offset in range(4, 10)] == [
         False,
         True,
@@ -301,10 +303,10 @@ async def test_only_what_runs_is_kept_of_a_partition_that_others_have() -> None:
     running = handed_out(tracker, 3)
     running.start()
     handed_out(tracker, 4).settle()
-    past = Past(tracker, None)
+    past = EarlierDeliveries(tracker, None)
     assert past.keep_running()
     assert [again(past, offset)[0] for offset in (2, 3, 4)] == [False, True, False]
-    past = Past(tracker, None)
+    past = EarlierDeliveries(tracker, None)
     running.settle()
     assert not past.keep_running()
 

@@ -22,7 +22,7 @@ from aiokafka.structs import TopicPartition
 
 from spa_dat import DistributedApplication, Message
 from spa_dat.testing import Kafka
-from spa_dat.transports.kafka.consuming import _guard, _unreadable
+from spa_dat.transports.kafka.consuming import _partition_guard as _guard, _unreadable
 from spa_dat.transports.kafka.consuming._unreadable import Troubles, Unreadable
 from support.kafka_bus import admin, bus_client, create, new_prefix
 from support.kafka_consuming import committed, taker
@@ -295,7 +295,7 @@ async def test_a_partition_without_a_leader_is_named_when_it_lasts(
         ),
     )
     troubles = Troubles("consumer 'x'", Counter())
-    guard = _guard.Guard(library, troubles)
+    guard = _guard.PartitionGuard(library, troubles)
 
     async def look(seconds: int) -> None:
         for _ in range(seconds):
@@ -390,7 +390,7 @@ async def test_a_topic_that_is_not_to_be_seen_any_more_is_named(
         hidden = SimpleNamespace(
             partitions_for_topic=lambda name: None, unauthorized_topics={f"{prefix}a"}
         )
-        consumer._intake._look_for_topics(hidden)
+        consumer._sessions._look_for_topics(hidden)
         assert "not authorised; allow Describe and Read" in consumer.trouble
 
 

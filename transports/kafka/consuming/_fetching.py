@@ -13,9 +13,9 @@ from aiokafka.structs import TopicPartition
 from ...._logs import get_logger
 from .._aiokafka_private import background_tasks
 from .._config import KafkaConfig
-from .._reachability import MOVED, Whereabouts
+from .._reachability import MOVED, Reachability
 from .._records import StoredRecord
-from ._guard import Guard
+from ._partition_guard import PartitionGuard
 from ._partitions import Assignment
 
 __all__ = ["Fetched", "Fetching"]
@@ -52,7 +52,7 @@ class Fetching:
         stats: counts ``kafka.stalled``.
         name: for messages.
         guard: keeps partitions that cannot be read from the others.
-        whereabouts: whether the brokers that the library knows are still there.
+        reachability: whether the brokers that the library knows are still there.
         look: called once a second, to raise what the library would never notice.
         handed_out: called now and then when all that was fetched is handed out.
 
@@ -69,8 +69,8 @@ class Fetching:
         take: Callable[[Fetched], Awaitable[None] | None],
         stats: Counter[str],
         name: str,
-        guard: Guard,
-        whereabouts: Whereabouts,
+        guard: PartitionGuard,
+        reachability: Reachability,
         look: Callable[[], Awaitable[None]],
         handed_out: Callable[[], None],
         *,
@@ -86,7 +86,7 @@ class Fetching:
         self._stats = stats
         self._name = name
         self._guard = guard
-        self._whereabouts = whereabouts
+        self._reachability = reachability
         self.reachable = True
         self._look = look
         self._handed_out = handed_out
@@ -123,7 +123,7 @@ class Fetching:
 
     async def _watch(self) -> None:
         """Raise what the library would never notice."""
-        where = self._whereabouts
+        where = self._reachability
         while True:
             await asyncio.sleep(_LOOK)
             reachable = await where.reachable()

@@ -28,15 +28,15 @@ from .._aiokafka_private import (
     watch_topics,
 )
 from .._client_options import keep_connections
-from .._common import Common
+from .._context import BusContext
 from .._topic_facts import MadeAnewError
 from ._commits import Committer
 from ._fetching import Fetched
-from ._guard import Guard
 from ._membership import NO_COORDINATOR, join_refusal, unassigned
+from ._partition_guard import PartitionGuard
 from ._partitions import Assignment, PartitionTracker
 from ._positions import compare, made_anew_since, take_places
-from ._session import Intake, SessionState, unless
+from ._session import ConsumerSessions, SessionState, unless
 
 __all__ = ["GroupMember"]
 
@@ -71,16 +71,16 @@ class MemberState(enum.Enum):
 _PUT_OUT = (MemberState.LOST, MemberState.REJOINING)
 
 
-class GroupMember(Intake):
+class GroupMember(ConsumerSessions):
     """Shares the partitions of its topics with the other members of its group.
 
     What is settled is committed; when partitions are taken away what was not started is given
     back, what runs is waited for, and what is settled is committed before.
     """
 
-    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
-        super().__init__(common, subscription, receiver)
-        self._guard: Guard | None = None
+    def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
+        super().__init__(context, subscription, receiver)
+        self._guard: PartitionGuard | None = None
         self._committer: Committer | None = None
         self._reassigned = asyncio.Event()
         self._epoch = 0
@@ -115,7 +115,7 @@ class GroupMember(Intake):
             return
         consumer = self._consumer = self._make()
         self._placed.clear()
-        guard = self._guard = Guard(consumer, self._troubles)
+        guard = self._guard = PartitionGuard(consumer, self._troubles)
         stalled: Assignment | None = None
         try:
             if not await self._unless_interrupted(self._join(consumer, guard)):
@@ -159,7 +159,7 @@ class GroupMember(Intake):
             consumer.subscribe(pattern=rf"(?:{whole})\Z", listener=listener)
         return consumer
 
-    async def _join(self, consumer: Any, guard: Guard) -> None:
+    async def _join(self, consumer: Any, guard: PartitionGuard) -> None:
         # A group that is busy with handing over lets nobody in before that is done.
         patience = self._config.start_timeout
         async with asyncio.timeout(patience + self._config.rebalance_timeout) as limit:
@@ -191,7 +191,7 @@ class GroupMember(Intake):
                     # The partitions were handed out anew meanwhile.
                     await asyncio.sleep(_LOOK_AGAIN)
 
-    def _give_up_without_coordinator(self, guard: Guard, limit: asyncio.Timeout) -> None:
+    def _give_up_without_coordinator(self, guard: PartitionGuard, limit: asyncio.Timeout) -> None:
         if guard.join_code == NO_COORDINATOR:
             limit.reschedule(asyncio.get_running_loop().time())
 
@@ -243,7 +243,7 @@ class GroupMember(Intake):
     def _forget(self) -> None:
         assignment, self._assignment, self._committer = self._assignment, None, None
         if assignment is not None and not self._at_most_once:
-            self._handout.remember(assignment)
+            self._dispatcher.remember(assignment)
 
     # What the listener reports.
 
@@ -275,7 +275,7 @@ class GroupMember(Intake):
         self._placed.clear()
         for partition in sorted(partitions):
             assignment.trackers[partition] = PartitionTracker(assignment, partition, self._on_room)
-        self._handout.keep(assignment.trackers)
+        self._dispatcher.keep(assignment.trackers)
         if self._guard is not None:
             self._guard.reassigned(partitions)
         self._assignment = assignment
@@ -365,7 +365,7 @@ class GroupMember(Intake):
         if self._at_most_once:
             return self._take_at_most_once(assignment, fetched)
         for partition, records in fetched.items():
-            self._handout.hand_out(assignment, partition, records)
+            self._dispatcher.hand_out(assignment, partition, records)
             self._pause_if_full(assignment.trackers[partition])
         return None
 
@@ -388,7 +388,7 @@ class GroupMember(Intake):
         if not confirmed:
             raise kafka.KafkaError("what was fetched could not be committed")
         for records in fetched.values():
-            self._handout.hand_out_untracked(assignment, records)
+            self._dispatcher.hand_out_untracked(assignment, records)
 
     def _pause_if_full(self, tracker: PartitionTracker) -> None:
         limit = self._config.max_uncommitted

@@ -12,31 +12,31 @@ from aiokafka.structs import TopicPartition
 from ..._contract import Receiver, Subscription
 from .._aiokafka_private import client_of, stop_consumer
 from .._client_options import keep_connections
-from .._common import Common
+from .._context import BusContext
 from .._names import Selection
 from .._topic_facts import TopicFacts, made_anew, topic_facts
 from ._fetching import Fetched
-from ._guard import Guard
+from ._partition_guard import PartitionGuard
 from ._partitions import Assignment, CountingTracker
-from ._session import Intake, SessionState
+from ._session import ConsumerSessions, SessionState
 
 __all__ = ["Reader"]
 
 _STOP_TIMEOUT = 3.0
 
 
-class Reader(Intake):
+class Reader(ConsumerSessions):
     """Reads every partition of its topics by itself.
 
     It starts at the end of what there is when a filter comes in force, and at the beginning of what
     appears later. Its place is kept in memory and outlives connections; nothing is committed.
     """
 
-    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
-        super().__init__(common, subscription, receiver)
+    def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
+        super().__init__(context, subscription, receiver)
         # One for good: what was handed out stays handed out, whatever happens to the connection.
         self._assignment: Assignment = Assignment(1)
-        self._guard: Guard | None = None
+        self._guard: PartitionGuard | None = None
         # The next offset of each partition; also of those that are not to be seen now.
         self._places: dict[TopicPartition, int] = {}
         # Of the topics, as far as they are known.
@@ -57,7 +57,7 @@ class Reader(Intake):
             auto_offset_reset="earliest",
         )
         keep_connections(client_of(consumer), self._config, self.identifier)
-        guard = self._guard = Guard(consumer, self._troubles)
+        guard = self._guard = PartitionGuard(consumer, self._troubles)
         try:
             if not await self._unless_interrupted(self._connect(consumer)):
                 return
@@ -140,9 +140,9 @@ class Reader(Intake):
                 continue
             self._places[partition] = records[-1].offset + 1
             if self._at_most_once:
-                self._handout.hand_out_untracked(self._assignment, records)
+                self._dispatcher.hand_out_untracked(self._assignment, records)
             else:
-                self._handout.hand_out(self._assignment, partition, records)
+                self._dispatcher.hand_out(self._assignment, partition, records)
 
 
 def _matches(selection: Selection, topic: str) -> bool:

@@ -6,10 +6,10 @@ from ..._delivery import Delivery, DeliveryState
 from ..._envelope import Envelope
 from ._partitions import PartitionTracker
 
-__all__ = ["Past"]
+__all__ = ["EarlierDeliveries"]
 
 
-class Past:
+class EarlierDeliveries:
     """Recognises the records of one partition that were handed out before.
 
     Args:
@@ -22,7 +22,7 @@ class Past:
         done_until: the time of the last of these.
     """
 
-    def __init__(self, tracker: PartitionTracker, before: Past | None) -> None:
+    def __init__(self, tracker: PartitionTracker, before: EarlierDeliveries | None) -> None:
         self.left: dict[int, Delivery] = {} if before is None else before.left
         for delivery in tracker.unreleased():
             # What the record is cannot be told any more, but that it is dealt with.

@@ -1,4 +1,4 @@
-"""What both ways of consuming have in common: sessions that begin and end, and handing out."""
+"""The sessions of one subscription with a cluster: how they begin and end, one after the other."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..._contract import Receiver, Subscription
 from ..._failures import ConnectProblem
 from .._aiokafka_private import client_of, limit_prefetching
 from .._client_options import common_options, fetch_options
-from .._common import Common
+from .._context import BusContext
 from .._errors import GroupRefused, connect_problem, translate
 from .._names import Selection
-from .._reachability import Whereabouts, reach
+from .._reachability import Reachability, reach
 from .._topic_facts import MadeAnewError, topic_facts
+from ._dispatcher import Dispatcher
 from ._fetching import Fetched, Fetching
-from ._guard import Guard
-from ._handout import Handout
+from ._partition_guard import PartitionGuard
 from ._partitions import Assignment
 from ._unreadable import Troubles
 
-__all__ = ["Intake", "SessionState", "unless"]
+__all__ = ["ConsumerSessions", "SessionState", "unless"]
 
 _log = get_logger(__name__)
 
@@ -53,28 +53,28 @@ class SessionState(enum.Enum):
 _ENDING = (SessionState.STOPPED, SessionState.CLOSED)
 
 
-class Intake(abc.ABC):
+class ConsumerSessions(abc.ABC):
     """One subscription's way from the cluster to its receiver.
 
     There is one session after the other, each with a consumer of the library of its own, until
     `close`. A task of its own looks after them; another one fetches.
     """
 
-    def __init__(self, common: Common, subscription: Subscription, receiver: Receiver) -> None:
-        surroundings = common.surroundings
+    def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
+        surroundings = context.surroundings
         identity = surroundings.identity
         self.identifier = f"{identity.application}.{identity.instance}.{subscription.name}"
-        self._config = common.config
-        self._names = common.names
+        self._config = context.config
+        self._names = context.names
         self._surroundings = surroundings
         self._stats = surroundings.stats
         self._subscription = subscription
         self._receiver = receiver
-        self._topics = common.topics
+        self._topics = context.topics
         self._at_most_once = subscription.qos == 0
         self._filters = dict.fromkeys(subscription.filters)
-        self._handout = Handout(
-            self.identifier, common.codec, receiver, self._config.largest_received, self._stats
+        self._dispatcher = Dispatcher(
+            self.identifier, context.codec, receiver, self._config.largest_received, self._stats
         )
         self._select()
         self._assignment: Assignment | None = None
@@ -276,7 +276,7 @@ class Intake(abc.ABC):
                     raise problem.error from (None if problem.error is error else error)
             await asyncio.sleep(backoff.next_delay())
 
-    def _fetching(self, consumer: Any, guard: Guard) -> Fetching:
+    def _fetching(self, consumer: Any, guard: PartitionGuard) -> Fetching:
         # What is fetched of a broker is taken before more is asked of it, or each partition would
         # have as much in memory as all of them may.
         limit_prefetching(consumer, _NO_PREFETCH)
@@ -289,7 +289,7 @@ class Intake(abc.ABC):
             self._stats,
             f"consumer {self.identifier!r}",
             guard,
-            Whereabouts(self._config, self.identifier, client_of(consumer)),
+            Reachability(self._config, self.identifier, client_of(consumer)),
             self._look,
             self._handed_out,
             window_bytes=self._subscription.window_bytes,
@@ -329,7 +329,7 @@ class Intake(abc.ABC):
     def _made_anew(self, names: Iterable[str]) -> None:
         """Topics were deleted and made anew: say so, and forget what was in the old ones."""
         gone = set(names)
-        self._handout.forget_topics(gone)
+        self._dispatcher.forget_topics(gone)
         news = sorted(gone - self._anew)
         self._anew |= gone
         if news:
@@ -394,7 +394,7 @@ class Intake(abc.ABC):
 
     def _select(self) -> None:
         self._selection: Selection = self._names.selection(self._filters)
-        self._handout.select(self._filters, exact=self._selection.exact)
+        self._dispatcher.select(self._filters, exact=self._selection.exact)
 
 
 _DELETED = "it does not exist any more; create it"

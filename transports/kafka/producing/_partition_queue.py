@@ -23,7 +23,7 @@ from .._errors import (
 from .._names import hash_of
 from .._records import Record
 
-__all__ = ["Lane", "LaneOwner", "Route", "blames_records"]
+__all__ = ["PartitionQueue", "QueueOwner", "TopicQueue", "blames_records"]
 
 _log = get_logger(__name__)
 
@@ -68,8 +68,8 @@ def blames_records(error: BaseException) -> bool:
     )
 
 
-class LaneOwner(Protocol):
-    """What a lane belongs to: one producer of the library."""
+class QueueOwner(Protocol):
+    """What a queue belongs to: one producer of the library."""
 
     outbox: Outbox
     suspects: set[OutboxEntry]
@@ -96,11 +96,11 @@ class LaneOwner(Protocol):
     def break_off(self, cause: BaseException) -> None:
         """The producer cannot go on."""
 
-    def on_batch(self, lane: Lane) -> None:
-        """A batch of this lane is on its way."""
+    def on_batch(self, queue: PartitionQueue) -> None:
+        """A batch of this queue is on its way."""
 
 
-class Lane:
+class PartitionQueue:
     """The publishes for one partition, in order.
 
     One batch at a time is in the library's hands. What comes meanwhile waits here, for the next
@@ -112,7 +112,7 @@ class Lane:
         partition: its number.
     """
 
-    def __init__(self, owner: LaneOwner, name: str, partition: int) -> None:
+    def __init__(self, owner: QueueOwner, name: str, partition: int) -> None:
         self.name = name
         self.partition = partition
         self.task: asyncio.Task[None] | None = None
@@ -134,7 +134,7 @@ class Lane:
         if self.task is None and self._owner.open and (self._entries or self._parts):
             loop = asyncio.get_running_loop()
             self.task = loop.create_task(
-                self._run(), name=f"kafka lane {self.name}-{self.partition}"
+                self._run(), name=f"kafka queue {self.name}-{self.partition}"
             )
 
     def refused(self, code: int, seconds: float) -> str | None:
@@ -332,7 +332,7 @@ class Lane:
             self._owner.outbox.fail(entry, copy.copy(error))
 
 
-class Route:
+class TopicQueue:
     """What goes to one topic.
 
     Args:
@@ -344,10 +344,10 @@ class Route:
     """
 
     def __init__(
-        self, owner: LaneOwner, name: str, cluster: Any, choice: random.Random, stretch: int
+        self, owner: QueueOwner, name: str, cluster: Any, choice: random.Random, stretch: int
     ) -> None:
         self.name = name
-        self.lanes: list[Lane] = []
+        self.queues: list[PartitionQueue] = []
         self.unplaced: deque[OutboxEntry] = deque()
         self.finding: asyncio.Task[None] | None = None
         self.lost_at: float | None = None
@@ -356,52 +356,56 @@ class Route:
         self._owner = owner
         self._cluster = cluster
         self._choice = choice
-        self._sticky: Lane | None = None
+        self._sticky: PartitionQueue | None = None
         self._stuck = 0
         self._most = stretch
 
     def write(self, entry: OutboxEntry, record: Record) -> None:
         """Put a publish in line for its partition."""
-        lanes = self.lanes
-        if not lanes:
+        queues = self.queues
+        if not queues:
             self.unplaced.append(entry)
-        elif len(lanes) == 1:
-            lanes[0].append(entry)
+        elif len(queues) == 1:
+            queues[0].append(entry)
         elif record.key is not None:
-            lanes[hash_of(record.key) % len(lanes)].append(entry)
+            queues[hash_of(record.key) % len(queues)].append(entry)
         else:
             self._anywhere(record).append(entry)
 
-    def _anywhere(self, record: Record) -> Lane:
+    def _anywhere(self, record: Record) -> PartitionQueue:
         # Whole batches for one partition, and not a piece of each for all.
         self._stuck += len(record.value or b"")
         if self._sticky is None or self._stuck > self._most:
-            others = [lane for lane in self.lanes if lane is not self._sticky]
+            others = [queue for queue in self.queues if queue is not self._sticky]
             led = self._cluster.available_partitions_for_topic(self.name) or ()
-            usable = [lane for lane in others if lane.partition in led]
+            usable = [queue for queue in others if queue.partition in led]
             self._sticky = self._choice.choice(usable or others)
             self._stuck = 0
         return self._sticky
 
     def grow(self, count: int) -> None:
         """There are so many partitions."""
-        known = len(self.lanes)
-        self.lanes += [Lane(self._owner, self.name, number) for number in range(known, count)]
+        known = len(self.queues)
+        self.queues += [
+            PartitionQueue(self._owner, self.name, number) for number in range(known, count)
+        ]
         unplaced, self.unplaced = self.unplaced, deque()
         for entry in unplaced:
             self.write(entry, entry.note)
 
     def start(self) -> None:
         """Send what waits."""
-        for lane in self.lanes:
-            lane.start()
+        for queue in self.queues:
+            queue.start()
 
-    def on_batch(self, lane: Lane) -> None:
-        """A batch of the lane is on its way."""
-        if lane is self._sticky:
+    def on_batch(self, queue: PartitionQueue) -> None:
+        """A batch of the queue is on its way."""
+        if queue is self._sticky:
             self._sticky = None
 
     def tasks(self) -> list[asyncio.Task[Any]]:
         """What is at work."""
-        found: list[asyncio.Task[Any]] = [lane.task for lane in self.lanes if lane.task is not None]
+        found: list[asyncio.Task[Any]] = [
+            queue.task for queue in self.queues if queue.task is not None
+        ]
         return found

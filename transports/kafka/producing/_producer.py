@@ -28,9 +28,9 @@ from .._aiokafka_private import (
 from .._client_options import common_options, keep_connections
 from .._config import KafkaConfig
 from .._errors import translate
-from .._reachability import Whereabouts
+from .._reachability import Reachability
 from .._records import Record
-from ._partition_queue import Lane, Route
+from ._partition_queue import PartitionQueue, TopicQueue
 from ._topics import Topics
 
 __all__ = ["ROOM_FOR_HEADERS", "Producer"]
@@ -62,7 +62,7 @@ class Producer:
 
     Attributes:
         broken: why it cannot go on; None while it can.
-        whereabouts: whether the brokers that it knows are still there.
+        reachability: whether the brokers that it knows are still there.
         trouble: what the application publishes and is not taken, in words; None for nothing.
     """
 
@@ -87,7 +87,7 @@ class Producer:
         self._topics = topics
         self._on_trouble = on_trouble
         self._open = False
-        self._routes: dict[str, Route] = {}
+        self._topic_queues: dict[str, TopicQueue] = {}
         self._finding: dict[str, asyncio.Task[None]] = {}
         # The last answers that were no good, until there is a good one.
         self._answers: dict[TopicPartition, int] = {}
@@ -103,7 +103,7 @@ class Producer:
         )
         client = self._library.client
         keep_connections(client, config, client_id)
-        self.whereabouts = Whereabouts(config, client_id, client)
+        self.reachability = Reachability(config, client_id, client)
         overhear(client, produced=self._hear)
         on_connection_closed(client, on_trouble)
         client.cluster.add_listener(self._on_metadata)
@@ -141,8 +141,8 @@ class Producer:
         """End `pause`."""
         if self.broken is None:
             self._open = True
-            for route in self._routes.values():
-                route.start()
+            for topic in self._topic_queues.values():
+                topic.start()
 
     def break_off(self, cause: BaseException) -> None:
         """It cannot go on: what it has must be written again with another one."""
@@ -159,7 +159,7 @@ class Producer:
                 self.break_off(error or kafka.KafkaError("a task of the library has ended"))
                 return False
         self._look_for_lost_topics()
-        return await self.whereabouts.reachable()
+        return await self.reachability.reachable()
 
     def _look_for_lost_topics(self) -> None:
         """Fail what is for topics deleted under way, or made anew with fewer partitions.
@@ -168,19 +168,19 @@ class Producer:
         again.
         """
         now = asyncio.get_running_loop().time()
-        for name, route in self._routes.items():
-            there = 0 < self._partitions(name) >= len(route.lanes)
-            if there or name in self._finding or not route.tasks():
-                route.lost_at = None
-            elif route.lost_at is None:
-                route.lost_at = now
-            elif now - route.lost_at > _UNKNOWN_AFTER:
+        for name, topic in self._topic_queues.items():
+            there = 0 < self._partitions(name) >= len(topic.queues)
+            if there or name in self._finding or not topic.tasks():
+                topic.lost_at = None
+            elif topic.lost_at is None:
+                topic.lost_at = now
+            elif now - topic.lost_at > _UNKNOWN_AFTER:
                 self.break_off(kafka.UnknownTopicOrPartitionError(name))
 
     async def settle(self) -> None:
         """Wait, not for long, for the outcome of what is in the library's hands."""
-        routes = [route for name, route in self._routes.items() if self._partitions(name)]
-        tasks = [task for route in routes for task in route.tasks()]
+        topics = [topic for name, topic in self._topic_queues.items() if self._partitions(name)]
+        tasks = [task for topic in topics for task in topic.tasks()]
         if tasks:
             await asyncio.wait(tasks, timeout=_SETTLE_TIMEOUT)
 
@@ -189,7 +189,7 @@ class Producer:
         self._open = False
         client = self._library.client
         tasks: list[asyncio.Future[Any]]
-        tasks = [task for route in self._routes.values() for task in route.tasks()]
+        tasks = [task for topic in self._topic_queues.values() for task in topic.tasks()]
         tasks += self._finding.values()
         for task in tasks:
             task.cancel()
@@ -214,15 +214,15 @@ class Producer:
     def write(self, entry: OutboxEntry) -> None:
         """Put a publish in line; its note is its `Record`."""
         record: Record = entry.note
-        route = self._routes.get(record.name)
-        if route is None:
-            route = self._routes[record.name] = Route(
+        topic = self._topic_queues.get(record.name)
+        if topic is None:
+            topic = self._topic_queues[record.name] = TopicQueue(
                 self, record.name, self._library.client.cluster, self.choice, self._config.max_batch
             )
-            self._look_up(route)
+            self._look_up(topic)
         if not record.is_reply:
-            route.creates = True
-        route.write(entry, record)
+            topic.creates = True
+        topic.write(entry, record)
 
     def new_batch(self) -> Any:
         return self._library.create_batch()
@@ -245,33 +245,33 @@ class Producer:
             self._answers.pop(place, None)
             self._refusing.pop(place, None)
 
-    def look_at_lanes(self) -> None:
+    def look_at_queues(self) -> None:
         """See what keeps partitions from taking anything; the library says nothing of it."""
         self.trouble = None
         now = asyncio.get_running_loop().time()
         leader = self._library.client.cluster.leader_for_partition
-        for lane in [lane for route in self._routes.values() for lane in route.lanes]:
-            place = TopicPartition(lane.name, lane.partition)
-            if leader(place) == _NO_LEADER and lane.task is not None:
+        for queue in [queue for topic in self._topic_queues.values() for queue in topic.queues]:
+            place = TopicPartition(queue.name, queue.partition)
+            if leader(place) == _NO_LEADER and queue.task is not None:
                 self._note(place, _LEADERLESS)
-            elif lane.task is None or self._answers.get(place) == _LEADERLESS:
+            elif queue.task is None or self._answers.get(place) == _LEADERLESS:
                 self._note(place, 0)
             code = self._answers.get(place, 0)
             since = self._refusing.get(place, now) if code else now
-            self.trouble = lane.refused(code, now - since) or self.trouble
+            self.trouble = queue.refused(code, now - since) or self.trouble
 
     def last_refusal(self, name: str, partition: int) -> int:
         return self._answers.pop(TopicPartition(name, partition), -1)
 
     def take_back(self, name: str, partition: int, count: int) -> None:
-        # The cluster expects the numbers of the refused records from the next ones. The lane
+        # The cluster expects the numbers of the refused records from the next ones. The queue
         # hands over one batch at a time, so nothing else has been numbered.
         place = TopicPartition(name, partition)
         self._note(place, 0)
         renounce_numbers(self._library, place, count)
 
-    def on_batch(self, lane: Lane) -> None:
-        self._routes[lane.name].on_batch(lane)
+    def on_batch(self, queue: PartitionQueue) -> None:
+        self._topic_queues[queue.name].on_batch(queue)
 
     # Topics.
 
@@ -359,38 +359,38 @@ class Producer:
 
     def _is_ours(self, name: str) -> bool:
         """Whether anything but a reply goes there."""
-        return name in self._routes and self._routes[name].creates
+        return name in self._topic_queues and self._topic_queues[name].creates
 
     def _may_create(self, name: str) -> bool:
         return self._is_ours(name) and self._topics.may_create(name)
 
-    def _look_up(self, route: Route) -> None:
-        count = self._partitions(route.name)
+    def _look_up(self, topic: TopicQueue) -> None:
+        count = self._partitions(topic.name)
         if count:
-            route.grow(count)
+            topic.grow(count)
             return
-        task = asyncio.ensure_future(self.find(route.name))
-        route.finding = task
-        task.add_done_callback(lambda task: self._on_looked_up(route, task))
+        task = asyncio.ensure_future(self.find(topic.name))
+        topic.finding = task
+        task.add_done_callback(lambda task: self._on_looked_up(topic, task))
 
-    def _on_looked_up(self, route: Route, task: asyncio.Task[None]) -> None:
-        route.finding = None
+    def _on_looked_up(self, topic: TopicQueue, task: asyncio.Task[None]) -> None:
+        topic.finding = None
         if task.cancelled() or self.broken is not None:
             return
         error = task.exception()
         if error is None:
-            route.grow(self._partitions(route.name))
+            topic.grow(self._partitions(topic.name))
             return
         # The next publish asks again.
-        del self._routes[route.name]
+        del self._topic_queues[topic.name]
         if isinstance(error, (UnknownTopic, NotAuthorised, ConfigurationError)):
-            for entry in route.unplaced:
+            for entry in topic.unplaced:
                 self.outbox.fail(entry, copy.copy(error))
         else:
             self.break_off(error)
 
     def _on_metadata(self, cluster: Any) -> None:
-        for route in self._routes.values():
-            count = self._partitions(route.name)
-            if count > len(route.lanes) > 0:
-                route.grow(count)
+        for topic in self._topic_queues.values():
+            count = self._partitions(topic.name)
+            if count > len(topic.queues) > 0:
+                topic.grow(count)

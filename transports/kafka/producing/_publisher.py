@@ -52,7 +52,7 @@ class Publisher:
         surroundings: Surroundings,
         on_connected: Callable[[bool], None],
     ) -> None:
-        # All of them may be written: the lanes hold what is not in the library's hands, and that
+        # All of them may be written: the queues hold what is not in the library's hands, and that
         # is one batch for each partition at the most.
         self.outbox = Outbox(
             self._write,
@@ -142,7 +142,7 @@ class Publisher:
                 _log.exception("the connection to %s could not be looked at", self._config.address)
                 self._set_connected(False)
             producer = self._producer
-            if self._connected or (producer is not None and producer.whereabouts.suspicious):
+            if self._connected or (producer is not None and producer.reachability.suspicious):
                 delay = min(_LONGEST_BETWEEN_LOOKS, self._config.backoff_max)
             else:
                 delay = self._backoff.next_delay()
@@ -164,12 +164,12 @@ class Publisher:
         if producer is None or producer.broken is not None:
             return
         if await producer.reachable():
-            producer.look_at_lanes()
+            producer.look_at_queues()
             self._backoff.reset()
             self._set_connected(True)
         else:
             self._set_connected(False)
-            if await producer.whereabouts.moved():
+            if await producer.reachability.moved():
                 producer.break_off(ConnectionError(MOVED))
 
     async def _renew(self, broken: Producer, lasted: float) -> None:

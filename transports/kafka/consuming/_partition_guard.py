@@ -22,7 +22,7 @@ from .._aiokafka_private import (
 )
 from ._unreadable import Troubles, Unreadable
 
-__all__ = ["Guard"]
+__all__ = ["PartitionGuard"]
 
 _log = get_logger(__name__)
 
@@ -41,7 +41,7 @@ _UNSAID: dict[int, Callable[[], Exception]] = {
 }
 
 
-class Guard:
+class PartitionGuard:
     """Keeps what is wrong with one partition from the others that a consumer of the library reads.
 
     The library raises out of a fetch whatever is wrong with any of them, and forgets what it had

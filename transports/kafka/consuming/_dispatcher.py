@@ -15,14 +15,14 @@ from ..._envelope import without_payload
 from ..._topics import TopicTrie
 from .._records import Codec, StoredRecord, size_of_headers
 from ._partitions import Assignment, SizeTracker
-from ._redelivery import Past
+from ._redelivery import EarlierDeliveries
 
-__all__ = ["Handout"]
+__all__ = ["Dispatcher"]
 
 _log = get_logger(__name__)
 
 
-class Handout:
+class Dispatcher:
     """Decodes what was fetched for one subscription and delivers it; knows what was handed out.
 
     Args:
@@ -45,7 +45,7 @@ class Handout:
         self._exact = True
         self._trie: TopicTrie[None] = TopicTrie()
         # What earlier assignments handed out, by partition.
-        self._past: dict[TopicPartition, Past] = {}
+        self._earlier: dict[TopicPartition, EarlierDeliveries] = {}
         self._seen: dict[TopicPartition, int] = {}
 
     def select(self, filters: Iterable[str], *, exact: bool) -> None:
@@ -60,19 +60,21 @@ class Handout:
     def remember(self, assignment: Assignment) -> None:
         """The assignment is over: recognise what it handed out when it comes again."""
         for partition, tracker in assignment.trackers.items():
-            self._past[partition] = Past(tracker, self._past.get(partition))
+            self._earlier[partition] = EarlierDeliveries(tracker, self._earlier.get(partition))
 
     def keep(self, partitions: Iterable[TopicPartition]) -> None:
         """All other partitions went to somebody else: forget all but what still runs here."""
         ours = set(partitions)
-        for partition in [*self._past]:
-            if partition not in ours and not self._past[partition].keep_running():
-                del self._past[partition]
+        for partition in [*self._earlier]:
+            if partition not in ours and not self._earlier[partition].keep_running():
+                del self._earlier[partition]
 
     def forget_topics(self, names: Iterable[str]) -> None:
         """What was handed out of these says nothing of the topics that have the names now."""
         gone = set(names)
-        self._past = {place: it for place, it in self._past.items() if place.topic not in gone}
+        self._earlier = {
+            place: it for place, it in self._earlier.items() if place.topic not in gone
+        }
         self._seen = {place: it for place, it in self._seen.items() if place.topic not in gone}
 
     # Handing out.
@@ -82,10 +84,10 @@ class Handout:
     ) -> None:
         """Decode and deliver what was fetched of one partition."""
         tracker = assignment.trackers[partition]
-        past = self._past.get(partition)
-        if past is not None and past.is_over(records[0].offset):
-            del self._past[partition]
-            past = None
+        earlier = self._earlier.get(partition)
+        if earlier is not None and earlier.is_over(records[0].offset):
+            del self._earlier[partition]
+            earlier = None
         match = None if self._exact else self._trie.match
         seen = self._seen.get(partition, -1)
         decode, epoch, keep = self._codec.decode, assignment.epoch, tracker.slots.append
@@ -119,7 +121,7 @@ class Handout:
             total += size
             delivery = Delivery(envelope, epoch=epoch, token=offset, tracker=tracker, size=size)
             keep(delivery)
-            if past is None or not past.resolve(delivery):
+            if earlier is None or not earlier.resolve(delivery):
                 deliveries.append(delivery)
             else:
                 self._stats["messages.recognised"] += 1

@@ -1,4 +1,4 @@
-"""What a bus has in common with its consumers."""
+"""The context of a bus: what its consumers use, too."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ._names import Names
 from ._records import Codec
 from .producing._topics import Topics
 
-__all__ = ["Common"]
+__all__ = ["BusContext"]
 
 
 @dataclass(frozen=True, slots=True)
-class Common:
+class BusContext:
     """What all parts of one bus use.
 
     Attributes:

@@ -14,7 +14,7 @@ from spa_dat.errors import MessageTooLarge, PublishNotSent, PublishRefused, Unkn
 from spa_dat.transports import Envelope
 from spa_dat.transports._outbox import Outbox, OutboxEntry
 from spa_dat.transports.kafka._records import Record
-from spa_dat.transports.kafka.producing._partition_queue import Lane
+from spa_dat.transports.kafka.producing._partition_queue import PartitionQueue
 from support.waiting import eventually
 
 Verdict = Callable[[list[int]], Exception | None]
@@ -35,7 +35,7 @@ class Batch:
 
 
 class Library:
-    """The owner of one lane; batches are answered by `answer`, or by themselves.
+    """The owner of one queue; batches are answered by `answer`, or by themselves.
 
     Args:
         most: records in a batch.
@@ -53,7 +53,7 @@ class Library:
         self.unknown: Exception | None = None
         self.code = -1
         self.pending: list[asyncio.Future[None]] = []
-        self.lane = Lane(self, "t", 0)
+        self.queue = PartitionQueue(self, "t", 0)
         self._most = most
         self._verdict = verdict
         self.outbox.connected()
@@ -75,13 +75,13 @@ class Library:
         """Another producer takes over."""
         self.outbox.disconnected()
         self.open = True
-        self.lane = Lane(self, "t", 0)
+        self.queue = PartitionQueue(self, "t", 0)
         self.outbox.connected()
 
     def _write(self, entry: OutboxEntry) -> None:
-        self.lane.append(entry)
+        self.queue.append(entry)
 
-    # What a lane asks for.
+    # What a queue asks for.
 
     def new_batch(self) -> Batch:
         return Batch(self._most)
@@ -111,7 +111,7 @@ class Library:
         self.broken.append(cause)
         self.open = False
 
-    def on_batch(self, lane: Lane) -> None:
+    def on_batch(self, queue: PartitionQueue) -> None:
         pass
 
 
@@ -161,17 +161,17 @@ async def test_replies_that_are_not_taken_for_long_are_refused_and_the_rest_is_t
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     library = Library()
-    lane = library.lane
+    queue = library.queue
     first = [library.outbox.submit(Envelope(topic="t"), reply()), *library.post(1)]
     await eventually(lambda: library.pending)
     line = [library.outbox.submit(Envelope(topic="t"), reply()), *library.post(2)]
     for seconds in (0.0, 4.0, 6.0, 29.0):
-        trouble = lane.refused(5, seconds)
+        trouble = queue.refused(5, seconds)
     assert trouble is not None
     assert "partition 0 of topic 't' does not take" in trouble
     assert "it has no leader" in trouble
     assert not any(entry.done() for entry in first + line)
-    lane.refused(5, 30.0)
+    queue.refused(5, 30.0)
     assert caplog.text.count("has not taken what is published") == 1
     for entry in (first[0], line[0]):
         with pytest.raises(PublishRefused, match=r"reply to 't' is given up: partition 0.*leader"):
@@ -181,7 +181,7 @@ async def test_replies_that_are_not_taken_for_long_are_refused_and_the_rest_is_t
     library.answer()
     await asyncio.gather(first[1], line[1])
     assert library.sent == [[0, 1], [2]]
-    assert lane.refused(0, 0.0) is None
+    assert queue.refused(0, 0.0) is None
     assert len(library.outbox) == library.outbox.size == 0
 
 
@@ -189,7 +189,7 @@ async def test_strangers_replies_alone_are_no_trouble_of_the_application() -> No
     library = Library()
     entry = library.outbox.submit(Envelope(topic="t"), reply())
     await eventually(lambda: library.pending)
-    assert library.lane.refused(5, 10.0) is None
+    assert library.queue.refused(5, 10.0) is None
     library.answer()
     await entry
 
@@ -208,7 +208,7 @@ async def test_what_was_given_up_in_line_of_one_partition_holds_no_place_of_othe
     other = library.post(30)[0]
     assert other.writes == 0
     answers = library.outbox._answers
-    library.lane.refused(19, 10.0)
+    library.queue.refused(19, 10.0)
     # Nobody has answered: a frozen broker must not look alive.
     assert library.outbox._answers == answers
     library.answer()
@@ -369,13 +369,13 @@ async def test_what_the_library_should_never_raise_breaks_the_producer_off() -> 
     assert entry.cancel()
 
 
-async def test_a_paused_lane_keeps_its_line() -> None:
+async def test_a_paused_queue_keeps_its_line() -> None:
     library = Library(verdict=lambda numbers: None)
     library.open = False
     entries = library.post(0, 1)
     await asyncio.sleep(0)
     assert library.sent == []
     library.open = True
-    library.lane.start()
+    library.queue.start()
     await asyncio.gather(*entries)
     assert library.sent == [[0, 1]]
