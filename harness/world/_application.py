@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, ConnectFailed
 from ...runtime.application._application import DistributedApplication, runs_of
-from ...runtime.application._run import Run
+from ...runtime.application._lifecycle import Run
 from ...runtime.hosting._lane import Lane
 from ..loop._tasks import OWNER
 

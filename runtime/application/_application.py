@@ -19,7 +19,7 @@ from ..messaging._sync_socket import SyncSocket
 from ..registration._registry import ProviderLike, Registry
 from ..registration._resources import Resource
 from ..registration._specs import HandlerOptions, Spec, check_name, parse_reply_topics
-from ._run import Run
+from ._lifecycle import Run
 from ._runs import Runs
 
 __all__ = ["DistributedApplication", "ProviderLike", "runs_of"]
@@ -379,7 +379,7 @@ class DistributedApplication:
             SystemExit: with the reason, when the application could not start, failed, or was not
                 stopped in good order.
         """
-        from ._program import run
+        from ._run import run
 
         run(self, loop_factory=loop_factory)
 

@@ -1,409 +1,362 @@
-"""One run of an application: the order of starting and of stopping."""
+"""An application as a program: its event loop, signals and exit codes."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
+import contextlib
+import os
+import sys
 import threading
-from collections.abc import Mapping
-from contextvars import copy_context
-from functools import partial
-from typing import Any
+import warnings
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
+from typing import Any, Literal
 
 from ..._logs import get_logger
 from ..._texts import describe, reason_of
-from ...actors import ActorSystem
-from ...errors import ActorStopped, ConfigurationError
-from ...transports import SocketProvider
-from ..diagnostics._given_up import GivenUp
-from ..diagnostics._problems import Problems
-from ..handling._parking import LetterLimit
-from ..hosting._actor_runner import ActorRunner
-from ..hosting._lane import Lane
-from ..hosting._observer import Observer
-from ..hosting._settings import Settings
-from ..hosting._waiting import wait_for_each
-from ..hosting._watchdog import Watchdog
-from ..messaging._connection import Link
-from ..messaging._socket import Socket
-from ..messaging._sync_socket import SyncSocket
-from ..registration._resources import Resource, ResourceKeeper, Wanted
-from ..registration._specs import Spec
-from ..routing._router import Router
-from ..routing._routes import Route
-from ..routing._subscriptions import NoSubscription, Subscriptions
-from ._buses import Links
-from ._starting import Waits, check_names, connect, connection_of, start_of, subscription_of
-from ._stopping import Reason, close, stop_actors
+from ...errors import ActorStopped, ConfigurationError, SpaDatError
+from ..diagnostics._given_up import let_go
+from ..diagnostics._stacks import frames_of, frames_of_thread, place
+from ..hosting._settings import LoopFactory
+from ._application import DistributedApplication, runs_of
+from ._signals import Signals
 
-__all__ = ["Run", "RunState"]
+__all__ = ["IMPORTING", "end_loop", "run"]
+
+# Set while a module is only imported for the application in it.
+IMPORTING: ContextVar[bool] = ContextVar("spa_dat_importing", default=False)
+
+# What shells say of a program that Ctrl-C has ended.
+_INTERRUPTED = 130
+
+
+def run(*applications: DistributedApplication, loop_factory: LoopFactory | None = None) -> None:
+    """Run applications together until SIGTERM, SIGINT, or until none has anything left to do.
+
+    They are stopped in reverse order. A second signal ends the program at once, with 128 and the
+    signal's number as exit code, also while the event loop is blocked.
+
+    Args:
+        applications: one at least, each with something registered.
+        loop_factory: makes the event loop, as `uvloop.new_event_loop` does; by default that of an
+            event loop policy which the program has set, or a selector loop.
+
+    Raises:
+        SystemExit: with the reason, when one could not start or failed, has no actors, or could not
+            be stopped in good order: something had to be given up. The others are stopped.
+    """
+    _refuse_wrong_place()
+    if IMPORTING.get():
+        raise ConfigurationError(
+            "run() was called, but the module is only imported: write"
+            ' `if __name__ == "__main__":` above it'
+        )
+    signals = Signals(
+        sum(runs_of(application).settings.stop_timeout for application in applications)
+    )
+    given_up: list[str] = []
+    try:
+        _refuse_nothing(applications)
+        loop = (loop_factory or _new_loop)()
+        main = loop.create_task(_serve(applications, signals, given_up))
+        try:
+            loop.run_until_complete(main)
+        except RuntimeError as error:
+            if main.done():
+                raise
+            raise _Interfered("has stopped the event loop (loop.stop)") from error
+        except asyncio.CancelledError as error:
+            raise _Interfered("has cancelled the task of run()") from error
+        finally:
+            given_up += end_loop(loop, main)
+    except SpaDatError as error:
+        raise SystemExit(f"spa_dat: {reason_of(error)}") from error
+    except _Exit as exit_:
+        raise SystemExit(exit_.code) from exit_.__cause__
+    except _ProducerFailed as failed:
+        raise SystemExit(1) from failed.__cause__
+    except _Interfered as error:
+        raise SystemExit(f"spa_dat: {error}") from error.__cause__
+    except KeyboardInterrupt as error:
+        raise SystemExit(_INTERRUPTED) from error
+    finally:
+        signals.restore()
+    if given_up:
+        raise SystemExit(f"spa_dat: not stopped in good order: {'; '.join(given_up)}")
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    with warnings.catch_warnings():
+        # Newer versions of Python are about to give policies up.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        policy = asyncio.get_event_loop_policy()
+    if type(policy).__module__.partition(".")[0] == "asyncio":
+        # Everywhere: the MQTT client needs add_reader, Windows' default lacks it.
+        return asyncio.SelectorEventLoop()
+    return policy.new_event_loop()
+
+
+def _refuse_nothing(applications: tuple[DistributedApplication, ...]) -> None:
+    if not applications:
+        raise ConfigurationError("run() got no application: give it one or more")
+    for application in applications:
+        if not runs_of(application).specs:
+            raise ConfigurationError(
+                f"nothing is registered with application {application.name!r}, so it has nothing"
+                " to do: decorate functions with @app.application(...) or @app.producer(), and"
+                " add actor classes with app.add(...)"
+            )
+
+
+def _refuse_wrong_place() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise ConfigurationError(
+            "run() was called on a running event loop, which it would block; write"
+            " `async with app: await app.wait()`"
+        )
+    if threading.current_thread() is not threading.main_thread():
+        raise ConfigurationError(
+            "run() was called outside the main thread, where signals cannot be handled; write"
+            " `async with app: await app.wait()` in a loop of your own"
+        )
+
+
+class _Exit(Exception):
+    """User's code asked for the end of the program; in a task that would end the event loop."""
+
+    def __init__(self, error: SystemExit | KeyboardInterrupt) -> None:
+        super().__init__(describe(error))
+        self.code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
+
+
+class _ProducerFailed(Exception):
+    """An application ended because of an error in the user's code, which is logged already."""
+
+
+class _Interfered(Exception):
+    """Code of the program has ended what `run` stands on."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"code of the program {what}; to end an application use app.stop()")
+
+
+async def _serve(
+    applications: tuple[DistributedApplication, ...], signals: Signals, given_up: list[str]
+) -> None:
+    stop = asyncio.Event()
+    signals.install(stop.set)
+    try:
+        async with AsyncExitStack() as stack:
+            starting = asyncio.ensure_future(_start(stack, applications))
+            interrupted = asyncio.ensure_future(stop.wait())
+            try:
+                await asyncio.wait((starting, interrupted), return_when="FIRST_COMPLETED")
+                if not starting.done():
+                    starting.cancel()
+                try:
+                    await starting
+                except asyncio.CancelledError:
+                    pass
+                except ActorStopped:
+                    # The program's own code has stopped it meanwhile.
+                    stop.set()
+                if not stop.is_set():
+                    await _until_done(applications, interrupted)
+            finally:
+                signals.stopping()
+                interrupted.cancel()
+        for application in applications:
+            last = runs_of(application).last
+            if last is not None:
+                _refuse_exit(last.reason.failure)
+    finally:
+        for application in applications:
+            last = runs_of(application).last
+            if last is not None:
+                given_up += last.given_up.reasons
+
+
+def _refuse_exit(failure: BaseException | None) -> None:
+    """Raise when a handler has ended the program while a signal did."""
+    if isinstance(failure, SystemExit | KeyboardInterrupt):
+        raise _Exit(failure) from failure
+
+
+async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplication, ...]) -> None:
+    for application in applications:
+        try:
+            await runs_of(application).start()
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _Exit(error) from error
+        stack.push_async_callback(application.aclose)
+    # Producers only when everybody can hear them.
+    for application in applications:
+        runs_of(application).begin()
+
+
+async def _until_done(
+    applications: tuple[DistributedApplication, ...], interrupted: asyncio.Future[Literal[True]]
+) -> None:
+    waits = [asyncio.ensure_future(_ended(application)) for application in applications]
+    everything = asyncio.gather(*waits)
+    try:
+        await asyncio.wait((everything, interrupted), return_when="FIRST_COMPLETED")
+        if everything.done():
+            everything.result()
+    except (SpaDatError, _Exit, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        raise _ProducerFailed from error
+    finally:
+        everything.cancel()
+        with contextlib.suppress(BaseException):
+            await everything
+
+
+async def _ended(application: DistributedApplication) -> None:
+    try:
+        await application.wait()
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _Exit(error) from error
+
 
 log = get_logger("spa_dat")
 
-
-class RunState(enum.IntEnum):
-    """Where a run is on its way, which has one direction; see "States" in docs/design.md."""
-
-    STARTING = 1
-    RUNNING = 2
-    STOPPING = 3
-    STOPPED = 4
-    """Nothing of it is left."""
+_REST = 1.0
+_REST_FOR_THREADS = 5.0
+_EXITS = 5
+_LOOK_AGAIN = 0.1
+_OF_THE_LOOP = "asyncio_"
 
 
-class Run:
-    """One run of an application, from start to stop.
+def end_loop(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> list[str]:
+    """Cancel what is left on a loop and close it; bounded in time, unlike `asyncio.run`.
+
+    Tasks and async generators that go on although they were cancelled are abandoned after two
+    seconds, functions in the loop's own threads after five.
 
     Args:
-        settings: of the application.
-        specs: its actors.
-        resources: what its actors share.
+        loop: not running.
+        main: what it ran; waited for, for it bounds itself.
 
-    Attributes:
-        state: where it is on its way.
-        reason: why it is to stop, once there is a reason.
+    Returns:
+        What is abandoned, in words; it is logged.
     """
+    abandoned: list[str] = []
+    try:
+        _run(loop, _end_main(main))
+        _run(loop, _end_tasks(abandoned))
+        _run(loop, _end_generators(abandoned))
+        _run(loop, _end_threads(abandoned))
+    finally:
+        loop.close()
+    for what in abandoned:
+        log.error("%s; it is abandoned", what)
+    return abandoned
 
-    def __init__(
-        self,
-        settings: Settings,
-        specs: tuple[Spec[Any], ...],
-        resources: Mapping[str, Resource],
-    ) -> None:
-        self.settings = settings
-        self._name = settings.identity.application
-        self._specs = specs
-        self._resources = resources
-        self._links = Links(settings, self._lost_for_good)
-        self._actors: list[ActorRunner] = []
-        self._subscriptions = Subscriptions(settings.identity, settings.stats)
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self.state = RunState.STARTING
-        self.reason = Reason()
-        self._stop_task: asyncio.Task[None] | None = None
-        self._context = copy_context()
-        self._leaving: dict[ActorRunner, asyncio.Task[None]] = {}
-        self._confirming: asyncio.Task[None] | None = None
-        self._problems: dict[str, str] = {}
-        self._letters = LetterLimit(settings.dead_letter_limit)
-        self._waits = Waits(self._name, self._refuse_if_stopping)
-        self._given_up = GivenUp(self._name, settings.stats)
-        self._watchdog = Watchdog(settings, self._lanes)
-        self._keeper = ResourceKeeper(self._given_up, self._resource_failed, self._lost_for_good)
-        self._system = ActorSystem(
-            name=f"{settings.identity.application}/{settings.identity.instance}",
-            environment=settings.environment,
-            on_failure=self._actor_failed,
-            on_unhandled=self._left_unhandled,
+
+def _run(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> None:
+    task = loop.create_task(coroutine)
+    # What ends, too, may call sys.exit(), which comes out of here.
+    for _ in range(_EXITS):
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            loop.run_until_complete(task)
+        if task.done():
+            return
+
+
+async def _end_main(main: asyncio.Task[Any]) -> None:
+    if not main.done():
+        main.cancel()
+        await asyncio.wait((main,))
+    if not main.cancelled():
+        main.exception()
+
+
+async def _end_tasks(abandoned: list[str]) -> None:
+    for _ in range(2):
+        left = _others()
+        for task in left:
+            task.cancel()
+        if left:
+            done, _pending = await asyncio.wait(left, timeout=_REST)
+            for task in done:
+                _report(task)
+    _abandon(_others(), "a task", abandoned)
+
+
+async def _end_generators(abandoned: list[str]) -> None:
+    loop = asyncio.get_running_loop()
+    closing = loop.create_task(loop.shutdown_asyncgens())
+    await asyncio.wait((closing,), timeout=_REST)
+    if closing.done():
+        # What there is now comes from other threads.
+        return
+    for task in _others():
+        task.cancel()
+    await asyncio.wait(_others(), timeout=_REST)
+    _abandon(_others(), "an async generator", abandoned)
+
+
+async def _end_threads(abandoned: list[str]) -> None:
+    loop = asyncio.get_running_loop()
+    closing = loop.create_task(loop.shutdown_default_executor())
+    await asyncio.wait((closing,), timeout=_REST_FOR_THREADS)
+    if closing.done():
+        return
+    # Cancelled it would wait for the threads, and with it the loop.
+    let_go([closing])
+    for thread in threading.enumerate():
+        if thread.name.startswith(_OF_THE_LOOP) and thread.is_alive():
+            where = place(frames_of_thread(thread.ident))
+            if where is not None:
+                abandoned.append(f"a function in a thread of the event loop goes on: {where}")
+    threading.Thread(target=_end_process, name="spa_dat end", daemon=True).start()
+
+
+def _others() -> set[asyncio.Task[Any]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+def _abandon(tasks: set[asyncio.Task[Any]], what: str, abandoned: list[str]) -> None:
+    places = [place(frames_of(task)) for task in tasks]
+    abandoned += [
+        f"{what} goes on although it was cancelled: {where}"
+        for where in sorted(where for where in places if where is not None)
+    ]
+    if tasks and not any(places):
+        abandoned.append(f"{what} goes on although it was cancelled")
+    let_go(tasks)
+
+
+def _report(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler(
+            {
+                "message": "unhandled exception while the program ends",
+                "exception": error,
+                "task": task,
+            }
         )
 
-    def _enter(self, state: RunState) -> None:
-        """Go on to a later state. Nothing else changes the state."""
-        self.state = max(self.state, state)
 
-    # What the runners of its actors use.
+def _end_process() -> None:
+    """End a process whose main thread has ended and which others keep alive."""
+    while not _main_thread_has_ended():
+        threading.Event().wait(_LOOK_AGAIN)
+    threading.Event().wait(_REST_FOR_THREADS)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(1)
 
-    @property
-    def system(self) -> ActorSystem:
-        """The registry of the running actors."""
-        return self._system
 
-    @property
-    def observer(self) -> Observer | None:
-        """Who hears of what the actors do."""
-        return self.settings.observer
-
-    @property
-    def given_up(self) -> GivenUp:
-        """What could not be finished before the end."""
-        return self._given_up
-
-    def take_letter(self, actor: str) -> bool:
-        """Claim a place for one more dead letter of the actor; False when it has no more."""
-        taken = self._letters.take(actor)
-        if not taken:
-            self.unhealthy(actor, self._letters.problem)
-        return taken
-
-    def return_letter(self, actor: str) -> None:
-        """A dead letter of the actor with a place is not going to be stored."""
-        self._letters.give_back(actor)
-
-    def parked(self, actor: str, lane: str) -> None:
-        """A dead letter of the actor was stored, so whatever was in the way is gone."""
-        self._problems.pop(lane, None)
-        self.settings.stats["dead_letters.stored"] += 1
-        if self._letters.stored(actor):
-            self.unhealthy(actor, self._letters.problem)
-
-    def unhealthy(self, actor: str, reason: str) -> None:
-        """An actor cannot go on as it should."""
-        if self._problems.get(actor) != reason:
-            self._problems[actor] = reason
-            log.error("%s: actor %r: %s", self._name, actor, reason)
-
-    def stop_actor(self, actor: ActorRunner) -> None:
-        """Stop one actor and leave the others; called from inside it."""
-        if actor not in self._leaving and self.state < RunState.STOPPING:
-            routers = self._subscriptions.leave(actor)
-            for router in routers:
-                router.stop_intake()
-            self._leaving[actor] = asyncio.ensure_future(self._leave(actor, routers))
-
-    async def _leave(self, actor: ActorRunner, routers: list[Router]) -> None:
-        deadline = self._loop.time() + self.settings.stop_timeout
-        await stop_actors([actor], routers, self._system, deadline)
-        actor.ended = True
-        self.actor_ended(None)
-
-    def actor_ended(self, error: BaseException | None) -> None:
-        """An actor has nothing more to do; with an error when it is the reason to stop all."""
-        if error is not None:
-            self.end(error)
-        elif all(actor.ended for actor in self._actors) and self._confirming is None:
-            self._confirming = asyncio.ensure_future(self._end_when_confirmed())
-
-    async def _end_when_confirmed(self) -> None:
-        # Nobody asked for a stop, so what was published has all the time it needs.
-        await wait_for_each(link.bus.drain() for link in self._links)
-        self.end(None)
-
-    def end(self, error: BaseException | None) -> None:
-        """There is reason to stop the application."""
-        if self.reason.given:
-            return
-        if self.state is RunState.STARTING:
-            # It may still succeed, and has as long for it as handlers have at a stop.
-            self._loop.call_later(self.settings.stop_timeout, self._give_start_up)
-        self.reason.give(error)
-        if error is not None:
-            self._problems[self._name] = f"it has failed: {reason_of(error)}"
-
-    def _give_start_up(self) -> None:
-        if self.state is RunState.STARTING:
-            self._begin_stop(0.0)
-
-    def _resource_failed(self, error: BaseException) -> None:
-        if self.observer is not None:
-            self.observer.failed(self._system.name, "resource", error, None)
-
-    def _lost_for_good(self, error: BaseException) -> None:
-        # Whoever embeds the application need not be in `wait`, where it is raised.
-        log.error("%s: %s", self._name, describe(error))
-        self.end(error)
-
-    # For the application.
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """What is not as it should be, in words, by actor, address of a bus, or application."""
-        found = Problems(self._problems)
-        if self.state >= RunState.STOPPING:
-            found.add(self._name, "it is stopping")
-        elif self.state is RunState.STARTING:
-            found.add(self._name, f"it {self._waits}")
-        for link in self._links:
-            found.add(link.provider.address, link.bus.trouble)
-        for actor in self._actors:
-            if actor not in self._leaving:
-                for trouble in (*self._subscriptions.troubles(actor), actor.trouble):
-                    found.add(actor.name, trouble)
-        for name, text in self._watchdog.problems:
-            found.add(name, text)
-        return found.texts()
-
-    @property
-    def actors(self) -> tuple[ActorRunner, ...]:
-        """The registered actors, in the order of registration."""
-        return tuple(self._actors)
-
-    def routes_to(self, actor: ActorRunner) -> list[Route]:
-        """The ways to a registered actor from its declared filters."""
-        return self._subscriptions.routes_to(actor)
-
-    @property
-    def links(self) -> tuple[Link, ...]:
-        """The buses in use."""
-        return tuple(self._links)
-
-    @property
-    def changing(self) -> bool:
-        """Whether it, or one of its actors, is stopping."""
-        leaving = any(not leaving.done() for leaving in self._leaving.values())
-        return leaving or self.state is RunState.STOPPING
-
-    def socket(self, provider: SocketProvider | None) -> Socket:
-        """A socket that belongs to no actor, on this bus or on the default one.
-
-        Raises:
-            ConfigurationError: no actor uses this bus, or there is no default one.
-        """
-        provider = provider or self.settings.provider
-        if provider is None:
-            raise ConfigurationError(
-                "the application has no default socket provider, so it has no socket of its own"
-            )
-        link = self._links.in_use(provider)
-        identity = self.settings.identity
-        return Socket(link, f"{identity.application}/{identity.instance}", NoSubscription())
-
-    def sync_socket(self, provider: SocketProvider | None) -> SyncSocket:
-        """What `socket` gives, for other threads; works in any thread."""
-        return SyncSocket(self.socket(provider), self._loop, self._thread)
-
-    def request_stop(self) -> None:
-        """Let `wait` return. Works from any thread."""
-        self._loop.call_soon_threadsafe(self.end, None)
-
-    async def wait(self) -> None:
-        """Wait until there is reason to stop; raises what made it necessary."""
-        await self.reason.wait()
-
-    async def start(self) -> None:
-        """Start everything but the producers; when it fails, what was started is stopped again.
-
-        Raises:
-            ActorStopped: it was stopped meanwhile.
-            SystemExit: so an actor's start wants it.
-        """
-        identity = self.settings.identity
-        if identity.ephemeral:
-            log.info(
-                "application %r has no name: no messages are kept for it while it is away",
-                identity.application,
-            )
-        self._watchdog.watch_loop()
-        try:
-            await self._start(self._waits)
-        except BaseException as error:
-            await asyncio.shield(self.stop())
-            over = KeyboardInterrupt | SystemExit
-            failure = self.reason.failure
-            if isinstance(failure, over) or (failure and isinstance(error, ActorStopped)):
-                raise failure from error
-            raise
-        finally:
-            self._waits.end()
-        self._enter(RunState.RUNNING)
-        self._watchdog.start()
-        log.info(
-            "application %r instance %r has started: %d actors, %s",
-            identity.application,
-            identity.instance,
-            len(self._actors),
-            ", ".join(link.provider.address for link in self._links) or "no bus",
-        )
-
-    async def _start(self, waits: Waits) -> None:
-        self._make_links()
-        await waits.all((partial(connection_of, link), connect(link)) for link in self._links)
-        owners = [Wanted("application", self._resources), *(actor.wanted for actor in self._actors)]
-        opening = asyncio.ensure_future(self._keeper.open(owners))
-        await waits.all([(lambda: self._keeper.opening, opening)])
-        shared, *own = opening.result()
-        # Before the actors start, which may publish to each other at once. What comes meanwhile
-        # waits in their mailboxes.
-        routers = self._subscriptions.open(self._system)
-        await waits.all((partial(subscription_of, router), router.start()) for router in routers)
-        for actor, resources in zip(self._actors, own, strict=True):
-            actor.spawn(self.settings.restart, shared | resources)
-        await waits.all((partial(start_of, lane), lane.started()) for lane in self._lanes())
-
-    def begin(self) -> None:
-        """Everything is started: start the producers."""
-        for actor in self._actors:
-            actor.begin()
-        if not self._actors:
-            self.end(None)
-
-    def _refuse_if_stopping(self) -> None:
-        if self.state >= RunState.STOPPING:
-            raise ActorStopped(f"application {self._name!r} was stopped while it started")
-
-    def _make_links(self) -> None:
-        check_names(self._specs)
-        for spec in self._specs:
-            link = self._links.of(spec)
-            actor = ActorRunner(self, spec, link)
-            self._actors.append(actor)
-            self._subscriptions.add(actor)
-            for filter_ in spec.filters:
-                link.filters.add(filter_.pattern, None)
-        if self.settings.provider is not None:
-            self._links.use(self.settings.provider, "the application's own socket")
-
-    async def stop(self) -> None:
-        """Stop everything, in order. Never raises; calling it again waits for the same stop.
-
-        One of its own actors does not wait: the stop waits for what that is doing.
-        """
-        stopping = self._begin_stop(self.settings.stop_timeout)
-        if not self._system.is_at_work():
-            await asyncio.shield(stopping)
-
-    def _begin_stop(self, seconds: float) -> asyncio.Task[None]:
-        if self._stop_task is None:
-            self._enter(RunState.STOPPING)
-            # Not as part of whatever asks for it, which may be one of the actors.
-            self._stop_task = self._loop.create_task(self._stop(seconds), context=self._context)
-        return self._stop_task
-
-    async def stopped(self) -> None:
-        """Wait for a stop that is under way, which whoever asked for it may have left."""
-        stopping, own = self._stop_task, self._loop is asyncio.get_running_loop()
-        if stopping is not None and own and not self._system.is_at_work():
-            await asyncio.wait((stopping,))
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether its event loop was closed, and nobody can stop it any more."""
-        return self._loop.is_closed()
-
-    def _lanes(self) -> list[Lane]:
-        return [lane for actor in self._actors for lane in actor.lanes]
-
-    def abandon(self) -> None:
-        """What is left to do when the whole application was killed, and its tasks with it."""
-        for link in self._links:
-            link.ended = True
-        for actor in self._actors:
-            actor.abandon()
-        self._watchdog.stop()
-        self._links.release()
-        self._enter(RunState.STOPPED)
-
-    async def _stop(self, seconds: float) -> None:
-        try:
-            if self._confirming is not None:
-                self._confirming.cancel()
-            deadline = self._loop.time() + seconds
-            routers = [
-                router for actor in self._actors for router in self._subscriptions.leave(actor)
-            ]
-            await stop_actors(self._actors, routers, self._system, deadline)
-            await wait_for_each(self._leaving.values())
-            await close(self.links, self._keeper, self.reason.failure, deadline)
-            self._given_up.posts(link.lost_posts for link in self._links)
-        finally:
-            self._watchdog.stop()
-            self._links.release()
-            self.end(None)
-            self._enter(RunState.STOPPED)
-
-    def _left_unhandled(self, ref: Any, count: int) -> None:
-        names = (lane.name for lane in self._lanes())
-        if self.state >= RunState.STOPPING and ref.name in names:
-            self._given_up.unhandled(ref.name, count)
-
-    def _actor_failed(self, ref: Any, error: BaseException, where: str) -> None:
-        if where == "cancellation":
-            self.settings.stats["actors.cancellations_cleared"] += 1
-            return
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            self.end(error)
-        self.settings.stats["actors.failed"] += 1
-        if self.observer is not None:
-            self.observer.failed(f"{self._system.name}/{ref.name}", where, error, None)
-        if where in ("restart", "task"):
-            self._problems[ref.name] = describe(error)
+def _main_thread_has_ended() -> bool:
+    # It counts as alive until all threads of executors have been waited for.
+    frames = frames_of_thread(threading.main_thread().ident)
+    return bool(frames) and frames[0].f_code is threading._shutdown.__code__  # type: ignore[attr-defined]

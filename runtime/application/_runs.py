@@ -15,7 +15,7 @@ from ..hosting._settings import Settings
 from ..messaging._turn import current_turn
 from ..registration._registry import Registry
 from ..registration._specs import Spec
-from ._run import Run, RunState
+from ._lifecycle import Run, RunState
 
 __all__ = ["Runs"]
 

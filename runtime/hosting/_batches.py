@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...actors import Mailbox, Overflow
 from ...transports import Delivery
 from ..handling._batch_processor import BatchHandling
-from ..routing._collector import Collector
+from ..routing._batch_collector import Collector
 
 if TYPE_CHECKING:
     from ._lane import Lane

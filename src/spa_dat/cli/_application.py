@@ -10,7 +10,7 @@ import traceback
 from .._texts import reason_of
 from ..errors import ConfigurationError
 from ..runtime import DistributedApplication
-from ..runtime.application._program import IMPORTING
+from ..runtime.application._run import IMPORTING
 
 __all__ = ["load_application"]
 

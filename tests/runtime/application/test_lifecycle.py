@@ -24,7 +24,7 @@ from spa_dat import (
 from spa_dat.errors import ActorStopped, ConfigurationError, ConnectFailed, RestartLimitReached
 from spa_dat.harness import VirtualEnvironment
 from spa_dat.runtime.application._application import runs_of
-from spa_dat.runtime.application._run import RunState
+from spa_dat.runtime.application._lifecycle import RunState
 from spa_dat.transports.memory import MemoryProvider
 from support.elsewhere import threads, threads_end
 from support.probe import talking

@@ -12,7 +12,7 @@ import pytest
 from spa_dat import DistributedApplication, Socket, SyncSocket
 from spa_dat.errors import ActorStopped, ConfigurationError
 from spa_dat.runtime.application._application import runs_of
-from spa_dat.runtime.application._run import Run
+from spa_dat.runtime.application._lifecycle import Run
 from spa_dat.runtime.application._runs import Runs
 from support.program import Start
 from support.waiting import eventually

@@ -15,10 +15,10 @@ from spa_dat.errors import ConnectionLost
 from spa_dat.harness.brokers._certificates import make_certificates
 from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt.protocol._connect import open_socket
-from spa_dat.transports.mqtt.protocol._control import Control
 from spa_dat.transports.mqtt.protocol._keepalive import LARGE, KeepAlive
 from spa_dat.transports.mqtt.protocol._packets import PINGREQ
 from spa_dat.transports.mqtt.protocol._stream import FrameStream
+from spa_dat.transports.mqtt.protocol._subscribe import SubscribeRequests
 from support.mqtt import client
 from support.scripted import Peer, ScriptedBroker
 from support.waiting import eventually
@@ -341,7 +341,7 @@ class Library:
     """Stands for the client library; the broker answers after ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
-        self.control: Control | None = None
+        self.control: SubscribeRequests | None = None
         self._seconds = seconds
 
     def subscribe(self, topics: object, *, properties: object) -> tuple[int, int]:
@@ -362,7 +362,7 @@ async def test_an_answer_behind_large_messages_is_waited_for_while_they_come(
     loop = asyncio.get_running_loop()
     busy: list[bool] = []
     library = Library(300)
-    control = library.control = Control(
+    control = library.control = SubscribeRequests(
         cast(Any, library),
         loop.create_future(),
         lambda: int(loop.time() * rate),

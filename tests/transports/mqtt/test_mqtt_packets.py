@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from spa_dat.errors import EncodeError
 from spa_dat.transports._envelope import Envelope
-from spa_dat.transports.mqtt.protocol._control import read_properties
 from spa_dat.transports.mqtt.protocol._packets import (
     QOS2,
     MalformedPacket,
@@ -21,6 +20,7 @@ from spa_dat.transports.mqtt.protocol._packets import (
     variable_integer,
 )
 from spa_dat.transports.mqtt.protocol._stream import FrameStream
+from spa_dat.transports.mqtt.protocol._subscribe import read_properties
 from support.waiting import eventually
 
 _RESERVED = {"id", "source", "type", "time", "key", "specversion"}

@@ -1,4 +1,4 @@
-"""The module that reaches into aiomqtt and paho, with `_control` for subscriptions.
+"""The module that reaches into aiomqtt and paho, with `_subscribe` for subscriptions.
 
 The libraries make and read CONNECT, SUBSCRIBE, UNSUBSCRIBE and DISCONNECT. Three things are done
 here instead, because the libraries would lose messages or time over them: messages and their
@@ -23,12 +23,12 @@ from ...._logs import get_logger
 from .._config import MqttConfig
 from .._session import ClientHandler, Ending, Loss, ServerLimits
 from ._connect import open_socket
-from ._control import Control, make_properties, read_properties
 from ._flow import MessageFlow
 from ._keepalive import KeepAlive
 from ._packets import LARGEST_HEAD, LargePublish, MalformedPacket, PublishPacket, variable_integer
 from ._reason_codes import LoginRefused, NotAnswered, Reason, WrongVersion, describe, reason_text
 from ._stream import FrameStream
+from ._subscribe import SubscribeRequests, make_properties, read_properties
 
 __all__ = ["MqttClient"]
 
@@ -111,7 +111,7 @@ class MqttClient:
         self._flow = MessageFlow(
             handler, stats, config.largest_received, generate, self._on_other_packet
         )
-        self._control = Control(
+        self._subscribe = SubscribeRequests(
             self._client._client,
             self.lost,
             lambda: 0 if self._stream is None else self._stream.received,
@@ -202,7 +202,7 @@ class MqttClient:
         is behind the messages.
         """
         self._wants_pause = True
-        if self._stream is not None and not self._control.busy:
+        if self._stream is not None and not self._subscribe.busy:
             self._stream.pause()
 
     def resume(self) -> None:
@@ -233,7 +233,7 @@ class MqttClient:
         Raises:
             ConnectionLost: the connection ended first, or there was no answer.
         """
-        return await self._control.subscribe(
+        return await self._subscribe.subscribe(
             patterns, qos=qos, timeout=timeout, identifier=identifier, retained=retained
         )
 
@@ -243,7 +243,7 @@ class MqttClient:
         Raises:
             ConnectionLost: the connection ended first, or there was no answer.
         """
-        return await self._control.unsubscribe(patterns, timeout=timeout)
+        return await self._subscribe.unsubscribe(patterns, timeout=timeout)
 
     # What the stream reports.
 
@@ -266,7 +266,7 @@ class MqttClient:
         if kind == _CONNACK:
             self._on_connack(data, start, stop)
         elif kind in (_SUBACK, _UNSUBACK):
-            self._control.answered(data, start, stop)
+            self._subscribe.answered(data, start, stop)
         elif kind == _DISCONNECT:
             self._on_goodbye(data, start, stop)
         else:

@@ -10,7 +10,6 @@ import msgspec
 
 from ..._envelope import without_payload
 from .._session import ClientHandler
-from ._control import read_properties
 from ._packets import (
     LARGEST_HEAD,
     LargePublish,
@@ -22,6 +21,7 @@ from ._packets import (
 )
 from ._reason_codes import Reason
 from ._stream import FrameStream
+from ._subscribe import read_properties
 
 __all__ = ["MessageFlow"]
 

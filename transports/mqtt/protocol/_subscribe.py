@@ -17,7 +17,7 @@ from .._session import Loss
 from ._packets import MalformedPacket, read_text, read_variable
 from ._reason_codes import Reason, translate
 
-__all__ = ["Control", "make_properties", "read_properties"]
+__all__ = ["SubscribeRequests", "make_properties", "read_properties"]
 
 # Answers to pings are no sign that an answer is under way behind large messages.
 _LEAST_RECEIVED = 1_024
@@ -26,7 +26,7 @@ _MOST_QOS = 2
 _REFUSED = 0x80
 
 
-class Control:
+class SubscribeRequests:
     """Changes subscriptions on one connection.
 
     Args:
