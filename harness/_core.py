@@ -12,7 +12,7 @@ import msgspec
 from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication, runs_of
 from ..runtime.hosting._lane import Lane
-from ..runtime.messaging._connection import Link
+from ..runtime.messaging._connection import BusConnection
 from ..runtime.messaging._message import OutgoingMessage
 from ..runtime.messaging._socket import Socket
 from ..runtime.options._checks import check_seconds, is_number
@@ -49,7 +49,7 @@ class Core:
     def __init__(self, world: World, applications: tuple[DistributedApplication, ...]) -> None:
         self.world = world
         self._environment = world.environment(world.seed)
-        self._links: dict[str, Link] = {}
+        self._buses: dict[str, BusConnection] = {}
         self._applications = applications
         self._replayed: Counter[object] = Counter()
         self._return: asyncio.TimerHandle | None = None
@@ -60,13 +60,13 @@ class Core:
         for application in self._applications:
             self.world.add(application)
             for provider in runs_of(application).providers:
-                if provider.address not in self._links:
-                    self._links[provider.address] = Link(
+                if provider.address not in self._buses:
+                    self._buses[provider.address] = BusConnection(
                         self.world.stand_in(provider),
                         Surroundings(Identity(NAME, ephemeral=True), self._environment),
                     )
-        for link in self._links.values():
-            await link.start()
+        for connection in self._buses.values():
+            await connection.start()
         for tested in self.world.tested:
             await tested.prepare()
         for tested in self.world.tested:
@@ -78,8 +78,8 @@ class Core:
         for tested in reversed(self.world.tested):
             tested.returns = False
             await tested.stop()
-        for link in self._links.values():
-            await link.bus.close()
+        for connection in self._buses.values():
+            await connection.bus.close()
 
     def close_world(self) -> None:
         """Let go of everything; what happened can still be seen."""
@@ -96,13 +96,13 @@ class Core:
 
     def publish(self, message: OutgoingMessage, bus: str | None, id: str | None = None) -> None:
         """A message from outside."""
-        link = self._link(bus)
-        envelope = link.envelope(_SOURCE, message)
+        connection = self._connection(bus)
+        envelope = connection.envelope(_SOURCE, message)
         if id is not None:
             envelope = msgspec.structs.replace(envelope, id=id)
         # No broker would take it from anybody.
-        link.provider.check_message(envelope)
-        simulated = self.world.buses[link.provider.address]
+        connection.provider.check_message(envelope)
+        simulated = self.world.buses[connection.provider.address]
         simulated.check(envelope)
         self.soon(simulated.inject, envelope)
 
@@ -112,28 +112,28 @@ class Core:
 
     def socket(self, bus: str | None) -> Socket:
         """A socket of the test's own."""
-        return Socket(self._link(bus), _SOURCE, NoSubscription())
+        return Socket(self._connection(bus), _SOURCE, NoSubscription())
 
     def answered(self, topic: str, answer: RemoteError) -> None:
         """See `Watch.answered`."""
         self.world.watch.answered(_SOURCE, topic, answer)
 
-    def _link(self, bus: str | None) -> Link:
+    def _connection(self, bus: str | None) -> BusConnection:
         if bus is None:
             for application in self._applications:
                 provider = runs_of(application).settings.provider
                 if provider is not None:
-                    return self._links[provider.address]
-            return next(iter(self._links.values()))
-        if bus not in self._links:
+                    return self._buses[provider.address]
+            return next(iter(self._buses.values()))
+        if bus not in self._buses:
             raise ConfigurationError(
-                f"bus {bus!r} is not in use; there are: {', '.join(self._links)}"
+                f"bus {bus!r} is not in use; there are: {', '.join(self._buses)}"
             )
-        return self._links[bus]
+        return self._buses[bus]
 
-    def link_or_default(self, bus: str | None) -> Link:
+    def connection_or_default(self, bus: str | None) -> BusConnection:
         """The test's access to a bus, to the default one where that is not in use."""
-        return self._links[bus] if bus in self._links else self._link(None)
+        return self._buses[bus] if bus in self._buses else self._connection(None)
 
     # What happens to the applications.
 

@@ -13,7 +13,7 @@ import msgspec
 from .._texts import quoted
 from ..errors import ConfigurationError, MessageError, TransportError
 from ..runtime.hosting._actor_runner import ActorRunner
-from ..runtime.messaging._connection import Link
+from ..runtime.messaging._connection import BusConnection
 from ..runtime.recording._recording import Receipt, read_recording
 from ..runtime.routing._routes import Route
 from ..transports import Delivery, Envelope, is_reserved
@@ -97,8 +97,12 @@ def _through_the_buses(
         if reached[who, what] <= put_in[what]:
             continue
         put_in[what] += 1
-        link = runner.link if runner is not None else core.link_or_default(receipt.bus)
-        yield _Step(number, receipt.at, partial(_inject, core, link.provider.address, envelope))
+        connection = (
+            runner.connection if runner is not None else core.connection_or_default(receipt.bus)
+        )
+        yield _Step(
+            number, receipt.at, partial(_inject, core, connection.provider.address, envelope)
+        )
 
 
 def _who(receipt: Receipt) -> _Who:
@@ -152,7 +156,7 @@ def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt
         return
     runners = [runner for tested in core.world.tested for runner in _runners(tested)]
     if is_reserved(receipt.topic) or not any(
-        runner.link.takes(receipt.topic) for runner in runners
+        runner.connection.takes(receipt.topic) for runner in runners
     ):
         names = dict.fromkeys(runner.name for runner in runners)
         raise ConfigurationError(
@@ -163,12 +167,12 @@ def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt
 
 
 def _inject(core: Core, bus: str, envelope: Envelope) -> None:
-    link = core.link_or_default(bus)
-    fresh = _with_own_reply_address(envelope, link)
+    connection = core.connection_or_default(bus)
+    fresh = _with_own_reply_address(envelope, connection)
     fresh = msgspec.structs.replace(
         fresh, id=envelope.identity, redelivered=False, partition=None, offset=None
     )
-    simulated = core.world.buses[link.provider.address]
+    simulated = core.world.buses[connection.provider.address]
     if not fresh.topic.startswith("$"):
         # What brokers tell of themselves nobody else can publish.
         simulated.check(fresh)
@@ -176,14 +180,14 @@ def _inject(core: Core, bus: str, envelope: Envelope) -> None:
     simulated.inject(fresh)
 
 
-def _with_own_reply_address(envelope: Envelope, link: Link) -> Envelope:
+def _with_own_reply_address(envelope: Envelope, connection: BusConnection) -> Envelope:
     """Whoever waited for the reply does not wait any more."""
     if envelope.response_topic is None or not is_reserved(envelope.response_topic):
         return envelope
-    correlation = link.surroundings.environment.token()
+    correlation = connection.surroundings.environment.token()
     return msgspec.structs.replace(
         envelope,
-        response_topic=link.bus.reply_address(correlation),
+        response_topic=connection.bus.reply_address(correlation),
         correlation=correlation.encode("ascii"),
     )
 
@@ -214,10 +218,10 @@ def _hand_over(core: Core, tested: ApplicationUnderTest, actor: str, envelope: E
     route = None if runner is None else _route(tested, runner, envelope.topic)
     if runner is None or route is None or tested.life is None:
         raise _does_not_run(tested, actor)
-    link = runner.link
+    connection = runner.connection
     # Of an epoch before all others: the bus does not have it, and will not send it again.
     delivery = Delivery(
-        _with_own_reply_address(envelope, core.link_or_default(link.provider.address)),
+        _with_own_reply_address(envelope, core.connection_or_default(connection.provider.address)),
         epoch=-1,
         token=0,
     )

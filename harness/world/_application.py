@@ -220,9 +220,9 @@ class ApplicationUnderTest:
             return None
         if run.changing:
             return f"{self.name}: it, or one of its actors, is stopping"
-        for link in run.links:
-            if len(link.requests):
-                return f"{self.name}: {len(link.requests)} requests wait for their replies"
+        for connection in run.connections:
+            if len(connection.requests):
+                return f"{self.name}: {len(connection.requests)} requests wait for their replies"
         for lane in self.lanes:
             if not lane.up:
                 return f"{lane.address}: it is starting"

@@ -9,16 +9,16 @@ from typing import Any
 from ...errors import ConfigurationError
 from ...transports import SocketProvider, Surroundings
 from ..hosting._settings import Settings
-from ..messaging._connection import Link
+from ..messaging._connection import BusConnection
 from ..registration._specs import Spec
 
-__all__ = ["Links"]
+__all__ = ["Buses"]
 
 _running: set[tuple[str, str, str, object]] = set()
 """(application, instance, bus, what stands in for it) of everything that runs in this process."""
 
 
-class Links:
+class Buses:
     """Opens each bus that the actors of one run use, once.
 
     Args:
@@ -29,15 +29,15 @@ class Links:
     def __init__(self, settings: Settings, lost_for_good: Callable[[BaseException], None]) -> None:
         self._settings = settings
         self._lost_for_good = lost_for_good
-        self._links: dict[str, Link] = {}
+        self._buses: dict[str, BusConnection] = {}
         self._claimed: list[tuple[str, str, str, object]] = []
 
-    def __iter__(self) -> Iterator[Link]:
-        """The links, in the order in which they were first used."""
-        return iter(self._links.values())
+    def __iter__(self) -> Iterator[BusConnection]:
+        """The connections, in the order in which they were first used."""
+        return iter(self._buses.values())
 
-    def of(self, spec: Spec[Any]) -> Link:
-        """The link of an actor, made when it is the first on its bus.
+    def of(self, spec: Spec[Any]) -> BusConnection:
+        """The connection of an actor, made when it is the first on its bus.
 
         Raises:
             ConfigurationError: it has no bus, a filter that the bus cannot serve, or options
@@ -53,15 +53,15 @@ class Links:
             provider.check_filter(filter_.pattern)
         return self.use(provider, f"actor {spec.name!r}")
 
-    def use(self, provider: SocketProvider, user: str) -> Link:
-        """The link to a bus; raises as `of`.
+    def use(self, provider: SocketProvider, user: str) -> BusConnection:
+        """The connection to a bus; raises as `of`.
 
         Args:
             provider: what opens it.
             user: who uses it, for errors.
         """
-        link = self._links.get(provider.address)
-        if link is None:
+        connection = self._buses.get(provider.address)
+        if connection is None:
             identity = self._settings.identity
             stand_in = self._settings.stand_in
             # Equal addresses are one bus, but for those that something stands in for.
@@ -80,34 +80,34 @@ class Links:
                 partial(self._lost, provider.address),
             )
             used = provider if stand_in is None else stand_in(provider)
-            link = self._links[provider.address] = Link(
+            connection = self._buses[provider.address] = BusConnection(
                 used, surroundings, self._settings.reply_topics
             )
-        elif link.provider.config != provider.config:
+        elif connection.provider.config != provider.config:
             raise ConfigurationError(
                 f"{user} uses {provider.address} with other options than an actor before it;"
                 " give both the same provider"
             )
-        return link
+        return connection
 
     def _lost(self, address: str, error: BaseException) -> None:
-        link = self._links.get(address)
-        if link is not None:
-            link.failure = error
+        connection = self._buses.get(address)
+        if connection is not None:
+            connection.failure = error
         self._lost_for_good(error)
 
-    def in_use(self, provider: SocketProvider) -> Link:
-        """The link to a bus that an actor uses.
+    def in_use(self, provider: SocketProvider) -> BusConnection:
+        """The connection to a bus that an actor uses.
 
         Raises:
             ConfigurationError: none does.
         """
-        link = self._links.get(provider.address)
-        if link is None:
+        connection = self._buses.get(provider.address)
+        if connection is None:
             raise ConfigurationError(
-                f"no actor uses {provider.address}; there are: {', '.join(self._links) or 'none'}"
+                f"no actor uses {provider.address}; there are: {', '.join(self._buses) or 'none'}"
             )
-        return link
+        return connection
 
     def release(self) -> None:
         """Nothing of this run uses the buses any more: another run may."""

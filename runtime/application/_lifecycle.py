@@ -24,7 +24,7 @@ from ..hosting._observer import Observer
 from ..hosting._settings import Settings
 from ..hosting._waiting import wait_for_each
 from ..hosting._watchdog import Watchdog
-from ..messaging._connection import Link
+from ..messaging._connection import BusConnection
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..registration._resources import Resource, ResourceKeeper, Wanted
@@ -32,7 +32,7 @@ from ..registration._specs import Spec
 from ..routing._router import Router
 from ..routing._routes import Route
 from ..routing._subscriptions import NoSubscription, Subscriptions
-from ._buses import Links
+from ._buses import Buses
 from ._starting import Waits, check_names, connect, connection_of, start_of, subscription_of
 from ._stopping import Reason, close, stop_actors
 
@@ -74,7 +74,7 @@ class Run:
         self._name = settings.identity.application
         self._specs = specs
         self._resources = resources
-        self._links = Links(settings, self._lost_for_good)
+        self._buses = Buses(settings, self._lost_for_good)
         self._actors: list[ActorRunner] = []
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
         self._loop = asyncio.get_running_loop()
@@ -166,7 +166,7 @@ class Run:
 
     async def _end_when_confirmed(self) -> None:
         # Nobody asked for a stop, so what was published has all the time it needs.
-        await wait_for_each(link.bus.drain() for link in self._links)
+        await wait_for_each(connection.bus.drain() for connection in self._buses)
         self.end(None)
 
     def end(self, error: BaseException | None) -> None:
@@ -203,8 +203,8 @@ class Run:
             found.add(self._name, "it is stopping")
         elif self.state is RunState.STARTING:
             found.add(self._name, f"it {self._waits}")
-        for link in self._links:
-            found.add(link.provider.address, link.bus.trouble)
+        for connection in self._buses:
+            found.add(connection.provider.address, connection.bus.trouble)
         for actor in self._actors:
             if actor not in self._leaving:
                 for trouble in (*self._subscriptions.troubles(actor), actor.trouble):
@@ -223,9 +223,9 @@ class Run:
         return self._subscriptions.routes_to(actor)
 
     @property
-    def links(self) -> tuple[Link, ...]:
+    def connections(self) -> tuple[BusConnection, ...]:
         """The buses in use."""
-        return tuple(self._links)
+        return tuple(self._buses)
 
     @property
     def changing(self) -> bool:
@@ -244,9 +244,9 @@ class Run:
             raise ConfigurationError(
                 "the application has no default socket provider, so it has no socket of its own"
             )
-        link = self._links.in_use(provider)
+        connection = self._buses.in_use(provider)
         identity = self.settings.identity
-        return Socket(link, f"{identity.application}/{identity.instance}", NoSubscription())
+        return Socket(connection, f"{identity.application}/{identity.instance}", NoSubscription())
 
     def sync_socket(self, provider: SocketProvider | None) -> SyncSocket:
         """What `socket` gives, for other threads; works in any thread."""
@@ -292,12 +292,14 @@ class Run:
             identity.application,
             identity.instance,
             len(self._actors),
-            ", ".join(link.provider.address for link in self._links) or "no bus",
+            ", ".join(connection.provider.address for connection in self._buses) or "no bus",
         )
 
     async def _start(self, waits: Waits) -> None:
-        self._make_links()
-        await waits.all((partial(connection_of, link), connect(link)) for link in self._links)
+        self._make_connections()
+        await waits.all(
+            (partial(connection_of, connection), connect(connection)) for connection in self._buses
+        )
         owners = [Wanted("application", self._resources), *(actor.wanted for actor in self._actors)]
         opening = asyncio.ensure_future(self._keeper.open(owners))
         await waits.all([(lambda: self._keeper.opening, opening)])
@@ -321,17 +323,17 @@ class Run:
         if self.state >= RunState.STOPPING:
             raise ActorStopped(f"application {self._name!r} was stopped while it started")
 
-    def _make_links(self) -> None:
+    def _make_connections(self) -> None:
         check_names(self._specs)
         for spec in self._specs:
-            link = self._links.of(spec)
-            actor = ActorRunner(self, spec, link)
+            connection = self._buses.of(spec)
+            actor = ActorRunner(self, spec, connection)
             self._actors.append(actor)
             self._subscriptions.add(actor)
             for filter_ in spec.filters:
-                link.filters.add(filter_.pattern, None)
+                connection.filters.add(filter_.pattern, None)
         if self.settings.provider is not None:
-            self._links.use(self.settings.provider, "the application's own socket")
+            self._buses.use(self.settings.provider, "the application's own socket")
 
     async def stop(self) -> None:
         """Stop everything, in order. Never raises; calling it again waits for the same stop.
@@ -365,12 +367,12 @@ class Run:
 
     def abandon(self) -> None:
         """What is left to do when the whole application was killed, and its tasks with it."""
-        for link in self._links:
-            link.ended = True
+        for connection in self._buses:
+            connection.ended = True
         for actor in self._actors:
             actor.abandon()
         self._watchdog.stop()
-        self._links.release()
+        self._buses.release()
         self._enter(RunState.STOPPED)
 
     async def _stop(self, seconds: float) -> None:
@@ -383,11 +385,11 @@ class Run:
             ]
             await stop_actors(self._actors, routers, self._system, deadline)
             await wait_for_each(self._leaving.values())
-            await close(self.links, self._keeper, self.reason.failure, deadline)
-            self._given_up.posts(link.lost_posts for link in self._links)
+            await close(self.connections, self._keeper, self.reason.failure, deadline)
+            self._given_up.posts(connection.lost_posts for connection in self._buses)
         finally:
             self._watchdog.stop()
-            self._links.release()
+            self._buses.release()
             self.end(None)
             self._enter(RunState.STOPPED)
 

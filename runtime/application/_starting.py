@@ -10,7 +10,7 @@ from ..._logs import get_logger
 from ...errors import ConfigurationError
 from ..hosting._lane import Lane
 from ..hosting._waiting import wait_for_all
-from ..messaging._connection import Link
+from ..messaging._connection import BusConnection
 from ..registration._specs import Spec
 from ..routing._router import Router
 
@@ -87,16 +87,16 @@ def check_names(specs: Iterable[Spec[Any]]) -> None:
         names[spec.name] = None
 
 
-async def connect(link: Link) -> None:
-    """Start a link; raises as `Bus.start`."""
-    await link.start()
-    application = link.surroundings.identity.application
-    log.info("application %r is connected to %s", application, link.provider.address)
+async def connect(connection: BusConnection) -> None:
+    """Start a connection; raises as `Bus.start`."""
+    await connection.start()
+    application = connection.surroundings.identity.application
+    log.info("application %r is connected to %s", application, connection.provider.address)
 
 
-def connection_of(link: Link) -> str:
-    """What the start of a link waits for."""
-    return f"a connection to {link.provider.address}"
+def connection_of(connection: BusConnection) -> str:
+    """What the start of a connection waits for."""
+    return f"a connection to {connection.provider.address}"
 
 
 def subscription_of(router: Router) -> str:

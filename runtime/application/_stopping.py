@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ...actors import ActorSystem
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._waiting import wait_for_each, wait_until
-from ..messaging._connection import Link
+from ..messaging._connection import BusConnection
 from ..registration._resources import LEAST_FOR_RESOURCES, ResourceKeeper
 from ..routing._router import Router
 
@@ -82,18 +82,21 @@ async def stop_actors(
 
 
 async def close(
-    links: Sequence[Link], keeper: ResourceKeeper, failure: BaseException | None, deadline: float
+    connections: Sequence[BusConnection],
+    keeper: ResourceKeeper,
+    failure: BaseException | None,
+    deadline: float,
 ) -> None:
     """Confirm what was published, leave the resources, disconnect; errors are logged.
 
     Args:
-        links: the buses.
+        connections: the buses.
         keeper: of the resources, which get five seconds at least.
         failure: what the application ended with.
         deadline: loop time until which to wait.
     """
     now = asyncio.get_running_loop().time()
     deadline = max(deadline, now + _SHORTEST)
-    await wait_for_each(wait_until(deadline, link.bus.drain()) for link in links)
+    await wait_for_each(wait_until(deadline, connection.bus.drain()) for connection in connections)
     await keeper.close(max(deadline - now, LEAST_FOR_RESOURCES))
-    await wait_for_each(link.close(failure) for link in links)
+    await wait_for_each(connection.close(failure) for connection in connections)

@@ -148,7 +148,7 @@ class BatchHandling(Handling):
         except BaseException as raised:  # noqa: BLE001 (the user's code)
             turn.active = False
             for post in turn.posts:
-                post.add_done_callback(self._link.lost_posts.report)
+                post.add_done_callback(self._connection.lost_posts.report)
             error = as_failure(raised)
             try:
                 await end_attempt()

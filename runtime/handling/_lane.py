@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ..._limited_log import LimitedLog
 from ...transports import Envelope
 from ..injection._context import ContextOwner
-from ..messaging._connection import Link
+from ..messaging._connection import BusConnection
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..registration._specs import ActorOptions, Handler
@@ -20,7 +20,7 @@ class HandlingLane(ContextOwner, Protocol):
     """What handling needs of the lane that the messages are handled in."""
 
     handlers: tuple[Handler, ...]
-    link: Link
+    connection: BusConnection
     log: LimitedLog
     max_received: int
     options: ActorOptions

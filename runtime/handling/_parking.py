@@ -9,7 +9,7 @@ from functools import partial
 from ..._texts import describe
 from ...errors import ConfigurationError, MessageError, MessageTooLarge, PublishRefused
 from ...transports import Envelope
-from ..messaging._connection import Link
+from ..messaging._connection import BusConnection
 from ..messaging._dead_letter import dead_letter, simpler
 from ..routing._router import Router
 from ..routing._routes import Routed
@@ -81,14 +81,16 @@ class Parking:
 
     Args:
         lane: where the messages are handled.
-        link: the actor's bus.
+        connection: the actor's bus.
         pauses: the actor's waits.
         first: seconds before a letter that was refused is tried again; the wait then grows.
     """
 
-    def __init__(self, lane: HandlingLane, link: Link, pauses: Pauses, first: float) -> None:
+    def __init__(
+        self, lane: HandlingLane, connection: BusConnection, pauses: Pauses, first: float
+    ) -> None:
         self._lane = lane
-        self._link = link
+        self._connection = connection
         self._pauses = pauses
         self._first = first or SHORTEST_PAUSE
 
@@ -106,7 +108,7 @@ class Parking:
             has_place = has_place or self._lane.take_letter()
             if has_place:
                 try:
-                    await self._link.bus.park(letter, timeout=_TIMEOUT)
+                    await self._connection.bus.park(letter, timeout=_TIMEOUT)
                 except Exception as refused:  # noqa: BLE001 (tried again, whatever it is)
                     if isinstance(refused, _OVER_ITS_CONTENT):
                         simple = simpler(letter, refused)
@@ -126,7 +128,7 @@ class Parking:
                     return
             else:
                 self._lane.troubled("the limit of dead letters is reached")
-            self._link.surroundings.stats["dead_letters.refused"] += 1
+            self._connection.surroundings.stats["dead_letters.refused"] += 1
             seconds = min(seconds * 2, LONGEST_PAUSE)
             if is_last:
                 break
@@ -144,7 +146,7 @@ class Parking:
         it now, in the place of the other (on Kafka, behind it): no payload must be lost over that.
         """
         try:
-            await self._link.bus.park(full, timeout=_TIMEOUT)
+            await self._connection.bus.park(full, timeout=_TIMEOUT)
         except Exception:  # noqa: BLE001 (so it was the payload, and what is stored is the best)
             return
 
@@ -153,7 +155,7 @@ class Parking:
             dead_letter,
             actor=self._lane.source,
             attempts=delivery.attempts,
-            environment=self._link.surroundings.environment,
+            environment=self._connection.surroundings.environment,
         )
         try:
             return make(delivery.envelope, error=error)

@@ -12,7 +12,7 @@ from ..._texts import describe, error_name, escaped, quoted
 from ...actors import DONE, Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
 from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Envelope
-from ..messaging._connection import Link
+from ..messaging._connection import BusConnection
 from ..messaging._requests import CHAIN_HEADER, chain_of, error_answer
 from ..messaging._turn import Turn, current_turn
 from ..payloads._codec import check_size
@@ -33,18 +33,18 @@ class Handling:
 
     Args:
         lane: where they are called.
-        link: the actor's bus.
+        connection: the actor's bus.
     """
 
-    def __init__(self, lane: HandlingLane, link: Link) -> None:
+    def __init__(self, lane: HandlingLane, connection: BusConnection) -> None:
         self._lane = lane
-        self._link = link
-        self._stats = link.surroundings.stats
-        self._environment = link.surroundings.environment
+        self._connection = connection
+        self._stats = connection.surroundings.stats
+        self._environment = connection.surroundings.environment
         self._retry = lane.options.retry
         self._pauses = Pauses()
         self._told_unsent = False
-        self._parking = Parking(lane, link, self._pauses, self._retry.first)
+        self._parking = Parking(lane, connection, self._pauses, self._retry.first)
         self.settlements = Settlements(self._stats, self._posts_refused, lane.log)
         self._direct: list[Callable[..., Any] | None] = []
         self._direct_of: Any = None
@@ -197,8 +197,8 @@ class Handling:
                 if request is not None and handler.returns_reply:
                     await end_attempt()
                     # What is asked for waits, so that what others send always finds room.
-                    await self._link.bus.room()
-                    self._link.reply(turn, lane.source, result)
+                    await self._connection.bus.room()
+                    self._connection.reply(turn, lane.source, result)
                 elif (
                     result is not None
                     and not handler.returns_reply
@@ -254,7 +254,7 @@ class Handling:
         """What a handler raised is dealt with; True when there is to be another attempt."""
         turn.active = False
         for post in turn.posts:
-            post.add_done_callback(self._link.lost_posts.report)
+            post.add_done_callback(self._connection.lost_posts.report)
         error = as_failure(raised)
         await end_attempt()
         return await self._failed(delivery, turn, error, held_since)
@@ -309,7 +309,7 @@ class Handling:
         return True
 
     def _is_outage(self, error: BaseException) -> bool:
-        return is_outage(error, connected=self._link.bus.connected)
+        return is_outage(error, connected=self._connection.bus.connected)
 
     async def _undecodable(
         self, delivery: Routed, request: Envelope | None, error: DecodeError
@@ -339,7 +339,7 @@ class Handling:
         turn.posts.extend(failed.posts)
         while True:
             try:
-                self._link.reply_error(turn, self._lane.source, code, text)
+                self._connection.reply_error(turn, self._lane.source, code, text)
             except OutboxFull:
                 if not await self._pauses.wait(SHORTEST_PAUSE):
                     delivery.route.router.give_back(delivery)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ...actors import ActorSystem, RestartPolicy
 from ...transports import TopicFilter
 from ..diagnostics._given_up import GivenUp
-from ..messaging._connection import Link
+from ..messaging._connection import BusConnection
 from ..registration._resources import Wanted
 from ..registration._specs import Spec
 from ..routing._router import Router
@@ -66,26 +66,26 @@ class ActorRunner:
     Args:
         run: what it is part of.
         spec: its registration.
-        link: its bus.
+        connection: its bus.
     """
 
-    def __init__(self, run: ApplicationRun, spec: Spec[Any], link: Link) -> None:
-        identity = link.surroundings.identity
+    def __init__(self, run: ApplicationRun, spec: Spec[Any], connection: BusConnection) -> None:
+        identity = connection.surroundings.identity
         self.run = run
         self.spec = spec
-        self.link = link
+        self.connection = connection
         self.name = spec.name
         self.address = f"{identity.application}/{identity.instance}/{spec.name}"
         self.options = options = spec.options
         self.handlers = spec.handlers
-        provider = link.provider
+        provider = connection.provider
         self.qos = provider.default_qos if options.qos is None else options.qos
         self.window = options.window_for(provider.default_window)
         self.window_bytes = options.window_bytes or provider.default_window_bytes
         self.ended = False
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[None] | None = None
-        self.runtime = RuntimeSubscription(self, run.system, link.surroundings.stats)
+        self.runtime = RuntimeSubscription(self, run.system, connection.surroundings.stats)
         wanted = Wanted(f"actor {self.name!r}", options.ressources)
         if options.concurrency > 1:
             # No thread is that of all lanes.

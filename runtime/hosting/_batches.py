@@ -57,7 +57,7 @@ class Batches:
         self.mailbox.name = lane.address
         self.mailbox.on_drop = lane.dropped
         self.local = Mailbox(options.mailbox)
-        self.processor = BatchHandling(lane, lane.link)
+        self.processor = BatchHandling(lane, lane.connection)
         self.current: Sequence[Delivery] = ()
 
     def _ready(self) -> None:

@@ -61,13 +61,13 @@ class Lane:
     """
 
     def __init__(self, runner: ActorRunner, number: int | None = None) -> None:
-        spec, link = runner.spec, runner.link
-        surroundings = link.surroundings
+        spec, connection = runner.spec, runner.connection
+        surroundings = connection.surroundings
         identity = surroundings.identity
         suffix = "" if number is None else f"/{number}"
         self.runner = runner
         self.spec = spec
-        self.link = link
+        self.connection = connection
         self.application = identity.application
         self.instance = identity.instance
         self.actor_name = runner.name
@@ -78,7 +78,7 @@ class Lane:
         self.handlers = spec.handlers
         self.environment = surroundings.environment
         self.stats = surroundings.stats
-        self.max_received = link.max_received
+        self.max_received = connection.max_received
         log, extra = get_logger(ACTOR_LOG), {"spa_dat_actor": self.source}
         self.users_log = logging.LoggerAdapter(log, extra)
         # Which of several actors on one topic has failed must show under any logging format.
@@ -95,7 +95,7 @@ class Lane:
         self.mailbox = self.work_source.mailbox
         self.local = self.work_source.local
         self.processor = self.work_source.processor
-        self.socket = Socket(link, self.source, runner.runtime)
+        self.socket = Socket(connection, self.source, runner.runtime)
         self.sync_socket = SyncSocket(self.socket, self._loop)
         self._ref: ActorRef[Any] | None = None
         deadline = options.deadline
@@ -272,7 +272,7 @@ class Lane:
     def _thread_lost(self) -> None:
         # What was given up may go on, and nothing that it has at hand is to be used by two.
         self.sync_socket.give_up()
-        self.socket = Socket(self.link, self.source, self.runner.runtime)
+        self.socket = Socket(self.connection, self.source, self.runner.runtime)
         self.sync_socket = SyncSocket(self.socket, self._loop)
         self.life = object()
         if self._ref is not None:
@@ -284,7 +284,7 @@ class Lane:
 
     def reply_address_problem(self, envelope: Envelope) -> str | None:
         """Why a reply must not go where the message asks for; None when it may."""
-        return self.link.reply_address_problem(envelope, self._reply_topics)
+        return self.connection.reply_address_problem(envelope, self._reply_topics)
 
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
         """Let the observer know of a failure; Ctrl-C and exits mean the program."""
@@ -330,7 +330,7 @@ class Lane:
             return False
         self.stats["requests.deadlocked"] += 1
         text = f"{cycle}: {self.address!r} itself waits for the reply to this request"
-        self.link.refuse(envelope, self.source, "deadlock", text)
+        self.connection.refuse(envelope, self.source, "deadlock", text)
         return True
 
     # What contexts and sockets call.

@@ -53,7 +53,7 @@ class Calls:
         self._lane = lane
         self._loop = asyncio.get_running_loop()
         self.mailbox = self.local = mailbox_of(lane)
-        self.processor = Handling(lane, lane.link)
+        self.processor = Handling(lane, lane.connection)
         self._first = 0.0
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None

@@ -52,7 +52,7 @@ class Messages:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self.mailbox = self.local = mailbox_of(lane)
-        self.processor = Handling(lane, lane.link)
+        self.processor = Handling(lane, lane.connection)
 
     async def receive(self, instance: Any, item: Any) -> None:
         """Raise TypeError: it puts nothing there."""

@@ -1,4 +1,4 @@
-"""What all actors of an application that use one bus share: the connection and its requests."""
+"""The connection that all actors of an application on one bus share, and its requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ._message import NO_HEADERS, OutgoingMessage, check_message, check_response
 from ._requests import CHAIN_HEADER, ERROR_HEADER, Requests
 from ._turn import Turn, current_turn
 
-__all__ = ["Link"]
+__all__ = ["BusConnection"]
 
 log = get_logger("spa_dat")
 
@@ -51,7 +51,7 @@ class Takes(Protocol):
         """Whether it takes what is published on the topic."""
 
 
-class Link:
+class BusConnection:
     """One application's use of one bus.
 
     Attributes:

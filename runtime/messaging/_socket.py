@@ -13,7 +13,7 @@ from ...errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
 from ...transports import Envelope
 from ..options._checks import check_seconds, is_number
 from ..payloads._codec import Decoder
-from ._connection import Link
+from ._connection import BusConnection
 from ._message import Message, OutgoingMessage, PublishOptions, message_meant
 from ._requests import MOST_REPLIES, remote_error
 
@@ -39,14 +39,16 @@ class Socket:
     Handlers get one injected; there is no need to make one.
 
     Args:
-        link: the bus.
+        connection: the bus.
         source: ``application/instance/actor``.
         subscriptions: the actor's runtime subscriptions.
     """
 
-    def __init__(self, link: Link, source: str, subscriptions: RuntimeSubscriptions) -> None:
-        self._link = link
-        self._check_use = link.check_use
+    def __init__(
+        self, connection: BusConnection, source: str, subscriptions: RuntimeSubscriptions
+    ) -> None:
+        self._connection = connection
+        self._check_use = connection.check_use
         self._source = source
         self._subscriptions = subscriptions
 
@@ -56,7 +58,7 @@ class Socket:
 
     def check_open(self) -> None:
         """Raise when its application has ended, or runs in another process; in any thread."""
-        self._link.check_open()
+        self._connection.check_open()
 
     async def publish(
         self,
@@ -87,9 +89,9 @@ class Socket:
         """
         message = message_meant("publish", topic, payload, options)
         self._check_use()
-        envelope = self._link.envelope(self._source, message)
+        envelope = self._connection.envelope(self._source, message)
         check_seconds("publish", "timeout", timeout, zero=True)
-        await self._link.bus.publish(envelope, timeout=timeout)
+        await self._connection.bus.publish(envelope, timeout=timeout)
 
     def post(
         self,
@@ -108,8 +110,8 @@ class Socket:
         """
         message = message_meant("post", topic, payload, options)
         self._check_use()
-        envelope = self._link.envelope(self._source, message)
-        self._link.post(envelope)
+        envelope = self._connection.envelope(self._source, message)
+        self._connection.post(envelope)
 
     async def drain(self) -> None:
         """Wait until posts find room: until at most half of the bus's ``outbox`` is taken.
@@ -121,7 +123,7 @@ class Socket:
             ActorStopped, ConfigurationError: as `publish`.
         """
         self._check_use()
-        await self._link.bus.room()
+        await self._connection.bus.room()
 
     async def subscribe(self, pattern: str) -> None:
         """Also give this actor what matches the filter, from now on and while it runs.
@@ -293,7 +295,7 @@ class Socket:
         check_seconds("request", "timeout", timeout)
 
         def make(response_topic: str, correlation: bytes) -> Envelope:
-            return self._link.envelope(
+            return self._connection.envelope(
                 self._source,
                 message,
                 request=(response_topic, correlation, chain_names()),
@@ -301,7 +303,9 @@ class Socket:
 
         options: PublishOptions = {"key": key, "headers": headers, "expiry": timeout}
         message = message_meant("request", topic, payload, options)
-        return await self._link.requests.request(make, timeout=timeout, wanted=wanted, limit=limit)
+        return await self._connection.requests.request(
+            make, timeout=timeout, wanted=wanted, limit=limit
+        )
 
     def _decoder(self, reply: Any) -> Callable[[Envelope], Any]:
         whole = get_origin(reply) is Message
@@ -312,7 +316,7 @@ class Socket:
                 value = decoder.decode(envelope.payload, envelope.content_type)
             except DecodeError as error:
                 raise _reply_refusal(envelope, error) from error
-            if whole and self._link.reply_address_problem(envelope) is not None:
+            if whole and self._connection.reply_address_problem(envelope) is not None:
                 envelope = msgspec.structs.replace(envelope, response_topic=None)
             return Message.of(envelope, value) if whole else value
 

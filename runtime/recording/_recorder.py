@@ -191,5 +191,5 @@ class Recorder:
             instance=lane.instance,
             actor=lane.actor_name,
             handler=lane.handlers[handler].injection.name.removesuffix("()"),
-            bus=lane.link.provider.address,
+            bus=lane.connection.provider.address,
         )

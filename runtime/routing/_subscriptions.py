@@ -8,7 +8,7 @@ from typing import Protocol
 from ...actors import ActorSystem
 from ...errors import ConfigurationError
 from ...transports import RESERVED, Identity, Subscription, TopicFilter, is_reserved
-from ..messaging._connection import Link
+from ..messaging._connection import BusConnection
 from ..registration._specs import ActorOptions, Handler
 from ._router import Router
 from ._routes import Route
@@ -22,7 +22,7 @@ class Subscriber(Protocol):
     name: str
     options: ActorOptions
     handlers: tuple[Handler, ...]
-    link: Link
+    connection: BusConnection
     qos: int
     window: int
     window_bytes: int
@@ -70,17 +70,17 @@ class Subscriptions:
         if (
             options.deliver is None
             and self._identity.instance != "0"
-            and actor.link.provider.default_deliver == "all"
+            and actor.connection.provider.default_deliver == "all"
         ):
             raise ConfigurationError(
                 f"actor {actor.name!r}: instance {self._identity.instance!r} has to say how"
                 " messages are spread: deliver='share' gives each to one instance, deliver='all'"
                 " to every instance"
             )
-        known = self._shared.get((id(actor.link), name))
+        known = self._shared.get((id(actor.connection), name))
         if known is None:
             known = _Shared(Router(name, self._stats), actor)
-            self._shared[(id(actor.link), name)] = known
+            self._shared[(id(actor.connection), name)] = known
         else:
             first = known.members[0]
             if options.subscription is None or first.options.subscription is None:
@@ -115,7 +115,7 @@ class Subscriptions:
 
     def _open(self, system: ActorSystem, name: str, shared: _Shared) -> Router:
         first = shared.members[0]
-        deliver = first.options.deliver or first.link.provider.default_deliver
+        deliver = first.options.deliver or first.connection.provider.default_deliver
         filters = (
             filter_.pattern
             for member in shared.members
@@ -133,7 +133,7 @@ class Subscriptions:
         )
         shared.router.shared = subscription.share
         spawn_router(system, shared.router)
-        shared.router.consumer = first.link.bus.consumer(subscription, shared.router)
+        shared.router.consumer = first.connection.bus.consumer(subscription, shared.router)
         return shared.router
 
     def routes_to(self, actor: Subscriber) -> list[Route]:
@@ -169,7 +169,7 @@ class RuntimeSubscription:
         self._stats = stats
         self._routes: dict[str, Route] = {}
         self.router: Router | None = None
-        actor.link.subscribed.append(self)
+        actor.connection.subscribed.append(self)
 
     def stop_intake(self) -> None:
         """Take nothing more."""
@@ -195,7 +195,7 @@ class RuntimeSubscription:
             )
         if filter_.pattern in self._routes:
             return
-        self._actor.link.provider.check_filter(filter_.pattern)
+        self._actor.connection.provider.check_filter(filter_.pattern)
         self._actor.check_filter(filter_)
         router = self.router or await self._open()
         route = self._actor.route(router, self._handler_for(filter_), filter_)
@@ -255,7 +255,7 @@ class RuntimeSubscription:
             window_bytes=self._actor.window_bytes,
             durable=False,
         )
-        router.consumer = self._actor.link.bus.consumer(subscription, router)
+        router.consumer = self._actor.connection.bus.consumer(subscription, router)
         self.router = router
         try:
             await router.consumer.start()
@@ -268,7 +268,7 @@ class RuntimeSubscription:
     def _comes_anyway(self, topic: str) -> bool:
         """Whether the actor gets messages on the topic through its declared filters already."""
         actor = self._actor
-        if (actor.options.deliver or actor.link.provider.default_deliver) == "share":
+        if (actor.options.deliver or actor.connection.provider.default_deliver) == "share":
             return False
         return any(
             filter_.matches(topic) for handler in actor.handlers for filter_ in handler.filters

@@ -162,7 +162,7 @@ def test_lost_posts_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(100):
             posted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             posted.set_exception(MessageTooLarge("no"))
-            socket._link.lost_posts.report(posted)
+            socket._connection.lost_posts.report(posted)
 
     with Harness(app) as harness:
         harness.settle()

@@ -117,7 +117,7 @@ class _Tap(Recorder):
     def _receipt(
         self, lane: Lane, envelope: Envelope, handler: int, at: float, attempt: int
     ) -> Receipt:
-        return Receipt.of(envelope, at=at, bus=lane.link.provider.address)
+        return Receipt.of(envelope, at=at, bus=lane.connection.provider.address)
 
 
 def _existing(given: argparse.Namespace) -> Literal["replace", "refuse"]:

@@ -21,8 +21,8 @@ def kicked_off(provider: MemoryProvider, app: DistributedApplication) -> None:
     """What a bus does that another program keeps taking over."""
     run = runs_of(app).current
     assert run is not None
-    (link,) = run.links
-    link.surroundings.fatal(ConfigurationError("another program runs as 'plant.0'"))
+    (connection,) = run.connections
+    connection.surroundings.fatal(ConfigurationError("another program runs as 'plant.0'"))
 
 
 async def test_every_call_says_why_the_application_has_failed() -> None:

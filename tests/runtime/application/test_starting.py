@@ -311,8 +311,8 @@ async def test_a_start_that_hangs_ends_when_the_bus_is_lost_for_good() -> None:
     await eventually(lambda: "Boiler" in app.problems.get("plant", ""), 30)
     run = runs_of(app).current
     assert run is not None
-    (link,) = run.links
-    link.surroundings.fatal(ConfigurationError("another program runs as 'plant.0'"))
+    (connection,) = run.connections
+    connection.surroundings.fatal(ConfigurationError("another program runs as 'plant.0'"))
     with pytest.raises(ConfigurationError, match="another program"):
         await starting
 

@@ -99,8 +99,8 @@ async def test_a_slow_actor_drops_nothing_and_takes_no_more_than_its_window() ->
     async with app:
         site.number("n", *range(500))
         await gate.reached()
-        (link,) = site.broker.queues["app.0.actor"].members
-        assert len(link.in_flight) == 20
+        (connection,) = site.broker.queues["app.0.actor"].members
+        assert len(connection.in_flight) == 20
         gate.open()
         await site.settled()
     assert seen == list(range(500))
