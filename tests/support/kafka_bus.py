@@ -17,6 +17,8 @@ from aiokafka.structs import TopicPartition
 from spa_dat.transports import Bus, Envelope, Identity, KafkaConfig, SocketProvider, Surroundings
 from spa_dat.transports.kafka import KafkaProvider
 
+from .waiting import eventually
+
 __all__ = ["BusClient", "admin", "bus_client", "create", "new_prefix", "read", "settings"]
 
 _QUICK = {
@@ -88,10 +90,18 @@ async def admin(server: str) -> AsyncIterator[AIOKafkaAdminClient]:
 
 
 async def create(server: str, name: str, partitions: int = 1, **configs: str) -> None:
-    """Create a topic; ``max_message_bytes`` stands for ``max.message.bytes``, and so on."""
+    """Create a topic; ``max_message_bytes`` stands for ``max.message.bytes``, and so on.
+
+    Returns when the broker knows of it, which is some time after it has been created.
+    """
     texts = {key.replace("_", "."): value for key, value in configs.items()}
     async with admin(server) as client:
         await client.create_topics([NewTopic(name, partitions, 1, topic_configs=texts)])
+
+        async def is_known() -> bool:
+            return name in await client.list_topics()
+
+        await eventually(is_known)
 
 
 async def settings(server: str, name: str) -> tuple[int, dict[str, str]]:
