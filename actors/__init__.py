@@ -15,8 +15,8 @@ from ._isolation import (
 from ._mailbox import Mailbox, Overflow
 from ._reference import ActorRef
 from ._system import ActorSystem, RestartPolicy
+from ._thread_worker import ThreadWorker
 from ._waits import chain_names, current_actor, enter_chain, refuse_cycle
-from ._worker import ThreadWorker
 
 __all__ = [
     "DONE",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pykka
 from pykka import messages
 
-from .._thread_work import waits_for_loop
+from .._busy_threads import waits_for_loop
 from ..errors import ActorStopped, ConfigurationError
 from ._local_message import LocalMessage
 from ._waits import current_frame, deadlock, find_cycle

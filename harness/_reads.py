@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, TypeVar, Unpack, overload
 
-from .._thread_work import BusyThread, place_of_caller
+from .._busy_threads import BusyThread, place_of_caller
 from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.messaging._message import Message, PublishOptions, outgoing_message

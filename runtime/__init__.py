@@ -8,7 +8,7 @@ from .injection._context import Context
 from .messaging._message import Message, MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
-from .options._retry import Reject, Retry, RetryPolicy
+from .options._retry_policy import Reject, Retry, RetryPolicy
 from .registration._resources import SupportedContextManagers
 from .registration._specs import Spec
 

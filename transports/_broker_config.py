@@ -10,9 +10,9 @@ from .._texts import quoted, unfit_character
 from ..errors import ConfigurationError
 from ._contract import DEFAULT_WINDOW_BYTES
 from ._credentials import PasswordFile, Secret, as_secret, password_from
-from ._options import check_flag, check_numbers, check_text
 from ._outbox import DEFAULT_OUTBOX_BYTES
 from ._reconnect import Backoff
+from ._url_options import check_flag, check_numbers, check_text
 
 __all__ = ["BrokerConfig", "check_login"]
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from ..errors import ConfigurationError
 from ._contract import SocketProvider
-from ._options import Address, nearest, options_to_config, parse_address
+from ._url_options import Address, nearest, options_to_config, parse_address
 from .kafka._config import KafkaConfig
 from .kafka._provider import KafkaProvider
 from .memory._config import MemoryConfig

@@ -11,7 +11,7 @@ from ...runtime.application._application import DistributedApplication
 from ...runtime.injection._context import Context
 from ...runtime.messaging._message import Message
 from ...runtime.messaging._socket import Socket
-from ...runtime.options._retry import RetryPolicy
+from ...runtime.options._retry_policy import RetryPolicy
 from .._waiting import Gate, eventually
 from ._harness import TransportHarness
 from ._scenario import Scenarios, scenario

@@ -15,8 +15,8 @@ from concurrent.futures import Executor
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
+from ..._busy_threads import BusyThread, let_waits_be_known
 from ..._environment import Environment
-from ..._thread_work import BusyThread, let_waits_be_known
 from ._foreign_threads import ForeignThreads
 from ._threads import CallerKind, Threads
 

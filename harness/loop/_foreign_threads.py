@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ..._thread_work import BusyThread
+from ..._busy_threads import BusyThread
 from ._stacks import stack_of_frame
 from ._threads import Threads, Wait
 

@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..._thread_work import here
+from ..._busy_threads import here
 from ...errors import ActorStopped
 from ._stacks import stack_of_frame
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
+from ..._busy_threads import BusyThread
 from ..._environment import Environment
-from ..._thread_work import BusyThread
 from ...runtime.hosting._lane import Lane
 from ...transports import Envelope, SocketProvider
 from .._errors import NotSettled

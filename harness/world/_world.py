@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..._busy_threads import BusyThread
 from ..._environment import Environment
-from ..._thread_work import BusyThread
 from ...runtime.application._application import DistributedApplication
 from ...transports import Envelope, SocketProvider, is_reserved
 from .._trace import Trace

@@ -17,7 +17,7 @@ from ...errors import ActorStopped, ConfigurationError
 from ...transports import SocketProvider
 from ..diagnostics._given_up import GivenUp
 from ..diagnostics._problems import Problems
-from ..handling._parking import LetterLimit
+from ..handling._dead_letter_store import LetterLimit
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._lane import Lane
 from ..hosting._observer import Observer

@@ -11,7 +11,7 @@ from ...actors import is_ending
 from ...errors import OutboxFull, PublishNotSent, PublishUnknown, RequestTimeout, TransportError
 from ...transports import Delivery
 from ..diagnostics._stacks import of_users_code
-from ..options._retry import Reject, Retry
+from ..options._retry_policy import Reject, Retry
 
 __all__ = ["advice", "as_failure", "deadline_missed", "is_outage", "log_failure"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...actors import Mailbox, Overflow
 from ...transports import Delivery
-from ..handling._batch_processor import BatchHandling
+from ..handling._batch_attempts import BatchHandling
 from ..routing._batch_collector import Collector
 
 if TYPE_CHECKING:

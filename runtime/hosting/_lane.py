@@ -15,7 +15,7 @@ from ..._texts import reason_of
 from ...actors import Actor, ActorRef, RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Delivery, Envelope
-from ..handling._execution import Caller, Work
+from ..handling._handler_calls import Caller, Work
 from ..handling._scope import ProducerScope
 from ..messaging._requests import CHAIN_HEADER, circle_of
 from ..messaging._socket import Socket

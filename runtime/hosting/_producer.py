@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._texts import describe, error_name, inspectable
 from ...actors import run_apart
-from ..handling._processor import Handling
+from ..handling._attempts import Handling
 from ..handling._scope import ProducerScope
 from ..messaging._turn import current_turn
 from ._work_source import mailbox_of

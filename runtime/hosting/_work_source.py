@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...actors import Mailbox, Overflow
-from ..handling._processor import Handling
+from ..handling._attempts import Handling
 
 if TYPE_CHECKING:
     from ._lane import Lane

@@ -11,7 +11,7 @@ from functools import partial
 from ..._texts import describe, reason_of
 from ...errors import RemoteError, RequestTimeout
 from ...transports import Bus, Envelope, OutboxEntry
-from ..options._retry import Reject
+from ..options._retry_policy import Reject
 
 __all__ = [
     "CHAIN_HEADER",

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar, Unpack, overload
 
-from ..._thread_work import waits_for_loop
+from ..._busy_threads import waits_for_loop
 from ...errors import ActorStopped, ConfigurationError, RemoteError
 from ._message import OutgoingMessage, PublishOptions
 from ._requests import MOST_REPLIES

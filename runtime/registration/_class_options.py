@@ -11,7 +11,7 @@ from ...actors import Actor, Overflow
 from ...errors import ConfigurationError
 from ...transports import as_provider
 from ..options._checks import is_number
-from ..options._retry import RetryPolicy
+from ..options._retry_policy import RetryPolicy
 
 __all__ = ["class_options"]
 

@@ -20,7 +20,7 @@ from ..options._checks import (
     check_count,
     check_seconds,
 )
-from ..options._retry import RetryPolicy
+from ..options._retry_policy import RetryPolicy
 from ..options._state import check_state, make_state
 from ._keys import MessageKey
 from ._resources import Resource, check_resources

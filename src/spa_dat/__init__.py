@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._thread_work import busy_thread
+    from ._busy_threads import busy_thread
     from .actors import Actor, ActorRef, Overflow, RestartPolicy, on
     from .errors import RemoteError, SpaDatError
     from .runtime import (
@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 _PARTS = {
-    "_thread_work": ("busy_thread",),
+    "_busy_threads": ("busy_thread",),
     "actors": (
         "Actor",
         "ActorRef",

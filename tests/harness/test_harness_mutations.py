@@ -12,7 +12,7 @@ import pytest
 from spa_dat import DistributedApplication, RetryPolicy, Socket
 from spa_dat.actors import Mailbox
 from spa_dat.errors import ActorStopped, MailboxFull
-from spa_dat.runtime.handling._processor import Handling
+from spa_dat.runtime.handling._attempts import Handling
 from spa_dat.runtime.messaging._requests import Requests
 from spa_dat.runtime.routing._router import Router
 from spa_dat.runtime.routing._routes import Routed

@@ -418,7 +418,7 @@ async def test_a_message_of_which_no_letter_can_be_made_is_stored_all_the_same(
             raise OverflowError("a date beyond the year 9999")
         return dead_letter(envelope, **given)
 
-    monkeypatch.setattr("spa_dat.runtime.handling._parking.dead_letter", strange)
+    monkeypatch.setattr("spa_dat.runtime.handling._dead_letter_store.dead_letter", strange)
     async with app:
         site.publish("n", b"payload", headers={"h": "x"})
         (letter,) = await site.parked()

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
-from .._options import check_flag, check_numbers
 from .._topics import TopicFilter, is_reserved
+from .._url_options import check_flag, check_numbers
 
 __all__ = ["KafkaConfig", "KafkaTopic"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ...errors import ConfigurationError
 from .._contract import DEFAULT_WINDOW_BYTES
-from .._options import check_numbers
 from .._outbox import DEFAULT_OUTBOX_BYTES
+from .._url_options import check_numbers
 
 __all__ = ["MemoryConfig"]
 

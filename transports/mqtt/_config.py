@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
-from .._options import check_numbers
+from .._url_options import check_numbers
 
 __all__ = ["MqttConfig"]
 

@@ -8,7 +8,7 @@ with Harness(app) as harness:
 
 from __future__ import annotations
 
-from .._thread_work import BusyThread
+from .._busy_threads import BusyThread
 from ..harness import (
     AsyncHarness,
     DeadLetter,

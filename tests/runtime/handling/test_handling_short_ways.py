@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spa_dat import Context, Message, RetryPolicy, Socket
-from spa_dat.runtime.handling._execution import Caller
+from spa_dat.runtime.handling._handler_calls import Caller
 from support.memory import Site
 
 pytestmark = pytest.mark.virtual

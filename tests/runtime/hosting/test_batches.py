@@ -29,7 +29,7 @@ from spa_dat import (
 )
 from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
 from spa_dat.harness._waiting import Gate
-from spa_dat.runtime.handling._batch_processor import BatchHandling
+from spa_dat.runtime.handling._batch_attempts import BatchHandling
 from spa_dat.testing import Harness
 from support.memory import Site
 from support.waiting import eventually

@@ -22,7 +22,7 @@ from aiokafka.structs import TopicPartition
 
 from spa_dat import DistributedApplication, Message
 from spa_dat.testing import Kafka
-from spa_dat.transports.kafka.consuming import _partition_guard as _guard, _unreadable
+from spa_dat.transports.kafka.consuming import _unreadable, _unreadable_guard as _guard
 from spa_dat.transports.kafka.consuming._unreadable import Troubles, Unreadable
 from support.kafka_bus import admin, bus_client, create, new_prefix
 from support.kafka_consuming import committed, taker

@@ -33,10 +33,10 @@ from .._topic_facts import MadeAnewError
 from ._commits import Committer
 from ._fetching import Fetched
 from ._membership import NO_COORDINATOR, join_refusal, unassigned
-from ._partition_guard import PartitionGuard
 from ._partitions import Assignment, PartitionTracker
 from ._positions import compare, made_anew_since, take_places
 from ._session import ConsumerSessions, SessionState, unless
+from ._unreadable_guard import PartitionGuard
 
 __all__ = ["GroupMember"]
 

@@ -16,9 +16,9 @@ from .._context import BusContext
 from .._names import Selection
 from .._topic_facts import TopicFacts, made_anew, topic_facts
 from ._fetching import Fetched
-from ._partition_guard import PartitionGuard
 from ._partitions import Assignment, CountingTracker
 from ._session import ConsumerSessions, SessionState
+from ._unreadable_guard import PartitionGuard
 
 __all__ = ["Reader"]
 

@@ -23,9 +23,9 @@ from .._reachability import Reachability, reach
 from .._topic_facts import MadeAnewError, topic_facts
 from ._dispatcher import Dispatcher
 from ._fetching import Fetched, Fetching
-from ._partition_guard import PartitionGuard
 from ._partitions import Assignment
 from ._unreadable import Troubles
+from ._unreadable_guard import PartitionGuard
 
 __all__ = ["ConsumerSessions", "SessionState", "unless"]
 

@@ -1,4 +1,4 @@
-"""The processor of deliveries in an actor: bind, run, retry or park, reply, settle."""
+"""Attempts at the deliveries of an actor: bind, run, retry or park, reply, settle."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..payloads._codec import check_size
 from ..registration._specs import Handler
 from ..routing._router import Router
 from ..routing._routes import Routed
+from ._dead_letter_store import SHORTEST_PAUSE, Parking, Pauses
 from ._failures import as_failure, is_outage, log_failure
 from ._lane import HandlingLane
-from ._parking import SHORTEST_PAUSE, Parking, Pauses
 from ._scope import MessageScope
 from ._settlement import Settlements
 

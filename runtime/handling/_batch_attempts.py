@@ -16,14 +16,14 @@ from ...transports import DeliveryState
 from ..diagnostics._stacks import of_users_code
 from ..messaging._message import Message
 from ..messaging._turn import Turn, current_turn, lasting_identity
-from ..options._retry import Reject, Retry
+from ..options._retry_policy import Reject, Retry
 from ..payloads._codec import check_size
 from ..registration._specs import Handler
 from ..routing._routes import Routed
+from ._attempts import Handling
+from ._dead_letter_store import SHORTEST_PAUSE
 from ._failures import as_failure, log_failure
 from ._lane import HandlingLane
-from ._parking import SHORTEST_PAUSE
-from ._processor import Handling
 from ._scope import ProducerScope, with_usable_address
 
 __all__ = ["BatchHandling"]
