@@ -15,7 +15,7 @@ from spa_dat.testing import Harness, NotSettled
 
 
 def run(app: DistributedApplication, **options: float) -> None:
-    with Harness(app, grace=0.2, **options) as harness:  # type: ignore[arg-type]
+    with Harness(app, **options) as harness:  # type: ignore[arg-type]
         harness.publish("in", 1)
         harness.settle()
 
@@ -109,7 +109,7 @@ def test_a_blocked_event_loop(app: DistributedApplication, block: Callable[[], N
         block()
 
     with pytest.raises(NotSettled, match=r"was blocked(?s:.*)in blocks(?s:.*)in (sleeps|works)"):
-        run(app)
+        run(app, grace=0.2)
 
 
 async def test_a_blocked_event_loop_in_an_async_test(app: DistributedApplication) -> None:
@@ -140,7 +140,7 @@ def test_work_in_a_thread_that_does_not_end(app: DistributedApplication) -> None
         time.sleep(0.5)
 
     with pytest.raises(NotSettled, match=r"in a thread(?s:.*)in work"):
-        run(app)
+        run(app, grace=0.2)
 
 
 def test_real_connections_are_waited_for(app: DistributedApplication) -> None:
@@ -171,4 +171,4 @@ def test_a_real_connection_that_brings_nothing(app: DistributedApplication) -> N
             far.close()
 
     with pytest.raises(NotSettled, match=r"real input or output(?s:.*)in connect"):
-        run(app)
+        run(app, grace=0.2)
