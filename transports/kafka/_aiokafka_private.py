@@ -62,7 +62,6 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from ...errors import ConfigurationError
 
 __all__ = [
-    "Connections",
     "LenientRecords",
     "TopicIdsRequest",
     "background_tasks",
@@ -82,6 +81,7 @@ __all__ = [
     "is_assigned",
     "is_connected",
     "is_lost",
+    "keep_connections",
     "leave",
     "limit_prefetching",
     "murmur2",
@@ -156,7 +156,24 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
     (TransactionManager, ("increment_sequence_number",)),
 )
 _PRODUCER_STATE = ("_closed", "_sender", "_txn_manager", "client")
-_CLIENT_STATE = ("_conns", "_md_update_fut", "_sync_task", "_topics", "cluster")
+# A client has them as private attributes of the same names.
+_CONNECTION_OPTIONS = (
+    "client_id",
+    "request_timeout_ms",
+    "sasl_mechanism",
+    "sasl_plain_password",
+    "sasl_plain_username",
+    "security_protocol",
+    "ssl_context",
+)
+_CLIENT_STATE = (
+    *(f"_{name}" for name in _CONNECTION_OPTIONS),
+    "_conns",
+    "_md_update_fut",
+    "_sync_task",
+    "_topics",
+    "cluster",
+)
 _CLUSTER_STATE = ("controller", "unauthorized_topics")
 _CONSUMER_STATE = ("_client", "_closed", "_coordinator", "_fetcher", "_subscription")
 # What a consumer makes when it starts, and sets there.
@@ -280,7 +297,12 @@ async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> No
         connection.close()
 
 
-class Connections:
+def keep_connections(client: Any) -> None:
+    """Have a client of the library, not started, close every connection that it makes."""
+    _Connections(client)
+
+
+class _Connections:
     """Makes the connections of a client of the library, and closes every one of them.
 
     The library leaves open what is still being made when it closes, and its first connection when
@@ -288,12 +310,10 @@ class Connections:
 
     Args:
         client: the library's; not started.
-        options: of each connection.
     """
 
-    def __init__(self, client: Any, options: Mapping[str, Any]) -> None:
+    def __init__(self, client: Any) -> None:
         self._client = client
-        self._options = options
         self._make, self._close_made = client._get_conn, client.close
         self._making: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -317,9 +337,10 @@ class Connections:
 
     async def _bootstrap(self) -> None:
         client = self._client
+        options = {name: getattr(client, f"_{name}") for name in _CONNECTION_OPTIONS}
         for host, port, _ in client.hosts:
             with contextlib.suppress(OSError, kafka.KafkaError):
-                connection = await create_conn(host, port, **self._options)
+                connection = await create_conn(host, port, **options)
                 try:
                     client.cluster.update_metadata(await connection.send(MetadataRequest([])))
                 except BaseException:

@@ -6,10 +6,9 @@ import logging
 from typing import Any
 
 from .._tls import tls_context
-from ._aiokafka_private import Connections
 from ._config import KafkaConfig
 
-__all__ = ["common_options", "connection_options", "fetch_options", "keep_connections"]
+__all__ = ["common_options", "connection_options", "fetch_options"]
 
 _LIBRARY = "aiokafka"
 _LEAST_FETCHED = 65_536
@@ -46,18 +45,6 @@ def fetch_options(window_bytes: int) -> dict[str, Any]:
     """
     most = max(_LEAST_FETCHED, min(window_bytes // 2, 2**31 - 1))
     return {"fetch_max_bytes": most, "max_partition_fetch_bytes": most}
-
-
-def keep_connections(client: Any, config: KafkaConfig, client_id: str) -> None:
-    """Close every connection that a client of the library makes, when it closes.
-
-    Args:
-        client: the library's, not started.
-        config: where and how.
-        client_id: what the cluster's logs call us.
-    """
-    options = connection_options(config, client_id)
-    Connections(client, options | {"request_timeout_ms": int(config.request_timeout * 1000)})
 
 
 def connection_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:

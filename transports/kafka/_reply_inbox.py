@@ -15,8 +15,13 @@ from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
-from ._aiokafka_private import client_of, fetching_ends, stop_consumer
-from ._client_options import common_options, fetch_options, keep_connections
+from ._aiokafka_private import (
+    client_of,
+    fetching_ends,
+    keep_connections,
+    stop_consumer,
+)
+from ._client_options import common_options, fetch_options
 from ._config import KafkaConfig
 from ._errors import connect_problem, describe
 from ._reachability import MOVED, Reachability
@@ -124,7 +129,7 @@ class ReplyInbox:
             # With read_committed anybody's open transaction would hold all replies back.
             isolation_level="read_uncommitted",
         )
-        keep_connections(client_of(consumer), self._config, self._client_id)
+        keep_connections(client_of(consumer))
         # Replies are worth nothing later: better some are lost than all that come after them.
         guard = PartitionGuard(consumer, self._troubles, passes_over=True)
         try:

@@ -22,12 +22,12 @@ from .._aiokafka_private import (
     client_of,
     end_tasks,
     is_lost,
+    keep_connections,
     leave,
     rejoin_anew,
     stop_consumer,
     watch_topics,
 )
-from .._client_options import keep_connections
 from .._context import BusContext
 from .._topic_facts import MadeAnewError
 from ._commits import Committer
@@ -147,7 +147,7 @@ class GroupMember(ConsumerSessions):
             rebalance_timeout_ms=int(config.rebalance_timeout * 1000),
             max_poll_interval_ms=int(config.max_poll_interval * 1000),
         )
-        keep_connections(client_of(consumer), config, self.identifier)
+        keep_connections(client_of(consumer))
         names, pattern, _ = self._selection
         listener = _Listener(self)
         if pattern is None:

@@ -10,8 +10,11 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from ..._contract import Receiver, Subscription
-from .._aiokafka_private import client_of, stop_consumer
-from .._client_options import keep_connections
+from .._aiokafka_private import (
+    client_of,
+    keep_connections,
+    stop_consumer,
+)
 from .._context import BusContext
 from .._names import Selection
 from .._topic_facts import TopicFacts, made_anew, topic_facts
@@ -56,7 +59,7 @@ class Reader(ConsumerSessions):
             group_id=None,
             auto_offset_reset="earliest",
         )
-        keep_connections(client_of(consumer), self._config, self.identifier)
+        keep_connections(client_of(consumer))
         guard = self._guard = PartitionGuard(consumer, self._troubles)
         try:
             if not await self._unless_interrupted(self._connect(consumer)):

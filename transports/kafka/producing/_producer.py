@@ -18,6 +18,7 @@ from ..._outbox import Outbox, OutboxEntry
 from .._aiokafka_private import (
     find_topics,
     forget_topic,
+    keep_connections,
     on_connection_closed,
     overhear,
     producer_tasks,
@@ -25,7 +26,7 @@ from .._aiokafka_private import (
     retire_producer,
     stop_waiting_for_metadata,
 )
-from .._client_options import common_options, keep_connections
+from .._client_options import common_options
 from .._config import KafkaConfig
 from .._errors import translate
 from .._reachability import Reachability
@@ -102,7 +103,7 @@ class Producer:
             linger_ms=0,
         )
         client = self._library.client
-        keep_connections(client, config, client_id)
+        keep_connections(client)
         self.reachability = Reachability(config, client_id, client)
         overhear(client, produced=self._hear)
         on_connection_closed(client, on_trouble)

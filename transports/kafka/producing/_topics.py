@@ -11,8 +11,13 @@ import aiokafka.errors as kafka
 
 from ...._logs import get_logger
 from ....errors import ConfigurationError, NotAuthorised, SpaDatError, UnknownTopic
-from .._aiokafka_private import create_topics, find_topics, new_client
-from .._client_options import common_options, keep_connections
+from .._aiokafka_private import (
+    create_topics,
+    find_topics,
+    keep_connections,
+    new_client,
+)
+from .._client_options import common_options
 from .._config import KafkaConfig
 from .._errors import describe, translate
 from .._names import Names
@@ -86,7 +91,7 @@ class Topics:
             return
         await reach(self._config, self._client_id)
         client = new_client(common_options(self._config, self._client_id))
-        keep_connections(client, self._config, self._client_id)
+        keep_connections(client)
         try:
             await client.bootstrap()
             await self._ensure(client, wanted, timeout)
