@@ -18,6 +18,8 @@ _LIBRARIES = tuple(
     dict.fromkeys(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))
 )
 
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
 _KINDS = (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await"))
 _STEPS = ("async_generator_asend", "async_generator_athrow")
 
@@ -69,8 +71,7 @@ def frames_of_thread(ident: int | None) -> list[FrameType]:
 
 def is_ours(frame: FrameType) -> bool:
     """Whether it runs code of this package or of asyncio."""
-    name = str(frame.f_globals.get("__name__", ""))
-    return name.startswith((_OURS, "asyncio."))
+    return _module(frame).startswith((_OURS, "asyncio."))
 
 
 def place(frames: list[FrameType]) -> str | None:
@@ -92,11 +93,6 @@ def _name(frame: FrameType) -> str:
     return frame.f_code.co_qualname.rpartition("<locals>.")[2]
 
 
-_PACKAGE = f"{__name__.partition('.')[0]}."
-
-_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
-
-
 def of_users_code(error: BaseException) -> _ExcInfo | None:
     """``exc_info`` for the log, without the calls of this package that led to the user's code.
 
@@ -104,7 +100,7 @@ def of_users_code(error: BaseException) -> _ExcInfo | None:
     a mistake of ours, and keeps it.
     """
     traceback = error.__traceback__
-    while traceback is not None and _is_ours(traceback):
+    while traceback is not None and _module(traceback.tb_frame).startswith(_OURS):
         traceback = traceback.tb_next
     if traceback is None and not isinstance(error, SpaDatError | TimeoutError):
         traceback = error.__traceback__
@@ -113,5 +109,5 @@ def of_users_code(error: BaseException) -> _ExcInfo | None:
     return type(error), error, traceback
 
 
-def _is_ours(traceback: TracebackType) -> bool:
-    return str(traceback.tb_frame.f_globals.get("__name__", "")).startswith(_PACKAGE)
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
