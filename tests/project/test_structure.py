@@ -87,6 +87,7 @@ HARNESS_LAYERS = (
     {"conformance"},
 )
 """The same of the harness, with the modules that are in no room."""
+ROOMS = {"runtime": tuple({room} for room in LAYERS), "harness": HARNESS_LAYERS}
 KAFKA_FENCE = "transports/kafka/_aiokafka_private.py"
 """The only module of the Kafka transport that uses what aiokafka does not document."""
 DOCUMENTED_BY_AIOKAFKA = {"aiokafka", "aiokafka.abc", "aiokafka.errors", "aiokafka.structs"}
@@ -136,16 +137,26 @@ def test_modules_import_only_what_they_may(path: Path) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("path", modules(), ids=identifier)
-def test_rooms_of_the_runtime_import_only_those_below(path: Path) -> None:
-    parts = path.relative_to(ROOT).parts
-    if parts[0] != "runtime" or len(parts) < 3:
-        return
-    above = LAYERS[LAYERS.index(parts[1]) + 1 :]
+def in_rooms() -> list[Path]:
+    """Modules of the packages whose rooms have an order, but for those that show all of it."""
+    return [
+        path
+        for path in modules()
+        if path.relative_to(ROOT).parts[0] in ROOMS
+        and path.relative_to(ROOT).parts[1:] != ("__init__.py",)
+    ]
+
+
+@pytest.mark.parametrize("path", in_rooms(), ids=identifier)
+def test_rooms_import_only_those_below(path: Path) -> None:
+    package, room, *_ = path.relative_to(ROOT).with_suffix("").parts
+    layers = ROOMS[package]
+    own = next(number for number, layer in enumerate(layers) if room in layer)
+    above = set().union(*layers[own + 1 :])
     wrong = [
-        f"line {line}: {parts[1]} must not import {name.split('.')[2]}"
+        f"line {line}: {room} must not import {name.split('.')[2]}"
         for line, name in imports(path)
-        if name.startswith("relative:spa_dat.runtime.") and name.split(".")[2] in above
+        if name.startswith(f"relative:spa_dat.{package}.") and name.split(".")[2] in above
     ]
     assert wrong == []
 
@@ -184,21 +195,6 @@ def test_one_module_reaches_into_aiokafka(path: Path) -> None:
         assert len(reaches) > 50
     else:
         assert reaches == [], f"put it into {KAFKA_FENCE}, which is checked at the start"
-
-
-@pytest.mark.parametrize("path", modules(), ids=identifier)
-def test_rooms_of_the_harness_import_only_those_below(path: Path) -> None:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    if parts[0] != "harness" or parts[1] == "__init__":  # which shows what is public of all
-        return
-    own = next(number for number, layer in enumerate(HARNESS_LAYERS) if parts[1] in layer)
-    above = set().union(*HARNESS_LAYERS[own + 1 :])
-    wrong = [
-        f"line {line}: {parts[1]} must not import {name.split('.')[2]}"
-        for line, name in imports(path)
-        if name.startswith("relative:spa_dat.harness.") and name.split(".")[2] in above
-    ]
-    assert wrong == []
 
 
 def test_everything_in_the_harness_has_its_place() -> None:
