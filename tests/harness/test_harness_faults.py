@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
+import support.forwarding
 from spa_dat import Actor, DistributedApplication, Socket, SyncSocket
 from spa_dat.errors import ConfigurationError
 from spa_dat.testing import Faults, Harness, NotSettled, explore
@@ -22,40 +23,7 @@ KINDS = [field.name for field in fields(Faults) if field.name not in ("most", "r
 
 
 def forwarding(kind: str = "async") -> DistributedApplication:
-    """Passes on what it gets."""
-    app = DistributedApplication("mqtt://broker", name="app")
-    if kind == "async":
-
-        @app.application("in/+")
-        async def forward(payload: int, socket: Socket) -> None:
-            await socket.publish("out", payload)
-
-    elif kind == "posting":
-
-        @app.application("in/+")
-        async def post(payload: int, socket: Socket) -> None:
-            socket.post("out", payload)
-
-    elif kind == "thread":
-
-        @app.application("in/+")
-        def block(payload: int, socket: SyncSocket) -> None:
-            socket.publish("out", payload)
-
-    elif kind == "batch":
-
-        @app.application("in/+", batch=(3, 0.5))
-        async def several(payload: list[int], socket: Socket) -> None:
-            for number in payload:
-                await socket.publish("out", number)
-
-    else:
-
-        @app.application("in/+", concurrency=3)
-        async def lanes(payload: int, socket: Socket) -> None:
-            await socket.publish("out", payload)
-
-    return app
+    return support.forwarding.forwarding("mqtt://broker", kind)
 
 
 def run(app: DistributedApplication, seed: int, faults: Faults) -> str:

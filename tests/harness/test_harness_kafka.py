@@ -18,6 +18,7 @@ from typing import Any
 import aiokafka.client
 import pytest
 
+import support.forwarding
 from spa_dat import (
     Actor,
     DistributedApplication,
@@ -27,7 +28,6 @@ from spa_dat import (
     RetryPolicy,
     Socket,
     SocketProviderFactory,
-    SyncSocket,
 )
 from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.testing import Faults, Harness, explore
@@ -53,40 +53,7 @@ def collecting(
 
 
 def forwarding(kind: str = "async") -> DistributedApplication:
-    """Passes on what it gets."""
-    app = DistributedApplication("kafka://broker:9092?partitions=2", name="app")
-    if kind == "async":
-
-        @app.application("in/+")
-        async def forward(payload: int, socket: Socket) -> None:
-            await socket.publish("out", payload)
-
-    elif kind == "posting":
-
-        @app.application("in/+")
-        async def post(payload: int, socket: Socket) -> None:
-            socket.post("out", payload)
-
-    elif kind == "thread":
-
-        @app.application("in/+")
-        def block(payload: int, socket: SyncSocket) -> None:
-            socket.publish("out", payload)
-
-    elif kind == "batch":
-
-        @app.application("in/+", batch=(3, 0.5))
-        async def several(payload: list[int], socket: Socket) -> None:
-            for number in payload:
-                await socket.publish("out", number)
-
-    else:
-
-        @app.application("in/+", concurrency=3)
-        async def lanes(payload: int, socket: Socket) -> None:
-            await socket.publish("out", payload)
-
-    return app
+    return support.forwarding.forwarding("kafka://broker:9092?partitions=2", kind)
 
 
 def run(app: DistributedApplication, seed: int, faults: Faults) -> str:
