@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from .._texts import quoted, unfit_character
+from .._texts import LONGEST_REMEMBERED, quoted, unfit_character
 from ..errors import ConfigurationError
 from ._envelope import REPLY_HEADER, Envelope
 
@@ -32,8 +32,6 @@ RESERVED = "_spa"
 
 _LONGEST = 65_535
 _REMEMBERED = 4_096
-# Longer topics, which strangers may invent without end, would fill the memory.
-_LONGEST_REMEMBERED = 256
 
 V = TypeVar("V", bound=Hashable)
 
@@ -271,7 +269,7 @@ class TopicTrie(Generic[V]):
         found = self._cache.get(topic)
         if found is None:
             found = self._search(topic)
-            if len(topic) > _LONGEST_REMEMBERED:
+            if len(topic) > LONGEST_REMEMBERED:
                 return found
             if len(self._cache) >= _REMEMBERED:
                 del self._cache[next(iter(self._cache))]

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
-from ..._texts import describe, escaped, quoted, reason_of
+from ..._texts import LONGEST_REMEMBERED, describe, escaped, quoted, reason_of
 from ...errors import ActorStopped, ConfigurationError, ConnectionLost, OutboxFull, SpaDatError
 from ...transports import (
     REPLY_HEADER,
@@ -29,7 +29,7 @@ from ...transports import (
 from ..diagnostics._given_up import LostPosts
 from ..payloads._codec import encode
 from ._message import NO_HEADERS, OutgoingMessage, check_message, check_response_topic
-from ._requests import CHAIN_HEADER, ERROR_HEADER, Requests
+from ._requests import CHAIN_HEADER, ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT, Requests
 from ._turn import Turn, current_turn
 
 __all__ = ["BusConnection"]
@@ -39,9 +39,6 @@ log = get_logger("spa_dat")
 _LONGEST_REPLY_ADDRESS = 1024
 _LONGEST_CORRELATION = 1024
 _MOST_TOPICS_REMEMBERED = 1024
-_LONGEST_TOPIC_REMEMBERED = 256
-_LONGEST_ERROR_CODE = 100
-_LONGEST_ERROR_TEXT = 1000
 
 
 class Takes(Protocol):
@@ -183,7 +180,7 @@ class BusConnection:
                 " choose another first level"
             )
         self.provider.check_topic(topic)
-        if len(topic) > _LONGEST_TOPIC_REMEMBERED:
+        if len(topic) > LONGEST_REMEMBERED:
             return
         if len(self._checked) >= _MOST_TOPICS_REMEMBERED:
             self._checked.clear()
@@ -290,8 +287,8 @@ class BusConnection:
         Raises:
             OutboxFull: it can, later.
         """
-        headers = {REPLY_HEADER: "1", ERROR_HEADER: escaped(str(code))[:_LONGEST_ERROR_CODE]}
-        payload = str(text)[:_LONGEST_ERROR_TEXT].encode("utf-8", "replace")
+        headers = {REPLY_HEADER: "1", ERROR_HEADER: escaped(str(code))[:LONGEST_CODE]}
+        payload = str(text)[:LONGEST_TEXT].encode("utf-8", "replace")
         payload = payload[: self.bus.max_payload].decode("utf-8", "ignore").encode()
         try:
             self._post_reply(turn, source, payload, "text/plain; charset=utf-8", headers)

@@ -16,6 +16,8 @@ from ..options._retry_policy import Reject
 __all__ = [
     "CHAIN_HEADER",
     "ERROR_HEADER",
+    "LONGEST_CODE",
+    "LONGEST_TEXT",
     "MOST_REPLIES",
     "Requests",
     "chain_of",
@@ -32,8 +34,10 @@ MOST_REPLIES = 1_000
 """How many replies to one request are kept unless something else is said."""
 _MOST_BYTES = 16_777_216
 _MOST_BYTES_TOGETHER = 67_108_864
-_LONGEST_CODE = 100
-_LONGEST_TEXT = 1_000
+LONGEST_CODE = 100
+"""Characters of the code of an error that is a reply, sent or received."""
+LONGEST_TEXT = 1_000
+"""Characters of its text."""
 # What each takes in memory beside its characters.
 _OVERHEAD = 512
 _OVERHEAD_OF_A_HEADER = 256
@@ -77,10 +81,10 @@ def remote_error(envelope: Envelope) -> RemoteError | None:
         text = f"(a text of {left_out.size} bytes)"
     else:
         # A character has at most four bytes.
-        text = envelope.payload[: 4 * _LONGEST_TEXT].decode("utf-8", "replace")
-        if len(envelope.payload) > 4 * _LONGEST_TEXT or len(text) > _LONGEST_TEXT:
-            text = f"{text[:_LONGEST_TEXT]}... ({len(envelope.payload)} bytes)"
-    return RemoteError(code[:_LONGEST_CODE], text)
+        text = envelope.payload[: 4 * LONGEST_TEXT].decode("utf-8", "replace")
+        if len(envelope.payload) > 4 * LONGEST_TEXT or len(text) > LONGEST_TEXT:
+            text = f"{text[:LONGEST_TEXT]}... ({len(envelope.payload)} bytes)"
+    return RemoteError(code[:LONGEST_CODE], text)
 
 
 def _size(envelope: Envelope) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 import msgspec
 
-from ..._texts import describe, error_name, escaped, reason_of
+from ..._texts import LONGEST_REMEMBERED, describe, error_name, escaped, reason_of
 from ...errors import ConfigurationError, DecodeError, EncodeError
 from ...transports import Envelope, Tombstone
 from ._constraints import foreign_constraint
@@ -38,9 +38,6 @@ BINARY = "application/octet-stream"
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
 
-# Longer ones, which strangers may invent without end, would fill the memory.
-_LONGEST_REMEMBERED = 256
-
 
 class PayloadFormat(enum.Enum):
     """The formats that payloads are told apart by."""
@@ -54,7 +51,7 @@ class PayloadFormat(enum.Enum):
 
 def format_of(content_type: str | None) -> PayloadFormat:
     """Return the format that a content type stands for, whatever its parameters and case."""
-    if content_type is not None and len(content_type) > _LONGEST_REMEMBERED:
+    if content_type is not None and len(content_type) > LONGEST_REMEMBERED:
         return _read_format(content_type)
     return _remembered_format(content_type)
 

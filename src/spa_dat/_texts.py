@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 __all__ = [
+    "LONGEST_REMEMBERED",
     "describe",
     "error_name",
     "escaped",
@@ -31,6 +32,8 @@ _SURROGATES = "\ud800-\udfff"
 _DECEPTIVE = "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
 _UNFIT = re.compile(f"[{_CONTROLS}{_SURROGATES}{_NON_CHARACTERS}]")
 _UNSHOWABLE = re.compile(f"[{_CONTROLS}{_SURROGATES}{_NON_CHARACTERS}{_DECEPTIVE}]")
+LONGEST_REMEMBERED = 256
+"""Characters of texts from anywhere that may be kept in a cache, which longer ones would fill."""
 _CUT = "..."
 _LONGEST_SHOWN = 4_000
 _LONGEST_TOGETHER = 40_000

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..._texts import LONGEST_REMEMBERED
 from ...errors import ConfigurationError
 from .._topics import RESERVED, TopicFilter, check_filter, check_topic, covers
 from ._config import KafkaConfig, KafkaTopic
@@ -15,7 +16,6 @@ __all__ = ["Address", "Names", "Selection", "hash_of"]
 
 _LONGEST = 249
 _MOST_REMEMBERED = 4_096
-_LONGEST_REMEMBERED = 256
 _LEVEL = re.compile(r"[A-Za-z0-9_-]+")
 _DEAD_LETTER = f"{RESERVED}/dead-letter/"
 _REPLY = f"{RESERVED}/reply/"
@@ -110,7 +110,7 @@ class Names:
             known = self._find(topic)
             if len(self._addresses) >= _MOST_REMEMBERED:
                 self._addresses.clear()
-            if known.correlation is None and len(topic) <= _LONGEST_REMEMBERED:
+            if known.correlation is None and len(topic) <= LONGEST_REMEMBERED:
                 self._addresses[topic] = known
         return known
 
@@ -248,7 +248,7 @@ _is_level_remembered = functools.lru_cache(_MOST_REMEMBERED)(_is_level)
 
 
 def _checked(level: str, topic: str) -> str:
-    known = _is_level_remembered if len(level) <= _LONGEST_REMEMBERED else _is_level
+    known = _is_level_remembered if len(level) <= LONGEST_REMEMBERED else _is_level
     if not known(level):
         raise ConfigurationError(
             f"topic {topic[:80]!r}: Kafka cannot carry the level {level[:80]!r}; use letters"

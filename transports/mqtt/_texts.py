@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from ..._texts import quoted, unfit_character
+from ..._texts import LONGEST_REMEMBERED, quoted, unfit_character
 from ...errors import ConfigurationError
 from .._envelope import Envelope, named_texts
 from .._topics import check_filter as check_any_filter, check_topic as check_any_topic
@@ -17,15 +17,13 @@ _LONGEST = 65_535
 # Mosquitto's limit; it ends the connection over more.
 _MOST_LEVELS = 200
 _LEVELS_OF_A_SHARE = 2
-# Longer topics come from strangers, and would fill the memory.
-_LONGEST_REMEMBERED = 256
 # A character is at most four bytes of UTF-8.
 _SURELY_SHORT = _LONGEST // 4
 
 
 def check_topic(topic: str) -> None:
     """Raise ConfigurationError unless messages can be published to ``topic``."""
-    if len(topic) <= _LONGEST_REMEMBERED:
+    if len(topic) <= LONGEST_REMEMBERED:
         _check_remembered(topic)
     else:
         _check_topic(topic)
@@ -62,7 +60,7 @@ def check_message(envelope: Envelope) -> None:
     """
     topic = envelope.topic
     # check_topic(), without the price of a call.
-    if len(topic) <= _LONGEST_REMEMBERED:
+    if len(topic) <= LONGEST_REMEMBERED:
         _check_remembered(topic)
     else:
         _check_topic(topic)
