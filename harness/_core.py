@@ -247,7 +247,7 @@ class Core:
     def state(self, actor: str, application: DistributedApplication | None) -> Any:
         """See `Reads.state`."""
         states = [
-            lane.state if lane.options.state is not None else lane.made
+            lane.state if lane.options.state is not None else lane.latest_instance
             for lane in self.lanes(actor, application)
         ]
         return states[0] if len(states) == 1 else states

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...runtime.hosting._batches import Batches
+from ...runtime.hosting._batch_source import BatchSource
 from ...runtime.hosting._lane import Lane
 from ...transports import Delivery
 
@@ -63,7 +63,7 @@ class Strikes:
         """An actor loses what it has, and starts again with the message it was working on."""
         unfinished: Sequence[Delivery] = ()
         work = self._world.watch.work_of(lane)
-        if isinstance(lane.work_source, Batches):
+        if isinstance(lane.work_source, BatchSource):
             unfinished = lane.work_source.current
         elif work is not None and isinstance(work.item, Delivery):
             unfinished = (work.item,)

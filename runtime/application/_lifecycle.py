@@ -17,7 +17,7 @@ from ...errors import ActorStopped, ConfigurationError
 from ...transports import SocketProvider
 from ..diagnostics._given_up import GivenUp
 from ..diagnostics._problems import Problems
-from ..handling._dead_letter_store import LetterLimit
+from ..handling._dead_letter_store import DeadLetterLimit
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._lane import Lane
 from ..hosting._observer import Observer
@@ -27,14 +27,14 @@ from ..hosting._watchdog import Watchdog
 from ..messaging._connection import BusConnection
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
-from ..registration._resources import Resource, ResourceKeeper, Wanted
+from ..registration._resources import RequiredResources, Resource, ResourceManager
 from ..registration._specs import Spec
 from ..routing._router import Router
 from ..routing._routes import Route
 from ..routing._subscriptions import NoSubscription, Subscriptions
 from ._buses import Buses
-from ._starting import Waits, check_names, connect, connection_of, start_of, subscription_of
-from ._stopping import Reason, close, stop_actors
+from ._starting import StartProgress, check_names, connect, connection_of, start_of, subscription_of
+from ._stopping import StopReason, close, stop_actors
 
 __all__ = ["Run", "RunState"]
 
@@ -80,17 +80,19 @@ class Run:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.state = RunState.STARTING
-        self.reason = Reason()
+        self.reason = StopReason()
         self._stop_task: asyncio.Task[None] | None = None
         self._context = copy_context()
         self._leaving: dict[ActorRunner, asyncio.Task[None]] = {}
         self._confirming: asyncio.Task[None] | None = None
         self._problems: dict[str, str] = {}
-        self._letters = LetterLimit(settings.dead_letter_limit)
-        self._waits = Waits(self._name, self._refuse_if_stopping)
+        self._letters = DeadLetterLimit(settings.dead_letter_limit)
+        self._waits = StartProgress(self._name, self._refuse_if_stopping)
         self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
-        self._keeper = ResourceKeeper(self._given_up, self._resource_failed, self._lost_for_good)
+        self._resource_manager = ResourceManager(
+            self._given_up, self._resource_failed, self._lost_for_good
+        )
         self._system = ActorSystem(
             name=f"{settings.identity.application}/{settings.identity.instance}",
             environment=settings.environment,
@@ -295,14 +297,17 @@ class Run:
             ", ".join(connection.provider.address for connection in self._buses) or "no bus",
         )
 
-    async def _start(self, waits: Waits) -> None:
+    async def _start(self, waits: StartProgress) -> None:
         self._make_connections()
         await waits.all(
             (partial(connection_of, connection), connect(connection)) for connection in self._buses
         )
-        owners = [Wanted("application", self._resources), *(actor.wanted for actor in self._actors)]
-        opening = asyncio.ensure_future(self._keeper.open(owners))
-        await waits.all([(lambda: self._keeper.opening, opening)])
+        owners = [
+            RequiredResources("application", self._resources),
+            *(actor.required_resources for actor in self._actors),
+        ]
+        opening = asyncio.ensure_future(self._resource_manager.open(owners))
+        await waits.all([(lambda: self._resource_manager.opening, opening)])
         shared, *own = opening.result()
         # Before the actors start, which may publish to each other at once. What comes meanwhile
         # waits in their mailboxes.
@@ -385,7 +390,7 @@ class Run:
             ]
             await stop_actors(self._actors, routers, self._system, deadline)
             await wait_for_each(self._leaving.values())
-            await close(self.connections, self._keeper, self.reason.failure, deadline)
+            await close(self.connections, self._resource_manager, self.reason.failure, deadline)
             self._given_up.posts(connection.lost_posts for connection in self._buses)
         finally:
             self._watchdog.stop()

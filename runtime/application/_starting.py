@@ -14,7 +14,14 @@ from ..messaging._connection import BusConnection
 from ..registration._specs import Spec
 from ..routing._router import Router
 
-__all__ = ["Waits", "check_names", "connect", "connection_of", "start_of", "subscription_of"]
+__all__ = [
+    "StartProgress",
+    "check_names",
+    "connect",
+    "connection_of",
+    "start_of",
+    "subscription_of",
+]
 
 log = get_logger("spa_dat")
 
@@ -25,7 +32,7 @@ _NEXT = 30.0
 Named = tuple[Callable[[], str], Awaitable[Any]]
 
 
-class Waits:
+class StartProgress:
     """Waits for one thing after the other, and says in the log for what when it takes long.
 
     That is after 12 seconds, and then every 30 seconds.
@@ -106,5 +113,5 @@ def subscription_of(router: Router) -> str:
 
 def start_of(lane: Lane) -> str:
     """What the start of an actor waits for, with the line where it is."""
-    where = lane.work.place
+    where = lane.running_code.place
     return f"actor {lane.name!r}" if where is None else f"actor {lane.name!r} ({where})"

@@ -9,15 +9,15 @@ from ...actors import ActorSystem
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._waiting import wait_for_each, wait_until
 from ..messaging._connection import BusConnection
-from ..registration._resources import LEAST_FOR_RESOURCES, ResourceKeeper
+from ..registration._resources import LEAST_FOR_RESOURCES, ResourceManager
 from ..routing._router import Router
 
-__all__ = ["Reason", "close", "stop_actors"]
+__all__ = ["StopReason", "close", "stop_actors"]
 
 _SHORTEST = 0.1
 
 
-class Reason:
+class StopReason:
     """Why a run is to stop, given once: that somebody wants it, or a failure.
 
     Made on the event loop; `failure` may be asked for in any thread.
@@ -83,7 +83,7 @@ async def stop_actors(
 
 async def close(
     connections: Sequence[BusConnection],
-    keeper: ResourceKeeper,
+    manager: ResourceManager,
     failure: BaseException | None,
     deadline: float,
 ) -> None:
@@ -91,12 +91,12 @@ async def close(
 
     Args:
         connections: the buses.
-        keeper: of the resources, which get five seconds at least.
+        manager: of the resources, which get five seconds at least.
         failure: what the application ended with.
         deadline: loop time until which to wait.
     """
     now = asyncio.get_running_loop().time()
     deadline = max(deadline, now + _SHORTEST)
     await wait_for_each(wait_until(deadline, connection.bus.drain()) for connection in connections)
-    await keeper.close(max(deadline - now, LEAST_FOR_RESOURCES))
+    await manager.close(max(deadline - now, LEAST_FOR_RESOURCES))
     await wait_for_each(connection.close(failure) for connection in connections)

@@ -12,10 +12,10 @@ from ...transports import Envelope
 from ..messaging._connection import BusConnection
 from ..messaging._dead_letter import dead_letter, simpler
 from ..routing._router import Router
-from ..routing._routes import Routed
+from ..routing._routes import RoutedDelivery
 from ._lane import HandlingLane
 
-__all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "LetterLimit", "Parking", "Pauses"]
+__all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "DeadLetterLimit", "DeadLetterStore", "Pauses"]
 
 SHORTEST_PAUSE = 0.1
 """Seconds between two attempts at what has to succeed some time, where the policy names none."""
@@ -76,7 +76,7 @@ _TIMEOUT = 30.0
 _OVER_ITS_CONTENT = (ConfigurationError, MessageError, MessageTooLarge, PublishRefused)
 
 
-class Parking:
+class DeadLetterStore:
     """Stores the dead letters of one actor.
 
     Args:
@@ -94,7 +94,7 @@ class Parking:
         self._pauses = pauses
         self._first = first or SHORTEST_PAUSE
 
-    async def park(self, delivery: Routed, error: BaseException) -> None:
+    async def park(self, delivery: RoutedDelivery, error: BaseException) -> None:
         """Store a dead letter, then settle; keeps trying until it is stored or the actor stops.
 
         A letter that the bus refuses over what it says is tried in simpler forms, the last of
@@ -150,7 +150,7 @@ class Parking:
         except Exception:  # noqa: BLE001 (so it was the payload, and what is stored is the best)
             return
 
-    def _letter(self, delivery: Routed, error: BaseException) -> Envelope:
+    def _letter(self, delivery: RoutedDelivery, error: BaseException) -> Envelope:
         make = partial(
             dead_letter,
             actor=self._lane.source,
@@ -165,7 +165,7 @@ class Parking:
             return make(known, error=problem)
 
 
-class LetterLimit:
+class DeadLetterLimit:
     """Counts the dead letters of one run, for each actor by itself.
 
     So nobody who may only write to one actor can use up those of another.

@@ -16,15 +16,15 @@ from ..diagnostics._given_up import let_go
 from ..diagnostics._stacks import frames_of, frames_of_thread, place, users_part
 from ..registration._resources import (
     LEAST_FOR_RESOURCES,
+    RequiredResources,
     Resource,
     ThreadResources,
-    Wanted,
     opens_in_thread,
 )
 from ..registration._specs import Handler
 from ._failures import advice, deadline_missed
 
-__all__ = ["Caller", "Work"]
+__all__ = ["HandlerCaller", "RunningCode"]
 
 _REST = 1.0
 # So many threads of one actor may hang at the same time.
@@ -33,7 +33,7 @@ _MOST_HUNG = 100
 _Outcome = tuple[Any, BaseException | None]
 
 
-class Caller:
+class HandlerCaller:
     """Calls the handlers of one actor: coroutine functions on the loop, others in a thread.
 
     Args:
@@ -44,7 +44,7 @@ class Caller:
         given_up: called when a call had to be left to itself, and with it what it uses.
 
     Attributes:
-        kept: resources that are opened and left in the thread, in each new one again.
+        thread_resources: resources that are opened and left in the thread, in each new one again.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Caller:
         self._running: asyncio.Future[Any] | None = None
         self._bound: list[Callable[..., Any]] = []
         self._bound_to: Any = None
-        self.kept: Mapping[str, Resource] = {}
+        self.thread_resources: Mapping[str, Resource] = {}
         self._owner = name
         self._opened: ThreadResources | None = None
         self._leaving_failed: Callable[[BaseException], None] = _ignore
@@ -104,25 +104,27 @@ class Caller:
 
     # Resources that are the thread's own.
 
-    def keep(self, wanted: Wanted, leaving_failed: Callable[[BaseException], None]) -> Wanted:
+    def take_thread_resources(
+        self, required: RequiredResources, leaving_failed: Callable[[BaseException], None]
+    ) -> RequiredResources:
         """Take those that the thread can open and leave, when all handlers run there.
 
         Args:
-            wanted: all of the actor.
+            required: all of the actor.
             leaving_failed: called at the stop with what leaving them raised.
 
         Returns:
             What is to be opened by others, and after that by this.
         """
         if not self._handlers or any(handler.injection.is_async for handler in self._handlers):
-            return wanted
-        owner, resources, _ = wanted
-        self.kept = {name: it for name, it in resources.items() if opens_in_thread(it)}
-        if not self.kept:
-            return wanted
+            return required
+        owner, resources, _ = required
+        self.thread_resources = {name: it for name, it in resources.items() if opens_in_thread(it)}
+        if not self.thread_resources:
+            return required
         self._owner, self._leaving_failed = owner, leaving_failed
-        others = {name: it for name, it in resources.items() if name not in self.kept}
-        return Wanted(owner, others, self)
+        others = {name: it for name, it in resources.items() if name not in self.thread_resources}
+        return RequiredResources(owner, others, self)
 
     async def open_resources(self) -> Mapping[str, Any]:
         """Open them in the thread where they are not open; returns what entering gave, by name.
@@ -136,7 +138,7 @@ class Caller:
             raise stopped
         self.start()
         assert self._worker is not None
-        opened = self._opened = self._opened or ThreadResources(self._owner, self.kept)
+        opened = self._opened = self._opened or ThreadResources(self._owner, self.thread_resources)
         if opened.values is None:
             try:
                 await self._worker.run(opened.enter)
@@ -330,7 +332,7 @@ class Caller:
         )
 
 
-class Work:
+class RunningCode:
     """What of the user's is at work in one actor, seen from outside: it costs no call anything.
 
     Args:
@@ -338,7 +340,9 @@ class Work:
         task: gives the task that the actor runs in; None when there is none.
     """
 
-    def __init__(self, caller: Caller, task: Callable[[], asyncio.Future[Any] | None]) -> None:
+    def __init__(
+        self, caller: HandlerCaller, task: Callable[[], asyncio.Future[Any] | None]
+    ) -> None:
         self._caller = caller
         self._task = task
 

@@ -14,7 +14,7 @@ from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import Turn, current_turn
 from ..registration._specs import Handler
-from ..routing._routes import Routed
+from ..routing._routes import RoutedDelivery
 from ._lane import HandlingLane
 
 __all__ = ["MessageScope", "ProducerScope", "with_usable_address"]
@@ -99,7 +99,7 @@ class MessageScope(ProducerScope):
         self,
         owner: HandlingLane,
         handler: Handler,
-        delivery: Routed,
+        delivery: RoutedDelivery,
         turn: Turn,
         deadline: float | None,
     ) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ..._texts import describe, error_name, quoted
 from ...errors import PublishNotSent, PublishUnknown
 from ..messaging._turn import Turn, is_confirmed
-from ..routing._routes import Routed
+from ..routing._routes import RoutedDelivery
 
 __all__ = ["Settlements"]
 
@@ -35,7 +35,7 @@ class Settlements:
     def __init__(
         self,
         stats: Counter[str],
-        on_refused: Callable[[Routed, BaseException], Awaitable[None]],
+        on_refused: Callable[[RoutedDelivery, BaseException], Awaitable[None]],
         log: _Log,
     ) -> None:
         self._stats = stats
@@ -49,11 +49,11 @@ class Settlements:
         """Messages that are not settled yet."""
         return self._open
 
-    async def settle_after(self, delivery: Routed, turn: Turn) -> None:
+    async def settle_after(self, delivery: RoutedDelivery, turn: Turn) -> None:
         """Settle the delivery when the turn's posts are confirmed; waits only when very many do."""
         await self.settle_all_after((delivery,), turn)
 
-    async def settle_all_after(self, deliveries: Sequence[Routed], turn: Turn) -> None:
+    async def settle_all_after(self, deliveries: Sequence[RoutedDelivery], turn: Turn) -> None:
         """`settle_after` for all that one turn has handled."""
         self.begin(deliveries, turn)
         while self.crowded:
@@ -64,7 +64,7 @@ class Settlements:
         """Whether so many wait that the actor should not go on."""
         return self._open >= _MOST_OPEN
 
-    def begin(self, deliveries: Sequence[Routed], turn: Turn) -> None:
+    def begin(self, deliveries: Sequence[RoutedDelivery], turn: Turn) -> None:
         """`settle_all_after` for who sees to it that there are not too many."""
         pending = [post for post in turn.posts if not is_confirmed(post)]
         if not pending:
@@ -80,7 +80,7 @@ class Settlements:
             await self._change()
 
     def done(
-        self, deliveries: Sequence[Routed], is_request: bool, error: BaseException | None
+        self, deliveries: Sequence[RoutedDelivery], is_request: bool, error: BaseException | None
     ) -> None:
         """All posts of a turn have their outcome; ``error`` is the first failure."""
         if error is None:
@@ -106,7 +106,7 @@ class Settlements:
             return
         self._closed()
 
-    async def _refused(self, deliveries: Sequence[Routed], error: BaseException) -> None:
+    async def _refused(self, deliveries: Sequence[RoutedDelivery], error: BaseException) -> None:
         for delivery in deliveries:
             await self._on_refused(delivery, error)
 
@@ -135,7 +135,7 @@ class _Settlement:
     def __init__(
         self,
         owner: Settlements,
-        deliveries: Sequence[Routed],
+        deliveries: Sequence[RoutedDelivery],
         is_request: bool,
         posts: list[asyncio.Future[None]],
     ) -> None:

@@ -11,14 +11,14 @@ from ...actors import ActorSystem, RestartPolicy
 from ...transports import TopicFilter
 from ..diagnostics._given_up import GivenUp
 from ..messaging._connection import BusConnection
-from ..registration._resources import Wanted
+from ..registration._resources import RequiredResources
 from ..registration._specs import Spec
 from ..routing._router import Router
 from ..routing._routes import Route
 from ..routing._subscriptions import RuntimeSubscription
 from ._lane import Lane
 from ._observer import Observer
-from ._producer import Calls
+from ._producer import CallSource
 from ._waiting import wait_for_each
 
 __all__ = ["ActorRunner", "ApplicationRun"]
@@ -60,7 +60,7 @@ class ActorRunner:
         address: ``application/instance/actor``.
         lanes: where its messages are handled: as many as ``concurrency`` says.
         calls: what calls a producer; None for an actor that reacts to messages.
-        wanted: the resources that it needs open before it is spawned.
+        required_resources: those that it needs open before it is spawned.
         ended: it has nothing more to do: a producer that ran through, an actor that stopped.
 
     Args:
@@ -86,16 +86,16 @@ class ActorRunner:
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[None] | None = None
         self.runtime = RuntimeSubscription(self, run.system, connection.surroundings.stats)
-        wanted = Wanted(f"actor {self.name!r}", options.ressources)
+        required = RequiredResources(f"actor {self.name!r}", options.ressources)
         if options.concurrency > 1:
             # No thread is that of all lanes.
-            self.wanted = wanted
+            self.required_resources = required
             self.lanes = tuple(Lane(self, number) for number in range(options.concurrency))
         else:
             self.lanes = (Lane(self),)
-            self.wanted = self.lanes[0].keep(wanted)
+            self.required_resources = self.lanes[0].take_thread_resources(required)
         source = self.lanes[0].work_source
-        self.calls = source if isinstance(source, Calls) else None
+        self.calls = source if isinstance(source, CallSource) else None
 
     # What subscriptions use.
 

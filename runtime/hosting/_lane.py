@@ -15,20 +15,20 @@ from ..._texts import reason_of
 from ...actors import Actor, ActorRef, RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Delivery, Envelope
-from ..handling._handler_calls import Caller, Work
+from ..handling._handler_calls import HandlerCaller, RunningCode
 from ..handling._scope import ProducerScope
 from ..messaging._requests import CHAIN_HEADER, circle_of
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import current_turn
-from ..registration._resources import Wanted
+from ..registration._resources import RequiredResources
 from ..registration._specs import Handler
 from ..routing._router import Router
-from ..routing._routes import Routed
-from ._batches import Batches
-from ._producer import Calls
-from ._timers import PutOff, Timers
-from ._work_source import Messages, WorkSource
+from ..routing._routes import RoutedDelivery
+from ._batch_source import BatchSource
+from ._producer import CallSource
+from ._timers import ScheduledCall, Timers
+from ._work_source import MessageSource, WorkSource
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
@@ -51,9 +51,9 @@ class Lane:
         source: the actor's address, which its messages name as where they are from.
         work_source: what brings it its work.
         state: what was given as ``state``, as it is now.
-        work: what of the user's is at work.
-        made: the instance of the actor's class, the latest one.
-        life: changes with instance and state.
+        running_code: what of the user's is at work.
+        latest_instance: the instance of the actor's class, the latest one.
+        generation: changes with instance and state.
 
     Args:
         runner: the actor.
@@ -83,9 +83,9 @@ class Lane:
         self.users_log = logging.LoggerAdapter(log, extra)
         # Which of several actors on one topic has failed must show under any logging format.
         self.log = LimitedLog(log, {**extra, OWN: True}, f"actor {spec.name!r}: ")
-        self.life: object = None
+        self.generation: object = None
         self.state: Any = None
-        self.made: Actor | None = None
+        self.latest_instance: Actor | None = None
         self.resources: dict[str, Any] = {}
         self._run = runner.run
         self._loop = asyncio.get_running_loop()
@@ -99,18 +99,20 @@ class Lane:
         self.sync_socket = SyncSocket(self.socket, self._loop)
         self._ref: ActorRef[Any] | None = None
         deadline = options.deadline
-        self._caller = Caller(self.address, self.handlers, deadline, self.stats, self._thread_lost)
-        self.work = Work(self._caller, self._task)
+        self._caller = HandlerCaller(
+            self.address, self.handlers, deadline, self.stats, self._thread_lost
+        )
+        self.running_code = RunningCode(self._caller, self._task)
         self.timers = Timers(self.local)
 
     def _make_work_source(self) -> WorkSource:
         if self.spec.kind == "producer":
-            return Calls(self)
-        return Messages(self) if self.options.batch is None else Batches(self)
+            return CallSource(self)
+        return MessageSource(self) if self.options.batch is None else BatchSource(self)
 
-    def keep(self, wanted: Wanted) -> Wanted:
+    def take_thread_resources(self, required: RequiredResources) -> RequiredResources:
         """Take the resources that its thread can open; returns what others are to open."""
-        return self._caller.keep(wanted, partial(self.failed, "resource"))
+        return self._caller.take_thread_resources(required, partial(self.failed, "resource"))
 
     def runs_in(self, executor: Executor) -> bool:
         """Whether the executor is the thread of its handlers."""
@@ -141,7 +143,7 @@ class Lane:
         return self._ref
 
     def _make_instance(self) -> Actor:
-        self.life = object()
+        self.generation = object()
         self.timers.renew()
         self.state = self.spec.make_state()
         try:
@@ -151,14 +153,14 @@ class Lane:
             raise ConfigurationError(f"actor {self.actor_name!r} {problem}") from error
         for name, hook in self.spec.hooks.items():
             setattr(instance, name, partial(self._run_hook, hook, hook.bind(instance)))
-        if self._caller.kept:
+        if self._caller.thread_resources:
             instance.on_start = partial(self._caller.start_up, instance.on_start, self.resources)
-        self.made = instance
+        self.latest_instance = instance
         return instance
 
     def _run_hook(self, hook: Handler, function: Callable[..., Any]) -> Any:
         arguments = hook.injection.bind(ProducerScope(self, hook))
-        if hook.injection.is_async or self._caller.kept.keys().isdisjoint(arguments):
+        if hook.injection.is_async or self._caller.thread_resources.keys().isdisjoint(arguments):
             return function(**arguments)
         return self._caller.in_thread(partial(function, **arguments), ())
 
@@ -221,7 +223,7 @@ class Lane:
         """Whether it has started, or has nothing to start any more."""
         return self._ref is None or self._run.system.is_up(self._ref)
 
-    def crash(self, unfinished: Sequence[Routed]) -> bool:
+    def crash(self, unfinished: Sequence[RoutedDelivery]) -> bool:
         """Lose instance, state and thread, in the middle of what it does, and start again.
 
         Args:
@@ -251,7 +253,7 @@ class Lane:
         return self._receive_other(instance, item)
 
     async def _receive_other(self, instance: Any, item: Any) -> None:
-        if not isinstance(item, PutOff):
+        if not isinstance(item, ScheduledCall):
             await self.work_source.receive(instance, item)
             return
         current_turn.set(None)  # no message waits for what it sends
@@ -274,7 +276,7 @@ class Lane:
         self.sync_socket.give_up()
         self.socket = Socket(self.connection, self.source, self.runner.runtime)
         self.sync_socket = SyncSocket(self.socket, self._loop)
-        self.life = object()
+        self.generation = object()
         if self._ref is not None:
             self._run.system.renew(self._ref)
 
@@ -335,9 +337,11 @@ class Lane:
 
     # What contexts and sockets call.
 
-    def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> PutOff:
+    def later(
+        self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> ScheduledCall:
         """See `Context.later`."""
-        return self.timers.put_off(delay, function, args)
+        return self.timers.schedule(delay, function, args)
 
     def request_stop(self) -> None:
         """See `Context.stop`."""

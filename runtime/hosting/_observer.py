@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ...transports import Envelope
-    from ..routing._routes import Routed
+    from ..routing._routes import RoutedDelivery
     from ._lane import Lane
 
 __all__ = ["Observer", "Observers", "Receive"]
@@ -25,7 +25,7 @@ class Observer(Protocol):
     def receiving(self, lane: Lane, receive: Receive) -> Receive:
         """What an actor that is being started is to call for each item of its mailbox."""
 
-    def collected(self, lane: Lane, batch: Sequence[Routed]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[RoutedDelivery]) -> None:
         """An actor with ``batch`` is about to handle these, which never were in its mailbox."""
 
     def failed(
@@ -66,7 +66,7 @@ class Observers:
         """See `Observer.receiving`."""
         return self._first.receiving(lane, self._second.receiving(lane, receive))
 
-    def collected(self, lane: Lane, batch: Sequence[Routed]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[RoutedDelivery]) -> None:
         """See `Observer.collected`."""
         self._first.collected(lane, batch)
         self._second.collected(lane, batch)

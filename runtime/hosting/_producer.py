@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._texts import describe, error_name, inspectable
 from ...actors import run_apart
-from ..handling._attempts import Handling
+from ..handling._delivery_processor import DeliveryProcessor
 from ..handling._scope import ProducerScope
 from ..messaging._turn import current_turn
 from ._work_source import mailbox_of
@@ -17,7 +17,7 @@ from ._work_source import mailbox_of
 if TYPE_CHECKING:
     from ._lane import Lane
 
-__all__ = ["CallState", "Calls"]
+__all__ = ["CallSource", "ProducerState"]
 
 _GRACE = 1.0
 
@@ -29,7 +29,7 @@ class _Tick:
 _TICK = _Tick()
 
 
-class CallState(enum.IntEnum):
+class ProducerState(enum.IntEnum):
     """Which calls a producer makes."""
 
     CALLING = 1
@@ -39,7 +39,7 @@ class CallState(enum.IntEnum):
     """The application stops: no call begins, and one that runs once is cancelled."""
 
 
-class Calls:
+class CallSource:
     """The calls of a producer, which are its work.
 
     With ``every`` its ticks come at a fixed rate from the first call on. A call that takes longer
@@ -53,14 +53,14 @@ class Calls:
         self._lane = lane
         self._loop = asyncio.get_running_loop()
         self.mailbox = self.local = mailbox_of(lane)
-        self.processor = Handling(lane, lane.connection)
+        self.processor = DeliveryProcessor(lane, lane.connection)
         self._first = 0.0
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
         self._call: asyncio.Future[Any] | None = None
-        self._state = CallState.CALLING
+        self._state = ProducerState.CALLING
 
-    def _enter(self, state: CallState) -> None:
+    def _enter(self, state: ProducerState) -> None:
         """Go on to a later state. Nothing else changes the state."""
         self._state = max(self._state, state)
 
@@ -76,7 +76,7 @@ class Calls:
 
     def make_no_more(self) -> None:
         """See `Context.stop`: the call under way is the last one."""
-        self._enter(CallState.LAST)
+        self._enter(ProducerState.LAST)
         self._lane.timers.stop()
         if self._timer is not None:
             self._timer.cancel()
@@ -84,7 +84,7 @@ class Calls:
             self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
-        if not self._lane.runner.ended and self._state is not CallState.STOPPED:
+        if not self._lane.runner.ended and self._state is not ProducerState.STOPPED:
             self._lane.runner.end(error)
 
     async def stop(self, deadline: float) -> None:
@@ -94,13 +94,13 @@ class Calls:
             deadline: loop time until which the call under way is waited for.
         """
         before = self._state
-        self._enter(CallState.STOPPED)
+        self._enter(ProducerState.STOPPED)
         if self._timer is not None:
             self._timer.cancel()
         call = self._call
         if call is None:
             return
-        if self._lane.options.every is None and before is not CallState.LAST:
+        if self._lane.options.every is None and before is not ProducerState.LAST:
             # In a thread it ends when it next uses its socket.
             self._lane.sync_socket.revoke()
             call.cancel()
@@ -117,13 +117,13 @@ class Calls:
 
     async def receive(self, instance: Any, item: Any) -> None:
         """Make one call."""
-        if self._state is not CallState.CALLING:
+        if self._state is not ProducerState.CALLING:
             return
         error = await self._one_call(instance)
         every = self._lane.options.every
         if every is None or isinstance(error, SystemExit):
             self._end(error)
-        elif self._state is CallState.CALLING:
+        elif self._state is ProducerState.CALLING:
             self._wait_for_next(every)
         else:
             self._end(None)
@@ -163,7 +163,7 @@ class Calls:
                 self._call = None
             else:
                 call.cancel()
-        if call.cancelled() and self._state is CallState.STOPPED:
+        if call.cancelled() and self._state is ProducerState.STOPPED:
             return None
         # Whatever it is, it must not get out of a task, where some errors end the event loop.
         error = RuntimeError("it was cancelled") if call.cancelled() else call.result()

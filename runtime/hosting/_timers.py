@@ -12,24 +12,24 @@ from ...actors import Mailbox, run_apart
 from ...errors import ConfigurationError
 from ..handling._failures import as_failure
 
-__all__ = ["PutOff", "Timers"]
+__all__ = ["ScheduledCall", "Timers"]
 
 
-class PutOff:
+class ScheduledCall:
     """One call that was put off; when it is due it goes through the actor's mailbox.
 
     Attributes:
         function: what to call.
         args: its arguments.
         in_thread: a thread of the actor put it off, not the event loop.
-        life: the instance's that put it off.
+        generation: the instance's that put it off.
         cancelled: it is not wanted any more.
         is_kept: no mailbox drops it for newer messages.
     """
 
     is_kept = True
 
-    __slots__ = ("_timers", "args", "cancelled", "function", "in_thread", "life", "timer")
+    __slots__ = ("_timers", "args", "cancelled", "function", "generation", "in_thread", "timer")
 
     def __init__(
         self, timers: Timers, function: Callable[..., Any], args: tuple[Any, ...], in_thread: bool
@@ -38,7 +38,7 @@ class PutOff:
         self.function = function
         self.args = args
         self.in_thread = in_thread
-        self.life = timers.life
+        self.generation = timers.generation
         self.cancelled = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -52,25 +52,27 @@ class Timers:
     """The calls that one actor has put off. Made on the event loop, used from any thread.
 
     Args:
-        mailbox: gets each `PutOff` when it is due.
+        mailbox: gets each `ScheduledCall` when it is due.
 
     Attributes:
-        life: changes with each instance of the actor's class.
+        generation: changes with each instance of the actor's class.
     """
 
     def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._waiting: dict[PutOff, None] = {}
+        self._waiting: dict[ScheduledCall, None] = {}
         self._stopped = False
-        self.life = object()
+        self.generation = object()
 
     def __len__(self) -> int:
         """Calls that are not due yet."""
         return len(self._waiting)
 
-    def put_off(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> PutOff:
+    def schedule(
+        self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> ScheduledCall:
         """See `Context.later`."""
         if not callable(function):
             raise ConfigurationError(f"context.later(..., {function!r}): give a function")
@@ -79,37 +81,37 @@ class Timers:
                 f"context.later(..., {function!r}): it is a generator, so none of its code would"
                 " run; leave yield away"
             )
-        put_off = PutOff(self, function, args, threading.get_ident() != self._thread)
-        self._on_loop(self._wait, put_off, delay)
-        return put_off
+        call = ScheduledCall(self, function, args, threading.get_ident() != self._thread)
+        self._on_loop(self._wait, call, delay)
+        return call
 
-    def forget(self, put_off: PutOff) -> None:
+    def forget(self, call: ScheduledCall) -> None:
         """Do not wait for it any more."""
-        self._on_loop(self._forget, put_off)
+        self._on_loop(self._forget, call)
 
     def renew(self) -> None:
         """Drop everything: a new instance takes over, and it is about the old one."""
-        self.life = object()
-        for put_off in tuple(self._waiting):
-            self._forget(put_off)
+        self.generation = object()
+        for call in tuple(self._waiting):
+            self._forget(call)
 
     async def run(
-        self, put_off: PutOff, in_thread: Callable[..., Awaitable[None]]
+        self, call: ScheduledCall, in_thread: Callable[..., Awaitable[None]]
     ) -> BaseException | None:
         """Do what is due, if it still is to be done; returns what it raised.
 
         Args:
-            put_off: what.
+            call: what.
             in_thread: runs a function in the actor's thread, given its arguments.
         """
-        if self._drops(put_off):
+        if self._drops(call):
             return None
-        function = put_off.function
+        function = call.function
         try:
-            if put_off.in_thread and not inspect.iscoroutinefunction(function):
-                await run_apart(in_thread, function, put_off.args)
+            if call.in_thread and not inspect.iscoroutinefunction(function):
+                await run_apart(in_thread, function, call.args)
             else:
-                await run_apart(function, *put_off.args)
+                await run_apart(function, *call.args)
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 (the user's code)
@@ -119,8 +121,8 @@ class Timers:
     def stop(self) -> None:
         """Drop everything, now and from now on."""
         self._stopped = True
-        for put_off in tuple(self._waiting):
-            self._forget(put_off)
+        for call in tuple(self._waiting):
+            self._forget(call)
 
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         if threading.get_ident() == self._thread:
@@ -128,20 +130,20 @@ class Timers:
         else:
             self._loop.call_soon_threadsafe(function, *args)
 
-    def _drops(self, put_off: PutOff) -> bool:
-        return put_off.cancelled or put_off.life is not self.life
+    def _drops(self, call: ScheduledCall) -> bool:
+        return call.cancelled or call.generation is not self.generation
 
-    def _wait(self, put_off: PutOff, delay: float) -> None:
-        if not (self._stopped or self._drops(put_off)):
-            put_off.timer = self._loop.call_later(delay, self._due, put_off)
-            self._waiting[put_off] = None
+    def _wait(self, call: ScheduledCall, delay: float) -> None:
+        if not (self._stopped or self._drops(call)):
+            call.timer = self._loop.call_later(delay, self._due, call)
+            self._waiting[call] = None
 
-    def _forget(self, put_off: PutOff) -> None:
-        if put_off.timer is not None:
-            put_off.timer.cancel()
-        self._waiting.pop(put_off, None)
+    def _forget(self, call: ScheduledCall) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
+        self._waiting.pop(call, None)
 
-    def _due(self, put_off: PutOff) -> None:
-        del self._waiting[put_off]
+    def _due(self, call: ScheduledCall) -> None:
+        del self._waiting[call]
         if not self._mailbox.closed:
-            self._mailbox.force(put_off)
+            self._mailbox.force(call)

@@ -47,7 +47,7 @@ class Watchdog:
         self._limit = settings.blocked if real else None
         self._calls: dict[str, _Call] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._pulse: _Pulse | None = None
+        self._heartbeat: _Heartbeat | None = None
         self._blocked: tuple[str, str] | None = None
 
     def start(self) -> None:
@@ -58,15 +58,15 @@ class Watchdog:
     def watch_loop(self) -> None:
         """Begin to look at the event loop; called on it."""
         if self._limit is not None:
-            self._pulse = _Pulse(self._loop, self._limit, self._is_blocked, self._goes_on)
-            _pulses.add(self._pulse)
+            self._heartbeat = _Heartbeat(self._loop, self._limit, self._is_blocked, self._goes_on)
+            _heartbeat_thread.add(self._heartbeat)
 
     def stop(self) -> None:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._pulse is not None:
-            _pulses.remove(self._pulse)
+        if self._heartbeat is not None:
+            _heartbeat_thread.remove(self._heartbeat)
 
     @property
     def problems(self) -> list[tuple[str, str]]:
@@ -85,7 +85,7 @@ class Watchdog:
         now = self._loop.time()
         calls: dict[str, _Call] = {}
         for lane in self._lanes():
-            call = lane.work.call if _is_watched(lane) else None
+            call = lane.running_code.call if _is_watched(lane) else None
             if call is None:
                 continue
             name = lane.name
@@ -93,7 +93,7 @@ class Watchdog:
             known = before if before is not None and before.what is call else _Call(call, now)
             calls[name] = known
             if now - known.since >= max(known.told_at * 2, _patience(lane), slow):
-                self._is_slow(name, known, lane.work.place or "its code", now)
+                self._is_slow(name, known, lane.running_code.place or "its code", now)
         for name, call_before in self._calls.items():
             if call_before.told and calls.get(name) is not call_before:
                 took = now - call_before.since
@@ -115,7 +115,7 @@ class Watchdog:
         if any(str(f.f_globals.get("__name__", "")).split(".")[0] in _DEBUGGERS for f in frames):
             return
         task = asyncio.current_task(self._loop)
-        names = [lane.name for lane in self._lanes() if task and task is lane.work.task]
+        names = [lane.name for lane in self._lanes() if task and task is lane.running_code.task]
         where = place(frames) or "code that is not the user's"
         name = names[0] if names else self._application
         self._blocked = name, f"the event loop is blocked: {where}"
@@ -156,7 +156,7 @@ class _Call:
         return self.told_at > 0
 
 
-class _Pulse:
+class _Heartbeat:
     """Asks one loop again and again whether it goes on."""
 
     def __init__(
@@ -197,42 +197,44 @@ class _Pulse:
             self._goes_on(time.monotonic() - asked)
 
 
-class _Pulses:
+class _HeartbeatThread:
     """One thread for all loops that are looked at."""
 
     def __init__(self) -> None:
-        self._pulses: dict[_Pulse, None] = {}
+        self._heartbeats: dict[_Heartbeat, None] = {}
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def add(self, pulse: _Pulse) -> None:
+    def add(self, heartbeat: _Heartbeat) -> None:
         with self._change:
-            self._pulses[pulse] = None
+            self._heartbeats[heartbeat] = None
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="spa_dat pulse", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, name="spa_dat heartbeat", daemon=True
+                )
                 self._thread.spa_dat_watches = True  # type: ignore[attr-defined]
                 self._thread.start()
             else:
                 self._change.notify()
 
-    def remove(self, pulse: _Pulse) -> None:
+    def remove(self, heartbeat: _Heartbeat) -> None:
         with self._change:
-            self._pulses.pop(pulse, None)
+            self._heartbeats.pop(heartbeat, None)
 
     def _run(self) -> None:
         asleep: float | None = None
         woke = time.monotonic()
         while True:
             with self._change:
-                asleep = min((pulse.pause for pulse in self._pulses), default=None)
+                asleep = min((heartbeat.pause for heartbeat in self._heartbeats), default=None)
                 self._change.wait(asleep)
-                pulses = list(self._pulses)
+                heartbeats = list(self._heartbeats)
             now = time.monotonic()
             overslept = 0.0 if asleep is None else now - woke - asleep
             woke = now
-            for pulse in pulses:
-                if not pulse.look(now, overslept):
-                    self.remove(pulse)
+            for heartbeat in heartbeats:
+                if not heartbeat.look(now, overslept):
+                    self.remove(heartbeat)
 
 
-_pulses = _Pulses()
+_heartbeat_thread = _HeartbeatThread()

@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...actors import Mailbox, Overflow
-from ..handling._attempts import Handling
+from ..handling._delivery_processor import DeliveryProcessor
 
 if TYPE_CHECKING:
     from ._lane import Lane
 
-__all__ = ["Messages", "WorkSource", "mailbox_of"]
+__all__ = ["MessageSource", "WorkSource", "mailbox_of"]
 
 
 class WorkSource(Protocol):
@@ -26,7 +26,7 @@ class WorkSource(Protocol):
         """Gets what comes from elsewhere; the lane's task takes its items from here."""
 
     @property
-    def processor(self) -> Handling:
+    def processor(self) -> DeliveryProcessor:
         """Handles deliveries."""
 
     @property
@@ -40,7 +40,7 @@ class WorkSource(Protocol):
         """Hold nothing back any more."""
 
 
-class Messages:
+class MessageSource:
     """One message after the other, from one mailbox.
 
     Args:
@@ -52,7 +52,7 @@ class Messages:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self.mailbox = self.local = mailbox_of(lane)
-        self.processor = Handling(lane, lane.connection)
+        self.processor = DeliveryProcessor(lane, lane.connection)
 
     async def receive(self, instance: Any, item: Any) -> None:
         """Raise TypeError: it puts nothing there."""

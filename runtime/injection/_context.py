@@ -32,7 +32,7 @@ class ContextOwner(Protocol):
     environment: Environment
     users_log: logging.LoggerAdapter[logging.Logger]
     stats: Counter[str]
-    life: object
+    generation: object
 
     def later(self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]) -> Timer: ...
 
@@ -47,13 +47,13 @@ class Context:
         deadline: loop time at which the attempt is cut off, None for never.
     """
 
-    __slots__ = ("_life", "_owner", "attempt", "deadline")
+    __slots__ = ("_generation", "_owner", "attempt", "deadline")
 
     def __init__(
         self, owner: ContextOwner, *, attempt: int = 1, deadline: float | None = None
     ) -> None:
         self._owner = owner
-        self._life = owner.life
+        self._generation = owner.generation
         self.attempt = attempt
         self.deadline = deadline
 
@@ -80,12 +80,12 @@ class Context:
             ActorStopped: the handler was given up at its deadline, or the actor has begun anew
                 since: the state is another one's now.
         """
-        self._check_life()
+        self._check_generation()
         return self._owner.state
 
     @state.setter
     def state(self, value: Any) -> None:
-        self._check_life()
+        self._check_generation()
         self._owner.state = value
 
     @property
@@ -120,18 +120,18 @@ class Context:
                 function that can be called.
             ActorStopped: as for `state`.
         """
-        self._check_life()
+        self._check_generation()
         if not is_number(delay) or not 0 <= delay < float("inf"):
             raise ConfigurationError(f"context.later({delay!r}, ...): give seconds, 0 or more")
         return self._owner.later(delay, function, args)
 
     def stop(self) -> None:
         """Stop this actor after the current message. The rest of the application goes on."""
-        self._check_life()
+        self._check_generation()
         self._owner.request_stop()
 
-    def _check_life(self) -> None:
-        if self._life is not self._owner.life:
+    def _check_generation(self) -> None:
+        if self._generation is not self._owner.generation:
             raise ActorStopped(
                 f"actor {self._owner.actor_name!r} has begun anew, and this context is from before:"
                 " its handler was given up at its deadline, or the actor was restarted"

@@ -41,7 +41,7 @@ _LONGEST_CORRELATION = 1024
 _MOST_TOPICS_REMEMBERED = 1024
 
 
-class Takes(Protocol):
+class HandlesTopic(Protocol):
     """Something that takes messages."""
 
     def handles(self, topic: str) -> bool:
@@ -75,7 +75,7 @@ class BusConnection:
         self.provider = provider
         self.reply_topics = reply_topics
         self.filters: TopicTrie[None] = TopicTrie()
-        self.subscribed: list[Takes] = []
+        self.subscribed: list[HandlesTopic] = []
         self.surroundings = surroundings
         self.bus: Bus = provider.open(surroundings)
         self.max_received = self.bus.max_received or self.bus.max_payload

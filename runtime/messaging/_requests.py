@@ -104,7 +104,7 @@ def error_answer(error: BaseException) -> tuple[str, str]:
     return "failed", reason_of(error)
 
 
-class _Waiting:
+class _PendingRequest:
     """One request under way: hands on each reply, then is forgotten."""
 
     __slots__ = ("future", "limit", "posted", "replies", "seen", "size", "wanted")
@@ -143,53 +143,53 @@ class Requests:
         self._bus = bus
         self._token = token
         self._stats = stats
-        self._waiting: dict[str, _Waiting] = {}
+        self._pending: dict[str, _PendingRequest] = {}
         # Bytes of what is kept for requests of several replies.
         self._size = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._pending)
 
     def close(self, error: Exception) -> None:
         """No reply comes any more: those who wait get the error."""
-        for waiting in [*self._waiting.values()]:
-            if not waiting.future.done():
-                waiting.future.set_exception(error)
+        for pending in [*self._pending.values()]:
+            if not pending.future.done():
+                pending.future.set_exception(error)
 
     def on_reply(self, correlation: str, envelope: Envelope) -> None:
         """Take a reply that came in; called by the bus."""
-        waiting = self._waiting.get(correlation)
-        if waiting is None or waiting.future.done() or waiting.is_repeated(envelope):
+        pending = self._pending.get(correlation)
+        if pending is None or pending.future.done() or pending.is_repeated(envelope):
             self._stats["replies.dropped"] += 1
             return
-        if waiting.wanted != 1 and not self._keeps(waiting, envelope):
+        if pending.wanted != 1 and not self._keeps(pending, envelope):
             self._stats["replies.dropped"] += 1
-            del self._waiting[correlation]
-            waiting.future.set_result(waiting.replies)
+            del self._pending[correlation]
+            pending.future.set_result(pending.replies)
             return
-        waiting.replies.append(envelope)
-        if waiting.wanted is not None and len(waiting.replies) >= waiting.wanted:
-            del self._waiting[correlation]
-            waiting.future.set_result(waiting.replies)
+        pending.replies.append(envelope)
+        if pending.wanted is not None and len(pending.replies) >= pending.wanted:
+            del self._pending[correlation]
+            pending.future.set_result(pending.replies)
 
-    def _keeps(self, waiting: _Waiting, envelope: Envelope) -> bool:
+    def _keeps(self, pending: _PendingRequest, envelope: Envelope) -> bool:
         """Whether there is room for one more reply; if not, the last one says so."""
         size = _size(envelope)
-        if waiting.wanted is None and len(waiting.replies) >= waiting.limit:
-            problem = f"more than {waiting.limit} replies came: raise limit= if they are wanted"
-        elif waiting.size + size > _MOST_BYTES or self._size + size > _MOST_BYTES_TOGETHER:
+        if pending.wanted is None and len(pending.replies) >= pending.limit:
+            problem = f"more than {pending.limit} replies came: raise limit= if they are wanted"
+        elif pending.size + size > _MOST_BYTES or self._size + size > _MOST_BYTES_TOGETHER:
             problem = (
-                f"after {len(waiting.replies)} replies of {waiting.size} bytes there was no room"
+                f"after {len(pending.replies)} replies of {pending.size} bytes there was no room"
                 f" for more: one request may have {_MOST_BYTES} bytes of replies, and all together"
                 f" {_MOST_BYTES_TOGETHER}"
             )
         else:
-            waiting.size += size
+            pending.size += size
             self._size += size
             return True
         headers = {ERROR_HEADER: "too-many-replies"}
         end = Envelope(topic=envelope.topic, payload=problem.encode(), headers=headers)
-        waiting.replies.append(end)
+        pending.replies.append(end)
         return False
 
     async def request(
@@ -218,11 +218,11 @@ class Requests:
         envelope = make(self._bus.reply_address(correlation), correlation.encode("ascii"))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Envelope]] = loop.create_future()
-        waiting = _Waiting(future, wanted, limit)
-        self._waiting[correlation] = waiting
-        expiry = loop.call_later(timeout, self._expire, waiting, envelope.topic, timeout)
+        pending = _PendingRequest(future, wanted, limit)
+        self._pending[correlation] = pending
+        expiry = loop.call_later(timeout, self._expire, pending, envelope.topic, timeout)
         try:
-            posted = waiting.posted = self._bus.post(envelope)
+            posted = pending.posted = self._bus.post(envelope)
             posted.add_done_callback(partial(_fail_with, future))
             try:
                 return await future
@@ -230,30 +230,30 @@ class Requests:
                 # Cancels only what was not written yet: a request nobody waits for is not sent.
                 posted.cancel()
                 del posted
-                waiting.posted = None
+                pending.posted = None
         finally:
             expiry.cancel()
-            self._waiting.pop(correlation, None)
-            self._size -= waiting.size
+            self._pending.pop(correlation, None)
+            self._size -= pending.size
             # What they raise refers to this frame, and to those of the user's code around it.
-            del future, waiting
+            del future, pending
 
-    def _expire(self, waiting: _Waiting, topic: str, timeout: float) -> None:
-        if waiting.future.done():
+    def _expire(self, pending: _PendingRequest, topic: str, timeout: float) -> None:
+        if pending.future.done():
             return
-        if waiting.wanted is None:
-            waiting.future.set_result(waiting.replies)
+        if pending.wanted is None:
+            pending.future.set_result(pending.replies)
             return
         got = (
-            f"{len(waiting.replies)} of {waiting.wanted} replies" if waiting.replies else "no reply"
+            f"{len(pending.replies)} of {pending.wanted} replies" if pending.replies else "no reply"
         )
         hint = "" if self._bus.connected else "; there is no connection to the broker"
         error = RequestTimeout(f"request to {topic!r}: {got} within {timeout:g} s{hint}")
-        posted = waiting.posted
+        posted = pending.posted
         error.outage = not self._bus.connected or (
             isinstance(posted, OutboxEntry) and posted.met_outage(timeout)
         )
-        waiting.future.set_exception(error)
+        pending.future.set_exception(error)
 
 
 def _fail_with(future: asyncio.Future[list[Envelope]], posted: asyncio.Future[None]) -> None:

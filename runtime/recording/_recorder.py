@@ -13,7 +13,7 @@ from ...transports import Delivery, DeliveryState, Envelope
 from ..application._application import DistributedApplication, runs_of
 from ..hosting._lane import Lane
 from ..hosting._observer import Receive
-from ..routing._routes import Routed
+from ..routing._routes import RoutedDelivery
 from ._recording import Receipt
 from ._recording_file import RecordingFile
 
@@ -76,7 +76,7 @@ class Recorder:
             raise ConfigurationError(f"actors={actors!r}: give a list of names, [{actors!r}]")
         self._application = application
         self._actors: Collection[str] | None = None if actors is None else tuple(actors)
-        self._batches: dict[Lane, Sequence[Routed]] = {}
+        self._batches: dict[Lane, Sequence[RoutedDelivery]] = {}
         self._file = RecordingFile(
             file, limit=limit, max_bytes=max_bytes, redact=redact, existing=existing
         )
@@ -138,7 +138,7 @@ class Recorder:
         if not self._is_recorded(lane):
             return receive
         take = self._take
-        latest: Routed | None = None
+        latest: RoutedDelivery | None = None
 
         def recorded(instance: Any, item: Any) -> Any:
             nonlocal latest
@@ -150,7 +150,7 @@ class Recorder:
 
         return recorded
 
-    def collected(self, lane: Lane, batch: Sequence[Routed]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[RoutedDelivery]) -> None:
         """See `Observer.collected`."""
         if self._is_recorded(lane):
             before = self._batches.get(lane, ())
@@ -170,7 +170,7 @@ class Recorder:
     def _is_recorded(self, lane: Lane) -> bool:
         return self._actors is None or lane.actor_name in self._actors
 
-    def _take(self, lane: Lane, delivery: Routed) -> None:
+    def _take(self, lane: Lane, delivery: RoutedDelivery) -> None:
         # What was withdrawn meanwhile is not handled: it comes again.
         if delivery.state is not DeliveryState.QUEUED:
             return

@@ -24,11 +24,11 @@ from ..diagnostics._stacks import frames_of, place
 
 __all__ = [
     "LEAST_FOR_RESOURCES",
+    "RequiredResources",
     "Resource",
-    "ResourceKeeper",
+    "ResourceManager",
     "SupportedContextManagers",
     "ThreadResources",
-    "Wanted",
     "check_resources",
     "opens_in_thread",
 ]
@@ -143,7 +143,7 @@ class Opener(Protocol):
         """Open them; raises ConfigurationError, or ActorStopped when the thread is given up."""
 
 
-class Wanted(NamedTuple):
+class RequiredResources(NamedTuple):
     """What an owner needs open.
 
     Attributes:
@@ -157,7 +157,7 @@ class Wanted(NamedTuple):
     thread: Opener | None = None
 
 
-class ResourceKeeper:
+class ResourceManager:
     """Opens resources and leaves them again, in one task of its own.
 
     Context managers may hold on to the task that entered them (cancel scopes, task groups), so
@@ -192,7 +192,7 @@ class ResourceKeeper:
             where = self._thread.in_thread_at
         return self._opening if where is None else f"{self._opening} ({where})"
 
-    async def open(self, wanted: Sequence[Wanted]) -> list[dict[str, Any]]:
+    async def open(self, required: Sequence[RequiredResources]) -> list[dict[str, Any]]:
         """Enter the resources of each owner, in order; returns what entering them gave.
 
         Raises:
@@ -202,7 +202,7 @@ class ResourceKeeper:
         """
         opened: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
         self._opened = opened
-        self._task = asyncio.create_task(self._keep(wanted, opened), name="spa_dat resources")
+        self._task = asyncio.create_task(self._hold(required, opened), name="spa_dat resources")
         await asyncio.wait((opened,))
         if opened.cancelled():
             raise ActorStopped("the application was stopped while its resources were opened")
@@ -230,9 +230,9 @@ class ResourceKeeper:
             self._given_up.task("a resource", task)
         opened.cancel()
 
-    async def _keep(
+    async def _hold(
         self,
-        wanted: Sequence[Wanted],
+        required: Sequence[RequiredResources],
         opened: asyncio.Future[list[dict[str, Any]]],
     ) -> None:
         failure: BaseException | None = None
@@ -240,13 +240,13 @@ class ResourceKeeper:
         try:
             async with AsyncExitStack() as stack:
                 try:
-                    values = [await self._open_all(stack, *owner) for owner in wanted]
+                    values = [await self._open_all(stack, *owner) for owner in required]
                 except (ConfigurationError, ActorStopped) as error:
                     opened.set_exception(error)
                     opened.exception()  # who wanted it may have been cancelled meanwhile
                 else:
                     opened.set_result(values)
-                    is_open = any(owner.resources for owner in wanted)
+                    is_open = any(owner.resources for owner in required)
                     await self._release.wait()
         except (asyncio.CancelledError, KeyboardInterrupt) as error:
             failure = error

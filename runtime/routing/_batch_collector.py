@@ -7,12 +7,12 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from ...actors import Mailbox, Overflow
-from ._routes import Routed
+from ._routes import RoutedDelivery
 
-__all__ = ["Collector"]
+__all__ = ["BatchCollector"]
 
 
-class Collector(Mailbox):
+class BatchCollector(Mailbox):
     """What routers fill in place of the mailbox of an actor that handles batches.
 
     Nothing is claimed here: routers may take back what waits, as from any mailbox. Deliveries of
@@ -93,11 +93,11 @@ class Collector(Mailbox):
         self._look()
         return extracted
 
-    def take(self) -> list[Routed]:
+    def take(self) -> list[RoutedDelivery]:
         """The next batch, not started; empty when it is not time for one."""
         if not self.items or not self._is_due():
             return []
-        batch: list[Routed] = []
+        batch: list[RoutedDelivery] = []
         ended = False
 
         def is_next(item: Any) -> bool:
@@ -150,9 +150,9 @@ class Collector(Mailbox):
         self._look()
 
     @property
-    def _first(self) -> Routed:
+    def _first(self) -> RoutedDelivery:
         entry = self.items[0]
-        delivery: Routed = getattr(entry, "item", entry)
+        delivery: RoutedDelivery = getattr(entry, "item", entry)
         return delivery
 
     def _is_due(self) -> bool:

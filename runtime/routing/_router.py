@@ -13,7 +13,7 @@ from ..._texts import quoted
 from ...actors import Actor, ActorSystem, Mailbox, Overflow
 from ...errors import ActorStopped, MailboxFull
 from ...transports import Consumer, Delivery, TopicTrie, is_reserved
-from ._routes import Part, Route, Routed, Target, Whole
+from ._routes import DeliveryPart, Route, RoutedDelivery, SharedDelivery, Target
 
 __all__ = ["Outage", "Router"]
 
@@ -188,7 +188,7 @@ class Router(Actor):
 
     # What the actors call.
 
-    def give_back(self, delivery: Routed) -> bool:
+    def give_back(self, delivery: RoutedDelivery) -> bool:
         """A started delivery was interrupted before it was settled.
 
         Returns:
@@ -221,7 +221,7 @@ class Router(Actor):
         delivery.withdraw()
         return True
 
-    def start_over(self, delivery: Routed) -> None:
+    def start_over(self, delivery: RoutedDelivery) -> None:
         """A started delivery is to be started anew, without an outage that would bring it again."""
         if self._stopped or self._outage is not None:
             self.give_back(delivery)
@@ -292,7 +292,7 @@ class Router(Actor):
                 return
             if not delivery.start():
                 return
-            whole = Whole(delivery, len(first))
+            whole = SharedDelivery(delivery, len(first))
             for route in first.values():
                 self._hand_out(whole.part(), route)
 
@@ -352,7 +352,7 @@ class Router(Actor):
             self._redelivered
             and delivery.token >= 0
             and not self._is_last_copy(delivery)
-            and not isinstance(delivery, Part)
+            and not isinstance(delivery, DeliveryPart)
         )
 
     def _is_last_copy(self, delivery: Delivery) -> bool:
@@ -385,7 +385,9 @@ class Outage:
             if not is_mine(item):
                 return False
             before.append(item)
-            return not (isinstance(item, Part) and item.whole is not None and item.whole.begun)
+            return not (
+                isinstance(item, DeliveryPart) and item.whole is not None and item.whole.begun
+            )
 
         taken = mailbox.extract(is_to_take)
         for delivery in taken:
@@ -423,7 +425,7 @@ class Outage:
             self._put_back(mailbox, deliveries)
 
     def _withdraw_shared(self, comes_again: Callable[[Delivery], bool]) -> set[int]:
-        again: dict[int, Whole] = {}
+        again: dict[int, SharedDelivery] = {}
         for _, delivery in self.taken:
             whole = _whole_of(delivery)
             if whole is not None and not whole.begun and comes_again(whole.delivery):
@@ -446,5 +448,5 @@ class Outage:
         return self._before.get(id(mailbox), [])
 
 
-def _whole_of(delivery: Delivery) -> Whole | None:
-    return delivery.whole if isinstance(delivery, Part) else None
+def _whole_of(delivery: Delivery) -> SharedDelivery | None:
+    return delivery.whole if isinstance(delivery, DeliveryPart) else None

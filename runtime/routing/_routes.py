@@ -14,7 +14,7 @@ from ..registration._specs import ActorOptions
 if TYPE_CHECKING:
     from ._router import Router
 
-__all__ = ["Part", "Route", "Routed", "Target", "Whole"]
+__all__ = ["DeliveryPart", "Route", "RoutedDelivery", "SharedDelivery", "Target"]
 
 
 class Target(Protocol):
@@ -63,11 +63,11 @@ class Route:
         return self.lanes[lane_of(self.key(envelope, self.filter), len(self.lanes))]
 
 
-Routed: TypeAlias = Delivery[Route]
+RoutedDelivery: TypeAlias = Delivery[Route]
 """A delivery on its way to an actor, or there."""
 
 
-class Whole:
+class SharedDelivery:
     """A delivery that several actors share: settled when each of them is done."""
 
     __slots__ = ("delivery", "left", "parts")
@@ -75,13 +75,15 @@ class Whole:
     def __init__(self, delivery: Delivery, left: int) -> None:
         self.delivery = delivery
         self.left = left
-        self.parts: list[Part] = []
+        self.parts: list[DeliveryPart] = []
 
-    def part(self) -> Part:
+    def part(self) -> DeliveryPart:
         """What a further actor gets of it."""
         delivery = self.delivery
         size = delivery.size
-        part = Part(delivery.envelope, delivery.epoch, delivery.token, size=size, whole=self)
+        part = DeliveryPart(
+            delivery.envelope, delivery.epoch, delivery.token, size=size, whole=self
+        )
         part.attempts = delivery.attempts
         self.parts.append(part)
         return part
@@ -99,10 +101,10 @@ class Whole:
         self.delivery.withdraw()
 
 
-class Part(Delivery):
+class DeliveryPart(Delivery):
     """One actor's part of a shared delivery."""
 
-    whole: Whole | None = None
+    whole: SharedDelivery | None = None
 
     def settle(self) -> None:
         before = self.state

@@ -34,7 +34,7 @@ class Subscriber(Protocol):
         """The way from a filter of the router to one of its handlers."""
 
 
-class _Shared:
+class _Entry:
     """One subscription and the actors that it serves."""
 
     def __init__(self, router: Router, first: Subscriber) -> None:
@@ -54,7 +54,7 @@ class Subscriptions:
     def __init__(self, identity: Identity, stats: Counter[str]) -> None:
         self._identity = identity
         self._stats = stats
-        self._shared: dict[tuple[int, str], _Shared] = {}
+        self._entries: dict[tuple[int, str], _Entry] = {}
 
     def add(self, actor: Subscriber) -> None:
         """Serve an actor, if it has filters.
@@ -77,10 +77,10 @@ class Subscriptions:
                 " messages are spread: deliver='share' gives each to one instance, deliver='all'"
                 " to every instance"
             )
-        known = self._shared.get((id(actor.connection), name))
+        known = self._entries.get((id(actor.connection), name))
         if known is None:
-            known = _Shared(Router(name, self._stats), actor)
-            self._shared[(id(actor.connection), name)] = known
+            known = _Entry(Router(name, self._stats), actor)
+            self._entries[(id(actor.connection), name)] = known
         else:
             first = known.members[0]
             if options.subscription is None or first.options.subscription is None:
@@ -103,17 +103,17 @@ class Subscriptions:
 
     def open(self, system: ActorSystem) -> list[Router]:
         """Start the routers; returns them, with consumers that are to be started."""
-        return [self._open(system, name, shared) for (_, name), shared in self._shared.items()]
+        return [self._open(system, name, shared) for (_, name), shared in self._entries.items()]
 
     def troubles(self, actor: Subscriber) -> list[str]:
         """What keeps messages from the actor's declared subscription, in words."""
         return [
             trouble
-            for shared in tuple(self._shared.values())
+            for shared in tuple(self._entries.values())
             if actor in shared.members and (trouble := shared.router.trouble) is not None
         ]
 
-    def _open(self, system: ActorSystem, name: str, shared: _Shared) -> Router:
+    def _open(self, system: ActorSystem, name: str, shared: _Entry) -> Router:
         first = shared.members[0]
         deliver = first.options.deliver or first.connection.provider.default_deliver
         filters = (
@@ -138,18 +138,20 @@ class Subscriptions:
 
     def routes_to(self, actor: Subscriber) -> list[Route]:
         """The ways to an actor from its declared filters, in the order of their declaration."""
-        return [route for shared in self._shared.values() for route in shared.routes.get(actor, ())]
+        return [
+            route for shared in self._entries.values() for route in shared.routes.get(actor, ())
+        ]
 
     def leave(self, actor: Subscriber) -> list[Router]:
         """The actor stops; returns the routers that nobody else uses."""
         free = []
-        for key, shared in tuple(self._shared.items()):
+        for key, shared in tuple(self._entries.items()):
             if actor in shared.members:
                 shared.members.remove(actor)
                 if shared.members:
                     shared.router.leave(shared.routes[actor])
                 else:
-                    del self._shared[key]
+                    del self._entries[key]
                     free.append(shared.router)
         return free
 

@@ -16,7 +16,7 @@ from spa_dat.harness import VirtualEnvironment
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.hosting._lane import Lane
 from spa_dat.runtime.hosting._observer import Receive
-from spa_dat.runtime.routing._routes import Routed
+from spa_dat.runtime.routing._routes import RoutedDelivery
 from spa_dat.transports import Envelope
 from support.machine import VirtualMachine, machine_case, step
 
@@ -28,7 +28,7 @@ class Onlooker:
     """Knows what each actor works on, and what has failed."""
 
     def __init__(self) -> None:
-        self.work: dict[Lane, Routed] = {}
+        self.work: dict[Lane, RoutedDelivery] = {}
         self.failures: Counter[tuple[str, str]] = Counter()
         self.given_up: list[BaseException] = []
 
@@ -40,7 +40,7 @@ class Onlooker:
 
         return watched
 
-    def collected(self, lane: Lane, batch: Sequence[Routed]) -> None:
+    def collected(self, lane: Lane, batch: Sequence[RoutedDelivery]) -> None:
         raise AssertionError("no actor here has batches")
 
     def failed(

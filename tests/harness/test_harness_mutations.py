@@ -12,10 +12,10 @@ import pytest
 from spa_dat import DistributedApplication, RetryPolicy, Socket
 from spa_dat.actors import Mailbox
 from spa_dat.errors import ActorStopped, MailboxFull
-from spa_dat.runtime.handling._attempts import Handling
+from spa_dat.runtime.handling._delivery_processor import DeliveryProcessor
 from spa_dat.runtime.messaging._requests import Requests
 from spa_dat.runtime.routing._router import Router
-from spa_dat.runtime.routing._routes import Routed
+from spa_dat.runtime.routing._routes import RoutedDelivery
 from spa_dat.testing import Faults, Harness, explore
 from spa_dat.transports import Delivery, Envelope, Tracker
 from spa_dat.transports.kafka.consuming._commits import Committer
@@ -53,11 +53,11 @@ def crash_on_kafka(seed: int) -> None:
         assert set(harness.published("out")) == set(NUMBERS)
 
 
-handle = Handling.handle
+handle = DeliveryProcessor.handle
 
 
-async def too_early(self: Handling, instance: Any, delivery: Routed) -> None:
-    copy: Routed = Delivery(delivery.envelope, route=delivery.route)
+async def too_early(self: DeliveryProcessor, instance: Any, delivery: RoutedDelivery) -> None:
+    copy: RoutedDelivery = Delivery(delivery.envelope, route=delivery.route)
     delivery.settle()
     await handle(self, instance, copy)
 
@@ -76,11 +76,15 @@ def test_acknowledging_before_the_handler_has_run(monkeypatch: pytest.MonkeyPatc
             harness.settle()
             assert set(harness.published("out")) == set(NUMBERS)
 
-    check(scenario, lambda: monkeypatch.setattr(Handling, "handle", too_early))
+    check(scenario, lambda: monkeypatch.setattr(DeliveryProcessor, "handle", too_early))
 
 
 def test_committing_before_the_handler_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    check(crash_on_kafka, lambda: monkeypatch.setattr(Handling, "handle", too_early), passing=FEWER)
+    check(
+        crash_on_kafka,
+        lambda: monkeypatch.setattr(DeliveryProcessor, "handle", too_early),
+        passing=FEWER,
+    )
 
 
 def test_acknowledging_with_an_old_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +203,7 @@ def test_mixing_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     on_reply = Requests.on_reply
 
     def to_anybody(self: Requests, correlation: str, envelope: Envelope) -> None:
-        on_reply(self, next(iter(self._waiting), correlation), envelope)
+        on_reply(self, next(iter(self._pending), correlation), envelope)
 
     check(scenario, lambda: monkeypatch.setattr(Requests, "on_reply", to_anybody))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from spa_dat.actors import Mailbox, Overflow
 from spa_dat.runtime.routing._router import Router
-from spa_dat.runtime.routing._routes import Routed
+from spa_dat.runtime.routing._routes import RoutedDelivery
 from spa_dat.transports import Delivery, DeliveryState, Envelope, Tracker
 
 __all__ = ["Session", "Worker"]
@@ -24,7 +24,7 @@ class Worker:
         self.options: Any = SimpleNamespace(overflow=Overflow.REFUSE)
         self.topics = topics
         self.present = True
-        self.running: Routed | None = None
+        self.running: RoutedDelivery | None = None
         self.interrupted = False
         self.finished: list[int] = []
         self.finished_qos0: list[int] = []
@@ -35,10 +35,10 @@ class Worker:
     def refuses(self, envelope: Envelope, handler: int) -> bool:
         return False
 
-    def start_next(self) -> Routed | None:
+    def start_next(self) -> RoutedDelivery | None:
         """Claim what is next; what must not be started is passed over."""
         while self.running is None and len(self.mailbox):
-            delivery: Routed = self.mailbox.get_nowait()
+            delivery: RoutedDelivery = self.mailbox.get_nowait()
             if delivery.start():
                 self.running = delivery
         return self.running

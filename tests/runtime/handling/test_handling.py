@@ -980,7 +980,7 @@ async def test_a_logged_traceback_begins_in_the_handler(caplog: pytest.LogCaptur
         site.number("n", 1)
         await site.settled()
     assert "in handle" in caplog.text
-    assert "runtime/handling/_attempts.py" not in caplog.text
+    assert "runtime/handling/_delivery_processor.py" not in caplog.text
 
 
 async def test_a_reply_that_can_not_be_written_is_logged_without_traceback(

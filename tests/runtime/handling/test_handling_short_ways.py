@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spa_dat import Context, Message, RetryPolicy, Socket
-from spa_dat.runtime.handling._handler_calls import Caller
+from spa_dat.runtime.handling._handler_calls import HandlerCaller
 from support.memory import Site
 
 pytestmark = pytest.mark.virtual
@@ -130,7 +130,7 @@ async def test_a_message_means_the_same_the_short_way_and_the_long_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short = await observed(code)
-    monkeypatch.setattr(Caller, "direct", lambda self, instance: [None] * 2)
+    monkeypatch.setattr(HandlerCaller, "direct", lambda self, instance: [None] * 2)
     assert await observed(code) == short
     seen, left, counted = short
     numbered = [note for note in seen if isinstance(note, tuple)]

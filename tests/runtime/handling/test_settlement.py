@@ -11,7 +11,7 @@ import pytest
 from spa_dat.errors import PublishNotSent, PublishRefused, PublishUnknown
 from spa_dat.runtime.handling._settlement import Settlements
 from spa_dat.runtime.messaging._turn import Turn
-from spa_dat.runtime.routing._routes import Routed
+from spa_dat.runtime.routing._routes import RoutedDelivery
 from spa_dat.transports import Delivery, DeliveryState, Envelope
 
 pytestmark = pytest.mark.virtual
@@ -22,17 +22,17 @@ class Desk:
 
     def __init__(self) -> None:
         self.stats: Counter[str] = Counter()
-        self.refused: list[tuple[Routed, BaseException]] = []
+        self.refused: list[tuple[RoutedDelivery, BaseException]] = []
         self.may_park = asyncio.Event()
         self.settlements = Settlements(self.stats, self._park, logging.getLogger("spa_dat"))
 
-    async def _park(self, delivery: Routed, error: BaseException) -> None:
+    async def _park(self, delivery: RoutedDelivery, error: BaseException) -> None:
         self.refused.append((delivery, error))
         await self.may_park.wait()
         delivery.settle()
 
-    def delivery(self) -> Routed:
-        delivery: Routed = Delivery(Envelope(topic="n"))
+    def delivery(self) -> RoutedDelivery:
+        delivery: RoutedDelivery = Delivery(Envelope(topic="n"))
         assert delivery.start()
         return delivery
 

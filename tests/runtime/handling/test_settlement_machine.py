@@ -17,7 +17,7 @@ from spa_dat.errors import PublishNotSent, PublishRefused, PublishUnknown
 from spa_dat.runtime.handling import _settlement
 from spa_dat.runtime.handling._settlement import Settlements
 from spa_dat.runtime.messaging._turn import Turn
-from spa_dat.runtime.routing._routes import Routed
+from spa_dat.runtime.routing._routes import RoutedDelivery
 from spa_dat.transports import Delivery, DeliveryState, Envelope
 from support.machine import VirtualMachine, machine_case, step
 
@@ -37,7 +37,7 @@ def _few_open_ones() -> Iterator[None]:
 class Handled:
     """What the model knows of the messages of one turn."""
 
-    deliveries: list[Routed]
+    deliveries: list[RoutedDelivery]
     posts: list[asyncio.Future[None]]
     is_request: bool
     outcomes: list[str] = field(default_factory=list)
@@ -65,13 +65,13 @@ class SettlementMachine(VirtualMachine):
     @initialize()
     def begin(self) -> None:
         self.stats: Counter[str] = Counter()
-        self.gates: dict[Routed, asyncio.Event] = {}
+        self.gates: dict[RoutedDelivery, asyncio.Event] = {}
         self.settlements = Settlements(self.stats, self.park, logging.getLogger("spa_dat"))
         self.handled: list[Handled] = []
         self.handling: asyncio.Task[None] | None = None
         self.drains: list[asyncio.Task[None]] = []
 
-    async def park(self, delivery: Routed, error: BaseException) -> None:
+    async def park(self, delivery: RoutedDelivery, error: BaseException) -> None:
         assert isinstance(error, PublishRefused)
         assert delivery not in self.gates, "parked once"
         gate = self.gates[delivery] = asyncio.Event()
@@ -101,7 +101,7 @@ class SettlementMachine(VirtualMachine):
     async def handle(self, count: int, is_request: bool, before: list[str | None]) -> None:
         """The next message or batch is handled; some of its posts have their outcome already."""
         request = Envelope(topic="n", response_topic="back") if is_request else None
-        deliveries: list[Routed] = [
+        deliveries: list[RoutedDelivery] = [
             Delivery(Envelope(topic="n")) for _ in range(1 if is_request else count)
         ]
         assert all(delivery.start() for delivery in deliveries)

@@ -29,7 +29,7 @@ from spa_dat import (
 )
 from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
 from spa_dat.harness._waiting import Gate
-from spa_dat.runtime.handling._batch_attempts import BatchHandling
+from spa_dat.runtime.handling._batch_processor import BatchProcessor
 from spa_dat.testing import Harness
 from support.memory import Site
 from support.waiting import eventually
@@ -891,7 +891,7 @@ async def test_a_mistake_of_the_runtime_parks_the_batch_and_the_next_one_is_hand
     def mistaken(*arguments: Any) -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(BatchHandling, "_log_batch", mistaken)
+    monkeypatch.setattr(BatchProcessor, "_log_batch", mistaken)
     async with app:
         site.number("n", 1, 2, 3, 4)
         await site.settled()

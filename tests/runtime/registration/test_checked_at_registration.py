@@ -101,7 +101,7 @@ async def test_a_generic_handler_gets_what_the_subclass_says(kind: type[Base[Any
         await site.settled(f"app.0.{kind.__name__}")
         run = runs_of(app).current
         assert run is not None
-        made = run.actors[0].lanes[0].made
+        made = run.actors[0].lanes[0].latest_instance
         assert isinstance(made, kind)
         assert made.got == [Reading(1.0), [Reading(2.0)], None]
         assert len(site.letters()) == 2

@@ -12,7 +12,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from spa_dat.actors import Overflow
 from spa_dat.errors import MailboxFull
-from spa_dat.runtime.routing._batch_collector import Collector
+from spa_dat.runtime.routing._batch_collector import BatchCollector
 from spa_dat.transports import Delivery, Envelope
 from support.machine import VirtualMachine, machine_case, step
 
@@ -33,7 +33,7 @@ class CollectorMachine(VirtualMachine):
     async def begin(self) -> None:
         self.called = 0
         by_key = self.overflow is Overflow.LATEST_BY_KEY
-        self.collector = Collector(
+        self.collector = BatchCollector(
             SIZE,
             SECONDS,
             self.ready,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from spa_dat.runtime.routing._router import Router
-from spa_dat.runtime.routing._routes import Part, Route
+from spa_dat.runtime.routing._routes import DeliveryPart, Route
 from spa_dat.transports import Consumer, Delivery, Envelope, TopicFilter
 from support.machine import VirtualMachine, machine_case, step
 from support.routing import Session, Worker
@@ -109,7 +109,7 @@ class RouterMachine(VirtualMachine):
                 return
             if self.router.holding:
                 # What others have begun is not held back: the bus may be waiting for it.
-                assert isinstance(delivery, Part)
+                assert isinstance(delivery, DeliveryPart)
                 assert delivery.whole is not None
                 assert delivery.whole.begun
             last = delivery.token in (*self.broker.lost, *self.broker.gone)

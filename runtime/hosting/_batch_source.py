@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...actors import Mailbox, Overflow
 from ...transports import Delivery
-from ..handling._batch_attempts import BatchHandling
-from ..routing._batch_collector import Collector
+from ..handling._batch_processor import BatchProcessor
+from ..routing._batch_collector import BatchCollector
 
 if TYPE_CHECKING:
     from ._lane import Lane
 
-__all__ = ["Batches"]
+__all__ = ["BatchSource"]
 
 
 class _Ready:
@@ -23,10 +23,10 @@ class _Ready:
 _READY = _Ready()
 
 
-class Batches:
+class BatchSource:
     """The batches of one lane of an actor with ``batch``.
 
-    Deliveries wait in a `Collector`; the lane's own mailbox has the local messages, and word
+    Deliveries wait in a `BatchCollector`; the lane's own mailbox has the local messages, and word
     when a batch is complete or has waited long enough.
 
     Attributes:
@@ -44,7 +44,7 @@ class Batches:
         assert options.batch is not None
         size, seconds = options.batch
         by_key = options.overflow is Overflow.LATEST_BY_KEY
-        self.mailbox = Collector(
+        self.mailbox = BatchCollector(
             size,
             seconds,
             self._ready,
@@ -57,7 +57,7 @@ class Batches:
         self.mailbox.name = lane.address
         self.mailbox.on_drop = lane.dropped
         self.local = Mailbox(options.mailbox)
-        self.processor = BatchHandling(lane, lane.connection)
+        self.processor = BatchProcessor(lane, lane.connection)
         self.current: Sequence[Delivery] = ()
 
     def _ready(self) -> None:

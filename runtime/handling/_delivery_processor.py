@@ -18,17 +18,17 @@ from ..messaging._turn import Turn, current_turn
 from ..payloads._codec import check_size
 from ..registration._specs import Handler
 from ..routing._router import Router
-from ..routing._routes import Routed
-from ._dead_letter_store import SHORTEST_PAUSE, Parking, Pauses
+from ..routing._routes import RoutedDelivery
+from ._dead_letter_store import SHORTEST_PAUSE, DeadLetterStore, Pauses
 from ._failures import as_failure, is_outage, log_failure
 from ._lane import HandlingLane
 from ._scope import MessageScope
 from ._settlement import Settlements
 
-__all__ = ["Handling"]
+__all__ = ["DeliveryProcessor"]
 
 
-class Handling:
+class DeliveryProcessor:
     """Runs one actor's handlers on its deliveries, one at a time.
 
     Args:
@@ -44,7 +44,7 @@ class Handling:
         self._retry = lane.options.retry
         self._pauses = Pauses()
         self._told_unsent = False
-        self._parking = Parking(lane, connection, self._pauses, self._retry.first)
+        self._dead_letters = DeadLetterStore(lane, connection, self._pauses, self._retry.first)
         self.settlements = Settlements(self._stats, self._posts_refused, lane.log)
         self._direct: list[Callable[..., Any] | None] = []
         self._direct_of: Any = None
@@ -57,7 +57,7 @@ class Handling:
         """Start no further attempt."""
         self._pauses.stop()
 
-    async def handle(self, instance: Any, delivery: Routed) -> None:
+    async def handle(self, instance: Any, delivery: RoutedDelivery) -> None:
         """Work a delivery off: when this returns it is settled, about to be, or given back."""
         # The short way: the first attempt at what is no request, in as few steps as possible, for
         # this is where most of a program's time goes. The long way, `_handle_closely`, does the
@@ -131,7 +131,7 @@ class Handling:
         await self._handle_closely(instance, delivery, turn)
 
     async def _handle_closely(
-        self, instance: Any, delivery: Routed, failed: Turn | None = None
+        self, instance: Any, delivery: RoutedDelivery, failed: Turn | None = None
     ) -> None:
         # The long way. What `handle` does in few steps must mean the same.
         if failed is None and not delivery.start():
@@ -164,13 +164,13 @@ class Handling:
             if request is not None:
                 await self._answer_error(delivery, Turn(None, self._lane.source, request), error)
             else:
-                await self._parking.park(delivery, error)
+                await self._dead_letters.park(delivery, error)
 
     async def _attempts(
         self,
         instance: Any,
         index: int,
-        delivery: Routed,
+        delivery: RoutedDelivery,
         request: Envelope | None,
         failed: Turn | None,
     ) -> None:
@@ -249,7 +249,7 @@ class Handling:
     # When it failed.
 
     async def _attempt_failed(
-        self, delivery: Routed, turn: Turn, raised: BaseException, held_since: float
+        self, delivery: RoutedDelivery, turn: Turn, raised: BaseException, held_since: float
     ) -> bool:
         """What a handler raised is dealt with; True when there is to be another attempt."""
         turn.active = False
@@ -260,7 +260,7 @@ class Handling:
         return await self._failed(delivery, turn, error, held_since)
 
     async def _failed(
-        self, delivery: Routed, turn: Turn, error: BaseException, held_since: float
+        self, delivery: RoutedDelivery, turn: Turn, error: BaseException, held_since: float
     ) -> bool:
         """What to do about a failed attempt; True when there is to be another one."""
         request = turn.request
@@ -285,11 +285,11 @@ class Handling:
         if request is not None:
             await self._answer_error(delivery, turn, error)
         else:
-            await self._parking.park(delivery, error)
+            await self._dead_letters.park(delivery, error)
         return False
 
     def _wait_before_next(
-        self, delivery: Routed, turn: Turn, error: BaseException, held_since: float
+        self, delivery: RoutedDelivery, turn: Turn, error: BaseException, held_since: float
     ) -> float | None:
         if turn.request is not None and (turn.answered or not self._lane.options.retry_requests):
             return None
@@ -300,7 +300,7 @@ class Handling:
             return wait
         return wait if now + wait < delivery.deadline else None
 
-    def _expired(self, delivery: Routed) -> bool:
+    def _expired(self, delivery: RoutedDelivery) -> bool:
         """Settle a request whose sender has given up; True when that happened."""
         if delivery.deadline is None or self._now() < delivery.deadline:
             return False
@@ -312,7 +312,7 @@ class Handling:
         return is_outage(error, connected=self._connection.bus.connected)
 
     async def _undecodable(
-        self, delivery: Routed, request: Envelope | None, error: DecodeError
+        self, delivery: RoutedDelivery, request: Envelope | None, error: DecodeError
     ) -> None:
         delivery.attempts += 1
         self._stats["messages.undecodable"] += 1
@@ -324,9 +324,11 @@ class Handling:
             turn = Turn(None, self._lane.source, request)
             await self._answer_error(delivery, turn, RemoteError("bad-request", str(error)))
         else:
-            await self._parking.park(delivery, error)
+            await self._dead_letters.park(delivery, error)
 
-    async def _answer_error(self, delivery: Routed, failed: Turn, error: BaseException) -> None:
+    async def _answer_error(
+        self, delivery: RoutedDelivery, failed: Turn, error: BaseException
+    ) -> None:
         """Answer a request with an error, unless it is answered, then settle it."""
         self._stats["requests.failed"] += 1
         request = failed.request
@@ -348,7 +350,7 @@ class Handling:
                 break
         await self.settlements.settle_after(delivery, turn)
 
-    async def _posts_refused(self, delivery: Routed, error: BaseException) -> None:
+    async def _posts_refused(self, delivery: RoutedDelivery, error: BaseException) -> None:
         """A post of a handled message was refused for good: the message becomes a dead letter."""
         delivery.attempts += 1
         self._lane.failed("post", error, delivery.envelope)
@@ -357,7 +359,7 @@ class Handling:
             quoted(delivery.envelope.topic),
             describe(error),
         )
-        await self._parking.park(delivery, error)
+        await self._dead_letters.park(delivery, error)
 
     # Requests.
 

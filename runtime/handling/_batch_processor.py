@@ -19,19 +19,19 @@ from ..messaging._turn import Turn, current_turn, lasting_identity
 from ..options._retry_policy import Reject, Retry
 from ..payloads._codec import check_size
 from ..registration._specs import Handler
-from ..routing._routes import Routed
-from ._attempts import Handling
+from ..routing._routes import RoutedDelivery
 from ._dead_letter_store import SHORTEST_PAUSE
+from ._delivery_processor import DeliveryProcessor
 from ._failures import as_failure, log_failure
 from ._lane import HandlingLane
 from ._scope import ProducerScope, with_usable_address
 
-__all__ = ["BatchHandling"]
+__all__ = ["BatchProcessor"]
 
 _NAMESPACE = uuid.UUID("0b0d1f0e-5a43-5c0a-9d5f-3e0f0c7a6b21")
 
 
-class BatchHandling(Handling):
+class BatchProcessor(DeliveryProcessor):
     """Runs one actor's handlers on batches, one at a time.
 
     A batch is retried as a whole. When its attempts are used up, each of its messages is tried
@@ -39,16 +39,16 @@ class BatchHandling(Handling):
     out from the start.
     """
 
-    async def handle_batch(self, instance: Any, deliveries: Sequence[Routed]) -> None:
+    async def handle_batch(self, instance: Any, deliveries: Sequence[RoutedDelivery]) -> None:
         """Work deliveries off together: then each is settled, about to be, or given back.
 
         Args:
             instance: of the actor's class.
             deliveries: not started; of one router and one handler.
         """
-        batch: list[Routed] = []
+        batch: list[RoutedDelivery] = []
         values: list[Any] = []
-        unreadable: list[tuple[Routed, DecodeError]] = []
+        unreadable: list[tuple[RoutedDelivery, DecodeError]] = []
         for delivery in deliveries:
             if not delivery.start():
                 continue
@@ -69,7 +69,7 @@ class BatchHandling(Handling):
         for delivery, problem in unreadable:
             await self._undecodable(delivery, None, problem)
 
-    async def _park_all(self, batch: list[Routed], error: BaseException) -> None:
+    async def _park_all(self, batch: list[RoutedDelivery], error: BaseException) -> None:
         left = [delivery for delivery in batch if delivery.state is DeliveryState.RUNNING]
         topic = quoted(batch[0].envelope.topic)
         self._lane.log.error(
@@ -77,17 +77,19 @@ class BatchHandling(Handling):
         )
         self._lane.failed("handler", error, batch[0].envelope)
         for delivery in left:
-            await self._parking.park(delivery, error)
+            await self._dead_letters.park(delivery, error)
 
-    def _read(self, delivery: Routed) -> Any:
+    def _read(self, delivery: RoutedDelivery) -> Any:
         check_size(delivery.envelope, self._lane.max_received)
         handler = self._lane.handlers[delivery.route.handler]
         return _decode(handler, delivery)
 
-    async def _work_off(self, instance: Any, batch: list[Routed], values: list[Any]) -> None:
+    async def _work_off(
+        self, instance: Any, batch: list[RoutedDelivery], values: list[Any]
+    ) -> None:
         left, error = await self._run(instance, batch, values, once=False)
         if error is not None and left == batch[:1] == batch:
-            await self._parking.park(batch[0], error)
+            await self._dead_letters.park(batch[0], error)
             return
         while left:
             if left[0].route.router.holding or self._pauses.stopped:
@@ -95,12 +97,12 @@ class BatchHandling(Handling):
             for delivery in left[:1]:
                 failed, error = await self._run(instance, [delivery], None, once=True)
                 if failed and error is not None:
-                    await self._parking.park(delivery, error)
+                    await self._dead_letters.park(delivery, error)
             left = left[1:]
 
     async def _run(
-        self, instance: Any, batch: list[Routed], values: list[Any] | None, *, once: bool
-    ) -> tuple[list[Routed], BaseException | None]:
+        self, instance: Any, batch: list[RoutedDelivery], values: list[Any] | None, *, once: bool
+    ) -> tuple[list[RoutedDelivery], BaseException | None]:
         """Attempts at a batch; returns what nobody has dealt with after the last, and why.
 
         Args:
@@ -129,7 +131,7 @@ class BatchHandling(Handling):
                 return self._give_back(batch), error
 
     async def _attempt(
-        self, instance: Any, batch: list[Routed], values: list[Any] | None
+        self, instance: Any, batch: list[RoutedDelivery], values: list[Any] | None
     ) -> BaseException | None:
         lane = self._lane
         index = batch[0].route.handler
@@ -163,7 +165,7 @@ class BatchHandling(Handling):
         return None
 
     def _wait(
-        self, batch: list[Routed], error: BaseException, held_since: float, *, once: bool
+        self, batch: list[RoutedDelivery], error: BaseException, held_since: float, *, once: bool
     ) -> float | None:
         """Seconds before the next attempt at the batch; None when there is none."""
         if self._is_outage(error):
@@ -188,7 +190,9 @@ class BatchHandling(Handling):
             self._log_batch(batch, error, wait)
         return wait
 
-    def _log_batch(self, batch: list[Routed], error: BaseException, wait: float | None) -> None:
+    def _log_batch(
+        self, batch: list[RoutedDelivery], error: BaseException, wait: float | None
+    ) -> None:
         expected = isinstance(error, Reject | Retry) or wait is not None
         then = "each is tried alone" if wait is None else f"next attempt in {wait:.2g} s"
         self._lane.log.log(
@@ -204,7 +208,7 @@ class BatchHandling(Handling):
             kind=error_name(error),
         )
 
-    def _give_back(self, batch: list[Routed]) -> list[Routed]:
+    def _give_back(self, batch: list[RoutedDelivery]) -> list[RoutedDelivery]:
         """Give started deliveries back, in order; returns those that cannot be given back."""
         # Each goes in front of what waits.
         left = [one for one in reversed(batch) if not one.route.router.give_back(one)]
@@ -226,7 +230,7 @@ class _BatchScope(ProducerScope):
         self,
         owner: HandlingLane,
         handler: Handler,
-        batch: Sequence[Routed],
+        batch: Sequence[RoutedDelivery],
         values: list[Any] | None,
         deadline: float | None,
     ) -> None:
@@ -254,18 +258,18 @@ class _BatchScope(ProducerScope):
         ]
 
 
-def _decode(handler: Handler, delivery: Routed) -> Any:
+def _decode(handler: Handler, delivery: RoutedDelivery) -> Any:
     decoder = handler.injection.payload_decoder
     assert decoder is not None
     return decoder.decode(delivery.envelope.payload, delivery.envelope.content_type)
 
 
-def _attempts(batch: Sequence[Routed]) -> int:
+def _attempts(batch: Sequence[RoutedDelivery]) -> int:
     # Messages that were given back may have some more; nobody is to have fewer than the policy's.
     return min(delivery.attempts for delivery in batch)
 
 
-def _identity(batch: Sequence[Routed]) -> str | None:
+def _identity(batch: Sequence[RoutedDelivery]) -> str | None:
     """What the ids of a batch's publishes are made of; None when a message has no id."""
     identities = [lasting_identity(delivery.envelope) for delivery in batch]
     if len(identities) == 1:
