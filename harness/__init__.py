@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from ._async_harness import AsyncHarness
+from ._dead_letter import DeadLetter
 from ._errors import HandlerFailed, NotSettled, NotSimulated
 from ._explore import explore
 from ._faults import Faults
 from ._fixture import HarnessFactory, HarnessOptions
 from ._harness import Harness
-from ._letters import DeadLetter
-from .loop._clock import Deadlock, VirtualEnvironment, VirtualLoop
 from .loop._foreign_threads import UnannouncedThread
-from .world._watch import Failure
+from .loop._virtual_time import Deadlock, VirtualEnvironment, VirtualLoop
+from .world._actor_monitor import Failure
 
 __all__ = [
     "AsyncHarness",

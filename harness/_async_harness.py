@@ -7,8 +7,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..runtime.application._application import DistributedApplication
-from ._core import Core
-from ._reads import Reads
+from ._core import HarnessCore
+from ._harness_base import HarnessBase
 
 if TYPE_CHECKING:
     from ._harness import Harness
@@ -20,7 +20,7 @@ T = TypeVar("T")
 _TIMEOUT = 30.0
 
 
-class AsyncHarness(Reads):
+class AsyncHarness(HarnessBase):
     """A harness in an ``async def`` test: what takes time is awaited.
 
     The applications run on an event loop of the harness's own, in a thread of its own, and only
@@ -34,7 +34,7 @@ class AsyncHarness(Reads):
         self._harness = harness
 
     @property
-    def _core(self) -> Core:
+    def _core(self) -> HarnessCore:
         return self._harness._core
 
     async def settle(self) -> None:

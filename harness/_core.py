@@ -20,11 +20,11 @@ from ..runtime.payloads._codec import Decoder, PayloadFormat, format_of
 from ..runtime.routing._subscriptions import NoSubscription
 from ..transports import Envelope, Identity, Surroundings, TopicFilter
 from ._faults import Faults
-from .simulated._profiles import Profile, SimulatedBus
+from .simulated._stand_ins import HarnessBus, Profile
 from .world._application import ApplicationUnderTest
 from .world._world import World
 
-__all__ = ["NAME", "NO_MORE", "Core", "check_options", "failure_classes", "plain"]
+__all__ = ["NAME", "NO_MORE", "HarnessCore", "check_options", "failure_classes", "plain"]
 
 NAME = "harness"
 """What the harness itself is called on the buses."""
@@ -35,7 +35,7 @@ _PLAIN = Decoder.of(Any)
 _TEXT = Decoder.of(str)
 
 
-class Core:
+class HarnessCore:
     """A world with applications in it, and the test's own access to their buses.
 
     Args:
@@ -115,8 +115,8 @@ class Core:
         return Socket(self._connection(bus), _SOURCE, NoSubscription())
 
     def answered(self, topic: str, answer: RemoteError) -> None:
-        """See `Watch.answered`."""
-        self.world.watch.answered(_SOURCE, topic, answer)
+        """See `ActorMonitor.answered`."""
+        self.world.monitor.answered(_SOURCE, topic, answer)
 
     def _connection(self, bus: str | None) -> BusConnection:
         if bus is None:
@@ -138,7 +138,7 @@ class Core:
     # What happens to the applications.
 
     def cut(self, actor: str | None, lose_session: bool) -> None:
-        """See `Reads.cut`."""
+        """See `HarnessBase.cut`."""
         world = self.world
         world.check_simulated("cut()")
         found = [
@@ -155,7 +155,7 @@ class Core:
             self.soon(_cut, bus, client, lose_session)
 
     def outage(self, seconds: float) -> None:
-        """See `Reads.outage`."""
+        """See `HarnessBase.outage`."""
         world = self.world
         world.check_simulated("outage()")
         if not is_number(seconds) or not 0 < seconds < float("inf"):
@@ -174,19 +174,19 @@ class Core:
             bus.come_back()
 
     def rebalance(self) -> None:
-        """See `Reads.rebalance`."""
+        """See `HarnessBase.rebalance`."""
         self.world.check_simulated("rebalance()")
         for bus in self.world.buses.values():
             self.soon(bus.rebalance)
 
     def crash(self, application: DistributedApplication | None) -> None:
-        """See `Reads.crash`."""
+        """See `HarnessBase.crash`."""
         self.world.check_simulated("crash()")
         for tested in self.tested(application):
             self.soon(tested.kill)
 
     def restart_actor(self, actor: str, application: DistributedApplication | None) -> None:
-        """See `Reads.restart_actor`."""
+        """See `HarnessBase.restart_actor`."""
         self.world.check_simulated("restart_actor()")
         for lane in self.lanes(actor, application):
             if lane.spec.kind == "producer":
@@ -245,7 +245,7 @@ class Core:
         )
 
     def state(self, actor: str, application: DistributedApplication | None) -> Any:
-        """See `Reads.state`."""
+        """See `HarnessBase.state`."""
         states = [
             lane.state if lane.options.state is not None else lane.latest_instance
             for lane in self.lanes(actor, application)
@@ -253,7 +253,7 @@ class Core:
         return states[0] if len(states) == 1 else states
 
 
-def _cut(bus: SimulatedBus, client: str, lose_session: bool) -> None:
+def _cut(bus: HarnessBus, client: str, lose_session: bool) -> None:
     if client in bus.clients():
         bus.cut(client, lose_session=lose_session)
 

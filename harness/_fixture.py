@@ -12,7 +12,7 @@ from ._harness import Harness
 from .live._live import LiveHarness
 from .live._real_providers import RealBrokers
 from .loop._loop_thread import is_loop_running
-from .simulated._profiles import Profile
+from .simulated._stand_ins import Profile
 
 __all__ = ["HarnessFactory", "HarnessOptions"]
 

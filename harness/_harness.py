@@ -13,14 +13,14 @@ from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.options._checks import is_number
 from ._async_harness import AsyncHarness
-from ._core import NAME, NO_MORE, Core, check_options, failure_classes
+from ._core import NAME, NO_MORE, HarnessCore, check_options, failure_classes
 from ._errors import NotSettled
 from ._faults import Faults
-from ._reads import Reads
+from ._harness_base import HarnessBase
 from ._replay import replay
 from .loop._foreign_threads import UnannouncedThread
 from .loop._loop_thread import LoopThread, is_loop_running
-from .simulated._profiles import Profile
+from .simulated._stand_ins import Profile
 from .world._simulated import SimulatedWorld
 from .world._world import World
 
@@ -32,7 +32,7 @@ _TIMEOUT = 30.0
 _NOT_IN_USE = "the harness is not in use; write `with Harness(app) as harness:`"
 
 
-class Harness(Reads):
+class Harness(HarnessBase):
     """Applications on simulated buses, with virtual time, for tests.
 
     The applications are those that run in production, with any address; nothing connects to it.
@@ -92,12 +92,12 @@ class Harness(Reads):
         )
         self._allowed = failure_classes("Harness: allow_failures", allow_failures)
         # Stays when it is closed: the test may still look at what happened.
-        self._used_core: Core | None = None
+        self._used_core: HarnessCore | None = None
         self._thread = LoopThread(own=False)
         self._started_ahead = self._in_block = self._excused = False
 
     @property
-    def _core(self) -> Core:
+    def _core(self) -> HarnessCore:
         if self._used_core is None:
             raise ConfigurationError(_NOT_IN_USE)
         return self._used_core
@@ -158,8 +158,8 @@ class Harness(Reads):
 
     def _open(self) -> None:
         world = self._make_world()
-        world.watch.allow(self._allowed)
-        core = self._used_core = Core(world, self._applications)
+        world.monitor.allow(self._allowed)
+        core = self._used_core = HarnessCore(world, self._applications)
         world.run(world.outcome(core.open()))
 
     def __exit__(
@@ -180,7 +180,7 @@ class Harness(Reads):
             try:
                 if not failed:
                     self.settle()
-                    self._core.world.watch.check_expected()
+                    self._core.world.monitor.check_expected()
             except BaseException:
                 self._stop(quietly=True)
                 raise
@@ -194,7 +194,7 @@ class Harness(Reads):
         try:
             self._run(world.outcome(self._core.close()))
             world.look_for_lost_failures()
-            world.watch.check()
+            world.monitor.check()
         except BaseException:
             if not quietly:
                 raise
@@ -236,7 +236,7 @@ class Harness(Reads):
             NotSettled: it goes on and on; says who, with what, and where in the code.
         """
         __tracebackhide__ = True
-        watch = self._core.world.watch
+        watch = self._core.world.monitor
         try:
             self._run(self._core.world.settled())
         except NotSettled as stuck:
@@ -254,7 +254,7 @@ class Harness(Reads):
         if not is_number(seconds) or not 0 <= seconds < float("inf"):
             raise ConfigurationError(f"advance({seconds!r}): give seconds, 0 or more")
         self._run(self._core.world.advanced(seconds))
-        self._core.world.watch.check()
+        self._core.world.monitor.check()
 
     @overload
     def request(
@@ -353,7 +353,7 @@ class Harness(Reads):
         count = self._run(
             replay(self._core, file, actor=actor, keep_times=keep_times, keep_own=keep_own)
         )
-        self._core.world.watch.check()
+        self._core.world.monitor.check()
         return count
 
     def restart(self, application: DistributedApplication | None = None) -> None:

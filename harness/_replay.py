@@ -17,7 +17,7 @@ from ..runtime.messaging._connection import BusConnection
 from ..runtime.recording._recording import Receipt, read_recording
 from ..runtime.routing._routes import Route
 from ..transports import Delivery, Envelope, is_reserved
-from ._core import Core
+from ._core import HarnessCore
 from .world._application import ApplicationUnderTest
 
 __all__ = ["replay"]
@@ -28,7 +28,7 @@ _Lines: TypeAlias = Iterable[tuple[int, Receipt]]
 _Who: TypeAlias = tuple[str | None, str | None, str | None]
 
 
-class _Step(NamedTuple):
+class _ReplayStep(NamedTuple):
     """One message to put in.
 
     Attributes:
@@ -43,7 +43,7 @@ class _Step(NamedTuple):
 
 
 async def replay(
-    core: Core,
+    core: HarnessCore,
     file: str | PathLike[str],
     *,
     actor: str | None,
@@ -56,7 +56,7 @@ async def replay(
         steps = list(_through_the_buses(core, file, lines, keep_own=keep_own))
     else:
         steps = list(_right_at(core, file, lines, actor))
-    before: _Step | None = None
+    before: _ReplayStep | None = None
     for count, step in enumerate(steps, 1):
         if keep_times and before is not None and step.at > before.at:
             await core.world.advanced(step.at - before.at)
@@ -77,8 +77,8 @@ async def replay(
 
 
 def _through_the_buses(
-    core: Core, file: str | PathLike[str], lines: _Lines, *, keep_own: bool
-) -> Iterator[_Step]:
+    core: HarnessCore, file: str | PathLike[str], lines: _Lines, *, keep_own: bool
+) -> Iterator[_ReplayStep]:
     recorded = {_who(receipt) for _, receipt in lines}
     fed = _who_gets_what_a_bus_brought(core, lines)
     reached: Counter[tuple[_Who, object]] = Counter()
@@ -100,7 +100,7 @@ def _through_the_buses(
         connection = (
             runner.connection if runner is not None else core.connection_or_default(receipt.bus)
         )
-        yield _Step(
+        yield _ReplayStep(
             number, receipt.at, partial(_inject, core, connection.provider.address, envelope)
         )
 
@@ -124,7 +124,7 @@ def _what(envelope: Envelope) -> object:
     )
 
 
-def _who_gets_what_a_bus_brought(core: Core, lines: _Lines) -> set[ActorRunner]:
+def _who_gets_what_a_bus_brought(core: HarnessCore, lines: _Lines) -> set[ActorRunner]:
     """The actors that get messages which were recorded on a bus, without an application."""
     topics = {receipt.topic for _, receipt in lines if receipt.actor is None}
     return {
@@ -136,7 +136,7 @@ def _who_gets_what_a_bus_brought(core: Core, lines: _Lines) -> set[ActorRunner]:
 
 
 def _is_sent_again(
-    core: Core, receipt: Receipt, recorded: set[_Who], fed: set[ActorRunner]
+    core: HarnessCore, receipt: Receipt, recorded: set[_Who], fed: set[ActorRunner]
 ) -> bool:
     """Whether the applications send it themselves, as they get its cause from the recording."""
     if receipt.actor is None and is_reserved(receipt.topic):
@@ -151,7 +151,9 @@ def _is_sent_again(
     return sender in recorded or (receipt.actor is None and runner in fed)
 
 
-def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt: Receipt) -> None:
+def _refuse_unwanted(
+    core: HarnessCore, file: str | PathLike[str], number: int, receipt: Receipt
+) -> None:
     if receipt.actor is None:
         return
     runners = [runner for tested in core.world.tested for runner in _runners(tested)]
@@ -166,7 +168,7 @@ def _refuse_unwanted(core: Core, file: str | PathLike[str], number: int, receipt
         )
 
 
-def _inject(core: Core, bus: str, envelope: Envelope) -> None:
+def _inject(core: HarnessCore, bus: str, envelope: Envelope) -> None:
     connection = core.connection_or_default(bus)
     fresh = _with_own_reply_address(envelope, connection)
     fresh = msgspec.structs.replace(
@@ -195,7 +197,9 @@ def _with_own_reply_address(envelope: Envelope, connection: BusConnection) -> En
 # Right at an actor.
 
 
-def _right_at(core: Core, file: str | PathLike[str], lines: _Lines, actor: str) -> Iterator[_Step]:
+def _right_at(
+    core: HarnessCore, file: str | PathLike[str], lines: _Lines, actor: str
+) -> Iterator[_ReplayStep]:
     core.lanes(actor, None)
     for number, receipt in lines:
         if receipt.actor not in (None, actor):
@@ -205,7 +209,7 @@ def _right_at(core: Core, file: str | PathLike[str], lines: _Lines, actor: str) 
             raise _does_not_run(tested, actor)
         if _route(tested, runner, receipt.topic) is not None:
             put_in = partial(_hand_over, core, tested, actor, receipt.envelope)
-            yield _Step(number, receipt.at, put_in)
+            yield _ReplayStep(number, receipt.at, put_in)
         elif receipt.actor is not None:
             raise ConfigurationError(
                 f"recording {str(file)!r}, line {number}: actor {actor!r} has no declared filter"
@@ -213,7 +217,9 @@ def _right_at(core: Core, file: str | PathLike[str], lines: _Lines, actor: str) 
             )
 
 
-def _hand_over(core: Core, tested: ApplicationUnderTest, actor: str, envelope: Envelope) -> None:
+def _hand_over(
+    core: HarnessCore, tested: ApplicationUnderTest, actor: str, envelope: Envelope
+) -> None:
     runner = _runner_in(tested, actor)
     route = None if runner is None else _route(tested, runner, envelope.topic)
     if runner is None or route is None or tested.life is None:
@@ -243,23 +249,23 @@ def _route(tested: ApplicationUnderTest, runner: ActorRunner, topic: str) -> Rou
 # Actors by name.
 
 
-def _runner_of(core: Core, receipt: Receipt) -> ActorRunner | None:
+def _runner_of(core: HarnessCore, receipt: Receipt) -> ActorRunner | None:
     return None if receipt.actor is None else _find(core, receipt.application, receipt.actor)
 
 
-def _find(core: Core, application: str | None, actor: str) -> ActorRunner | None:
+def _find(core: HarnessCore, application: str | None, actor: str) -> ActorRunner | None:
     found = [runner for _, runner in _all_named(core, application, actor)]
     return found[0] if found else None
 
 
 def _runner(
-    core: Core, application: str | None, actor: str
+    core: HarnessCore, application: str | None, actor: str
 ) -> tuple[ApplicationUnderTest, ActorRunner]:
     return next(_all_named(core, application, actor))
 
 
 def _all_named(
-    core: Core, application: str | None, actor: str
+    core: HarnessCore, application: str | None, actor: str
 ) -> Iterator[tuple[ApplicationUnderTest, ActorRunner]]:
     """Actors of that name, those of the application first: that may be another one in tests."""
     all_tested = core.world.tested

@@ -45,7 +45,7 @@ class Proxy:
         self._target = (host, port)
         self._refusing = False
         self._server: asyncio.Server | None = None
-        self._links: list[_Link] = []
+        self._proxied: list[_ProxiedConnection] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._open = asyncio.Event()
         self._open.set()
@@ -53,7 +53,7 @@ class Proxy:
     @property
     def connections(self) -> int:
         """Connections that are open now."""
-        return len(self._links)
+        return len(self._proxied)
 
     async def start(self) -> None:
         """Listen; the first time on a free port, later on the same one again."""
@@ -83,7 +83,7 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset all connections, on both sides; what was under way is lost."""
-        for link in list(self._links):
+        for link in list(self._proxied):
             link.reset()
 
     def cut_after(self, size: int, source: Literal["client", "server"] = "client") -> None:
@@ -130,12 +130,12 @@ class Proxy:
         assert task is not None
         if self._refusing:
             # It was made before, and nobody has looked at it yet.
-            _Link(writer).reset()
+            _ProxiedConnection(writer).reset()
             return
         self._tasks.append(task)
         self.accepted += 1
-        link = _Link(writer)
-        self._links.append(link)
+        link = _ProxiedConnection(writer)
+        self._proxied.append(link)
         try:
             await self._open.wait()
             server_reader, server_writer = await asyncio.open_connection(*self._target)
@@ -148,14 +148,14 @@ class Proxy:
             pass
         finally:
             link.reset()
-            self._links.remove(link)
+            self._proxied.remove(link)
             self._tasks.remove(task)
 
     async def _pump(
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        link: _Link,
+        link: _ProxiedConnection,
         hook_name: str,
     ) -> None:
         while chunk := await reader.read(_CHUNK):
@@ -174,7 +174,7 @@ class Proxy:
             writer.write_eof()
 
 
-class _Link:
+class _ProxiedConnection:
     """One client's connection and the one to the server that belongs to it."""
 
     def __init__(self, client: asyncio.StreamWriter) -> None:

@@ -28,7 +28,7 @@ _SUITES = (
 pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in _SUITES))
 
 from .._waiting import eventually  # noqa: E402
-from ..loop._clock import VirtualEnvironment, VirtualLoop  # noqa: E402
+from ..loop._virtual_time import VirtualEnvironment, VirtualLoop  # noqa: E402
 from ._concurrency import Concurrency  # noqa: E402
 from ._harness import TransportHarness  # noqa: E402
 from ._inbox import Inbox, numbered  # noqa: E402

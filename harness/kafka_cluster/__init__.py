@@ -5,23 +5,23 @@ It may import `loop`, whose network its clients connect over. Begin with `_clust
 
 from __future__ import annotations
 
+from ._client_time import virtual_time
 from ._cluster import MAX_BATCH, Cluster, Topic
-from ._errors import Code, Refused
+from ._errors import ErrorCode, RequestRefused
 from ._groups import Group, GroupState
 from ._log import AppendedRecord, Log, encode_record
 from ._member import Member
-from ._time import virtual_time
 
 __all__ = [
     "MAX_BATCH",
     "AppendedRecord",
     "Cluster",
-    "Code",
+    "ErrorCode",
     "Group",
     "GroupState",
     "Log",
     "Member",
-    "Refused",
+    "RequestRefused",
     "Topic",
     "encode_record",
     "virtual_time",

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from ...transports.kafka._names import hash_of
 from ..loop._network import ServerConnection
-from ._errors import Code, Refused
+from ._errors import ErrorCode, RequestRefused
 from ._groups import Group
 from ._log import AppendedRecord, Headers, Log, encode_record
 
@@ -119,9 +119,9 @@ class Cluster:
     def accept(self, connection: ServerConnection) -> None:
         """Serve a client; for `Network.listen`."""
         # It needs this module.
-        from ._session import Session
+        from ._connection_handler import ConnectionHandler
 
-        Session(self, connection)
+        ConnectionHandler(self, connection)
 
     def create_topic(self, name: str, partitions: int = 1, *, max_batch: int = MAX_BATCH) -> None:
         """Make a topic.
@@ -132,19 +132,19 @@ class Cluster:
             max_batch: bytes of the largest batch that it takes.
 
         Raises:
-            Refused: there is one, or nobody could have one like that.
+            RequestRefused: there is one, or nobody could have one like that.
         """
         if not _NAME.fullmatch(name) or name in (".", ".."):
-            raise Refused(Code.INVALID_TOPIC)
+            raise RequestRefused(ErrorCode.INVALID_TOPIC)
         if name in self._topics:
-            raise Refused(Code.TOPIC_ALREADY_EXISTS)
+            raise RequestRefused(ErrorCode.TOPIC_ALREADY_EXISTS)
         other = self.alike(name)
         if other is not None:
             text = f"Topic '{name}' collides with existing topic: {other}"
-            raise Refused(Code.INVALID_TOPIC, text)
+            raise RequestRefused(ErrorCode.INVALID_TOPIC, text)
         count = self.partitions_default if partitions == -1 else partitions
         if count < 1:
-            raise Refused(Code.INVALID_PARTITIONS)
+            raise RequestRefused(ErrorCode.INVALID_PARTITIONS)
         self._topics[name] = Topic(name, count, max_batch)
         self.note("", "create-topic", name, str(count))
 
@@ -163,11 +163,11 @@ class Cluster:
         """Remove a topic, with what groups have committed of it.
 
         Raises:
-            Refused: there is none.
+            RequestRefused: there is none.
         """
         topic = self._topics.pop(name, None)
         if topic is None:
-            raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION)
+            raise RequestRefused(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
         for group in self._groups.values():
             group.offsets = {
                 place: offset for place, offset in group.offsets.items() if place[0] != name
@@ -201,7 +201,7 @@ class Cluster:
             The offset.
 
         Raises:
-            Refused: there is no such topic or partition, or the record is too large.
+            RequestRefused: there is no such topic or partition, or the record is too large.
         """
         if partition is None:
             partition = self._partition_for(topic, key)
@@ -223,7 +223,7 @@ class Cluster:
         """The offset of the next record.
 
         Raises:
-            Refused: there is no such topic or partition.
+            RequestRefused: there is no such topic or partition.
         """
         return self.log(topic, partition).end
 
@@ -243,18 +243,18 @@ class Cluster:
         """One partition.
 
         Raises:
-            Refused: there is no such topic or partition.
+            RequestRefused: there is no such topic or partition.
         """
         found = self._topics.get(topic)
         if found is None or not 0 <= partition < len(found.partitions):
-            raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION)
+            raise RequestRefused(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
         return found.partitions[partition]
 
     def append_batch(self, client: str, log: Log, batch: bytes | None) -> int:
         """Append what a client has sent; its offset.
 
         Raises:
-            Refused: it is not taken.
+            RequestRefused: it is not taken.
         """
         offset, records = log.append(batch, self._next_number)
         what = "append" if records else "duplicate"
@@ -270,10 +270,10 @@ class Cluster:
         """The group of this id; made when there is none.
 
         Raises:
-            Refused: no group can have it.
+            RequestRefused: no group can have it.
         """
         if not name:
-            raise Refused(Code.INVALID_GROUP_ID)
+            raise RequestRefused(ErrorCode.INVALID_GROUP_ID)
         found = self._groups.get(name)
         if found is None:
             found = self._groups[name] = Group(name, self.loop, self.note)

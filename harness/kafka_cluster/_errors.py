@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["Code", "Refused"]
+__all__ = ["ErrorCode", "RequestRefused"]
 
 
-class Code(enum.IntEnum):
+class ErrorCode(enum.IntEnum):
     """The error codes of the protocol that the simulated cluster uses."""
 
     NONE = 0
@@ -34,7 +34,7 @@ class Code(enum.IntEnum):
     FENCED_INSTANCE_ID = 82
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The request, or a part of it, is answered with an error.
 
     Args:
@@ -42,6 +42,6 @@ class Refused(Exception):
         text: what the answer says beside it; the name of the code if None.
     """
 
-    def __init__(self, code: Code, text: str | None = None) -> None:
+    def __init__(self, code: ErrorCode, text: str | None = None) -> None:
         super().__init__(text or code.name)
         self.code = code

@@ -9,16 +9,16 @@ from typing import Any
 from aiokafka.protocol.fetch import FetchResponse_v11
 
 from ._cluster import REFUSAL_DELAY, Cluster
-from ._errors import Code, Refused
+from ._errors import ErrorCode, RequestRefused
 from ._frames import Request
 from ._log import Log
 
-__all__ = ["Fetch"]
+__all__ = ["PendingFetch"]
 
 _NO_REPLICA = -1
 
 
-class Fetch:
+class PendingFetch:
     """One request: answered when there is enough, when something is wrong, or in time.
 
     Args:
@@ -80,7 +80,7 @@ class Fetch:
             for partition, _, offset, _, _ in partitions:
                 try:
                     log = self._checked(topic, partition, offset)
-                except Refused:
+                except RequestRefused:
                     return True
                 size += log.size_from(offset, wanted)
                 count += 1
@@ -89,7 +89,7 @@ class Fetch:
     def _checked(self, topic: str, partition: int, offset: int) -> Log:
         log = self._cluster.log(topic, partition)
         if not log.start <= offset <= log.end:
-            raise Refused(Code.OFFSET_OUT_OF_RANGE)
+            raise RequestRefused(ErrorCode.OFFSET_OUT_OF_RANGE)
         return log
 
     def _answer(self) -> None:
@@ -103,10 +103,10 @@ class Fetch:
         for topic, wanted in body.topics:
             partitions = []
             for partition, _, offset, _, most in wanted:
-                code, start, end, data = Code.NONE, -1, -1, b""
+                code, start, end, data = ErrorCode.NONE, -1, -1, b""
                 try:
                     log = self._checked(topic, partition, offset)
-                except Refused as refusal:
+                except RequestRefused as refusal:
                     code, refused = refusal.code, True
                 else:
                     start, end = log.start, log.end

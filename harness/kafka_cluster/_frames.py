@@ -29,7 +29,7 @@ from aiokafka.protocol.offset import OffsetRequest_v3
 from aiokafka.protocol.produce import ProduceRequest_v7
 from aiokafka.protocol.transaction import InitProducerIdRequest_v0
 
-__all__ = ["REQUESTS", "Frames", "Request", "encode_answer", "parse"]
+__all__ = ["REQUESTS", "FrameReader", "Request", "encode_answer", "parse"]
 
 # The version that the client library prefers of each; it is told of no other.
 REQUESTS: dict[int, Any] = {
@@ -78,7 +78,7 @@ class Request:
         self.client_id = client_id
 
 
-class Frames:
+class FrameReader:
     """Cuts a stream into frames."""
 
     def __init__(self) -> None:

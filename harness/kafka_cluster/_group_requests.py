@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ._cluster import Cluster
-from ._errors import Code, Refused
+from ._errors import ErrorCode, RequestRefused
 from ._frames import Request
 from ._groups import Group, GroupState
 from ._member import JoinAnswer, JoinRequest
@@ -20,7 +20,7 @@ _NO_OFFSET = -1
 
 
 def _find_coordinator(cluster: Cluster, request: Request, reply: _Reply) -> None:
-    reply(request.body.RESPONSE_TYPE(0, Code.NONE, None, _NODE, cluster.host, cluster.port))
+    reply(request.body.RESPONSE_TYPE(0, ErrorCode.NONE, None, _NODE, cluster.host, cluster.port))
 
 
 def _join(cluster: Cluster, request: Request, reply: _Reply) -> None:
@@ -43,11 +43,11 @@ def _join(cluster: Cluster, request: Request, reply: _Reply) -> None:
     least, most = cluster.session_timeouts
     try:
         if body.member_id and body.group not in cluster.groups:
-            raise Refused(Code.UNKNOWN_MEMBER_ID)
+            raise RequestRefused(ErrorCode.UNKNOWN_MEMBER_ID)
         group = cluster.group(body.group)
         if not least <= seconds <= most:
-            raise Refused(Code.INVALID_SESSION_TIMEOUT)
-    except Refused as refusal:
+            raise RequestRefused(ErrorCode.INVALID_SESSION_TIMEOUT)
+    except RequestRefused as refusal:
         answer(JoinAnswer(refusal.code, body.member_id))
         return
     group.join(
@@ -67,12 +67,12 @@ def _join(cluster: Cluster, request: Request, reply: _Reply) -> None:
 def _sync(cluster: Cluster, request: Request, reply: _Reply) -> None:
     body = request.body
 
-    def answer(code: Code, assignment: bytes) -> None:
+    def answer(code: ErrorCode, assignment: bytes) -> None:
         reply(body.RESPONSE_TYPE(0, code, assignment))
 
     try:
         group = _known(cluster, body.group)
-    except Refused as refusal:
+    except RequestRefused as refusal:
         answer(refusal.code, b"")
         return
     group.sync(
@@ -111,9 +111,9 @@ def _commit(cluster: Cluster, request: Request, reply: _Reply) -> None:
         partitions = []
         for partition, offset, metadata in offsets:
             its_code = code
-            if code is Code.NONE:
+            if code is ErrorCode.NONE:
                 its_code = _code(partial(cluster.log, topic, partition))
-            if its_code is Code.NONE:
+            if its_code is ErrorCode.NONE:
                 group = cluster.groups[body.consumer_group]
                 group.offsets[topic, partition] = offset, metadata or ""
                 cluster.note(request.client_id, "commit", f"{topic}-{partition}", str(offset))
@@ -126,7 +126,7 @@ def _for_commit(cluster: Cluster, body: Any) -> Group:
     if body.consumer_group_generation_id < 0:
         return cluster.group(body.consumer_group)
     if body.consumer_group not in cluster.groups:
-        raise Refused(Code.ILLEGAL_GENERATION)
+        raise RequestRefused(ErrorCode.ILLEGAL_GENERATION)
     return cluster.groups[body.consumer_group]
 
 
@@ -144,11 +144,14 @@ def _offset_fetch(cluster: Cluster, request: Request, reply: _Reply) -> None:
     topics = [
         (
             topic,
-            [(number, *offsets.get((topic, number), nothing), Code.NONE) for number in numbers],
+            [
+                (number, *offsets.get((topic, number), nothing), ErrorCode.NONE)
+                for number in numbers
+            ],
         )
         for topic, numbers in wanted
     ]
-    reply(body.RESPONSE_TYPE(0, topics, Code.NONE))
+    reply(body.RESPONSE_TYPE(0, topics, ErrorCode.NONE))
 
 
 def _describe(cluster: Cluster, request: Request, reply: _Reply) -> None:
@@ -156,7 +159,7 @@ def _describe(cluster: Cluster, request: Request, reply: _Reply) -> None:
     for name in request.body.groups:
         group = cluster.groups.get(name)
         if group is None:
-            answers.append((Code.NONE, name, "Dead", "", "", []))
+            answers.append((ErrorCode.NONE, name, "Dead", "", "", []))
             continue
         stable = group.state is GroupState.STABLE
         members = [
@@ -171,22 +174,22 @@ def _describe(cluster: Cluster, request: Request, reply: _Reply) -> None:
         ]
         protocol = group.protocol if stable else ""
         state = group.state.value
-        answers.append((Code.NONE, name, state, group.protocol_type, protocol, members))
+        answers.append((ErrorCode.NONE, name, state, group.protocol_type, protocol, members))
     reply(request.body.RESPONSE_TYPE(0, answers))
 
 
 def _known(cluster: Cluster, name: str) -> Group:
     if name not in cluster.groups:
-        raise Refused(Code.UNKNOWN_MEMBER_ID)
+        raise RequestRefused(ErrorCode.UNKNOWN_MEMBER_ID)
     return cluster.groups[name]
 
 
-def _code(step: Callable[[], object]) -> Code:
+def _code(step: Callable[[], object]) -> ErrorCode:
     try:
         step()
-    except Refused as refusal:
+    except RequestRefused as refusal:
         return refusal.code
-    return Code.NONE
+    return ErrorCode.NONE
 
 
 GROUP_REQUESTS: dict[int, Callable[[Cluster, Request, _Reply], None]] = {

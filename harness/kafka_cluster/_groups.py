@@ -6,8 +6,8 @@ import asyncio
 import enum
 from collections.abc import Callable
 
-from ._errors import Code, Refused
-from ._member import JoinAnswer, JoinRequest, Member, Reply, SyncReply
+from ._errors import ErrorCode, RequestRefused
+from ._member import JoinAnswer, JoinReply, JoinRequest, Member, SyncReply
 
 __all__ = ["Group", "GroupState"]
 
@@ -67,10 +67,10 @@ class Group:
 
     # What members ask for.
 
-    def join(self, request: JoinRequest, reply: Reply) -> None:
+    def join(self, request: JoinRequest, reply: JoinReply) -> None:
         """A member wants to be in the next generation; answered when that begins."""
         code = self._why_not(request)
-        if code is not Code.NONE:
+        if code is not ErrorCode.NONE:
             reply(JoinAnswer(code, request.member_id))
         elif not request.member_id:
             self._join_new(request, reply)
@@ -89,13 +89,13 @@ class Group:
         """A member wants its assignment; answered when the leader has sent all of them."""
         try:
             member = self._checked(member_id, instance_id, generation)
-        except Refused as refusal:
+        except RequestRefused as refusal:
             reply(refusal.code, b"")
             return
         if self.state is GroupState.PREPARING_REBALANCE:
-            reply(Code.REBALANCE_IN_PROGRESS, b"")
+            reply(ErrorCode.REBALANCE_IN_PROGRESS, b"")
         elif self.state is GroupState.STABLE:
-            reply(Code.NONE, member.encoded_assignment)
+            reply(ErrorCode.NONE, member.encoded_assignment)
             self._alive(member)
         else:
             member.syncing = reply
@@ -106,17 +106,17 @@ class Group:
         """A member gives a sign of life.
 
         Raises:
-            Refused: it is not in the group, or has to join it anew.
+            RequestRefused: it is not in the group, or has to join it anew.
         """
         self._alive(self._checked(member_id, None, generation))
         if self.state is GroupState.PREPARING_REBALANCE:
-            raise Refused(Code.REBALANCE_IN_PROGRESS)
+            raise RequestRefused(ErrorCode.REBALANCE_IN_PROGRESS)
 
     def leave(self, member_id: str) -> None:
         """A member goes.
 
         Raises:
-            Refused: it is not in the group.
+            RequestRefused: it is not in the group.
         """
         timer = self._pending.pop(member_id, None)
         if timer is not None:
@@ -125,20 +125,20 @@ class Group:
         elif member_id in self.members:
             self._remove(self.members[member_id], "leave")
         else:
-            raise Refused(Code.UNKNOWN_MEMBER_ID)
+            raise RequestRefused(ErrorCode.UNKNOWN_MEMBER_ID)
 
     def check_commit(self, member_id: str, generation: int) -> None:
         """Whether a member may commit.
 
         Raises:
-            Refused: it is not in the group, or not in this generation.
+            RequestRefused: it is not in the group, or not in this generation.
         """
         if generation < 0 and not self.members:
             # A consumer that has partitions without being a member.
             return
         member = self._checked(member_id, None, generation)
         if self.state is GroupState.COMPLETING_REBALANCE:
-            raise Refused(Code.REBALANCE_IN_PROGRESS)
+            raise RequestRefused(ErrorCode.REBALANCE_IN_PROGRESS)
         self._alive(member)
 
     def rebalance(self) -> bool:
@@ -150,18 +150,18 @@ class Group:
 
     # Joining.
 
-    def _why_not(self, request: JoinRequest) -> Code:
+    def _why_not(self, request: JoinRequest) -> ErrorCode:
         if not request.protocols or not request.protocol_type:
-            return Code.INCONSISTENT_GROUP_PROTOCOL
+            return ErrorCode.INCONSISTENT_GROUP_PROTOCOL
         others = [member for member in self.members.values() if member.id != request.member_id]
         names = {name for name, _ in request.protocols}
         for member in others:
             names &= {name for name, _ in member.protocols}
         if others and (request.protocol_type != self.protocol_type or not names):
-            return Code.INCONSISTENT_GROUP_PROTOCOL
-        return Code.NONE
+            return ErrorCode.INCONSISTENT_GROUP_PROTOCOL
+        return ErrorCode.NONE
 
-    def _join_new(self, request: JoinRequest, reply: Reply) -> None:
+    def _join_new(self, request: JoinRequest, reply: JoinReply) -> None:
         self._count += 1
         instance = request.instance_id
         identifier = f"{request.client_id if instance is None else instance}-{self._count}"
@@ -170,13 +170,13 @@ class Group:
             self._pending[identifier] = self._loop.call_later(
                 request.session_timeout, self._give_up_pending, identifier
             )
-            reply(JoinAnswer(Code.MEMBER_ID_REQUIRED, identifier))
+            reply(JoinAnswer(ErrorCode.MEMBER_ID_REQUIRED, identifier))
         elif instance in self._static:
             self._replace(identifier, request, reply)
         else:
             self._add(identifier, request, reply)
 
-    def _join_known(self, request: JoinRequest, reply: Reply) -> None:
+    def _join_known(self, request: JoinRequest, reply: JoinReply) -> None:
         timer = self._pending.pop(request.member_id, None)
         if timer is not None:
             timer.cancel()
@@ -184,7 +184,7 @@ class Group:
             return
         try:
             member = self._known(request.member_id, request.instance_id)
-        except Refused as refusal:
+        except RequestRefused as refusal:
             reply(JoinAnswer(refusal.code, request.member_id))
             return
         same = member.protocols == request.protocols
@@ -199,7 +199,7 @@ class Group:
         member.joining = reply
         self._prepare()
 
-    def _add(self, identifier: str, request: JoinRequest, reply: Reply) -> None:
+    def _add(self, identifier: str, request: JoinRequest, reply: JoinReply) -> None:
         member = Member(identifier, request)
         member.joining = reply
         if not self.members:
@@ -213,13 +213,13 @@ class Group:
         self._expect(member, _NEW_MEMBER_TIMEOUT)
         self._prepare()
 
-    def _replace(self, identifier: str, request: JoinRequest, reply: Reply) -> None:
+    def _replace(self, identifier: str, request: JoinRequest, reply: JoinReply) -> None:
         """A static member has come back: it gets what it had."""
         assert request.instance_id is not None
         old = self.members[self._static[request.instance_id]]
         old.stop_timer()
-        old.answer_join(JoinAnswer(Code.FENCED_INSTANCE_ID, old.id))
-        old.answer_sync(Code.FENCED_INSTANCE_ID)
+        old.answer_join(JoinAnswer(ErrorCode.FENCED_INSTANCE_ID, old.id))
+        old.answer_sync(ErrorCode.FENCED_INSTANCE_ID)
         member = Member(identifier, request)
         member.encoded_assignment = old.encoded_assignment
         member.is_new = old.is_new
@@ -236,7 +236,9 @@ class Group:
         self._expect(member, member.session_timeout)
         if self.state is GroupState.STABLE and self._choose_protocol() == self.protocol:
             # Under its old name, so that a leader does not assign anew what stays as it is.
-            reply(JoinAnswer(Code.NONE, identifier, self.generation, self.protocol, leader or ""))
+            reply(
+                JoinAnswer(ErrorCode.NONE, identifier, self.generation, self.protocol, leader or "")
+            )
             return
         member.joining = reply
         self._prepare()
@@ -247,7 +249,7 @@ class Group:
         if self.state is GroupState.COMPLETING_REBALANCE:
             for member in list(self.members.values()):
                 member.encoded_assignment = b""
-                member.answer_sync(Code.REBALANCE_IN_PROGRESS)
+                member.answer_sync(ErrorCode.REBALANCE_IN_PROGRESS)
         self._stop_syncing()
         self._early = self.state is GroupState.EMPTY and self.initial_delay > 0
         self.state = GroupState.PREPARING_REBALANCE
@@ -305,7 +307,9 @@ class Group:
                 (one.id, one.instance_id, one.metadata(self.protocol))
                 for one in self.members.values()
             ]
-        return JoinAnswer(Code.NONE, member.id, self.generation, self.protocol, leader, everybody)
+        return JoinAnswer(
+            ErrorCode.NONE, member.id, self.generation, self.protocol, leader, everybody
+        )
 
     def _choose_protocol(self) -> str:
         """The one that most members like best of those that all know."""
@@ -330,7 +334,7 @@ class Group:
         self._note(self.name, "generation", str(self.generation))
         for member in list(self.members.values()):
             if member.syncing is not None:
-                member.answer_sync(Code.NONE, member.encoded_assignment)
+                member.answer_sync(ErrorCode.NONE, member.encoded_assignment)
                 self._alive(member)
 
     def _force_sync(self) -> None:
@@ -354,16 +358,16 @@ class Group:
         if instance_id is not None:
             current = self._static.get(instance_id)
             if current is not None and current != member_id:
-                raise Refused(Code.FENCED_INSTANCE_ID)
+                raise RequestRefused(ErrorCode.FENCED_INSTANCE_ID)
         member = self.members.get(member_id)
         if member is None:
-            raise Refused(Code.UNKNOWN_MEMBER_ID)
+            raise RequestRefused(ErrorCode.UNKNOWN_MEMBER_ID)
         return member
 
     def _checked(self, member_id: str, instance_id: str | None, generation: int) -> Member:
         member = self._known(member_id, instance_id)
         if generation != self.generation:
-            raise Refused(Code.ILLEGAL_GENERATION)
+            raise RequestRefused(ErrorCode.ILLEGAL_GENERATION)
         return member
 
     def _alive(self, member: Member) -> None:
@@ -391,8 +395,8 @@ class Group:
 
     def _forget(self, member: Member) -> None:
         member.stop_timer()
-        member.answer_join(JoinAnswer(Code.UNKNOWN_MEMBER_ID, ""))
-        member.answer_sync(Code.UNKNOWN_MEMBER_ID)
+        member.answer_join(JoinAnswer(ErrorCode.UNKNOWN_MEMBER_ID, ""))
+        member.answer_sync(ErrorCode.UNKNOWN_MEMBER_ID)
         del self.members[member.id]
         if member.instance_id is not None:
             del self._static[member.instance_id]

@@ -12,7 +12,7 @@ from typing import Any
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 from ...transports.kafka._aiokafka_private import LenientRecords
-from ._errors import Code, Refused
+from ._errors import ErrorCode, RequestRefused
 
 __all__ = ["AppendedRecord", "Headers", "Log", "encode_record"]
 
@@ -54,7 +54,7 @@ class AppendedRecord:
 
 
 @dataclass(slots=True)
-class _Producer:
+class _ProducerState:
     """What a partition knows of an idempotent producer."""
 
     epoch: int
@@ -90,7 +90,7 @@ class Log:
         self.gone = False
         self._batches: list[bytes] = []
         self._bases: list[int] = []
-        self._producers: dict[int, _Producer] = {}
+        self._producers: dict[int, _ProducerState] = {}
         self._waiting: dict[Callable[[], None], None] = {}
 
     def append(
@@ -107,19 +107,19 @@ class Log:
             idempotent producer has sent before.
 
         Raises:
-            Refused: it is broken, too large or out of its producer's order.
+            RequestRefused: it is broken, too large or out of its producer's order.
         """
         if data is None or len(data) < _HEADER.size:
-            raise Refused(Code.CORRUPT_MESSAGE)
+            raise RequestRefused(ErrorCode.CORRUPT_MESSAGE)
         header = _HEADER.unpack_from(data)
         length, magic, last_delta = header[1], header[3], header[6]
         producer, epoch, first_sequence, count = header[9:13]
         if length + _OVERHEAD != len(data) or magic != _MAGIC or count != last_delta + 1:
-            raise Refused(Code.CORRUPT_MESSAGE)
+            raise RequestRefused(ErrorCode.CORRUPT_MESSAGE)
         if len(data) > self.max_batch:
-            raise Refused(Code.MESSAGE_TOO_LARGE)
+            raise RequestRefused(ErrorCode.MESSAGE_TOO_LARGE)
         if not DefaultRecordBatch(data).validate_crc():
-            raise Refused(Code.CORRUPT_MESSAGE)
+            raise RequestRefused(ErrorCode.CORRUPT_MESSAGE)
         if producer >= 0:
             last_sequence = (first_sequence + last_delta) % _SEQUENCES
             earlier = self._check_sequence(producer, epoch, first_sequence, last_sequence)
@@ -172,10 +172,10 @@ class Log:
         """Forget the records before an offset, as a broker does with those that are too old.
 
         Raises:
-            Refused: there is no such offset.
+            RequestRefused: there is no such offset.
         """
         if not 0 <= offset <= self.end:
-            raise Refused(Code.OFFSET_OUT_OF_RANGE)
+            raise RequestRefused(ErrorCode.OFFSET_OUT_OF_RANGE)
         self.start = max(self.start, offset)
         self.records = [record for record in self.records if record.offset >= self.start]
 
@@ -204,20 +204,20 @@ class Log:
         state = self._producers.get(producer)
         if state is None:
             # The cluster may have forgotten a producer; any sequence is taken from a new one.
-            self._producers[producer] = _Producer(epoch, first)
+            self._producers[producer] = _ProducerState(epoch, first)
             return None
         if epoch < state.epoch:
-            raise Refused(Code.INVALID_PRODUCER_EPOCH)
+            raise RequestRefused(ErrorCode.INVALID_PRODUCER_EPOCH)
         if epoch > state.epoch:
             if first != 0:
-                raise Refused(Code.OUT_OF_ORDER_SEQUENCE_NUMBER)
-            self._producers[producer] = _Producer(epoch)
+                raise RequestRefused(ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER)
+            self._producers[producer] = _ProducerState(epoch)
             return None
         for its_first, its_last, offset in state.batches:
             if (its_first, its_last) == (first, last):
                 return offset
         if first != state.next_sequence:
-            raise Refused(Code.OUT_OF_ORDER_SEQUENCE_NUMBER)
+            raise RequestRefused(ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER)
         return None
 
     def _parse(self, data: bytes, next_number: Callable[[], int]) -> list[AppendedRecord]:
@@ -226,7 +226,7 @@ class Log:
         except UnicodeDecodeError:
             found = list(LenientRecords(data).next_batch())
         except Exception as error:
-            raise Refused(Code.CORRUPT_MESSAGE) from error
+            raise RequestRefused(ErrorCode.CORRUPT_MESSAGE) from error
         return [self._stored(record, next_number()) for record in found]
 
     def _stored(self, record: Any, number: int) -> AppendedRecord:

@@ -9,9 +9,9 @@ from typing import Any
 
 from aiokafka.coordinator.protocol import ConsumerProtocol
 
-from ._errors import Code
+from ._errors import ErrorCode
 
-__all__ = ["JoinAnswer", "JoinRequest", "Member", "Reply"]
+__all__ = ["JoinAnswer", "JoinReply", "JoinRequest", "Member"]
 
 Protocols = list[tuple[str, bytes]]
 """Names of the ways to assign partitions that the member knows, with what it says for each."""
@@ -21,7 +21,7 @@ Protocols = list[tuple[str, bytes]]
 class JoinAnswer:
     """What a member hears when a generation has begun, or why it is in none."""
 
-    code: Code
+    code: ErrorCode
     member_id: str
     generation: int = -1
     protocol: str = ""
@@ -42,8 +42,8 @@ class JoinRequest:
     protocols: Protocols
 
 
-Reply = Callable[[JoinAnswer], None]
-SyncReply = Callable[[Code, bytes], None]
+JoinReply = Callable[[JoinAnswer], None]
+SyncReply = Callable[[ErrorCode, bytes], None]
 
 
 class Member:
@@ -64,7 +64,7 @@ class Member:
         self.client_id = request.client_id
         self.instance_id = request.instance_id
         self.encoded_assignment = b""
-        self.joining: Reply | None = None
+        self.joining: JoinReply | None = None
         self.syncing: SyncReply | None = None
         self.is_new = True
         self.timer: asyncio.TimerHandle | None = None
@@ -107,7 +107,7 @@ class Member:
         if reply is not None:
             reply(answer)
 
-    def answer_sync(self, code: Code, assignment: bytes = b"") -> None:
+    def answer_sync(self, code: ErrorCode, assignment: bytes = b"") -> None:
         """Answer its request for its assignment, if there is one."""
         reply, self.syncing = self.syncing, None
         if reply is not None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ._cluster import MAX_BATCH, REFUSAL_DELAY, Cluster
-from ._errors import Code, Refused
+from ._errors import ErrorCode, RequestRefused
 from ._frames import REQUESTS, Request
 
 __all__ = ["TOPIC_REQUESTS"]
@@ -21,7 +21,7 @@ _NO_OFFSET = -1
 
 def _api_versions(cluster: Cluster, request: Request, reply: _Reply) -> None:
     versions = [(kind.API_KEY, kind.API_VERSION, kind.API_VERSION) for kind in REQUESTS.values()]
-    reply(request.body.RESPONSE_TYPE(Code.NONE, versions))
+    reply(request.body.RESPONSE_TYPE(ErrorCode.NONE, versions))
 
 
 def _metadata(cluster: Cluster, request: Request, reply: _Reply) -> None:
@@ -31,7 +31,7 @@ def _metadata(cluster: Cluster, request: Request, reply: _Reply) -> None:
     topics = [_described(cluster, name, may_create) for name in names]
     brokers = [(_NODE, cluster.host, cluster.port, None)]
     answer = body.RESPONSE_TYPE(0, brokers, _CLUSTER_ID, _NODE, topics)
-    if all(code is Code.NONE for code, *_ in topics):
+    if all(code is ErrorCode.NONE for code, *_ in topics):
         reply(answer)
     else:
         cluster.loop.call_later(REFUSAL_DELAY, reply, answer)
@@ -42,16 +42,16 @@ def _described(cluster: Cluster, name: str, may_create: bool) -> tuple[Any, ...]
     if topic is not None:
         numbers = range(len(topic.partitions))
         places: list[tuple[Any, ...]] = [
-            (Code.NONE, number, _NODE, [_NODE], [_NODE], []) for number in numbers
+            (ErrorCode.NONE, number, _NODE, [_NODE], [_NODE], []) for number in numbers
         ]
-        return Code.NONE, name, False, places
-    code = Code.UNKNOWN_TOPIC_OR_PARTITION
+        return ErrorCode.NONE, name, False, places
+    code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
     if may_create:
         try:
             cluster.create_topic(name, -1)
             # It is there when the client asks again.
-            code = Code.LEADER_NOT_AVAILABLE
-        except Refused as refusal:
+            code = ErrorCode.LEADER_NOT_AVAILABLE
+        except RequestRefused as refusal:
             code = refusal.code
     return code, name, False, []
 
@@ -64,7 +64,7 @@ def _produce(cluster: Cluster, request: Request, reply: _Reply) -> None:
         partitions = []
         for partition, batch in batches:
             code, offset = _append(cluster, request, topic, partition, batch)
-            failed = failed or code is not Code.NONE
+            failed = failed or code is not ErrorCode.NONE
             partitions.append((partition, code, offset, -1, 0 if offset >= 0 else -1))
         topics.append((topic, partitions))
     # Without confirmation there is nothing to answer.
@@ -73,13 +73,13 @@ def _produce(cluster: Cluster, request: Request, reply: _Reply) -> None:
 
 def _append(
     cluster: Cluster, request: Request, topic: str, partition: int, batch: bytes | None
-) -> tuple[Code, int]:
+) -> tuple[ErrorCode, int]:
     try:
         if request.body.required_acks not in (-1, 0, 1):
-            raise Refused(Code.INVALID_REQUIRED_ACKS)
+            raise RequestRefused(ErrorCode.INVALID_REQUIRED_ACKS)
         log = cluster.log(topic, partition)
-        return Code.NONE, cluster.append_batch(request.client_id, log, batch)
-    except Refused as refusal:
+        return ErrorCode.NONE, cluster.append_batch(request.client_id, log, batch)
+    except RequestRefused as refusal:
         return refusal.code, _NO_OFFSET
 
 
@@ -88,10 +88,10 @@ def _list_offsets(cluster: Cluster, request: Request, reply: _Reply) -> None:
     for topic, wanted in request.body.topics:
         partitions = []
         for partition, timestamp in wanted:
-            code, moment, offset = Code.NONE, -1, -1
+            code, moment, offset = ErrorCode.NONE, -1, -1
             try:
                 log = cluster.log(topic, partition)
-            except Refused as refusal:
+            except RequestRefused as refusal:
                 code = refusal.code
             else:
                 if timestamp == _LATEST:
@@ -110,12 +110,12 @@ def _delete_records(cluster: Cluster, request: Request, reply: _Reply) -> None:
     for topic, wanted in request.body.topics:
         partitions = []
         for partition, offset in wanted:
-            code, start = Code.NONE, -1
+            code, start = ErrorCode.NONE, -1
             try:
                 log = cluster.log(topic, partition)
                 log.trim(log.end if offset == _LATEST else offset)
                 start = log.start
-            except Refused as refusal:
+            except RequestRefused as refusal:
                 code = refusal.code
             partitions.append((partition, start, code))
         topics.append((topic, partitions))
@@ -125,9 +125,9 @@ def _delete_records(cluster: Cluster, request: Request, reply: _Reply) -> None:
 def _init_producer(cluster: Cluster, request: Request, reply: _Reply) -> None:
     answer = request.body.RESPONSE_TYPE
     if request.body.transactional_id is not None:
-        reply(answer(0, Code.INVALID_REQUEST, -1, -1))
+        reply(answer(0, ErrorCode.INVALID_REQUEST, -1, -1))
     else:
-        reply(answer(0, Code.NONE, cluster.next_producer(), 0))
+        reply(answer(0, ErrorCode.NONE, cluster.next_producer(), 0))
 
 
 def _create_topics(cluster: Cluster, request: Request, reply: _Reply) -> None:
@@ -144,7 +144,7 @@ def _make(cluster: Cluster, request: Request, name: str, partitions: int, max_ba
     if not request.body.validate_only:
         cluster.create_topic(name, partitions, max_batch=max_batch)
     elif name in cluster.topics:
-        raise Refused(Code.TOPIC_ALREADY_EXISTS)
+        raise RequestRefused(ErrorCode.TOPIC_ALREADY_EXISTS)
 
 
 def _delete_topics(cluster: Cluster, request: Request, reply: _Reply) -> None:
@@ -163,19 +163,19 @@ def _create_partitions(cluster: Cluster, request: Request, reply: _Reply) -> Non
 def _grow(cluster: Cluster, request: Request, name: str, count: int) -> None:
     topic = cluster.topics.get(name)
     if topic is None:
-        raise Refused(Code.UNKNOWN_TOPIC_OR_PARTITION)
+        raise RequestRefused(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
     if count <= len(topic.partitions):
-        raise Refused(Code.INVALID_PARTITIONS)
+        raise RequestRefused(ErrorCode.INVALID_PARTITIONS)
     if not request.body.validate_only:
         topic.grow(count)
 
 
-def _done(name: str, step: Callable[[], None]) -> tuple[str, Code, str | None]:
+def _done(name: str, step: Callable[[], None]) -> tuple[str, ErrorCode, str | None]:
     try:
         step()
-    except Refused as refusal:
+    except RequestRefused as refusal:
         return name, refusal.code, str(refusal)
-    return name, Code.NONE, None
+    return name, ErrorCode.NONE, None
 
 
 TOPIC_REQUESTS: dict[int, Callable[[Cluster, Request, _Reply], None]] = {

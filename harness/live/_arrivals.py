@@ -17,7 +17,7 @@ from ...transports import (
     is_reserved,
 )
 
-__all__ = ["Arrivals", "Right", "WatchedReceiver"]
+__all__ = ["Arrivals", "TrackedSubscription", "WatchedReceiver"]
 
 # What the broker may drop is not waited for longer than it takes on one machine.
 _LONGEST_WITHOUT_PROMISE = 1.0
@@ -28,8 +28,8 @@ class _Awaited(NamedTuple):
     until: float | None
 
 
-class Right:
-    """A right to messages: of one subscription, or of all instances that share it.
+class TrackedSubscription:
+    """What is to arrive for one subscription, or for all instances that share it.
 
     Attributes:
         name: of the subscription, with whose it is.
@@ -108,20 +108,20 @@ class Right:
 
 
 class Arrivals:
-    """All rights to messages on one bus."""
+    """The subscriptions of one bus, and what is to arrive for them."""
 
     def __init__(self) -> None:
-        self._rights: dict[str, Right] = {}
+        self._subscriptions: dict[str, TrackedSubscription] = {}
 
-    def right(self, identity: Identity, subscription: Subscription) -> Right:
-        """The right that a subscription gives."""
+    def tracked(self, identity: Identity, subscription: Subscription) -> TrackedSubscription:
+        """Return the tracked form of a subscription, one for all instances that share it."""
         parts = [identity.application, identity.instance, subscription.name]
         if subscription.share:
             del parts[1]
         name = "/".join(parts)
-        found = self._rights.get(name)
+        found = self._subscriptions.get(name)
         if found is None:
-            found = self._rights[name] = Right(
+            found = self._subscriptions[name] = TrackedSubscription(
                 name, durable=subscription.durable, qos=subscription.qos
             )
         return found
@@ -130,19 +130,19 @@ class Arrivals:
         """A message is being published."""
         if not is_reserved(envelope.topic):
             now = asyncio.get_running_loop().time()
-            for right in self._rights.values():
-                right.expect(envelope, now)
+            for subscription in self._subscriptions.values():
+                subscription.expect(envelope, now)
 
     def not_published(self, envelope: Envelope) -> None:
         """It was refused, or given up."""
-        for right in self._rights.values():
-            right.not_published(envelope)
+        for subscription in self._subscriptions.values():
+            subscription.not_published(envelope)
 
     def under_way(self) -> str | None:
         """What is not done, in words; None when everything is."""
         now = asyncio.get_running_loop().time()
-        for right in self._rights.values():
-            what = right.under_way(now)
+        for subscription in self._subscriptions.values():
+            what = subscription.under_way(now)
             if what is not None:
                 return what
         return None
@@ -153,20 +153,20 @@ class WatchedReceiver:
 
     Args:
         receiver: gets it.
-        right: with which it comes.
+        subscription: which it belongs to.
     """
 
-    def __init__(self, receiver: Receiver, right: Right) -> None:
+    def __init__(self, receiver: Receiver, subscription: TrackedSubscription) -> None:
         self._receiver = receiver
-        self._right = right
+        self._subscription = subscription
         self.hold = receiver.hold
         self.resume = receiver.resume
 
     def deliver(self, delivery: Delivery, /) -> None:
-        self._right.arrived(delivery)
+        self._subscription.arrived(delivery)
         self._receiver.deliver(delivery)
 
     def deliver_all(self, deliveries: Sequence[Delivery], /) -> None:
         for delivery in deliveries:
-            self._right.arrived(delivery)
+            self._subscription.arrived(delivery)
         self._receiver.deliver_all(deliveries)

@@ -17,7 +17,7 @@ from .._harness import Harness
 from ..loop._stacks import stack_of
 from ..loop._tasks import OWNER
 from ..world._world import World
-from ._live_bus import LiveBus, LiveProvider, Published
+from ._live_bus import LiveBus, LiveProvider, PublishedMessage
 from ._real_providers import RealBrokers
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class LiveWorld(World):
         self._brokers = brokers
         self._patience = patience
         self._limit = limit
-        self._sent: list[Published] = []
+        self._sent: list[PublishedMessage] = []
         self._before = 0
         self._announced: dict[BusyThread, None] = {}
         # Where `spa_dat.busy_thread` looks.
@@ -90,7 +90,7 @@ class LiveWorld(World):
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, Exception):
-            self.watch.failed("a background task", "task", error, None)
+            self.monitor.failed("a background task", "task", error, None)
 
     # For applications.
 
@@ -134,15 +134,15 @@ class LiveWorld(World):
 
     # For buses.
 
-    def publishing(self, envelope: Envelope) -> Published:
-        """See `Observing.publishing`."""
-        published = Published(envelope)
+    def publishing(self, envelope: Envelope) -> PublishedMessage:
+        """See `PublishObserver.publishing`."""
+        published = PublishedMessage(envelope)
         self._sent.append(published)
         return published
 
     def refused(self, envelope: Envelope, error: BaseException) -> None:
-        """See `Observing.refused`."""
-        self.watch.failed(envelope.source or "the test", "publish", error, envelope)
+        """See `PublishObserver.refused`."""
+        self.monitor.failed(envelope.source or "the test", "publish", error, envelope)
 
     def published(self, *, reserved: bool) -> Iterator[Envelope]:
         """See `World.published`: in the order in which it was sent."""
@@ -172,7 +172,7 @@ class LiveWorld(World):
         while looks < _LOOKS:
             await asyncio.sleep(_BETWEEN_LOOKS)
             # The test has failed, and nobody need wait for further attempts.
-            self.watch.check()
+            self.monitor.check()
             what = self._under_way()
             looks = looks + 1 if what is None else 0
             if what is None:
@@ -190,7 +190,7 @@ class LiveWorld(World):
                 )
 
     def _under_way(self) -> str | None:
-        for work in self.watch.work():
+        for work in self.monitor.work():
             if work.counts:
                 about = "" if work.topic is None else f" on a message on {work.topic!r}"
                 return f"{work.lane.address} is at work{about}{stack_of(work.task)}"

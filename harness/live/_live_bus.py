@@ -17,14 +17,14 @@ from ...transports import (
     Surroundings,
 )
 from .._errors import NotSimulated
-from ..simulated._profiles import SimulatedBus, SimulatedProvider
-from ._arrivals import Arrivals, Right, WatchedReceiver
-from ._real_providers import RealBus
+from ..simulated._stand_ins import HarnessBus, StandInProvider
+from ._arrivals import Arrivals, TrackedSubscription, WatchedReceiver
+from ._real_providers import Redirect
 
-__all__ = ["LiveBus", "LiveProvider", "Published"]
+__all__ = ["LiveBus", "LiveProvider", "PublishedMessage"]
 
 
-class Published:
+class PublishedMessage:
     """Something that was published, in the order of publishing.
 
     Attributes:
@@ -39,10 +39,10 @@ class Published:
         self.taken = False
 
 
-class Observing(Protocol):
+class PublishObserver(Protocol):
     """Who wants to know what is published."""
 
-    def publishing(self, envelope: Envelope) -> Published:
+    def publishing(self, envelope: Envelope) -> PublishedMessage:
         """A message is on its way."""
 
     def note(self, envelope: Envelope) -> None:
@@ -52,7 +52,7 @@ class Observing(Protocol):
         """A message from outside was not published."""
 
 
-class LiveBus(SimulatedBus):
+class LiveBus(HarnessBus):
     """In place of one bus of the applications: a real one.
 
     Args:
@@ -60,7 +60,7 @@ class LiveBus(SimulatedBus):
         observing: hears of what is published.
     """
 
-    def __init__(self, real: RealBus, observing: Observing) -> None:
+    def __init__(self, real: Redirect, observing: PublishObserver) -> None:
         self.real = real
         self.observing = observing
         self.arrivals = Arrivals()
@@ -69,7 +69,7 @@ class LiveBus(SimulatedBus):
         self._first: _WatchedBus | None = None
 
     def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
-        """See `SimulatedBus.open`."""
+        """See `HarnessBus.open`."""
         bus = _WatchedBus(self, self.real(original).open(surroundings), surroundings)
         # The test's own, which is there before those of the applications.
         self._first = self._first or bus
@@ -77,7 +77,7 @@ class LiveBus(SimulatedBus):
         return bus
 
     def inject(self, envelope: Envelope) -> None:
-        """See `SimulatedBus.inject`."""
+        """See `HarnessBus.inject`."""
         assert self._first is not None
         try:
             posted = self._first.post(envelope)
@@ -92,7 +92,7 @@ class LiveBus(SimulatedBus):
             self.observing.refused(envelope, error)
 
     def under_way(self) -> str | None:
-        """See `SimulatedBus.under_way`."""
+        """See `HarnessBus.under_way`."""
         self._buses = [bus for bus in self._buses if not bus.closed]
         for bus in self._buses:
             what = bus.under_way()
@@ -101,11 +101,11 @@ class LiveBus(SimulatedBus):
         return self.arrivals.under_way()
 
     def letters(self) -> list[Envelope]:
-        """See `SimulatedBus.letters`."""
+        """See `HarnessBus.letters`."""
         return list(self.parked.values())
 
     def clients(self) -> list[str]:
-        """See `SimulatedBus.clients`."""
+        """See `HarnessBus.clients`."""
         return []
 
     def cut(self, client: str, *, lose_session: bool = False) -> None:
@@ -121,10 +121,10 @@ class LiveBus(SimulatedBus):
         raise NotSimulated("outage() needs a simulated bus")
 
     def kill(self, owner: object) -> None:
-        """See `SimulatedBus.kill`: connections of a real bus end when they are closed."""
+        """See `HarnessBus.kill`: connections of a real bus end when they are closed."""
 
 
-class LiveProvider(SimulatedProvider):
+class LiveProvider(StandInProvider):
     """Stands in for a provider: its address and rules, the behaviour and defaults of a real bus.
 
     Args:
@@ -190,9 +190,9 @@ class _WatchedBus(Bus):
         return self._bus.reply_address(correlation)
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
-        right = self._live.arrivals.right(self._surroundings.identity, subscription)
-        watched = WatchedReceiver(receiver, right)
-        return _WatchedConsumer(self._bus.consumer(subscription, watched), subscription, right)
+        tracked = self._live.arrivals.tracked(self._surroundings.identity, subscription)
+        watched = WatchedReceiver(receiver, tracked)
+        return _WatchedConsumer(self._bus.consumer(subscription, watched), subscription, tracked)
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         posted = self._bus.post(envelope)
@@ -216,12 +216,12 @@ class _WatchedBus(Bus):
             self._pending -= 1
         self._live.parked[envelope.id or f"letter {len(self._live.parked)}"] = envelope
 
-    def _begin(self, envelope: Envelope) -> Published:
+    def _begin(self, envelope: Envelope) -> PublishedMessage:
         self._pending += 1
         self._live.arrivals.expect(envelope)
         return self._live.observing.publishing(envelope)
 
-    def _end(self, published: Published, confirmed: bool) -> None:
+    def _end(self, published: PublishedMessage, confirmed: bool) -> None:
         self._pending -= 1
         if confirmed:
             published.taken = True
@@ -248,10 +248,12 @@ class _WatchedBus(Bus):
 class _WatchedConsumer(Consumer):
     """A subscription on a real bus, and what is to arrive with it."""
 
-    def __init__(self, consumer: Consumer, subscription: Subscription, right: Right) -> None:
+    def __init__(
+        self, consumer: Consumer, subscription: Subscription, tracked: TrackedSubscription
+    ) -> None:
         self._consumer = consumer
         self._filters = subscription.filters
-        self._right = right
+        self._tracked = tracked
         self._active = False
 
     @property
@@ -261,16 +263,16 @@ class _WatchedConsumer(Consumer):
     async def start(self) -> None:
         await self._consumer.start()
         self._active = True
-        self._right.active += 1
+        self._tracked.active += 1
         for pattern in self._filters:
-            self._right.add(pattern)
+            self._tracked.add(pattern)
 
     async def add_filter(self, pattern: str) -> None:
         await self._consumer.add_filter(pattern)
-        self._right.add(pattern)
+        self._tracked.add(pattern)
 
     async def remove_filter(self, pattern: str) -> None:
-        self._right.discard(pattern)
+        self._tracked.discard(pattern)
         await self._consumer.remove_filter(pattern)
 
     def discard_stale(self, topic: str) -> None:
@@ -282,9 +284,9 @@ class _WatchedConsumer(Consumer):
     async def close(self) -> None:
         if self._active:
             self._active = False
-            self._right.active -= 1
-            if not self._right.active and not self._right.durable:
-                self._right.forget()
+            self._tracked.active -= 1
+            if not self._tracked.active and not self._tracked.durable:
+                self._tracked.forget()
         await self._consumer.close()
 
 

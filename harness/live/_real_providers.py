@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 from ...transports import KafkaConfig, KafkaProvider, MqttConfig, MqttProvider, SocketProvider
 from ..brokers import Kafka, Mosquitto
-from ..simulated._profiles import Profile
+from ..simulated._stand_ins import Profile
 
-__all__ = ["OnKafka", "OnMosquitto", "RealBrokers", "RealBus"]
+__all__ = ["KafkaBrokers", "MosquittoBrokers", "RealBrokers", "Redirect"]
 
 _SHARED = (
     "window", "window_bytes", "outbox", "outbox_bytes", "max_payload", "max_received", "qos",
@@ -42,7 +42,7 @@ _QUICK: dict[str, Any] = {
 }
 
 
-RealBus: TypeAlias = Callable[[SocketProvider], SocketProvider]
+Redirect: TypeAlias = Callable[[SocketProvider], SocketProvider]
 """Leads what a provider stands for to a real bus, with the provider's options."""
 
 
@@ -56,7 +56,7 @@ class RealBrokers(abc.ABC):
     profile: Profile
 
     @abc.abstractmethod
-    def bus(self) -> RealBus:
+    def bus(self) -> Redirect:
         """A new bus."""
 
     @abc.abstractmethod
@@ -64,7 +64,7 @@ class RealBrokers(abc.ABC):
         """Nobody uses them any more."""
 
 
-class OnMosquitto(RealBrokers):
+class MosquittoBrokers(RealBrokers):
     """A broker of its own for each bus: it starts within some tens of milliseconds."""
 
     profile = "mqtt"
@@ -72,7 +72,7 @@ class OnMosquitto(RealBrokers):
     def __init__(self) -> None:
         self._brokers: list[Mosquitto] = []
 
-    def bus(self) -> RealBus:
+    def bus(self) -> Redirect:
         """See `RealBrokers.bus`."""
         broker = Mosquitto()
         self._brokers.append(broker)
@@ -86,7 +86,7 @@ class OnMosquitto(RealBrokers):
         self._brokers.clear()
 
 
-class OnKafka(RealBrokers):
+class KafkaBrokers(RealBrokers):
     """One cluster for all, and a prefix of its own for the topics and groups of each bus.
 
     Args:
@@ -99,7 +99,7 @@ class OnKafka(RealBrokers):
         self._broker = broker
         self._prefixes: list[str] = []
 
-    def bus(self) -> RealBus:
+    def bus(self) -> Redirect:
         """See `RealBrokers.bus`."""
         prefix = f"test-{secrets.token_hex(6)}."
         self._prefixes.append(prefix)

@@ -13,17 +13,17 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..._busy_threads import BusyThread
+from ._executor_threads import ExecutorThreads, ThreadWait
 from ._stacks import stack_of_frame
-from ._threads import Threads, Wait
 
 if TYPE_CHECKING:
-    from ._clock import VirtualLoop
+    from ._virtual_time import VirtualLoop
 
 __all__ = ["ForeignThreads", "UnannouncedThread"]
 
 _NAMED = 5
 _WRAP_FUTURE = asyncio.wrap_future.__code__
-_SUBMIT = Threads.submit.__code__
+_SUBMIT = ExecutorThreads.submit.__code__
 _ANY_THREAD = "*"
 _HOW = (
     "announce its work with busy_thread(), see 'Threads' in the documentation of the test harness"
@@ -83,7 +83,7 @@ class ForeignThreads:
         ]
 
     def leave_alone(self) -> list[str]:
-        """Wait no more for what is announced at the moment; return what `busy` says of it."""
+        """Stop waiting for what is announced at the moment; return what `busy` says of it."""
         late = self.busy()
         self._announced.clear()
         return late
@@ -99,7 +99,7 @@ class ForeignThreads:
         return [future for future in pending if self._made[future][0] in modules]
 
     def give_up(self, futures: list[asyncio.Future[Any]], seconds: float) -> None:
-        """Wait no more for futures; say so once for each place that makes them."""
+        """Stop waiting for futures; say so once for each place that makes them."""
         for future in futures:
             _, place = self._made.pop(future)
             self._name(
@@ -144,7 +144,7 @@ class ForeignThreads:
         self, subscribe: Callable[[Callable[[], None]], object], timeout: float | None = None
     ) -> None:
         """See `WaitsForLoop.wait_until`: what this thread has announced is no work meanwhile."""
-        wait, called = Wait(), threading.Event()
+        wait, called = ThreadWait(), threading.Event()
         mine = [work for work in tuple(self._announced) if work.ident == threading.get_ident()]
 
         def resume() -> None:

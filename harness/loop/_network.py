@@ -120,7 +120,7 @@ class ServerConnection:
         self.up = Direction(self, network, network.outside, self._at_server)
         self.down = Direction(self, network, self.context, self._at_client)
         self._network = network
-        self._transport: _Transport | None = None
+        self._transport: _ClientTransport | None = None
         self._open = True
         self._silent = False
 
@@ -136,7 +136,7 @@ class ServerConnection:
 
     def attach(self, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
         """Make the client's end."""
-        self._transport = _Transport(self._network.loop, self, protocol)
+        self._transport = _ClientTransport(self._network.loop, self, protocol)
         return self._transport
 
     def send(self, data: bytes) -> None:
@@ -262,7 +262,7 @@ class Direction:
                 self._deliver(b"")
 
 
-class _Transport(asyncio.Transport):
+class _ClientTransport(asyncio.Transport):
     """The client's end of a connection."""
 
     def __init__(

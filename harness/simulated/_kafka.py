@@ -13,14 +13,14 @@ from ...transports.kafka._aiokafka_private import check_libraries
 from ...transports.kafka._names import Names, hash_of
 from ...transports.kafka._records import Codec, Record
 from ..kafka_cluster import MAX_BATCH, AppendedRecord, Cluster, encode_record, virtual_time
-from ..loop._clock import VirtualEnvironment
 from ..loop._network import Network
-from ._kafka_bus import ObservedBus, Offsets
+from ..loop._virtual_time import VirtualEnvironment
+from ._kafka_bus import ObservedKafkaBus, Offsets
 from ._kafka_connections import KafkaConnections
 from ._kafka_order import repeatable_order
-from ._profiles import SimulatedBus, Surround
+from ._stand_ins import BusWorld, HarnessBus
 
-__all__ = ["SimulatedKafka"]
+__all__ = ["SimulatedKafkaBus"]
 
 _PORT = 9092
 _SHARED = (
@@ -34,7 +34,7 @@ _TOLD_OTHERWISE = frozenset(("append", "create-topic"))
 _WORDS = {"duplicate": "recognise"}
 
 
-class SimulatedKafka(SimulatedBus):
+class SimulatedKafkaBus(HarnessBus):
     """Topics with partitions, groups, offsets: a cluster of one broker behind faulty connections.
 
     The applications use the same transport and the same client library as in production. Each
@@ -42,19 +42,19 @@ class SimulatedKafka(SimulatedBus):
     the option ``partitions`` says; where the original is no Kafka bus, with 3.
 
     Args:
-        surround: the world it is in.
+        world: the world it is in.
     """
 
     pace = 8
 
-    def __init__(self, surround: Surround) -> None:
-        self._surround = surround
-        loop = surround.loop
+    def __init__(self, world: BusWorld) -> None:
+        self._world = world
+        loop = world.loop
         self._now = now = VirtualEnvironment(loop=loop).now
         self._end = contextlib.ExitStack()
         network = loop.network
         if network is None:
-            network = loop.network = Network(loop, surround.outside)
+            network = loop.network = Network(loop, world.outside)
             with contextlib.ExitStack() as begun:
                 begun.enter_context(virtual_time(loop, now))
                 begun.enter_context(repeatable_order(loop))
@@ -63,10 +63,10 @@ class SimulatedKafka(SimulatedBus):
         self.cluster = Cluster(loop, host=self._host, port=_PORT, on_event=self._on_event, now=now)
         self.cluster.on_append = self._on_append
         self.cluster.patience = self._patience
-        self._connections = KafkaConnections(surround, network, self._host)
+        self._connections = KafkaConnections(world, network, self._host)
         self._network = network
         self.come_back()
-        self._buses: list[ObservedBus] = []
+        self._buses: list[ObservedKafkaBus] = []
         # Those of the first bus count for what comes from outside.
         self._config = KafkaConfig()
         self._names = Names(self._config)
@@ -76,7 +76,7 @@ class SimulatedKafka(SimulatedBus):
         self._to_commit: Offsets = {}
 
     def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
-        """See `SimulatedBus.open`."""
+        """See `HarnessBus.open`."""
         check_libraries()
         config = _config(original, f"{self._host}:{_PORT}")
         names = Names(config)
@@ -84,12 +84,12 @@ class SimulatedKafka(SimulatedBus):
             self._config, self._names = config, names
             self._codec = Codec(names, surroundings.stats, self._now)
             self._random = random.Random(surroundings.environment.token())
-        bus = ObservedBus(config, names, surroundings, self.cluster)
+        bus = ObservedKafkaBus(config, names, surroundings, self.cluster)
         self._buses.append(bus)
         return bus
 
     def check(self, envelope: Envelope) -> None:
-        """See `SimulatedBus.check`."""
+        """See `HarnessBus.check`."""
         KafkaProvider(self._config).check_message(envelope)
         assert self._codec is not None
         record = self._codec.encode(envelope)
@@ -107,7 +107,7 @@ class SimulatedKafka(SimulatedBus):
             )
 
     def inject(self, envelope: Envelope) -> None:
-        """See `SimulatedBus.inject`."""
+        """See `HarnessBus.inject`."""
         assert self._codec is not None
         record = self._codec.encode(envelope)
         topics = self.cluster.topics
@@ -132,7 +132,7 @@ class SimulatedKafka(SimulatedBus):
         )
 
     def under_way(self) -> str | None:
-        """See `SimulatedBus.under_way`."""
+        """See `HarnessBus.under_way`."""
         return self._under_way(self._to_commit)
 
     def _under_way(self, to_commit: Offsets) -> str | None:
@@ -149,11 +149,11 @@ class SimulatedKafka(SimulatedBus):
         return problem
 
     def begin_to_settle(self) -> None:
-        """See `SimulatedBus.begin_to_settle`."""
+        """See `HarnessBus.begin_to_settle`."""
         self._to_commit = {}
 
     def all_handled(self) -> None:
-        """See `SimulatedBus.all_handled`."""
+        """See `HarnessBus.all_handled`."""
         self._to_commit = self._ends()
 
     def _ends(self) -> Offsets:
@@ -163,7 +163,7 @@ class SimulatedKafka(SimulatedBus):
         return ends
 
     def letters(self) -> list[Envelope]:
-        """See `SimulatedBus.letters`."""
+        """See `HarnessBus.letters`."""
         prefix = self._names.dead_letters("")
         found: dict[str, Envelope] = {}
         for name in self.cluster.topics:
@@ -178,17 +178,17 @@ class SimulatedKafka(SimulatedBus):
     # What happens to connections, members and applications.
 
     def clients(self) -> list[str]:
-        """See `SimulatedBus.clients`."""
+        """See `HarnessBus.clients`."""
         return self._connections.clients()
 
     def cut(self, client: str, *, lose_session: bool = False) -> None:
-        """See `SimulatedBus.cut`.
+        """See `HarnessBus.cut`.
 
         With ``lose_session`` the group puts the member out, as it does with one that has not
         given a sign of life for too long: others get its partitions, and it has to join anew. What
         the group has committed stays, as it does in a cluster.
         """
-        self._surround.trace.add(client, "session-lost" if lose_session else "lost")
+        self._world.trace.add(client, "session-lost" if lose_session else "lost")
         self._connections.reset(client)
         if lose_session:
             for group in self.cluster.groups.values():
@@ -197,18 +197,18 @@ class SimulatedKafka(SimulatedBus):
                         group.leave(identifier)
 
     def go_away(self) -> None:
-        """See `SimulatedBus.go_away`."""
+        """See `HarnessBus.go_away`."""
         self._network.refuse(self._host, _PORT)
         for client in self.clients():
-            self._surround.trace.add(client, "lost")
+            self._world.trace.add(client, "lost")
             self._connections.reset(client)
 
     def come_back(self) -> None:
-        """See `SimulatedBus.come_back`."""
+        """See `HarnessBus.come_back`."""
         self._network.listen(self._host, _PORT, self._connections.accepting(self.cluster.accept))
 
     def kill(self, owner: object) -> None:
-        """See `SimulatedBus.kill`."""
+        """See `HarnessBus.kill`."""
         for bus in self._buses:
             if bus.owner is owner:
                 bus.abandon()
@@ -216,14 +216,14 @@ class SimulatedKafka(SimulatedBus):
         self._connections.kill(owner)
 
     def rebalance(self) -> bool:
-        """See `SimulatedBus.rebalance`."""
+        """See `HarnessBus.rebalance`."""
         groups = [group for group in self.cluster.groups.values() if group.members]
         for group in groups:
             group.rebalance()
         return bool(groups)
 
     def close(self) -> None:
-        """See `SimulatedBus.close`."""
+        """See `HarnessBus.close`."""
         self._end.close()
 
     # What the cluster reports.
@@ -236,20 +236,20 @@ class SimulatedKafka(SimulatedBus):
 
     def _on_event(self, who: str, what: str, about: str, more: str) -> None:
         if what not in _TOLD_OTHERWISE:
-            self._surround.trace.add(who or self._host, _WORDS.get(what, what), about, more)
+            self._world.trace.add(who or self._host, _WORDS.get(what, what), about, more)
 
     def _on_append(self, topic: str, partition: int, record: AppendedRecord) -> None:
-        surround = self._surround
+        world = self._world
         envelope = self._decoded(record)
         if envelope is None:
             return
         if self._repeating:
-            surround.trace.add(topic, "duplicate", envelope.topic, envelope.id)
+            world.trace.add(topic, "duplicate", envelope.topic, envelope.id)
             return
-        surround.note(envelope)
-        dice = surround.dice
+        world.note(envelope)
+        dice = world.dice
         if not self._names.is_own(topic) and dice.strikes(dice.faults.duplicate):
-            surround.loop.call_soon(self._repeat, record, context=surround.outside)
+            world.loop.call_soon(self._repeat, record, context=world.outside)
 
     def _repeat(self, record: AppendedRecord) -> None:
         """Somebody has written it twice, as a publisher does that crashed before it knew."""

@@ -15,14 +15,14 @@ from ...transports.kafka._names import Names
 from ...transports.kafka._records import Record
 from ...transports.kafka.consuming._group_member import GroupMember
 from ...transports.kafka.consuming._reader import Reader
-from ..kafka_cluster import Refused
+from ..kafka_cluster import RequestRefused
 from ..loop._tasks import OWNER
 
 if TYPE_CHECKING:
     from ...transports.kafka._names import Selection
     from ..kafka_cluster import Cluster
 
-__all__ = ["ObservedBus", "Offsets"]
+__all__ = ["ObservedKafkaBus", "Offsets"]
 
 Offsets: TypeAlias = dict[tuple[str, str, int], int]
 """The offset after the last record that counts, by group, topic and partition."""
@@ -30,7 +30,7 @@ Offsets: TypeAlias = dict[tuple[str, str, int], int]
 _STABLE = "Stable"
 
 
-class ObservedBus(KafkaBus):
+class ObservedKafkaBus(KafkaBus):
     """The bus of one life of an application, unchanged but for what can be seen of it.
 
     Args:
@@ -78,7 +78,7 @@ class ObservedBus(KafkaBus):
         for topic in topics:
             if topic not in self._cluster.topics:
                 # What nobody could make is refused to whoever needs it, as in production.
-                with contextlib.suppress(Refused):
+                with contextlib.suppress(RequestRefused):
                     self._cluster.create_topic(topic, partitions)
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 
 from ..loop._network import Network, ServerConnection
-from ._profiles import Surround
+from ._stand_ins import BusWorld
 
 __all__ = ["KafkaConnections"]
 
@@ -16,14 +16,14 @@ class KafkaConnections:
     """All connections to one cluster.
 
     Args:
-        surround: the world they are in.
+        world: the world they are in.
         network: that they are part of.
         host: where they lead to.
     """
 
-    def __init__(self, surround: Surround, network: Network, host: str) -> None:
-        self._surround = surround
-        self._dice = surround.dice
+    def __init__(self, world: BusWorld, network: Network, host: str) -> None:
+        self._world = world
+        self._dice = world.dice
         self._network = network
         self._host = host
         # What clients read from, by whose it is, also where the connection has ended.
@@ -100,9 +100,9 @@ class KafkaConnections:
             return dice.latency()
         connection.fall_silent()
         self._broken.append(connection)
-        surround = self._surround
-        surround.trace.add(connection.name, "drop")
-        surround.loop.call_later(dice.seconds(), self._notice, connection, context=surround.outside)
+        world = self._world
+        world.trace.add(connection.name, "drop")
+        world.loop.call_later(dice.seconds(), self._notice, connection, context=world.outside)
         return 0.0
 
     def _notice(self, connection: ServerConnection) -> None:

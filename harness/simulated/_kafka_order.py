@@ -43,7 +43,7 @@ _KEEPING_SETS: tuple[types.ModuleType, ...] = (
 )
 
 
-class _AnySet(type):
+class _MatchesPlainSets(type):
     """What is asked for as one of these may be any set."""
 
     _plain: type = object
@@ -52,7 +52,7 @@ class _AnySet(type):
         return isinstance(instance, cls._plain)
 
 
-class _SetInOrder(set[Any], metaclass=_AnySet):
+class _OrderedSet(set[Any], metaclass=_MatchesPlainSets):
     """A set that keeps the order in which things were put in.
 
     That of others depends on hash values of texts, and on where objects are in memory.
@@ -140,7 +140,7 @@ class _SetInOrder(set[Any], metaclass=_AnySet):
         return self._keep(list(self.symmetric_difference(other)))
 
 
-class _FrozenSetInOrder(frozenset[Any], metaclass=_AnySet):
+class _OrderedFrozenSet(frozenset[Any], metaclass=_MatchesPlainSets):
     """The same for one that does not change."""
 
     _plain = frozenset
@@ -172,7 +172,7 @@ class _FrozenSetInOrder(frozenset[Any], metaclass=_AnySet):
     __sub__ = difference
 
 
-class _Random:
+class _RepeatableRandom:
     """In place of the module `random`: repeatable in some event loops, as usual elsewhere."""
 
     def __init__(self) -> None:
@@ -203,7 +203,7 @@ class _Random:
         return getattr(random, name)
 
 
-_random = _Random()
+_random = _RepeatableRandom()
 
 
 @contextlib.contextmanager
@@ -229,7 +229,7 @@ def repeatable_order(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     for module in _DRAWING:
         vars(module)["random"] = _random
     for module in _KEEPING_SETS:
-        vars(module).update(set=_SetInOrder, frozenset=_FrozenSetInOrder)
+        vars(module).update(set=_OrderedSet, frozenset=_OrderedFrozenSet)
     try:
         yield
     finally:

@@ -97,7 +97,7 @@ class ApplicationUnderTest:
             stats=self.stats,
             stand_in=world.stand_in,
         )
-        runs.observe(world.watch)
+        runs.observe(world.monitor)
 
     @property
     def name(self) -> str:
@@ -144,8 +144,8 @@ class ApplicationUnderTest:
         try:
             await self.application.wait()
         except Exception as error:  # noqa: BLE001 (whatever ends it)
-            if all(failure.error is not error for failure in self._world.watch.failures):
-                self._world.watch.failed(self.name, "application", error, None)
+            if all(failure.error is not error for failure in self._world.monitor.failures):
+                self._world.monitor.failed(self.name, "application", error, None)
         await self.stop()
 
     async def start(self) -> None:
@@ -184,7 +184,7 @@ class ApplicationUnderTest:
         if run is not None:
             run.abandon()
         for lane in self.lanes:
-            self._world.watch.forget(lane)
+            self._world.monitor.forget(lane)
         self._world.silence(life)
 
     def come_back(self, delay: float) -> None:
@@ -205,7 +205,7 @@ class ApplicationUnderTest:
             self.life = None
             self.come_back(_PAUSE)
         elif error is not None:
-            self._world.watch.failed(self.name, "start", error, None)
+            self._world.monitor.failed(self.name, "start", error, None)
 
     # What goes on.
 

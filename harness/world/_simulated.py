@@ -15,14 +15,14 @@ from ...runtime.hosting._lane import Lane
 from ...transports import Envelope, SocketProvider
 from .._errors import NotSettled
 from .._faults import Dice, Faults
-from ..loop._clock import START, VirtualEnvironment, VirtualLoop
+from ..loop._loop_watchdog import Heartbeat, watched
 from ..loop._stacks import stack_of
 from ..loop._tasks import OWNER, bury_tasks, lost_failures, make_task
-from ..loop._watchdog import Beat, watched
-from ..simulated._profiles import Profile, simulate
+from ..loop._virtual_time import START, VirtualEnvironment, VirtualLoop
+from ..simulated._stand_ins import Profile, simulate
+from ._actor_monitor import Activity
 from ._application import Life
-from ._strikes import Strikes
-from ._watch import Activity
+from ._fault_injection import FaultInjector
 from ._world import World
 
 __all__ = ["SimulatedWorld"]
@@ -34,7 +34,7 @@ _MANY = 1000
 _NAMED = 5
 
 
-class _Wait:
+class _TestWait:
     """What the test waits for."""
 
     def __init__(
@@ -82,9 +82,9 @@ class SimulatedWorld(World):
         self.loop.on_stuck = self._stuck
         self.loop.threads.may_outlast = self._may_outlast
         self.dice = Dice(seed, faults)
-        self.strikes = Strikes(self)
-        self._beat = Beat(grace, lambda: self.loop.is_waiting)
-        self._wait: _Wait | None = None
+        self.injector = FaultInjector(self)
+        self._heartbeat = Heartbeat(grace, lambda: self.loop.is_waiting)
+        self._wait: _TestWait | None = None
         self._steps = 0
         self._steps_since = -1.0
         self._occasions = 0
@@ -93,10 +93,10 @@ class SimulatedWorld(World):
         self._routes: Counter[tuple[str, str]] = Counter()
         self._over: list[Life] = []
 
-    # Surround.
+    # BusWorld.
 
     def note(self, envelope: Envelope) -> None:
-        """See `Surround.note`."""
+        """See `BusWorld.note`."""
         super().note(envelope)
         self._published += 1
         self._routes[envelope.source or "somebody", envelope.topic] += 1
@@ -128,11 +128,11 @@ class SimulatedWorld(World):
     def look_for_lost_failures(self) -> None:
         """See `World.look_for_lost_failures`."""
         for name, error in lost_failures(self.loop):
-            self.watch.failed(name, "task", error, None)
+            self.monitor.failed(name, "task", error, None)
 
     def restart_actor(self, lane: Lane) -> None:
         """See `World.restart_actor`."""
-        self.loop.call_soon(self.strikes.restart, lane, context=self.outside)
+        self.loop.call_soon(self.injector.restart, lane, context=self.outside)
 
     def silence(self, life: Life) -> None:
         """Nothing of this life happens any more."""
@@ -151,7 +151,7 @@ class SimulatedWorld(World):
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, Exception):
-            self.watch.failed("a background task", "task", error, None)
+            self.monitor.failed("a background task", "task", error, None)
 
     # The event loop.
 
@@ -159,7 +159,7 @@ class SimulatedWorld(World):
         """Run the loop until the coroutine has ended."""
         context = contextvars.copy_context()
         context.run(OWNER.set, None)
-        with watched(self._beat):
+        with watched(self._heartbeat):
             return self.loop.run_until_complete(self.loop.create_task(coroutine, context=context))
 
     async def settled(self) -> None:
@@ -213,14 +213,14 @@ class SimulatedWorld(World):
     async def _until(self, condition: Callable[[], bool], patience: float) -> None:
         if self._wait is not None:
             raise RuntimeError("the harness is already waiting; await one of its methods at a time")
-        self._wait = _Wait(self.loop, condition, self.loop.time() + patience)
+        self._wait = _TestWait(self.loop, condition, self.loop.time() + patience)
         try:
             await self._wait.future
         finally:
             self._wait = None
 
     def _step(self) -> bool:
-        self._beat.count += 1
+        self._heartbeat.count += 1
         now = self.loop.time()
         self._steps = self._steps + 1 if now == self._steps_since else 0
         self._steps_since = now
@@ -230,9 +230,9 @@ class SimulatedWorld(World):
         return struck
 
     def _look_after(self) -> bool:
-        if self._beat.blocked is not None:
-            self._give_up(self._beat.blocked)
-            self._beat.blocked = None
+        if self._heartbeat.blocked is not None:
+            self._give_up(self._heartbeat.blocked)
+            self._heartbeat.blocked = None
         elif self._published > self._limit:
             self._give_up(self._storm())
         elif self._steps > _MOST_STEPS_AT_ONCE:
@@ -244,7 +244,7 @@ class SimulatedWorld(World):
             )
         elif self.dice.at_steps and self._is_occasion():
             left = self.dice.left
-            self.strikes.roll()
+            self.injector.roll()
             return self.dice.left < left
         else:
             return False
@@ -279,7 +279,7 @@ class SimulatedWorld(World):
         return any(
             work.lane.runs_in(executor)
             and (work.lane.options.deadline is not None or not work.counts)
-            for work in self.watch.work()
+            for work in self.monitor.work()
         )
 
     def _give_up(self, why: str) -> None:
@@ -313,7 +313,7 @@ class SimulatedWorld(World):
 
     def under_way(self) -> str | None:
         """One of the things that are not done, in words; None when everything is at rest."""
-        for work in self.watch.work():
+        for work in self.monitor.work():
             if work.counts:
                 return f"{work.lane.address} is at work"
         for tested in self.tested:
@@ -328,7 +328,7 @@ class SimulatedWorld(World):
 
     def reason(self) -> str:
         """What is not done, in as many words as it takes."""
-        working = [work for work in self.watch.work() if work.counts]
+        working = [work for work in self.monitor.work() if work.counts]
         threads = self.loop.foreign.describe()
         if not working:
             return f"{self.under_way() or 'it is at rest'}{threads}"
@@ -337,7 +337,7 @@ class SimulatedWorld(World):
     def _described(self, work: Activity) -> str:
         about = "" if work.topic is None else f" on a message on {work.topic!r}"
         since = self.loop.time() - work.since
-        trouble = self.watch.troubles.get(work.lane.address)
+        trouble = self.monitor.troubles.get(work.lane.address)
         why = "" if trouble is None else f" (last trouble: {trouble})"
         return (
             f"{work.lane.address} has been at work{about} for {since:g} virtual seconds{why}"

@@ -13,12 +13,12 @@ from ..._environment import Environment
 from ...runtime.application._application import DistributedApplication
 from ...transports import Envelope, SocketProvider, is_reserved
 from .._trace import Trace
+from ._actor_monitor import ActorMonitor
 from ._application import ApplicationUnderTest
-from ._watch import Watch
 
 if TYPE_CHECKING:
     from ...runtime.hosting._lane import Lane
-    from ..simulated._profiles import SimulatedBus
+    from ..simulated._stand_ins import HarnessBus
     from ._application import Life
 
 __all__ = ["World"]
@@ -49,8 +49,8 @@ class World(abc.ABC):
         self.loop = loop
         self.outside = Context()
         self.trace = Trace(loop, start)
-        self.watch = Watch(loop, self.trace)
-        self.buses: dict[str, SimulatedBus] = {}
+        self.monitor = ActorMonitor(loop, self.trace)
+        self.buses: dict[str, HarnessBus] = {}
         self.tested: list[ApplicationUnderTest] = []
         self.taken: list[Envelope] = []
         self.problems: list[str] = []

@@ -132,15 +132,15 @@ def _brokers(request: pytest.FixtureRequest) -> Any:
     kind = request.config.getoption("--spa-dat-broker")
     if kind == "memory":
         return None
-    from .harness.live._real_providers import OnKafka, OnMosquitto
+    from .harness.live._real_providers import KafkaBrokers, MosquittoBrokers
 
     if kind == "mqtt":
         from .testing import Mosquitto
 
         # Each harness starts its own: that takes less time than cleaning up after another one.
         require(Mosquitto)
-        return OnMosquitto
-    return functools.partial(OnKafka, request.getfixturevalue("kafka_broker"))
+        return MosquittoBrokers
+    return functools.partial(KafkaBrokers, request.getfixturevalue("kafka_broker"))
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

@@ -8,9 +8,9 @@ from collections.abc import Coroutine
 from typing import Any
 
 from conformance.kafka_harness import KafkaHarness
-from spa_dat.harness.simulated._kafka import SimulatedKafka
-from spa_dat.harness.simulated._mqtt import SimulatedMqtt
-from spa_dat.harness.simulated._profiles import SimulatedBus
+from spa_dat.harness.simulated._kafka import SimulatedKafkaBus
+from spa_dat.harness.simulated._mqtt import SimulatedMqttBus
+from spa_dat.harness.simulated._stand_ins import HarnessBus
 from spa_dat.harness.world._simulated import SimulatedWorld
 from spa_dat.testing.conformance import TransportHarness, VirtualEnvironment
 from spa_dat.transports import KafkaConfig, KafkaProvider, MqttConfig, MqttProvider, SocketProvider
@@ -35,7 +35,7 @@ class SimulatedHarness(TransportHarness):
     def run(self, test: Coroutine[Any, Any, None]) -> None:
         try:
             self.world.run(asyncio.wait_for(test, self.deadline))
-            assert self.world.watch.failures == []
+            assert self.world.monitor.failures == []
         finally:
             self.world.close()
 
@@ -50,7 +50,7 @@ class SimulatedHarness(TransportHarness):
         return self.world.stand_in(self.original(**options))
 
     @property
-    def simulated(self) -> SimulatedBus:
+    def simulated(self) -> HarnessBus:
         """The bus."""
         (bus,) = self.world.buses.values()
         return bus
@@ -73,9 +73,9 @@ class SimulatedMqttHarness(SimulatedHarness):
         return MqttProvider(MqttConfig("simulated", **options))
 
     @property
-    def simulated(self) -> SimulatedMqtt:
+    def simulated(self) -> SimulatedMqttBus:
         bus = super().simulated
-        assert isinstance(bus, SimulatedMqtt)
+        assert isinstance(bus, SimulatedMqttBus)
         return bus
 
 
@@ -86,9 +86,9 @@ class SimulatedKafkaHarness(SimulatedHarness, KafkaHarness):
         return KafkaProvider(KafkaConfig("simulated", **{**self.short_times, **options}))
 
     @property
-    def simulated(self) -> SimulatedKafka:
+    def simulated(self) -> SimulatedKafkaBus:
         bus = super().simulated
-        assert isinstance(bus, SimulatedKafka)
+        assert isinstance(bus, SimulatedKafkaBus)
         return bus
 
     async def cut(self) -> None:

@@ -15,7 +15,7 @@ from spa_dat import DistributedApplication, Socket, busy_thread
 from spa_dat.errors import ConfigurationError
 from spa_dat.harness._fixture import HarnessFactory
 from spa_dat.harness.live._arrivals import Arrivals, WatchedReceiver
-from spa_dat.harness.live._real_providers import OnKafka, OnMosquitto
+from spa_dat.harness.live._real_providers import KafkaBrokers, MosquittoBrokers
 from spa_dat.recording import Recorder
 from spa_dat.testing import (
     AsyncHarness,
@@ -41,20 +41,20 @@ class Case:
 
     def __init__(self, *who: tuple[Identity, Subscription]) -> None:
         self.arrivals = Arrivals()
-        self.rights = [self.arrivals.right(*one) for one in who]
-        for right, (_, one) in zip(self.rights, who, strict=True):
-            right.active += 1
+        self.tracked = [self.arrivals.tracked(*one) for one in who]
+        for tracked, (_, one) in zip(self.tracked, who, strict=True):
+            tracked.active += 1
             for pattern in one.filters:
-                right.add(pattern)
+                tracked.add(pattern)
 
     def publish(self, topic: str = "a/b", **options: Any) -> Envelope:
         envelope = Envelope(topic=topic, payload=b"", id=options.pop("id", "1"), **options)
         self.arrivals.expect(envelope)
         return envelope
 
-    def arrive(self, envelope: Envelope, right: int = 0) -> Delivery:
+    def arrive(self, envelope: Envelope, index: int = 0) -> Delivery:
         delivery = Delivery(envelope)
-        self.rights[right].arrived(delivery)
+        self.tracked[index].arrived(delivery)
         return delivery
 
 
@@ -76,7 +76,7 @@ async def test_what_nobody_has_subscribed_to_is_not_awaited() -> None:
     case.publish("b/b")
     case.publish("_spa/reply/app/1")
     assert case.arrivals.under_way() is None
-    case.rights[0].discard("a/+")
+    case.tracked[0].discard("a/+")
     case.publish()
     assert case.arrivals.under_way() is None
 
@@ -122,20 +122,20 @@ async def test_instances_that_share_get_one_copy_and_others_one_each() -> None:
 
 async def test_who_is_away_is_not_waited_for_before_it_is_back() -> None:
     case = Case((FIRST, subscription("a/+")))
-    case.rights[0].active -= 1
+    case.tracked[0].active -= 1
     case.publish()
     assert case.arrivals.under_way() is None
-    case.rights[0].active += 1
+    case.tracked[0].active += 1
     assert case.arrivals.under_way() is not None
 
 
 async def test_nothing_is_kept_for_who_is_away_without_a_durable_subscription() -> None:
     case = Case((FIRST, subscription("a/+", durable=False)))
     case.publish()
-    case.rights[0].active -= 1
-    case.rights[0].forget()
+    case.tracked[0].active -= 1
+    case.tracked[0].forget()
     case.publish()
-    case.rights[0].active += 1
+    case.tracked[0].active += 1
     assert case.arrivals.under_way() is None
 
 
@@ -172,7 +172,7 @@ async def test_a_watched_receiver_hands_everything_on() -> None:
         def resume(self, *, redelivered: bool) -> None:
             calls.append(f"resume {redelivered}")
 
-    watched = WatchedReceiver(Receiver(), case.rights[0])
+    watched = WatchedReceiver(Receiver(), case.tracked[0])
     deliveries = [Delivery(case.publish(id=str(number))) for number in range(3)]
     watched.hold()
     watched.resume(redelivered=True)
@@ -201,7 +201,7 @@ def application(name: str = "plant") -> DistributedApplication:
 
 @pytest.fixture
 def factory(own_mosquitto: object) -> HarnessFactory:
-    return HarnessFactory({}, brokers=OnMosquitto)
+    return HarnessFactory({}, brokers=MosquittoBrokers)
 
 
 @pytest.mark.mosquitto
@@ -267,7 +267,9 @@ def test_what_only_a_simulated_bus_has_is_refused(
 
 @pytest.mark.mosquitto
 async def test_so_it_is_when_the_methods_are_awaited(factory: HarnessFactory) -> None:
-    async with HarnessFactory({}, brokers=OnMosquitto, asynchronous=True)(application()) as harness:
+    async with HarnessFactory({}, brokers=MosquittoBrokers, asynchronous=True)(
+        application()
+    ) as harness:
         assert isinstance(harness, AsyncHarness)
         with pytest.raises(NotSimulated):
             await harness.advance(1)
@@ -306,7 +308,7 @@ def test_a_recording_is_replayed_on_a_real_broker(
 
 @pytest.mark.kafka
 def test_on_kafka_addresses_are_what_kafka_can_carry(kafka: Kafka) -> None:
-    factory = HarnessFactory({}, brokers=lambda: OnKafka(kafka))
+    factory = HarnessFactory({}, brokers=lambda: KafkaBrokers(kafka))
     harness = factory(application())
     with pytest.raises(ConfigurationError, match="ü"):
         harness.publish("fürth", 1)
@@ -358,7 +360,7 @@ def test_announced_work_of_a_thread_is_waited_for(mqtt_broker: Mosquitto) -> Non
 
         jobs.put((publish, busy_thread()))
 
-    with HarnessFactory({}, brokers=OnMosquitto)(app) as harness:
+    with HarnessFactory({}, brokers=MosquittoBrokers)(app) as harness:
         harness.publish("in", 1)
         harness.settle()
         assert harness.published("out") == [1]

@@ -18,9 +18,9 @@ from spa_dat.harness import VirtualEnvironment, VirtualLoop
 from spa_dat.harness.kafka_cluster import (
     AppendedRecord,
     Cluster,
-    Code,
+    ErrorCode,
     GroupState,
-    Refused,
+    RequestRefused,
     virtual_time,
 )
 from spa_dat.harness.kafka_cluster._log import Log, encode_record
@@ -28,7 +28,7 @@ from spa_dat.harness.loop._network import Network
 from spa_dat.testing.conformance import Inbox
 from spa_dat.transports import Envelope, Identity, KafkaConfig, Subscription, Surroundings
 from spa_dat.transports.kafka import KafkaProvider
-from support.simulated import SERVER, World, world
+from support.simulated import SERVER, SimulatedCluster, world
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual
@@ -142,8 +142,8 @@ def batch(value: bytes, producer: int = 7, epoch: int = 0, sequence: int = 0) ->
     return bytes(builder._build())
 
 
-def code_of(log: Log, data: bytes) -> Code:
-    with pytest.raises(Refused) as caught:
+def code_of(log: Log, data: bytes) -> ErrorCode:
+    with pytest.raises(RequestRefused) as caught:
         log.append(data)
     return caught.value.code
 
@@ -154,25 +154,25 @@ def test_producers_are_held_to_their_order() -> None:
     assert log.append(batch(b"b", sequence=1))[0] == 1
     offset, records = log.append(batch(b"a"))
     assert (offset, records) == (0, [])
-    assert code_of(log, batch(b"d", sequence=3)) is Code.OUT_OF_ORDER_SEQUENCE_NUMBER
-    assert code_of(log, batch(b"e", epoch=1, sequence=2)) is Code.OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert code_of(log, batch(b"d", sequence=3)) is ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert code_of(log, batch(b"e", epoch=1, sequence=2)) is ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert log.append(batch(b"f", epoch=1))[0] == 2
-    assert code_of(log, batch(b"g", sequence=2)) is Code.INVALID_PRODUCER_EPOCH
+    assert code_of(log, batch(b"g", sequence=2)) is ErrorCode.INVALID_PRODUCER_EPOCH
     # One that the partition knows nothing of may begin anywhere.
     assert log.append(batch(b"h", producer=8, sequence=40))[0] == 3
     # Only the last five batches are remembered.
     for number in range(1, 6):
         log.append(batch(b"f", epoch=1, sequence=number))
-    assert code_of(log, batch(b"f", epoch=1)) is Code.OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert code_of(log, batch(b"f", epoch=1)) is ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
 
 
 def test_broken_and_large_batches_are_refused() -> None:
     log = Log("t", 0, 200)
     good = encode_record(b"k", b"v", [], 1)
-    assert code_of(log, good[:-1] + b"?") is Code.CORRUPT_MESSAGE
-    assert code_of(log, good[:-1]) is Code.CORRUPT_MESSAGE
-    assert code_of(log, b"") is Code.CORRUPT_MESSAGE
-    assert code_of(log, encode_record(None, bytes(200), [], 1)) is Code.MESSAGE_TOO_LARGE
+    assert code_of(log, good[:-1] + b"?") is ErrorCode.CORRUPT_MESSAGE
+    assert code_of(log, good[:-1]) is ErrorCode.CORRUPT_MESSAGE
+    assert code_of(log, b"") is ErrorCode.CORRUPT_MESSAGE
+    assert code_of(log, encode_record(None, bytes(200), [], 1)) is ErrorCode.MESSAGE_TOO_LARGE
     assert log.append(good)[1] == [AppendedRecord("t", 0, 0, b"k", b"v", (), 1)]
 
 
@@ -196,10 +196,10 @@ async def test_topics_are_made_grown_and_deleted() -> None:
         assert [code for _, code, _ in made.topic_errors] == [0, 0]
         refused = await client.create_topics([NewTopic("a", 1, 1), NewTopic("?", 1, 1)])
         codes = [code for _, code, _ in refused.topic_errors]
-        assert codes == [Code.TOPIC_ALREADY_EXISTS, Code.INVALID_TOPIC]
+        assert codes == [ErrorCode.TOPIC_ALREADY_EXISTS, ErrorCode.INVALID_TOPIC]
         await client.create_topics([NewTopic("plant.boiler_1", 1, 1)])
         (alike,) = (await client.create_topics([NewTopic("plant.boiler.1", 1, 1)])).topic_errors
-        assert alike[1] == Code.INVALID_TOPIC
+        assert alike[1] == ErrorCode.INVALID_TOPIC
         assert "collides with existing topic: plant.boiler_1" in alike[2]
         await client.delete_topics(["plant.boiler_1"])
         await client.create_partitions({"a": NewPartitions(4)})
@@ -208,7 +208,7 @@ async def test_topics_are_made_grown_and_deleted() -> None:
         here.cluster.append("b", value=b"x")
         await client.delete_topics(["b"])
         assert list(here.cluster.topics) == ["a"]
-        with pytest.raises(Refused):
+        with pytest.raises(RequestRefused):
             here.cluster.append("b", value=b"x")
         assert here.cluster.records("b") == []
         await client.close()
@@ -240,11 +240,11 @@ async def test_a_topic_that_is_deleted_does_not_stop_the_clock() -> None:
 # Groups.
 
 
-def shares(here: World, group: str = "g") -> list[int]:
+def shares(here: SimulatedCluster, group: str = "g") -> list[int]:
     return sorted(len(member.assignment) for member in here.cluster.groups[group].members.values())
 
 
-async def join(here: World, **options: Any) -> tuple[Any, Any]:
+async def join(here: SimulatedCluster, **options: Any) -> tuple[Any, Any]:
     entering = here.consumer("t", **{"group_id": "g", "heartbeat_interval_ms": 100, **options})
     return entering, await entering.__aenter__()
 
@@ -313,11 +313,11 @@ async def test_a_second_one_with_the_same_name_fences_the_first() -> None:
         generation, member = old._coordinator.generation, old._coordinator.member_id
         second, new = await join(here, group_instance_id="one")
         group = here.cluster.groups["g"]
-        with pytest.raises(Refused, match="UNKNOWN_MEMBER_ID"):
+        with pytest.raises(RequestRefused, match="UNKNOWN_MEMBER_ID"):
             group.heartbeat(member, generation)
-        answers: list[Code] = []
+        answers: list[ErrorCode] = []
         group.sync(member, "one", generation, [], lambda code, _: answers.append(code))
-        assert answers == [Code.FENCED_INSTANCE_ID]
+        assert answers == [ErrorCode.FENCED_INSTANCE_ID]
         assert len(new.assignment()) == 2
         old._closed = True
         for task in (old._coordinator._coordination_task, old._coordinator._heartbeat_task):
@@ -343,7 +343,7 @@ async def test_commits_count_for_members_of_the_generation_only() -> None:
                 await consumer.commit({place: 6})
             await eventually(lambda: coordinator.generation > 1)
         group = here.cluster.groups["g"]
-        with pytest.raises(Refused, match="UNKNOWN_MEMBER_ID"):
+        with pytest.raises(RequestRefused, match="UNKNOWN_MEMBER_ID"):
             group.check_commit("nobody", group.generation)
         # Who has partitions without being a member may commit while there is none.
         group.check_commit("", -1)
@@ -408,7 +408,7 @@ async def test_a_session_can_be_too_short() -> None:
 # The whole.
 
 
-async def application(here: World, topics: int) -> list[str]:
+async def application(here: SimulatedCluster, topics: int) -> list[str]:
     """A bus, a consumer and a reply; what happened in the cluster meanwhile."""
     replies: list[tuple[str, bytes]] = []
     environment = VirtualEnvironment(1)

@@ -81,7 +81,7 @@ HARNESS_LAYERS = (
     {"brokers"},
     {"simulated"},
     {"world"},
-    {"_async_harness", "_core", "_explore", "_harness", "_letters", "_reads", "_replay"},
+    {"_async_harness", "_core", "_explore", "_harness", "_dead_letter", "_harness_base", "_replay"},
     {"live"},
     {"_fixture"},
     {"conformance"},
@@ -246,7 +246,7 @@ def test_every_logger_is_made_by_the_one_function(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(), ids=identifier)
 def test_the_state_of_a_delivery_is_changed_by_its_own_methods(path: Path) -> None:
-    if identifier(path) in {"transports/_delivery.py", "harness/loop/_threads.py"}:
+    if identifier(path) in {"transports/_delivery.py", "harness/loop/_executor_threads.py"}:
         return
     changes = [
         node.lineno

@@ -13,12 +13,12 @@ from spa_dat.harness import VirtualLoop
 from spa_dat.harness.kafka_cluster import Cluster, virtual_time
 from spa_dat.harness.loop._network import Network
 
-__all__ = ["SERVER", "World", "world"]
+__all__ = ["SERVER", "SimulatedCluster", "world"]
 
 SERVER = "kafka:9092"
 
 
-class World:
+class SimulatedCluster:
     """A cluster, how it is reached, and what happened in it."""
 
     def __init__(self, loop: VirtualLoop) -> None:
@@ -60,11 +60,11 @@ class World:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[World]:
+def world() -> Iterator[SimulatedCluster]:
     """A world on the running loop."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
-    made = World(loop)
+    made = SimulatedCluster(loop)
     with virtual_time(loop, made.cluster.now):
         yield made
     loop.network = None

@@ -18,7 +18,7 @@ from spa_dat import DistributedApplication, Message, RetryPolicy, Socket
 from spa_dat._environment import Environment
 from spa_dat._texts import unfit_character
 from spa_dat.errors import ConfigurationError, MessageTooLarge, PublishRefused, RemoteError
-from spa_dat.harness._letters import DeadLetter
+from spa_dat.harness._dead_letter import DeadLetter
 from spa_dat.runtime.messaging._dead_letter import dead_letter, plain, simpler
 from spa_dat.runtime.messaging._message import MessageBuilder, OutgoingMessage
 from spa_dat.testing import Harness, Kafka, Mosquitto

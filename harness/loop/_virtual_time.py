@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
 from ..._busy_threads import BusyThread, let_waits_be_known
 from ..._environment import Environment
+from ._executor_threads import CallerKind, ExecutorThreads
 from ._foreign_threads import ForeignThreads
-from ._threads import CallerKind, Threads
 
 if TYPE_CHECKING:
     from ._network import Network
@@ -83,7 +83,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.on_idle: Callable[[float | None], bool] | None = None
         self.on_stuck: Callable[[str], None] | None = None
         self.network: Network | None = None
-        self.threads = Threads(self, grace, one_at_a_time=one_at_a_time)
+        self.threads = ExecutorThreads(self, grace, one_at_a_time=one_at_a_time)
         self.foreign = ForeignThreads(self)
         super().__init__(_JumpingSelector(self))
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..loop._network import ServerConnection
 from ._cluster import Cluster
-from ._fetches import Fetch
-from ._frames import Frames, Request, encode_answer, parse
+from ._fetches import PendingFetch
+from ._frames import FrameReader, Request, encode_answer, parse
 from ._group_requests import GROUP_REQUESTS
 from ._topic_requests import TOPIC_REQUESTS
 
-__all__ = ["Session"]
+__all__ = ["ConnectionHandler"]
 
 _FETCH = 1
 _HANDLERS: dict[int, Callable[[Cluster, Request, Callable[[Any], None]], None]] = {
@@ -22,7 +22,7 @@ _HANDLERS: dict[int, Callable[[Cluster, Request, Callable[[Any], None]], None]] 
 }
 
 
-class Session:
+class ConnectionHandler:
     """Serves one connection, as a broker does: the next request when the last is answered.
 
     Args:
@@ -33,10 +33,10 @@ class Session:
     def __init__(self, cluster: Cluster, connection: ServerConnection) -> None:
         self._cluster = cluster
         self._connection = connection
-        self._frames = Frames()
+        self._frames = FrameReader()
         self._waiting: deque[bytes] = deque()
         self._current: Request | None = None
-        self._fetch: Fetch | None = None
+        self._fetch: PendingFetch | None = None
         connection.on_data = self._on_data
         connection.on_close = self._on_close
 
@@ -76,7 +76,7 @@ class Session:
             self._reply(request, answer)
 
         if request.body.API_KEY == _FETCH:
-            self._fetch = Fetch(self._cluster, request, reply)
+            self._fetch = PendingFetch(self._cluster, request, reply)
             self._fetch.start()
         else:
             _HANDLERS[request.body.API_KEY](self._cluster, request, reply)

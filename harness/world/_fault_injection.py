@@ -12,10 +12,10 @@ from ...transports import Delivery
 if TYPE_CHECKING:
     from ._simulated import SimulatedWorld
 
-__all__ = ["Strikes"]
+__all__ = ["FaultInjector"]
 
 
-class Strikes:
+class FaultInjector:
     """What can befall the applications of a world.
 
     Args:
@@ -62,11 +62,11 @@ class Strikes:
     def restart(self, lane: Lane) -> None:
         """An actor loses what it has, and starts again with the message it was working on."""
         unfinished: Sequence[Delivery] = ()
-        work = self._world.watch.work_of(lane)
+        work = self._world.monitor.work_of(lane)
         if isinstance(lane.work_source, BatchSource):
             unfinished = lane.work_source.current
         elif work is not None and isinstance(work.item, Delivery):
             unfinished = (work.item,)
         if self._world.free(lane.crash, unfinished):
-            self._world.watch.forget(lane)
+            self._world.monitor.forget(lane)
             self._world.trace.add(lane.address, "restart")

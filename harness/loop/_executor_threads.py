@@ -19,9 +19,9 @@ from ...errors import ActorStopped
 from ._stacks import stack_of_frame
 
 if TYPE_CHECKING:
-    from ._clock import VirtualLoop
+    from ._virtual_time import VirtualLoop
 
-__all__ = ["CallerKind", "Threads", "Wait"]
+__all__ = ["CallerKind", "ExecutorThreads", "ThreadWait"]
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ _AFTER_CALL = 0.2
 _GONE = "the application that this thread belonged to is gone"
 
 
-class _State(enum.Enum):
+class _CallState(enum.Enum):
     QUEUED = enum.auto()
     """It has not begun."""
     TURN = enum.auto()
@@ -56,7 +56,7 @@ class CallerKind(enum.Enum):
     """None of them."""
 
 
-class _ThreadCall:
+class _ExecutorCall:
     """One function in a thread."""
 
     __slots__ = ("called", "executor", "gate", "ident", "killed", "state")
@@ -64,7 +64,7 @@ class _ThreadCall:
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
         self.gate = threading.Semaphore(0)
-        self.state = _State.QUEUED
+        self.state = _CallState.QUEUED
         self.killed = self.called = False
         self.ident: int | None = None
 
@@ -74,7 +74,7 @@ class _ThreadCall:
             raise ActorStopped(_GONE)
 
 
-class Threads:
+class ExecutorThreads:
     """The functions that one event loop has given to threads.
 
     Args:
@@ -92,12 +92,12 @@ class Threads:
         self._loop = loop
         self._grace = grace
         self._one_at_a_time = one_at_a_time
-        self._jobs: dict[_ThreadCall, None] = {}
-        self._runnable: deque[_ThreadCall] = deque()
-        self._by_ident: dict[int, _ThreadCall] = {}
+        self._jobs: dict[_ExecutorCall, None] = {}
+        self._runnable: deque[_ExecutorCall] = deque()
+        self._by_ident: dict[int, _ExecutorCall] = {}
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._futures: weakref.WeakSet[asyncio.Future[Any]] = weakref.WeakSet()
-        self._granted: _ThreadCall | None = None
+        self._granted: _ExecutorCall | None = None
         self._yielded = threading.Semaphore(0)
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -124,11 +124,11 @@ class Threads:
         """What a loop's ``run_in_executor`` does."""
         if executor is None:
             executor = self._pool = self._pool or ThreadPoolExecutor(thread_name_prefix="spa_dat")
-        job = _ThreadCall(executor)
+        job = _ExecutorCall(executor)
         elsewhere = isinstance(executor, ProcessPoolExecutor)
         if elsewhere:
             # Nothing here can be taken along into another process, or be seen from there.
-            job.state = _State.BESIDE
+            job.state = _CallState.BESIDE
         self._jobs[job] = None
         try:
             running: Future[T] = (
@@ -152,9 +152,9 @@ class Threads:
         """Let one thread run until it ends or waits for the loop; False when none wants to."""
         for _ in range(len(self._runnable)):
             job = self._runnable.popleft()
-            if job.state is _State.OVER:
+            if job.state is _CallState.OVER:
                 continue
-            if job.state is _State.QUEUED and not self._has_thread(job.executor):
+            if job.state is _CallState.QUEUED and not self._has_thread(job.executor):
                 self._runnable.append(job)
                 continue
             self._grant(job)
@@ -168,7 +168,7 @@ class Threads:
         return [self._describe(job, frames) for job in jobs if self._is_busy(job)]
 
     def leave_alone(self) -> list[str]:
-        """Wait no more for what `busy` describes; return those that must not take so long."""
+        """Stop waiting for what `busy` describes; return those that must not take so long."""
         frames = sys._current_frames()
         late = []
         for job in tuple(self._jobs):
@@ -178,7 +178,7 @@ class Threads:
                 self._leave_alone(job)
         return late
 
-    def _describe(self, job: _ThreadCall, frames: dict[int, FrameType]) -> str:
+    def _describe(self, job: _ExecutorCall, frames: dict[int, FrameType]) -> str:
         where = "process" if isinstance(job.executor, ProcessPoolExecutor) else "thread"
         return f"work in a {where}{stack_of_frame(frames.get(job.ident or 0))}"
 
@@ -190,21 +190,22 @@ class Threads:
         if self._pool is not None:
             self._pool.shutdown(wait=False)
 
-    def _is_busy(self, job: _ThreadCall) -> bool:
-        if job.state is _State.QUEUED:
+    def _is_busy(self, job: _ExecutorCall) -> bool:
+        if job.state is _CallState.QUEUED:
             return not self._one_at_a_time and self._has_thread(job.executor)
-        return job.state is _State.BESIDE
+        return job.state is _CallState.BESIDE
 
     def _has_thread(self, executor: Executor) -> bool:
         running = sum(
-            job.state is not _State.QUEUED and job.executor is executor for job in tuple(self._jobs)
+            job.state is not _CallState.QUEUED and job.executor is executor
+            for job in tuple(self._jobs)
         )
         return running < getattr(executor, "_max_workers", 1)
 
-    def _grant(self, job: _ThreadCall) -> None:
+    def _grant(self, job: _ExecutorCall) -> None:
         self._granted = job
         # It may wait for a thread that waits for the loop.
-        job.state, job.called = _State.TURN, self._loop.foreign.waits_for_loop
+        job.state, job.called = _CallState.TURN, self._loop.foreign.waits_for_loop
         job.gate.release()
         give_up = time.monotonic() + self._grace
         try:
@@ -213,11 +214,11 @@ class Threads:
                 if not late and not job.called:
                     continue
                 with self._lock:
-                    if job.state is not _State.TURN:
+                    if job.state is not _CallState.TURN:
                         # It has yielded in this moment.
                         self._yielded.acquire()
                         return
-                    job.state = _State.LEFT_ALONE if late else _State.BESIDE
+                    job.state = _CallState.LEFT_ALONE if late else _CallState.BESIDE
                 if late and not self.may_outlast(job.executor):
                     frame = sys._current_frames().get(job.ident or 0)
                     self._loop.stuck(
@@ -228,39 +229,39 @@ class Threads:
         finally:
             self._granted = None
 
-    def _answered(self, job: _ThreadCall, running: Future[Any]) -> None:
+    def _answered(self, job: _ExecutorCall, running: Future[Any]) -> None:
         """The loop has what the function returned, or does not want it any more."""
         self._leave_alone(job)
         if running.done():
             # Its thread is about to call `_over`, and takes up the next one then.
             self._jobs.pop(job, None)
 
-    def _leave_alone(self, job: _ThreadCall) -> None:
+    def _leave_alone(self, job: _ExecutorCall) -> None:
         with self._lock:
-            if job.state is _State.BESIDE or (
-                not self._one_at_a_time and job.state is _State.QUEUED
+            if job.state is _CallState.BESIDE or (
+                not self._one_at_a_time and job.state is _CallState.QUEUED
             ):
-                job.state = _State.LEFT_ALONE
+                job.state = _CallState.LEFT_ALONE
 
-    def _kill(self, job: _ThreadCall) -> None:
+    def _kill(self, job: _ExecutorCall) -> None:
         self._jobs.pop(job, None)
         with self._lock:
-            state, job.state = job.state, _State.OVER
-        if state is _State.OVER:
+            state, job.state = job.state, _CallState.OVER
+        if state is _CallState.OVER:
             return
         job.killed = True
-        if state is _State.WAITING:
+        if state is _CallState.WAITING:
             # It cleans up now, and not while the loop does something else.
             self._grant(job)
             return
         job.gate.release()
-        if state is _State.TURN:
+        if state is _CallState.TURN:
             # Called off by another thread while the loop stands still for it.
             self._yielded.release()
 
     # In any thread.
 
-    def _over(self, job: _ThreadCall) -> None:
+    def _over(self, job: _ExecutorCall) -> None:
         mine = threading.get_ident() == job.ident
         if self._one_at_a_time and not mine:
             # Cancelled or abandoned by the loop: its thread must not wait for ever.
@@ -270,12 +271,12 @@ class Threads:
         if mine:
             self._by_ident.pop(threading.get_ident(), None)
         if not job.killed:
-            self._yield(job, _State.OVER)
+            self._yield(job, _CallState.OVER)
 
-    def _yield(self, job: _ThreadCall, state: _State) -> None:
+    def _yield(self, job: _ExecutorCall, state: _CallState) -> None:
         """Let the loop go on, which may stand still for this job or sleep."""
         with self._lock:
-            had_turn, job.state = job.state is _State.TURN, state
+            had_turn, job.state = job.state is _CallState.TURN, state
             if had_turn:
                 self._yielded.release()
         if not had_turn:
@@ -283,7 +284,7 @@ class Threads:
 
     # In the threads.
 
-    def _run(self, job: _ThreadCall, function: Callable[..., T], *args: Any) -> T:
+    def _run(self, job: _ExecutorCall, function: Callable[..., T], *args: Any) -> T:
         job.ident = threading.get_ident()
         self._by_ident[job.ident] = job
         self._threads.add(threading.current_thread())
@@ -293,14 +294,14 @@ class Threads:
                 job.wait()
             else:
                 with self._lock:
-                    if job.state is _State.QUEUED:
-                        job.state = _State.BESIDE
+                    if job.state is _CallState.QUEUED:
+                        job.state = _CallState.BESIDE
             return function(*args)
         finally:
             here.work = None
             if job.killed:
                 self._by_ident.pop(threading.get_ident(), None)
-                self._yield(job, _State.OVER)
+                self._yield(job, _CallState.OVER)
 
     def caller(self) -> CallerKind:
         """Who is calling into the loop, by ``call_soon_threadsafe``."""
@@ -310,7 +311,7 @@ class Threads:
         if job.killed:
             return CallerKind.DEAD
         job.called = True
-        return CallerKind.TURN if job.state is _State.TURN else CallerKind.BESIDE
+        return CallerKind.TURN if job.state is _CallState.TURN else CallerKind.BESIDE
 
     def stranger_asks(self) -> None:
         """Another thread waits for the loop; the one that has its turn may wait for that one."""
@@ -325,12 +326,12 @@ class Threads:
         job = self._by_ident[threading.get_ident()]
         if job.killed:
             raise ActorStopped(_GONE)
-        if job.state is _State.LEFT_ALONE:
+        if job.state is _CallState.LEFT_ALONE:
             called = threading.Event()
             subscribe(called.set)
             called.wait(timeout)
             return
-        wait = Wait()
+        wait = ThreadWait()
 
         def resume() -> None:
             with self._lock:
@@ -340,7 +341,7 @@ class Threads:
                 if wait.begun and self._one_at_a_time:
                     self._runnable.append(job)
                 elif wait.begun:
-                    job.state = _State.BESIDE
+                    job.state = _CallState.BESIDE
                     job.gate.release()
             self._loop.wake()
 
@@ -351,7 +352,7 @@ class Threads:
             if wait.over:
                 return
             wait.begun = True
-            had_turn, job.state = job.state is _State.TURN, _State.WAITING
+            had_turn, job.state = job.state is _CallState.TURN, _CallState.WAITING
             if had_turn:
                 self._yielded.release()
         if not had_turn:
@@ -359,7 +360,7 @@ class Threads:
         job.wait()
 
 
-class Wait:
+class ThreadWait:
     """A thread's wait for the loop."""
 
     __slots__ = ("begun", "over")

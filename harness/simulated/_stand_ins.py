@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
     from .._faults import Dice
     from .._trace import Trace
-    from ..loop._clock import VirtualLoop
+    from ..loop._virtual_time import VirtualLoop
 
-__all__ = ["Profile", "SimulatedBus", "SimulatedProvider", "Surround", "simulate"]
+__all__ = ["BusWorld", "HarnessBus", "Profile", "StandInProvider", "simulate"]
 
 Profile: TypeAlias = Literal["mqtt", "kafka"]
 """Whose behaviour a simulated bus has."""
 
 
-class Surround(Protocol):
+class BusWorld(Protocol):
     """What a simulated bus has of the harness.
 
     Attributes:
@@ -46,7 +46,7 @@ class Surround(Protocol):
         """The bus has taken a message."""
 
 
-class SimulatedBus(abc.ABC):
+class HarnessBus(abc.ABC):
     """One bus of a simulated world, with the behaviour of a kind of broker.
 
     Connections know the `OWNER` of the code that made them. When its application is killed,
@@ -127,7 +127,7 @@ class SimulatedBus(abc.ABC):
         """The world has come to its end; nothing happens any more."""
 
 
-class SimulatedProvider(SocketProvider):
+class StandInProvider(SocketProvider):
     """Stands in for a provider: same address, defaults and rules, on a simulated bus.
 
     Args:
@@ -135,7 +135,7 @@ class SimulatedProvider(SocketProvider):
         bus: the simulated one.
     """
 
-    def __init__(self, original: SocketProvider, bus: SimulatedBus) -> None:
+    def __init__(self, original: SocketProvider, bus: HarnessBus) -> None:
         self._original = original
         self.bus = bus
         self.config = original.config
@@ -163,31 +163,31 @@ class SimulatedProvider(SocketProvider):
 
 def simulate(
     original: SocketProvider,
-    surround: Surround,
-    buses: dict[str, SimulatedBus],
+    world: BusWorld,
+    buses: dict[str, HarnessBus],
     profile: Profile | None = None,
-) -> SimulatedProvider:
+) -> StandInProvider:
     """What stands in for a provider.
 
     Args:
         original: the provider.
-        surround: the world that the simulated bus is in.
+        world: the world that the simulated bus is in.
         buses: the simulated buses so far, by address; gets a new one where there is none.
         profile: whose behaviour it is to have; None for what fits the original.
     """
     bus = buses.get(original.address)
     if bus is None:
         kind: Profile = profile or ("kafka" if isinstance(original, KafkaProvider) else "mqtt")
-        bus = buses[original.address] = _simulated(kind, surround)
-    return SimulatedProvider(original, bus)
+        bus = buses[original.address] = _simulated(kind, world)
+    return StandInProvider(original, bus)
 
 
-def _simulated(kind: Profile, surround: Surround) -> SimulatedBus:
+def _simulated(kind: Profile, world: BusWorld) -> HarnessBus:
     # Not at the top: they build on this module, and the Kafka client takes time to import.
     if kind == "kafka":
-        from ._kafka import SimulatedKafka
+        from ._kafka import SimulatedKafkaBus
 
-        return SimulatedKafka(surround)
-    from ._mqtt import SimulatedMqtt
+        return SimulatedKafkaBus(world)
+    from ._mqtt import SimulatedMqttBus
 
-    return SimulatedMqtt(surround)
+    return SimulatedMqttBus(world)

@@ -34,7 +34,7 @@ _MODULES: tuple[types.ModuleType, ...] = (
 )
 
 
-class _Clock:
+class _LoopClock:
     """In place of the module `time`: answers for the running loop, if that has a clock here."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class _Clock:
         return getattr(time, name)
 
 
-class _Builder(DefaultRecordBatchBuilder):  # type: ignore[misc]
+class _TimedBatchBuilder(DefaultRecordBatchBuilder):  # type: ignore[misc]
     """Builds batches; records without a time of their own get the clock's, not the system's."""
 
     def append(self, offset: int, timestamp: int | None, key: Any, value: Any, headers: Any) -> Any:
@@ -65,7 +65,7 @@ class _Builder(DefaultRecordBatchBuilder):  # type: ignore[misc]
         return super().append(offset, moment, key, value, headers)
 
 
-_clock = _Clock()
+_clock = _LoopClock()
 _BUILDER = "DefaultRecordBatchBuilder"
 _users = 0
 
@@ -85,7 +85,7 @@ def virtual_time(loop: asyncio.AbstractEventLoop, now: Callable[[], float]) -> I
     """
     global _users
     strange = [module.__name__ for module in _MODULES if not _asks_module_time(module)]
-    if vars(accumulator).get(_BUILDER) not in (DefaultRecordBatchBuilder, _Builder):
+    if vars(accumulator).get(_BUILDER) not in (DefaultRecordBatchBuilder, _TimedBatchBuilder):
         strange.append(f"{accumulator.__name__}.{_BUILDER}")
     if strange:
         raise ConfigurationError(
@@ -95,7 +95,7 @@ def virtual_time(loop: asyncio.AbstractEventLoop, now: Callable[[], float]) -> I
     _users += 1
     for module in _MODULES:
         vars(module)["time"] = _clock
-    vars(accumulator)[_BUILDER] = _Builder
+    vars(accumulator)[_BUILDER] = _TimedBatchBuilder
     try:
         yield
     finally:

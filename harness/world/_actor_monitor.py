@@ -16,7 +16,7 @@ from ...transports import Delivery, Envelope
 from .._errors import HandlerFailed, NotSettled
 from .._trace import Trace
 
-__all__ = ["Activity", "Failure", "Watch"]
+__all__ = ["Activity", "ActorMonitor", "Failure"]
 
 _ANSWERED = ("handler", "answer", "payload")
 
@@ -80,7 +80,7 @@ class Activity:
         return self.item.envelope.topic if isinstance(self.item, Delivery) else None
 
 
-class Watch:
+class ActorMonitor:
     """Hears of everything that actors do; see `Observer`.
 
     Attributes:

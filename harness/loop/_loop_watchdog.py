@@ -13,7 +13,7 @@ from types import FrameType
 
 from ._stacks import stack_of_frame
 
-__all__ = ["Beat", "LoopBlocked", "watched"]
+__all__ = ["Heartbeat", "LoopBlocked", "watched"]
 
 _LOOKS_A_GRACE = 5
 _DEBUGGERS = ("bdb", "pdb", "pydevd", "debugpy")
@@ -24,7 +24,7 @@ class LoopBlocked(BaseException):
     """Raised in the middle of what blocks an event loop; no handler is to catch it."""
 
 
-class Beat:
+class Heartbeat:
     """The signs of life of one event loop.
 
     Attributes:
@@ -62,52 +62,52 @@ class Beat:
         return self._grace / _LOOKS_A_GRACE
 
 
-class _Watchdog:
+class _LoopWatchdog:
     """One thread that looks at all the loops that run."""
 
     def __init__(self) -> None:
-        self._beats: dict[Beat, None] = {}
+        self._heartbeats: dict[Heartbeat, None] = {}
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def add(self, beat: Beat) -> None:
+    def add(self, heartbeat: Heartbeat) -> None:
         with self._change:
-            self._beats[beat] = None
+            self._heartbeats[heartbeat] = None
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._run, name="spa_dat watchdog", daemon=True
                 )
                 self._thread.spa_dat_watches = True  # type: ignore[attr-defined]
                 self._thread.start()
-            elif len(self._beats) == 1:
+            elif len(self._heartbeats) == 1:
                 self._change.notify()
 
-    def remove(self, beat: Beat) -> None:
+    def remove(self, heartbeat: Heartbeat) -> None:
         with self._change:
-            self._beats.pop(beat, None)
+            self._heartbeats.pop(heartbeat, None)
 
     def _run(self) -> None:
         with self._change:
             while True:
                 now = time.monotonic()
-                waits = [beat.look(now) for beat in self._beats]
+                waits = [heartbeat.look(now) for heartbeat in self._heartbeats]
                 self._change.wait(min(waits, default=None))
 
 
-_watchdog = _Watchdog()
+_watchdog = _LoopWatchdog()
 
 
 @contextlib.contextmanager
-def watched(beat: Beat) -> Iterator[None]:
+def watched(heartbeat: Heartbeat) -> Iterator[None]:
     """Interrupt what blocks the loop of this thread, while inside."""
-    beat.ident = threading.get_ident()
+    heartbeat.ident = threading.get_ident()
     by_signal = _SIGNAL is not None and threading.current_thread() is threading.main_thread()
     before = signal.signal(_SIGNAL, _raise) if by_signal and _SIGNAL is not None else None
-    _watchdog.add(beat)
+    _watchdog.add(heartbeat)
     try:
         yield
     finally:
-        _watchdog.remove(beat)
+        _watchdog.remove(heartbeat)
         if by_signal and _SIGNAL is not None:
             signal.signal(_SIGNAL, before)
 

@@ -10,20 +10,20 @@ from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.messaging._message import Message, PublishOptions, outgoing_message
 from ..runtime.payloads._codec import Decoder
-from ._core import Core, failure_classes, plain
-from ._letters import DeadLetter
-from .world._watch import Failure
+from ._core import HarnessCore, failure_classes, plain
+from ._dead_letter import DeadLetter
+from .world._actor_monitor import Failure
 
-__all__ = ["Reads"]
+__all__ = ["HarnessBase"]
 
 T = TypeVar("T")
 
 
-class Reads:
+class HarnessBase:
     """What a test puts into its applications and sees of them, without time going by."""
 
     @property
-    def _core(self) -> Core:
+    def _core(self) -> HarnessCore:
         raise NotImplementedError
 
     def publish(
@@ -117,7 +117,7 @@ class Reads:
     @property
     def failures(self) -> list[Failure]:
         """All that failed in the applications so far, expected or not."""
-        return list(self._core.world.watch.failures)
+        return list(self._core.world.monitor.failures)
 
     @property
     def stats(self) -> Counter[str]:
@@ -153,7 +153,7 @@ class Reads:
         """
         if not kinds:
             raise ConfigurationError("expect_failure(): say which class of errors is to be raised")
-        self._core.world.watch.expect(failure_classes("expect_failure", kinds))
+        self._core.world.monitor.expect(failure_classes("expect_failure", kinds))
 
     def busy_thread(self, name: str = "work in a thread") -> BusyThread:
         """Announce that a thread of the program's own has work, from now until its end.
