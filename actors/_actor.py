@@ -1,4 +1,4 @@
-"""The class that users derive their actors from."""
+"""`Actor`: the base class of users' actors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Actor(_Base):
     ``async def``; a ``def`` hook runs on the event loop and must not block.
 
     Attributes:
-        topics: the short form of a handler: what ``on_message`` gets.
+        topics: topics of the one handler ``on_message``, for an actor that needs no more than that.
         on_message: the handler for ``topics``.
     """
 
@@ -55,20 +55,20 @@ class Actor(_Base):
             if not callable(function):
                 raise ConfigurationError(
                     f"{cls.__name__}.{name} is {function!r}: the runtime calls a method of that"
-                    " name; name the attribute otherwise"
+                    " name; rename the attribute"
                 )
             if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
                 raise ConfigurationError(
-                    f"{cls.__name__}.{name} is a generator, so none of its code would run: leave"
-                    " yield away"
+                    f"{cls.__name__}.{name} is a generator, so none of its code would run: remove"
+                    " the yield"
                 )
 
     def __init__(self) -> None:
-        """Nothing needs to be set up: what an actor needs it gets when it is spawned."""
+        """Set nothing up: an actor gets what it needs when it is spawned."""
 
     @property
     def actor_ref(self) -> ActorRef[Self]:
-        """The reference to this actor, from `on_start` on.
+        """The reference to this actor; available from `on_start` on.
 
         Raises:
             ActorStopped: the actor is not spawned yet, or a newer instance has replaced it.
@@ -77,7 +77,7 @@ class Actor(_Base):
 
     @property
     def actor_urn(self) -> str:
-        """A name that no other actor in the world has; the same after a restart."""
+        """A globally unique name; the same after a restart."""
         return self._bound().urn
 
     @property
@@ -87,7 +87,7 @@ class Actor(_Base):
 
     @property
     def actor_stopped(self) -> StoppedFlag:
-        """``is_set()`` tells whether the actor takes no more messages."""
+        """A flag whose ``is_set()`` tells whether the actor has stopped taking messages."""
         return StoppedFlag(self._bound())
 
     if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Actor(_Base):
 
         @classmethod
         def start(cls, *args: Any, **kwargs: Any) -> NoReturn:
-            """Refuse: pykka's way to start an actor has no event loop to give it.
+            """Refuse to start: pykka's way of starting an actor provides no event loop.
 
             Raises:
                 ConfigurationError: always.
@@ -112,18 +112,18 @@ class Actor(_Base):
             )
 
         def stop(self) -> None:
-            """Stop after the messages that are already in the mailbox. Never waits."""
+            """Stop after the messages that are already in the mailbox. Does not wait."""
             self._bound().request_stop(drain=True)
 
         def on_start(self) -> Any:
-            """Runs before the first message. What it raises restarts the actor anew."""
+            """Run before the first message. If it raises, the actor is restarted."""
 
         def on_stop(self) -> Any:
-            """Runs after the last message. What it raises is reported."""
+            """Run after the last message. What it raises is reported."""
 
     def on_receive(self, message: Any) -> Any:
-        """Handles a local message; what it returns answers an ask."""
-        text = "%s got a message that it has no on_receive for: %s"
+        """Handle a local message; the return value is the answer to an ask."""
+        text = "%s received a message but has no on_receive to handle it: %s"
         if self._spa_cell is None:
             _log.warning(text, self, quoted(message))
         else:
@@ -142,7 +142,7 @@ class Actor(_Base):
     def _bound(self) -> Cell[Any]:
         if self._spa_cell is None:
             raise ActorStopped(
-                f"this {type(self).__name__} is not a running actor: it belongs to one from"
+                f"this {type(self).__name__} does not belong to a running actor: it does from"
                 " on_start on, not yet in __init__"
             )
         return self._spa_cell

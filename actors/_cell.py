@@ -39,19 +39,22 @@ __all__ = ["Cell", "call_hook", "receive_message", "work"]
 A = TypeVar("A", bound=Actor)
 
 _log = get_logger("spa_dat.actors")
+# How many messages may be handled before the event loop gets a turn: few enough that what they
+# have sent goes out while the next ones are handled.
+BURST = 64
 
 
 class CellState(enum.Enum):
-    """How far the life of an actor has come.
+    """The stages of an actor's life.
 
     Attributes:
-        STARTING: it has no instance, or on_start has not succeeded.
-        WAITING: on_start has failed, and is tried again after a while.
+        STARTING: it has no instance yet, or its on_start has not succeeded.
+        WAITING: on_start has failed and will be retried after a pause.
         RUNNING: it handles messages.
-        RENEWING: as RUNNING, but the instance is no longer to be used after what it does now.
-        RENEWED: another instance has started within a message, and gets the next one.
-        STOPPED: it has ended after it had started.
-        FAILED: it has ended while it was starting: given up, stopped or killed.
+        RENEWING: as RUNNING, but the instance is replaced after the current message.
+        RENEWED: a new instance was started in the middle of a message, and gets the next one.
+        STOPPED: it ended after it had started.
+        FAILED: it ended before it had started: given up, stopped or killed.
     """
 
     STARTING = "starting"
@@ -72,7 +75,7 @@ _RENEWED = CellState.RENEWED
 _STOPPED = CellState.STOPPED
 _FAILED = CellState.FAILED
 
-# The diagram of docs/design.md.
+# The diagram in docs/design.md.
 _NEXT = {
     _STARTING: (_RUNNING, _RENEWED, _WAITING, _FAILED),
     _WAITING: (_STARTING,),
@@ -85,17 +88,17 @@ _NEXT = {
 
 
 class Cell(Generic[A]):
-    """What stays the same of one actor while instances of the user's class come and go.
+    """The part of an actor that persists while instances of the user's class come and go.
 
     Attributes:
-        state: how far its life has come.
-        receive: handles what is no local message.
-        discard: end after the current message, whatever the mailbox holds. That the mailbox is
-            closed means: end when it is empty.
-        ended_with: why it was given up; None while it was not.
-        owner: its system.
-        guard: says who may cancel its task.
-        failures: how many messages have raised without anybody waiting for the answer.
+        state: the stage of its life.
+        receive: handles whatever is not a local message.
+        discard: end after the current message, whatever the mailbox holds. (A closed mailbox
+            means: end once it is empty.)
+        ended_with: why it was given up; None unless it was.
+        owner: its actor system.
+        guard: decides who may cancel its task.
+        failures: how many messages have failed with nobody waiting for the answer.
     """
 
     __slots__ = (
@@ -153,7 +156,7 @@ class Cell(Generic[A]):
         self.mailbox = mailbox
         self.ref: ActorRef[A] = ActorRef(self)
         self.actor_class: type[Actor] = Actor
-        # What the constructor binds is neither the spawner's nor other actors' business.
+        # Context variables that the constructor sets must not leak to the spawner or other actors.
         self.instance: A | None = copy_context().run(self._create, factory)
         loop = asyncio.get_running_loop()
         mailbox.bind(loop, name)
@@ -163,30 +166,30 @@ class Cell(Generic[A]):
 
     @property
     def address(self) -> str:
-        """The name, with the system's name in front where it has one."""
+        """The name, preceded by the system's name if it has one."""
         return f"{self.owner.name}/{self.name}" if self.owner.name else self.name
 
     @property
     def urn(self) -> str:
-        """The name that pykka has for the actor."""
+        """The actor's name in pykka."""
         if self._urn is None:
             self._urn = f"urn:uuid:{self.owner.environment.new_id()}"
         return self._urn
 
     @property
     def pykka_ref(self) -> PykkaRef:
-        """The reference for pykka's users, made when first asked for."""
+        """The `pykka.ActorRef` of this actor, created on first use."""
         if self._pykka_ref is None:
             self._pykka_ref = PykkaRef(self)
         return self._pykka_ref
 
     @property
     def up(self) -> bool:
-        """Whether on_start of the instance at hand, or of the last one, has succeeded."""
+        """Whether on_start has succeeded for the current instance, or for the last one."""
         return self.state not in (_STARTING, _WAITING, _FAILED)
 
     def current_instance(self) -> A | None:
-        """The instance at work, None between two and after the end."""
+        """Return the current instance; None between two instances and after the end."""
         return self.instance
 
     # Called by others
@@ -210,16 +213,16 @@ class Cell(Generic[A]):
             self._pause.set_result(None)
 
     async def stop(self, *, drain: bool) -> None:
-        """`request_stop`, and wait for the end unless the end has to wait for the caller."""
+        """Request a stop and wait for the end, unless the end has to wait for the caller."""
         self.request_stop(drain=drain)
         if find_cycle(current_frame(), self) is None:
             await asyncio.wait((self.task,))
 
     def stop_threadsafe(self, future: ActorFuture | None) -> None:
-        """`request_stop` from any thread; ``future`` ends when the actor has."""
+        """Request a stop from any thread; ``future`` completes when the actor has ended."""
         try:
             if asyncio._get_running_loop() is self.task.get_loop():
-                self._stop_for(future)  # at once: what is asked after this comes too late
+                self._stop_for(future)  # at once: anything asked after this is too late
                 return
             self.task.get_loop().call_soon_threadsafe(self._stop_for, future)
         except RuntimeError:
@@ -232,9 +235,9 @@ class Cell(Generic[A]):
         self.guard.cancel(End.KILL)
 
     def restart(self) -> bool:
-        """Lose the instance, in the middle of what it does, and start with a new one.
+        """Drop the instance in the middle of what it is doing, and start a new one.
 
-        What it was working on is nobody's any more; the mailbox stays. False when it is not up.
+        The message it was working on is abandoned; the mailbox stays. False when it is not up.
         """
         if not self.up or self.mailbox.closed:
             return False
@@ -244,12 +247,12 @@ class Cell(Generic[A]):
 
     def renew(self) -> None:
         """Have a new instance take over, without the old one's on_stop; see `current`."""
-        # An actor that is starting gets a new one anyway.
+        # An actor that is starting gets a new instance anyway.
         if self.state in (_RUNNING, _RENEWED):
             self._become(_RENEWING)
 
     async def current(self) -> A | None:
-        """The instance, after `renew` a new one, started; None when it fails and the actor ends."""
+        """Return the instance, after `renew` a new one; None if its start fails for good."""
         if self.state is _RENEWING:
             self._become(_STARTING)
             self.instance = None
@@ -258,7 +261,7 @@ class Cell(Generic[A]):
         return self.instance
 
     async def next_instance(self) -> A | None:
-        """As `current`, for the loop over the mailbox, where a message has ended."""
+        """Return the instance for the next message, as `current` does, once a message has ended."""
         instance = await self.current()
         if self.state is _RENEWED:
             self._become(_RUNNING)
@@ -295,7 +298,7 @@ class Cell(Generic[A]):
         self.state = state
 
     async def _bring_up(self, up: CellState) -> bool:
-        """Start an instance, which makes the state ``up``; whether one has started."""
+        """Start an instance, which makes the actor ``up``; return whether one has started."""
         restarts: RestartCounter | None = None
         while not self.discard:
             error = await call_hook(self, self._begin)
@@ -326,13 +329,13 @@ class Cell(Generic[A]):
         instance = factory()
         if not isinstance(instance, Actor):
             raise ConfigurationError(
-                f"the factory of actor {self.name!r} made {instance!r}, which is no Actor;"
+                f"the factory of actor {self.name!r} returned {instance!r}, which is not an Actor;"
                 " derive its class from spa_dat.Actor"
             )
         if instance._spa_cell not in (None, self):
             raise ConfigurationError(
-                f"the factory of actor {self.name!r} made {instance}, which runs already;"
-                " make a new instance in each call"
+                f"the factory of actor {self.name!r} returned {instance}, which is already running;"
+                " create a new instance in each call"
             )
         instance._spa_cell = self
         self.actor_class = type(instance)
@@ -400,9 +403,9 @@ class Cell(Generic[A]):
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.guard.release()
         if self.state not in (_STOPPED, _FAILED):
-            # A task that is cancelled before its first step never gets to its end by itself.
+            # A task that is cancelled before its first step never runs its own cleanup.
             self._finish()
-        # Looking at the exception marks it as seen: it was reported.
+        # Retrieving the exception marks it as seen: it has been reported.
         ended_well = not task.cancelled() and task.exception() is None and self.ended_with is None
         if ended_well and self._stopped is not None:
             self._stopped()
@@ -425,18 +428,18 @@ class Cell(Generic[A]):
         self.report(self.ended_with, "restart")
 
     def report(self, error: BaseException, where: str, *, again_in: float | None = None) -> None:
-        """Log a failure and tell the system of it.
+        """Log a failure and report it to the system.
 
-        The traceback is logged once: with the last failure in a row of starts.
+        The traceback is logged once: with the last in a series of failed starts.
 
         Args:
             error: what was raised.
-            where: as for the system's ``on_failure``.
-            again_in: seconds until the actor is started again; None when it is not.
+            where: as in the system's ``on_failure``.
+            again_in: seconds until the actor is restarted; None if it is not.
         """
         kind = self.address, where, error_name(error)
         if again_in is not None:
-            text = "actor %r failed in %s and is started again in %.2g s: %s"
+            text = "actor %r failed in %s and will be restarted in %.2g s: %s"
             self.owner.log.warning(text, self.address, where, again_in, quoted(error), kind=kind)
         else:
             traceback = None if where == "restart" else error
@@ -447,7 +450,7 @@ class Cell(Generic[A]):
         self.owner.actor_failed(self.ref, error, where)
 
     def stopped(self) -> ActorStopped:
-        """The error for those who want something of the actor after its end."""
+        """Return the error for whoever wants something from the actor after its end."""
         return ActorStopped(f"actor {self.address!r} has stopped")
 
     def _refuse_cycle(self) -> None:
@@ -460,30 +463,25 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-# So many messages may be handled before the event loop gets a turn: few enough that what they have
-# sent goes out while the next ones are handled.
-BURST = 64
-
-
-# One loop on purpose: a call for each step would cost more than the steps. Its short ways must mean
-# the same as what they stand for, `Mailbox.get_nowait`, `run_apart`, `go_on_apart` and `Frame.end`,
-# which name them too: `test_actors_short_ways` runs both.
+# One loop on purpose: a call for each step would cost more than the steps. Its fast paths must be
+# equivalent to what they replace, `Mailbox.get_nowait`, `run_apart`, `go_on_apart` and `Frame.end`,
+# each of which says so: `test_actors_short_ways` runs both.
 async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
-    """Handle one item after the other, until the mailbox is closed and there is no more to do.
+    """Handle items one after another until the mailbox is closed and nothing is left to do.
 
-    Only ending the actor gets out of here.
+    Returns only when the actor is to end.
     """
     mailbox, instance, receive, guard = cell.mailbox, cell.instance, cell.receive, cell.guard
     assert instance is not None
     items = mailbox.items
-    # Calling it runs none of its code yet.
+    # Calling it does not run any of its code yet.
     is_async = inspect.iscoroutinefunction(instance.on_receive)
     left = BURST
     while not cell.discard:
         if not items:
             if mailbox.closed:
                 return
-            # What was handled last must not live on while the actor is idle.
+            # The last message must not be kept alive while the actor is idle.
             item = result = frame = context = rest = None
             await mailbox.arrival()
             left = BURST
@@ -493,7 +491,7 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
             await asyncio.sleep(0)
             continue
         left -= 1
-        # get_nowait(), without the price of a call
+        # get_nowait(), without the cost of a call
         item = items.popleft()
         if mailbox.looks_after:
             item = mailbox.taken(item)
@@ -505,7 +503,7 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
                     if item.reply.done():
                         continue
                     frame.parent, frame.waiter = item.asker, item.reply
-                # As run_apart(), without the price of a call.
+                # As run_apart(), without the cost of a call.
                 context = copy_context()
                 try:
                     if type(item) is not LocalMessage:
@@ -544,12 +542,12 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
                 raise
             await _failed(cell, item, _cancelled(cell, error))
         except GeneratorExit:
-            # Nobody goes on with this coroutine.
+            # Nobody continues this coroutine.
             raise
         except BaseException as error:  # noqa: BLE001  (an actor outlives what its code raises)
             await _failed(cell, item, inspectable(error))
         finally:
-            # frame.end(), without the price of a call
+            # frame.end(), without the cost of a call
             frame.active = False
             frame.parent = frame.waiter = None
         if guard.interrupted:
@@ -562,7 +560,7 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
 
 
 async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> BaseException | None:
-    """Call one of the actor's hooks, plain or async; returns what it raised."""
+    """Call one of the actor's hooks, plain or async, and return what it raised."""
     frame = Frame(cell)
     CURRENT.set(frame)
     raised: BaseException | None = None
@@ -588,13 +586,13 @@ async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> Ba
 
 
 async def receive_message(instance: Any, item: Any) -> None:
-    """What happens with an item that came without a reference, where nothing else is wanted."""
+    """Call ``on_receive`` with an item that came without a reference; the default ``receive``."""
     await run_apart(instance.on_receive, item)
 
 
 async def _failed(cell: Cell[Any], item: Any, error: BaseException) -> None:
     forget_earlier(error, by_frame=True)
-    # Whatever the code of the message has started is not part of what follows.
+    # Whatever the message's code has started is not part of what follows.
     await end_attempt()
     if not isinstance(item, LocalMessage):
         cell.report(error, "receive")
@@ -611,7 +609,7 @@ async def _failed(cell: Cell[Any], item: Any, error: BaseException) -> None:
 
 
 def _for_askers(cell: Cell[Any], error: BaseException) -> BaseException:
-    """The error as it can be raised where the answer is waited for, in any task."""
+    """Return the error in a form that can be raised in the asker's task."""
     if not isinstance(error, KeyboardInterrupt | SystemExit):
         return error
     cell.report(error, "on_receive")
@@ -621,6 +619,6 @@ def _for_askers(cell: Cell[Any], error: BaseException) -> BaseException:
 
 
 def _cancelled(cell: Cell[Any], error: BaseException) -> ActorError:
-    result = ActorError(f"something that actor {cell.address!r} waited for was cancelled")
+    result = ActorError(f"something that actor {cell.address!r} was waiting for was cancelled")
     result.__cause__ = error
     return result

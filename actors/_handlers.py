@@ -1,4 +1,4 @@
-"""Marks methods as handlers of topics; the topics are opaque text here."""
+"""`on`, which marks methods as handlers of topics; topics are opaque strings here."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _WRAPPERS = (staticmethod, classmethod)
 
 
 def on(*topics: str) -> Callable[[F], F]:
-    """Make a method of an `Actor` the handler of what matches ``topics``.
+    """Make a method of an `Actor` the handler of messages that match ``topics``.
 
-    The first declared handler that matches a message gets it. Several decorators on one method
-    add up, the upper one first. A method that overrides a handler stays one without being
-    decorated again; decorated again, it has the new topics only.
+    The first declared handler that matches a message gets it. Several decorators on one method add
+    up, the topmost first. A method that overrides a handler remains one without being decorated
+    again; if it is decorated again, it has the new topics only.
 
     Args:
         topics: filters such as ``plant/+/temperature`` or ``plant/{machine}/temperature``.
 
     Raises:
-        ConfigurationError: there is no topic, or one is not a text.
+        ConfigurationError: there is no topic, or one is not a string.
     """
     if not topics:
         raise ConfigurationError("@on needs at least one topic, as in @on('plant/temperature')")
     for topic in topics:
         if not isinstance(topic, str):
             raise ConfigurationError(
-                f"@on takes topics as texts, not {topic!r}; write @on('plant/temperature')"
+                f"@on takes topics as strings, not {topic!r}; write @on('plant/temperature')"
             )
 
     def mark(function: F) -> F:
@@ -50,7 +50,7 @@ def on(*topics: str) -> Callable[[F], F]:
 
 
 def handlers_of(cls: type) -> list[tuple[tuple[str, ...], str]]:
-    """The handlers of a class as (topics, attribute name), in declared order.
+    """Return the handlers of a class as (topics, attribute name), in declared order.
 
     Handlers of base classes come first, and keep their place when overridden.
     """

@@ -1,4 +1,4 @@
-"""Isolation of an actor's code: who may cancel its task, its context, and what it raises."""
+"""Isolation of an actor's code: who may cancel its task, its context, and what it may raise."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ __all__ = [
 ]
 
 _log = get_logger("spa_dat.actors")
+_NOTHING: Any = object()
+DONE: Any = object()
+"""What ``context.run(next, coroutine.__await__(), DONE)`` returns if the coroutine ends in its
+first step. That costs a third less than ``send``, which raises; the coroutine's result is lost."""
 
 
 class End(enum.Enum):
     """Why an actor's task is cancelled for good.
 
     Attributes:
-        RESTART: its instance is lost, and a new one takes over.
+        RESTART: its instance was dropped, and a new one takes over.
         KILL: the system ends it.
-        OUTSIDE: somebody outside of actors has cancelled the task, or the event loop has.
+        OUTSIDE: code outside of actors, or the event loop, has cancelled the task.
     """
 
     RESTART = "restart"
@@ -47,20 +51,19 @@ class TaskGuard:
     """Keeps an actor's own code from ending the actor's task by cancelling it.
 
     Libraries cancel the task that runs them in order to end a wait, and some do so too late or
-    forget to take it back (`asyncio.Task.uncancel`). What code of the current message cancels
-    reaches that code only. What code of an earlier message or of another actor cancels is left
-    out. Outside of actors, and where the event loop has stopped, ``task.cancel()`` means what it
-    says.
+    forget to undo it (`asyncio.Task.uncancel`). A cancellation by code of the current message
+    reaches that code only; one by code of an earlier message or of another actor is ignored.
+    Outside of actors, and once the event loop has stopped, ``task.cancel()`` means what it says.
 
     Attributes:
-        task: the actor's.
-        end: why it is being ended; None while it is not.
-        interrupted: code of the current message has cancelled it.
+        task: the actor's task.
+        end: why the actor is being ended; None while it is not.
+        interrupted: whether code of the current message has cancelled the task.
 
     Args:
         owner: the actor.
         task: its task.
-        cleared: called for each cancellation that was taken back or left out.
+        cleared: called for each cancellation that was undone or ignored.
     """
 
     __slots__ = ("_cleared", "_owner", "_told", "end", "interrupted", "task")
@@ -72,7 +75,7 @@ class TaskGuard:
         self.end: End | None = None
         self.interrupted = False
         self.task = task
-        # Not a class derived from Task: a loop's task factory decides on the class.
+        # Not a subclass of Task: a loop's task factory decides on the class.
         task.cancel = self._asked  # type: ignore[method-assign]
 
     def cancel(self, end: End) -> None:
@@ -81,7 +84,7 @@ class TaskGuard:
         asyncio.Task.cancel(self.task)
 
     def restarted(self) -> bool:
-        """Take the cancellation back if it was for a restart; whether it was."""
+        """Undo the cancellation if it was for a restart; return whether it was."""
         if self.end is not End.RESTART:
             return False
         self.end = None
@@ -89,11 +92,11 @@ class TaskGuard:
         return True
 
     def release(self) -> None:
-        """The task has ended."""
+        """Restore the task's own ``cancel``, as the task has ended."""
         del self.task.cancel
 
     async def recover(self) -> None:
-        """Take back what the code of a message has left behind."""
+        """Undo cancellations that the code of a message has left behind."""
         self.interrupted = False
         task = self.task
         left = False
@@ -101,7 +104,8 @@ class TaskGuard:
             task.uncancel()
             left = True
         try:
-            # What was asked for while the code ran, and is not delivered yet, comes here.
+            # A cancellation that was requested while the code ran, but not delivered yet, arrives
+            # here.
             await asyncio.sleep(0)
         except asyncio.CancelledError:
             if self.end is not None:
@@ -126,14 +130,14 @@ class TaskGuard:
         if not self._told:
             self._told = True
             _log.warning(
-                "code that actor %r has run cancelled the actor's task and did not take that back"
-                " (Task.uncancel): it goes on; further ones are counted",
+                "code run by actor %r cancelled the actor's task and did not undo that"
+                " (Task.uncancel): the actor goes on; further cases are only counted",
                 self._owner.address,
             )
 
 
 def is_ending() -> bool:
-    """Whether the running actor is being ended, or the running task where there is no actor."""
+    """Return whether the running actor is being ended, or the running task if there is no actor."""
     guard = _guard(CURRENT.get())
     if guard is not None:
         return guard.end is not None
@@ -142,9 +146,9 @@ def is_ending() -> bool:
 
 
 async def end_attempt() -> None:
-    """The code of a message has ended, and the runtime goes on in its place.
+    """Note that the code of a message has ended and the runtime takes over again.
 
-    What that code has left behind, such as timers, cannot cancel the actor any more.
+    What that code has left behind, such as timers, can no longer cancel the actor.
     """
     guard = end_code()
     if guard is not None:
@@ -152,7 +156,7 @@ async def end_attempt() -> None:
 
 
 def end_code() -> TaskGuard | None:
-    """`end_attempt`, but for what is hardly ever to be done: the guard has to `recover`, if any."""
+    """Do the cheap part of `end_attempt`; return the guard in the rare case it must `recover`."""
     frame = CURRENT.get()
     if frame is None:
         return None
@@ -167,22 +171,15 @@ def _guard(frame: Frame | None) -> TaskGuard | None:
     return guard
 
 
-_NOTHING: Any = object()
-
-DONE: Any = object()
-"""What ``context.run(next, coroutine.__await__(), DONE)`` gives when the coroutine has ended with
-its first step. That costs a third less than ``send``, which raises; what is returned is lost."""
-
-
 class Isolated:
-    """The rest of a coroutine that is run in a context of its own. Await it once.
+    """The rest of a coroutine that runs in its own context. Await it once.
 
-    It stands where the coroutine would stand, also for those who follow what a task waits for.
+    It takes the coroutine's place, including for code that follows what a task is waiting for.
 
     Args:
         context: where the coroutine runs.
-        coroutine: begun already.
-        waits_for: what its first step gave.
+        coroutine: already started.
+        waits_for: what its first step yielded.
     """
 
     __slots__ = ("_run", "_waits_for", "cr_await")
@@ -194,7 +191,7 @@ class Isolated:
 
     @property
     def cr_frame(self) -> FrameType | None:
-        """The coroutine's own."""
+        """The coroutine's own frame."""
         frame: FrameType | None = self.cr_await.cr_frame
         return frame
 
@@ -229,29 +226,29 @@ class Isolated:
             del error
 
     def close(self) -> None:
-        """Give the coroutine up."""
+        """Close the coroutine."""
         self._run(self.cr_await.close)
 
 
 def raised_by_hand(error: GeneratorExit) -> NoReturn:
-    """Raise what stands for a GeneratorExit that came out of an actor's code.
+    """Raise a substitute for a GeneratorExit that came out of an actor's code.
 
-    It would be taken for the end of the coroutine through which it passes.
+    The original would be taken for the closing of each coroutine that it passes through.
     """
     raise RuntimeError(f"the code raised GeneratorExit{error.args or ''}") from error
 
 
 def is_closing(error: GeneratorExit) -> bool:
-    """Whether it comes from closing the coroutine that has caught it, not from what that called."""
+    """Return whether it comes from closing the coroutine that caught it, not from a callee."""
     traceback = error.__traceback__
     return traceback is None or traceback.tb_next is None
 
 
 async def run_apart(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call a function in a copy of the current context, and await there what it may return.
+    """Call a function in a copy of the current context, and await the result there if necessary.
 
     Raises:
-        BaseException: whatever it raises, but RuntimeError for a GeneratorExit.
+        BaseException: whatever it raises, except RuntimeError for a GeneratorExit.
     """
     # `actors._cell.work` and `Handling.handle` do the same without the call.
     context = copy_context()
@@ -275,7 +272,7 @@ async def go_on_apart(context: Context, awaitable: Any) -> Any:
     except GeneratorExit as error:
         raised_by_hand(error)
     rest = Isolated(context, coroutine, waits_for)
-    # What it raises may come from there, and refers to this frame.
+    # The error may come from there, and refers to this frame.
     del waits_for
     return await rest
 

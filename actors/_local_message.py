@@ -1,4 +1,4 @@
-"""A local message on its way: what `ActorRef` puts into a mailbox."""
+"""Local messages: what `ActorRef` puts into a mailbox."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LocalMessage(msgspec.Struct, eq=False):
     Attributes:
         message: what was sent.
         reply: where the answer goes; None for a tell.
-        asker: the frame of the actor that asks, None outside of actors.
+        asker: the frame of the actor that asks; None outside of actors.
     """
 
     message: Any
@@ -33,16 +33,16 @@ class LocalMessage(msgspec.Struct, eq=False):
     asker: Frame | None = None
 
     def hand_to(self, actor: Any) -> Any:
-        """Have the actor handle the message; what that returns may have to be awaited."""
+        """Have the actor handle the message; the result may have to be awaited."""
         return actor.on_receive(self.message)
 
     def answer(self, value: Any) -> None:
-        """Give the asker its answer; nothing happens without one."""
+        """Give the asker its answer; do nothing if nobody asked."""
         if self.reply is not None and not self.reply.done():
             self.reply.set_result(value)
 
     def fail(self, error: BaseException) -> None:
-        """Give the asker an error instead of an answer; nothing happens without one."""
+        """Give the asker an error instead of an answer; do nothing if nobody asked."""
         if self.reply is None or self.reply.done():
             return
         if isinstance(error, StopIteration):

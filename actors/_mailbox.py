@@ -1,4 +1,4 @@
-"""The bounded queue of one actor: places for senders that wait, and overflow policies."""
+"""The mailbox: the bounded queue of one actor, with waiting senders and overflow policies."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from ._local_message import LocalMessage
 
 __all__ = ["Mailbox", "Overflow", "Places", "Slot"]
 
+_log = get_logger("spa_dat.actors")
+_INCOMING_LOCK = threading.Lock()
+
 
 class Overflow(Enum):
-    """What a full mailbox does with one more message."""
+    """What a full mailbox does with another message."""
 
     REFUSE = "refuse"
     """The sender gets MailboxFull."""
     DROP_OLDEST = "drop_oldest"
-    """The message that has waited longest makes room."""
+    """The oldest message is dropped to make room."""
     DROP_NEWEST = "drop_newest"
-    """The new message is not taken."""
+    """The new message is dropped."""
     LATEST_BY_KEY = "latest_by_key"
-    """A new message takes the place of the waiting one with the same key, full or not; one with
-    a key of its own makes the message that has waited longest go when the mailbox is full."""
+    """A new message replaces the waiting one with the same key, full or not; if no waiting message
+    has its key and the mailbox is full, the oldest message is dropped."""
 
 
 class Slot:
@@ -42,15 +45,15 @@ class Slot:
 
 
 class Places:
-    """Those who wait for a place, and the places kept for those who were told to come.
+    """The senders that wait for a place, and the places reserved for those that were granted one.
 
-    A granted place is kept until its owner has run, so that nobody slips in between.
+    A granted place is kept until its owner has run, so that nobody else can take it.
 
     Args:
-        grant: called when a place that was granted is not needed after all.
+        grant: called when a granted place is not needed after all.
 
     Attributes:
-        reserved: how many places are granted and not yet taken.
+        reserved: how many places are granted but not taken yet.
     """
 
     __slots__ = ("_grant", "_waiting", "reserved")
@@ -61,11 +64,11 @@ class Places:
         self.reserved = 0
 
     def __len__(self) -> int:
-        """How many wait and are not granted a place yet."""
+        """Return how many senders are waiting without a granted place."""
         return len(self._waiting)
 
     async def wait(self) -> None:
-        """Wait for a place, which is the caller's when this returns. Raises what `refuse` says."""
+        """Wait for a place, which belongs to the caller on return; raise the error of `refuse`."""
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
@@ -81,46 +84,42 @@ class Places:
         self.reserved -= 1
 
     def grant(self) -> None:
-        """Keep a place for the one who has waited longest."""
+        """Reserve a place for the sender that has waited longest."""
         place = self._waiting.popleft()
         if not place.done():
             self.reserved += 1
             place.set_result(None)
 
     def refuse(self, error: BaseException) -> None:
-        """Send all who wait away with an error."""
+        """Fail all waiting senders with an error."""
         waiting, self._waiting = self._waiting, deque()
         for place in waiting:
             if not place.done():
                 place.set_exception(error)
 
 
-_log = get_logger("spa_dat.actors")
-_INCOMING_LOCK = threading.Lock()
-
-
 class Mailbox:
-    """The bounded first-in first-out queue of one actor; any number put, one takes.
+    """The bounded first-in first-out queue of one actor: many producers, one consumer.
 
     It belongs to one event loop. Only `put` may be called from other threads.
 
     Args:
-        capacity: the number of messages from which on it counts as full.
-        overflow: what happens with a message that is offered to a full mailbox.
-        key: for `Overflow.LATEST_BY_KEY`, the key of a message.
+        capacity: the number of messages at which it is full.
+        overflow: what happens to a message that is offered to a full mailbox.
+        key: returns the key of a message, for `Overflow.LATEST_BY_KEY`.
 
     Attributes:
         capacity: as given.
-        overflow: as given. What has an attribute ``is_kept`` that is true is never dropped.
+        overflow: as given. An item with a true attribute ``is_kept`` is never dropped.
         dropped: how many items the overflow policy has dropped.
-        on_drop: called with what was dropped: the item, or for a local message the message
-            itself. It must not raise; what it raises is logged.
+        on_drop: called with what was dropped: the item, or for a local message its content. It
+            must not raise; if it does, that is logged.
         name: whose mailbox it is, for error messages.
-        items: what waits, for a look at it only.
-        looks_after: whether what is taken out of ``items`` has to go through `taken`.
+        items: the waiting items; to be read only.
+        looks_after: whether items taken out of ``items`` have to go through `taken`.
 
     Raises:
-        ConfigurationError: the capacity is below 1, or the key is missing or not needed.
+        ConfigurationError: the capacity is below 1, or the key is missing or has no use.
     """
 
     __slots__ = (
@@ -149,7 +148,9 @@ class Mailbox:
         key: Callable[[Any], Hashable] | None = None,
     ) -> None:
         if capacity < 1:
-            raise ConfigurationError(f"the capacity of a mailbox is at least 1, not {capacity!r}")
+            raise ConfigurationError(
+                f"the capacity of a mailbox must be at least 1, not {capacity!r}"
+            )
         if (key is None) == (overflow is Overflow.LATEST_BY_KEY):
             problem = "needs a key function" if key is None else "has no use for a key function"
             raise ConfigurationError(f"overflow policy {overflow.value!r} {problem}")
@@ -159,7 +160,7 @@ class Mailbox:
         self.items: deque[Any] = deque()
         self._latest: dict[Hashable, Slot] | None = None if key is None else {}
         self._closed = False
-        # What offer() may fill without a closer look; 0 when there is always something to look at.
+        # Up to this many items offer() needs no further checks; 0 when it always does.
         self._limit = capacity if key is None else 0
         self._getter: asyncio.Future[None] | None = None
         self._places: Places | None = None
@@ -177,12 +178,12 @@ class Mailbox:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes nothing more."""
+        """Whether it accepts no more messages."""
         return self._closed
 
     @property
     def full(self) -> bool:
-        """Whether it has no free place; those kept for senders that wait are not free."""
+        """Whether it has no free place; places reserved for waiting senders are not free."""
         return len(self.items) + self._reserved >= self.capacity
 
     def __len__(self) -> int:
@@ -192,17 +193,17 @@ class Mailbox:
         return True
 
     def empty(self) -> bool:
-        """Whether nothing waits in it."""
+        """Whether it holds no items."""
         return not self.items
 
     def bind(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
-        """Give it to an actor, which lives on ``loop`` in the calling thread.
+        """Assign it to an actor, which lives on ``loop`` in the calling thread.
 
         Raises:
-            ConfigurationError: it is another actor's, or closed.
+            ConfigurationError: it belongs to another actor, or is closed.
         """
         if self._closed or self._loop is not None:
-            state = "closed" if self._closed else f"already that of actor {self.name!r}"
+            state = "closed" if self._closed else f"already in use by actor {self.name!r}"
             raise ConfigurationError(
                 f"the mailbox for actor {name!r} is {state}; give each actor a new Mailbox"
             )
@@ -213,10 +214,10 @@ class Mailbox:
     # Putting
 
     def offer(self, item: Any) -> bool:
-        """Put an item, by the overflow policy if the mailbox is full. Never waits.
+        """Put an item, following the overflow policy if the mailbox is full. Does not wait.
 
         Returns:
-            False when this very item was dropped.
+            False if this very item was dropped.
 
         Raises:
             MailboxFull: it is full, and the policy is to refuse.
@@ -231,7 +232,7 @@ class Mailbox:
         return self._offer_closely(item)
 
     def force(self, item: Any) -> None:
-        """Put an item even if the mailbox is full: for sources that bound themselves.
+        """Put an item even if the mailbox is full: for sources that have their own limit.
 
         Raises:
             ActorStopped: it is closed.
@@ -241,13 +242,13 @@ class Mailbox:
         self._wake()
 
     def force_all(self, items: Iterable[Any]) -> None:
-        """As `force` for each item."""
+        """Put the items as `force` does."""
         self._check_open()
         self.items.extend(items)
         self._wake()
 
     async def put_wait(self, item: Any) -> None:
-        """Put an item, waiting for a place as long as it takes; who came first goes first.
+        """Put an item, waiting for a place as long as it takes; places go to senders in order.
 
         An item whose put is cancelled is not in the mailbox.
 
@@ -266,10 +267,10 @@ class Mailbox:
         self._wake()
 
     def put(self, item: Any) -> None:
-        """Put an item from any thread; pykka's protocol. Never waits.
+        """Put an item from any thread; pykka's protocol. Does not wait.
 
-        From another thread an item counts as taken once this returns, and what one thread puts
-        stays in order. What expects an answer is never dropped unanswered.
+        From another thread an item counts as accepted once this returns, and items of one thread
+        stay in order. An item that expects an answer is never dropped unanswered.
 
         Raises:
             MailboxFull: it is full, and the policy is to refuse.
@@ -292,7 +293,7 @@ class Mailbox:
             raise ActorStopped(f"the event loop of actor {self.name!r} is closed") from error
 
     def push_front(self, items: Iterable[Any]) -> None:
-        """Put items, in their order, ahead of everything else, full or not.
+        """Put items, in their order, ahead of everything else, even if the mailbox is full.
 
         Raises:
             ActorStopped: it is closed.
@@ -328,7 +329,7 @@ class Mailbox:
         return self.taken(item) if self.looks_after else item
 
     def taken(self, item: Any) -> Any:
-        """What has just left `items`, as it was put; lets the next one in who waits for a place."""
+        """Return what has just left `items` as it was put, and grant its place to a sender."""
         if self._latest is not None:
             item = self._unslot(item)
         if self._places is not None:
@@ -336,9 +337,9 @@ class Mailbox:
         return item
 
     def arrival(self) -> asyncio.Future[None]:
-        """A future that ends with the next item or with `close`; for the one who takes."""
+        """Return a future that completes with the next item or `close`; for the consumer."""
         if self._getter is not None and not self._getter.done():
-            raise RuntimeError(f"somebody else already takes from the mailbox of {self.name!r}")
+            raise RuntimeError(f"somebody else is already taking from the mailbox of {self.name!r}")
         getter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._getter = getter
         if self.items or self._closed:
@@ -346,7 +347,7 @@ class Mailbox:
         return getter
 
     def extract(self, predicate: Callable[[Any], bool]) -> list[Any]:
-        """Take out the items for which ``predicate(item)`` holds; the order of both is kept."""
+        """Remove and return the items for which ``predicate(item)`` is true; both stay in order."""
         taken: list[Any] = []
         left: list[Any] = []
         for entry in self.items:
@@ -363,7 +364,7 @@ class Mailbox:
         return taken
 
     def close(self) -> None:
-        """Take nothing more; what waits for a place gets ActorStopped. What is in stays in."""
+        """Accept no more items; waiting senders get ActorStopped. The items in it stay."""
         self._closed = True
         self._limit = 0
         if self._places is not None:
@@ -417,7 +418,9 @@ class Mailbox:
         self.dropped += 1
         content = item
         if isinstance(item, LocalMessage):
-            item.fail(MailboxFull(f"{self._described()} dropped the message for a newer one"))
+            item.fail(
+                MailboxFull(f"{self._described()} dropped the message in favour of a newer one")
+            )
             content = item.message
         if self.on_drop is not None:
             try:
@@ -431,7 +434,7 @@ class Mailbox:
             getter.set_result(None)
 
     def _grant(self) -> None:
-        """Keep free places for those who have waited longest."""
+        """Reserve free places for the senders that have waited longest."""
         places = self._places
         if places is None:
             return
@@ -453,7 +456,8 @@ class Mailbox:
                 else:
                     self.offer(item)
             except BaseException as error:  # noqa: BLE001
-                # The thread that put it is gone: closed meanwhile, or the key function raised.
+                # The thread that put it has moved on: the mailbox was closed, or the key function
+                # raised.
                 what, why = self._described(), describe(error)
                 _log.warning("%s lost a message from a thread: %s", what, why)
                 if isinstance(item, LocalMessage):
@@ -469,7 +473,7 @@ class Mailbox:
 
     def _stopped(self) -> ActorStopped:
         whose = f"actor {self.name!r}" if self.name else "the actor of this mailbox"
-        return ActorStopped(f"{whose} has stopped and takes no more messages")
+        return ActorStopped(f"{whose} has stopped and accepts no more messages")
 
     def _full(self) -> MailboxFull:
         return MailboxFull(

@@ -1,4 +1,4 @@
-"""Pykka behind one adapter: its private parts, their check, and what its users see of us."""
+"""The pykka adapter: its private parts, their check, and our actors as pykka's users see them."""
 
 from __future__ import annotations
 
@@ -45,24 +45,26 @@ _HOOKS: tuple[tuple[object, str], ...] = (
 _FUTURE_FIELDS = ("_condition", "_result", "_get_hook")
 
 _PROXY_MESSAGES = (messages.ProxyCall, messages.ProxyGetAttr, messages.ProxySetAttr)
+# Seconds between two checks that the actor's event loop is still there.
+_LOOK_AGAIN = 1.0
 
 
 def is_stop_message(message: object) -> bool:
-    """Whether pykka sent the message to end an actor."""
+    """Return whether the message is pykka's request to stop an actor."""
     return isinstance(message, messages._ActorStop)
 
 
 def is_proxy_message(message: object) -> bool:
-    """Whether the message is a call or an attribute access through a pykka proxy."""
+    """Return whether the message is a call or an attribute access through a pykka proxy."""
     return isinstance(message, _PROXY_MESSAGES)
 
 
 @functools.cache
 def check_pykka() -> None:
-    """Make sure that the installed pykka is one whose inner parts are known.
+    """Check that the internals of the installed pykka are the known ones.
 
     Raises:
-        ConfigurationError: it is another version, or a part is missing.
+        ConfigurationError: it is another version, or something is missing.
     """
     # It takes longer to import than the rest of the actors, and only the start needs it.
     from importlib import metadata
@@ -76,13 +78,9 @@ def check_pykka() -> None:
     if numbers != wanted.split(".") or missing:
         lacks = f", and it lacks {', '.join(missing)}" if missing else ""
         raise ConfigurationError(
-            f"pykka {version} is installed{lacks}; this package is made for pykka {wanted}.x:"
+            f"pykka {version} is installed{lacks}; this package requires pykka {wanted}.x:"
             f" install 'pykka>={wanted},<{SUPPORTED[0]}.{SUPPORTED[1] + 1}'"
         )
-
-
-# Seconds between two looks whether the actor's event loop is still there.
-_LOOK_AGAIN = 1.0
 
 
 def _on_event_loop() -> bool:
@@ -94,7 +92,7 @@ def _on_event_loop() -> bool:
 
 
 class StoppedFlag:
-    """Stands in for the `threading.Event` that pykka keeps for each actor."""
+    """A stand-in for the `threading.Event` that pykka keeps for each actor."""
 
     __slots__ = ("_cell",)
 
@@ -102,7 +100,7 @@ class StoppedFlag:
         self._cell = cell
 
     def is_set(self) -> bool:
-        """Whether the actor takes no more messages."""
+        """Return whether the actor has stopped taking messages."""
         return self._cell.mailbox.closed
 
 
@@ -117,18 +115,18 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
         self._watchers: list[Callable[[], None]] = []
 
     def done(self) -> bool:
-        """Whether there is an answer, or the asker's time is over."""
+        """Return whether there is an answer, or the asker's time is up."""
         return self._result is not None or self._given_up
 
     def set_result(self, value: Any) -> None:
-        """As `set`."""
+        """Give the answer, as `set` does."""
         self.set(value)
 
     def get(self, *, timeout: float | None = None) -> Any:
-        """The answer, waiting for it up to ``timeout`` seconds.
+        """Return the answer, waiting up to ``timeout`` seconds for it.
 
         Raises:
-            RuntimeError: called on an event loop's thread when it would have to wait.
+            RuntimeError: called in an event loop's thread when it would have to wait.
             pykka.Timeout: no answer came in time.
             pykka.ActorDeadError: the actor has ended, or its event loop has.
             Exception: what the actor raised.
@@ -148,7 +146,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
                 return super().get(timeout=part)
             timeout = None if timeout is None else timeout - part
             if self._result is None and self._asked.task.get_loop().is_closed():
-                # Nobody will ever answer: the actor was abandoned, or the question came too late.
+                # Nobody will ever answer: the actor was abandoned, or the ask came too late.
                 self.set_exception(self._asked.stopped())
         try:
             return super().get(timeout=timeout)
@@ -157,16 +155,16 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
             raise
 
     def asked_of(self, cell: Cell[Any]) -> None:
-        """Give it up when the actor's event loop is closed."""
+        """Fail when the actor's event loop is closed."""
         self._asked = cell
 
     def set(self, value: Any = None) -> None:
-        """Give the answer. Raises queue.Full when there is one already."""
+        """Give the answer. Raises queue.Full if there is one already."""
         super().set(value)
         self._notify()
 
     def set_exception(self, exc_info: Any = None) -> None:
-        """Give an error as the answer: an exception, or what `sys.exc_info` returns."""
+        """Fail with an exception, or with what `sys.exc_info` returns."""
         if isinstance(exc_info, BaseException):
             if isinstance(exc_info, ActorStopped):
                 dead = pykka.ActorDeadError(str(exc_info))
@@ -177,7 +175,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
         self._notify()
 
     def answered_by(self, cell: Cell[Any]) -> None:
-        """The actor asks itself, and may not wait for the answer within the same message."""
+        """Remember an actor that asks itself: it cannot wait for the answer within the message."""
         self._answers = cell
 
     def _refuse_cycle(self) -> None:
@@ -209,7 +207,7 @@ class ActorFuture(pykka.ThreadingFuture[Any]):
         answered: asyncio.Future[None] = loop.create_future()
 
         def tell() -> None:
-            # The one who awaits may have closed its loop and gone.
+            # Whoever was waiting may have closed its loop.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_end, answered)
 
@@ -227,7 +225,7 @@ def _end(watcher: asyncio.Future[None]) -> None:
 
 
 class ProxyMessage(LocalMessage, eq=False):
-    """A message that pykka's own dispatch has to handle."""
+    """A message for pykka's own dispatch to handle."""
 
     def hand_to(self, actor: Any) -> Any:
         """Have pykka call the method or read the attribute that the message names."""
@@ -235,14 +233,14 @@ class ProxyMessage(LocalMessage, eq=False):
 
 
 def is_handed_on(item: Any, result: Any) -> bool:
-    """Whether what a method has returned to a proxy is a future, which pykka does not wait for."""
+    """Return whether a proxy call returned a future, which pykka does not wait for."""
     return isinstance(item, ProxyMessage) and isinstance(result, pykka.Future)
 
 
 class PykkaRef(pykka.ActorRef[Any]):
     """A `pykka.ActorRef` to one of our actors, for use from other threads and with proxies.
 
-    It follows the actor through restarts. What blocks is refused on an event loop's thread.
+    It stays valid through restarts. Blocking calls are refused in an event loop's thread.
     """
 
     def __init__(self, cell: Cell[Any]) -> None:

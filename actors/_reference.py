@@ -1,4 +1,4 @@
-"""References: how an actor is addressed, told and asked."""
+"""References: the means to tell, ask and stop an actor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ A_co = TypeVar("A_co", bound="Actor", covariant=True)
 
 
 class ActorRef(Generic[A_co]):
-    """The address of an actor. It stays valid, and the same, through restarts.
+    """A reference to an actor. It stays valid, and the same, through restarts.
 
     Attributes:
         name: the actor's name, unique in its system.
@@ -41,7 +41,7 @@ class ActorRef(Generic[A_co]):
 
     @property
     def is_alive(self) -> bool:
-        """Whether the actor takes messages."""
+        """Whether the actor accepts messages."""
         return not self._mailbox.closed
 
     @property
@@ -50,9 +50,9 @@ class ActorRef(Generic[A_co]):
         return self._cell.pykka_ref
 
     def tell(self, message: Any) -> None:
-        """Send a message and wait for nothing. Works from any thread.
+        """Send a message without waiting. Works from any thread.
 
-        If the handler raises, that is logged and given to the actor's ``on_failure``.
+        If the handler raises, the error is logged and passed to the actor's ``on_failure``.
 
         Raises:
             MailboxFull: the mailbox has no free place and its policy is to refuse.
@@ -64,11 +64,11 @@ class ActorRef(Generic[A_co]):
             self._mailbox.put(LocalMessage(message))
 
     async def send(self, message: Any) -> None:
-        """As `tell`, but wait for a place in the mailbox, as long as it takes.
+        """Send a message as `tell` does, but wait for a place in the mailbox as long as it takes.
 
         Raises:
-            ActorStopped: the actor has stopped, or does while we wait.
-            DeadlockDetected: the mailbox is full and the actor waits for the one who sends.
+            ActorStopped: the actor has stopped, or stops while we wait.
+            DeadlockDetected: the mailbox is full and the actor is waiting for the sender.
         """
         self._check_thread()
         await self._put(LocalMessage(message), current_frame())
@@ -76,19 +76,20 @@ class ActorRef(Generic[A_co]):
     async def ask(self, message: Any, *, timeout: float = 30.0) -> Any:
         """Send a message and wait for the answer.
 
-        A message whose asker has given up before the actor came to it is not handled.
+        If the asker gives up before the actor gets to the message, the message is not handled.
 
         Args:
             message: what the actor's ``on_receive`` gets.
-            timeout: seconds for everything, waiting for a place in the mailbox included.
+            timeout: seconds for everything, including the wait for a place in the mailbox.
 
         Returns:
             What ``on_receive`` returned.
 
         Raises:
-            RequestTimeout: no answer in time (a TimeoutError). The actor may still do the work.
-            ActorStopped: the actor has stopped, or does before it gets to the message.
-            DeadlockDetected: the actor waits, directly or not, for the one who asks.
+            RequestTimeout: no answer in time (a TimeoutError). The actor may still handle the
+                message.
+            ActorStopped: the actor has stopped, or stops before it gets to the message.
+            DeadlockDetected: the actor is waiting, directly or indirectly, for the asker.
             Exception: whatever ``on_receive`` raised.
         """
         if get_ident() != self._thread:
@@ -108,19 +109,19 @@ class ActorRef(Generic[A_co]):
         finally:
             timer.cancel()
             if not reply.cancel() and not reply.cancelled():
-                # Marks it as seen, for the asker that is cancelled as the answer comes.
+                # Marks it as seen, in case the asker is cancelled just as the answer arrives.
                 reply.exception()
-            # What it raises refers to this frame.
+            # The error refers to this frame.
             del reply
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Stop the actor and wait until it has stopped; stopping it again does no harm.
+        """Stop the actor and wait until it has stopped; stopping it again is harmless.
 
-        From inside the actor, or for an actor that waits for the one who calls, the stop is
-        only requested: it could never be waited for.
+        From inside the actor, or when the actor is waiting for the caller, the stop is only
+        requested: waiting for it would never end.
 
         Args:
-            drain: handle what is in the mailbox first; otherwise only what is being handled.
+            drain: first handle what is in the mailbox; otherwise finish only the current message.
         """
         self._check_thread()
         await self._cell.stop(drain=drain)
@@ -149,7 +150,7 @@ class ActorRef(Generic[A_co]):
             reply.set_exception(
                 RequestTimeout(
                     f"actor {self._cell.address!r} gave no answer within {timeout} s;"
-                    f" {len(self._mailbox)} messages wait in its mailbox"
+                    f" {len(self._mailbox)} messages are waiting in its mailbox"
                 )
             )
 

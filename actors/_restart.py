@@ -1,4 +1,4 @@
-"""Restarts: when a start of an actor that failed is tried again."""
+"""Restarts: when a failed start of an actor is retried."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _EXITS = (SystemExit, KeyboardInterrupt)
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """How often and how fast a start that fails is tried again.
+    """How often and how quickly a failed start is retried.
 
-    That is all the supervision there is, and all that is needed: what a handler raises fails its
-    message, and the actor goes on with its state. So only a start can fail, the first one or that
-    of an instance that takes over, as after a thread that was given up.
+    That is all the supervision there is, and all that is needed: an error in a handler fails its
+    message, and the actor goes on with its state. So only a start can fail: the first one, or that
+    of an instance that takes over, as after a handler's thread was given up.
 
     When ``on_start`` raises, or the factory does after its first call, the instance is dropped
-    without its ``on_stop``, and after a pause another one is made and started. Messages wait in
-    the mailbox meanwhile. A start that succeeds forgets the failures before it. One failure too
-    many stops the actor with `RestartLimitReached`: an application that is starting fails with
-    it, and a running one goes on without the actor and is not healthy. `SystemExit` and
+    without its ``on_stop``, and after a pause another one is created and started. Messages wait in
+    the mailbox meanwhile. A successful start clears the count of failures. One failure too many
+    stops the actor with `RestartLimitReached`: an application that is starting fails with that
+    error, and a running one goes on without the actor and is unhealthy. `SystemExit` and
     `KeyboardInterrupt` stop it at once.
 
     Attributes:
-        intensity: the most restarts in ``period`` before a start succeeds; one failure more stops
-            the actor. 0 for no restart at all.
+        intensity: the most restarts in ``period`` before a start succeeds; one more failure
+            stops the actor. 0 for no restarts at all.
         period: seconds.
-        backoff_min: seconds before the first restart; doubles with each one in the period, and
-            is shortened at random by up to a half.
-        backoff_max: the most seconds before a restart.
+        backoff_min: seconds before the first restart; doubled for each further one in the
+            period, and shortened at random by up to a half.
+        backoff_max: the longest pause before a restart, in seconds.
 
     Raises:
-        ConfigurationError: a value is negative, or the minimum is over the maximum.
+        ConfigurationError: a value is negative, or the minimum exceeds the maximum.
     """
 
     intensity: int = 5
@@ -58,9 +58,9 @@ class RestartPolicy:
             )
 
     def problem(self, error: BaseException) -> str:
-        """What an actor has done whose start failed with the error, for the last time, in words."""
+        """Describe, as a predicate of the actor, that its start finally failed with the error."""
         if isinstance(error, _EXITS):
-            return "asked for the end of the program while it started"
+            return "asked for the end of the program while it was starting"
         return f"failed to start again after {self.intensity} restarts within {self.period} s"
 
 
@@ -73,9 +73,9 @@ class RestartCounter:
         self._times: deque[float] = deque()
 
     def next_delay(self, error: BaseException, now: float) -> float | None:
-        """Count a restart; seconds to wait before it, or None if there is to be none.
+        """Count a restart and return the seconds to wait before it; None if there is to be none.
 
-        That is when it is one too many, or when the program is to end.
+        There is none when the limit is reached, or when the program is to end.
 
         Args:
             error: what the start failed with.
@@ -88,7 +88,7 @@ class RestartCounter:
             times.popleft()
         if len(times) >= self._policy.intensity:
             return None
-        # 2.0**1024 overflows, and an intensity may be as large as one likes.
+        # 2.0**1024 overflows, and an intensity may be arbitrarily large.
         longest = self._policy.backoff_min * 2.0 ** min(len(times), 64)
         times.append(now)
         return min(longest, self._policy.backoff_max) * self._random.uniform(0.5, 1.0)

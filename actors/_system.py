@@ -1,4 +1,4 @@
-"""The actors of one application."""
+"""The actor system: the actors of one application."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ A = TypeVar("A", bound=Actor)
 
 _log = get_logger("spa_dat.actors")
 
-# Seconds that actors get to end after they were cancelled.
+# Seconds that actors have to end after they were cancelled.
 GRACE = 1.0
 
 
@@ -34,13 +34,14 @@ class ActorSystem:
     """Starts actors, finds them by name, supervises and stops them.
 
     Args:
-        name: goes in front of the actors' names in chains and errors, as in ``plant/boiler``.
+        name: precedes the actors' names in chains and errors, as in ``plant/boiler``.
         environment: where jitter and identifiers come from.
         on_failure: called with every failure that no asker gets: the actor, the error and where
-            it came from: ``on_receive``, ``receive``, ``on_start``, ``on_stop``, ``on_failure``,
-            ``restart`` (with RestartLimitReached) or ``task`` (the actor has ended with it).
-        on_unhandled: called with an actor that has ended and how many messages were left in its
-            mailbox, but for those that ``leftover`` got.
+            it came from: ``on_receive``, ``receive``, ``on_start``, ``on_stop``,
+            ``on_failure``, ``restart`` (with RestartLimitReached) or ``task`` (the actor has ended
+            with it).
+        on_unhandled: called with an actor that has ended and the number of messages left in its
+            mailbox, not counting those that ``leftover`` got.
 
     Raises:
         ConfigurationError: the installed pykka is not a supported one.
@@ -56,7 +57,7 @@ class ActorSystem:
     ) -> None:
         check_pykka()
         self.name = name
-        # What actors fail at often comes with a message of a stranger's.
+        # What actors fail at often contains text from a stranger's message.
         self.log = LimitedLog(_log)
         self.environment = Environment() if environment is None else environment
         self._on_failure = on_failure
@@ -77,25 +78,25 @@ class ActorSystem:
         stopped: Callable[[], None] | None = None,
         register_globally: bool = False,
     ) -> ActorRef[A]:
-        """Start an actor on the running event loop. Messages may be sent to it at once.
+        """Start an actor on the running event loop. Messages can be sent to it at once.
 
-        The factory is called here for the first time, and once more for each restart.
+        The factory is called here for the first time, and again for each restart.
 
         Args:
-            factory: makes an instance of the actor's class.
-            name: unique among the living actors of this system; None for a numbered one.
-            mailbox: a new one, with the limits wanted; None for one of 1,000 messages.
-            restart: when ``on_start`` fails.
-            receive: handles what is in the mailbox and did not come through the reference.
+            factory: returns an instance of the actor's class.
+            name: unique among the running actors of this system; None for a generated one.
+            mailbox: a new one with the desired limits; None for one of 1,000 messages.
+            restart: how often and how quickly a failed start is retried.
+            receive: handles items in the mailbox that did not come through the reference.
                 What it raises is reported, and the actor goes on.
-            leftover: called once with what ``receive`` would have got and the actor did not
-                come to before it stopped, in order.
-            stopped: called once when it has ended because it was stopped, by whomever, and not
+            leftover: called once with what ``receive`` would have got but the actor did not
+                get to before it stopped, in order.
+            stopped: called once when it has ended because somebody stopped it, and not
                 because it was cancelled or given up.
-            register_globally: also enter it in pykka's registry of the whole process.
+            register_globally: also enter it in pykka's process-wide registry.
 
         Raises:
-            ConfigurationError: the name or the mailbox is taken, or the factory makes no Actor.
+            ConfigurationError: the name or the mailbox is taken, or the factory returns no Actor.
             Exception: whatever the factory raises.
         """
         if name is None:
@@ -113,16 +114,16 @@ class ActorSystem:
         return cell.ref
 
     def get(self, name: str) -> ActorRef[Any] | None:
-        """The living actor with this name, None if there is none."""
+        """Return the running actor with this name; None if there is none."""
         cell = self._cells.get(name)
         return None if cell is None else cell.ref
 
     def __len__(self) -> int:
-        """How many actors have not ended."""
+        """Return the number of actors that have not ended."""
         return len(self._cells)
 
     def __iter__(self) -> Iterator[ActorRef[Any]]:
-        """The actors that have not ended, in the order in which they were started."""
+        """Iterate over the actors that have not ended, in the order in which they were started."""
         return iter([cell.ref for cell in self._cells.values()])
 
     async def started(self, ref: ActorRef[Any]) -> None:
@@ -130,54 +131,54 @@ class ActorSystem:
 
         Raises:
             RestartLimitReached: it failed too often.
-            ActorStopped: the actor was stopped before.
+            ActorStopped: the actor was stopped first.
             DeadlockDetected: called from inside that ``on_start``.
         """
         await ref._cell.started()
 
     async def stop(self, ref: ActorRef[Any], *, drain: bool = True) -> None:
-        """As `ActorRef.stop`."""
+        """Stop an actor as `ActorRef.stop` does."""
         await ref.stop(drain=drain)
 
     def task(self, ref: ActorRef[Any]) -> asyncio.Task[None]:
-        """The task that the actor runs in."""
+        """Return the task that the actor runs in."""
         return ref._cell.task
 
     def is_up(self, ref: ActorRef[Any]) -> bool:
-        """Whether the actor has started, and is not starting again."""
+        """Return whether the actor has started and is not starting again."""
         return ref._cell.up
 
     def is_at_work(self) -> bool:
-        """Whether the running code is part of what one of these actors does."""
+        """Return whether the running code is part of the work of one of these actors."""
         frame = current_frame()
         return frame is not None and any(cell is frame.owner for cell in self._cells.values())
 
     def crash(self, ref: ActorRef[Any]) -> bool:
-        """Let the actor lose its instance, in the middle of what it does, and start again.
+        """Make the actor drop its instance in the middle of what it is doing, and start again.
 
-        What it was working on is nobody's any more; the mailbox stays. For tests.
+        The message it was working on is abandoned; the mailbox stays. For tests.
 
         Returns:
-            False when it is starting or stopping, and nothing happens.
+            False if it is starting or stopping, in which case nothing happens.
         """
         return ref._cell.restart()
 
     def renew(self, ref: ActorRef[Any]) -> None:
         """Have a new instance take over, without the old one's ``on_stop``; the mailbox stays.
 
-        It is made when the actor asks for it with `current`, or after the current message.
+        It is created when the actor asks for it with `current`, or after the current message.
         """
         ref._cell.renew()
 
     async def current(self, ref: ActorRef[A]) -> A | None:
-        """The instance at work, for code inside the actor; None when the actor is about to end."""
+        """Return the current instance to code inside the actor; None if it is about to end."""
         return await ref._cell.current()
 
     async def kill(self, ref: ActorRef[Any]) -> asyncio.Task[None] | None:
-        """End the actor now, by cancelling what it is doing; a second later once more.
+        """End the actor now by cancelling what it is doing, and again a second later.
 
         Returns:
-            Its task if that goes on another second later all the same; None when it has ended.
+            Its task if that is still running another second later; None if it has ended.
         """
         cell = ref._cell
         for _ in range(2):
@@ -187,10 +188,10 @@ class ActorSystem:
         return cell.task
 
     async def stop_all(self, *, timeout: float) -> None:
-        """Stop all actors, after what is in their mailboxes.
+        """Stop all actors after they have handled what is in their mailboxes.
 
         Those that are not done after ``timeout`` seconds are cancelled, and named in the log.
-        Called by an actor, it waits for all the others.
+        If called by an actor, it waits for all the others.
         """
         for cell in self._cells.values():
             cell.request_stop(drain=True)
@@ -200,12 +201,13 @@ class ActorSystem:
             return
         late = [cell for cell in cells if not cell.task.done()]
         names = ", ".join(sorted(cell.address for cell in late))
-        _log.warning("actors cancelled because %s s were not enough: %s", timeout, names)
+        text = "actors cancelled because they had not stopped within %s s: %s"
+        _log.warning(text, timeout, names)
         for cell in late:
             cell.kill()
         if not await self._ended(late, GRACE):
             left = ", ".join(sorted(cell.address for cell in late if not cell.task.done()))
-            _log.error("actors that go on although they were cancelled: %s", left)
+            _log.error("actors still running although they were cancelled: %s", left)
 
     async def _ended(self, cells: list[Cell[Any]], timeout: float) -> bool:
         if not cells:
@@ -214,7 +216,7 @@ class ActorSystem:
         return not pending
 
     def actor_failed(self, ref: ActorRef[Any], error: BaseException, where: str) -> None:
-        """Called by an actor's supervision."""
+        """Report a failure to the hook ``on_failure``; called by an actor's supervision."""
         if self._on_failure is None:
             return
         try:
@@ -224,12 +226,12 @@ class ActorSystem:
             _log.error(text, ref.name, exc_info=raised)
 
     def actor_left(self, ref: ActorRef[Any], unhandled: int) -> None:
-        """Called by an actor's supervision."""
+        """Report messages that an actor left unhandled; called by its supervision."""
         if self._on_unhandled is not None:
             self._on_unhandled(ref, unhandled)
 
     def actor_ended(self, cell: Cell[Any]) -> None:
-        """Called by an actor's supervision."""
+        """Forget an actor that has ended; called by its supervision."""
         self._cells.pop(cell.name, None)
         if not self._cells:
             self.log.flush()

@@ -1,4 +1,4 @@
-"""A thread that runs blocking functions, one at a time."""
+"""The thread worker: a thread that runs blocking functions, one at a time."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 class _Job:
-    """A function in the queue. Its outcome may be set by the thread, or by who abandons it.
+    """A function in the queue. Its outcome may be set by the thread, or by whoever abandons it.
 
-    It lets go of its future with the outcome: an error refers to the frames that it came through,
-    and to those that called them, which refer to the job.
+    It drops its future once that has an outcome: an error refers to the frames that it came
+    through, and to their callers, which refer to the job.
     """
 
     __slots__ = ("__weakref__", "_call", "_future", "_lock")
@@ -71,7 +71,7 @@ class _Job:
 
 
 class _Runner(pykka.ThreadingActor):
-    # A function that hangs for ever must not keep the process from ending.
+    # A function that hangs forever must not keep the process from ending.
     use_daemon_thread = True
     ident: int | None = None
 
@@ -83,7 +83,7 @@ class _Runner(pykka.ThreadingActor):
 
 
 class ThreadWorker(Executor):
-    """A daemon thread of its own for blocking functions, which run one at a time, in order.
+    """A dedicated daemon thread for blocking functions, which run one at a time, in order.
 
     Args:
         name: for error messages.
@@ -93,13 +93,13 @@ class ThreadWorker(Executor):
         self._name = name
         self._jobs: dict[_Job, None] = {}
         self._closed = False
-        # Not Runner.start(): that enters it in pykka's registry, which all applications share.
+        # Not start(): that would enter it in pykka's registry, which all applications share.
         self._runner = _Runner()
         self._runner._start_actor_loop()
 
     @classmethod
     def spawn(cls, name: str = "worker") -> Self:
-        """A worker with its thread started; the same as making one."""
+        """Return a worker whose thread has started; the same as calling the class."""
         return cls(name)
 
     @property
@@ -109,58 +109,58 @@ class ThreadWorker(Executor):
 
     @property
     def alive(self) -> bool:
-        """Whether its thread has not ended: one that was abandoned, until its function returns."""
+        """Whether its thread is alive; after `abandon` it is until its function returns."""
         return self._runner.actor_ref.is_alive()
 
     @property
     def current(self) -> object | None:
-        """Stands for the function that runs; None for none."""
+        """An object that stands for the running function; None if there is none."""
         return next(iter(self._jobs), None)
 
     @property
     def busy(self) -> bool:
-        """Whether a function runs or waits for its turn."""
+        """Whether a function is running or waiting for its turn."""
         return bool(self._jobs)
 
     async def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function in the thread and wait for its result.
 
         The function sees the caller's context variables. If the caller is cancelled, a function
-        that has not begun never runs, and one that has runs on unheeded.
+        that has not begun never runs, and the result of one that has is ignored.
 
         Raises:
-            ActorStopped: the worker is stopped or abandoned, before or while the function waits
-                for its turn.
+            ActorStopped: the worker is stopped or abandoned, before the call or while the function
+                waits for its turn.
             Exception: whatever the function raises.
         """
         return await self.begin(fn, *args, **kwargs)
 
     def begin(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """As `run`, without waiting; cancelling what it returns is cancelling `run`."""
+        """Start `run` without waiting; cancelling the returned future is like cancelling `run`."""
         call = functools.partial(contextvars.copy_context().run, fn, *args, **kwargs)
-        # Through the loop, so that one with a clock of its own knows that a thread is at work.
+        # Through the loop, so that one with virtual time knows that a thread is at work.
         return asyncio.get_running_loop().run_in_executor(self, call)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Queue a function; what `run` does without an event loop. Raises ActorStopped."""
+        """Queue a function, as `run` does, but without an event loop. Raises ActorStopped."""
         if self._closed:
             raise ActorStopped(f"thread worker {self._name!r} has stopped")
         future: Future[T] = Future()
         job = _Job(functools.partial(fn, *args, **kwargs), future)
         self._jobs[job] = None
-        # Not the job itself: it has the future, and the future would have it, in a cycle.
+        # Not the job itself: the job and its future would refer to each other.
         future.add_done_callback(functools.partial(_forget, self._jobs, weakref.ref(job)))
         self._runner.actor_ref.tell(job)
         return future
 
     async def stop(self, timeout: float = 10.0) -> bool:
-        """Take no more functions, wait until those taken are done, and end the thread.
+        """Accept no more functions, wait until the accepted ones are done, and end the thread.
 
         Args:
             timeout: seconds; after that the worker is abandoned.
 
         Returns:
-            Whether everything was done in time.
+            Whether everything was finished in time.
         """
         if self._closed:
             return not self._jobs
@@ -174,13 +174,13 @@ class ThreadWorker(Executor):
             self.abandon()
 
     def abandon(self, last: Callable[[], object] | None = None) -> None:
-        """Give up the thread, which ends when the function it may hang in returns.
+        """Abandon the thread, which ends once the function that it may hang in returns.
 
-        What waits for its turn gets ActorStopped at once, and so does what waits for the
-        function that hangs.
+        Callers of waiting functions get ActorStopped at once, and so does the caller of the one
+        that hangs.
 
         Args:
-            last: what the thread still does before it ends; what that raises is lost.
+            last: called in the thread before it ends; what it raises is lost.
         """
         self._closed = True
         error = ActorStopped(f"thread worker {self._name!r} was abandoned")

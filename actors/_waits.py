@@ -1,4 +1,4 @@
-"""Waits between actors: who waits for whom, and the detection of deadlocks."""
+"""Waits between actors: who is waiting for whom, and the detection of deadlocks."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 LIMIT = 16
+CURRENT: ContextVar[Frame | None] = ContextVar("spa_dat_chain", default=None)
 
 
 class Named(Protocol):
@@ -30,25 +31,25 @@ class Named(Protocol):
 
     @property
     def address(self) -> str:
-        """The name, with the system's name in front where it has one."""
+        """The name, preceded by the system's name if it has one."""
 
 
 class Waiter(Protocol):
-    """What an asker waits on."""
+    """What an asker is waiting on."""
 
     def done(self) -> bool:
-        """True when the asker has its answer or has given up."""
+        """Return whether the asker has its answer or has given up."""
 
 
 class Frame(msgspec.Struct, eq=False):
     """One actor at work on one message.
 
     Attributes:
-        owner: the actor; only a name for a chain that came over the wire.
+        owner: the actor; just a name in a chain that came over the wire.
         parent: the frame of the asker of this message, if it is an ask.
-        waiter: what the asker waits on; once it is done the asker no longer waits for us.
-        active: False as soon as the message is done. A task that the handler has left behind
-            still sees the frame, and must not count as part of it.
+        waiter: what the asker is waiting on; once it is done the asker no longer waits for us.
+        active: False as soon as the message is done. A task that the handler has left
+            behind still sees the frame, but must not count as part of it.
     """
 
     owner: Named | str
@@ -62,23 +63,20 @@ class Frame(msgspec.Struct, eq=False):
         return owner if isinstance(owner, str) else owner.address
 
     def end(self) -> None:
-        """The message is done: nobody waits through this frame any more."""
+        """Note that the message is done: nobody waits through this frame any more."""
         # `actors._cell.work` does the same without the call.
         self.active = False
         self.parent = self.waiter = None
 
 
-CURRENT: ContextVar[Frame | None] = ContextVar("spa_dat_chain", default=None)
-
-
 def current_frame() -> Frame | None:
-    """The frame of the running code, if its actor is still at work on that message."""
+    """Return the frame of the running code if its actor is still at work on that message."""
     frame = CURRENT.get()
     return frame if frame is not None and frame.active else None
 
 
 def _walk(frame: Frame | None) -> Iterator[Frame]:
-    """Frames that wait, innermost first."""
+    """Iterate over the waiting frames, innermost first."""
     while frame is not None and frame.active:
         yield frame
         if frame.waiter is not None and frame.waiter.done():
@@ -87,25 +85,25 @@ def _walk(frame: Frame | None) -> Iterator[Frame]:
 
 
 def current_actor() -> str | None:
-    """The name of the actor whose handler is running, None outside of actors."""
+    """Return the name of the actor whose handler is running; None outside of actors."""
     frame = current_frame()
     return None if frame is None else frame.name
 
 
 def chain_names() -> tuple[str, ...]:
-    """The actors that wait for the running code: outermost first, the current actor last.
+    """Return the actors that wait for the running code, outermost first, the current one last.
 
-    At most 16, the innermost ones. Names carry the system's name in front where it has one, as
-    in ``plant/boiler``.
+    At most 16, the innermost ones. Names are preceded by the system's name if it has one, as in
+    ``plant/boiler``.
     """
     names = [frame.name for frame in _walk(current_frame())][:LIMIT]
     return tuple(reversed(names))
 
 
 def find_cycle(frame: Frame | None, target: Named) -> tuple[str, ...] | None:
-    """The names from ``target`` to the running code, if ``target`` is one of those that wait.
+    """Return the names from ``target`` to the running code if ``target`` is one of those waiting.
 
-    Actors of this process are told apart by identity, those in a chain from the wire by name.
+    Actors of this process are compared by identity, those in a chain from the wire by name.
     """
     names: list[str] = []
     for waiting in _walk(frame):
@@ -117,11 +115,11 @@ def find_cycle(frame: Frame | None, target: Named) -> tuple[str, ...] | None:
 
 
 def refuse_cycle(target: str, names: Sequence[str] | None = None) -> None:
-    """Refuse to wait for an actor that waits for us.
+    """Refuse to wait for an actor that is waiting for us.
 
     Args:
         target: the address of the actor that is to be asked.
-        names: the chain of those that wait, outermost first; None for that of the running code.
+        names: the waiting actors, outermost first; None for the chain of the running code.
 
     Raises:
         DeadlockDetected: ``target`` is in the chain; the text names the cycle.
@@ -132,11 +130,11 @@ def refuse_cycle(target: str, names: Sequence[str] | None = None) -> None:
 
 
 def deadlock(cycle: Sequence[str], target: str) -> DeadlockDetected:
-    """The error for a cycle that ``target`` would close."""
+    """Return the error for a cycle that ``target`` would close."""
     path = " -> ".join((*cycle, target))
     return DeadlockDetected(
-        f"{path}: {target!r} already waits for the one who asks and could never answer;"
-        " use tell, or answer first and ask afterwards"
+        f"{path}: {target!r} is already waiting for the asker and could never answer;"
+        " use tell, or answer first and ask later"
     )
 
 
@@ -145,7 +143,7 @@ def enter_chain(names: Sequence[str]) -> Iterator[None]:
     """Run the block as part of a chain that came over the wire.
 
     Args:
-        names: what `chain_names` gave at the asker, outermost first.
+        names: what `chain_names` returned at the asker, outermost first.
     """
     base: Frame | None = None
     frames: list[Frame] = []

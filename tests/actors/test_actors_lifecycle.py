@@ -362,15 +362,15 @@ async def test_names_and_mailboxes_are_taken_once() -> None:
     ref = system.spawn(Actor, name="a", mailbox=mailbox)
     with pytest.raises(ConfigurationError, match="'a' is taken"):
         system.spawn(Actor, name="a")
-    with pytest.raises(ConfigurationError, match="already that of actor 'a'"):
+    with pytest.raises(ConfigurationError, match="already in use by actor 'a'"):
         system.spawn(Actor, name="b", mailbox=mailbox)
     with pytest.raises(ConfigurationError, match="is empty"):
         system.spawn(Actor, name="")
-    with pytest.raises(ConfigurationError, match="no Actor"):
+    with pytest.raises(ConfigurationError, match="is not an Actor"):
         system.spawn(object)  # type: ignore[type-var]
     instance = Actor()
     other = system.spawn(lambda: instance)
-    with pytest.raises(ConfigurationError, match="runs already"):
+    with pytest.raises(ConfigurationError, match="is already running"):
         system.spawn(lambda: instance)
     assert list(system) == [ref, other]
     await system.stop_all(timeout=10)

@@ -196,7 +196,7 @@ async def test_a_second_taker_is_refused() -> None:
     mailbox = Mailbox()
     getting = asyncio.create_task(mailbox.get())
     await asyncio.sleep(0)
-    with pytest.raises(RuntimeError, match="already takes"):
+    with pytest.raises(RuntimeError, match="already taking"):
         await mailbox.get()
     mailbox.close()
     with pytest.raises(ActorStopped):
@@ -298,7 +298,7 @@ async def test_put_from_a_thread_into_a_closed_mailbox_is_refused() -> None:
 async def test_a_mailbox_serves_one_actor() -> None:
     mailbox = Mailbox()
     mailbox.bind(asyncio.get_running_loop(), "one")
-    with pytest.raises(ConfigurationError, match=r"'two' is already that of actor 'one'"):
+    with pytest.raises(ConfigurationError, match=r"'two' is already in use by actor 'one'"):
         mailbox.bind(asyncio.get_running_loop(), "two")
 
 

@@ -168,7 +168,7 @@ async def test_something_cancelled_inside_a_handler_does_not_end_the_actor() -> 
     async with running(failures) as system:
         ref = system.spawn(Recorder, name="target")
         ref.tell(await_something_cancelled)
-        with pytest.raises(ActorError, match="'target' waited for was cancelled"):
+        with pytest.raises(ActorError, match="'target' was waiting for was cancelled"):
             await ref.ask(await_something_cancelled)
         assert await ref.ask("next") == 1
     assert failures.seen == [("target", "ActorError", "on_receive")]

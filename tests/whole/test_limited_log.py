@@ -202,7 +202,8 @@ def test_failing_local_messages_are_a_few_lines(caplog: pytest.LogCaptureFixture
         sum(line.startswith("actor 'plant/0/Fails' failed in on_receive") for line in written) == 10
     )
     assert (
-        sum("has no on_receive for" in line and line.startswith("Deaf") for line in written) == 10
+        sum("has no on_receive to handle" in line and line.startswith("Deaf") for line in written)
+        == 10
     )
     assert (
         sum(" more lines within 60 s are left out; the last one: " in line for line in written) == 2

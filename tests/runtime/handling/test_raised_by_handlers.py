@@ -569,7 +569,7 @@ async def test_what_an_old_library_leaves_behind_does_not_hit_later_messages(
         assert handled == [1, 2, 3, 5]
         assert app.healthy
         assert app.stats["actors.cancellations_cleared"] == 2
-    told = [record for record in caplog.records if "did not take that back" in record.message]
+    told = [record for record in caplog.records if "did not undo that" in record.message]
     assert len(told) == 1
 
 
