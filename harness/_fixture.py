@@ -9,8 +9,8 @@ from ..runtime.application._application import DistributedApplication
 from ._errors import NotSimulated
 from ._faults import Faults
 from ._harness import Harness
-from .live._live import LiveHarness
-from .live._real_providers import RealBrokers
+from .live._live_world import LiveHarness
+from .live._real_brokers import RealBrokers
 from .loop._loop_thread import is_loop_running
 from .simulated._stand_ins import Profile
 

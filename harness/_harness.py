@@ -21,7 +21,7 @@ from ._replay import replay
 from .loop._foreign_threads import UnannouncedThread
 from .loop._loop_thread import LoopThread, is_loop_running
 from .simulated._stand_ins import Profile
-from .world._simulated import SimulatedWorld
+from .world._simulated_world import SimulatedWorld
 from .world._world import World
 
 __all__ = ["Harness"]

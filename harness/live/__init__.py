@@ -1,5 +1,5 @@
 """Applications under test on real brokers, in real time.
 
 It may import everything in the harness but its fixture and the transport kit. Begin with
-`_live`.
+`_live_world`.
 """

@@ -19,7 +19,7 @@ from ...transports import (
 from .._errors import NotSimulated
 from ..simulated._stand_ins import HarnessBus, StandInProvider
 from ._arrivals import Arrivals, TrackedSubscription, WatchedReceiver
-from ._real_providers import Redirect
+from ._real_brokers import Redirect
 
 __all__ = ["LiveBus", "LiveProvider", "PublishedMessage"]
 

@@ -1,4 +1,4 @@
-"""Running functions in threads of which the event loop knows at each moment whether they work."""
+"""Functions in executor threads: the event loop knows at any moment which of them are working."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _GONE = "the application that this thread belonged to is gone"
 
 class _CallState(enum.Enum):
     QUEUED = enum.auto()
-    """It has not begun."""
+    """It has not started."""
     TURN = enum.auto()
-    """It runs while the loop stands still."""
+    """It runs while the loop stands still for it."""
     BESIDE = enum.auto()
-    """It runs while the loop does, too; time stands still."""
+    """It runs at the same time as the loop; virtual time stands still."""
     WAITING = enum.auto()
-    """It waits for the loop."""
+    """It is waiting for the loop."""
     LEFT_ALONE = enum.auto()
     """Nobody waits for it any more; it may still run."""
     OVER = enum.auto()
@@ -49,15 +49,15 @@ class CallerKind(enum.Enum):
     TURN = enum.auto()
     """A function in a thread that the loop stands still for."""
     BESIDE = enum.auto()
-    """One that runs beside the loop."""
+    """A function that runs at the same time as the loop."""
     DEAD = enum.auto()
-    """One that was given up."""
+    """A function that was given up."""
     STRANGER = enum.auto()
-    """None of them."""
+    """Any other thread."""
 
 
 class _ExecutorCall:
-    """One function in a thread."""
+    """One function that runs in a thread."""
 
     __slots__ = ("called", "executor", "gate", "ident", "killed", "state")
 
@@ -75,17 +75,18 @@ class _ExecutorCall:
 
 
 class ExecutorThreads:
-    """The functions that one event loop has given to threads.
+    """The functions that one event loop runs in threads.
 
     Args:
-        loop: whose they are.
+        loop: the loop.
         grace: the most real seconds that one function may take between two waits for the loop.
-        one_at_a_time: one of them runs at a time, and only while the loop does not. One that has
-            called into the loop (``call_soon_threadsafe``) and takes longer than 0.2 real seconds
-            from then on runs beside it: it may wait for what it has called.
+        one_at_a_time: run one of them at a time, and only while the loop stands still. One that has
+            called into the loop (``call_soon_threadsafe``) and is not done 0.2 real seconds later
+            runs at the same time as the loop from then on: it may be waiting for that call.
 
     Attributes:
-        may_outlast: whether a function may take longer than the grace, and is then left alone.
+        may_outlast: tells whether functions of an executor may exceed the grace; they are then no
+            longer waited for.
     """
 
     def __init__(self, loop: VirtualLoop, grace: float, *, one_at_a_time: bool) -> None:
@@ -109,11 +110,11 @@ class ExecutorThreads:
         return self._granted is not None
 
     def knows(self, thread: threading.Thread) -> bool:
-        """Whether the thread is one of these, or was."""
+        """Tell whether the thread runs, or has run, such functions."""
         return thread in self._threads
 
     def answers(self, future: object) -> bool:
-        """Whether it is one that `submit` has returned, whatever thread completes it."""
+        """Tell whether the future is one that `submit` has returned."""
         return isinstance(future, asyncio.Future) and future in self._futures
 
     # In the thread of the loop.
@@ -121,13 +122,13 @@ class ExecutorThreads:
     def submit(
         self, executor: Executor | None, function: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
-        """What a loop's ``run_in_executor`` does."""
+        """Run a function in an executor; for ``run_in_executor`` of the loop."""
         if executor is None:
             executor = self._pool = self._pool or ThreadPoolExecutor(thread_name_prefix="spa_dat")
         job = _ExecutorCall(executor)
         elsewhere = isinstance(executor, ProcessPoolExecutor)
         if elsewhere:
-            # Nothing here can be taken along into another process, or be seen from there.
+            # Nothing of this object can be sent to another process, or seen from there.
             job.state = _CallState.BESIDE
         self._jobs[job] = None
         try:
@@ -144,12 +145,12 @@ class ExecutorThreads:
         future = asyncio.wrap_future(running, loop=self._loop)
         self._futures.add(future)
         future.add_done_callback(lambda _: self._answered(job, running))
-        # After the callback of wrap_future: whoever waits has the result by then.
+        # Added after the callback of wrap_future, so the result has been passed on by then.
         running.add_done_callback(lambda _: self._over(job))
         return future
 
     def step(self) -> bool:
-        """Let one thread run until it ends or waits for the loop; False when none wants to."""
+        """Let one thread run until it ends or waits for the loop; return False if none is ready."""
         for _ in range(len(self._runnable)):
             job = self._runnable.popleft()
             if job.state is _CallState.OVER:
@@ -162,13 +163,13 @@ class ExecutorThreads:
         return False
 
     def busy(self) -> list[str]:
-        """Describe what works while the loop does, and what is about to."""
+        """Describe the functions that run at the same time as the loop, or are about to."""
         frames = sys._current_frames()
         jobs = tuple(self._jobs)
         return [self._describe(job, frames) for job in jobs if self._is_busy(job)]
 
     def leave_alone(self) -> list[str]:
-        """Stop waiting for what `busy` describes; return those that must not take so long."""
+        """Stop waiting for what `busy` describes; return those that may not take so long."""
         frames = sys._current_frames()
         late = []
         for job in tuple(self._jobs):
@@ -183,7 +184,7 @@ class ExecutorThreads:
         return f"work in a {where}{stack_of_frame(frames.get(job.ident or 0))}"
 
     def close(self) -> None:
-        """Nothing runs any more."""
+        """End all functions that have not ended."""
         if self._one_at_a_time:
             for job in tuple(self._jobs):
                 self._kill(job)
@@ -204,7 +205,7 @@ class ExecutorThreads:
 
     def _grant(self, job: _ExecutorCall) -> None:
         self._granted = job
-        # It may wait for a thread that waits for the loop.
+        # It may be waiting for a thread that waits for the loop.
         job.state, job.called = _CallState.TURN, self._loop.foreign.waits_for_loop
         job.gate.release()
         give_up = time.monotonic() + self._grace
@@ -215,7 +216,7 @@ class ExecutorThreads:
                     continue
                 with self._lock:
                     if job.state is not _CallState.TURN:
-                        # It has yielded in this moment.
+                        # It has yielded just now.
                         self._yielded.acquire()
                         return
                     job.state = _CallState.LEFT_ALONE if late else _CallState.BESIDE
@@ -230,7 +231,7 @@ class ExecutorThreads:
             self._granted = None
 
     def _answered(self, job: _ExecutorCall, running: Future[Any]) -> None:
-        """The loop has what the function returned, or does not want it any more."""
+        """Stop waiting for a function whose result the loop has, or does not want any more."""
         self._leave_alone(job)
         if running.done():
             # Its thread is about to call `_over`, and takes up the next one then.
@@ -251,12 +252,12 @@ class ExecutorThreads:
             return
         job.killed = True
         if state is _CallState.WAITING:
-            # It cleans up now, and not while the loop does something else.
+            # Let it clean up now, and not while the loop does something else.
             self._grant(job)
             return
         job.gate.release()
         if state is _CallState.TURN:
-            # Called off by another thread while the loop stands still for it.
+            # Cancelled by another thread while the loop stands still for it.
             self._yielded.release()
 
     # In any thread.
@@ -264,7 +265,7 @@ class ExecutorThreads:
     def _over(self, job: _ExecutorCall) -> None:
         mine = threading.get_ident() == job.ident
         if self._one_at_a_time and not mine:
-            # Cancelled or abandoned by the loop: its thread must not wait for ever.
+            # Cancelled or abandoned by the loop: its thread must not wait forever.
             self._kill(job)
             return
         self._jobs.pop(job, None)
@@ -274,7 +275,7 @@ class ExecutorThreads:
             self._yield(job, _CallState.OVER)
 
     def _yield(self, job: _ExecutorCall, state: _CallState) -> None:
-        """Let the loop go on, which may stand still for this job or sleep."""
+        """Let the loop continue, which may be standing still for this call, or asleep."""
         with self._lock:
             had_turn, job.state = job.state is _CallState.TURN, state
             if had_turn:
@@ -304,7 +305,7 @@ class ExecutorThreads:
                 self._yield(job, _CallState.OVER)
 
     def caller(self) -> CallerKind:
-        """Who is calling into the loop, by ``call_soon_threadsafe``."""
+        """Return who is calling into the loop by ``call_soon_threadsafe``."""
         job = self._by_ident.get(threading.get_ident())
         if job is None:
             return CallerKind.STRANGER
@@ -314,7 +315,7 @@ class ExecutorThreads:
         return CallerKind.TURN if job.state is _CallState.TURN else CallerKind.BESIDE
 
     def stranger_asks(self) -> None:
-        """Another thread waits for the loop; the one that has its turn may wait for that one."""
+        """Note that a foreign thread waits for the loop; the running function may wait for it."""
         granted = self._granted
         if granted is not None:
             granted.called = True
@@ -361,7 +362,7 @@ class ExecutorThreads:
 
 
 class ThreadWait:
-    """A thread's wait for the loop."""
+    """One wait of a thread for the loop."""
 
     __slots__ = ("begun", "over")
 

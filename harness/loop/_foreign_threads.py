@@ -1,4 +1,4 @@
-"""Threads that a program starts by itself: what is known of their work, and what is not."""
+"""Threads that a program starts itself: what is known of their work, and what is not."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _HOW = (
 
 
 class UnannouncedThread(RuntimeWarning):
-    """A thread that a program has started works for it, and the harness did not hear of that."""
+    """A thread that a program has started does work that was not announced to the harness."""
 
 
 class ForeignThreads:
-    """What the threads that a program has started itself still have to do, as far as it is told.
+    """The known work of threads that a program has started itself.
 
-    Work is told by `announce`, and by futures: one that is made where a thread comes from, in the
-    same module, is taken for one that the thread completes.
+    Work becomes known by `announce`, and by futures: one that is made in the same module as the
+    entry point of a thread is assumed to be completed by that thread.
 
     Args:
-        loop: that they work for.
+        loop: the loop that they work for.
 
     Attributes:
-        problems: what has to be told to who writes the test.
+        problems: warnings for the author of the test.
     """
 
     def __init__(self, loop: VirtualLoop) -> None:
@@ -63,7 +63,7 @@ class ForeignThreads:
     # In the thread of the loop.
 
     def note(self, future: asyncio.Future[Any], maker: FrameType) -> None:
-        """A future was made on the loop by code other than asyncio's and the runtime's."""
+        """Note a new future, unless it was made by code of asyncio or the runtime."""
         module = maker.f_globals.get("__name__", "")
         if maker.f_code is _WRAP_FUTURE:
             module, maker = _ANY_THREAD, maker.f_back or maker
@@ -75,7 +75,7 @@ class ForeignThreads:
         self._made[future] = module, f"{maker.f_code.co_filename}:{maker.f_lineno}"
 
     def busy(self) -> list[str]:
-        """Describe the work that was announced and is not done."""
+        """Describe the work that was announced and has not ended."""
         frames = sys._current_frames()
         return [
             f"{work.name}, announced in {work.place}{stack_of_frame(frames.get(work.ident or 0))}"
@@ -83,13 +83,13 @@ class ForeignThreads:
         ]
 
     def leave_alone(self) -> list[str]:
-        """Stop waiting for what is announced at the moment; return what `busy` says of it."""
+        """Stop waiting for the announced work; return what `busy` says of it."""
         late = self.busy()
         self._announced.clear()
         return late
 
     def awaited(self) -> list[asyncio.Future[Any]]:
-        """The futures that a thread may be about to complete."""
+        """Return the futures that a thread may be about to complete."""
         pending = [future for future in tuple(self._made) if not future.done()]
         if not pending:
             return []
@@ -99,18 +99,18 @@ class ForeignThreads:
         return [future for future in pending if self._made[future][0] in modules]
 
     def give_up(self, futures: list[asyncio.Future[Any]], seconds: float) -> None:
-        """Stop waiting for futures; say so once for each place that makes them."""
+        """Stop waiting for futures; warn once for each place that makes them."""
         for future in futures:
             _, place = self._made.pop(future)
             self._name(
                 place,
                 f"time goes on although the future made in {place} was not completed within"
-                f" {seconds:g} real seconds. If a thread does that, {_HOW}. If none does, make it"
-                " in a module in which no thread has its beginning, and nobody waits for it",
+                f" {seconds:g} real seconds. If a thread completes it, {_HOW}. If none does, make"
+                " it in a module that has no thread's entry point, so that nobody waits for it",
             )
 
     def has_children(self) -> bool:
-        """Whether asyncio waits in a thread for a process that the loop has started."""
+        """Tell whether asyncio waits in a thread for a process that the loop has started."""
         return any(_waits_for_child(thread) for thread in self._threads())
 
     @property
@@ -119,7 +119,7 @@ class ForeignThreads:
         return bool(self._asked)
 
     def describe(self) -> str:
-        """Say which threads nobody has announced, and where they are; empty without any."""
+        """Name the threads that nobody has announced, and where they are; "" if there are none."""
         frames = sys._current_frames()
         there = [
             f"{thread.name}{_innermost(frames.get(thread.ident or 0))}"
@@ -131,7 +131,7 @@ class ForeignThreads:
     # In any thread.
 
     def announce(self, name: str, place: str) -> BusyThread:
-        """Work that a thread has, until it is said to be done."""
+        """Announce the work of a thread; it counts until its `BusyThread.end`."""
         work = BusyThread(name, place, self._done, self)
         self._announced[work] = None
         return work
@@ -143,7 +143,7 @@ class ForeignThreads:
     def wait_until(
         self, subscribe: Callable[[Callable[[], None]], object], timeout: float | None = None
     ) -> None:
-        """See `WaitsForLoop.wait_until`: what this thread has announced is no work meanwhile."""
+        """See `WaitsForLoop.wait_until`; announced work of this thread does not count meanwhile."""
         wait, called = ThreadWait(), threading.Event()
         mine = [work for work in tuple(self._announced) if work.ident == threading.get_ident()]
 
@@ -166,12 +166,12 @@ class ForeignThreads:
         called.wait()
 
     def asks(self, answer: Future[Any]) -> None:
-        """A thread has the loop run a coroutine, and mostly waits for what comes of it."""
+        """Note that a thread has the loop run a coroutine, and usually waits for its result."""
         self._asked[answer] = None
         answer.add_done_callback(lambda _: self._asked.pop(answer, None))
 
     def heard(self, thread: threading.Thread) -> None:
-        """A thread calls into the loop, which runs."""
+        """Warn of a thread that calls into the running loop without announced work."""
         if (
             self._announced
             or thread is threading.main_thread()
@@ -182,8 +182,8 @@ class ForeignThreads:
         where = _innermost(sys._current_frames().get(thread.ident or 0))
         self._name(
             f"{thread.name}{_modules_of(thread)}",
-            f"thread {thread.name!r} calls into the application at a moment of its own, so that"
-            f" the test can have another outcome each time{where}; {_HOW}",
+            f"thread {thread.name!r} calls into the application at an unpredictable moment, so the"
+            f" test can have a different outcome each time{where}; {_HOW}",
         )
 
     def _name(self, what: str, text: str) -> None:
@@ -204,7 +204,7 @@ class ForeignThreads:
 
 
 def _waits_for_child(thread: threading.Thread) -> bool:
-    """Whether it is asyncio's, and waits for a process that the loop has started."""
+    """Tell whether it is asyncio's thread that waits for a process the loop has started."""
     return getattr(getattr(thread, "_target", None), "__name__", "") == "_do_waitpid"
 
 
@@ -214,7 +214,7 @@ def _is_private(module: str) -> bool:
 
 
 def _modules_of(thread: threading.Thread) -> tuple[str, ...]:
-    """The modules in which the code of a thread begins."""
+    """Return the modules that hold the entry point of a thread."""
     begins = [getattr(thread, "_target", None), getattr(thread, "function", None), type(thread)]
     modules = []
     for begin in begins:

@@ -1,4 +1,4 @@
-"""Ends what blocks an event loop."""
+"""The watchdog of the harness: interrupts code that blocks an event loop."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SIGNAL: signal.Signals | None = getattr(signal, "SIGURG", None)
 
 
 class LoopBlocked(BaseException):
-    """Raised in the middle of what blocks an event loop; no handler is to catch it."""
+    """Raised inside code that blocks an event loop; handlers are not supposed to catch it."""
 
 
 class Heartbeat:
-    """The signs of life of one event loop.
+    """The heartbeat of one event loop.
 
     Attributes:
         count: goes up with each iteration.
-        blocked: what has blocked it, in words; None for nothing.
-        ident: of the thread that it runs in.
+        blocked: a description of what has blocked it; None if nothing has.
+        ident: the identifier of the thread that it runs in.
     """
 
     def __init__(self, grace: float, is_waiting: Callable[[], bool]) -> None:
@@ -43,7 +43,7 @@ class Heartbeat:
         self._since = 0.0
 
     def look(self, now: float) -> float:
-        """Interrupt the loop if it has been in one iteration for too long.
+        """Interrupt the loop if one iteration takes too long.
 
         Returns:
             Seconds until the next look.
@@ -63,7 +63,7 @@ class Heartbeat:
 
 
 class _LoopWatchdog:
-    """One thread that looks at all the loops that run."""
+    """One thread that checks all running loops."""
 
     def __init__(self) -> None:
         self._heartbeats: dict[Heartbeat, None] = {}
@@ -99,7 +99,7 @@ _watchdog = _LoopWatchdog()
 
 @contextlib.contextmanager
 def watched(heartbeat: Heartbeat) -> Iterator[None]:
-    """Interrupt what blocks the loop of this thread, while inside."""
+    """Interrupt whatever blocks the loop of this thread, while inside the ``with`` block."""
     heartbeat.ident = threading.get_ident()
     by_signal = _SIGNAL is not None and threading.current_thread() is threading.main_thread()
     before = signal.signal(_SIGNAL, _raise) if by_signal and _SIGNAL is not None else None

@@ -1,4 +1,4 @@
-"""Connections that lead nowhere but to a function in the same process."""
+"""A network in memory: connections that lead to a function in the same process."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _Accept = Callable[["ServerConnection"], None]
 
 
 class Network:
-    """Hosts that can be reached from one event loop, without sockets.
+    """Hosts that can be reached from one event loop without sockets.
 
-    A loop whose ``network`` it is asks it first when something connects.
+    A `VirtualLoop` asks its ``network`` first when something connects.
 
     Args:
         loop: the event loop.
-        outside: what hosts do runs in this context, and what they start belongs to it; None for
-            the context of whoever makes the network.
+        outside: the context in which hosts run; None for the context in which the network is
+            made.
 
     Attributes:
         connections: the open ones, oldest first.
-        on_connect: called with each new connection, before its host hears of it.
+        on_connect: called with each new connection, before its host sees it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, outside: Context | None = None) -> None:
@@ -39,36 +39,36 @@ class Network:
         self._hosts: dict[str, dict[int, _Accept | None]] = {}
 
     def listen(self, host: str, port: int, accept: _Accept) -> None:
-        """Make connections to this place arrive at a function.
+        """Pass connections to this address to a function.
 
         Args:
-            host: its name. All of its ports belong to this network from now on.
-            port: its number.
+            host: its name. All ports of the host belong to this network from now on.
+            port: the number of the port.
             accept: called with the server's end of each new connection; sets its ``on_data``
                 and ``on_close``.
         """
         self._hosts.setdefault(host, {})[port] = accept
 
     def refuse(self, host: str, port: int) -> None:
-        """End `listen`: new connections are refused, those that are open go on."""
+        """End `listen`: refuse new connections, and leave open ones alone."""
         self._hosts.setdefault(host, {})[port] = None
 
     def claims(self, host: object) -> bool:
-        """Whether the host is one of this network."""
+        """Tell whether the host belongs to this network."""
         return host in self._hosts
 
     async def connect(
         self, make_protocol: Callable[[], asyncio.BaseProtocol], host: str, port: int
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-        """The client's end of a new connection, as `asyncio.loop.create_connection` has it.
+        """Connect; return the client's end, as `asyncio.loop.create_connection` does.
 
         Raises:
-            ConnectionRefusedError: nobody listens there.
+            ConnectionRefusedError: nothing listens there.
         """
         await asyncio.sleep(0)
         accept = self._hosts.get(host, {}).get(port)
         if accept is None:
-            raise ConnectionRefusedError(f"nobody listens at {host}:{port}")
+            raise ConnectionRefusedError(f"nothing listens at {host}:{port}")
         connection = ServerConnection(self, host, port)
         protocol = make_protocol()
         transport = connection.attach(protocol)
@@ -81,9 +81,9 @@ class Network:
         return transport, protocol
 
     def kill(self, owner: object) -> None:
-        """End all connections of an owner, as the end of its process does.
+        """End all connections of an owner, as happens when its process ends.
 
-        Nothing arrives at the owner any more; the hosts see that the connections are closed.
+        The owner receives nothing any more; the hosts see the connections close.
         """
         for connection in list(self.connections):
             if connection.owner is owner:
@@ -94,19 +94,20 @@ class ServerConnection:
     """The server's end of a connection.
 
     Args:
-        network: where it is.
-        host: what the client has connected to.
-        port: its number.
+        network: the network it belongs to.
+        host: the host that the client has connected to.
+        port: the port.
 
     Attributes:
-        owner: what `OWNER` was where the client connected.
-        context: a copy of the context of whoever connected; what arrives there runs in it.
-        up: what is on its way to the server.
-        down: what is on its way to the client.
-        on_data: called with bytes that have arrived.
+        owner: the value of `OWNER` where the client connected.
+        context: a copy of the context that connected; data that arrives at the client is handled
+            in it.
+        up: the direction to the server.
+        down: the direction to the client.
+        on_data: called with bytes that have arrived at the server.
         on_close: called once, when the client has closed the connection or it was lost; not
             after `close`.
-        name: what the server calls the client; for whoever looks at the connections.
+        name: what the server calls the client.
     """
 
     def __init__(self, network: Network, host: str, port: int) -> None:
@@ -131,30 +132,30 @@ class ServerConnection:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing arrives any more, although nobody was told."""
+        """Whether nothing arrives any more, although neither end has noticed."""
         return self._silent
 
     def attach(self, protocol: asyncio.BaseProtocol) -> asyncio.Transport:
-        """Make the client's end."""
+        """Make and return the client's end."""
         self._transport = _ClientTransport(self._network.loop, self, protocol)
         return self._transport
 
     def send(self, data: bytes) -> None:
-        """Send to the client; after the end of the connection nothing happens."""
+        """Send to the client; do nothing if the connection has ended."""
         if self._open:
             self.down.add(data)
 
     def close(self) -> None:
-        """Close it; what was sent before arrives."""
+        """Close it; data sent before still arrives."""
         if self._open:
             self._end()
             self.down.add(b"")
 
     def reset(self, error: OSError | None = None) -> None:
-        """Break it: both sides hear of it at once, what is under way is lost.
+        """Break it: both ends notice at once, and data on its way is lost.
 
         Args:
-            error: what the client gets; None for ConnectionResetError.
+            error: raised at the client; None for ConnectionResetError.
         """
         was_open = self._open
         self._silent = True
@@ -165,11 +166,11 @@ class ServerConnection:
             self._transport.lose(error or ConnectionResetError("the connection was reset"))
 
     def fall_silent(self) -> None:
-        """Nothing arrives any more, and nobody hears of it before `reset`."""
+        """Deliver nothing any more, without either end noticing before `reset`."""
         self._silent = True
 
     def vanish(self) -> None:
-        """The client is gone without a word to itself; the server hears of it."""
+        """Close the connection for the server only, as if the client's process had ended."""
         self._silent = True
         if self._transport is not None:
             self._transport.forget()
@@ -185,7 +186,9 @@ class ServerConnection:
     def _at_server(self, data: bytes) -> None:
         if not self._open:
             if data and not self._silent and self._transport is not None:
-                self._transport.lose(ConnectionResetError("the other side has closed"))
+                self._transport.lose(
+                    ConnectionResetError("the other end has closed the connection")
+                )
         elif data:
             self.on_data(data)
         else:
@@ -198,11 +201,12 @@ class ServerConnection:
 
 
 class Direction:
-    """One direction of a connection. Order is always kept.
+    """One direction of a connection; segments always stay in order.
 
     Attributes:
-        delay: called with each segment as it is sent (b"" is the end of the stream); gives the
-            seconds that it takes. It may make the connection fall silent, too. None for no delay.
+        delay: called with each segment as it is sent (b"" is the end of the stream); returns the
+            seconds until it arrives. It may also make the connection fall silent. None for no
+            delay.
     """
 
     def __init__(
@@ -222,7 +226,7 @@ class Direction:
         self._scheduled = False
 
     def __len__(self) -> int:
-        """Segments under way."""
+        """Return the number of segments on their way."""
         return len(self._segments)
 
     def add(self, data: bytes) -> None:
@@ -315,7 +319,7 @@ class _ClientTransport(asyncio.Transport):
         return 0, 0
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Writing never has to wait."""
+        """Ignore the limits: writing never has to wait."""
 
     def close(self) -> None:
         if not self._closing:
@@ -326,17 +330,17 @@ class _ClientTransport(asyncio.Transport):
         self.close()
 
     def lose(self, error: OSError) -> None:
-        """The connection is broken."""
+        """End the connection with an error."""
         if not self._closing:
             self._lost(error)
 
     def forget(self) -> None:
-        """The protocol hears nothing any more."""
+        """Tell the protocol nothing any more."""
         self._closing = True
         self._held.clear()
 
     def arrived(self, data: bytes) -> None:
-        """Something has come from the server; b"" is the end."""
+        """Take data from the server; b"" is the end of the stream."""
         if self._paused or self._held:
             self._held.append(data)
         else:

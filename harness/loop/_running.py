@@ -1,4 +1,4 @@
-"""Runs one coroutine on a loop of its own and looks for what it leaves behind."""
+"""Running one coroutine on a loop of its own, and finding what it leaves behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _unguarded(
 
 
 class LeftBehind(AssertionError):
-    """Something is still running at the end, or has failed without anybody looking at it."""
+    """Something is still running at the end, or has failed without anybody noticing."""
 
 
 def run_alone(
@@ -39,17 +39,17 @@ def run_alone(
     *,
     guard: Guard = _unguarded,
 ) -> None:
-    """Run the coroutine, and close the loop.
+    """Run a coroutine on a new loop, and close the loop.
 
     Args:
         coroutine: what to run.
-        loop: new.
+        loop: a new one.
         deadline: the most seconds it may take, on the loop's clock; None for no limit.
         guard: entered with the loop and the main task, while they run.
 
     Raises:
-        LeftBehind: it has left tasks running, or there were errors that nobody looked at.
-        AssertionError: it has taken too long.
+        LeftBehind: it has left tasks running, or there were errors that nobody handled.
+        AssertionError: it took longer than the deadline.
         Exception: whatever the coroutine raises.
     """
     __tracebackhide__ = True
@@ -91,7 +91,7 @@ def _report(context: dict[str, Any]) -> str:
 
 
 async def _left_running() -> list[str]:
-    """What does not end by itself, after a moment for what is just ending."""
+    """Return the tasks that do not end by themselves within a moment."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
         with contextlib.suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""The stack of a task or a thread, in words."""
+"""The stack of a task or a thread, as text for error messages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LINES = 4
 
 
 def stack_of(task: asyncio.Task[Any] | None) -> str:
-    """Where a task waits: the user's part of its stack, on lines of their own."""
+    """Return where a task is waiting: the user's part of its stack, one line for each frame."""
     return "" if task is None else _lines(frames_of(task))
 
 
 def stack_of_frame(frame: FrameType | None) -> str:
-    """The stack that leads to a frame, from where the runtime called the user's code."""
+    """Return the stack above a frame, from where the runtime called the user's code."""
     frames: list[FrameType] = []
     while frame is not None and not (frames and is_ours(frame)):
         frames.append(frame)

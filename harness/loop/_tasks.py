@@ -1,4 +1,4 @@
-"""The tasks on the loop of a harness: whose they are, and how they end with it."""
+"""The tasks on the loop of a harness: who owns them, and how they end with it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ... import errors
 __all__ = ["OWNER", "bury_tasks", "lost_failures", "make_task", "quiet"]
 
 OWNER: ContextVar[Any] = ContextVar("spa_dat_owner", default=None)
-"""The life of the application that the running code belongs to; None for the world around it."""
+"""The life of the application that the running code belongs to; None for the harness itself."""
 
 _CLOSINGS = 100
-# These look after their tasks themselves.
+# Code that handles the failures of its tasks itself.
 _LIBRARIES = (
     os.path.join(os.path.dirname(str(errors.__file__)), ""),
     f"{os.sep}aiokafka{os.sep}",
@@ -31,7 +31,7 @@ _made: WeakKeyDictionary[asyncio.Task[Any], None] = WeakKeyDictionary()
 
 
 def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-    """Make a task that belongs to the life of an application in which it is made."""
+    """Make a task that belongs to the life of the application that makes it."""
     task = asyncio.Task(coroutine, loop=loop, **options)
     _made[task] = None
     context = options.get("context")
@@ -42,7 +42,7 @@ def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -
 
 
 def lost_failures(loop: asyncio.AbstractEventLoop) -> list[tuple[str, Exception]]:
-    """What failed in tasks of the user's that nobody has asked for it: their names and errors."""
+    """Return the names and errors of the user's tasks whose failure nobody has retrieved."""
     failures = []
     for task in list(_made):
         if task.get_loop() is loop and task._log_traceback:
@@ -58,8 +58,8 @@ def _is_library(code: CodeType) -> bool:
 
 
 def bury_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Close what all tasks of a loop run, except for the one that calls this."""
-    # Cleaning up code of the user's may want to begin something.
+    """Close the coroutines of all tasks of a loop, except the current one."""
+    # Clean-up code of the user's may try to start tasks.
     loop.set_task_factory(_make_no_task)
     current = asyncio.current_task()
     for task in [task for task in list(_made) if task.get_loop() is loop and not task.done()]:
@@ -73,14 +73,13 @@ def _make_no_task(
     loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
 ) -> asyncio.Task[Any]:
     coroutine.close()
-    raise asyncio.CancelledError("the harness is done")
+    raise asyncio.CancelledError("the harness has ended")
 
 
 def _close(coroutine: Any) -> None:
-    """Close a coroutine, beginning with what it waits for.
+    """Close a coroutine, beginning with the innermost one that it awaits.
 
-    One that wants to wait while it is closed would be forgotten by those that wait for it, in the
-    middle of that.
+    Closing the outer one first would abandon an inner one that awaits something while it is closed.
     """
     for _ in range(_CLOSINGS):
         inner = coroutine
@@ -96,7 +95,7 @@ def _close(coroutine: Any) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the log of the runtime to what is beyond any simulated trouble."""
+    """Silence the log of the runtime, but for what no simulated fault can cause."""
     logger = logging.getLogger("spa_dat")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

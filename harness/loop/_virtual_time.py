@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps instead of waiting."""
+"""Virtual time: an event loop whose clock jumps to the next timer instead of waiting."""
 
 from __future__ import annotations
 
@@ -39,37 +39,39 @@ _RUN_COROUTINE = f"{asyncio.run_coroutine_threadsafe.__qualname__}.<locals>.call
 
 
 class Deadlock(AssertionError):
-    """Everything waits, and nothing is scheduled that could end it."""
+    """Everything is waiting, and nothing is scheduled that could end that."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """A loop on virtual time.
 
-    When nothing is ready its clock jumps to the next timer. Before it jumps, work in threads is
-    waited for in real time: all that the loop was given for threads (``run_in_executor``,
-    `asyncio.to_thread`), except while it waits for the loop, and what was announced with
-    `announce` or `spa_dat.busy_thread`. Also waited for are futures that only a thread can
-    complete, as far as that is known: those of `asyncio.wrap_future`, and those that are made in
-    the module in which a living thread begins.
+    When nothing is ready, its clock jumps to the next timer. Before that it waits, in real time,
+    for work in threads: whatever the loop was given to run in a thread (``run_in_executor``,
+    `asyncio.to_thread`), except while that waits for the loop, and whatever was announced with
+    `announce` or `spa_dat.busy_thread`. It also waits for futures that only a thread can complete,
+    as far as that can be known: those of `asyncio.wrap_future`, and those made in the module that
+    holds the entry point of a live thread.
 
     Args:
         grace: the most real seconds to wait for threads, or for sockets, at one point of virtual
             time.
-        one_at_a_time: functions in threads run one at a time, and only while the loop waits for
-            them; what other threads call is taken up one call at a time, when nothing is ready. So
-            a run can be repeated exactly.
+        one_at_a_time: run functions in threads one at a time, and only while the loop waits for
+            them; take up calls from other threads one at a time, when nothing is ready. That makes
+            a run exactly repeatable.
 
     Attributes:
-        on_iteration: called at the start of each iteration; True when it has scheduled anything.
-        on_idle: called when nothing is ready any more, with the seconds to the next timer (None:
-            there is none); True when it has made something ready, so that the clock must not jump.
+        on_iteration: called at the start of each iteration; returns whether it has scheduled
+            anything.
+        on_idle: called when nothing is ready any more, with the seconds to the next timer (None if
+            there is none); returns whether it has made something ready, so that the clock must not
+            jump.
         on_stuck: called with a text instead of raising `Deadlock`.
-        network: hosts that connections are made to without sockets; None for none.
-        threads: what the loop has given to threads.
+        network: hosts that can be reached without sockets; None for none.
+        threads: the functions that the loop runs in threads.
         foreign: threads that the program has started itself.
     """
 
-    # Nothing that is timed on it takes any time.
+    # Whatever is timed on it appears to take no time.
     has_own_clock = True
 
     def __init__(self, grace: float = 10.0, *, one_at_a_time: bool = False) -> None:
@@ -88,21 +90,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
-        """Virtual seconds; starts at 1000."""
+        """Return the virtual time in seconds; it starts at 1000."""
         return self._virtual_now
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it waits in real time for something outside, as it may."""
+        """Whether it is waiting in real time for something outside, and so is not blocked."""
         return self._outside or self.threads.waiting
 
     def close(self) -> None:
-        """As usual; what runs in threads is left to itself."""
+        """Close the loop, without waiting for functions that still run in threads."""
         self.threads.close()
         super().close()
 
     def create_future(self) -> asyncio.Future[Any]:
-        """As usual."""
+        """Create a future, and note which code made it."""
         future = super().create_future()
         self.foreign.note(future, sys._getframe(1))
         return future
@@ -110,7 +112,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
     ) -> asyncio.Future[T]:
-        """As usual; the clock stands still until the work is done."""
+        """Run a function in an executor; the clock stands still until it is done."""
         return self.threads.submit(executor, func, *args)
 
     async def create_connection(
@@ -120,16 +122,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         port: Any = None,
         **options: Any,
     ) -> tuple[Any, Any]:
-        """As usual; to a host of ``network`` without sockets, and always without encryption."""
+        """Connect, to a host of ``network`` without sockets and always without encryption."""
         if self.network is not None and self.network.claims(host):
             return await self.network.connect(protocol_factory, host, port)
         return await super().create_connection(protocol_factory, host, port, **options)
 
     def announce(self, name: str, place: str) -> BusyThread:
-        """Work that a thread of the program's own has; the clock stands still until its end.
+        """Announce work in a thread of the program's own; the clock stands still until it ends.
 
         Args:
-            name: of the work, for errors.
+            name: of the work, for error messages.
             place: where it was announced.
         """
         return self.foreign.announce(name, place)
@@ -137,11 +139,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_soon_threadsafe(
         self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        """As usual; what a thread asks for that was given up never happens."""
+        """Schedule a call from another thread; drop those from a thread that was given up."""
         ident = threading.get_ident()
         caller = self.threads.caller()
         if getattr(callback, "__qualname__", None) == _RUN_COROUTINE:
-            # What run_coroutine_threadsafe is about to return.
+            # The future that run_coroutine_threadsafe is about to return.
             answer = inspect.getclosurevars(callback).nonlocals["future"]
             let_waits_be_known(answer)
             if caller is CallerKind.STRANGER:
@@ -167,31 +169,31 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return handle
 
     def wake(self) -> None:
-        """Have the loop look again at what it waits for; from any thread."""
+        """Make the loop check again what it is waiting for; from any thread."""
         self._write_to_self()  # type: ignore[attr-defined]
 
     def stuck(self, text: str) -> None:
-        """Tell that what is outside does not come to an end."""
+        """Report that something outside the loop does not finish."""
         if self.on_stuck is None:
             raise Deadlock(text)
         self.on_stuck(text)
 
     def has_sockets(self) -> bool:
-        """Whether it watches real connections."""
+        """Tell whether it watches real connections."""
         # One is the loop's own.
         return len(self._selector.get_map()) > 1  # type: ignore[attr-defined]
 
     def may_hear(self) -> bool:
-        """Whether something from outside may still come: by a connection, or of a child process."""
-        # In this order: a thread that waits for a child calls, and ends then.
+        """Tell whether something may still arrive, over a connection or from a child process."""
+        # In this order: a thread that waits for a child calls first, and then ends.
         return self.has_sockets() or self.foreign.has_children() or self.has_arrivals()
 
     def has_arrivals(self) -> bool:
-        """Whether a thread has called that was not heard yet."""
+        """Tell whether there is a call from a thread that was not taken up yet."""
         return bool(self._arrivals)
 
     def take_arrival(self) -> bool:
-        """Take up one call of another thread; whether there was one."""
+        """Take up one call from another thread; return whether there was one."""
         while self._arrivals:
             handle = self._arrivals.popleft()
             if not handle.cancelled():
@@ -200,18 +202,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return False
 
     def busy(self) -> list[str]:
-        """Describe what works outside the loop and has to end before the clock may jump."""
+        """Describe the work outside the loop that has to end before the clock may jump."""
         return self.threads.busy() + self.foreign.busy()
 
     def _jump(self, seconds: float) -> None:
         self._virtual_now += seconds
-        # asyncio runs what is due before the end of this; after a year or so a nanosecond is
-        # less than the smallest step of the clock.
+        # asyncio runs what is due within this resolution; after a year or so a nanosecond is less
+        # than the smallest step of the clock.
         self._clock_resolution = max(_RESOLUTION, 2.0 * math.ulp(self._virtual_now))
 
 
 class _JumpingSelector(selectors.BaseSelector):
-    """Polls the real selector; where that would wait, the loop's clock jumps."""
+    """A selector that polls the real one, and makes the clock jump where that would wait."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._real = selectors.DefaultSelector()
@@ -226,7 +228,7 @@ class _JumpingSelector(selectors.BaseSelector):
             return []
         due = timeout is not None and timeout <= 0
         if due and loop._one_at_a_time:
-            # Sockets and other threads have to wait for a moment in which nothing is ready.
+            # Sockets and other threads have to wait until nothing is ready.
             return []
         events = self._real.select(0)
         if events:
@@ -242,7 +244,7 @@ class _JumpingSelector(selectors.BaseSelector):
             return events
         if timeout is None:
             loop.stuck(
-                f"real input or output brought nothing within {loop._grace:g} real seconds"
+                f"no real input or output arrived within {loop._grace:g} real seconds"
                 if loop.may_hear()
                 else "deadlock: nothing is ready, no timer is set and no thread is working, so"
                 f" nothing will ever happen; waiting: {_waiting(loop)}{loop.foreign.describe()}"
@@ -272,7 +274,7 @@ class _JumpingSelector(selectors.BaseSelector):
         loop = self._loop
         give_up = time.monotonic() + loop._grace
         while True:
-            # A thread may also end without a word.
+            # A thread may also end without telling the loop.
             events = self._real.select(_LOOK)
             busy, awaited = loop.busy(), loop.foreign.awaited()
             if events or not (busy or awaited):
@@ -308,7 +310,7 @@ class VirtualEnvironment(Environment):
     """An environment whose wall time follows the clock of a loop.
 
     Args:
-        seed: makes every token, identifier and jitter repeatable.
+        seed: makes all tokens, identifiers and jitter repeatable.
         epoch: the wall time at which the clock of the loop would be 0.
         loop: whose clock; None for the running one.
     """
@@ -325,7 +327,7 @@ class VirtualEnvironment(Environment):
         self._loop = loop
 
     def now(self) -> float:
-        """Seconds since 1970, as far from ``epoch`` as the loop's clock is from its start."""
+        """Return the seconds since 1970: ``epoch`` plus the time on the loop's clock."""
         return self._epoch + (self._loop or asyncio.get_running_loop()).time()
 
 

@@ -1,4 +1,4 @@
-"""A bus that behaves as a Kafka cluster does."""
+"""A bus that behaves like a Kafka cluster."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ...transports.kafka._records import Codec, Record
 from ..kafka_cluster import MAX_BATCH, AppendedRecord, Cluster, encode_record, virtual_time
 from ..loop._network import Network
 from ..loop._virtual_time import VirtualEnvironment
-from ._kafka_bus import ObservedKafkaBus, Offsets
 from ._kafka_connections import KafkaConnections
 from ._kafka_order import repeatable_order
+from ._observed_kafka_bus import ObservedKafkaBus, Offsets
 from ._stand_ins import BusWorld, HarnessBus
 
 __all__ = ["SimulatedKafkaBus"]
@@ -30,7 +30,7 @@ _SHARED = (
 _PARTITIONS = 3
 _IDLE = 10.0
 _TOLD_OTHERWISE = frozenset(("append", "create-topic"))
-# A batch that a producer has sent again, and that is there once.
+# For a batch that a producer has sent again, and that is stored once.
 _WORDS = {"duplicate": "recognise"}
 
 
@@ -38,8 +38,8 @@ class SimulatedKafkaBus(HarnessBus):
     """Topics with partitions, groups, offsets: a cluster of one broker behind faulty connections.
 
     The applications use the same transport and the same client library as in production. Each
-    topic that they name is there, as if an administrator had made it, with as many partitions as
-    the option ``partitions`` says; where the original is no Kafka bus, with 3.
+    topic that they name exists, as if an administrator had created it, with as many partitions as
+    the option ``partitions`` says; with 3 where the original is no Kafka bus.
 
     Args:
         world: the world it is in.
@@ -67,7 +67,7 @@ class SimulatedKafkaBus(HarnessBus):
         self._network = network
         self.come_back()
         self._buses: list[ObservedKafkaBus] = []
-        # Those of the first bus count for what comes from outside.
+        # Those of the first bus are used for messages from outside.
         self._config = KafkaConfig()
         self._names = Names(self._config)
         self._codec: Codec | None = None
@@ -96,8 +96,8 @@ class SimulatedKafkaBus(HarnessBus):
         other = self.cluster.alike(record.name)
         if record.name not in self.cluster.topics and other is not None:
             raise UnknownTopic(
-                f"no cluster has a topic {record.name!r} for {envelope.topic!r} beside {other!r}:"
-                " choose another address"
+                f"a cluster cannot have a topic {record.name!r} for {envelope.topic!r} beside"
+                f" {other!r}: choose another address"
             )
         size = len(encode_record(record.key, record.value, record.headers, 0))
         if size > MAX_BATCH:
@@ -171,7 +171,7 @@ class SimulatedKafkaBus(HarnessBus):
                 for record in self.cluster.records(name):
                     letter = self._decoded(record)
                     if letter is not None:
-                        # One that was sent again is the same one.
+                        # A letter that was sent again is the same letter.
                         found[letter.topic] = letter
         return list(found.values())
 
@@ -184,9 +184,9 @@ class SimulatedKafkaBus(HarnessBus):
     def cut(self, client: str, *, lose_session: bool = False) -> None:
         """See `HarnessBus.cut`.
 
-        With ``lose_session`` the group puts the member out, as it does with one that has not
-        given a sign of life for too long: others get its partitions, and it has to join anew. What
-        the group has committed stays, as it does in a cluster.
+        With ``lose_session`` the group also removes the member, as it does after missed heartbeats:
+        others get its partitions, and it has to rejoin. What the group has committed stays, as it
+        does in a real cluster.
         """
         self._world.trace.add(client, "session-lost" if lose_session else "lost")
         self._connections.reset(client)
@@ -229,7 +229,7 @@ class SimulatedKafkaBus(HarnessBus):
     # What the cluster reports.
 
     def _patience(self) -> float:
-        """Clients ask for records twice a second, which takes time where an hour is to go by."""
+        """Return how much longer to keep idle clients waiting, so that an idle hour is quick."""
         if not self._buses or self._under_way(self._ends()) is not None:
             return 0.0
         return min(_IDLE, *(bus.request_timeout / 2 for bus in self._buses))
@@ -252,7 +252,7 @@ class SimulatedKafkaBus(HarnessBus):
             world.loop.call_soon(self._repeat, record, context=world.outside)
 
     def _repeat(self, record: AppendedRecord) -> None:
-        """Somebody has written it twice, as a publisher does that crashed before it knew."""
+        """Append it a second time, like a publisher that crashed before it got the confirmation."""
         self._repeating = True
         try:
             self._append(record.topic, record.partition, record)
@@ -261,7 +261,7 @@ class SimulatedKafkaBus(HarnessBus):
 
     def _decoded(self, record: AppendedRecord) -> Envelope | None:
         assert self._codec is not None
-        # Headers without value are for the codec what the client library makes of them, too.
+        # The codec handles headers without a value as it does those from the client library.
         fetched: Any = record
         return self._codec.decode(fetched)
 
@@ -274,7 +274,7 @@ def _free_host(network: Network) -> str:
 
 
 def _config(original: SocketProvider, server: str) -> KafkaConfig:
-    """The options of the original, as far as they are not about how to reach it."""
+    """Return the options of the original, except for those that say how to reach it."""
     config = original.config
     if isinstance(config, KafkaConfig):
         return replace(

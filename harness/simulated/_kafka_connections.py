@@ -1,4 +1,4 @@
-"""The connections of a simulated Kafka cluster, and what befalls them."""
+"""The connections of a simulated Kafka cluster, and the faults that strike them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class KafkaConnections:
 
     Args:
         world: the world they are in.
-        network: that they are part of.
-        host: where they lead to.
+        network: the network they belong to.
+        host: the host they lead to.
     """
 
     def __init__(self, world: BusWorld, network: Network, host: str) -> None:
@@ -26,17 +26,17 @@ class KafkaConnections:
         self._dice = world.dice
         self._network = network
         self._host = host
-        # What clients read from, by whose it is, also where the connection has ended.
+        # What clients read from, with its owner; also of connections that have ended.
         self._readers: weakref.WeakKeyDictionary[asyncio.StreamReader, object] = (
             weakref.WeakKeyDictionary()
         )
-        # Nothing arrives on them any more, and one of the two ends has not noticed.
+        # Nothing arrives on them any more, and neither end has noticed.
         self._broken: list[ServerConnection] = []
 
     def accepting(
         self, accept: Callable[[ServerConnection], None]
     ) -> Callable[[ServerConnection], None]:
-        """What the cluster does with a new connection, with faults from then on."""
+        """Wrap what the cluster does with a new connection, so that faults can strike it."""
 
         def accept_with_faults(connection: ServerConnection) -> None:
             self._remember(connection)
@@ -46,22 +46,22 @@ class KafkaConnections:
         return accept_with_faults
 
     def clients(self) -> list[str]:
-        """Ids of the clients that have a connection, in the order of connecting."""
+        """Return the ids of the clients that have a connection, in the order of connecting."""
         names = (connection.name for connection in self._all() if not connection.silent)
         return list(dict.fromkeys(name for name in names if name))
 
     def is_connected(self, client: str) -> bool:
-        """Whether the client has a connection that works."""
+        """Tell whether the client has a connection that works."""
         return any(
             connection.name == client and connection.open and not connection.silent
             for connection in self._all()
         )
 
     def under_way(self) -> str | None:
-        """A connection that is broken without anybody having noticed."""
+        """Describe a connection that is broken and nobody has noticed; None if there is none."""
         if not self._broken:
             return None
-        return f"{self._broken[0].name}: its connection breaks down"
+        return f"{self._broken[0].name}: its connection is breaking down"
 
     def reset(self, client: str) -> None:
         """Break all connections of a client."""
@@ -70,15 +70,15 @@ class KafkaConnections:
                 connection.reset()
 
     def kill(self, owner: object) -> None:
-        """The process that made these connections is gone."""
+        """End the connections of an owner as if its process had ended."""
         for connection in self._all():
             if connection.owner is owner:
                 self._remember(connection)
                 connection.vanish()
         for reader, whose in list(self._readers.items()):
             if whose is owner:
-                # The client library complains of a connection that nobody has closed, unless it
-                # was read to its end.
+                # The client library warns of a connection that nobody has closed, unless it was
+                # read to its end.
                 reader._buffer.clear()  # type: ignore[attr-defined]
                 reader.feed_eof()
         self._broken = [wire for wire in self._broken if wire.owner is not owner]

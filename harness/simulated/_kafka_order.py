@@ -1,4 +1,4 @@
-"""The same order in every process, for a client library that shuffles and keeps sets."""
+"""The same order in every process, for a client library that shuffles and uses sets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _KEEPING_SETS: tuple[types.ModuleType, ...] = (
 
 
 class _MatchesPlainSets(type):
-    """What is asked for as one of these may be any set."""
+    """Makes ``isinstance`` accept any built-in set of the kind."""
 
     _plain: type = object
 
@@ -53,9 +53,9 @@ class _MatchesPlainSets(type):
 
 
 class _OrderedSet(set[Any], metaclass=_MatchesPlainSets):
-    """A set that keeps the order in which things were put in.
+    """A set that keeps the order in which items were added.
 
-    That of others depends on hash values of texts, and on where objects are in memory.
+    The order of others depends on the hashes of strings, and on the addresses of objects.
     """
 
     _plain = set
@@ -141,7 +141,7 @@ class _OrderedSet(set[Any], metaclass=_MatchesPlainSets):
 
 
 class _OrderedFrozenSet(frozenset[Any], metaclass=_MatchesPlainSets):
-    """The same for one that does not change."""
+    """A frozenset that keeps the order of the items that it was made from."""
 
     _plain = frozenset
 
@@ -173,7 +173,7 @@ class _OrderedFrozenSet(frozenset[Any], metaclass=_MatchesPlainSets):
 
 
 class _RepeatableRandom:
-    """In place of the module `random`: repeatable in some event loops, as usual elsewhere."""
+    """Stands in for the module `random`: repeatable in registered event loops, else unchanged."""
 
     def __init__(self) -> None:
         self.loops: WeakKeyDictionary[asyncio.AbstractEventLoop, random.Random] = (
@@ -181,17 +181,17 @@ class _RepeatableRandom:
         )
 
     def shuffle(self, items: list[Any]) -> None:
-        """Bring into any order; one that does not depend on the order before where it repeats."""
+        """Shuffle; in a registered loop the result does not depend on the order before."""
         own = self._of_loop()
         if own is None:
             random.shuffle(items)
         else:
-            # It may have come out of a set that the library has got from elsewhere.
+            # It may come from a built-in set that the library was given.
             items.sort()
             own.shuffle(items)
 
     def choice(self, items: Any) -> Any:
-        """One of them."""
+        """Return one of the items."""
         own = self._of_loop()
         return random.choice(items) if own is None else own.choice(sorted(items))
 
@@ -208,13 +208,13 @@ _random = _RepeatableRandom()
 
 @contextlib.contextmanager
 def repeatable_order(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Have what the Kafka client library draws by lot, or takes out of a set, be repeatable.
+    """Make repeatable what the Kafka client library chooses at random or takes out of a set.
 
     Args:
-        loop: the event loop for which that is so.
+        loop: the event loop in which that holds.
 
     Raises:
-        ConfigurationError: the installed library does not draw as it is known to.
+        ConfigurationError: the installed library does not use `random` as expected.
     """
     strange = [
         module.__name__

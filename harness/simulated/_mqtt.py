@@ -1,4 +1,4 @@
-"""A bus that behaves as an MQTT broker does."""
+"""A bus that behaves like an MQTT broker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SHARED = (
 
 
 class SimulatedMqttBus(HarnessBus):
-    """Sessions, retained messages, shared groups, redelivery: a memory broker with faulty wires.
+    """Sessions, retained messages, shared groups, redelivery: a broker with faulty connections.
 
     Args:
         world: the world it is in.
@@ -58,7 +58,7 @@ class SimulatedMqttBus(HarnessBus):
             for name in _SHARED
             if hasattr(original.config, name)
         }
-        # By default it depends on other options, and on each bus on others.
+        # Its default depends on other options, and on different ones for each kind of bus.
         largest = getattr(original.config, "largest_received", None)
         if largest is not None:
             options["max_received"] = min(largest, _MOST_RECEIVED)
@@ -71,7 +71,7 @@ class SimulatedMqttBus(HarnessBus):
         return bus
 
     def check(self, envelope: Envelope) -> None:
-        """See `HarnessBus.check`; brokers take payloads of any size."""
+        """See `HarnessBus.check`; the broker accepts payloads of any size."""
         check_message(envelope)
 
     def inject(self, envelope: Envelope) -> None:
@@ -125,7 +125,7 @@ class SimulatedMqttBus(HarnessBus):
 
 
 class _ObservedMemoryBus(MemoryBus):
-    """A memory bus that knows whose it is, and its consumers."""
+    """A memory bus that knows its owner and its consumers."""
 
     def __init__(self, broker: Broker, surroundings: Surroundings, config: MemoryConfig) -> None:
         super().__init__(broker, surroundings, config)
@@ -150,23 +150,23 @@ class _ObservedMemoryBus(MemoryBus):
         await super().close()
 
     def under_way(self) -> str | None:
-        """What keeps it from being at rest."""
+        """Describe what is unfinished; None if nothing is."""
         if self.pending:
             return f"{self._name}: {self.pending} publishes are not confirmed"
         if self._started and self.away:
-            return f"{self._name}: it is to connect again"
+            return f"{self._name}: it is to reconnect"
         for name, consumer in self._consumers.items():
             if consumer.away:
-                return f"{self._name}.{name}: it is to connect again"
+                return f"{self._name}.{name}: it is to reconnect"
         return None
 
 
 class _SimulatedBroker(Broker):
-    """A broker that tells what happens, and whose connections have faults.
+    """A memory broker that traces what happens, and whose connections have faults.
 
     Attributes:
-        expiries: seconds for which sessions of an ``application.instance`` are kept while nobody
-            is connected; for ever without.
+        expiries: seconds for which the sessions of an ``application.instance`` are kept while
+            nobody is connected; others are kept forever.
     """
 
     def __init__(self, world: BusWorld) -> None:
@@ -177,7 +177,7 @@ class _SimulatedBroker(Broker):
         self.faults = _RandomBrokerFaults(self, world)
 
     def kept(self, now: float) -> Mapping[str, Envelope]:
-        """The retained messages that have not expired."""
+        """Return the retained messages that have not expired."""
         return {
             topic: envelope
             for topic, (envelope, deadline) in self._retained.items()
@@ -187,7 +187,7 @@ class _SimulatedBroker(Broker):
     def make_wire(self, link: ClientLink) -> SimulatedConnection:
         wire = SimulatedConnection(self, link, self._world)
         on_lost = link.on_lost
-        # What the client does about it belongs to the client, whoever cut the connection.
+        # The client reacts in its own context, whoever cut the connection.
         link.on_lost = lambda taken_over: wire.context.copy().run(on_lost, taken_over)
         link.on_message = wire.delivering(link.on_message)
         self._world.trace.add(link.client_id, "connect")
@@ -229,7 +229,7 @@ class _SimulatedBroker(Broker):
 
 
 class _RandomBrokerFaults(BrokerFaults):
-    """The broker's own faults, decided by dice."""
+    """The broker's own faults, decided by the dice."""
 
     def __init__(self, broker: Broker, world: BusWorld) -> None:
         super().__init__(broker)

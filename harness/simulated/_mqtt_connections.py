@@ -17,10 +17,10 @@ __all__ = ["SimulatedConnection"]
 
 
 class SimulatedConnection:
-    """One connection's packets, each of which may be late, or be the last one.
+    """One connection; each of its packets may be late, or be the last one.
 
     Attributes:
-        context: whatever arrives at the client runs in it.
+        context: the context in which the client handles what arrives.
         owner: the life of the application that made the connection.
     """
 
@@ -39,7 +39,7 @@ class SimulatedConnection:
 
     @property
     def alive(self) -> bool:
-        """Whether packets arrive."""
+        """Whether packets still arrive."""
         return self._link.open and not self._broken
 
     def up(self, function: Callable[..., None], *args: Any) -> None:
@@ -68,7 +68,7 @@ class SimulatedConnection:
     def delivering(
         self, on_message: Callable[[Envelope, int], None]
     ) -> Callable[[Envelope, int], None]:
-        """The client's callback, so that each message is noted."""
+        """Wrap the client's callback, so that each message is traced."""
         add, client = self._world.trace.add, self._link.client_id
 
         def deliver(envelope: Envelope, token: int) -> None:
@@ -116,7 +116,7 @@ class SimulatedConnection:
 
 
 class _PacketsInFlight:
-    """Packets in one direction, some late; they stay in order."""
+    """The packets in flight in one direction; some are late, but they stay in order."""
 
     def __init__(self, wire: SimulatedConnection, context: contextvars.Context) -> None:
         self._wire = wire
@@ -129,7 +129,7 @@ class _PacketsInFlight:
         return len(self._packets)
 
     def add(self, latency: float, function: Callable[..., None], args: tuple[Any, ...]) -> None:
-        """A packet is under way."""
+        """Send a packet that takes so many seconds."""
         self._last = max(self._last, self._loop.time() + latency)
         self._packets.append((function, args))
         self._loop.call_at(self._last, self._arrive, context=self._context)

@@ -1,4 +1,4 @@
-"""Simulated buses in place of the real ones."""
+"""Stand-ins: the buses of a harness, and the providers that lead applications to them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["BusWorld", "HarnessBus", "Profile", "StandInProvider", "simulate"]
 
 Profile: TypeAlias = Literal["mqtt", "kafka"]
-"""Whose behaviour a simulated bus has."""
+"""The kind of broker whose behaviour a simulated bus has."""
 
 
 class BusWorld(Protocol):
-    """What a simulated bus has of the harness.
+    """The part of a simulated world that its buses use.
 
     Attributes:
         loop: the event loop.
-        trace: where its events go.
-        dice: whether a fault strikes.
-        outside: the context of what belongs to no application, and so survives them.
+        trace: records what happens.
+        dice: decides whether a fault strikes.
+        outside: the context of code that belongs to no application, and so outlives them.
     """
 
     @property
@@ -43,73 +43,74 @@ class BusWorld(Protocol):
     def outside(self) -> Context: ...
 
     def note(self, envelope: Envelope) -> None:
-        """The bus has taken a message."""
+        """Note a message that the bus has accepted."""
 
 
 class HarnessBus(abc.ABC):
-    """One bus of a simulated world, with the behaviour of a kind of broker.
+    """One bus of a harness, in place of the one that its applications name.
 
     Connections know the `OWNER` of the code that made them. When its application is killed,
     `kill` ends them as the end of a process does.
 
     Attributes:
-        pace: so many steps of the event loop, roughly, get as much done as one on a memory broker.
+        pace: roughly how many steps of the event loop it needs for what a memory broker does in
+            one.
     """
 
     pace: int = 1
 
     @abc.abstractmethod
     def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
-        """The presence of one application, not started.
+        """Return the bus of one application, not started.
 
         Args:
-            original: the provider that is replaced; its options count.
+            original: the provider that is replaced; its options apply.
             surroundings: the application's.
         """
 
     def check(self, envelope: Envelope) -> None:  # noqa: B027 (a real broker says so itself)
-        """Raise what a program gets that wants to publish a message that the bus cannot carry."""
+        """Raise what a program gets when it publishes a message that the bus cannot carry."""
 
     @abc.abstractmethod
     def inject(self, envelope: Envelope) -> None:
-        """Take a message from outside; no fault strikes it before it is taken."""
+        """Accept a message from outside; no fault strikes before that."""
 
     @abc.abstractmethod
     def under_way(self) -> str | None:
-        """What is not settled though somebody is there for it; None when there is nothing.
+        """Describe what is unfinished although somebody is there to finish it; None if nothing is.
 
-        For example a message that was delivered and not acknowledged, a publish without
-        confirmation, a connection that is to come back.
+        For example a message that was delivered and not acknowledged, a publish that was not
+        confirmed, or a connection that is to be made again.
         """
 
     def begin_to_settle(self) -> None:  # noqa: B027 (not every bus keeps progress by itself)
-        """The test waits for rest from now on, and `all_handled` has not been called for that."""
+        """Note that the test begins to wait until all is settled, before any `all_handled`."""
 
     def all_handled(self) -> None:  # noqa: B027 (as before)
-        """Nothing is under way on any bus of the world.
+        """Note that nothing is under way on any bus of the world.
 
-        From now on, until `begin_to_settle`, what was published so far is under way again as
-        long as the progress of those who have handled it is not kept.
+        From now on, until `begin_to_settle`, what was published so far counts as under way until
+        the bus has stored the progress of those who have handled it.
         """
 
     @abc.abstractmethod
     def letters(self) -> list[Envelope]:
-        """The dead letters that are stored, oldest first."""
+        """Return the stored dead letters, oldest first."""
 
     @abc.abstractmethod
     def clients(self) -> list[str]:
-        """Ids of what is connected, in the order of connecting.
+        """Return the ids of the connected clients, in the order in which they connected.
 
         They are ``application.instance`` or ``application.instance.subscription``.
         """
 
     @abc.abstractmethod
     def cut(self, client: str, *, lose_session: bool = False) -> None:
-        """End a connection; with ``lose_session`` forget what was kept for it, too."""
+        """Cut a connection; with ``lose_session`` also forget what was kept for the client."""
 
     @abc.abstractmethod
     def kill(self, owner: object) -> None:
-        """The process that made these connections is gone: nothing of theirs arrives any more."""
+        """End the connections of an owner as if its process had ended."""
 
     @abc.abstractmethod
     def go_away(self) -> None:
@@ -117,22 +118,22 @@ class HarnessBus(abc.ABC):
 
     @abc.abstractmethod
     def come_back(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
 
     def rebalance(self) -> bool:
-        """Hand partitions out anew; False when there is nothing to hand out."""
+        """Reassign the partitions; return False if there are none to assign."""
         return False
 
     def close(self) -> None:  # noqa: B027 (there is nothing that every bus has to do)
-        """The world has come to its end; nothing happens any more."""
+        """Release what the bus holds, at the end of the world."""
 
 
 class StandInProvider(SocketProvider):
-    """Stands in for a provider: same address, defaults and rules, on a simulated bus.
+    """Stands in for a provider: same address, defaults and rules, on a bus of the harness.
 
     Args:
-        original: what it stands in for.
-        bus: the simulated one.
+        original: the provider that it stands in for.
+        bus: where it leads.
     """
 
     def __init__(self, original: SocketProvider, bus: HarnessBus) -> None:
@@ -167,13 +168,13 @@ def simulate(
     buses: dict[str, HarnessBus],
     profile: Profile | None = None,
 ) -> StandInProvider:
-    """What stands in for a provider.
+    """Return the stand-in for a provider, on a simulated bus.
 
     Args:
         original: the provider.
         world: the world that the simulated bus is in.
-        buses: the simulated buses so far, by address; gets a new one where there is none.
-        profile: whose behaviour it is to have; None for what fits the original.
+        buses: the simulated buses so far, by address; a missing one is added.
+        profile: the kind of broker to simulate; None for the kind that fits the original.
     """
     bus = buses.get(original.address)
     if bus is None:
@@ -183,7 +184,7 @@ def simulate(
 
 
 def _simulated(kind: Profile, world: BusWorld) -> HarnessBus:
-    # Not at the top: they build on this module, and the Kafka client takes time to import.
+    # Not at the top: they import this module, and the Kafka client takes time to import.
     if kind == "kafka":
         from ._kafka import SimulatedKafkaBus
 

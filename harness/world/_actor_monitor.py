@@ -1,4 +1,4 @@
-"""The watch over actors: what they are doing, and what has failed in them."""
+"""The monitor of the actors: what they are doing, and what has failed in them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Failure:
 
     Attributes:
         actor: ``application/instance/actor``.
-        where: what it was: ``handler``, ``answer`` (a request was answered with this
-            `RemoteError`), ``payload`` (it did not fit), ``post`` (refused by the broker),
-            ``timer``, ``producer``, ``on_start``, ``on_stop``, ``task`` ...
+        where: what failed: ``handler``, ``answer`` (a request was answered with this
+            `RemoteError`), ``payload`` (it did not match the type), ``post`` (refused by the
+            broker), ``timer``, ``producer``, ``on_start``, ``on_stop``, ``task`` ...
         error: what was raised.
-        topic: of the message that it was about; None where there was none.
-        message_id: its id.
+        topic: the topic of the message concerned; None if there was none.
+        message_id: the id of that message.
     """
 
     actor: str
@@ -54,10 +54,10 @@ class Activity:
     """What one actor is working on.
 
     Attributes:
-        lane: the actor.
-        item: of its mailbox.
-        since: loop time.
-        task: the actor's.
+        lane: the lane of the actor.
+        item: what it took from its mailbox.
+        since: when it began, on the loop's clock.
+        task: the task of the lane.
     """
 
     __slots__ = ("item", "lane", "since", "task")
@@ -70,22 +70,22 @@ class Activity:
 
     @property
     def counts(self) -> bool:
-        """Whether rest has to wait for it: a producer that runs once may run for ever."""
+        """Whether `settle` waits for it; a producer that runs once may run forever."""
         spec = self.lane.spec
         return spec.kind != "producer" or spec.options.every is not None
 
     @property
     def topic(self) -> str | None:
-        """The topic of the message, where it is one."""
+        """The topic of the message; None if it is working on something else."""
         return self.item.envelope.topic if isinstance(self.item, Delivery) else None
 
 
 class ActorMonitor:
-    """Hears of everything that actors do; see `Observer`.
+    """Observes everything that actors do; an `Observer`.
 
     Attributes:
         failures: everything that failed, in order.
-        troubles: why an actor could not go on as it should, the last time that it could not.
+        troubles: the last reason why an actor could not proceed, by its address.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, trace: Trace) -> None:
@@ -95,7 +95,7 @@ class ActorMonitor:
         self._allowed: list[type[BaseException]] = [Reject, Retry]
         self._expected: dict[type[BaseException], bool] = {}
         self._reported = 0
-        # Of requests that failed with an error that the test got.
+        # Ids of requests that failed with an error that the test received.
         self._answered: set[str | None] = set()
         self._asked: list[tuple[Failure, Envelope]] = []
         self.failures: list[Failure] = []
@@ -147,33 +147,33 @@ class ActorMonitor:
     # For the harness.
 
     def work(self) -> Iterator[Activity]:
-        """What is being worked on."""
+        """Iterate over everything that is being worked on."""
         return iter(tuple(self._work.values()))
 
     def work_of(self, lane: Lane) -> Activity | None:
-        """What an actor is working on."""
+        """Return what a lane is working on; None if it is idle."""
         return self._work.get(lane)
 
     def forget(self, lane: Lane) -> None:
-        """What the actor was working on, it does not work on any more."""
+        """Forget what a lane was working on."""
         self._work.pop(lane, None)
 
     def allow(self, kinds: tuple[type[BaseException], ...]) -> None:
-        """Do not mind such failures."""
+        """Tolerate failures of these classes."""
         self._allowed.extend(kinds)
 
     def expect(self, kinds: tuple[type[BaseException], ...]) -> None:
-        """Do not mind such failures, but mind if they do not happen."""
+        """Tolerate failures of these classes, and require each of them."""
         for kind in kinds:
             self._expected[kind] = False
 
     def answered(self, source: str, topic: str, answer: RemoteError) -> None:
-        """The test got an error as the answer to a request of its own, and so knows of it.
+        """Note that the test received an error as the answer to its request, and so knows of it.
 
         Args:
-            source: of the request.
-            topic: where it was sent to.
-            answer: gets what failed as its cause.
+            source: the source of the request.
+            topic: where it was sent.
+            answer: the error; what failed becomes its cause.
         """
         for failure, envelope in self._asked:
             if (envelope.source, envelope.topic) == (source, topic):
@@ -182,11 +182,11 @@ class ActorMonitor:
         self._asked.clear()
 
     def check(self) -> None:
-        """Raise HandlerFailed for what is new and nobody expected."""
+        """Raise HandlerFailed for new failures that nobody expected."""
         __tracebackhide__ = True
         new = self.failures[self._reported :]
         self._reported = len(self.failures)
-        # Of several attempts at a message the last one says enough.
+        # Of several attempts at a message, the last one says enough.
         last: dict[tuple[str, str | None, int], Failure] = {}
         for failure in new:
             if not self._is_expected(failure):
@@ -197,17 +197,17 @@ class ActorMonitor:
             return
         text = "\n".join(str(failure) for failure in unexpected)
         errors = [failure.error for failure in unexpected]
-        hint = "expect_failure() is for failures that the test wants"
+        hint = "if the test expects this, say so with expect_failure()"
         cause = errors[0]
         if len(errors) > 1:
             cause = BaseExceptionGroup(f"{len(errors)} failures", errors)
         raise HandlerFailed(f"{text}\n({hint})") from cause
 
     def explain(self, stuck: NotSettled) -> None:
-        """Add to it what has failed, which may be why: an actor that has ended, for example."""
+        """Add failures to it that may be the reason, such as an actor that has ended."""
         for failure in self.failures[self._reported :]:
             if not self._is_expected(failure):
-                stuck.add_note(f"before that failed: {failure}")
+                stuck.add_note(f"this had failed before: {failure}")
                 stuck.__cause__ = stuck.__cause__ or failure.error
 
     def check_expected(self) -> None:
@@ -224,5 +224,5 @@ class ActorMonitor:
                 return True
         if failure.where in _ANSWERED and failure.message_id in self._answered:
             return True
-        # Whoever asked gets it, and fails if it minds.
+        # The requester gets the error, and decides whether that is a failure.
         return failure.where == "answer" or isinstance(failure.error, tuple(self._allowed))

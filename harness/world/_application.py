@@ -1,4 +1,4 @@
-"""One application in a harness: its lives, one after the other."""
+"""One application under test, and its lives, one after the other."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _PAUSE = 1.0
 
 
 class Life:
-    """One life of an application, from its start to its stop or violent end.
+    """One life of an application, from its start until it stops or is killed.
 
     Attributes:
-        over: it was killed: nothing of it runs any more.
-        tasks: that it has started.
+        over: whether it was killed, so that nothing of it may run any more.
+        tasks: the tasks that it has started.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -40,7 +40,7 @@ class Life:
         self.context.run(OWNER.set, self)
 
     async def wait_for(self, task: asyncio.Task[None]) -> bool:
-        """Wait for one of its tasks; False when it was killed first."""
+        """Wait for one of its tasks; return False if it was killed first."""
         await asyncio.wait((task, self._killed), return_when="FIRST_COMPLETED")
         if self.over:
             return False
@@ -48,7 +48,7 @@ class Life:
         return True
 
     def end(self) -> None:
-        """It is killed."""
+        """End it by force."""
         self.over = True
         if not self._killed.done():
             self._killed.set_result(None)
@@ -57,23 +57,23 @@ class Life:
 class ApplicationUnderTest:
     """One application in a world.
 
-    While it is in there, its buses, clock, randomness and counters are the world's.
+    Until `restore`, its buses, clock, randomness and counters are those of the world.
 
     Args:
         world: the world.
-        application: not running.
+        application: an application that is not running.
         number: tells ephemeral applications apart.
 
     Attributes:
-        life: the current life; None when it does not run.
+        life: the current life; None if it is not running.
         stats: the counters of all lives.
-        returns: it was killed and is going to be started again.
+        returns: whether it was killed and is going to be started again.
     """
 
     def __init__(self, world: World, application: DistributedApplication, number: int) -> None:
         runs = self._runs = runs_of(application)
         if runs.current is not None:
-            raise ConfigurationError(f"application {application.name!r} runs already")
+            raise ConfigurationError(f"application {application.name!r} is already running")
         self._world = world
         self.application = application
         self.life: Life | None = None
@@ -81,7 +81,7 @@ class ApplicationUnderTest:
         self.returns = False
         self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        # Their coroutines must not be closed before the end, which would run code of the user's.
+        # Kept until the end: closing their coroutines earlier would run code of the user's.
         self._remains: list[asyncio.Task[Any]] = []
         self._before = runs.settings
         identity = application.identity
@@ -112,19 +112,19 @@ class ApplicationUnderTest:
 
     @property
     def lanes(self) -> list[Lane]:
-        """All actors, each lane as one."""
+        """All lanes of all actors."""
         return (
             [] if self.run is None else [lane for actor in self.run.actors for lane in actor.lanes]
         )
 
     def restore(self) -> None:
-        """Give the application back as it was."""
+        """Restore the application as it was."""
         self._runs.settings = self._before
 
     # Start and stop.
 
     async def prepare(self) -> bool:
-        """Start everything but the producers; False when it was killed meanwhile."""
+        """Start everything but the producers; return False if it was killed meanwhile."""
         self.returns = False
         life = self.life = Life(self._world.loop)
         self._world.trace.add(self.name, "start")
@@ -133,7 +133,7 @@ class ApplicationUnderTest:
         return await life.wait_for(self._starting)
 
     def begin(self) -> None:
-        """Start the producers, and see to it that the application stops when it has to."""
+        """Start the producers, and stop the application when something ends it."""
         if self.life is None:
             return
         self.life.context.copy().run(self._runs.begin)
@@ -149,12 +149,12 @@ class ApplicationUnderTest:
         await self.stop()
 
     async def start(self) -> None:
-        """Start it all."""
+        """Start the application, producers included."""
         if await self.prepare():
             self.begin()
 
     async def stop(self) -> None:
-        """Stop it as a signal does."""
+        """Stop it, as a signal does."""
         life = self.life
         if life is None:
             return
@@ -167,7 +167,7 @@ class ApplicationUnderTest:
             self._ending.cancel()
 
     def kill(self) -> None:
-        """End it as ``kill -9`` does: nothing of it runs or is sent any more, its state is lost."""
+        """End it like ``kill -9``: nothing of it runs or is sent any more, its state is lost."""
         life = self.life
         if life is None:
             return
@@ -188,7 +188,7 @@ class ApplicationUnderTest:
         self._world.silence(life)
 
     def come_back(self, delay: float) -> None:
-        """After `kill`: start again after so many seconds."""
+        """Start it again so many seconds after a `kill`."""
         self.returns = True
         self._world.loop.call_later(delay, self._come_back, context=self._world.outside)
 
@@ -200,8 +200,7 @@ class ApplicationUnderTest:
     def _came_back(self, restarting: asyncio.Task[None]) -> None:
         error = None if restarting.cancelled() else restarting.exception()
         if isinstance(error, ConnectFailed):
-            # Faults can keep it away for longer than it tries; whoever looks after a process
-            # starts it once more.
+            # Faults can outlast its attempts to connect; a supervisor would start it once more.
             self.life = None
             self.come_back(_PAUSE)
         elif error is not None:
@@ -210,7 +209,7 @@ class ApplicationUnderTest:
     # What goes on.
 
     def under_way(self) -> str | None:
-        """What keeps it from being at rest; None when it is."""
+        """Describe what is unfinished; None if nothing is."""
         if self.returns:
             return f"{self.name}: it is to start again"
         if self._starting is not None and not self._starting.done() and self.life is not None:
@@ -222,12 +221,12 @@ class ApplicationUnderTest:
             return f"{self.name}: it, or one of its actors, is stopping"
         for connection in run.connections:
             if len(connection.requests):
-                return f"{self.name}: {len(connection.requests)} requests wait for their replies"
+                return f"{self.name}: {len(connection.requests)} requests are waiting for replies"
         for lane in self.lanes:
             if not lane.up:
                 return f"{lane.address}: it is starting"
             if len(lane.mailbox) or len(lane.local):
-                return f"{lane.address}: {len(lane.mailbox)} messages wait in its mailbox"
+                return f"{lane.address}: {len(lane.mailbox)} messages are waiting in its mailbox"
             if len(lane.processor.settlements):
-                return f"{lane.address}: handled messages wait for what they have sent"
+                return f"{lane.address}: handled messages are waiting for what they have sent"
         return None

@@ -1,4 +1,4 @@
-"""Faults that strike whole connections, actors and applications."""
+"""Fault injection: faults that strike whole connections, actors and applications."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ...runtime.hosting._lane import Lane
 from ...transports import Delivery
 
 if TYPE_CHECKING:
-    from ._simulated import SimulatedWorld
+    from ._simulated_world import SimulatedWorld
 
 __all__ = ["FaultInjector"]
 
 
 class FaultInjector:
-    """What can befall the applications of a world.
+    """Injects faults into the applications of a world.
 
     Args:
         world: the world.
@@ -26,7 +26,7 @@ class FaultInjector:
         self._world = world
 
     def roll(self) -> None:
-        """Let the dice decide whether any of it happens now."""
+        """Let the dice decide which faults strike now, and inject those."""
         world, dice = self._world, self._world.dice
         faults = dice.faults
         if dice.strikes(faults.cut):
@@ -60,7 +60,7 @@ class FaultInjector:
                 victim.come_back(dice.seconds())
 
     def restart(self, lane: Lane) -> None:
-        """An actor loses what it has, and starts again with the message it was working on."""
+        """Crash an actor; it starts again with the message that it was working on."""
         unfinished: Sequence[Delivery] = ()
         work = self._world.monitor.work_of(lane)
         if isinstance(lane.work_source, BatchSource):

@@ -1,4 +1,4 @@
-"""The world of a harness: an event loop, buses, applications under test, and who looks on."""
+"""The world of a harness: an event loop, buses, applications under test, and their monitor."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class World(abc.ABC):
     """Applications on one event loop, which runs only while the test waits for something.
 
     Args:
-        seed: of everything random.
+        seed: the seed of all randomness.
         loop: the event loop.
-        start: its time at the beginning.
+        start: the time on its clock at the beginning.
 
     Attributes:
-        outside: the context of what belongs to no application.
+        outside: the context of code that belongs to no application.
         trace: what happened.
-        watch: what the actors do, and what has failed.
-        buses: in place of those of the applications, by their address.
+        monitor: what the actors are doing, and what has failed.
+        buses: the stand-ins for the buses of the applications, by address.
         tested: the applications.
-        taken: what the buses have taken from applications.
+        taken: the messages that the buses have accepted.
         problems: for `take_problems`.
     """
 
@@ -62,16 +62,16 @@ class World(abc.ABC):
         return self.loop.time() - self._start
 
     def note(self, envelope: Envelope) -> None:
-        """A bus has taken a message."""
+        """Note a message that a bus has accepted."""
         self.trace.add(envelope.source or "somebody", "publish", envelope.topic, envelope.id)
         self.taken.append(envelope)
 
     def published(self, *, reserved: bool) -> Iterator[Envelope]:
-        """What was published; to the runtime's own topics, or to all others."""
+        """Return what was published, either to the runtime's own topics or to all others."""
         return (envelope for envelope in self.taken if is_reserved(envelope.topic) is reserved)
 
     def add(self, application: DistributedApplication) -> None:
-        """Take an application in, not started."""
+        """Add an application, without starting it."""
         self.tested.append(ApplicationUnderTest(self, application, len(self.tested) + 1))
 
     def spawn(self, coroutine: Coroutine[Any, Any, T], context: Context) -> asyncio.Task[T]:
@@ -84,51 +84,51 @@ class World(abc.ABC):
 
     @abc.abstractmethod
     def stand_in(self, provider: SocketProvider) -> SocketProvider:
-        """What an application uses in place of a provider."""
+        """Return what an application uses in place of a provider."""
 
     @abc.abstractmethod
     def environment(self, seed: int) -> Environment:
-        """Time, randomness and identifiers for an application."""
+        """Return the time, randomness and identifiers for an application."""
 
     @abc.abstractmethod
     def check_simulated(self, what: str) -> None:
-        """Raise NotSimulated where ``what`` cannot be had."""
+        """Raise NotSimulated if this world does not support ``what``."""
 
     @abc.abstractmethod
     def begin(self) -> None:
-        """All applications have started."""
+        """Let faults strike: all applications have started."""
 
     @abc.abstractmethod
     def end(self) -> None:
-        """The applications are going to be stopped."""
+        """Let no more faults strike: the applications are about to be stopped."""
 
     @abc.abstractmethod
     def announce(self, name: str, place: str) -> BusyThread:
-        """Work that a thread of the program's own has; things are not at rest before its end."""
+        """Announce work in a thread of the program's own; nothing is settled before it ends."""
 
     def take_problems(self) -> list[str]:
-        """What has to be told to who writes the test, each once."""
+        """Return the new warnings for the author of the test, and forget them."""
         taken, self.problems[:] = self.problems[:], []
         return taken
 
     def look_for_lost_failures(self) -> None:  # noqa: B027 (only a simulated world knows of them)
-        """Let the watch know of tasks that failed, and that nobody has asked for it."""
+        """Report tasks to the monitor whose failure nobody has retrieved."""
 
     @abc.abstractmethod
     def silence(self, life: Life) -> None:
-        """Nothing of this life happens any more."""
+        """Stop everything that belongs to a life that was killed."""
 
     @abc.abstractmethod
     def restart_actor(self, lane: Lane) -> None:
-        """Let an actor lose what it has, as soon as time goes by."""
+        """Crash a lane as soon as time passes; it starts again."""
 
     @abc.abstractmethod
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the loop until the coroutine has ended."""
+        """Run the loop until a coroutine has ended."""
 
     @abc.abstractmethod
     async def settled(self) -> None:
-        """Wait until nothing moves.
+        """Wait until all is settled.
 
         Raises:
             NotSettled: that does not happen; says why.
@@ -136,17 +136,17 @@ class World(abc.ABC):
 
     @abc.abstractmethod
     async def advanced(self, seconds: float) -> None:
-        """Let so much time go by, and work off what is due then."""
+        """Let so many seconds pass, and do all that is due by then."""
 
     @abc.abstractmethod
     async def outcome(self, coroutine: Coroutine[Any, Any, T], seconds: float = 0.0) -> T:
-        """Run something until it is done and all that was ready has run.
+        """Run a coroutine until it is done and all that was ready has run; return its result.
 
         Args:
-            coroutine: what to run.
-            seconds: for how long it may wait by itself.
+            coroutine: the coroutine.
+            seconds: how long it may wait by itself, in addition to the patience.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""

@@ -132,7 +132,7 @@ def _brokers(request: pytest.FixtureRequest) -> Any:
     kind = request.config.getoption("--spa-dat-broker")
     if kind == "memory":
         return None
-    from .harness.live._real_providers import KafkaBrokers, MosquittoBrokers
+    from .harness.live._real_brokers import KafkaBrokers, MosquittoBrokers
 
     if kind == "mqtt":
         from .testing import Mosquitto

@@ -11,7 +11,7 @@ from conformance.kafka_harness import KafkaHarness
 from spa_dat.harness.simulated._kafka import SimulatedKafkaBus
 from spa_dat.harness.simulated._mqtt import SimulatedMqttBus
 from spa_dat.harness.simulated._stand_ins import HarnessBus
-from spa_dat.harness.world._simulated import SimulatedWorld
+from spa_dat.harness.world._simulated_world import SimulatedWorld
 from spa_dat.testing.conformance import TransportHarness, VirtualEnvironment
 from spa_dat.transports import KafkaConfig, KafkaProvider, MqttConfig, MqttProvider, SocketProvider
 

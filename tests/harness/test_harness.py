@@ -471,7 +471,7 @@ def test_mistakes_in_using_it_are_named() -> None:
     with pytest.raises(ConfigurationError, match="not in use"):
         Harness(app).settle()
     with Harness(app) as harness:
-        with pytest.raises(ConfigurationError, match="runs already"):
+        with pytest.raises(ConfigurationError, match="is already running"):
             Harness(app).__enter__()
         with pytest.raises(ConfigurationError, match="there are: watch, Boiler"):
             harness.state("unknown")

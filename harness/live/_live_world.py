@@ -16,9 +16,10 @@ from .._errors import NotSettled, NotSimulated
 from .._harness import Harness
 from ..loop._stacks import stack_of
 from ..loop._tasks import OWNER
+from ..world._settling import unfinished
 from ..world._world import World
 from ._live_bus import LiveBus, LiveProvider, PublishedMessage
-from ._real_providers import RealBrokers
+from ._real_brokers import RealBrokers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,15 +197,7 @@ class LiveWorld(World):
                 return f"{work.lane.address} is at work{about}{stack_of(work.task)}"
         for busy in tuple(self._announced):
             return f"a thread is busy with {busy.name}, announced in {busy.place}"
-        for tested in self.tested:
-            what = tested.under_way()
-            if what is not None:
-                return what
-        for bus in self.buses.values():
-            what = bus.under_way()
-            if what is not None:
-                return what
-        return None
+        return unfinished(self)
 
     async def advanced(self, seconds: float) -> None:
         """See `World.advanced`."""

@@ -1,4 +1,4 @@
-"""Applications on a simulated Kafka cluster, and whether they have anything left to do there."""
+"""The bus of an application on a simulated Kafka cluster, and what it has left to do there."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 __all__ = ["ObservedKafkaBus", "Offsets"]
 
 Offsets: TypeAlias = dict[tuple[str, str, int], int]
-"""The offset after the last record that counts, by group, topic and partition."""
+"""The offset after the last record concerned, by group, topic and partition."""
 
 _STABLE = "Stable"
 
 
 class ObservedKafkaBus(KafkaBus):
-    """The bus of one life of an application, unchanged but for what can be seen of it.
+    """The Kafka bus of one life of an application, with what it has under way made visible.
 
     Args:
-        config: that leads to the cluster.
+        config: leads to the cluster.
         names: translates addresses.
         surroundings: the application's.
         cluster: the simulated one.
 
     Attributes:
-        owner: whose it is.
-        gone: it was closed, or its application was killed.
+        owner: the life of the application that opened it.
+        gone: whether it was closed, or its application killed.
         request_timeout: seconds that it waits for an answer.
     """
 
@@ -74,10 +74,10 @@ class ObservedKafkaBus(KafkaBus):
         return record
 
     def _make(self, topics: Iterable[str], partitions: int) -> None:
-        """An administrator has made them long ago."""
+        """Create missing topics, in place of an administrator who has done so long ago."""
         for topic in topics:
             if topic not in self._cluster.topics:
-                # What nobody could make is refused to whoever needs it, as in production.
+                # A topic that cannot be created is refused to whoever uses it, as in production.
                 with contextlib.suppress(RequestRefused):
                     self._cluster.create_topic(topic, partitions)
 
@@ -86,7 +86,7 @@ class ObservedKafkaBus(KafkaBus):
         await super().close()
 
     def abandon(self) -> None:
-        """Its process is gone: what the client library has left must not complain of that."""
+        """Drop it as if its process had ended; the remains of the client library must not warn."""
         self.gone = True
         clients: list[Any] = [self._inbox._consumer]
         clients += [consumer._sessions._consumer for consumer in self._receiving()]
@@ -100,7 +100,7 @@ class ObservedKafkaBus(KafkaBus):
     # What goes on.
 
     def settled(self) -> Offsets:
-        """How far its consumers have settled what they had, committed or not."""
+        """Return how far its consumers have settled what they received, committed or not."""
         found: Offsets = {}
         for member in self._members():
             assignment = member._assignment
@@ -110,7 +110,7 @@ class ObservedKafkaBus(KafkaBus):
         return found
 
     def ends(self) -> Offsets:
-        """How far the partitions go that its consumers read as members of groups."""
+        """Return the ends of the partitions that its consumers read as members of groups."""
         return {
             (member._group, topic, partition): end
             for member in self._members()
@@ -120,12 +120,12 @@ class ObservedKafkaBus(KafkaBus):
     def under_way(
         self, connected: Callable[[str], bool], settled: Offsets, to_commit: Offsets
     ) -> str | None:
-        """What keeps it from being at rest.
+        """Describe what is unfinished; None if nothing is.
 
         Args:
-            connected: whether a client of this id has a connection.
-            settled: how far the members of groups have settled what they had.
-            to_commit: how far it has to be committed, too.
+            connected: tells whether the client with this id has a connection.
+            settled: how far the members of groups have settled what they received.
+            to_commit: how far that also has to be committed.
         """
         pending = len(self._publisher.outbox)
         if pending:
@@ -134,7 +134,7 @@ class ObservedKafkaBus(KafkaBus):
             return None
         inbox = self._inbox
         if not self.connected or inbox._consumer is None or not connected(self._client_id):
-            return f"{self._client_id}: it is to connect again"
+            return f"{self._client_id}: it is to reconnect"
         topics = self._cluster.topics
         for place, position in inbox._positions.items():
             if place.topic in topics and position < self._end(place.topic, place.partition):
@@ -156,7 +156,7 @@ class ObservedKafkaBus(KafkaBus):
                 yield consumer._sessions
 
     def _is_in_group(self, member: GroupMember) -> bool:
-        """Whether the group knows of it; one that was put out finds that out later."""
+        """Tell whether the group knows it; a member that was removed finds out later."""
         group = self._cluster.groups.get(member._group)
         return group is not None and any(
             known.client_id == member.identifier for known in group.members.values()
@@ -176,7 +176,7 @@ class ObservedKafkaBus(KafkaBus):
             return None
         assignment = sessions._assignment
         if sessions._consumer is None or not connected(sessions.identifier):
-            return "it is to connect again"
+            return "it is to reconnect"
         if assignment is not None and assignment.unsettled > 0:
             return f"{assignment.unsettled} messages are not settled"
         if isinstance(sessions, GroupMember):
@@ -190,7 +190,7 @@ class ObservedKafkaBus(KafkaBus):
         group = self._cluster.groups.get(name)
         assignment = member._assignment
         if assignment is None or assignment.ended or group is None or group.state != _STABLE:
-            return f"group {name!r} hands its partitions out"
+            return f"group {name!r} is assigning its partitions"
         committed = self._cluster.committed(name)
         unsettled = uncommitted = 0
         for topic, partition, end in self._ends(member._selection):
@@ -212,7 +212,7 @@ class ObservedKafkaBus(KafkaBus):
         return None
 
     def _ends(self, selection: Selection) -> Iterator[tuple[str, int, int]]:
-        """The partitions of the topics that are selected, with the offset of the next record."""
+        """Yield the partitions of the selected topics, with the offset of the next record."""
         names, pattern, _ = selection
         for topic, stored in self._cluster.topics.items():
             if topic in names or (pattern is not None and pattern.match(topic) is not None):
