@@ -14,6 +14,7 @@ from ._envelope import REPLY_HEADER, Envelope
 
 __all__ = [
     "RESERVED",
+    "FilterIndex",
     "TopicFilter",
     "TopicTrie",
     "check_filter",
@@ -203,16 +204,95 @@ def covers(wide: str, narrow: str) -> bool:
 
 def minimal(filters: Iterable[str]) -> tuple[str, ...]:
     """Return the plain filters without those that another one covers, in the same order."""
-    unique = list(dict.fromkeys(filters))
-    return tuple(
-        pattern
-        for index, pattern in enumerate(unique)
-        if not any(
-            covers(other, pattern) and (place < index or not covers(pattern, other))
-            for place, other in enumerate(unique)
-            if place != index
+    index = FilterIndex()
+    unique = [pattern for pattern in filters if index.add(pattern)]
+    return tuple(pattern for pattern in unique if not index.covers(pattern))
+
+
+class _Place:
+    """A level of the filters of an index, after those above it.
+
+    Attributes:
+        below: further levels.
+        ends: a filter ends here.
+        goes_on: a filter ends here with ``#``.
+    """
+
+    __slots__ = ("below", "ends", "goes_on")
+
+    def __init__(self) -> None:
+        self.below: dict[str, _Place] = {}
+        self.ends = False
+        self.goes_on = False
+
+
+class FilterIndex:
+    """Tells which of many plain filters have topics in common.
+
+    Looking at a filter takes about as long as it has levels, however many others there are: an
+    actor may have thousands. ``#`` and ``+/#`` are the same filter.
+    """
+
+    def __init__(self) -> None:
+        self._root = _Place()
+
+    def add(self, pattern: str) -> bool:
+        """Add a filter; returns whether it was not there before."""
+        levels, many = _split(pattern)
+        place = self._root
+        for level in levels:
+            place = place.below.setdefault(level, _Place())
+        is_new = not (place.goes_on if many else place.ends)
+        if many:
+            place.goes_on = True
+        else:
+            place.ends = True
+        return is_new
+
+    def covers(self, pattern: str) -> bool:
+        """Whether every topic of a filter matches another one of the index, too."""
+        levels, many = _split(pattern)
+        places = [self._root]
+        for depth, level in enumerate(levels):
+            alone = level == "+" or (depth == 0 and _is_hidden(level))
+            keys = (level,) if alone else (level, "+")
+            places = [child for place in places for key in keys if (child := place.below.get(key))]
+            if depth + 1 < len(levels) and any(place.goes_on for place in places):
+                return True
+        own = self._find(levels)
+        for place in places:
+            if place.goes_on and not (many and place is own):
+                return True
+            if place.ends and not many and place is not own:
+                return True
+        return False
+
+    def overlaps(self, pattern: str) -> bool:
+        """Whether some topic of a filter may match another one of the index, too."""
+        levels, many = _split(pattern)
+        places = [self._root]
+        for depth, level in enumerate(levels):
+            if level == "+":
+                places = [child for place in places for child in place.below.values()]
+            else:
+                keys = (level, "+")
+                places = [
+                    child for place in places for key in keys if (child := place.below.get(key))
+                ]
+            if depth + 1 < len(levels) and any(place.goes_on for place in places):
+                return True
+        own = self._find(levels)
+        return any(
+            place is not own or (place.ends if many else place.goes_on) or (many and place.below)
+            for place in places
+            if many or place.ends or place.goes_on
         )
-    )
+
+    def _find(self, levels: list[str]) -> _Place | None:
+        place: _Place | None = self._root
+        for level in levels:
+            place = None if place is None else place.below.get(level)
+        return place
 
 
 class _Node(Generic[V]):

@@ -10,7 +10,9 @@ from hypothesis import given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from spa_dat.errors import ConfigurationError
+from spa_dat.transports import _topics
 from spa_dat.transports._topics import (
+    FilterIndex,
     TopicFilter,
     TopicTrie,
     check_filter,
@@ -131,6 +133,57 @@ def test_minimal_filters_match_the_same(patterns: list[str], topic: str) -> None
 )
 def test_minimal_known_cases(patterns: tuple[str, ...], kept: tuple[str, ...]) -> None:
     assert minimal(patterns) == kept
+
+
+@given(st.lists(filters(), max_size=6), filters())
+def test_an_index_of_filters_says_what_looking_at_each_pair_does(
+    patterns: list[str], pattern: str
+) -> None:
+    index = FilterIndex()
+    new = [index.add(other) for other in patterns]
+    same = [covers(one, pattern) and covers(pattern, one) for one in patterns]
+    others = [one for one, equal in zip(patterns, same, strict=True) if not equal]
+    assert index.covers(pattern) == any(covers(other, pattern) for other in others)
+    for topic in _WITNESSES:
+        if reference(pattern, topic) and any(reference(other, topic) for other in others):
+            assert index.overlaps(pattern)
+    equal = [one for place, one in enumerate(patterns) if one in patterns[:place]]
+    assert new.count(False) >= len(equal)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "overlapping"),
+    [
+        (("a/+", "+/b", "c/d/#", "d"), ("a/+", "+/b")),
+        (("a/#", "+"), ("a/#", "+")),
+        (("a/#", "a/b/#"), ("a/#", "a/b/#")),
+        (("a/b", "a/c/#", "+/d/e", "a/b/c"), ()),
+        (("a", "b", "a/b", "+/c"), ()),
+        (("a/b/#", "a"), ()),
+    ],
+)
+def test_filters_of_an_index_that_overlap(
+    patterns: tuple[str, ...], overlapping: tuple[str, ...]
+) -> None:
+    index = FilterIndex()
+    assert all(index.add(pattern) for pattern in patterns)
+    assert tuple(filter(index.overlaps, patterns)) == overlapping
+
+
+def test_each_of_many_filters_is_looked_at_alone_and_not_with_each_other_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[str] = []
+    split = _topics._split
+
+    def count(pattern: str) -> tuple[list[str], bool]:
+        looks.append(pattern)
+        return split(pattern)
+
+    monkeypatch.setattr(_topics, "_split", count)
+    filters = [f"fleet/{number}/+" for number in range(500)]
+    assert minimal(filters) == tuple(filters)
+    assert len(looks) <= 4 * len(filters)
 
 
 class TrieMachine(RuleBasedStateMachine):

@@ -7,13 +7,13 @@ import hashlib
 import itertools
 import zlib
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ..._logs import get_logger
 from ...errors import ConnectionLost
 from .._envelope import Envelope
-from .._topics import TopicTrie, check_filter, is_reserved, minimal
+from .._topics import FilterIndex, TopicTrie, check_filter, is_reserved, minimal
 from .protocol._client import MqttClient
 from .protocol._reason_codes import reason_text
 
@@ -67,6 +67,7 @@ class SubscriptionSet:
         self._batch = batch
         self._at_once = _AT_ONCE
         self._wanted: dict[str, None] = {}
+        self._plan = _Plan(())
         self._reserved: TopicTrie[str] = TopicTrie()
         self._in_force: dict[str, int] = {}
         self._in_force_on: MqttClient | None = None
@@ -85,7 +86,9 @@ class SubscriptionSet:
             ConfigurationError: it is no filter.
         """
         check_filter(pattern)
-        self._wanted[pattern] = None
+        if pattern not in self._wanted:
+            self._wanted[pattern] = None
+            self._plan.add(pattern)
         self._unwanted.pop(pattern, None)
         if is_reserved(pattern):
             self._reserved.add(pattern, pattern)
@@ -93,6 +96,7 @@ class SubscriptionSet:
     def remove(self, pattern: str) -> None:
         """Do not want this filter any more, from the next `apply` on."""
         if pattern in self._wanted:
+            self._plan.remove(pattern, len(self._wanted))
             del self._wanted[pattern]
             self._unwanted[pattern] = None
             self._reserved.discard(pattern, pattern)
@@ -139,9 +143,12 @@ class SubscriptionSet:
             if self._in_force_on is not client:
                 self._in_force.clear()
                 self._in_force_on = client
-            wanted = minimal(self._wanted)
-            watched = wanted if client.limits.subscription_identifiers else ()
-            self.guard.watch(watched)
+            if self._plan.outdated:
+                self._plan = _Plan(self._wanted)
+            plan = self._plan
+            # A copy, since filters come and go while the broker is asked.
+            wanted = plan.minimal.copy()
+            self.guard.watch(plan.overlapping if client.limits.subscription_identifiers else ())
             missing = [
                 pattern
                 for pattern in wanted
@@ -179,7 +186,7 @@ class SubscriptionSet:
             self._discarded.clear()
         self._discarded[topic] = None
         async with self._lock:
-            keep = [self._prefix + pattern for pattern in (*self._wanted, *self._in_force)]
+            keep = {self._prefix + pattern for pattern in (*self._wanted, *self._in_force)}
             found = candidates(topic, () if self._prefix else self._wanted)
             if self._prefix:
                 found += [self._prefix + pattern for pattern in found]
@@ -283,7 +290,7 @@ class SubscriptionSet:
         return refused
 
     async def _unsubscribe(
-        self, client: MqttClient, patterns: Iterable[str], wanted: tuple[str, ...]
+        self, client: MqttClient, patterns: Iterable[str], wanted: Collection[str]
     ) -> None:
         ending = [pattern for pattern in patterns if pattern not in wanted]
         await self._unsubscribe_all(client, [self._prefix + pattern for pattern in ending])
@@ -302,27 +309,49 @@ _MOST_BYTES = 100_000
 _LARGEST_IDENTIFIER = 268_435_455
 
 
-def overlap(one: str, other: str) -> bool:
-    """Whether a topic can match both plain filters."""
-    for left, right in itertools.zip_longest(one.split("/"), other.split("/")):
-        if left == "#" or right == "#":
-            return True
-        if left is None or right is None:
-            return False
-        if left != right and left != "+" and right != "+":
-            return False
-    return True
-
-
-def overlapping(filters: Sequence[str]) -> tuple[str, ...]:
+def overlapping(filters: Collection[str]) -> tuple[str, ...]:
     """Those of the filters that overlap with another one, in the same order."""
-    found = {
-        pattern
-        for one, other in itertools.combinations(filters, 2)
-        if overlap(one, other)
-        for pattern in (one, other)
-    }
-    return tuple(pattern for pattern in filters if pattern in found)
+    index = FilterIndex()
+    for pattern in filters:
+        index.add(pattern)
+    return tuple(pattern for pattern in filters if index.overlaps(pattern))
+
+
+class _Plan:
+    """Which of the wanted filters to subscribe to.
+
+    A filter that overlaps with no other one, as most do, is added without a look at the others: a
+    handler may subscribe to thousands, one by one.
+
+    Args:
+        wanted: all of them.
+
+    Attributes:
+        minimal: those that no other one covers.
+        overlapping: those of them that overlap with another one.
+        outdated: filters have changed in a way that needs a new plan.
+    """
+
+    def __init__(self, wanted: Collection[str]) -> None:
+        self.minimal = dict.fromkeys(minimal(wanted))
+        self.overlapping = overlapping(self.minimal)
+        self.outdated = False
+        # Also of filters that were removed, which may only lead to a new plan too early.
+        self._index = FilterIndex()
+        for pattern in wanted:
+            self._index.add(pattern)
+
+    def add(self, pattern: str) -> None:
+        """Also want this one."""
+        if self._index.overlaps(pattern) or not self._index.add(pattern):
+            self.outdated = True
+        self.minimal[pattern] = None
+
+    def remove(self, pattern: str, count: int) -> None:
+        """Do not want this one any more, of so many."""
+        if len(self.minimal) < count or pattern in self.overlapping:
+            self.outdated = True
+        self.minimal.pop(pattern, None)
 
 
 class CopyGuard:
@@ -337,11 +366,16 @@ class CopyGuard:
     def __init__(self) -> None:
         self.filters: tuple[str, ...] = ()
         """The filters that overlap: subscribe to them with their `identifier`."""
+        self._identifiers: dict[str, int] = {}
         self._seen: OrderedDict[int, set[int]] = OrderedDict()
 
     def watch(self, filters: Sequence[str]) -> None:
         """Guard these filters from now on."""
         self.filters = overlapping(filters)
+        self._identifiers = {
+            pattern: zlib.crc32(pattern.encode()) % _LARGEST_IDENTIFIER + 1
+            for pattern in self.filters
+        }
         self.forget()
 
     def forget(self) -> None:
@@ -350,9 +384,7 @@ class CopyGuard:
 
     def identifier(self, pattern: str) -> int:
         """The subscription identifier of a filter, the same in every process; 0 for none."""
-        if pattern not in self.filters:
-            return 0
-        return zlib.crc32(pattern.encode()) % _LARGEST_IDENTIFIER + 1
+        return self._identifiers.get(pattern, 0)
 
     def is_copy(self, envelope: Envelope, identifiers: tuple[int, ...]) -> bool:
         """Whether this receipt is a copy of an earlier one."""

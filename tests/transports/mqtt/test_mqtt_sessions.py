@@ -13,7 +13,7 @@ from spa_dat.transports._delivery import Delivery, DeliveryState, Tracker
 from spa_dat.transports._envelope import Envelope
 from spa_dat.transports._topics import TopicFilter
 from spa_dat.transports.mqtt._redelivery import Redelivery
-from spa_dat.transports.mqtt._subscriptions import CopyGuard, candidates, overlapping
+from spa_dat.transports.mqtt._subscriptions import CopyGuard, _Plan, candidates, overlapping
 
 _MESSAGE = Envelope(topic="t", payload=b"x")
 
@@ -266,6 +266,38 @@ def test_filters_that_overlap_in_part_are_found() -> None:
     assert overlapping(("a/+", "+/b", "c/d/#", "d")) == ("a/+", "+/b")
     assert overlapping(("a/#", "+")) == ("a/#", "+")
     assert overlapping(("a", "b", "a/b", "+/c")) == ()
+
+
+_FEW_FILTERS = ("a", "a/b", "a/+", "+/b", "a/#", "#", "+/#", "c", "c/d", "e/+", "$s/#", "f", "g")
+
+
+@given(st.lists(st.sampled_from(_FEW_FILTERS), max_size=12))
+def test_a_plan_that_is_kept_is_the_one_that_would_be_made(changes: list[str]) -> None:
+    plan, wanted = _Plan(()), dict[str, None]()
+    for pattern in changes:
+        if pattern in wanted:
+            plan.remove(pattern, len(wanted))
+            del wanted[pattern]
+        else:
+            wanted[pattern] = None
+            plan.add(pattern)
+        anew = _Plan(wanted)
+        if plan.outdated:
+            plan = anew
+        assert list(plan.minimal) == list(anew.minimal)
+        assert plan.overlapping == anew.overlapping
+
+
+def test_filters_with_nothing_in_common_come_and_go_without_a_new_plan() -> None:
+    """A handler may subscribe to thousands of topics, one by one."""
+    plan = _Plan(["b/#", "b/c"])
+    for number in range(100):
+        plan.add(f"a/{number}/+")
+    assert not plan.outdated
+    assert len(plan.minimal) == 101
+    plan = _Plan(["a", "b"])
+    plan.remove("a", 2)
+    assert not plan.outdated
 
 
 def guard(*filters: str) -> CopyGuard:
