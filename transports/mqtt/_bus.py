@@ -17,7 +17,7 @@ from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
 from .._topics import parked, reply_prefix
 from ._config import MqttConfig
-from ._connection import Connection
+from ._connection import Connection, Farewell
 from ._consumer import MqttConsumer
 from ._inbox import ReplyInbox
 from ._publishing import Outgoing
@@ -71,7 +71,8 @@ class MqttBus(Bus):
         )
         backoff = config.backoff(surroundings.environment)
         self._outgoing = Outgoing(self._outbox, self._write, backoff, self._stats, config.address)
-        self._connection = Connection(self, config, self._identifier, surroundings)
+        self._farewell = Farewell()
+        self._connection = Connection(self, config, self._identifier, surroundings, self._farewell)
 
     # The contract.
 
@@ -93,7 +94,9 @@ class MqttBus(Bus):
         return self._reply_prefix + correlation
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
-        return MqttConsumer(self._config, self._surroundings, subscription, receiver)
+        return MqttConsumer(
+            self._config, self._surroundings, subscription, receiver, self._farewell
+        )
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         return self._outbox.submit(envelope, self._encode(envelope))

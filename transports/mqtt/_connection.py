@@ -28,11 +28,13 @@ from .protocol._reason_codes import (
     connect_problem,
 )
 
-__all__ = ["Connection", "ConnectionOwner"]
+__all__ = ["Connection", "ConnectionOwner", "Farewell"]
 
 _log = get_logger(__name__)
 
 _CLOSE_TIMEOUT = 2.0
+_SHORT_CLOSE_TIMEOUT = 0.2
+_REMEMBERED = 10.0
 _LOOK_TIMEOUT = 5.0
 _TRACE_SECONDS = 60
 _NO_SUBSCRIPTION = 0x11
@@ -64,6 +66,24 @@ class ConnectionOwner(ClientHandler, Protocol):
         """
 
 
+class Farewell:
+    """How long the connections of an application wait for a broker that they say goodbye to.
+
+    They are closed in several steps, one after the other. When a broker has not answered in one of
+    them, it is frozen or cannot be reached, and those that follow hardly wait.
+    """
+
+    def __init__(self) -> None:
+        self._silent_until = 0.0
+
+    async def say(self, client: MqttClient) -> None:
+        """Disconnect."""
+        loop = asyncio.get_running_loop()
+        is_silent = loop.time() < self._silent_until
+        answered = await client.disconnect(_SHORT_CLOSE_TIMEOUT if is_silent else _CLOSE_TIMEOUT)
+        self._silent_until = 0.0 if answered else loop.time() + _REMEMBERED
+
+
 class _SessionProbe:
     """Takes nothing of what a connection brings that is only to look at the session."""
 
@@ -92,6 +112,7 @@ class Connection:
         config: timeouts and backoff.
         identifier: the client identifier, for messages.
         surroundings: counters, randomness, and who to tell when it is no use.
+        farewell: shared by all connections of an application to the broker.
     """
 
     def __init__(
@@ -100,7 +121,9 @@ class Connection:
         config: MqttConfig,
         identifier: str,
         surroundings: Surroundings,
+        farewell: Farewell,
     ) -> None:
+        self._farewell = farewell
         self._owner = owner
         self._config = config
         self._identifier = identifier
@@ -144,7 +167,7 @@ class Connection:
         client = self._client
         await self._end_task()
         if client is not None:
-            await client.disconnect(_CLOSE_TIMEOUT)
+            await self._farewell.say(client)
 
     async def _end_task(self) -> None:
         task, self._task = self._task, None

@@ -17,7 +17,7 @@ from .._failures import not_outage
 from .._suspicion import Blame
 from .._topics import RESERVED
 from ._config import MqttConfig
-from ._connection import Connection
+from ._connection import Connection, Farewell
 from ._publishing import blame
 from ._redelivery import Redelivery
 from ._session import Loss
@@ -109,6 +109,7 @@ class MqttConsumer(Consumer):
         subscription: what to receive; with ``durable`` and a lasting identity the broker keeps
             the messages for ``session_expiry`` seconds while there is no connection.
         receiver: who gets the deliveries.
+        farewell: shared by all connections of the application to the broker.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class MqttConsumer(Consumer):
         surroundings: Surroundings,
         subscription: Subscription,
         receiver: Receiver,
+        farewell: Farewell,
     ) -> None:
         identity = surroundings.identity
         self._config = config
@@ -137,7 +139,7 @@ class MqttConsumer(Consumer):
             timeout=max(config.connect_timeout, _SHORTEST_ANSWER),
             batch=config.subscribe_batch,
         )
-        self._connection = Connection(self, config, self._identifier, surroundings)
+        self._connection = Connection(self, config, self._identifier, surroundings, farewell)
         self._client: MqttClient | None = None
         self._ready: asyncio.Future[MqttClient] = asyncio.get_running_loop().create_future()
         self._tasks: dict[asyncio.Task[None], None] = {}

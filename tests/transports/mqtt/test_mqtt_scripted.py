@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +22,9 @@ from spa_dat.errors import (
     PublishUnknown,
 )
 from spa_dat.transports import Envelope
+from spa_dat.transports.mqtt import MqttConfig
+from spa_dat.transports.mqtt._connection import _SessionProbe
+from spa_dat.transports.mqtt.protocol._client import MqttClient
 from support.mqtt import Recorder, client
 from support.scripted import Packet, Peer, ScriptedBroker, connack, publish, suback
 from support.waiting import eventually
@@ -74,6 +78,22 @@ async def test_a_refused_login_fails_at_once_and_names_the_user(code: int) -> No
                 pass
         assert broker.connections == 1
         assert "hush" not in str(caught.value)
+
+
+async def test_a_password_without_a_user_name_is_sent() -> None:
+    """As for tokens, which say by themselves whose they are."""
+    logins: list[Packet] = []
+
+    async def script(peer: Peer) -> None:
+        logins.append(await peer.accept())
+        await serve_on(peer)
+
+    async with ScriptedBroker(script) as broker, client(broker, password="hu\xe4sh" * 100):
+        pass
+    body, password = logins[0].body, ("hu\xe4sh" * 100).encode()
+    assert body.startswith(b"\0\x04MQTT\x05")
+    assert body[7] & 0xC0 == 0x40
+    assert body.endswith(len(password).to_bytes(2, "big") + password)
 
 
 async def test_a_login_that_can_not_succeed_is_not_tried_again() -> None:
@@ -1015,3 +1035,37 @@ async def test_any_goodbye_of_the_broker_leads_to_a_new_connection(goodbye: byte
         await eventually(lambda: broker.connections == 2)
         await app.bus.publish(Envelope(topic="t"), timeout=10)
         assert app.stats["mqtt.lost"] == 1
+
+
+@pytest.mark.parametrize(("answers", "waits"), [(False, [2.0, 0.2]), (True, [2.0, 2.0])])
+async def test_a_broker_that_does_not_answer_one_goodbye_is_not_waited_for_at_each_further_one(
+    answers: bool, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts: list[float] = []
+
+    async def disconnect(self: MqttClient, timeout: float, why: str = "") -> bool:
+        timeouts.append(timeout)
+        self.abort()
+        return answers
+
+    async with ScriptedBroker(serve, serve) as broker, client(broker) as app:
+        await app.consume("t")
+        monkeypatch.setattr(MqttClient, "disconnect", disconnect)
+        await app.close()
+        assert timeouts == waits
+
+
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_goodbye_tells_whether_the_broker_has_answered_it(answers: bool) -> None:
+    frozen = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await (serve_on(peer) if answers else frozen.wait())
+
+    async with ScriptedBroker(script) as broker:
+        config = MqttConfig(broker.host, port=broker.port)
+        probe = MqttClient(config, "probe", _SessionProbe(), Counter(), clean_start=True)
+        await probe.connect()
+        assert await probe.disconnect(30.0 if answers else 0.1) is answers
+        frozen.set()

@@ -25,7 +25,14 @@ from .._session import ClientHandler, Ending, Loss, ServerLimits
 from ._connect import open_socket
 from ._flow import MessageFlow
 from ._keepalive import KeepAlive
-from ._packets import LARGEST_HEAD, LargePublish, MalformedPacket, PublishPacket, variable_integer
+from ._packets import (
+    LARGEST_HEAD,
+    LargePublish,
+    MalformedPacket,
+    PublishPacket,
+    add_password,
+    variable_integer,
+)
 from ._reason_codes import LoginRefused, NotAnswered, Reason, WrongVersion, describe, reason_text
 from ._stream import FrameStream
 from ._subscribe import SubscribeRequests, make_properties, read_properties
@@ -35,7 +42,7 @@ __all__ = ["MqttClient"]
 # The libraries' own chatter; aiomqtt sets the level of its default logger on import.
 _log = get_logger(f"{__name__}.library")
 
-_CONNACK, _PUBLISH, _SUBACK, _UNSUBACK, _DISCONNECT = 0x20, 0x30, 0x90, 0xB0, 0xE0
+_CONNECT, _CONNACK, _PUBLISH, _SUBACK, _UNSUBACK, _DISCONNECT = 0x10, 0x20, 0x30, 0x90, 0xB0, 0xE0
 _REFUSED = 0x80
 _CLOSED_HERE = "closed here"
 _OLD_REFUSAL_OF_THE_VERSION = 1
@@ -118,6 +125,24 @@ class MqttClient:
             self._on_busy,
         )
         self._hook()
+        if secret is not None and config.username is None:
+            self._send_password_alone(secret.reveal().encode())
+
+    def _send_password_alone(self, password: bytes) -> None:
+        """Have the library's CONNECT, which has no user name, carry a password all the same.
+
+        MQTT 5 allows it, for tokens that say by themselves whose they are; the library leaves the
+        password out without a word.
+        """
+        library = self._client._client
+        queue = library._packet_queue
+
+        def queue_with_password(command: int, packet: Any, *rest: Any) -> Any:
+            if command == _CONNECT:
+                packet = add_password(bytes(packet), password)
+            return queue(command, packet, *rest)
+
+        library._packet_queue = queue_with_password  # type: ignore[assignment, method-assign]
 
     def _hook(self) -> None:
         library = self._client._client
@@ -166,16 +191,22 @@ class MqttClient:
                 patience=self._patience,
             )
 
-    async def disconnect(self, timeout: float, why: str = _CLOSED_HERE) -> None:
-        """Send what is written, say goodbye and close; at most about ``timeout`` seconds."""
+    async def disconnect(self, timeout: float, why: str = _CLOSED_HERE) -> bool:
+        """Send what is written, say goodbye and close; at most about ``timeout`` seconds.
+
+        Returns:
+            Whether the connection had ended by then; else the broker has not answered.
+        """
         stream, self._closing = self._stream, why
+        ended = True
         self._stop_keepalive()
         if stream is not None and not self.lost.done():
             with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._client.__aexit__(None, None, None)
-            await stream.finish(timeout)
+            ended = await stream.finish(timeout)
         self.abort()
+        return ended
 
     def abort(self) -> None:
         """Close at once, without goodbye. Harmless when it is closed."""

@@ -25,6 +25,7 @@ __all__ = [
     "PacketSink",
     "PublishDecoder",
     "PublishPacket",
+    "add_password",
     "as_taken",
     "encode_acknowledgements",
     "encode_completion",
@@ -56,6 +57,19 @@ def variable_integer(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+_FLAGS_OF_CONNECT = 7
+_HAS_PASSWORD = 0x40
+
+
+def add_password(packet: bytes, password: bytes) -> bytes:
+    """Add a password, the last field that there may be, to a CONNECT packet that has none."""
+    _, start = read_variable(packet, 1)
+    body = bytearray(packet[start:])
+    body[_FLAGS_OF_CONNECT] |= _HAS_PASSWORD
+    body += _sized(password, "the password")
+    return packet[:1] + variable_integer(len(body)) + bytes(body)
 
 
 def encode_acknowledgements(tokens: list[int]) -> bytes:

@@ -198,11 +198,12 @@ class FrameStream:
         """Whether `pause` is in effect."""
         return self._reading is _PAUSED
 
-    async def finish(self, timeout: float) -> None:
+    async def finish(self, timeout: float) -> bool:
         """Send what is left, wait for the peer to close, close; at most ``timeout`` seconds.
 
-        Closing with data unread would make the operating system reset the connection, and what
-        was sent last would be lost: so what still comes is read and thrown away.
+        Returns whether the peer has closed, or the connection was lost. Closing with data unread
+        would make the operating system reset the connection, and what was sent last would be lost:
+        so what still comes is read and thrown away.
         """
         self.on_packet = _ignore
         self._divert = _drop
@@ -217,7 +218,9 @@ class FrameStream:
                 if self._reading is not _ENDED:
                     self._sock.shutdown(socket.SHUT_WR)
                     await self._at_end
+        ended = self._reading is _ENDED
         self.abort()
+        return ended
 
     def abort(self) -> None:
         """Close the socket now. The end is not reported."""
