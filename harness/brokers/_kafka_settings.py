@@ -28,6 +28,8 @@ SETTINGS = {
     # A broker that was killed is not taken back before its session with the controller is over.
     "broker.heartbeat.interval.ms": "200",
     "broker.session.timeout.ms": "3000",
+    # Nothing is written while nothing happens.
+    "metadata.max.idle.interval.ms": "0",
     "num.network.threads": "2",
     "num.io.threads": "4",
     "background.threads": "2",

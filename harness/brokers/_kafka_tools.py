@@ -8,11 +8,20 @@ import re
 import shutil
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 from ._errors import BrokerFailed, BrokerUnavailable
 
-__all__ = ["fetch", "find_java", "jars_folder", "missing", "version"]
+__all__ = [
+    "class_archive",
+    "class_path",
+    "fetch",
+    "find_java",
+    "jars_folder",
+    "missing",
+    "version",
+]
 
 _VERSION = "4.1.1"
 _JAVA = 17
@@ -47,8 +56,11 @@ def jars_folder() -> Path:
     (``XDG_CACHE_HOME``).
     """
     named = os.environ.get("SPA_DAT_KAFKA_JARS")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named) if named else cache / "spa-dat" / f"kafka-{version()}"
+    return Path(named) if named else _cache() / f"kafka-{version()}"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "spa-dat")
 
 
 def find_java() -> str | None:
@@ -58,10 +70,24 @@ def find_java() -> str | None:
     return java if java is not None and _is_new_enough(java) else None
 
 
+def class_path() -> str:
+    """Return the jars in a lasting order, without which no archive of classes fits."""
+    return ":".join(str(jar) for jar in sorted(jars_folder().glob("*.jar")))
+
+
+def class_archive() -> Path:
+    """Return the file with the broker's classes, as this Java wants them, or where it is to be."""
+    decisive = "\n".join((_told_version(str(find_java())), class_path()))
+    return _cache() / f"kafka-{version()}-{zlib.crc32(decisive.encode()):08x}.jsa"
+
+
 @functools.cache
+def _told_version(java: str) -> str:
+    return subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
+
+
 def _is_new_enough(java: str) -> bool:
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
-    found = re.search(r'version "(\d+)', told)
+    found = re.search(r'version "(\d+)', _told_version(java))
     return found is not None and int(found[1]) >= _JAVA
 
 

@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from spa_dat import DistributedApplication
 from spa_dat._pytest import require
+from spa_dat.harness.brokers._kafka_tools import class_archive
 from spa_dat.harness.brokers._process import PortClaims
 from spa_dat.testing import BrokerFailed, BrokerProcess, BrokerUnavailable, Kafka, Mosquitto, Proxy
 from support.waiting import eventually
@@ -237,6 +238,34 @@ def test_jars_are_fetched_with_maven_entirely_or_not_at_all(
     assert folder == cache / "spa-dat" / "kafka-3.9.1"
     assert [path.name for path in folder.iterdir()] == ["kafka_2.13-3.9.1.jar"]
     assert [path.name for path in folder.parent.iterdir()] == ["kafka-3.9.1"]
+
+
+@pytest.mark.kafka
+def test_kafka_starts_with_the_classes_of_an_earlier_one(own_kafka: Callable[..., Kafka]) -> None:
+    assert Kafka.share_classes().exists()
+    # With this option Java ends if it cannot use the archive.
+    broker = own_kafka(jvm=["-Xshare:on", "-Xlog:class+load:file=loaded"])
+    loaded = (broker.folder / "loaded").read_text()
+    assert "kafka.server.BrokerServer source: shared objects file" in loaded
+
+
+def test_an_archive_of_classes_is_for_these_jars_and_this_java(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    archives = []
+    for java, jar in [("21.0.1", "a"), ("21.0.2", "a"), ("21.0.2", "b"), ("21.0.2", "b")]:
+        home, jars = tmp_path / java, tmp_path / jar
+        (home / "bin").mkdir(parents=True, exist_ok=True)
+        _executable(home / "bin" / "java", f"echo 'openjdk version \"{java}\"' >&2")
+        jars.mkdir(exist_ok=True)
+        (jars / "kafka_2.13-4.1.1.jar").touch()
+        monkeypatch.setenv("JAVA_HOME", str(home))
+        monkeypatch.setenv("SPA_DAT_KAFKA_JARS", str(jars))
+        archives.append(class_archive())
+    assert archives[2] == archives[3]
+    assert len(set(archives)) == 3
+    assert {archive.parent for archive in archives} == {tmp_path / "spa-dat"}
 
 
 def _executable(path: Path, text: str) -> None:
