@@ -9,7 +9,10 @@ from ._isolation import (
     end_code,
     is_closing,
     is_ending,
+    looked_at,
     raised_by_hand,
+    refuse_unrun,
+    returns_nothing,
     run_apart,
 )
 from ._mailbox import Mailbox, Overflow
@@ -36,8 +39,11 @@ __all__ = [
     "handlers_of",
     "is_closing",
     "is_ending",
+    "looked_at",
     "on",
     "raised_by_hand",
     "refuse_cycle",
+    "refuse_unrun",
+    "returns_nothing",
     "run_apart",
 ]

@@ -21,7 +21,10 @@ from ._isolation import (
     TaskGuard,
     end_attempt,
     go_on_apart,
+    looked_at,
     raised_by_hand,
+    refuse_unrun,
+    returns_nothing,
     run_apart,
 )
 from ._local_message import LocalMessage
@@ -474,8 +477,7 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
     mailbox, instance, receive, guard = cell.mailbox, cell.instance, cell.receive, cell.guard
     assert instance is not None
     items = mailbox.items
-    # Calling it does not run any of its code yet.
-    is_async = inspect.iscoroutinefunction(instance.on_receive)
+    is_async, is_looked_at = _ways(instance)
     left = BURST
     while not cell.discard:
         if not items:
@@ -510,6 +512,8 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
                         result = context.run(item.hand_to, instance)
                     elif is_async:
                         result = instance.on_receive(item.message)
+                        if is_looked_at and item.reply is None:
+                            result = looked_at(result, "on_receive")
                     else:
                         result = context.run(instance.on_receive, item.message)
                 except GeneratorExit as error:
@@ -556,7 +560,14 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
             instance = await cell.next_instance()
             if instance is None:
                 return
-            is_async = inspect.iscoroutinefunction(instance.on_receive)
+            is_async, is_looked_at = _ways(instance)
+
+
+def _ways(instance: Any) -> tuple[bool, bool]:
+    """Return whether `on_receive` is a coroutine function, and whether its result is looked at."""
+    function = instance.on_receive
+    is_async = inspect.iscoroutinefunction(function)
+    return is_async, is_async and not returns_nothing(function)
 
 
 async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> BaseException | None:
@@ -565,7 +576,7 @@ async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> Ba
     CURRENT.set(frame)
     raised: BaseException | None = None
     try:
-        await run_apart(hook, *args)
+        refuse_unrun(await run_apart(hook, *args), "it")
     except asyncio.CancelledError as error:
         if cell.guard.end is not None:
             raise

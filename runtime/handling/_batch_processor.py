@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import Any
 
 from ..._texts import describe, error_name, quoted
-from ...actors import end_attempt, run_apart
+from ...actors import end_attempt, refuse_unrun, run_apart
 from ...errors import DecodeError
 from ...transports import DeliveryState
 from ..diagnostics._stacks import of_users_code
@@ -144,7 +144,8 @@ class BatchProcessor(DeliveryProcessor):
             # Unlike others it gives several messages.
             scope: Any = _BatchScope(lane, handler, batch, values, deadline)
             arguments = copy_context().run(handler.injection.bind, scope)
-            await run_apart(lane.invoke, instance, index, arguments)
+            result = await run_apart(lane.invoke, instance, index, arguments)
+            refuse_unrun(result, handler.injection.name)
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 (the user's code)

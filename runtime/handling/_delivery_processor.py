@@ -9,7 +9,16 @@ from contextvars import copy_context
 from typing import Any
 
 from ..._texts import describe, error_name, escaped, quoted
-from ...actors import DONE, Isolated, end_attempt, end_code, enter_chain, raised_by_hand, run_apart
+from ...actors import (
+    DONE,
+    Isolated,
+    end_attempt,
+    end_code,
+    enter_chain,
+    raised_by_hand,
+    refuse_unrun,
+    run_apart,
+)
 from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Envelope
 from ..messaging._connection import BusConnection
@@ -194,6 +203,8 @@ class DeliveryProcessor:
                 return
             try:
                 result = await self._call(instance, index, arguments, delivery.envelope)
+                if result is not None:
+                    refuse_unrun(result, handler.injection.name)
                 if request is not None and handler.returns_reply:
                     await end_attempt()
                     # What is asked for waits, so that what others send always finds room.

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from ...actors import ThreadWorker, run_apart
+from ...actors import ThreadWorker, looked_at, returns_nothing, run_apart
 from ...errors import ActorStopped, ConfigurationError
 from ..diagnostics._given_up import let_go
 from ..diagnostics._stacks import frames_of, frames_of_thread, place, users_part
@@ -246,8 +246,8 @@ class HandlerCaller:
         if self._deadline is not None:
             return [None] * len(self._handlers)
         return [
-            function if inspect.iscoroutinefunction(function) else None
-            for function in self._functions(instance)
+            _direct(function, handler.injection.name)
+            for function, handler in zip(self._functions(instance), self._handlers, strict=True)
         ]
 
     def _functions(self, instance: Any) -> list[Callable[..., Any]]:
@@ -256,10 +256,11 @@ class HandlerCaller:
             self._bound_to = instance
         return self._bound
 
-    async def in_thread(self, function: Callable[..., Any], args: Sequence[Any]) -> None:
+    async def in_thread(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
         """Call a function in the actor's thread, if it has one, without a deadline."""
         worker = self._worker
-        await _awaited(function(*args) if worker is None else await worker.run(function, *args))
+        called = function(*args) if worker is None else await worker.run(function, *args)
+        return await _awaited(called)
 
     async def _cut_off(self, call: Awaitable[Any], until: float) -> Any:
         # A task of its own: what swallows its cancellation must not keep the actor.
@@ -362,6 +363,14 @@ class RunningCode:
         """What is at work, and the line where it is; None for nothing."""
         task = self.task
         return self._caller.in_thread_at or (None if task is None else place(frames_of(task)))
+
+
+def _direct(function: Callable[..., Any], name: str) -> Callable[..., Any] | None:
+    if not inspect.iscoroutinefunction(function):
+        return None
+    if returns_nothing(function):
+        return function
+    return lambda **arguments: looked_at(function(**arguments), name)
 
 
 def _ignore(error: BaseException) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..._texts import describe, error_name, inspectable
-from ...actors import run_apart
+from ...actors import refuse_unrun, run_apart
 from ..handling._delivery_processor import DeliveryProcessor
 from ..handling._scope import ProducerScope
 from ..messaging._turn import current_turn
@@ -140,7 +140,8 @@ class CallSource:
 
     async def _attempt(self, instance: Any, arguments: Mapping[str, Any]) -> BaseException | None:
         try:
-            await run_apart(self._lane.invoke, instance, 0, arguments)
+            result = await run_apart(self._lane.invoke, instance, 0, arguments)
+            refuse_unrun(result, self._lane.handlers[0].injection.name)
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 (the user's code)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ...actors import Mailbox, run_apart
+from ...actors import Mailbox, refuse_unrun, run_apart
 from ...errors import ConfigurationError
 from ..handling._failures import as_failure
 
@@ -96,7 +96,7 @@ class Timers:
             self._forget(call)
 
     async def run(
-        self, call: ScheduledCall, in_thread: Callable[..., Awaitable[None]]
+        self, call: ScheduledCall, in_thread: Callable[..., Awaitable[Any]]
     ) -> BaseException | None:
         """Do what is due, if it still is to be done; returns what it raised.
 
@@ -109,9 +109,10 @@ class Timers:
         function = call.function
         try:
             if call.in_thread and not inspect.iscoroutinefunction(function):
-                await run_apart(in_thread, function, call.args)
+                result = await run_apart(in_thread, function, call.args)
             else:
-                await run_apart(function, *call.args)
+                result = await run_apart(function, *call.args)
+            refuse_unrun(result, "it")
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 (the user's code)
