@@ -12,7 +12,7 @@ from .._contract import Surroundings
 from .._envelope import Envelope
 from .._failures import ConnectProblem
 from ._config import MqttConfig
-from ._session import ClientHandler, Loss
+from ._session import ClientHandler, Ending, Loss
 from ._takeovers import SETTLED, Takeovers
 from .protocol._client import MqttClient
 from .protocol._connect import answers_older_version
@@ -212,9 +212,9 @@ class Connection:
             except Exception as error:  # noqa: BLE001
                 problem = self._problem(await self._diagnosed(error))
             else:
-                lasted, answer = await self._use(client)
-                longest = answer.decision is Decision.LATER
-                if self._takeovers.hurries:
+                lasted, loss = await self._use(client)
+                longest = _answer(loss).decision is Decision.LATER
+                if self._takeovers.hurries or loss.ending is Ending.REFUSED:
                     self._backoff.reset()
                 if not self._takeovers.gives_way:
                     await asyncio.sleep(self._backoff.next_delay(lasted, longest=longest))
@@ -295,8 +295,8 @@ class Connection:
             raise
         return client
 
-    async def _use(self, client: MqttClient) -> tuple[float, Answer]:
-        """Seconds for which the connection held, and what is done about its end."""
+    async def _use(self, client: MqttClient) -> tuple[float, Loss]:
+        """Seconds for which the connection held, and how it ended."""
         loop = asyncio.get_running_loop()
         assert self._started is not None
         began = loop.time()
@@ -325,7 +325,7 @@ class Connection:
                 self._config.address,
                 self._identifier,
             )
-        return lasted, _answer(loss)
+        return lasted, loss
 
     async def _look(self) -> None:
         """Look whose session the broker has: ours, or that of another client that came since."""

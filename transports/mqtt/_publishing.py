@@ -87,6 +87,8 @@ class Outgoing:
         self._pause: asyncio.TimerHandle | None = None
         self._again: OutboxEntry | None = None
         self._suspect: OutboxEntry | None = None
+        # The latest that was refused on the connection at hand.
+        self._latest_refused: OutboxEntry | None = None
         self._window = 1
         self._since = 0.0
         self._end = ""
@@ -113,6 +115,7 @@ class Outgoing:
         """There is a connection on which so many publishes may be unconfirmed."""
         self._since = self._loop.time()
         self._window = window
+        self._latest_refused = None
         self._outbox.disconnected()
         self._go_on()
 
@@ -123,6 +126,9 @@ class Outgoing:
         lasted = self._loop.time() - self._since
         self._suspicion.ended(self._outbox.written, blame(loss), lasted)
         self._outbox.disconnected()
+        refused = self._latest_refused
+        if loss.ending is Ending.REFUSED and refused and self._is_unproven(refused.envelope):
+            self._refuse_replies()
 
     def unreachable(self) -> None:
         """An attempt to connect has failed."""
@@ -245,6 +251,7 @@ class Outgoing:
     def _refused(self, entry: OutboxEntry, code: int) -> None:
         if answer_to(Packet.PUBACK, code).decision is Decision.MESSAGE or entry.done():
             self._stats["publishes.refused"] += 1
+            self._latest_refused = entry
             self._outbox.fail(entry, publish_refusal(code, entry.envelope.topic))
             return
         self._stats["publishes.put_off"] += 1

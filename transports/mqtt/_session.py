@@ -68,6 +68,7 @@ class Ending(Enum):
     """Who ended a connection, and how."""
 
     GOODBYE = "the broker said why, or at least that"
+    REFUSED = "the broker closed it right after it had refused a publish"
     CLOSED = "the broker closed it in good order, without a word"
     RESET = "the other side broke it off"
     FAILED = "the network failed, or the broker has gone silent"

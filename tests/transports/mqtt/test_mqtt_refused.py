@@ -17,7 +17,7 @@ from spa_dat.errors import (
     PublishUnknown,
 )
 from spa_dat.testing import Mosquitto, Proxy
-from spa_dat.transports import Envelope
+from spa_dat.transports import REPLY_HEADER, Envelope
 from spa_dat.transports._suspicion import Blame
 from spa_dat.transports.mqtt._bus import MqttBus
 from spa_dat.transports.mqtt._publishing import blame
@@ -89,6 +89,7 @@ def message(payload: bytes, topic: str = "t") -> Envelope:
     [
         (Loss("", Ending.CLOSED), Blame.POSSIBLE),
         (Loss("", Ending.RESET), Blame.POSSIBLE),
+        (Loss("", Ending.REFUSED), Blame.NONE),
         (Loss("", Ending.FAILED), Blame.NONE),
         (Loss("", Ending.OURS), Blame.NONE),
         (Loss("", Ending.GOODBYE), Blame.POSSIBLE),
@@ -235,6 +236,99 @@ async def test_a_dead_letter_that_the_broker_closes_over_is_stored_with_less_in_
             assert b"_spa/dead-letter/plant/" in stored[0].body
             assert b"spa_dead_size\0\x017" in stored[0].body
             await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+
+
+# Refused, and then closed.
+
+
+class Final:
+    """A broker that refuses payloads that begin with ``bad``, and closes as soon as it has."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.refused: list[bytes] = []
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            payload = payload_of(packet)
+            if payload.startswith(b"bad"):
+                self.refused.append(payload)
+                peer.puback(packet, 0x87)
+                peer.close()
+                return
+            self.taken.append(payload)
+            peer.puback(packet)
+
+
+def reply(topic: str, payload: bytes) -> Envelope:
+    return Envelope(topic=topic, payload=payload, headers={REPLY_HEADER: "1"})
+
+
+async def test_a_broker_that_closes_after_each_refusal_holds_nothing_else_up() -> None:
+    """Mosquitto 2.0 does, where its queues have no limit."""
+    final = Final()
+    async with (
+        ScriptedBroker(final) as broker,
+        client(broker, backoff_min=0.01, backoff_max=600.0) as app,
+    ):
+        payloads = [b"bad %d" % n if n % 2 == 0 else b"%d" % n for n in range(30)]
+        posts = [app.bus.post(message(payload)) for payload in payloads]
+        # With a backoff that grows each time it would take minutes.
+        await asyncio.wait(posts, timeout=40)
+        for payload, post in zip(payloads, posts, strict=True):
+            assert post.done()
+            assert isinstance(post.exception(), NotAuthorised) == payload.startswith(b"bad")
+        assert final.taken == [payload for payload in payloads if not payload.startswith(b"bad")]
+        assert app.stats["publishes.suspected"] == 0
+        assert app.stats["mqtt.lost"] == len(final.refused) == 15
+
+
+async def test_a_reply_refused_together_with_the_connection_stands_for_all_to_the_unknown() -> None:
+    """Else whoever may ask could keep the application without a connection."""
+    final = Final()
+    async with ScriptedBroker(final) as broker, client(broker, **QUICK) as app:
+        await app.bus.publish(reply("known", b"1"), timeout=10)
+        with pytest.raises(NotAuthorised):
+            await app.bus.publish(reply("secret/1", b"bad"), timeout=10)
+        await eventually(lambda: app.stats["mqtt.lost"] == 1)
+        with pytest.raises(PublishRefused, match="reply_topics="):
+            await app.bus.publish(reply("secret/2", b"bad"), timeout=10)
+        await app.bus.publish(reply("known", b"2"), timeout=10)
+        await app.bus.publish(message(b"3"), timeout=10)
+        assert final.refused == [b"bad"]
+        assert final.taken == [b"1", b"2", b"3"]
+
+
+async def test_a_refusal_after_which_the_broker_goes_on_is_no_reason_for_a_later_end() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.ready()
+        peer.puback(await peer.expect("PUBLISH"), 0x87)
+        peer.puback(await peer.expect("PUBLISH"))
+        peer.close()
+
+    async with ScriptedBroker(script, Final()) as broker, client(broker, **QUICK) as app:
+        with pytest.raises(NotAuthorised):
+            await app.bus.publish(reply("secret/1", b"1"), timeout=10)
+        await app.bus.publish(message(b"2"), timeout=10)
+        await eventually(lambda: app.stats["mqtt.lost"] == 1)
+        await app.bus.publish(reply("secret/2", b"3"), timeout=10)
+
+
+@pytest.mark.mosquitto
+async def test_mosquitto_closes_after_a_refusal_and_everything_else_goes_on(
+    own_mosquitto: StartBroker,
+) -> None:
+    rights = "user ann\ntopic readwrite a/#\ntopic readwrite _spa/#\n"
+    broker = own_mosquitto(durable=True, users={"ann": "s"}, acl=rights)
+    async with client(broker, username="ann", password="s", **QUICK) as app:
+        _, recorder = await app.consume("a/+")
+        posts = [app.bus.post(message(b"%d" % n, f"{'ab'[n % 2]}/1")) for n in range(20)]
+        await asyncio.wait(posts, timeout=60)
+        assert [type(post.exception()) for post in posts] == [type(None), NotAuthorised] * 10
+        await recorder.get(10)
+        assert list(dict.fromkeys(recorder.payloads)) == [b"%d" % n for n in range(0, 20, 2)]
 
 
 # Put off.

@@ -44,6 +44,8 @@ _log = get_logger(f"{__name__}.library")
 
 _CONNECT, _CONNACK, _PUBLISH, _SUBACK, _UNSUBACK, _DISCONNECT = 0x10, 0x20, 0x30, 0x90, 0xB0, 0xE0
 _REFUSED = 0x80
+# Mosquitto 2.0 refuses and closes in one step, where its queues have no limit.
+_AT_ONCE = 1.0
 _CLOSED_HERE = "closed here"
 _OLD_REFUSAL_OF_THE_VERSION = 1
 
@@ -356,9 +358,12 @@ class MqttClient:
     def _loss(self) -> Loss:
         if self._closing:
             return Loss(self._closing, Ending.OURS)
+        broken = isinstance(self._end_cause, ConnectionError)
+        refused = self._flow.seconds_since_refusal()
+        if (self._end_cause is None or broken) and refused is not None and refused < _AT_ONCE:
+            return Loss("the broker closed it over a publish that it refused", Ending.REFUSED)
         if self._end_cause is None:
             return Loss("the broker closed the connection", Ending.CLOSED)
-        broken = isinstance(self._end_cause, ConnectionError)
         return Loss(
             describe(self._end_cause),
             Ending.RESET if broken else Ending.FAILED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,8 @@ class MessageFlow:
         self._stream: FrameStream | None = None
         # By packet id: note, bytes, and what was written up to its end.
         self._in_flight: dict[int, tuple[Any, int, int]] = {}
+        # When the broker refused a publish, if that was its last answer to one.
+        self._refused_at: float | None = None
 
     def begin(self, stream: FrameStream) -> None:
         """Write to this stream from now on."""
@@ -76,6 +79,12 @@ class MessageFlow:
     def oldest(self) -> int:
         """Bytes that were written on the connection up to the end of that message; 0 for none."""
         return next((end for _, _, end in self._in_flight.values()), 0)
+
+    def seconds_since_refusal(self) -> float | None:
+        """How long ago the broker refused a publish; None if it has taken one since."""
+        if self._refused_at is None:
+            return None
+        return asyncio.get_running_loop().time() - self._refused_at
 
     def acknowledge(self, tokens: list[int]) -> None:
         """Acknowledge messages, in this order."""
@@ -119,6 +128,9 @@ class MessageFlow:
             confirmed = self._in_flight.pop(data[start] << 8 | data[start + 1], None)
             if confirmed is not None:
                 code = data[start + 2] if stop - start > 2 else 0
+                self._refused_at = None
+                if code >= _REFUSED:
+                    self._refused_at = asyncio.get_running_loop().time()
                 if code >= _REFUSED and stop - start > 4:
                     code = Reason.of(code, read_properties(data, start + 3, stop)[0])
                 self._handler.on_confirmed(confirmed[0], code)
