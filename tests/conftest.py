@@ -29,6 +29,30 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes, let each begin with its share of the long tests.
+
+    So none of them is left over at the end, when the other processes have nothing to do any more.
+    """
+    processes: int = getattr(config, "workerinput", {}).get("workercount", 1)
+    if processes == 1:
+        return
+    long = [item for item in items if _is_long(item)]
+    others = [item for item in items if not _is_long(item)]
+    ordered: list[pytest.Item] = []
+    for number in range(processes):
+        share = slice(len(long) * number // processes, len(long) * (number + 1) // processes)
+        ordered += long[share]
+        rest = max(0, len(items) * (number + 1) // processes - len(ordered))
+        ordered += others[:rest]
+        del others[:rest]
+    items[:] = ordered + others
+
+
+def _is_long(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) is not None for name in ("slow", "deadline"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run ``async def`` tests, also those of Hypothesis (each example on a loop of its own)."""
@@ -122,6 +146,24 @@ def own_mosquitto() -> Iterator[Callable[..., Mosquitto]]:
 def kafka(kafka_broker: Kafka) -> Kafka:
     """A broker that all tests share, with default settings: use topics and groups of your own."""
     return kafka_broker
+
+
+@pytest.fixture(scope="session")
+def _kafka_to_break() -> Iterator[Kafka]:
+    require(Kafka)
+    broker = Kafka()
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def kafka_to_break(_kafka_to_break: Kafka) -> Iterator[Kafka]:
+    """A broker that tests stop, kill and pause in turn: use topics and groups of your own."""
+    if not _kafka_to_break.alive:
+        _kafka_to_break.start()
+    yield _kafka_to_break
+    if _kafka_to_break.alive:
+        _kafka_to_break.resume()
 
 
 @pytest.fixture

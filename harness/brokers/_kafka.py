@@ -29,11 +29,7 @@ _JVM = (
     "-Xmn64m",
     "-Xmx384m",
     "-XX:+UseSerialGC",
-    # Most of a broker's life is its start, where compiling costs more than it saves.
     "-XX:TieredStopAtLevel=1",
-    "-XX:Tier3InvocationThreshold=1000",
-    "-XX:Tier3MinInvocationThreshold=500",
-    "-XX:Tier3CompileThreshold=10000",
     "-Xshare:auto",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",

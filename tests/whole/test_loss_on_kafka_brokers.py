@@ -89,9 +89,9 @@ class Traffic:
 @pytest.mark.deadline(150)
 @pytest.mark.parametrize("trouble", [killed, stopped])
 async def test_a_broker_that_comes_back_on_its_data_has_lost_nothing(
-    own_kafka: Callable[..., Kafka], trouble: Trouble
+    kafka_to_break: Kafka, trouble: Trouble
 ) -> None:
-    broker = own_kafka()
+    broker = kafka_to_break
     traffic = Traffic(address(broker, partitions=4), 20_000)
     await traffic.run(broker, trouble)
     assert traffic.disorder == []
@@ -100,9 +100,9 @@ async def test_a_broker_that_comes_back_on_its_data_has_lost_nothing(
 @pytest.mark.slow
 @pytest.mark.deadline(150)
 async def test_a_broker_that_is_frozen_for_longer_than_a_session_loses_nothing(
-    own_kafka: Callable[..., Kafka],
+    kafka_to_break: Kafka,
 ) -> None:
-    broker = own_kafka()
+    broker = kafka_to_break
     traffic = Traffic(address(broker, partitions=4, request_timeout=1, connect_timeout=1), 20_000)
 
     def frozen(broker: Kafka) -> None:

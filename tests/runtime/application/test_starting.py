@@ -13,6 +13,7 @@ from spa_dat import Actor, DistributedApplication, RestartPolicy, Socket, on
 from spa_dat.errors import ActorStopped, ConfigurationError
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.testing import Harness, Kafka, Mosquitto
+from support.kafka_bus import new_prefix
 from support.waiting import eventually
 
 
@@ -80,8 +81,9 @@ async def test_they_do_so_on_mosquitto(own_mosquitto: Callable[..., Mosquitto]) 
 
 
 @pytest.mark.kafka
-async def test_they_do_so_on_kafka(own_kafka: Callable[..., Kafka]) -> None:
-    app = DistributedApplication(own_kafka().url + "?create_topics=all", name="plant")
+async def test_they_do_so_on_kafka(kafka: Kafka) -> None:
+    url = f"{kafka.url}?create_topics=all&prefix={new_prefix()}"
+    app = DistributedApplication(url, name="plant")
     events = started(app)
     async with app:
         await eventually(lambda: right(events), 60)

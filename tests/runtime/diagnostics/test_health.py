@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 import pytest
 
 from spa_dat import Actor, Context, DistributedApplication, MqttConfig, Socket, on
 from spa_dat.testing import Kafka
 from spa_dat.transports.memory import MemoryProvider
+from support.kafka_bus import new_prefix
 from support.scripted import Peer, ScriptedBroker, suback
 from support.waiting import eventually
 
@@ -169,9 +169,11 @@ async def test_an_application_that_has_failed_says_why(caplog: pytest.LogCapture
 
 
 @pytest.mark.kafka
-async def test_a_consumer_without_brokers_is_named(own_kafka: Callable[..., Kafka]) -> None:
-    broker = own_kafka()
-    app = DistributedApplication(broker.url + "?create_topics=all", name="plant", stop_timeout=1)
+async def test_a_consumer_without_brokers_is_named(kafka_to_break: Kafka) -> None:
+    broker = kafka_to_break
+    app = DistributedApplication(
+        f"{broker.url}?create_topics=all&prefix={new_prefix()}", name="plant", stop_timeout=1
+    )
 
     @app.application("a")
     async def boiler(payload: bytes) -> None: ...
@@ -187,9 +189,10 @@ async def test_a_consumer_without_brokers_is_named(own_kafka: Callable[..., Kafk
 
 @pytest.mark.kafka
 @pytest.mark.deadline(180)
-async def test_a_consumer_whose_broker_is_frozen_is_named(own_kafka: Callable[..., Kafka]) -> None:
-    broker = own_kafka()
-    url = broker.url + "?create_topics=all&request_timeout=3000&topic_refresh=1"
+async def test_a_consumer_whose_broker_is_frozen_is_named(kafka_to_break: Kafka) -> None:
+    broker = kafka_to_break
+    options = "create_topics=all&request_timeout=3000&topic_refresh=1"
+    url = f"{broker.url}?{options}&prefix={new_prefix()}"
     app = DistributedApplication(url, name="plant", stop_timeout=1)
     got: list[bytes] = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -64,9 +63,8 @@ async def test_a_broker_that_says_nothing_is_an_error_within_seconds() -> None:
         server.close()
 
 
-async def test_a_start_waits_for_the_broker(own_kafka: Callable[..., Kafka]) -> None:
-    broker = own_kafka()
-    proxy = broker.proxy()
+async def test_a_start_waits_for_the_broker(kafka: Kafka) -> None:
+    proxy = kafka.proxy()
     async with bus_client(f"{proxy.host}:{proxy.port}", start=False) as client:
         starting = asyncio.ensure_future(client.start())
         await eventually(lambda: client.stats["kafka.connect_failed"] > 0)
@@ -75,11 +73,10 @@ async def test_a_start_waits_for_the_broker(own_kafka: Callable[..., Kafka]) -> 
             await client.publish("a")
 
 
-async def test_cuts_under_load_neither_lose_nor_repeat(own_kafka: Callable[..., Kafka]) -> None:
-    broker = own_kafka()
+async def test_cuts_under_load_neither_lose_nor_repeat(kafka: Kafka) -> None:
     posts: list[asyncio.Future[None]] = []
     async with (
-        broker.proxy() as proxy,
+        kafka.proxy() as proxy,
         bus_client(f"{proxy.host}:{proxy.port}", max_batch=2_000) as client,
     ):
         await client.publish("a", b"0")
@@ -90,15 +87,14 @@ async def test_cuts_under_load_neither_lose_nor_repeat(own_kafka: Callable[..., 
                 await asyncio.wait(posts[-100:], return_when=asyncio.FIRST_COMPLETED)
                 proxy.cut()
         await done(posts)
-        assert await values(broker.server, client, 3_000) == list(range(3_000))
+        assert await values(kafka.server, client, 3_000) == list(range(3_000))
         assert client.stats["kafka.producers_lost"] == 0
 
 
 async def test_nothing_is_written_while_no_broker_can_be_reached(
-    own_kafka: Callable[..., Kafka],
+    kafka: Kafka,
 ) -> None:
-    broker = own_kafka()
-    async with broker.proxy() as proxy, bus_client(f"{proxy.host}:{proxy.port}") as client:
+    async with kafka.proxy() as proxy, bus_client(f"{proxy.host}:{proxy.port}") as client:
         await client.publish("a", b"0")
         await proxy.refuse()
         proxy.cut()
@@ -110,13 +106,12 @@ async def test_nothing_is_written_while_no_broker_can_be_reached(
         await proxy.allow()
         await eventually(lambda: client.bus.connected)
         await asyncio.wait_for(client.bus.drain(), 60)
-        numbers = await values(broker.server, client, 19)
+        numbers = await values(kafka.server, client, 19)
     assert numbers == [0, 1, 2, 3, 4, *range(6, 20)]
 
 
-async def test_a_silent_connection_is_given_up(own_kafka: Callable[..., Kafka]) -> None:
-    broker = own_kafka()
-    async with broker.proxy() as proxy:
+async def test_a_silent_connection_is_given_up(kafka: Kafka) -> None:
+    async with kafka.proxy() as proxy:
         options: dict[str, Any] = {
             "request_timeout": 0.5,
             "connect_timeout": 0.5,
@@ -134,7 +129,7 @@ async def test_a_silent_connection_is_given_up(own_kafka: Callable[..., Kafka]) 
             proxy.cut()
             await eventually(lambda: client.bus.connected)
             await done(posts)
-            assert (await values(broker.server, client, 5))[:5] == list(range(5))
+            assert (await values(kafka.server, client, 5))[:5] == list(range(5))
 
 
 async def _expired(client: BusClient, posts: list[asyncio.Future[None]]) -> None:
@@ -145,9 +140,9 @@ async def _expired(client: BusClient, posts: list[asyncio.Future[None]]) -> None
 
 
 async def test_a_killed_broker_costs_nothing_that_is_pending(
-    own_kafka: Callable[..., Kafka],
+    kafka_to_break: Kafka,
 ) -> None:
-    broker = own_kafka()
+    broker = kafka_to_break
     async with bus_client(broker.server) as client:
         await client.publish("a", b"0")
         first = post(client, range(1, 2_000))
@@ -193,10 +188,9 @@ async def test_the_end_of_a_task_of_the_library_makes_a_new_producer(
 
 
 async def test_a_producer_that_breaks_while_the_cluster_is_away_repeats_nothing(
-    own_kafka: Callable[..., Kafka],
+    kafka: Kafka,
 ) -> None:
-    broker = own_kafka()
-    async with broker.proxy() as proxy, bus_client(f"{proxy.host}:{proxy.port}") as client:
+    async with kafka.proxy() as proxy, bus_client(f"{proxy.host}:{proxy.port}") as client:
         await client.publish("a", b"0")
         await proxy.refuse()
         proxy.cut()
@@ -208,11 +202,11 @@ async def test_a_producer_that_breaks_while_the_cluster_is_away_repeats_nothing(
         await eventually(lambda: client.stats["kafka.producers_lost"] == 1)
         await proxy.allow()
         await done(posts)
-        assert await values(broker.server, client, 20) == list(range(20))
+        assert await values(kafka.server, client, 20) == list(range(20))
 
 
-async def test_closing_is_quick_while_the_cluster_is_away(own_kafka: Callable[..., Kafka]) -> None:
-    broker = own_kafka()
+async def test_closing_is_quick_while_the_cluster_is_away(kafka_to_break: Kafka) -> None:
+    broker = kafka_to_break
     async with bus_client(broker.server) as client:
         await client.publish("a")
         broker.pause()

@@ -28,14 +28,12 @@ async def publish(client: BusClient, numbers: range, topic: str = "a") -> None:
 
 
 @pytest.mark.parametrize("kill", [True, False])
-async def test_a_broker_that_comes_back_has_lost_nothing(
-    own_kafka: Callable[..., Kafka], kill: bool
-) -> None:
-    broker = own_kafka()
-    await create(broker.server, "a", 3)
+async def test_a_broker_that_comes_back_has_lost_nothing(kafka_to_break: Kafka, kill: bool) -> None:
+    broker, prefix = kafka_to_break, new_prefix()
+    await create(broker.server, f"{prefix}a", 3)
     async with (
-        bus_client(broker.server, prefix="") as client,
-        taker(broker.server, "a", prefix="", settle=False) as inbox,
+        bus_client(broker.server, prefix=prefix) as client,
+        taker(broker.server, "a", prefix=prefix, settle=False) as inbox,
     ):
         await publish(client, range(100))
         deliveries = await inbox.get(100)
@@ -52,7 +50,7 @@ async def test_a_broker_that_comes_back_has_lost_nothing(
         for delivery in inbox.deliveries:
             delivery.settle()
         assert inbox.client.fatal == []
-    assert sum((await committed(broker.server, "")).values()) == 200
+    assert sum((await committed(broker.server, prefix)).values()) == 200
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -123,12 +123,11 @@ async def test_a_receiver_of_replies_that_fails_does_not_stop_the_inbox(kafka: K
         await eventually(lambda: seen == ["ab", "cd"])
 
 
-async def test_the_inbox_goes_on_where_it_was(own_kafka: Callable[..., Kafka]) -> None:
-    broker = own_kafka()
+async def test_the_inbox_goes_on_where_it_was(kafka: Kafka) -> None:
     prefix = new_prefix()
     async with (
-        broker.proxy() as proxy,
-        bus_client(broker.server, prefix=prefix) as other,
+        kafka.proxy() as proxy,
+        bus_client(kafka.server, prefix=prefix) as other,
         bus_client(f"{proxy.host}:{proxy.port}", prefix=prefix, name="asks") as client,
     ):
         await other.publish(client.bus.reply_address("00"))

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 
+from spa_dat._pytest import require
 from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised
 from spa_dat.testing import Acl, Kafka
 from spa_dat.transports import Envelope
 from spa_dat.transports.kafka.consuming import _unreadable_guard as _guard
-from support.kafka_bus import bus_client, create, settings
+from support.kafka_bus import bus_client, create, new_prefix, settings
 from support.kafka_consuming import taker
 from support.waiting import eventually
 
@@ -30,21 +31,36 @@ def rules(user: str, prefix: str) -> list[Acl]:
     ] + [(user, "WRITE", "TOPIC", f"{prefix}open"), (user, "READ", "GROUP", "*")]
 
 
+@pytest.fixture(scope="module")
+def _guarded() -> Iterator[Kafka]:
+    require(Kafka)
+    with Kafka(sasl_users={"ann": _SECRET, "bob": "other"}, tls=True) as broker:
+        yield broker
+
+
 @pytest.fixture
-def guarded(own_kafka: Callable[..., Kafka]) -> Iterator[Kafka]:
-    users = {"ann": _SECRET, "bob": "other"}
-    broker = own_kafka(sasl_users=users, tls=True, acls=rules("ann", "p-"))
-    yield broker
-    assert _SECRET not in broker.log
+def guarded(_guarded: Kafka, prefix: str) -> Iterator[Kafka]:
+    """A broker that all tests share, with what ann may do with names of this test."""
+    for rule in rules("ann", prefix):
+        _guarded.grant(*rule)
+    yield _guarded
+    assert _SECRET not in _guarded.log
 
 
-async def test_a_login_with_access_rules(guarded: Kafka, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def prefix() -> str:
+    return new_prefix()
+
+
+async def test_a_login_with_access_rules(
+    guarded: Kafka, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     server = f"{guarded.host}:{guarded.sasl_port}"
     login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
-    await create(guarded.server, "p-open")
-    await create(guarded.server, "p-closed")
-    async with bus_client(server, prefix="p-", **login) as client:
+    await create(guarded.server, f"{prefix}open")
+    await create(guarded.server, f"{prefix}closed")
+    async with bus_client(server, prefix=prefix, **login) as client:
         await client.publish("open")
         # It may not be written, nor seen, nor created.
         for topic in ("closed", "missing"):
@@ -54,51 +70,55 @@ async def test_a_login_with_access_rules(guarded: Kafka, caplog: pytest.LogCaptu
         await client.publish("open")
         results = await asyncio.wait_for(asyncio.gather(*posts, return_exceptions=True), 60)
         assert [type(result) for result in results] == [NotAuthorised] * 3
-        guarded.grant("ann", "WRITE", "TOPIC", "p-closed")
+        guarded.grant("ann", "WRITE", "TOPIC", f"{prefix}closed")
         await client.publish("closed")
         assert client.stats["kafka.producers_lost"] == 0
-    assert (await settings(guarded.server, "p-missing"))[0] == 0
+    assert (await settings(guarded.server, f"{prefix}missing"))[0] == 0
     assert _SECRET not in caplog.text
 
 
-async def test_a_right_that_is_gone_refuses_and_others_go_on(guarded: Kafka) -> None:
+async def test_a_right_that_is_gone_refuses_and_others_go_on(guarded: Kafka, prefix: str) -> None:
     server = f"{guarded.host}:{guarded.sasl_port}"
-    guarded.grant("ann", "DESCRIBE", "TOPIC", "p-seen")
-    await create(guarded.server, "p-seen")
+    guarded.grant("ann", "DESCRIBE", "TOPIC", f"{prefix}seen")
+    await create(guarded.server, f"{prefix}seen")
     login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
-    async with bus_client(server, prefix="p-", create_topics="own", **login) as client:
+    async with bus_client(server, prefix=prefix, create_topics="own", **login) as client:
         # The cluster shows the topic, and refuses what is written to it.
         for _ in range(2):
             with pytest.raises(NotAuthorised, match=r"refused the publish to 'seen'.*access rules"):
                 await client.publish("seen")
-        guarded.grant("ann", "WRITE", "TOPIC", "p-seen")
+        guarded.grant("ann", "WRITE", "TOPIC", f"{prefix}seen")
         await client.publish("seen")
         assert client.stats["kafka.producers_lost"] == 0
 
 
 @pytest.mark.parametrize("reset", ["earliest", "latest"])
 async def test_a_wildcard_leaves_out_what_may_not_be_read(
-    guarded: Kafka, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, reset: str
+    guarded: Kafka,
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    reset: str,
 ) -> None:
     monkeypatch.setattr(_guard, "_FIRST_PAUSE", 0.05)
     monkeypatch.setattr(_guard, "_LONGEST_PAUSE", 0.1)
     for topic in ("open", "closed"):
-        await create(guarded.server, f"p-w.{topic}")
-        guarded.grant("ann", "DESCRIBE", "TOPIC", f"p-w.{topic}")
-    guarded.grant("ann", "READ", "TOPIC", "p-w.open")
+        await create(guarded.server, f"{prefix}w.{topic}")
+        guarded.grant("ann", "DESCRIBE", "TOPIC", f"{prefix}w.{topic}")
+    guarded.grant("ann", "READ", "TOPIC", f"{prefix}w.open")
     login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
     async with (
-        bus_client(guarded.server, prefix="p-") as other,
+        bus_client(guarded.server, prefix=prefix) as other,
         taker(
             f"{guarded.host}:{guarded.sasl_port}",
             "w/+",
-            prefix="p-",
+            prefix=prefix,
             create_topics="own",
             offset_reset=reset,
             **login,
         ) as inbox,
     ):
-        await eventually(lambda: "topic 'p-w.closed' cannot be read" in caplog.text)
+        await eventually(lambda: f"topic '{prefix}w.closed' cannot be read" in caplog.text)
         for number in range(20):
             await other.publish("w/closed", b"%d" % number)
             await other.publish("w/open", b"%d" % number)
@@ -108,7 +128,7 @@ async def test_a_wildcard_leaves_out_what_may_not_be_read(
         # What a wildcard finds may be for others.
         assert inbox.consumer.trouble is None
         assert caplog.text.count("cannot be read") == 1
-        guarded.grant("ann", "READ", "TOPIC", "p-w.closed")
+        guarded.grant("ann", "READ", "TOPIC", f"{prefix}w.closed")
         await inbox.get(40)
         assert {d.envelope.topic for d in inbox.deliveries[20:]} == {"w/closed"}
         await eventually(lambda: "can be read again" in caplog.text)
@@ -116,21 +136,21 @@ async def test_a_wildcard_leaves_out_what_may_not_be_read(
 
 @pytest.mark.parametrize("durable", [True, False])
 async def test_a_topic_by_name_that_may_not_be_read_is_refused_at_the_start(
-    guarded: Kafka, durable: bool
+    guarded: Kafka, prefix: str, durable: bool
 ) -> None:
     login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
-    await create(guarded.server, "p-seen")
-    guarded.grant("ann", "DESCRIBE", "TOPIC", "p-seen")
+    await create(guarded.server, f"{prefix}seen")
+    guarded.grant("ann", "DESCRIBE", "TOPIC", f"{prefix}seen")
     server = f"{guarded.host}:{guarded.sasl_port}"
     async with taker(
-        server, "seen", prefix="p-", start=False, subscription={"durable": durable}, **login
+        server, "seen", prefix=prefix, start=False, subscription={"durable": durable}, **login
     ) as inbox:
-        with pytest.raises(NotAuthorised, match=r"'p-seen'.*access rules"):
+        with pytest.raises(NotAuthorised, match=rf"'{prefix}seen'.*access rules"):
             await asyncio.wait_for(inbox.consumer.start(), 60)
-    guarded.grant("ann", "READ", "TOPIC", "p-seen")
+    guarded.grant("ann", "READ", "TOPIC", f"{prefix}seen")
     async with (
-        bus_client(guarded.server, prefix="p-") as other,
-        taker(server, "seen", prefix="p-", subscription={"durable": durable}, **login) as inbox,
+        bus_client(guarded.server, prefix=prefix) as other,
+        taker(server, "seen", prefix=prefix, subscription={"durable": durable}, **login) as inbox,
     ):
         await other.publish("seen")
         await inbox.get(1)
@@ -150,10 +170,10 @@ async def test_a_refused_login_is_an_error_at_once(guarded: Kafka) -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
-async def test_a_login_with_another_mechanism(guarded: Kafka, mechanism: str) -> None:
+async def test_a_login_with_another_mechanism(guarded: Kafka, prefix: str, mechanism: str) -> None:
     server = f"{guarded.host}:{guarded.sasl_port}"
     login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
-    async with bus_client(server, prefix="p-", sasl_mechanism=mechanism, **login) as client:
+    async with bus_client(server, prefix=prefix, sasl_mechanism=mechanism, **login) as client:
         await client.bus.park(Envelope(topic="a", id="1"), timeout=20)
 
 
@@ -168,11 +188,11 @@ async def test_a_mechanism_that_the_cluster_does_not_have(own_kafka: Callable[..
             await asyncio.wait_for(client.start(), 60)
 
 
-async def test_a_login_without_rights_says_what_is_missing(guarded: Kafka) -> None:
+async def test_a_login_without_rights_says_what_is_missing(guarded: Kafka, prefix: str) -> None:
     server = f"{guarded.host}:{guarded.sasl_port}"
     login: dict[str, Any] = {"username": "bob", "password": "other", "allow_plain_password": True}
-    async with bus_client(server, prefix="p-", start=False, **login) as client:
-        with pytest.raises(NotAuthorised, match=r"p-_spa\.reply\.app"):
+    async with bus_client(server, prefix=prefix, start=False, **login) as client:
+        with pytest.raises(NotAuthorised, match=rf"{prefix}_spa\.reply\.app"):
             await asyncio.wait_for(client.start(), 60)
 
 
@@ -190,18 +210,21 @@ async def test_no_login_where_one_is_asked_for_fails_in_time(guarded: Kafka) -> 
             await asyncio.wait_for(client.start(), 60)
 
 
-async def test_tls_with_a_login(guarded: Kafka) -> None:
+async def test_tls_with_a_login(guarded: Kafka, prefix: str) -> None:
     server = f"{guarded.host}:{guarded.tls_port}"
     login: dict[str, Any] = {"username": "ann", "password": _SECRET, "tls": True}
-    async with bus_client(server, prefix="p-", tls_ca=str(guarded.ca_file), **login) as client:
-        assert client.provider.address == f"kafkas://{server}?prefix=p-"
-        await create(guarded.server, "p-open")
+    # The first handshake of a new Java takes long on a busy machine.
+    patient: dict[str, Any] = {"start_timeout": 60.0, "connect_timeout": 30.0}
+    trusted: dict[str, Any] = {**login, **patient, "tls_ca": str(guarded.ca_file)}
+    async with bus_client(server, prefix=prefix, **trusted) as client:
+        assert client.provider.address == f"kafkas://{server}?prefix={prefix}"
+        await create(guarded.server, f"{prefix}open")
         await client.publish("open")
-    async with bus_client(server, prefix="p-", start=False, **login) as client:
+    async with bus_client(server, prefix=prefix, start=False, **login) as client:
         with pytest.raises(ConnectFailed, match="certificate is not accepted"):
             await asyncio.wait_for(client.start(), 60)
     options: dict[str, Any] = {**login, "tls_insecure_skip_verification": True}
-    async with bus_client(server, prefix="p-", **options) as client:
+    async with bus_client(server, prefix=prefix, **options) as client:
         await client.publish("open")
 
 
@@ -210,7 +233,9 @@ async def test_a_client_certificate(own_kafka: Callable[..., Kafka]) -> None:
     server = f"{broker.host}:{broker.tls_port}"
     ca = str(broker.ca_file)
     cert = str(broker.client_cert_file)
-    async with bus_client(server, tls=True, tls_ca=ca, tls_cert=cert) as client:
+    # The first handshake of a new Java takes long on a busy machine.
+    patient: dict[str, Any] = {"start_timeout": 60.0, "connect_timeout": 30.0}
+    async with bus_client(server, tls=True, tls_ca=ca, tls_cert=cert, **patient) as client:
         await client.publish("a")
     options: dict[str, Any] = {"tls": True, "tls_ca": ca, "start_timeout": 0.3}
     async with bus_client(server, start=False, **options) as client:
@@ -221,14 +246,13 @@ async def test_a_client_certificate(own_kafka: Callable[..., Kafka]) -> None:
             await asyncio.wait_for(client.start(), 60)
 
 
-async def test_plain_text_to_a_port_with_tls_fails_in_time(own_kafka: Callable[..., Kafka]) -> None:
-    broker = own_kafka(tls=True)
-    server = f"{broker.host}:{broker.tls_port}"
+async def test_plain_text_to_a_port_with_tls_fails_in_time(guarded: Kafka) -> None:
+    server = f"{guarded.host}:{guarded.tls_port}"
     async with bus_client(server, start=False, start_timeout=0.3) as client:
         with pytest.raises(ConnectFailed, match="TLS"):
             await asyncio.wait_for(client.start(), 60)
-    options: dict[str, Any] = {"tls": True, "tls_ca": str(broker.ca_file), "start_timeout": 0.3}
-    async with bus_client(broker.server, start=False, **options) as client:
+    options: dict[str, Any] = {"tls": True, "tls_ca": str(guarded.ca_file), "start_timeout": 0.3}
+    async with bus_client(guarded.server, start=False, **options) as client:
         with pytest.raises(ConnectFailed):
             await asyncio.wait_for(client.start(), 60)
 

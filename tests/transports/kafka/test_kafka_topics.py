@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Self
 
@@ -11,6 +11,7 @@ import aiokafka.errors as kafka
 import pytest
 from aiokafka.protocol.admin import CreateTopicsRequest
 
+from spa_dat._pytest import require
 from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.testing import Kafka
 from spa_dat.transports import REPLY_HEADER, Envelope, KafkaConfig
@@ -104,30 +105,35 @@ async def test_without_leave_to_create_the_own_topics_must_be_there(kafka: Kafka
         assert (await settings(kafka.server, f"{prefix}_spa.reply.app"))[0] == 0
 
 
-async def test_the_broker_may_create_topics_itself(own_kafka: Callable[..., Kafka]) -> None:
-    broker = own_kafka(auto_create=True)
-    async with bus_client(broker.server, create_topics="never", start=False) as client:
+@pytest.fixture(scope="module")
+def creating() -> Iterator[Kafka]:
+    require(Kafka)
+    with Kafka(auto_create=True) as broker:
+        yield broker
+
+
+async def test_the_broker_may_create_topics_itself(creating: Kafka) -> None:
+    async with bus_client(creating.server, create_topics="never", start=False) as client:
         # Asking for topics that may not be created does not make the broker create them.
         with pytest.raises(UnknownTopic):
             await client.start()
-    async with bus_client(broker.server, create_topics="own") as client:
+    async with bus_client(creating.server, create_topics="own") as client:
         await client.publish("any")
-        assert len(await read(broker.server, f"{client.config.prefix}any", 1)) == 1
+        assert len(await read(creating.server, f"{client.config.prefix}any", 1)) == 1
         count, letters = await settings(
-            broker.server, f"{client.config.prefix}_spa.dead-letter.app"
+            creating.server, f"{client.config.prefix}_spa.dead-letter.app"
         )
         assert (count, letters["retention.ms"]) == (1, "-1")
 
 
 async def test_a_broker_that_creates_topics_itself_creates_none_for_requesters(
-    own_kafka: Callable[..., Kafka],
+    creating: Kafka,
 ) -> None:
-    broker = own_kafka(auto_create=True)
-    async with bus_client(broker.server) as client:
+    async with bus_client(creating.server) as client:
         answer = Envelope(topic="answers", correlation=b"0a")
         with pytest.raises(UnknownTopic, match="only requesters name"):
             await asyncio.wait_for(client.bus.post(answer), 60)
-        assert not await _exists(broker, f"{client.config.prefix}answers")
+        assert not await _exists(creating, f"{client.config.prefix}answers")
         await client.publish("answers")
         await client.bus.publish(answer, timeout=10)
 
