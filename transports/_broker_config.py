@@ -1,4 +1,4 @@
-"""The options that the configurations of all brokers on a network share."""
+"""`BrokerConfig`: the options shared by the configurations of all network brokers."""
 
 from __future__ import annotations
 
@@ -35,37 +35,37 @@ _LONGEST_LOGIN = 65_535
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerConfig:
-    """How to log in to a broker, and how much may be under way with it, whatever broker it is.
+    """How to log in to any broker, and how much may be in flight with it.
 
     Args:
-        username: who logs in.
-        password: with what; kept as a `Secret`.
+        username: the user to log in as.
+        password: the user's password; kept as a `Secret`.
         password_env: take the password from the environment variable of this name.
-        password_file: take the password from the first line of this file, each time it is
-            needed: so it may be changed while the application runs.
+        password_file: take the password from the first line of this file each time it is needed, so
+            that it may be changed while the application runs.
         tls: encrypt the connection (TLS 1.2 or newer) and check the broker's certificate.
-        tls_ca: file with the certificates to trust, PEM; the system's when not given.
-        tls_cert: file with our own certificate, PEM.
-        tls_key: file with its private key, PEM; when not given it is in ``tls_cert``.
-        tls_key_password: what the private key is encrypted with; kept as a `Secret`.
-        tls_insecure_skip_verification: accept any certificate. Anybody on the way can then read
-            and change everything.
+        tls_ca: PEM file with the certificates to trust; the system's if not given.
+        tls_cert: PEM file with our own certificate.
+        tls_key: PEM file with its private key; if not given, the key is in ``tls_cert``.
+        tls_key_password: the password of the private key; kept as a `Secret`.
+        tls_insecure_skip_verification: accept any certificate. Anybody in between can then
+            read and change everything.
         connect_timeout: seconds for one attempt to connect.
-        start_timeout: seconds for which the first connection is tried.
-        window_bytes: the most bytes of the deliveries of one subscription that may be unsettled
-            at once; one message that takes more goes through alone.
-        outbox: the most publishes that may wait for confirmation at once.
-        outbox_bytes: the most bytes of them; one message that takes more may wait alone.
-        max_received: the largest payload that is taken, in bytes. A larger one is a dead letter
-            without payload, or refused where it came with a request.
+        start_timeout: seconds for which the first connection is attempted.
+        window_bytes: the most bytes of deliveries of one subscription that may be unsettled at
+            once; a single larger message passes alone.
+        outbox: the most publishes that may be awaiting confirmation at once.
+        outbox_bytes: the most bytes of them; a single larger message may wait alone.
+        max_received: the largest payload that is accepted, in bytes. A message with a larger one
+            becomes a dead letter without payload; if it is a request, it is refused.
         backoff_min: seconds before the first attempt to reconnect, before jitter.
-        backoff_max: the most seconds between two attempts to reconnect.
+        backoff_max: the longest pause between two attempts to reconnect, in seconds.
 
     Attributes:
-        tls_scheme: how URLs with ``tls`` begin.
+        tls_scheme: the scheme of URLs with ``tls``.
 
     Raises:
-        ConfigurationError: an option has a value that cannot be, or options contradict.
+        ConfigurationError: an option has an invalid value, or options contradict each other.
     """
 
     tls_scheme: ClassVar[str]
@@ -108,12 +108,12 @@ class BrokerConfig:
 
     @property
     def secret(self) -> Secret | None:
-        """The password as a `Secret`, whatever it was given as."""
+        """The password as a `Secret`, however it was given."""
         return as_secret(self, "password", self.password)
 
     @property
     def password_source(self) -> str | None:
-        """The file that the password comes from; None when it was given another way."""
+        """The file that the password comes from; None if it was given in another way."""
         secret = self.secret
         return secret.file if isinstance(secret, PasswordFile) else None
 
@@ -143,10 +143,10 @@ class BrokerConfig:
 
 
 def check_login(config: BrokerConfig) -> None:
-    """Check that a broker can take user name and password: over others it ends the connection.
+    """Check that brokers accept user name and password as texts; they end connections over others.
 
     Raises:
-        ConfigurationError: naming the option; it shows nothing of a password.
+        ConfigurationError: naming the option; a password is not shown.
     """
     name, secret = config.username, config.secret
     kind = type(config).__name__
@@ -164,8 +164,8 @@ def check_login(config: BrokerConfig) -> None:
         size = len(secret.reveal().encode())
     except UnicodeEncodeError:
         raise ConfigurationError(
-            f"option password of {kind} contains half of a surrogate pair, which UTF-8 cannot"
-            " carry: use whole characters"
+            f"option password of {kind} contains half of a surrogate pair, which cannot be"
+            " encoded as UTF-8: use whole characters"
         ) from None
     if size > _LONGEST_LOGIN:
         raise ConfigurationError(f"option password of {kind} is longer than {_LONGEST_LOGIN} bytes")

@@ -29,12 +29,12 @@ DEFAULT_WINDOW_BYTES = 2_097_152
 
 @dataclass(frozen=True)
 class Identity:
-    """Who is connected: an application and which copy of it.
+    """Who is connected: an application, and which instance of it.
 
     Attributes:
-        application: its name; a random one when ``ephemeral``.
-        instance: tells copies of one application apart.
-        ephemeral: nothing is kept for it while it is away.
+        application: its name; random if ``ephemeral``.
+        instance: distinguishes the instances of one application.
+        ephemeral: whether nothing is kept for it while it is away.
     """
 
     application: str
@@ -50,7 +50,7 @@ class Surroundings:
         identity: who is connected.
         environment: wall time, randomness and identifiers.
         stats: counters by dotted name, for example ``messages.dropped``.
-        fatal: called when the bus cannot go on at all, for example because another program
+        fatal: called when the bus cannot continue at all, for example because another program
             keeps taking over the client id. The application ends with that error.
     """
 
@@ -62,17 +62,18 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Subscription:
-    """A right to messages.
+    """A lasting right to messages.
 
     Attributes:
-        name: unique in the application; with the identity it names the session or group.
+        name: unique in the application; together with the identity it names the session or group.
         filters: plain MQTT filters (``+`` and ``#``, no captures); may be empty.
-        qos: highest quality of service asked for, 0 or 1.
+        qos: the highest quality of service requested, 0 or 1.
         window: the most deliveries that may be unsettled at once before intake pauses.
-        window_bytes: the most bytes of unsettled deliveries before intake pauses. One message that
-            takes more goes through alone.
-        share: several instances share the messages, each goes to one of them.
-        durable: the bus keeps messages while nobody is connected. Never for ephemeral identities.
+        window_bytes: the most bytes of unsettled deliveries before intake pauses. A single larger
+            message passes alone.
+        share: whether instances share the messages, so that each goes to one of them.
+        durable: whether the bus keeps messages while nobody is connected. Never for ephemeral
+            identities.
     """
 
     name: str
@@ -87,72 +88,73 @@ class Subscription:
 class Receiver(Protocol):
     """The runtime's side of a subscription.
 
-    All methods are called on the event loop, return at once and never raise.
+    All methods are called in the event loop, return at once and never raise.
     """
 
     def deliver(self, delivery: Delivery, /) -> None:
         """Take a message that has arrived."""
 
     def deliver_all(self, deliveries: Sequence[Delivery], /) -> None:
-        """Messages arrived, in this order; as `deliver` for each, in less time."""
+        """Take messages that have arrived, in this order: `deliver` for each, but faster."""
 
     def hold(self) -> None:
-        """Start nothing until `resume` that came with the connection, which is gone."""
+        """Start nothing that came with the lost connection until `resume` is called."""
 
     def resume(self, *, redelivered: bool) -> None:
-        """Go on: it is connected again.
+        """Continue, as it is connected again.
 
-        With ``redelivered`` the bus sends again what was not acknowledged: drop what has not been
-        started. Without, what is held is the last copy: work it off.
+        With ``redelivered`` the bus sends again what was not acknowledged: drop whatever has not
+        been started. Without it, the held deliveries are the last copies: handle them.
         """
 
 
 class Consumer(abc.ABC):
-    """One subscription's connection to the bus. Reconnects by itself, for ever."""
+    """One subscription's connection to the bus. Reconnects by itself, forever."""
 
     @property
     def trouble(self) -> str | None:
-        """What keeps messages from being received, in words; None when nothing does.
+        """What keeps messages from being received, as text; None if nothing does.
 
-        There is no connection, the broker refuses a filter after a reconnect, something cannot be
-        read. `DistributedApplication.problems` shows it, and `healthy` is false meanwhile.
+        For example that there is no connection, that the broker refuses a filter after a
+        reconnect, or that something cannot be read. `DistributedApplication.problems` shows it, and
+        `healthy` is false meanwhile.
         """
         return None
 
     @abc.abstractmethod
     async def start(self) -> None:
-        """Connect and bring all filters in force; deliveries may begin before this returns.
+        """Connect and put all filters into force; deliveries may begin before this returns.
 
         Raises:
-            ConnectFailed: no connection, after retries until the provider's start timeout.
-            NotAuthorised: the broker refused the login or a filter (at once, not retried).
+            ConnectFailed: no connection, despite retries until the provider's start timeout.
+            NotAuthorised: the broker refused the login or a filter (at once, without retries).
         """
 
     @abc.abstractmethod
     async def add_filter(self, pattern: str) -> None:
-        """Also receive what matches; returns when in force, and survives reconnects."""
+        """Also receive what matches; return once it is in force. It survives reconnects."""
 
     @abc.abstractmethod
     async def remove_filter(self, pattern: str) -> None:
-        """Stop receiving what only this filter matches; returns when in force."""
+        """Stop receiving what only this filter matches; return once that is in force."""
 
     @abc.abstractmethod
     def discard_stale(self, topic: str) -> None:
-        """Remove the filter that a message on ``topic`` came by, which is none of the wanted ones.
+        """Remove the unwanted filter by which a message on ``topic`` arrived.
 
-        An old one is still in force. It is removed in the background, where the bus allows to find
-        it.
+        It is left from an earlier program. It is removed in the background, if the bus allows
+        finding it.
         """
 
     @abc.abstractmethod
     def stop_intake(self) -> None:
-        """Deliver nothing more. Acknowledgements still go out."""
+        """Stop delivering. Acknowledgements are still sent."""
 
     @abc.abstractmethod
     async def close(self) -> None:
-        """Send the acknowledgements that are free, then disconnect and keep the subscription.
+        """Send the acknowledgements that are due, then disconnect, keeping the subscription.
 
-        Never raises for a connection that is gone; bounded in time.
+        Never raises because of a lost connection; bounded in time.
         """
 
 
@@ -161,9 +163,9 @@ class Bus(abc.ABC):
 
     Attributes:
         max_payload: the largest payload that may be published, in bytes.
-        max_received: the largest payload that is handed out, in bytes; of a larger one the
-            envelope says `left_out`. None for ``max_payload``, which the runtime sees to.
-        connected: whether there is a connection now (the talk connection where several).
+        max_received: the largest payload that is handed out, in bytes; for a larger one the
+            envelope has `left_out`. None for ``max_payload``, enforced by the runtime.
+        connected: whether there is a connection now (the talk connection if there are several).
     """
 
     max_payload: int
@@ -172,9 +174,9 @@ class Bus(abc.ABC):
 
     @property
     def trouble(self) -> str | None:
-        """What keeps publishes or replies from getting through, in words; None when nothing does.
+        """What keeps publishes or replies from getting through, as text; None if nothing does.
 
-        By default that is having no connection.
+        By default that is the lack of a connection.
         """
         return None if self.connected else "there is no connection"
 
@@ -183,11 +185,11 @@ class Bus(abc.ABC):
         """Connect and open the reply inbox.
 
         Args:
-            on_reply: called with the correlation text that `reply_address` got, and the reply.
+            on_reply: called with the correlation that `reply_address` got, and the reply.
 
         Raises:
-            ConnectFailed: no connection, after retries until the provider's start timeout.
-            NotAuthorised: the broker refused the login or the inbox (at once, not retried).
+            ConnectFailed: no connection, despite retries until the provider's start timeout.
+            NotAuthorised: the broker refused the login or the inbox (at once, without retries).
         """
 
     @abc.abstractmethod
@@ -200,63 +202,63 @@ class Bus(abc.ABC):
 
     @abc.abstractmethod
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
-        """Queue a publish; the future ends when the broker has confirmed it.
+        """Queue a publish and return a future that completes when the broker has confirmed it.
 
         What is pending when a connection ends is sent again, first and in order, with the same
-        id. Cancelling the future gives the publish up if it was not written yet.
+        id. Cancelling the future withdraws the publish if it has not been written yet.
 
         Raises (at once):
-            OutboxFull: too many are waiting.
+            OutboxFull: too many publishes are waiting.
             MessageTooLarge: over `max_payload`.
-            ConfigurationError: as `SocketProvider.check_message`.
+            ConfigurationError: as in `SocketProvider.check_message`.
         The future raises:
             PublishRefused, NotAuthorised: the broker's answer; final.
-            NoResponder: a request (an envelope with response_topic) that the broker says nobody
-                listens for.
+            NoResponder: a request (an envelope with response_topic) for which, as the broker
+                says, nobody listens.
             PublishNotSent, PublishUnknown: the bus was closed first.
         """
 
     @abc.abstractmethod
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
-        """As `post`, and wait for the confirmation.
+        """Publish as `post` does, and wait for the confirmation.
 
         Raises:
-            PublishNotSent: ``timeout`` seconds went by and it was not written; it never will be.
+            PublishNotSent: it was not written within ``timeout`` seconds, and never will be.
             PublishUnknown: it was written but not confirmed in time; it is not sent again.
-            As `post` does.
+            Whatever `post` raises.
         """
 
     @abc.abstractmethod
     async def park(self, envelope: Envelope, *, timeout: float) -> None:
-        """Store a dead letter so that it survives; ``envelope.id`` names it.
+        """Store a dead letter durably; ``envelope.id`` names it.
 
-        Raises as `publish`.
+        Raises what `publish` raises.
         """
 
     @abc.abstractmethod
     async def drain(self) -> None:
-        """Wait until every pending publish has its outcome."""
+        """Wait until every pending publish has an outcome."""
 
     async def room(self) -> None:  # noqa: B027 (a bus without bounds need not define it)
-        """Wait until posts find room again; at once where nothing is bounded."""
+        """Wait until there is room for posts again; return at once if nothing is bounded."""
 
     @abc.abstractmethod
     async def close(self) -> None:
-        """Give up what is pending, disconnect. Never raises; bounded in time."""
+        """Give up pending publishes and disconnect. Never raises; bounded in time."""
 
 
 class SocketProvider(abc.ABC):
-    """Makes the connections to one bus; the address interface of an application.
+    """The address of a bus: what opens connections to it.
 
     Get one with `SocketProviderFactory`.
 
     Attributes:
-        default_deliver: how messages are spread over instances that do not say: ``all`` gives
-            each to every instance, ``share`` to one of them.
-        default_qos: quality of service of publishes and subscriptions that name none.
-        default_window: the window of subscriptions that name none.
+        default_deliver: how messages are distributed over instances by default: ``all`` gives each
+            to every instance, ``share`` to one of them.
+        default_qos: the quality of service of publishes and subscriptions that specify none.
+        default_window: the window of subscriptions that specify none.
         default_window_bytes: as ``default_window``, in bytes.
-        config: the options; providers of one address with equal ones can stand in for each other.
+        config: the options; providers of one address with equal options are interchangeable.
     """
 
     default_deliver: Literal["share", "all"] = "all"
@@ -268,7 +270,7 @@ class SocketProvider(abc.ABC):
     @property
     @abc.abstractmethod
     def address(self) -> str:
-        """The bus as a URL without secrets; equal for equal buses."""
+        """The URL of the bus without secrets; equal for equal buses."""
 
     @abc.abstractmethod
     def open(self, surroundings: Surroundings) -> Bus:
@@ -276,17 +278,17 @@ class SocketProvider(abc.ABC):
 
     @abc.abstractmethod
     def check_topic(self, topic: str) -> None:
-        """Raise ConfigurationError when the bus cannot carry the (concrete) topic."""
+        """Raise ConfigurationError if the bus cannot carry the (concrete) topic."""
 
     @abc.abstractmethod
     def check_filter(self, pattern: str) -> None:
-        """Raise ConfigurationError when the bus cannot serve the (plain) filter."""
+        """Raise ConfigurationError if the bus cannot serve the (plain) filter."""
 
     def check_message(self, envelope: Envelope) -> None:
-        """Raise ConfigurationError when the bus cannot carry a text of the message.
+        """Raise ConfigurationError if the bus cannot carry a text of the message.
 
         The error names the field (a topic, a header, the key, ...), shows its value, and says
         what to do. `Bus.post`, `Bus.publish` and `Bus.park` raise the same, at once. Override it
-        unless the bus takes every text besides topics.
+        unless the bus accepts every text apart from topics.
         """
         self.check_topic(envelope.topic)

@@ -10,15 +10,17 @@ from ..errors import ConfigurationError
 
 __all__ = ["PasswordFile", "Secret", "as_secret", "password_from"]
 
+_LONGEST = 65_535
+
 
 class Secret:
     """A password or key that never shows itself.
 
-    Its representation, its text and whatever is formatted from it are ``***``. Two secrets are
-    equal when what they hide is equal. It cannot be pickled.
+    Its ``repr``, its ``str`` and whatever is formatted from it are ``***``. Two secrets are equal
+    if their values are. It cannot be pickled.
 
     Args:
-        value: what to hide; a Secret is taken over as it is.
+        value: what to hide; a Secret is used as it is.
     """
 
     __slots__ = ("_value",)
@@ -27,7 +29,7 @@ class Secret:
         self._value: str = value._value if isinstance(value, Secret) else value
 
     def reveal(self) -> str:
-        """Return what is hidden. Only for the call that hands it to the broker's client."""
+        """Return the value. Only for the call that passes it to the broker's client."""
         return self._value
 
     def __eq__(self, other: object) -> bool:
@@ -45,18 +47,15 @@ class Secret:
         return "***"
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a Secret cannot be pickled: hand the password over another way")
+        raise TypeError("a Secret cannot be pickled: pass the password in another way")
 
 
 def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-_LONGEST = 65_535
-
-
 class PasswordFile(Secret):
-    """A password that stands in the first line of a file, and may be changed there at any time.
+    """A password in the first line of a file, where it may be changed at any time.
 
     Args:
         owner: the configuration that names the file, for errors.
@@ -74,9 +73,9 @@ class PasswordFile(Secret):
         self.file = file
 
     def reveal(self) -> str:
-        """Return what the file has now; what it had first if it is read only once, like a pipe."""
+        """Return what the file contains now; what a pipe, which can be read once, had contained."""
         path = Path(self.file)
-        # Waiting for whoever writes to a pipe would block the event loop.
+        # Waiting for the writer of a pipe would block the event loop.
         if not path.is_fifo() and not path.is_char_device():
             self._value = _read_password(self._owner, self.file)
         return self._value
@@ -94,7 +93,7 @@ def as_secret(config: object, option: str, value: Secret | str | None) -> Secret
     """Return the value of a secret option, however it was given.
 
     Raises:
-        ConfigurationError: it is neither a text nor a `Secret`; shows its type only.
+        ConfigurationError: it is neither a string nor a `Secret`; shows only its type.
     """
     if value is None:
         return None
@@ -104,7 +103,7 @@ def as_secret(config: object, option: str, value: Secret | str | None) -> Secret
         return Secret(value)
     raise ConfigurationError(
         f"option {option} of {type(config).__name__} is a {type(value).__name__}:"
-        " give a text or a Secret"
+        " give a string or a Secret"
     )
 
 
@@ -113,10 +112,10 @@ def password_from(
 ) -> Secret | None:
     """Return the password: given as it is, in an environment variable, or as a file's first line.
 
-    What is in a file is read anew each time it is revealed.
+    A file is read again each time its password is revealed.
 
     Raises:
-        ConfigurationError: more than one was given, or it is not where it should be.
+        ConfigurationError: more than one was given, or it is not found where it should be.
     """
     owner = type(config).__name__
     given = [
@@ -130,7 +129,7 @@ def password_from(
     ]
     if len(given) > 1:
         raise ConfigurationError(
-            f"options {' and '.join(given)} of {owner} exclude each other: give one of them"
+            f"options {' and '.join(given)} of {owner} are mutually exclusive: give one of them"
         )
     if variable is not None:
         value = os.environ.get(variable)
@@ -149,7 +148,7 @@ def _read_password(owner: str, file: str) -> str:
     try:
         with Path(file).open("rb") as opened:
             line = opened.readline(_LONGEST + 2)
-        # Some editors put a mark in front of UTF-8.
+        # Some editors put a byte order mark in front of UTF-8.
         text = line.decode("utf-8-sig").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
@@ -159,6 +158,6 @@ def _read_password(owner: str, file: str) -> str:
     if len(line) > _LONGEST + 1:
         raise ConfigurationError(
             f"option password_file={file!r} of {owner}: the first line has more than {_LONGEST}"
-            " bytes, which is no password"
+            " bytes, so it is not a password"
         )
     return text

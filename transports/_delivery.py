@@ -1,4 +1,4 @@
-"""One receipt of one message, and the book-keeping of what may be acknowledged."""
+"""Deliveries: the receipt of a message, and the tracker of what may be acknowledged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Delivery", "DeliveryState", "Tracker"]
 
 
 class DeliveryState(Enum):
-    """How far a delivery has come."""
+    """The stages of a delivery."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -42,26 +42,26 @@ _WITHDRAWN = DeliveryState.WITHDRAWN
 class Delivery(msgspec.Struct, Generic[R], eq=False):
     """One receipt of one envelope for one subscription, settled at most once.
 
-    A receiver calls `start` before it works on the delivery and `settle` when it is done with
-    it for good. What was withdrawn in between comes again from the bus: it must not be started.
-    What a route is only the receiver knows, for which it is a ``Delivery[Route]``; a transport
-    has a ``Delivery`` of any receiver.
+    A receiver calls `start` before it works on the delivery and `settle` when it is done with it
+    for good. A delivery that was withdrawn in between comes again from the bus: it must not be
+    started. Only the receiver knows what a route is and uses a ``Delivery[Route]``; to a transport
+    it is just a ``Delivery``.
 
     Attributes:
         envelope: the message.
-        epoch: number of the connection or assignment it came with.
+        epoch: the number of the connection or assignment it came with.
         token: what the transport needs to acknowledge it (MQTT packet id, Kafka offset);
-            -1 where nothing is to be acknowledged (QoS 0).
-        tracker: what keeps the order of acknowledging, and count of what is unsettled; None where
-            nobody does.
-        size: the bytes that it takes of its subscription's window.
-        state: how far it has come.
-        attempts: how often a handler has already failed on it, earlier receipts included.
-        deadline: loop time after which it is not worth starting; the receiver sets it.
-        route: where it goes, in the receiver's own terms: None until the receiver sets it.
+            -1 if nothing is to be acknowledged (QoS 0).
+        tracker: keeps the order of acknowledgements and counts what is unsettled; None if nothing
+            does.
+        size: how many bytes of its subscription's window it takes.
+        state: its stage.
+        attempts: how often a handler has already failed on it, including earlier receipts.
+        deadline: loop time after which it is no longer worth starting; set by the receiver.
+        route: where it goes, in the receiver's own terms; None until the receiver sets it.
         on_withdraw: called once when it is withdrawn while running, to cut a wait short.
-        on_awaited: called when it becomes `awaited`; the receiver sets it.
-        successor: the same message once more, which waits for this one's result.
+        on_awaited: called when it becomes `awaited`; set by the receiver.
+        successor: a later receipt of the same message, which waits for this one's result.
     """
 
     envelope: Envelope
@@ -79,7 +79,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
 
     @property
     def awaited(self) -> bool:
-        """Whether the bus sends nothing more before this one is settled."""
+        """Whether the bus sends nothing more until this one is settled."""
         tracker = self.tracker
         return tracker is not None and tracker.full and tracker.next is self
 
@@ -91,9 +91,10 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
         return True
 
     def settle(self) -> None:
-        """The receiver is done with it for good. Calling it again changes nothing.
+        """Note that the receiver is done with it for good. Calling it again changes nothing.
 
-        A delivery that was withdrawn while it ran counts for the receipt that replaced it.
+        Settling a delivery that was withdrawn while running also settles the receipt that
+        replaced it.
         """
         if self.state is _SETTLED:
             return
@@ -104,15 +105,15 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
             self.tracker.settled(self)
 
     def requeue(self) -> None:
-        """Give a running delivery back unstarted, so that it can be claimed again."""
+        """Return a running delivery to the queue, so that it can be claimed again."""
         if self.state is _RUNNING:
             self.state = _QUEUED
 
     def withdraw(self) -> None:
         """Take back what has not been settled: the bus will send it again.
 
-        A receipt that waited for this one's result is taken back with it: nobody else would
-        ever settle it.
+        A receipt that waits for this one's result is taken back with it: nobody else would ever
+        settle it.
         """
         if self.state in (_SETTLED, _WITHDRAWN):
             return
@@ -124,7 +125,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
             self.on_withdraw()
 
     def replaced_by(self, successor: Delivery) -> None:
-        """The running handler's result also settles ``successor``, the same message once more."""
+        """Let the running handler's result also settle ``successor``, a later receipt."""
         successor.state = _RUNNING
         successor.attempts = self.attempts
         self.successor = successor
@@ -139,21 +140,21 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
 
 
 class Tracker:
-    """What came from one source (a connection, a partition), in order of arrival.
+    """The deliveries of one source (a connection, a partition), in order of arrival.
 
     Deliveries may be settled in any order; they are released as the longest settled prefix, so
-    that what is acknowledged never passes an unfinished message. A new epoch forgets what came
-    before: settling it later releases nothing.
+    that acknowledgements never overtake an unfinished message. A new epoch forgets what came
+    before: settling that later releases nothing.
 
     Args:
-        release: called with the deliveries that have become free, oldest first, never empty.
-        on_settled: called when a delivery is settled that nobody waits for to be released.
+        release: called with the deliveries that are released, oldest first, at least one.
+        on_settled: called when a delivery is settled that is never released.
 
     Attributes:
         epoch: the number of the connection.
-        size: bytes of the deliveries of this epoch that are not released, or not settled where
-            nothing is to be acknowledged.
-        full: whether the transport takes nothing more before something is released; see `fill`.
+        size: bytes of the deliveries of this epoch that are not released or, if nothing is to be
+            acknowledged, not settled.
+        full: whether the transport accepts nothing more until something is released; see `fill`.
     """
 
     def __init__(
@@ -169,11 +170,11 @@ class Tracker:
         self.full = False
 
     def __len__(self) -> int:
-        """Deliveries that are not released yet."""
+        """Return the number of deliveries that are not released yet."""
         return len(self._slots)
 
     def begin(self) -> list[Delivery]:
-        """Start the next epoch; returns what the last one leaves unreleased, oldest first."""
+        """Start the next epoch; return what the last one leaves unreleased, oldest first."""
         left = list(self._slots)
         self._slots.clear()
         self.size = 0
@@ -183,36 +184,36 @@ class Tracker:
 
     @property
     def next(self) -> Delivery | None:
-        """The delivery that has to be settled first for something to be released."""
+        """The delivery that has to be settled before anything can be released."""
         return self._slots[0] if self._slots else None
 
     def fill(self) -> None:
         """Note that there is no room, and tell the receiver which delivery everything waits for.
 
-        What comes later may be settled already, so that nothing else would make room.
+        Everything behind that one may be settled already, so that only it can make room.
         """
         self.full = True
         if self._slots and (tell := self._slots[0].on_awaited) is not None:
             tell()
 
     def register(self, envelope: Envelope, token: int, size: int = 0) -> Delivery:
-        """Append a slot for what has just arrived, and takes so many bytes."""
+        """Append a slot for a delivery of this size that has just arrived."""
         delivery = Delivery(envelope, self.epoch, token, self, size)
         self._slots.append(delivery)
         self.size += size
         return delivery
 
     def count(self, envelope: Envelope, size: int) -> Delivery:
-        """A delivery that takes so many bytes until it is settled, and is never acknowledged."""
+        """Count a delivery of this size until it is settled; it is never acknowledged."""
         self.size += size
         return Delivery(envelope, self.epoch, -1, self, size)
 
     def unreleased(self) -> tuple[Delivery, ...]:
-        """Return what is not released yet, oldest first."""
+        """Return the deliveries that are not released yet, oldest first."""
         return tuple(self._slots)
 
     def settled(self, delivery: Delivery) -> None:
-        """Called by the delivery itself; releases the prefix that has become free."""
+        """Release the settled prefix, if it has grown; called by the delivery itself."""
         if delivery.epoch != self.epoch:
             return
         if delivery.token < 0:

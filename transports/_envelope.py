@@ -19,17 +19,17 @@ __all__ = [
 ]
 
 REPLY_HEADER = "spa_reply"
-"""On a reply: marks it as one, so that it never gets a reply itself."""
+"""Marks a reply as such, so that it never gets a reply itself."""
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class LeftOut(msgspec.Struct, frozen=True, gc=False):
-    """What is known of a payload that was too large to be taken.
+    """What is known of a payload that was too large to be accepted.
 
     Attributes:
-        size: its bytes.
-        sha256: its digest, in hexadecimal.
+        size: its length in bytes.
+        sha256: its SHA-256 digest, in hexadecimal.
     """
 
     size: int
@@ -37,17 +37,17 @@ class LeftOut(msgspec.Struct, frozen=True, gc=False):
 
 
 class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What the wire says about a message besides its payload.
+    """The fields of a message on the wire, apart from its payload.
 
-    The names follow CloudEvents 1.0 where it has one (``id``, ``source``, ``type``, ``time``).
+    Names follow CloudEvents 1.0 where it has one (``id``, ``source``, ``type``, ``time``).
     """
 
     topic: str
     """The concrete topic, levels separated by ``/``."""
     content_type: str | None = None
-    """MIME type of the payload; None when the sender gave none."""
+    """MIME type of the payload; None if the sender gave none."""
     id: str | None = None
-    """Stable over redelivery and resending, so that receivers can drop duplicates."""
+    """The same for every redelivery and resending, so that receivers can drop duplicates."""
     source: str | None = None
     """Who sent it: ``application/instance/actor`` for senders of this package."""
     type: str | None = None
@@ -55,42 +55,42 @@ class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """When it was sent, in seconds since 1970 (UTC)."""
     key: str | None = None
     headers: Mapping[str, str] = _NO_HEADERS
-    """Everything else the sender attached; of a repeated name the last value counts."""
+    """Everything else the sender attached; the last value of a repeated name counts."""
     response_topic: str | None = None
-    """Where a reply is expected. Comes from the sender: never trusted."""
+    """Where a reply is expected. Set by the sender, so never trusted."""
     correlation: bytes | None = None
     expiry: float | None = None
-    """Seconds for which the message is worth delivering; on receipt what is left of them."""
+    """Seconds for which the message is worth delivering; on receipt, those that are left."""
     qos: int = 1
     retain: bool = False
-    """Sent: keep it as the topic's last value. Received: it was such a kept value."""
+    """When sent: keep it as the topic's last value. When received: it was such a kept value."""
     redelivered: bool = False
-    """The bus says that it has sent this message before."""
+    """Whether the bus says that it has sent this message before."""
     partition: int | None = None
     offset: int | None = None
     tombstone: bool = False
-    """There is no payload at all: the message deletes what its key stands for."""
+    """Whether there is no payload at all: the message deletes what its key stands for."""
     raw_key: bytes | None = None
-    """Received: the key's bytes, on buses where it is bytes; of which `key` is the text. Sent in
-    place of `key`."""
+    """When received: the key as bytes, on buses where it is bytes; `key` is its text. When sent:
+    used in place of `key`."""
     raw_headers: tuple[tuple[str, bytes | None], ...] = ()
-    """Received: all headers in order, repeated ones and the bus's own included, on buses where they
-    are bytes; None for one without a value. Sent in place of those of these names in `headers`, but
-    for the bus's own."""
+    """When received: all headers in order, including repeated ones and the bus's own, on buses
+    where they are bytes; None for a header without a value. When sent: used in place of those of
+    the same names in `headers`, except for the bus's own."""
 
 
 class Envelope(MessageFields, frozen=True, kw_only=True, gc=False):
-    """A message at the edge of a bus: bytes and what the wire says about them."""
+    """A message at the edge of a bus: its payload as bytes, and its fields."""
 
     payload: bytes = b""
     left_out: LeftOut | None = None
-    """Received: the payload was too large to be taken, and `payload` is empty in its place."""
+    """When received: the payload was too large to be accepted, and `payload` is empty instead."""
 
     @property
     def identity(self) -> str | None:
-        """What tells the message from others, also if its sender gave no id.
+        """What distinguishes the message from others, even if its sender gave no id.
 
-        That is its place in the log then, on buses that have one.
+        In that case it is its place in the log, on buses that have one.
         """
         if self.id is not None or self.offset is None:
             return self.id
@@ -98,7 +98,7 @@ class Envelope(MessageFields, frozen=True, kw_only=True, gc=False):
 
 
 def named_texts(envelope: Envelope) -> tuple[tuple[str, str | None], ...]:
-    """Return the fields that go to the bus as texts, but for topics and headers, with names."""
+    """Return the names and values of text fields on the bus, except topics and headers."""
     return (
         ("content_type", envelope.content_type),
         ("key", envelope.key),
@@ -109,14 +109,14 @@ def named_texts(envelope: Envelope) -> tuple[tuple[str, str | None], ...]:
 
 
 def without_payload(envelope: Envelope) -> Envelope:
-    """Return what is handed out of a message whose payload is too large to be handed out."""
+    """Return a copy with `left_out` in place of a payload that is too large to be handed out."""
     payload = envelope.payload
     left_out = LeftOut(len(payload), hashlib.sha256(payload).hexdigest())
     return msgspec.structs.replace(envelope, payload=b"", left_out=left_out)
 
 
 class Tombstone:
-    """A payload that stands for none: it deletes what the message's key stands for.
+    """The absence of a payload: it deletes what the message's key stands for.
 
     On Kafka a record with a null value, which needs a key; elsewhere an empty payload.
     """

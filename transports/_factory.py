@@ -1,4 +1,4 @@
-"""From a URL or a configuration to the provider that serves it."""
+"""The factory: from a URL or a configuration to its provider."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _IN_THE_AUTHORITY = ("host", "port", "username", "password")
 
 
 class SocketProviderFactory:
-    """Makes providers from configurations and URLs. Both take the same options."""
+    """Creates providers from configurations and URLs. Both have the same options."""
 
     @staticmethod
     def from_config(config: Config) -> SocketProvider:
         """Return the provider for a configuration.
 
         Raises:
-            ConfigurationError: not a configuration of a bus.
+            ConfigurationError: it is not a configuration of a bus.
         """
         if isinstance(config, MemoryConfig):
             return MemoryProvider(config)
@@ -40,7 +40,7 @@ class SocketProviderFactory:
         if isinstance(config, KafkaConfig):
             return KafkaProvider(config)
         raise ConfigurationError(
-            f"{type(config).__name__} is no configuration of a bus:"
+            f"{type(config).__name__} is not a configuration of a bus:"
             " give a MemoryConfig, an MqttConfig or a KafkaConfig"
         )
 
@@ -48,22 +48,22 @@ class SocketProviderFactory:
     def from_url(url: str) -> SocketProvider:
         """Return the provider for a URL.
 
-        ``memory://`` is a broker of one's own in the process, ``memory://name`` one shared under
+        ``memory://`` is a private broker in the process, ``memory://name`` one that is shared under
         that name; ``mqtt://user:secret@host:port?option=value`` is an MQTT 5 broker, ``mqtts://``
-        one behind TLS. ``kafka://host:port,host2:port?option=value`` is a Kafka cluster,
-        ``kafkas://`` one behind TLS. The options are those of `MemoryConfig`, `MqttConfig` and
+        one with TLS. ``kafka://host:port,host2:port?option=value`` is a Kafka cluster,
+        ``kafkas://`` one with TLS. The options are those of `MemoryConfig`, `MqttConfig` and
         `KafkaConfig`. In user name, password and options special characters are written as
         ``%40`` and so on.
 
         Raises:
-            ConfigurationError: unknown scheme or option (names the nearest valid one), or a
-                value that does not fit. Never shows the password.
+            ConfigurationError: unknown scheme or option (names the nearest valid one), or an
+                invalid value. Never shows the password.
         """
         return SocketProviderFactory.from_config(SocketProviderFactory.config_from_url(url))
 
     @staticmethod
     def config_from_url(url: str) -> Config:
-        """Return the configuration that a URL stands for. Raises as `from_url` does."""
+        """Return the configuration that a URL stands for. Raises what `from_url` raises."""
         address = parse_address(url)
         read = _SCHEMES.get(address.scheme)
         if read is not None:
@@ -82,7 +82,7 @@ def as_provider(value: SocketProvider | Config | str) -> SocketProvider:
     """Return a provider as it is, or the one for a configuration or URL.
 
     Raises:
-        ConfigurationError: it is none of them, or as `SocketProviderFactory.from_url` does.
+        ConfigurationError: it is none of them, or what `SocketProviderFactory.from_url` raises.
     """
     if isinstance(value, SocketProvider):
         return value
@@ -94,7 +94,7 @@ def as_provider(value: SocketProvider | Config | str) -> SocketProvider:
 def _memory(address: Address) -> MemoryConfig:
     if address.username is not None or address.password is not None or address.port is not None:
         raise ConfigurationError(
-            "a memory:// URL has neither user nor port: write memory:// or memory://name"
+            "a memory:// URL has neither a user nor a port: write memory:// or memory://name"
         )
     known: dict[str, object] = {"name": address.host} if address.host else {}
     return options_to_config(MemoryConfig, address.options, known, address=address)

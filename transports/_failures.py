@@ -1,4 +1,4 @@
-"""Failures on the way to a broker, whatever the broker."""
+"""Failures to reach a broker of any kind."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ConnectProblem:
 
     Attributes:
         error: what to raise.
-        final: at the start it is no use to try again.
-        later: it takes a while until trying again is any use.
+        final: whether, during the start, retrying is pointless.
+        later: whether retrying is pointless for a while.
     """
 
     error: SpaDatError
@@ -32,13 +32,13 @@ class ConnectProblem:
 
 
 def not_outage(error: E) -> E:
-    """Mark what fails for another reason than that a connection is away."""
+    """Mark an error as not caused by a lost connection."""
     error.outage = False
     return error
 
 
 def describe_failure(cause: BaseException) -> str:
-    """Return what an exception of the system, of TLS or of any library says, in one line."""
+    """Describe an exception of the system, of TLS or of any library in one line."""
     if isinstance(cause, socket.gaierror):
         return f"unknown host ({cause.strerror})"
     if isinstance(cause, ssl.SSLCertVerificationError):

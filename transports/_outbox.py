@@ -14,34 +14,36 @@ from ._failures import not_outage
 
 __all__ = ["DEFAULT_OUTBOX_BYTES", "Outbox", "OutboxEntry", "on_failure", "size_of"]
 
-# Texts of so many characters together are not counted.
+# Texts of up to this many characters together are not counted.
 _FREE = 1_024
+DEFAULT_OUTBOX_BYTES = 67_108_864
+# Seconds without any confirmation after which a broker counts as away, connected or not.
+_SILENCE = 5.0
 
 
 class Keeper(Protocol):
     """What keeps a publish until its outcome is known."""
 
     def give_up(self, entry: OutboxEntry, /) -> None:
-        """Its outcome is wanted no more."""
+        """Note that its outcome is no longer wanted."""
 
     def is_outage(self, entry: OutboxEntry, waited: float, /) -> bool:
-        """Whether the connection was away in the seconds since it was submitted."""
+        """Return whether the connection was away at some time since it was submitted."""
 
 
 class OutboxEntry(asyncio.Future[None]):
-    """One publish, and at the same time the future of its confirmation.
+    """One publish, which is also the future of its confirmation.
 
-    Cancelling it gives the publish up: at once if it waits to be written, else the broker may or
-    may not have it, and it is not written again.
+    Cancelling it withdraws the publish: completely if it has not been written; otherwise the broker
+    may or may not have it, and it is not written again.
 
     Attributes:
         envelope: the message.
-        note: the transport's own, for example the message in encoded form.
-        writes: how often it has been written so far, over all connections, without having been
-            refused.
-        put_off: why the broker does not take it for now, in words; empty when nothing says so.
-        size: its bytes, as the outbox counts them.
-        on_failure: called with it, soon after it has failed; see the function of that name.
+        note: for the transport, for example the encoded message.
+        writes: how often it has been written so far, over all connections, without being refused.
+        put_off: why the broker does not accept it for now; empty unless it said so.
+        size: its size in bytes, as the outbox counts them.
+        on_failure: called with it soon after it has failed; see the function of that name.
     """
 
     __slots__ = (
@@ -65,7 +67,7 @@ class OutboxEntry(asyncio.Future[None]):
         self.size = 0
         self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
         self._outbox = outbox
-        # What `Outbox.is_outage` compares with.
+        # For comparison in `Outbox.is_outage`.
         self._losses = self._answers = 0
 
     def set_exception(self, exception: type | BaseException, /) -> None:
@@ -80,7 +82,7 @@ class OutboxEntry(asyncio.Future[None]):
         return cancelled
 
     def met_outage(self, waited: float) -> bool:
-        """Whether the connection was away at some time since it was submitted.
+        """Return whether the connection was down at some time since it was submitted.
 
         Args:
             waited: the seconds since then.
@@ -88,7 +90,7 @@ class OutboxEntry(asyncio.Future[None]):
         return self._outbox is not None and self._outbox.is_outage(self, waited)
 
     def unconfirmed(self, reason: str) -> PublishNotSent | PublishUnknown:
-        """Return the error that says what is known of the publish when it is given up now."""
+        """Return the error that says what is known of the publish if it is given up now."""
         where = f"publish to {self.envelope.topic!r}"
         if self.put_off:
             reason = f"{reason}; {self.put_off}"
@@ -101,9 +103,9 @@ class OutboxEntry(asyncio.Future[None]):
 
 
 def size_of(envelope: Envelope) -> int:
-    """Return what a publish takes of an outbox: its payload, and its texts where they are long.
+    """Return the bytes that a publish takes in an outbox: its payload, and its texts if long.
 
-    Topics and headers are often those of a message that somebody else has sent.
+    Topics and headers are often those of a message from somebody else.
     """
     texts = len(envelope.topic)
     if envelope.headers:
@@ -117,10 +119,10 @@ def size_of(envelope: Envelope) -> int:
 def on_failure(
     posted: asyncio.Future[None], callback: Callable[[asyncio.Future[None]], object]
 ) -> None:
-    """Call back with the future of a publish that nobody waits for once it has failed.
+    """Have ``call`` called with the future of a publish, which nobody waits for, if it fails.
 
-    For most publishes nothing is ever called, which an ordinary callback could not offer. It may
-    also be called with a future that has ended well.
+    For most publishes nothing is ever called, unlike with an ordinary callback. It may also be
+    called with a future that has succeeded.
     """
     if isinstance(posted, OutboxEntry) and not posted.done():
         posted.on_failure = callback
@@ -128,18 +130,12 @@ def on_failure(
         posted.add_done_callback(callback)
 
 
-DEFAULT_OUTBOX_BYTES = 67_108_864
-
-# Seconds without any confirmation after which a broker counts as away, connected or not.
-_SILENCE = 5.0
-
-
 class Outbox:
-    """Bounded queue of publishes with a window of written but unconfirmed ones.
+    """The bounded queue of publishes, with a window of written but unconfirmed ones.
 
     The transport supplies ``write`` and reports what happens: `connected`, `disconnected`,
-    `confirm` and `fail`. What is pending when the connection ends is written again on the next
-    one, first and in the order in which it was submitted. Where a library below repeats by itself
+    `confirm` and `fail`. What is pending when the connection ends is written again on the
+    next one, first and in the order in which it was submitted. If a library below resends by itself
     what it was given, the transport reports `pause` and `resume` instead. Every operation takes
     constant time, except `disconnected` and `close`, which touch each pending publish once.
 
@@ -147,14 +143,14 @@ class Outbox:
         write: writes an entry to the connection; must not raise. It may call `confirm`, `fail` or
             `disconnected` before it returns.
         capacity: the most publishes that may be pending.
-        capacity_bytes: the most bytes that may be pending, see `size_of`; one publish that has
-            more may be pending alone.
+        capacity_bytes: the most bytes that may be pending, see `size_of`; a single larger publish
+            may be pending alone.
         window: the most that may be written and unconfirmed; `connected` may change it.
-        window_bytes: the most bytes of those, likewise.
-        queues: ``write`` only puts entries in line, and the transport counts `OutboxEntry.writes`
-            when it really writes them. It must pass over those that are done by then, and
-            `confirm` them.
-        repeat_qos0: also write again what has QoS 0.
+        window_bytes: the most bytes of them, likewise.
+        queues: whether ``write`` only queues entries, and the transport counts `OutboxEntry.writes`
+            when it really writes them. It must skip those that are done by then, and `confirm`
+            them.
+        repeat_qos0: whether to write publishes with QoS 0 again, too.
     """
 
     def __init__(
@@ -177,9 +173,10 @@ class Outbox:
         self._repeat_qos0 = repeat_qos0
         self._waiting: OrderedDict[OutboxEntry, None] = OrderedDict()
         self._written: dict[OutboxEntry, None] = {}
-        # Given up after the write: they hold their place in the window until the broker answers.
+        # Given up after they were written: they keep their place in the window until the broker
+        # answers.
         self._abandoned: dict[OutboxEntry, None] = {}
-        # Bytes of all of them, and of those on the connection.
+        # Bytes of all publishes, and of those on the connection.
         self._size = 0
         self._written_size = 0
         self._connected = False
@@ -196,12 +193,12 @@ class Outbox:
 
     @property
     def size(self) -> int:
-        """Bytes of the publishes that are kept."""
+        """The bytes of the publishes that are kept."""
         return self._size
 
     @property
     def unconfirmed(self) -> int:
-        """Publishes that are written and have no outcome."""
+        """The number of publishes that are written and have no outcome."""
         return len(self._written)
 
     @property
@@ -216,18 +213,18 @@ class Outbox:
 
     @property
     def oldest(self) -> OutboxEntry | None:
-        """The first of the publishes without an outcome."""
+        """The oldest publish without an outcome."""
         return next(itertools.chain(self._written, self._waiting), None)
 
     @property
     def oldest_unconfirmed(self) -> OutboxEntry | None:
-        """The first of the publishes that are written and have no outcome."""
+        """The oldest publish that is written and has no outcome."""
         return next(iter(self._written), None)
 
     def submit(self, envelope: Envelope, note: Any = None) -> OutboxEntry:
-        """Queue a publish; it is written at once when there is a connection and a place.
+        """Queue a publish; write it at once if there is a connection and a place in the window.
 
-        After `close` the entry returned has already failed with PublishNotSent.
+        After `close` the returned entry has already failed with PublishNotSent.
 
         Args:
             envelope: the message.
@@ -241,7 +238,7 @@ class Outbox:
             entry.set_exception(not_outage(entry.unconfirmed("the bus is closed")))
             return entry
         size = size_of(envelope)
-        # len(self), without the price of a call
+        # len(self), without the cost of a call
         pending = len(self._waiting) + len(self._written)
         if pending >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
             raise self._full(envelope)
@@ -251,7 +248,7 @@ class Outbox:
         entry.size = size
         self._size += size
         if self._connected and not self._waiting and not self._pumping and self._has_place(size):
-            # As _pump() would, without the way through the queue.
+            # As _pump() would, bypassing the queue.
             entry.writes = self._counted
             self._written_size += size
             self._written[entry] = None
@@ -269,13 +266,13 @@ class Outbox:
         return entry
 
     async def publish(self, envelope: Envelope, timeout: float, note: Any = None) -> None:
-        """Submit and wait for the outcome, for at most ``timeout`` seconds.
+        """Submit a publish and wait at most ``timeout`` seconds for the outcome.
 
         Raises:
-            PublishNotSent: the time went by and nothing was written; it never will be.
+            PublishNotSent: it was not written in time, and never will be.
             PublishUnknown: it was written but not confirmed in time; it is not written again.
-            OutboxFull: as `submit`.
-            Whatever the transport gave to `fail`.
+            OutboxFull: as in `submit`.
+            Whatever the transport passed to `fail`.
         """
         entry = self.submit(envelope, note)
         timer = asyncio.get_running_loop().call_later(timeout, self._expire, entry, timeout)
@@ -285,11 +282,11 @@ class Outbox:
             timer.cancel()
 
     def connected(self, window: int | None = None) -> None:
-        """There is a connection: write what is pending, oldest first.
+        """Write what is pending, oldest first, as there is a connection.
 
         Args:
-            window: the most that this connection may have written and unconfirmed; None keeps
-                the value.
+            window: the most publishes that may be written and unconfirmed on this connection; None
+                keeps the value.
         """
         if self._closed:
             return
@@ -300,9 +297,9 @@ class Outbox:
         self._pump()
 
     def disconnected(self) -> None:
-        """Write what was not confirmed again on the next connection: this one is gone.
+        """Write again on the next connection what was not confirmed on this one, which is lost.
 
-        With QoS 0 that could make duplicates; what was written of it counts as done.
+        With QoS 0 that could create duplicates, so what was written counts as done.
         """
         self._lose()
         self._written_size = 0
@@ -320,14 +317,14 @@ class Outbox:
         self._wake_drained()
 
     def pause(self) -> None:
-        """Write nothing until `resume`; what is written stays written."""
+        """Write nothing until `resume`; what has been written stays so."""
         self._lose()
 
     def resume(self, window: int | None = None) -> None:
-        """End `pause`.
+        """Go on after `pause`.
 
         Args:
-            window: as for `connected`.
+            window: as in `connected`.
         """
         if not self._closed:
             self._window = self._window if window is None else window
@@ -335,7 +332,7 @@ class Outbox:
             self._pump()
 
     def confirm(self, entry: OutboxEntry) -> None:
-        """Note that the broker has it. Ignored for an entry that is not written at the moment."""
+        """Note that the broker has the publish. Ignored unless the entry is written."""
         if not self._answered(entry):
             return
         if not entry.done():
@@ -344,7 +341,7 @@ class Outbox:
             self._advance()
 
     def fail(self, entry: OutboxEntry, error: BaseException) -> None:
-        """End the publish with this error. Ignored for an entry not written at the moment."""
+        """Fail the publish with this error. Ignored if the entry is not written at the moment."""
         if not self._answered(entry):
             return
         if not entry.done():
@@ -352,7 +349,7 @@ class Outbox:
         self._advance()
 
     def refuse(self, entry: OutboxEntry, error: BaseException) -> None:
-        """End the publish with this error, whether it is written or waits."""
+        """Fail the publish with this error, whether it is written or waiting."""
         if entry in self._waiting and not entry.done():
             entry.set_exception(error)
             self.give_up(entry)
@@ -360,14 +357,14 @@ class Outbox:
             self.fail(entry, error)
 
     async def drain(self) -> None:
-        """Wait until every pending publish has its outcome."""
+        """Wait until every pending publish has an outcome."""
         while len(self):
             await self._outcome(self._drained)
 
     async def room(self) -> None:
-        """Wait until at most half of what it may hold is taken, or the outbox is closed.
+        """Wait until at most half of the capacity is in use, or the outbox is closed.
 
-        Raises nothing: a `submit` after it may still find the outbox full, if others fill it.
+        No guarantee: a later `submit` may still find the outbox full if others have filled it.
         """
         while self._is_crowded and not self._closed:
             await self._outcome(self._crowded)
@@ -378,7 +375,7 @@ class Outbox:
         await waiter
 
     def close(self, reason: str = "the bus was closed first") -> None:
-        """Give up what is pending, with PublishNotSent or PublishUnknown, and take no more."""
+        """Fail what is pending with PublishNotSent or PublishUnknown, and accept no more."""
         self._closed = True
         self._connected = False
         left = [*self._written, *self._waiting]
@@ -409,18 +406,18 @@ class Outbox:
             self._pumping = False
 
     def _has_place(self, size: int) -> bool:
-        """Whether so many bytes may be written."""
+        """Return whether a publish of this size may be written."""
         written = len(self._written) + len(self._abandoned)
         return written < self._window and (
             not written or self._written_size + size <= self._window_bytes
         )
 
     def _full(self, envelope: Envelope) -> OutboxFull:
-        what, option = f"{self._capacity} publishes wait", "outbox"
+        what, option = f"{self._capacity} publishes are waiting", "outbox"
         if len(self) < self._capacity:
-            what, option = f"publishes of {self._size} bytes wait", "outbox_bytes"
+            what, option = f"publishes of {self._size} bytes are waiting", "outbox_bytes"
         full = OutboxFull(
-            f"{what} for the broker's confirmation; the one to {envelope.topic!r} was not taken:"
+            f"{what} for the broker's confirmation; the one to {envelope.topic!r} was not accepted:"
             " wait for room with 'await socket.drain()', await the publishes, or raise the option"
             f" {option!r}"
         )
@@ -437,9 +434,9 @@ class Outbox:
             self._losses += 1
 
     def is_outage(self, entry: OutboxEntry, waited: float) -> bool:
-        """Whether the connection was away at some time since the entry was submitted.
+        """Return whether the connection was down at some time since the entry was submitted.
 
-        A broker that is frozen, or cut off without a word, shows only by its silence.
+        A broker that is frozen or silently cut off shows only by its silence.
 
         Args:
             entry: the publish.
@@ -471,7 +468,7 @@ class Outbox:
         self._wake_drained()
 
     def give_up(self, entry: OutboxEntry) -> None:
-        """Write the entry no more: it was cancelled, or has failed."""
+        """Never write the entry again, as it was cancelled or has failed."""
         if entry in self._written:
             del self._written[entry]
             self._abandoned[entry] = None
@@ -481,7 +478,7 @@ class Outbox:
         self._wake_drained()
 
     def let_go(self, entry: OutboxEntry) -> None:
-        """Take what was given up out of the line that ``write`` has put it in, unanswered."""
+        """Drop an entry that was given up while it was in the transport's queue, unanswered."""
         if entry in self._abandoned:
             del self._abandoned[entry]
             self._free(entry)

@@ -1,4 +1,4 @@
-"""When to connect again, and which of two programs with one name gives way."""
+"""Reconnecting: when to try again, and which of two programs with one name gives way."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["Backoff", "Rivalry"]
 
 
 class Backoff:
-    """Exponential delays with jitter, so that many clients do not come back in step.
+    """Exponential delays with jitter, so that many clients do not reconnect in step.
 
     Args:
         environment: where the jitter comes from.
         minimum: the longest first delay, in seconds.
-        maximum: the longest delay of all, in seconds.
-        factor: by how much the delay grows from one attempt to the next.
-        stable: a connection that held for so many seconds counts as good: the delays start
+        maximum: the longest delay at all, in seconds.
+        factor: by which the delay grows from one attempt to the next.
+        stable: a connection that has lasted for this many seconds counts as good: the delays start
             again at ``minimum``. Default: ``maximum``.
     """
 
@@ -36,12 +36,12 @@ class Backoff:
         self._ceiling = minimum
 
     def next_delay(self, lasted: float = 0.0, *, longest: bool = False) -> float:
-        """Seconds to wait now: between half of the current ceiling and all of it.
+        """Return the seconds to wait now: between half of the current ceiling and all of it.
 
         Args:
-            lasted: how many seconds the connection held that has just ended; 0.0 for an attempt
-                that never led to one.
-            longest: go to the longest delay at once.
+            lasted: for how many seconds the connection that has just ended had lasted; 0.0 for an
+                attempt that never led to one.
+            longest: whether to go to the longest delay at once.
         """
         if longest:
             self._ceiling = self._maximum
@@ -52,26 +52,26 @@ class Backoff:
         return ceiling * (0.5 + self._random.random() / 2)
 
     def reset(self) -> None:
-        """Start again at the shortest delay."""
+        """Start again with the shortest delay."""
         self._ceiling = self._minimum
 
 
 class Rivalry:
-    """Counts how often somebody else has taken our place.
+    """Decides, by how often another program has taken our place, which of the two gives way.
 
     The one that came second gives way: it has not held its place for long yet, and has less
-    patience. Who was there first comes back until then.
+    patience. The one that was there first keeps coming back until then.
 
     Args:
-        settled_after: who has held its place for so many seconds, before it was pushed out for the
-            first time, was there first.
-        lasting: who holds it for so many seconds has won: the count starts anew.
-        newcomer: how often a newcomer lets itself be pushed out.
+        settled_after: a program that has held its place for this many seconds before it was
+            displaced for the first time was there first.
+        lasting: a program that holds its place for this many seconds has won: counting starts over.
+        newcomer: how often a newcomer accepts being displaced.
         settled: how often one that was there first does.
 
     Attributes:
-        count: how often it was pushed out so far.
-        is_newcomer: it has not held its place for long yet.
+        count: how often it has been displaced so far.
+        is_newcomer: whether it has not held its place for long yet.
     """
 
     def __init__(
@@ -86,21 +86,21 @@ class Rivalry:
 
     @property
     def gives_way(self) -> bool:
-        """Whether to end."""
+        """Whether to give up the place for good."""
         return self.count >= (self._newcomer if self.is_newcomer else self._settled)
 
     def held(self, seconds: float) -> None:
         """Note that the place was held for so long, and is lost now, for whatever reason."""
-        # In a fight the times grow with the pauses that the other one makes.
+        # In a fight the times grow with the other one's pauses.
         if seconds >= (self._lasting if self.count else self._settled_after):
             self.is_newcomer = False
         if seconds >= self._lasting:
             self.count = 0
 
     def pushed_out(self) -> None:
-        """Somebody else has taken the place."""
+        """Count that somebody else has taken the place."""
         self.count += 1
 
     def over(self) -> None:
-        """Nobody else is there."""
+        """Start over, as nobody else is there."""
         self.count = 0

@@ -1,4 +1,4 @@
-"""Finding the message over which a broker ends its connections."""
+"""Suspicion: finding the message over which a broker ends its connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 __all__ = ["Blame", "Course", "Suspicion"]
 
 _ENDS = 3
-# Cross-checks that have to hold before a large message is refused whose ends did not follow at
+# Cross-checks that have to hold before a large message is refused if the ends did not follow at
 # once. All others need one.
 _AT_ONCE = 0.1
 _CHECKS_OF_SLOW_ENDS = 3
@@ -26,31 +26,31 @@ W = TypeVar("W", bound=_Publish)
 
 
 class Blame(Enum):
-    """What the end of a connection says about the messages that were under way."""
+    """What the end of a connection says about the messages that were in flight."""
 
-    NONE = "something else was the reason: an outage, a goodbye for another reason, ourselves"
-    POSSIBLE = "the other side ended it, and it may have been over one of them"
-    NAMED = "the broker says that it was over a message"
+    NONE = "there was another cause: an outage, a DISCONNECT with another reason, ourselves"
+    POSSIBLE = "the peer ended it, possibly over one of them"
+    NAMED = "the broker says that a message was the reason"
 
 
 class Course(Enum):
     """How to use a connection."""
 
-    FREELY = "write whatever there is"
-    ALONE = "write one message, the oldest, and no other before it is answered"
+    FREELY = "write everything there is"
+    ALONE = "write only the oldest message, and no other until it is answered"
     QUIETLY = "write nothing for a while"
-    REFUSE = "write nothing before the accused message is refused"
+    REFUSE = "write nothing until the accused message is refused"
 
 
 @dataclass
 class _Case:
-    """What counts against one message.
+    """The evidence against one message.
 
     Attributes:
         ends: connections that ended over it.
-        seconds: for how long it was under way on all of them but the first, where it may have
-            been written at any time.
-        checks: connections that held without it after one that ended with it alone.
+        seconds: for how long it was in flight on all of them but the first, where it may have been
+            written at any time.
+        checks: connections that held without it, after one that ended with it alone.
     """
 
     ends: int = 0
@@ -59,36 +59,36 @@ class _Case:
 
 
 class Suspicion(Generic[W]):
-    """Decides which message, if any, is refused because connections end over it. No I/O.
+    """Decides which message, if any, is refused because connections end over it. Does no I/O.
 
     The rule:
 
     1. An end counts against all messages that were written on the connection and not answered, if
-       the other side ended it without giving another reason, and if the very next attempt to
-       connect succeeds: otherwise it was an outage.
+       the peer ended it without giving another reason, and if the very next attempt to connect
+       succeeds: otherwise it was an outage.
     2. A message against which three ends count is suspected. On the next connection it is alone:
-       nothing else is written before it has its answer.
-    3. If that connection ends, too, in a way that counts, the message is accused. If the broker
-       said that it was over a message, it is refused. If not, the next connection is the
-       cross-check: nothing is written for twice as long as the message was under way on all of
-       these connections, at least a second, at most thirty. If the connection ends without the
+       nothing else is written until it is answered.
+    3. If that connection also ends in a way that counts, the message is accused. If the broker
+       said that a message was the reason, it is refused. If not, the next connection is the
+       cross-check: nothing is written for twice as long as the message was in flight on all of
+       these connections, at least one second, at most thirty. If the connection ends without the
        message, too, the message is innocent, and so are all others.
-    4. If the connection holds, the message is refused, unless it is a large one and the ends took
-       their time: a network that fails again and again while it is on its way looks the same. Then
-       the message is alone once more, until three cross-checks have held.
+    4. If the connection holds, the message is refused, unless it is large and the ends did not
+       follow at once: a network that keeps failing while it is in flight looks the same. Then the
+       message is tried alone once more, until three cross-checks have held.
 
-    So what is refused is what a broker did not take on four connections, was the only thing that
-    it was given on the last of them, and is what it does well without.
+    So a refused message is one that a broker did not accept on four connections, the last of them
+    with nothing else in flight, and without which connections hold.
 
     Args:
-        is_large: whether a message may be on its way for long.
+        is_large: whether a message may be in flight for long.
     """
 
     def __init__(self, is_large: Callable[[W], bool]) -> None:
         self._is_large = is_large
         self.course = Course.FREELY
         self.quiet = 0.0
-        """Seconds for which nothing is to be written, for `Course.QUIETLY`."""
+        """Seconds for which to write nothing, for `Course.QUIETLY`."""
         self._cases: dict[W, _Case] = {}
         self._latest: list[W] = []
         self._lasted = 0.0
@@ -96,7 +96,7 @@ class Suspicion(Generic[W]):
         self._named = False
 
     def ends(self, message: W) -> int:
-        """How many ends count against a message."""
+        """Return how many ends count against a message."""
         case = self._cases.get(message)
         return 0 if case is None else case.ends
 
@@ -105,8 +105,8 @@ class Suspicion(Generic[W]):
 
         Args:
             written: what was written on it and not answered, oldest first.
-            blame: what the end says.
-            lasted: seconds for which it held.
+            blame: what the end says about them.
+            lasted: seconds for which the connection held.
         """
         self._latest = []
         if blame is Blame.NONE:
@@ -128,7 +128,7 @@ class Suspicion(Generic[W]):
             self.quiet = min(max(_LEAST_QUIET, 2 * seconds), _MOST_QUIET)
 
     def unreachable(self) -> None:
-        """Note that an attempt to connect has failed: the last end was that of an outage."""
+        """Note that an attempt to connect has failed: so the last end was an outage."""
         for message in self._latest:
             case = self._cases[message]
             case.ends -= 1
@@ -137,7 +137,7 @@ class Suspicion(Generic[W]):
         self._accused = None
 
     def connected(self) -> Course:
-        """There is a connection, or nothing is in the way of it any more; how to use it."""
+        """Return how to use a new connection, or one that may be used normally again."""
         self._latest = []
         self._cases = {m: case for m, case in self._cases.items() if case.ends and not m.done()}
         if self._accused is not None and self._accused.done():
@@ -151,10 +151,10 @@ class Suspicion(Generic[W]):
         return self.course
 
     def condemn(self) -> W | None:
-        """Return the message to refuse, once the quiet time is over or for `Course.REFUSE`.
+        """Return the message to refuse, after the quiet time or for `Course.REFUSE`.
 
-        Call `connected` afterwards. None when its sender has given it up meanwhile, or when it is
-        to be tried alone once more.
+        Call `connected` afterwards. None if its sender has given it up meanwhile, or if it is to be
+        tried alone once more.
         """
         accused, self._accused = self._accused, None
         if accused is None or accused.done():
@@ -168,7 +168,7 @@ class Suspicion(Generic[W]):
         return accused
 
     def acquit(self) -> None:
-        """Acquit the message that is alone and unanswered for long, with no end over it.
+        """Acquit the message that has long been alone and unanswered without an end.
 
         Call `connected` afterwards.
         """

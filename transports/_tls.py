@@ -1,4 +1,4 @@
-"""TLS as configurations ask for it."""
+"""The TLS context of a configuration."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["tls_context"]
 
 
 def tls_context(config: BrokerConfig) -> ssl.SSLContext | None:
-    """Return the TLS settings; None for plain TCP. Reads the certificate files anew each time.
+    """Return the TLS context; None for plain TCP. Reads the certificate files each time.
 
     Raises:
-        ConfigurationError: a file cannot be read or is no certificate or key.
+        ConfigurationError: a file cannot be read or is not a certificate or key.
     """
     if not config.tls:
         return None
@@ -26,7 +26,7 @@ def tls_context(config: BrokerConfig) -> ssl.SSLContext | None:
             password = config.tls_key_password
             if isinstance(password, Secret):
                 password = password.reveal()
-            # Without a password the function would ask for one on the terminal.
+            # Without a password the function would prompt for one on the terminal.
             context.load_cert_chain(config.tls_cert, config.tls_key, password or "")
     except (OSError, ValueError) as error:
         files = [name for name in (config.tls_ca, config.tls_cert, config.tls_key) if name]

@@ -1,4 +1,4 @@
-"""Topics, filters, finding what matches, and the runtime's own addresses."""
+"""Topics, filters, matching, and the runtime's own addresses."""
 
 from __future__ import annotations
 
@@ -29,16 +29,18 @@ __all__ = [
 ]
 
 RESERVED = "_spa"
-"""First level of every topic that the runtime keeps for itself."""
+"""First level of every topic reserved for the runtime."""
 
 _LONGEST = 65_535
 _REMEMBERED = 4_096
 
 V = TypeVar("V", bound=Hashable)
+_LONGEST_ID = 256
+_NOTHING = b"(empty)"
 
 
 def is_reserved(topic: str) -> bool:
-    """Whether the topic or filter lies under `RESERVED`."""
+    """Return whether the topic or filter is under `RESERVED`."""
     return topic.startswith(RESERVED) and topic[len(RESERVED) : len(RESERVED) + 1] in ("", "/")
 
 
@@ -53,7 +55,7 @@ def check_topic(topic: str) -> None:
             )
     if topic.startswith("$"):
         raise ConfigurationError(
-            f"topic {quoted(topic)} starts with '$', which brokers keep for themselves;"
+            f"topic {quoted(topic)} starts with '$', which is reserved for brokers;"
             " choose another first level"
         )
 
@@ -64,8 +66,8 @@ def check_filter(pattern: str) -> None:
     levels = pattern.split("/")
     if levels[0] == "$share":
         raise ConfigurationError(
-            f"filter {quoted(pattern)} names a shared group; leave '$share/<group>/' away"
-            " and let the subscription be shared"
+            f"filter {quoted(pattern)} names a shared group; remove '$share/<group>/'"
+            " and use deliver='share' instead"
         )
     for index, level in enumerate(levels):
         if level == "#" and index < len(levels) - 1:
@@ -88,16 +90,16 @@ def _check_text(kind: str, text: str) -> None:
     if size > _LONGEST:
         raise ConfigurationError(
             f"{kind} {quoted(text, 40)} is {size} bytes long in UTF-8;"
-            f" at most {_LONGEST} are possible"
+            f" at most {_LONGEST} are allowed"
         )
 
 
 class TopicFilter:
-    """A filter as users write it: ``+``, ``#``, and ``{name}`` for a level they want to know.
+    """A filter as users write it: ``+``, ``#``, and ``{name}`` for a level to capture.
 
     Attributes:
         text: as written.
-        pattern: the same with ``+`` in place of every capture, as brokers understand it.
+        pattern: the same with ``+`` in place of each capture, as brokers understand it.
         captures: index of the level and name of each capture, in order.
     """
 
@@ -116,8 +118,8 @@ class TopicFilter:
         """Return the filter that ``text`` describes.
 
         Raises:
-            ConfigurationError: it is no valid filter, or a capture is not a whole level, not an
-                identifier, or there twice.
+            ConfigurationError: it is not a valid filter, or a capture is not a whole level, not an
+                identifier, or not unique.
         """
         _check_text("filter", text)
         levels = text.split("/")
@@ -147,11 +149,11 @@ class TopicFilter:
         return cls(text, pattern, tuple(captures))
 
     def matches(self, topic: str) -> bool:
-        """Whether a message on the concrete ``topic`` fits."""
+        """Return whether the concrete ``topic`` matches."""
         return _matches(self._levels, self._many, topic)
 
     def capture(self, topic: str) -> dict[str, str]:
-        """Return the captured levels of a ``topic`` that matches, by name."""
+        """Return the captured levels of a matching ``topic``, by name."""
         if not self.captures:
             return {}
         levels = topic.split("/")
@@ -184,12 +186,12 @@ def _split(pattern: str) -> tuple[list[str], bool]:
     levels = pattern.split("/")
     if levels[-1] != "#":
         return levels, False
-    # A topic has at least one level, so '#' alone is the same as '+/#'.
+    # A topic has at least one level, so '#' alone is equivalent to '+/#'.
     return levels[:-1] or ["+"], True
 
 
 def covers(wide: str, narrow: str) -> bool:
-    """Whether every topic that matches the plain filter ``narrow`` also matches ``wide``."""
+    """Return whether every topic that matches the plain filter ``narrow`` also matches ``wide``."""
     wide_levels, wide_many = _split(wide)
     narrow_levels, narrow_many = _split(narrow)
     if wide_many:
@@ -203,7 +205,7 @@ def covers(wide: str, narrow: str) -> bool:
 
 
 def minimal(filters: Iterable[str]) -> tuple[str, ...]:
-    """Return the plain filters without those that another one covers, in the same order."""
+    """Return the plain filters without those covered by another one, in the same order."""
     index = FilterIndex()
     unique = [pattern for pattern in filters if index.add(pattern)]
     return tuple(pattern for pattern in unique if not index.covers(pattern))
@@ -227,9 +229,9 @@ class _Place:
 
 
 class FilterIndex:
-    """Tells which of many plain filters have topics in common.
+    """Finds which of many plain filters have topics in common.
 
-    Looking at a filter takes about as long as it has levels, however many others there are: an
+    A lookup takes time proportional to the levels of a filter, however many others there are: an
     actor may have thousands. ``#`` and ``+/#`` are the same filter.
     """
 
@@ -237,7 +239,7 @@ class FilterIndex:
         self._root = _Place()
 
     def add(self, pattern: str) -> bool:
-        """Add a filter; returns whether it was not there before."""
+        """Add a filter; return whether it is new."""
         levels, many = _split(pattern)
         place = self._root
         for level in levels:
@@ -250,7 +252,7 @@ class FilterIndex:
         return is_new
 
     def covers(self, pattern: str) -> bool:
-        """Whether every topic of a filter matches another one of the index, too."""
+        """Return whether every topic of a filter also matches another one of the index."""
         levels, many = _split(pattern)
         places = [self._root]
         for depth, level in enumerate(levels):
@@ -304,10 +306,10 @@ class _Node(Generic[V]):
 
 
 class TopicTrie(Generic[V]):
-    """Values by plain filter, found by concrete topic.
+    """Maps plain filters to values, which are looked up by concrete topic.
 
     A wildcard as the first level matches neither topics that start with ``$`` nor those under
-    ``_spa``. Results are remembered for the topics seen last, until something changes.
+    ``_spa``. Results for recent topics are cached until something changes.
     """
 
     __slots__ = ("_cache", "_count", "_root")
@@ -318,7 +320,7 @@ class TopicTrie(Generic[V]):
         self._cache: dict[str, tuple[V, ...]] = {}
 
     def add(self, pattern: str, value: V) -> None:
-        """Find ``value`` for every topic that matches; adding it again changes nothing."""
+        """Add ``value`` for every matching topic; adding it again changes nothing."""
         node = self._root
         for level in pattern.split("/"):
             node = node.children.setdefault(level, _Node())
@@ -345,7 +347,7 @@ class TopicTrie(Generic[V]):
             del node.children[level]
 
     def match(self, topic: str) -> tuple[V, ...]:
-        """Return the values whose filters match ``topic``, each once, in the order of adding."""
+        """Return the values whose filters match ``topic``, each once, in the order added."""
         found = self._cache.get(topic)
         if found is None:
             found = self._search(topic)
@@ -361,7 +363,7 @@ class TopicTrie(Generic[V]):
         hits: list[dict[V, int]] = []
         nodes = [self._root]
         hidden = _is_hidden(levels[0])
-        # Level by level and not recursive: a topic may have 65,536 levels.
+        # Level by level instead of recursively: a topic may have 65,536 levels.
         for level in levels:
             following: list[_Node[V]] = []
             for node in nodes:
@@ -390,28 +392,24 @@ class TopicTrie(Generic[V]):
         return tuple(sorted(order, key=order.__getitem__))
 
 
-_LONGEST_ID = 256
-_NOTHING = b"(empty)"
-
-
 def reply_prefix(application: str, token: str) -> str:
-    """Return what the reply addresses of one bus start with; the correlation follows."""
+    """Return the prefix of the reply addresses of one bus; the correlation follows it."""
     return f"{RESERVED}/reply/{application}/{token}/"
 
 
 def is_foreign_reply(envelope: Envelope) -> bool:
-    """Whether it is a reply to a topic that whoever asks has made up."""
+    """Return whether it is a reply to a topic of the requester's own choice."""
     return REPLY_HEADER in envelope.headers and not is_reserved(envelope.topic)
 
 
 def dead_letter_topic(application: str, identifier: str) -> str:
-    """Where the dead letter of this id is stored; any id makes one level of a valid topic."""
+    """Return the topic of the dead letter with this id; any id makes one level of a valid topic."""
     level = quote(identifier, safe="", errors="replace")[:_LONGEST_ID]
     return f"{RESERVED}/dead-letter/{application}/{level}"
 
 
 def parked(application: str, envelope: Envelope, new_id: Callable[[], str]) -> Envelope:
-    """Return the dead letter as a retained message that never expires and asks for no reply.
+    """Return the dead letter as a retained message that never expires and requests no reply.
 
     A retained message without payload would clear the topic instead of being kept, so an empty
     payload is replaced, and the header ``spa_dead_size`` says 0.

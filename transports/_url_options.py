@@ -1,4 +1,4 @@
-"""Options of all configurations: from URLs and texts, and what they may be."""
+"""Options of all configurations: how URLs and strings are parsed, and which values are valid."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class Address:
-    """A URL taken apart: ``scheme://username:password@host:port?option=value&...``.
+    """A parsed URL: ``scheme://username:password@host:port?option=value&...``.
 
     Attributes:
         scheme: in lower case.
-        username: decoded; None when the URL has none.
+        username: decoded; None if the URL has none.
         password: decoded.
-        host: as written, IPv6 addresses without their brackets; may be empty. With ``several``
-            what stands between user and options, ports and brackets included.
-        port: None when the URL has none, and with ``several``.
-        options: the text of each option, decoded.
-        several: there may be several hosts, separated by commas.
+        host: as written, IPv6 addresses without brackets; may be empty. With ``several`` everything
+            between user and options, including ports and brackets.
+        port: None if the URL has none, and with ``several``.
+        options: the value of each option as a string, decoded.
+        several: whether there may be several hosts, separated by commas.
     """
 
     scheme: str
@@ -66,7 +66,7 @@ class Address:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Hint at the valid name that is near an unknown one, if any, and at all that there are."""
+    """Return a hint for an unknown name: the nearest valid one, if any, and all valid ones."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -74,14 +74,14 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def parse_address(url: str) -> Address:
-    """Take a URL apart. What it hides never gets into an error.
+    """Parse a URL. Secrets in it never show up in an error.
 
     Raises:
-        ConfigurationError: it is not such a URL; says which part and what to write.
+        ConfigurationError: it is not a valid URL; says which part and what to write.
     """
     if not isinstance(url, str):
         raise ConfigurationError(
-            f"{type(url).__name__} is no URL; give a str, or a configuration to from_config"
+            f"{type(url).__name__} is not a URL; give a str, or a configuration to from_config"
         )
     match = _URL.fullmatch(url)
     if match is None:
@@ -107,7 +107,7 @@ def parse_address(url: str) -> Address:
     if several:
         if "@" in user:
             raise ConfigurationError(
-                f"a {scheme}:// URL has more than one '@': user and password stand once, in front"
+                f"a {scheme}:// URL has more than one '@': user and password go once in front"
                 " of all hosts; write '@' itself as %40"
             )
         for one in place.split(",") if place else ():
@@ -133,17 +133,17 @@ def options_to_config(
     *,
     address: object,
 ) -> C:
-    """Make a configuration from options given as text.
+    """Create a configuration from options given as strings.
 
     Args:
         config: the dataclass.
-        options: name to text; may be secret, so it is shown only where that is harmless.
-        known: options that are settled already (by the rest of the address).
+        options: name to value; may be secret, so it is shown only where that is harmless.
+        known: options that are already set (by the rest of the address).
         address: for error messages.
 
     Raises:
-        ConfigurationError: an unknown option (names the nearest), one given twice, a text that
-            does not fit its type, or what the configuration itself refuses.
+        ConfigurationError: an unknown option (names the nearest), one given twice, a value that
+            does not fit its type, or whatever the configuration itself refuses.
     """
     hints = _hints(config)
     values: dict[str, object] = dict(known)
@@ -162,11 +162,11 @@ def options_to_config(
 
 
 def _split(scheme: str, rest: str) -> tuple[str, str, str]:
-    """Return authority, path (or what stands in its place) and query."""
+    """Return authority, path (or what is in its place) and query."""
     end = min((rest.find(mark) for mark in "/?#" if mark in rest), default=len(rest))
     authority, behind = rest[:end], rest[end:]
     if "@" in behind or "#" in behind:
-        # A secret with one of these in it lands in the wrong part: name the rule, show nothing.
+        # A secret with one of these in it ends up in the wrong part: name the rule, show nothing.
         raise ConfigurationError(
             f"a {scheme}:// URL has '@' or '#' in the wrong place; in a user name, password or"
             " option write '/' as %2F, '?' as %3F, '#' as %23, '@' as %40 and '%' as %25"
@@ -207,7 +207,7 @@ def _query(scheme: str, query: str) -> dict[str, Secret]:
         name, equals, text = part.partition("=")
         name = _decoded(scheme, "option", name)
         if not equals or not name.isidentifier():
-            # Without '=' the text may be the end of a password with '?' in it.
+            # Without '=' it may be the end of a password with '?' in it.
             raise ConfigurationError(
                 f"a {scheme}:// URL has something after '?' that is not an option:"
                 " options are written ?name=value&name=value"
@@ -233,7 +233,7 @@ def _decoded(scheme: str, part: str, text: str) -> str:
 
 
 def _hints(config: type[Any]) -> dict[str, tuple[type, ...]]:
-    """Return the types that each option may have, those that are not kept included."""
+    """Return the types that each option may have, including options that are not kept."""
     hints = typing.get_type_hints(config)
     names = [entry.name for entry in dataclasses.fields(config)]
     names += [name for name, hint in hints.items() if isinstance(hint, dataclasses.InitVar)]
@@ -273,12 +273,12 @@ def check_numbers(
     *,
     whole: bool,
 ) -> None:
-    """Every option named in ``limits`` is a number within its limits (both ends included).
+    """Check that every option named in ``limits`` is a number within its limits (inclusive).
 
     Args:
-        config: the object whose attributes are looked at.
+        config: the object whose attributes are checked.
         limits: option name to lowest and highest value.
-        whole: only whole numbers will do.
+        whole: whether only whole numbers are valid.
 
     Raises:
         ConfigurationError: naming the option, its value and what is expected.
@@ -286,7 +286,7 @@ def check_numbers(
     kind = "a whole number" if whole else "a number"
     for option, (lowest, highest) in limits.items():
         value: object = getattr(config, option)
-        # bool is an int for Python; ``keepalive=True`` is a mistake all the same.
+        # bool is an int in Python, but ``keepalive=True`` is a mistake.
         fits = (
             isinstance(value, int if whole else (int, float))
             and not isinstance(value, bool)
@@ -313,7 +313,7 @@ def check_flag(config: object, option: str) -> None:
 
 
 def check_text(config: object, option: str) -> None:
-    """Check that the option is None or a text that is not empty.
+    """Check that the option is None or a non-empty string.
 
     Raises:
         ConfigurationError: naming the option and its value.
@@ -324,5 +324,5 @@ def check_text(config: object, option: str) -> None:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ConfigurationError(
             f"option {option}={value!r} of {type(config).__name__}:"
-            " give a text that is not empty, or leave it out"
+            " give a non-empty string, or leave it out"
         )

@@ -162,7 +162,7 @@ async def test_a_full_outbox_refuses_and_says_what_to_do() -> None:
     outbox = Outbox(Wire(), capacity=2)
     outbox.submit(envelope())
     entry = outbox.submit(envelope())
-    with pytest.raises(OutboxFull, match=r"2 publishes wait .* 'a' .* option 'outbox'"):
+    with pytest.raises(OutboxFull, match=r"2 publishes are waiting .* 'a' .* option 'outbox'"):
         outbox.submit(envelope())
     entry.cancel()
     outbox.submit(envelope())

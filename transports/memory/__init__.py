@@ -1,4 +1,4 @@
-"""A broker in the process, without any network."""
+"""The memory transport: a broker in the process, without any network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A broker in the process."""
+"""The memory broker."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["Broker"]
 
 
 class Broker:
-    """Sessions, shared groups, retained messages and expiry, as a broker on the network has them.
+    """Sessions, shared groups, retained messages and expiry, as in a network broker.
 
     Everything happens on the event loop of the clients, and nothing is stored outside memory.
 
     Args:
-        address: what it is called in messages.
+        address: its name in log and error messages.
 
     Attributes:
-        faults: trouble on demand, for tests.
-        links: open connections by client id, in the order of connecting.
+        faults: failures on demand, for tests.
+        links: open connections by client id, in the order in which they were opened.
     """
 
     def __init__(self, address: str = "memory://") -> None:
@@ -69,19 +69,19 @@ class Broker:
         group: str | None = None,
         qos: int = 1,
     ) -> ClientLink:
-        """Open a connection and find or make its session; messages may arrive from now on.
+        """Open a connection and find or create its session; messages may arrive from now on.
 
         An open connection with the same client id is ended first.
 
         Args:
-            client_id: who connects.
-            durable: keep the session while nobody is connected; without, it starts empty.
+            client_id: the client that connects.
+            durable: keep the session while nobody is connected; otherwise it starts empty.
             window: as in `ClientLink`.
             window_bytes: as in `ClientLink`.
             on_message: as in `ClientLink`.
             on_lost: as in `ClientLink`.
-            group: share the session under this name; None for one of its own.
-            qos: the highest quality of service wanted.
+            group: share the session under this name; None for a session of its own.
+            qos: the highest quality of service requested.
 
         Raises:
             ConnectFailed: a test asked for it.
@@ -114,13 +114,13 @@ class Broker:
         return link
 
     def make_wire(self, link: ClientLink) -> Wire | None:
-        """Return what the packets of a new connection go over; None for the short way."""
+        """Return the wire for the packets of a new connection; None for the direct way."""
         return None
 
     def subscribe(self, link: ClientLink, patterns: Iterable[str]) -> None:
-        """Bring plain filters in force; what is retained comes for those that are new.
+        """Put plain filters into force; retained messages are sent for those that are new.
 
-        A shared group gets nothing that was retained.
+        A shared group gets no retained messages.
         """
         queue = link.queue
         link.filters.update(dict.fromkeys(patterns))
@@ -136,7 +136,7 @@ class Broker:
                 queue.put(envelope, self._retained[topic][1], retained=True)
 
     def unsubscribe(self, link: ClientLink, pattern: str) -> None:
-        """Undo `subscribe`; in a shared group once no open connection wants the filter."""
+        """Undo `subscribe`; in a shared group only once no open connection wants the filter."""
         queue = link.queue
         link.filters.pop(pattern, None)
         if not any(pattern in member.filters for member in queue.members):
@@ -144,10 +144,10 @@ class Broker:
             self._trie.discard(pattern, queue)
 
     def publish(self, envelope: Envelope) -> None:
-        """Keep the message for everybody subscribed, and as the topic's last value if asked.
+        """Queue the message for all subscribers, and retain it if it says so.
 
         Raises:
-            NoResponder: a request, and nobody is subscribed.
+            NoResponder: it is a request, and nobody is subscribed.
             PublishRefused: a test asked for it (or for another error).
         """
         self.faults.check_publish(envelope.topic)
@@ -171,12 +171,12 @@ class Broker:
     def drop(
         self, link: ClientLink, *, taken_over: bool = False, lose_session: bool = False
     ) -> None:
-        """End a connection from the broker's side, and tell its owner."""
+        """End a connection from the broker's side, and notify its owner."""
         self.close(link, lose_session=lose_session)
         link.on_lost(taken_over)
 
     def close(self, link: ClientLink, *, lose_session: bool = False) -> None:
-        """End a connection; what was not acknowledged on it goes out again."""
+        """End a connection; what was not acknowledged on it is sent again."""
         if self.links.get(link.client_id) is not link:
             return
         del self.links[link.client_id]
@@ -196,15 +196,15 @@ class Broker:
         for link in list(self.links.values()):
             if not link.loop.is_closed():
                 raise ConfigurationError(
-                    f"{self.address} is in use on another event loop; make a provider for each"
+                    f"{self.address} is in use on another event loop; create a provider for each"
                 )
-            # Its loop ended without closing it: nobody is there to be told.
+            # Its loop ended without closing it: there is nobody to notify.
             self.close(link)
         self._loop = weakref.ref(loop)
 
 
 def _as_received(envelope: Envelope) -> Envelope:
-    """Without what only the receiving side knows, and with headers nobody can change."""
+    """Return a copy without the fields of the receiving side, and with immutable headers."""
     if not (envelope.headers or envelope.redelivered or envelope.partition is not None):
         return envelope
     return msgspec.structs.replace(

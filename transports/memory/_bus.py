@@ -61,12 +61,12 @@ class MemoryBus(Bus):
 
     @property
     def away(self) -> bool:
-        """Whether it has lost its connection and is going to connect again."""
+        """Whether it has lost its connection and will reconnect."""
         return self._connection.away
 
     @property
     def pending(self) -> int:
-        """Publishes without an outcome."""
+        """The number of publishes without an outcome."""
         return len(self._outbox)
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> MemoryConsumer:
@@ -108,9 +108,9 @@ class MemoryBus(Bus):
         if size > self.max_payload:
             raise MessageTooLarge(
                 f"the payload for {envelope.topic!r} has {size} bytes, {self._broker.address}"
-                f" takes {self.max_payload}; send less, or raise the option 'max_payload'"
+                f" accepts {self.max_payload}; send less, or raise the option 'max_payload'"
             )
-        # It stands in for MQTT in tests, which are to see what MQTT would refuse.
+        # It stands in for MQTT in tests, which should see what MQTT would refuse.
         check_message(envelope)
         if envelope.qos not in (0, 1):
             raise ConfigurationError(f"qos={envelope.qos} of a publish: give 0 or 1")
@@ -125,7 +125,7 @@ class MemoryBus(Bus):
         )
         self._broker.subscribe(link, (f"{self._inbox}+",))
         self.connected = True
-        # The outbox writes at once, and the connection must be there when answers arrive.
+        # The outbox writes at once, and the connection must be set when answers arrive.
         self._connection.link = link
         self._outbox.connected()
         return link
@@ -162,7 +162,7 @@ class MemoryBus(Bus):
         try:
             self._broker.publish(entry.envelope)
         except (TransportError, RequestError) as refusal:
-            # Its frames refer to the entry, which is going to refer to it.
+            # The error's frames refer to the entry, which will refer to the error.
             return refusal.with_traceback(None)
         return None
 

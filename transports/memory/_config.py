@@ -21,19 +21,20 @@ class MemoryConfig:
 
     Args:
         name: providers with the same name share one broker within one event loop; empty for a
-            broker of one's own. Up to 64 letters, digits and ``_ . -``.
+            private broker. Up to 64 letters, digits and ``_ . -``.
         window: the most deliveries of one subscription that may be unsettled at once.
-        window_bytes: the most bytes of them; one message that takes more goes through alone.
-        outbox: the most publishes that may wait for confirmation at once.
-        outbox_bytes: the most bytes of them; one message that takes more may wait alone.
+        window_bytes: the most bytes of them; a single larger message passes alone.
+        outbox: the most publishes that may be awaiting confirmation at once.
+        outbox_bytes: the most bytes of them; a single larger message may wait alone.
         max_payload: the largest payload that may be published, in bytes.
-        max_received: the largest payload that is taken, in bytes. A larger one is a dead letter
-            without payload, or refused where it came with a request. None for ``max_payload``.
-        start_timeout: how long a first connection is tried for, in seconds.
-        qos: quality of service of publishes and subscriptions that name none, 0 or 1.
+        max_received: the largest payload that is accepted, in bytes. A message with a larger one
+            becomes a dead letter without payload; if it is a request, it is refused. None for
+            ``max_payload``.
+        start_timeout: seconds for which the first connection is attempted.
+        qos: quality of service of publishes and subscriptions that specify none, 0 or 1.
 
     Raises:
-        ConfigurationError: an option has a value that cannot be.
+        ConfigurationError: an option has an invalid value.
     """
 
     name: str = ""
@@ -70,10 +71,10 @@ class MemoryConfig:
 
     @property
     def largest_received(self) -> int:
-        """The largest payload that is taken, in bytes."""
+        """The largest payload that is accepted, in bytes."""
         return self.max_received or self.max_payload
 
     @property
     def address(self) -> str:
-        """The bus as a URL without options."""
+        """The URL of the bus without options."""
         return f"memory://{self.name}"

@@ -1,4 +1,4 @@
-"""Staying connected."""
+"""The connection of a client to the memory broker, which reconnects."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LASTING = 30.0
 
 
 class MemoryConnection:
-    """One client's connection, made again after a backoff whenever it is lost.
+    """One client's connection, which reconnects after a backoff whenever it is lost.
 
     Args:
-        broker: where to connect.
-        client_id: names the client in messages.
-        surroundings: the application it is for.
-        connect: connects once, and raises ConnectFailed when the broker refuses.
-        lost: called when the connection has ended and was not closed by `close`.
+        broker: the broker to connect to.
+        client_id: names the client in log and error messages.
+        surroundings: those of the application.
+        connect: connects once, and raises ConnectFailed if the broker refuses.
+        lost: called when the connection has ended other than by `close`.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class MemoryConnection:
 
     @property
     def away(self) -> bool:
-        """Whether it is not connected and is going to be."""
+        """Whether it is not connected but will be."""
         return self.link is None and not self._closed
 
     async def start(self, timeout: float) -> None:
-        """Connect; a refusal is tried again for ``timeout`` seconds.
+        """Connect, retrying after refusals for ``timeout`` seconds.
 
         Raises:
             ConnectFailed: refused until then.
@@ -81,7 +81,7 @@ class MemoryConnection:
                 raise ConnectFailed(f"{self.client_id!r} was closed before it was connected")
 
     def lost(self, taken_over: bool) -> None:
-        """Connect again, or give way: the broker has ended the connection."""
+        """Reconnect, or give way, as the broker has ended the connection."""
         lasted = self._loop.time() - self._since
         self.link = None
         self._surroundings.stats["connections.lost"] += 1

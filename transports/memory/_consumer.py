@@ -1,4 +1,4 @@
-"""Receiving from the memory broker."""
+"""The consumer of the memory broker."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MemoryConsumer(Consumer):
         self._filters = dict.fromkeys(subscription.filters)
         self._unwanted: dict[str, None] = {}
         self._tracker = Tracker(self._release)
-        # What earlier connections brought and nobody acknowledged, by token.
+        # Deliveries of earlier connections that were not acknowledged, by token.
         self._earlier: dict[int, Delivery] = {}
         self._queue: Queue | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -85,7 +85,7 @@ class MemoryConsumer(Consumer):
             if pattern not in self._filters and TopicFilter.parse(pattern).matches(topic):
                 self._broker.unsubscribe(link, pattern)
                 _log.warning(
-                    "%s: removed the filter %r of %r, which an earlier program left",
+                    "%s: removed the filter %r of %r, left by an earlier program",
                     self._broker.address,
                     pattern,
                     self._connection.client_id,
@@ -93,7 +93,7 @@ class MemoryConsumer(Consumer):
 
     @property
     def away(self) -> bool:
-        """Whether it has lost its connection and is going to connect again."""
+        """Whether it has lost its connection and will reconnect."""
         return self._connection.away
 
     @property
@@ -162,7 +162,7 @@ class MemoryConsumer(Consumer):
     def _remember(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
             self._earlier[delivery.token] = delivery
-        # What another member of a shared group took over never comes back here.
+        # Messages that another member of a shared group took over never come back here.
         while len(self._earlier) > 2 * self._subscription.window:
             del self._earlier[next(iter(self._earlier))]
 

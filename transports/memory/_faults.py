@@ -1,4 +1,4 @@
-"""Trouble on demand, for tests."""
+"""Faults of the memory broker on demand, for tests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["BrokerFaults"]
 
 
 class BrokerFaults:
-    """What can go wrong with a memory broker, when a test asks for it.
+    """What can go wrong with a memory broker at a test's request.
 
-    Reached as ``provider.broker.faults``. Patterns are plain filters; ``#`` leaves out replies and
-    dead letters, ``_spa/reply/#`` and ``_spa/dead-letter/#`` are these.
+    Available as ``provider.broker.faults``. Patterns are plain filters; ``#`` does not match
+    replies and dead letters, for which there are ``_spa/reply/#`` and ``_spa/dead-letter/#``.
     """
 
     def __init__(self, broker: Broker) -> None:
@@ -29,14 +29,15 @@ class BrokerFaults:
         self._refused: dict[TopicFilter, TransportError | None] = {}
 
     def disconnect(self, client_id: str | None = None, *, lose_session: bool = False) -> None:
-        """Cut a connection, at once; its owner comes back after its usual backoff.
+        """Cut a connection at once; its owner reconnects after its usual backoff.
 
         Args:
-            client_id: whose connection; None cuts all.
-            lose_session: the broker also forgets the subscription and all it kept for it.
+            client_id: the client whose connection to cut; None for all.
+            lose_session: whether the broker also forgets the subscription and everything kept for
+                it.
 
         Raises:
-            ConfigurationError: nobody with this client id is connected.
+            ConfigurationError: no client with this id is connected.
         """
         links = self._broker.links
         if client_id is not None and client_id not in links:
@@ -47,7 +48,7 @@ class BrokerFaults:
             self._broker.drop(link, lose_session=lose_session)
 
     def refuse_connections(self, times: int | None = None) -> None:
-        """Refuse the next ``times`` attempts to connect; None: all, until `allow`."""
+        """Refuse the next ``times`` attempts to connect; None for all until `allow`."""
         self._refused_connections = times
 
     def refuse_publish(self, pattern: str, error: TransportError | None = None) -> None:
@@ -55,17 +56,17 @@ class BrokerFaults:
 
         Args:
             pattern: a plain filter.
-            error: what the publisher gets; None makes a PublishRefused.
+            error: what the publisher gets; None for a PublishRefused.
         """
         self._refused[TopicFilter.parse(pattern)] = error
 
     def allow(self) -> None:
-        """Take connections and publishes again."""
+        """Accept connections and publishes again."""
         self._refused_connections = 0
         self._refused.clear()
 
     def drop_confirmations(self, count: int = 1) -> None:
-        """Take the next ``count`` publishes and lose the confirmation on its way back.
+        """Accept the next ``count`` publishes but lose their confirmations.
 
         The publisher sends them again when its connection is cut, as with any broker.
         """
@@ -74,7 +75,7 @@ class BrokerFaults:
     def drop_next(self, count: int = 1, pattern: str = "#") -> None:
         """Lose the next ``count`` messages that match on their way to a subscriber.
 
-        What was sent with QoS 1 comes again when the subscriber's connection is cut.
+        Messages with QoS 1 are sent again when the subscriber's connection is cut.
         """
         self._drops = _Countdown(count, TopicFilter.parse(pattern))
 
@@ -83,7 +84,7 @@ class BrokerFaults:
         self._duplicates = _Countdown(count, TopicFilter.parse(pattern))
 
     def check_connection(self) -> None:
-        """Asked by the broker for each attempt to connect; raises ConnectFailed to refuse it."""
+        """Raise ConnectFailed to refuse an attempt to connect; called by the broker for each."""
         if self._refused_connections == 0:
             return
         if self._refused_connections is not None:
@@ -91,7 +92,7 @@ class BrokerFaults:
         raise ConnectFailed(f"{self._broker.address} refuses connections because a test said so")
 
     def check_publish(self, topic: str) -> None:
-        """Asked by the broker for each publish; raises to refuse it."""
+        """Raise the error that refuses a publish; called by the broker for each."""
         for pattern, error in self._refused.items():
             if pattern.matches(topic):
                 raise error or PublishRefused(
@@ -99,23 +100,23 @@ class BrokerFaults:
                 )
 
     def loses_confirmation(self) -> bool:
-        """Asked by the broker for each confirmation."""
+        """Return whether to lose a confirmation; called by the broker for each."""
         if self._confirmations == 0:
             return False
         self._confirmations -= 1
         return True
 
     def drops(self, topic: str) -> bool:
-        """Asked by the broker for each message on its way to a subscriber."""
+        """Return whether to lose a message to a subscriber; called by the broker for each."""
         return self._drops.takes(topic)
 
     def duplicates(self, topic: str) -> bool:
-        """Asked by the broker for each message it queues."""
+        """Return whether to duplicate a message; called by the broker for each that it queues."""
         return self._duplicates.takes(topic)
 
 
 class _Countdown:
-    """True for the first ``count`` topics that match."""
+    """Applies to the first ``count`` topics that match."""
 
     __slots__ = ("_count", "_pattern")
 

@@ -1,4 +1,4 @@
-"""The memory transport as an address."""
+"""The provider of the memory transport."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _numbers = itertools.count(1)
 
 
 class MemoryProvider(SocketProvider):
-    """Connections to a broker in the process.
+    """Connects applications to a broker in the process.
 
     With a name in the configuration, all providers of that name in one event loop share a broker.
-    Without, this provider has one of its own, which keeps what it has from one event loop to
+    Without one, this provider has a private broker, which keeps its contents from one event loop to
     the next.
 
     Args:
@@ -37,7 +37,7 @@ class MemoryProvider(SocketProvider):
         self.default_qos = self.config.qos
         self.default_window = self.config.window
         self.default_window_bytes = self.config.window_bytes
-        # '~' is in no name: two brokers of one's own are never mistaken for the same bus.
+        # No name contains '~': two private brokers are never mistaken for the same bus.
         self._address = self.config.address if self.config.name else f"memory://~{next(_numbers)}"
         self._own = None if self.config.name else Broker(self._address)
 
@@ -50,7 +50,7 @@ class MemoryProvider(SocketProvider):
         """The broker; with a name, that of the running event loop.
 
         Raises:
-            RuntimeError: it has a name, and no event loop runs.
+            RuntimeError: it has a name, and no event loop is running.
         """
         if self._own is not None:
             return self._own

@@ -1,4 +1,4 @@
-"""Queues of the memory broker: what it keeps for a session or a shared group."""
+"""Queues of the memory broker: the messages kept for a session or a shared group."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["ClientLink", "Queue", "Wire"]
 
 
 class Wire(Protocol):
-    """What the packets of one connection go over, where they do not arrive by themselves.
+    """What carries the packets of one connection, where they do not arrive directly.
 
-    Each direction keeps its order. What is still under way when the connection ends never arrives.
+    Each direction keeps its order. Packets in flight when the connection ends never arrive.
     """
 
     def up(self, function: Callable[..., None], *args: Any) -> None:
-        """Call the function when the packet reaches the broker, if it does; maybe at once."""
+        """Call the function when, and if, the packet reaches the broker; possibly at once."""
 
     def acknowledge(self, token: int) -> None:
-        """Let the queue know, when the packet reaches the broker, that a message is done with."""
+        """Tell the queue that a message is done, when the packet reaches the broker."""
 
     def down(self, function: Callable[..., None], *args: Any) -> None:
-        """Call the function when the packet reaches the client, if it does; never at once."""
+        """Call the function when, and if, the packet reaches the client; never at once."""
 
 
 class Stored:
@@ -68,18 +68,18 @@ class ClientLink:
     """The broker's side of one connection.
 
     Args:
-        client_id: whose connection; one per client id is open at a time.
+        client_id: the client; it has at most one open connection.
         queue: its session or shared group.
-        window: the most QoS 1 messages sent and not acknowledged.
-        window_bytes: the most bytes of them, one message that has more aside; None for no limit.
-        on_message: called with an envelope and its token (-1: nothing to acknowledge), never
+        window: the most QoS 1 messages that may be sent and not acknowledged.
+        window_bytes: the most bytes of them, except for a single larger message; None for no limit.
+        on_message: called with an envelope and its token (-1: nothing to acknowledge), but never
             from within a call to the broker.
         on_lost: called when the broker ends the connection; the argument says whether the same
             client id connected again elsewhere.
 
     Attributes:
         on_message: as given.
-        wire: what its packets go over; None for the short way.
+        wire: carries its packets; None for the direct way.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ClientLink:
         self._on_the_way: list[Stored] = []
 
     def send(self, stored: Stored) -> None:
-        """Put the message on its way; it arrives in a later iteration of the loop."""
+        """Send the message; it arrives in a later iteration of the loop."""
         if self.wire is not None:
             self.wire.down(self._received, stored)
             return
@@ -123,7 +123,7 @@ class ClientLink:
             self.wire.acknowledge(token)
 
     def shut(self) -> list[Stored]:
-        """End the connection; returns what was sent and never acknowledged, oldest first."""
+        """End the connection; return what was sent but not acknowledged, oldest first."""
         self.open = False
         self._on_the_way.clear()
         left = sorted(self.in_flight.values(), key=_by_token)
@@ -132,7 +132,7 @@ class ClientLink:
         return left
 
     def has_room(self) -> bool:
-        """Whether one more message may be sent."""
+        """Return whether one more message may be sent."""
         return len(self.in_flight) < self.window and (
             self.window_bytes is None or self.size < self.window_bytes
         )
@@ -150,16 +150,17 @@ class ClientLink:
 
 
 class Queue:
-    """The messages of one session, or of a group that shares them, until acknowledged.
+    """The messages of one session, or of a group that shares them, until they are acknowledged.
 
-    There is no bound on what is kept while nobody takes it: memory is the limit.
+    What is kept while nobody receives it is not bounded, except by memory.
 
     Attributes:
         name: the client id, or the name of the group.
-        durable: kept while nobody is connected.
-        shared: each message goes to one of several connections; else there is at most one.
+        durable: whether it is kept while nobody is connected.
+        shared: whether each message goes to one of several connections; otherwise there is at most
+            one connection.
         filters: what it receives, in the order of subscribing.
-        qos: the highest quality of service it was subscribed with.
+        qos: the highest quality of service of its subscriptions.
         members: open connections.
     """
 
@@ -176,13 +177,13 @@ class Queue:
         self._turn = 0
 
     def __len__(self) -> int:
-        """Messages that wait and are on no connection."""
+        """Return the number of waiting messages, which are on no connection."""
         return len(self._pending)
 
     def put(
         self, envelope: Envelope, deadline: float | None = None, *, retained: bool = False
     ) -> None:
-        """Take a message; with QoS 0 only if it can go out now."""
+        """Queue a message; with QoS 0 only if it can be sent now."""
         if min(envelope.qos, self.qos) == 0:
             if self.members and not self._faults.drops(envelope.topic):
                 self._turn += 1
@@ -196,12 +197,12 @@ class Queue:
         self._pump()
 
     def join(self, link: ClientLink) -> None:
-        """Send what is kept to this connection too."""
+        """Send the queued messages to this connection too."""
         self.members.append(link)
         self._pump()
 
     def leave(self, link: ClientLink) -> None:
-        """Take back what this connection has not acknowledged: it goes out again, first."""
+        """Take back what this connection has not acknowledged, to be sent again first."""
         self.members.remove(link)
         returned = link.shut()
         for stored in returned:
@@ -210,7 +211,7 @@ class Queue:
         self._pump()
 
     def acknowledge(self, link: ClientLink, token: int) -> None:
-        """Forget a message that is done with; unknown tokens are ignored."""
+        """Drop a message that is done; unknown tokens are ignored."""
         stored = link.in_flight.pop(token, None)
         if stored is not None:
             link.size -= len(stored.envelope.payload)
