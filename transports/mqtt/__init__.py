@@ -1,4 +1,4 @@
-"""MQTT 5 brokers."""
+"""The MQTT transport, for MQTT 5 brokers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An application's own connection: publishes, dead letters and the reply inbox."""
+"""The bus on MQTT: an application's own connection for publishes, dead letters and replies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["MqttBus"]
 _log = get_logger(__name__)
 
 _MOST_PATIENCE = 16
-# Bytes that are written and not confirmed; they are in memory once more until they have left.
+# Bytes that are written and not confirmed; a second copy is in memory until they have left.
 _MOST_WRITTEN = 8_388_608
 
 
@@ -39,7 +39,7 @@ class MqttBus(Bus):
     """The bus of one application on an MQTT 5 broker.
 
     Args:
-        config: where and how.
+        config: the configuration.
         surroundings: identity, counters, randomness.
     """
 
@@ -58,9 +58,9 @@ class MqttBus(Bus):
         self._inbox = ReplyInbox(config, self._identifier, pattern, self._stats)
         self._on_reply: Callable[[str, Envelope], None] | None = None
         self._client: MqttClient | None = None
-        # How many times the usual seconds the next connection has to confirm a large message.
+        # By how much to multiply the time that the next connection has to confirm a large message.
         self._patience = 1
-        # What has been said about the broker.
+        # Which warnings about the broker have been logged.
         self._warned: dict[str, None] = {}
         self._outbox = Outbox(
             self._write,
@@ -74,11 +74,11 @@ class MqttBus(Bus):
         self._farewell = Farewell()
         self._connection = Connection(self, config, self._identifier, surroundings, self._farewell)
 
-    # The contract.
+    # The contract of a bus.
 
     @property
     def trouble(self) -> str | None:
-        # Without wildcards there never is an inbox, and whoever needs none is in no trouble.
+        # Without wildcards there is never an inbox, and that is no trouble for whoever needs none.
         if self.connected and not isinstance(self._inbox.problem, ConfigurationError | None):
             return str(self._inbox.problem)
         return super().trouble
@@ -90,7 +90,7 @@ class MqttBus(Bus):
     def reply_address(self, correlation: str) -> str:
         problem = self._inbox.problem
         if problem is not None:
-            raise type(problem)(f"no request can be made: {problem}")
+            raise type(problem)(f"requests are impossible: {problem}")
         return self._reply_prefix + correlation
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
@@ -121,7 +121,7 @@ class MqttBus(Bus):
         await self._connection.close()
         self.connected = False
 
-    # What the connection asks for and reports.
+    # Callbacks of the connection.
 
     def make_client(self) -> MqttClient:
         self._inbox.connecting()
@@ -141,7 +141,7 @@ class MqttBus(Bus):
         await self._inbox.open(client, first=first)
 
     def on_connected(self, session_present: bool) -> None:
-        """The connection is used once `prepare` is through."""
+        """Do nothing: the connection is used once `prepare` has finished."""
 
     def on_ready(self, client: MqttClient) -> None:
         limits = client.limits
@@ -161,7 +161,7 @@ class MqttBus(Bus):
         self._patience = 1
         oldest = self._outbox.oldest_unconfirmed
         if loss.unconfirmed and oldest is not None:
-            # It is sent again from its beginning: without more time it may never be confirmed.
+            # It is sent again from the beginning: without more time it may never be confirmed.
             self._patience = min(2**oldest.writes, _MOST_PATIENCE)
         self.connected = False
         self._outgoing.end(loss)
@@ -182,7 +182,7 @@ class MqttBus(Bus):
         except Exception:  # noqa: BLE001
             _log.exception("a reply on %r could not be handed over", envelope.topic)
 
-    # Inner parts.
+    # Internals.
 
     def _encode(self, envelope: Envelope) -> PublishPacket:
         if len(envelope.payload) > self.max_payload:
@@ -203,20 +203,20 @@ class MqttBus(Bus):
         return packet
 
     def _warn(self, limits: ServerLimits) -> None:
-        """Say once what the broker does not offer, so that it is no surprise when it is needed."""
+        """Warn once about what the broker does not offer, before it is needed."""
         missing = []
         if not limits.retain:
             missing.append(
                 "keeps no retained messages: dead letters cannot be stored there, and an actor"
-                " whose message fails for good takes no more"
+                " whose message fails for good takes no more messages"
             )
         if limits.maximum_qos < self._config.qos:
             missing.append(
-                "takes no messages with QoS 1: give the option qos=0 and accept losses, or use"
+                "accepts no messages with QoS 1: give the option qos=0 and accept losses, or use"
                 " another broker"
             )
         if not limits.wildcards:
-            missing.append("offers no wildcard subscriptions: no requests can be made")
+            missing.append("offers no wildcard subscriptions: requests are impossible")
         for what in missing:
             if what not in self._warned:
                 self._warned[what] = None
@@ -235,17 +235,17 @@ class MqttBus(Bus):
 
 
 def _beyond(limits: ServerLimits, packet: PublishPacket, envelope: Envelope) -> SpaDatError | None:
-    """Why the broker at hand cannot take the message; it would end the connection over it."""
+    """Return why the current broker cannot accept the message, and would end the connection."""
     if packet.size > limits.maximum_packet_size:
         return _too_large(packet, envelope, limits.maximum_packet_size)
     if packet.qos > limits.maximum_qos:
         return PublishRefused(
-            f"the broker takes no QoS {packet.qos} publishes, such as the one to"
+            f"the broker accepts no publishes with QoS {packet.qos}, such as the one to"
             f" {envelope.topic!r}: publish with qos=0, or use another broker"
         )
     if packet.retain and not limits.retain:
         return PublishRefused(
-            f"the broker keeps no messages, and the publish to {envelope.topic!r} asks for it:"
+            f"the broker retains no messages, which the publish to {envelope.topic!r} asks for:"
             " publish without retain, or allow it in the broker"
         )
     return None

@@ -1,4 +1,4 @@
-"""Options of the MQTT transport."""
+"""`MqttConfig`: the options of the MQTT transport."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _HOST = re.compile(r"[^\s/\\?#@%\[\]\x00-\x1f]+(%[A-Za-z0-9._~-]+)?")
 
 @dataclass(frozen=True)
 class MqttConfig(BrokerConfig):
-    """How to reach an MQTT 5 broker, and how much may be under way with it.
+    """How to reach an MQTT 5 broker, and how much may be in flight with it.
 
     Args:
         host: name or address of the broker; IPv6 addresses with or without brackets.
-        port: TCP port; 1883 when not given, 8883 with ``tls``.
-        keepalive: seconds between signs of life; a dead connection is noticed within two of them.
-        session_expiry: seconds for which the broker keeps what arrives for a named application
-            while it is away; 4294967295 for ever.
+        port: TCP port; by default 1883, or 8883 with ``tls``.
+        keepalive: seconds between signs of life; a dead connection is noticed within twice that.
+        session_expiry: seconds for which the broker keeps messages for a named application while
+            it is away; 4294967295 for forever.
         window: the most deliveries of one subscription that may be unsettled at once.
-        subscribe_batch: the most filters in one packet that subscribes or unsubscribes.
-        inflight: the most publishes that may be written and not confirmed at once.
-        max_payload: the largest payload that may be published, in bytes, and that is taken,
+        subscribe_batch: the most filters in one SUBSCRIBE or UNSUBSCRIBE packet.
+        inflight: the most publishes that may be written but not confirmed at once.
+        max_payload: the largest payload that may be published, in bytes, and that is accepted,
             unless ``max_received`` says otherwise.
-        qos: quality of service of publishes and subscriptions that name none, 0 or 1.
+        qos: quality of service of publishes and subscriptions that specify none, 0 or 1.
 
     All others are those of `BrokerConfig`: ``username``, ``password``, ``tls``, ``backoff_min``
     and so on.
 
     Raises:
-        ConfigurationError: an option has a value that cannot be, or options contradict.
+        ConfigurationError: an option has an invalid value, or options contradict each other.
     """
 
     tls_scheme: ClassVar[str] = "mqtts"
@@ -78,13 +78,13 @@ class MqttConfig(BrokerConfig):
 
     @property
     def address(self) -> str:
-        """The bus as a URL without user, secrets and options."""
+        """The URL of the bus without user, secrets and options."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.effective_port}"
 
     @property
     def largest_received(self) -> int:
-        """The largest payload that is taken, in bytes."""
+        """The largest payload that is accepted, in bytes."""
         return self.max_received or self.max_payload
 
     def _check_qos(self) -> None:
@@ -106,5 +106,5 @@ def _checked_host(host: object) -> str:
             return bare
     raise ConfigurationError(
         "option host of MqttConfig: give the name or address of a broker, for example"
-        " 'localhost'; user, password and port are options of their own"
+        " 'localhost'; user, password and port are separate options"
     )

@@ -1,4 +1,4 @@
-"""A connection that comes back."""
+"""A connection that reconnects."""
 
 from __future__ import annotations
 
@@ -41,43 +41,43 @@ _NO_SUBSCRIPTION = 0x11
 
 
 class ConnectionOwner(ClientHandler, Protocol):
-    """Who a connection works for."""
+    """The user of a connection."""
 
     def make_client(self) -> MqttClient:
-        """A client for the next attempt."""
+        """Return a client for the next attempt to connect."""
 
     async def prepare(self, client: MqttClient, *, first: bool) -> None:
-        """Bring in force what the connection needs before it is any use.
+        """Put into force whatever the connection needs before it can be used.
 
-        An error of this package ends the attempt; with ``first`` it is what `Connection.start`
-        raises, unless trying again may help.
+        An error of this package ends the attempt; with ``first`` `Connection.start` raises it,
+        unless retrying may help.
         """
 
     def on_ready(self, client: MqttClient) -> None:
-        """The connection can be used."""
+        """Note that the connection can be used."""
 
     def on_unreachable(self) -> None:
-        """An attempt to connect failed."""
+        """Note that an attempt to connect has failed."""
 
     def trace(self) -> str | None:
-        """A filter of the session that tells it from those of other clients with its identifier.
+        """Return a filter that distinguishes the session from those of clients with its identifier.
 
-        None when there is none, or this is no time to look for it.
+        None if there is none, or this is not the time to look for it.
         """
 
 
 class Farewell:
-    """How long the connections of an application wait for a broker that they say goodbye to.
+    """How long the connections of an application wait for a broker when they disconnect.
 
-    They are closed in several steps, one after the other. When a broker has not answered in one of
-    them, it is frozen or cannot be reached, and those that follow hardly wait.
+    They are closed one after another. If a broker has not answered one of them, it is frozen or
+    cannot be reached, and those that follow hardly wait.
     """
 
     def __init__(self) -> None:
         self._silent_until = 0.0
 
     async def say(self, client: MqttClient) -> None:
-        """Disconnect."""
+        """Disconnect, waiting only briefly for a broker that has just been silent."""
         loop = asyncio.get_running_loop()
         is_silent = loop.time() < self._silent_until
         answered = await client.disconnect(_SHORT_CLOSE_TIMEOUT if is_silent else _CLOSE_TIMEOUT)
@@ -85,7 +85,7 @@ class Farewell:
 
 
 class _SessionProbe:
-    """Takes nothing of what a connection brings that is only to look at the session."""
+    """Ignores everything on a connection whose only purpose is to look at the session."""
 
     session_present = False
 
@@ -93,25 +93,25 @@ class _SessionProbe:
         self.session_present = session_present
 
     def on_lost(self, loss: Loss) -> None:
-        """Nothing depends on it."""
+        """Do nothing: nothing depends on it."""
 
     def on_message(
         self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
     ) -> None:
-        """It stays unacknowledged."""
+        """Leave the message unacknowledged."""
 
     def on_confirmed(self, note: object, code: int) -> None:
-        """Nothing is published."""
+        """Do nothing: nothing is published here."""
 
 
 class Connection:
-    """Keeps one client connected: makes a new one whenever the last one is lost, for ever.
+    """Keeps one client connected: makes a new one whenever the last one is lost, forever.
 
     Args:
-        owner: makes the clients and hears of them.
+        owner: creates the clients, and is told about them.
         config: timeouts and backoff.
-        identifier: the client identifier, for messages.
-        surroundings: counters, randomness, and who to tell when it is no use.
+        identifier: the client identifier, for log and error messages.
+        surroundings: counters, randomness, and the callback for fatal errors.
         farewell: shared by all connections of an application to the broker.
     """
 
@@ -140,7 +140,7 @@ class Connection:
 
     @property
     def trace_seconds(self) -> int:
-        """For how long the next connection is to leave its session behind; mostly 0."""
+        """For how long the next connection should leave its session behind; usually 0."""
         wanted = self._takeovers.leaves_trace and self._owner.trace() is not None
         return _TRACE_SECONDS if wanted else 0
 
@@ -148,7 +148,7 @@ class Connection:
         """Connect for the first time.
 
         Raises:
-            ConnectFailed: not within ``start_timeout``; or at once when trying again is no use.
+            ConnectFailed: not within ``start_timeout``; or at once if retrying is pointless.
             NotAuthorised: the broker refused the login or a subscription.
             ConfigurationError: the TLS files cannot be used.
         """
@@ -163,7 +163,7 @@ class Connection:
             raise
 
     async def close(self) -> None:
-        """Disconnect in good order, within some seconds; never raises."""
+        """Disconnect cleanly within a few seconds; never raises."""
         client = self._client
         await self._end_task()
         if client is not None:
@@ -187,7 +187,7 @@ class Connection:
     def _cut_short(self, task: asyncio.Task[None]) -> BaseException | None:
         if self._task is not task:
             return None
-        # Nobody would connect again, and nobody would see it before the connection is lost.
+        # Nothing would reconnect, and nobody would notice before the connection is lost.
         return ConnectionLost(
             f"the task that keeps the connection of {self._identifier!r} to"
             f" {self._config.address} was cancelled by other code, such as a handler that cancels"
@@ -208,7 +208,7 @@ class Connection:
                 client = await self._attempt(first=not self._started.done())
             except ConfigurationError as error:
                 problem = ConnectProblem(error, final=True)
-            # Whatever it is, it must not end the attempts to come back.
+            # Whatever it is, it must not end the attempts to reconnect.
             except Exception as error:  # noqa: BLE001
                 problem = self._problem(await self._diagnosed(error))
             else:
@@ -230,13 +230,13 @@ class Connection:
             await asyncio.sleep(delay)
 
     async def _diagnosed(self, error: Exception) -> Exception:
-        """The error, or that the broker only speaks an older version, if it turns out so twice."""
+        """Return the error, or WrongVersion if twice the broker seems to speak an older one."""
         assert self._started is not None
         if self._started.done() or not isinstance(error, NotAnswered):
             return error
         was_older, self._is_older = self._is_older, await answers_older_version(self._config)
         if was_older and self._is_older:
-            return WrongVersion("it closes connections of MQTT 5, and answers those of MQTT 3.1.1")
+            return WrongVersion("it closes MQTT 5 connections, but answers MQTT 3.1.1 ones")
         return error
 
     def _problem(self, error: Exception) -> ConnectProblem:
@@ -261,7 +261,7 @@ class Connection:
             said = f"no connection to the broker at {address}: {said}"
         error = ConnectFailed(
             f"{said}; tried for {self._config.start_timeout:g} s: check the address and"
-            " that the broker runs, or raise the option start_timeout"
+            " that the broker is running, or raise the option start_timeout"
         )
         error.__cause__ = problem.error
         return error
@@ -296,7 +296,7 @@ class Connection:
         return client
 
     async def _use(self, client: MqttClient) -> tuple[float, Loss]:
-        """Seconds for which the connection held, and how it ended."""
+        """Use the connection until it ends; return for how many seconds it held, and how it ended."""
         loop = asyncio.get_running_loop()
         assert self._started is not None
         began = loop.time()
@@ -319,8 +319,8 @@ class Connection:
         )
         if self._takeovers.puzzles:
             _log.warning(
-                "the broker at %s keeps closing the connection of %r right after it was made, and"
-                " does not say why: look into its log; if another program uses the identifier,"
+                "the broker at %s keeps closing the connection of %r right after it is opened, and"
+                " does not say why: check its log; if another program uses the same identifier,"
                 " give one of them another instance",
                 self._config.address,
                 self._identifier,
@@ -328,7 +328,7 @@ class Connection:
         return lasted, loss
 
     async def _look(self) -> None:
-        """Look whose session the broker has: ours, or that of another client that came since."""
+        """Find out whose session the broker has: ours, or that of a client that came since."""
         trace = self._owner.trace()
         if trace is None:
             return
@@ -348,13 +348,13 @@ class Connection:
                 codes = await client.unsubscribe([trace], timeout=_LOOK_TIMEOUT)
                 foreign = codes == [_NO_SUBSCRIPTION]
         except Exception as error:  # noqa: BLE001 (the next attempt meets it again)
-            _log.debug("the session of %r could not be looked at: %s", self._identifier, error)
+            _log.debug("the session of %r could not be examined: %s", self._identifier, error)
         finally:
             await client.disconnect(_CLOSE_TIMEOUT)
         self._takeovers.looked(foreign=foreign)
 
     def _kicked_off(self) -> SpaDatError:
-        when = ", the first time right after this one was started"
+        when = ", the first time right after this one started"
         return ConfigurationError(
             f"another program uses the same identifier {self._identifier!r} on the broker at"
             f" {self._config.address}: it has taken over {self._takeovers.count} times"

@@ -1,4 +1,4 @@
-"""One subscription's connection and session."""
+"""The consumer on MQTT: one subscription's connection and session."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _MOST_ENDS = 3
 
 
 class ConsumerState(enum.Enum):
-    """What a consumer does with the messages of its subscription.
+    """The states of a consumer.
 
     Attributes:
         NEW: it has not been started.
-        CONNECTING: there was no connection yet.
-        READING: messages come, and are handed over.
-        PAUSED: its window is full; what still comes was under way.
-        OVERRUN: more than that has come: the rest has to come again, on another connection.
-        HELD: the connection is lost, and the receiver begins nothing of what it has.
+        CONNECTING: there has been no connection yet.
+        READING: messages arrive and are delivered.
+        PAUSED: its window is full; what still arrives was in flight.
+        OVERRUN: too much was in flight: the rest has to come again, on another connection.
+        HELD: the connection is lost, and the receiver starts none of the deliveries that it has.
         LAST_COPIES: as HELD, and the broker may have forgotten what the receiver has.
         CLOSED: it has ended.
     """
@@ -70,7 +70,7 @@ _LAST_COPIES = ConsumerState.LAST_COPIES
 _CLOSED = ConsumerState.CLOSED
 _WITHOUT_CONNECTION = (_HELD, _LAST_COPIES)
 
-# The diagram of docs/design.md.
+# The diagram in docs/design.md.
 _NEXT = {
     _NEW: (_CONNECTING, _CLOSED),
     _CONNECTING: (_READING, _HELD, _CLOSED),
@@ -88,7 +88,7 @@ class _PendingFilter:
 
     Attributes:
         ends: how often the connection has ended meanwhile.
-        given_up: ends with the reason why it is not asked for any more.
+        given_up: completes with the reason why it is no longer requested.
     """
 
     def __init__(self) -> None:
@@ -97,18 +97,18 @@ class _PendingFilter:
 
 
 class MqttConsumer(Consumer):
-    """Receives one subscription's messages and acknowledges them in order, once settled.
+    """Receives one subscription's messages and acknowledges them in order, once they are settled.
 
     With ``share`` the messages go to the group ``{application}.{subscription}``. Mosquitto gives
     what a member leaves unacknowledged to another member only once that member's session has
-    ended, not while it is away; use stable instances and bring them back.
+    ended, not while it is away; use stable instances and restart them.
 
     Args:
         config: where and how.
         surroundings: identity, counters, randomness.
-        subscription: what to receive; with ``durable`` and a lasting identity the broker keeps
-            the messages for ``session_expiry`` seconds while there is no connection.
-        receiver: who gets the deliveries.
+        subscription: what to receive; with ``durable`` and an identity that is not ephemeral the
+            broker keeps the messages for ``session_expiry`` seconds while there is no connection.
+        receiver: gets the deliveries.
         farewell: shared by all connections of the application to the broker.
     """
 
@@ -143,15 +143,15 @@ class MqttConsumer(Consumer):
         self._client: MqttClient | None = None
         self._ready: asyncio.Future[MqttClient] = asyncio.get_running_loop().create_future()
         self._tasks: dict[asyncio.Task[None], None] = {}
-        # Filters of the connection at hand that the broker does not grant, with its reason codes.
+        # Filters that the broker does not grant on the current connection, with its reason codes.
         self._refused: dict[str, int] = {}
         self._pending: dict[str, _PendingFilter] = {}
         self._shortened: int | None = None
         self._state = _NEW
-        # An order: what comes from now on is not taken, whatever the state.
+        # An order: whatever arrives from now on is not accepted, in any state.
         self._stopped = False
 
-    # The contract.
+    # The contract of a consumer.
 
     async def start(self) -> None:
         self._become(_CONNECTING)
@@ -176,7 +176,7 @@ class MqttConsumer(Consumer):
             if pending.given_up.done():
                 raise not_outage(
                     ConnectFailed(
-                        f"the broker at {self._config.address} ends the connection when it is asked"
+                        f"the broker at {self._config.address} ends the connection when asked"
                         f" for the subscription to {quoted(pattern)}: {pending.given_up.result()}"
                     )
                 )
@@ -217,11 +217,11 @@ class MqttConsumer(Consumer):
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    # What the connection asks for and reports.
+    # Callbacks of the connection.
 
     def make_client(self) -> MqttClient:
         if self._state is _HELD and self._client is not None and self._client.unanswered:
-            # It may have made a new session all the same, which looks like the old one next time.
+            # It may have created a new session anyway, which looks like the old one next time.
             self._become(_LAST_COPIES)
         self._client = MqttClient(
             self._config,
@@ -244,7 +244,7 @@ class MqttConsumer(Consumer):
         self._stats["mqtt.subscribe_refused"] += len(refused)
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         _log.error(
-            "%r: %s%s; trying again every %g s",
+            "%r: %s%s; retrying every %g s",
             self._identifier,
             subscribe_refusal(code, pattern),
             more,
@@ -265,8 +265,8 @@ class MqttConsumer(Consumer):
             if self._durable and not session_present:
                 self._stats["mqtt.session_new"] += 1
                 _log.info(
-                    "the broker at %s had no session of %r and has made one: this is its first"
-                    " start, or the session has expired or was removed, and what it kept is gone",
+                    "the broker at %s had no session of %r and has created one: this is its first"
+                    " start, or the session has expired or was removed, with everything kept in it",
                     self._config.address,
                     self._identifier,
                 )
@@ -279,7 +279,7 @@ class MqttConsumer(Consumer):
         if self._durable:
             self._stats["mqtt.session_lost"] += 1
             _log.warning(
-                "the broker at %s has lost the session of %r: what it kept for it is gone",
+                "the broker at %s has lost the session of %r with everything kept in it",
                 self._config.address,
                 self._identifier,
             )
@@ -291,10 +291,10 @@ class MqttConsumer(Consumer):
             self._ready.set_result(client)
 
     def on_unreachable(self) -> None:
-        """What is held stays held."""
+        """Do nothing: what is held stays held."""
 
     def trace(self) -> None:
-        """Other copies of the application have the same filters."""
+        """Return no filter: other instances of the application have the same ones."""
 
     def on_lost(self, loss: Loss) -> None:
         self._redelivery.connection_lost(self._tracker.begin())
@@ -309,7 +309,7 @@ class MqttConsumer(Consumer):
         self._receiver.hold()
 
     def on_confirmed(self, note: object, code: int) -> None:
-        """Nothing is published on this connection."""
+        """Do nothing: nothing is published on this connection."""
 
     def on_message(
         self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
@@ -346,7 +346,7 @@ class MqttConsumer(Consumer):
         self._receiver.deliver(delivery)
         self._pause_if_full()
 
-    # Inner parts.
+    # Internals.
 
     def _warn_of_a_short_session(self, client: MqttClient) -> None:
         granted, asked = client.limits.session_expiry, client.session_expiry
@@ -355,8 +355,8 @@ class MqttConsumer(Consumer):
         self._shortened = granted
         self._stats["mqtt.session_shortened"] += 1
         _log.warning(
-            "the broker at %s keeps the session of %r for %d s only, and not for the %d s of the"
-            " option session_expiry: what comes while the application is away for longer is lost;"
+            "the broker at %s keeps the session of %r for only %d s instead of the %d s of the"
+            " option session_expiry: messages are lost while the application is away for longer;"
             " raise the broker's limit",
             self._config.address,
             self._identifier,
@@ -365,7 +365,7 @@ class MqttConsumer(Consumer):
         )
 
     def _count_against_what_is_added(self, loss: Loss) -> None:
-        """A filter over which the broker ends connections must not keep the others out of force."""
+        """Give up a new filter that keeps ending connections, and so the others out of force."""
         final = loss.reason is not None and (
             answer_to(Packet.DISCONNECT, loss.reason).decision is Decision.SUBSCRIPTION
         )
@@ -393,7 +393,7 @@ class MqttConsumer(Consumer):
             and tracker.size >= 2 * self._most_bytes
             and self._is_lasting(self._client)
         ):
-            # Reading goes on while an answer to a subscription is waited for.
+            # Reading continues while the answer to a subscription is pending.
             self._become(_OVERRUN)
             self._stats["mqtt.overrun"] += 1
             self._spawn(self._subscriptions.connect_anew(self._client))
@@ -422,7 +422,7 @@ class MqttConsumer(Consumer):
         self._state = state
 
     def _is_lasting(self, client: MqttClient) -> bool:
-        """Whether what the broker has sent and not got acknowledged comes again."""
+        """Return whether what the broker has sent without acknowledgement comes again."""
         return self._durable and client.limits.session_expiry != 0
 
     def _resume(self, *, redelivered: bool) -> None:
@@ -458,7 +458,7 @@ class MqttConsumer(Consumer):
             await asyncio.sleep(_RETRY_REFUSED)
             if client.lost.done():
                 return
-            # It may be that only this once there is no answer.
+            # The answer may be missing only this time.
             with contextlib.suppress(ConnectionLost):
                 self._refused = await self._subscriptions.apply(client)
                 if not self._refused:

@@ -1,4 +1,4 @@
-"""The inbox for replies: the subscription that requests need, asked for on each connection."""
+"""The reply inbox on MQTT: the subscription that requests need, made on each connection."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _log = get_logger(__name__)
 _REFUSED = 0x80
 _RETRY_REFUSED = 10.0
 _MOST_DOUBLINGS = 5
-# Connections that end over the inbox before the next one does without.
+# After this many connections that ended over the inbox the next one does without it.
 _MOST_ENDS = 3
 
 
 class InboxState(enum.Enum):
-    """How it stands with the inbox on the latest connection.
+    """The states of the inbox on the latest connection.
 
     Attributes:
-        UNASKED: the attempt to connect did not come so far yet.
-        ASKED: the broker was asked for it, and has not answered.
+        UNASKED: the attempt to connect has not got that far yet.
+        ASKED: the broker was asked for it but has not answered.
         OPEN: the broker grants it.
         REFUSED: the broker does not grant it, or ends connections over it; it is asked again.
         IMPOSSIBLE: the broker offers no wildcards.
@@ -45,18 +45,18 @@ class InboxState(enum.Enum):
 
 
 class ReplyInbox:
-    """Keeps an application's subscription to replies, without which it can still publish.
+    """Maintains an application's subscription to replies, without which it can still publish.
 
     Args:
         config: timeouts and the broker's address.
-        identifier: the client identifier, for messages.
+        identifier: the client identifier, for log and error messages.
         pattern: the filter of the subscription.
         stats: counters.
 
     Attributes:
         pattern: as given.
-        problem: why no request can be made, as of the latest connection on which that was found
-            out; None when they can.
+        problem: why requests are impossible, as of the latest connection on which that was found
+            out; None if they are possible.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class ReplyInbox:
         self._identifier = identifier
         self._stats = stats
         self._state = InboxState.UNASKED
-        # Connections in a row that ended while it was asked for.
+        # Connections in a row that ended while it was being requested.
         self._ends = 0
         self._regaining: asyncio.Task[None] | None = None
 
     def connecting(self) -> None:
-        """Another attempt to connect begins."""
+        """Start over, as another attempt to connect begins."""
         if self._state in (InboxState.UNASKED, InboxState.IMPOSSIBLE):
             self._ends = 0
         self._become(InboxState.UNASKED, self.problem)
 
     async def open(self, client: MqttClient, *, first: bool) -> None:
-        """Subscribe on a new connection; without it the connection is used all the same.
+        """Subscribe on a new connection, which is used even if the broker refuses that.
 
         Raises:
             SpaDatError: with ``first``, when the broker refuses it.
@@ -88,7 +88,7 @@ class ReplyInbox:
         self._become(InboxState.UNASKED)
         if client.limits.lacking(self.pattern) is not None:
             problem = ConfigurationError(
-                f"the broker at {self._config.address} offers no wildcard subscriptions, which the"
+                f"the broker at {self._config.address} offers no wildcard subscriptions, which"
                 " replies need; use another broker"
             )
             self._become(InboxState.IMPOSSIBLE, problem)
@@ -97,8 +97,8 @@ class ReplyInbox:
         refusal: SpaDatError | None
         if self._ends >= _MOST_ENDS and not first:
             refusal = ConnectFailed(
-                f"the broker at {self._config.address} ends the connection when it is asked for the"
-                " inbox for replies: look into its log and access rules"
+                f"the broker at {self._config.address} ends the connection when asked for the"
+                " inbox for replies: check its log and access rules"
             )
         else:
             refusal = await self._ask(client)
@@ -110,12 +110,12 @@ class ReplyInbox:
         # Publishes must not wait for it.
         self._become(InboxState.REFUSED, refusal)
         self._stats["mqtt.subscribe_refused"] += 1
-        _log.error("%r: %s; trying again", self._identifier, refusal)
+        _log.error("%r: %s; retrying", self._identifier, refusal)
         self.close()
         self._regaining = asyncio.ensure_future(self._regain(client))
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop asking for it."""
         if self._regaining is not None:
             self._regaining.cancel()
             self._regaining = None
@@ -125,7 +125,7 @@ class ReplyInbox:
         self.problem = problem
 
     async def _ask(self, client: MqttClient) -> SpaDatError | None:
-        """Subscribe; returns why the broker refuses it."""
+        """Subscribe, and return why the broker refuses it, if it does."""
         pattern = self.pattern
         try:
             codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
@@ -134,7 +134,7 @@ class ReplyInbox:
                 self._ends += 1
             raise
         self._ends = 0
-        # What a broker leaves out of its answer it has not granted.
+        # A broker has not granted what it leaves out of its answer.
         code = codes[0] if codes else _REFUSED
         return None if code < _REFUSED else subscribe_refusal(code, pattern)
 
@@ -145,7 +145,7 @@ class ReplyInbox:
             await asyncio.sleep(delay)
             if client.lost.done():
                 return
-            # It may be that only this once there is no answer.
+            # The answer may be missing only this time.
             with contextlib.suppress(ConnectionLost):
                 refusal = await self._ask(client)
                 if refusal is None:

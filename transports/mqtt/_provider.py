@@ -1,4 +1,4 @@
-"""MQTT brokers as a bus."""
+"""The provider of the MQTT transport."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MqttProvider(SocketProvider):
     """Connects applications to an MQTT 5 broker.
 
     Args:
-        config: where the broker is and how to talk to it.
+        config: the configuration.
     """
 
     config: MqttConfig
@@ -34,12 +34,12 @@ class MqttProvider(SocketProvider):
         return self.config.address
 
     def open(self, surroundings: Surroundings) -> Bus:
-        """A bus, not started.
+        """Return a bus, not started.
 
         Raises:
-            ConfigurationError: the installed client libraries or the event loop do not fit.
+            ConfigurationError: the installed client libraries or the event loop are not supported.
         """
-        # Importing the client libraries takes time that programs on other buses need not spend.
+        # Importing the client libraries takes time that programs on other buses should not spend.
         from ._bus import MqttBus
         from .protocol._libraries import check_libraries, check_loop
 

@@ -1,4 +1,4 @@
-"""Publishes on connections that come and go."""
+"""Publishing on connections that come and go."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ _log = get_logger(__name__)
 
 _REFUSED = 0x80
 _LONGEST_ALONE = 30.0
-# Seconds without replies to unknown addresses after the broker has ended connections over one.
+# For this many seconds no replies go to unknown addresses after a broker ended connections over
+# one.
 _NO_REPLIES = 60.0
 _MOST_PROVEN = 1_000
-# Goodbyes that may be an answer to a message without naming it. All other ones that are not final
-# for a message say what else was the reason.
+# Reasons of a DISCONNECT that may be about a message without saying so. All others that are not
+# final for a message state another cause.
 _VAGUE = frozenset({0x00, 0x80, 0x81, 0x82, 0x83, 0x87, 0x94})
 
 
 def blame(loss: Loss) -> Blame:
-    """What the end of a connection says about the publishes that were under way."""
+    """Return what the end of a connection says about the publishes in flight."""
     if loss.ending in (Ending.CLOSED, Ending.RESET):
         return Blame.POSSIBLE
     if loss.ending is not Ending.GOODBYE:
@@ -53,17 +54,17 @@ def blame(loss: Loss) -> Blame:
 
 
 class Outgoing:
-    """Writes an outbox to each connection as far as is wise, and sorts out the answers.
+    """Writes an outbox to each connection as far as is wise, and evaluates the answers.
 
     A message over which the broker keeps ending connections is found and refused, see `Suspicion`;
-    one that the broker does not take for now is written again after a while.
+    one that the broker does not accept for now is written again after a while.
 
     Args:
         outbox: the publishes.
         write: writes one of them to the connection.
-        backoff: waits before something is written again that the broker did not take.
+        backoff: pauses before something that the broker did not accept is written again.
         stats: counters.
-        address: of the broker, for messages.
+        address: of the broker, for log and error messages.
     """
 
     def __init__(
@@ -82,37 +83,37 @@ class Outgoing:
         self._loop = asyncio.get_running_loop()
         self._suspicion: Suspicion[OutboxEntry] = Suspicion(_is_large)
         self._timer: asyncio.TimerHandle | None = None
-        # What the broker does not take for now, until when, and the first of it once more.
+        # What the broker does not accept for now, until when, and the first of it being retried.
         self._put_off: deque[OutboxEntry] = deque()
         self._pause: asyncio.TimerHandle | None = None
         self._again: OutboxEntry | None = None
         self._suspect: OutboxEntry | None = None
-        # The latest that was refused on the connection at hand.
+        # The latest publish that was refused on the current connection.
         self._latest_refused: OutboxEntry | None = None
         self._window = 1
         self._since = 0.0
         self._end = ""
-        # Addresses of others at which the broker has taken replies, the latest last.
+        # Reply addresses of others at which the broker has accepted replies, the latest last.
         self._proven: dict[str, None] = {}
         self._no_replies_until = 0.0
 
     @property
     def suspects(self) -> bool:
-        """Whether a message may be why connections end."""
+        """Whether a message may be the reason why connections end."""
         oldest = self._outbox.oldest
         return oldest is not None and self._suspicion.ends(oldest) > 1
 
     def check(self, envelope: Envelope) -> None:
         """Raise PublishRefused for a reply over which the broker may end the connection.
 
-        Some brokers end it over each publish that is not allowed, and who asks chooses where the
-        reply goes. To find each of them out alone would leave no time for anything else.
+        Some brokers end it over each publish that is not allowed, and requesters choose where
+        replies go. Finding each such reply one at a time would leave no time for anything else.
         """
         if self._loop.time() < self._no_replies_until and self._is_unproven(envelope):
             raise self._unwanted_reply(envelope)
 
     def begin(self, window: int) -> None:
-        """There is a connection on which so many publishes may be unconfirmed."""
+        """Begin writing to a connection on which this many publishes may be unconfirmed."""
         self._since = self._loop.time()
         self._window = window
         self._latest_refused = None
@@ -120,7 +121,7 @@ class Outgoing:
         self._go_on()
 
     def end(self, loss: Loss) -> None:
-        """The connection is gone."""
+        """Stop writing, as the connection is lost."""
         self._end = loss.text
         self._cancel_timers()
         lasted = self._loop.time() - self._since
@@ -131,7 +132,7 @@ class Outgoing:
             self._refuse_replies()
 
     def unreachable(self) -> None:
-        """An attempt to connect has failed."""
+        """Note that an attempt to connect has failed."""
         self._suspicion.unreachable()
 
     def close(self) -> None:
@@ -140,7 +141,7 @@ class Outgoing:
         self._outbox.close()
 
     def answered(self, entry: OutboxEntry, code: int) -> None:
-        """The broker has answered a publish."""
+        """Evaluate the broker's answer to a publish."""
         if code < _REFUSED and is_foreign_reply(entry.envelope):
             self._prove(entry.envelope.topic)
         if code == 0:
@@ -153,7 +154,7 @@ class Outgoing:
             self._outbox.fail(
                 entry,
                 NoResponder(
-                    f"nobody listens on {entry.envelope.topic!r}, says the broker; start the"
+                    f"the broker says that nobody listens on {entry.envelope.topic!r}; start the"
                     " responder first, or check the topic"
                 ),
             )
@@ -165,7 +166,7 @@ class Outgoing:
         elif self._suspicion.course is Course.ALONE and self._pause is None:
             self._go_on()
 
-    # One message that ends connections.
+    # A message that ends connections.
 
     def _go_on(self) -> None:
         if self._timer is not None:
@@ -192,7 +193,7 @@ class Outgoing:
             self._stats["publishes.suspected"] += 1
             _log.warning(
                 "the broker at %s ended %d connections on which %s was not confirmed, the last"
-                " time: %s; it is sent alone now",
+                " time: %s; it will be sent alone now",
                 self._address,
                 self._suspicion.ends(entry),
                 _what(entry),
@@ -202,14 +203,14 @@ class Outgoing:
     def _condemn(self) -> None:
         proof = "and the connection holds without it"
         if self._suspicion.course is Course.REFUSE:
-            proof = "and the broker says that it was over a message"
+            proof = "and the broker says that a message was the reason"
         entry = self._suspicion.condemn()
         if entry is not None:
             self._stats["publishes.refused"] += 1
             error = PublishRefused(
                 f"the broker at {self._address} ends the connection over {_what(entry)}:"
-                f" {entry.writes} times so far, the last time with nothing else under way, {proof}."
-                f" The last end: {self._end}. It is not sent again; look into the broker's log and"
+                f" {entry.writes} times so far, the last time with nothing else in flight, {proof}."
+                f" The last end: {self._end}. It is not sent again; check the broker's log and"
                 " limits"
             )
             self._outbox.refuse(entry, error)
@@ -227,7 +228,7 @@ class Outgoing:
     def _unwanted_reply(self, envelope: Envelope) -> PublishRefused:
         return PublishRefused(
             f"the broker at {self._address} has ended connections over a reply, so for"
-            f" {_NO_REPLIES:g} s none goes where it has not taken one before, such as to"
+            f" {_NO_REPLIES:g} s none is sent where it has not accepted one before, such as to"
             f" {quoted(envelope.topic)}: name with reply_topics= where replies may go"
         )
 
@@ -242,7 +243,7 @@ class Outgoing:
 
     def _acquit(self) -> None:
         self._suspicion.acquit()
-        # What is put off is written before all that waits behind it.
+        # What is put off is written before everything that waits behind it.
         if self._pause is None and self._again is None:
             self._go_on()
 
@@ -255,7 +256,7 @@ class Outgoing:
             self._outbox.fail(entry, publish_refusal(code, entry.envelope.topic))
             return
         self._stats["publishes.put_off"] += 1
-        entry.put_off = f"the broker does not take it for now: {reason_text(code)}"
+        entry.put_off = f"the broker does not accept it for now: {reason_text(code)}"
         entry.writes -= 1
         if entry is self._again:
             self._again = None
@@ -264,12 +265,12 @@ class Outgoing:
             self._put_off.append(entry)
         if self._again is None and self._pause is None:
             delay = self._backoff.next_delay()
-            _log.warning("%s: %s; trying again in %.1f s", _what(entry), entry.put_off, delay)
+            _log.warning("%s: %s; retrying in %.1f s", _what(entry), entry.put_off, delay)
             self._outbox.pause()
             self._pause = self._loop.call_later(delay, self._write_again)
 
     def _write_again(self) -> None:
-        """Write the oldest that was put off; one at a time, to keep the order."""
+        """Write the oldest publish that was put off; one at a time, to keep the order."""
         self._pause = self._again = None
         while self._put_off:
             entry = self._put_off.popleft()
@@ -278,7 +279,7 @@ class Outgoing:
                 entry.writes += 1
                 self._write(entry)
                 return
-            # Given up meanwhile: this frees its place in the window.
+            # It was given up meanwhile: this frees its place in the window.
             self._outbox.confirm(entry)
         self._go_on()
 

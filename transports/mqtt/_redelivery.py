@@ -1,4 +1,4 @@
-"""Redelivery: what a broker sends again after a reconnect, and what became of it before."""
+"""Redelivery: what a broker sends again after a reconnect, and what happened to it before."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from .._envelope import Envelope
 
 __all__ = ["Redelivery", "same_message"]
 
-# Bytes of a message that is remembered as it is after it was acknowledged.
+# Up to this size in bytes a message is remembered in full after it was acknowledged.
 _SMALL = 1_024
-# A message that was acknowledged; of a large one only a hash, which proves nothing.
+# An acknowledged message; only a hash of a large one, which proves nothing.
 _Trace = Envelope | int
 
 
 def same_message(one: Envelope, other: Envelope) -> bool:
-    """Whether two receipts carry the same content; what changes from receipt to receipt aside."""
+    """Return whether two receipts have the same content, apart from what differs by receipt."""
     return (
         one.topic == other.topic
         and one.payload == other.payload
@@ -32,21 +32,20 @@ def same_message(one: Envelope, other: Envelope) -> bool:
 
 
 class Redelivery:
-    """Recognises what comes again, on the next connection and on the same one.
+    """Recognises messages that come again, on the next connection and on the same one.
 
     After a reconnect a broker sends what was not acknowledged again with the same packet id,
     marked as a duplicate, before anything new. Only what matches in all of that and in its content
-    is taken for the same message: packet ids are used again, and a message must not be lost over
-    it. What was acknowledged counts as done only if its id and its time are the same too, since
-    senders may give all their messages one id.
+    is taken for the same message: packet ids are reused, and no message may be lost over that.
+    What was acknowledged counts as done only if its id and its time are the same too, since
+    senders may give all their messages the same id.
 
-    Some brokers also send again on a connection that lives, which MQTT 5 forbids. A packet id is
-    not free before it is acknowledged, so that is the same delivery. If the acknowledgement is
-    under way to the broker the copy is passed over, and not acknowledged: the packet id may
-    already stand for another message.
+    Some brokers also send again on a live connection, which MQTT 5 forbids. A packet id is not free
+    until it is acknowledged, so that is the same delivery. If the acknowledgement is in flight, the
+    copy is skipped and not acknowledged: the packet id may already stand for another message.
 
     Args:
-        window: how many acknowledgements are remembered, which may not have arrived.
+        window: how many acknowledgements, which may not have arrived, are remembered.
     """
 
     def __init__(self, window: int) -> None:
@@ -62,7 +61,7 @@ class Redelivery:
         self._acknowledged: dict[int, _Trace] = {}
 
     def is_copy(self, envelope: Envelope, token: int, size: int) -> bool:
-        """Whether this has come on this connection before, and is to be passed over."""
+        """Return whether this has come on this connection before, and is to be skipped."""
         delivery = self._open.get(token)
         if delivery is not None:
             return same_message(delivery.envelope, envelope)
@@ -74,11 +73,11 @@ class Redelivery:
         return trace is not None and trace == _trace(envelope, size)
 
     def arrived(self, delivery: Delivery) -> None:
-        """A message came, which is no copy."""
+        """Remember a message that has arrived and is not a copy."""
         self._open[delivery.token] = delivery
 
     def connection_lost(self, left: list[Delivery]) -> None:
-        """The connection ended; ``left`` was not acknowledged, oldest first."""
+        """Note that the connection has ended; ``left`` was not acknowledged, oldest first."""
         if not self.active:
             self._left = {}
         for delivery in left:
@@ -91,9 +90,9 @@ class Redelivery:
         self.active = True
 
     def acknowledged(self, deliveries: list[Delivery]) -> list[int]:
-        """The packet ids to acknowledge now that these are free.
+        """Return the packet ids to acknowledge now that these deliveries are released.
 
-        Where another message came under a packet id that was not acknowledged, that id is
+        If another message came under a packet id that had not been acknowledged, that id is
         acknowledged once, for the last one.
         """
         tokens = []
@@ -106,28 +105,28 @@ class Redelivery:
         return tokens
 
     def _remember(self, memory: dict[int, _Trace], token: int, trace: _Trace) -> None:
-        # One for each packet id: what is acknowledged anew must not push out others.
+        # One for each packet id: what is acknowledged again must not push out others.
         memory.pop(token, None)
         memory[token] = trace
         if len(memory) > self._window:
             del memory[next(iter(memory))]
 
     def over(self) -> None:
-        """Nothing comes again any more: something new came, or the session is lost."""
+        """Forget what could come again: something new came, or the session is lost."""
         self.active = False
         self._left = {}
         self._acknowledged = {}
 
     def session_lost(self) -> None:
-        """Packet ids start anew."""
+        """Forget the packet ids, which start over."""
         self.over()
 
     def resolve(self, delivery: Delivery) -> bool:
-        """Whether a message that came again is dealt with and must not be delivered.
+        """Return whether a message that came again is already dealt with, so must not be delivered.
 
-        If its handler still runs, the handler's result also counts for it. If it was handled and
-        only the acknowledgement did not get through, it is settled. If no handler had it yet, it
-        is to be delivered, with the attempts counted so far, in place of the older receipt.
+        If its handler is still running, the handler's result also counts for it. If it was handled
+        and only the acknowledgement did not get through, it is settled. If no handler has had it
+        yet, it is to be delivered, with the attempts counted so far, in place of the older receipt.
         """
         old = self._left.pop(delivery.token, None)
         if old is None:
@@ -150,7 +149,7 @@ class Redelivery:
 
     @staticmethod
     def _is_done(envelope: Envelope, trace: _Trace | None) -> bool:
-        # Otherwise two equal messages cannot be told apart, so the message is delivered.
+        # Otherwise two equal messages cannot be told apart, so it is delivered.
         is_unique = envelope.id is not None and envelope.time is not None
         return is_unique and isinstance(trace, Envelope) and same_message(trace, envelope)
 

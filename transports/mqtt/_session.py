@@ -1,4 +1,4 @@
-"""The events of a connection, for the one who uses it."""
+"""The events of a connection, for its user."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["ClientHandler", "Ending", "Loss", "ServerLimits"]
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What the broker said about itself when it accepted the connection."""
+    """What the broker stated about itself when it accepted the connection."""
 
     receive_maximum: int = 65_535
-    """QoS 1 publishes that it takes at once."""
+    """The most unconfirmed QoS 1 publishes that it accepts."""
     maximum_packet_size: int = 268_435_460
     """In bytes."""
     maximum_qos: int = 2
@@ -27,15 +27,15 @@ class ServerLimits:
     wildcards: bool = True
     shared_subscriptions: bool = True
     keepalive: int = 0
-    """Seconds that the broker demands; 0 when it leaves ours."""
+    """The keep-alive that the broker demands, in seconds; 0 if it accepts ours."""
     session_expiry: int | None = None
-    """Seconds for which it keeps the session; None when that is what was asked for."""
+    """Seconds for which it keeps the session; None if as long as requested."""
 
     def lacking(self, filter_: str) -> Reason | None:
-        """Why the broker cannot serve a filter, by what it said about itself; None if it can.
+        """Return why the broker cannot serve a filter, judging by its limits; None if it can.
 
         Args:
-            filter_: as it stands in a SUBSCRIBE.
+            filter_: as in a SUBSCRIBE packet.
         """
         if filter_.startswith("$share/") and not self.shared_subscriptions:
             return Reason(0x9E)
@@ -45,7 +45,7 @@ class ServerLimits:
 
     @classmethod
     def of(cls, properties: Mapping[int, int | str]) -> ServerLimits:
-        """What the properties of a CONNACK say. Limits of 0 are forbidden, and are none."""
+        """Return the limits in the properties of a CONNACK. Forbidden limits of 0 count as none."""
 
         def said(identifier: int, default: int) -> int:
             return int(properties.get(identifier, default))
@@ -67,10 +67,10 @@ class ServerLimits:
 class Ending(Enum):
     """Who ended a connection, and how."""
 
-    GOODBYE = "the broker said why, or at least that"
-    REFUSED = "the broker closed it right after it had refused a publish"
-    CLOSED = "the broker closed it in good order, without a word"
-    RESET = "the other side broke it off"
+    GOODBYE = "the broker announced it, perhaps with a reason"
+    REFUSED = "the broker closed it right after refusing a publish"
+    CLOSED = "the broker closed it cleanly, without a word"
+    RESET = "the peer reset it"
     FAILED = "the network failed, or the broker has gone silent"
     OURS = "we did"
 
@@ -82,10 +82,9 @@ class Loss:
     Attributes:
         text: for logs.
         ending: who ended it.
-        reason: what the broker gave as its reason, None without one.
-        unconfirmed: bytes of the oldest message that was not confirmed, when the connection was
-            given up because the broker had gone silent, or confirmed nothing; 0 for every other
-            end.
+        reason: the reason given by the broker; None if it gave none.
+        unconfirmed: size in bytes of the oldest unconfirmed message if the connection was given up
+            because the broker had gone silent or confirmed nothing; 0 for every other end.
     """
 
     text: str
@@ -95,21 +94,21 @@ class Loss:
 
 
 class ClientHandler(Protocol):
-    """Who uses an `MqttClient`. All methods are called on the loop and return at once."""
+    """The user of an `MqttClient`. All methods are called in the event loop and return at once."""
 
     def on_connected(self, session_present: bool) -> None:
-        """The broker has accepted; called before the first message is handed over."""
+        """Note that the broker has accepted; called before the first message is handed over."""
 
     def on_lost(self, loss: Loss) -> None:
-        """The connection has ended; called once after `on_connected`."""
+        """Note that the connection has ended; called once after `on_connected`."""
 
     def on_message(
         self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int
     ) -> None:
-        """A message came, which takes so many bytes. Acknowledge the token, unless it is -1."""
+        """Take a message of this size in bytes. Acknowledge the token, unless it is -1."""
 
     def on_confirmed(self, note: Any, code: int) -> None:
-        """The broker's answer to a publish; ``note`` is what `publish` got.
+        """Take the broker's answer to a publish; ``note`` is what `publish` got.
 
         The code is a `Reason` where the broker says more than the code.
         """

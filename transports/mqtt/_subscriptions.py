@@ -1,4 +1,4 @@
-"""The filters of one session: which are in force, which overlap, which nobody wants."""
+"""The filters of one session: which are in force, which overlap, which are unwanted."""
 
 from __future__ import annotations
 
@@ -23,32 +23,36 @@ _log = get_logger(__name__)
 
 _Answer = TypeVar("_Answer")
 
-# Packets that are sent before the first of them is answered.
+# How many packets are sent before the first of them is answered.
 _AT_ONCE = 16
 _REFUSED = 0x80
-# Unspecified, implementation specific, quota exceeded: it may have been too many at once.
+# Unspecified, implementation specific, quota exceeded: perhaps there were too many at once.
 _MAYBE_TOO_MANY = frozenset({0x80, 0x83, 0x97})
 _MOST_DISCARDED = 1_000
 _CLOSE_TIMEOUT = 2.0
-_OVERRUN = "closed here, since more came before an answer than may be held; it comes again"
+_OVERRUN = "closed here, as more arrived before an answer than may be held; it comes again"
+_REMEMBERED = 128
+_MOST_CANDIDATES = 512
+_MOST_BYTES = 100_000
+_LARGEST_IDENTIFIER = 268_435_455
 
 
 class SubscriptionSet:
-    """What a session is to receive, brought in force on whatever connection there is.
+    """What a session should receive, and what is in force on the current connection.
 
-    Of filters that cover each other only the widest are subscribed to. Brokers that do not take as
-    many filters at once as they are sent, or as many packets, close the connection or refuse them:
-    from then on there are fewer at once.
+    Of filters that cover each other only the widest are subscribed to. Brokers that do not accept
+    that many filters or packets at once close the connection or refuse them: from then on fewer are
+    sent at once.
 
     Args:
         filters: plain filters to begin with.
-        qos: highest quality of service.
-        group: name of the group that shares the messages; None when they are not shared.
+        qos: the highest quality of service.
+        group: name of the group that shares the messages; None if they are not shared.
         timeout: seconds for each answer of the broker.
         batch: the most filters in one packet.
 
     Attributes:
-        guard: recognises copies that come because filters overlap in part.
+        guard: recognises copies due to partly overlapping filters.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class SubscriptionSet:
         self._reserved: TopicTrie[str] = TopicTrie()
         self._in_force: dict[str, int] = {}
         self._in_force_on: MqttClient | None = None
-        # The connection was ended here, so that the session is as the broker has said last.
+        # The connection was ended here, so the session is as last confirmed by the broker.
         self._stays_in_force = False
         self._unwanted: dict[str, None] = {}
         self._discarded: dict[str, None] = {}
@@ -80,10 +84,10 @@ class SubscriptionSet:
             self.add(pattern)
 
     def add(self, pattern: str) -> None:
-        """Want this filter too, from the next `apply` on.
+        """Also want this filter, from the next `apply` on.
 
         Raises:
-            ConfigurationError: it is no filter.
+            ConfigurationError: it is not a filter.
         """
         check_filter(pattern)
         if pattern not in self._wanted:
@@ -94,7 +98,7 @@ class SubscriptionSet:
             self._reserved.add(pattern, pattern)
 
     def remove(self, pattern: str) -> None:
-        """Do not want this filter any more, from the next `apply` on."""
+        """No longer want this filter, from the next `apply` on."""
         if pattern in self._wanted:
             self._plan.remove(pattern, len(self._wanted))
             del self._wanted[pattern]
@@ -102,28 +106,28 @@ class SubscriptionSet:
             self._reserved.discard(pattern, pattern)
 
     def withdraw(self, pattern: str) -> None:
-        """Do not want a filter that never came in force: there is nothing to end."""
+        """Stop wanting a filter that was never in force: there is nothing to end."""
         self.remove(pattern)
         self._unwanted.pop(pattern, None)
 
     def allows(self, topic: str) -> bool:
-        """Whether a topic under the reserved level was asked for by name."""
+        """Return whether a topic under the reserved level is explicitly subscribed to."""
         return bool(self._reserved.match(topic))
 
     def connection_lost(self) -> None:
-        """What comes from now on is no copy of what came before."""
+        """Note that what arrives from now on is not a copy of what came before."""
         self.guard.forget()
 
     def connected(self, client: MqttClient, *, session_present: bool) -> None:
-        """There is another connection, and perhaps with the session of the last one."""
+        """Note that there is a new connection, perhaps with the session of the last one."""
         if self._stays_in_force and session_present:
             self._in_force_on = client
         self._stays_in_force = False
 
     async def connect_anew(self, client: MqttClient) -> None:
-        """End the connection as soon as the broker has answered what it was asked.
+        """End the connection as soon as the broker has answered all requests.
 
-        On the next one, nothing that is in force is asked for again.
+        On the next one, nothing that is in force is requested again.
         """
         async with self._lock:
             if not client.lost.done():
@@ -131,7 +135,7 @@ class SubscriptionSet:
                 await client.disconnect(_CLOSE_TIMEOUT, _OVERRUN)
 
     async def apply(self, client: MqttClient) -> dict[str, int]:
-        """Bring what is wanted in force, and then end what is not.
+        """Subscribe to what is wanted, and then unsubscribe from what is not.
 
         Returns:
             The filters that the broker refused, with its reason codes.
@@ -154,7 +158,7 @@ class SubscriptionSet:
                 for pattern in wanted
                 if self._in_force.get(pattern) != self.guard.identifier(pattern)
             ]
-            # Brokers end the connection when they are asked for what they do not offer.
+            # Brokers end the connection when asked for what they do not offer.
             lacking = {
                 pattern: reason
                 for pattern in missing
@@ -179,7 +183,7 @@ class SubscriptionSet:
             return lacking | refused
 
     async def discard(self, client: MqttClient, topic: str) -> None:
-        """Find the filter in force that matches the topic and is not wanted, and end it."""
+        """Unsubscribe from the unwanted filter in force that matches the topic."""
         if topic in self._discarded:
             return
         if len(self._discarded) >= _MOST_DISCARDED:
@@ -194,12 +198,12 @@ class SubscriptionSet:
             try:
                 removed = await self._unsubscribe_all(client, found)
             except ConnectionLost as error:
-                _log.info("a filter that is not wanted stays for now: %s", error)
+                _log.info("an unwanted filter stays for now: %s", error)
                 return
         if removed:
             _log.warning(
-                "the session still had filters that are not wanted any more, seen by a message"
-                " on %r; removed: %s",
+                "the session still had filters that are no longer wanted, as a message"
+                " on %r has shown; removed: %s",
                 topic,
                 ", ".join(map(repr, removed)),
             )
@@ -219,15 +223,15 @@ class SubscriptionSet:
         return {pattern: code for refused in answers for pattern, code in refused.items()}
 
     async def _unsubscribe_all(self, client: MqttClient, filters: Sequence[str]) -> list[str]:
-        """End these filters of the session; returns those that were there."""
+        """Unsubscribe from these filters, and return those that were in force."""
 
         async def unsubscribe(part: Sequence[str]) -> list[str]:
             codes = await client.unsubscribe(part, timeout=self._timeout)
             for pattern, code in zip(part, codes, strict=False):
                 if code >= _REFUSED:
                     _log.warning(
-                        "the broker did not end the subscription to %r: %s; what it brings is"
-                        " acknowledged and thrown away",
+                        "the broker did not end the subscription to %r: %s; its messages are"
+                        " acknowledged and dropped",
                         pattern,
                         reason_text(code),
                     )
@@ -241,9 +245,9 @@ class SubscriptionSet:
     async def _in_turn(
         self, client: MqttClient, count: int, calls: Iterator[Coroutine[Any, Any, _Answer]]
     ) -> list[_Answer]:
-        """Make the calls for ``count`` filters, some at once.
+        """Make the calls for ``count`` filters, several at once.
 
-        If the connection ends there are fewer at once ever after.
+        If the connection ends, fewer are made at once from then on.
         """
         answers: list[_Answer] = []
         while part := list(itertools.islice(calls, self._at_once)):
@@ -257,7 +261,7 @@ class SubscriptionSet:
         return answers
 
     def _shrink(self, count: int) -> None:
-        """Put fewer filters into a packet than the ``count`` there were in all."""
+        """Put fewer filters into a packet than the ``count`` of the last attempt."""
         if count > 1:
             self._at_once = 1
             self._batch = max(min(self._batch, count) // 4, 1)
@@ -274,7 +278,7 @@ class SubscriptionSet:
             retained=not self._prefix,
         )
         refused = {}
-        # What a broker leaves out of its answer it has not granted.
+        # A broker has not granted what it leaves out of its answer.
         answer = itertools.chain(codes, itertools.repeat(_REFUSED))
         for pattern, code in zip(patterns, answer, strict=False):
             if code >= _REFUSED:
@@ -283,7 +287,7 @@ class SubscriptionSet:
             self._in_force[pattern] = identifier
             if code < self._qos:
                 _log.warning(
-                    "the broker grants QoS %d only for %r: messages may be lost on the way",
+                    "the broker grants only QoS %d for %r: messages may be lost in transit",
                     code,
                     pattern,
                 )
@@ -303,14 +307,8 @@ def _parts(patterns: Sequence[str], most: int) -> Iterator[Sequence[str]]:
     return (patterns[start : start + most] for start in range(0, len(patterns), most))
 
 
-_REMEMBERED = 128
-_MOST_CANDIDATES = 512
-_MOST_BYTES = 100_000
-_LARGEST_IDENTIFIER = 268_435_455
-
-
 def overlapping(filters: Collection[str]) -> tuple[str, ...]:
-    """Those of the filters that overlap with another one, in the same order."""
+    """Return the filters that overlap with another one, in the same order."""
     index = FilterIndex()
     for pattern in filters:
         index.add(pattern)
@@ -320,52 +318,52 @@ def overlapping(filters: Collection[str]) -> tuple[str, ...]:
 class _Plan:
     """Which of the wanted filters to subscribe to.
 
-    A filter that overlaps with no other one, as most do, is added without a look at the others: a
-    handler may subscribe to thousands, one by one.
+    A filter that does not overlap with any other, like most, is added without looking at the
+    others: a handler may subscribe to thousands, one by one.
 
     Args:
-        wanted: all of them.
+        wanted: all wanted filters.
 
     Attributes:
-        minimal: those that no other one covers.
-        overlapping: those of them that overlap with another one.
-        outdated: filters have changed in a way that needs a new plan.
+        minimal: those not covered by another one.
+        overlapping: those of ``minimal`` that overlap with another one.
+        outdated: whether filters have changed in a way that needs a new plan.
     """
 
     def __init__(self, wanted: Collection[str]) -> None:
         self.minimal = dict.fromkeys(minimal(wanted))
         self.overlapping = overlapping(self.minimal)
         self.outdated = False
-        # Also of filters that were removed, which may only lead to a new plan too early.
+        # It also has filters that were removed, which may only lead to a new plan too early.
         self._index = FilterIndex()
         for pattern in wanted:
             self._index.add(pattern)
 
     def add(self, pattern: str) -> None:
-        """Also want this one."""
+        """Also want this filter."""
         if self._index.overlaps(pattern) or not self._index.add(pattern):
             self.outdated = True
         self.minimal[pattern] = None
 
     def remove(self, pattern: str, count: int) -> None:
-        """Do not want this one any more, of so many."""
+        """No longer want this one of ``count`` filters."""
         if len(self.minimal) < count or pattern in self.overlapping:
             self.outdated = True
         self.minimal.pop(pattern, None)
 
 
 class CopyGuard:
-    """Tells the copies of one message from several messages that are equal.
+    """Distinguishes copies of one message from separate but equal messages.
 
     A broker may send a message once for each of several filters that match, each time with the
-    identifier of another subscription (MQTT 5, 3.3.4). So what is equal to something that came,
-    under an identifier under which that has not come yet, is a copy of it; what comes under the
-    same identifier again is another message.
+    identifier of another subscription (MQTT 5, 3.3.4). So a message that equals
+    an earlier one, but has an identifier under which that has not come yet, is a copy of it; one
+    that comes under the same identifier again is another message.
     """
 
     def __init__(self) -> None:
         self.filters: tuple[str, ...] = ()
-        """The filters that overlap: subscribe to them with their `identifier`."""
+        """The overlapping filters: subscribe to them with their `identifier`."""
         self._identifiers: dict[str, int] = {}
         self._seen: OrderedDict[int, set[int]] = OrderedDict()
 
@@ -379,15 +377,15 @@ class CopyGuard:
         self.forget()
 
     def forget(self) -> None:
-        """Subscriptions or the connection have changed: what comes now is no copy."""
+        """Note that subscriptions or the connection have changed: what comes now is not a copy."""
         self._seen.clear()
 
     def identifier(self, pattern: str) -> int:
-        """The subscription identifier of a filter, the same in every process; 0 for none."""
+        """Return the subscription identifier of a filter, the same in every process; 0 for none."""
         return self._identifiers.get(pattern, 0)
 
     def is_copy(self, envelope: Envelope, identifiers: tuple[int, ...]) -> bool:
-        """Whether this receipt is a copy of an earlier one."""
+        """Return whether this receipt is a copy of an earlier one."""
         key = _fingerprint(envelope)
         seen = self._seen.get(key)
         if seen is not None and seen.isdisjoint(identifiers):
@@ -401,7 +399,7 @@ class CopyGuard:
 
 
 def _fingerprint(envelope: Envelope) -> int:
-    # The texts themselves may be long, and strangers write them.
+    # The texts themselves may be long, and are written by strangers.
     everything = (
         envelope.topic,
         hashlib.blake2b(envelope.payload, digest_size=16).digest(),
@@ -419,13 +417,13 @@ def _fingerprint(envelope: Envelope) -> int:
 
 
 def candidates(topic: str, wanted: Iterable[str]) -> list[str]:
-    """Filters that match the topic and may be in force without being wanted.
+    """Return filters that match the topic and may be in force without being wanted.
 
-    All of them for topics of up to seven levels; for longer ones those with the fewest wildcards,
-    a bounded number.
+    All of them for topics of up to seven levels; for longer ones a bounded number of those with the
+    fewest wildcards.
 
     Args:
-        topic: what came.
+        topic: the topic of a message.
         wanted: filters to leave out.
     """
     keep = set(wanted)
@@ -440,6 +438,6 @@ def _matching(levels: list[str]) -> Iterator[str]:
         for places in itertools.combinations(range(first, len(levels)), wildcards):
             pattern = ["+" if index in places else level for index, level in enumerate(levels)]
             yield "/".join(pattern)
-            # Each cut after the last '+' belongs to this combination, so none comes twice.
+            # Each cut after the last '+' belongs to this combination, so none occurs twice.
             for end in range(max(places, default=first - 1) + 1, len(levels) + 1):
                 yield "/".join([*pattern[:end], "#"])

@@ -1,4 +1,4 @@
-"""Takeovers: another client with our identifier, and who of the two gives way."""
+"""Takeovers: another client with our identifier, and which of the two gives way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["SETTLED", "Takeovers"]
 
 _LASTING = 5.0
 _SHORT = 10.0
-# The one that was there first is back after the shortest backoff, and so ends the first
+# The one that was there first returns after the shortest backoff, and so ends the first
 # connection of the one that came second.
 SETTLED = 2.0
 _PATIENCE = 20
@@ -20,17 +20,17 @@ _PUZZLING = 6
 
 
 class Takeovers:
-    """Counts what proves that another client connects with the same identifier.
+    """Counts the proofs that another client connects with the same identifier.
 
-    Two things do. The broker says so, with the reason "session taken over". Or, for brokers that
-    close without a word: the session that we have left on the broker a moment ago is not there,
-    and another one is. Nothing else does: restarts, refusals, goodbyes of any other kind and
+    There are two. The broker says so, with the reason "session taken over". Or, for brokers that
+    close without a word: the session that we left on the broker a moment ago is not there, but
+    another one is. Nothing else is proof: restarts, refusals, DISCONNECTs for any other reason and
     closed connections, however many.
 
-    Of two that fight, the one that came second gives way: who had not held a connection for two
-    seconds before gives up after three takeovers, who had after twenty. A connection that holds
-    for five seconds, or is ended for another reason, ends the fight: where the second one is
-    started again and again, the first one must not lose patience over it.
+    Of two that fight, the one that came second gives way: a client that had not held a connection
+    for two seconds before gives up after three takeovers, one that had after twenty. A connection
+    that holds for five seconds, or ends for another reason, ends the fight: if the second one is
+    restarted again and again, the first one must not lose patience over it.
     """
 
     def __init__(self) -> None:
@@ -45,22 +45,22 @@ class Takeovers:
 
     @property
     def count(self) -> int:
-        """Takeovers in this fight."""
+        """The number of takeovers in this fight."""
         return self._rivalry.count
 
     @property
     def leaves_trace(self) -> bool:
-        """Whether the next connection is to leave a session behind, to be found by `looks`."""
+        """Whether the next connection should leave a session behind, to be found by `looks`."""
         return self._wordless >= _WORDLESS - 1
 
     @property
     def looks(self) -> bool:
-        """Whether to look now for whose session there is."""
+        """Whether to find out now whose session there is."""
         return self._trace_left and self._wordless >= _WORDLESS
 
     @property
     def puzzles(self) -> bool:
-        """Whether it is time to say once that the broker keeps closing without a word."""
+        """Whether it is time to warn, once, that the broker keeps closing without a word."""
         return self._wordless == _PUZZLING
 
     @property
@@ -70,21 +70,21 @@ class Takeovers:
 
     @property
     def hurries(self) -> bool:
-        """Whether to come back as soon as may be, so that who came second holds no place."""
+        """Whether to reconnect at once, so that the one that came second cannot settle."""
         return self._rivalry.count > 0 and not self._rivalry.is_newcomer
 
     @property
     def gives_way(self) -> bool:
-        """Whether another client is proved to be there, and this one is to end."""
+        """Whether another client is proven to be there, and this one has to end."""
         return self._rivalry.gives_way
 
     def ended(self, loss: Loss, lasted: float, *, left_trace: bool) -> None:
-        """A connection has ended.
+        """Evaluate the end of a connection.
 
         Args:
-            loss: how.
+            loss: how it ended.
             lasted: seconds for which it held.
-            left_trace: it left a session behind that tells it from others.
+            left_trace: whether it left a session behind that distinguishes it from others.
         """
         self._rivalry.held(lasted)
         self._trace_left = left_trace
@@ -98,12 +98,12 @@ class Takeovers:
             self._rivalry.over()
 
     def unreachable(self) -> None:
-        """An attempt to connect failed: the broker was away, which explains what came before."""
+        """Note that an attempt to connect failed: an outage explains what came before."""
         self._wordless = 0
         self._rivalry.over()
 
     def looked(self, *, foreign: bool) -> None:
-        """The session was looked at; ``foreign`` when another client has made it."""
+        """Evaluate a look at the session, which is ``foreign`` if another client has created it."""
         if foreign:
             self._rivalry.pushed_out()
         else:

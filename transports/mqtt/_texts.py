@@ -1,4 +1,4 @@
-"""Texts of MQTT messages: which of them a broker can carry."""
+"""The texts of MQTT messages, and which of them brokers accept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["RESERVED_NAMES", "check_filter", "check_message", "check_topic"]
 RESERVED_NAMES = frozenset({"id", "source", "type", "time", "key", "specversion"})
 """Names of headers (user properties) that stand for fields of the envelope."""
 _LONGEST = 65_535
-# Mosquitto's limit; it ends the connection over more.
+# Mosquitto's limit, beyond which it ends the connection.
 _MOST_LEVELS = 200
 _LEVELS_OF_A_SHARE = 2
-# A character is at most four bytes of UTF-8.
+# A character takes at most four bytes in UTF-8.
 _SURELY_SHORT = _LONGEST // 4
 
 
@@ -38,7 +38,7 @@ _check_remembered = functools.lru_cache(4_096)(_check_topic)
 
 
 def check_filter(pattern: str) -> None:
-    """Raise ConfigurationError unless ``pattern`` can be subscribed to, also shared."""
+    """Raise ConfigurationError unless ``pattern`` can be subscribed to, even when shared."""
     check_any_filter(pattern)
     _check_levels("filter", pattern, _MOST_LEVELS - _LEVELS_OF_A_SHARE)
 
@@ -53,13 +53,14 @@ def _check_levels(what: str, text: str, most: int) -> None:
 
 
 def check_message(envelope: Envelope) -> None:
-    """Raise ConfigurationError when MQTT cannot carry a text of the message.
+    """Raise ConfigurationError if MQTT cannot carry a text of the message.
 
-    Brokers end the connection over a text that they do not take, and say no more. So what any of
-    them refuses is refused here: the error names the field, shows its value, and says what to do.
+    Brokers end the connection over a text that they do not accept, without saying more. So what any
+    of them refuses is refused here: the error names the field, shows its value, and says what to
+    do.
     """
     topic = envelope.topic
-    # check_topic(), without the price of a call.
+    # check_topic(), without the cost of a call.
     if len(topic) <= LONGEST_REMEMBERED:
         _check_remembered(topic)
     else:
@@ -74,7 +75,7 @@ def check_message(envelope: Envelope) -> None:
         raise ConfigurationError(
             f"correlation has {len(correlation)} bytes, and MQTT carries {_LONGEST}: shorten it"
         )
-    # All of them at once, because there is hardly ever anything to be found.
+    # All of them at once, because there is hardly ever anything to find.
     headers = envelope.headers
     texts = "".join(
         (

@@ -326,7 +326,7 @@ async def test_a_wrong_password_fails_at_once(own_mosquitto: StartBroker) -> Non
     with pytest.raises(NotAuthorised, match="user 'bob'"):
         async with client(broker, username="bob", password="wrong", start_timeout=60):
             pass
-    with pytest.raises(NotAuthorised, match="a client without user name"):
+    with pytest.raises(NotAuthorised, match="a client without a user name"):
         async with client(broker, start_timeout=60):
             pass
 

@@ -256,7 +256,9 @@ async def test_an_inbox_refused_at_a_reconnect_stops_requests_and_no_publishes(
         cut.set()
         await eventually(lambda: app.stats["mqtt.connected"] == 2)
         await app.bus.publish(Envelope(topic="t"), timeout=10)
-        with pytest.raises(NotAuthorised, match=r"no request can be made.*not authorised \(0x87\)"):
+        with pytest.raises(
+            NotAuthorised, match=r"requests are impossible.*not authorised \(0x87\)"
+        ):
             app.bus.reply_address("c0ffee")
         assert app.stats["mqtt.subscribe_refused"] == 1
         allowed.set()
@@ -300,7 +302,7 @@ async def test_an_inbox_over_which_the_broker_closes_stops_requests_and_no_publi
         cut.set()
         await app.bus.publish(Envelope(topic="t"), timeout=10)
         assert asked >= 3
-        with pytest.raises(ConnectFailed, match=r"no request can be made.*access rules"):
+        with pytest.raises(ConnectFailed, match=r"requests are impossible.*access rules"):
             app.bus.reply_address("c0ffee")
         await eventually(lambda: asked >= 5)
         await app.bus.publish(Envelope(topic="t"), timeout=10)
@@ -518,8 +520,8 @@ async def test_the_brokers_packet_size_is_kept_before_a_byte_is_written() -> Non
 @pytest.mark.parametrize(
     ("properties", "fields", "words"),
     [
-        (b"\x24\0", {}, "takes no QoS 1"),
-        (b"\x25\0", {"retain": True}, "keeps no messages"),
+        (b"\x24\0", {}, "accepts no publishes with QoS 1"),
+        (b"\x25\0", {"retain": True}, "retains no messages"),
     ],
 )
 async def test_what_the_broker_does_not_offer_is_refused_here(

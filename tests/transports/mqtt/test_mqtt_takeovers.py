@@ -146,7 +146,7 @@ async def test_a_newcomer_that_is_taken_over_ends_and_the_error_names_the_identi
         text = str(app.fatal[0])
         assert "another program uses the same identifier 'twice.0'" in text
         assert "instance=" in text
-        assert "3 times, the first time right after this one was started" in text
+        assert "3 times, the first time right after this one started" in text
         assert broker.connections == 3
 
 

@@ -1,10 +1,10 @@
-"""The module that reaches into aiomqtt and paho, with `_subscribe` for subscriptions.
+"""The MQTT client: with `_subscribe` the only module that uses private parts of aiomqtt and paho.
 
-The libraries make and read CONNECT, SUBSCRIBE, UNSUBSCRIBE and DISCONNECT. Three things are done
+The libraries write and read CONNECT, SUBSCRIBE, UNSUBSCRIBE and DISCONNECT. Three things are done
 here instead, because the libraries would lose messages or time over them: messages and their
-acknowledgements pass them by (paho acknowledges on receipt or forgets the order, aiomqtt looks
-through all pending calls for every publish); the socket is opened without a thread, so that
-giving an attempt up leaves nothing behind; and the keep-alive runs even while reading is paused.
+acknowledgements bypass them (paho acknowledges on receipt or forgets the order, aiomqtt searches
+all pending calls for every publish); the socket is opened without a thread, so that abandoning an
+attempt leaves nothing behind; and the keep-alive runs even while reading is paused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ._subscribe import SubscribeRequests, make_properties, read_properties
 
 __all__ = ["MqttClient"]
 
-# The libraries' own chatter; aiomqtt sets the level of its default logger on import.
+# The libraries' own log lines; aiomqtt sets the level of its default logger on import.
 _log = get_logger(f"{__name__}.library")
 
 _CONNECT, _CONNACK, _PUBLISH, _SUBACK, _UNSUBACK, _DISCONNECT = 0x10, 0x20, 0x30, 0x90, 0xB0, 0xE0
@@ -51,24 +51,24 @@ _OLD_REFUSAL_OF_THE_VERSION = 1
 
 
 class MqttClient:
-    """One attempt to be connected, and the connection if it succeeds. Never used again.
+    """One attempt to connect, and the connection if it succeeds. Never reused.
 
     Args:
         config: where and how.
         identifier: the client identifier.
-        handler: gets what comes.
+        handler: gets the events.
         stats: counters.
-        clean_start: forget an older session of this identifier.
+        clean_start: whether to forget an older session of this identifier.
         session_expiry: seconds for which the broker keeps the session without a connection.
-        receive_maximum: the most unacknowledged messages the broker may send; 0 leaves it open.
+        receive_maximum: the most unacknowledged messages the broker may send; 0 for no limit.
         patience: by how much to multiply the time that a silent broker gets for a large message;
             see `KeepAlive`.
 
     Attributes:
-        limits: what the broker said.
-        session_expiry: seconds for which it was asked to keep the session.
-        unanswered: the broker may have got a CONNECT to which no answer came.
-        lost: ends with a `Loss` when the connection does. Never cancelled, never an error.
+        limits: what the broker stated.
+        session_expiry: seconds for which the broker was asked to keep the session.
+        unanswered: whether the broker may have received a CONNECT that it did not answer.
+        lost: completes with a `Loss` when the connection ends. Never cancelled, never an error.
     """
 
     def __init__(
@@ -131,10 +131,9 @@ class MqttClient:
             self._send_password_alone(secret.reveal().encode())
 
     def _send_password_alone(self, password: bytes) -> None:
-        """Have the library's CONNECT, which has no user name, carry a password all the same.
+        """Have the library's CONNECT carry a password although it has no user name.
 
-        MQTT 5 allows it, for tokens that say by themselves whose they are; the library leaves the
-        password out without a word.
+        MQTT 5 allows that, for self-contained tokens; the library silently omits the password.
         """
         library = self._client._client
         queue = library._packet_queue
@@ -155,14 +154,14 @@ class MqttClient:
         library.on_socket_register_write = self._on_write_wanted
         library.on_socket_unregister_write = None
         library._create_socket = lambda: self._stream  # type: ignore[assignment, method-assign, return-value]
-        # Nobody may wait for these futures when the connection ends.
+        # Perhaps nobody is waiting for these futures when the connection ends.
         self._client._connected.add_done_callback(_retrieve)
         self._client._disconnected.add_done_callback(_retrieve)
 
     # Connecting and disconnecting.
 
     async def connect(self) -> None:
-        """Connect; at most for the configured time. Cancelling leaves nothing behind.
+        """Connect, within the configured time at most. Cancelling leaves nothing behind.
 
         Raises:
             OSError: the socket could not be opened.
@@ -174,7 +173,7 @@ class MqttClient:
             self._stream = FrameStream(sock, self._on_first_packet, self._on_end, self._divert)
             self._flow.begin(self._stream)
             self.unanswered = True
-            # Makes the packet only: the socket is open already.
+            # This only creates the packet: the socket is already open.
             self._client._client_connect()
             async with asyncio.timeout(self._config.connect_timeout):
                 await asyncio.shield(self._client._connected)
@@ -194,10 +193,10 @@ class MqttClient:
             )
 
     async def disconnect(self, timeout: float, why: str = _CLOSED_HERE) -> bool:
-        """Send what is written, say goodbye and close; at most about ``timeout`` seconds.
+        """Send what is written, then DISCONNECT, and close; within about ``timeout`` seconds.
 
         Returns:
-            Whether the connection had ended by then; else the broker has not answered.
+            Whether the connection had ended by then; if not, the broker has not answered.
         """
         stream, self._closing = self._stream, why
         ended = True
@@ -211,7 +210,7 @@ class MqttClient:
         return ended
 
     def abort(self) -> None:
-        """Close at once, without goodbye. Harmless when it is closed."""
+        """Close at once, without a DISCONNECT. Harmless if it is closed already."""
         self._stop_keepalive()
         if self._stream is not None:
             self._stream.abort()
@@ -229,10 +228,10 @@ class MqttClient:
         self._flow.publish(packet, note)
 
     def pause(self) -> None:
-        """Stop reading until `resume`, so that nothing more comes than can be held.
+        """Stop reading until `resume`, so that no more arrives than can be held.
 
-        While an answer to `subscribe` or `unsubscribe` is waited for, reading goes on: the answer
-        is behind the messages.
+        While an answer to `subscribe` or `unsubscribe` is pending, reading continues: the answer
+        comes after the messages.
         """
         self._wants_pause = True
         if self._stream is not None and not self._subscribe.busy:
@@ -254,14 +253,14 @@ class MqttClient:
         identifier: int = 0,
         retained: bool = True,
     ) -> list[int]:
-        """Subscribe; returns a reason code for each filter, 0x80 and above are refusals.
+        """Subscribe, and return a reason code for each filter; 0x80 and above are refusals.
 
         Args:
             patterns: the filters.
-            qos: highest quality of service, 0 or 1.
-            timeout: seconds to wait for the answer while nothing else comes.
+            qos: the highest quality of service, 0 or 1.
+            timeout: seconds to wait for the answer while nothing else arrives.
             identifier: comes with every message of this subscription; 0 for none.
-            retained: have retained messages sent, where the subscription was not there before.
+            retained: whether the broker sends retained messages if the subscription is new.
 
         Raises:
             ConnectionLost: the connection ended first, or there was no answer.
@@ -271,14 +270,14 @@ class MqttClient:
         )
 
     async def unsubscribe(self, patterns: Sequence[str], *, timeout: float) -> list[int]:
-        """Unsubscribe; returns a reason code for each filter, 0x11 where there was none.
+        """Unsubscribe, and return a reason code for each filter; 0x11 if there was no such one.
 
         Raises:
             ConnectionLost: the connection ended first, or there was no answer.
         """
         return await self._subscribe.unsubscribe(patterns, timeout=timeout)
 
-    # What the stream reports.
+    # Callbacks of the stream.
 
     def _on_first_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
         if first & 0xF0 == _PUBLISH:
@@ -321,7 +320,7 @@ class MqttClient:
             self._client._connected.set_exception(LoginRefused(Reason.of(code, properties)))
             return
         self.limits = ServerLimits.of(properties)
-        # The library gets it without properties: it gives up over those that are malformed.
+        # The library gets it without properties: it fails on malformed ones.
         self._give_to_library(_CONNACK, data[start : start + 2] + b"\0", 0, 3)
 
     def _on_goodbye(self, data: bytes, start: int, stop: int) -> None:
@@ -343,10 +342,12 @@ class MqttClient:
         try:
             result = step()
         except Exception as error:
-            # Paho raises all kinds of errors over packets that are not as they should be.
-            raise MalformedPacket(f"a packet of the broker cannot be read: {error}") from error
+            # Paho raises all kinds of errors over malformed packets.
+            raise MalformedPacket(f"a packet from the broker cannot be read: {error}") from error
         if result != paho.MQTT_ERR_SUCCESS:
-            raise MalformedPacket(f"a packet of the broker is no use: {paho.error_string(result)}")
+            raise MalformedPacket(
+                f"a packet from the broker is invalid: {paho.error_string(result)}"
+            )
 
     def _on_end(self, error: Exception | None) -> None:
         self._end_cause = error
@@ -370,10 +371,10 @@ class MqttClient:
             unconfirmed=self._unconfirmed,
         )
 
-    # What the library reports.
+    # Callbacks of the library.
 
     def _on_write_wanted(self, client: Any, userdata: Any, sock: Any) -> None:
-        # The library may be inside a callback, where it must not be called again.
+        # The library may be in a callback, where it must not be called again.
         self._loop.call_soon(self._client._client.loop_write)
 
     def _on_connect(
@@ -383,7 +384,7 @@ class MqttClient:
         self._accepted = True
         self._handler.on_connected(flags.session_present)
 
-    # Inner parts.
+    # Internals.
 
     def _on_busy(self, is_busy: bool) -> None:
         if is_busy:
@@ -409,7 +410,7 @@ class MqttClient:
         self._on_end(TimeoutError(reason))
 
     def _fail_connect(self) -> None:
-        # After a goodbye aiomqtt has a new future there, which nobody looks at.
+        # After a DISCONNECT aiomqtt has a new future there, which nobody looks at.
         if not self._accepted and not self._client._connected.done():
             cause: Exception | None = self._end_cause
             if cause is None:

@@ -1,4 +1,4 @@
-"""Opening the socket to a broker, and telling one with an older MQTT from one that is away."""
+"""Opening the socket to a broker, and telling a broker with an older MQTT from an absent one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from ._stream import FrameStream
 
 __all__ = ["answers_older_version", "open_socket"]
 
+_LONGEST = 2.0
+# MQTT 3.1.1, clean session, a client identifier chosen by the broker.
+_CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
+_DISCONNECT = b"\xe0\x00"
+_CONNACK = 0x20
+_LENGTH_OF_AN_OLD_CONNACK = 2
+
 
 async def open_socket(config: MqttConfig) -> socket.socket:
-    """A connected socket that does not block; cancelling leaves nothing open.
+    """Return a connected, non-blocking socket; cancelling leaves nothing open.
 
     Raises:
         OSError: unknown host, refused, unreachable, or TLS failed; TimeoutError is one.
@@ -33,7 +40,7 @@ async def open_socket(config: MqttConfig) -> socket.socket:
         try:
             sock = socket.socket(family, kind, protocol)
         except OSError as error:
-            # The system has no IPv6, but the name has such an address.
+            # The system has no IPv6, but the name has an IPv6 address.
             cause = error
             continue
         try:
@@ -59,7 +66,7 @@ async def open_socket(config: MqttConfig) -> socket.socket:
 
 def _set_options(sock: socket.socket, keepalive: int) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Notices a peer that is gone even while reading is paused and no answers are read.
+    # Detects that the peer is gone even while reading is paused and no answers are read.
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is not None:
         with contextlib.suppress(OSError):
@@ -97,16 +104,8 @@ async def _ready(sock: socket.socket, *, writing: bool) -> None:
         await ready
 
 
-_LONGEST = 2.0
-# MQTT 3.1.1, clean session, a client identifier of the broker's choice.
-_CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
-_DISCONNECT = b"\xe0\x00"
-_CONNACK = 0x20
-_LENGTH_OF_AN_OLD_CONNACK = 2
-
-
 async def answers_older_version(config: MqttConfig) -> bool:
-    """Whether the broker answers a CONNECT of MQTT 3.1.1, be it with a refusal; never raises."""
+    """Return whether the broker answers an MQTT 3.1.1 CONNECT, even by refusing; never raises."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[bool] = loop.create_future()
 

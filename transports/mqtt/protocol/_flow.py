@@ -27,20 +27,20 @@ from ._subscribe import read_properties
 __all__ = ["MessageFlow"]
 
 _PUBLISH, _PUBACK, _PUBREL, _PINGRESP = 0x30, 0x40, 0x60, 0xD0
-# What one takes in memory beside its characters.
+# The memory that one takes besides its characters.
 _OVERHEAD_OF_A_HEADER = 256
 _REFUSED = 0x80
 
 
 class MessageFlow:
-    """Takes the packets that carry messages off a stream, and writes them.
+    """Reads the packets that carry messages from a stream, and writes them.
 
     Args:
         handler: gets messages and confirmations.
         stats: counters.
-        largest: the most bytes of a payload that is taken; of a larger one the handler gets its
-            size and digest.
-        next_packet_id: draws from the same ids as the client library's own requests.
+        largest: the largest payload that is accepted, in bytes; of a larger one the handler gets
+            the size and digest.
+        next_packet_id: allocates from the same ids as the client library's own requests.
         on_other: gets every other packet, as `FrameStream` hands it over.
     """
 
@@ -58,7 +58,7 @@ class MessageFlow:
         self._next_packet_id = next_packet_id
         self._on_other = on_other
         self._stream: FrameStream | None = None
-        # By packet id: note, bytes, and what was written up to its end.
+        # By packet id: note, bytes, and the total written up to its end.
         self._in_flight: dict[int, tuple[Any, int, int]] = {}
         # When the broker refused a publish, if that was its last answer to one.
         self._refused_at: float | None = None
@@ -68,20 +68,20 @@ class MessageFlow:
         self._stream = stream
 
     def end(self) -> None:
-        """The connection is gone, and with it what was not confirmed."""
+        """Forget what was not confirmed, as the connection is lost."""
         self._stream = None
         self._in_flight.clear()
 
     def unconfirmed(self) -> int:
-        """Bytes of the oldest message that was written with QoS 1 and is not confirmed yet."""
+        """Return the size of the oldest QoS 1 message that is not confirmed yet, in bytes."""
         return next((size for _, size, _ in self._in_flight.values()), 0)
 
     def oldest(self) -> int:
-        """Bytes that were written on the connection up to the end of that message; 0 for none."""
+        """Return the bytes written on the connection up to the end of that message; 0 for none."""
         return next((end for _, _, end in self._in_flight.values()), 0)
 
     def seconds_since_refusal(self) -> float | None:
-        """How long ago the broker refused a publish; None if it has taken one since."""
+        """Return how long ago the broker refused a publish; None if it has accepted one since."""
         if self._refused_at is None:
             return None
         return asyncio.get_running_loop().time() - self._refused_at
@@ -107,7 +107,7 @@ class MessageFlow:
             stream.after_flush(lambda: self._handler.on_confirmed(note, 0))
 
     def on_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
-        """A packet came.
+        """Handle a packet.
 
         Raises:
             MalformedPacket: it cannot be read.
@@ -141,7 +141,7 @@ class MessageFlow:
             self._on_other(first, data, start, stop)
 
     def divert(self, first: int, length: int) -> LargePublish | None:
-        """Who takes a PUBLISH in pieces that is too large to be put together; None if it is not."""
+        """Return a sink for a PUBLISH that is too large to be assembled; None if it is not."""
         if length <= self._largest + LARGEST_HEAD:
             return None
         return LargePublish(first, length, self._on_large)

@@ -1,4 +1,4 @@
-"""Signs of life in both directions."""
+"""The keep-alive: signs of life in both directions."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ._packets import PINGREQ
 __all__ = ["LARGE", "KeepAlive", "WatchedStream"]
 
 LARGE = 65_536
-"""Bytes from which on a message may be on its way for long after its last byte has left here."""
+"""From this size in bytes a message may be in flight long after its last byte has left here."""
 
 # There are two checks in each interval.
 _LEAST_CHECKS = 2
-# How slowly a proxy or load balancer may pass on what it has taken from us, in bytes a second.
+# How slowly a proxy or load balancer may pass on what it has accepted from us, in bytes a second.
 _SLOWEST = 32_768
-# The most intervals that this may take, times the patience.
+# The most intervals that this may take, multiplied by the patience.
 _MOST_INTERVALS = 4
-# Seconds, and periods, that a broker which answers pings may take to confirm a message.
+# Seconds, and periods, that a broker that answers pings may take to confirm a message.
 _LONGEST_WAIT = 60.0
 _LEAST_PERIODS = 8
 
 
 class WatchedStream(Protocol):
-    """What a connection's stream tells of the bytes that pass it; see `FrameStream`."""
+    """A connection's stream as the keep-alive sees it; see `FrameStream`."""
 
     heard: bool
     spoken: bool
@@ -33,44 +33,44 @@ class WatchedStream(Protocol):
 
     @property
     def paused(self) -> bool:
-        """Whether nothing is read for the time being."""
+        """Whether reading is paused."""
 
     def departed(self) -> int:
-        """How many of the written bytes the peer's system has received."""
+        """Return how many of the written bytes the peer's system has received."""
 
     def write(self, data: bytes) -> None:
-        """Send."""
+        """Send data."""
 
 
 class KeepAlive:
-    """Pings a broker that hears or says nothing, and notices when it does not answer.
+    """Pings a broker that hears or says nothing, and detects when it does not answer.
 
-    A ping stands behind what was written before it, and the broker cannot answer before that has
-    arrived. So bytes that leave in front of a ping are a sign of life like bytes that come. What
-    is written behind it is not: the system of a broker that is frozen goes on taking bytes.
+    A ping comes after what was written before it, and the broker cannot answer until that has
+    arrived. So bytes that leave ahead of a ping are a sign of life, as bytes that arrive are. Bytes
+    behind it are not: the system of a frozen broker continues to accept bytes.
 
-    A dead connection is noticed within one and a half times ``seconds`` after the last sign of
-    life. While reading is paused the broker's answers cannot be seen and are not asked for; pings
-    still go out, so that the broker does not give up.
+    A dead connection is detected within one and a half times ``seconds`` after the last sign of
+    life. While reading is paused the broker's answers cannot be seen and are not expected; pings
+    are still sent, so that the broker does not give up.
 
-    A proxy on the way may take a large message at once and pass it on slowly, which cannot be
-    told from a broker that is frozen. As long as the peer's system takes everything, pings too,
-    such a message gets some seconds more for its size.
+    A proxy in between may accept a large message at once and pass it on slowly, which cannot be
+    told from a frozen broker. As long as the peer's system accepts everything, including pings,
+    such a message gets some more seconds for its size.
 
-    A broker that lives, and has not confirmed a message for a minute, has lost it: it has to be
+    A live broker that has not confirmed a message for a minute has lost it: the message has to be
     sent again, for which another connection is needed, and takes a place in the window until then.
 
     Args:
-        stream: of the connection.
-        seconds: the interval between signs of life from here.
-        on_silence: called once, with the reason in words, when the broker is not there any more,
-            or confirms nothing any more.
-        unconfirmed: how many bytes the oldest message has that the broker has not confirmed.
-        oldest: how many bytes were written up to the end of that message; 0 when there is none.
-        bearable: for how many seconds the broker may be silent, if that is more than ``seconds``:
-            how often it wants to hear something does not tell how fast it answers.
-        patience: by how much to multiply the additional seconds for a large message, and those
-            for a confirmation.
+        stream: the connection's.
+        seconds: the interval between signs of life from this side.
+        on_silence: called once, with the reason as text, when the broker is gone or no longer
+            confirms anything.
+        unconfirmed: returns the size in bytes of the oldest message that is not confirmed.
+        oldest: returns how many bytes were written up to its end; 0 if there is none.
+        bearable: for how many seconds the broker may be silent, if more than ``seconds``: how often
+            it wants to hear from us does not say how quickly it answers.
+        patience: by how much to multiply the additional seconds for a large message, and those for
+            a confirmation.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class KeepAlive:
     ) -> None:
         self._stream = stream
         self._period = seconds / 2
-        # Checks in a row without a sign of life.
+        # Consecutive checks without a sign of life.
         self._most_checks = max(_LEAST_CHECKS, bearable / self._period)
         self._most_more = max(seconds, bearable) * _MOST_INTERVALS
         self._on_silence = on_silence
         self._unconfirmed = unconfirmed
         self._oldest = oldest
         self._waits_for = 0
-        # Checks at which the broker was there and had still not confirmed that message.
+        # Checks at which the broker was alive but had still not confirmed that message.
         self._waits = 0
         self._patience = patience
         self._quiet = 0
@@ -104,12 +104,12 @@ class KeepAlive:
         self._schedule()
 
     def resumed(self) -> None:
-        """Reading goes on after a pause: what was not seen until now does not count."""
+        """Forgive the silence of a pause, as reading resumes."""
         self._quiet = 0
         self._asked = None
 
     def stop(self) -> None:
-        """No more pings."""
+        """Stop sending pings."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -130,7 +130,7 @@ class KeepAlive:
         if self._quiet >= self._most_checks and self._quiet >= self._most_quiet(departed):
             reason = "the broker has gone silent"
         elif self._is_stalled(departed):
-            reason = "the broker answers, and does not confirm what was published"
+            reason = "the broker answers but does not confirm what was published"
         if reason:
             self._timer = None
             self._on_silence(reason)
@@ -161,5 +161,5 @@ class KeepAlive:
         return self._most_checks + seconds / self._period
 
     def _comes_nearer(self, departed: int) -> bool:
-        """Whether bytes in front of the unanswered ping have left since the last look."""
+        """Return whether bytes ahead of the unanswered ping have left since the last check."""
         return self._asked is not None and self._departed < min(departed, self._asked)

@@ -1,4 +1,4 @@
-"""The check that the installed libraries are those the adapter was written for."""
+"""The check that the installed libraries have the private parts that the client uses."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ....errors import ConfigurationError
 
 __all__ = ["check_libraries", "check_loop"]
 
-# Everything private that `_adapter` touches.
+# Everything private that `_client` and `_subscribe` use.
 _AIOMQTT_HOOKS = ("_client_connect", "_on_connect")
 _AIOMQTT_STATE = ("_client", "_connected", "_disconnected")
 _PAHO_HOOKS = ("_create_socket", "_mid_generate", "loop_read", "loop_write", "manual_ack_set")
 
 
 def check_libraries() -> None:
-    """Make sure that the installed libraries have the inner parts used here.
+    """Check that the installed libraries have the internals used here.
 
     Must run inside an event loop.
 
     Raises:
-        ConfigurationError: they do not; names the versions found and the ones that fit.
+        ConfigurationError: they do not; names the installed and the supported versions.
     """
     missing = _lacking(aiomqtt.Client, _AIOMQTT_HOOKS) + _lacking(paho.Client, _PAHO_HOOKS)
     if not missing:
@@ -40,10 +40,10 @@ def check_libraries() -> None:
 
 
 def check_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Make sure that the loop can watch sockets.
+    """Check that the loop can watch sockets.
 
     Raises:
-        ConfigurationError: it cannot, as the default one of Windows; says which one can.
+        ConfigurationError: it cannot, like the default one on Windows; says which one can.
     """
     if type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
         raise ConfigurationError(

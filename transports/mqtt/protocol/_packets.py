@@ -36,19 +36,25 @@ __all__ = [
 
 PINGREQ = b"\xc0\x00"
 QOS2 = 0x10000
-"""Added to the packet id of a message that came with QoS 2 (from a subscription made elsewhere)."""
+"""Added to the packet id of a message with QoS 2 (from a subscription made by another program)."""
 
 _head_and_id = struct.Struct(">HH").pack
 _LONGEST = 65_535
 _MOST_SECONDS = 4_294_967_295
+# What hardly changes from one publish to the next is encoded once: that takes half of the time.
+_ID = b"\x26\x00\x02id"
+_TIME = b"\x26\x00\x04time"
+LARGEST_HEAD = 131_072
+"""The most bytes that a PUBLISH may have before its payload."""
+_LONGEST_OF_THREE_BYTES = 2_097_151
 
 
 class MalformedPacket(Exception):
-    """What came from the broker is not MQTT 5."""
+    """What the broker sent is not valid MQTT 5."""
 
 
 def variable_integer(value: int) -> bytes:
-    """A variable byte integer of MQTT, at most 268,435,455."""
+    """Encode a variable byte integer of MQTT, at most 268,435,455."""
     if value < 128:
         return bytes((value,))
     encoded = bytearray()
@@ -64,7 +70,7 @@ _HAS_PASSWORD = 0x40
 
 
 def add_password(packet: bytes, password: bytes) -> bytes:
-    """Add a password, the last field that there may be, to a CONNECT packet that has none."""
+    """Add a password, which is always the last field, to a CONNECT packet that has none."""
     _, start = read_variable(packet, 1)
     body = bytearray(packet[start:])
     body[_FLAGS_OF_CONNECT] |= _HAS_PASSWORD
@@ -73,7 +79,7 @@ def add_password(packet: bytes, password: bytes) -> bytes:
 
 
 def encode_acknowledgements(tokens: list[int]) -> bytes:
-    """One PUBACK for each packet id, in this order (PUBREC where it came with `QOS2`)."""
+    """Encode a PUBACK for each packet id, in this order (a PUBREC for those with `QOS2`)."""
     return b"".join(
         [
             _head_and_id(0x4002, token) if token < QOS2 else _head_and_id(0x5002, token & 0xFFFF)
@@ -83,7 +89,7 @@ def encode_acknowledgements(tokens: list[int]) -> bytes:
 
 
 def encode_completion(packet: bytes) -> bytes:
-    """The PUBCOMP that answers a PUBREL, given the PUBREL without its fixed header."""
+    """Encode the PUBCOMP that answers a PUBREL, given the PUBREL without its fixed header."""
     return b"\x70\x02" + packet[:2]
 
 
@@ -92,14 +98,14 @@ class PublishPacket:
 
     Attributes:
         qos: quality of service, 0 or 1.
-        retain: whether the broker is to keep it.
-        size: bytes of the whole packet.
+        retain: whether the broker should retain it.
+        size: the size of the whole packet in bytes.
 
     Args:
         envelope: the message; its topic has been checked.
 
     Raises:
-        EncodeError: a text cannot be written, or a header has a name of the wire format.
+        EncodeError: a text cannot be encoded, or a header has a name reserved by the wire format.
     """
 
     __slots__ = ("_head", "_tail", "payload", "qos", "retain", "size")
@@ -118,7 +124,7 @@ class PublishPacket:
         self.size = len(self._head) - len(topic) + remaining
 
     def encode(self, packet_id: int) -> bytes:
-        """The bytes to write; the packet id is left out for QoS 0."""
+        """Return the bytes to write; without packet id for QoS 0."""
         if self.qos:
             return b"".join((self._head, packet_id.to_bytes(2, "big"), self._tail, self.payload))
         return b"".join((self._head, self._tail, self.payload))
@@ -165,7 +171,7 @@ def _text(text: str, what: str) -> bytes:
     try:
         data = text.encode()
     except UnicodeEncodeError as error:
-        raise EncodeError(f"{what} {text!r} cannot be written as UTF-8: {error.reason}") from None
+        raise EncodeError(f"{what} {text!r} cannot be encoded as UTF-8: {error.reason}") from None
     if b"\0" in data:
         raise EncodeError(f"{what} {text!r} contains a null character, which MQTT does not allow")
     return _sized(data, what)
@@ -175,11 +181,6 @@ def _sized(data: bytes, what: str) -> bytes:
     if len(data) > _LONGEST:
         raise EncodeError(f"{what} has {len(data)} bytes; MQTT allows {_LONGEST}")
     return len(data).to_bytes(2, "big") + data
-
-
-# What hardly changes from one publish to the next is encoded once: it is half of the time.
-_ID = b"\x26\x00\x02id"
-_TIME = b"\x26\x00\x04time"
 
 
 @functools.lru_cache(256)
@@ -197,15 +198,15 @@ def _timestamp(seconds: float) -> bytes:
         whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
         text = f"{_second(whole)}.{micros:06d}Z"
     except (ValueError, OverflowError, OSError) as error:
-        raise EncodeError(f"time {seconds!r} is no time between the years 1 and 9999") from error
+        raise EncodeError(f"time {seconds!r} is not between the years 1 and 9999") from error
     return b"\x00\x1b" + text.encode("ascii")
 
 
 class PublishDecoder:
-    """Makes envelopes of PUBLISH packets.
+    """Creates envelopes from PUBLISH packets.
 
     Args:
-        stats: counts what was ignored because its value is no good, under
+        stats: counts fields that were ignored because of an invalid value, under
             ``messages.malformed``.
     """
 
@@ -215,18 +216,18 @@ class PublishDecoder:
     def decode(
         self, first: int, data: bytes, start: int, stop: int
     ) -> tuple[Envelope, int, tuple[int, ...]]:
-        """The message, its token and the identifiers of the subscriptions it came for.
+        """Return the message, its token and the identifiers of the subscriptions that it matched.
 
-        The token is the packet id; -1 for QoS 0, `QOS2` higher for QoS 2.
+        The token is the packet id; -1 for QoS 0, and `QOS2` is added for QoS 2.
 
         Args:
-            first: first byte of the packet.
-            data: what holds the packet.
+            first: the first byte of the packet.
+            data: a buffer with the packet.
             start: where in ``data`` the packet's variable header begins.
             stop: where the packet ends.
 
         Raises:
-            MalformedPacket: its inner lengths do not fit, or it has no topic.
+            MalformedPacket: its inner lengths are inconsistent, or it has no topic.
         """
         try:
             position = start + 2 + (data[start] << 8 | data[start + 1])
@@ -326,7 +327,7 @@ class PublishDecoder:
         for name in ("id", "source", "type", "key"):
             if name in headers:
                 value = headers.pop(name)
-                # An empty key is one: messages with it belong together.
+                # An empty key is a key: messages with it belong together.
                 if value or name == "key":
                     fields[name] = value
                 else:
@@ -342,7 +343,7 @@ class PublishDecoder:
 
 
 def read_text(data: bytes, position: int) -> tuple[str, int]:
-    """A text with its length in front, and where it ends.
+    """Return a length-prefixed text and the position of its end.
 
     Raises:
         MalformedPacket: it is longer than the data.
@@ -351,12 +352,12 @@ def read_text(data: bytes, position: int) -> tuple[str, int]:
     size = data[position] << 8 | data[position + 1]
     end = position + 2 + size
     if end > len(data):
-        raise MalformedPacket("a text in a packet is longer than it")
+        raise MalformedPacket("a text in a packet is longer than the packet")
     return data[position + 2 : end].decode("utf-8", "replace"), end
 
 
 def read_variable(data: bytes, position: int) -> tuple[int, int]:
-    """A variable byte integer, and where it ends.
+    """Return a variable byte integer and the position of its end.
 
     Raises:
         MalformedPacket: it has more than four bytes.
@@ -373,37 +374,32 @@ def read_variable(data: bytes, position: int) -> tuple[int, int]:
     raise MalformedPacket("a variable byte integer has more than four bytes")
 
 
-LARGEST_HEAD = 131_072
-"""Bytes that a PUBLISH may have in front of its payload."""
-_LONGEST_OF_THREE_BYTES = 2_097_151
-
-
 class PacketSink(Protocol):
-    """Takes one packet as it comes.
+    """Takes one packet as it arrives.
 
     Attributes:
-        left: bytes that are still to come.
+        left: bytes that have yet to arrive.
     """
 
     left: int
 
     def feed(self, data: bytes, /) -> int:
-        """Take what belongs to the packet; returns how many bytes that is."""
+        """Take the bytes that belong to the packet, and return how many they are."""
 
 
 class LargePublish:
-    """Takes one PUBLISH: keeps topic, packet id and properties, and of the payload a digest.
+    """Takes one PUBLISH: keeps its topic, packet id and properties, and a digest of its payload.
 
-    Properties that are too large themselves are left out, too.
+    Properties that are too large themselves are left out as well.
 
     Args:
-        first: first byte of the packet.
-        length: bytes of the packet behind its fixed header.
-        on_end: called when it has come whole.
+        first: the first byte of the packet.
+        length: bytes of the packet after its fixed header.
+        on_end: called when all of it has arrived.
 
     Attributes:
         first: as given.
-        left: bytes that are still to come.
+        left: bytes that have yet to arrive.
         head: the packet's variable header as far as it is kept; complete at the end.
     """
 
@@ -423,7 +419,7 @@ class LargePublish:
         return LeftOut(self._size, self._digest.hexdigest())
 
     def feed(self, data: bytes) -> int:
-        """Take what belongs to the packet; returns how many bytes that is.
+        """Take the bytes that belong to the packet, and return how many they are.
 
         Raises:
             MalformedPacket: its inner lengths do not fit.
@@ -445,7 +441,7 @@ class LargePublish:
         return taken
 
     def _begin(self) -> bytes:
-        """Find where the payload begins, if enough has come; returns what came behind that."""
+        """Find where the payload begins, if enough has arrived; return what follows."""
         begun = bytes(self._begun)
         try:
             position = 2 + (begun[0] << 8 | begun[1]) + (2 if self.first & 6 else 0)
@@ -474,18 +470,18 @@ class LargePublish:
 
 
 def as_taken(envelope: Envelope, largest: int) -> Envelope:
-    """What is handed out of a message that comes over MQTT, where it is not simulated.
+    """Return the message as the client would hand it out, for simulations of MQTT.
 
     Args:
         envelope: the message.
-        largest: the most bytes of a payload that is taken.
+        largest: the largest payload that is accepted, in bytes.
     """
     size = len(envelope.payload)
     if _may_have_large_head(envelope):
         try:
             length = _length_of(PublishPacket(envelope))
         except EncodeError:
-            # No packet can have that. What is in memory must not stop what is behind it.
+            # No packet can have that. A message in memory must not stop those behind it.
             length = 0
         if length > largest + LARGEST_HEAD and length - size > LARGEST_HEAD:
             digest = hashlib.sha256(envelope.payload).hexdigest()
@@ -501,7 +497,7 @@ def as_taken(envelope: Envelope, largest: int) -> Envelope:
 
 
 def _length_of(packet: PublishPacket) -> int:
-    """What the fixed header of a packet of more than 16 KB says, which it is not counted in."""
+    """Return the length in the fixed header of a packet of more than 16 KB, without that header."""
     length = packet.size - 4
     return length if length <= _LONGEST_OF_THREE_BYTES else length - 1
 
@@ -514,18 +510,18 @@ def _may_have_large_head(envelope: Envelope) -> bool:
         texts += len(envelope.key)
     if envelope.content_type is not None:
         texts += len(envelope.content_type)
-    # A character has up to four bytes.
+    # A character takes up to four bytes.
     return texts > LARGEST_HEAD // 8
 
 
 class Dropped:
-    """Takes the rest of a packet that nobody wants any more."""
+    """Takes, and drops, the rest of a packet that is no longer wanted."""
 
     def __init__(self, left: int) -> None:
         self.left = left
 
     def feed(self, data: bytes) -> int:
-        """As `PacketSink.feed`."""
+        """Drop the bytes that belong to the packet, and return how many they are."""
         taken = min(self.left, len(data))
         self.left -= taken
         return taken

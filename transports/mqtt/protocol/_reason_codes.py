@@ -1,4 +1,4 @@
-"""Reason codes: what brokers report, in words, and what is done about it."""
+"""Reason codes: what brokers report, as text, and what is done about it."""
 
 from __future__ import annotations
 
@@ -105,10 +105,10 @@ class Packet(Enum):
 
 
 class Decision(Enum):
-    """What is done about a reason code.
+    """What to do about a reason code.
 
-    Nothing, trying again after the backoff or after the longest one, or it is final for the
-    message, the subscription or the application.
+    Nothing; retry after the backoff or after the longest one; or treat it as final for the message,
+    the subscription or the application.
     """
 
     FINE = "fine"
@@ -121,12 +121,12 @@ class Decision(Enum):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reason code in a packet leads to.
+    """The consequence of a reason code in a packet.
 
     Attributes:
         decision: what is done.
-        error: what is raised to whoever waits for the outcome, if it comes to that.
-        advice: what to do about it, for the error; empty when the code says it all.
+        error: raised to whoever waits for the outcome, if it comes to that.
+        advice: what to do about it, for the error; empty if the code says it all.
     """
 
     decision: Decision
@@ -166,9 +166,9 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
         0x85: Answer(
             Decision.APPLICATION,
             ConnectFailed,
-            "the identifier is made of the application's name and its instance: give others",
+            "the identifier consists of the application's name and its instance: give others",
         ),
-        0x9D: Answer(Decision.APPLICATION, ConnectFailed, "give the address that it has moved to"),
+        0x9D: Answer(Decision.APPLICATION, ConnectFailed, "give the address to which it has moved"),
     },
     Packet.PUBACK: {
         **dict.fromkeys((0x00, NO_SUBSCRIBERS), _FINE),
@@ -204,9 +204,9 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
         ),
     },
 }
-"""The decision for every reason code that MQTT 5 allows a broker in each packet. ``docs/mqtt.md``
-shows it. Until an application has started, what is final for it fails the start; later only
-`SESSION_TAKEN_OVER` can end it, and everything else is tried again."""
+"""The decision for every reason code that MQTT 5 allows a broker in each packet, as shown in
+``docs/mqtt.md``. Until an application has started, what is final for it fails the start; later
+only `SESSION_TAKEN_OVER` can end it, and everything else is retried."""
 
 _UNKNOWN: dict[Packet, Answer] = {
     Packet.CONNACK: _NO_START,
@@ -229,11 +229,11 @@ TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
 
 
 class Reason(int):
-    """A reason code, with what else the broker said about it.
+    """A reason code, with whatever else the broker said about it.
 
     Attributes:
-        words: its reason string; empty without one.
-        server: the server that it refers to; empty without one.
+        words: its Reason String; empty without one.
+        server: its Server Reference; empty without one.
     """
 
     words: str
@@ -247,12 +247,12 @@ class Reason(int):
 
     @classmethod
     def of(cls, code: int, properties: Mapping[int, int | str]) -> Reason:
-        """A code with what the properties of its packet say."""
+        """Return a code with what the properties of its packet say."""
         return cls(code, str(properties.get(0x1F, "")), str(properties.get(0x1C, "")))
 
 
 class LoginRefused(Exception):
-    """The broker answered a CONNECT with a refusal."""
+    """The broker refused a CONNECT."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason_text(reason))
@@ -260,7 +260,7 @@ class LoginRefused(Exception):
 
 
 class NotAnswered(MqttError):
-    """The broker closed a connection without an answer to its CONNECT."""
+    """The broker closed a connection without answering its CONNECT."""
 
 
 class WrongVersion(MalformedPacket):
@@ -268,7 +268,7 @@ class WrongVersion(MalformedPacket):
 
 
 def answer_to(packet: Packet, code: int) -> Answer:
-    """The decision for a reason code; one that MQTT 5 does not list counts as unspecified."""
+    """Return the decision for a reason code; one not listed by MQTT 5 counts as unspecified."""
     known = ANSWERS[packet].get(int(code))
     if known is not None:
         return known
@@ -276,7 +276,7 @@ def answer_to(packet: Packet, code: int) -> Answer:
 
 
 def reason_text(code: int) -> str:
-    """A reason code of MQTT 5 in words, with its number and what the broker says about it."""
+    """Return an MQTT 5 reason code as text, with its number and what the broker says about it."""
     text = f"{_NAMES.get(code, 'unknown reason')} ({code:#04x})"
     if isinstance(code, Reason):
         if code.words:
@@ -287,11 +287,11 @@ def reason_text(code: int) -> str:
 
 
 def translate(cause: BaseException, what: str) -> TransportError:
-    """The error of this package for one of the libraries below, to be raised ``from`` it.
+    """Return this package's error for one of the libraries, to be raised ``from`` it.
 
     Args:
         cause: what was raised there.
-        what: what was being done, for the message.
+        what: what was being done, for the error text.
     """
     for kind, error in TRANSLATIONS:
         if isinstance(cause, kind):
@@ -300,7 +300,7 @@ def translate(cause: BaseException, what: str) -> TransportError:
 
 
 def describe(cause: BaseException) -> str:
-    """What an exception of a library below says, in one line."""
+    """Describe an exception of a library in one line."""
     code = getattr(cause, "rc", None)
     if isinstance(code, ReasonCode):
         return reason_text(code.value)
@@ -310,13 +310,14 @@ def describe(cause: BaseException) -> str:
 def connect_problem(
     cause: BaseException, address: str, user: str | None, password_file: str | None = None
 ) -> ConnectProblem:
-    """Sort out what an attempt to connect raised.
+    """Classify what an attempt to connect raised.
 
     Args:
         cause: the exception.
-        address: of the broker, for the message.
-        user: name used to log in, for the message.
-        password_file: where the password was read, for the message; None when it was given.
+        address: of the broker, for the error text.
+        user: the user name of the login, for the error text.
+        password_file: the file that the password was read from, for the error text; None if it was
+            not read from a file.
     """
     if isinstance(cause, (NotAuthorised, ConfigurationError, ConnectFailed)):
         return ConnectProblem(cause, final=True)
@@ -329,7 +330,7 @@ def connect_problem(
         return ConnectProblem(ConnectFailed(text), final=isinstance(cause, ssl.SSLError))
     answer = answer_to(Packet.CONNACK, reason)
     if answer is _LOGIN:
-        who = f"user {user!r}" if user is not None else "a client without user name"
+        who = f"user {user!r}" if user is not None else "a client without a user name"
         text = f"the broker at {address} refused the login of {who}: {said}; {answer.advice}"
         if password_file is not None:
             text += f"; the password is from the file {password_file!r}"
@@ -354,13 +355,13 @@ def _reason_of(cause: BaseException) -> Reason | None:
 
 
 def subscribe_refusal(code: int, pattern: str) -> SpaDatError:
-    """The error for a filter that the broker refused: an outage only if it may take it later."""
+    """Return the error for a refused filter: an outage only if the broker may grant it later."""
     refusal = _refusal(Packet.SUBACK, code, f"the subscription to {pattern!r}", ConnectFailed)
     return not_outage(refusal) if isinstance(refusal, ConnectFailed) else refusal
 
 
 def publish_refusal(code: int, topic: str) -> SpaDatError:
-    """The error for a publish that the broker refused."""
+    """Return the error for a publish that the broker refused."""
     return _refusal(Packet.PUBACK, code, f"the publish to {topic!r}", PublishRefused)
 
 

@@ -1,4 +1,4 @@
-"""The socket of a connection, read and written in large pieces."""
+"""The stream: the socket of a connection, read and written in large pieces."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if sys.platform == "linux":
 _log = get_logger(__name__)
 
 _CHUNK = 65_536
-# Of macOS; Python does not name it.
+# On macOS; Python has no name for it.
 _SO_NWRITE = 0x1024
 _WANT_READ = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 _WANT_WRITE = (*_WANT_READ, ssl.SSLWantWriteError)
 
 
 class Reading(enum.Enum):
-    """What a stream does with what comes.
+    """What a stream does with incoming data.
 
     Attributes:
         ON: it is read.
-        PAUSED: it stays with the operating system.
-        ENDED: the socket is closed, and nothing is written any more either.
+        PAUSED: it stays in the operating system's buffer.
+        ENDED: the socket is closed, and nothing is written either.
     """
 
     ON = "on"
@@ -43,12 +43,12 @@ class Reading(enum.Enum):
 
 
 class Writing(enum.Enum):
-    """Where what was written is waiting.
+    """Where written data is waiting.
 
     Attributes:
-        IDLE: everything is with the operating system.
-        DUE: it is sent at the end of this turn of the event loop.
-        BLOCKED: it is sent when the operating system takes more.
+        IDLE: nothing is waiting: the operating system has everything.
+        DUE: it is sent at the end of this iteration of the event loop.
+        BLOCKED: it is sent when the operating system accepts more.
     """
 
     IDLE = "idle"
@@ -66,28 +66,28 @@ _BLOCKED = Writing.BLOCKED
 
 
 class FrameStream:
-    """Splits what a connected socket receives into MQTT packets, and gathers what is written.
+    """Splits the data from a socket into MQTT packets, and gathers what is written.
 
-    What one turn of the event loop writes leaves in one piece at its end. For the client library
-    this is the socket: its reads get the packets handed to it with `hand_over`, its writes join
-    all others.
+    What is written in one iteration of the event loop leaves in one piece at its end. To the client
+    library this is the socket: its reads get the packets passed to `hand_over`, its writes join all
+    others.
 
     Args:
-        sock: connected, not blocking, plain or TLS.
+        sock: connected, non-blocking, plain or TLS.
         on_packet: called for every packet with its first byte, the data that holds it, and where
             its variable header starts and the packet ends.
-        on_end: called once when the socket cannot be read or written any more; with None when
-            the peer closed it in good order.
-        divert: asked about a packet that has not come whole yet, with its first byte and the
-            length behind its fixed header; returns what takes it as it comes, or None to have it
-            put together.
+        on_end: called once when the socket can no longer be read or written; with None if the peer
+            closed it cleanly.
+        divert: called for a packet that has not arrived completely, with its first byte and the
+            length after its fixed header; returns a sink that takes it as it arrives, or None to
+            have it assembled.
 
     Attributes:
-        heard: something was received since this was last set to False.
-        spoken: something was written since this was last set to False.
+        heard: whether anything was received since this was last set to False.
+        spoken: whether anything was written since this was last set to False.
         on_packet: as given; it may be replaced.
         received: bytes received so far.
-        written: bytes written so far, by the user of the stream.
+        written: bytes written so far by the user of the stream.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class FrameStream:
         self._quick = getattr(socket, "TCP_QUICKACK", None)
         self._set_reading(_ON)
 
-    # What the client library sees of it.
+    # The client library's view of it.
 
     def recv(self, size: int) -> bytes:
-        """The next bytes of the packet handed over; empty once the connection has ended."""
+        """Return the next bytes of the packet handed over; empty once the connection has ended."""
         if not self._handed:
             if self._reading is _ENDED:
                 return b""
@@ -134,7 +134,7 @@ class FrameStream:
         return data
 
     def send(self, data: bytes | bytearray) -> int:
-        """Take all of it."""
+        """Write all of the data."""
         self.write(data)
         return len(data)
 
@@ -142,23 +142,23 @@ class FrameStream:
         return self._descriptor
 
     def setblocking(self, flag: bool) -> None:
-        """It never blocks."""
+        """Do nothing: it never blocks."""
 
     def pending(self) -> int:
-        """Nothing waits here that `hand_over` does not announce."""
+        """Return 0: nothing waits here that `hand_over` does not announce."""
         return 0
 
     def close(self) -> None:
-        """The library is done with it; `finish` or `abort` closes the socket."""
+        """Do nothing: the library is done with it, but `finish` or `abort` closes the socket."""
 
     def hand_over(self, packet: bytes) -> None:
         """Let the library's next reads see this packet."""
         self._handed = packet
 
-    # What the adapter does with it.
+    # The client's view of it.
 
     def write(self, data: bytes | bytearray) -> None:
-        """Send with everything else that this turn of the loop writes."""
+        """Send data together with everything else written in this iteration of the loop."""
         writing = self._writing
         if writing is not _DUE:
             if self._reading is _ENDED:
@@ -170,20 +170,20 @@ class FrameStream:
         self.spoken = True
 
     def departed(self) -> int:
-        """How many of the bytes written the peer's system has confirmed to have.
+        """Return how many of the written bytes the peer's system has confirmed.
 
-        Where the system does not tell, what it has taken over counts.
+        Where our system does not tell, the bytes that it has accepted count.
         """
         if self._reading is _ENDED:
             return self.written
         return self.written - len(self._out) - _unconfirmed(self._sock)
 
     def after_flush(self, callback: Callable[[], None]) -> None:
-        """Call it once everything written so far is with the operating system."""
+        """Have a function called once the operating system has everything written so far."""
         self._after_flush.append(callback)
 
     def pause(self) -> None:
-        """Stop reading, from the next packet on."""
+        """Stop reading from the next packet on."""
         if self._reading is _ON:
             self._set_reading(_PAUSED)
 
@@ -199,11 +199,11 @@ class FrameStream:
         return self._reading is _PAUSED
 
     async def finish(self, timeout: float) -> bool:
-        """Send what is left, wait for the peer to close, close; at most ``timeout`` seconds.
+        """Send what is left, wait for the peer to close, and close; within ``timeout`` seconds.
 
-        Returns whether the peer has closed, or the connection was lost. Closing with data unread
+        Returns whether the peer has closed, or the connection was lost. Closing with unread data
         would make the operating system reset the connection, and what was sent last would be lost:
-        so what still comes is read and thrown away.
+        so what still arrives is read and dropped.
         """
         self.on_packet = _ignore
         self._divert = _drop
@@ -228,7 +228,7 @@ class FrameStream:
         self._end(None)
 
     def _readable(self, cause: OSError | None = None) -> None:
-        """Read once; ``cause`` is what the end is put down to when there is no more."""
+        """Read once; ``cause`` is reported as the reason of the end if there is no more data."""
         if self._reading is not _ON:
             return
         try:
@@ -247,7 +247,7 @@ class FrameStream:
         self.heard = True
         self.received += len(data)
         if self._quick is not None:
-            # The kernel forgets it again; without it a small answer waits up to 40 ms.
+            # The kernel resets this option; without it a small answer waits up to 40 ms.
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.IPPROTO_TCP, self._quick, 1)
         self._split(data)
@@ -307,7 +307,7 @@ class FrameStream:
             self._rest += data[position:] if position else data
 
     def _fed(self, data: bytes) -> bytes:
-        """What is left of the data when the sink of the packet under way has had its part."""
+        """Feed the sink of the current packet, and return what is left of the data."""
         assert self._sink is not None
         try:
             taken = self._sink.feed(data)
@@ -319,9 +319,9 @@ class FrameStream:
         return data[taken:]
 
     def _give_up(self, error: Exception) -> None:
-        # The packet is left unacknowledged and the connection given up: nothing is lost.
+        # The packet stays unacknowledged and the connection is given up: nothing is lost.
         if not isinstance(error, MalformedPacket):
-            _log.exception("a packet of the broker could not be handled")
+            _log.exception("a packet from the broker could not be handled")
         self._end(error)
 
     def _flush(self) -> None:
@@ -329,7 +329,7 @@ class FrameStream:
             return
         try:
             while self._out:
-                # TLS says nothing of its progress before it has sent all that it was given.
+                # TLS reports no progress until it has sent everything that it was given.
                 piece = self._out[:_CHUNK] if self._encrypted else self._out
                 sent = self._sock.send(piece)
                 del self._out[:sent]
@@ -389,7 +389,7 @@ class FrameStream:
 
 
 def _unconfirmed(sock: socket.socket) -> int:
-    """Bytes in the send buffer of a socket that the peer has not confirmed; 0 where unknown."""
+    """Return the bytes in a socket's send buffer that the peer has not confirmed; 0 if unknown."""
     try:
         if sys.platform == "linux":
             answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
@@ -402,7 +402,7 @@ def _unconfirmed(sock: socket.socket) -> int:
 
 
 def _long_length(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """A remaining length of several bytes and where it ends; -1 when it is not complete."""
+    """Return a remaining length of several bytes and its end; -1 if it is incomplete."""
     value = 0
     for shift in (0, 7, 14, 21):
         if position >= end:
@@ -416,13 +416,13 @@ def _long_length(data: bytes, position: int, end: int) -> tuple[int, int]:
 
 
 def _ignore(first: int, data: bytes, start: int, stop: int) -> None:
-    """For packets that come while the connection is being closed."""
+    """Ignore a packet that arrives while the connection is being closed."""
 
 
 def _drop(first: int, length: int) -> PacketSink:
-    """What comes while the connection is being closed need not be put together."""
+    """Drop a packet that arrives while the connection is being closed."""
     return Dropped(length)
 
 
 def _ignore_end(error: Exception | None) -> None:
-    """For an end that we made ourselves."""
+    """Ignore an end that we caused ourselves."""

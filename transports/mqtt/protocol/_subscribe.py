@@ -1,4 +1,4 @@
-"""SUBSCRIBE and UNSUBSCRIBE, and what the properties of their answers say."""
+"""SUBSCRIBE and UNSUBSCRIBE, and the properties of their answers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ from ._reason_codes import Reason, translate
 
 __all__ = ["SubscribeRequests", "make_properties", "read_properties"]
 
-# Answers to pings are no sign that an answer is under way behind large messages.
+# Answers to pings are no sign that an answer is on its way behind large messages.
 _LEAST_RECEIVED = 1_024
 _MOST_QOS = 2
-# Also for what grants nothing that there is.
+# Also for an answer that grants nothing known.
 _REFUSED = 0x80
+_WHOLE_NUMBERS = {
+    **dict.fromkeys((0x01, 0x17, 0x19, 0x24, 0x25, 0x28, 0x29, 0x2A), 1),
+    **dict.fromkeys((0x13, 0x21, 0x22, 0x23), 2),
+    **dict.fromkeys((0x02, 0x11, 0x18, 0x27), 4),
+}
+_TEXTS = frozenset({0x03, 0x08, 0x12, 0x15, 0x1A, 0x1C, 0x1F})
+# Authentication data is bytes, length-prefixed like a text.
+_SKIPPED = {0x09: 1, 0x16: 1, 0x26: 2}
 
 
 class SubscribeRequests:
@@ -31,12 +39,12 @@ class SubscribeRequests:
 
     Args:
         client: paho's client.
-        lost: ends when the connection does.
+        lost: completes when the connection ends.
         received: how many bytes have been received so far.
-        on_busy: called with True when the first answer is waited for, with False after the last.
+        on_busy: called with True when the first answer is awaited, with False after the last.
 
     Attributes:
-        busy: an answer is being waited for.
+        busy: whether an answer is being awaited.
     """
 
     def __init__(
@@ -82,7 +90,7 @@ class SubscribeRequests:
         )
 
     def answered(self, data: bytes, start: int, stop: int) -> None:
-        """A SUBACK or UNSUBACK came; arguments as for `FrameStream`'s ``on_packet``.
+        """Take a SUBACK or UNSUBACK; the arguments are those of `FrameStream`'s ``on_packet``.
 
         Raises:
             MalformedPacket: it has no packet id.
@@ -125,9 +133,9 @@ class SubscribeRequests:
                 self._on_busy(False)
 
     async def _wait(self, answer: asyncio.Future[list[int]], timeout: float) -> None:
-        """Until there is an answer, or nothing more has come for ``timeout`` seconds.
+        """Wait for an answer, or until nothing more has arrived for ``timeout`` seconds.
 
-        The answer stands behind the messages that the session has kept, and they may be large.
+        The answer comes after the messages that the session has kept, which may be large.
         """
         while True:
             received = self._received()
@@ -139,7 +147,7 @@ class SubscribeRequests:
 
 
 def make_properties(packet: int, **values: int) -> Properties:
-    """Properties of a packet of this type; those with the value 0 are left out."""
+    """Return properties for a packet of this type; those with the value 0 are left out."""
     properties = Properties(packet)  # type: ignore[no-untyped-call]
     for name, value in values.items():
         if value:
@@ -147,27 +155,16 @@ def make_properties(packet: int, **values: int) -> Properties:
     return properties
 
 
-_WHOLE_NUMBERS = {
-    **dict.fromkeys((0x01, 0x17, 0x19, 0x24, 0x25, 0x28, 0x29, 0x2A), 1),
-    **dict.fromkeys((0x13, 0x21, 0x22, 0x23), 2),
-    **dict.fromkeys((0x02, 0x11, 0x18, 0x27), 4),
-}
-_TEXTS = frozenset({0x03, 0x08, 0x12, 0x15, 0x1A, 0x1C, 0x1F})
-# Authentication data is bytes, with their length in front like a text.
-_SKIPPED = {0x09: 1, 0x16: 1, 0x26: 2}
-
-
 def read_properties(data: bytes, start: int, stop: int) -> tuple[dict[int, int | str], int]:
-    """The properties of a packet by their identifiers, and where they end.
+    """Return the properties of a packet by their identifiers, and the position of their end.
 
-    Those that are malformed are left out, with what is behind them: what a packet says first of
-    all stands elsewhere, and ending the connection over them would bring the same answer again on
-    the next one. Of a property that is there twice the first counts. Bytes and user properties are
-    passed over.
+    Malformed ones are left out, with everything after them: the essential part of a packet is
+    elsewhere, and ending the connection over them would bring the same answer again on the next
+    one. The first value of a repeated property counts. Bytes and user properties are skipped.
 
     Args:
-        data: what holds the packet.
-        start: where in ``data`` the length of the properties stands; they may be left out.
+        data: a buffer with the packet.
+        start: where in ``data`` the length of the properties is; they may be left out.
         stop: where the packet ends.
     """
     found: dict[int, int | str] = {}
