@@ -1,4 +1,4 @@
-"""Kafka clusters."""
+"""The Kafka transport."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The fence around aiokafka: everything that is used below what the library documents.
+"""The fence around aiokafka: the only module that uses what the library does not document.
 
-The other modules call what is here, and import no more of the library than its documented parts
-(`aiokafka`, its ``abc``, ``errors`` and ``structs``), which a test holds. `check_libraries` makes
-sure at the start that the installed library has all of it.
+The other modules call what is here, and import only the library's documented parts (`aiokafka`, its
+``abc``, ``errors`` and ``structs``), as a test ensures. `check_libraries` makes sure at the start
+that the installed library has everything used here.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ _CLIENT_STATE = (
 )
 _CLUSTER_STATE = ("controller", "unauthorized_topics")
 _CONSUMER_STATE = ("_client", "_closed", "_coordinator", "_fetcher", "_subscription")
-# What a consumer makes when it starts, and sets there.
+# What a consumer creates and sets when it starts.
 _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
     (AIOKafkaConnection, ("_last_action", "_requests")),
     (BaseCoordinator, ("_metadata_snapshot",)),
@@ -200,16 +200,24 @@ _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
     ),
     (NoGroupCoordinator, ("_reset_committed_task",)),
 )
+_METADATA, _WITH_IDS = 3, 10
+_NO_ID = b"\0" * 16
+_LOOK_AGAIN = 0.1
+_MOST_BYTES = 52_428_800
+_MOST_OF_A_PARTITION = 1_048_576
+_BACKOFF = 0.1
+_LENGTH_AT, _MAGIC_AT, _OVERHEAD = 8, 16, 12
+_SECOND_FORMAT = 2
 
 
 @functools.cache
 def check_libraries() -> None:
-    """Make sure that the installed library has the inner parts used here.
+    """Check that the installed library has the internals used here.
 
     Must run inside an event loop.
 
     Raises:
-        ConfigurationError: it does not; names the version found and the ones that fit.
+        ConfigurationError: it does not; names the installed and the supported versions.
     """
     missing = [lack for owner, names in _PARTS for lack in _lacking(owner, names)]
     missing += [
@@ -232,13 +240,13 @@ def check_libraries() -> None:
 
 
 def check_compression(name: str | None) -> None:
-    """Make sure that the library can compress so.
+    """Check that the library supports this compression.
 
     Args:
-        name: the option ``compression``.
+        name: the value of the option ``compression``.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: it does not.
     """
     if name is not None and not getattr(codec, f"has_{name}")():
         raise ConfigurationError(
@@ -248,7 +256,7 @@ def check_compression(name: str | None) -> None:
 
 
 def _never_started(probe: Any) -> Any:
-    # It would complain that it was not stopped.
+    # It would warn that it was not stopped.
     probe._closed = True
     return probe
 
@@ -264,7 +272,7 @@ def _name(thing: ModuleType | type) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
-# Clients: what is inside consumers and producers, and one of its own.
+# Clients: those inside consumers and producers, and separate ones.
 
 
 def client_of(consumer: Any) -> Any:
@@ -273,7 +281,7 @@ def client_of(consumer: Any) -> Any:
 
 
 def new_client(options: Mapping[str, Any]) -> Any:
-    """Make a client that belongs to no consumer or producer."""
+    """Create a client that belongs to no consumer or producer."""
     return AIOKafkaClient(**options)
 
 
@@ -283,7 +291,7 @@ def hosts_of(servers: str) -> list[tuple[str, int]]:
 
 
 async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> None:
-    """Connect to one broker, have it answer, and close.
+    """Connect to one broker, wait for an answer, and close.
 
     Raises:
         OSError: it cannot be reached.
@@ -291,25 +299,25 @@ async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> No
     """
     connection = await create_conn(host, port, **options)
     try:
-        # A broker that wants a login first answers nothing but this.
+        # A broker that requires a login answers only this before it.
         await connection.send(MetadataRequest([]))
     finally:
         connection.close()
 
 
 def keep_connections(client: Any) -> None:
-    """Have a client of the library, not started, close every connection that it makes."""
+    """Make a client of the library, not started, close every connection that it opens."""
     _Connections(client)
 
 
 class _Connections:
-    """Makes the connections of a client of the library, and closes every one of them.
+    """Opens the connections of a client of the library, and closes every one of them.
 
-    The library leaves open what is still being made when it closes, and its first connection when
-    its start is cancelled. Takes the place of the client's own methods.
+    The library leaves open a connection that is still being made when it closes, and its first
+    connection when its start is cancelled. Replaces the client's own methods.
 
     Args:
-        client: the library's; not started.
+        client: the library's, not started.
     """
 
     def __init__(self, client: Any) -> None:
@@ -349,7 +357,7 @@ class _Connections:
                 if client.cluster.brokers():
                     connection.close()
                 else:
-                    # The library asks here again until there are some.
+                    # The library asks again until there are some.
                     client._conns["bootstrap", ConnectionGroup.DEFAULT] = connection
                 break
         else:
@@ -378,13 +386,13 @@ def overhear(
     joined: Callable[[int], None] | None = None,
     produced: Callable[[Any], None] | None = None,
 ) -> None:
-    """Listen to what a client of the library is answered: there is more in it than it passes on.
+    """Listen to the answers that a client of the library gets: they say more than it passes on.
 
     Args:
         client: the library's.
         fetched: called with the topics of each answer to a fetch.
         joined: called with the code of each answer to finding the group and to joining it.
-        produced: called with the topics of each answer to what was sent.
+        produced: called with the topics of each answer to a produce request.
     """
     send = client.send
 
@@ -422,7 +430,7 @@ def is_connected(client: Any) -> bool:
 def traffic(client: Any) -> tuple[float, bool]:
     """Return when a broker last sent anything (loop time), and whether one owes an answer.
 
-    Members that wait for their group have another connection for it, which does not count.
+    Members that wait for their group use a separate connection for it, which does not count.
     """
     connections = [
         connection
@@ -434,12 +442,12 @@ def traffic(client: Any) -> tuple[float, bool]:
 
 
 def forget_topic(client: Any, name: str) -> None:
-    """Ask no more for a topic that `AIOKafkaClient.add_topic` has added."""
+    """Stop requesting metadata of a topic that `AIOKafkaClient.add_topic` has added."""
     client._topics.discard(name)
 
 
 def stop_waiting_for_metadata(client: Any) -> None:
-    """End the waiting for news of the cluster that nobody will fetch any more."""
+    """End waits for metadata that nobody will fetch any more."""
     news = client._md_update_fut
     if news is not None and not news.done():
         news.set_result(False)
@@ -449,7 +457,7 @@ def stop_waiting_for_metadata(client: Any) -> None:
 
 
 async def find_topics(client: Any, names: Sequence[str]) -> Any:
-    """Return what any broker says of the topics, without their being created."""
+    """Return what any broker says about the topics, without creating them."""
     answer = await client.send(client.get_random_node(), MetadataRequest(names, False))
     return answer.topics
 
@@ -460,7 +468,7 @@ async def create_topics(
     """Create topics; return the code, and perhaps a text, for each.
 
     Args:
-        client: the library's, or one of `new_client`.
+        client: the library's, or one from `new_client`.
         requests: name, partitions, replication, assignment and settings of each.
         timeout: seconds that the cluster may take.
     """
@@ -469,10 +477,6 @@ async def create_topics(
     answer = await client.send(node, CreateTopicsRequest(requests, int(timeout * 1000), False))
     errors: Sequence[Any] = answer.topic_errors
     return errors
-
-
-_METADATA, _WITH_IDS = 3, 10
-_NO_ID = b"\0" * 16
 
 
 class _Id:
@@ -555,10 +559,10 @@ class _TopicIdsRequestStruct(RequestStruct):  # type: ignore[misc]
 
 
 class TopicIdsRequest(Request[_TopicIdsRequestStruct]):  # type: ignore[misc]
-    """Asks for the ids of topics, and for our rights; the library's own ends a version before.
+    """Requests the ids of topics, and our rights; the library has only versions before that.
 
     Args:
-        names: of the topics.
+        names: the topics' names.
     """
 
     API_KEY = _METADATA
@@ -576,12 +580,12 @@ class TopicIdsRequest(Request[_TopicIdsRequestStruct]):  # type: ignore[misc]
 
 
 def is_lost(consumer: Any) -> bool:
-    """Return whether the group has given the member up, or somebody else took its name."""
+    """Return whether the group has dropped the member, or another program took its name."""
     return bool(consumer._coordinator.generation < 0)
 
 
 async def leave(consumer: Any) -> None:
-    """Give the membership up, instead of keeping it for who comes back with the name."""
+    """Leave the group, instead of keeping the membership for a client that returns by its name."""
     coordinator = consumer._coordinator
     if coordinator is not None:
         instance, coordinator._group_instance_id = coordinator._group_instance_id, None
@@ -594,10 +598,10 @@ async def leave(consumer: Any) -> None:
 async def commit_offsets(
     consumer: Any, offsets: Mapping[TopicPartition, OffsetAndMetadata]
 ) -> None:
-    """Commit once, for as long as the membership lasts.
+    """Commit once, as long as the membership lasts.
 
-    The library's own way does so no more once a pattern has found a new topic, although that is
-    before the partitions are taken away. It would also try again without end.
+    The library's own method stops doing so once a pattern has found a new topic, although the
+    partitions have not been revoked yet. It would also retry endlessly.
 
     Raises:
         aiokafka.errors.KafkaError: the cluster refused it, or cannot be reached.
@@ -611,28 +615,25 @@ async def commit_offsets(
 async def committed_offsets(
     consumer: Any, places: Sequence[TopicPartition]
 ) -> Mapping[TopicPartition, OffsetAndMetadata]:
-    """Return what the group has committed, whoever has the partitions."""
+    """Return what the group has committed, whichever members have the partitions."""
     committed: Mapping[TopicPartition, OffsetAndMetadata]
     committed = await consumer._coordinator.fetch_committed_offsets(places)
     return committed
 
 
-_LOOK_AGAIN = 0.1
-
-
 async def rejoin_anew(consumer: Any, reassigned: asyncio.Event) -> None:
-    """Leave the group and join it again, so that everything is assigned anew.
+    """Leave the group and join it again, so that everything is reassigned.
 
     Args:
-        consumer: it.
-        reassigned: set when that is done.
+        consumer: the library's.
+        reassigned: set once that is done.
 
     Raises:
-        aiokafka.errors.KafkaError: the cluster does not let it.
+        aiokafka.errors.KafkaError: the cluster refused it.
     """
     coordinator = consumer._coordinator
     await leave(consumer)
-    # Or it counts as one that has stopped fetching, which is not let in.
+    # Otherwise it counts as one that has stopped fetching, which is not let in.
     with consumer._subscription.fetch_context():
         while not reassigned.is_set():
             coordinator.check_errors()
@@ -642,10 +643,10 @@ async def rejoin_anew(consumer: Any, reassigned: asyncio.Event) -> None:
 
 
 def watch_topics(consumer: Any) -> None:
-    """Notice new partitions of the topics.
+    """Watch the topics for new partitions.
 
-    The library leaves that to the leader of the group, but the member that comes back as one is
-    not told that it is.
+    The library leaves that to the leader of the group, but a member that returns as the leader is
+    not told so.
     """
     coordinator = consumer._coordinator
     if coordinator._group_subscription is None:
@@ -654,7 +655,7 @@ def watch_topics(consumer: Any) -> None:
 
 
 async def describe_group(consumer: Any, group: str) -> tuple[int, str, set[TopicPartition]]:
-    """Return the code of the answer, the state of the group, and what its members have."""
+    """Return the code of the answer, the state of the group, and its members' assignments."""
     answer = await consumer._client.send(
         consumer._coordinator.coordinator_id,
         DescribeGroupsRequest([group]),
@@ -680,7 +681,7 @@ def is_assigned(consumer: Any, partition: TopicPartition) -> bool:
 
 
 def next_offset(consumer: Any, partition: TopicPartition) -> int:
-    """Return the next offset that the library would hand out; -1 when it has none."""
+    """Return the next offset that the library would hand out; -1 if it has none."""
     subscription = consumer._subscription.subscription
     assignment = None if subscription is None else subscription.assignment
     state = None if assignment is None else assignment.state_value(partition)
@@ -688,26 +689,26 @@ def next_offset(consumer: Any, partition: TopicPartition) -> int:
 
 
 def limit_prefetching(consumer: Any, seconds: float) -> None:
-    """Have what is fetched of a broker taken before more is asked of it, or so long after."""
+    """Limit how long before the last fetch is consumed the library requests more of a broker."""
     consumer._fetcher._prefetch_backoff = seconds
 
 
 def background_tasks(consumer: Any) -> tuple[asyncio.Future[Any], ...]:
-    """Return the tasks that a started consumer cannot do without: none ends before it does."""
+    """Return the tasks that a started consumer needs: none of them ends before it does."""
     return consumer._client._sync_task, consumer._fetcher._fetch_task
 
 
 def fetching_ends(consumer: Any) -> tuple[asyncio.Future[Any], ...]:
-    """Return what is done when a started consumer fetches no more, with the error if any."""
+    """Return futures that complete, or fail, when a started consumer stops fetching."""
     return consumer._fetcher.error_future, consumer._client._sync_task
 
 
 async def stop_consumer(consumer: Any, timeout: float) -> None:
-    """Stop a consumer of the library, and all that it has started; never raises.
+    """Stop a consumer of the library, and everything that it has started; never raises.
 
-    Not by its own ``stop``: in the middle of a rebalance that waits for the end of it, and where a
-    fetch has just begun or failed it ends half-way. It would do nothing else, as nothing is
-    committed by the library, and a group is left with `leave`.
+    Not by its own ``stop``: in the middle of a rebalance that would wait for its end, and if a
+    fetch has just begun or failed it stops half-way. It would do nothing else, as the library does
+    not commit anything, and a group is left with `leave`.
 
     Args:
         consumer: started or not.
@@ -719,7 +720,7 @@ async def stop_consumer(consumer: Any, timeout: float) -> None:
 
 
 async def end_tasks(consumer: Any, timeout: float) -> None:
-    """End all that a consumer of the library does by itself, within ``timeout`` seconds."""
+    """End all background tasks of a consumer of the library, within ``timeout`` seconds."""
     coordinator, fetcher = consumer._coordinator, consumer._fetcher
     parts = (
         getattr(coordinator, "_coordination_task", None),
@@ -736,7 +737,7 @@ async def end_tasks(consumer: Any, timeout: float) -> None:
         await asyncio.wait(tasks, timeout=timeout)
     for task in tasks:
         if task.done() and not task.cancelled():
-            # What it ended with is of no interest any more.
+            # How it ended no longer matters.
             task.exception()
 
 
@@ -758,15 +759,15 @@ class _Report(Protocol):
 
 
 def divert_unreadable(consumer: Any, report: _Report) -> None:
-    """Have what cannot be read reported, instead of raised out of a fetch.
+    """Have unreadable records reported, instead of raised from a fetch.
 
-    The library raises whatever is wrong with any partition, and forgets what it had fetched of
+    The library raises whatever is wrong with any partition, and forgets what it had fetched from
     the others.
 
     Args:
         consumer: the library's, started.
-        report: gets the partition, the error, the offset from where on nothing can be read, and
-            the offset behind the batch in question, or None when it is not known.
+        report: gets the partition, the error, the offset from which on nothing can be read, and
+            the offset after the batch in question, or None if it is not known.
     """
     fetcher = consumer._fetcher
     fetched = _Fetched(consumer, report)
@@ -785,7 +786,7 @@ class _Fetched(OrderedDict[TopicPartition, Any]):
 
     def __setitem__(self, partition: TopicPartition, result: Any) -> None:
         if isinstance(result, FetchError):
-            # Raised with the next fetch, it would end that of all.
+            # If it were raised by the next fetch, it would end the fetch for all partitions.
             self._report(partition, result._error, next_offset(self._consumer, partition))
             return
         records = result._partition_records
@@ -795,11 +796,11 @@ class _Fetched(OrderedDict[TopicPartition, Any]):
 
 
 class _Readable:
-    """The records of a fetch up to the first one that cannot be read.
+    """The records of a fetch up to the first unreadable one.
 
     Args:
-        report: hears of that one.
-        partition: where they are from.
+        report: called for that one.
+        partition: the partition they are from.
         records: as the library has them.
     """
 
@@ -810,12 +811,12 @@ class _Readable:
         self._partition = partition
         self._records = records
         self._batches = records._records = _Batches(records._records)
-        # One for good: a loop that is left goes on where it was.
+        # A single iterator: a loop that was left continues where it was.
         self._iterator = self._read()
 
     @property
     def next_fetch_offset(self) -> int:
-        """The offset behind the last record that was read, or passed over."""
+        """The offset after the last record that was read or skipped."""
         offset: int = self._records.next_fetch_offset
         return offset
 
@@ -825,7 +826,7 @@ class _Readable:
     def _read(self) -> Iterator[Any]:
         try:
             yield from self._records._records_iterator
-        # Whatever the bytes make the library, or a codec, raise.
+        # Whatever the library or a codec raises over the bytes.
         except Exception as error:  # noqa: BLE001
             offset = self.next_fetch_offset
             beyond = self._batches.beyond
@@ -845,38 +846,31 @@ class _Batches:
         self.has_next: Callable[[], bool] = inner.has_next
 
     def next_batch(self) -> Any:
-        """The next batch, as the library has them."""
+        """Return the next batch, as the library has them."""
         self._last = None
         self._last = batch = self._inner.next_batch()
         return batch
 
     @property
     def beyond(self) -> int | None:
-        """The offset behind the last batch; None when it has none."""
+        """The offset after the last batch; None if there is none."""
         offset: int | None = getattr(self._last, "next_offset", None)
         return offset
 
 
-_MOST_BYTES = 52_428_800
-_MOST_OF_A_PARTITION = 1_048_576
-_BACKOFF = 0.1
-_LENGTH_AT, _MAGIC_AT, _OVERHEAD = 8, 16, 12
-_SECOND_FORMAT = 2
-
-
 async def read_leniently(consumer: Any, partition: TopicPartition) -> None:
-    """Have the library take what comes next in the partition as it is.
+    """Make the library accept the next records of the partition as they are.
 
-    Names of headers are texts for the library, but for the cluster any bytes: one that is no UTF-8
-    would end every attempt to read its batch, and whoever may publish could stop a partition. Call
-    it while the partition is paused where the library cannot read on.
+    Names of headers are texts to the library, but any bytes to the cluster: one that is not UTF-8
+    would end every attempt to read its batch, and anybody who may publish could stop a partition.
+    Call it while the partition is paused where the library cannot read on.
 
     Raises:
         aiokafka.errors.KafkaError: the cluster did not answer with records.
     """
     client, fetcher = consumer._client, consumer._fetcher
     assignment = consumer._subscription.subscription.assignment
-    # As the consumer itself reads: what a transaction has open may be there for it, or not yet.
+    # With the consumer's own isolation level: open transactions may be visible to it or not.
     isolation = fetcher._isolation_level
     position = await consumer.position(partition)
     place = (partition.partition, position, _MOST_OF_A_PARTITION)
@@ -919,16 +913,16 @@ class LenientRecords:
         self._at = 0
 
     def has_next(self) -> bool:
-        """Whether there is a further batch; the last may have been cut off by the cluster."""
+        """Return whether there is another batch; the cluster may have truncated the last one."""
         return len(self._data) >= self._at + _OVERHEAD and len(self._data) >= self._end()
 
     def next_batch(self) -> Any:
-        """The next batch, as the library has them."""
+        """Return the next batch, as the library has them."""
         start, self._at = self._at, self._end()
         batch = self._data[start : self._at]
         if batch[_MAGIC_AT] >= _SECOND_FORMAT:
             return _LenientBatch(batch)
-        # There are no headers in older ones.
+        # Older ones have no headers.
         return MemoryRecords(batch).next_batch()
 
     def _end(self) -> int:
@@ -972,14 +966,14 @@ def _bytes(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
 
 
 def producer_tasks(producer: Any) -> tuple[asyncio.Future[Any] | None, ...]:
-    """Return what a producer cannot do without; None before its start."""
+    """Return the tasks that a producer needs; None before its start."""
     return producer.client._sync_task, producer._sender.sender_task
 
 
 def retire_producer(producer: Any) -> asyncio.Future[Any] | None:
-    """Have a producer send nothing more; return the task that is still ending.
+    """Stop a producer from sending anything more; return the task that is still ending.
 
-    The library's own way waits for confirmations, for ever when the cluster is away.
+    The library's own method waits for confirmations, forever if the cluster is away.
     """
     producer._closed = True
     sender: asyncio.Future[Any] | None = producer._sender.sender_task
@@ -989,5 +983,5 @@ def retire_producer(producer: Any) -> asyncio.Future[Any] | None:
 
 
 def renounce_numbers(producer: Any, place: TopicPartition, count: int) -> None:
-    """Number the next records for the partition as if the last ``count`` had not been numbered."""
+    """Take back the sequence numbers of the last ``count`` records of the partition."""
     producer._txn_manager.increment_sequence_number(place, -count)

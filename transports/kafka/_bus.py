@@ -1,4 +1,4 @@
-"""An application's own part of a cluster: publishes, dead letters and the reply inbox."""
+"""The bus on Kafka: publishes, dead letters and replies of an application."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["KafkaBus"]
 
 _log = get_logger(__name__)
 
-# A topic for each of them, with a new name at every run, would never be removed.
+# A topic for each of them, with a new name in every run, would never be removed.
 _SHARED_BY_EPHEMERAL = "ephemeral"
 _OWN_TOPICS_TIMEOUT = 5.0
 
@@ -39,7 +39,7 @@ class KafkaBus(Bus):
     ``_spa.dead-letter.ephemeral``.
 
     Args:
-        config: where and how.
+        config: the configuration.
         names: translates addresses.
         surroundings: identity, counters, randomness.
     """
@@ -77,7 +77,7 @@ class KafkaBus(Bus):
         self._largest = max(config.max_batch, config.max_payload + ROOM_FOR_HEADERS)
         self._warned = False
 
-    # The contract.
+    # The contract of a bus.
 
     @property
     def trouble(self) -> str | None:
@@ -129,7 +129,7 @@ class KafkaBus(Bus):
     async def close(self) -> None:
         await asyncio.gather(self._publisher.close(), self._inbox.close())
 
-    # Inner parts.
+    # Internals.
 
     async def _attempt(self, on_reply: Callable[[str, Envelope], None]) -> None:
         await self._topics.ensure(self._own, _OWN_TOPICS_TIMEOUT)
@@ -145,8 +145,8 @@ class KafkaBus(Bus):
             return problem.error
         error = ConnectFailed(
             f"{problem.error}; tried for {self._config.start_timeout:g} s: check the address, that"
-            " the brokers run, and whether this port wants TLS (kafkas://) and a login; or raise"
-            " the option start_timeout"
+            " the brokers are running, and whether the port requires TLS (kafkas://) and a"
+            " login; or raise the option start_timeout"
         )
         error.__cause__ = problem.error
         return error
@@ -166,8 +166,8 @@ class KafkaBus(Bus):
         if envelope.retain and not parking and not self._warned:
             self._warned = True
             _log.warning(
-                "the publish to %r asks for retain=True: Kafka keeps messages as its topics say,"
-                " and hands them to who reads from the start",
+                "the publish to %r asks for retain=True: Kafka keeps messages as configured per"
+                " topic, and hands them to whoever reads from the start",
                 envelope.topic,
             )
         record = self._codec.encode(envelope)

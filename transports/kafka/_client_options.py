@@ -1,4 +1,4 @@
-"""The options of the library's clients, as the configuration says."""
+"""The options of the library's clients, from the configuration."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ _SHORTEST_RETRY, _LONGEST_RETRY = 0.02, 0.1
 
 
 def common_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
-    """The keyword arguments that producers, consumers and admin clients share.
+    """Return the keyword arguments common to producers, consumers and admin clients.
 
-    Reads the certificate files anew each time. Also keeps the library's loggers from passing
-    secrets on.
+    Reads the certificate files each time. Also keeps the library's loggers from revealing secrets.
 
     Args:
-        config: where and how.
-        client_id: what the cluster's logs and quotas call the client.
+        config: the configuration.
+        client_id: the client's name in the cluster's logs and quotas.
 
     Raises:
         ConfigurationError: a TLS file cannot be read or is no certificate or key.
@@ -39,16 +38,16 @@ def common_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
 
 
 def fetch_options(window_bytes: int) -> dict[str, Any]:
-    """How much a consumer asks for: it may have that much of each broker beside its window.
+    """Return the fetch limits of a consumer; it may hold that much per broker besides its window.
 
-    A record that is larger comes alone all the same.
+    A larger record still comes, alone.
     """
     most = max(_LEAST_FETCHED, min(window_bytes // 2, 2**31 - 1))
     return {"fetch_max_bytes": most, "max_partition_fetch_bytes": most}
 
 
 def connection_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
-    """The keyword arguments of one connection.
+    """Return the keyword arguments of one connection.
 
     Raises:
         ConfigurationError: a TLS file cannot be read or is no certificate or key.
@@ -67,10 +66,9 @@ def connection_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
 
 
 def _restrain_loggers() -> None:
-    """At DEBUG the library logs passwords, and while a cluster is away several errors a second.
+    """Limit the library's loggers: they reveal passwords at DEBUG, and flood during outages.
 
-    Who wants to see more than what this package says of it sets a level for the logger, but not
-    below INFO.
+    To see more than this package says, set a level for the logger; below INFO it has no effect.
     """
     library = logging.getLogger(_LIBRARY)
     if library.level == logging.NOTSET:

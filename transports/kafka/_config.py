@@ -1,4 +1,4 @@
-"""Options of the Kafka transport."""
+"""`KafkaConfig`: the options of the Kafka transport."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ _NO_TOPICS: Mapping[str, KafkaTopic] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class KafkaTopic:
-    """The topic of the broker that an address is bound to.
+    """The Kafka topic that an address is bound to.
 
     Args:
-        name: of the topic, as the broker knows it.
-        key: the capture of the address that becomes the record's key, so that what has the same
-            value in it stays in order; None when the address has none, or publishers give keys.
+        name: the topic's name on the cluster.
+        key: the capture of the address that becomes the record's key, so that messages with the
+            same value of it stay in order; None if the address has none, or publishers give keys.
 
     Raises:
-        ConfigurationError: the name is none that a broker takes.
+        ConfigurationError: the name is not a valid topic name.
     """
 
     name: str
@@ -79,52 +79,53 @@ class KafkaTopic:
 
 @dataclass(frozen=True)
 class KafkaConfig(BrokerConfig):
-    """How to reach a Kafka cluster, and how much may be under way with it.
+    """How to reach a Kafka cluster, and how much may be in flight with it.
 
     Args:
-        servers: one or more brokers to ask first, as ``host:port,host2:port``; without a port
+        servers: one or more bootstrap brokers, as ``host:port,host2:port``; the default port is
             9092.
         sasl_mechanism: ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``.
-        allow_plain_password: log in over a connection that is not encrypted. Anybody on the way
-            can then read the password (PLAIN) or everything else (SCRAM).
-        prefix: text in front of every topic and group on the cluster, the runtime's own
-            included, so that several environments can share one. Addresses do not show it.
-        topics: addresses that are bound to a topic of another name; see `KafkaTopic`.
-        create_topics: ``own`` creates the runtime's own topics (``_spa.``) when they are missing,
-            ``all`` also those that the program names, ``never`` none. Nothing is ever deleted.
-        partitions: of the program's topics that are created.
-        replication: copies of each partition of a topic that is created; None for 3, or as many
-            as there are brokers.
-        offset_reset: where a group starts that has read nothing yet: ``earliest`` or ``latest``.
+        allow_plain_password: log in over a connection that is not encrypted. Anybody in between can
+            then read the password (PLAIN) or everything else (SCRAM).
+        prefix: put in front of every topic and group on the cluster, including the runtime's own,
+            so that several environments can share one. It does not show in addresses.
+        topics: addresses that are bound to topics with other names; see `KafkaTopic`.
+        create_topics: ``own`` creates the runtime's own topics (``_spa.``) if they are missing,
+            ``all`` also those that the program uses, ``never`` none. Nothing is ever deleted.
+        partitions: the number of partitions of created topics of the program.
+        replication: copies of each partition of a created topic; None for 3, or as many as there
+            are brokers.
+        offset_reset: where a group that has read nothing yet starts: ``earliest`` or ``latest``.
         session_timeout: seconds without a sign of life after which the group gives a member's
             partitions to others.
         heartbeat_interval: seconds between signs of life, at most a third of
             ``session_timeout``.
-        rebalance_timeout: seconds that a member may take to hand its partitions over; for 0.8 of
-            them running handlers are waited for.
-        max_poll_interval: seconds after which a member that has stopped fetching is given up.
-        topic_refresh: seconds until a new topic is noticed that a wildcard matches.
-        commit_interval: seconds between two commits of what is settled.
-        commit_records: settled records after which a commit does not wait for the interval.
+        rebalance_timeout: seconds that a member may take to hand over its partitions; for 80 % of
+            them it waits for running handlers.
+        max_poll_interval: seconds after which a member that has stopped fetching is dropped.
+        topic_refresh: seconds until a new topic that matches a wildcard is noticed.
+        commit_interval: seconds between two commits of settled records.
+        commit_records: number of settled records at which a commit does not wait for the interval.
         window: the most deliveries of one subscription that may be unsettled at once.
-        window_bytes: the most bytes of them; one message that takes more goes through alone. A
-            half of it, but 64 KiB at least, is what a broker is asked for at once.
-        max_uncommitted: the most records of one partition that may be handed out beyond its
-            commit point, settled or not; at it the partition is paused.
+        window_bytes: the most bytes of them; a single larger message passes alone. Half of it, but
+            at least 64 KiB, is requested from a broker at once.
+        max_uncommitted: the most records of one partition that may be handed out beyond its commit
+            point, settled or not; at that number the partition is paused.
         request_timeout: seconds for one answer of a broker.
         max_payload: the largest payload that may be published, in bytes.
-        max_received: the largest value that is taken, in bytes. A larger one is a dead letter
-            that says where the record is. None for 2 MiB, or ``max_payload`` where that is more.
-        max_batch: bytes of records from which on no more is added to a batch, before compression.
-        compression: of what is published: None, ``gzip``, ``snappy``, ``lz4`` or ``zstd`` (all
-            but the first two need ``spa-dat[compression]``).
-        qos: quality of service of subscriptions that name none: 1, or 0 to commit on receipt.
+        max_received: the largest value that is accepted, in bytes. A record with a larger one
+            becomes a dead letter that says where the record is. None for 2 MiB, or ``max_payload``
+            if that is more.
+        max_batch: size in bytes, before compression, from which on nothing is added to a batch.
+        compression: of published records: None, ``gzip``, ``snappy``, ``lz4`` or ``zstd`` (all but
+            the first two need ``spa-dat[compression]``).
+        qos: quality of service of subscriptions that specify none: 1, or 0 to commit on receipt.
 
     All others are those of `BrokerConfig`: ``username`` and ``password`` (SASL), ``tls``,
     ``backoff_min`` and so on.
 
     Raises:
-        ConfigurationError: an option has a value that cannot be, or options contradict.
+        ConfigurationError: an option has an invalid value, or options contradict each other.
     """
 
     tls_scheme: ClassVar[str] = "kafkas"
@@ -180,13 +181,13 @@ class KafkaConfig(BrokerConfig):
 
     @property
     def address(self) -> str:
-        """The bus as a URL without user, secrets and options, but for the prefix."""
+        """The URL of the bus without user, secrets and options other than the prefix."""
         scheme = "kafkas" if self.tls else "kafka"
         return f"{scheme}://{self.servers}" + (f"?prefix={self.prefix}" if self.prefix else "")
 
     @property
     def largest_received(self) -> int:
-        """The largest value that is taken, in bytes."""
+        """The largest value that is accepted, in bytes."""
         return self.max_received or max(_LARGEST_RECEIVED, self.max_payload)
 
     def _check_choice(self, option: str, choices: tuple[str | None, ...]) -> None:
@@ -221,10 +222,10 @@ def _checked_servers(servers: object) -> str:
                 break
             checked.append(f"{match['host']}:{int(match['port'] or 9092)}")
     if not checked:
-        # What was given may be a URL with a password in it.
+        # The value may be a URL with a password in it.
         raise ConfigurationError(
             "option servers of KafkaConfig: give one or more brokers as 'host:port,host2:port';"
-            " user and password are options of their own"
+            " user and password are separate options"
         )
     return ",".join(dict.fromkeys(checked))
 
@@ -239,7 +240,7 @@ def _checked_topics(topics: object) -> Mapping[str, KafkaTopic]:
     for address, topic in topics.items():
         owner = f"option topics of KafkaConfig, address {address!r}"
         if not isinstance(address, str) or not isinstance(topic, KafkaTopic):
-            raise ConfigurationError(f"{owner}: give a KafkaTopic for an address that is a text")
+            raise ConfigurationError(f"{owner}: give a KafkaTopic for an address that is a string")
         filter_ = TopicFilter.parse(address)
         names = [name for _, name in filter_.captures]
         if is_reserved(filter_.pattern):
@@ -248,7 +249,7 @@ def _checked_topics(topics: object) -> Mapping[str, KafkaTopic]:
             raise ConfigurationError(f"{owner}: name the levels, as in 'fleet/{{truck}}/position'")
         if topic.key is not None and topic.key not in names:
             raise ConfigurationError(
-                f"{owner}: key={topic.key!r} is no capture of it;"
+                f"{owner}: key={topic.key!r} is not one of its captures;"
                 f" there are: {', '.join(names) or 'none'}"
             )
         if topic.name in bound:

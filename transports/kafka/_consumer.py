@@ -1,4 +1,4 @@
-"""One subscription's way from a Kafka cluster."""
+"""The consumer on Kafka."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class KafkaConsumer(Consumer):
     without. Any other reads all partitions by itself, from now on.
 
     Args:
-        context: what the bus lends.
+        context: that of the bus.
         subscription: what to receive.
-        receiver: who gets the deliveries.
+        receiver: gets the deliveries.
     """
 
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
@@ -45,7 +45,7 @@ class KafkaConsumer(Consumer):
         await self._sessions.change(None, pattern)
 
     def discard_stale(self, topic: str) -> None:
-        # The cluster keeps no filters: what came was on its way.
+        # The cluster keeps no filters: what arrived was in flight.
         self._stats["messages.stale"] += 1
 
     def stop_intake(self) -> None:

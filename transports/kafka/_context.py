@@ -1,4 +1,4 @@
-"""The context of a bus: what its consumers use, too."""
+"""`BusContext`: what the parts of a bus have in common."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class BusContext:
     """What all parts of one bus use.
 
     Attributes:
-        config: where and how.
+        config: the configuration.
         names: translates topics.
         codec: reads and writes records.
         surroundings: identity, counters, randomness.
-        topics: makes sure that they exist.
+        topics: makes sure that topics exist.
     """
 
     config: KafkaConfig

@@ -1,4 +1,4 @@
-"""What clusters and the client library report, in the words of this package."""
+"""Errors of clusters and the client library, translated to those of this package."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ __all__ = [
 
 
 class GroupRefused(ConfigurationError):
-    """A consumer group does not let us in.
+    """A consumer group does not let us join.
 
     Args:
         text: why, and what to do.
-        may_pass: whether that may end without us.
+        may_pass: whether that may change without our doing.
     """
 
     def __init__(self, text: str, *, may_pass: bool) -> None:
@@ -46,21 +46,21 @@ class GroupRefused(ConfigurationError):
 
 
 class InvalidRecordError(kafka.BrokerResponseError):  # type: ignore[misc]
-    """A record breaks a rule of its topic: in a compacted one each needs a key."""
+    """A record violates a rule of its topic: in a compacted one each needs a key."""
 
     errno = 87
     message = "INVALID_RECORD"
 
 
 class UnsupportedCompressionError(kafka.BrokerResponseError):  # type: ignore[misc]
-    """The broker, or the topic, does not take batches compressed so."""
+    """The broker, or the topic, does not accept this compression."""
 
     errno = 76
     message = "UNSUPPORTED_COMPRESSION_TYPE"
 
 
 class UnknownAnswerError(kafka.BrokerResponseError):  # type: ignore[misc]
-    """An answer that the library has no name for.
+    """An error code that the library has no name for.
 
     Args:
         code: what the broker answered.
@@ -89,7 +89,7 @@ TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
 )
 """Third-party exceptions and what they become, the most specific first."""
 
-# What a cluster answers, and what that means to whoever cannot look it up.
+# Errors of a cluster in plain words.
 _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (kafka.TopicAuthorizationFailedError, "not authorised for the topic"),
     (kafka.GroupAuthorizationFailedError, "not authorised for the group"),
@@ -97,19 +97,22 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (kafka.SaslAuthenticationFailed, "bad user name or password"),
     (kafka.AuthenticationFailedError, "bad user name or password"),
     (kafka.UnsupportedSaslMechanismError, "this SASL mechanism is not enabled there"),
-    (kafka.IllegalSaslStateError, "no login is asked for at this port"),
+    (kafka.IllegalSaslStateError, "this port does not accept a login"),
     (kafka.MessageSizeTooLargeError, "larger than the topic allows (max.message.bytes)"),
     (kafka.RecordListTooLargeError, "larger than a segment of the topic"),
     (kafka.UnknownTopicOrPartitionError, "unknown topic or partition"),
-    (kafka.InvalidTopicError, "no valid name of a topic"),
-    (InvalidRecordError, "the record breaks a rule of the topic"),
-    (UnsupportedCompressionError, "compression of this kind is not taken (option compression)"),
-    (kafka.InvalidTimestampError, "the time is out of the range that the topic accepts"),
-    (kafka.CorruptRecordException, "the record is not acceptable to the topic (has it a key?)"),
+    (kafka.InvalidTopicError, "not a valid topic name"),
+    (InvalidRecordError, "the record violates a rule of the topic"),
+    (UnsupportedCompressionError, "this compression is not accepted (option compression)"),
+    (kafka.InvalidTimestampError, "the timestamp is out of the range that the topic accepts"),
+    (
+        kafka.CorruptRecordException,
+        "the record is not acceptable to the topic (does it have a key?)",
+    ),
     (kafka.PolicyViolationError, "against a policy of the cluster"),
     (kafka.InvalidReplicationFactorError, "not enough brokers for the replication"),
     (kafka.NotEnoughReplicasError, "fewer replicas in sync than the topic needs"),
-    (kafka.LeaderNotAvailableError, "it has no leader (see which of its brokers are away)"),
+    (kafka.LeaderNotAvailableError, "it has no leader (check which of its brokers are down)"),
     (kafka.RequestTimedOutError, "no answer in time"),
     (kafka.NodeNotReadyError, "the broker cannot be reached"),
 )
@@ -128,11 +131,11 @@ _FORBIDDEN = (
 
 
 def translate(cause: BaseException, what: str) -> TransportError:
-    """The error of this package for one of the libraries below, to be raised ``from`` it.
+    """Return this package's error for one of the library, to be raised ``from`` it.
 
     Args:
         cause: what was raised there.
-        what: what was being done, for the message.
+        what: what was being done, for the error text.
     """
     advice = "; allow it in the cluster's access rules" if isinstance(cause, _FORBIDDEN) else ""
     for kind, error in TRANSLATIONS:
@@ -142,7 +145,7 @@ def translate(cause: BaseException, what: str) -> TransportError:
 
 
 def describe(cause: BaseException) -> str:
-    """What an exception of a library below says, in one line."""
+    """Describe an exception of the library in one line."""
     for kind, words in _WORDS:
         if isinstance(cause, kind):
             if kind is kafka.GroupAuthorizationFailedError and cause.args:
@@ -153,18 +156,18 @@ def describe(cause: BaseException) -> str:
     if isinstance(cause, ConnectionResetError):
         return "the broker closed the connection"
     if isinstance(cause, kafka.KafkaError):
-        # With several lines, where the library explains its own options.
+        # Has several lines where the library explains its own options.
         return " ".join(str(cause).split()) or type(cause).__name__
     return describe_failure(cause)
 
 
 def connect_problem(cause: BaseException, address: str, user: str | None) -> ConnectProblem:
-    """Sort out what an attempt to connect raised.
+    """Classify what an attempt to connect raised.
 
     Args:
         cause: the exception.
-        address: of the cluster, for the message.
-        user: name used to log in, for the message.
+        address: of the cluster, for the error text.
+        user: the user name of the login, for the error text.
     """
     if isinstance(cause, GroupRefused):
         return ConnectProblem(cause, final=not cause.may_pass)
@@ -173,7 +176,7 @@ def connect_problem(cause: BaseException, address: str, user: str | None) -> Con
     if isinstance(cause, TransportError):
         return ConnectProblem(cause, final=False)
     if isinstance(cause, _LOGIN_REFUSED):
-        who = f"user {user!r}" if user is not None else "a client without user name"
+        who = f"user {user!r}" if user is not None else "a client without a user name"
         text = (
             f"the cluster at {address} refused the login of {who}: {describe(cause)};"
             " check the options username, password and sasl_mechanism"
@@ -186,7 +189,7 @@ def connect_problem(cause: BaseException, address: str, user: str | None) -> Con
 
 
 def error_for(code: int) -> kafka.BrokerResponseError:
-    """What a broker answered, also where the library has no name for it."""
+    """Return the error for a broker's error code, even if the library has no name for it."""
     for kind in (InvalidRecordError, UnsupportedCompressionError):
         if kind.errno == code:
             return kind()
@@ -195,10 +198,10 @@ def error_for(code: int) -> kafka.BrokerResponseError:
 
 
 def publish_refusal(cause: BaseException, topic: str, *, keyless: bool = False) -> TransportError:
-    """The error for a publish that the cluster refused for good.
+    """Return the error for a publish that the cluster refused for good.
 
     Args:
-        cause: what the library says of it.
+        cause: the library's error.
         topic: the address published to.
         keyless: whether the message has no key.
     """

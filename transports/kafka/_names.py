@@ -1,4 +1,4 @@
-"""Addresses, and the topics, keys and partitions that they become on a Kafka cluster."""
+"""Names: the topics, keys and partitions that addresses become on a Kafka cluster."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ _OUTSIDE = f"{RESERVED}/outside/"
 # The first level of the brokers' own topics, such as __consumer_offsets.
 _HIDDEN = rf"(?!{RESERVED}(?:\.|\Z)|__)"
 _UNKNOWN = "unknown"
+# A long key is hardly the name of something that recurs, and would fill the memory.
+_LONGEST_REMEMBERED_KEY = 64
 
 
 class Address(NamedTuple):
@@ -30,9 +32,9 @@ class Address(NamedTuple):
 
     Attributes:
         name: of the topic on the cluster.
-        key: the record key that the address asks for; None when it asks for none.
-        subject: the address in full, where the topic's name does not tell it.
-        correlation: of a reply: what its ``correlation_id`` has to be.
+        key: the record key that the address implies; None if it implies none.
+        subject: the full address, if the topic's name does not tell it.
+        correlation: for a reply, what its ``correlation_id`` has to be.
     """
 
     name: str
@@ -42,12 +44,12 @@ class Address(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Which topics of a cluster a set of filters takes.
+    """The topics of a cluster that a set of filters selects.
 
     Attributes:
         names: topics by name.
-        pattern: matches the names of further ones as a whole; None when there are none.
-        exact: whether every record of these topics fits one of the filters.
+        pattern: matches the whole names of further ones; None if there are none.
+        exact: whether every record of these topics matches one of the filters.
     """
 
     names: tuple[str, ...]
@@ -62,11 +64,11 @@ class _Bound(NamedTuple):
 
 
 class Names:
-    """Translates addresses of the runtime to names of a cluster, and back.
+    """Translates addresses of the runtime to names on a cluster, and back.
 
-    A ``/`` is a ``.`` on the cluster, and the levels are what both sides can carry: letters,
-    digits, ``_`` and ``-``. The addresses of `KafkaConfig.topics` go to the topics that they are
-    bound to. Dead letters and replies of one application have one topic each.
+    A ``/`` becomes a ``.`` on the cluster, and levels consist of what both sides allow: letters,
+    digits, ``_`` and ``-``. The addresses in `KafkaConfig.topics` go to the topics that they are
+    bound to. An application has one topic for dead letters and one for replies.
 
     Args:
         config: prefix and bindings.
@@ -82,28 +84,28 @@ class Names:
         self._addresses: dict[str, Address] = {}
 
     def group(self, name: str) -> str:
-        """The id of a consumer group."""
+        """Return the id of a consumer group."""
         return self._prefix + name
 
     def dead_letters(self, application: str) -> str:
-        """The topic of an application's dead letters."""
+        """Return the topic of an application's dead letters."""
         return f"{self._prefix}{RESERVED}.dead-letter.{application}"
 
     def replies(self, application: str) -> str:
-        """The topic of the replies to an application."""
+        """Return the topic of the replies to an application."""
         return f"{self._prefix}{RESERVED}.reply.{application}"
 
     def is_own(self, name: str) -> bool:
-        """Whether a topic belongs to the runtime."""
+        """Return whether a topic belongs to the runtime."""
         return name.startswith(f"{self._prefix}{RESERVED}.")
 
     # From addresses.
 
     def address(self, topic: str) -> Address:
-        """Where to send what is published on ``topic``.
+        """Return where to send what is published on ``topic``.
 
         Raises:
-            ConfigurationError: no topic of a cluster can stand for it.
+            ConfigurationError: no topic of a cluster can represent it.
         """
         known = self._addresses.get(topic)
         if known is None:
@@ -139,7 +141,7 @@ class Names:
         if len(name) > _LONGEST or name in (".", ".."):
             raise ConfigurationError(
                 f"topic {topic[:80]!r} is {len(name)} characters long on Kafka;"
-                f" at most {_LONGEST} are possible"
+                f" at most {_LONGEST} are allowed"
             )
         if name in self._by_name:
             raise ConfigurationError(
@@ -149,7 +151,7 @@ class Names:
         return Address(name)
 
     def check_filter(self, pattern: str) -> None:
-        """Raise ConfigurationError when no topic of a cluster can match the plain filter."""
+        """Raise ConfigurationError if no topic of a cluster can match the plain filter."""
         check_filter(pattern)
         if pattern.startswith(_DEAD_LETTER) or any(
             _overlap(bound.filter.pattern, pattern) for bound in self._bound
@@ -160,7 +162,7 @@ class Names:
                 _checked(level, pattern)
 
     def selection(self, filters: Iterable[str]) -> Selection:
-        """The topics that the plain filters take.
+        """Return the topics that the plain filters select.
 
         Raises:
             ConfigurationError: as `check_filter`.
@@ -200,7 +202,7 @@ class Names:
             return
         many = levels[-1] == "#"
         if many:
-            # A topic has at least one level, so '#' alone is the same as '+/#'.
+            # A topic has at least one level, so '#' alone is equivalent to '+/#'.
             levels = levels[:-1] or ["+"]
         hidden = _HIDDEN if levels[0] == "+" else ""
         body = r"\.".join("[^.]+" if level == "+" else re.escape(level) for level in levels)
@@ -211,13 +213,13 @@ class Names:
     # To addresses.
 
     def topic(self, name: str, key: str | None, subject: str, offset: int) -> str:
-        """The address of a record.
+        """Return the address of a record.
 
         Args:
-            name: of its topic.
-            key: of the record.
-            subject: what it says of its address, which counts where the name does not tell.
-            offset: of the record.
+            name: the name of its topic.
+            key: the record's key.
+            subject: the address stated in the record, which counts if the name does not tell.
+            offset: the record's offset.
         """
         bound = self._by_name.get(name)
         if bound is not None:
@@ -228,15 +230,15 @@ class Names:
         return plain
 
     def is_plain(self, name: str) -> bool:
-        """Whether the name alone tells the address of every record of the topic."""
+        """Return whether the name alone tells the address of every record of the topic."""
         return name not in self._by_name and not self.plain_topic(name).startswith(_DEAD_LETTER)
 
     def reply_topic(self, name: str) -> str:
-        """The address of a topic that a sender names; one that is refused outside the prefix."""
+        """Return the address of a topic named by a sender; it is refused if outside the prefix."""
         return self.plain_topic(name) if name.startswith(self._prefix) else _OUTSIDE + name
 
     def plain_topic(self, name: str) -> str:
-        """The address that a topic's name stands for."""
+        """Return the address that a topic's name represents."""
         return name.removeprefix(self._prefix).replace(".", "/")
 
 
@@ -258,7 +260,7 @@ def _checked(level: str, topic: str) -> str:
 
 
 def _reconstructed(bound: _Bound, key: str | None) -> str:
-    """The address of a record whose sender knows of none: the key is all that can be known."""
+    """Return an address for a record whose sender gave none: only the key is known."""
     levels = bound.filter.pattern.split("/")
     for index, name in bound.filter.captures:
         is_key = name == bound.topic.key and key and "/" not in key
@@ -267,7 +269,7 @@ def _reconstructed(bound: _Bound, key: str | None) -> str:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether a topic can match both plain filters; the first has no ``#``."""
+    """Return whether a topic can match both plain filters; the first has no ``#``."""
     levels, wanted = one.split("/"), other.split("/")
     many = wanted[-1] == "#"
     if many:
@@ -277,20 +279,16 @@ def _overlap(one: str, other: str) -> bool:
     return all("+" in (a, b) or a == b for a, b in zip(levels, wanted, strict=False))
 
 
-# A long key is no name of a thing that comes again, and would fill the memory.
-_LONGEST_REMEMBERED_KEY = 64
-
-
 def hash_of(key: bytes) -> int:
-    """Return what decides the partition of a record with this key.
+    """Return the hash that decides the partition of a record with this key.
 
-    The partition is its remainder by the number of partitions, as all other clients have it.
+    The partition is that modulo the number of partitions, as in all other clients.
     """
     return _remembered(key) if len(key) <= _LONGEST_REMEMBERED_KEY else _hash(key)
 
 
 def _hash(key: bytes) -> int:
-    # Programs on other buses check names too, and need not wait for the client library.
+    # Programs on other buses check names too, and should not wait for the client library.
     from ._aiokafka_private import murmur2
 
     return int(murmur2(key)) & 0x7FFFFFFF

@@ -1,4 +1,4 @@
-"""Kafka clusters as a bus."""
+"""The provider of the Kafka transport."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class KafkaProvider(SocketProvider):
     """Connects applications to a Kafka cluster.
 
     Args:
-        config: where the cluster is and how to talk to it.
+        config: the configuration.
     """
 
     config: KafkaConfig
@@ -37,13 +37,13 @@ class KafkaProvider(SocketProvider):
         return self.config.address
 
     def open(self, surroundings: Surroundings) -> Bus:
-        """A bus, not started.
+        """Return a bus, not started.
 
         Raises:
-            ConfigurationError: the installed client library does not fit.
+            ConfigurationError: the installed client library is not supported.
         """
         # Importing the client library takes a tenth of a second that programs on other buses
-        # need not spend.
+        # should not spend.
         from ._aiokafka_private import check_libraries
         from ._bus import KafkaBus
 

@@ -1,4 +1,4 @@
-"""Whether the cluster can be reached, and is still where the library looks for it."""
+"""Reachability: whether the cluster can be reached, and is still where the library looks for it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["MOVED", "Reachability", "reach"]
 
 _log = get_logger(__name__)
 
-MOVED = "the brokers known last are gone, and the cluster is at other addresses"
-"""What is wrong when `Reachability.moved`."""
+MOVED = "the last known brokers are gone, and the cluster is at other addresses"
+"""The problem when `Reachability.moved`."""
 
 _SILENCE = 10.0
-# After so many looks in a row at which the brokers known last did not answer, but the configured
-# ones did, the whole cluster must have moved.
+# After this many consecutive checks in which the last known brokers did not answer, but the
+# configured ones did, the whole cluster must have moved.
 _MOVED = 3
 
 
 async def reach(config: KafkaConfig, client_id: str) -> None:
-    """Have one broker answer, within ``connect_timeout``; nothing stays open.
+    """Have one broker answer within ``connect_timeout``; leave nothing open.
 
-    The library's clients try all brokers themselves, but keep what went wrong to themselves.
+    The library's clients try all brokers themselves, but do not say what went wrong.
 
     Raises:
         OSError: no broker could be reached; TimeoutError is one.
@@ -56,14 +56,14 @@ async def reach(config: KafkaConfig, client_id: str) -> None:
 
 
 class Reachability:
-    """Tells whether what a client of the library knows of the cluster is still good for anything.
+    """Tells whether what a client of the library knows about the cluster is still of any use.
 
-    After its start the library asks only the brokers that it was told of last. When all of them
-    have come back at other addresses it asks in vain, for ever.
+    After its start the library asks only the last known brokers. If all of them have come back at
+    other addresses it asks in vain, forever.
 
     Args:
-        config: where the cluster is.
-        client_id: what the cluster's logs call us.
+        config: the configuration.
+        client_id: our name in the cluster's logs.
         client: the library's.
     """
 
@@ -73,11 +73,11 @@ class Reachability:
         self._client = client
         self._good: int | None = None
         self._elsewhere = 0
-        # When the library had last heard anything, and since when that is known.
+        # When the library had last heard anything, and since when that has been known.
         self._heard = self._known_since = 0.0
 
     async def reachable(self) -> bool:
-        """Whether one of the brokers that the client knows can be reached."""
+        """Return whether one of the brokers that the client knows can be reached."""
         client = self._client
         if is_connected(client):
             self._elsewhere = 0
@@ -94,10 +94,9 @@ class Reachability:
         return False
 
     def silent(self) -> bool:
-        """Whether brokers owe answers, and none has sent anything for ten seconds.
+        """Return whether brokers owe answers, and none has sent anything for ten seconds.
 
-        To be called again and again. A broker that is frozen, or cut off without a word, shows only
-        by that.
+        To be called repeatedly. A broker that is frozen or silently cut off shows only by that.
         """
         heard, owing = traffic(self._client)
         now = asyncio.get_running_loop().time()
@@ -107,13 +106,13 @@ class Reachability:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the cluster may have moved, and a further look is to tell."""
+        """Whether the cluster may have moved, which a further check will tell."""
         return self._elsewhere > 0
 
     async def moved(self) -> bool:
-        """Whether it is time to start anew from the configured addresses.
+        """Return whether it is time to start over from the configured addresses.
 
-        To be called again and again while `reachable` says no.
+        To be called repeatedly while `reachable` says no.
         """
         try:
             await reach(self._config, self._client_id)

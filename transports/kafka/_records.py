@@ -1,4 +1,4 @@
-"""Envelopes as records of a Kafka topic, and back; what the texts of a record may be."""
+"""Records: the codec between envelopes and Kafka records, and the texts that a record may have."""
 
 from __future__ import annotations
 
@@ -22,23 +22,39 @@ __all__ = ["RESERVED_NAMES", "Codec", "Record", "StoredRecord", "check_message",
 _REPLY = f"{RESERVED}/reply/"
 _NONE: Mapping[str, str] = MappingProxyType({})
 _VERSION = ("ce_specversion", b"1.0")
-# What a record takes beside its parts: lengths, offset and time as variable-length integers.
+# What a record takes besides its parts: lengths, offset and time as variable-length integers.
 _OVERHEAD = 64
 _OVERHEAD_OF_A_HEADER = 10
-# What one takes in memory beside its characters.
+# The memory that one takes besides its characters.
 _KEPT_WITH_A_HEADER = 256
+RESERVED_NAMES = frozenset(
+    {
+        "content-type",
+        "correlation_id",
+        "reply_to",
+        "ttl_ms",
+        "ce_id",
+        "ce_source",
+        "ce_specversion",
+        "ce_subject",
+        "ce_time",
+        "ce_type",
+        "spa_reply_subject",
+    }
+)
+"""Names of headers that represent fields of the envelope."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """What is appended to a partition.
+    """A record to be appended to a partition.
 
     Attributes:
-        name: of the topic.
+        name: the name of its topic.
         key: decides the partition; None for any.
         value: the payload; None for a tombstone.
         headers: in order.
         timestamp: milliseconds since 1970 (UTC); None for the time of sending.
-        is_reply: whoever asked has chosen the topic, so it is not created for this.
+        is_reply: whether a requester has chosen the topic, which is then not created for it.
     """
 
     name: str
@@ -50,16 +66,16 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes that it takes at the most, before compression."""
+        """The most bytes that it takes, before compression."""
         size = _OVERHEAD + len(self.key or b"") + len(self.value or b"")
         for name, value in self.headers:
-            # A character is at most four bytes of UTF-8.
+            # A character takes at most four bytes in UTF-8.
             size += 4 * len(name) + len(value or b"") + _OVERHEAD_OF_A_HEADER
         return size
 
 
 class StoredRecord(Protocol):
-    """A record as the client library gives it."""
+    """A record as returned by the client library."""
 
     @property
     def topic(self) -> str: ...
@@ -78,10 +94,10 @@ class StoredRecord(Protocol):
 
 
 class Codec:
-    """Writes and reads the records of one bus.
+    """Encodes and decodes the records of one bus.
 
     The names of headers follow CloudEvents 1.0 (Kafka protocol binding, binary mode); the time is
-    the record's own. ``reply_to`` and ``correlation_id`` are what other frameworks use.
+    the record's own. ``reply_to`` and ``correlation_id`` are the names used by other frameworks.
 
     Args:
         names: translates topics.
@@ -96,7 +112,7 @@ class Codec:
         self._plain: dict[str, str | None] = {}
 
     def encode(self, envelope: Envelope) -> Record:
-        """The record for a message.
+        """Return the record for a message.
 
         Raises:
             ConfigurationError: Kafka cannot carry its topic, response topic or headers, or it is
@@ -105,7 +121,7 @@ class Codec:
         try:
             return self._encode(envelope)
         except UnicodeEncodeError:
-            # Names the field.
+            # This names the field.
             check_message(envelope)
             raise
 
@@ -137,7 +153,7 @@ class Codec:
             if name in RESERVED_NAMES:
                 check_message(envelope)
             if not name.isascii():
-                # The library does that later, where it would be too late.
+                # The library does that later, which would be too late.
                 name.encode()
             if name not in names:
                 headers.append((name, value.encode()))
@@ -148,7 +164,7 @@ class Codec:
             raw_key = key.encode()
         if envelope.tombstone and raw_key is None:
             raise ConfigurationError(
-                f"a tombstone for {envelope.topic!r} without a key: give the key that it deletes"
+                f"a tombstone for {envelope.topic!r} without a key: give the key to delete"
             )
         return Record(
             address.name,
@@ -175,10 +191,10 @@ class Codec:
             headers.append(("spa_reply_subject", reply.subject.encode()))
 
     def decode(self, record: StoredRecord, redelivered: bool = False) -> Envelope | None:
-        """The message of a record; None when it has expired.
+        """Return the message of a record; None if it has expired.
 
         Args:
-            record: as it was fetched, nothing of it decoded.
+            record: as it was fetched, undecoded.
             redelivered: whether it is known to have been handed out before.
         """
         name = record.topic
@@ -206,7 +222,7 @@ class Codec:
     def _decode_closely(
         self, record: StoredRecord, topic: str | None, redelivered: bool
     ) -> Envelope | None:
-        # Of a repeated header the last counts.
+        # The last value of a repeated header counts.
         raw = dict(record.headers)
         take = raw.pop
         content_type, identifier = take("content-type", None), take("ce_id", None)
@@ -230,7 +246,7 @@ class Codec:
         return Envelope(
             topic=topic,
             payload=b"" if value is None else value,
-            # There is nothing in a tombstone that could be of that type.
+            # A tombstone contains nothing that could be of that type.
             content_type=None if value is None else _text(content_type),
             id=_text(identifier),
             source=_text(source),
@@ -273,7 +289,7 @@ class Codec:
 
 
 def size_of_headers(envelope: Envelope) -> int:
-    """Bytes that they take in memory, about: as they came, and as texts."""
+    """Return roughly how many bytes they take in memory: as received, and as texts."""
     size = 2 * _KEPT_WITH_A_HEADER * len(envelope.raw_headers)
     for name, value in envelope.raw_headers:
         size += len(name) + 2 * len(value or b"")
@@ -281,39 +297,21 @@ def size_of_headers(envelope: Envelope) -> int:
 
 
 def _text(value: bytes | None) -> str | None:
-    """What a header says; None when it says nothing."""
+    """Return the value of a header; None if it is empty."""
     return value.decode("utf-8", "replace") if value else None
 
 
 @functools.lru_cache(256)
 def _header(name: str, text: str) -> tuple[str, bytes]:
-    """A header that hardly changes from one message to the next."""
+    """Return a header that hardly changes from one message to the next."""
     return name, text.encode()
 
 
-RESERVED_NAMES = frozenset(
-    {
-        "content-type",
-        "correlation_id",
-        "reply_to",
-        "ttl_ms",
-        "ce_id",
-        "ce_source",
-        "ce_specversion",
-        "ce_subject",
-        "ce_time",
-        "ce_type",
-        "spa_reply_subject",
-    }
-)
-"""Names of headers that stand for fields of the envelope."""
-
-
 def check_message(envelope: Envelope) -> None:
-    """Raise ConfigurationError when no record can have a text of the message besides its topics.
+    """Raise ConfigurationError if no record can carry a text of the message other than its topics.
 
-    A record takes any bytes as its key and as the value of a header, and so every text that UTF-8
-    can carry. The error names the field, shows its value, and says what to do.
+    A record allows any bytes as its key and as the value of a header, and so every text that UTF-8
+    can encode. The error names the field, shows its value, and says what to do.
     """
     for what, text in named_texts(envelope):
         if text is not None:
@@ -332,6 +330,6 @@ def _check_text(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(
-            f"{what}: {quoted(text)} contains half of a surrogate pair, which UTF-8 cannot carry:"
+            f"{what}: {quoted(text)} contains half of a surrogate pair, which UTF-8 cannot encode:"
             " use whole characters, or send it in the payload"
         ) from None

@@ -1,4 +1,4 @@
-"""The inbox for replies."""
+"""The reply inbox on Kafka."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ _LOST_AFTER = 2.0
 
 
 class ReplyInbox:
-    """Reads all partitions of the reply topic, in no group, from the end when it starts.
+    """Reads all partitions of the reply topic without a group, from the end at its start.
 
-    It is never paused: replies end futures and take no place in any mailbox. After an interruption
-    it goes on where it was.
+    It is never paused: replies complete futures and take no place in any mailbox. After an
+    interruption it continues where it was.
 
     Args:
-        config: where and how.
-        client_id: what the cluster's logs call us.
-        name: of the reply topic.
-        token: what the correlations of this bus start with, unguessable.
-        codec: reads the records.
-        topics: makes the topic anew when somebody has deleted it.
+        config: the configuration.
+        client_id: our name in the cluster's logs.
+        name: the name of the reply topic.
+        token: the unguessable prefix of the correlations of this bus.
+        codec: decodes the records.
+        topics: recreates the topic if somebody has deleted it.
         surroundings: counters and randomness.
     """
 
@@ -78,23 +78,23 @@ class ReplyInbox:
         self._log = LimitedLog(_log)
         self._backoff = config.backoff(surroundings.environment)
         self._positions: dict[TopicPartition, int] = {}
-        # Of the topic that these are positions in; None when that is not known.
+        # Of the topic that these are positions in; None if that is not known.
         self._id: str | None = None
         self._consumer: Any = None
         self._troubles = Troubles(f"reply inbox {name!r}", surroundings.stats)
         self._guard: PartitionGuard | None = None
         self._task: asyncio.Task[None] | None = None
-        # Why there is no connection that replies come over.
+        # Why there is no connection for replies.
         self._away: str | None = None
         self._on_reply: Callable[[str, Envelope], None] | None = None
 
     @property
     def trouble(self) -> str | None:
-        """What keeps replies from being read, in words; None when nothing does."""
+        """What keeps replies from being read, as text; None if nothing does."""
         return self._away or self._troubles.serious((self._name,))
 
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
-        """Take its place at the end of the topic, which must exist; one attempt.
+        """Take a position at the end of the topic, which must exist; one attempt.
 
         Args:
             on_reply: called with the correlation, without the token, and the reply.
@@ -110,7 +110,7 @@ class ReplyInbox:
         )
 
     async def close(self) -> None:
-        """End it; never raises, bounded in time."""
+        """Stop reading. Never raises; bounded in time."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -123,14 +123,14 @@ class ReplyInbox:
             **fetch_options(self._config.window_bytes),
             group_id=None,
             enable_auto_commit=False,
-            # Only counts where the place is gone: removed by retention, or the topic was made
-            # anew. What is there then has not been seen.
+            # Only applies if the position is gone: removed by retention, or the topic was
+            # recreated. What is there then has not been seen.
             auto_offset_reset="earliest",
-            # With read_committed anybody's open transaction would hold all replies back.
+            # With read_committed anybody's open transaction would hold back all replies.
             isolation_level="read_uncommitted",
         )
         keep_connections(client_of(consumer))
-        # Replies are worth nothing later: better some are lost than all that come after them.
+        # Replies are worthless later: better to lose some than all that come after them.
         guard = PartitionGuard(consumer, self._troubles, passes_over=True)
         try:
             async with asyncio.timeout(self._config.connect_timeout):
@@ -151,7 +151,7 @@ class ReplyInbox:
             self._positions = dict.fromkeys(self._positions, 0)
         self._id = identifier
         if not self._positions:
-            # The library's own way would look for the end with the first fetch, which may be
+            # The library itself would determine the end with the first fetch, which may be
             # after the first reply.
             self._positions = await consumer.end_offsets(places)
         self._assign(consumer, places)
@@ -159,11 +159,11 @@ class ReplyInbox:
     def _assign(self, consumer: Any, places: Sequence[TopicPartition]) -> None:
         consumer.assign(places)
         for place in places:
-            # What appears later is read from its start.
+            # Partitions that appear later are read from their start.
             consumer.seek(place, self._positions.setdefault(place, 0))
 
     def _look_for_more(self, consumer: Any, numbers: Iterable[int]) -> None:
-        """Read the partitions that the topic has got since."""
+        """Read the partitions that the topic has gained since."""
         places = [TopicPartition(self._name, number) for number in sorted(numbers)]
         if not consumer.assignment().issuperset(places):
             self._assign(consumer, places)
@@ -175,7 +175,7 @@ class ReplyInbox:
         return facts[self._name].id if facts and self._name in facts else self._id
 
     async def _is_another(self, consumer: Any) -> bool:
-        """Whether the topic was deleted and made anew; not if nobody can tell now."""
+        """Return whether the topic was deleted and recreated; False if that cannot be known now."""
         try:
             return await self._current_id(consumer) != self._id
         except (OSError, kafka.KafkaError):
@@ -204,19 +204,19 @@ class ReplyInbox:
                     self._away = None
                     began = loop.time()
                 await self._read(self._consumer)
-            # Whatever it is, it must not end the attempts to come back.
+            # Whatever it is, it must not end the attempts to reconnect.
             except Exception as error:  # noqa: BLE001
                 lasted = 0.0 if self._consumer is None else loop.time() - began
                 self._stats["kafka.inboxes_lost"] += 1
                 if isinstance(error, kafka.UnknownTopicOrPartitionError):
-                    # Made anew it counts from 0 again, and nothing in it has been seen. If it was
-                    # only out of sight, replies come again that nobody waits for any more.
+                    # A recreated topic counts from 0 again, and nothing in it has been seen. If it
+                    # was only invisible, replies come again that nobody is waiting for any more.
                     self._positions = dict.fromkeys(self._positions, 0)
                 delay = self._backoff.next_delay(lasted)
                 problem = connect_problem(error, self._config.address, self._config.username)
                 what = describe(error) if self._consumer is not None else problem.error
                 self._away = f"replies cannot be read: {what}"
-                _log.warning("reply inbox %r: %s; again in %.1f s", self._name, what, delay)
+                _log.warning("reply inbox %r: %s; retrying in %.1f s", self._name, what, delay)
                 await self._drop()
                 await asyncio.sleep(delay)
 
@@ -234,7 +234,7 @@ class ReplyInbox:
                     self._hand_over(record)
                     self._positions[place] = record.offset + 1
                     if not number % _BURST:
-                        # What those who waited send now goes out meanwhile.
+                        # Lets waiting requesters send meanwhile.
                         await asyncio.sleep(0)
             if guard is not None and guard.busy:
                 await guard.mend(lambda _: True)
@@ -247,7 +247,7 @@ class ReplyInbox:
                     guard.look_for_leaders()
                 if await self._is_another(consumer):
                     raise kafka.UnknownTopicOrPartitionError(self._name)
-            # The library would wait for ever for a topic that was deleted.
+            # The library would wait forever for a topic that was deleted.
             if numbers := client.cluster.partitions_for_topic(self._name):
                 seen = loop.time()
                 self._look_for_more(consumer, numbers)
@@ -272,7 +272,7 @@ class ReplyInbox:
                 if len(reply.payload) > self._config.largest_received:
                     reply = without_payload(reply)
                 self._on_reply(own.decode("utf-8", "replace"), reply)
-        # A reply is anybody's bytes; it must not stop those behind it.
+        # Anybody may have sent a reply; it must not stop those behind it.
         except Exception:  # noqa: BLE001
             self._log.exception("a reply on %r could not be handed over", self._name)
 

@@ -1,4 +1,4 @@
-"""What a cluster tells of a topic, and the client library does not ask: its id, and our rights."""
+"""Topic facts that the client library does not ask for: a topic's id, and our rights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOTE = "topic-id="
 
 
 class MadeAnewError(Exception):
-    """Topics were deleted and made anew: what is known of places in them means nothing.
+    """Topics were deleted and recreated: known positions in them are meaningless.
 
     Args:
         names: of the topics.
@@ -34,7 +34,7 @@ class TopicFacts(NamedTuple):
     """A topic that exists.
 
     Attributes:
-        id: of this one, as the cluster's tools show it; another one of the same name has another.
+        id: its id, as the cluster's tools show it; another topic of the same name has another id.
         readable: whether we may read it.
     """
 
@@ -43,7 +43,7 @@ class TopicFacts(NamedTuple):
 
 
 async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts] | None:
-    """Look the topics up; those that do not exist, or that we may not see, are left out.
+    """Look up the topics; those that do not exist, or that we may not see, are left out.
 
     Args:
         client: the library's.
@@ -72,7 +72,7 @@ async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts
 
 
 def _is_readable(rights: int) -> bool:
-    # Who tells of a topic that we may not even see it tells nothing of our rights.
+    # A broker that only says that we may not see a topic says nothing about our rights.
     return not rights & _DESCRIBE or bool(rights & _READ)
 
 
@@ -87,11 +87,11 @@ async def _asked(client: Any, request: Any) -> Any:
 
 
 def made_anew(known: Mapping[str, str], facts: Mapping[str, TopicFacts]) -> list[str]:
-    """The topics that are not the ones that we know by these names.
+    """Return the topics that are no longer the ones known by these names.
 
     Args:
-        known: their ids; empty for one that was not there.
-        facts: what there is now.
+        known: the known ids; empty for a topic that did not exist.
+        facts: the topics that exist now.
     """
     return [
         name for name, identifier in known.items() if name in facts and facts[name].id != identifier
@@ -99,10 +99,10 @@ def made_anew(known: Mapping[str, str], facts: Mapping[str, TopicFacts]) -> list
 
 
 def note_of(identifier: str | None) -> str:
-    """What is committed along with an offset, to tell which topic it is an offset of."""
+    """Return the metadata to commit with an offset, which identifies the topic of the offset."""
     return f"{_NOTE}{identifier}" if identifier else ""
 
 
 def is_of_another(note: str, identifier: str) -> bool:
-    """Whether an offset was committed for a topic of this name that is gone."""
+    """Return whether an offset was committed for a deleted topic of this name."""
     return note.startswith(_NOTE) and note != note_of(identifier)

@@ -296,7 +296,7 @@ class Connection:
         return client
 
     async def _use(self, client: MqttClient) -> tuple[float, Loss]:
-        """Use the connection until it ends; return for how many seconds it held, and how it ended."""
+        """Use the connection until it ends; return how many seconds it held, and how it ended."""
         loop = asyncio.get_running_loop()
         assert self._started is not None
         began = loop.time()

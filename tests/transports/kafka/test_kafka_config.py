@@ -113,7 +113,7 @@ def test_a_wrong_url_says_what_is_wrong(url: str, text: str) -> None:
         ({"topics": {"a/+": KafkaTopic("x")}}, "name the levels"),
         ({"topics": {"a/#": KafkaTopic("x")}}, "name the levels"),
         ({"topics": {"_spa/x": KafkaTopic("x")}}, "_spa/"),
-        ({"topics": {"a/{b}": KafkaTopic("x", key="c")}}, "no capture"),
+        ({"topics": {"a/{b}": KafkaTopic("x", key="c")}}, "not one of its captures"),
         ({"topics": {"a": KafkaTopic("x"), "b": KafkaTopic("x")}}, "already bound"),
     ],
     ids=repr,

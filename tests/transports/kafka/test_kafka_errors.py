@@ -114,7 +114,7 @@ def test_a_failed_attempt_says_whether_trying_again_may_help(
 
 
 def test_who_was_refused_is_named() -> None:
-    for user, who in (("ann", "user 'ann'"), (None, "without user name")):
+    for user, who in (("ann", "user 'ann'"), (None, "without a user name")):
         problem = connect_problem(kafka.SaslAuthenticationFailed("secret"), "kafka://h", user)
         assert who in str(problem.error)
         assert "secret" not in str(problem.error)

@@ -1,4 +1,4 @@
-"""Topics that are deleted and made anew under the same name."""
+"""Topics that are deleted and recreated under the same name."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_it_is_noticed_while_reading_on(
         await eventually(lambda: set(range(100, 130)) <= set(inbox.numbers))
         assert inbox.numbers[-30:] == list(range(100, 130))
         # Also said when the partitions are assigned, and what is committed is compared.
-        assert caplog.text.count(f"topic '{prefix}a' was deleted and made anew") == 1
+        assert caplog.text.count(f"topic '{prefix}a' was deleted and recreated") == 1
         assert inbox.stats["kafka.topics_made_anew"] == 1
 
 

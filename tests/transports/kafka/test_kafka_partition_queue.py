@@ -168,11 +168,11 @@ async def test_replies_that_are_not_taken_for_long_are_refused_and_the_rest_is_t
     for seconds in (0.0, 4.0, 6.0, 29.0):
         trouble = queue.refused(5, seconds)
     assert trouble is not None
-    assert "partition 0 of topic 't' does not take" in trouble
+    assert "partition 0 of topic 't' accepts no publishes" in trouble
     assert "it has no leader" in trouble
     assert not any(entry.done() for entry in first + line)
     queue.refused(5, 30.0)
-    assert caplog.text.count("has not taken what is published") == 1
+    assert caplog.text.count("has accepted no publish") == 1
     for entry in (first[0], line[0]):
         with pytest.raises(PublishRefused, match=r"reply to 't' is given up: partition 0.*leader"):
             await entry

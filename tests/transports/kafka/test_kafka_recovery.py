@@ -123,7 +123,7 @@ async def test_a_part_of_the_library_that_ends_is_made_anew(
         assert inbox.numbers == [0, 1, 2, 3, 2, 4]
         assert not queued.start()
         assert [d.envelope.redelivered for d in inbox.deliveries[4:]] == [True, False]
-        assert "trying again" in caplog.text
+        assert "retrying" in caplog.text
         running.settle()
         for delivery in inbox.deliveries[4:]:
             delivery.settle()

@@ -101,7 +101,7 @@ def test_each_refusal_says_what_to_do() -> None:
     assert said(OSError("gone"), 23) is None
     assert "offsets.topic.replication.factor" in (said(TimeoutError(), 15) or "")
     garbled = "KafkaError: ValueError(\"... value: b'\\xff' to struct format: ...\")"
-    assert "does not speak as a consumer" in (said(kafka_errors.KafkaError(garbled)) or "")
+    assert "does not act as a consumer" in (said(kafka_errors.KafkaError(garbled)) or "")
 
 
 @pytest.mark.kafka

@@ -236,7 +236,7 @@ async def test_the_reply_inbox_goes_on_behind_what_can_not_be_read(
         with monkeypatch.context() as patch:
             hide(patch, "zstd")
             await send(kafka, name, range(3), compression_type="zstd")
-            await eventually(lambda: "is passed over" in caplog.text)
+            await eventually(lambda: "are skipped" in caplog.text)
             await client.publish(client.bus.reply_address("7"), b"reply")
             await eventually(lambda: client.replies)
         assert [reply.payload for _, reply in client.replies] == [b"reply"]
@@ -340,7 +340,7 @@ async def test_a_topic_that_is_deleted_is_named_and_holds_up_no_other(
             await operator.delete_topics([f"{prefix}gone"])
         trouble = await eventually(lambda: consumer.trouble)
         assert trouble == (
-            f"nothing comes of topic '{prefix}gone': it does not exist any more; create it"
+            f"nothing is received from topic '{prefix}gone': it no longer exists; create it"
         )
         await send(kafka, f"{prefix}there", range(3))
         await inbox.get(3)
@@ -348,8 +348,8 @@ async def test_a_topic_that_is_deleted_is_named_and_holds_up_no_other(
         await eventually(lambda: consumer.trouble is None)
         await send(kafka, f"{prefix}gone", range(3))
         await inbox.get(6)
-    assert caplog.text.count("while the others go on: it does not exist any more") == 1
-    assert caplog.text.count(f"topic '{prefix}gone' is there again") == 1
+    assert caplog.text.count("while the others go on: it no longer exists") == 1
+    assert caplog.text.count(f"topic '{prefix}gone' is available again") == 1
 
 
 async def test_a_transaction_that_stays_open_is_named(
@@ -417,7 +417,7 @@ async def test_what_was_removed_before_it_was_read_is_counted(
         (last,) = (await inbox.get(2))[1:]
         assert last.envelope.payload == b"4"
         assert inbox.stats["kafka.records_removed"] == 3
-    line = f"offset 1 of partition 0 of topic '{name}' is not there any more, and it is read from"
+    line = f"offset 1 of partition 0 of topic '{name}' no longer exists, and it is read from"
     assert caplog.text.count(line) == 1
 
 

@@ -1,4 +1,4 @@
-"""Committing what is settled."""
+"""Commits of settled records."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _TRY_AGAIN = 0.1
 
 
 class Committer:
-    """Commits the settled prefixes of one assignment, by number and by time, one commit at a time.
+    """Commits the settled prefixes of one assignment, by number and time, one commit at a time.
 
-    It ends with the assignment, so that nothing of an old one is ever committed in the name of
-    the next: the library would send it with whatever generation is current.
+    It ends with the assignment, so that nothing of an old one is ever committed as part of the
+    next: the library would send it with whatever generation is current.
 
     Args:
         consumer: the library's consumer.
-        assignment: what to commit of.
-        config: how often.
+        assignment: the assignment.
+        config: says how often to commit.
         stats: counts ``kafka.commits``, ``kafka.commits_lost`` and ``kafka.commits_failed``.
-        group: for messages.
+        group: its id, for log messages.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Committer:
         self._task = None
         assignment = self._assignment
         assignment.notify_at = 1
-        # What was not committed waits for the next interval, like what is new.
+        # What was not committed waits for the next interval, as new records do.
         if not self._ended and (assignment.released or not (task.cancelled() or task.result())):
             self._on_release()
 
     async def finish(self, timeout: float, *, lost: bool = False) -> None:
-        """Commit what is left, within ``timeout`` seconds, and never again.
+        """Commit what is left, within ``timeout`` seconds, and nothing after that.
 
         Args:
             timeout: seconds.
-            lost: the partitions are gone already: commit nothing.
+            lost: whether the partitions are already gone, so nothing can be committed.
         """
         self._ended = True
         self._cancel_timer()
@@ -104,15 +104,15 @@ class Committer:
             if not await _bounded(task, max(deadline - loop.time(), 0.0)):
                 self._stats["kafka.commits_failed"] += 1
                 _log.warning(
-                    "group %r: the last commit was not confirmed: what is settled may come again",
+                    "group %r: the last commit was not confirmed: settled messages may come again",
                     self._group,
                 )
 
     def catch_up(self, position: Callable[[TopicPartition], int]) -> None:
-        """Commit past what was read and is nobody's to settle.
+        """Commit past records that were read but are not handed out.
 
         Args:
-            position: up to where a partition was read and handed out.
+            position: returns up to where a partition was read and handed out.
         """
         assignment = self._assignment
         news = [
@@ -126,7 +126,7 @@ class Committer:
             self._on_release()
 
     async def commit(self, offsets: dict[TopicPartition, int]) -> bool:
-        """Commit these now; whether the cluster has them all. Only where nothing is settled."""
+        """Commit these now, when nothing is settled; return whether the cluster has them all."""
         if not self._ended:
             await self._commit(offsets)
         trackers = self._assignment.trackers
@@ -147,7 +147,7 @@ class Committer:
         }
 
     async def _commit(self, offsets: dict[TopicPartition, int]) -> bool:
-        """Commit these; False if that is to be tried again."""
+        """Commit these; return False if that has to be retried."""
         try:
             async with asyncio.timeout(self._config.request_timeout):
                 await commit(self._consumer, offsets, self._assignment.ids)
@@ -160,16 +160,16 @@ class Committer:
             if len(offsets) == 1:
                 self._say_so(next(iter(offsets)).topic, error)
                 return True
-            # Which one is gone, or not for us any more, is not told.
+            # The error does not say which one is gone or no longer accessible.
             return all([await self._commit({tp: offset}) for tp, offset in offsets.items()])
         except Exception as error:  # noqa: BLE001 (whatever the library raises, it is tried again)
             self._stats["kafka.commits_failed"] += 1
             self._failures += 1
-            # A connection is closed now and then, also for a login to be renewed, and that is all.
+            # Connections are closed now and then, also to renew a login; that is harmless.
             passing = isinstance(error, kafka.KafkaError) and error.retriable
             if self._failures == (2 if passing else 1):
                 _log.error(
-                    "group %r: a commit failed, and is tried again: %s",
+                    "group %r: a commit failed and will be retried: %s",
                     self._group,
                     describe(error),
                 )
@@ -186,7 +186,7 @@ class Committer:
         if forbidden and topic not in self._forbidden:
             self._forbidden.add(topic)
             _log.error(
-                "group %r: what is settled of topic %r cannot be committed, and comes again:"
+                "group %r: settled messages of topic %r cannot be committed, and come again:"
                 " %s; allow Read in the cluster's access rules",
                 self._group,
                 topic,
@@ -200,7 +200,7 @@ class Committer:
 
 
 async def _bounded(task: asyncio.Task[bool], timeout: float) -> bool:
-    """Wait for the end of the task; cancel it after ``timeout`` seconds. Whether it ended."""
+    """Wait for the task, cancelling it after ``timeout`` seconds; return whether it ended."""
     try:
         await asyncio.wait({task}, timeout=timeout)
         return task.done()

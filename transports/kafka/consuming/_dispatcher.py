@@ -1,4 +1,4 @@
-"""Handing out what was fetched."""
+"""The dispatcher: handing out fetched records."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _log = get_logger(__name__)
 
 
 class Dispatcher:
-    """Decodes what was fetched for one subscription and delivers it; knows what was handed out.
+    """Decodes and delivers fetched records of one subscription; knows what was handed out.
 
     Args:
-        identifier: of the consumer, for messages.
-        codec: reads records.
-        receiver: who gets the deliveries.
-        largest: the most bytes of a payload that is handed out.
+        identifier: of the consumer, for log messages.
+        codec: decodes records.
+        receiver: gets the deliveries.
+        largest: the largest payload that is handed out, in bytes.
         stats: counts ``messages.recognised``, ``messages.expired`` and ``messages.malformed``.
     """
 
@@ -49,7 +49,7 @@ class Dispatcher:
         self._seen: dict[TopicPartition, int] = {}
 
     def select(self, filters: Iterable[str], *, exact: bool) -> None:
-        """Deliver what matches the plain filters; everything, where that is ``exact`` enough."""
+        """Deliver what matches the plain filters; with ``exact`` that is everything."""
         self._exact = exact
         self._trie = TopicTrie()
         for pattern in filters:
@@ -58,19 +58,19 @@ class Dispatcher:
     # What was handed out.
 
     def remember(self, assignment: Assignment) -> None:
-        """The assignment is over: recognise what it handed out when it comes again."""
+        """Remember what an ended assignment handed out, to recognise it when it comes again."""
         for partition, tracker in assignment.trackers.items():
             self._earlier[partition] = EarlierDeliveries(tracker, self._earlier.get(partition))
 
     def keep(self, partitions: Iterable[TopicPartition]) -> None:
-        """All other partitions went to somebody else: forget all but what still runs here."""
+        """Forget all other partitions, which others have now, except for what still runs here."""
         ours = set(partitions)
         for partition in [*self._earlier]:
             if partition not in ours and not self._earlier[partition].keep_running():
                 del self._earlier[partition]
 
     def forget_topics(self, names: Iterable[str]) -> None:
-        """What was handed out of these says nothing of the topics that have the names now."""
+        """Forget what was handed out of these topics, which no longer exist."""
         gone = set(names)
         self._earlier = {
             place: it for place, it in self._earlier.items() if place.topic not in gone
@@ -82,7 +82,7 @@ class Dispatcher:
     def hand_out(
         self, assignment: Assignment, partition: TopicPartition, records: Sequence[StoredRecord]
     ) -> None:
-        """Decode and deliver what was fetched of one partition."""
+        """Decode and deliver what was fetched from one partition."""
         tracker = assignment.trackers[partition]
         earlier = self._earlier.get(partition)
         if earlier is not None and earlier.is_over(records[0].offset):
@@ -136,7 +136,7 @@ class Dispatcher:
             self._receiver.deliver_all(deliveries)
 
     def hand_out_untracked(self, assignment: Assignment, records: Sequence[StoredRecord]) -> None:
-        """Decode and deliver what nobody commits; its bytes count until it is settled."""
+        """Decode and deliver records that are never committed; their bytes count until settled."""
         deliveries: list[Delivery] = []
         tracker = SizeTracker(assignment)
         largest = self._largest
@@ -161,8 +161,8 @@ class Dispatcher:
     def _undecodable(self, record: StoredRecord, error: Exception) -> None:
         self._stats["messages.malformed"] += 1
         self._log.error(
-            "consumer %r: record %d of partition %d of topic %r cannot be read and is passed"
-            " over: %s: %s",
+            "consumer %r: record %d of partition %d of topic %r cannot be read and is"
+            " skipped: %s: %s",
             self._identifier,
             record.offset,
             record.partition,

@@ -1,4 +1,4 @@
-"""Fetching, as fast as what is fetched is settled."""
+"""Fetching, at the rate at which deliveries are settled."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ _LOOK = 1.0
 _SMALL_WINDOW = 64
 _PATIENCE = 0.02
 _LONGEST_IDLE = 5.0
-# More than what one fetch takes, unless the library waits for something that may never come.
+# Longer than one fetch takes, unless the library waits for something that may never happen.
 _GRACE = 1.0
 
 
 class Fetching:
-    """Fetches for a consumer of the library, never cancelled while that is in use.
+    """Fetches for a consumer of the library, and is never cancelled while that is in use.
 
-    At most ``window`` deliveries are unsettled, and ``window_bytes`` but for those of the last
-    fetch. As long as there is no room nothing is fetched; if that lasts, the partitions are paused
-    and it goes on polling, or the group would give the member up. If nothing at all is settled
-    for ``max_poll_interval``, it ends. So it does when the brokers that the library knows are gone
-    and the cluster is somewhere else.
+    At most ``window`` deliveries are unsettled, and ``window_bytes`` not counting the last fetch.
+    While there is no room nothing is fetched; if that lasts, the partitions are paused and polling
+    continues, or the group would drop the member. If nothing at all is settled for
+    ``max_poll_interval``, it ends. It also ends if the brokers known to the library are gone and
+    the cluster is somewhere else.
 
     Args:
         consumer: the library's.
-        config: limits.
+        config: the limits.
         window: the most unsettled deliveries.
         window_bytes: the most unsettled bytes.
-        current: the assignment at work; None between two.
-        take: gets what was fetched; what it returns is awaited.
+        current: returns the current assignment; None between two.
+        take: gets what was fetched; its result is awaited.
         stats: counts ``kafka.stalled``.
-        name: for messages.
-        guard: keeps partitions that cannot be read from the others.
-        reachability: whether the brokers that the library knows are still there.
+        name: for log messages.
+        guard: keeps unreadable partitions from stopping the others.
+        reachability: tells whether the brokers known to the library are still there.
         look: called once a second, to raise what the library would never notice.
-        handed_out: called now and then when all that was fetched is handed out.
+        handed_out: called now and then when everything fetched has been handed out.
 
     Attributes:
-        reachable: whether one of them was, and answered, the last time that it looked.
+        reachable: whether one of the brokers could be reached, and answered, at the last check.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Fetching:
             assignment = self._current()
             if assignment is not None:
                 assignment.wake()
-            # In the middle of a rebalance the library does not come back before its end.
+            # In the middle of a rebalance the library does not return until its end.
             await asyncio.wait({fetching}, timeout=_GRACE)
             return fetching.result() if fetching.done() else True
         finally:
@@ -148,7 +148,7 @@ class Fetching:
                 fetched = await self._consumer.getmany(timeout_ms=_POLL, max_records=room)
                 if fetched:
                     await self._taken(fetched)
-                    # What is in the library's hands comes without a pause, and whoever has to
+                    # What the library already has comes without a pause, and whoever has to
                     # handle it needs a turn.
                     await asyncio.sleep(0)
                 if self._guard.busy:
@@ -179,7 +179,7 @@ class Fetching:
             await waiting
 
     async def _room(self, stop: asyncio.Event) -> int | None:
-        """How many records may be fetched now; None if there has been no room for too long."""
+        """Return how many records may be fetched now; None if there was no room for too long."""
         assignment = self._current()
         if assignment is None or assignment.ended:
             # The library waits for the next one.
@@ -200,7 +200,7 @@ class Fetching:
         return assignment.unsettled >= self._window or assignment.size >= self._most_bytes
 
     async def _stand_still(self, assignment: Assignment, stop: asyncio.Event) -> bool:
-        """Wait for room, and stay a member meanwhile; False if that takes too long."""
+        """Wait for room, staying a member meanwhile; return False if that takes too long."""
         loop = asyncio.get_running_loop()
         limit = loop.time() + self._config.max_poll_interval
         paused: list[TopicPartition] = []
@@ -219,7 +219,7 @@ class Fetching:
                 if not paused:
                     paused = sorted(self._consumer.assignment())
                     self._consumer.pause(*paused)
-                # Everything is paused: it only says that we are alive.
+                # Everything is paused: this only shows that we are alive.
                 stray = await self._consumer.getmany(timeout_ms=0, max_records=1)
                 if stray:
                     await self._taken(stray)
@@ -238,7 +238,7 @@ class Fetching:
     def _stalled(self) -> bool:
         self._stats["kafka.stalled"] += 1
         _log.error(
-            "%s: nothing was settled for %g s; see what the handler waits for, or raise"
+            "%s: nothing was settled for %g s; check what the handler is waiting for, or raise"
             " max_poll_interval",
             self._name,
             self._config.max_poll_interval,

@@ -1,4 +1,4 @@
-"""Consuming as a member of a group."""
+"""The group member: consuming as a member of a consumer group."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ _MOST_LOOKS_IN_VAIN = 10
 
 
 class MemberState(enum.Enum):
-    """What a member has of its group.
+    """What a member has in its group.
 
     Attributes:
-        JOINING: nothing; it was never assigned anything.
-        ASSIGNED: the partitions that it was assigned last.
-        REVOKED: its membership, while the partitions are handed out anew.
-        LOST: nothing; the group has given it up, or somebody else has taken its name.
-        REJOINING: nothing; it has left, to come back as another member.
+        JOINING: nothing; it has never been assigned anything.
+        ASSIGNED: the partitions of the last assignment.
+        REVOKED: its membership, while the partitions are reassigned.
+        LOST: nothing; the group has dropped it, or another program has taken its name.
+        REJOINING: nothing; it has left, to return as another member.
     """
 
     JOINING = enum.auto()
@@ -74,8 +74,8 @@ _PUT_OUT = (MemberState.LOST, MemberState.REJOINING)
 class GroupMember(ConsumerSessions):
     """Shares the partitions of its topics with the other members of its group.
 
-    What is settled is committed; when partitions are taken away what was not started is given
-    back, what runs is waited for, and what is settled is committed before.
+    What is settled is committed. When partitions are revoked, first what was not started is given
+    back, what is running is waited for, and what is settled is committed.
     """
 
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
@@ -89,11 +89,11 @@ class GroupMember(ConsumerSessions):
         self._held = False
         self._rivalry = Rivalry(settled_after=_SHORT, lasting=_SHORT, newcomer=6, settled=10)
         self._joined_at = 0.0
-        # Why the places of an assignment are not known.
+        # Why the positions of an assignment are not known.
         self._misplaced: Exception | None = None
         self._next_look = 0.0
         self._looks_in_vain = 0
-        # Whether they are known, or it is known why not.
+        # Set once they are known, or it is known why not.
         self._placed = asyncio.Event()
 
     @property
@@ -102,7 +102,7 @@ class GroupMember(ConsumerSessions):
         name = f"{identity.application}.{self._subscription.name}"
         return self._names.group(name if self._subscription.share else self.identifier)
 
-    # One consumer of the library after the other.
+    # One consumer of the library after another.
 
     async def _session(self) -> None:
         changes = [*self._changes]
@@ -127,9 +127,9 @@ class GroupMember(ConsumerSessions):
             await self._leave(consumer, for_good=stalled is not None or bool(self._changes))
         if stalled is not None:
             self._enter(
-                SessionState.AWAY, "it has left its group, because nothing was settled for too long"
+                SessionState.AWAY, "it has left its group because nothing was settled for too long"
             )
-            # Until then it would only take away from others what it cannot handle.
+            # Until then it would only take from others what it cannot handle.
             running = stalled.running()
             one_less = max(len(running) - 1, 0)
             await self._unless_interrupted(stalled.finished(running, math.inf, one_less))
@@ -153,14 +153,14 @@ class GroupMember(ConsumerSessions):
         if pattern is None:
             consumer.subscribe(topics=list(names), listener=listener)
         else:
-            # The library takes either names or a pattern.
+            # The library accepts either names or a pattern.
             every = [*(re.escape(name) for name in names), pattern.pattern]
             whole = "|".join(f"(?:{part})" for part in every)
             consumer.subscribe(pattern=rf"(?:{whole})\Z", listener=listener)
         return consumer
 
     async def _join(self, consumer: Any, guard: PartitionGuard) -> None:
-        # A group that is busy with handing over lets nobody in before that is done.
+        # A group that is rebalancing lets nobody in until that is done.
         patience = self._config.start_timeout
         async with asyncio.timeout(patience + self._config.rebalance_timeout) as limit:
             give_up = self._give_up_without_coordinator
@@ -168,8 +168,8 @@ class GroupMember(ConsumerSessions):
             try:
                 await consumer.start()
             except kafka.KafkaError:
-                # A name that is known gets what it had before, and the library breaks off when that
-                # is not wanted any more. The next attempt is to be another member.
+                # A known name gets what it had before, and the library fails if that is no longer
+                # wanted. The next attempt has to be as another member.
                 await end_tasks(consumer, _STOP_TIMEOUT)
                 await leave(consumer)
                 raise
@@ -188,7 +188,7 @@ class GroupMember(ConsumerSessions):
                     await take_places(consumer, self._assignment, self._config.offset_reset)
                     return
                 except (kafka.IllegalStateError, kafka.CommitFailedError):
-                    # The partitions were handed out anew meanwhile.
+                    # The partitions were reassigned meanwhile.
                     await asyncio.sleep(_LOOK_AGAIN)
 
     def _give_up_without_coordinator(self, guard: PartitionGuard, limit: asyncio.Timeout) -> None:
@@ -196,7 +196,7 @@ class GroupMember(ConsumerSessions):
             limit.reschedule(asyncio.get_running_loop().time())
 
     async def _leave(self, consumer: Any, *, for_good: bool) -> None:
-        """End with this consumer of the library: commit, and give back what it had."""
+        """Stop using this consumer of the library: commit, and give back what it had."""
         try:
             assignment = self._assignment
             if assignment is not None:
@@ -212,7 +212,7 @@ class GroupMember(ConsumerSessions):
             self._forget()
             if for_good:
                 # The name would get what it had before, whatever it wants now. The tasks would
-                # join again at once.
+                # rejoin at once.
                 await end_tasks(consumer, _STOP_TIMEOUT)
                 await unless(self._closed, leave(consumer))
             await stop_consumer(consumer, _STOP_TIMEOUT)
@@ -227,7 +227,7 @@ class GroupMember(ConsumerSessions):
         return _SHARE_FOR_RUNNING * self._config.rebalance_timeout
 
     def _become(self, state: MemberState) -> None:
-        """Change what it has of its group; the only place where that changes."""
+        """Change the state; the only place where it changes."""
         self._membership = state
 
     def _hold(self) -> None:
@@ -245,10 +245,10 @@ class GroupMember(ConsumerSessions):
         if assignment is not None and not self._at_most_once:
             self._dispatcher.remember(assignment)
 
-    # What the listener reports.
+    # Callbacks of the listener.
 
     async def revoked(self) -> None:
-        """The partitions are taken away, to be handed out anew."""
+        """Give up the partitions, which are being reassigned."""
         assignment, committer = self._assignment, self._committer
         if assignment is None or committer is None:
             return
@@ -267,7 +267,7 @@ class GroupMember(ConsumerSessions):
             self._count_loss()
 
     async def assigned(self, partitions: Collection[TopicPartition]) -> None:
-        """These are ours from now on."""
+        """Take over the assigned partitions."""
         self._epoch += 1
         self._joined_at = asyncio.get_running_loop().time()
         assignment = Assignment(self._epoch)
@@ -318,11 +318,11 @@ class GroupMember(ConsumerSessions):
             return
         self._next_look = now + self._config.topic_refresh
         try:
-            # It is not to keep others from seeing that nobody answers.
+            # It must not keep others from seeing that nobody answers.
             async with asyncio.timeout(self._config.connect_timeout):
                 anew = await made_anew_since(self._consumer, assignment)
         except (OSError, kafka.KafkaError) as error:
-            _log.debug("consumer %r: no look at its topics: %s", self.identifier, error)
+            _log.debug("consumer %r: its topics could not be checked: %s", self.identifier, error)
             return
         if anew and not assignment.ended:
             raise MadeAnewError(anew)
@@ -357,7 +357,7 @@ class GroupMember(ConsumerSessions):
     def _take(self, fetched: Fetched) -> Awaitable[None] | None:
         assignment = self._assignment
         if assignment is None:
-            raise kafka.KafkaError("the library did not say what it has assigned")
+            raise kafka.KafkaError("the library did not report the assignment")
         receiving = self._state is SessionState.RECEIVING
         if not receiving or assignment.ended or not assignment.open:
             self._put_back(fetched)
@@ -370,7 +370,7 @@ class GroupMember(ConsumerSessions):
         return None
 
     def _put_back(self, fetched: Fetched) -> None:
-        """They come again: the library must not think that they were handed out."""
+        """Rewind to records that come again: the library must not count them as handed out."""
         consumer = self._consumer
         for partition, records in fetched.items():
             if partition in consumer.assignment():
@@ -400,7 +400,7 @@ class GroupMember(ConsumerSessions):
         self._stats["kafka.partitions_stuck"] += 1
         _log.warning(
             "consumer %r: offset %d of partition %d of topic %r is not settled, and %d records"
-            " behind it cannot be committed; the partition is paused until it is",
+            " after it cannot be committed; the partition is paused until it is",
             self.identifier,
             tracker.oldest,
             tracker.partition.partition,
@@ -416,7 +416,7 @@ class GroupMember(ConsumerSessions):
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Passes on what the library reports, which would keep errors to itself."""
+    """Passes on what the library reports; the library itself would swallow errors."""
 
     def __init__(self, member: GroupMember) -> None:
         self._member = member
@@ -425,10 +425,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             await self._member.revoked()
         except Exception:  # noqa: BLE001 (nobody else would say so)
-            _log.exception("consumer %r could not give partitions back", self._member.identifier)
+            _log.exception("consumer %r could not give back partitions", self._member.identifier)
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         try:
             await self._member.assigned(assigned)
         except Exception:  # noqa: BLE001 (nobody else would say so)
-            _log.exception("consumer %r could not take partitions", self._member.identifier)
+            _log.exception("consumer %r could not take over partitions", self._member.identifier)

@@ -1,4 +1,4 @@
-"""Membership of a group: why it is refused, what it commits, and what nobody has been given."""
+"""Membership of a group: refusals, what is committed, and which partitions are unassigned."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 _STABLE = "Stable"
-# Answers to who wants to join.
+# Answers to a request to join.
 NO_COORDINATOR = 15
-"""What a cluster answers that cannot look after a group now."""
+"""The codes of a cluster that cannot coordinate a group at the moment."""
 _INCONSISTENT, _BAD_SESSION_TIMEOUT, _FULL = 23, 26, 81
-# What the library says of bytes that it cannot read.
+# The library's error for bytes that it cannot decode.
 _GARBLED = "to struct format"
 _NO_MEMBER = (
     kafka.IllegalGenerationError,
@@ -39,13 +39,13 @@ _NO_MEMBER = (
 def join_refusal(
     error: BaseException, code: int, group: str, config: KafkaConfig
 ) -> GroupRefused | None:
-    """Why the group does not let us in; None when it is over something else.
+    """Return why the group does not let us join; None if the error has another reason.
 
     Args:
         error: what the library raised.
-        code: what the cluster answered to the last attempt to join; 0 when it was let in.
+        code: the cluster's answer to the last attempt to join; 0 if it succeeded.
         group: its id.
-        config: what was asked for.
+        config: what was requested.
     """
     if code == NO_COORDINATOR and isinstance(error, (kafka.KafkaError, TimeoutError)):
         return GroupRefused(
@@ -58,14 +58,14 @@ def join_refusal(
         return None
     if type(error) is kafka.KafkaError and _GARBLED in str(error):
         return GroupRefused(
-            f"group {group!r} has a member of another program that does not speak as a consumer:"
+            f"group {group!r} has a member of another program that does not act as a consumer:"
             " stop it, or give the application or the actor another name",
             may_pass=True,
         )
     if isinstance(error, kafka.InconsistentGroupProtocolError) or code == _INCONSISTENT:
         return GroupRefused(
-            f"group {group!r} has members of another program, or of another client, that share"
-            " out partitions in a way that is not ours (roundrobin): stop them, or give the"
+            f"group {group!r} has members of another program, or of another client, that assign"
+            " partitions in another way than ours (roundrobin): stop them, or give the"
             " application or the actor another name",
             may_pass=True,
         )
@@ -88,15 +88,15 @@ def join_refusal(
 async def commit(
     consumer: Any, offsets: Mapping[TopicPartition, int], ids: Mapping[str, str]
 ) -> None:
-    """Commit once, for as long as the membership lasts.
+    """Commit once, as long as the membership lasts.
 
     Args:
         consumer: the library's.
         offsets: what to commit.
-        ids: of the topics; they are committed along, to tell later of which topic of that name.
+        ids: of the topics; committed as metadata, to tell later which topic of that name it was.
 
     Raises:
-        aiokafka.errors.CommitFailedError: somebody else may have the partitions by now.
+        aiokafka.errors.CommitFailedError: another member may have the partitions by now.
         aiokafka.errors.KafkaError: the cluster refused it, or cannot be reached.
     """
     wanted = {
@@ -111,7 +111,7 @@ async def commit(
 async def committed(
     consumer: Any, places: Sequence[TopicPartition], ids: Mapping[str, str]
 ) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
-    """What the group has committed, whoever has the partitions.
+    """Return what the group has committed, whichever members have the partitions.
 
     Args:
         consumer: the library's.
@@ -119,7 +119,7 @@ async def committed(
         ids: of their topics, as far as they are known.
 
     Returns:
-        the offsets, and those of the partitions whose offset is of a topic that is gone.
+        the offsets, and the partitions whose offset belongs to a deleted topic.
     """
     offsets = await committed_offsets(consumer, places)
     known = {tp: meta for tp, meta in offsets.items() if meta.offset >= 0}
@@ -132,7 +132,7 @@ async def committed(
 
 
 def partitions(consumer: Any) -> list[TopicPartition]:
-    """All partitions of the consumer's topics."""
+    """Return all partitions of the consumer's topics."""
     cluster = client_of(consumer).cluster
     return [
         TopicPartition(topic, partition)
@@ -142,9 +142,9 @@ def partitions(consumer: Any) -> list[TopicPartition]:
 
 
 async def unassigned(consumer: Any, group: str) -> list[TopicPartition]:
-    """Partitions of the consumer's topics that the group has given to nobody.
+    """Return partitions of the consumer's topics that the group has assigned to nobody.
 
-    That is so when a member came back and wants other topics than before, or there are new
+    There are some if a member has come back and wants other topics than before, or if there are new
     partitions: as long as its name is known, it gets what it had.
     """
     code, state, taken = await describe_group(consumer, group)

@@ -1,4 +1,4 @@
-"""What is handed out of an assignment of partitions, and how far it is settled."""
+"""The partitions of an assignment: what was handed out of them, and how far it is settled."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ __all__ = ["Assignment", "CountingTracker", "PartitionTracker", "SizeTracker"]
 _NOTHING = Envelope(topic="-")
 _SETTLED = DeliveryState.SETTLED
 _UNLIMITED = 2**63
-# Deliveries of so many bytes, headers included, are not worth the work of forgetting them.
+# Deliveries of up to this size in bytes, including headers, are not worth trimming.
 _SMALL = 256
 
 
 class Assignment:
-    """The partitions that were assigned together, from then until they are taken away.
+    """The partitions that were assigned together, until they are revoked.
 
-    What is settled after it has ended changes nothing any more: whatever comes next has objects
-    of its own.
+    Settling after it has ended no longer changes anything: the next assignment has its own
+    objects.
 
     Args:
         epoch: its number.
-        on_release: called when so many have become free to commit as ``notify_at`` says, and
-            more than before; sets ``notify_at`` anew.
+        on_release: called when the number that can be committed has reached ``notify_at``, and is
+            higher than before; sets ``notify_at`` again.
 
     Attributes:
-        unsettled: deliveries handed out and not settled.
-        size: bytes of what is handed out and not settled.
-        average: bytes of a record of what was handed out last, or more; 0 when nothing was.
-        released: deliveries that have become free to commit since ``released`` was set to 0.
+        unsettled: the number of deliveries handed out and not settled.
+        size: their size in bytes.
+        average: bytes per record of what was handed out last, or more; 0 if nothing was.
+        released: the number of deliveries that can be committed since this was set to 0.
         notify_at: see ``on_release``.
         trackers: by partition.
         ended: whether it is over.
-        open: whether its places are known, so that something may be handed out.
+        open: whether its positions are known, so that something may be handed out.
         ids: of the topics, as far as they are known.
     """
 
@@ -60,7 +60,7 @@ class Assignment:
         self._changed = asyncio.Event()
 
     def untouched(self, topic: str) -> bool:
-        """Whether nothing was ever handed out of the topic."""
+        """Return whether nothing was ever handed out of the topic."""
         return all(
             tracker.first < 0 and tracker.committed < 0
             for place, tracker in self.trackers.items()
@@ -68,26 +68,26 @@ class Assignment:
         )
 
     def end(self) -> None:
-        """Nothing is handed out any more; who waits for room wakes."""
+        """Stop handing out, and wake whoever is waiting for room."""
         self.ended = True
         self.wake()
 
     def wake(self) -> None:
-        """Called when no more than ``wake_at`` deliveries and ``wake_at_size`` bytes are left."""
+        """Wake whoever waits for room; called once ``wake_at`` and ``wake_at_size`` are reached."""
         self.wake_at = -1
         self._changed.set()
 
     async def settled_down_to(self, unsettled: int, timeout: float, size: int = _UNLIMITED) -> bool:
-        """Wait until at most so many, and so many bytes, are unsettled; whether that is so.
+        """Wait until at most that many deliveries and bytes are unsettled; return whether they are.
 
-        Returns early, with False, when the assignment ends or ``timeout`` seconds are over.
+        Returns False early when the assignment ends or after ``timeout`` seconds.
         """
         if (self.unsettled > unsettled or self.size > size) and not self.ended:
             await self._wait(unsettled, timeout, size)
         return self.unsettled <= unsettled and self.size <= size
 
     async def finished(self, deliveries: list[Delivery], timeout: float, left: int = 0) -> None:
-        """Wait until at most ``left`` of the deliveries still run, or for so many seconds."""
+        """Wait until at most ``left`` of the deliveries are still running, or the time is up."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         running = DeliveryState.RUNNING
@@ -107,7 +107,7 @@ class Assignment:
             self.wake_at = -1
 
     def running(self) -> list[Delivery]:
-        """The deliveries that a handler works on."""
+        """Return the deliveries that a handler is working on."""
         return [
             delivery
             for tracker in self.trackers.values()
@@ -117,12 +117,12 @@ class Assignment:
 
 
 class PartitionTracker(Tracker):
-    """What came from one partition in one assignment, in order.
+    """The deliveries of one partition in one assignment, in order.
 
     Attributes:
-        first: the offset of the first record; -1 before there was one.
-        commit_at: the offset to commit: everything before it is settled; -1 when nothing is.
-        committed: the one that the cluster has confirmed; -1 when none.
+        first: the offset of the first record; -1 before there is one.
+        commit_at: the offset to commit: everything before it is settled; -1 if nothing is.
+        committed: the one that the cluster has confirmed; -1 if none.
         last: the last delivery before ``commit_at``.
         paused: whether it is full.
     """
@@ -147,25 +147,25 @@ class PartitionTracker(Tracker):
 
     @property
     def slots(self) -> deque[Delivery]:
-        """What is not released yet, oldest first; to be appended to."""
+        """The slots that are not released yet, oldest first; to be appended to."""
         return self._slots
 
     @property
     def oldest(self) -> int:
-        """The offset that keeps everything behind it from being committed."""
+        """The offset that keeps everything after it from being committed."""
         return self._slots[0].token
 
     def skip(self, offset: int) -> None:
-        """A record that nobody gets; `advance` when the batch is complete."""
+        """Skip a record that is not handed out; call `advance` when the batch is complete."""
         delivery = Delivery(_NOTHING, epoch=self.epoch, token=offset)
         delivery.settle()
         self._slots.append(delivery)
 
     def pass_to(self, position: int) -> bool:
-        """Note that nothing is left to be settled before this offset; whether that is news.
+        """Note that nothing before this offset is left to settle; return whether that is news.
 
-        It has been read to there: records of transactions, and aborted ones, are read and never
-        handed out.
+        The partition has been read up to there: control records and aborted records are read but
+        never handed out.
         """
         if self._slots or position <= max(self.commit_at, self.committed, 0):
             return False
@@ -219,17 +219,17 @@ class PartitionTracker(Tracker):
 
 
 class CountingTracker(PartitionTracker):
-    """Only counts: for partitions of which nothing is committed."""
+    """Only counts, for partitions that are never committed."""
 
     def __init__(self, assignment: Assignment, partition: TopicPartition) -> None:
         super().__init__(assignment, partition)
         self._slots = deque(maxlen=0)
 
     def skip(self, offset: int) -> None:
-        """Nothing waits for it."""
+        """Do nothing: nothing waits for the record."""
 
     def advance(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is kept."""
 
     def settled(self, delivery: Delivery) -> None:
         assignment = self._assignment
@@ -240,10 +240,10 @@ class CountingTracker(PartitionTracker):
 
 
 class SizeTracker(Tracker):
-    """Counts the bytes of what is handed out and never committed.
+    """Counts the bytes of deliveries that are never committed.
 
     Args:
-        assignment: with which it came.
+        assignment: the assignment with which they came.
     """
 
     def __init__(self, assignment: Assignment) -> None:
@@ -260,7 +260,7 @@ class SizeTracker(Tracker):
 
 
 def _forgotten(envelope: Envelope) -> Envelope:
-    """What is kept of a message that is settled while one before it is not."""
+    """Return what is kept of a message that is settled while one before it is not."""
     payload, left_out = envelope.payload, envelope.left_out
     if left_out is None and len(payload) > _SMALL:
         payload, left_out = b"", LeftOut(len(payload), "")

@@ -1,4 +1,4 @@
-"""Where a member of a group goes on in its partitions."""
+"""Positions: where a member of a group continues in its partitions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["compare", "made_anew_since", "take_places"]
 
 
 async def compare(consumer: Any, assignment: Assignment) -> set[str]:
-    """See whether what the group has committed is of the topics that there are now.
+    """Check whether what the group has committed belongs to the topics that exist now.
 
-    Where it is of one that is gone, the new one is read from its start. Notes the ids of the topics
-    and what is committed.
+    If a topic was deleted and recreated, the new one is read from its start. Notes the ids of the
+    topics and what is committed.
 
     Args:
         consumer: the library's.
         assignment: what has just been assigned to it.
 
     Returns:
-        the topics that were deleted and made anew.
+        the topics that were deleted and recreated.
 
     Raises:
         OSError, aiokafka.errors.KafkaError: no answer.
@@ -47,7 +47,7 @@ async def compare(consumer: Any, assignment: Assignment) -> set[str]:
 
 
 async def made_anew_since(consumer: Any, assignment: Assignment) -> list[str]:
-    """The topics that were deleted and made anew since `compare`.
+    """Return the topics that were deleted and recreated since `compare`.
 
     Raises:
         OSError, aiokafka.errors.KafkaError: no answer.
@@ -56,32 +56,32 @@ async def made_anew_since(consumer: Any, assignment: Assignment) -> list[str]:
     facts = await topic_facts(client_of(consumer), ids) or {}
     for name in made_anew(ids, facts):
         if not ids[name] and assignment.untouched(name):
-            # It had only just been made when it was assigned.
+            # It had only just been created when it was assigned.
             ids[name] = facts[name].id
     return made_anew(ids, facts)
 
 
 async def take_places(consumer: Any, assignment: Assignment | None, offset_reset: str) -> None:
-    """Have a place in each partition, so that what is published from now on is received.
+    """Fix a position in each partition, so that what is published from now on is received.
 
     Args:
         consumer: the library's.
         assignment: what is assigned to it.
-        offset_reset: where a group starts that has committed nothing: ``earliest`` or ``latest``.
+        offset_reset: where a group that has committed nothing starts: ``earliest`` or ``latest``.
 
     Raises:
         aiokafka.errors.IllegalStateError, aiokafka.errors.CommitFailedError: the partitions were
-            handed out anew meanwhile.
+            reassigned meanwhile.
         aiokafka.errors.KafkaError: no answer.
     """
     if offset_reset == "latest":
-        # Not left to the library: it would also go to the end of what appears later, and where
-        # retention has removed its place.
+        # Not left to the library: it would also go to the end of partitions that appear later, and
+        # where retention has removed its position.
         ids = {} if assignment is None else assignment.ids
         offsets, stale = await committed(consumer, partitions(consumer), ids)
         if not offsets and not stale:
             offsets = await consumer.end_offsets(partitions(consumer))
-            # What only a wildcard matches, and we may not read, may be for others.
+            # What only a wildcard matches, and we may not read, may be meant for others.
             with contextlib.suppress(kafka.TopicAuthorizationFailedError):
                 await commit(consumer, offsets, ids)
         for partition in sorted(consumer.assignment()):

@@ -1,4 +1,4 @@
-"""Consuming without a group: all partitions, from now on."""
+"""The reader: consuming all partitions without a group, from now on."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ _STOP_TIMEOUT = 3.0
 class Reader(ConsumerSessions):
     """Reads every partition of its topics by itself.
 
-    It starts at the end of what there is when a filter comes in force, and at the beginning of what
-    appears later. Its place is kept in memory and outlives connections; nothing is committed.
+    It starts at the end of partitions that exist when a filter is put into force, and at the
+    beginning of those that appear later. Its position is kept in memory and outlives connections;
+    nothing is committed.
     """
 
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(context, subscription, receiver)
-        # One for good: what was handed out stays handed out, whatever happens to the connection.
+        # A single one: what was handed out stays handed out, whatever happens to the connection.
         self._assignment: Assignment = Assignment(1)
         self._guard: PartitionGuard | None = None
-        # The next offset of each partition; also of those that are not to be seen now.
+        # The next offset of each partition, including those that are not visible at the moment.
         self._places: dict[TopicPartition, int] = {}
         # Of the topics, as far as they are known.
         self._ids: dict[str, str] = {}
-        # What is there for these starts at its end; what appears later at its beginning.
+        # Existing partitions of these start at their end; later ones at their beginning.
         self._new = dict.fromkeys(subscription.filters)
 
     def _added(self, pattern: str) -> None:
@@ -54,7 +55,7 @@ class Reader(ConsumerSessions):
         if not await self._unless_interrupted(self._reach()):
             return
         consumer = self._consumer = AIOKafkaConsumer(
-            # Only counts where its place is gone.
+            # Only applies if its position is gone.
             **self._options(),
             group_id=None,
             auto_offset_reset="earliest",
@@ -87,7 +88,7 @@ class Reader(ConsumerSessions):
             await consumer.start()
 
     async def _look_around(self, consumer: Any) -> None:
-        """Read all partitions that there are of the topics that are wanted."""
+        """Read all existing partitions of the wanted topics."""
         selection, patterns = self._selection, [*self._new]
         new = self._names.selection(patterns)
         async with asyncio.timeout(self._config.request_timeout):
@@ -113,7 +114,7 @@ class Reader(ConsumerSessions):
             self._assign(consumer, wanted)
 
     def _start_over(self, facts: Mapping[str, TopicFacts]) -> list[str]:
-        """Read topics that were deleted and made anew from their start; which ones these are."""
+        """Read topics that were deleted and recreated from their start, and return them."""
         anew = made_anew(self._ids, facts)
         if anew:
             self._made_anew(anew)

@@ -1,4 +1,4 @@
-"""What earlier assignments handed out of a partition, for when it comes again."""
+"""Redelivery: recognising what earlier assignments handed out of a partition."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class EarlierDeliveries:
 
     Attributes:
         left: deliveries that were not committed, by offset.
-        done: the offsets of what was settled and not committed.
-        done_until: the time of the last of these.
+        done: the offsets of records that were settled but not committed.
+        done_until: the timestamp of the last of these.
     """
 
     def __init__(self, tracker: PartitionTracker, before: EarlierDeliveries | None) -> None:
         self.left: dict[int, Delivery] = {} if before is None else before.left
         for delivery in tracker.unreleased():
-            # What the record is cannot be told any more, but that it is dealt with.
+            # What the record is can no longer be told, only that it is dealt with.
             self.left[delivery.token] = delivery
         self.done, self.done_until = range(0), 0.0
         if before is not None:
@@ -42,25 +42,25 @@ class EarlierDeliveries:
         self.done, self.done_until = done, until
 
     def keep_running(self) -> bool:
-        """The partition went to somebody else: forget all but what still runs here."""
+        """Forget everything except what still runs here: another member has the partition now."""
         running = DeliveryState.RUNNING
         self.left = {o: delivery for o, delivery in self.left.items() if delivery.state is running}
         self.done = range(0)
         return bool(self.left)
 
     def is_over(self, offset: int) -> bool:
-        """Whether nothing from this offset on was handed out before."""
+        """Return whether nothing from this offset on was handed out before."""
         return offset >= self._end
 
     def resolve(self, delivery: Delivery) -> bool:
-        """Whether a record that came again is dealt with, so that nobody else must get it.
+        """Return whether a record that came again is dealt with, so nobody else must get it.
 
-        If a handler still works on it, its result counts for this receipt too. If nobody has
-        started it, it is to be handed out, with the attempts counted so far.
+        If a handler is still working on it, its result counts for this receipt too. If it has not
+        been started, it is to be handed out, with the attempts counted so far.
         """
         earlier = self.left.pop(delivery.token, None)
         if earlier is None:
-            # Not of a topic that was deleted and made anew: its records are younger.
+            # Not of a topic that was deleted and recreated: its records are younger.
             if delivery.token in self.done and _time(delivery.envelope) <= self.done_until:
                 delivery.settle()
                 return True

@@ -1,4 +1,4 @@
-"""The sessions of one subscription with a cluster: how they begin and end, one after the other."""
+"""The sessions of one subscription with a cluster: how they begin and end, one after another."""
 
 from __future__ import annotations
 
@@ -30,17 +30,22 @@ from ._unreadable_guard import PartitionGuard
 __all__ = ["ConsumerSessions", "SessionState", "unless"]
 
 _log = get_logger(__name__)
+_DELETED = "it no longer exists; create it"
+_FORBIDDEN = "not authorised; allow Describe and Read in the cluster's access rules"
+_LONGEST_END = 8.0
+# Longer than anything waits inside the library: see `Fetching`.
+_NO_PREFETCH = 30.0
 
 
 class SessionState(enum.Enum):
-    """How far one subscription has come in getting messages from its cluster.
+    """The states of a subscription, whatever its sessions do.
 
     Attributes:
-        STARTING: nothing has been in force yet.
+        STARTING: the filters have never been in force.
         RECEIVING: what is fetched is handed out.
-        AWAY: the last session has failed, and the next is not in force yet.
-        STOPPED: nothing more is handed out; what was is still settled and committed.
-        CLOSED: it ends, or has ended.
+        AWAY: the last session has failed, and the next one is not in force yet.
+        STOPPED: nothing more is handed out; settling and committing continue.
+        CLOSED: it is ending, or has ended.
     """
 
     STARTING = enum.auto()
@@ -54,10 +59,10 @@ _ENDING = (SessionState.STOPPED, SessionState.CLOSED)
 
 
 class ConsumerSessions(abc.ABC):
-    """One subscription's way from the cluster to its receiver.
+    """Brings one subscription's messages from the cluster to its receiver.
 
-    There is one session after the other, each with a consumer of the library of its own, until
-    `close`. A task of its own looks after them; another one fetches.
+    There is one session after another, each with its own consumer of the library, until `close`.
+    One task manages them; another one fetches.
     """
 
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
@@ -81,25 +86,25 @@ class ConsumerSessions(abc.ABC):
         self._state = SessionState.STARTING
         # What `start` waits for.
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Wakes who waits in a session: filters have changed, or it is closed.
+        # Wakes whoever waits in a session: filters have changed, or it is closed.
         self._interrupt = asyncio.Event()
-        # Wakes who waits for more than a session: it is closed.
+        # Wakes whoever waits across sessions: it is closed.
         self._closed = asyncio.Event()
-        # Those who wait for their filter to come in force.
+        # Callers waiting for their filter to be in force.
         self._changes: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
-        # Topics that were made anew since the last places were taken.
+        # Topics that were recreated since the last positions were taken.
         self._anew: set[str] = set()
-        # Why the last attempt to start was refused, if it may yet be let in.
+        # Why the last attempt to start was refused, if a later one may succeed.
         self._refusal: ConnectProblem | None = None
         self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
         self._latest: Fetching | None = None
         self._consumer: Any = None
-        # Why there is no session that gets anything.
+        # Why there is no session that receives anything.
         self._away: str | None = "it has not started"
 
-    # What the consumer calls.
+    # Called by the consumer.
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -112,11 +117,11 @@ class ConsumerSessions(abc.ABC):
             raise
 
     async def change(self, add: str | None, remove: str | None) -> None:
-        """Bring a filter in force, or out of it; returns when that is done.
+        """Put a filter into or out of force; return once that is done.
 
         Raises:
             ConnectionLost: the consumer was closed meanwhile.
-            UnknownTopic, NotAuthorised: there is no such topic, or not for us.
+            UnknownTopic, NotAuthorised: the topic does not exist, or is not accessible to us.
         """
         if add is not None:
             names = self._names.selection((add,)).names
@@ -137,7 +142,7 @@ class ConsumerSessions(abc.ABC):
         await done
 
     def stop(self) -> None:
-        """Hand nothing more out."""
+        """Stop handing out."""
         self._enter(SessionState.STOPPED)
 
     async def close(self) -> None:
@@ -146,10 +151,10 @@ class ConsumerSessions(abc.ABC):
         for future in waiting:
             if not future.done():
                 future.set_exception(self._is_closed())
-                # Nobody has to be waiting for it.
+                # Perhaps nobody is waiting for it.
                 future.exception()
         if self._task is not None:
-            # It bounds its own steps; should one hang all the same, it is cut off.
+            # Its steps are bounded; should one hang anyway, it is cancelled.
             await asyncio.wait({self._task}, timeout=_LONGEST_END)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -163,18 +168,18 @@ class ConsumerSessions(abc.ABC):
 
     @property
     def closed(self) -> bool:
-        """Whether it ends, or has ended."""
+        """Whether it is ending, or has ended."""
         return self._state is SessionState.CLOSED
 
     def _enter(self, state: SessionState, why: str | None = None) -> None:
-        """Change the state, unless that would go back behind an end.
+        """Change the state, unless that would go back from an end.
 
         Args:
             state: the next one.
-            why: nothing is received, where that is so.
+            why: why nothing is received, if that is so.
         """
         if state not in _ENDING:
-            # What is stopped may lose its session, and get another, too.
+            # A stopped one may also lose its session and get another.
             self._away = why
         if self._state not in _ENDING or state is SessionState.CLOSED:
             self._state = state
@@ -186,14 +191,14 @@ class ConsumerSessions(abc.ABC):
 
     @abc.abstractmethod
     async def _session(self) -> None:
-        """Connect, bring the filters in force and fetch; ends when `_interrupt` is set."""
+        """Connect, put the filters into force and fetch, until `_interrupt` is set."""
 
     def _explained(self, error: Exception) -> Exception:
-        """What ended a session, in words of this package where it has better ones."""
+        """Return what ended a session, as this package's error if it has a better one."""
         return error
 
     def _added(self, pattern: str) -> None:  # noqa: B027 (there is nothing that everybody does)
-        """A filter was added while running."""
+        """Put a filter into force that was added while running."""
 
     async def _run(self) -> None:
         config = self._config
@@ -218,14 +223,14 @@ class ConsumerSessions(abc.ABC):
             await self._interrupted(delay)
 
     def _is_final(self, error: Exception) -> bool:
-        """Say what ended a session; whether that is an end for good, told to who waits for it."""
+        """Report what ended a session; return whether that is final, which its waiters are told."""
         config = self._config
         problem = connect_problem(self._explained(error), config.address, config.username)
         if self._ready.done():
             self._enter(SessionState.AWAY, str(problem.error))
             expected = isinstance(error, (kafka.KafkaError, OSError, SpaDatError))
             _log.warning(
-                "consumer %r: %s; trying again",
+                "consumer %r: %s; retrying",
                 self.identifier,
                 problem.error,
                 exc_info=None if expected else error,
@@ -239,7 +244,7 @@ class ConsumerSessions(abc.ABC):
             self._refusal = problem if isinstance(problem.error, GroupRefused) else None
             return False
         if self._refusal is not None and isinstance(error, TimeoutError):
-            # There was no time left to hear it once more.
+            # There was no time left to hear it again.
             problem = self._refusal
         failure: SpaDatError = problem.error
         if isinstance(failure, GroupRefused):
@@ -252,7 +257,7 @@ class ConsumerSessions(abc.ABC):
         return True
 
     async def _reach(self) -> None:
-        """See whether there is a broker, and the topics; quicker to fail than the library."""
+        """Check that there is a broker, and the topics; fails more quickly than the library."""
         config = self._config
         patience = config.connect_timeout
         if not self._ready.done():
@@ -263,7 +268,7 @@ class ConsumerSessions(abc.ABC):
         await self._topics.ensure(self._selection.names, config.start_timeout)
 
     async def _ensure(self, names: Sequence[str]) -> None:
-        """Return when the topics exist, however long the cluster is away."""
+        """Wait until the topics exist, however long the cluster is away."""
         config = self._config
         backoff = config.backoff(self._surroundings.environment)
         while names:
@@ -277,8 +282,8 @@ class ConsumerSessions(abc.ABC):
             await asyncio.sleep(backoff.next_delay())
 
     def _fetching(self, consumer: Any, guard: PartitionGuard) -> Fetching:
-        # What is fetched of a broker is taken before more is asked of it, or each partition would
-        # have as much in memory as all of them may.
+        # What is fetched from a broker is consumed before more is requested, or each partition
+        # would have as much in memory as all of them may.
         limit_prefetching(consumer, _NO_PREFETCH)
         self._latest = Fetching(
             consumer,
@@ -297,11 +302,11 @@ class ConsumerSessions(abc.ABC):
         return self._latest
 
     async def _look(self) -> None:
-        """Called once a second while fetching; raises what ends the session."""
+        """Raise what ends the session; called once a second while fetching."""
         self._look_for_topics(client_of(self._consumer).cluster)
 
     def _look_for_topics(self, cluster: Any) -> None:
-        """Notice topics that are gone under way: the library waits without a word."""
+        """Notice topics that are deleted while running: the library waits silently."""
         absent = {
             name: _FORBIDDEN if name in cluster.unauthorized_topics else _DELETED
             for name in self._selection.names
@@ -310,16 +315,16 @@ class ConsumerSessions(abc.ABC):
         self._troubles.look_for_topics(absent, asyncio.get_running_loop().time())
 
     def _handed_out(self) -> None:  # noqa: B027 (there is nothing that everybody does)
-        """Called now and then when all that was fetched is handed out."""
+        """Commit past unread records; called now and then when everything fetched is handed out."""
 
     async def _check_rights(self, client: Any) -> None:
-        """Refuse to start where a topic that is wanted by name may not be read.
+        """Refuse to start if a topic that is wanted by name may not be read.
 
         Raises:
             NotAuthorised: names the topic.
         """
         if self._ready.done():
-            # Running, it is held, so that others go on.
+            # While running, it is held, so that others continue.
             return
         facts = await topic_facts(client, self._selection.names) or {}
         for name, topic in facts.items():
@@ -327,14 +332,14 @@ class ConsumerSessions(abc.ABC):
                 raise translate(kafka.TopicAuthorizationFailedError(name), f"topic {name!r}")
 
     def _made_anew(self, names: Iterable[str]) -> None:
-        """Topics were deleted and made anew: say so, and forget what was in the old ones."""
+        """Log that topics were deleted and recreated, and forget what was in the old ones."""
         gone = set(names)
         self._dispatcher.forget_topics(gone)
         news = sorted(gone - self._anew)
         self._anew |= gone
         if news:
             _log.warning(
-                "consumer %r: topic %s was deleted and made anew, and is read from its start",
+                "consumer %r: topic %s was deleted and recreated, and is read from its start",
                 self.identifier,
                 ", ".join(map(repr, news)),
             )
@@ -342,11 +347,11 @@ class ConsumerSessions(abc.ABC):
 
     @abc.abstractmethod
     def _take(self, fetched: Fetched) -> Awaitable[None] | None:
-        """Hand out what was fetched; what it returns is awaited."""
+        """Hand out what was fetched; the result is awaited."""
 
     @property
     def trouble(self) -> str | None:
-        """What keeps messages from being received; None when nothing does."""
+        """What keeps messages from being received, as text; None if nothing does."""
         if self._away is not None:
             return self._away
         if self._latest is not None and not self._latest.reachable:
@@ -370,10 +375,10 @@ class ConsumerSessions(abc.ABC):
         if not self._ready.done():
             self._ready.set_result(None)
 
-    # Waiting that ends when something else has to be done.
+    # Waits that end when something else has to be done.
 
     async def _interrupted(self, timeout: float) -> bool:
-        """Wait for ``timeout`` seconds, or until `_interrupt` is set; whether that happened."""
+        """Wait ``timeout`` seconds or until `_interrupt` is set; return whether that happened."""
         try:
             async with asyncio.timeout(timeout):
                 await self._interrupt.wait()
@@ -382,7 +387,7 @@ class ConsumerSessions(abc.ABC):
         return True
 
     async def _unless_interrupted(self, coroutine: Coroutine[Any, Any, None]) -> bool:
-        """Await something, or cancel it when `_interrupt` is set; whether it was done."""
+        """Await something, but cancel it when `_interrupt` is set; return whether it completed."""
         return await unless(self._interrupt, coroutine)
 
     async def _unless_closed(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -397,15 +402,8 @@ class ConsumerSessions(abc.ABC):
         self._dispatcher.select(self._filters, exact=self._selection.exact)
 
 
-_DELETED = "it does not exist any more; create it"
-_FORBIDDEN = "not authorised; allow Describe and Read in the cluster's access rules"
-_LONGEST_END = 8.0
-# Longer than anything waits in the library's hands: see `Fetching`.
-_NO_PREFETCH = 30.0
-
-
 async def unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> bool:
-    """Await something, or cancel it when the event is set; whether it was done."""
+    """Await something, but cancel it when the event is set; return whether it completed."""
     task = asyncio.ensure_future(coroutine)
     waiting = asyncio.ensure_future(event.wait())
     try:

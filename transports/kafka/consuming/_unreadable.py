@@ -27,9 +27,9 @@ class Unreadable(msgspec.Struct, frozen=True):
     """What is wrong with a partition.
 
     Attributes:
-        error: what the library or the cluster says of it.
-        offset: from where on nothing can be read.
-        beyond: the offset behind the batch that cannot be read; None when that is not known.
+        error: the error of the library or the cluster.
+        offset: the offset from which on nothing can be read.
+        beyond: the offset after the unreadable batch; None if it is not known.
     """
 
     error: Exception
@@ -38,7 +38,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 
     @property
     def forbidden(self) -> bool:
-        """Whether the whole topic is not for us."""
+        """Whether we are not authorised to read the topic."""
         return isinstance(self.error, kafka.TopicAuthorizationFailedError)
 
     def __str__(self) -> str:
@@ -50,32 +50,31 @@ class Unreadable(msgspec.Struct, frozen=True):
             if codec is not None:
                 return (
                     f"it is compressed with {codec[1]}, which needs the package cramjam: install"
-                    " spa-dat[compression] and start again"
+                    " spa-dat[compression] and restart"
                 )
         if isinstance(error, kafka.LeaderNotAvailableError):
-            return "it has no leader: see which of the brokers with its replicas are away"
+            return "it has no leader: check which of the brokers with its replicas are down"
         if isinstance(error, kafka.CorruptRecordException):
             text = "it is damaged"
         else:
             text = f"{type(error).__name__}: {error}"
         if self.beyond is not None:
-            text += f"; what is readable goes on at offset {self.beyond}"
+            text += f"; it is readable again from offset {self.beyond} on"
         return "".join(c if c.isprintable() else " " for c in text)[:_LONGEST_REASON]
 
 
 class Troubles:
     """What one subscription cannot read, whatever consumer it has.
 
-    These are partitions, and topics that are gone. Says so when something is new and when it is
-    over.
+    These are partitions, and topics that are gone. Logs when a problem is new and when it is over.
 
     Args:
-        name: of the consumer, for messages.
+        name: of the consumer, for log messages.
         stats: counts ``kafka.partitions_held``, ``kafka.records_removed`` and
             ``messages.malformed``.
 
     Attributes:
-        known: by partition.
+        known: the known problems, by partition.
     """
 
     def __init__(self, name: str, stats: Counter[str]) -> None:
@@ -84,14 +83,14 @@ class Troubles:
         self._log = LimitedLog(_log)
         self._stats = stats
         self._misnamed: set[TopicPartition] = set()
-        # The last gap in each.
+        # The last gap in each partition.
         self._removed: dict[TopicPartition, tuple[int, int]] = {}
-        # Topics that are not to be seen: since when (loop time), and why.
+        # Topics that are not visible: since when (loop time), and why.
         self._absent: dict[str, tuple[float, str]] = {}
         self._said_absent: set[str] = set()
 
     def add(self, partition: TopicPartition, problem: Unreadable) -> None:
-        """A partition cannot be read, or still not."""
+        """Note that a partition cannot be read, or still cannot."""
         before = self.known.get(partition)
         told = problem.forbidden and any(
             other.forbidden and place.topic == partition.topic
@@ -121,12 +120,12 @@ class Troubles:
             )
 
     def misnamed(self, partition: TopicPartition, problem: Unreadable) -> None:
-        """There are names of headers that are no text; said once for each partition."""
+        """Log, once for each partition, that it has names of headers that are not text."""
         self._stats["messages.malformed"] += 1
         if partition not in self._misnamed:
             self._misnamed.add(partition)
             _log.warning(
-                "%s: partition %d of topic %r: the name of a header is no text: %s",
+                "%s: partition %d of topic %r: the name of a header is not text: %s",
                 self._name,
                 partition.partition,
                 partition.topic,
@@ -134,7 +133,7 @@ class Troubles:
             )
 
     def in_transaction(self, partition: TopicPartition, offset: int, seconds: float) -> None:
-        """A transaction has been open at the offset for so long, and all behind it waits."""
+        """Log that a transaction has long been open at the offset and blocks what is after it."""
         self._log.warning(
             "%s: partition %d of topic %r cannot be read from offset %d on: a transaction of"
             " another program has been open there for %.0f s; the cluster ends it after that"
@@ -147,7 +146,7 @@ class Troubles:
         )
 
     def over(self, partition: TopicPartition) -> None:
-        """A partition can be read again."""
+        """Note that a partition can be read again."""
         if self.known.pop(partition, None) is not None:
             _log.warning(
                 "%s: partition %d of topic %r can be read again",
@@ -157,7 +156,7 @@ class Troubles:
             )
 
     def look_for_topics(self, absent: Mapping[str, str], now: float) -> None:
-        """Some topics are not to be seen now, and all others are. Said when it lasts.
+        """Note which topics are not visible now, unlike all others; log it if it lasts.
 
         Args:
             absent: why, and what to do, by name.
@@ -169,30 +168,30 @@ class Troubles:
         }
         for name in sorted(self._said_absent.difference(absent)):
             self._said_absent.remove(name)
-            _log.warning("%s: topic %r is there again", self._name, name)
+            _log.warning("%s: topic %r is available again", self._name, name)
         for name, (since, why) in self._absent.items():
             if now - since >= _ABSENT_AFTER and name not in self._said_absent:
                 self._said_absent.add(name)
                 _log.error(
-                    "%s: nothing comes of topic %r, while the others go on: %s",
+                    "%s: nothing is received from topic %r, while the others go on: %s",
                     self._name,
                     name,
                     why,
                 )
 
     def removed(self, partition: TopicPartition, offset: int, goes_on: int) -> None:
-        """What was to be read next is not there any more; said once."""
+        """Log, once, that the records to be read next no longer exist."""
         if self._removed.get(partition) == (offset, goes_on):
-            # Who takes its places while the library fetches goes there twice.
+            # A member that takes its positions while the library fetches goes there twice.
             return
         self._removed[partition] = offset, goes_on
         if goes_on > offset:
             self._stats["kafka.records_removed"] += goes_on - offset
-            why = "retention, or somebody, has removed what is between them"
+            why = "retention, or somebody, has removed the records in between"
         else:
-            why = "the topic was made anew, or has lost its end"
+            why = "the topic was recreated, or has lost its end"
         self._log.warning(
-            "%s: offset %d of partition %d of topic %r is not there any more, and it is read from"
+            "%s: offset %d of partition %d of topic %r no longer exists, and it is read from"
             " offset %d on: %s",
             self._name,
             offset,
@@ -203,20 +202,20 @@ class Troubles:
         )
 
     def keep(self, partitions: Iterable[TopicPartition]) -> None:
-        """All others are somebody else's now."""
+        """Forget all other partitions, which belong to other members now."""
         ours = set(partitions)
         self.known = {place: it for place, it in self.known.items() if place in ours}
 
     def serious(self, names: Iterable[str]) -> str | None:
-        """What keeps the subscription from all that it is to get; None when nothing does.
+        """Return what keeps the subscription from some of its messages; None if nothing does.
 
         Args:
-            names: of the topics that are wanted by name. What only a wildcard matches may be for
-                others.
+            names: of the topics that are wanted by name. What only a wildcard matches may be meant
+                for others.
         """
         named = set(names)
         for name in sorted(self._said_absent & named):
-            return f"nothing comes of topic {name!r}: {self._absent[name][1]}"
+            return f"nothing is received from topic {name!r}: {self._absent[name][1]}"
         for place, problem in self.known.items():
             if not problem.forbidden or place.topic in named:
                 return (

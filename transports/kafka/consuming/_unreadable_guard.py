@@ -1,4 +1,4 @@
-"""Keeping partitions that cannot be read from those that can."""
+"""The partition guard: keeping unreadable partitions from stopping the others."""
 
 from __future__ import annotations
 
@@ -30,35 +30,34 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _NO_LEADER, _WITHOUT_LEADER = -1, 10.0
 _IN_TRANSACTION = 10.0
 _OUT_OF_RANGE = 1
-# What a broker answers for a partition, and the library asks again and again without a word.
+# A broker's answers for a partition over which the library silently asks again and again.
 _UNSAID: dict[int, Callable[[], Exception]] = {
     -1: kafka.UnknownError,
     2: kafka.CorruptRecordException,
     35: kafka.UnsupportedVersionError,
     43: kafka.UnsupportedForMessageFormatError,
     56: kafka.KafkaStorageError,
-    76: lambda: kafka.UnsupportedCodecError("the broker does not pass this compression on"),
+    76: lambda: kafka.UnsupportedCodecError("the broker does not pass on this compression"),
 }
 
 
 class PartitionGuard:
-    """Keeps what is wrong with one partition from the others that a consumer of the library reads.
+    """Keeps problems of one partition from the others that a consumer of the library reads.
 
-    The library raises out of a fetch whatever is wrong with any of them, and forgets what it had
-    fetched of the others. With this, a partition that cannot be read is paused at the first
-    record that cannot be read, what comes before is handed out, and the rest goes on. It is tried
-    again from time to time.
+    The library raises from a fetch whatever is wrong with any of them, and forgets what it had
+    fetched from the others. With this, a partition is paused at its first unreadable record, what
+    comes before is handed out, and the rest goes on. It is retried from time to time.
 
     Args:
         consumer: the library's, not started.
-        troubles: hears of what cannot be read.
-        passes_over: go on behind a batch that cannot be read, rather than hold the partition.
+        troubles: is told what cannot be read.
+        passes_over: whether to continue after an unreadable batch, rather than hold the partition.
 
     Attributes:
         found: what has turned up since `mend`.
-        held: the partitions that are paused over it, and when each is tried again (loop time).
-        join_code: what the cluster answered to the last attempt to find the group and to join it;
-            0 when it let us in.
+        held: the partitions that are paused over it, and when each is retried (loop time).
+        join_code: the cluster's answer to the last attempt to find the group and join it; 0 if it
+            succeeded.
     """
 
     def __init__(self, consumer: Any, troubles: Troubles, *, passes_over: bool = False) -> None:
@@ -69,23 +68,23 @@ class PartitionGuard:
         self.join_code = 0
         self._consumer = consumer
         self._troubles = troubles
-        # Those that are being tried again, or were somebody's trouble before.
+        # Those that are being retried, or had trouble with an earlier consumer.
         self._tried = dict(troubles.known)
         self._pauses: dict[TopicPartition, float] = {}
         # Since when (loop time).
         self._leaderless: dict[TopicPartition, float] = {}
         # Where transactions are open: the first offset of the oldest, and since when.
         self._open: dict[TopicPartition, tuple[int, float]] = {}
-        # What was to be read next, and is not there any more.
+        # Positions of records to be read next that no longer exist.
         self._removed: dict[TopicPartition, int] = {}
         overhear(client_of(consumer), fetched=self._hear, joined=self._hear_of_joining)
 
     def start(self) -> None:
-        """To be called when the consumer has started."""
+        """Begin; to be called when the consumer has started."""
         divert_unreadable(self._consumer, self._report)
 
     def reassigned(self, partitions: Iterable[TopicPartition]) -> None:
-        """Everything was assigned anew, and nothing is paused any more."""
+        """Start over after a reassignment, which has ended all pauses."""
         self._troubles.keep(partitions)
         self.held.clear()
         self._open.clear()
@@ -98,17 +97,17 @@ class PartitionGuard:
         return bool(self.found or self.held or self._tried)
 
     def keeps(self, partition: TopicPartition) -> bool:
-        """Whether the partition is paused because it cannot be read."""
+        """Return whether the partition is paused because it cannot be read."""
         return partition in self.held or partition in self.found
 
     def note(self, partition: TopicPartition, problem: Unreadable) -> None:
-        """A partition cannot be read: pause it."""
+        """Pause a partition that cannot be read."""
         if is_assigned(self._consumer, partition):
             self._consumer.pause(partition)
             self.found[partition] = problem
 
     def position(self, partition: TopicPartition) -> int:
-        """The next offset that the library would hand out; -1 when it has none."""
+        """Return the next offset that the library would hand out; -1 if it has none."""
         return next_offset(self._consumer, partition)
 
     async def mend(self, may_go_on: Callable[[TopicPartition], bool]) -> None:
@@ -143,8 +142,7 @@ class PartitionGuard:
         if problem.beyond is None:
             return False
         self._log.error(
-            "what is in topic %r, partition %d, from offset %d to %d cannot be read and is passed"
-            " over: %s",
+            "topic %r, partition %d: offsets %d to %d cannot be read and are skipped: %s",
             partition.topic,
             partition.partition,
             problem.offset,
@@ -160,12 +158,12 @@ class PartitionGuard:
         self._pauses[partition] = min(2 * pause, _LONGEST_PAUSE)
         self.held[partition] = asyncio.get_running_loop().time() + pause
         if self.position(partition) not in (-1, problem.offset):
-            # The library goes past what is larger than it wants.
+            # The library skips what is larger than it wants.
             self._consumer.seek(partition, problem.offset)
         self._troubles.add(partition, problem)
 
     def look_again(self, may_go_on: Callable[[TopicPartition], bool]) -> None:
-        """Try those again that have been held for long enough; see what came of it.
+        """Retry partitions that have been held for long enough, and evaluate earlier retries.
 
         Args:
             may_go_on: whether nothing else keeps a partition paused.
@@ -184,7 +182,7 @@ class PartitionGuard:
                     self._consumer.resume(partition)
 
     def look_for_leaders(self) -> None:
-        """Say which partitions have had no leader for long: the library waits without a word."""
+        """Report partitions that have long had no leader: the library waits silently."""
         cluster, known = client_of(self._consumer).cluster, self._troubles.known
         now = asyncio.get_running_loop().time()
         leaderless: dict[TopicPartition, float] = {}
@@ -200,12 +198,12 @@ class PartitionGuard:
         self._leaderless = leaderless
 
     def look_for_transactions(self) -> None:
-        """Say what keeps what is behind it from us for long: a transaction that does not end."""
+        """Report transactions that do not end, and so hold back everything after them."""
         now = asyncio.get_running_loop().time()
         for partition, (offset, since) in self._open.items():
             waiting = now - since >= _IN_TRANSACTION and self.position(partition) >= offset
             if waiting and partition not in self._consumer.paused():
-                # Said once.
+                # Logged once.
                 self._open[partition] = offset, math.inf
                 self._troubles.in_transaction(partition, offset, now - since)
 
@@ -243,7 +241,7 @@ class PartitionGuard:
                         self._is_over(place)
 
     def _hear_of_removed(self, place: TopicPartition) -> None:
-        # The library has found another place by now.
+        # The library has found another position by now.
         offset, goes_on = self._removed.pop(place, -1), self.position(place)
         if -1 not in (offset, goes_on) and offset != goes_on:
             self._troubles.removed(place, offset, goes_on)

@@ -1,4 +1,4 @@
-"""Publishes on their way to one topic and its partitions."""
+"""Partition queues: publishes on their way to one topic and its partitions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = ["PartitionQueue", "QueueOwner", "TopicQueue", "blames_records"]
 _log = get_logger(__name__)
 
 _REFUSED_FOR = 5.0
-# As long as anybody waits for a reply who has asked for nothing else.
+# As long as a requester waits for a reply by default.
 _REPLIES_REFUSED_FOR = 30.0
 
-# Nothing of such a batch is appended, and perhaps one record alone is to blame.
+# Nothing of such a batch is appended, and perhaps a single record is to blame.
 _REFUSED_FOR_A_RECORD = (
     kafka.MessageSizeTooLargeError,
     kafka.RecordListTooLargeError,
@@ -41,7 +41,7 @@ _REFUSED_FOR_A_RECORD = (
     kafka.PolicyViolationError,
     InvalidRecordError,
 )
-# Nothing of such a batch is appended, whatever is in it.
+# Nothing of such a batch is appended, whatever it contains.
 _REFUSED_FOR_ALL = (
     kafka.TopicAuthorizationFailedError,
     kafka.ClusterAuthorizationFailedError,
@@ -49,7 +49,7 @@ _REFUSED_FOR_ALL = (
     kafka.InvalidRequiredAcksError,
     UnsupportedCompressionError,
 )
-# The producer is no use any more, and the records are not to blame.
+# The producer is of no more use, and the records are not to blame.
 _PRODUCER_LOST = (
     kafka.ProducerFenced,
     kafka.ProducerClosed,
@@ -62,14 +62,14 @@ _PRODUCER_LOST = (
 
 
 def blames_records(error: BaseException) -> bool:
-    """Whether an answer of a broker leaves it open what it has against a batch."""
+    """Return whether a broker's answer may be about a single record of a batch."""
     return isinstance(error, kafka.BrokerResponseError) and not (
         error.retriable or isinstance(error, _PRODUCER_LOST)
     )
 
 
 class QueueOwner(Protocol):
-    """What a queue belongs to: one producer of the library."""
+    """The owner of a queue: one producer of the library."""
 
     outbox: Outbox
     suspects: set[OutboxEntry]
@@ -79,36 +79,36 @@ class QueueOwner(Protocol):
         """Whether more may be handed over now."""
 
     def new_batch(self) -> Any:
-        """An empty batch of the library."""
+        """Return an empty batch of the library."""
 
     async def send(self, batch: Any, name: str, partition: int) -> asyncio.Future[Any]:
-        """Hand a batch over to the library; the future ends when it is confirmed."""
+        """Hand a batch to the library; return a future that completes when it is confirmed."""
 
     async def find(self, name: str) -> None:
-        """Return when the topic is known to the library, else raise an error of this package."""
+        """Wait until the topic is known to the library, or raise an error of this package."""
 
     def take_back(self, name: str, partition: int, count: int) -> None:
-        """The cluster did not append the last batch of so many records."""
+        """Take back the last batch, of this many records, which the cluster did not append."""
 
     def last_refusal(self, name: str, partition: int) -> int:
-        """The code of the last answer for the partition that was no good."""
+        """Return the code of the last error of the partition."""
 
     def break_off(self, cause: BaseException) -> None:
-        """The producer cannot go on."""
+        """Break off, as the producer cannot continue."""
 
     def on_batch(self, queue: PartitionQueue) -> None:
-        """A batch of this queue is on its way."""
+        """Note that a batch of this queue is in flight."""
 
 
 class PartitionQueue:
     """The publishes for one partition, in order.
 
-    One batch at a time is in the library's hands. What comes meanwhile waits here, for the next
-    one; so nothing waits where nothing is on its way, and under load batches grow by themselves.
+    The library has one batch at a time. What arrives meanwhile waits here for the next one; so
+    nothing waits if nothing is in flight, and under load batches grow by themselves.
 
     Args:
         owner: the producer.
-        name: of the topic.
+        name: the topic's name.
         partition: its number.
     """
 
@@ -120,17 +120,17 @@ class PartitionQueue:
         self._entries: deque[OutboxEntry] = deque()
         self._parts: deque[deque[OutboxEntry]] = deque()
         self._said = False
-        # What is in the library's hands.
+        # What the library has.
         self._sent: list[OutboxEntry] = []
 
     def append(self, entry: OutboxEntry) -> None:
-        """Put a publish in line."""
+        """Append a publish to the queue."""
         self._entries.append(entry)
         if self.task is None:
             self.start()
 
     def start(self) -> None:
-        """Send what waits. What is appended until the loop's next round goes with it."""
+        """Send what is waiting, together with what is appended until the loop's next iteration."""
         if self.task is None and self._owner.open and (self._entries or self._parts):
             loop = asyncio.get_running_loop()
             self.task = loop.create_task(
@@ -138,17 +138,17 @@ class PartitionQueue:
             )
 
     def refused(self, code: int, seconds: float) -> str | None:
-        """Nothing has been taken here for so long: say so once, and refuse replies when it lasts.
+        """Log, once, that nothing has been accepted here for long; refuse replies if it lasts.
 
-        Whoever asked has chosen where those go, and nobody is to keep an actor from what all
-        others ask of it.
+        Requesters choose where those go, and none of them must be able to keep an actor from
+        answering all others.
 
         Args:
-            code: what the cluster answers.
-            seconds: 0 when the partition takes what is published.
+            code: the cluster's answer.
+            seconds: for how long; 0 if the partition accepts what is published.
 
         Returns:
-            what is wrong, if the application itself wants something published here.
+            what is wrong, if the application itself publishes something here.
         """
         if seconds < _REFUSED_FOR:
             self._said = False
@@ -158,7 +158,7 @@ class PartitionQueue:
         if not self._said:
             self._said = True
             _log.warning(
-                "%s has not taken what is published for %.0f s, and it is tried on: %s",
+                "%s has accepted no publish for %.0f s; still trying: %s",
                 where,
                 seconds,
                 why,
@@ -167,15 +167,17 @@ class PartitionQueue:
         if seconds >= _REPLIES_REFUSED_FOR:
             for entry in waiting:
                 if entry.note.is_reply:
-                    text = f"the reply to {entry.envelope.topic!r} is given up: {where} takes none"
+                    text = (
+                        f"the reply to {entry.envelope.topic!r} is given up: {where} accepts none"
+                    )
                     self._owner.outbox.fail(entry, PublishRefused(f"{text}: {why}"))
         self._let_go()
         if all(entry.note.is_reply for entry in waiting):
             return None
-        return f"{where} does not take what is published: {why}"
+        return f"{where} accepts no publishes: {why}"
 
     def _let_go(self) -> None:
-        """What was given up in line would hold its place in the outbox until anything is taken."""
+        """Drop what was given up in the queue, or it would keep its place in the outbox."""
         lines = (self._entries, *self._parts)
         given_up = [entry for line in lines for entry in line if entry.done()]
         for line in lines if given_up else ():
@@ -193,7 +195,7 @@ class PartitionQueue:
             await self._send_all()
         except asyncio.CancelledError:
             raise
-        # What the library raises beside its own errors: assertions, missing keys.
+        # What the library raises besides its own errors: assertions, missing keys.
         except Exception as error:  # noqa: BLE001
             self._owner.break_off(error)
         finally:
@@ -205,7 +207,7 @@ class PartitionQueue:
         while True:
             sent, future = await self._send_next()
             self._sent = sent
-            # While the next batch is on its way.
+            # While the next batch is in flight.
             for entry in confirmed:
                 confirm(entry)
             confirmed = []
@@ -266,7 +268,7 @@ class PartitionQueue:
         return taken
 
     def _add(self, batch: Any, entry: OutboxEntry) -> bool:
-        """Whether the entry is dealt with; not when the batch is full."""
+        """Add the entry; return whether it is dealt with, or False if the batch is full."""
         record: Record = entry.note
         try:
             added = batch.append(
@@ -277,7 +279,7 @@ class PartitionQueue:
             )
         except (TypeError, ValueError, OverflowError) as error:
             refusal = PublishRefused(
-                f"the message to {entry.envelope.topic!r} cannot be written as a record: {error}"
+                f"the message to {entry.envelope.topic!r} cannot be encoded as a record: {error}"
             )
             refusal.__cause__ = error
             self._owner.outbox.fail(entry, refusal)
@@ -289,7 +291,7 @@ class PartitionQueue:
 
     def _on_refused(self, entries: list[OutboxEntry], error: kafka.KafkaError) -> None:
         if type(error) is kafka.UnknownError:
-            # The library has one name for all that it does not know.
+            # The library has one name for all codes that it does not know.
             error = error_for(self._owner.last_refusal(self.name, self.partition))
         if isinstance(error, _REFUSED_FOR_ALL):
             self._owner.take_back(self.name, self.partition, len(entries))
@@ -299,7 +301,7 @@ class PartitionQueue:
             if len(entries) == 1:
                 self._refuse(entries, error)
             else:
-                # Half by half the one is found that is to blame, and the order stays.
+                # The one to blame is found by bisection, which keeps the order.
                 half = len(entries) // 2
                 self._parts.appendleft(deque(entries[half:]))
                 self._parts.appendleft(deque(entries[:half]))
@@ -309,7 +311,7 @@ class PartitionQueue:
             self._owner.break_off(error)
 
     def _suspect(self, entries: list[OutboxEntry], error: kafka.KafkaError) -> None:
-        """The library does not know this answer: perhaps one of the records is to blame."""
+        """Suspect single records, as the library does not know this answer."""
         if len(entries) == 1:
             self._refuse(entries, error)
         else:
@@ -333,14 +335,14 @@ class PartitionQueue:
 
 
 class TopicQueue:
-    """What goes to one topic.
+    """The publishes for one topic.
 
     Args:
         owner: the producer.
-        name: of the topic.
-        cluster: what the library knows of it.
-        choice: where the partitions of records without key come from.
-        stretch: bytes without key that go to one partition before the next is chosen.
+        name: the topic's name.
+        cluster: the library's metadata.
+        choice: source of the partitions of records without a key.
+        stretch: bytes without a key that go to one partition before the next is chosen.
     """
 
     def __init__(
@@ -361,7 +363,7 @@ class TopicQueue:
         self._most = stretch
 
     def write(self, entry: OutboxEntry, record: Record) -> None:
-        """Put a publish in line for its partition."""
+        """Append a publish to the queue of its partition."""
         queues = self.queues
         if not queues:
             self.unplaced.append(entry)
@@ -373,7 +375,7 @@ class TopicQueue:
             self._anywhere(record).append(entry)
 
     def _anywhere(self, record: Record) -> PartitionQueue:
-        # Whole batches for one partition, and not a piece of each for all.
+        # Whole batches for one partition, instead of a part of each for all.
         self._stuck += len(record.value or b"")
         if self._sticky is None or self._stuck > self._most:
             others = [queue for queue in self.queues if queue is not self._sticky]
@@ -384,7 +386,7 @@ class TopicQueue:
         return self._sticky
 
     def grow(self, count: int) -> None:
-        """There are so many partitions."""
+        """Use this many partitions."""
         known = len(self.queues)
         self.queues += [
             PartitionQueue(self._owner, self.name, number) for number in range(known, count)
@@ -394,17 +396,17 @@ class TopicQueue:
             self.write(entry, entry.note)
 
     def start(self) -> None:
-        """Send what waits."""
+        """Send what is waiting."""
         for queue in self.queues:
             queue.start()
 
     def on_batch(self, queue: PartitionQueue) -> None:
-        """A batch of the queue is on its way."""
+        """Note that a batch of the queue is in flight."""
         if queue is self._sticky:
             self._sticky = None
 
     def tasks(self) -> list[asyncio.Task[Any]]:
-        """What is at work."""
+        """Return the running tasks."""
         found: list[asyncio.Task[Any]] = [
             queue.task for queue in self.queues if queue.task is not None
         ]

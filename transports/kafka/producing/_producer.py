@@ -1,4 +1,4 @@
-"""One producer of the library, from its start to its end."""
+"""The producer: one producer of the library, from its start to its end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ._topics import Topics
 __all__ = ["ROOM_FOR_HEADERS", "Producer"]
 
 ROOM_FOR_HEADERS = 65_536
-"""Bytes that key and headers of a message with the largest payload may take."""
+"""The most bytes that key and headers of a message with the largest payload may take."""
 
 _log = get_logger(__name__)
 
@@ -48,23 +48,24 @@ _NO_LEADER, _LEADERLESS = -1, kafka.LeaderNotAvailableError.errno
 
 
 class Producer:
-    """Sends what the outbox writes, until it breaks. Never used again.
+    """Sends what the outbox writes, until it breaks. Never reused.
 
     Args:
-        config: where and how.
-        client_id: what the cluster's logs call us.
+        config: the configuration.
+        client_id: our name in the cluster's logs.
         topics: creates topics that are missing.
-        outbox: hears what became of the publishes.
-        suspects: publishes that must be sent in a batch of their own.
-        refusing: since when a partition takes nothing (loop time), whichever producer tries.
-        choice: where the partitions of records without key come from.
-        known: topics that exist.
+        outbox: is told the outcomes of the publishes.
+        suspects: publishes that must be sent in a separate batch.
+        refusing: since when a partition accepts nothing (loop time), from any producer.
+        choice: source of the partitions of records without a key.
+        known: topics known to exist.
         on_trouble: called when a connection is lost or the producer breaks.
 
     Attributes:
-        broken: why it cannot go on; None while it can.
-        reachability: whether the brokers that it knows are still there.
-        trouble: what the application publishes and is not taken, in words; None for nothing.
+        broken: why it cannot continue; None while it can.
+        reachability: tells whether the brokers that it knows are still there.
+        trouble: what keeps the application's publishes from being accepted, as text; None if
+            nothing does.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Producer:
         self._open = False
         self._topic_queues: dict[str, TopicQueue] = {}
         self._finding: dict[str, asyncio.Task[None]] = {}
-        # The last answers that were no good, until there is a good one.
+        # The last errors, until there is a success.
         self._answers: dict[TopicPartition, int] = {}
         self._refusing = refusing
         self._library = AIOKafkaProducer(
@@ -108,13 +109,13 @@ class Producer:
         overhear(client, produced=self._hear)
         on_connection_closed(client, on_trouble)
         client.cluster.add_listener(self._on_metadata)
-        # As long as it knows of no topic, the library asks for all of them, every time.
+        # As long as it knows no topic, the library requests all of them, every time.
         client.set_topics(known)
 
-    # Life.
+    # Life cycle.
 
     async def start(self) -> None:
-        """Connect, and get an identity as an idempotent producer.
+        """Connect, and obtain an id as an idempotent producer.
 
         Raises:
             OSError: no connection; TimeoutError is one.
@@ -130,30 +131,30 @@ class Producer:
 
     @property
     def open(self) -> bool:
-        """Whether more may be handed over to the library now."""
+        """Whether more may be handed to the library now."""
         return self._open
 
     def pause(self) -> None:
-        """Hand nothing more over; the library goes on trying with what it has."""
+        """Stop handing over; the library keeps trying with what it has."""
         self._open = False
         self._refusing.clear()
 
     def resume(self) -> None:
-        """End `pause`."""
+        """Go on after `pause`."""
         if self.broken is None:
             self._open = True
             for topic in self._topic_queues.values():
                 topic.start()
 
     def break_off(self, cause: BaseException) -> None:
-        """It cannot go on: what it has must be written again with another one."""
+        """Break off: what it has must be written again with another producer."""
         if self.broken is None:
             self.broken = cause
             self._open = False
             self._on_trouble()
 
     async def reachable(self) -> bool:
-        """Whether a broker can be reached; breaks off when the library cannot go on by itself."""
+        """Return whether a broker can be reached; break off if the library cannot recover."""
         for task in producer_tasks(self._library):
             if task is not None and task.done():
                 error = None if task.cancelled() else task.exception()
@@ -163,7 +164,7 @@ class Producer:
         return await self.reachability.reachable()
 
     def _look_for_lost_topics(self) -> None:
-        """Fail what is for topics deleted under way, or made anew with fewer partitions.
+        """Fail publishes to topics that were deleted, or recreated with fewer partitions.
 
         The library would wait a whole request_timeout, and for the same partitions again and
         again.
@@ -179,14 +180,14 @@ class Producer:
                 self.break_off(kafka.UnknownTopicOrPartitionError(name))
 
     async def settle(self) -> None:
-        """Wait, not for long, for the outcome of what is in the library's hands."""
+        """Wait briefly for the outcome of what the library has."""
         topics = [topic for name, topic in self._topic_queues.items() if self._partitions(name)]
         tasks = [task for topic in topics for task in topic.tasks()]
         if tasks:
             await asyncio.wait(tasks, timeout=_SETTLE_TIMEOUT)
 
     async def close(self) -> None:
-        """End it at once; never raises, bounded in time."""
+        """End it at once. Never raises; bounded in time."""
         self._open = False
         client = self._library.client
         tasks: list[asyncio.Future[Any]]
@@ -213,7 +214,7 @@ class Producer:
     # Publishing.
 
     def write(self, entry: OutboxEntry) -> None:
-        """Put a publish in line; its note is its `Record`."""
+        """Queue a publish; its note is its `Record`."""
         record: Record = entry.note
         topic = self._topic_queues.get(record.name)
         if topic is None:
@@ -247,7 +248,7 @@ class Producer:
             self._refusing.pop(place, None)
 
     def look_at_queues(self) -> None:
-        """See what keeps partitions from taking anything; the library says nothing of it."""
+        """Find out what keeps partitions from accepting anything; the library does not say."""
         self.trouble = None
         now = asyncio.get_running_loop().time()
         leader = self._library.client.cluster.leader_for_partition
@@ -265,8 +266,8 @@ class Producer:
         return self._answers.pop(TopicPartition(name, partition), -1)
 
     def take_back(self, name: str, partition: int, count: int) -> None:
-        # The cluster expects the numbers of the refused records from the next ones. The queue
-        # hands over one batch at a time, so nothing else has been numbered.
+        # The cluster expects the sequence numbers of the refused records from the next ones. The
+        # queue hands over one batch at a time, so nothing else has been numbered.
         place = TopicPartition(name, partition)
         self._note(place, 0)
         renounce_numbers(self._library, place, count)
@@ -277,11 +278,11 @@ class Producer:
     # Topics.
 
     async def find(self, name: str) -> None:
-        """Return when the topic is known to the library.
+        """Wait until the topic is known to the library.
 
         Raises:
             UnknownTopic: it does not exist, and was not created.
-            NotAuthorised: the cluster does not tell us.
+            NotAuthorised: the cluster does not let us see it.
             ConfigurationError: it cannot be created as configured.
         """
         if self._partitions(name):
@@ -332,10 +333,10 @@ class Producer:
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _see_reply_topic(self, name: str) -> None:
-        """Return when a topic that only requesters name is there; at once for others.
+        """Wait until a topic that only requesters name exists; return at once for others.
 
-        The library asks in a way that makes brokers create what is missing, if they do so by
-        themselves. Strangers must not get as many topics as they like.
+        The library requests metadata in a way that makes brokers create what is missing, if they
+        have auto-creation. Strangers must not be able to create any number of topics.
 
         Raises:
             UnknownTopic: it does not exist.
@@ -359,7 +360,7 @@ class Producer:
             await asyncio.sleep(_LOOK_AGAIN_FOR_REPLIES)
 
     def _is_ours(self, name: str) -> bool:
-        """Whether anything but a reply goes there."""
+        """Return whether anything but a reply goes there."""
         return name in self._topic_queues and self._topic_queues[name].creates
 
     def _may_create(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is published, over all connections and producers."""
+"""The publisher: publishing across all connections and producers."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _LONGEST_BETWEEN_LOOKS = 1.0
 
 
 class Publisher:
-    """Keeps a producer at work: makes a new one whenever the last one breaks, for ever.
+    """Keeps a producer running: creates a new one whenever the last one breaks, forever.
 
-    While no broker can be reached nothing is written. What the library has in its hands then
-    stays there: it sends that again by itself, with the same numbers, so that there are no
-    duplicates. Only what a broken producer had is written again.
+    While no broker can be reached nothing is written. What the library has then stays with it: it
+    resends that by itself, with the same sequence numbers, so that there are no duplicates. Only
+    what a broken producer had is written again.
 
     Args:
-        config: where and how.
-        client_id: what the cluster's logs call us.
+        config: the configuration.
+        client_id: our name in the cluster's logs.
         topics: creates topics that are missing.
         own: names of the runtime's own topics, which exist.
         surroundings: counters and randomness.
-        on_connected: called with whether a broker can be reached, at every change.
+        on_connected: called with whether a broker can be reached, on every change.
 
     Attributes:
-        outbox: takes the publishes; their notes are `Record`.
+        outbox: takes the publishes; their notes are `Record` objects.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Publisher:
         surroundings: Surroundings,
         on_connected: Callable[[bool], None],
     ) -> None:
-        # All of them may be written: the queues hold what is not in the library's hands, and that
-        # is one batch for each partition at the most.
+        # All of them may be written: the queues hold what the library does not have, and that is
+        # at most one batch for each partition.
         self.outbox = Outbox(
             self._write,
             capacity=config.outbox,
@@ -80,14 +80,14 @@ class Publisher:
 
     @property
     def trouble(self) -> str | None:
-        """What the application publishes and is not taken, in words; None for nothing."""
+        """What keeps publishes of the application from being accepted; None if nothing does."""
         return None if self._producer is None else self._producer.trouble
 
     async def start(self) -> None:
-        """Make the first producer; one attempt.
+        """Start the first producer; one attempt.
 
         Raises:
-            OSError, aiokafka.errors.KafkaError: as `Producer.start`.
+            OSError, aiokafka.errors.KafkaError: as in `Producer.start`.
         """
         self._producer = await self._new_producer()
         self._set_connected(True)
@@ -96,7 +96,7 @@ class Publisher:
         )
 
     async def close(self) -> None:
-        """Give up what is pending and end; never raises, bounded in time."""
+        """Give up what is pending and stop. Never raises; bounded in time."""
         self.outbox.close()
         task, self._task = self._task, None
         if task is not None:
@@ -137,9 +137,9 @@ class Publisher:
                 if self._producer is not None and self._producer.broken is not None:
                     await self._renew(self._producer, loop.time() - made)
                     made = loop.time()
-            # Whatever it is, it must not end the watch.
+            # Whatever it is, it must not end the watching.
             except Exception:  # noqa: BLE001
-                _log.exception("the connection to %s could not be looked at", self._config.address)
+                _log.exception("the connection to %s could not be checked", self._config.address)
                 self._set_connected(False)
             producer = self._producer
             if self._connected or (producer is not None and producer.reachability.suspicious):
@@ -156,7 +156,7 @@ class Publisher:
             return
         self._trouble.clear()
         if not self._connected:
-            # Each failed attempt to connect is trouble again.
+            # Each failed attempt to connect counts as trouble again.
             await asyncio.sleep(delay)
 
     async def _look(self) -> None:
@@ -184,13 +184,13 @@ class Publisher:
         self._refusing = {at: since for at, since in self._refusing.items() if at.topic in waiting}
         self.outbox.disconnected()
         if blames_records(broken.broken):
-            # Others must not wait longer and longer for the sake of some records.
+            # Others must not wait longer and longer because of a few records.
             delay = self._config.backoff_min
         else:
             delay = self._backoff.next_delay(lasted)
         _log.warning(
-            "the producer of %r broke off after %.1f s: %s; a new one sends the %d publishes that"
-            " were not confirmed, in %.1f s",
+            "the producer of %r broke off after %.1f s: %s; a new one will send the %d publishes"
+            " that were not confirmed, in %.1f s",
             self._client_id,
             lasted,
             cause,

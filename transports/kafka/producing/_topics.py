@@ -1,4 +1,4 @@
-"""Topics that must be there, and creating those that may be created."""
+"""Topics: making sure that they exist, and creating those that may be created."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _log = get_logger(__name__)
 
 _LOOK_AGAIN = 0.1
 _REPLICAS = 3
-# Replies are of no use to anybody after their request has timed out. Only whole segments are
-# removed, so these must be short too.
+# Replies are useless after their request has timed out. Only whole segments are removed, so
+# these must be short too.
 _REPLY_SETTINGS = [
     ("cleanup.policy", "delete"),
     ("retention.ms", "3600000"),
@@ -48,7 +48,7 @@ _TEMPORARY = (
     kafka.NodeNotReadyError,
     kafka.KafkaConnectionError,
 )
-# A cluster whose brokers start, stop or are cut off has none for a new topic: that is an outage.
+# A cluster whose brokers start, stop or are cut off has none for a new topic: an outage.
 _NO_BROKER = re.compile(r"\bfenced\b|\bavailable brokers: 0\b")
 
 
@@ -56,9 +56,9 @@ class Topics:
     """Makes sure that topics exist. Nothing is ever deleted or changed.
 
     Args:
-        config: where the cluster is, and what may be created how.
-        names: which topics are the runtime's own.
-        client_id: what the cluster's logs call us.
+        config: where the cluster is, and what may be created and how.
+        names: knows which topics are the runtime's own.
+        client_id: our name in the cluster's logs.
     """
 
     def __init__(self, config: KafkaConfig, names: Names, client_id: str) -> None:
@@ -67,15 +67,15 @@ class Topics:
         self._client_id = client_id
 
     def may_create(self, name: str) -> bool:
-        """Whether ``create_topics`` allows to create the topic."""
+        """Return whether ``create_topics`` allows creating the topic."""
         policy = self._config.create_topics
         return policy == "all" or (policy == "own" and self._names.is_own(name))
 
     async def ensure(self, names: Iterable[str], timeout: float) -> None:
-        """Return when all the topics exist and have leaders; create what may be created.
+        """Wait until all the topics exist and have leaders; create what may be created.
 
         Args:
-            names: of the topics, as the cluster knows them.
+            names: of the topics on the cluster.
             timeout: seconds to wait for topics that somebody else has to create.
 
         Raises:
@@ -83,8 +83,8 @@ class Topics:
             NotAuthorised: the cluster does not let us see or create one.
             ConfigurationError: the TLS files cannot be used, or the cluster cannot create a
                 topic with this ``replication`` or these ``partitions``.
-            OSError, aiokafka.errors.KafkaError: no connection, or no broker is up; what
-                `connect_problem` is for.
+            OSError, aiokafka.errors.KafkaError: no connection, or no broker is up; to be passed to
+                `connect_problem`.
         """
         wanted = list(dict.fromkeys(names))
         if not wanted:
@@ -99,8 +99,8 @@ class Topics:
             # The one that was asked first has answered.
             named = ", ".join(f"{node.host}:{node.port}" for node in client.cluster.brokers())
             raise ConnectionError(
-                f"a broker cannot be reached at the address that the cluster gives: {named}; if"
-                " that leads nowhere from here, see advertised.listeners of the brokers"
+                f"a broker cannot be reached at the address advertised by the cluster: {named}; if"
+                " that is not reachable from here, check advertised.listeners of the brokers"
             ) from error
         finally:
             await client.close()
@@ -125,7 +125,7 @@ class Topics:
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _look(self, client: Any, wanted: list[str]) -> tuple[list[str], list[str]]:
-        """What is missing, and what is there but without a leader."""
+        """Return what is missing, and what exists but has no leader."""
         found = await find_topics(client, wanted)
         missing, pending = [], []
         for code, name, _, partitions in found:
