@@ -21,13 +21,13 @@ _TIMEOUT = 30.0
 
 
 class AsyncHarness(HarnessBase):
-    """A harness in an ``async def`` test: what takes time is awaited.
+    """A harness in an ``async def`` test: methods that take time are awaited.
 
-    The applications run on an event loop of the harness's own, in a thread of its own, and only
-    while one of these methods is awaited; the test's own event loop stands still meanwhile.
+    The applications run on an event loop of the harness, in a separate thread, and only while one
+    of these methods is awaited; the event loop of the test stands still meanwhile.
 
     Args:
-        harness: entered.
+        harness: the harness, entered.
     """
 
     def __init__(self, harness: Harness) -> None:

@@ -1,4 +1,4 @@
-"""The part that the plain and the asynchronous harness share."""
+"""The core of a harness in use: its world, and the test's own access to the buses."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .world._world import World
 __all__ = ["NAME", "NO_MORE", "HarnessCore", "check_options", "failure_classes", "plain"]
 
 NAME = "harness"
-"""What the harness itself is called on the buses."""
+"""The name of the harness itself on the buses."""
 NO_MORE = "the harness is not in use any more: its block was left, or the test is over"
-"""For those who want something of it then."""
+"""The error text for using it afterwards."""
 _SOURCE = f"{NAME}/0/test"
 _PLAIN = Decoder.of(Any)
 _TEXT = Decoder.of(str)
@@ -39,11 +39,11 @@ class HarnessCore:
     """A world with applications in it, and the test's own access to their buses.
 
     Args:
-        world: new.
-        applications: to be tested.
+        world: a new world.
+        applications: the applications under test.
 
     Attributes:
-        closed: nothing can happen any more.
+        closed: whether it was closed, so that nothing can happen any more.
     """
 
     def __init__(self, world: World, applications: tuple[DistributedApplication, ...]) -> None:
@@ -56,7 +56,7 @@ class HarnessCore:
         self.closed = False
 
     async def open(self) -> None:
-        """Start the applications; raises what they raise."""
+        """Start the applications; raise what they raise."""
         for application in self._applications:
             self.world.add(application)
             for provider in runs_of(application).providers:
@@ -82,36 +82,36 @@ class HarnessCore:
             await connection.bus.close()
 
     def close_world(self) -> None:
-        """Let go of everything; what happened can still be seen."""
+        """Release everything; what happened can still be read."""
         self.closed = True
         self.world.close()
 
     def soon(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function as soon as time goes by."""
+        """Call a function as soon as time passes."""
         if self.closed:
             raise ConfigurationError(NO_MORE)
         self.world.loop.call_soon(function, *args, context=self.world.outside)
 
-    # Into the applications.
+    # Input to the applications.
 
     def publish(self, message: OutgoingMessage, bus: str | None, id: str | None = None) -> None:
-        """A message from outside."""
+        """Publish a message from outside, as soon as time passes."""
         connection = self._connection(bus)
         envelope = connection.envelope(_SOURCE, message)
         if id is not None:
             envelope = msgspec.structs.replace(envelope, id=id)
-        # No broker would take it from anybody.
+        # No broker would accept it from anybody.
         connection.provider.check_message(envelope)
         simulated = self.world.buses[connection.provider.address]
         simulated.check(envelope)
         self.soon(simulated.inject, envelope)
 
     def replayed(self, envelope: Envelope) -> None:
-        """The envelope is put in: an application has published it, but not in this test."""
+        """Note a replayed envelope, which does not count as published in this test."""
         self._replayed[_what(envelope)] += 1
 
     def socket(self, bus: str | None) -> Socket:
-        """A socket of the test's own."""
+        """Return a socket of the test itself."""
         return Socket(self._connection(bus), _SOURCE, NoSubscription())
 
     def answered(self, topic: str, answer: RemoteError) -> None:
@@ -132,7 +132,7 @@ class HarnessCore:
         return self._buses[bus]
 
     def connection_or_default(self, bus: str | None) -> BusConnection:
-        """The test's access to a bus, to the default one where that is not in use."""
+        """Return the test's access to a bus; to the default one if that bus is not in use."""
         return self._buses[bus] if bus in self._buses else self._connection(None)
 
     # What happens to the applications.
@@ -150,7 +150,7 @@ class HarnessCore:
         ]
         if not found:
             whose = "anybody" if actor is None else f"actor {actor!r}"
-            raise ConfigurationError(f"there is no connection of {whose} that could be cut")
+            raise ConfigurationError(f"there is no connection of {whose} to cut")
         for bus, client in found:
             self.soon(_cut, bus, client, lose_session)
 
@@ -159,7 +159,7 @@ class HarnessCore:
         world = self.world
         world.check_simulated("outage()")
         if not is_number(seconds) or not 0 < seconds < float("inf"):
-            raise ConfigurationError(f"outage({seconds!r}): give seconds, more than 0")
+            raise ConfigurationError(f"outage({seconds!r}): give a number of seconds above 0")
         for bus in world.buses.values():
             self.soon(bus.go_away)
         end = world.loop.time() + seconds
@@ -207,10 +207,10 @@ class HarnessCore:
             tested.returns = False
             await tested.stop()
 
-    # Out of the applications.
+    # Output of the applications.
 
     def taken(self, pattern: str) -> list[Envelope]:
-        """What applications have published to topics that match."""
+        """Return what applications have published to topics that match a filter."""
         filter_ = TopicFilter.parse(pattern)
         replayed = self._replayed.copy()
         taken = []
@@ -223,7 +223,7 @@ class HarnessCore:
         return taken
 
     def tested(self, application: DistributedApplication | None) -> list[ApplicationUnderTest]:
-        """One application, or all of them."""
+        """Return the given application, or all of them for None."""
         all_tested = self.world.tested
         if application is None:
             return all_tested
@@ -233,7 +233,7 @@ class HarnessCore:
         raise ConfigurationError(f"{application!r} is not in this harness")
 
     def lanes(self, actor: str, application: DistributedApplication | None) -> list[Lane]:
-        """All lanes of an actor."""
+        """Return all lanes of an actor."""
         all_tested = self.tested(application)
         for tested in all_tested:
             lanes = [lane for lane in tested.lanes if lane.actor_name == actor]
@@ -263,7 +263,7 @@ def _what(envelope: Envelope) -> object:
 
 
 def plain(envelope: Envelope) -> Any:
-    """A payload as what its content type says: str, bytes, or what JSON makes of it."""
+    """Decode a payload as its content type says: str, bytes, or what JSON gives."""
     form = format_of(envelope.content_type)
     if form is PayloadFormat.JSON:
         return _PLAIN.decode(envelope.payload, envelope.content_type)
@@ -281,7 +281,7 @@ def check_options(
     patience: float,
     limit: int,
 ) -> None:
-    """Raise ConfigurationError for an option that cannot be; see `Harness`."""
+    """Raise ConfigurationError for an invalid option; see `Harness`."""
     if not isinstance(seed, int):
         raise ConfigurationError(f"Harness: seed={seed!r}: give a whole number")
     if profile is not None and profile not in get_args(Profile):
@@ -298,11 +298,11 @@ def check_options(
 
 
 def failure_classes(what: str, given: object) -> tuple[type[BaseException], ...]:
-    """One class of errors, or a tuple of them, as a tuple; raises ConfigurationError for others."""
+    """Return an exception class, or a tuple of them, as a tuple; else raise ConfigurationError."""
     kinds = given if isinstance(given, tuple) else (given,)
     for kind in kinds:
         if not isinstance(kind, type) or not issubclass(kind, BaseException):
             raise ConfigurationError(
-                f"{what}: {kind!r} is no class of errors; give one such as LookupError, or a tuple"
+                f"{what}: {kind!r} is not an exception class; give one such as LookupError"
             )
     return kinds

@@ -1,4 +1,4 @@
-"""Dead letters as tests look at them."""
+"""Dead letters, as tests see them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class DeadLetter:
     """A message that was given up and stored.
 
     Attributes:
-        topic: of the message.
-        payload: its bytes.
-        actor: ``application/instance/actor`` that could not handle it.
+        topic: the topic of the message.
+        payload: the bytes of the message.
+        actor: the ``application/instance/actor`` that could not handle it.
         attempts: how often its handler was called.
-        error: name of the class of what was raised last.
-        text: what it said.
-        headers: of the message.
-        message_id: of the message; None when it had none.
-        size: bytes of a payload that was too large to be taken or stored, and is not there; None
-            when it is.
+        error: the name of the class of the last error.
+        text: the text of that error.
+        headers: the headers of the message.
+        message_id: the id of the message; None if it had none.
+        size: the size in bytes of a payload that is missing because it was too large to be received
+            or stored; None if it is there.
     """
 
     topic: str
@@ -43,7 +43,7 @@ class DeadLetter:
 
     @classmethod
     def of(cls, letter: Envelope) -> DeadLetter:
-        """The dead letter in an envelope, as it is stored on a bus."""
+        """Return the dead letter that is stored on a bus in an envelope."""
         notes = letter.headers
         size = notes.get("spa_dead_size")
         sent = {name: text for name, text in notes.items() if not name.startswith(_OURS)}

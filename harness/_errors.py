@@ -8,15 +8,16 @@ __all__ = ["HandlerFailed", "NotSettled", "NotSimulated"]
 
 
 class HandlerFailed(AssertionError):
-    """Something of the application's failed that the test did not expect.
+    """Something in an application failed that the test did not expect.
 
-    Its cause is what was raised, with its own traceback; an ExceptionGroup where it was several.
+    Its cause is the error that was raised, with its own traceback; an ExceptionGroup if there were
+    several.
     """
 
 
 class NotSettled(AssertionError):
-    """The application does not come to rest; says what goes on, and where."""
+    """The application does not come to rest; the text says what is going on, and where."""
 
 
 class NotSimulated(ConfigurationError):
-    """The test asks for what only a simulated bus has, and it runs on a real one."""
+    """The test runs on a real bus, and asks for something that only a simulated one has."""

@@ -18,12 +18,12 @@ def explore(
 
     Args:
         scenario: makes an application and a `Harness` with the seed that it is given, and checks
-            what has to hold. It must take nothing random from elsewhere.
+            what has to hold. It must not use any other source of randomness.
         seeds: how many, or which ones.
-        start: the first of so many.
+        start: the first seed, if ``seeds`` is a number.
 
     Returns:
-        How many seeds it passed.
+        How many seeds passed.
 
     Raises:
         AssertionError: a seed made it fail. The first line replays it; the cause is the failure.
@@ -46,7 +46,7 @@ def explore(
         if inspect.iscoroutine(result):
             result.close()
             raise ConfigurationError(
-                f"explore({name}): its call gives a coroutine, of which nothing has run; write the"
-                " scenario with def"
+                f"explore({name}): the scenario returned a coroutine, which never ran; write it"
+                " with def instead of async def"
             )
     return len(chosen)

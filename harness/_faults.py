@@ -1,4 +1,4 @@
-"""Which faults a harness is to make, how often, and the dice that decide."""
+"""The faults that a harness injects, how likely they are, and the dice that decide."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ _LONGEST_DISORDER = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """How likely each fault is, from 0.0 (never) to 1.0, whenever there is an occasion for it.
+    """How likely each fault is, from 0.0 (never) to 1.0, on each occasion for it.
 
     For ``drop``, ``delay``, ``reorder`` and ``duplicate`` each packet on its way is an occasion:
     a message, an acknowledgement, a publish, a confirmation. For the others each step of the event
-    loop is one (each eighth where Kafka is simulated, which takes more of them for the same), so
-    that they also strike between two steps of the same moment.
+    loop is one (every eighth where Kafka is simulated, which takes more steps for the same), so
+    they can also strike between two steps at the same time.
 
-    An application that has a name keeps its promise under all of them: what was published with
-    QoS 1 is handled, at least once. What the broker itself forgets is another matter, so losing a
-    session is not among them; see `Harness.cut`.
+    A named application keeps its promise under all of them: what was published with QoS 1 is
+    handled at least once. What the broker itself forgets is another matter, so losing a session is
+    not among them; see `Harness.cut`.
 
     Attributes:
-        drop: the connection breaks down under a packet, which is lost with all that follows; both
+        drop: the connection breaks down under a packet, which is lost with all that follow; both
             ends notice up to a second later.
-        duplicate: a message is delivered once more, as one of its own. (On Kafka it is appended
-            once more, as by a publisher that did not get to know that it was.)
+        duplicate: a message is delivered once more, as a separate message. (On Kafka it is appended
+            once more, as by a publisher that missed its confirmation.)
         delay: a packet takes up to a second longer; those behind it on the connection wait.
-        reorder: a packet takes up to 0.01 s longer, so that what comes from different sources
-            overtakes; the order on each connection is kept, as TCP does.
+        reorder: a packet takes up to 0.01 s longer, so that packets of other connections overtake
+            it; the order on each connection is kept, as with TCP.
         cut: a connection is cut, and made again after the usual backoff.
-        rebalance: a group's partitions are handed out anew (Kafka only).
-        crash_actor: an actor loses its state and starts again; it begins anew with the message
-            that it was working on.
-        crash: an application is killed, all at once, and started again up to a second later.
-        most: how many faults there are at the most, so that an end is reached.
+        rebalance: the partitions of a group are reassigned (Kafka only).
+        crash_actor: an actor loses its state and starts again, with the message that it was working
+            on.
+        crash: an application is killed at once, and started again up to a second later.
+        most: the most faults in a run, so that it comes to an end.
     """
 
     drop: float = 0.0
@@ -67,7 +67,7 @@ class Faults:
 
     @classmethod
     def all(cls) -> Self:
-        """Some of each."""
+        """Return some of each."""
         return cls(
             drop=0.03,
             duplicate=0.05,
@@ -85,24 +85,24 @@ class Dice:
 
     Args:
         seed: the same seed gives the same decisions.
-        faults: how likely each is; None for no faults.
+        faults: how likely each fault is; None for no faults.
 
     Attributes:
-        left: how many may still strike; delays do not count.
-        active: whether any may strike now.
-        at_steps: whether any of those may that have an occasion at each step.
+        left: how many faults may still strike; delays do not count.
+        active: whether any fault may strike now.
+        at_steps: whether a fault may strike that has an occasion at each step.
     """
 
     def __init__(self, seed: int, faults: Faults | None) -> None:
         self.faults = faults or Faults()
-        # Not the application's own source: its draws must be the same with and without faults.
+        # Not the application's own source: that must give the same with and without faults.
         self._random = random.Random(f"faults {seed}")
         self.left = self.faults.most if faults is not None else 0
         self.active = False
         self.at_steps = False
 
     def start(self) -> None:
-        """Faults from now on."""
+        """Let faults strike from now on."""
         made = self.faults
         chances = [getattr(made, field.name) for field in fields(made)[:-1]]
         self.active = self.left > 0 and any(chances)
@@ -111,11 +111,11 @@ class Dice:
         )
 
     def stop(self) -> None:
-        """No faults any more."""
+        """Let no more faults strike."""
         self.active = self.at_steps = False
 
     def strikes(self, chance: float) -> bool:
-        """Whether a fault of this likelihood strikes now."""
+        """Decide whether a fault of this likelihood strikes now."""
         if not self.active or chance == 0 or self._random.random() >= chance:
             return False
         self.left -= 1
@@ -124,11 +124,11 @@ class Dice:
         return True
 
     def seconds(self, most: float = _LONGEST_DELAY) -> float:
-        """A time between 0 and ``most``."""
+        """Return a random time between 0 and ``most`` seconds."""
         return self._random.random() * most
 
     def latency(self) -> float:
-        """How long a packet is under way, in seconds."""
+        """Return how long a packet takes, in seconds."""
         if not self.active:
             return 0.0
         if self.faults.delay and self._random.random() < self.faults.delay:
@@ -138,5 +138,5 @@ class Dice:
         return 0.0
 
     def choose(self, among: Sequence[T]) -> T:
-        """One of several."""
+        """Return a random item."""
         return self._random.choice(among)

@@ -1,4 +1,4 @@
-"""The pytest fixture ``harness``: starts harnesses, and closes them at the end."""
+"""What the pytest fixture ``harness`` is: starts harnesses, and closes them after the test."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class HarnessOptions(TypedDict, total=False):
 class HarnessFactory:
     """Starts harnesses for one test: the pytest fixture ``harness``.
 
-    ``harness(app)`` gives a `Harness` with the applications started. At the end of the test all
-    that it has given are settled and checked, as at the end of a ``with`` block, and closed. A
-    ``with`` or ``async with`` around it does so earlier; ``async with`` gives an `AsyncHarness`.
-    One whose block is in a fixture is settled and checked at the end of the test, and stays open
+    ``harness(app)`` returns a `Harness` with the applications started. At the end of the test all
+    harnesses are settled and checked, as at the end of a ``with`` block, and closed. Using one in a
+    ``with`` or ``async with`` block does so earlier; ``async with`` gives an `AsyncHarness`. If the
+    block is in a fixture, the harness is settled and checked at the end of the test, and stays open
     until the fixture leaves the block.
 
     Args:
-        options: what a test does not say itself.
+        options: the options that a test does not give itself.
         brokers: makes real brokers to run on; None for simulated buses.
-        asynchronous: the test is an ``async def`` one.
+        asynchronous: whether the test is an ``async def`` one.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class HarnessFactory:
 
         Args:
             applications: as for `Harness`.
-            options: as for `Harness`; they count more than those of the marker ``spa_dat``, and
-                those more than the command line.
+            options: as for `Harness`; they take precedence over the marker ``spa_dat``, which takes
+                precedence over the command line.
 
         Raises:
-            ConfigurationError: as `Harness` does, or something cannot be had on a real bus.
+            ConfigurationError: as `Harness` does, or a real bus does not support an option.
             Exception: whatever an application raises when it starts.
         """
         chosen: HarnessOptions = {**self._options, **options}
@@ -87,18 +87,23 @@ class HarnessFactory:
         real = self._brokers()
         profile = options.get("profile")
         if options.get("faults") is not None:
-            raise NotSimulated(f"faults cannot be had on a real {real.profile} broker")
+            raise NotSimulated(
+                f"faults need a simulated bus, and this is a real {real.profile} broker"
+            )
         if profile is not None and profile != real.profile:
-            raise NotSimulated(f"profile={profile!r} cannot be had on a {real.profile} broker")
+            raise NotSimulated(
+                f"profile={profile!r} needs a simulated bus, and this is a real"
+                f" {real.profile} broker"
+            )
         others: Mapping[str, Any] = {
             name: value for name, value in options.items() if name not in _FOR_SIMULATION
         }
         return LiveHarness(*applications, brokers=lambda: real, **others)
 
     def finish(self) -> None:
-        """The test has passed: settle and check all harnesses, the last one first; close them.
+        """Settle, check and close all harnesses of a test that has passed, the last one first.
 
-        Those in a block of a fixture are closed by that.
+        Those in a block of a fixture are closed by the fixture.
 
         Raises:
             HandlerFailed, NotSettled: as leaving a ``with`` block does.
@@ -115,9 +120,9 @@ class HarnessFactory:
             raise
 
     def abandon(self) -> None:
-        """The test has failed: close all harnesses, whatever goes on in them.
+        """Close all harnesses of a test that has failed, whatever is going on in them.
 
-        Those in a block of a fixture are closed by that, and raise nothing.
+        Those in a block of a fixture are closed by the fixture, and raise nothing.
         """
         for harness in reversed(self._made_and_open):
             harness.excuse()
@@ -125,7 +130,7 @@ class HarnessFactory:
                 harness.__exit__(None, None, None)
 
     def close(self) -> None:
-        """Nobody uses them any more: close all that are still open, whatever goes on in them."""
+        """Close all harnesses that are still open, whatever is going on in them."""
         for harness in reversed(self._made_and_open):
             harness.excuse()
             harness.__exit__(None, None, None)
@@ -135,10 +140,10 @@ class HarnessFactory:
         return [harness for harness, _ in self._made if harness.is_open]
 
     def report(self, replay: str) -> str:
-        """What one needs to see what went wrong, and to see it again.
+        """Return what is shown with a failure: seed, command that replays it, and last events.
 
         Args:
-            replay: the command that runs the test, without options.
+            replay: the command that runs the test, without a seed.
         """
         return "\n\n".join(
             self._report(harness, options, replay) for harness, options in self._made

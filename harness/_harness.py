@@ -36,21 +36,22 @@ class Harness(HarnessBase):
     """Applications on simulated buses, with virtual time, for tests.
 
     The applications are those that run in production, with any address; nothing connects to it.
-    ``with Harness(app) as harness:`` starts them for plain tests, ``async with`` for ``async def``
-    ones, under any runner: it gives an `AsyncHarness`. Leaving the block lets everything settle,
-    raises what nobody expected, and stops the applications.
+    ``with Harness(app) as harness:`` starts them for plain tests, and ``async with`` for ``async
+    def`` tests, under any runner: it gives an `AsyncHarness`. Leaving the block lets everything
+    settle, raises unexpected failures, and stops the applications.
 
-    Time is virtual: `asyncio.sleep`, timeouts, timers, backoff and expiry take none of it really.
-    It goes by only in `settle`, `advance`, `request` and `restart`, and not while a thread works:
-    ``def`` handlers run in their threads, one at a time, while the event loop waits for them; what
-    threads of the program's own do is announced with `spa_dat.busy_thread` or `busy_thread`.
+    Time is virtual: `asyncio.sleep`, timeouts, timers, backoff and expiry take no real time. It
+    passes only in `settle`, `advance`, `request` and `restart`, and not while a thread is working:
+    ``def`` handlers run in their threads, one at a time, while the event loop waits for them; work
+    in threads of the program's own is announced with `spa_dat.busy_thread` or `busy_thread`.
 
     Args:
-        applications: not running; they share the buses with equal addresses.
-        seed: of everything random; the same one gives the same run.
+        applications: applications that are not running; they share a bus if their addresses are
+            equal.
+        seed: the seed of all randomness; the same seed gives the same run.
         profile: ``mqtt`` or ``kafka``: how the simulated buses behave; None for what fits each
-            address (``memory://`` behaves as MQTT does).
-        faults: that strike, by chance; None for none.
+            address (``memory://`` behaves like MQTT).
+        faults: how likely which faults strike; None for no faults.
         allow_failures: classes of errors that do not fail the test.
         grace: real seconds for what cannot be hurried: work in threads, real connections.
         patience: virtual seconds within which `settle` must succeed.
@@ -91,7 +92,7 @@ class Harness(HarnessBase):
             limit=limit,
         )
         self._allowed = failure_classes("Harness: allow_failures", allow_failures)
-        # Stays when it is closed: the test may still look at what happened.
+        # Kept when it is closed: the test may still read what happened.
         self._used_core: HarnessCore | None = None
         self._thread = LoopThread(own=False)
         self._started_ahead = self._in_block = self._excused = False
@@ -108,7 +109,7 @@ class Harness(HarnessBase):
         """Start the applications.
 
         Raises:
-            ConfigurationError: one of them runs already, or what it raises when it starts.
+            ConfigurationError: one of them is already running, or raises it when it starts.
             Exception: whatever else an application raises when it starts.
         """
         if self._started_ahead:
@@ -124,23 +125,23 @@ class Harness(HarnessBase):
         """Start the applications before the ``with`` block, or without one.
 
         Args:
-            in_thread: the harness will be used where an event loop runs.
+            in_thread: whether the harness will be used where an event loop is running.
         """
         self._start(in_thread=in_thread)
         self._started_ahead = True
 
     @property
     def is_in_block(self) -> bool:
-        """Whether a ``with`` block is going to close it."""
+        """Whether it is in a ``with`` block, which will close it."""
         return self._in_block
 
     def excuse(self) -> None:
-        """The test has failed: leaving the block raises nothing in addition."""
+        """Raise nothing when the block is left: the test has failed already."""
         self._excused = True
 
     @property
     def was_started(self) -> bool:
-        """Whether there is anything to see of it."""
+        """Whether it was started, so that there is something to read."""
         return self._used_core is not None
 
     @property
@@ -168,11 +169,11 @@ class Harness(HarnessBase):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let everything settle, raise what nobody expected, stop the applications.
+        """Let everything settle, raise unexpected failures, and stop the applications.
 
-        After an exception in the block they are only stopped.
+        After an exception in the block the applications are only stopped.
         """
-        # In pytest the test itself and the handler are what one wants to see.
+        # pytest should show the test and the handler, and not the harness.
         __tracebackhide__ = True
         self._in_block = False
         failed = error is not None or self._excused
@@ -208,7 +209,7 @@ class Harness(HarnessBase):
             self._thread.end()
 
     async def __aenter__(self) -> AsyncHarness:
-        """As ``__enter__``, for ``async def`` tests."""
+        """Start the applications, for an ``async def`` test; see ``__enter__``."""
         self.__enter__()
         return AsyncHarness(self)
 
@@ -218,7 +219,7 @@ class Harness(HarnessBase):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """As ``__exit__``."""
+        """Settle, check and stop; see ``__exit__``."""
         self.__exit__(kind, error, traceback)
 
     # Time.
@@ -226,14 +227,15 @@ class Harness(HarnessBase):
     def settle(self) -> None:
         """Let things happen until nothing moves any more.
 
-        Deliveries, mailboxes, handlers, confirmations, commits, requests, retries: all is worked
-        off, and the clock jumps as far as that takes (on Kafka about a second, as groups commit
-        that often). What is only due later is not waited for: ticks of ``every=``,
+        Deliveries, mailboxes, handlers, confirmations, commits, requests, retries: all of it is
+        finished, and the clock jumps as far as that takes (on Kafka about a second, since groups
+        commit that often). It does not wait for what is only due later: ticks of ``every=``,
         ``context.later``, whatever a producer that runs once sleeps for.
 
         Raises:
-            HandlerFailed: something failed that nobody expected; its cause is the error.
-            NotSettled: it goes on and on; says who, with what, and where in the code.
+            HandlerFailed: something failed unexpectedly; its cause is the error.
+            NotSettled: things keep happening; the text says what, in which actor, and where in the
+                code.
         """
         __tracebackhide__ = True
         watch = self._core.world.monitor
@@ -245,14 +247,14 @@ class Harness(HarnessBase):
         watch.check()
 
     def advance(self, seconds: float) -> None:
-        """Let time go by, and work off what is due by then.
+        """Let time pass, and do everything that is due by then.
 
         Raises:
             HandlerFailed: as for `settle`.
         """
         __tracebackhide__ = True
         if not is_number(seconds) or not 0 <= seconds < float("inf"):
-            raise ConfigurationError(f"advance({seconds!r}): give seconds, 0 or more")
+            raise ConfigurationError(f"advance({seconds!r}): give a number of seconds, 0 or more")
         self._run(self._core.world.advanced(seconds))
         self._core.world.monitor.check()
 
@@ -295,17 +297,17 @@ class Harness(HarnessBase):
         """Send a request from outside, and wait for the reply.
 
         Args:
-            topic: where to.
-            payload: as for `Socket.request`, and so are the other options.
+            topic: where to send it.
+            payload: as for `Socket.request`.
             reply: the type of the reply.
             timeout: virtual seconds.
-            key: see there.
-            headers: see there.
+            key: as for `Socket.request`.
+            headers: as for `Socket.request`.
             bus: as for `publish`.
 
         Raises:
-            RemoteError: the answer; its cause is what failed. As the test has got it, that does not
-                fail the test later.
+            RemoteError: the responder answered with an error; the cause is what failed there. Since
+                the test has received it, that failure does not fail the test again.
             RequestTimeout, NoResponder: as `Socket.request` does.
         """
         socket = self._core.socket(bus)
@@ -326,29 +328,30 @@ class Harness(HarnessBase):
         keep_times: bool = False,
         keep_own: bool = False,
     ) -> int:
-        """Put in the messages of a recording, in its order, and `settle`.
+        """Replay the messages of a recording in order, and `settle`.
 
-        They go through the buses, as they did: each once, however many actors got it. Left out is
-        what actors of these applications sent that get their own messages from the recording, for
-        they send it again; in what was recorded on a bus those are all that have a filter for any
-        of its messages, and replies and dead letters are left out, too. What producers sent is put
-        in; those of the applications run all the same. Ids, headers and times of sending stay;
-        replies go to nobody, unless they were to go to a topic of yours.
+        They go through the buses, as they did: each once, however many actors received it. Messages
+        from actors of these applications are left out if the actors get their own messages from
+        the recording, since they send them again. For a recording of a bus these are all actors
+        with a filter for any of its messages, and replies and dead letters are left out, too.
+        Messages from producers are replayed; the producers of the applications run all the same.
+        Ids, headers and times of sending stay; replies go to nobody, unless they were sent to a
+        topic of yours.
 
         Args:
-            file: of a `Recorder`, or of ``spa-dat record``.
-            actor: put in what this actor got, all of it, right into its mailbox: retained,
-                redelivered, partition and offset stay, too, and nobody else gets it.
-            keep_times: let as much virtual time go by between two messages as there was.
-            keep_own: leave nothing out that these applications sent.
+            file: written by a `Recorder`, or by ``spa-dat record``.
+            actor: replay all that this actor received, right into its mailbox: retained,
+                redelivered, partition and offset stay, too, and nobody else receives it.
+            keep_times: let as much virtual time pass between two messages as did in the recording.
+            keep_own: do not leave out what these applications sent.
 
         Returns:
-            How many messages were put in.
+            How many messages were replayed.
 
         Raises:
             HandlerFailed, NotSettled: as for `settle`.
             ConfigurationError: the file cannot be read, a line is wrong, or there is no such
-                actor; says which.
+                actor; the text says which.
         """
         count = self._run(
             replay(self._core, file, actor=actor, keep_times=keep_times, keep_own=keep_own)
@@ -357,7 +360,7 @@ class Harness(HarnessBase):
         return count
 
     def restart(self, application: DistributedApplication | None = None) -> None:
-        """Start an application again; one that runs is stopped first, as by a signal.
+        """Start an application again; if it is running, stop it first, as a signal does.
 
         Args:
             application: None for all.
@@ -375,7 +378,7 @@ class Harness(HarnessBase):
         """
         self._run(self._core.world.outcome(self._core.stop(application)))
 
-    # Where it runs.
+    # Running the event loop.
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self._core.closed:
@@ -385,7 +388,7 @@ class Harness(HarnessBase):
         if world.loop.is_running():
             coroutine.close()
             raise ConfigurationError(
-                "the harness is at work already: its methods that take time are for the test, not"
+                "the harness is already running: its methods that take time are for the test, not"
                 " for handlers"
             )
         try:

@@ -1,4 +1,4 @@
-"""Inputs that a test gives, and results that it reads, without time going by."""
+"""The methods of a harness during which no time passes: inputs, faults, and results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class HarnessBase:
-    """What a test puts into its applications and sees of them, without time going by."""
+    """The methods of `Harness` and `AsyncHarness` during which no time passes."""
 
     @property
     def _core(self) -> HarnessCore:
@@ -35,18 +35,18 @@ class HarnessBase:
         bus: str | None = None,
         **options: Unpack[PublishOptions],
     ) -> None:
-        """Put in a message from outside; it moves once time does: `settle`, `advance`.
+        """Publish a message from outside; it moves once time passes: in `settle`, `advance`.
 
         Args:
-            topic: where to.
+            topic: where to send it.
             payload: as for `Socket.publish`.
-            id: of the message, for tests with ids of your own; None for a new one.
-            bus: address of the bus; by default the applications' default one.
+            id: the id of the message; None for a new one.
+            bus: the address of the bus; None for the default bus of the applications.
             options: as for `Socket.publish`; see `PublishOptions`.
 
         Raises:
             ConfigurationError: the topic or an option is wrong, or the bus is not in use.
-            EncodeError: the payload cannot be written.
+            EncodeError: the payload cannot be encoded.
         """
         message = outgoing_message("publish", topic, payload, options)
         self._core.publish(message, bus, id)
@@ -58,18 +58,18 @@ class HarnessBase:
     def published(self, pattern: str = "#", *, type: type[T]) -> list[T]: ...
 
     def published(self, pattern: str = "#", *, type: Any = None) -> list[Any]:
-        """Payloads of what the applications have published so far, in order.
+        """Return the payloads of what the applications have published so far, in order.
 
-        What the bus has taken counts: a message that was sent again, because its confirmation got
-        lost, stands there twice.
+        These are the messages that the bus has accepted: one that was sent again because its
+        confirmation was lost is there twice.
 
         Args:
             pattern: a filter; ``#`` leaves out what the runtime itself sends under ``_spa/``.
-            type: the type to read them as. None for what the content type says: str for text,
-                what JSON has, bytes for all else, None for nothing.
+            type: the type to decode them to. None for what the content type says: str for text, the
+                value of JSON, bytes for everything else, None for an empty payload.
 
         Raises:
-            DecodeError: a payload does not fit the type.
+            DecodeError: a payload does not match the type.
         """
         envelopes = self._core.taken(pattern)
         if type is None:
@@ -84,7 +84,7 @@ class HarnessBase:
     def messages(self, pattern: str = "#", *, type: type[T]) -> list[Message[T]]: ...
 
     def messages(self, pattern: str = "#", *, type: Any = None) -> list[Message[Any]]:
-        """As `published`, with topics, ids, headers and all."""
+        """Return the same as `published`, as messages with topics, ids and headers."""
         payloads = self.published(pattern, type=type)
         return [
             Message.of(envelope, payload)
@@ -92,22 +92,22 @@ class HarnessBase:
         ]
 
     def state(self, actor: str, application: DistributedApplication | None = None) -> Any:
-        """The state that an actor has, or had last.
+        """Return the state that an actor has, or had last.
 
         For an actor class without ``state`` that is its instance; for an actor with several lanes
-        a list of what each has.
+        it is a list of the states of all lanes.
 
         Args:
-            actor: its name.
-            application: where it is; None for the first application that has such an actor.
+            actor: the name of the actor.
+            application: its application; None for the first one that has such an actor.
 
         Raises:
-            ConfigurationError: there is none; says which there are.
+            ConfigurationError: there is no such actor; the text names those there are.
         """
         return self._core.state(actor, application)
 
     def dead_letters(self) -> list[DeadLetter]:
-        """The messages that were given up, oldest first."""
+        """Return the messages that were given up, oldest first."""
         return [
             DeadLetter.of(letter)
             for bus in self._core.world.buses.values()
@@ -116,7 +116,7 @@ class HarnessBase:
 
     @property
     def failures(self) -> list[Failure]:
-        """All that failed in the applications so far, expected or not."""
+        """Everything that failed in the applications so far, expected or not."""
         return list(self._core.world.monitor.failures)
 
     @property
@@ -129,11 +129,11 @@ class HarnessBase:
 
     @property
     def trace(self) -> str:
-        """All that happened, an event a line: seconds, who, what, topic, message id.
+        """Everything that happened, one event a line: seconds, who, what, topic, message id.
 
-        The same applications, test and seed give the same trace, in any process. Left out of that
-        promise are threads that the program starts by itself, real sockets, and what code does with
-        the real clock, its own random numbers, or the order of sets.
+        The same applications, test and seed give the same trace in any process. That does not hold
+        for threads that the program starts itself, for real sockets, and for code that uses the
+        real clock, random numbers of its own, or the order of sets.
         """
         return "\n".join(self._core.world.trace.lines()) + "\n"
 
@@ -143,71 +143,71 @@ class HarnessBase:
         return self._core.world.elapsed
 
     def expect_failure(self, *kinds: type[BaseException]) -> None:
-        """From now on errors of these classes do not fail the test; but their absence will.
+        """Expect errors of these classes from now on: their absence fails the test, they do not.
 
         Args:
-            kinds: classes of what handlers, producers and the like raise.
+            kinds: classes of errors that handlers, producers and the like raise.
 
         Raises:
-            ConfigurationError: none is given, or something that is no class of errors.
+            ConfigurationError: none is given, or something that is not an exception class.
         """
         if not kinds:
-            raise ConfigurationError("expect_failure(): say which class of errors is to be raised")
+            raise ConfigurationError("expect_failure(): give the class of the expected error")
         self._core.world.monitor.expect(failure_classes("expect_failure", kinds))
 
     def busy_thread(self, name: str = "work in a thread") -> BusyThread:
         """Announce that a thread of the program's own has work, from now until its end.
 
-        Time stands still, and nothing is at rest, until `BusyThread.end` is called or the ``with``
-        block of what this returns is left; both may happen in any thread. What the thread has
-        called on the event loop by then is done first. Where it takes more than ``grace`` real
-        seconds without anything happening, `settle` and the like raise NotSettled.
+        Time stands still, and nothing counts as settled, until `BusyThread.end` is called or the
+        ``with`` block of the result is left; both may happen in any thread. What the thread has
+        called on the event loop by then is done first. If more than ``grace`` real seconds pass
+        without anything happening, `settle` and the like raise NotSettled.
 
         Args:
-            name: of the work, for errors.
+            name: the name of the work, for error messages.
         """
         return self._core.world.announce(name, place_of_caller(2))
 
     def cut(self, actor: str | None = None, *, lose_session: bool = False) -> None:
-        """Cut connections to the bus, at once; they are made again after the usual backoff.
+        """Cut connections to the bus at once; they are made again after the usual backoff.
 
         Args:
-            actor: whose subscription; None for all connections of all applications.
-            lose_session: the broker also forgets the subscriptions, and what it kept for them. On
-                Kafka the group puts the member out, and nothing is lost: it has to join anew, and
-                gets again what it had not committed.
+            actor: whose connection to cut; None for all connections of all applications.
+            lose_session: let the broker also forget the subscriptions, and what it kept for them.
+                On Kafka the group removes the member, and nothing is lost: it has to rejoin, and
+                receives again what it had not committed.
 
         Raises:
-            ConfigurationError: no such connection is there.
+            ConfigurationError: there is no such connection.
         """
         self._core.cut(actor, lose_session)
 
     def lose_session(self, actor: str | None = None) -> None:
-        """`cut` with ``lose_session``."""
+        """Call `cut` with ``lose_session``."""
         self.cut(actor, lose_session=True)
 
     def outage(self, seconds: float) -> None:
-        """Let the brokers be away: all connections are cut, and new ones are refused.
+        """Take the brokers away: cut all connections, and refuse new ones.
 
         What the test publishes meanwhile is there when they are back.
 
         Args:
-            seconds: of virtual time.
+            seconds: how long, in virtual time.
 
         Raises:
-            ConfigurationError: that is no number above 0.
+            ConfigurationError: ``seconds`` is not a number above 0.
         """
         self._core.outage(seconds)
 
     def rebalance(self) -> None:
-        """Let the bus hand out its partitions anew (Kafka)."""
+        """Make all groups reassign their partitions (Kafka)."""
         self._core.rebalance()
 
     def crash(self, application: DistributedApplication | None = None) -> None:
-        """Kill an application, as ``kill -9`` does: nothing of it runs or is sent any more.
+        """Kill an application, like ``kill -9``: nothing of it runs or is sent any more.
 
-        Its state is gone; the broker keeps what it keeps. State that was given as one value, and
-        not as a factory, is the test's own and stays. Use ``restart`` to start it again.
+        Its state is gone; the broker keeps what it would keep. State that was given as a value, and
+        not as a factory, belongs to the test and stays. Use ``restart`` to start it again.
 
         Args:
             application: None for all.
@@ -215,15 +215,15 @@ class HarnessBase:
         self._core.crash(application)
 
     def restart_actor(self, actor: str, application: DistributedApplication | None = None) -> None:
-        """Let an actor lose instance, state and thread, and start again.
+        """Make an actor lose its instance, state and thread, and start again.
 
-        It begins anew with the message that it was working on. Not for producers.
+        It starts over with the message that it was working on. Not for producers.
 
         Args:
-            actor: its name.
+            actor: the name of the actor.
             application: as for `state`.
 
         Raises:
-            ConfigurationError: there is none, or it is a producer.
+            ConfigurationError: there is no such actor, or it is a producer.
         """
         self._core.restart_actor(actor, application)

@@ -1,4 +1,4 @@
-"""Puts recorded messages into the applications again."""
+"""Replaying: puts recorded messages into applications under test."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class _ReplayStep(NamedTuple):
     """One message to put in.
 
     Attributes:
-        number: of its line.
+        number: the number of its line.
         at: when it was recorded, in seconds.
-        put_in: does it.
+        put_in: puts it in.
     """
 
     number: int
@@ -93,7 +93,7 @@ def _through_the_buses(
         what = _what(envelope)
         who = _who(receipt)
         reached[who, what] += 1
-        # What several actors have got was one message.
+        # If several actors received it, it was still one message.
         if reached[who, what] <= put_in[what]:
             continue
         put_in[what] += 1
@@ -110,7 +110,7 @@ def _who(receipt: Receipt) -> _Who:
 
 
 def _what(envelope: Envelope) -> object:
-    """What tells a message from others; without an id it is all that a sender has a say in."""
+    """Return what identifies a message; without an id it is everything that the sender sets."""
     if envelope.identity is not None:
         return envelope.topic, envelope.identity
     return (
@@ -125,7 +125,7 @@ def _what(envelope: Envelope) -> object:
 
 
 def _who_gets_what_a_bus_brought(core: HarnessCore, lines: _Lines) -> set[ActorRunner]:
-    """The actors that get messages which were recorded on a bus, without an application."""
+    """Return the actors that receive messages which were recorded on a bus."""
     topics = {receipt.topic for _, receipt in lines if receipt.actor is None}
     return {
         runner
@@ -138,9 +138,9 @@ def _who_gets_what_a_bus_brought(core: HarnessCore, lines: _Lines) -> set[ActorR
 def _is_sent_again(
     core: HarnessCore, receipt: Receipt, recorded: set[_Who], fed: set[ActorRunner]
 ) -> bool:
-    """Whether the applications send it themselves, as they get its cause from the recording."""
+    """Tell whether the applications send it themselves, since its cause is in the recording."""
     if receipt.actor is None and is_reserved(receipt.topic):
-        # Replies and dead letters: who waited for one does not wait any more.
+        # Replies and dead letters: nobody waits for them any more.
         return True
     sender = tuple((receipt.source or "").split("/"))
     if len(sender) != 3:
@@ -176,14 +176,14 @@ def _inject(core: HarnessCore, bus: str, envelope: Envelope) -> None:
     )
     simulated = core.world.buses[connection.provider.address]
     if not fresh.topic.startswith("$"):
-        # What brokers tell of themselves nobody else can publish.
+        # Nobody but a broker can publish to its own topics.
         simulated.check(fresh)
     core.replayed(fresh)
     simulated.inject(fresh)
 
 
 def _with_own_reply_address(envelope: Envelope, connection: BusConnection) -> Envelope:
-    """Whoever waited for the reply does not wait any more."""
+    """Send its reply to the harness instead: the requester does not wait for it any more."""
     if envelope.response_topic is None or not is_reserved(envelope.response_topic):
         return envelope
     correlation = connection.surroundings.environment.token()
@@ -225,7 +225,7 @@ def _hand_over(
     if runner is None or route is None or tested.life is None:
         raise _does_not_run(tested, actor)
     connection = runner.connection
-    # Of an epoch before all others: the bus does not have it, and will not send it again.
+    # Its epoch is before all others: the bus does not have it, and will not send it again.
     delivery = Delivery(
         _with_own_reply_address(envelope, core.connection_or_default(connection.provider.address)),
         epoch=-1,
@@ -236,7 +236,7 @@ def _hand_over(
 
 def _does_not_run(tested: ApplicationUnderTest, actor: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{tested.name}/{actor} does not run, and can get no messages; start it with restart()"
+        f"{tested.name}/{actor} is not running and cannot receive messages; start it with restart()"
     )
 
 
@@ -267,7 +267,7 @@ def _runner(
 def _all_named(
     core: HarnessCore, application: str | None, actor: str
 ) -> Iterator[tuple[ApplicationUnderTest, ActorRunner]]:
-    """Actors of that name, those of the application first: that may be another one in tests."""
+    """Yield actors of that name, those of the named application first; a test may rename it."""
     all_tested = core.world.tested
     for tested in sorted(all_tested, key=lambda tested: tested.application.name != application):
         runner = _runner_in(tested, actor)

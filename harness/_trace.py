@@ -14,12 +14,12 @@ _LONGEST = 200_000
 class Trace:
     """The events of one harness: when, who, what, about which message.
 
-    There is nothing in it that differs from one process to another, so the same program under the
-    same seed gives the same text.
+    It contains nothing that differs from one process to another, so the same program with the same
+    seed gives the same text.
 
     Args:
-        loop: whose clock counts.
-        start: its time at the beginning.
+        loop: the loop whose clock it uses.
+        start: the time on that clock at the beginning.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, start: float) -> None:
@@ -33,8 +33,8 @@ class Trace:
         Args:
             who: an actor, a client of the broker, an application.
             what: one word for it.
-            about: a topic, or what else there is to say.
-            identifier: id of the message.
+            about: a topic, or other details.
+            identifier: the id of the message.
         """
         self._events.append((self._loop.time(), who, what, about, identifier))
 
@@ -42,7 +42,7 @@ class Trace:
         return len(self._events)
 
     def lines(self) -> list[str]:
-        """The events as text; what others have chosen makes no lines of its own."""
+        """Return the events as text, one line each; line breaks in names are escaped."""
         return [
             escaped(
                 " ".join(

@@ -32,12 +32,12 @@ async def eventually(
     """Wait until the predicate is true, and return what it returned.
 
     Args:
-        predicate: looked at again and again; a plain or an ``async`` function.
+        predicate: called again and again; a plain or an ``async`` function.
         timeout: seconds on the loop's clock, virtual or real.
-        interval: seconds between two looks.
+        interval: seconds between two calls.
 
     Raises:
-        AssertionError: it was not true in time; says what was waited for.
+        AssertionError: it was not true in time; the text says what was waited for.
     """
     __tracebackhide__ = True
     loop = asyncio.get_running_loop()
@@ -62,10 +62,10 @@ def _describe(predicate: Callable[[], object]) -> str:
 
 
 class Gate:
-    """Where a handler waits until the test lets it go on.
+    """A place where handlers wait until the test lets them continue.
 
     Attributes:
-        arrived: how often a handler has come here.
+        arrived: how often a handler has arrived.
     """
 
     def __init__(self) -> None:
@@ -78,9 +78,9 @@ class Gate:
         await self._open.wait()
 
     async def reached(self, times: int = 1) -> None:
-        """Wait until a handler has come here so many times."""
+        """Wait until handlers have arrived so many times."""
         await eventually(lambda: self.arrived >= times, 60.0)
 
     def open(self) -> None:
-        """Let all pass, from now on."""
+        """Let everybody pass from now on."""
         self._open.set()

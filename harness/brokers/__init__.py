@@ -1,4 +1,4 @@
-"""Real brokers for tests: processes on this machine, started when they are needed.
+"""Real brokers for tests: processes on this machine, started when needed.
 
 It imports no other room of the harness. Begin with `_process`.
 """

@@ -10,17 +10,17 @@ __all__ = ["make_certificates"]
 
 
 def make_certificates(host: str, folder: Path, *, plain_key: bool = False) -> Path:
-    """Make a new authority, a server's certificate and a client's.
+    """Make a new certificate authority, and certificates of a server and a client.
 
-    Writes ``ca.pem``, ``server.pem`` and ``client.pem`` (each with its key) to the folder.
+    Writes ``ca.pem``, and ``server.pem`` and ``client.pem`` with their keys, to the folder.
 
     Args:
-        host: whose name is in the server's.
-        folder: where to.
+        host: the host name in the server's certificate.
+        folder: where to write.
         plain_key: write the server's key as PKCS #8.
 
     Returns:
-        The server's file.
+        The file of the server.
 
     Raises:
         BrokerUnavailable: the package ``trustme`` is not installed.

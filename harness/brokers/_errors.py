@@ -1,4 +1,4 @@
-"""Errors that the brokers for tests raise."""
+"""Errors raised by the brokers for tests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ __all__ = ["BrokerFailed", "BrokerUnavailable"]
 
 
 class BrokerFailed(SpaDatError, RuntimeError):
-    """A broker process does not do what it is to do; shows the broker's log."""
+    """A broker process does not do what it should; the text includes the broker's log."""
 
 
 class BrokerUnavailable(BrokerFailed):
-    """This machine does not have what the broker needs; says how to get it."""
+    """This machine lacks something that the broker needs; the text says how to get it."""

@@ -19,8 +19,8 @@ from ._proxy import Proxy
 __all__ = ["Acl", "Kafka"]
 
 Acl: TypeAlias = tuple[str, str, str, str]
-"""Who may do what with what: user, operation, kind of resource and its name, for example
-``("ann", "READ", "TOPIC", "plant.*")``. A ``*`` at the end stands for any rest."""
+"""Who may do what: user, operation, kind of resource and its name, for example
+``("ann", "READ", "TOPIC", "plant.*")``. A ``*`` at the end matches anything."""
 
 _CLUSTER = "c3BhLWRhdC10ZXN0cy1rYQ"
 _JVM = (
@@ -47,40 +47,38 @@ _OPERATIONS = {
     "IDEMPOTENT_WRITE": 12,
 }
 _METADATA, _CREATE_ACLS = 3, 30
-# Formatting costs as much as starting, and its few small files are the same whenever what decides
-# on them is.
+# Formatting takes as long as starting, and gives the same few small files for the same settings.
 _formatted: dict[object, dict[str, bytes]] = {}
 
 
 class Kafka(BrokerProcess):
     """A Kafka process on 127.0.0.1, one node, with ports and a data folder of its own.
 
-    It needs Java 17 or newer, of ``JAVA_HOME`` or the ``PATH``, and the broker's jars, which
-    `fetch` gets with Maven. Environment variables: ``SPA_DAT_KAFKA_VERSION`` for another version,
-    ``SPA_DAT_KAFKA_JARS`` for a folder with jars that are there already. Starting takes some
-    seconds.
+    It needs Java 17 or newer, from ``JAVA_HOME`` or the ``PATH``, and the broker's jars, which
+    `fetch` gets with Maven. Environment variables: ``SPA_DAT_KAFKA_VERSION`` selects another
+    version, ``SPA_DAT_KAFKA_JARS`` a folder with existing jars. Starting takes some seconds.
 
-    It has several listeners. The one at `port` lets everybody do everything, also where there
-    are users: it is for the test's own clients. `proxy` stands in front of another one, whose
-    address the broker gives as the proxy's, so that clients that start there stay there.
+    It has several listeners. The one at `port` lets everybody do everything, even if there are
+    users: it is for the test's own clients. `proxy` stands in front of another listener, for which
+    the broker advertises the address of the proxy, so that clients stay behind it.
 
     Args:
-        auto_create: topics come into being when they are first used.
-        sasl_users: name to password, for another listener at `sasl_port` (SASL, PLAIN and SCRAM).
-            What they may do is what ``acls`` and `grant` say, and nothing else.
+        auto_create: create topics when they are first used.
+        sasl_users: passwords by user name, for another listener at `sasl_port` (SASL, PLAIN and
+            SCRAM). The users may do what ``acls`` and `grant` allow, and nothing else.
         acls: granted at the first start.
-        tls: another listener with TLS, at `tls_port`; its authority is in `ca_file`. With
-            ``sasl_users`` it also wants a login. Needs the package ``trustme``.
+        tls: add a listener with TLS at `tls_port`; its certificate authority is in `ca_file`. With
+            ``sasl_users`` it also requires a login. Needs the package ``trustme``.
         client_certificates: with ``tls``, clients need a certificate; see `client_cert_file`.
-        properties: more lines of configuration, or other values.
-        jvm: more options of Java, or other values; they are chosen for a quick start.
+        properties: further lines of configuration, which override the defaults.
+        jvm: further options of Java, which override the defaults (chosen for a quick start).
 
     Attributes:
-        port: of the plain listener.
-        sasl_port: of the one with logins.
-        tls_port: of the one with TLS.
-        proxy_port: of `proxy`.
-        ca_file: the authority's certificate, PEM.
+        port: the port of the plain listener.
+        sasl_port: the port of the listener with logins.
+        tls_port: the port of the listener with TLS.
+        proxy_port: the port of `proxy`.
+        ca_file: the certificate of the authority, PEM.
         client_cert_file: a client's certificate and key, PEM.
 
     Raises:
@@ -144,7 +142,7 @@ class Kafka(BrokerProcess):
 
     @classmethod
     def version(cls) -> str:
-        """The version in use: ``SPA_DAT_KAFKA_VERSION``, or the default."""
+        """Return the version in use: ``SPA_DAT_KAFKA_VERSION``, or the default."""
         return tools.version()
 
     @classmethod
@@ -152,14 +150,14 @@ class Kafka(BrokerProcess):
         """Fetch the broker's jars with Maven, unless they are there.
 
         About 50 MB go to ``SPA_DAT_KAFKA_JARS``, or to a folder for the version below
-        ``XDG_CACHE_HOME`` (``~/.cache``). Where from is Maven's own setting.
+        ``XDG_CACHE_HOME`` (``~/.cache``). Maven's own settings say where they come from.
 
         Returns:
             The folder with the jars.
 
         Raises:
             BrokerUnavailable: there is no Maven.
-            BrokerFailed: Maven fails; shows what it says.
+            BrokerFailed: Maven fails; the text includes its output.
         """
         return tools.fetch()
 
@@ -199,7 +197,7 @@ class Kafka(BrokerProcess):
 
     @property
     def url(self) -> str:
-        """Address of the plain listener."""
+        """The address of the plain listener."""
         return f"kafka://{self.server}"
 
     @property
@@ -208,7 +206,7 @@ class Kafka(BrokerProcess):
         return f"{self.host}:{self.port}"
 
     def proxy(self) -> Proxy:
-        """A proxy, not started, in front of the broker. Only one at a time can be started."""
+        """Return a proxy in front of the broker, not started; only one can run at a time."""
         proxy = Proxy(self.host, self._behind)
         proxy.port = self.proxy_port
         return proxy
@@ -222,7 +220,7 @@ class Kafka(BrokerProcess):
                 self.grant(*acl)
 
     def grant(self, user: str, operation: str, kind: str, name: str) -> None:
-        """Allow something; see `Acl`. It is in force when this returns.
+        """Grant a right, see `Acl`; it is in force when this returns.
 
         Raises:
             BrokerFailed: the broker refuses it.
@@ -291,7 +289,7 @@ class Kafka(BrokerProcess):
         return bool(brokers == 1)
 
     def _ask(self, api: int, version: int, body: bytes) -> bytes:
-        """One request on a connection of its own; the answer, from its correlation id on."""
+        """Send a request on a new connection; return the answer from its correlation id on."""
         request = struct.pack(">hhih", api, version, 1, -1) + body
         with socket.create_connection((self.host, self.port), timeout=10.0) as connection:
             connection.sendall(struct.pack(">i", len(request)) + request)

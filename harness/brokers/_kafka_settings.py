@@ -25,7 +25,7 @@ SETTINGS = {
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "100",
-    # A broker that was killed is not taken back before its session with the controller is over.
+    # A broker that was killed cannot rejoin before its session with the controller is over.
     "broker.heartbeat.interval.ms": "200",
     "broker.session.timeout.ms": "3000",
     # Nothing is written while nothing happens.
@@ -37,9 +37,9 @@ SETTINGS = {
     "log.index.size.max.bytes": "1048576",
     "log.segment.delete.delay.ms": "1000",
 }
-"""One node, small, and quick to answer."""
+"""A single small node that answers quickly."""
 SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
-"""Ways to log in whose users are made when the data folder is formatted."""
+"""SASL mechanisms whose users are created when the data folder is formatted."""
 
 
 def listener_settings(
@@ -47,7 +47,7 @@ def listener_settings(
 ) -> dict[str, str]:
     """Return the settings of listeners, given by name with their protocol and port.
 
-    Clients are sent to the proxy instead of to ``PROXIED``.
+    For ``PROXIED`` the address of the proxy is advertised.
     """
     public = {name: port for name, (_, port) in listeners.items() if name != "CONTROLLER"}
     public["PROXIED"] = proxy_port
@@ -63,7 +63,7 @@ def listener_settings(
 
 
 def sasl_settings(users: Mapping[str, str]) -> dict[str, str]:
-    """Logins for the listeners ``SASL`` and ``TLS``; only who comes in elsewhere may do all."""
+    """Return the settings of logins for ``SASL`` and ``TLS``; other listeners allow everything."""
     logins = " ".join(f'user_{name}="{password}"' for name, password in users.items())
     modules = "org.apache.kafka.common.security"
     plain = f"{modules}.plain.PlainLoginModule required {logins};"
@@ -81,7 +81,7 @@ def sasl_settings(users: Mapping[str, str]) -> dict[str, str]:
 
 
 def tls_settings(host: str, folder: Path, *, client_certificates: bool) -> dict[str, str]:
-    """Certificates of a new authority, also for clients; see `make_certificates`."""
+    """Make certificates, see `make_certificates`, and return the settings for them."""
     # Kafka reads PKCS #8 only.
     server = make_certificates(host, folder, plain_key=True)
     return {

@@ -1,4 +1,4 @@
-"""The tools that a real Kafka broker needs on this machine: Java, and its jars."""
+"""What a real Kafka broker needs on this machine: Java, and the broker's jars."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _POM = """\
 
 
 def version() -> str:
-    """The version in use: ``SPA_DAT_KAFKA_VERSION``, or the default."""
+    """Return the version in use: ``SPA_DAT_KAFKA_VERSION``, or the default."""
     return os.environ.get("SPA_DAT_KAFKA_VERSION", _VERSION)
 
 
 def jars_folder() -> Path:
-    """Return where the broker's jars are, or are to be.
+    """Return where the broker's jars are, or will be.
 
-    That is ``SPA_DAT_KAFKA_JARS``, or a folder of this version in the user's cache
+    That is ``SPA_DAT_KAFKA_JARS``, or a folder for this version in the user's cache
     (``XDG_CACHE_HOME``).
     """
     named = os.environ.get("SPA_DAT_KAFKA_JARS")
@@ -64,7 +64,7 @@ def _cache() -> Path:
 
 
 def find_java() -> str | None:
-    """A Java that is new enough: of ``JAVA_HOME``, or of the ``PATH``."""
+    """Find a Java that is new enough, in ``JAVA_HOME`` or on the ``PATH``."""
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=f"{home}/bin" if home else None)
     return java if java is not None and _is_new_enough(java) else None
@@ -92,7 +92,7 @@ def _is_new_enough(java: str) -> bool:
 
 
 def missing() -> str | None:
-    """What a broker needs and this machine does not have, and how to get it."""
+    """Say what this machine lacks to run the broker, and how to get it; None if nothing."""
     if find_java() is None:
         return f"there is no Java {_JAVA} or newer for Kafka: apt-get install default-jre-headless"
     folder = jars_folder()
@@ -133,7 +133,7 @@ def fetch() -> Path:
             raise BrokerFailed(
                 f"Maven could not fetch Kafka {version()}:\n{done.stdout}{done.stderr}"
             )
-        # Entirely or not at all; and somebody else may have been quicker.
+        # All or nothing; and another process may have been quicker.
         if not _has_jars(folder):
             jars.rename(folder)
     return folder

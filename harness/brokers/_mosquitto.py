@@ -26,23 +26,23 @@ _DURABLE = (
 class Mosquitto(BrokerProcess):
     """A Mosquitto process on 127.0.0.1 with a port and a data folder of its own.
 
-    It is the ``mosquitto`` of the ``PATH`` or of ``/usr/sbin``. Starting takes some tens of
+    It runs the ``mosquitto`` on the ``PATH`` or in ``/usr/sbin``. Starting takes some tens of
     milliseconds.
 
     Args:
-        durable: nothing queued is dropped or lost, also when the broker is killed (except what
-            came in the last moment).
-        users: name to password; anonymous clients are refused then.
-        acl: text of an access control file.
-        tls: another listener with TLS, at `tls_port`; its authority is in `ca_file`. Needs the
-            package ``trustme``.
+        durable: drop or lose nothing that is queued, even if the broker is killed (except for what
+            came at the last moment).
+        users: passwords by user name; anonymous clients are then refused.
+        acl: the text of an access control file.
+        tls: add a listener with TLS at `tls_port`; its certificate authority is in `ca_file`. Needs
+            the package ``trustme``.
         client_certificates: with ``tls``, clients need a certificate; see `client_cert_file`.
-        extra: more lines of configuration.
+        extra: further lines of configuration.
 
     Attributes:
-        port: of the plain listener.
-        tls_port: of the one with TLS; 0 without.
-        ca_file: the authority's certificate, PEM.
+        port: the port of the plain listener.
+        tls_port: the port of the listener with TLS; 0 without.
+        ca_file: the certificate of the authority, PEM.
         client_cert_file: a client's certificate and key, PEM.
 
     Raises:
@@ -89,13 +89,13 @@ class Mosquitto(BrokerProcess):
 
     @property
     def url(self) -> str:
-        """Address of the plain listener."""
+        """The address of the plain listener."""
         return f"mqtt://{self.host}:{self.port}"
 
     def reload(self, *, users: Mapping[str, str] | None = None, acl: str | None = None) -> None:
-        """Write new users or access rules and have the running broker read them (SIGHUP).
+        """Write new users or access rules, and make the running broker read them (SIGHUP).
 
-        Only what the broker was made with can be changed. It is in force soon after: wait for
+        Only what the broker was created with can be changed. It is in force soon after: wait for
         ``Reloading config`` in `log`.
         """
         if users is not None:
@@ -133,5 +133,5 @@ class Mosquitto(BrokerProcess):
 
 
 def _find(name: str) -> str | None:
-    """Path of the broker or one of its tools; Debian keeps it out of ordinary users' PATH."""
+    """Return the path of the broker or a tool; Debian keeps it out of ordinary users' PATH."""
     return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))

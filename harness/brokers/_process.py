@@ -1,4 +1,4 @@
-"""A broker as a process of this one's."""
+"""A broker as a child process, and the ports that it claims."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _WATCHDOG = 'read _; kill -9 "$1"; sleep 1; rm -rf "$2"'
 
 
 class BrokerProcess(abc.ABC):
-    """A broker on 127.0.0.1 that is started for tests, with ports and a data folder of its own.
+    """A broker on 127.0.0.1 for tests, with ports and a data folder of its own.
 
-    Used as a context manager, ``with`` or ``async with``, or by `start` and `close`. It keeps its
-    ports and data over `restart`, and ends with the process that started it, however that ends.
+    Use it as a context manager, ``with`` or ``async with``, or call `start` and `close`. It keeps
+    its ports and data over `restart`, and ends with the process that started it, however that ends.
 
     Attributes:
-        host: where it listens.
+        host: the address on which it listens.
         folder: its configuration, log and data; removed by `close`.
     """
 
@@ -53,55 +53,54 @@ class BrokerProcess(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def missing(cls) -> str | None:
-        """What the broker needs and this machine does not have, and how to get it.
-
-        None when it can be started.
-        """
+        """Say what this machine lacks to run the broker, and how to get it; None if nothing."""
 
     @property
     @abc.abstractmethod
     def url(self) -> str:
-        """Address of the plain listener, for an application or a provider."""
+        """The address of the plain listener, for an application or a provider."""
 
     @abc.abstractmethod
     def _command(self) -> list[str]:
-        """What starts it; may prepare its data."""
+        """Return the command that starts it; may prepare its data."""
 
     @abc.abstractmethod
     def _answers(self) -> bool:
-        """Whether clients can use it; may raise OSError instead of saying no."""
+        """Tell whether clients can use it; may raise OSError instead of returning False."""
 
     @property
     def pid(self) -> int:
-        """Process id of the running broker.
+        """The process id of the running broker.
 
         Raises:
-            BrokerFailed: it does not run.
+            BrokerFailed: it is not running.
         """
         return self._running().pid
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs (a paused one does)."""
+        """Whether the process is running (a paused one is)."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
-        """All that the broker has logged, over all restarts."""
+        """Everything that the broker has logged, over all restarts."""
         return self._log_file.read_text(errors="replace") if self._log_file.exists() else ""
 
     def start(self) -> None:
         """Start it and wait until it answers.
 
         Raises:
-            BrokerUnavailable: this machine does not have it; says how to get it.
-            BrokerFailed: it runs already, or does not answer in time.
+            BrokerUnavailable: this machine lacks something; the text says how to get it.
+            BrokerFailed: it is already running, or does not answer in time.
         """
         text = self.missing()
         if text is not None:
             raise BrokerUnavailable(text)
         if self.alive:
-            raise BrokerFailed(f"{self.title} runs already; use restart() or another one")
+            raise BrokerFailed(
+                f"{self.title} is already running; use restart(), or make another one"
+            )
         self._end_watchdog()
         command = self._command()
         with self._log_file.open("ab") as log:
@@ -111,18 +110,18 @@ class BrokerProcess(abc.ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # A ^C at the terminal is for the tests, which then end the broker.
+                # Ctrl-C at the terminal is for the tests, which then end the broker.
                 start_new_session=True,
             )
         self._watch()
         self._wait_until_answering()
 
     def stop(self) -> None:
-        """SIGTERM, and wait until it has saved its data and ended."""
+        """Send SIGTERM, and wait until it has saved its data and ended."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL: nothing is saved, and nothing said to anybody any more."""
+        """Send SIGKILL: it saves nothing, and tells no client."""
         self._end(signal.SIGKILL)
 
     def restart(self, *, kill: bool = False) -> None:
@@ -131,12 +130,12 @@ class BrokerProcess(abc.ABC):
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
+        """Send SIGSTOP: connections stay open, and nothing answers."""
         self._running().send_signal(signal.SIGSTOP)
         self._paused = True
 
     def resume(self) -> None:
-        """SIGCONT: end of `pause`."""
+        """Send SIGCONT, which ends `pause`."""
         self._running().send_signal(signal.SIGCONT)
         self._paused = False
 
@@ -150,7 +149,7 @@ class BrokerProcess(abc.ABC):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        """`start`."""
+        """Call `start`."""
         try:
             self.start()
         except BaseException:
@@ -164,11 +163,11 @@ class BrokerProcess(abc.ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """`close`."""
+        """Call `close`."""
         self.close()
 
     async def __aenter__(self) -> Self:
-        """`start`, which blocks the event loop."""
+        """Call `start`, which blocks the event loop."""
         return self.__enter__()
 
     async def __aexit__(
@@ -177,12 +176,12 @@ class BrokerProcess(abc.ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """`close`."""
+        """Call `close`."""
         self.close()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            raise BrokerFailed(f"{self.title} does not run; its log:\n{self.log}")
+            raise BrokerFailed(f"{self.title} is not running; its log:\n{self.log}")
         return self._process
 
     def _accepts(self, port: int) -> bool:
@@ -209,13 +208,13 @@ class BrokerProcess(abc.ABC):
             if time.monotonic() > deadline:
                 self._end(signal.SIGKILL)
                 raise BrokerFailed(
-                    f"{self.title} does not answer within {self._start_timeout:g} s; its log:\n"
+                    f"{self.title} did not answer within {self._start_timeout:g} s; its log:\n"
                     f"{self.log}"
                 )
             time.sleep(_PAUSE)
 
     def _watch(self) -> None:
-        """A shell that waits for the end of its input, which comes with the end of this process."""
+        """Start a shell that kills the broker when its input ends, as it does with this process."""
         self._watchdog = subprocess.Popen(  # noqa: S603
             ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self._running().pid), str(self.folder)],
             stdin=subprocess.PIPE,
@@ -253,11 +252,11 @@ class BrokerProcess(abc.ABC):
 
 
 class PortClaims:
-    """Ports of 127.0.0.1 that are free, and stay free for whoever claimed them.
+    """Claims of free ports of 127.0.0.1, which keep them free for whoever claimed them.
 
-    A broker binds its ports seconds after they were chosen, and comes back to them after a restart;
-    what runs beside it (other processes with tests, other checkouts) must not choose the same ones
-    meanwhile. A claim is a lock on one byte of a file that all share; it ends with the process.
+    A broker binds its ports seconds after they were chosen, and binds them again after a restart;
+    other processes with tests, also of other checkouts, must not choose the same ones meanwhile. A
+    claim is a lock on one byte of a file that all of them share; it ends with the process.
     """
 
     _file: ClassVar[IO[bytes] | None] = None
@@ -267,11 +266,11 @@ class PortClaims:
         self._ports: list[int] = []
 
     def take(self, count: int) -> list[int]:
-        """Claim ports that nobody uses, until `release`.
+        """Claim unused ports, until `release`.
 
-        They are below those that the system gives to outgoing connections.
+        They are below those that the system uses for outgoing connections.
         """
-        # Not the seeded source that tests share: parallel runs would all try the same ports.
+        # Not a seeded source: tests that run in parallel would all try the same ports.
         numbers = random.SystemRandom()
         first, last = _range_for_servers()
         taken: list[int] = []
@@ -290,18 +289,18 @@ class PortClaims:
         return taken
 
     def release(self) -> None:
-        """Let others have the ports."""
+        """Give the ports back."""
         for port in self._ports:
             self._unlock(port)
         self._ports.clear()
 
     @classmethod
     def _lock(cls, port: int) -> bool:
-        # Locks of this kind do not exclude their own process.
+        # Such a lock does not exclude the process that holds it.
         if port in cls._of_this_process:
             return False
         if cls._file is None:
-            # One for each user: those of others may not be written to.
+            # One file for each user: those of others are not writable.
             path = Path(tempfile.gettempdir(), f"spa-dat-ports-{os.getuid()}")
             cls._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
         try:
@@ -319,10 +318,10 @@ class PortClaims:
 
 
 def _range_for_servers() -> tuple[int, int]:
-    """Ports that the system does not give to outgoing connections, as far as that is known."""
+    """Return the range of ports that the system does not use for outgoing connections."""
     try:
         lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except (OSError, ValueError, IndexError):
         lowest = _LAST_PORT
-    # Fewer than these would soon be used up by brokers that tests start side by side.
+    # Brokers that tests start side by side would soon use up fewer than these.
     return _FIRST_PORT, max(_FIRST_PORT + 2_000, min(_LAST_PORT, lowest))

@@ -1,4 +1,4 @@
-"""A TCP proxy that makes faults: cuts, silence, delay, refusal."""
+"""A TCP proxy that injects faults: cuts, silence, delays, refusals."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _CHUNK = 65_536
 
 
 class Proxy:
-    """Stands between clients and a server on this machine.
+    """A proxy between clients and a server on this machine.
 
     Use it as ``async with Proxy(host, port) as proxy`` and connect to ``proxy.host`` and
     ``proxy.port``.
 
     Args:
-        host: of the server.
-        port: of the server.
+        host: the host of the server.
+        port: the port of the server.
 
     Attributes:
-        delay: seconds by which every chunk is held back, in each direction.
+        delay: seconds by which every chunk is delayed, in each direction.
         on_client_bytes: called with each chunk from a client; what it returns is passed on.
-            It may call `cut`: then nothing of the chunk is passed on.
+            If it calls `cut`, nothing of the chunk is passed on.
         on_server_bytes: the same for chunks from the server.
-        accepted: connections taken so far.
+        accepted: the number of connections accepted so far.
     """
 
     host = "127.0.0.1"
@@ -52,11 +52,11 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """Connections that are open now."""
+        """The number of connections that are open now."""
         return len(self._proxied)
 
     async def start(self) -> None:
-        """Listen; the first time on a free port, later on the same one again."""
+        """Listen, the first time on a free port, later on the same port again."""
         self._refusing = False
         self._server = await asyncio.start_server(self._accept, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -82,12 +82,12 @@ class Proxy:
         await self.close()
 
     def cut(self) -> None:
-        """Reset all connections, on both sides; what was under way is lost."""
+        """Reset all connections, at both ends; data on its way is lost."""
         for link in list(self._proxied):
             link.reset()
 
     def cut_after(self, size: int, source: Literal["client", "server"] = "client") -> None:
-        """Reset all connections once ``size`` more bytes of that side were passed on."""
+        """Reset all connections once ``size`` more bytes from that side have been passed on."""
         left = size
 
         def cut() -> None:
@@ -99,18 +99,18 @@ class Proxy:
             passed = chunk[:left]
             if left and len(passed) == left:
                 asyncio.get_running_loop().call_later(0.01, cut)
-            # What comes before the cut must not follow a gap.
+            # What still comes before the cut is dropped: it must not follow a gap.
             left -= len(passed)
             return passed
 
         setattr(self, f"on_{source}_bytes", count)
 
     def blackhole(self) -> None:
-        """Pass nothing on, say nothing: connections are half-open. New ones are accepted."""
+        """Pass nothing on, so that connections are half-open; new ones are still accepted."""
         self._open.clear()
 
     def heal(self) -> None:
-        """End `blackhole`; what was held back goes on."""
+        """End `blackhole`; what was held back is passed on."""
         self._open.set()
 
     async def refuse(self) -> None:
@@ -129,7 +129,7 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         if self._refusing:
-            # It was made before, and nobody has looked at it yet.
+            # It was established before, and is accepted only now.
             _ProxiedConnection(writer).reset()
             return
         self._tasks.append(task)

@@ -24,7 +24,7 @@ _SUITES = (
     "_replies",
     "_subscriptions",
 )
-# Before they are imported: so a failed assertion shows what it compared.
+# Before they are imported, so that a failed assertion shows what it compared.
 pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in _SUITES))
 
 from .._waiting import eventually  # noqa: E402

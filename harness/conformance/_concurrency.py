@@ -1,4 +1,4 @@
-"""Applications with lanes and batches, on every transport."""
+"""Applications with lanes and batches."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ from .._waiting import Gate, eventually
 from ._harness import TransportHarness
 from ._scenario import Scenarios, scenario
 
+__all__ = ["Concurrency"]
+
 KEYS = [f"k{number}" for number in range(12)]
 
 
 async def post(app: DistributedApplication, numbers: range) -> None:
-    """Publish the numbers, each with one of the keys, in turn."""
+    """Publish the numbers, each with one of the keys in turn."""
     socket = app.socket()
     sending = (socket.publish("work", n, key=KEYS[n % len(KEYS)]) for n in numbers)
     await asyncio.gather(*sending)
 
 
 async def reaches(counted: Sized, least: float) -> None:
-    """Wait until so much is in it."""
+    """Wait until it has so many items."""
     await eventually(lambda: len(counted) >= least, 60.0)
 
 
 def first_of_each(numbers: list[int]) -> dict[int, list[int]]:
-    """Per key the numbers in the order in which they were first seen."""
+    """Return the numbers of each key, in the order in which they were first seen."""
     found: dict[int, list[int]] = defaultdict(list)
     for number in dict.fromkeys(numbers):
         found[number % len(KEYS)].append(number)
     return found
-
-
-__all__ = ["Concurrency"]
 
 
 class Concurrency(Scenarios):
@@ -141,7 +140,7 @@ class Concurrency(Scenarios):
         assert [number for numbers in calls for number in numbers] == list(range(60))
         assert max(map(len, calls)) == 25
         handled = len(calls)
-        # What was settled together is not there any more.
+        # What was settled together does not come again.
         async with app:
             await post(app, range(60, 85))
             await eventually(lambda: sum(map(len, calls)) == 85, 30.0)

@@ -1,4 +1,4 @@
-"""A broker to test against, its faults, and in what transports differ."""
+"""A broker to test against, its faults, and what may differ between transports."""
 
 from __future__ import annotations
 
@@ -31,49 +31,49 @@ __all__ = ["TransportHarness"]
 
 
 class TransportHarness(abc.ABC):
-    """A broker for one test, and what is connected to it, closed at the end.
+    """A broker for one test, and everything connected to it, which is closed at the end.
 
-    Subclass it for a transport: say how its broker is started, reached, cut off and ended. The
-    attributes are all in which transports may differ; set those that do, and say in the
-    documentation of the transport what each means for its users. A test that needs something else
-    has found a mistake.
+    Subclass it for a transport, and say how its broker is started, reached, cut off and ended. The
+    attributes are all that may differ between transports; set those that do, and say in the
+    documentation of the transport what each means for its users. If a test fails for any other
+    reason, it has found a mistake.
 
     Attributes:
-        any_topic: topics carry any text. Otherwise their levels are letters, digits, ``_``, ``-``.
-        counts_bytes: no more is handed out than the window in bytes says. Otherwise only the number
-            of messages has a limit.
+        any_topic: topics can be any text. Otherwise their levels are letters, digits, ``_``, ``-``.
+        counts_bytes: no more is delivered than the window in bytes allows. Otherwise only the
+            number of messages is limited.
         has_groups: instances can share a subscription. Otherwise that is refused.
         has_qos_0: a message can be published with QoS 0, to be delivered at most once. Otherwise
             it is a message like any other.
         has_retained: the last retained message of a topic is sent to new subscriptions. Otherwise
-            a retained message is one like any other.
-        keeps_all: messages stay when they are consumed: a new durable subscription gets all that
-            there are. Otherwise it gets what is published from then on. Without ``has_retained``
-            a transport has to, or dead letters would be lost.
+            a retained message is a message like any other.
+        keeps_all: messages stay when they are consumed: a new durable subscription gets all there
+            are. Otherwise it gets what is published from then on. A transport without
+            ``has_retained`` has to do this, or dead letters would be lost.
         keeps_filters: the broker knows the filters of a durable subscription. Otherwise those of
-            an earlier program are gone with it.
-        keeps_window: the broker keeps to the window that it is told. Otherwise more is on its way,
-            and reading pauses.
-        knows_redelivery: the broker tells what it has sent before. Otherwise a program knows it
-            of what itself has received.
-        one_copy: a message that several filters of a subscription match comes once. Otherwise it
+            an earlier program are gone with that program.
+        keeps_window: the broker respects the window that it is told. Otherwise it sends more, and
+            reading is paused.
+        knows_redelivery: the broker marks what it has sent before. Otherwise a program only knows
+            it of what it has received itself.
+        one_copy: a message that matches several filters of a subscription comes once. Otherwise it
             may come once for each of them.
-        orders_topics: messages of one publisher arrive in order, also on different topics.
-            Otherwise only those of one topic do.
-        recognises: what comes again after a cut is known to be what came before. Otherwise it is
-            like a new message: handled again, although a handler is at work on it or has settled
-            it, and with no failed attempts.
+        orders_topics: messages of one publisher arrive in order across topics. Otherwise only those
+            of one topic do.
+        recognises: what comes again after a cut is recognised. Otherwise it is like a new message:
+            it is handled again, although a handler is working on it or has settled it, and has no
+            failed attempts.
         sends_on: the broker sends further messages while some are unsettled, as long as there is
             room in the window. Otherwise it may wait until all that it has sent is settled.
-        stamps_time: a message whose sender gives no time gets one.
-        tells_no_responder: a request that nobody is subscribed for fails at once.
-        tells_correlation: a reply tells the correlation of its address, not one of its own.
-        overrun: how many windows may be unsettled at the most. More than 1 for brokers that do
-            not keep to the window they are told.
-        quick: seconds in which a start certainly succeeds while the broker is there.
-        spread: options with which instances of one application share the messages of a topic.
+        stamps_time: a message whose sender sets no time gets one.
+        tells_no_responder: a request that nobody is subscribed to fails at once.
+        tells_correlation: a reply without a correlation of its own gets that of its address.
+        overrun: how many windows may be unsettled at most. More than 1 for brokers that do not
+            respect the window they are told.
+        quick: seconds within which a start certainly succeeds while the broker is there.
+        spread: options that let instances of one application share the messages of a topic.
         deadline: the most seconds for one test, on the clock of its event loop.
-        environment: wall time, randomness and identifiers of all that is connected.
+        environment: the wall time, randomness and identifiers of everything that is connected.
     """
 
     any_topic: bool = True
@@ -104,28 +104,28 @@ class TransportHarness(abc.ABC):
         self._identities: dict[Bus, Identity] = {}
         self._is_new = True
 
-    # What a transport says.
+    # What a transport implements.
 
     @abc.abstractmethod
     async def start_broker(self) -> None:
-        """Start it, empty; or find what keeps this test apart from others on a common one."""
+        """Start an empty broker; or separate this test from others on a shared one."""
 
     @abc.abstractmethod
     async def stop_broker(self) -> None:
-        """End it and forget everything."""
+        """End the broker, and forget everything."""
 
     @abc.abstractmethod
     def provider(self, **options: Any) -> SocketProvider:
-        """An address of the broker.
+        """Return a provider for the broker.
 
         Args:
             options: ``max_payload``, ``outbox``, ``start_timeout``, and those of ``spread``. Use
-                short times for whatever is not given, above all between attempts to connect.
+                short times for everything else, above all between attempts to connect.
         """
 
     @abc.abstractmethod
     async def cut(self) -> None:
-        """Cut all connections; they can come back at once."""
+        """Cut all connections; they can be made again at once."""
 
     @abc.abstractmethod
     async def go_away(self) -> None:
@@ -139,8 +139,8 @@ class TransportHarness(abc.ABC):
         """Run a test to its end, on an event loop of its own.
 
         Raises:
-            AssertionError: also for tasks that are left running, for errors that nobody looked
-                at, and when ``deadline`` is over.
+            AssertionError: the test failed, left tasks running or errors unhandled, or took longer
+                than ``deadline``.
         """
         __tracebackhide__ = True
         run_alone(test, self.new_loop(), self.deadline)
@@ -148,23 +148,24 @@ class TransportHarness(abc.ABC):
     def new_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop for a test.
 
-        A transport without real input and output can use a `VirtualLoop`, on which nothing really
-        waits.
+        A transport without real input and output can use a `VirtualLoop`, on which waiting takes no
+        real time.
         """
         return asyncio.SelectorEventLoop()
 
     def is_held(self, inbox: Inbox) -> bool:
-        """Whether a cut interrupts the inbox: it is told to hold, and later to resume."""
+        """Tell whether a cut interrupts the inbox: it is told to hold, and later to resume."""
         return True
 
     async def lost(self, inbox: Inbox) -> None:
-        """After `go_away`: wait until the inbox was told, where it is told that."""
+        """Wait until the inbox was told to hold, after `go_away`; return at once if it never is."""
         await eventually(lambda: inbox.events == ["hold"])
 
     async def back(self, inbox: Inbox, times: int = 1) -> None:
-        """Wait until the inbox was told to resume, where it was told to hold.
+        """Wait until the inbox was told to resume, if it was told to hold.
 
-        It is called after the so-many-th `cut`, or after `go_away` and `come_back`.
+        It is called after a `cut`, the ``times``-th of the test, or after `go_away` and
+        `come_back`.
         """
         await inbox.back(times)
 
@@ -172,7 +173,7 @@ class TransportHarness(abc.ABC):
 
     @property
     def inboxes(self) -> Sequence[Inbox]:
-        """All that the test has made so far."""
+        """All inboxes that the test has made so far."""
         return self._inboxes
 
     async def bus(
@@ -185,15 +186,15 @@ class TransportHarness(abc.ABC):
         fatal: Callable[[BaseException], None] = lambda error: None,
         **options: Any,
     ) -> Bus:
-        """A bus that is started.
+        """Open and start a bus.
 
         Args:
-            name: of the application.
-            instance: which copy of it.
-            ephemeral: nothing is kept for it.
+            name: the name of the application.
+            instance: which instance of it.
+            ephemeral: keep nothing for it.
             on_reply: called with the correlation and the reply.
-            fatal: called with what ends the application.
-            options: of `provider`.
+            fatal: called with an error that ends the application.
+            options: as for `provider`.
         """
         identity = Identity(name, instance, ephemeral)
         surroundings = Surroundings(identity, environment=self.environment, fatal=fatal)
@@ -211,14 +212,14 @@ class TransportHarness(abc.ABC):
         name: str = "actor",
         **fields: Any,
     ) -> Inbox:
-        """A receiver whose consumer is started.
+        """Make an inbox, and start its consumer.
 
         Args:
-            bus: whose.
-            filters: of the subscription.
+            bus: the bus.
+            filters: the filters of the subscription.
             settle: as for `Inbox`.
-            name: of the subscription.
-            fields: further ones of `Subscription`.
+            name: the name of the subscription.
+            fields: further fields of `Subscription`.
         """
         inbox = Inbox(settle=settle)
         inbox.identity = self._identities[bus]
@@ -231,16 +232,16 @@ class TransportHarness(abc.ABC):
     async def unsettled(
         self, bus: Bus, inbox: Inbox, envelopes: Sequence[Envelope], arrive: int | None = None
     ) -> list[Delivery]:
-        """Publish messages on one topic, and wait until they are there at the same time.
+        """Publish messages on one topic, and wait until they are unsettled at the same time.
 
         Args:
             bus: where to publish.
-            inbox: which does not settle by itself, and has settled all so far.
+            inbox: an inbox that does not settle by itself, with everything settled so far.
             envelopes: the messages.
-            arrive: how many fit into the window; all when not given.
+            arrive: how many fit into the window; None for all.
 
         Returns:
-            Those that have arrived.
+            The deliveries that have arrived.
         """
         first = None
         begun = len(inbox.deliveries)
@@ -258,9 +259,9 @@ class TransportHarness(abc.ABC):
         return list(inbox.deliveries[begun:])
 
     async def get_on(self, inbox: Inbox, count: int) -> list[Delivery]:
-        """Wait until so many have arrived in all.
+        """Wait until so many messages have arrived in total; return the deliveries.
 
-        Where the broker does not send on, what arrived on this connection is settled meanwhile.
+        If the broker does not send on, what arrived on this connection is settled meanwhile.
         """
         if self.sends_on:
             return await inbox.get(count)
@@ -275,31 +276,31 @@ class TransportHarness(abc.ABC):
         return inbox.deliveries
 
     async def refuses_groups(self, bus: Bus) -> None:
-        """Where there are no groups: make sure that one is refused, not ignored."""
+        """Check that a group is refused, not ignored, by a transport that has none."""
         with pytest.raises(ConnectFailed):
             await self.inbox(bus, "a", share=True)
 
     def application(self, name: str, **options: Any) -> DistributedApplication:
-        """An application on the broker, not running.
+        """Make an application on the broker, not running.
 
         Args:
-            name: of the application.
-            options: further ones of `DistributedApplication`.
+            name: the name of the application.
+            options: further options of `DistributedApplication`.
         """
         return DistributedApplication(
             self.provider(), name=name, environment=self.environment, **options
         )
 
     def in_order(self, items: Sequence[str]) -> list[str]:
-        """What came on several topics: as it came if that says something, otherwise sorted."""
+        """Return what came on several topics, sorted if the transport does not keep that order."""
         return list(items) if self.orders_topics else sorted(items)
 
     async def __aenter__(self) -> Self:
         if not getattr(self, "_is_new", False):
             raise TypeError(
-                f"{type(self).__name__} was used before: make one for each test"
+                f"{type(self).__name__} was used before: make a new one for each test"
                 if hasattr(self, "_is_new")
-                else f"{type(self).__name__}.__init__ does not call super().__init__(), and has to"
+                else f"{type(self).__name__}.__init__ has to call super().__init__()"
             )
         self._is_new = False
         await self.start_broker()

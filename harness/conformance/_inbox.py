@@ -1,4 +1,4 @@
-"""A receiver that remembers what it got."""
+"""A receiver that remembers what it received."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Inbox", "numbered"]
 
 
 def numbered(topic: str, count: int, **fields: Any) -> list[Envelope]:
-    """Messages on one topic whose payloads and ids are their numbers, with the time.
+    """Return messages on one topic whose payloads and ids are their numbers, with the time.
 
-    A transport may take what comes again for the same message only if both are equal.
+    To recognise what comes again, a transport may require that both id and time are equal.
 
     Args:
-        topic: of all of them.
+        topic: the topic of all of them.
         count: how many.
         fields: further fields of `Envelope`.
     """
@@ -30,18 +30,18 @@ def numbered(topic: str, count: int, **fields: Any) -> list[Envelope]:
 
 
 class Inbox:
-    """A receiver that keeps what arrives, and does with it what the runtime would.
+    """A receiver that keeps what arrives, and treats it as the runtime would.
 
     Args:
         settle: start and settle each delivery at once.
 
     Attributes:
-        deliveries: all that has arrived, in order.
+        deliveries: everything that has arrived, in order.
         events: ``hold``, and ``resume, redelivered`` or ``resume, last copies``, in order.
         on_delivery: called with each delivery, before it is settled.
-        consumer: what it belongs to.
-        subscription: what that subscribes to.
-        identity: for whom.
+        consumer: the consumer that it belongs to.
+        subscription: the subscription of that consumer.
+        identity: the identity of its application.
     """
 
     consumer: Consumer
@@ -81,18 +81,18 @@ class Inbox:
 
     @property
     def payloads(self) -> list[str]:
-        """Payloads of all that has arrived."""
+        """The payloads of everything that has arrived."""
         return [delivery.envelope.payload.decode() for delivery in self.deliveries]
 
     async def get(self, count: int, timeout: float = 15.0) -> list[Delivery]:
-        """Wait until so many have arrived in all; at most ``timeout`` seconds."""
+        """Wait until so many messages have arrived in total, for at most ``timeout`` seconds."""
         await eventually(lambda: len(self.deliveries) >= count, timeout)
         return self.deliveries
 
     async def has(self, payload: str, timeout: float = 15.0) -> None:
-        """Wait until a message with this payload has arrived; at most ``timeout`` seconds."""
+        """Wait until a message with this payload has arrived, for at most ``timeout`` seconds."""
         await eventually(lambda: payload in self.payloads, timeout)
 
     async def back(self, times: int = 1, since: int = 0) -> None:
-        """Wait until it was resumed for the so-many-th time after so many events."""
+        """Wait until it was resumed so many times, not counting the first ``since`` events."""
         await eventually(lambda: len(self.events) - since >= 2 * times, 20.0)

@@ -102,7 +102,7 @@ class Publishing(Scenarios):
             try:
                 await bus.publish(envelope, timeout=10)
             except (ConfigurationError, MessageError, MessageTooLarge):
-                # Before anything was written: who else uses the bus does not notice.
+                # Refused before anything was written, so other users of the bus do not notice.
                 continue
             sent.append(envelope)
         assert bus.connected

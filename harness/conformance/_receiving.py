@@ -12,12 +12,11 @@ from ._harness import TransportHarness
 from ._inbox import numbered
 from ._scenario import Scenarios, scenario
 
+__all__ = ["Receiving"]
+
 
 def message(payload: str, topic: str = "plant/x", **fields: object) -> Envelope:
     return Envelope(topic=topic, payload=payload.encode(), **fields)  # type: ignore[arg-type]
-
-
-__all__ = ["Receiving"]
 
 
 class Receiving(Scenarios):

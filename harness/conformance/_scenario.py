@@ -1,4 +1,4 @@
-"""Tests that are coroutines, for a pytest that knows nothing of them."""
+"""Tests that are coroutines, for pytest without a plugin for them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ P = ParamSpec("P")
 def scenario(
     test: Callable[Concatenate[S, TransportHarness, P], Coroutine[Any, Any, None]],
 ) -> Callable[Concatenate[S, TransportHarness, P], None]:
-    """A test that the harness runs, with its broker started, as one that pytest can run."""
+    """Turn a coroutine into a test that pytest can run; the harness runs it, with its broker."""
 
     @functools.wraps(test)
     def run(self: S, harness: TransportHarness, *args: P.args, **kwargs: P.kwargs) -> None:
         __tracebackhide__ = True
         if not isinstance(harness, TransportHarness):
             pytest.fail(
-                f"the fixture 'harness' of {type(self).__name__} gives {harness!r}, and has to"
+                f"the fixture 'harness' of {type(self).__name__} returned {harness!r}; it has to"
                 " return a TransportHarness",
                 pytrace=False,
             )
@@ -46,7 +46,7 @@ class Scenarios:
 
     @pytest.fixture
     def harness(self) -> TransportHarness:
-        """The transport to test, not entered."""
+        """Return the transport to test, not entered; has to be overridden."""
         pytest.fail(
             f"{type(self).__name__} has no transport to test: give it a fixture 'harness' that"
             " returns a TransportHarness",

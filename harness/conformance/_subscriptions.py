@@ -13,12 +13,11 @@ from ._harness import TransportHarness
 from ._inbox import numbered
 from ._scenario import Scenarios, scenario
 
+__all__ = ["Subscriptions"]
+
 
 def message(topic: str, payload: str = "x", *, retain: bool = False) -> Envelope:
     return Envelope(topic=topic, payload=payload.encode(), retain=retain)
-
-
-__all__ = ["Subscriptions"]
 
 
 class Subscriptions(Scenarios):
@@ -120,7 +119,7 @@ class Subscriptions(Scenarios):
     ) -> None:
         bus = await harness.bus()
         live = await harness.inbox(bus, "a/b", name="live")
-        # With ids and the time: an acknowledgement that the cut swallows makes no difference.
+        # With ids and the time, so an acknowledgement that the cut swallows makes no difference.
         for envelope in numbered("a/b", 2, retain=True):
             await bus.publish(envelope, timeout=10)
         await live.get(2)
@@ -254,7 +253,7 @@ class Subscriptions(Scenarios):
         inbox.consumer.discard_stale("old/1/x")
 
         async def gone() -> bool:
-            """A stale message is not followed by the wanted one any more."""
+            """Tell whether the stale message does not arrive before the wanted one any more."""
             seen = len(inbox.deliveries)
             await bus.publish(message("old/1/x", "stale"), timeout=10)
             await bus.publish(message("new", "wanted"), timeout=10)

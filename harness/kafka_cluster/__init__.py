@@ -1,6 +1,6 @@
-"""A Kafka cluster inside the process, that speaks Kafka's protocol.
+"""A Kafka cluster inside the process, which speaks Kafka's protocol.
 
-It may import `loop`, whose network its clients connect over. Begin with `_cluster`.
+It may import `loop`, over whose network its clients connect. Begin with `_cluster`.
 """
 
 from __future__ import annotations

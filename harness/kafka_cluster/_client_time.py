@@ -1,4 +1,4 @@
-"""Virtual time for a client library that asks the system's clock."""
+"""Virtual time for the Kafka client library, which asks the system's clock."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ _MODULES: tuple[types.ModuleType, ...] = (
     aiokafka.consumer.subscription_state,
     accumulator,
 )
+_BUILDER = "DefaultRecordBatchBuilder"
 
 
 class _LoopClock:
-    """In place of the module `time`: answers for the running loop, if that has a clock here."""
+    """Stands in for the module `time`: gives the time of the running loop, if it is registered."""
 
     def __init__(self) -> None:
         self.loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Callable[[], float]] = (
@@ -43,12 +44,12 @@ class _LoopClock:
         )
 
     def monotonic(self) -> float:
-        """The time of the running loop, or the system's."""
+        """Return the time of the running loop, or the system's."""
         loop = asyncio._get_running_loop()
         return time.monotonic() if loop is None or loop not in self.loops else loop.time()
 
     def time(self) -> float:
-        """The wall time of the running loop, or the system's."""
+        """Return the wall time of the running loop, or the system's."""
         loop = asyncio._get_running_loop()
         now = None if loop is None else self.loops.get(loop)
         return time.time() if now is None else now()
@@ -58,7 +59,7 @@ class _LoopClock:
 
 
 class _TimedBatchBuilder(DefaultRecordBatchBuilder):  # type: ignore[misc]
-    """Builds batches; records without a time of their own get the clock's, not the system's."""
+    """Builds batches; records without a timestamp get the time of the loop, not the system's."""
 
     def append(self, offset: int, timestamp: int | None, key: Any, value: Any, headers: Any) -> Any:
         moment = int(_clock.time() * 1000) if timestamp is None else timestamp
@@ -66,22 +67,21 @@ class _TimedBatchBuilder(DefaultRecordBatchBuilder):  # type: ignore[misc]
 
 
 _clock = _LoopClock()
-_BUILDER = "DefaultRecordBatchBuilder"
 _users = 0
 
 
 @contextlib.contextmanager
 def virtual_time(loop: asyncio.AbstractEventLoop, now: Callable[[], float]) -> Iterator[None]:
-    """Have the Kafka client library take its time from a loop, wherever that loop runs.
+    """Make the Kafka client library take its time from a loop, wherever that loop runs.
 
     In other loops and threads nothing changes. Several can be in use at once, and end in any order.
 
     Args:
-        loop: whose clock.
-        now: the wall time, in seconds since 1970.
+        loop: the loop.
+        now: returns the wall time, in seconds since 1970.
 
     Raises:
-        ConfigurationError: the installed library does not ask for the time as it is known to.
+        ConfigurationError: the installed library does not use `time` as expected.
     """
     global _users
     strange = [module.__name__ for module in _MODULES if not _asks_module_time(module)]

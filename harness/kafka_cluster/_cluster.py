@@ -1,4 +1,4 @@
-"""The cluster: its topics and groups, and what is done to them."""
+"""The cluster: its topics and groups, and the operations on them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ._log import AppendedRecord, Headers, Log, encode_record
 __all__ = ["MAX_BATCH", "REFUSAL_DELAY", "Cluster", "Topic"]
 
 MAX_BATCH = 1_048_588
-"""Bytes of the largest batch that a topic takes when nothing else is said."""
+"""Bytes of the largest batch that a topic accepts by default."""
 
 REFUSAL_DELAY = 0.01
-"""Seconds before a request for what does not exist is answered. The client library asks again at
-once: where answers take no time at all, no time would ever pass."""
+"""Seconds before a request for something that does not exist is answered. The client library asks
+again at once: if answers took no time at all, no time would ever pass."""
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _EPOCH = 1_700_000_000.0
@@ -32,7 +32,7 @@ class Topic:
     Args:
         name: its name.
         partitions: how many.
-        max_batch: bytes of the largest batch that it takes.
+        max_batch: bytes of the largest batch that it accepts.
 
     Attributes:
         partitions: one log each.
@@ -45,37 +45,38 @@ class Topic:
         self.grow(partitions)
 
     def grow(self, partitions: int) -> None:
-        """Have so many partitions; what is there stays."""
+        """Grow to so many partitions; those that exist stay."""
         for number in range(len(self.partitions), partitions):
             self.partitions.append(Log(self.name, number, self.max_batch))
 
 
 class Cluster:
-    """A cluster of one broker that speaks Kafka's protocol with whoever connects.
+    """A cluster of one broker that speaks Kafka's protocol with any client.
 
-    Records, groups and producers behave as with the real one. There are no transactions, no
-    logins, no access rules and no retention, and any replication factor is taken.
+    Records, groups and producers behave as in a real one. There are no transactions, no logins, no
+    access rules and no retention, and any replication factor is accepted.
 
     Args:
         loop: the event loop.
-        host: where clients are told to connect to.
-        port: its number.
+        host: the host that clients are told to connect to.
+        port: the port.
         on_event: called with a client id (or the name of a group), one word for what happened
             (``connect``, ``disconnect``, ``append``, ``duplicate``, ``fetch``, ``join``,
             ``return``, ``leave``, ``expire``, ``generation``, ``commit``, ``create-topic``,
-            ``delete-topic``), which topic, partition or group it is about, and an offset or number.
-        now: the wall time in seconds since 1970; None for the clock of the loop since an epoch.
+            ``delete-topic``), the topic, partition or group concerned, and an offset or number.
+        now: returns the wall time in seconds since 1970; None for the clock of the loop plus a
+            fixed epoch.
 
     Attributes:
-        auto_create: whether topics that somebody asks for are made; False.
-        partitions_default: of topics that are made without a number.
-        initial_delay: seconds that an empty group waits for further members; 0, where a real
-            broker takes 3 unless it is told otherwise.
+        auto_create: whether topics that a client asks for are created; False.
+        partitions_default: the number of partitions of topics that are created without one.
+        initial_delay: seconds that an empty group waits for further members; 0, whereas a real
+            broker waits 3 by default.
         session_timeouts: the least and the most seconds that a member may ask for.
         on_append: called for each record that is appended, by a client or from outside.
-        patience: called when there is nothing for a client that has waited for records as long as
-            it wanted to; gives seconds for which it is kept waiting beyond that, if it asks for
-            nothing else. None for 0.
+        patience: called when a client has waited for records as long as it asked to, and there are
+            none; returns the seconds for which it is kept waiting beyond that, unless it sends
+            another request. None for 0.
     """
 
     def __init__(
@@ -104,35 +105,35 @@ class Cluster:
         self._producers = 0
         self._turn = 0
 
-    # For whoever looks at it.
+    # For tests.
 
     @property
     def topics(self) -> Mapping[str, Topic]:
-        """By name, oldest first."""
+        """The topics by name, oldest first."""
         return MappingProxyType(self._topics)
 
     @property
     def groups(self) -> Mapping[str, Group]:
-        """By id, oldest first."""
+        """The groups by id, oldest first."""
         return MappingProxyType(self._groups)
 
     def accept(self, connection: ServerConnection) -> None:
         """Serve a client; for `Network.listen`."""
-        # It needs this module.
+        # Not at the top: it imports this module.
         from ._connection_handler import ConnectionHandler
 
         ConnectionHandler(self, connection)
 
     def create_topic(self, name: str, partitions: int = 1, *, max_batch: int = MAX_BATCH) -> None:
-        """Make a topic.
+        """Create a topic.
 
         Args:
             name: its name.
             partitions: how many; -1 for ``partitions_default``.
-            max_batch: bytes of the largest batch that it takes.
+            max_batch: bytes of the largest batch that it accepts.
 
         Raises:
-            RequestRefused: there is one, or nobody could have one like that.
+            RequestRefused: it exists, or the name or the number is not allowed.
         """
         if not _NAME.fullmatch(name) or name in (".", ".."):
             raise RequestRefused(ErrorCode.INVALID_TOPIC)
@@ -149,7 +150,7 @@ class Cluster:
         self.note("", "create-topic", name, str(count))
 
     def alike(self, name: str) -> str | None:
-        """Return the topic because of which there can be none of this name; None if there is none.
+        """Return the topic that a topic of this name would collide with; None if there is none.
 
         Names that differ only in ``.`` and ``_`` are the same in a cluster's metrics.
         """
@@ -160,10 +161,10 @@ class Cluster:
         return None
 
     def delete_topic(self, name: str) -> None:
-        """Remove a topic, with what groups have committed of it.
+        """Delete a topic, and the offsets that groups have committed for it.
 
         Raises:
-            RequestRefused: there is none.
+            RequestRefused: it does not exist.
         """
         topic = self._topics.pop(name, None)
         if topic is None:
@@ -187,11 +188,11 @@ class Cluster:
         headers: Headers = (),
         timestamp: int | None = None,
     ) -> int:
-        """Append a record, as somebody does whose connection nobody sees.
+        """Append a record from outside, without a connection.
 
         Args:
             topic: its name.
-            partition: None for the one that the key belongs to, or the next one in turn.
+            partition: None for the one that the key belongs to, or without a key the next in turn.
             key: None for none.
             value: None for a tombstone.
             headers: names with values.
@@ -210,7 +211,7 @@ class Cluster:
         return self.append_batch("", self.log(topic, partition), batch)
 
     def records(self, topic: str) -> list[AppendedRecord]:
-        """All records of a topic, in the order of their arrival; none when it does not exist."""
+        """Return all records of a topic, in order of arrival; none if it does not exist."""
         if topic not in self._topics:
             return []
         logs = self._topics[topic].partitions
@@ -220,7 +221,7 @@ class Cluster:
         return sorted(everything, key=lambda record: record.number)
 
     def end_offset(self, topic: str, partition: int) -> int:
-        """The offset of the next record.
+        """Return the offset of the next record.
 
         Raises:
             RequestRefused: there is no such topic or partition.
@@ -228,19 +229,19 @@ class Cluster:
         return self.log(topic, partition).end
 
     def committed(self, group: str) -> dict[tuple[str, int], int]:
-        """What a group has committed, by topic and partition."""
+        """Return the offsets that a group has committed, by topic and partition."""
         if group not in self._groups:
             return {}
         return {place: offset for place, (offset, _) in self._groups[group].offsets.items()}
 
     def now(self) -> float:
-        """Seconds since 1970."""
+        """Return the wall time in seconds since 1970."""
         return _EPOCH + self.loop.time() if self._now is None else self._now()
 
     # For the requests of clients.
 
     def log(self, topic: str, partition: int) -> Log:
-        """One partition.
+        """Return the log of one partition.
 
         Raises:
             RequestRefused: there is no such topic or partition.
@@ -251,10 +252,10 @@ class Cluster:
         return found.partitions[partition]
 
     def append_batch(self, client: str, log: Log, batch: bytes | None) -> int:
-        """Append what a client has sent; its offset.
+        """Append a batch that a client has sent; return its offset.
 
         Raises:
-            RequestRefused: it is not taken.
+            RequestRefused: the batch is not accepted.
         """
         offset, records = log.append(batch, self._next_number)
         what = "append" if records else "duplicate"
@@ -267,10 +268,10 @@ class Cluster:
         return offset
 
     def group(self, name: str) -> Group:
-        """The group of this id; made when there is none.
+        """Return the group with this id; create it if there is none.
 
         Raises:
-            RequestRefused: no group can have it.
+            RequestRefused: the id is not allowed.
         """
         if not name:
             raise RequestRefused(ErrorCode.INVALID_GROUP_ID)
@@ -281,12 +282,12 @@ class Cluster:
         return found
 
     def next_producer(self) -> int:
-        """The id of a new idempotent producer."""
+        """Return the id for a new idempotent producer."""
         self._producers += 1
         return self._producers
 
     def note(self, client: str, what: str, about: str = "", detail: str = "") -> None:
-        """Tell ``on_event``."""
+        """Report an event to ``on_event``."""
         if self._on_event is not None:
             self._on_event(client, what, about, detail)
 

@@ -23,11 +23,11 @@ _HANDLERS: dict[int, Callable[[Cluster, Request, Callable[[Any], None]], None]] 
 
 
 class ConnectionHandler:
-    """Serves one connection, as a broker does: the next request when the last is answered.
+    """Serves one connection like a broker: takes the next request once the last is answered.
 
     Args:
-        cluster: what it serves.
-        connection: with whom.
+        cluster: the cluster.
+        connection: the connection of the client.
     """
 
     def __init__(self, cluster: Cluster, connection: ServerConnection) -> None:
@@ -60,7 +60,7 @@ class ConnectionHandler:
             except (ValueError, TypeError):
                 request = None
             if request is None:
-                # As a broker does with what it cannot read.
+                # A broker closes the connection over what it cannot read.
                 self._waiting.clear()
                 self._connection.close()
                 return
@@ -82,11 +82,11 @@ class ConnectionHandler:
             _HANDLERS[request.body.API_KEY](self._cluster, request, reply)
 
     def _reply(self, request: Request, answer: Any) -> None:
-        """Send an answer; None for a request that wants none."""
+        """Send an answer; None if the request expects none."""
         self._current = None
         self._fetch = None
         if answer is not None:
             self._connection.send(encode_answer(request.correlation, answer))
         if self._waiting:
-            # Not at once: whoever answers may be in the middle of something.
+            # Not at once: the caller may be in the middle of something.
             self._cluster.loop.call_soon(self._work)

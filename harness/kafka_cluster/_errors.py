@@ -1,4 +1,4 @@
-"""Error codes that the simulated cluster answers with."""
+"""The error codes of the simulated cluster."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class ErrorCode(enum.IntEnum):
 
 
 class RequestRefused(Exception):
-    """The request, or a part of it, is answered with an error.
+    """A request, or a part of it, is answered with an error.
 
     Args:
-        code: which one.
-        text: what the answer says beside it; the name of the code if None.
+        code: the error code.
+        text: the message that comes with it; None for the name of the code.
     """
 
     def __init__(self, code: ErrorCode, text: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Requests for records, that may wait until there are some."""
+"""Fetch requests, which may wait until there are records."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _NO_REPLICA = -1
 
 
 class PendingFetch:
-    """One request: answered when there is enough, when something is wrong, or in time.
+    """One fetch request, answered when there is enough, something is wrong, or time is up.
 
     Args:
-        cluster: whose records.
-        request: what was asked for.
+        cluster: the cluster.
+        request: the request.
         reply: called with the answer, once.
     """
 
@@ -49,7 +49,7 @@ class PendingFetch:
         self._timer = self._cluster.loop.call_later(body.max_wait_time / 1000, self._on_time)
 
     def hurry(self) -> None:
-        """The client has asked for something else: do not keep it waiting longer than it wanted."""
+        """Wait no longer than the client wanted, since it has sent another request."""
         if self._overdue:
             self._answer()
 
@@ -63,7 +63,7 @@ class PendingFetch:
             self._answer()
 
     def cancel(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Drop the request: nobody waits for its answer any more."""
         if self._timer is not None:
             self._timer.cancel()
         for log in self._logs:

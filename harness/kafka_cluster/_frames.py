@@ -1,4 +1,4 @@
-"""Requests and answers as they are sent."""
+"""The frames in which requests and answers are sent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest_v0
 
 __all__ = ["REQUESTS", "FrameReader", "Request", "encode_answer", "parse"]
 
-# The version that the client library prefers of each; it is told of no other.
+# Of each, the version that the client library prefers; no other is offered.
 REQUESTS: dict[int, Any] = {
     request.API_KEY: request
     for request in (
@@ -65,9 +65,9 @@ class Request:
     """A request that was understood.
 
     Attributes:
-        body: as the client library's structure.
-        correlation: comes back with the answer.
-        client_id: who sent it, by its own words.
+        body: the structure of the client library.
+        correlation: sent back with the answer.
+        client_id: the id that the sender gives itself.
     """
 
     __slots__ = ("body", "client_id", "correlation")
@@ -79,13 +79,13 @@ class Request:
 
 
 class FrameReader:
-    """Cuts a stream into frames."""
+    """Splits a stream into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The frames that are complete now, without their sizes."""
+        """Add data; yield the frames that are complete now, without their sizes."""
         buffer = self._buffer
         buffer += data
         while len(buffer) >= _SIZE.size:
@@ -99,7 +99,7 @@ class FrameReader:
 
 
 def parse(frame: bytes) -> Request | None:
-    """The request in a frame; None when it is of a kind or version that nobody was told of."""
+    """Return the request in a frame; None if its kind or version was not offered."""
     if len(frame) < _HEADER.size:
         return None
     key, version, correlation, length = _HEADER.unpack_from(frame)
@@ -112,6 +112,6 @@ def parse(frame: bytes) -> Request | None:
 
 
 def encode_answer(correlation: int, answer: Any) -> bytes:
-    """The frame of an answer, with its size."""
+    """Return the frame of an answer, with its size."""
     body: bytes = answer.encode()
     return _SIZE.pack(len(body) + 4) + _SIZE.pack(correlation) + body

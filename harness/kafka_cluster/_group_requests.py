@@ -202,4 +202,4 @@ GROUP_REQUESTS: dict[int, Callable[[Cluster, Request, _Reply], None]] = {
     14: _sync,
     15: _describe,
 }
-"""What answers them, by API key."""
+"""The functions that answer these requests, by API key."""

@@ -1,4 +1,4 @@
-"""Consumer groups: who is in them, and who gets what."""
+"""The group coordinator: who is in a consumer group, and who gets which partitions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NEW_MEMBER_TIMEOUT = 300.0
 
 
 class GroupState(enum.StrEnum):
-    """Where a group is on its way to the next generation; named as brokers name it."""
+    """How far a group is on its way to the next generation; brokers use the same names."""
 
     EMPTY = "Empty"
     PREPARING_REBALANCE = "PreparingRebalance"
@@ -24,20 +24,20 @@ class GroupState(enum.StrEnum):
 
 
 class Group:
-    """One group.
+    """One consumer group.
 
     Args:
         name: its id.
-        loop: whose clock counts.
-        note: called with the client id of a member, what happened to it, and more about it.
+        loop: the loop whose clock it uses.
+        note: called with the client id of a member, what happened to it, and details.
 
     Attributes:
         state: see `GroupState`.
         members: by member id, in the order of joining.
         generation: its number; 0 before the first.
         leader: id of the member that assigns partitions.
-        protocol: the way to assign that all know.
-        offsets: what is committed, with what was said along with it, by topic and partition.
+        protocol: the assignment strategy that all members know.
+        offsets: the committed offsets and their metadata, by topic and partition.
         initial_delay: seconds that an empty group waits for further members.
     """
 
@@ -68,7 +68,7 @@ class Group:
     # What members ask for.
 
     def join(self, request: JoinRequest, reply: JoinReply) -> None:
-        """A member wants to be in the next generation; answered when that begins."""
+        """Let a member into the next generation; reply when that begins."""
         code = self._why_not(request)
         if code is not ErrorCode.NONE:
             reply(JoinAnswer(code, request.member_id))
@@ -86,7 +86,7 @@ class Group:
         assignments: list[tuple[str, bytes]],
         reply: SyncReply,
     ) -> None:
-        """A member wants its assignment; answered when the leader has sent all of them."""
+        """Give a member its assignment; reply once the leader has sent all of them."""
         try:
             member = self._checked(member_id, instance_id, generation)
         except RequestRefused as refusal:
@@ -103,17 +103,17 @@ class Group:
                 self._assign(dict(assignments))
 
     def heartbeat(self, member_id: str, generation: int) -> None:
-        """A member gives a sign of life.
+        """Take the heartbeat of a member.
 
         Raises:
-            RequestRefused: it is not in the group, or has to join it anew.
+            RequestRefused: it is not in the group, or has to rejoin.
         """
         self._alive(self._checked(member_id, None, generation))
         if self.state is GroupState.PREPARING_REBALANCE:
             raise RequestRefused(ErrorCode.REBALANCE_IN_PROGRESS)
 
     def leave(self, member_id: str) -> None:
-        """A member goes.
+        """Remove a member that leaves.
 
         Raises:
             RequestRefused: it is not in the group.
@@ -128,13 +128,13 @@ class Group:
             raise RequestRefused(ErrorCode.UNKNOWN_MEMBER_ID)
 
     def check_commit(self, member_id: str, generation: int) -> None:
-        """Whether a member may commit.
+        """Check that a member may commit.
 
         Raises:
             RequestRefused: it is not in the group, or not in this generation.
         """
         if generation < 0 and not self.members:
-            # A consumer that has partitions without being a member.
+            # A consumer that assigned itself partitions, without being a member.
             return
         member = self._checked(member_id, None, generation)
         if self.state is GroupState.COMPLETING_REBALANCE:
@@ -142,7 +142,7 @@ class Group:
         self._alive(member)
 
     def rebalance(self) -> bool:
-        """Have all members join anew; False when there is none, or it is under way already."""
+        """Make all members rejoin; return False if there are none, or they are doing so already."""
         if not self.members or self.state is GroupState.PREPARING_REBALANCE:
             return False
         self._prepare()
@@ -166,7 +166,7 @@ class Group:
         instance = request.instance_id
         identifier = f"{request.client_id if instance is None else instance}-{self._count}"
         if instance is None:
-            # A member whose first answer is lost must not stay for the length of a session.
+            # A member that loses the first answer and never joins must not stay forever.
             self._pending[identifier] = self._loop.call_later(
                 request.session_timeout, self._give_up_pending, identifier
             )
@@ -191,7 +191,7 @@ class Group:
         completing = self.state is GroupState.COMPLETING_REBALANCE
         stable = self.state is GroupState.STABLE and member.id != self.leader
         if same and (completing or stable):
-            # It has not heard of the generation that it is in.
+            # It has not learned of the generation that it is in.
             reply(self._answer(member))
             self._alive(member)
             return
@@ -214,7 +214,7 @@ class Group:
         self._prepare()
 
     def _replace(self, identifier: str, request: JoinRequest, reply: JoinReply) -> None:
-        """A static member has come back: it gets what it had."""
+        """Let a returning static member take the place and the partitions of its predecessor."""
         assert request.instance_id is not None
         old = self.members[self._static[request.instance_id]]
         old.stop_timer()
@@ -223,7 +223,7 @@ class Group:
         member = Member(identifier, request)
         member.encoded_assignment = old.encoded_assignment
         member.is_new = old.is_new
-        # In the place of the old one.
+        # At the same place in the order.
         self.members = {
             (identifier if one is old else key): (member if one is old else one)
             for key, one in self.members.items()
@@ -235,7 +235,7 @@ class Group:
         self._note(member.client_id, "return", self.name)
         self._expect(member, member.session_timeout)
         if self.state is GroupState.STABLE and self._choose_protocol() == self.protocol:
-            # Under its old name, so that a leader does not assign anew what stays as it is.
+            # With the old id of the leader, so that a returning leader does not reassign.
             reply(
                 JoinAnswer(ErrorCode.NONE, identifier, self.generation, self.protocol, leader or "")
             )
@@ -266,7 +266,7 @@ class Group:
             self._begin_generation()
 
     def _force_join(self) -> None:
-        """The time to join is over: who is not there has missed it."""
+        """Begin the next generation without the members that have not joined in time."""
         self._early = False
         for member in list(self.members.values()):
             if member.joining is None and member.instance_id is None:
@@ -312,7 +312,7 @@ class Group:
         )
 
     def _choose_protocol(self) -> str:
-        """The one that most members like best of those that all know."""
+        """Return the strategy that most members prefer, of those that all of them know."""
         members = list(self.members.values())
         common = [
             name
@@ -338,7 +338,7 @@ class Group:
                 self._alive(member)
 
     def _force_sync(self) -> None:
-        """Who has not asked for its assignment in time is gone."""
+        """Remove the members that have not asked for their assignment in time."""
         self._syncing = None
         late = [member for member in self.members.values() if member.syncing is None]
         for member in late:
@@ -352,7 +352,7 @@ class Group:
             self._syncing.cancel()
             self._syncing = None
 
-    # Being there.
+    # Membership.
 
     def _known(self, member_id: str, instance_id: str | None) -> Member:
         if instance_id is not None:
@@ -374,7 +374,7 @@ class Group:
         self._expect(member, member.session_timeout)
 
     def _expect(self, member: Member, seconds: float) -> None:
-        """Expect a sign of life within so many seconds."""
+        """Expect a heartbeat within so many seconds."""
         member.stop_timer()
         member.timer = self._loop.call_later(seconds, self._expire, member)
 

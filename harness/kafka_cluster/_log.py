@@ -1,4 +1,4 @@
-"""One partition: batches of records as bytes, in order."""
+"""The log of one partition: batches of records as bytes, in order."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class AppendedRecord:
     Args:
         topic: the topic's name.
         partition: the number of the partition.
-        offset: its place in there.
+        offset: its offset.
         key: None for none.
         value: None for a tombstone.
         headers: names with values.
-        timestamp: milliseconds since 1970 (UTC), as the publisher has given it.
-        number: counts all records of the cluster, in the order of their arrival.
+        timestamp: milliseconds since 1970 (UTC), as the publisher has set it.
+        number: counts all records of the cluster, in order of arrival.
     """
 
     topic: str
@@ -55,7 +55,7 @@ class AppendedRecord:
 
 @dataclass(slots=True)
 class _ProducerState:
-    """What a partition knows of an idempotent producer."""
+    """What a partition knows about an idempotent producer."""
 
     epoch: int
     next_sequence: int = 0
@@ -71,12 +71,12 @@ class Log:
     Args:
         topic: the topic's name.
         partition: the number of the partition.
-        max_batch: the most bytes of a batch that is taken.
+        max_batch: the most bytes of a batch that is accepted.
 
     Attributes:
         start: the offset of the oldest record that is left.
         end: the offset of the next record.
-        records: all that are left, oldest first.
+        records: the records that are left, oldest first.
         gone: whether the topic was deleted.
     """
 
@@ -99,15 +99,15 @@ class Log:
         """Append one batch.
 
         Args:
-            data: as a producer sends it.
-            next_number: numbers the records.
+            data: the batch, as a producer sends it.
+            next_number: returns the number of the next record.
 
         Returns:
             The offset of its first record, and its records; without records for a batch that an
             idempotent producer has sent before.
 
         Raises:
-            RequestRefused: it is broken, too large or out of its producer's order.
+            RequestRefused: it is corrupt, too large, or out of its producer's sequence.
         """
         if data is None or len(data) < _HEADER.size:
             raise RequestRefused(ErrorCode.CORRUPT_MESSAGE)
@@ -139,12 +139,12 @@ class Log:
         return offset, records
 
     def read(self, offset: int, most: int, *, at_least_one: bool) -> bytes:
-        """The batches from the one on that holds an offset.
+        """Return batches, starting with the one that holds an offset.
 
         Args:
             offset: where to start.
-            most: bytes.
-            at_least_one: give a first batch even if it is larger.
+            most: the most bytes.
+            at_least_one: return a first batch even if it is larger.
         """
         if offset >= self.end:
             return b""
@@ -159,7 +159,7 @@ class Log:
         return b"".join(found)
 
     def size_from(self, offset: int, most: int) -> int:
-        """How many bytes `read` would give, counted no further than ``most``."""
+        """Return how many bytes `read` would return, counting no further than ``most``."""
         size = 0
         if offset < self.end:
             for index in range(bisect_right(self._bases, offset) - 1, len(self._batches)):
@@ -169,7 +169,7 @@ class Log:
         return size
 
     def trim(self, offset: int) -> None:
-        """Forget the records before an offset, as a broker does with those that are too old.
+        """Drop the records before an offset, as a broker does with those that are too old.
 
         Raises:
             RequestRefused: there is no such offset.
@@ -180,14 +180,14 @@ class Log:
         self.records = [record for record in self.records if record.offset >= self.start]
 
     def offset_for(self, timestamp: int) -> tuple[int, int]:
-        """Timestamp and offset of the first record that is not older; -1 and -1 for none."""
+        """Return timestamp and offset of the first record not older; -1 and -1 if there is none."""
         for record in self.records:
             if record.timestamp >= timestamp:
                 return record.timestamp, record.offset
         return -1, -1
 
     def wait(self, callback: Callable[[], None]) -> None:
-        """Call it after every append, until `forget`."""
+        """Call a function after every append, until `forget`."""
         self._waiting[callback] = None
 
     def forget(self, callback: Callable[[], None]) -> None:
@@ -195,15 +195,15 @@ class Log:
         self._waiting.pop(callback, None)
 
     def notify(self) -> None:
-        """Tell who waits that something has changed."""
+        """Call everybody who waits: something has changed."""
         for callback in list(self._waiting):
             callback()
 
     def _check_sequence(self, producer: int, epoch: int, first: int, last: int) -> int | None:
-        """The offset that such a batch was given before; None for a new one."""
+        """Return the offset that this batch was given before; None for a new one."""
         state = self._producers.get(producer)
         if state is None:
-            # The cluster may have forgotten a producer; any sequence is taken from a new one.
+            # The cluster may have forgotten the producer, so any first sequence is accepted.
             self._producers[producer] = _ProducerState(epoch, first)
             return None
         if epoch < state.epoch:
@@ -245,7 +245,7 @@ class Log:
 def encode_record(
     key: bytes | None, value: bytes | None, headers: Headers, timestamp: int
 ) -> bytes:
-    """A batch of one record.
+    """Return a batch of one record.
 
     Args:
         key: None for none.

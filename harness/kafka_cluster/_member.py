@@ -14,12 +14,12 @@ from ._errors import ErrorCode
 __all__ = ["JoinAnswer", "JoinReply", "JoinRequest", "Member"]
 
 Protocols = list[tuple[str, bytes]]
-"""Names of the ways to assign partitions that the member knows, with what it says for each."""
+"""Names of the assignment strategies that the member knows, with its metadata for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinAnswer:
-    """What a member hears when a generation has begun, or why it is in none."""
+    """The answer to a join request: the generation that has begun, or why there is none."""
 
     code: ErrorCode
     member_id: str
@@ -31,7 +31,7 @@ class JoinAnswer:
 
 @dataclass(frozen=True, slots=True)
 class JoinRequest:
-    """What a member says when it joins; times are in seconds."""
+    """The request of a member to join; times are in seconds."""
 
     client_id: str
     member_id: str
@@ -50,12 +50,12 @@ class Member:
     """One member.
 
     Attributes:
-        id: what the coordinator has named it.
-        client_id: what it calls itself.
+        id: the id that the coordinator gave it.
+        client_id: the id that it gives itself.
         instance_id: its name as a static member; None for a dynamic one.
-        encoded_assignment: what it was assigned, as the leader has sent it.
-        joining: answers its request to join, while that waits.
-        syncing: answers its request for its assignment, while that waits.
+        encoded_assignment: its assignment, as the leader has sent it.
+        joining: answers its request to join, while that is pending.
+        syncing: answers its request for its assignment, while that is pending.
         is_new: whether it has never been in a generation.
     """
 
@@ -71,19 +71,19 @@ class Member:
         self.update(request)
 
     def update(self, request: JoinRequest) -> None:
-        """Take over what it says now."""
+        """Take over what a new request to join says."""
         self.session_timeout = request.session_timeout
         self.rebalance_timeout = request.rebalance_timeout
         self.protocols = request.protocols
 
     @property
     def waits(self) -> bool:
-        """Whether one of its requests waits for others, so that it cannot give a sign of life."""
+        """Whether a request of it is pending, so that it cannot send heartbeats."""
         return self.joining is not None or self.syncing is not None
 
     @property
     def topics(self) -> list[str]:
-        """What it has subscribed to."""
+        """The topics that it has subscribed to."""
         if not self.protocols:
             return []
         metadata: Any = ConsumerProtocol.METADATA.decode(self.protocols[0][1])
@@ -91,30 +91,30 @@ class Member:
 
     @property
     def assignment(self) -> list[tuple[str, int]]:
-        """Topics and partitions that it was assigned."""
+        """The topics and partitions that it was assigned."""
         if not self.encoded_assignment:
             return []
         decoded: Any = ConsumerProtocol.ASSIGNMENT.decode(self.encoded_assignment)
         return [(topic, partition) for topic, partition in decoded.partitions()]
 
     def metadata(self, protocol: str) -> bytes:
-        """What it says for a way to assign."""
+        """Return its metadata for an assignment strategy."""
         return dict(self.protocols).get(protocol, b"")
 
     def answer_join(self, answer: JoinAnswer) -> None:
-        """Answer its request to join, if there is one."""
+        """Answer its request to join, if one is pending."""
         reply, self.joining = self.joining, None
         if reply is not None:
             reply(answer)
 
     def answer_sync(self, code: ErrorCode, assignment: bytes = b"") -> None:
-        """Answer its request for its assignment, if there is one."""
+        """Answer its request for its assignment, if one is pending."""
         reply, self.syncing = self.syncing, None
         if reply is not None:
             reply(code, assignment)
 
     def stop_timer(self) -> None:
-        """Expect no sign of life."""
+        """Expect no heartbeat any more."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None

@@ -49,7 +49,7 @@ def _described(cluster: Cluster, name: str, may_create: bool) -> tuple[Any, ...]
     if may_create:
         try:
             cluster.create_topic(name, -1)
-            # It is there when the client asks again.
+            # It exists when the client asks again.
             code = ErrorCode.LEADER_NOT_AVAILABLE
         except RequestRefused as refusal:
             code = refusal.code
@@ -189,4 +189,4 @@ TOPIC_REQUESTS: dict[int, Callable[[Cluster, Request, _Reply], None]] = {
     22: _init_producer,
     37: _create_partitions,
 }
-"""What answers them, by API key."""
+"""The functions that answer these requests, by API key."""

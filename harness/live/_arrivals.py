@@ -1,4 +1,4 @@
-"""Arrivals on a real bus: what was published and is not settled yet."""
+"""Arrivals on a real bus: messages that were published and are not settled yet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...transports import (
 
 __all__ = ["Arrivals", "TrackedSubscription", "WatchedReceiver"]
 
-# What the broker may drop is not waited for longer than it takes on one machine.
+# Messages that the broker may drop are not waited for longer than they take on one machine.
 _LONGEST_WITHOUT_PROMISE = 1.0
 
 
@@ -32,8 +32,8 @@ class TrackedSubscription:
     """What is to arrive for one subscription, or for all instances that share it.
 
     Attributes:
-        name: of the subscription, with whose it is.
-        active: how many consumers of it are in force.
+        name: the name of the subscription, with that of its application.
+        active: how many of its consumers are started.
     """
 
     def __init__(self, name: str, *, durable: bool, qos: int) -> None:
@@ -46,20 +46,20 @@ class TrackedSubscription:
         self._arrived: dict[str, Delivery] = {}
 
     def add(self, pattern: str) -> None:
-        """A filter is in force."""
+        """Add a filter that is in force now."""
         self._filters[pattern] = TopicFilter.parse(pattern)
 
     def discard(self, pattern: str) -> None:
-        """A filter is in force no longer."""
+        """Remove a filter that is no longer in force."""
         self._filters.pop(pattern, None)
 
     def forget(self) -> None:
-        """The bus keeps nothing for it any more."""
+        """Forget what is to arrive: the bus keeps nothing for it any more."""
         self._awaited.clear()
         self._arrived.clear()
 
     def expect(self, envelope: Envelope, now: float) -> None:
-        """The message is on its way to the broker."""
+        """Expect a message that is on its way to the broker, if a filter matches."""
         if (not self.active and not self.durable) or envelope.id is None:
             return
         if not any(filter_.matches(envelope.topic) for filter_ in self._filters.values()):
@@ -70,12 +70,12 @@ class TrackedSubscription:
         self._awaited.setdefault(envelope.id, []).append(_Awaited(envelope.topic, until))
 
     def not_published(self, envelope: Envelope) -> None:
-        """The broker has not taken the message."""
+        """Expect a message no longer: the broker has not accepted it."""
         if envelope.id is not None:
             self._less(envelope.id)
 
     def arrived(self, delivery: Delivery) -> None:
-        """The message is here."""
+        """Note that a message has arrived."""
         identifier = delivery.envelope.id or f"delivery {id(delivery)}"
         self._less(identifier)
         self._arrived[identifier] = delivery
@@ -88,7 +88,7 @@ class TrackedSubscription:
                 del self._awaited[identifier]
 
     def under_way(self, now: float) -> str | None:
-        """What is not done, in words; None when everything is."""
+        """Describe what has not arrived, or is not settled; None if everything is."""
         if not self.active:
             return None
         for identifier, delivery in list(self._arrived.items()):
@@ -127,19 +127,19 @@ class Arrivals:
         return found
 
     def expect(self, envelope: Envelope) -> None:
-        """A message is being published."""
+        """Expect a message that is being published."""
         if not is_reserved(envelope.topic):
             now = asyncio.get_running_loop().time()
             for subscription in self._subscriptions.values():
                 subscription.expect(envelope, now)
 
     def not_published(self, envelope: Envelope) -> None:
-        """It was refused, or given up."""
+        """Expect a message no longer: it was refused, or given up."""
         for subscription in self._subscriptions.values():
             subscription.not_published(envelope)
 
     def under_way(self) -> str | None:
-        """What is not done, in words; None when everything is."""
+        """Describe what has not arrived, or is not settled; None if everything is."""
         now = asyncio.get_running_loop().time()
         for subscription in self._subscriptions.values():
             what = subscription.under_way(now)
@@ -149,11 +149,11 @@ class Arrivals:
 
 
 class WatchedReceiver:
-    """Tells what arrives, and hands it on.
+    """Notes what arrives, and passes it on.
 
     Args:
-        receiver: gets it.
-        subscription: which it belongs to.
+        receiver: where to pass it on.
+        subscription: what it arrives for.
     """
 
     def __init__(self, receiver: Receiver, subscription: TrackedSubscription) -> None:

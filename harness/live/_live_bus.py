@@ -1,4 +1,4 @@
-"""Real buses in a test, and whether everything on them is done."""
+"""Real buses in a test, and what is under way on them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["LiveBus", "LiveProvider", "PublishedMessage"]
 
 
 class PublishedMessage:
-    """Something that was published, in the order of publishing.
+    """A message that was published.
 
     Attributes:
         envelope: the message.
-        taken: the broker has confirmed it.
+        taken: whether the broker has confirmed it.
     """
 
     __slots__ = ("envelope", "taken")
@@ -40,24 +40,24 @@ class PublishedMessage:
 
 
 class PublishObserver(Protocol):
-    """Who wants to know what is published."""
+    """What a bus tells about publishes."""
 
     def publishing(self, envelope: Envelope) -> PublishedMessage:
-        """A message is on its way."""
+        """Note a message that is on its way."""
 
     def note(self, envelope: Envelope) -> None:
-        """The broker has taken it."""
+        """Note a message that the broker has accepted."""
 
     def refused(self, envelope: Envelope, error: BaseException) -> None:
-        """A message from outside was not published."""
+        """Note a message from outside that could not be published."""
 
 
 class LiveBus(HarnessBus):
-    """In place of one bus of the applications: a real one.
+    """A real bus in place of one of the applications' buses.
 
     Args:
-        real: leads there.
-        observing: hears of what is published.
+        real: makes providers that lead to the real bus.
+        observing: told what is published.
     """
 
     def __init__(self, real: Redirect, observing: PublishObserver) -> None:
@@ -71,7 +71,7 @@ class LiveBus(HarnessBus):
     def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
         """See `HarnessBus.open`."""
         bus = _WatchedBus(self, self.real(original).open(surroundings), surroundings)
-        # The test's own, which is there before those of the applications.
+        # The test's own bus, which is opened before those of the applications.
         self._first = self._first or bus
         self._buses.append(bus)
         return bus
@@ -121,15 +121,15 @@ class LiveBus(HarnessBus):
         raise NotSimulated("outage() needs a simulated bus")
 
     def kill(self, owner: object) -> None:
-        """See `HarnessBus.kill`: connections of a real bus end when they are closed."""
+        """See `HarnessBus.kill`; connections of a real bus end when they are closed."""
 
 
 class LiveProvider(StandInProvider):
-    """Stands in for a provider: its address and rules, the behaviour and defaults of a real bus.
+    """Stands in for a provider: its address and rules, with the defaults of the real bus.
 
     Args:
-        original: what it stands in for.
-        bus: the real one.
+        original: the provider that it stands in for.
+        bus: where it leads.
     """
 
     def __init__(self, original: SocketProvider, bus: LiveBus) -> None:
@@ -154,7 +154,7 @@ class LiveProvider(StandInProvider):
 
 
 class _WatchedBus(Bus):
-    """One application's presence on a real bus, and what it has under way there."""
+    """The bus of one application, and what it has under way there."""
 
     def __init__(self, live: LiveBus, bus: Bus, surroundings: Surroundings) -> None:
         identity = surroundings.identity
@@ -237,16 +237,16 @@ class _WatchedBus(Bus):
         await self._bus.close()
 
     def under_way(self) -> str | None:
-        """What keeps it from being at rest."""
+        """Describe what is unfinished; None if nothing is."""
         if self._pending:
             return f"{self._name}: {self._pending} publishes are not confirmed"
         if self._started and not self._bus.connected:
-            return f"{self._name}: it is to connect again"
+            return f"{self._name}: it is to reconnect"
         return None
 
 
 class _WatchedConsumer(Consumer):
-    """A subscription on a real bus, and what is to arrive with it."""
+    """The consumer of a subscription, and what is to arrive for it."""
 
     def __init__(
         self, consumer: Consumer, subscription: Subscription, tracked: TrackedSubscription

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _PATIENCE = 30.0
 _LIMIT = 100_000
-# What goes from one queue to another within one turn of the loop is in none of them at a look.
+# What moves between two queues within one iteration of the loop may be in neither when we look.
 _LOOKS = 3
 _BETWEEN_LOOKS = 0.005
 _ENDING = 10.0
@@ -48,7 +48,7 @@ class LiveHarness(Harness):
 
     Args:
         applications: as for `Harness`.
-        brokers: where the buses are made; closed with the harness.
+        brokers: makes the brokers; they are closed with the harness.
         allow_failures: as for `Harness`.
         patience: real seconds within which `settle` must succeed.
         limit: as for `Harness`.
@@ -70,8 +70,8 @@ class LiveWorld(World):
     """Applications on real buses.
 
     Args:
-        brokers: where the buses are made; closed at the end.
-        patience: seconds within which things have to come to rest.
+        brokers: make the buses; closed at the end.
+        patience: seconds within which all has to settle.
         limit: messages that may be published before that.
     """
 
@@ -85,7 +85,7 @@ class LiveWorld(World):
         self._sent: list[PublishedMessage] = []
         self._before = 0
         self._announced: dict[BusyThread, None] = {}
-        # Where `spa_dat.busy_thread` looks.
+        # This is where `spa_dat.busy_thread` looks.
         loop.announce = self.announce  # type: ignore[attr-defined]
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ class LiveWorld(World):
         return LiveProvider(provider, bus)
 
     def environment(self, seed: int) -> Environment:
-        """See `World.environment`: the real one, as brokers remember what they have seen."""
+        """See `World.environment`; a real one, since brokers remember what they have seen."""
         return Environment()
 
     def check_simulated(self, what: str) -> None:
@@ -146,7 +146,7 @@ class LiveWorld(World):
         self.monitor.failed(envelope.source or "the test", "publish", error, envelope)
 
     def published(self, *, reserved: bool) -> Iterator[Envelope]:
-        """See `World.published`: in the order in which it was sent."""
+        """See `World.published`; in the order of sending."""
         return (
             one.envelope
             for one in self._sent
@@ -172,7 +172,7 @@ class LiveWorld(World):
         looks = 0
         while looks < _LOOKS:
             await asyncio.sleep(_BETWEEN_LOOKS)
-            # The test has failed, and nobody need wait for further attempts.
+            # If the test has failed, there is no need to wait for further attempts.
             self.monitor.check()
             what = self._under_way()
             looks = looks + 1 if what is None else 0
@@ -206,7 +206,7 @@ class LiveWorld(World):
     async def outcome(self, coroutine: Coroutine[Any, Any, T], seconds: float = 0.0) -> T:
         """See `World.outcome`."""
         task = self.spawn(coroutine, Context())
-        # Stopping ends by itself, and leaves nothing open only if it gets the time for that.
+        # Stopping ends by itself, and leaves nothing open if it is given the time.
         stops = [runs_of(tested.application).settings.stop_timeout for tested in self.tested]
         timeout = seconds + self._patience + sum(stops) + _ENDING
         done, _ = await asyncio.wait((task,), timeout=timeout)

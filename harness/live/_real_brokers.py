@@ -43,29 +43,29 @@ _QUICK: dict[str, Any] = {
 
 
 Redirect: TypeAlias = Callable[[SocketProvider], SocketProvider]
-"""Leads what a provider stands for to a real bus, with the provider's options."""
+"""Turns a provider into one with the same options that leads to a real bus."""
 
 
 class RealBrokers(abc.ABC):
-    """Gives each bus of a test a real one that nobody else uses.
+    """Makes a real bus that nobody else uses for each bus of a test.
 
     Attributes:
-        profile: which kind they are.
+        profile: the kind of the brokers.
     """
 
     profile: Profile
 
     @abc.abstractmethod
     def bus(self) -> Redirect:
-        """A new bus."""
+        """Make a new bus; return what leads to it."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Nobody uses them any more."""
+        """Close the brokers, or clean them up."""
 
 
 class MosquittoBrokers(RealBrokers):
-    """A broker of its own for each bus: it starts within some tens of milliseconds."""
+    """A broker for each bus: it starts within some tens of milliseconds."""
 
     profile = "mqtt"
 
@@ -87,10 +87,10 @@ class MosquittoBrokers(RealBrokers):
 
 
 class KafkaBrokers(RealBrokers):
-    """One cluster for all, and a prefix of its own for the topics and groups of each bus.
+    """One cluster for all buses; the topics and groups of each have their own prefix.
 
     Args:
-        broker: running.
+        broker: a running broker.
     """
 
     profile = "kafka"
@@ -106,7 +106,7 @@ class KafkaBrokers(RealBrokers):
         return partial(_on_kafka, self._broker.server, prefix)
 
     def close(self) -> None:
-        """See `RealBrokers.close`: each partition that is left costs the broker some open files."""
+        """See `RealBrokers.close`; each partition that is left costs the broker some open files."""
         if self._prefixes and self._broker.alive:
             asyncio.run(_delete_topics(self._broker.server, tuple(self._prefixes)))
 
@@ -128,7 +128,7 @@ def _on_kafka(server: str, prefix: str, original: SocketProvider) -> SocketProvi
 
 
 async def _delete_topics(server: str, prefixes: tuple[str, ...]) -> None:
-    # Not at the top: who tests on other brokers need not wait for it.
+    # Not at the top: tests on other brokers need not import it.
     from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.errors import KafkaError
 

@@ -176,11 +176,11 @@ def test_mosquitto_reads_its_rules_again(own_mosquitto: Callable[..., Mosquitto]
 @pytest.mark.mosquitto
 def test_a_broker_that_does_not_run_says_so(own_mosquitto: Callable[..., Mosquitto]) -> None:
     broker = own_mosquitto()
-    with pytest.raises(BrokerFailed, match="runs already"):
+    with pytest.raises(BrokerFailed, match="is already running"):
         broker.start()
     broker.kill()
     assert not broker.alive
-    with pytest.raises(BrokerFailed, match=r"(?s)does not run; its log:.*mosquitto version"):
+    with pytest.raises(BrokerFailed, match=r"(?s)is not running; its log:.*mosquitto version"):
         broker.stop()
     broker.close()
     broker.close()

@@ -382,6 +382,8 @@ def test_a_session_is_kept_as_long_as_the_broker_would(
 def test_an_outage_lasts_for_some_time(seconds: Any) -> None:
     with (
         Harness(DistributedApplication("mqtt://broker", name="app")) as harness,
-        pytest.raises(ConfigurationError, match=rf"outage\({seconds!r}\): give seconds"),
+        pytest.raises(
+            ConfigurationError, match=rf"outage\({seconds!r}\): give a number of seconds"
+        ),
     ):
         harness.outage(seconds)

@@ -92,7 +92,7 @@ def test_an_async_scenario_is_not_taken_for_one_that_passes() -> None:
     async def scenario(seed: int) -> None:
         raise AssertionError(f"seed {seed}")
 
-    with pytest.raises(ConfigurationError, match="scenario with def"):
+    with pytest.raises(ConfigurationError, match="with def instead of async def"):
         explore(scenario, seeds=3)
 
 

@@ -282,9 +282,13 @@ async def test_so_it_is_when_the_methods_are_awaited(factory: HarnessFactory) ->
 
 @pytest.mark.mosquitto
 def test_options_that_need_a_simulation_are_refused(factory: HarnessFactory) -> None:
-    with pytest.raises(NotSimulated, match="faults cannot be had on a real mqtt broker"):
+    with pytest.raises(
+        NotSimulated, match="faults need a simulated bus, and this is a real mqtt broker"
+    ):
         factory(application(), faults=Faults.all())
-    with pytest.raises(NotSimulated, match="profile='kafka' cannot be had on a mqtt broker"):
+    with pytest.raises(
+        NotSimulated, match=r"profile='kafka' needs a simulated bus, .* mqtt broker"
+    ):
         factory(application(), profile="kafka")
     factory(application(), profile="mqtt", faults=None, seed=5)
     factory.finish()

@@ -579,4 +579,6 @@ def test_a_harness_that_was_started_without_a_loop_says_why_it_does_not_run_in_o
         """,
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*ConfigurationError*was started where no event loop ran*"])
+    result.stdout.fnmatch_lines(
+        ["*ConfigurationError*was started where no event loop was running*"]
+    )

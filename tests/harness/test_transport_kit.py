@@ -303,9 +303,9 @@ def test_mistakes_of_a_harness_are_said(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error", "-k", "reply")
     result.stdout.fnmatch_lines(
         [
-            "*TypeError: Forgetful.__init__ does not call super().__init__(), and has to",
-            "*'harness' of TestClass gives <class 'mine.MyHarness'>, and has to return a Trans*",
-            "*TypeError: MyHarness was used before: make one for each test",
+            "*TypeError: Forgetful.__init__ has to call super().__init__()",
+            "*'harness' of TestClass returned <class 'mine.MyHarness'>; it has to return a Trans*",
+            "*TypeError: MyHarness was used before: make a new one for each test",
         ]
     )
 

@@ -589,7 +589,7 @@ def test_an_actor_that_does_not_run_gets_nothing(
     with Harness(app) as harness:
         end(harness)
         with pytest.raises(
-            ConfigurationError, match=r"^watcher/0/look does not run, .*restart\(\)"
+            ConfigurationError, match=r"^watcher/0/look is not running .*restart\(\)"
         ):
             harness.replay(file, actor="look")
 
