@@ -29,7 +29,7 @@ def _find() -> str:
 
 
 def broker_version() -> str:
-    """What the broker says of itself, or that there is none."""
+    """Return what the broker says of itself, or that there is none."""
     try:
         told = subprocess.run([_find(), "-h"], capture_output=True, text=True, check=False).stdout
     except FileNotFoundError as error:
@@ -64,7 +64,7 @@ class Broker:
         )
 
     def cpu_seconds(self) -> float:
-        """CPU time that the broker has taken so far; 0 where the system does not tell."""
+        """Return the CPU time that the broker has used so far; 0 if the system does not tell."""
         try:
             stat = Path(f"/proc/{self._process.pid}/stat").read_text()
         except OSError:

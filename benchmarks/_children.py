@@ -1,4 +1,4 @@
-"""Child processes: what is measured runs in one of its own and reports in lines of JSON."""
+"""Child processes: each measurement runs in one, which reports in lines of JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MeasurementFailed(Exception):
 
 
 class Child:
-    """``python -m benchmarks.subjects.{module}`` with one JSON argument, as a context manager.
+    """A run of ``python -m benchmarks.subjects.{module}`` with a JSON argument; a context manager.
 
     Leaving the context ends the process.
 

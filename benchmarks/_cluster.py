@@ -1,4 +1,4 @@
-"""A Kafka of our own on the loopback interface, with topics that are made and filled beforehand."""
+"""A Kafka of our own on the loopback interface, with topics that are filled beforehand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROPERTIES = {"group.coordinator.append.linger.ms": "0"}
 
 
 def cluster_version() -> str:
-    """Which broker is used, or what is missing for one."""
+    """Say which broker is used, or what is missing for one."""
     return Kafka.missing() or f"Kafka {Kafka.version()}, one node"
 
 
@@ -51,11 +51,11 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """It, for an application that may make all topics."""
+        """Its address, for an application that may create all topics."""
         return f"kafka://{self.server}?create_topics=all&partitions={PARTITIONS}"
 
     def create(self, topics: Mapping[str, int]) -> None:
-        """Make topics; names and numbers of partitions."""
+        """Create topics, given by name with their numbers of partitions."""
         asyncio.run(_create(self.server, topics))
 
     def __enter__(self) -> Self:
@@ -100,7 +100,7 @@ async def _create(server: str, topics: Mapping[str, int]) -> None:
 
 
 async def _fill(server: str, topic: str, payload: bytes, records: int) -> None:
-    """As many records into each partition, in batches as producers send them by default."""
+    """Fill each partition with so many records, in batches like those of producers by default."""
     async with AIOKafkaProducer(bootstrap_servers=server, enable_idempotence=True) as producer:
         for partition in range(PARTITIONS):
             left = len(range(partition, records, PARTITIONS))

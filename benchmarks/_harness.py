@@ -1,4 +1,4 @@
-"""What tests on the harness take."""
+"""How long tests on the harness take."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _contender(
 
 
 def suites(*, quick: bool, peers: str) -> Sequence[Suite]:
-    """A test, many seeds, much time."""
+    """Return the suites: one test, many seeds, a long time."""
     messages, seeds = 1_000, 100 if quick else 1_000
     seconds = (Column("seconds", "seconds", ".2f"),)
 

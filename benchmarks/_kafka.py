@@ -32,7 +32,7 @@ _SECONDS = 120.0
 
 
 def receive(*, quick: bool, peers: str) -> Suite:
-    """Records that are there already; `peers` is the interpreter that has the others."""
+    """Return the suites that read existing records; ``peers`` is the interpreter of the others."""
     scale = 5 if quick else 1
     records, some, few = 300_000 // scale, 60_000 // scale, 5_000 // scale
     warm_up = 5_000
@@ -109,7 +109,7 @@ def receive(*, quick: bool, peers: str) -> Suite:
 
 
 def publish(*, quick: bool, peers: str) -> Suite:
-    """One at a time, and as many as go; `peers` is the interpreter that has the others."""
+    """Return the suites that publish, one at a time and many; ``peers`` is the others' Python."""
     messages = 300 if quick else 1_000
     cluster = Cluster({on_kafka(PUBLISH_TOPIC): (PAYLOAD, PARTITIONS)})
     order = {"messages": messages, "warm_up": 100}
@@ -151,7 +151,7 @@ def publish(*, quick: bool, peers: str) -> Suite:
 
 
 def request(*, quick: bool, peers: str) -> Suite:
-    """One at a time, and many at once; `peers` is the interpreter that has the others."""
+    """Return the suites of requests, one at a time and many; ``peers`` is the others' Python."""
     requests = 300 if quick else 2_000
     cluster = Cluster()
     numbers = itertools.count(1)

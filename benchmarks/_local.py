@@ -29,7 +29,7 @@ def _contender(name: str, what: str, messages: int) -> Contender:
 
 
 def suites(*, quick: bool) -> Sequence[Suite]:
-    """tell, ask, and how much an actor takes."""
+    """Return the suites of tell, ask, and the size of an actor."""
     scale = 5 if quick else 1
     tells, asks, many = 200_000 // scale, 20_000 // scale, 50_000
     return (

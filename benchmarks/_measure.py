@@ -34,10 +34,10 @@ class Column:
     """One figure in a table.
 
     Args:
-        key: of the figure.
-        title: above it.
-        form: format specification of a value.
-        ratio: also print how ours compares.
+        key: the key of the figure.
+        title: the heading of the column.
+        form: the format specification of a value.
+        ratio: whether to print the ratio to ours, too.
     """
 
     key: str
@@ -53,9 +53,9 @@ class Target:
     Args:
         text: what is compared.
         wanted: the limit.
-        value: from the results of its suite; None where it was not measured.
+        value: gets the value from the results of its suite; None if it was not measured.
         at_least: whether more is better.
-        form: format specification of both.
+        form: the format specification of both.
     """
 
     text: str
@@ -67,14 +67,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Suite:
-    """Contenders that are measured in turns.
+    """Contenders that are measured in turn.
 
     Args:
-        title: of the table.
+        title: the title of the table.
         about: how it is measured.
-        contenders: ours first.
-        columns: of the table.
-        targets: what is aimed at.
+        contenders: the contenders, ours first.
+        columns: the columns of the table.
+        targets: the targets.
         around: entered before the first round and left after the last.
     """
 
@@ -88,23 +88,23 @@ class Suite:
 
 @dataclass
 class Results:
-    """What came out of a suite: for each contender the rounds in order, None for a failed one."""
+    """The results of a suite: the rounds of each contender in order, None for a failed one."""
 
     suite: Suite
     rounds: dict[str, list[dict[str, float] | None]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     def values(self, name: str, key: str) -> list[float]:
-        """The figures of the rounds that succeeded."""
+        """Return the figures of the rounds that succeeded."""
         return [figures[key] for figures in self.rounds[name] if figures and key in figures]
 
     def median(self, name: str, key: str) -> float | None:
-        """Over all rounds; None when it was not measured."""
+        """Return the median over all rounds; None if it was not measured."""
         values = self.values(name, key)
         return statistics.median(values) if values else None
 
     def ratio(self, ours: str, theirs: str, key: str) -> float | None:
-        """Ours by theirs; None when one of them was not measured."""
+        """Return ours divided by theirs; None if one of them was not measured."""
         quotients = [
             mine[key] / other[key]
             for mine, other in zip(self.rounds[ours], self.rounds[theirs], strict=True)

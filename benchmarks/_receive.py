@@ -64,7 +64,7 @@ def _suite(qos: int, messages: int, peers: str, targets: Sequence[Target]) -> Su
 
 
 def suites(*, quick: bool, peers: str) -> Sequence[Suite]:
-    """QoS 1 and QoS 0; `peers` is the interpreter that has them."""
+    """Return the suites of QoS 1 and QoS 0; ``peers`` is the interpreter of the others."""
     messages = 10_000 if quick else 50_000
     return (
         _suite(

@@ -1,4 +1,4 @@
-"""The results as text or as the page docs/benchmarks.md."""
+"""The report: the results as text, or as the page docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOT_COMPARED = (
 
 
 def as_text(all_results: Sequence[Results]) -> str:
-    """Tables for a terminal."""
+    """Return tables for a terminal."""
     blocks = []
     for results in all_results:
         rows = _rows(results)
@@ -51,7 +51,7 @@ def as_text(all_results: Sequence[Results]) -> str:
 
 
 def as_markdown(all_results: Sequence[Results], *, command: str, peers: str) -> str:
-    """The whole page."""
+    """Return the whole page."""
     blocks = [
         "# Benchmarks",
         _INTRODUCTION,

@@ -1,4 +1,4 @@
-"""Request-reply over a Mosquitto as it comes."""
+"""Request-reply over a Mosquitto with its default settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _contender(name: str, interpreter: str, module: str, requests: int) -> Conte
 
 
 def suites(*, quick: bool, peers: str) -> Sequence[Suite]:
-    """One at a time, and many at once; `peers` is the interpreter that has them."""
+    """Return the suites of requests, one at a time and many; ``peers`` is the others' Python."""
     requests = 200 if quick else 1_000
     return (
         Suite(

@@ -28,7 +28,7 @@ class Limit:
 
 
 class Boiler(Actor):
-    """Watches one boiler. No handler runs while another one does, so nothing needs a lock."""
+    """Watches one boiler. Its handlers run one at a time, so nothing needs a lock."""
 
     name = "boiler"
     retry = RetryPolicy(attempts=3)
@@ -54,7 +54,7 @@ class Boiler(Actor):
         return Limit(self.limit)
 
     async def on_receive(self, message: object) -> float:
-        """Messages from the same program, by reference and without the broker."""
+        """Take messages from the same program, by reference and without the broker."""
         return self.last
 
     async def on_stop(self) -> None:

@@ -31,7 +31,7 @@ def open_database() -> closing[sqlite3.Connection]:
     return closing(db)
 
 
-# Called with 200 readings, or after 0.2 seconds with those that have come until then.
+# Called with 200 readings, or after 0.2 seconds with those that have arrived by then.
 @app.application("plant/+/temperature", batch=(200, 0.2), ressources={"db": open_database})
 def store(readings: list[Message[Reading]], db: sqlite3.Connection) -> None:
     rows = [(reading.id, reading.topic, reading.payload.celsius) for reading in readings]

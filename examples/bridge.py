@@ -18,8 +18,8 @@ app = DistributedApplication(name="bridge-example")
 
 @app.application("ovens/{oven}/temperature", socket_provider=plant)
 async def to_office(message: Message[bytes], oven: str) -> None:
-    # post() waits for nothing, so many messages are on their way at once. Each is acknowledged in
-    # the plant when the office has confirmed it.
+    # post() does not wait, so many messages are on their way at once. Each is acknowledged in the
+    # plant once the office has confirmed it.
     app.socket(socket_provider=office).post(
         message.topic,
         message.payload,
@@ -31,7 +31,7 @@ async def to_office(message: Message[bytes], oven: str) -> None:
 
 @app.application("orders/{oven}", socket_provider=office)
 async def to_plant(message: Message[bytes], oven: str) -> None:
-    # publish() returns when the plant has confirmed it, or raises; then it is tried again.
+    # publish() returns once the plant has confirmed it, or raises; then the message is retried.
     await app.socket(socket_provider=plant).publish(
         message.topic, message.payload, key=oven, content_type=message.content_type
     )

@@ -48,7 +48,7 @@ async def sensors(socket: Socket) -> None:
 
 @app.producer(every=0.1)
 async def end() -> None:
-    # An application with handlers runs until it is stopped; this one when all is done.
+    # An application with handlers runs until it is stopped; this one stops when all is done.
     if app.stats["messages.handled"] >= 8:
         app.stop()
 

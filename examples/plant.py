@@ -100,7 +100,7 @@ for boiler in BOILERS:
 
 
 class Control(Actor):
-    """Keeps every boiler under its limit. Others change limits by request."""
+    """Keeps every boiler below its limit; limits are changed by request."""
 
     def __init__(self, limit: float) -> None:
         self.limits = dict.fromkeys(BOILERS, limit)
@@ -125,7 +125,7 @@ class Control(Actor):
 
 
 class Archive(Actor):
-    """Blocking code: ``def`` handlers run in a thread, so SQLite holds nobody up."""
+    """Blocking code: ``def`` handlers run in a thread, so SQLite does not hold up other actors."""
 
     @on("plant/{machine}/temperature")
     def store(self, reading: Reading, machine: str, db: sqlite3.Connection) -> None:
@@ -143,7 +143,7 @@ class Archive(Actor):
 
 @contextmanager
 def open_archive() -> Iterator[sqlite3.Connection]:
-    db = sqlite3.connect("", check_same_thread=False)  # a file that SQLite removes by itself
+    db = sqlite3.connect("", check_same_thread=False)  # a temporary file
     db.execute("CREATE TABLE readings (machine TEXT, celsius REAL)")
     try:
         yield db
@@ -186,13 +186,13 @@ async def screen() -> None:
 
 @app.application("plant/{machine}/vibration", retry=RetryPolicy(attempts=3, first=0.2, factor=2))
 async def vibration(measured: Vibration, machine: str) -> None:
-    # A frequency of 0 makes it fail: tried three times, then stored as a dead letter.
+    # A frequency of 0 makes it fail: it is tried three times, then stored as a dead letter.
     show(machine, f"vibration {measured.amplitude / measured.frequency:.3f}")
 
 
 @app.producer()
 async def operator(socket: Socket) -> None:
-    """What people do meanwhile; when it is over, the program ends."""
+    """Do what people do meanwhile; when that is over, the program ends."""
     await asyncio.sleep(1.5)
     names = await socket.request_many("plant/roll-call", reply=str, count=len(BOILERS), timeout=5)
     show("operator", f"present: {', '.join(sorted(map(str, names)))}")

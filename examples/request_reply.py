@@ -43,7 +43,7 @@ async def cheap(order: Order) -> Offer:
 
 @app.application("market/price", replies=True)
 async def fair(order: Order, message: Message[Order]) -> None:
-    # The long form: answer first, then go on with something else.
+    # The long form: reply first, then continue with something else.
     await message.reply(Offer("fair", total=0.22 * order.amount))
 
 

@@ -46,7 +46,7 @@ async def open_database() -> AsyncIterator[aiosqlite.Connection]:
         print("database closed")
 
 
-# Both actors get the same connection; one of an actor's own is given as ressources={"db": ...}.
+# Both actors get the same connection; ressources={"db": ...} gives an actor one of its own.
 app.resource("db", open_database)
 
 

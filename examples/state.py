@@ -37,7 +37,7 @@ async def highest(celsius: float, machine: str, state: Highest, socket: Socket) 
 
 @app.application("machines/records", state=0)
 async def records(text: str, state: int, context: Context) -> None:
-    # A value that cannot be changed is replaced.
+    # An immutable value is replaced.
     context.state = state + 1
     print(f"record {context.state}: {text}")
     if context.state == 4:

@@ -23,14 +23,14 @@ class Order:
 
 @dataclass
 class Stock:
-    """What is left; each order counts once, however often it comes."""
+    """What is left in stock; each order counts once, however often it comes."""
 
     left: dict[str, int] = field(default_factory=lambda: {"bolt": 3})
     sold: set[int] = field(default_factory=set)
 
 
 def shop() -> DistributedApplication:
-    """The application, new for each test; `shop().run()` is the program."""
+    """Make the application, a new one for each test; `shop().run()` is the program."""
     app = DistributedApplication("mqtt://broker.example", name="shop")
 
     @app.application("orders", state=Stock, retry=RetryPolicy(attempts=3))

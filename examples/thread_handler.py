@@ -20,7 +20,7 @@ app = DistributedApplication(URL, name="thread-example")
 @app.application("keys/derive")
 def derive(password: str, socket: SyncSocket) -> str:
     salt = socket.request("keys/salt", password, timeout=5)
-    # Some tens of milliseconds of work, which on the event loop would hold up everybody.
+    # Some tens of milliseconds of work, which would hold up all actors on the event loop.
     key = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 100_000)
     print(f"derived in thread {threading.current_thread().name}")
     return key.hex()[:16]

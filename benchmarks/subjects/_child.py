@@ -1,4 +1,4 @@
-"""The child's side of the measuring: what it was told, and what it reports."""
+"""The child's side of a measurement: its instructions, and its report."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _LATENCY_SECONDS = 5.0
 
 @dataclass
 class Reading:
-    """What `JSON_PAYLOAD` is."""
+    """The value of `JSON_PAYLOAD`."""
 
     sensor: str
     celsius: float
@@ -57,13 +57,13 @@ class Reading:
 
 
 def on_kafka(topic: str) -> str:
-    """The name that an address has on a Kafka cluster."""
+    """Return the name of an address on a Kafka cluster."""
     return topic.replace("/", ".")
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a child is told; which fields are used depends on the child."""
+    """The instructions to a child; which fields are used depends on the child."""
 
     port: int = 0
     server: str = ""
@@ -77,12 +77,12 @@ class Order:
 
 
 def arguments() -> Order:
-    """The order on the command line."""
+    """Return the order on the command line."""
     return Order(**json.loads(sys.argv[1]))
 
 
 def report(event: str, **figures: float) -> None:
-    """Tell the parent."""
+    """Report an event and figures to the parent."""
     print(json.dumps({"event": event, **figures}), flush=True)
 
 
@@ -103,7 +103,7 @@ class Meter:
         self._marks: list[tuple[int, float, float]] = []
 
     def count(self) -> None:
-        """One more message was handled."""
+        """Count a message that was handled."""
         self._seen += 1
         if self._seen == self._next:
             self._next += _STEP
@@ -111,7 +111,7 @@ class Meter:
                 self._marks.append((self._seen, time.perf_counter(), time.process_time()))
 
     async def finish(self) -> dict[str, float]:
-        """Wait until all have come, or no more come; what was measured."""
+        """Wait until all messages have come, or no more come; return what was measured."""
         silent_since, seen = time.monotonic(), 0
         while self._seen < self._total:
             await asyncio.sleep(_CHECK)
@@ -130,7 +130,7 @@ class Meter:
 
 
 async def measure_latency(call: Callable[[], Awaitable[object]], order: Order) -> dict[str, float]:
-    """Calls one at a time, so many of them after those for warming up, or for five seconds."""
+    """Make calls one at a time, as many as ordered after the warm-up, for at most five seconds."""
     for _ in range(order.warm_up):
         await call()
     latencies: list[float] = []
@@ -146,7 +146,7 @@ async def measure_latency(call: Callable[[], Awaitable[object]], order: Order) -
 
 
 def measure_rate() -> Callable[[int], dict[str, float]]:
-    """Start measuring; the result takes how much was done, and tells the figures."""
+    """Start measuring; return a function from how much was done to the figures."""
     began, cpu_began = time.perf_counter(), time.process_time()
 
     def figures(done: int) -> dict[str, float]:
@@ -157,7 +157,7 @@ def measure_rate() -> Callable[[int], dict[str, float]]:
 
 
 async def measure_requests(ask: Callable[[bytes], Awaitable[bytes]], order: Order) -> None:
-    """Requests one at a time, then many at once; reports the result.
+    """Measure requests, one at a time and then many at once, and report the result.
 
     Args:
         ask: sends a request, and returns the reply.

@@ -44,7 +44,7 @@ class ThreadCounter(pykka.ThreadingActor):
 
 
 async def tell(order: Order) -> dict[str, float]:
-    """Messages told and handled per second."""
+    """Measure messages told and handled per second."""
     system = ActorSystem()
     ref = system.spawn(Counter, mailbox=Mailbox(order.messages + 1))
     await ref.ask(None)
@@ -58,7 +58,7 @@ async def tell(order: Order) -> dict[str, float]:
 
 
 async def ask(order: Order) -> dict[str, float]:
-    """Round trips per second, one at a time."""
+    """Measure round trips per second, one at a time."""
     system = ActorSystem()
     ref = system.spawn(Counter)
     await ref.ask(None)
@@ -71,7 +71,7 @@ async def ask(order: Order) -> dict[str, float]:
 
 
 async def pykka_tell(order: Order) -> dict[str, float]:
-    """As `tell`, to a thread of pykka."""
+    """Measure the same as `tell`, to a thread of pykka."""
     ref = ThreadCounter.start()
     ref.ask(None)
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -84,7 +84,7 @@ async def pykka_tell(order: Order) -> dict[str, float]:
 
 
 async def pykka_ask(order: Order) -> dict[str, float]:
-    """As `ask`, of a thread of pykka."""
+    """Measure the same as `ask`, of a thread of pykka."""
     ref = ThreadCounter.start()
     ref.ask(None)
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -96,7 +96,7 @@ async def pykka_ask(order: Order) -> dict[str, float]:
 
 
 async def idle(order: Order) -> dict[str, float]:
-    """What Python has allocated for an actor that waits, its task and its mailbox included."""
+    """Measure what Python allocates for an idle actor, including its task and its mailbox."""
     system = ActorSystem()
     await system.spawn(Counter).ask(None)
     tracemalloc.start()
@@ -112,7 +112,7 @@ async def idle(order: Order) -> dict[str, float]:
 
 
 async def many(order: Order) -> dict[str, float]:
-    """Seconds until all actors have started, until all have stopped, and the process's growth."""
+    """Measure the seconds to start and to stop all actors, and the growth of the process."""
     system = ActorSystem()
     await system.spawn(Counter).ask(None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

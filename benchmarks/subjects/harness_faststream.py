@@ -1,4 +1,4 @@
-"""What a test takes with FastStream's broker in memory, which calls handlers in place."""
+"""How long a test takes with FastStream's broker in memory, which calls handlers directly."""
 
 from __future__ import annotations
 

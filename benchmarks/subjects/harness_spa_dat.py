@@ -1,4 +1,4 @@
-"""What tests on the harness take. One measurement for each process."""
+"""How long tests on the harness take. One measurement for each process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _application() -> DistributedApplication:
 
 
 def test(order: Order) -> dict[str, float]:
-    """A test of ten actors, each of which gets a share of the messages and publishes as many."""
+    """Measure a test of ten actors that share the messages and publish as many."""
 
     def once() -> None:
         app = _application()
@@ -49,7 +49,7 @@ def test(order: Order) -> dict[str, float]:
 
 
 def seeds(order: Order) -> dict[str, float]:
-    """A small scenario under so many seeds, with faults of every kind."""
+    """Measure a small scenario under many seeds, with faults of every kind."""
 
     def scenario(seed: int) -> None:
         app = _application()
@@ -70,13 +70,13 @@ def seeds(order: Order) -> dict[str, float]:
 
 
 def hour(order: Order) -> dict[str, float]:
-    """An hour of virtual time with timers that fire once a minute."""
+    """Measure an hour of virtual time with timers that fire once a minute."""
     app = _application()
     for number in range(_TIMERS):
 
         @app.producer(name=f"timer-{number}", every=60)
         async def tick(socket: Socket) -> None:
-            """It has come to its time."""
+            """Do nothing."""
 
     def once() -> None:
         with Harness(app, profile=_profile(order)) as harness:

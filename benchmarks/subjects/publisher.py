@@ -36,7 +36,7 @@ def _block(qos: int) -> bytes:
 
 
 def _publish(connection: socket.socket, order: Order) -> None:
-    """Every block uses the same packet ids: a broker acknowledges before it reads on."""
+    """Publish blocks that all use the same packet ids: a broker acknowledges before it reads on."""
     block = _block(order.qos)
     blocks = (order.warm_up + order.messages) // _BLOCK
     sent = confirmed = 0

@@ -58,7 +58,7 @@ def _properties(correlation: bytes, response_topic: str | None = None) -> Proper
 
 
 def _told(message: aiomqtt.Message) -> Any:
-    """The message's properties, which have no types."""
+    """Return the message's properties, which have no types."""
     return message.properties
 
 

@@ -1,8 +1,8 @@
 """An actor runtime for message applications over MQTT and Kafka.
 
-The package is arranged in three parts: ``actors`` knows nothing of brokers, ``transports`` nothing
-of actors, and ``runtime`` joins them. What is named here is the public interface, together with
-the module ``spa_dat.errors``.
+The package has three parts: ``actors`` knows nothing of brokers, ``transports`` nothing of actors,
+and ``runtime`` joins them. The names in this module are the public interface, together with the
+module ``spa_dat.errors``.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ _PART_OF = {name: part for part, names in _PARTS.items() for name in names}
 
 
 if not TYPE_CHECKING:
-    # A type checker is to notice names that are not there.
+    # Hidden from type checkers, so that they notice names that do not exist.
 
     def __getattr__(name: str) -> Any:
-        # pytest imports the package at every start, for its plugin: what is not used costs nothing.
+        # pytest imports the package at every start, for its plugin: unused parts must cost nothing.
         if name in _PART_OF:
             value = getattr(import_module(f".{_PART_OF[name]}", __name__), name)
         elif name in _PARTS:

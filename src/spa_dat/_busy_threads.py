@@ -1,6 +1,6 @@
-"""What threads and an event loop tell each other about work: a loop with virtual time waits for it.
+"""Announced work in threads: an event loop with virtual time waits for it.
 
-On an ordinary event loop, as in production, none of it does anything.
+On an ordinary event loop, as in production, nothing here has any effect.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ __all__ = [
 
 
 class BusyThread:
-    """Says that a thread which the program has started itself has work, from now until `end`.
+    """The work of a thread that the program has started itself, from now until `end`.
 
-    Its ``with`` block ends it, too; a block in the thread makes errors say where the thread is.
+    Leaving its ``with`` block ends it, too; if the block is in the thread, errors say where the
+    thread is.
 
     Args:
-        name: of the work, for errors.
+        name: the name of the work, for error messages.
         place: where it was announced.
-        when_over: called once, at the end, in whatever thread ends it.
+        when_over: called once, at the end, in the thread that ends it.
         waits: how a thread waits for the loop while it is in the ``with`` block.
     """
 
@@ -54,17 +55,17 @@ class BusyThread:
 
     @property
     def is_over(self) -> bool:
-        """Whether the work is done."""
+        """Whether the work has ended."""
         return self._when_over is None
 
     def end(self) -> None:
-        """Say that the work is done; may be called from any thread, and more than once."""
+        """End the work; may be called from any thread, and more than once."""
         when_over, self._when_over = self._when_over, None
         if when_over is not None:
             when_over(self)
 
     def __enter__(self) -> Self:
-        """Do nothing: the work began when this was made."""
+        """Enter the block; the work has begun already, when this was made."""
         self.ident = threading.get_ident()
         if self._waits is not None and here.work is None and not _on_event_loop():
             here.work = self._waits
@@ -76,7 +77,7 @@ class BusyThread:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """`end`."""
+        """Call `end`."""
         if here.work is self._waits:
             here.work = None
         self.end()
@@ -98,14 +99,14 @@ def _on_event_loop() -> bool:
 
 
 def busy_thread(name: str | None = None) -> BusyThread:
-    """Announce that a thread of the program's own is being given work by the code that calls this.
+    """Announce that the caller hands over work to a thread of the program's own.
 
-    Call it on the event loop, in the step that hands the work over. Under a `Harness` virtual time
-    stands still until `BusyThread.end`, or until its ``with`` block is left, in whatever thread.
-    In production it does nothing.
+    Call it on the event loop, in the step that hands over the work. Under a `Harness` virtual time
+    stands still until `BusyThread.end`, or until its ``with`` block is left, in any thread. In
+    production it has no effect.
 
     Args:
-        name: of the work, for errors; None for where this was called.
+        name: the name of the work, for error messages; None for a general one.
     """
     place = place_of_caller(2)
     try:
@@ -120,7 +121,7 @@ def busy_thread(name: str | None = None) -> BusyThread:
 
 
 def place_of_caller(depth: int = 1) -> str:
-    """Name file and line of the code that called the caller.
+    """Return file and line of the code that called the caller.
 
     Args:
         depth: frames to go up.
@@ -130,26 +131,26 @@ def place_of_caller(depth: int = 1) -> str:
 
 
 class WaitsForLoop(Protocol):
-    """How a thread that works for a loop with virtual time waits for what the loop does."""
+    """How a thread that works for a loop with virtual time waits for the loop."""
 
     def wait_until(
         self, subscribe: Callable[[Callable[[], None]], object], timeout: float | None = None
     ) -> None:
-        """Wait until what ``subscribe`` is given has been called, or so many virtual seconds.
+        """Wait until the function passed to ``subscribe`` is called, or for ``timeout`` seconds.
 
         Raises:
-            ActorStopped: what the thread runs was given up.
+            ActorStopped: the work of the thread was given up.
         """
 
 
 def waits_for_loop() -> WaitsForLoop | None:
-    """How the calling thread has to wait for the loop that it works for; None: as usual."""
+    """Return how the calling thread has to wait for its loop; None for the usual way."""
     return here.work
 
 
 def let_waits_be_known(future: Future[Any]) -> None:
-    """Have ``future.result`` and ``future.exception`` wait as the calling thread has to."""
-    # Else it would refer to itself, and to the frames of what it raises.
+    """Make ``future.result`` and ``future.exception`` wait as the calling thread has to."""
+    # Otherwise the future would refer to itself, and to the frames of what it raises.
     itself: Callable[[], Any] = weakref.ref(future)
 
     def wait(timeout: float | None) -> float | None:

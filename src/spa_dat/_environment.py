@@ -12,8 +12,8 @@ __all__ = ["Environment"]
 class Environment:
     """The one source of wall time, randomness and identifiers of an application.
 
-    Without a seed the randomness is the operating system's, so tokens cannot be guessed.
-    With a seed everything repeats, which is for tests only.
+    Without a seed the operating system provides the randomness, so tokens cannot be guessed. With a
+    seed everything is repeatable, which is for tests only.
 
     Args:
         seed: makes every token, identifier and jitter repeatable; None for production.
@@ -27,7 +27,7 @@ class Environment:
         self._forks = 0
 
     def now(self) -> float:
-        """Wall time in seconds since 1970 (UTC). Only for stamps on messages, never for waiting."""
+        """Return the wall time in seconds since 1970 (UTC); for timestamps, never for waiting."""
         return time.time()
 
     def token(self, size: int = 16) -> str:
@@ -36,7 +36,7 @@ class Environment:
             self._new_prefix()
         digits = self._digits
         if len(digits) < 2 * size:
-            # Many at once: each call of the operating system costs as much as many of them.
+            # Many at once: one call of the operating system costs as much as many tokens.
             digits = self.random.randbytes(_DRAWN_AT_ONCE + size).hex()
         self._digits = digits[2 * size :]
         return digits[: 2 * size]
@@ -44,9 +44,9 @@ class Environment:
     def new_id(self) -> str:
         """Return a new unique identifier: a UUID (version 8, RFC 9562) as text.
 
-        Its first 74 free bits are random and the same for some thousand identifiers; the last 48
-        count. So it is unique, and cheap enough for every publish, but it can be guessed from
-        another one: for what must not be guessed there is `token`.
+        Its first 74 free bits are random, and the same for some thousand identifiers; the last 48
+        are a counter. That makes it unique, and cheap enough for every publish, but it can be
+        guessed from another one: use `token` for what must not be guessed.
         """
         number = self._number
         if not number & _IDS_WITH_ONE_PREFIX or self._forks != _forks:
@@ -72,5 +72,5 @@ def _forked() -> None:
     _forks += 1
 
 
-# A forked process must not go on counting where its parent does.
+# A forked process must not continue the counter of its parent.
 os.register_at_fork(after_in_child=_forked)

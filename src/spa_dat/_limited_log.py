@@ -1,4 +1,4 @@
-"""Log lines of one kind, of which only the first are written in full."""
+"""Rate-limited logging: of log lines of one kind only the first are written in full."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_KINDS = 1_000
 
 
 class _Kind:
-    """The lines of one kind within a minute."""
+    """The log lines of one kind within a minute."""
 
     __slots__ = ("began", "last", "left_out", "timer", "written")
 
@@ -30,21 +30,21 @@ class _Kind:
 class LimitedLog(logging.LoggerAdapter[logging.Logger]):
     """Writes the first 10 lines of each kind within 60 s, and then how many more there were.
 
-    What strangers can have repeated does not bury everything else. Lines are of one kind if level
-    and template are the same, and what is given as ``kind=``, for example the class of an error.
-    What is below WARNING, and what is written where no event loop runs, has no limit.
+    So lines that strangers can trigger do not bury everything else. Lines are of one kind if their
+    level, their template and what is given as ``kind=`` (for example the class of an error) are the
+    same. Lines below WARNING, and those written where no event loop is running, are not limited.
 
     Args:
         logger: where the lines go.
         extra: as for `logging.LoggerAdapter`.
-        prefix: what every line begins with.
+        prefix: the beginning of every line.
     """
 
     def __init__(
         self, logger: logging.Logger, extra: Mapping[str, object] | None = None, prefix: str = ""
     ) -> None:
         super().__init__(logger, extra)
-        # In a template a percent sign stands for an argument.
+        # In a template a percent sign introduces an argument.
         self._prefix = prefix.replace("%", "%%")
         self._kinds: dict[Hashable, _Kind] = {}
 
@@ -53,23 +53,23 @@ class LimitedLog(logging.LoggerAdapter[logging.Logger]):
         return super().process(f"{self._prefix}{msg}", kwargs)
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Write a line, unless there are too many of its kind; then it is counted.
+        """Write a line, or only count it if there are too many of its kind.
 
         Args:
             level: as for `logging.Logger.log`.
-            msg: likewise.
-            args: likewise.
-            kwargs: likewise; ``kind`` tells lines of one template apart.
+            msg: as for `logging.Logger.log`.
+            args: as for `logging.Logger.log`.
+            kwargs: as for `logging.Logger.log`; ``kind`` tells lines of one template apart.
         """
         kind = kwargs.pop("kind", None)
         if not self.isEnabledFor(level):
             return
         if level < logging.WARNING or self._is_written((level, msg, kind), msg, args):
-            # The line is the caller's, not this one's.
+            # The record has to name the caller's line, not this one.
             super().log(level, msg, *args, **{"stacklevel": 2, **kwargs})
 
     def flush(self) -> None:
-        """Say now how many lines were left out so far."""
+        """Report now how many lines were left out so far."""
         for key in list(self._kinds):
             self._sum_up(key)
 

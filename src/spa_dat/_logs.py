@@ -1,4 +1,4 @@
-"""The package's loggers, whose records show what others wrote without doing what it says."""
+"""The package's loggers: text from others is escaped, so it cannot forge lines of the log."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ._texts import escaped, showable
 __all__ = ["ACTOR_LOG", "OWN", "get_logger"]
 
 ACTOR_LOG = "spa_dat.actor"
-"""The logger that actors and the runtime share."""
+"""The name of the logger that actors and the runtime share."""
 OWN = "spa_dat_own"
-"""Attribute of the records in it that are the runtime's."""
+"""The attribute that marks the runtime's own records in it."""
 
 _LONGEST = 10_000
 
@@ -24,10 +24,10 @@ _reporter = logging.Handler()
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of this name; each record is one line besides its traceback.
 
-    Topics, texts of errors, reasons and names come from whoever may publish. A line break in them
-    would forge lines of the log, and a control character what a terminal shows. Handlers and
-    filters of the program's own that raise are reported on standard error, as `logging` does it
-    for what it can see: they would end what has something to tell.
+    Topics, error texts, reasons and names come from whoever may publish. A line break in them would
+    forge lines of the log, and control characters could change what a terminal shows. If a handler
+    or filter of the program raises, that is reported on standard error, as `logging` itself does
+    where it can: otherwise it would end the code that logs.
     """
     logger = logging.getLogger(name)
     logger.addFilter(_harmless)
@@ -41,7 +41,7 @@ def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
     except Exception:
         if _is_the_users(record):
             raise
-        record.getMessage()  # a mistake in the call is to be seen
+        record.getMessage()  # a mistake in the call must not be hidden
         _reporter.handleError(record)
 
 

@@ -1,7 +1,7 @@
 """The pytest plugin of spa_dat: fixtures ``harness``, ``mqtt_broker``, ``kafka_broker``.
 
-pytest imports it at every start, in projects that do not use it, too: nothing more of the package
-is imported before a fixture is used.
+pytest imports it at every start, even in projects that do not use it, so it imports nothing more of
+the package before a fixture is used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--spa-dat-seed",
         type=int,
         metavar="N",
-        help="seed of all harnesses that are given none (default: 0)",
+        help="seed of all harnesses that do not set one (default: 0)",
     )
     group.addoption(
         "--spa-dat-broker",
@@ -57,9 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def harness(request: pytest.FixtureRequest) -> Iterator[HarnessFactory]:
     """Start applications under test: ``harness(app)`` gives a `spa_dat.testing.Harness`.
 
-    What is still open at the end of the test is settled, checked and closed as part of it; a block
-    in a fixture of your own closes it later. Takes
-    the options of `Harness`; others come from the marker ``spa_dat`` and ``--spa-dat-seed``.
+    Harnesses that are still open at the end of the test are settled, checked and closed as part of
+    it; a block in a fixture of your own closes its harness later. Takes the options of `Harness`;
+    their defaults come from the marker ``spa_dat`` and ``--spa-dat-seed``.
     """
     from .harness import HarnessFactory
 
@@ -100,7 +100,7 @@ def kafka_broker() -> Iterator[Kafka]:
 
 
 def require(broker: type[BrokerProcess]) -> None:
-    """Skip the test where this machine does not have such a broker; on CI fail it."""
+    """Skip the test if this machine does not have such a broker; on CI fail it."""
     text = broker.missing()
     if text is None:
         return
@@ -137,7 +137,7 @@ def _brokers(request: pytest.FixtureRequest) -> Any:
     if kind == "mqtt":
         from .testing import Mosquitto
 
-        # Each harness starts its own: that takes less time than cleaning up after another one.
+        # Each harness starts its own broker: that is faster than cleaning up a shared one.
         require(Mosquitto)
         return MosquittoBrokers
     return functools.partial(KafkaBrokers, request.getfixturevalue("kafka_broker"))
@@ -145,7 +145,7 @@ def _brokers(request: pytest.FixtureRequest) -> Any:
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Close the harnesses as part of the test, so that what went wrong in them fails it."""
+    """Close the harnesses as part of the test, so that failures in them fail the test."""
     __tracebackhide__ = True
     try:
         result = yield
@@ -172,7 +172,7 @@ def _is_about_simulation(error: BaseException) -> bool:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show what led to a failure, and how to see it again."""
+    """Show what led to a failure: the seed, how to replay it, and the last events."""
     report = yield
     factory = item.stash.get(_FACTORY, None)
     if report.failed and factory is not None:
@@ -189,7 +189,7 @@ def pytest_runtest_makereport(
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run ``async def`` tests that use the plugin, unless a plugin for such tests has done so.
 
-    Those come first, or have put a plain function in the place of the test.
+    Such plugins come first, or have replaced the test by a plain function.
     """
     test = pyfuncitem.obj
     if not inspect.iscoroutinefunction(test) or not _uses_plugin(pyfuncitem):

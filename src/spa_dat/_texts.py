@@ -1,4 +1,4 @@
-"""Texts that come from anywhere, made fit to be shown and sent."""
+"""Texts that come from anywhere, made safe to show and to send."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _NON_CHARACTERS = "\ufdd0-\ufdef\ufffe\uffff" + "".join(
 )
 _CONTROLS = "\x00-\x1f\x7f-\x9f"
 _SURROGATES = "\ud800-\udfff"
-# They break lines too, or turn what follows around.
+# These break lines, too, or reverse what follows.
 _DECEPTIVE = "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
 _UNFIT = re.compile(f"[{_CONTROLS}{_SURROGATES}{_NON_CHARACTERS}]")
 _UNSHOWABLE = re.compile(f"[{_CONTROLS}{_SURROGATES}{_NON_CHARACTERS}{_DECEPTIVE}]")
 LONGEST_REMEMBERED = 256
-"""Characters of texts from anywhere that may be kept in a cache, which longer ones would fill."""
+"""The length up to which texts from anywhere may be cached; longer ones would fill the cache."""
 _CUT = "..."
 _LONGEST_SHOWN = 4_000
 _LONGEST_TOGETHER = 40_000
@@ -44,12 +44,12 @@ _MOST_PROBLEMS = 1_000
 
 
 def unfit_character(text: str) -> str | None:
-    """Which character of the text brokers may end the connection over, in words, if one is.
+    """Describe the first character that brokers may close the connection over; None without one.
 
-    These are control characters, halves of surrogate pairs, and code points that are no characters
+    These are control characters, halves of surrogate pairs, and code points that are not characters
     (MQTT 5, section 1.5.4).
     """
-    # None of them is printable, and this is several times as fast.
+    # None of them is printable, and this check is several times as fast.
     if text.isprintable():
         return None
     found = _UNFIT.search(text)
@@ -65,10 +65,10 @@ def unfit_character(text: str) -> str | None:
 
 
 def escaped(text: str, longest: int = 1_000) -> str:
-    r"""Return the text in one line, for logs and for headers; every bus can carry it.
+    r"""Return the text on one line, for logs and for headers; every bus can carry it.
 
-    Line breaks, control characters and what is no character become escapes such as ``\n`` and
-    ``\x1b``; a text longer than ``longest`` characters is cut off and ends in ``...``.
+    Line breaks, control characters and code points that are not characters become escapes such as
+    ``\n`` and ``\x1b``; a text longer than ``longest`` characters is cut off and ends in ``...``.
     """
     if len(text) <= longest and text.isprintable():
         return text
@@ -81,10 +81,10 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def quoted(text: object, longest: int = 120) -> str:
-    """Return the value as it would be written in a program, in one line.
+    """Return the value as it would be written in a program, on one line.
 
-    It is cut off after ``longest`` characters. Anything but a str shows as its ``repr``, if it has
-    one.
+    It is cut off after ``longest`` characters. Anything but a str is shown as its ``repr``, if that
+    works.
     """
     if isinstance(text, str):
         return repr(text) if len(text) <= longest else f"{text[:longest]!r}{_CUT}"
@@ -96,7 +96,7 @@ def quoted(text: object, longest: int = 120) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return the error's text, in one line that every bus can carry and every log can show."""
+    """Return the error's text, on one line that every bus can carry and every log can show."""
     text = _text_of(error)
     if isinstance(text, BaseException):
         text = f"(its text cannot be had: {error_name(text)})"
@@ -104,19 +104,19 @@ def describe(error: BaseException) -> str:
 
 
 def error_name(error: BaseException) -> str:
-    """Return the name of the error's class, likewise."""
+    """Return the name of the error's class, on one line like `describe`."""
     return escaped(_name_of(type(error)), _LONGEST_NAME)
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the error's class and text, likewise, as in ``ValueError: no sensor``."""
+    """Return the error's class and text, as in ``ValueError: no sensor``; see `describe`."""
     return f"{error_name(error)}: {describe(error)}"
 
 
 def inspectable(error: BaseException) -> BaseException:
-    """Return the error, or a RuntimeError in its place when looking at it raises.
+    """Return the error, or a RuntimeError in its place if inspecting it raises.
 
-    A class of one's own may compute what every handler of errors asks for, and fail at it.
+    A class of the user's may compute what every error handler reads, and fail.
     """
     try:
         isinstance(error, _Nobody)
@@ -124,15 +124,15 @@ def inspectable(error: BaseException) -> BaseException:
         for name in _LOOKED_AT:
             getattr(error, name)
     except BaseException:  # noqa: BLE001 (the class may be anybody's)
-        return RuntimeError(f"{error_name(error)}, at which nobody can look: that raises, too")
+        return RuntimeError(f"{error_name(error)}, which cannot be inspected: that raises, too")
     return error
 
 
 def summary(error: object) -> str | None:
-    """Return what stands for the text of a pydantic error with many problems, else None.
+    """Return a substitute for the text of a pydantic error with very many problems, else None.
 
-    Pydantic lists each problem, and a stranger can make half a million with a message of 1 MiB:
-    putting the text together takes seconds, and 100 times as much memory.
+    Pydantic lists every problem, and a stranger can cause half a million with a message of 1 MiB:
+    building the text takes seconds, and 100 times as much memory.
     """
     pydantic = sys.modules.get("pydantic_core")
     if pydantic is None or type(error) is not pydantic.ValidationError:
@@ -142,14 +142,15 @@ def summary(error: object) -> str | None:
 
 
 def forget_earlier(error: BaseException, *, by_frame: bool = False) -> None:
-    """Cut off what the traceback has from earlier times that the same error was raised.
+    """Remove from the traceback what stems from earlier times that the same error was raised.
 
-    One that is made once and raised again and again keeps all frames that it has come through, and
-    what they have at hand: the messages, above all.
+    An error object that is raised again and again keeps all frames that it has passed through, and
+    what their variables refer to: messages, above all.
 
     Args:
-        error: just caught.
-        by_frame: the one who catches has the same frame each time; otherwise only the same code.
+        error: the error, just caught.
+        by_frame: whether the code that catches it has the same frame each time, or only is the same
+            code.
     """
     newest = error.__traceback__
     if not isinstance(newest, TracebackType):
@@ -171,9 +172,9 @@ _LOOKED_AT = ("__traceback__", "__cause__", "__context__", "__suppress_context__
 def showable(error: BaseException) -> BaseException:
     """Return the error as a log may show it with its traceback.
 
-    It is the error itself unless a text in it, or in what led to it, could forge lines of the log
-    or control a terminal, or it is very long or cannot be shown; then it is one of the same name,
-    with the texts escaped and cut off, and of groups and causes as many as anybody reads.
+    That is the error itself, unless a text in it, or in what led to it, could forge lines of the
+    log or control a terminal, is very long, or cannot be shown; then it is an error of the same
+    name with the texts escaped and cut off, and no more groups and causes than anybody reads.
     """
     try:
         if _is_showable(error):
@@ -194,7 +195,7 @@ def _is_showable(error: BaseException) -> bool:
         one = left.pop()
         if one is None:
             continue
-        # What is in a group is shown as often as it is in one.
+        # An error is shown once for each group that contains it.
         count += 1
         if count > _MOST_SHOWN:
             return False
@@ -214,7 +215,7 @@ def _is_showable(error: BaseException) -> bool:
             if len(one.exceptions) > _MOST_SHOWN:
                 return False
             left += one.exceptions
-    # Its parts, too, may be anybody's: names that it suggests, the line of a SyntaxError.
+    # Other parts may raise, too: suggested names, the line of a SyntaxError.
     try:
         traceback.TracebackException.from_exception(error)
     except BaseException:  # noqa: BLE001
@@ -223,7 +224,7 @@ def _is_showable(error: BaseException) -> bool:
 
 
 def _texts_of(error: BaseException) -> list[str] | None:
-    """All texts that a traceback shows of the error; None where there is more than should be."""
+    """Return all texts that a traceback shows of the error; None if they are too many."""
     if summary(error) is not None:
         return None
     kind = type(error)
@@ -244,31 +245,31 @@ def _texts_of(error: BaseException) -> list[str] | None:
 
 
 def _text_of(error: object) -> str | BaseException:
-    """Its text; what was raised instead, if it has none."""
+    """Return its text, or what was raised instead."""
     if (short := summary(error)) is not None:
         return short
     try:
-        # Not one of a subclass, whose methods may do anything.
+        # A plain str, not one of a subclass, whose methods may do anything.
         return str.__str__(str(error))
     except BaseException as broken:  # noqa: BLE001 (the class may be anybody's)
         return broken
 
 
 def _name_of(kind: type) -> str:
-    # What a metaclass calls it is not looked at.
+    # A metaclass might override the name.
     name: str = vars(type)["__name__"].__get__(kind)
     return name
 
 
 class _StandIns:
-    """Errors that show what others do, and can do nothing else; a limited number of them."""
+    """Makes harmless errors that show what others show; a limited number of them."""
 
     def __init__(self) -> None:
-        # None for one that is being made.
+        # None for a stand-in that is being made.
         self._made: dict[int, BaseException | None] = {}
 
     def of(self, error: BaseException) -> BaseException | None:
-        """Return the stand-in; None where it is being made, or where there are enough."""
+        """Return the stand-in; None if it is still being made, or if there are enough."""
         if id(error) in self._made:
             return self._made[id(error)]
         if len(self._made) >= _MOST_SHOWN:
@@ -290,7 +291,7 @@ class _StandIns:
         if isinstance(error, BaseExceptionGroup):
             parts: list[BaseException] = []
             for part in error.exceptions:
-                # Each in one place, else groups of groups would take for ever to show.
+                # Each only once: groups of groups could take forever to show.
                 known = None if id(part) in self._made else self.of(part)
                 if known is not None:
                     parts.append(known)

@@ -20,9 +20,9 @@ SpaDatError
 │   ├── NoResponder        the bus says that nobody listens to the topic
 │   └── RemoteError        the responder answered with an error; see its ``code``
 └── ActorError
-    ├── ActorStopped       the actor is not there any more
+    ├── ActorStopped       the actor has stopped
     ├── MailboxFull        the mailbox has no free place
-    ├── DeadlockDetected   the actor asked is waiting, directly or not, for the one who asks
+    ├── DeadlockDetected   the actor asked is waiting, directly or not, for the one that asks
     └── RestartLimitReached  the actor's start failed too often; it stays stopped
 """
 
@@ -72,7 +72,7 @@ class TransportError(SpaDatError):
     Attributes:
         outage: whether it happened because there was no connection. A handler that fails over
             an outage is called again however often that happens; anything else is a failure of
-            its own. None where the transport does not say.
+            the handler. None if the transport does not say.
     """
 
     outage: bool | None = None
@@ -107,7 +107,7 @@ class PublishUnknown(TransportError):
 
 
 class OutboxFull(TransportError):
-    """Too many publishes wait for the broker's confirmation."""
+    """Too many publishes are waiting for the broker's confirmation."""
 
 
 class MessageTooLarge(TransportError):
@@ -160,7 +160,7 @@ class RemoteError(RequestError):
     """
 
     def __init__(self, code: str, text: str) -> None:
-        # They are somebody else's, and this is what logs show.
+        # Both come from somebody else, and logs show this text.
         super().__init__(f"{escaped(str(code), 100)}: {escaped(str(text))}")
         self.code = code
         self.text = text
@@ -171,7 +171,7 @@ class ActorError(SpaDatError):
 
 
 class ActorStopped(ActorError):
-    """The actor is stopped, or stopped before it handled the message."""
+    """The actor has stopped, or stopped before it handled the message."""
 
 
 class MailboxFull(ActorError):
@@ -179,7 +179,7 @@ class MailboxFull(ActorError):
 
 
 class DeadlockDetected(ActorError):
-    """The actor that is asked already waits, directly or not, for the one who asks."""
+    """The actor that is asked is already waiting, directly or not, for the one that asks."""
 
 
 class RestartLimitReached(ActorError):

@@ -3,7 +3,7 @@
 with Recorder(app, "incident.jsonl"):
     app.run()
 
-What was recorded, `spa_dat.testing.Harness.replay` gives to the application again, in a test.
+`spa_dat.testing.Harness.replay` replays a recording in a test.
 """
 
 from __future__ import annotations

@@ -391,7 +391,7 @@ async def test_an_error_at_which_nobody_can_look_costs_its_message_alone(
         await site.settled()
         await app.socket().publish("batch", 1)
         await app.socket().publish("batch", 3)
-        with pytest.raises(RuntimeError, match=f"{kind.__name__}, at which nobody can look"):
+        with pytest.raises(RuntimeError, match=f"{kind.__name__}, which cannot be inspected"):
             await strange.ref.ask("raise")
         strange.ref.tell("raise")
         assert await strange.ref.ask("fine") == "fine"
