@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from ..errors import ConfigurationError
 from ._contract import SocketProvider
-from ._url_options import Address, nearest, options_to_config, parse_address
+from ._url_options import BusUrl, nearest, options_to_config, parse_url
 from .kafka._config import KafkaConfig
 from .kafka._provider import KafkaProvider
 from .memory._config import MemoryConfig
@@ -64,7 +64,7 @@ class SocketProviderFactory:
     @staticmethod
     def config_from_url(url: str) -> Config:
         """Return the configuration that a URL stands for. Raises what `from_url` raises."""
-        address = parse_address(url)
+        address = parse_url(url)
         read = _SCHEMES.get(address.scheme)
         if read is not None:
             return read(address)
@@ -91,7 +91,7 @@ def as_provider(value: SocketProvider | Config | str) -> SocketProvider:
     return SocketProviderFactory.from_config(value)
 
 
-def _memory(address: Address) -> MemoryConfig:
+def _memory(address: BusUrl) -> MemoryConfig:
     if address.username is not None or address.password is not None or address.port is not None:
         raise ConfigurationError(
             "a memory:// URL has neither a user nor a port: write memory:// or memory://name"
@@ -100,7 +100,7 @@ def _memory(address: Address) -> MemoryConfig:
     return options_to_config(MemoryConfig, address.options, known, address=address)
 
 
-def _mqtt(address: Address) -> MqttConfig:
+def _mqtt(address: BusUrl) -> MqttConfig:
     if not address.host:
         raise ConfigurationError(
             f"{address} has no host: write for example {address.scheme}://localhost"
@@ -121,7 +121,7 @@ def _mqtt(address: Address) -> MqttConfig:
     return options_to_config(MqttConfig, address.options, known, address=address)
 
 
-def _kafka(address: Address) -> KafkaConfig:
+def _kafka(address: BusUrl) -> KafkaConfig:
     if not address.host:
         raise ConfigurationError(
             f"{address} has no host: write for example {address.scheme}://localhost:9092"
@@ -142,7 +142,7 @@ def _kafka(address: Address) -> KafkaConfig:
     return options_to_config(KafkaConfig, address.options, known, address=address)
 
 
-_SCHEMES: Mapping[str, Callable[[Address], Config]] = {
+_SCHEMES: Mapping[str, Callable[[BusUrl], Config]] = {
     "kafka": _kafka,
     "kafkas": _kafka,
     "memory": _memory,

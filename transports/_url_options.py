@@ -16,13 +16,13 @@ from ..errors import ConfigurationError
 from ._credentials import Secret
 
 __all__ = [
-    "Address",
+    "BusUrl",
     "check_flag",
     "check_numbers",
     "check_text",
     "nearest",
     "options_to_config",
-    "parse_address",
+    "parse_url",
 ]
 
 C = TypeVar("C")
@@ -37,7 +37,7 @@ _FLAGS = {
 
 
 @dataclass(frozen=True)
-class Address:
+class BusUrl:
     """A parsed URL: ``scheme://username:password@host:port?option=value&...``.
 
     Attributes:
@@ -73,7 +73,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}there are: {', '.join(names) or 'none'}"
 
 
-def parse_address(url: str) -> Address:
+def parse_url(url: str) -> BusUrl:
     """Parse a URL. Secrets in it never show up in an error.
 
     Raises:
@@ -115,7 +115,7 @@ def parse_address(url: str) -> Address:
         host, port = place, None
     else:
         host, port = _host_and_port(scheme, place)
-    return Address(
+    return BusUrl(
         scheme=scheme,
         username=_decoded(scheme, "user name", username) if username else None,
         password=Secret(_decoded(scheme, "password", password)) if colon else None,

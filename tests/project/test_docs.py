@@ -27,7 +27,7 @@ from spa_dat.testing import HarnessFactory, Mosquitto
 from spa_dat.transports import DeliveryState
 from spa_dat.transports.mqtt import _consumer
 from spa_dat.transports.mqtt._consumer import ConsumerState
-from spa_dat.transports.mqtt._inbox import InboxState
+from spa_dat.transports.mqtt._reply_inbox import InboxState
 from spa_dat.transports.mqtt.protocol._stream import Reading, Writing
 from support.waiting import eventually
 

@@ -655,7 +655,7 @@ def test_what_is_remembered_of_long_texts_takes_little() -> None:
 
     assert kept_by(copy) < 500_000
     assert kept_by(lambda number: check_mqtt_topic(f"a/{text(number)}")) < 500_000
-    assert kept_by(lambda number: names.address(f"t/{text(number)}")) < 500_000
+    assert kept_by(lambda number: names.destination(f"t/{text(number)}")) < 500_000
 
 
 def test_of_a_settled_record_that_is_not_committed_little_is_kept() -> None:

@@ -91,7 +91,7 @@ __all__ = [
     "overhear",
     "producer_tasks",
     "read_leniently",
-    "rejoin_anew",
+    "rejoin",
     "renounce_numbers",
     "retire_producer",
     "stop_consumer",
@@ -621,7 +621,7 @@ async def committed_offsets(
     return committed
 
 
-async def rejoin_anew(consumer: Any, reassigned: asyncio.Event) -> None:
+async def rejoin(consumer: Any, reassigned: asyncio.Event) -> None:
     """Leave the group and join it again, so that everything is reassigned.
 
     Args:

@@ -18,7 +18,7 @@ from ._context import BusContext
 from ._errors import connect_problem
 from ._names import Names
 from ._records import Codec, Record
-from ._reply_inbox import ReplyInbox
+from ._reply_inbox import KafkaReplyInbox
 from .producing._producer import ROOM_FOR_HEADERS
 from .producing._publisher import Publisher
 from .producing._topics import Topics
@@ -62,7 +62,7 @@ class KafkaBus(Bus):
         self._own = [names.replies(self._application), names.dead_letters(self._application)]
         token = environment.token()
         self._inbox_prefix = reply_prefix(self._application, token)
-        self._inbox = ReplyInbox(
+        self._inbox = KafkaReplyInbox(
             config,
             self._client_id,
             names.replies(self._application),
@@ -87,7 +87,7 @@ class KafkaBus(Bus):
         loop = asyncio.get_running_loop()
         config = self._config
         # An application may have a name that no topic can have.
-        self._names.address(self.reply_address("0"))
+        self._names.destination(self.reply_address("0"))
         give_up = loop.time() + config.start_timeout
         backoff = config.backoff(self._surroundings.environment)
         while True:

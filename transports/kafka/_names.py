@@ -12,7 +12,7 @@ from ...errors import ConfigurationError
 from .._topics import RESERVED, TopicFilter, check_filter, check_topic, covers
 from ._config import KafkaConfig, KafkaTopic
 
-__all__ = ["Address", "Names", "Selection", "hash_of"]
+__all__ = ["Destination", "Names", "Selection", "hash_of"]
 
 _LONGEST = 249
 _MOST_REMEMBERED = 4_096
@@ -27,7 +27,7 @@ _UNKNOWN = "unknown"
 _LONGEST_REMEMBERED_KEY = 64
 
 
-class Address(NamedTuple):
+class Destination(NamedTuple):
     """Where a message goes.
 
     Attributes:
@@ -81,7 +81,7 @@ class Names:
             for address, topic in config.topics.items()
         ]
         self._by_name = {bound.name: bound for bound in self._bound}
-        self._addresses: dict[str, Address] = {}
+        self._destinations: dict[str, Destination] = {}
 
     def group(self, name: str) -> str:
         """Return the id of a consumer group."""
@@ -101,25 +101,25 @@ class Names:
 
     # From addresses.
 
-    def address(self, topic: str) -> Address:
+    def destination(self, topic: str) -> Destination:
         """Return where to send what is published on ``topic``.
 
         Raises:
             ConfigurationError: no topic of a cluster can represent it.
         """
-        known = self._addresses.get(topic)
+        known = self._destinations.get(topic)
         if known is None:
             known = self._find(topic)
-            if len(self._addresses) >= _MOST_REMEMBERED:
-                self._addresses.clear()
+            if len(self._destinations) >= _MOST_REMEMBERED:
+                self._destinations.clear()
             if known.correlation is None and len(topic) <= LONGEST_REMEMBERED:
-                self._addresses[topic] = known
+                self._destinations[topic] = known
         return known
 
-    def _find(self, topic: str) -> Address:
+    def _find(self, topic: str) -> Destination:
         if topic.startswith(_REPLY):
             application, _, correlation = topic[len(_REPLY) :].partition("/")
-            return Address(self.replies(_checked(application, topic)), correlation=correlation)
+            return Destination(self.replies(_checked(application, topic)), correlation=correlation)
         check_topic(topic)
         if topic.startswith(_OUTSIDE):
             raise ConfigurationError(
@@ -129,12 +129,12 @@ class Names:
         if topic.startswith(_DEAD_LETTER):
             _, _, application, identifier = [*topic.split("/", 3), ""][:4]
             name = self.dead_letters(_checked(application, topic))
-            return Address(name, key=identifier, subject=topic)
+            return Destination(name, key=identifier, subject=topic)
         for bound in self._bound:
             if bound.filter.matches(topic):
                 wanted = bound.topic.key
                 key = None if wanted is None else bound.filter.capture(topic)[wanted]
-                return Address(bound.name, key, topic)
+                return Destination(bound.name, key, topic)
         for level in topic.split("/"):
             _checked(level, topic)
         name = self._prefix + topic.replace("/", ".")
@@ -148,7 +148,7 @@ class Names:
                 f"topic {topic!r} would go to {name!r}, which is bound to"
                 f" {self._by_name[name].filter.text!r}; publish to that address"
             )
-        return Address(name)
+        return Destination(name)
 
     def check_filter(self, pattern: str) -> None:
         """Raise ConfigurationError if no topic of a cluster can match the plain filter."""

@@ -51,15 +51,15 @@ class KafkaProvider(SocketProvider):
         return KafkaBus(self.config, self._names, surroundings)
 
     def check_topic(self, topic: str) -> None:
-        self._names.address(topic)
+        self._names.destination(topic)
 
     def check_filter(self, pattern: str) -> None:
         self._names.check_filter(pattern)
 
     def check_message(self, envelope: Envelope) -> None:
-        self._names.address(envelope.topic)
+        self._names.destination(envelope.topic)
         if envelope.response_topic is not None:
-            self._names.address(envelope.response_topic)
+            self._names.destination(envelope.response_topic)
         check_message(envelope)
 
     def __repr__(self) -> str:

@@ -126,7 +126,7 @@ class Codec:
             raise
 
     def _encode(self, envelope: Envelope) -> Record:
-        address = self._names.address(envelope.topic)
+        destination = self._names.destination(envelope.topic)
         headers: list[tuple[str, bytes | None]] = []
         if envelope.content_type is not None:
             headers.append(_header("content-type", envelope.content_type))
@@ -137,12 +137,12 @@ class Codec:
             headers.append(_header("ce_source", envelope.source))
         if envelope.type is not None:
             headers.append(_header("ce_type", envelope.type))
-        if address.subject is not None:
-            headers.append(("ce_subject", address.subject.encode()))
+        if destination.subject is not None:
+            headers.append(("ce_subject", destination.subject.encode()))
         if envelope.response_topic is not None:
             self._add_reply_address(envelope, headers)
-        elif address.correlation is not None:
-            headers.append(("correlation_id", address.correlation.encode()))
+        elif destination.correlation is not None:
+            headers.append(("correlation_id", destination.correlation.encode()))
         elif envelope.correlation is not None:
             headers.append(("correlation_id", envelope.correlation))
         if envelope.expiry is not None:
@@ -158,7 +158,7 @@ class Codec:
             if name not in names:
                 headers.append((name, value.encode()))
         headers += [pair for pair in raw if pair[0] not in RESERVED_NAMES]
-        key = address.key if envelope.key is None else envelope.key
+        key = destination.key if envelope.key is None else envelope.key
         raw_key = envelope.raw_key
         if raw_key is None and key is not None:
             raw_key = key.encode()
@@ -167,21 +167,21 @@ class Codec:
                 f"a tombstone for {envelope.topic!r} without a key: give the key to delete"
             )
         return Record(
-            address.name,
+            destination.name,
             raw_key,
             None if envelope.tombstone else envelope.payload,
             headers,
             None if envelope.time is None else round(envelope.time * 1000),
-            address.correlation is not None
+            destination.correlation is not None
             or (envelope.correlation is not None and envelope.response_topic is None)
-            or (REPLY_HEADER in envelope.headers and not self._names.is_own(address.name)),
+            or (REPLY_HEADER in envelope.headers and not self._names.is_own(destination.name)),
         )
 
     def _add_reply_address(
         self, envelope: Envelope, headers: list[tuple[str, bytes | None]]
     ) -> None:
         assert envelope.response_topic is not None
-        reply = self._names.address(envelope.response_topic)
+        reply = self._names.destination(envelope.response_topic)
         headers.append(("reply_to", reply.name.encode()))
         if reply.correlation is not None:
             headers.append(("correlation_id", reply.correlation.encode()))

@@ -31,7 +31,7 @@ from .consuming._unreadable import Troubles
 from .consuming._unreadable_guard import PartitionGuard
 from .producing._topics import Topics
 
-__all__ = ["ReplyInbox"]
+__all__ = ["KafkaReplyInbox"]
 
 _log = get_logger(__name__)
 
@@ -42,7 +42,7 @@ _LOOK_AGAIN = 0.1
 _LOST_AFTER = 2.0
 
 
-class ReplyInbox:
+class KafkaReplyInbox:
     """Reads all partitions of the reply topic without a group, from the end at its start.
 
     It is never paused: replies complete futures and take no place in any mailbox. After an

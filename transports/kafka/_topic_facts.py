@@ -11,14 +11,21 @@ import aiokafka.errors as kafka
 
 from ._aiokafka_private import TopicIdsRequest
 
-__all__ = ["MadeAnewError", "TopicFacts", "is_of_another", "made_anew", "note_of", "topic_facts"]
+__all__ = [
+    "TopicFacts",
+    "TopicsRecreated",
+    "id_metadata",
+    "is_of_deleted_topic",
+    "recreated",
+    "topic_facts",
+]
 
 _READ, _DESCRIBE = 1 << 3, 1 << 8
 _ATTEMPTS, _TRY_AGAIN = 3, 0.1
 _NOTE = "topic-id="
 
 
-class MadeAnewError(Exception):
+class TopicsRecreated(Exception):
     """Topics were deleted and recreated: known positions in them are meaningless.
 
     Args:
@@ -86,7 +93,7 @@ async def _asked(client: Any, request: Any) -> Any:
     return await client.send(client.get_random_node(), request)
 
 
-def made_anew(known: Mapping[str, str], facts: Mapping[str, TopicFacts]) -> list[str]:
+def recreated(known: Mapping[str, str], facts: Mapping[str, TopicFacts]) -> list[str]:
     """Return the topics that are no longer the ones known by these names.
 
     Args:
@@ -98,11 +105,11 @@ def made_anew(known: Mapping[str, str], facts: Mapping[str, TopicFacts]) -> list
     ]
 
 
-def note_of(identifier: str | None) -> str:
+def id_metadata(identifier: str | None) -> str:
     """Return the metadata to commit with an offset, which identifies the topic of the offset."""
     return f"{_NOTE}{identifier}" if identifier else ""
 
 
-def is_of_another(note: str, identifier: str) -> bool:
+def is_of_deleted_topic(note: str, identifier: str) -> bool:
     """Return whether an offset was committed for a deleted topic of this name."""
-    return note.startswith(_NOTE) and note != note_of(identifier)
+    return note.startswith(_NOTE) and note != id_metadata(identifier)

@@ -19,8 +19,8 @@ from .._topics import parked, reply_prefix
 from ._config import MqttConfig
 from ._connection import Connection, Farewell
 from ._consumer import MqttConsumer
-from ._inbox import ReplyInbox
 from ._publishing import Outgoing
+from ._reply_inbox import MqttReplyInbox
 from ._session import Loss, ServerLimits
 from ._texts import check_message
 from .protocol._client import MqttClient
@@ -55,7 +55,7 @@ class MqttBus(Bus):
         token = surroundings.environment.token()
         self._reply_prefix = reply_prefix(identity.application, token)
         pattern = self._reply_prefix + "+"
-        self._inbox = ReplyInbox(config, self._identifier, pattern, self._stats)
+        self._inbox = MqttReplyInbox(config, self._identifier, pattern, self._stats)
         self._on_reply: Callable[[str, Envelope], None] | None = None
         self._client: MqttClient | None = None
         # By how much to multiply the time that the next connection has to confirm a large message.

@@ -20,7 +20,7 @@ from ._config import MqttConfig
 from ._connection import Connection, Farewell
 from ._publishing import blame
 from ._redelivery import Redelivery
-from ._session import Loss
+from ._session import MOST_ENDS, Loss
 from ._subscriptions import SubscriptionSet
 from .protocol._client import MqttClient
 from .protocol._reason_codes import Decision, Packet, answer_to, subscribe_refusal
@@ -32,7 +32,6 @@ _log = get_logger(__name__)
 _SHORTEST_ANSWER = 10.0
 _MOST_RECEIVED = 65_535
 _RETRY_REFUSED = 10.0
-_MOST_ENDS = 3
 
 
 class ConsumerState(enum.Enum):
@@ -373,7 +372,7 @@ class MqttConsumer(Consumer):
             return
         for pattern, pending in self._pending.items():
             pending.ends += 1
-            if (final or pending.ends >= _MOST_ENDS) and not pending.given_up.done():
+            if (final or pending.ends >= MOST_ENDS) and not pending.given_up.done():
                 self._subscriptions.withdraw(pattern)
                 pending.given_up.set_result(loss.text)
 

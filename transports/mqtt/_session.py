@@ -8,9 +8,12 @@ from enum import Enum
 from typing import Any, Protocol
 
 from .._envelope import Envelope
-from .protocol._reason_codes import Reason
+from .protocol._reason_codes import BrokerReason
 
-__all__ = ["ClientHandler", "Ending", "Loss", "ServerLimits"]
+__all__ = ["MOST_ENDS", "ClientHandler", "Ending", "Loss", "ServerLimits"]
+
+MOST_ENDS = 3
+"""After this many connections that ended over a subscription the next one does without it."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,16 @@ class ServerLimits:
     session_expiry: int | None = None
     """Seconds for which it keeps the session; None if as long as requested."""
 
-    def lacking(self, filter_: str) -> Reason | None:
+    def lacking(self, filter_: str) -> BrokerReason | None:
         """Return why the broker cannot serve a filter, judging by its limits; None if it can.
 
         Args:
             filter_: as in a SUBSCRIBE packet.
         """
         if filter_.startswith("$share/") and not self.shared_subscriptions:
-            return Reason(0x9E)
+            return BrokerReason(0x9E)
         if ("+" in filter_ or "#" in filter_) and not self.wildcards:
-            return Reason(0xA2)
+            return BrokerReason(0xA2)
         return None
 
     @classmethod
@@ -89,7 +92,7 @@ class Loss:
 
     text: str
     ending: Ending = Ending.FAILED
-    reason: Reason | None = None
+    reason: BrokerReason | None = None
     unconfirmed: int = 0
 
 
@@ -110,5 +113,5 @@ class ClientHandler(Protocol):
     def on_confirmed(self, note: Any, code: int) -> None:
         """Take the broker's answer to a publish; ``note`` is what `publish` got.
 
-        The code is a `Reason` where the broker says more than the code.
+        The code is a `BrokerReason` where the broker says more than the code.
         """

@@ -245,7 +245,7 @@ async def test_new_partitions_are_noticed(kafka: Kafka, back: bool) -> None:
             await inbox.get(30)
 
 
-async def test_a_topic_that_is_made_anew_is_read_from_its_start(kafka: Kafka) -> None:
+async def test_a_topic_that_is_recreated_is_read_from_its_start(kafka: Kafka) -> None:
     prefix = new_prefix()
     async with (
         bus_client(kafka.server, prefix=prefix) as client,

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports import KafkaConfig, KafkaTopic
 from spa_dat.transports._topics import TopicFilter
-from spa_dat.transports.kafka._names import Address, Names
+from spa_dat.transports.kafka._names import Destination, Names
 
 _LEVELS = st.from_regex(r"[A-Za-z0-9_-]{1,8}", fullmatch=True)
 _ADDRESSES = st.lists(_LEVELS, min_size=1, max_size=5).map("/".join)
@@ -38,7 +38,7 @@ def test_plain_addresses_come_back(address: str, prefix: str) -> None:
     names = Names(KafkaConfig(prefix=prefix))
     if address.startswith(("_spa/reply/", "_spa/dead-letter/")):
         return
-    name = names.address(address).name
+    name = names.destination(address).name
     assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
     assert name.startswith(prefix)
     assert names.is_plain(name)
@@ -52,7 +52,7 @@ def test_selections_take_what_filters_match(address: str, pattern: str, prefix: 
         return
     names = Names(KafkaConfig(prefix=prefix))
     selection = names.selection([pattern])
-    name = names.address(address).name
+    name = names.destination(address).name
     taken = name in selection.names or (
         selection.pattern is not None and selection.pattern.match(name) is not None
     )
@@ -62,12 +62,12 @@ def test_selections_take_what_filters_match(address: str, pattern: str, prefix: 
 
 def test_a_bound_address_has_its_topic_key_and_subject() -> None:
     names = bound("p-")
-    position = names.address("fleet/7/position")
+    position = names.destination("fleet/7/position")
     assert position == ("p-fleet.position", "7", "fleet/7/position", None)
-    assert names.address("fleet/7/door/state") == ("p-states", None, "fleet/7/door/state", None)
-    assert names.address("orders/eu").name == "p-orders.v1.eu"
+    assert names.destination("fleet/7/door/state") == ("p-states", None, "fleet/7/door/state", None)
+    assert names.destination("orders/eu").name == "p-orders.v1.eu"
     # Captures may hold what a plain level may not.
-    assert names.address("fleet/größe/position").key == "größe"
+    assert names.destination("fleet/größe/position").key == "größe"
 
 
 def test_a_bound_topic_gives_the_address_of_each_record() -> None:
@@ -86,7 +86,7 @@ def test_a_bound_topic_gives_the_address_of_each_record() -> None:
 def test_the_names_of_bound_topics_are_nobody_elses() -> None:
     names = bound()
     with pytest.raises(ConfigurationError, match=r"'fleet/position'.*'fleet\.position'"):
-        names.address("fleet/position")
+        names.destination("fleet/position")
     selection = names.selection(["fleet/#"])
     assert set(selection.names) == {"fleet.position", "states"}
     assert not selection.exact
@@ -109,9 +109,9 @@ def test_own_topics_and_those_of_brokers_are_hidden_from_wildcards() -> None:
 
 def test_dead_letters_of_an_application_have_one_topic() -> None:
     names = Names(KafkaConfig(prefix="p-"))
-    letter = names.address("_spa/dead-letter/app/x%2F1")
+    letter = names.destination("_spa/dead-letter/app/x%2F1")
     subject = "_spa/dead-letter/app/x%2F1"
-    assert letter == Address("p-_spa.dead-letter.app", "x%2F1", subject)
+    assert letter == Destination("p-_spa.dead-letter.app", "x%2F1", subject)
     assert letter.name == names.dead_letters("app")
     assert names.is_own(letter.name)
     own = "_spa/dead-letter/app/1"
@@ -126,8 +126,8 @@ def test_dead_letters_of_an_application_have_one_topic() -> None:
 
 def test_replies_of_an_application_have_one_topic() -> None:
     names = Names(KafkaConfig())
-    reply = names.address("_spa/reply/app/token/0a1b")
-    assert reply == Address("_spa.reply.app", correlation="token/0a1b")
+    reply = names.destination("_spa/reply/app/token/0a1b")
+    assert reply == Destination("_spa.reply.app", correlation="token/0a1b")
     assert reply.name == names.replies("app")
 
 
@@ -137,7 +137,7 @@ def test_replies_of_an_application_have_one_topic() -> None:
 )
 def test_an_address_that_no_topic_can_have_is_refused(address: str) -> None:
     with pytest.raises(ConfigurationError):
-        Names(KafkaConfig()).address(address)
+        Names(KafkaConfig()).destination(address)
 
 
 @pytest.mark.parametrize("pattern", ["a b/+", "größe", "a.b/#", "a/#/b", "+/ü"])

@@ -136,7 +136,7 @@ async def test_a_topic_that_is_not_to_be_seen_for_a_while_is_not_read_anew(
         assert sorted(inbox.numbers) == list(range(12))
 
 
-async def test_a_topic_that_is_made_anew_is_read_from_its_start(kafka: Kafka) -> None:
+async def test_a_topic_that_is_recreated_is_read_from_its_start(kafka: Kafka) -> None:
     async with (
         with_history(kafka, "a", partitions=1) as client,
         reader(kafka.server, "a", prefix=client.config.prefix) as inbox,

@@ -90,7 +90,7 @@ def move(broker: Kafka, port: int) -> None:
 
 
 @pytest.mark.parametrize("part", ["_client._sync_task", "_fetcher._fetch_task", "coordination"])
-async def test_a_part_of_the_library_that_ends_is_made_anew(
+async def test_a_part_of_the_library_that_ends_is_restarted(
     kafka: Kafka, caplog: pytest.LogCaptureFixture, part: str
 ) -> None:
     caplog.set_level(logging.WARNING, "spa_dat")

@@ -20,10 +20,10 @@ from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt.protocol._reason_codes import (
     ANSWERS,
     Answer,
+    BrokerReason,
     Decision,
     LoginRefused,
     Packet,
-    Reason,
     answer_to,
     connect_problem,
     publish_refusal,
@@ -133,7 +133,9 @@ def test_a_refused_subscription_says_why_and_what_to_do(
 
 
 def test_the_words_of_a_broker_stay_on_one_line_and_are_shortened() -> None:
-    said = Reason(0x99, "line one\nline two\x1b[31m\u202e" + "x" * 5_000, "other\r\nhost:1883")
+    said = BrokerReason(
+        0x99, "line one\nline two\x1b[31m\u202e" + "x" * 5_000, "other\r\nhost:1883"
+    )
     for text in (
         reason_text(said),
         str(publish_refusal(said, "t")),
@@ -148,17 +150,17 @@ def test_the_words_of_a_broker_stay_on_one_line_and_are_shortened() -> None:
 
 
 def test_a_refused_login_names_the_file_of_its_password() -> None:
-    problem = connect_problem(LoginRefused(Reason(0x86)), "mqtt://h", "bob", "/run/secret")
+    problem = connect_problem(LoginRefused(BrokerReason(0x86)), "mqtt://h", "bob", "/run/secret")
     assert isinstance(problem.error, NotAuthorised)
     assert "'/run/secret'" in str(problem.error)
 
 
 def test_a_server_that_has_moved_is_final_and_named() -> None:
-    moved = Reason(0x9D, "", "b.example:1883")
+    moved = BrokerReason(0x9D, "", "b.example:1883")
     problem = connect_problem(LoginRefused(moved), "mqtt://h", None)
     assert problem.final
     assert "'b.example:1883'" in str(problem.error)
-    busy = connect_problem(LoginRefused(Reason(0x9C, "", "b.example")), "mqtt://h", None)
+    busy = connect_problem(LoginRefused(BrokerReason(0x9C, "", "b.example")), "mqtt://h", None)
     assert not busy.final
     assert busy.later
 

@@ -23,7 +23,7 @@ from spa_dat.transports.mqtt._bus import MqttBus
 from spa_dat.transports.mqtt._publishing import blame
 from spa_dat.transports.mqtt._session import Ending, Loss
 from spa_dat.transports.mqtt.protocol._packets import PublishPacket
-from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, Packet, Reason
+from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, BrokerReason, Packet
 from support.mqtt import Client, client
 from support.scripted import Packet as ClientPacket, Peer, ScriptedBroker, reason_string, suback
 from support.waiting import eventually
@@ -105,7 +105,7 @@ def test_what_the_end_of_a_connection_says_about_what_was_written(
 def test_goodbyes_that_name_another_reason_excuse_every_message() -> None:
     found: dict[Blame, set[int]] = {kind: set() for kind in Blame}
     for code in ANSWERS[Packet.DISCONNECT]:
-        found[blame(Loss("", Ending.GOODBYE, Reason(code)))].add(code)
+        found[blame(Loss("", Ending.GOODBYE, BrokerReason(code)))].add(code)
     assert found[Blame.NAMED] == {0x90, 0x95, 0x99, 0x9A, 0x9B}
     assert found[Blame.POSSIBLE] == {0x00, 0x80, 0x81, 0x82, 0x83, 0x87, 0x94}
     assert {0x89, 0x8B, 0x8D, 0x8E, 0x97, 0x98, 0x9C, 0x9D, 0xA0} <= found[Blame.NONE]

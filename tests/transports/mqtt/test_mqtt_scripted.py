@@ -235,7 +235,7 @@ async def test_a_refused_reply_inbox_fails_the_start() -> None:
 async def test_an_inbox_refused_at_a_reconnect_stops_requests_and_no_publishes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spa_dat.transports.mqtt._inbox._RETRY_REFUSED", 0.05)
+    monkeypatch.setattr("spa_dat.transports.mqtt._reply_inbox._RETRY_REFUSED", 0.05)
     cut, allowed = asyncio.Event(), asyncio.Event()
 
     async def first(peer: Peer) -> None:
@@ -275,7 +275,7 @@ async def test_an_inbox_refused_at_a_reconnect_stops_requests_and_no_publishes(
 async def test_an_inbox_over_which_the_broker_closes_stops_requests_and_no_publishes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spa_dat.transports.mqtt._inbox._RETRY_REFUSED", 0.05)
+    monkeypatch.setattr("spa_dat.transports.mqtt._reply_inbox._RETRY_REFUSED", 0.05)
     asked = 0
     cut, allowed = asyncio.Event(), asyncio.Event()
 
@@ -389,7 +389,7 @@ async def test_a_retry_that_is_not_answered_is_not_the_last_one(
 async def test_a_retry_of_the_inbox_that_is_not_answered_is_not_the_last_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spa_dat.transports.mqtt._inbox._RETRY_REFUSED", 0.05)
+    monkeypatch.setattr("spa_dat.transports.mqtt._reply_inbox._RETRY_REFUSED", 0.05)
     async with (
         ScriptedBroker(ready_and_cut, answering_the_second_retry) as broker,
         client(broker, keepalive=1, connect_timeout=0.5) as app,

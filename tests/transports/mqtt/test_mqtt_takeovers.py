@@ -13,21 +13,21 @@ from spa_dat.testing import Mosquitto
 from spa_dat.transports import Envelope
 from spa_dat.transports.mqtt._session import Ending, Loss
 from spa_dat.transports.mqtt._takeovers import Takeovers
-from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, Packet, Reason
+from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, BrokerReason, Packet
 from support.mqtt import client
 from support.scripted import Packet as ClientPacket, Peer, ScriptedBroker, suback
 from support.waiting import eventually
 
 Script = Callable[[Peer], Awaitable[None]]
 
-TAKEN_OVER = Loss("taken over", Ending.GOODBYE, Reason(0x8E))
+TAKEN_OVER = Loss("taken over", Ending.GOODBYE, BrokerReason(0x8E))
 CLOSED = Loss("closed", Ending.CLOSED)
 RESET = Loss("reset", Ending.RESET)
 SILENT = Loss("silent", Ending.FAILED)
 
 
 def goodbye(code: int) -> Loss:
-    return Loss("goodbye", Ending.GOODBYE, Reason(code))
+    return Loss("goodbye", Ending.GOODBYE, BrokerReason(code))
 
 
 # What counts.

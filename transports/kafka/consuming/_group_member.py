@@ -24,17 +24,17 @@ from .._aiokafka_private import (
     is_lost,
     keep_connections,
     leave,
-    rejoin_anew,
+    rejoin,
     stop_consumer,
     watch_topics,
 )
 from .._context import BusContext
-from .._topic_facts import MadeAnewError
+from .._topic_facts import TopicsRecreated
 from ._commits import Committer
 from ._fetching import Fetched
 from ._membership import NO_COORDINATOR, join_refusal, unassigned
 from ._partitions import Assignment, PartitionTracker
-from ._positions import compare, made_anew_since, take_places
+from ._positions import compare, recreated_since, take_places
 from ._session import ConsumerSessions, SessionState, unless
 from ._unreadable_guard import PartitionGuard
 
@@ -180,7 +180,7 @@ class GroupMember(ConsumerSessions):
             if await unassigned(consumer, self._group):
                 self._become(MemberState.REJOINING)
                 self._reassigned.clear()
-                await rejoin_anew(consumer, self._reassigned)
+                await rejoin(consumer, self._reassigned)
             watch_topics(consumer)
             while True:
                 await self._placed.wait()
@@ -288,9 +288,9 @@ class GroupMember(ConsumerSessions):
         self._misplaced = None
         try:
             async with asyncio.timeout(self._config.connect_timeout):
-                anew = await compare(self._consumer, assignment)
-            self._made_anew(anew)
-            self._anew.clear()
+                gone = await compare(self._consumer, assignment)
+            self._forget_recreated(gone)
+            self._reported.clear()
             self._next_look = asyncio.get_running_loop().time() + self._config.topic_refresh
             assignment.open = True
         except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
@@ -320,12 +320,12 @@ class GroupMember(ConsumerSessions):
         try:
             # It must not keep others from seeing that nobody answers.
             async with asyncio.timeout(self._config.connect_timeout):
-                anew = await made_anew_since(self._consumer, assignment)
+                gone = await recreated_since(self._consumer, assignment)
         except (OSError, kafka.KafkaError) as error:
             _log.debug("consumer %r: its topics could not be checked: %s", self.identifier, error)
             return
-        if anew and not assignment.ended:
-            raise MadeAnewError(anew)
+        if gone and not assignment.ended:
+            raise TopicsRecreated(gone)
 
     def _handed_out(self) -> None:
         assignment, committer, guard = self._assignment, self._committer, self._guard

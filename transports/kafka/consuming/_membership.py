@@ -11,7 +11,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from .._aiokafka_private import client_of, commit_offsets, committed_offsets, describe_group
 from .._config import KafkaConfig
 from .._errors import GroupRefused
-from .._topic_facts import is_of_another, note_of
+from .._topic_facts import id_metadata, is_of_deleted_topic
 
 __all__ = [
     "NO_COORDINATOR",
@@ -100,7 +100,8 @@ async def commit(
         aiokafka.errors.KafkaError: the cluster refused it, or cannot be reached.
     """
     wanted = {
-        tp: OffsetAndMetadata(offset, note_of(ids.get(tp.topic))) for tp, offset in offsets.items()
+        tp: OffsetAndMetadata(offset, id_metadata(ids.get(tp.topic)))
+        for tp, offset in offsets.items()
     }
     try:
         await commit_offsets(consumer, wanted)
@@ -126,7 +127,7 @@ async def committed(
     stale = {
         tp
         for tp, meta in known.items()
-        if ids.get(tp.topic) and is_of_another(meta.metadata or "", ids[tp.topic])
+        if ids.get(tp.topic) and is_of_deleted_topic(meta.metadata or "", ids[tp.topic])
     }
     return {tp: meta.offset for tp, meta in known.items() if tp not in stale}, stale
 

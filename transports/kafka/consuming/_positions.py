@@ -8,11 +8,11 @@ from typing import Any
 import aiokafka.errors as kafka
 
 from .._aiokafka_private import client_of
-from .._topic_facts import made_anew, topic_facts
+from .._topic_facts import recreated, topic_facts
 from ._membership import commit, committed, partitions
 from ._partitions import Assignment
 
-__all__ = ["compare", "made_anew_since", "take_places"]
+__all__ = ["compare", "recreated_since", "take_places"]
 
 
 async def compare(consumer: Any, assignment: Assignment) -> set[str]:
@@ -46,7 +46,7 @@ async def compare(consumer: Any, assignment: Assignment) -> set[str]:
     return {place.topic for place in stale}
 
 
-async def made_anew_since(consumer: Any, assignment: Assignment) -> list[str]:
+async def recreated_since(consumer: Any, assignment: Assignment) -> list[str]:
     """Return the topics that were deleted and recreated since `compare`.
 
     Raises:
@@ -54,11 +54,11 @@ async def made_anew_since(consumer: Any, assignment: Assignment) -> list[str]:
     """
     ids = assignment.ids
     facts = await topic_facts(client_of(consumer), ids) or {}
-    for name in made_anew(ids, facts):
+    for name in recreated(ids, facts):
         if not ids[name] and assignment.untouched(name):
             # It had only just been created when it was assigned.
             ids[name] = facts[name].id
-    return made_anew(ids, facts)
+    return recreated(ids, facts)
 
 
 async def take_places(consumer: Any, assignment: Assignment | None, offset_reset: str) -> None:

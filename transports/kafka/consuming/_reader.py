@@ -17,7 +17,7 @@ from .._aiokafka_private import (
 )
 from .._context import BusContext
 from .._names import Selection
-from .._topic_facts import TopicFacts, made_anew, topic_facts
+from .._topic_facts import TopicFacts, recreated, topic_facts
 from ._fetching import Fetched
 from ._partitions import Assignment, CountingTracker
 from ._session import ConsumerSessions, SessionState
@@ -109,19 +109,19 @@ class Reader(ConsumerSessions):
             self._new.pop(pattern, None)
         kept = {tp: n for tp, n in self._places.items() if _matches(selection, tp.topic)}
         self._places = kept | dict.fromkeys(fresh, 0) | ends
-        anew = self._start_over(facts)
-        if anew or set(wanted) != consumer.assignment():
+        gone = self._start_over(facts)
+        if gone or set(wanted) != consumer.assignment():
             self._assign(consumer, wanted)
 
     def _start_over(self, facts: Mapping[str, TopicFacts]) -> list[str]:
         """Read topics that were deleted and recreated from their start, and return them."""
-        anew = made_anew(self._ids, facts)
-        if anew:
-            self._made_anew(anew)
-            self._anew.clear()
-            self._places |= {tp: 0 for tp in self._places if tp.topic in anew}
+        gone = recreated(self._ids, facts)
+        if gone:
+            self._forget_recreated(gone)
+            self._reported.clear()
+            self._places |= {tp: 0 for tp in self._places if tp.topic in gone}
         self._ids |= {name: topic.id for name, topic in facts.items()}
-        return anew
+        return gone
 
     def _assign(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
         trackers = self._assignment.trackers

@@ -20,7 +20,7 @@ from .._context import BusContext
 from .._errors import GroupRefused, connect_problem, translate
 from .._names import Selection
 from .._reachability import Reachability, reach
-from .._topic_facts import MadeAnewError, topic_facts
+from .._topic_facts import TopicsRecreated, topic_facts
 from ._dispatcher import Dispatcher
 from ._fetching import Fetched, Fetching
 from ._partitions import Assignment
@@ -95,7 +95,7 @@ class ConsumerSessions(abc.ABC):
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
         # Topics that were recreated since the last positions were taken.
-        self._anew: set[str] = set()
+        self._reported: set[str] = set()
         # Why the last attempt to start was refused, if a later one may succeed.
         self._refusal: ConnectProblem | None = None
         self._troubles = Troubles(f"consumer {self.identifier!r}", self._stats)
@@ -210,8 +210,8 @@ class ConsumerSessions(abc.ABC):
             try:
                 await self._session()
                 continue
-            except MadeAnewError as error:
-                self._made_anew(error.names)
+            except TopicsRecreated as error:
+                self._forget_recreated(error.names)
                 continue
             except Exception as error:  # noqa: BLE001 (whatever the library raises, it goes on)
                 if self.closed or self._is_final(error):
@@ -331,12 +331,12 @@ class ConsumerSessions(abc.ABC):
             if not topic.readable:
                 raise translate(kafka.TopicAuthorizationFailedError(name), f"topic {name!r}")
 
-    def _made_anew(self, names: Iterable[str]) -> None:
+    def _forget_recreated(self, names: Iterable[str]) -> None:
         """Log that topics were deleted and recreated, and forget what was in the old ones."""
         gone = set(names)
         self._dispatcher.forget_topics(gone)
-        news = sorted(gone - self._anew)
-        self._anew |= gone
+        news = sorted(gone - self._reported)
+        self._reported |= gone
         if news:
             _log.warning(
                 "consumer %r: topic %s was deleted and recreated, and is read from its start",

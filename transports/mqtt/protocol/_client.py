@@ -33,7 +33,14 @@ from ._packets import (
     add_password,
     variable_integer,
 )
-from ._reason_codes import LoginRefused, NotAnswered, Reason, WrongVersion, describe, reason_text
+from ._reason_codes import (
+    BrokerReason,
+    LoginRefused,
+    NotAnswered,
+    WrongVersion,
+    describe,
+    reason_text,
+)
 from ._stream import FrameStream
 from ._subscribe import SubscribeRequests, make_properties, read_properties
 
@@ -317,7 +324,7 @@ class MqttClient:
             raise WrongVersion("the broker does not speak MQTT 5")
         properties, _ = read_properties(data, start + 2, stop)
         if code >= _REFUSED:
-            self._client._connected.set_exception(LoginRefused(Reason.of(code, properties)))
+            self._client._connected.set_exception(LoginRefused(BrokerReason.of(code, properties)))
             return
         self.limits = ServerLimits.of(properties)
         # The library gets it without properties: it fails on malformed ones.
@@ -325,7 +332,7 @@ class MqttClient:
 
     def _on_goodbye(self, data: bytes, start: int, stop: int) -> None:
         properties, _ = read_properties(data, start + 1, stop)
-        reason = Reason.of(data[start] if stop > start else 0, properties)
+        reason = BrokerReason.of(data[start] if stop > start else 0, properties)
         text = f"the broker ended the connection: {reason_text(reason)}"
         self._end_cause = aiomqtt.MqttError(text)
         self._fail_connect()

@@ -20,7 +20,7 @@ from ._packets import (
     encode_acknowledgements,
     encode_completion,
 )
-from ._reason_codes import Reason
+from ._reason_codes import BrokerReason
 from ._stream import FrameStream
 from ._subscribe import read_properties
 
@@ -132,7 +132,7 @@ class MessageFlow:
                 if code >= _REFUSED:
                     self._refused_at = asyncio.get_running_loop().time()
                 if code >= _REFUSED and stop - start > 4:
-                    code = Reason.of(code, read_properties(data, start + 3, stop)[0])
+                    code = BrokerReason.of(code, read_properties(data, start + 3, stop)[0])
                 self._handler.on_confirmed(confirmed[0], code)
         elif kind == _PUBREL:
             if self._stream is not None:

@@ -35,11 +35,11 @@ __all__ = [
     "SESSION_TAKEN_OVER",
     "TRANSLATIONS",
     "Answer",
+    "BrokerReason",
     "Decision",
     "LoginRefused",
     "NotAnswered",
     "Packet",
-    "Reason",
     "WrongVersion",
     "answer_to",
     "connect_problem",
@@ -228,7 +228,7 @@ TRANSLATIONS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
 """Third-party exceptions and what they become, the most specific first."""
 
 
-class Reason(int):
+class BrokerReason(int):
     """A reason code, with whatever else the broker said about it.
 
     Attributes:
@@ -239,14 +239,14 @@ class Reason(int):
     words: str
     server: str
 
-    def __new__(cls, code: int, words: str = "", server: str = "") -> Reason:
+    def __new__(cls, code: int, words: str = "", server: str = "") -> BrokerReason:
         self = super().__new__(cls, code)
         self.words = words
         self.server = server
         return self
 
     @classmethod
-    def of(cls, code: int, properties: Mapping[int, int | str]) -> Reason:
+    def of(cls, code: int, properties: Mapping[int, int | str]) -> BrokerReason:
         """Return a code with what the properties of its packet say."""
         return cls(code, str(properties.get(0x1F, "")), str(properties.get(0x1C, "")))
 
@@ -254,7 +254,7 @@ class Reason(int):
 class LoginRefused(Exception):
     """The broker refused a CONNECT."""
 
-    def __init__(self, reason: Reason) -> None:
+    def __init__(self, reason: BrokerReason) -> None:
         super().__init__(reason_text(reason))
         self.reason = reason
 
@@ -278,7 +278,7 @@ def answer_to(packet: Packet, code: int) -> Answer:
 def reason_text(code: int) -> str:
     """Return an MQTT 5 reason code as text, with its number and what the broker says about it."""
     text = f"{_NAMES.get(code, 'unknown reason')} ({code:#04x})"
-    if isinstance(code, Reason):
+    if isinstance(code, BrokerReason):
         if code.words:
             text += f", in the broker's words {quoted(code.words, _LONGEST_WORDS)}"
         if code.server:
@@ -345,13 +345,13 @@ def connect_problem(
     )
 
 
-def _reason_of(cause: BaseException) -> Reason | None:
+def _reason_of(cause: BaseException) -> BrokerReason | None:
     if isinstance(cause, LoginRefused):
         return cause.reason
     if isinstance(cause, WrongVersion):
-        return Reason(0x84)
+        return BrokerReason(0x84)
     code = getattr(cause, "rc", None)
-    return Reason(code.value) if isinstance(code, ReasonCode) else None
+    return BrokerReason(code.value) if isinstance(code, ReasonCode) else None
 
 
 def subscribe_refusal(code: int, pattern: str) -> SpaDatError:

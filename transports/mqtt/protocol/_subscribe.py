@@ -15,7 +15,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from ....errors import ConnectionLost
 from .._session import Loss
 from ._packets import MalformedPacket, read_text, read_variable
-from ._reason_codes import Reason, translate
+from ._reason_codes import BrokerReason, translate
 
 __all__ = ["SubscribeRequests", "make_properties", "read_properties"]
 
@@ -100,7 +100,7 @@ class SubscribeRequests:
         answer = self._pending.get(data[start] << 8 | data[start + 1])
         if answer is not None and not answer.done():
             properties, position = read_properties(data, start + 2, stop)
-            answer.set_result([Reason.of(code, properties) for code in data[position:stop]])
+            answer.set_result([BrokerReason.of(code, properties) for code in data[position:stop]])
 
     async def _answered(
         self, send: Callable[[], tuple[Any, int | None]], timeout: float, what: str

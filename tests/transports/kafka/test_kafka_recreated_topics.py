@@ -16,9 +16,9 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka._topic_facts import (
     TopicFacts,
-    is_of_another,
-    made_anew,
-    note_of,
+    id_metadata,
+    is_of_deleted_topic,
+    recreated,
     topic_facts,
 )
 from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix, read
@@ -185,7 +185,7 @@ async def test_an_offset_that_somebody_sets_by_hand_counts(kafka: Kafka) -> None
 
 
 @pytest.mark.kafka
-async def test_replies_in_a_topic_that_was_made_anew_arrive(kafka: Kafka) -> None:
+async def test_replies_in_a_topic_that_was_recreated_arrive(kafka: Kafka) -> None:
     async with bus_client(kafka.server, topic_refresh=0.2) as client:
         name = f"{client.config.prefix}_spa.reply.app"
         for number in range(5):
@@ -225,11 +225,11 @@ async def test_a_topic_is_told_from_the_next_of_its_name(kafka: Kafka) -> None:
         assert set(facts) == {f"{prefix}a"}
         assert facts[f"{prefix}a"].readable
         known = {name: topic.id for name, topic in facts.items()}
-        assert made_anew(known, facts) == []
+        assert recreated(known, facts) == []
         await make_anew(kafka, f"{prefix}a")
 
         async def anew() -> list[str]:
-            return made_anew(known, await topic_facts(client._client, names) or {})
+            return recreated(known, await topic_facts(client._client, names) or {})
 
         assert await eventually(anew) == [f"{prefix}a"]
 
@@ -263,10 +263,10 @@ async def test_brokers_that_know_no_ids_are_not_asked_again_and_again() -> None:
 
 
 def test_a_note_says_of_which_topic_an_offset_is() -> None:
-    assert not is_of_another("", "x")
-    assert not is_of_another("whatever a tool writes", "x")
-    assert not is_of_another(note_of("x"), "x")
-    assert is_of_another(note_of("y"), "x")
-    assert note_of(None) == note_of("") == ""
-    assert made_anew({"a": "1", "b": "2", "c": ""}, {"a": TopicFacts("1", True)}) == []
-    assert made_anew({"a": "1", "c": ""}, {"c": TopicFacts("1", True)}) == ["c"]
+    assert not is_of_deleted_topic("", "x")
+    assert not is_of_deleted_topic("whatever a tool writes", "x")
+    assert not is_of_deleted_topic(id_metadata("x"), "x")
+    assert is_of_deleted_topic(id_metadata("y"), "x")
+    assert id_metadata(None) == id_metadata("") == ""
+    assert recreated({"a": "1", "b": "2", "c": ""}, {"a": TopicFacts("1", True)}) == []
+    assert recreated({"a": "1", "c": ""}, {"c": TopicFacts("1", True)}) == ["c"]

@@ -12,18 +12,17 @@ from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatE
 from .._suspicion import Blame
 from ._config import MqttConfig
 from ._publishing import blame
+from ._session import MOST_ENDS
 from .protocol._client import MqttClient
 from .protocol._reason_codes import subscribe_refusal
 
-__all__ = ["ReplyInbox"]
+__all__ = ["MqttReplyInbox"]
 
 _log = get_logger(__name__)
 
 _REFUSED = 0x80
 _RETRY_REFUSED = 10.0
 _MOST_DOUBLINGS = 5
-# After this many connections that ended over the inbox the next one does without it.
-_MOST_ENDS = 3
 
 
 class InboxState(enum.Enum):
@@ -44,7 +43,7 @@ class InboxState(enum.Enum):
     IMPOSSIBLE = "impossible"
 
 
-class ReplyInbox:
+class MqttReplyInbox:
     """Maintains an application's subscription to replies, without which it can still publish.
 
     Args:
@@ -95,7 +94,7 @@ class ReplyInbox:
             return
         self._become(InboxState.ASKED)
         refusal: SpaDatError | None
-        if self._ends >= _MOST_ENDS and not first:
+        if self._ends >= MOST_ENDS and not first:
             refusal = ConnectFailed(
                 f"the broker at {self._config.address} ends the connection when asked for the"
                 " inbox for replies: check its log and access rules"
@@ -140,7 +139,7 @@ class ReplyInbox:
 
     async def _regain(self, client: MqttClient) -> None:
         # Each attempt may cost a connection.
-        delay = _RETRY_REFUSED * 2 ** min(max(self._ends - _MOST_ENDS, 0), _MOST_DOUBLINGS)
+        delay = _RETRY_REFUSED * 2 ** min(max(self._ends - MOST_ENDS, 0), _MOST_DOUBLINGS)
         while True:
             await asyncio.sleep(delay)
             if client.lost.done():
