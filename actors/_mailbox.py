@@ -193,7 +193,7 @@ class Mailbox:
         return True
 
     def empty(self) -> bool:
-        """Whether it holds no items."""
+        """Return whether it holds no items."""
         return not self.items
 
     def bind(self, loop: asyncio.AbstractEventLoop, name: str) -> None:

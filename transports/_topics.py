@@ -270,7 +270,7 @@ class FilterIndex:
         return False
 
     def overlaps(self, pattern: str) -> bool:
-        """Whether some topic of a filter may match another one of the index, too."""
+        """Return whether a topic may match both a filter and another one of the index."""
         levels, many = _split(pattern)
         places = [self._root]
         for depth, level in enumerate(levels):
