@@ -76,6 +76,9 @@ class Run:
         self._resources = resources
         self._buses = Buses(settings, self._lost_for_good)
         self._actors: list[ActorRunner] = []
+        # Those that may have something to do; none is looked at again once it has ended.
+        self._not_ended: list[ActorRunner] = []
+        self._lane_names: frozenset[str] = frozenset()
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -163,7 +166,10 @@ class Run:
         """An actor has nothing more to do; with an error when it is the reason to stop all."""
         if error is not None:
             self.end(error)
-        elif all(actor.ended for actor in self._actors) and self._confirming is None:
+            return
+        while self._not_ended and self._not_ended[-1].ended:
+            self._not_ended.pop()
+        if not self._not_ended and self._confirming is None:
             self._confirming = asyncio.ensure_future(self._end_when_confirmed())
 
     async def _end_when_confirmed(self) -> None:
@@ -337,6 +343,8 @@ class Run:
             self._subscriptions.add(actor)
             for filter_ in spec.filters:
                 connection.filters.add(filter_.pattern, None)
+        self._not_ended = list(self._actors)
+        self._lane_names = frozenset(lane.name for lane in self._lanes())
         if self.settings.provider is not None:
             self._buses.use(self.settings.provider, "the application's own socket")
 
@@ -399,8 +407,7 @@ class Run:
             self._enter(RunState.STOPPED)
 
     def _left_unhandled(self, ref: Any, count: int) -> None:
-        names = (lane.name for lane in self._lanes())
-        if self.state >= RunState.STOPPING and ref.name in names:
+        if self.state >= RunState.STOPPING and ref.name in self._lane_names:
             self._given_up.unhandled(ref.name, count)
 
     def _actor_failed(self, ref: Any, error: BaseException, where: str) -> None:

@@ -55,6 +55,8 @@ class Subscriptions:
         self._identity = identity
         self._stats = stats
         self._entries: dict[tuple[int, str], _Entry] = {}
+        # By actor: with thousands of them nothing may look through all subscriptions for each.
+        self._keys: dict[Subscriber, tuple[int, str]] = {}
 
     def add(self, actor: Subscriber) -> None:
         """Serve an actor, if it has filters.
@@ -77,10 +79,10 @@ class Subscriptions:
                 " messages are spread: deliver='share' gives each to one instance, deliver='all'"
                 " to every instance"
             )
-        known = self._entries.get((id(actor.connection), name))
+        key = (id(actor.connection), name)
+        known = self._entries.get(key)
         if known is None:
-            known = _Entry(Router(name, self._stats), actor)
-            self._entries[(id(actor.connection), name)] = known
+            known = self._entries[key] = _Entry(Router(name, self._stats), actor)
         else:
             first = known.members[0]
             if options.subscription is None or first.options.subscription is None:
@@ -95,6 +97,7 @@ class Subscriptions:
                         f" differ in {option}"
                     )
             known.members.append(actor)
+        self._keys[actor] = key
         for index, handler in enumerate(actor.handlers):
             for filter_ in handler.filters:
                 route = actor.route(known.router, index, filter_)
@@ -107,11 +110,13 @@ class Subscriptions:
 
     def troubles(self, actor: Subscriber) -> list[str]:
         """What keeps messages from the actor's declared subscription, in words."""
-        return [
-            trouble
-            for shared in tuple(self._entries.values())
-            if actor in shared.members and (trouble := shared.router.trouble) is not None
-        ]
+        entry = self._entry_of(actor)
+        trouble = None if entry is None else entry.router.trouble
+        return [] if trouble is None else [trouble]
+
+    def _entry_of(self, actor: Subscriber) -> _Entry | None:
+        key = self._keys.get(actor)
+        return None if key is None else self._entries.get(key)
 
     def _open(self, system: ActorSystem, name: str, shared: _Entry) -> Router:
         first = shared.members[0]
@@ -138,22 +143,21 @@ class Subscriptions:
 
     def routes_to(self, actor: Subscriber) -> list[Route]:
         """The ways to an actor from its declared filters, in the order of their declaration."""
-        return [
-            route for shared in self._entries.values() for route in shared.routes.get(actor, ())
-        ]
+        entry = self._entry_of(actor)
+        return [] if entry is None else entry.routes.get(actor, [])
 
     def leave(self, actor: Subscriber) -> list[Router]:
         """The actor stops; returns the routers that nobody else uses."""
-        free = []
-        for key, shared in tuple(self._entries.items()):
-            if actor in shared.members:
-                shared.members.remove(actor)
-                if shared.members:
-                    shared.router.leave(shared.routes[actor])
-                else:
-                    del self._entries[key]
-                    free.append(shared.router)
-        return free
+        entry = self._entry_of(actor)
+        if entry is None:
+            return []
+        key = self._keys.pop(actor)
+        entry.members.remove(actor)
+        if entry.members:
+            entry.router.leave(entry.routes[actor])
+            return []
+        del self._entries[key]
+        return [entry.router]
 
 
 class RuntimeSubscription:
