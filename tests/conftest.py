@@ -118,7 +118,7 @@ def _encodable(text: str) -> str:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts programs: the text after what `support.program` puts in front of it."""
+    """Start programs: `support.program` puts a beginning in front of the given text."""
     with contextlib.ExitStack() as stack:
 
         def started(text: str) -> Program:
@@ -131,20 +131,20 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def mosquitto(mqtt_broker: Mosquitto) -> Mosquitto:
-    """A broker that all tests share, with default settings: use topics of your own."""
+    """Return the broker that all tests share, with default settings: use topics of your own."""
     return mqtt_broker
 
 
 @pytest.fixture
 def own_mosquitto() -> Iterator[Callable[..., Mosquitto]]:
-    """Starts brokers for one test; takes the arguments of `Mosquitto`."""
+    """Start brokers for one test; takes the arguments of `Mosquitto`."""
     with _starting(Mosquitto) as start:
         yield start
 
 
 @pytest.fixture(scope="session")
 def kafka(kafka_broker: Kafka) -> Kafka:
-    """A broker that all tests share, with default settings: use topics and groups of your own."""
+    """Return the broker that all tests share: use topics and groups of your own."""
     return kafka_broker
 
 
@@ -158,7 +158,7 @@ def _kafka_to_break() -> Iterator[Kafka]:
 
 @pytest.fixture
 def kafka_to_break(_kafka_to_break: Kafka) -> Iterator[Kafka]:
-    """A broker that tests stop, kill and pause in turn: use topics and groups of your own."""
+    """Return a broker that tests stop, kill and pause in turn: use your own topics and groups."""
     if not _kafka_to_break.alive:
         _kafka_to_break.start()
     yield _kafka_to_break
@@ -168,14 +168,14 @@ def kafka_to_break(_kafka_to_break: Kafka) -> Iterator[Kafka]:
 
 @pytest.fixture
 def own_kafka() -> Iterator[Callable[..., Kafka]]:
-    """Starts brokers for one test; takes the arguments of `Kafka`."""
+    """Start brokers for one test; takes the arguments of `Kafka`."""
     with _starting(Kafka) as start:
         yield start
 
 
 @pytest.fixture
 def ports() -> Iterator[PortClaims]:
-    """Gives ports that nobody else takes while the test runs."""
+    """Claim ports that nobody else uses while the test runs."""
     claims = PortClaims()
     yield claims
     claims.release()

@@ -165,15 +165,15 @@ class Kafka(BrokerProcess):
     def share_classes(cls) -> Path:
         """Keep the classes of a started broker in an archive, unless it is there.
 
-        Later brokers then start with half of the work. The archive is for this version, these jars
-        and this Java; its 50 MB go to ``XDG_CACHE_HOME`` (``~/.cache``). A Java that cannot make
-        one leaves it out.
+        Later brokers then start with half the work. The archive is for this version, these jars and
+        this Java; its 50 MB go to ``XDG_CACHE_HOME`` (``~/.cache``). If this Java cannot make one,
+        there is none.
 
         Returns:
             The file of the archive.
 
         Raises:
-            BrokerUnavailable: this machine does not have the broker; says how to get it.
+            BrokerUnavailable: this machine lacks something; the text says how to get it.
             BrokerFailed: the broker does not start.
         """
         text = cls.missing()

@@ -70,14 +70,14 @@ class KafkaHarness(TransportHarness):
         return self.group(inbox) is not None
 
     async def lost(self, inbox: Inbox) -> None:
-        """A member of a group keeps its partitions: it has longer sessions."""
+        """Do not wait: a member of a group keeps its partitions, since it has longer sessions."""
 
     async def back(self, inbox: Inbox, times: int = 1) -> None:
         if self.is_held(inbox) and inbox in self._events_before:
             await inbox.back(times, self._events_before[inbox])
 
     def group(self, inbox: Inbox) -> str | None:
-        """What the inbox is a member of."""
+        """Return the group that the inbox is a member of."""
         subscription, identity = inbox.subscription, inbox.identity
         if not subscription.durable or identity.ephemeral:
             return None

@@ -21,7 +21,7 @@ class MemoryHarness(TransportHarness):
         self._faults = MemoryProvider(MemoryConfig(name="conformance")).broker.faults
 
     async def stop_broker(self) -> None:
-        """It goes with the event loop."""
+        """Do nothing: the broker goes with the event loop."""
 
     def provider(self, **options: Any) -> SocketProvider:
         return MemoryProvider(MemoryConfig(name="conformance", **options))

@@ -29,7 +29,7 @@ class MqttHarness(TransportHarness):
         self.done_with_broker()
 
     def ready_broker(self) -> Mosquitto | HiveMq | Aedes:
-        """A broker that has nothing stored."""
+        """Return a broker that has nothing stored."""
         require(Mosquitto)
         self._broker: Mosquitto | HiveMq | Aedes = Mosquitto(durable=True)
         self._broker.start()
@@ -75,7 +75,7 @@ class HiveMqHarness(MqttHarness):
         return self._broker
 
     def done_with_broker(self) -> None:
-        """It stays for the next test."""
+        """Do nothing: the broker stays for the next test."""
 
 
 class AedesHarness(MqttHarness):

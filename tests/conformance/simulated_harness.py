@@ -30,7 +30,7 @@ class SimulatedHarness(TransportHarness):
 
     @abc.abstractmethod
     def original(self, **options: Any) -> SocketProvider:
-        """What the bus stands in for."""
+        """Return the provider that the bus stands in for."""
 
     def run(self, test: Coroutine[Any, Any, None]) -> None:
         try:
@@ -40,11 +40,11 @@ class SimulatedHarness(TransportHarness):
             self.world.close()
 
     async def start_broker(self) -> None:
-        """The bus is made for the first provider."""
+        """Make the first provider, and with it the bus."""
         self.provider()
 
     async def stop_broker(self) -> None:
-        """It goes with the world."""
+        """Do nothing: the bus goes with the world."""
 
     def provider(self, **options: Any) -> SocketProvider:
         return self.world.stand_in(self.original(**options))

@@ -50,7 +50,7 @@ class Boiler(Actor):
 
 
 def plant(address: str = "mqtt://broker.example") -> DistributedApplication:
-    """An application as it might run in production."""
+    """Make an application as it might run in production."""
     app = DistributedApplication(address, name="plant")
 
     @app.application("plant/{machine}/temperature", state=Highest)

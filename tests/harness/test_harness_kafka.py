@@ -41,7 +41,7 @@ KINDS = [field.name for field in fields(Faults) if field.name != "most"]
 def collecting(
     name: str = "app", instance: str = "0", address: str = "kafka://broker:9092?partitions=3"
 ) -> tuple[DistributedApplication, list[tuple[str, int]]]:
-    """Keeps what it gets, with keys."""
+    """Make an application that keeps what it receives, with keys."""
     app = DistributedApplication(address, name=name, instance=instance)
     seen: list[tuple[str, int]] = []
 

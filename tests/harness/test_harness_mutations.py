@@ -34,7 +34,7 @@ def application() -> DistributedApplication:
 
 
 def crash_on_kafka(seed: int) -> None:
-    """What several lanes work on when they are killed is handled all the same."""
+    """Check that what several lanes are working on when they are killed is handled all the same."""
     app = DistributedApplication("kafka://broker?commit_interval=0.1", name="app")
     chance = random.Random(seed)
 
@@ -280,7 +280,7 @@ def test_committing_what_was_only_handed_out_when_partitions_are_taken_away(
 def check(
     scenario: Callable[[int], None], mutate: Callable[[], None], passing: int = PASSING
 ) -> None:
-    """The scenario passes as long as the mistake is not made, and finds it when it is."""
+    """Check that the scenario passes without the mistake, and finds it when it is made."""
     assert explore(scenario, seeds=passing) == passing
     mutate()
     with pytest.raises(AssertionError, match=r"^explore\(\w+, seeds=\["):

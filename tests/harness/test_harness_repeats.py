@@ -61,7 +61,7 @@ def workers(instance: int) -> DistributedApplication:
 
 
 def trace(seed: int) -> str:
-    """What happens on a Kafka with all that can go wrong."""
+    """Return the trace of a run on Kafka with everything that can go wrong."""
     with Harness(
         workers(0),
         workers(1),

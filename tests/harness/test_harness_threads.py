@@ -31,7 +31,7 @@ SOME_TIME = 0.15
 
 
 def ticking(address: str = "mqtt://broker") -> DistributedApplication:
-    """An application whose time always has somewhere to go."""
+    """Make an application that always has a timer to jump to."""
     app = DistributedApplication(address, name="app")
 
     @app.producer(every=1.0)
@@ -45,7 +45,7 @@ def ticking(address: str = "mqtt://broker") -> DistributedApplication:
 
 
 def announcing(jobs: Any, seconds: float) -> DistributedApplication:
-    """Gives work to a thread that answers by `threading.Event`s and polling, unseen by the loop."""
+    """Give work to a thread that answers by `threading.Event`s and polling, unseen by the loop."""
     app = ticking()
 
     @app.application("in")
@@ -516,7 +516,7 @@ def test_a_def_handler_may_ask_an_actor_that_takes_its_time() -> None:
         topics = ("nowhere",)
 
         async def on_message(self, payload: int) -> None:
-            """It is asked, as pykka's actors are."""
+            """Answer a question, as pykka's actors do."""
 
         async def on_receive(self, message: int) -> int:
             await asyncio.sleep(60.0)

@@ -44,7 +44,7 @@ LEVELS = {
 
 
 def hostile(*, topics: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """What is tried: what it is called, a topic, and options of `Socket.publish`."""
+    """Return what is tried: its name, a topic, and options of `Socket.publish`."""
     for kind, text in TEXTS.items():
         yield f"name of a header: {kind}", "probe/a", {"headers": {text: "x"}}
         yield f"header: {kind}", "probe/a", {"headers": {"x": text}}
@@ -131,7 +131,7 @@ async def real(address: str, profile: Probe, *, topics: bool) -> Probe:
 
 
 def differences(profile: Probe, broker: Probe) -> dict[str, tuple[object, object]]:
-    """What the two do not agree about."""
+    """Return what the two disagree about."""
     wrong: dict[str, tuple[object, object]] = {
         name: (outcome, broker.outcomes.get(name))
         for name, outcome in profile.outcomes.items()

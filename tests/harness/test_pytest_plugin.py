@@ -48,7 +48,7 @@ _CACHE = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs tests of a user in a process of its own; in front of them is an application."""
+    """Run a user's tests in a separate process, with an application in front of them."""
     monkeypatch.setenv("XDG_CACHE_HOME", _CACHE)
 
     def run(text: str, *arguments: str) -> pytest.RunResult:

@@ -409,7 +409,7 @@ async def test_a_session_can_be_too_short() -> None:
 
 
 async def application(here: SimulatedCluster, topics: int) -> list[str]:
-    """A bus, a consumer and a reply; what happened in the cluster meanwhile."""
+    """Use a bus, a consumer and a reply; return what happened in the cluster meanwhile."""
     replies: list[tuple[str, bytes]] = []
     environment = VirtualEnvironment(1)
     surroundings = Surroundings(

@@ -60,7 +60,7 @@ class ShelfHarness(TransportHarness):
         self.shelf = Shelf(self._box)
 
     async def stop_broker(self) -> None:
-        """It goes with the event loop."""
+        """Do nothing: the broker goes with the event loop."""
 
     def provider(self, **options: Any) -> SocketProvider:
         return ShelfProvider(self.shelf, self._bus, **options)

@@ -80,7 +80,7 @@ MARKS = {"plant": pytest.mark.slow}
     ]
 )
 def arguments(request: pytest.FixtureRequest) -> list[str]:
-    """The command line: nothing for memory, or the address of a broker."""
+    """Return the arguments: none for memory, or the address of a broker."""
     if request.param == "memory":
         return []
     if request.param == "mqtt":

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.repository
 
 
 def documented() -> dict[str, str]:
-    """The enums in the section "States" of docs/design.md, and the modules that they are in."""
+    """Return the enums in the section "States" of docs/design.md, with their modules."""
     text = (ROOT / "docs/design.md").read_text(encoding="utf-8")
     section = text.split("\n## States\n")[1].split("\n## ")[0]
     found = {"DeliveryState": "transports/_delivery.py"}
@@ -62,7 +62,7 @@ def assignments(module: ast.Module) -> Iterator[tuple[str, str, ast.expr | None]
 
 
 def states(module: ast.Module, enum: str) -> set[str]:
-    """The attributes that have a member of the enum from the start."""
+    """Return the attributes that have a member of the enum from the start."""
     spelled = members(module, enum)
     fields = {
         ast.unparse(node.target)
@@ -79,7 +79,7 @@ def states(module: ast.Module, enum: str) -> set[str]:
 
 
 def changes(module: ast.Module, enum: str, attributes: set[str]) -> set[str]:
-    """The functions that set one of the attributes; those of a module elsewhere, to a member."""
+    """Return the functions that set an attribute; those of another module, to a member."""
     own = any(isinstance(node, ast.ClassDef) and node.name == enum for node in module.body)
     spelled = members(module, enum)
     return {

@@ -167,7 +167,7 @@ def test_every_room_of_the_runtime_has_its_place() -> None:
 
 
 def reaches_into_aiokafka(path: Path) -> list[str]:
-    """Imports of what aiokafka does not document, and private names of anything but ``self``."""
+    """Return imports of what aiokafka does not document, and private names but of ``self``."""
     found = [
         f"line {line}: import {name}"
         for line, name in imports(path)

@@ -31,7 +31,7 @@ _QUICK = {
 
 
 def new_prefix() -> str:
-    """A prefix that no other test has."""
+    """Return a prefix that no other test uses."""
     return f"{uuid.uuid4().hex[:12]}-"
 
 
@@ -66,7 +66,7 @@ async def bus_client(
     start: bool = True,
     **options: Any,
 ) -> AsyncIterator[BusClient]:
-    """An application at ``host:port``; with ``start`` its bus is connected. Without ``prefix``
+    """Make an application at ``host:port``; with ``start`` its bus is connected. Without ``prefix``
     it gets one of its own."""
     config = KafkaConfig(server, **{"prefix": new_prefix(), **_QUICK, **options})
     one = BusClient(config, Identity(name, instance, ephemeral))
@@ -80,7 +80,7 @@ async def bus_client(
 
 @contextlib.asynccontextmanager
 async def admin(server: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    """A plain administrator."""
+    """Start a plain administration client, and close it at the end."""
     client = AIOKafkaAdminClient(bootstrap_servers=server)
     await client.start()
     try:
@@ -116,7 +116,7 @@ async def settings(server: str, name: str) -> tuple[int, dict[str, str]]:
 
 
 async def read(server: str, name: str, count: int) -> Sequence[Any]:
-    """The records of a topic from its beginning on, at least so many, partition by partition."""
+    """Read a topic from its beginning, at least so many records, partition by partition."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=server, auto_offset_reset="earliest", enable_auto_commit=False
     )

@@ -71,7 +71,7 @@ async def taker(
     subscription: dict[str, Any] | None = None,
     **options: Any,
 ) -> AsyncIterator[Taker]:
-    """A consumer, started unless told otherwise; closed at the end.
+    """Make a consumer, started unless told otherwise; it is closed at the end.
 
     Args:
         server: ``host:port``.
@@ -104,7 +104,7 @@ async def taker(
 
 
 async def committed(server: str, prefix: str, group: str = "app.actor") -> dict[str, int]:
-    """Committed offsets of a group by ``topic/partition``, both without prefix."""
+    """Return the committed offsets of a group by ``topic/partition``, both without prefix."""
     async with admin(server) as client:
 
         async def ask() -> tuple[Any, ...]:

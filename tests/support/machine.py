@@ -45,7 +45,7 @@ class VirtualMachine(RuleBasedStateMachine):
         return task
 
     async def finish(self) -> None:
-        """What is to hold at the end of a run; override it."""
+        """Check what has to hold at the end of a run; override it."""
 
     def teardown(self) -> None:
         """Run `finish`, then end what is left."""
@@ -90,7 +90,7 @@ def at_once(rule: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P],
 def machine_case(
     machine: type[RuleBasedStateMachine], *, examples: int = 60, steps: int = 40
 ) -> type[Any]:
-    """The test case of a machine, with a bound on how much it tries."""
+    """Return the test case of a machine, with a bound on how much it tries."""
     case: type[Any] = machine.TestCase
     # The same examples each time: what chance finds is looked for on purpose, not in passing.
     case.settings = settings(

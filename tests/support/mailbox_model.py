@@ -41,7 +41,7 @@ class MailboxModel:
 
     @staticmethod
     def key(item: int) -> int:
-        """The key of an item."""
+        """Return the key of an item."""
         return item % 3
 
     def full(self) -> bool:

@@ -62,7 +62,7 @@ class Site:
         return self.broker.faults
 
     def app(self, name: str = "app", **options: Any) -> DistributedApplication:
-        """An application on this broker, with everything random repeatable."""
+        """Make an application on this broker, with repeatable randomness."""
         options.setdefault("environment", VirtualEnvironment(7))
         return DistributedApplication(self.provider, name=name, **options)
 
@@ -71,7 +71,7 @@ class Site:
         return Watcher(self.broker, name, *filters)
 
     def publish(self, topic: str, payload: bytes | str = b"", **fields: Any) -> None:
-        """A message from somebody else."""
+        """Publish a message from somebody else."""
         data = payload.encode() if isinstance(payload, str) else payload
         self.broker.publish(Envelope(topic=topic, payload=data, **fields))
 
@@ -98,7 +98,7 @@ class Site:
         await eventually(lambda: self.unsettled(client_id) == 0, timeout)
 
     def letters(self, application: str = "app") -> list[Envelope]:
-        """The dead letters that are stored, oldest first."""
+        """Return the stored dead letters, oldest first."""
         prefix = f"_spa/dead-letter/{application}/"
         return [
             envelope for topic, envelope in self.broker.retained.items() if topic.startswith(prefix)

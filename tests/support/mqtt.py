@@ -101,7 +101,7 @@ class Client:
         name: str = "actor",
         **fields: Any,
     ) -> tuple[Consumer, Recorder]:
-        """A consumer that is started."""
+        """Make and start a consumer."""
         recorder = recorder or Recorder()
         consumer = self.bus.consumer(Subscription(name, filters, **fields), recorder)
         self._consumers.append(consumer)
@@ -125,7 +125,7 @@ async def client(
     start: bool = True,
     **options: Any,
 ) -> AsyncIterator[Client]:
-    """An application on the broker; with ``start`` its bus is connected."""
+    """Make an application on the broker; with ``start`` its bus is connected."""
     made: Callable[..., MqttConfig] = MqttConfig
     config = made(broker.host, **{"port": broker.port, **_QUICK, **options})
     one = Client(config, Identity(name, instance, ephemeral))

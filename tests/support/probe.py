@@ -12,6 +12,6 @@ __all__ = ["talking"]
 
 @contextlib.asynccontextmanager
 async def talking(provider: SocketProvider | str, name: str = "probe") -> AsyncIterator[Socket]:
-    """The socket of an application of its own on the same bus."""
+    """Return the socket of a separate application on the same bus."""
     async with DistributedApplication(provider, name=name) as app:
         yield app.socket()

@@ -68,7 +68,7 @@ class Session:
         self.stopped = False
 
     def send(self, count: int, *, together: bool) -> None:
-        """The next ones arrive."""
+        """Let the next messages arrive."""
         arriving, self.waiting = self.waiting[:count], self.waiting[count:]
         fresh: list[Delivery] = []
         for envelope in arriving:

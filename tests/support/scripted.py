@@ -63,7 +63,7 @@ class Peer:
         self._writer = writer
 
     async def receive(self) -> Packet:
-        """The client's next packet; EOFError or ConnectionError when it has gone."""
+        """Read the client's next packet; raise EOFError or ConnectionError when it has gone."""
         first = (await self._reader.readexactly(1))[0]
         length = shift = 0
         while True:
@@ -84,7 +84,7 @@ class Peer:
             packets.append(await self.receive())
 
     async def expect(self, kind: str) -> Packet:
-        """The client's next packet of this kind; pings before it are answered.
+        """Read the client's next packet of this kind; answer pings before it.
 
         EOFError when the client says goodbye instead.
         """
@@ -219,24 +219,24 @@ def _frame(first: int, body: bytes) -> bytes:
 
 
 def connack(code: int, properties: bytes = b"", *, session: bool = False) -> bytes:
-    """A CONNACK; ``properties`` without their length."""
+    """Return a CONNACK; ``properties`` without their length."""
     return _frame(0x20, bytes((session, code, len(properties))) + properties)
 
 
 def suback(packet_id: int, *codes: int, properties: bytes = b"") -> bytes:
-    """A SUBACK; ``properties`` without their length."""
+    """Return a SUBACK; ``properties`` without their length."""
     head = packet_id.to_bytes(2, "big") + bytes((len(properties),)) + properties
     return _frame(0x90, head + bytes(codes))
 
 
 def reason_string(words: str) -> bytes:
-    """The property in which a broker says in words what it means."""
+    """Return the property in which a broker gives its reason as text."""
     data = words.encode()
     return b"\x1f" + len(data).to_bytes(2, "big") + data
 
 
 def server_reference(server: str) -> bytes:
-    """The property in which a broker names another one."""
+    """Return the property in which a broker refers to another server."""
     data = server.encode()
     return b"\x1c" + len(data).to_bytes(2, "big") + data
 
@@ -250,7 +250,7 @@ def publish(
     duplicate: bool = False,
     properties: bytes = b"",
 ) -> bytes:
-    """A PUBLISH; ``properties`` without their length."""
+    """Return a PUBLISH; ``properties`` without their length."""
     name = topic.encode()
     body = len(name).to_bytes(2, "big") + name
     if qos:

@@ -61,11 +61,11 @@ class Line:
             self.box.pump()
 
     def changed(self) -> None:
-        """The filters are other ones."""
+        """Take new filters."""
         self.box.changed()
 
     def send(self, envelope: Envelope, number: int) -> None:
-        """A message, soon."""
+        """Hand out a message soon."""
         asyncio.get_running_loop().call_soon(self._arrive, envelope, number)
 
     def _arrive(self, envelope: Envelope, number: int) -> None:
@@ -99,7 +99,7 @@ class Box:
         self.pump()
 
     def leave(self, line: Line) -> None:
-        """What was not acknowledged on the line waits again, in its old place."""
+        """Put back what was not acknowledged on the line, in its old place."""
         self.lines.remove(line)
         self._waiting = self.put_back(list(line.unsettled.values()), self._waiting)
         self.changed()
@@ -175,7 +175,7 @@ class Shelf:
             box.put(self._log)
 
     def disconnect(self, line: Line) -> None:
-        """The connection is over."""
+        """Note that the connection has ended."""
         if not line.open:
             return
         line.open = False

@@ -58,7 +58,7 @@ class _Client(abc.ABC):
 
     @abc.abstractmethod
     def lost(self) -> None:
-        """The connection is gone."""
+        """Note that the connection is gone."""
 
     async def open(self, timeout: float) -> None:
         """Connect, and try for so many seconds."""
@@ -80,7 +80,7 @@ class _Client(abc.ABC):
             self.line = None
 
     def on_lost(self, taken_over: bool) -> None:
-        """What the broker calls."""
+        """Reconnect; called by the broker."""
         self.line = None
         self.lost()
         self._kicks = self._kicks + 1 if taken_over else 0
@@ -172,13 +172,13 @@ class ShelfConsumer(_Client, Consumer):
         self.receiver.hold()
 
     def resume(self, *, kept: bool) -> None:
-        """Connected again; the broker still has what was not acknowledged, or has not."""
+        """Resume after a reconnect; the broker still has what was not acknowledged, or has not."""
         left = {delivery.token: delivery for delivery in self.tracker.begin()}
         self.earlier = {**self.earlier, **left} if kept else {}
         self.receiver.resume(redelivered=kept)
 
     def arrived(self, envelope: Envelope, number: int) -> None:
-        """A message: a new one, or one that a handler has begun with."""
+        """Take a message: a new one, or one that a handler has begun with."""
         if self.subscription.qos == 0:
             self.acknowledge(number)
             if self._intake:
@@ -289,7 +289,7 @@ class ShelfBus(_Client, Bus):
         self.outbox.confirm(entry)
 
     def arrived(self, envelope: Envelope, number: int) -> None:
-        """A reply."""
+        """Pass on a reply."""
         if self.line is not None:
             self.line.acknowledge(number)
         if self._on_reply is not None:

@@ -29,12 +29,12 @@ class SimulatedCluster:
         self.network.listen("kafka", 9092, self.cluster.accept)
 
     def happened(self, what: str) -> list[tuple[str, str, str]]:
-        """The events of a kind: whose, about what, and the rest."""
+        """Return the events of a kind: whose, about what, and the rest."""
         return [(who, about, detail) for who, kind, about, detail in self.events if kind == what]
 
     @contextlib.asynccontextmanager
     async def producer(self, **options: Any) -> AsyncIterator[Any]:
-        """A plain idempotent producer."""
+        """Start a plain idempotent producer, and stop it at the end."""
         producer = AIOKafkaProducer(
             bootstrap_servers=SERVER, **{"enable_idempotence": True, **options}
         )
@@ -46,7 +46,7 @@ class SimulatedCluster:
 
     @contextlib.asynccontextmanager
     async def consumer(self, *topics: str, **options: Any) -> AsyncIterator[Any]:
-        """A plain consumer that commits nothing by itself."""
+        """Start a plain consumer that commits nothing by itself, and stop it at the end."""
         consumer = AIOKafkaConsumer(
             *topics,
             bootstrap_servers=SERVER,
@@ -61,7 +61,7 @@ class SimulatedCluster:
 
 @contextlib.contextmanager
 def world() -> Iterator[SimulatedCluster]:
-    """A world on the running loop."""
+    """Make a simulated cluster on the running loop."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     made = SimulatedCluster(loop)

@@ -27,7 +27,7 @@ CATEGORIES = (*sorted(_by_category()), "levels", "long", "syntax")
 
 
 def any_text(category: str, choice: random.Random) -> str:
-    """A text with characters of the category among others; never empty."""
+    """Return a text with characters of the category among others; never empty."""
     if category == "levels":
         return "/".join("a" * choice.choice((2, 150, 199, 201, 250)))
     if category == "long":
@@ -60,7 +60,7 @@ def any_text(category: str, choice: random.Random) -> str:
 
 
 def any_bytes(category: str, choice: random.Random) -> bytes:
-    """The same as bytes, which need be no UTF-8."""
+    """Return the same as bytes, which need not be UTF-8."""
     if choice.random() < 0.3:
         return choice.randbytes(choice.randint(0, 40))
     return any_text(category, choice).encode("utf-8", "surrogatepass")
