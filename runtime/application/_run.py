@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from ..hosting._settings import LoopFactory
 from ._application import DistributedApplication, runs_of
 from ._signals import Signals
 
-__all__ = ["IMPORTING", "end_loop", "run"]
+__all__ = ["IMPORTING", "end_loop", "new_loop", "run", "run_until_stopped"]
 
 # Set while a module is only imported for the application in it.
 IMPORTING: ContextVar[bool] = ContextVar("spa_dat_importing", default=False)
@@ -46,6 +46,24 @@ def run(*applications: DistributedApplication, loop_factory: LoopFactory | None 
         SystemExit: with the reason, when one could not start or failed, has no actors, or could not
             be stopped in good order: something had to be given up. The others are stopped.
     """
+    run_until_stopped(applications, loop_factory)
+
+
+def run_until_stopped(
+    applications: Sequence[DistributedApplication],
+    loop_factory: LoopFactory | None = None,
+    started: Callable[[], object] = lambda: None,
+) -> bool:
+    """Run applications as `run` does; returns whether a signal stopped them.
+
+    Args:
+        applications: as for `run`.
+        loop_factory: as for `run`.
+        started: called when all have started.
+
+    Raises:
+        SystemExit: as `run`.
+    """
     _refuse_wrong_place()
     if IMPORTING.get():
         raise ConfigurationError(
@@ -58,8 +76,8 @@ def run(*applications: DistributedApplication, loop_factory: LoopFactory | None 
     given_up: list[str] = []
     try:
         _refuse_nothing(applications)
-        loop = (loop_factory or _new_loop)()
-        main = loop.create_task(_serve(applications, signals, given_up))
+        loop = (loop_factory or new_loop)()
+        main = loop.create_task(_serve(applications, signals, given_up, started))
         try:
             loop.run_until_complete(main)
         except RuntimeError as error:
@@ -84,9 +102,11 @@ def run(*applications: DistributedApplication, loop_factory: LoopFactory | None 
         signals.restore()
     if given_up:
         raise SystemExit(f"spa_dat: not stopped in good order: {'; '.join(given_up)}")
+    return signals.received
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that `run` uses where none is named."""
     with warnings.catch_warnings():
         # Newer versions of Python are about to give policies up.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -97,7 +117,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return policy.new_event_loop()
 
 
-def _refuse_nothing(applications: tuple[DistributedApplication, ...]) -> None:
+def _refuse_nothing(applications: Sequence[DistributedApplication]) -> None:
     if not applications:
         raise ConfigurationError("run() got no application: give it one or more")
     for application in applications:
@@ -146,7 +166,10 @@ class _Interfered(Exception):
 
 
 async def _serve(
-    applications: tuple[DistributedApplication, ...], signals: Signals, given_up: list[str]
+    applications: Sequence[DistributedApplication],
+    signals: Signals,
+    given_up: list[str],
+    started: Callable[[], object],
 ) -> None:
     stop = asyncio.Event()
     signals.install(stop.set)
@@ -166,6 +189,7 @@ async def _serve(
                     # The program's own code has stopped it meanwhile.
                     stop.set()
                 if not stop.is_set():
+                    started()
                     await _until_done(applications, interrupted)
             finally:
                 signals.stopping()
@@ -187,7 +211,7 @@ def _refuse_exit(failure: BaseException | None) -> None:
         raise _Exit(failure) from failure
 
 
-async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplication, ...]) -> None:
+async def _start(stack: AsyncExitStack, applications: Sequence[DistributedApplication]) -> None:
     for application in applications:
         try:
             await runs_of(application).start()
@@ -200,7 +224,7 @@ async def _start(stack: AsyncExitStack, applications: tuple[DistributedApplicati
 
 
 async def _until_done(
-    applications: tuple[DistributedApplication, ...], interrupted: asyncio.Future[Literal[True]]
+    applications: Sequence[DistributedApplication], interrupted: asyncio.Future[Literal[True]]
 ) -> None:
     waits = [asyncio.ensure_future(_ended(application)) for application in applications]
     everything = asyncio.gather(*waits)

@@ -76,6 +76,12 @@ class Runs:
             name = self.settings.identity.application
             raise ConfigurationError(f"cannot {what} while application {name!r} runs")
 
+    def replace_provider(self, provider: SocketProvider) -> int:
+        """Use another default bus from now on; returns how many actors it is the bus of."""
+        self.refuse("change the bus")
+        self.settings = replace(self.settings, provider=provider)
+        return self._registry.replace_provider(provider)
+
     def observe(self, observer: Observer) -> None:
         """Let an observer hear of what happens in the next run, before those that do already."""
         before = self.settings.observer

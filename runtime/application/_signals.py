@@ -57,6 +57,11 @@ class Signals:
         self._sender: socket.socket | None = None
         self._wake_before = -1
 
+    @property
+    def received(self) -> bool:
+        """Whether there was one."""
+        return bool(self._handled or self._arrived)
+
     def install(self, first: Callable[[], object]) -> None:
         """Handle the signals from now on; called in the main thread, on its running loop.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -41,6 +42,14 @@ class Registry:
         self.specs: list[Spec[Any]] = []
         self.resources: dict[str, Resource] = {}
         self.provider = None if provider is None else as_provider(provider)
+
+    def replace_provider(self, provider: SocketProvider) -> int:
+        """Give another bus to all actors that name none; returns how many there are."""
+        without = [spec for spec in self.specs if spec.options.socket_provider is self.provider]
+        for spec in without:
+            spec.reconfigure(replace(spec.options, socket_provider=provider))
+        self.provider = provider
+        return len(without)
 
     def check_provider(self, kind: Kind, provider: ProviderLike | None) -> None:
         """Refuse an actor that has no bus."""

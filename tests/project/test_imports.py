@@ -8,7 +8,18 @@ import sys
 import pytest
 
 _CLIENT_LIBRARIES = frozenset(
-    {"aiokafka", "aiomqtt", "cloudpickle", "cramjam", "msgspec", "paho", "pydantic", "pykka"}
+    {
+        "aiokafka",
+        "aiomqtt",
+        "click",
+        "cloudpickle",
+        "cramjam",
+        "msgspec",
+        "paho",
+        "pydantic",
+        "pykka",
+        "watchfiles",
+    }
 )
 # What actors and envelopes are made of.
 _OF_ALL_APPLICATIONS = {"msgspec", "pykka"}

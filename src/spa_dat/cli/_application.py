@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from .._texts import reason_of
 from ..errors import ConfigurationError
@@ -15,65 +17,175 @@ from ..runtime.application._run import IMPORTING
 __all__ = ["load_application"]
 
 
-def load_application(name: str) -> DistributedApplication:
-    """Return the application that is called so in a module, as in ``package.module:app``.
+def load_application(target: str) -> DistributedApplication:
+    """Return the application that a target names.
 
-    Modules are looked for in the current folder, too.
+    A target is ``package.module:name`` or ``folder/file.py:name``. The name is that of an
+    application, or of a function without parameters that returns one; where there is exactly one
+    application in the module, it may be left out. Modules are looked for in the current folder,
+    too. A file is imported by the name that an import would give it, so what is defined in it can
+    be pickled, and it is not ``__main__``.
 
     Raises:
         ConfigurationError: there is no such module or application, or importing it fails.
     """
-    module_name, colon, path = name.partition(":")
-    if not colon or not path or not module_name or module_name.startswith("."):
-        raise ConfigurationError(
-            f"{name!r} names no application: write module:application, for example package.main:app"
-        )
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    found: object = _import(module_name)
+    module_name, path = _split(target)
+    _look_in(os.getcwd())
+    if module_name.endswith(".py") or os.sep in module_name:
+        module_name = _import_file(module_name)
+    else:
+        _import(module_name)
+    module = sys.modules[module_name]
+    if not path:
+        return _only_one(module_name, module)
+    found: object = module
     for part in path.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
             raise ConfigurationError(
                 f"module {module_name!r} has no {path!r}; its applications:"
-                f" {', '.join(_applications(sys.modules[module_name])) or 'none'}"
+                f" {', '.join(_applications(module)) or 'none'}"
             ) from None
+    if not isinstance(found, DistributedApplication) and callable(found):
+        found = _made_by(target, found)
     if not isinstance(found, DistributedApplication):
         raise ConfigurationError(
-            f"{name!r} is of type {type(found).__name__}, and no DistributedApplication"
+            f"{target!r} is of type {type(found).__name__}, and no DistributedApplication"
         )
     return found
 
 
-def _import(name: str) -> object:
+def _split(target: str) -> tuple[str, str]:
+    if "://" in target:
+        raise ConfigurationError(
+            f"{target!r} is the address of a bus: name an application, for example package.main:app"
+        )
+    module_name, colon, path = target.rpartition(":") if ":" in target else (target, "", "")
+    if not module_name or (module_name.startswith(".") and os.sep not in module_name):
+        path, colon = "", ":"
+    if colon and not path:
+        raise ConfigurationError(
+            f"{target!r} names no application: write module:application, for example"
+            " package.main:app, or file.py:application"
+        )
+    return module_name, path
+
+
+def _look_in(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def _import_file(name: str) -> str:
+    """Import a file; returns the name of its module."""
+    file = Path(name).resolve()
+    if file.is_dir():
+        raise ConfigurationError(f"{name!r} is a folder: name a Python file in it")
+    if not file.is_file():
+        raise ConfigurationError(f"there is no file {name!r}")
+    if file.suffix != ".py":
+        raise ConfigurationError(f"{name!r} is no Python file: its name has to end in .py")
+    folder = file.parent
+    names = [] if file.stem == "__init__" else [file.stem]
+    while (folder / "__init__.py").is_file():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    wrong = next((part for part in names if "." in part), None)
+    if wrong is not None or names == ["__main__"]:
+        raise ConfigurationError(
+            f"{name!r} cannot be imported as {wrong or '__main__'!r}: give the file another name"
+        )
+    _look_in(str(folder))
+    module_name = ".".join(names)
+    _import(module_name)
+    there = getattr(sys.modules[module_name], "__file__", None)
+    if there is None or not Path(there).exists() or not file.samefile(there):
+        raise ConfigurationError(
+            f"{name!r} cannot be imported, for module {module_name!r} is"
+            f" {there or 'part of Python'}: give the file another name"
+        )
+    return module_name
+
+
+def _import(name: str) -> None:
     token = IMPORTING.set(True)
     try:
-        return importlib.import_module(name)
+        importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ConfigurationError(
                 f"there is no module {error.name!r} in the current folder or on the Python path"
             ) from error
         raise _not_imported(name, error) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise _not_imported(name, error) from error
     finally:
         IMPORTING.reset(token)
 
 
 def _not_imported(name: str, error: BaseException) -> ConfigurationError:
+    return ConfigurationError(
+        f"module {name!r} cannot be imported: {reason_of(error)}{_place(error)}"
+    )
+
+
+def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     # A SyntaxError says itself where it is.
     here = frames and not isinstance(error, SyntaxError)
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if here else ""
-    return ConfigurationError(f"module {name!r} cannot be imported: {reason_of(error)}{where}")
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if here else ""
 
 
-def _applications(module: object) -> list[str]:
-    return [name for name, value in vars(module).items() if _is_application(value)]
+def _only_one(name: str, module: object) -> DistributedApplication:
+    found = _applications(module)
+    if len({id(application) for application in found.values()}) == 1:
+        return next(iter(found.values()))
+    if not found:
+        raise ConfigurationError(
+            f"module {name!r} has no application; where a function makes it, name that one:"
+            f" {name}:make_app"
+        )
+    raise ConfigurationError(
+        f"module {name!r} has several applications: name one of them, as in"
+        f" {name}:{next(iter(found))}; there are: {', '.join(found)}"
+    )
 
 
-def _is_application(value: object) -> bool:
-    return isinstance(value, DistributedApplication)
+def _made_by(target: str, factory: object) -> object:
+    assert callable(factory)
+    if inspect.iscoroutinefunction(factory):
+        raise ConfigurationError(
+            f"{target!r} is an async function: write `def`. What has to be awaited is opened when"
+            " the application starts, as a resource or in an on_start"
+        )
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        raise ConfigurationError(
+            f"{target!r} needs arguments: name an application, or a function without parameters"
+            " that returns one"
+        ) from None
+    except ValueError:
+        pass  # nobody knows its signature
+    token = IMPORTING.set(True)
+    try:
+        return factory()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ConfigurationError(
+            f"{target!r} has made no application: {reason_of(error)}{_place(error)}"
+        ) from error
+    finally:
+        IMPORTING.reset(token)
+
+
+def _applications(module: object) -> dict[str, DistributedApplication]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, DistributedApplication)
+    }

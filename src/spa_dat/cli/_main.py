@@ -1,32 +1,34 @@
-"""The commands of the command line."""
+"""The commands of the command line: their options, and what they say when something is wrong."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from typing import NoReturn
+from typing import Any
+
+import click
 
 from ..errors import ConfigurationError, SpaDatError, TransportError
-from ._record import record
-from ._replay import replay
 from ._text import one_line
 
 __all__ = ["main"]
 
 _FAILED = 1
 _WRONG = 2
+_INTERRUPTED = 130
 _LONGEST = 8_000
 _USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 _SECRET_IN_URL = re.compile(
     r"([?&][^=&\s]*(?:password|secret|token|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE
 )
 
-_EPILOG = """\
-exit code: 0 when all went well, 1 when the application failed, 2 when something about the command
-is wrong; what it is stands on standard error, in one line."""
+_EPILOG = (
+    "Exit code: 0 when all went well, 1 when the application failed, 2 when something about the"
+    " command is wrong. What it is stands on standard error, in one line."
+)
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+_MOST_WORKERS = 1_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,10 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None for those of the process.
     """
-    given = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = given.command
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return command(given)
+        with _commands.make_context("spa-dat", list(given), obj=given) as context:
+            code: int = _commands.invoke(context)
+            return code
+    except click.exceptions.Exit as end:
+        # That of --help and --version.
+        return end.exit_code
+    except click.ClickException as error:
+        return _complain(_usage(error), ConfigurationError())
     except SpaDatError as error:
         return _complain(str(error), error)
     except SystemExit as end:
@@ -46,8 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(end.code, str):
             return _complain(end.code, end.__cause__)
         return int(end.code or 0)
-    except KeyboardInterrupt:
-        return 130
+    except (KeyboardInterrupt, click.Abort):
+        return _INTERRUPTED
+
+
+def _usage(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = "spa-dat" if context is None else context.command_path
+    return f"{error.format_message().rstrip('.')}; see {command} --help"
 
 
 def _complain(text: str, error: BaseException | None) -> int:
@@ -61,89 +75,148 @@ def _without_secrets(text: str) -> str:
     return _SECRET_IN_URL.sub(r"\1***", _USER_IN_URL.sub("***@", text))
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and repeats no password."""
+def _count(most: int | None = None) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return what reads an option that is a whole number, 1 or more, and at the most this one."""
 
-    def error(self, message: str) -> NoReturn:
-        error = ConfigurationError(f"{message}; see {self.prog} --help")
-        raise SystemExit(_complain(str(error), error))
+    def read(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+        if value is None:
+            return None
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1 or (most is not None and number > most):
+            rest = ", 1 or more" if most is None else f" from 1 to {most}"
+            raise click.BadParameter(f"{value!r}: give a whole number{rest}", context, option)
+        return number
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="spa-dat",
-        description="Record what happens in applications, and replay it.",
-        epilog=_EPILOG,
-    )
-    parser.add_argument("--version", action="version", version=f"spa-dat {version('spa-dat')}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_record(commands)
-    _add_replay(commands)
-    return parser
+    return read
 
 
-def _add_record(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser(
-        "record",
-        help="write messages to a file",
-        description="Run an application until a signal, or until it has nothing left to do, and"
-        " write the messages that reach its actors to a file. Or listen on a bus, and write what"
-        " arrives on some topics: as a client of its own that takes no message from anybody.",
-        epilog=_EPILOG,
-    )
-    parser.set_defaults(command=record)
-    parser.add_argument(
-        "source",
-        metavar="MODULE:APPLICATION|URL",
-        help="the application, for example package.module:app, or the address of a bus, for"
-        " example mqtt://host; a password is best given as password_env or password_file",
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to")
-    parser.add_argument(
-        "--actor", action="append", metavar="NAME", help="of the application; may be repeated"
-    )
-    parser.add_argument(
-        "--topic", action="append", metavar="FILTER", help="of the bus; may be repeated"
-    )
-    parser.add_argument(
-        "--limit",
-        type=_count,
-        metavar="N",
-        help="record N messages at the most; an application then goes on, listening ends",
-    )
-    parser.add_argument("--force", action="store_true", help="replace a file that is there already")
+@click.group(
+    invoke_without_command=True,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="spa-dat", message="spa-dat %(version)s")
+@click.pass_context
+def _commands(context: click.Context) -> None:
+    """Run applications, record what happens in them, and replay it."""
+    if context.invoked_subcommand is None:
+        raise click.UsageError("Missing command: run, record or replay", context)
 
 
-def _add_replay(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser(
-        "replay",
-        help="put recorded messages into an application, without a broker",
-        description="Start an application on simulated buses and virtual time, put the messages of"
-        " a recording in, and tell what it publishes, what fails and what becomes a dead letter."
-        " The exit code is 1 when anything fails. What the application does besides sending"
-        " messages, it really does.",
-        epilog=_EPILOG,
-    )
-    parser.set_defaults(command=replay)
-    parser.add_argument("file", metavar="FILE", help="written by `spa-dat record` or a Recorder")
-    parser.add_argument(
-        "--to", required=True, metavar="MODULE:APPLICATION", help="for example package.module:app"
-    )
-    parser.add_argument("--actor", metavar="NAME", help="only what this actor got, right at it")
-    parser.add_argument(
-        "--keep-times", action="store_true", help="with the time between messages that there was"
-    )
-    parser.add_argument(
-        "--keep-own", action="store_true", help="also what the application itself has sent"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+@_commands.command("run", epilog=_EPILOG)
+@click.argument("target")
+@click.option(
+    "--url",
+    metavar="URL",
+    envvar="SPA_DAT_URL",
+    help="The bus to use in place of the application's default one, with all options of that one."
+    " Actors that name a bus of their own keep it. By default the environment variable"
+    " SPA_DAT_URL, where a password shows less than in a command.",
+)
+@click.option(
+    "--instance",
+    metavar="NAME",
+    help="Tells copies of the application apart. By default the environment variable"
+    " SPA_DAT_INSTANCE.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(_LEVELS, case_sensitive=False),
+    help="What to log. By default what the application has set up, else info.",
+)
+@click.option(
+    "--workers",
+    callback=_count(_MOST_WORKERS),
+    metavar="N",
+    help="Run the whole application in N processes, instances 0 to N-1 (with an instance name,"
+    " NAME-0 and so on), and start those again that die.",
+)
+@click.option(
+    "--worker-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=60.0,
+    show_default=True,
+    help="Replace a worker whose event loop has stood still for so long; 0 for never.",
+)
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="For development: start the application again whenever a Python file changes.",
+)
+@click.option(
+    "--reload-dir",
+    "folders",
+    multiple=True,
+    metavar="FOLDER",
+    help="Where to look for changes, with --reload; by default the current folder. May be"
+    " repeated.",
+)
+@click.pass_obj
+def _run(arguments: list[str], /, **given: Any) -> int:
+    """Run an application until a signal, or until it has nothing left to do.
+
+    TARGET is module:name, for example package.main:app, or file.py:name. The name is that of the
+    application, or of a function that returns it; where a module has exactly one application, it
+    may be left out.
+    """
+    from ._run import run
+
+    return run(arguments, **given)
 
 
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 1 or more")
-    return number
+@_commands.command("record", epilog=_EPILOG)
+@click.argument("source", metavar="MODULE:APPLICATION|URL")
+@click.option("-o", "--output", required=True, metavar="FILE", help="Where to.")
+@click.option(
+    "--actor", "actors", multiple=True, metavar="NAME", help="Of the application; may be repeated."
+)
+@click.option(
+    "--topic", "topics", multiple=True, metavar="FILTER", help="Of the bus; may be repeated."
+)
+@click.option(
+    "--limit",
+    callback=_count(),
+    metavar="N",
+    help="Record N messages at the most; an application then goes on, listening ends.",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there already.")
+def _record(**given: Any) -> int:
+    """Write messages to a file.
+
+    Run an application until a signal, or until it has nothing left to do, and write the messages
+    that reach its actors to a file. Or listen on a bus, and write what arrives on some topics: as
+    a client of its own that takes no message from anybody.
+
+    The application is given as for spa-dat run, for example package.module:app; the bus by its
+    address, for example mqtt://host, where a password is best given as password_env or
+    password_file.
+    """
+    from ._record import record
+
+    return record(**given)
+
+
+@_commands.command("replay", epilog=_EPILOG)
+@click.argument("file")
+@click.option(
+    "--to", required=True, metavar="MODULE:APPLICATION", help="For example package.module:app."
+)
+@click.option("--actor", metavar="NAME", help="Only what this actor got, right at it.")
+@click.option("--keep-times", is_flag=True, help="With the time between messages that there was.")
+@click.option("--keep-own", is_flag=True, help="Also what the application itself has sent.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Of everything random.")
+def _replay(**given: Any) -> int:
+    """Put recorded messages into an application, without a broker.
+
+    Start an application on simulated buses and virtual time, put the messages of a recording in,
+    which FILE is, and tell what it publishes, what fails and what becomes a dead letter. The exit
+    code is 1 when anything fails. What the application does besides sending messages, it really
+    does.
+    """
+    from ._replay import replay
+
+    return replay(**given)

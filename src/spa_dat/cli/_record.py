@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..errors import ConfigurationError
@@ -18,49 +18,62 @@ from ._application import load_application
 __all__ = ["record"]
 
 
-def record(given: argparse.Namespace) -> int:
-    """Run an application, or listen on a bus, and write messages down; returns the exit code."""
-    if "://" in given.source:
-        recorder, application = _listening(given)
+def record(
+    source: str,
+    output: str,
+    *,
+    actors: Sequence[str],
+    topics: Sequence[str],
+    limit: int | None,
+    force: bool,
+) -> int:
+    """Run an application, or listen on a bus, and write messages down; returns the exit code.
+
+    Args:
+        source: names the application, or is the address of a bus.
+        output: the file.
+        actors: of the application; none for all.
+        topics: of the bus.
+        limit: the most messages that are recorded.
+        force: replace a file that is there.
+    """
+    existing: Literal["replace", "refuse"] = "replace" if force else "refuse"
+    recorder: Recorder
+    if "://" in source:
+        if actors:
+            raise ConfigurationError(
+                "--actor is for applications; of a bus name the topics: --topic"
+            )
+        application = _listener(source, topics)
+        recorder = _Tap(application, output, limit=limit, existing=existing)
     else:
-        recorder, application = _recording(given)
+        if topics:
+            raise ConfigurationError(
+                "--topic is for listening on a bus; of an application name the actors: --actor"
+            )
+        application = load_application(source)
+        recorder = Recorder(
+            application, output, actors=actors or None, limit=limit, existing=existing
+        )
     try:
         with recorder:
             run(application)
     except BaseException:
         if recorder.recorded:
-            _tell(recorder, given.output)
+            _tell(recorder, output)
         raise
-    _tell(recorder, given.output)
+    _tell(recorder, output)
     if recorder.problem is not None:
-        raise ConfigurationError(f"{given.output!r} is not complete: {recorder.problem}")
+        raise ConfigurationError(f"{output!r} is not complete: {recorder.problem}")
     return 0
 
 
-def _recording(given: argparse.Namespace) -> tuple[Recorder, DistributedApplication]:
-    if given.topic:
-        raise ConfigurationError(
-            "--topic is for listening on a bus; of an application name the actors: --actor"
-        )
-    application = load_application(given.source)
-    recorder = Recorder(
-        application,
-        given.output,
-        actors=given.actor,
-        limit=given.limit,
-        existing=_existing(given),
-    )
-    return recorder, application
-
-
-def _listening(given: argparse.Namespace) -> tuple[Recorder, DistributedApplication]:
-    if given.actor:
-        raise ConfigurationError("--actor is for applications; of a bus name the topics: --topic")
-    if not given.topic:
+def _listener(url: str, topics: Sequence[str]) -> DistributedApplication:
+    if not topics:
         raise ConfigurationError(
             "listening on a bus needs topics: give for example --topic 'plant/#'"
         )
-    config = SocketProviderFactory.config_from_url(given.source)
+    config = SocketProviderFactory.config_from_url(url)
     if isinstance(config, MemoryConfig):
         raise ConfigurationError(
             "memory:// is inside of one process, and nothing arrives from others: give the address"
@@ -69,12 +82,11 @@ def _listening(given: argparse.Namespace) -> tuple[Recorder, DistributedApplicat
     # Without a name: the bus keeps no session or group for it.
     application = DistributedApplication(config)
 
-    @application.application(tuple(given.topic), deliver="all")
+    @application.application(tuple(topics), deliver="all")
     async def listen() -> None:
         """Never called: the tap takes everything."""
 
-    tap = _Tap(application, given.output, limit=given.limit, existing=_existing(given))
-    return tap, application
+    return application
 
 
 class _Tap(Recorder):
@@ -118,10 +130,6 @@ class _Tap(Recorder):
         self, lane: Lane, envelope: Envelope, handler: int, at: float, attempt: int
     ) -> Receipt:
         return Receipt.of(envelope, at=at, bus=lane.connection.provider.address)
-
-
-def _existing(given: argparse.Namespace) -> Literal["replace", "refuse"]:
-    return "replace" if given.force else "refuse"
 
 
 def _tell(recorder: Recorder, output: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections import Counter
@@ -21,18 +20,24 @@ _FAILED = 1
 _LONGEST = 200
 
 
-def replay(given: argparse.Namespace) -> int:
-    """Put a recording into an application, and tell what comes of it; returns the exit code."""
-    application = load_application(given.to)
-    harness = Harness(application, seed=given.seed, allow_failures=BaseException)
+def replay(
+    file: str, to: str, *, actor: str | None, keep_times: bool, keep_own: bool, seed: int
+) -> int:
+    """Put a recording into an application, and tell what comes of it; returns the exit code.
+
+    Args:
+        file: the recording.
+        to: names the application.
+        actor: only what this one got; None for all.
+        keep_times: with the time between messages that there was.
+        keep_own: also what the application itself has sent.
+        seed: of everything random.
+    """
+    application = load_application(to)
+    harness = Harness(application, seed=seed, allow_failures=BaseException)
     try:
         with harness:
-            count = harness.replay(
-                given.file,
-                actor=given.actor,
-                keep_times=given.keep_times,
-                keep_own=given.keep_own,
-            )
+            count = harness.replay(file, actor=actor, keep_times=keep_times, keep_own=keep_own)
     except NotSettled as error:
         _say("not settled", str(error), longest=None)
         return _FAILED

@@ -1,0 +1,149 @@
+"""``spa-dat run --reload``: the application is started again whenever a Python file changes."""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .._texts import reason_of
+from ..errors import ConfigurationError
+from ._child import Child
+from ._processes import Processes, exit_code, in_words
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["Reloader"]
+
+_AGAIN = 1.0
+_MOST_NAMED = 3
+
+
+class ReloadState(enum.Enum):
+    """What the application is doing."""
+
+    RUNNING = "it runs, or starts"
+    RESTARTING = "it stops, to be started again"
+    ENDED = "it has ended by itself, and waits for a change"
+    STOPPING = "it stops for good"
+
+
+class Reloader:
+    """Runs an application until a signal, and starts it again whenever a Python file changes.
+
+    Whatever becomes of the application, the next change starts it again.
+
+    Args:
+        arguments: of the command.
+        folders: where to look for changes; none for the current folder.
+
+    Raises:
+        ConfigurationError: watchfiles is not installed, or there is no such folder.
+    """
+
+    def __init__(self, arguments: Sequence[str], folders: Sequence[str]) -> None:
+        self._watchfiles = _watchfiles()
+        for folder in folders:
+            if not Path(folder).is_dir():
+                raise ConfigurationError(f"--reload-dir: there is no folder {folder!r}")
+        self._folders = list(folders) or [os.getcwd()]
+        self._arguments = arguments
+        self._processes = Processes(self)
+        self._state = ReloadState.RUNNING
+        self._child: Child | None = None
+        self._end = threading.Event()
+
+    def run(self) -> int:
+        """Run the application; returns 0, or how its last process has failed to stop."""
+        self._processes.call_later(0.0, self._start)
+        watcher = threading.Thread(target=self._watch, name="spa_dat reload", daemon=True)
+        watcher.start()
+        try:
+            return self._processes.run()
+        finally:
+            self._end.set()
+            watcher.join(_AGAIN)
+
+    def _watch(self) -> None:
+        """Tell of changes, in a thread of its own."""
+        while not self._end.is_set():
+            try:
+                changes = self._watchfiles.watch(
+                    *self._folders,
+                    watch_filter=self._watchfiles.PythonFilter(),
+                    stop_event=self._end,
+                    raise_interrupt=False,
+                )
+                for changed in changes:
+                    paths = sorted({path for _, path in changed})
+                    self._processes.call_soon_threadsafe(partial(self._changed, paths))
+            except Exception as error:  # noqa: BLE001 (a folder may go away meanwhile)
+                text = f"changes cannot be watched: {reason_of(error)}"
+                self._processes.call_soon_threadsafe(partial(self._processes.say, text))
+            self._end.wait(_AGAIN)
+
+    def _changed(self, paths: Sequence[str]) -> None:
+        if self._state is ReloadState.STOPPING:
+            return
+        here = os.getcwd()
+        shown = ", ".join(
+            os.path.relpath(path, here) if path.startswith(here) else path
+            for path in paths[:_MOST_NAMED]
+        )
+        more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+        self._processes.say(f"changed: {shown}{more}; starting again")
+        if self._state is ReloadState.RUNNING and self._child is not None:
+            self._state = ReloadState.RESTARTING
+            self._processes.stop_child(self._child)
+        elif self._state is ReloadState.ENDED:
+            self._start()
+
+    def _start(self) -> None:
+        if self._state is ReloadState.STOPPING:
+            return
+        self._state = ReloadState.RUNNING
+        try:
+            self._child = self._processes.start(self._arguments)
+        except OSError as error:
+            self._wait(f"cannot be started: {error.strerror or error}")
+
+    def ended(self, child: Child, code: int) -> None:
+        """See `Owner.ended`."""
+        self._child = None
+        if self._state is ReloadState.STOPPING:
+            self._processes.end(0 if code == -signal.SIGTERM else exit_code(code))
+        elif self._state is ReloadState.RESTARTING:
+            self._start()
+        else:
+            self._wait(in_words(code))
+
+    def _wait(self, how: str) -> None:
+        self._state = ReloadState.ENDED
+        self._processes.say(
+            f"the application {how}; it is started again when a Python file changes"
+        )
+
+    def reported(self, child: Child, report: str) -> None:
+        """See `Owner.reported`."""
+
+    def stop(self) -> None:
+        """See `Owner.stop`."""
+        self._state = ReloadState.STOPPING
+        if self._child is None:
+            self._processes.end(0)
+
+
+def _watchfiles() -> ModuleType:
+    try:
+        import watchfiles
+    except ImportError as error:
+        raise ConfigurationError(
+            "--reload needs the package watchfiles: pip install 'spa-dat[reload]'"
+        ) from error
+    return watchfiles

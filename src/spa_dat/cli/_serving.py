@@ -1,0 +1,202 @@
+"""Running the application in this process, which may be one of several."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .._logs import get_logger
+from ..errors import ConfigurationError
+from ..runtime import DistributedApplication
+from ..runtime.application._application import runs_of
+from ..runtime.application._run import new_loop, run_until_stopped
+from ..runtime.registration._specs import Spec, check_name
+from ..transports import MemoryConfig, MqttConfig, SocketProviderFactory
+from ._application import load_application
+
+if TYPE_CHECKING:
+    from ._child import Parent
+
+__all__ = ["serve"]
+
+log = get_logger("spa_dat")
+
+_INSTANCE = "SPA_DAT_INSTANCE"
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_SIGN_OF_LIFE = 1.0
+
+
+def serve(
+    target: str,
+    *,
+    url: str | None,
+    instance: str | None,
+    log_level: str | None,
+    parent: Parent | None,
+) -> int:
+    """Run an application until a signal, or until it has nothing left to do; returns the exit code.
+
+    Args:
+        target: names the application.
+        url: the bus in place of the application's default one; None for that one.
+        instance: None for the application's own.
+        log_level: None for what the application has set up.
+        parent: the process that looks after this one; None for nobody.
+
+    Raises:
+        ConfigurationError: there is no such application, or it cannot be run like this.
+        SystemExit: as `spa_dat.run` does.
+    """
+    provider = None if url is None else SocketProviderFactory.from_url(url)
+    number = None if parent is None else parent.number
+    if instance is not None:
+        check_name("--instance", instance)
+    given = instance if instance is not None else os.environ.get(_INSTANCE)
+    wanted = _numbered(given, number)
+    if wanted is not None:
+        # For whatever the module makes of it while it is imported.
+        os.environ[_INSTANCE] = wanted
+    if parent is not None:
+        parent.watch()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A pipe has a buffer otherwise, which is lost when the process is killed.
+            sys.stdout.reconfigure(line_buffering=True)
+    application = load_application(target)
+    runs = runs_of(application)
+    if runs.current is not None:
+        raise ConfigurationError(
+            f"application {application.name!r} runs already, by what its module does when it is"
+            ' imported: write `if __name__ == "__main__":` above that'
+        )
+    if provider is not None and not runs.replace_provider(provider):
+        raise ConfigurationError(
+            "--url is the bus of actors that name none, but all actors of application"
+            f" {application.name!r} name their own"
+        )
+    own = application.identity.instance
+    if instance is None and own != wanted:
+        # Its program has named it.
+        wanted = _numbered(own, number) or own
+    if wanted is not None and wanted != own:
+        identity = replace(application.identity, instance=check_name("instance", wanted))
+        runs.settings = replace(runs.settings, identity=identity)
+    _set_up_log(log_level)
+    if parent is not None and parent.count is not None and parent.count > 1:
+        _check_several(runs.specs)
+        if number == 0 and not parent.again:
+            _tell_of_several(application, runs.specs, parent.count)
+    return _run(application, parent)
+
+
+def _numbered(instance: str | None, number: int | None) -> str | None:
+    if number is None:
+        return instance
+    return str(number) if instance in (None, "", "0") else f"{instance}-{number}"
+
+
+def _set_up_log(level: str | None) -> None:
+    root = logging.getLogger()
+    if not root.handlers:
+        logging.basicConfig(level=(level or "info").upper(), format=_FORMAT)
+    elif level is not None:
+        root.setLevel(level.upper())
+
+
+def _check_several(specs: Sequence[Spec[object]]) -> None:
+    for spec in specs:
+        provider = spec.options.socket_provider
+        if provider is None:
+            continue
+        if isinstance(provider.config, MemoryConfig):
+            raise ConfigurationError(
+                f"actor {spec.name!r} is on {provider.address}, which is inside of one process:"
+                " several workers would share nothing. Give a broker, for example with --url"
+                " mqtt://host, or leave --workers out"
+            )
+        unsaid = spec.options.deliver is None and provider.default_deliver == "all"
+        if unsaid and spec.filters:
+            raise ConfigurationError(
+                f"actor {spec.name!r}: with several workers it has to say how messages are spread:"
+                " deliver='share' gives each to one worker, deliver='all' to every worker"
+            )
+
+
+def _tell_of_several(
+    application: DistributedApplication, specs: Sequence[Spec[object]], count: int
+) -> None:
+    """Say what users of one process may not expect of several."""
+    receiving = [spec for spec in specs if spec.filters]
+    if application.identity.ephemeral and receiving:
+        log.warning(
+            "application %r has no name, so each of its %d workers gets every message",
+            application.name,
+            count,
+        )
+        return
+    copied: list[str] = []
+    shared: list[str] = []
+    for spec in receiving:
+        provider = spec.options.socket_provider
+        if provider is not None and isinstance(provider.config, MqttConfig):
+            (shared if spec.options.deliver == "share" else copied).append(spec.name)
+    said = []
+    if copied:
+        said.append(
+            f"{', '.join(copied)}: each of the {count} workers gets a copy of every message"
+            " (deliver='all')"
+        )
+    if shared:
+        said.append(
+            f"{', '.join(shared)}: what was sent to a worker that is away waits for that worker"
+            " (deliver='share')"
+        )
+    if said:
+        log.warning("several workers on MQTT: %s", "; ".join(said))
+
+
+def _run(application: DistributedApplication, parent: Parent | None) -> int:
+    try:
+        if parent is None:
+            run_until_stopped((application,))
+        else:
+            _run_for(parent, application)
+    except SystemExit as end:
+        # Whatever it was: the command has found its application, which has failed.
+        raise SystemExit(end.code) from None
+    return 0
+
+
+def _run_for(parent: Parent, application: DistributedApplication) -> None:
+    is_running = False
+
+    def started() -> None:
+        nonlocal is_running
+        is_running = True
+        parent.tell("running")
+
+    def made() -> asyncio.AbstractEventLoop:
+        loop = new_loop()
+
+        def alive() -> None:
+            parent.tell("alive")
+            loop.call_later(_SIGN_OF_LIFE, alive)
+
+        loop.call_soon(alive)
+        return loop
+
+    parent.tell(f"loaded {runs_of(application).settings.stop_timeout}")
+    try:
+        by_signal = run_until_stopped((application,), made, started)
+    except SystemExit as end:
+        if is_running and isinstance(end.__cause__, ConfigurationError):
+            # For example another program with the same client id: it would only come again.
+            parent.tell("hopeless")
+        raise
+    if not by_signal:
+        parent.tell("done")

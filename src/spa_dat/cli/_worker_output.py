@@ -1,0 +1,257 @@
+"""What workers write, put into one log: each line is whole, and begins with the worker's name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import stat
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import IO
+
+from ._child import Child
+
+__all__ = ["Lines", "Outputs"]
+
+_LONGEST_LINE = 65_536
+_CHUNK = 65_536
+# More waits in the pipes, so that a worker waits for whoever reads the log, as any program does.
+_MOST_WAITING = 262_144
+# So much a pipe takes at once when it takes anything, on every system.
+_AT_ONCE = 512
+_AT_ONCE_ON_LINUX = 4_096
+_LAST_WORDS = 1.0
+_MOST_DRAINED = 1_048_576
+
+
+class Lines:
+    """Gathers a worker's output into whole lines, and names the worker in each.
+
+    A line of more than 64 KiB becomes several.
+
+    Args:
+        name: what each begins with.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._prefix = f"{name} | ".encode()
+        self._begun = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what was written; returns whole lines."""
+        *lines, self._begun = (self._begun + data).split(b"\n")
+        if len(self._begun) >= _LONGEST_LINE:
+            lines.append(self._begun)
+            self._begun = b""
+        return b"".join(self._prefix + line + b"\n" for line in lines)
+
+    def end(self) -> bytes:
+        """Return the line that was begun, as a whole one."""
+        begun, self._begun = self._begun, b""
+        return self._prefix + begun + b"\n" if begun else b""
+
+
+class _Output:
+    """Standard output or standard error; both when they are the same file.
+
+    Nothing here waits for whoever reads it, who may have stopped reading.
+
+    Args:
+        number: the file descriptor.
+        selector: tells when there is room.
+        room: called when there is room again.
+    """
+
+    def __init__(
+        self, number: int, selector: selectors.BaseSelector, room: Callable[[], object]
+    ) -> None:
+        self._number = number
+        self._selector = selector
+        self._room = room
+        self._waiting: deque[memoryview] = deque()
+        self._size = 0
+        self._is_gone = False
+        is_file = stat.S_ISREG(os.fstat(number).st_mode)
+        self._at_once = (
+            _CHUNK if is_file else _AT_ONCE_ON_LINUX if sys.platform == "linux" else _AT_ONCE
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is to be taken for now."""
+        return self._size >= _MOST_WAITING
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all is written."""
+        return not self._waiting
+
+    def put(self, data: bytes) -> None:
+        """Take what is to be written."""
+        if not data or self._is_gone:
+            return
+        if not self._waiting:
+            self._selector.register(self._number, selectors.EVENT_WRITE, self.write)
+        self._waiting.append(memoryview(data))
+        self._size += len(data)
+
+    def write(self) -> None:
+        """Write some of it; only when there is room."""
+        first = self._waiting[0]
+        was_full = self.is_full
+        try:
+            written = os.write(self._number, first[: self._at_once])
+        except BlockingIOError:
+            return
+        except OSError:
+            # Nobody reads any more, or the disk is full: the application is to go on.
+            self._is_gone = True
+            self._waiting.clear()
+            self._size = 0
+        else:
+            self._size -= written
+            self._waiting[0] = first[written:]
+            if written == len(first):
+                self._waiting.popleft()
+        if not self._waiting:
+            self._selector.unregister(self._number)
+        if was_full and not self.is_full:
+            self._room()
+
+
+class _Source:
+    """One stream of one worker.
+
+    Args:
+        stream: the pipe.
+        name: the worker's.
+        output: where its lines go.
+        selector: tells when there is something.
+    """
+
+    def __init__(
+        self, stream: IO[bytes], name: str, output: _Output, selector: selectors.BaseSelector
+    ) -> None:
+        self._stream = stream
+        self._lines = Lines(name)
+        self.output = output
+        self._selector = selector
+        self._is_read = False
+        self.is_open = True
+        os.set_blocking(stream.fileno(), False)
+
+    def read(self) -> int:
+        """Read some of it; returns how many bytes, 0 when there is nothing now."""
+        try:
+            data = os.read(self._stream.fileno(), _CHUNK)
+        except BlockingIOError:
+            return 0
+        if data:
+            self.output.put(self._lines.feed(data))
+        else:
+            self.output.put(self._lines.end())
+            self.pause()
+            self.is_open = False
+            self._stream.close()
+        return len(data)
+
+    def resume(self) -> None:
+        """Read whenever there is something."""
+        if not self._is_read and self.is_open:
+            self._is_read = True
+            self._selector.register(self._stream, selectors.EVENT_READ, self._ready)
+
+    def pause(self) -> None:
+        """Leave what is written in the pipe."""
+        if self._is_read:
+            self._is_read = False
+            self._selector.unregister(self._stream)
+
+    def _ready(self) -> None:
+        if self.output.is_full:
+            self.pause()
+        else:
+            self.read()
+
+    def finish(self) -> None:
+        """The worker has ended; what it has started may still write there."""
+        left = _MOST_DRAINED
+        while self.is_open and left > 0 and (count := self.read()):
+            left -= count
+        if self.is_open:
+            self.output.put(self._lines.end())
+
+
+class Outputs:
+    """Standard output and standard error, and the workers that write there.
+
+    Args:
+        selector: of the loop.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        self._sources: dict[int, list[_Source]] = {}
+        self._older: list[_Source] = []
+        self._out = self._error = None
+        out, error = _identity(1), _identity(2)
+        self._of = {1: self._output(1), 2: self._output(2)}
+        if out is not None and out == error:
+            self._of[2] = self._of[1]
+
+    def _output(self, number: int) -> _Output | None:
+        return None if _identity(number) is None else _Output(number, self._selector, self._resume)
+
+    def take(self, child: Child, name: str) -> None:
+        """Take the output of a worker."""
+        sources = self._sources[child.pid] = []
+        for number, stream in ((1, child.stdout), (2, child.stderr)):
+            output = self._of[number]
+            assert stream is not None
+            if output is None:
+                stream.close()
+                continue
+            sources.append(_Source(stream, name, output, self._selector))
+            sources[-1].resume()
+
+    def drain(self, child: Child) -> None:
+        """Take what is left of a worker that has ended."""
+        self._older = [source for source in self._older if source.is_open]
+        for source in self._sources.pop(child.pid, ()):
+            source.finish()
+            if source.is_open:
+                self._older.append(source)
+
+    def say(self, text: str) -> None:
+        """Write a text to standard error."""
+        output = self._of[2]
+        if output is not None:
+            output.put(text.encode(errors="backslashreplace"))
+
+    def flush(self) -> None:
+        """Write what waits, as far as somebody reads it within a second."""
+        deadline = time.monotonic() + _LAST_WORDS
+        outputs = [output for output in self._of.values() if output is not None]
+        while not all(output.is_empty for output in outputs):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            for key, mask in self._selector.select(left):
+                if mask & selectors.EVENT_WRITE:
+                    key.data()
+
+    def _resume(self) -> None:
+        for sources in (*self._sources.values(), self._older):
+            for source in sources:
+                source.resume()
+
+
+def _identity(number: int) -> tuple[int, int] | None:
+    """Return what tells whether two file descriptors are one file; None when it is closed."""
+    with contextlib.suppress(OSError):
+        found = os.fstat(number)
+        return found.st_dev, found.st_ino
+    return None
