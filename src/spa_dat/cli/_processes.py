@@ -155,6 +155,7 @@ class Processes:
                 signal.signal(number, handler)
             self._selector.close()
             self._receiver.close()
+            self._sender.close()
 
     def _turn(self) -> None:
         now = time.monotonic()

@@ -1,0 +1,280 @@
+"""``spa-dat run --workers``: they share the work, come back, and end together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import uuid
+from pathlib import Path
+
+import pytest
+
+from spa_dat import DistributedApplication
+from spa_dat.testing import Kafka, Mosquitto
+from support.command import Command
+from support.kafka_bus import create
+from support.kafka_ledger import Ledger, Numbers, seeded
+from support.waiting import eventually
+
+# A life is announced with the process behind it. The producer runs once everything has started.
+LEDGER = """
+import asyncio, os
+from spa_dat import DistributedApplication
+
+app = DistributedApplication({url!r}, name={name!r})
+ledger = os.open({ledger!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+@app.application({topic!r}, deliver="share")
+async def note(payload: bytes) -> None:
+    await asyncio.sleep(0.005)
+    os.write(ledger, payload)
+
+@app.producer()
+async def announce() -> None:
+    print(f"life {{app.identity.instance}} {{os.getpid()}}")
+"""
+ALONE = """
+import asyncio, os, pathlib, sys, time
+from spa_dat import DistributedApplication
+
+app = DistributedApplication("memory://", name="alone")
+
+@app.application("never")
+async def never(payload: int) -> None: ...
+
+@app.producer()
+async def announce() -> None:
+    print(f"life {app.identity.instance} {os.getpid()}")
+"""
+UNSAID = """
+app = DistributedApplication("mqtt://127.0.0.1:1")
+
+@app.application("x")
+async def x(payload: int) -> None: ...
+"""
+LIFE = r"^worker (\d+) \| life (\S+) (\d+)$"
+
+
+def lives(command: Command) -> dict[str, list[int]]:
+    """The processes of each worker so far."""
+    found: dict[str, list[int]] = {}
+    for match in command.found(LIFE):
+        found.setdefault(match[1], []).append(int(match[3]))
+    return found
+
+
+def is_there(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+async def end_together(command: Command) -> None:
+    """One signal stops all, in good order."""
+    command.signal(signal.SIGTERM)
+    assert await command.end() == 0
+    assert not any(is_there(pid) for pids in lives(command).values() for pid in pids)
+
+
+@pytest.mark.mosquitto
+@pytest.mark.slow
+async def test_on_mqtt_a_killed_worker_comes_back_and_nothing_is_lost(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    name = f"workers-{uuid.uuid4().hex[:8]}"
+    ledger = Ledger(tmp_path / "ledger")
+    text = LEDGER.format(url=mosquitto.url, name=name, ledger=str(ledger.path), topic=f"{name}/+")
+    (tmp_path / "main.py").write_text(text)
+    sender = DistributedApplication(mosquitto.url)
+    with Command(tmp_path, "run", "main.py", "--workers", "2") as command:
+        await command.says(LIFE, times=2)
+        assert [sorted(lives(command)), len(command.found("several workers on MQTT"))] == [
+            ["0", "1"],
+            1,
+        ]
+        async with sender:
+            for number in range(400):
+                if number == 150:
+                    os.kill(lives(command)["1"][0], signal.SIGKILL)
+                await sender.socket().publish(f"{name}/{number}", f"k {number}\n".encode())
+        await command.says("^spa-dat: worker 1 was killed by SIGKILL; it is started again in")
+        await command.says(LIFE, times=3)
+        await ledger.has(400)
+        assert len(lives(command)["1"]) == 2
+        assert len(command.found("several workers on MQTT")) == 1, "only at the first start"
+        await end_together(command)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_on_kafka_workers_share_the_partitions_and_nothing_is_lost(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    name = f"workers-{uuid.uuid4().hex[:8]}"
+    await create(kafka.server, name, 4)
+    ledger = Ledger(tmp_path / "ledger")
+    url = f"{kafka.url}?session_timeout=9"
+    text = LEDGER.format(url=url, name=name, ledger=str(ledger.path), topic=name)
+    (tmp_path / "main.py").write_text(text)
+    rng = seeded()
+    with Command(tmp_path, "run", "main:app", "--workers", "2", "--instance", "pod") as command:
+        await command.says(LIFE, times=2)
+        assert {match[2] for match in command.found(LIFE)} == {"pod-0", "pod-1"}
+        async with Numbers(kafka.server, name, 8, rng) as numbers:
+            async with numbers.flow(400, ledger, 50):
+                os.kill(lives(command)[rng.choice("01")][0], signal.SIGKILL)
+            await command.says(LIFE, times=3)
+            await numbers.produce(100)
+            await ledger.has(numbers.count)
+        assert ledger.disorder == []
+        await end_together(command)
+
+
+async def test_workers_stop_in_good_order_when_who_looks_after_them_is_killed(
+    tmp_path: Path,
+) -> None:
+    text = """
+@app.producer(every=0.05)
+async def chatter() -> None:
+    print("chatter")
+
+import contextlib
+
+@contextlib.contextmanager
+def resource():
+    yield 1
+    pathlib.Path("left").touch()
+
+app.resource("resource", resource)
+
+@app.application("other")
+async def uses(payload: int, resource: int) -> None: ...
+"""
+    (tmp_path / "main.py").write_text(ALONE + text)
+    with Command(tmp_path, "run", "main.py", "--workers", "1") as command:
+        pid = int((await command.says(LIFE))[3])
+        await command.says("chatter")
+        command.signal(signal.SIGKILL)
+        assert await command.end() == -signal.SIGKILL
+        await eventually(lambda: not is_there(pid))
+    assert (tmp_path / "left").exists()
+
+
+async def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
+    text = """
+@app.producer(every=60)
+async def stubborn() -> None:
+    print("stubborn")
+    while True:
+        with __import__("contextlib").suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+"""
+    text = ALONE.replace('name="alone"', 'name="alone", stop_timeout=600') + text
+    (tmp_path / "main.py").write_text(text)
+    with Command(tmp_path, "run", "main.py", "--workers", "1") as command:
+        pid = int((await command.says(LIFE))[3])
+        await command.says("stubborn")
+        command.signal(signal.SIGINT)
+        await command.says("^spa-dat: SIGINT: stopping; a second signal ends at once$")
+        command.signal(signal.SIGTERM)
+        assert await command.end() == 128 + signal.SIGTERM
+        await eventually(lambda: not is_there(pid))
+        assert command.found("^spa-dat: SIGTERM again: ending at once$")
+
+
+async def test_a_worker_that_dies_at_once_again_and_again_is_given_up(tmp_path: Path) -> None:
+    text = 'if os.path.exists("begun"): os._exit(9)\npathlib.Path("begun").touch()\n'
+    (tmp_path / "main.py").write_text(ALONE + text)
+    with Command(tmp_path, "run", "main.py", "--workers", "1") as command:
+        pid = int((await command.says(LIFE))[3])
+        os.kill(pid, signal.SIGTERM)
+        # It has stopped in good order, but nobody who looks after it wanted that.
+        await command.says("^spa-dat: worker 0 has ended with exit code 0; it is started again")
+        assert await command.end() == 1
+        assert 4 <= len(command.found("worker 0 has ended with exit code 9; it is")) <= 5
+        assert command.errors[-1] == (
+            "spa-dat: worker 0 has ended with exit code 9. It is given up, for it failed to start"
+            " again after 5 restarts within 60.0 s; stopping the others"
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("1 / 0", "module 'main' cannot be imported: ZeroDivisionError: division by zero"),
+        ("", "'never' is on memory://~1, which is inside of one process: several workers would"),
+        (
+            UNSAID,
+            "actor 'x': with several workers it has to say how messages are spread",
+        ),
+    ],
+)
+async def test_what_would_fail_in_all_workers_is_said_once(
+    text: str, problem: str, tmp_path: Path
+) -> None:
+    (tmp_path / "main.py").write_text(f"{ALONE}\n{text}\n")
+    with Command(tmp_path, "run", "main:app", "--workers", "3") as command:
+        assert await command.end() == 2
+    assert len(command.lines) == 1
+    assert problem in command.lines[0]
+    assert command.lines[0].startswith("worker 0 | spa-dat: ")
+
+
+async def test_a_worker_that_stands_still_is_replaced(tmp_path: Path) -> None:
+    text = """
+@app.producer()
+async def block() -> None:
+    if not os.path.exists("blocked"):
+        pathlib.Path("blocked").touch()
+        time.sleep(600)
+"""
+    (tmp_path / "main.py").write_text(ALONE + text)
+    command = Command(tmp_path, "run", "main.py", "--workers", "1", "--worker-timeout", "2")
+    with command:
+        await command.says("^spa-dat: worker 0 stands still: .*; killing process")
+        await command.says("^spa-dat: worker 0 was killed by SIGKILL; it is started again")
+        await command.says(LIFE, times=2)
+        await end_together(command)
+
+
+async def test_workers_with_nothing_left_to_do_are_not_started_again(tmp_path: Path) -> None:
+    start = ALONE.index("@app.application")
+    text = ALONE[:start] + ALONE[ALONE.index("@app.producer") :]
+    (tmp_path / "main.py").write_text(text)
+    with Command(tmp_path, "run", "main.py", "--workers", "1") as command:
+        assert await command.end() == 0
+        assert len(command.found(LIFE)) == 1
+        assert command.errors[-1] == "spa-dat: worker 0 has nothing left to do"
+
+
+async def test_lines_are_whole_however_they_are_written(tmp_path: Path) -> None:
+    text = """
+import subprocess, threading
+
+@app.producer(every=60)
+async def write() -> None:
+    script = "for i in $(seq 300); do printf child; printf ' %s\\\\n' $i; done"
+    child = subprocess.Popen(["sh", "-c", script])
+    for number in range(300):
+        os.write(2, b"own ")
+        os.write(2, b"%d\\n" % number)
+    child.wait()
+    for _ in range(200):
+        os.write(1, b"x" * 100_000)
+    print("\\nlast")
+"""
+    (tmp_path / "main.py").write_text(ALONE + text)
+    with Command(tmp_path, "run", "main.py", "--workers", "1", "--log-level", "error") as command:
+        await command.says(r"^worker 0 \| last$")
+        await end_together(command)
+    own = [line for line in command.lines if line.startswith("worker 0 | own")]
+    assert own == [f"worker 0 | own {number}" for number in range(300)]
+    child = [line for line in command.lines if line.startswith("worker 0 | child")]
+    assert child == [f"worker 0 | child {number}" for number in range(1, 301)]
+    long = [line for line in command.lines if line.startswith("worker 0 | x")]
+    assert sum(len(line) - len("worker 0 | ") for line in long) == 20_000_000
+    assert max(map(len, long)) < 200_000
+    assert set("".join(line.removeprefix("worker 0 | ") for line in long)) == {"x"}
+    assert all(line.startswith(("worker 0 | ", "spa-dat: ")) for line in command.lines)
