@@ -71,6 +71,11 @@ def is_there(pid: int) -> bool:
     return False
 
 
+def second_signal(command: Command) -> bool:
+    command.signal(signal.SIGTERM)
+    return bool(command.found("again: ending at once"))
+
+
 async def end_together(command: Command) -> None:
     """One signal stops all, in good order."""
     command.signal(signal.SIGTERM)
@@ -178,7 +183,8 @@ async def stubborn() -> None:
         await command.says("stubborn")
         command.signal(signal.SIGINT)
         await command.says("^spa-dat: SIGINT: stopping; a second signal ends at once$")
-        command.signal(signal.SIGTERM)
+        # One that comes right after the first counts as the same.
+        await eventually(lambda: second_signal(command), 60.0, 0.5)
         assert await command.end() == 128 + signal.SIGTERM
         await eventually(lambda: not is_there(pid))
         assert command.found("^spa-dat: SIGTERM again: ending at once$")
@@ -193,10 +199,9 @@ async def test_a_worker_that_dies_at_once_again_and_again_is_given_up(tmp_path: 
         # It has stopped in good order, but nobody who looks after it wanted that.
         await command.says("^spa-dat: worker 0 has ended with exit code 0; it is started again")
         assert await command.end() == 1
-        assert 4 <= len(command.found("worker 0 has ended with exit code 9; it is")) <= 5
+        assert 4 <= len(command.found("worker 0 has ended with exit code 9; it is started")) <= 5
         assert command.errors[-1] == (
-            "spa-dat: worker 0 has ended with exit code 9. It is given up, for it failed to start"
-            " again after 5 restarts within 60.0 s; stopping the others"
+            "spa-dat: worker 0 has ended with exit code 9; it is given up after 5 restarts in a row"
         )
 
 

@@ -87,13 +87,13 @@ class Command:
             if len(self.found(pattern)) >= times:
                 return True
             assert self._process.poll() is None or self._is_read(), "it still writes"
-            assert self._process.poll() is None, f"ended without {pattern!r}: {self.lines}"
+            assert self._process.poll() is None, f"ended without {pattern!r}: {self.lines[-50:]}"
             return False
 
         try:
             await eventually(looked, _TIMEOUT)
-        except TimeoutError:
-            raise AssertionError(f"{pattern!r} does not come: {self.lines}") from None
+        except AssertionError:
+            raise AssertionError(f"{pattern!r} does not come: {self.lines[-50:]}") from None
         return self.found(pattern)[times - 1]
 
     def _is_read(self) -> bool:

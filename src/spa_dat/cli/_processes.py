@@ -31,19 +31,21 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _REST = 25.0
 _STOP_TIMEOUT = 10.0
 _LONGEST_WAIT = 1.0
+# `timeout` and others signal a process, and its group as well.
+_TWICE = 0.2
 
 
 class Owner(Protocol):
     """Who decides what becomes of the children."""
 
     def ended(self, child: Child, code: int) -> None:
-        """A child has ended; see `Child.ended` for the code."""
+        """Decide what follows the end of a child; see `Child.ended` for the code."""
 
     def reported(self, child: Child, report: str) -> None:
-        """A child reports."""
+        """Hear what a child reports."""
 
     def stop(self) -> None:
-        """A signal wants the end; the children that there are have got it already."""
+        """Start nothing more: a signal wants the end, which the children have got already."""
 
 
 class Processes:
@@ -60,6 +62,8 @@ class Processes:
         self._owner = owner
         self._children: dict[int, Child] = {}
         self._stop_timeouts: dict[int, float] = {}
+        self._stopped: set[int] = set()
+        _open_standard_streams()
         self._selector = selectors.PollSelector()
         self.outputs = Outputs(self._selector)
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
@@ -72,7 +76,7 @@ class Processes:
         self._code: int | None = None
         self._is_first = os.getpid() == 1
         self._stopping = False
-        self._was_asked = False
+        self._asked: float | None = None
 
     def start(
         self,
@@ -117,6 +121,10 @@ class Processes:
 
     def stop_child(self, child: Child) -> None:
         """Stop a child in good order; killed if it takes longer than it may."""
+        if child.pid in self._stopped:
+            # A second signal would end it at once.
+            return
+        self._stopped.add(child.pid)
         child.send(signal.SIGTERM)
         # One that is stopped (SIGSTOP) hears nothing.
         longest = self._stop_timeouts.get(child.pid, _STOP_TIMEOUT) + _REST
@@ -142,17 +150,17 @@ class Processes:
         """Look after the children until `end` is called, or until a second signal."""
         self._selector.register(self._receiver, selectors.EVENT_READ, self._woken)
         handled = (*_STOP, signal.SIGCHLD, *(_PASSED_ON if self._is_first else ()))
-        before = {number: signal.signal(number, self._on_signal) for number in handled}
-        wake_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        # Not taken back: one that comes late must not end the program in another way.
+        for number in handled:
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         try:
             while self._code is None:
                 self._turn()
             self.outputs.flush()
             return self._code
         finally:
-            signal.set_wakeup_fd(wake_before)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signal.set_wakeup_fd(-1)
             self._selector.close()
             self._receiver.close()
             self._sender.close()
@@ -184,12 +192,12 @@ class Processes:
         if number not in _STOP:
             for child in self._children.values():
                 child.send(number)
-        elif not self._was_asked:
-            self._was_asked = True
+        elif self._asked is None:
+            self._asked = time.monotonic()
             self.say(f"{number.name}: stopping; a second signal ends at once")
             self.stop_all()
             self._owner.stop()
-        else:
+        elif time.monotonic() - self._asked > _TWICE:
             self.say(f"{number.name} again: ending at once")
             for child in self._children.values():
                 child.send(signal.SIGKILL)
@@ -230,7 +238,17 @@ class Processes:
         self.outputs.drain(child)
         del self._children[child.pid]
         self._stop_timeouts.pop(child.pid, None)
+        self._stopped.discard(child.pid)
         self._owner.ended(child, child.ended(status))
+
+
+def _open_standard_streams() -> None:
+    """Put nothing where a standard stream is closed, else something else would get its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def exit_code(code: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import stat
@@ -177,7 +176,7 @@ class _Source:
             self.read()
 
     def finish(self) -> None:
-        """The worker has ended; what it has started may still write there."""
+        """Take what is left of a worker that has ended; what it has started may go on writing."""
         left = _MOST_DRAINED
         while self.is_open and left > 0 and (count := self.read()):
             left -= count
@@ -196,25 +195,16 @@ class Outputs:
         self._selector = selector
         self._sources: dict[int, list[_Source]] = {}
         self._older: list[_Source] = []
-        self._out = self._error = None
-        out, error = _identity(1), _identity(2)
-        self._of = {1: self._output(1), 2: self._output(2)}
-        if out is not None and out == error:
-            self._of[2] = self._of[1]
-
-    def _output(self, number: int) -> _Output | None:
-        return None if _identity(number) is None else _Output(number, self._selector, self._resume)
+        out = _Output(1, selector, self._resume)
+        is_one = _identity(1) == _identity(2)
+        self._of = {1: out, 2: out if is_one else _Output(2, selector, self._resume)}
 
     def take(self, child: Child, name: str) -> None:
         """Take the output of a worker."""
         sources = self._sources[child.pid] = []
         for number, stream in ((1, child.stdout), (2, child.stderr)):
-            output = self._of[number]
             assert stream is not None
-            if output is None:
-                stream.close()
-                continue
-            sources.append(_Source(stream, name, output, self._selector))
+            sources.append(_Source(stream, name, self._of[number], self._selector))
             sources[-1].resume()
 
     def drain(self, child: Child) -> None:
@@ -227,15 +217,12 @@ class Outputs:
 
     def say(self, text: str) -> None:
         """Write a text to standard error."""
-        output = self._of[2]
-        if output is not None:
-            output.put(text.encode(errors="backslashreplace"))
+        self._of[2].put(text.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
         """Write what waits, as far as somebody reads it within a second."""
         deadline = time.monotonic() + _LAST_WORDS
-        outputs = [output for output in self._of.values() if output is not None]
-        while not all(output.is_empty for output in outputs):
+        while not all(output.is_empty for output in self._of.values()):
             left = deadline - time.monotonic()
             if left <= 0:
                 return
@@ -249,9 +236,7 @@ class Outputs:
                 source.resume()
 
 
-def _identity(number: int) -> tuple[int, int] | None:
-    """Return what tells whether two file descriptors are one file; None when it is closed."""
-    with contextlib.suppress(OSError):
-        found = os.fstat(number)
-        return found.st_dev, found.st_ino
-    return None
+def _identity(number: int) -> tuple[int, int]:
+    """Return what tells whether two file descriptors are one file."""
+    found = os.fstat(number)
+    return found.st_dev, found.st_ino

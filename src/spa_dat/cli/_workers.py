@@ -127,7 +127,7 @@ class Workers:
                 name=worker.name,
             )
         except OSError as error:
-            self._failed(worker, f"cannot be started: {error.strerror or error}", _FAILED)
+            self._failed(worker, f"cannot be started: {error.strerror or error}")
 
     def reported(self, child: Child, report: str) -> None:
         """See `Owner.reported`."""
@@ -162,10 +162,10 @@ class Workers:
         elif worker.state is WorkerState.DONE and code == 0:
             self._processes.say(f"{worker.name} has nothing left to do")
         else:
-            self._failed(worker, in_words(code), code)
+            self._failed(worker, in_words(code))
         self._end_with_the_last()
 
-    def _failed(self, worker: Worker, how: str, code: int) -> None:
+    def _failed(self, worker: Worker, how: str) -> None:
         lasted = time.monotonic() - worker.since if worker.state is WorkerState.RUNNING else 0.0
         worker.enter(WorkerState.AWAY)
         now, failure = time.monotonic(), RuntimeError(how)
@@ -173,20 +173,20 @@ class Workers:
         if lasted >= _HAS_LASTED:
             worker.failed_starts = RestartCounter(_STARTS, Random())
         elif worker.failed_starts.next_delay(failure, now) is None:
-            self._processes.say(
-                f"{worker.name} {how}. It is given up, for it {_STARTS.problem(failure)};"
-                " stopping the others"
-            )
-            self._give_up(_FAILED)
+            self._give_up_over(worker, how, f"after {_STARTS.intensity} restarts in a row")
             return
         if worker.is_hopeless:
-            self._processes.say(f"{worker.name} {how}. It is given up; stopping the others")
-            self._give_up(_FAILED)
+            self._give_up_over(worker, how, "for it would only do so again")
             return
         assert pause is not None
         self._processes.say(f"{worker.name} {how}; it is started again in {pause:.1f} s")
         worker.starts += 1
         self._processes.call_later(pause, lambda: self._start(worker))
+
+    def _give_up_over(self, worker: Worker, how: str, why: str) -> None:
+        others = "; stopping the others" if len(self._workers) > 1 else ""
+        self._processes.say(f"{worker.name} {how}; it is given up {why}{others}")
+        self._give_up(_FAILED)
 
     def _give_up(self, code: int) -> None:
         self._code = code
