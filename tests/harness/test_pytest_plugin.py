@@ -53,7 +53,9 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def run(text: str, *arguments: str) -> pytest.RunResult:
         pytester.makepyfile(textwrap.dedent(_PLANT) + textwrap.dedent(text))
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=140)
+        # A third of a start is what imports Hypothesis, which these tests do not use.
+        plugins = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+        return pytester.runpytest_subprocess(*plugins, *arguments, timeout=140)
 
     return run
 
