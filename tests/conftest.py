@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ordered += others[:rest]
         del others[:rest]
     items[:] = ordered + others
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage look at the thousands of tests again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _is_long(item: pytest.Item) -> bool:
