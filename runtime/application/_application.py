@@ -1,4 +1,4 @@
-"""The application: where actors are registered, started and stopped."""
+"""The application: registering actors, starting and stopping them."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class DistributedApplication:
         name: identifies the application to the bus, which keeps messages for it while it is away.
             Without a name it is ephemeral: nothing is kept.
         instance: tells copies of the application apart; by default the environment variable
-            ``SPA_DAT_INSTANCE``, else ``0``.
+            ``SPA_DAT_INSTANCE``, or ``0`` without it.
         stop_timeout: seconds that running handlers and pending publishes get when it stops.
         dead_letter_limit: dead letters that each actor may store in one run; at the limit the
             application is unhealthy, and an actor that needs one more takes no further messages.
-        slow_after: seconds after which a handler that is still at work is named in the log and
-            makes the application unhealthy while it lasts; None for never. An actor's ``deadline``,
-            and the ``every`` of a producer, count where they are longer.
-        blocked_after: the same for what blocks the event loop; None for never.
+        slow_after: seconds after which a handler that is still running is named in the log and
+            makes the application unhealthy until it ends; None for never. An actor's ``deadline``,
+            or a producer's ``every``, applies instead if it is longer.
+        blocked_after: the same for code that blocks the event loop; None for never.
         restart: how often an actor that fails to start is started again.
-        reply_topics: filters for where replies may go, besides the inboxes of programs of this
-            package; None for everywhere, which whoever may ask then chooses. A reply never goes
-            to a topic that an actor of the application takes.
+        reply_topics: filters for the topics that replies may go to, besides the reply inboxes of
+            programs that use this package; None for any topic, at the requester's choice. A reply
+            never goes to a topic that an actor of the application subscribes to.
         environment: where time stamps, randomness and identifiers come from.
 
     Raises:
@@ -105,7 +105,7 @@ class DistributedApplication:
 
     @property
     def identity(self) -> Identity:
-        """Who the application is to its buses."""
+        """The application's identity on its buses."""
         return self._runs.settings.identity
 
     @property
@@ -139,12 +139,12 @@ class DistributedApplication:
             ressources: context managers, or callables that return one, by parameter name.
             name: the actor's name; by default the function's.
             every: seconds from one call to the next, the first at once; calls never overlap, and
-                one that raises does not end the others. None calls it once.
+                one that raises does not stop later ones. None calls it once.
             deadline: seconds after which one call is cut off and counts as failed.
             replace: as for `application`.
 
         Raises:
-            ConfigurationError: the function cannot be served like this, or the name is taken.
+            ConfigurationError: the function or an option is wrong, or the name is taken.
         """
         if misplaced:
             raise ConfigurationError(
@@ -181,19 +181,19 @@ class DistributedApplication:
         """Register a function that reacts to messages. Decorator; returns the function.
 
         Args:
-            topics: one filter or several; ``+`` and ``{name}`` stand for one level, ``#`` for all
-                further ones.
+            topics: one filter or several; ``+`` and ``{name}`` match one level, ``#`` all levels
+                below.
             socket_provider: the bus; by default the application's.
             state: a factory, or one value that only this actor owns.
             ressources: context managers, or callables that return one, by parameter name.
             name: the actor's name; by default the function's.
-            replace: take the place of an actor of that name. By default only in an interactive
-                session, and only if that one is an earlier version of the same function: so a cell
-                of a notebook can be run again.
+            replace: replace an actor of that name. By default only in an interactive session, and
+                only if the other is an earlier version of the same function, so that a cell of a
+                notebook can be run again.
             options: how the actor is run; see `ActorOptions`.
 
         Raises:
-            ConfigurationError: a filter, a parameter, an option is wrong, or the name is taken.
+            ConfigurationError: a filter, a parameter or an option is wrong, or the name is taken.
         """
         if callable(topics):
             raise ConfigurationError(
@@ -215,20 +215,20 @@ class DistributedApplication:
         """Register an actor class; the arguments are its constructor's.
 
         Options (``name``, ``retry``, ``mailbox``, ...) are class attributes of the same name, or
-        are given with `configure`. In an interactive session a new version of a class takes the
-        place of the earlier one.
+        are given with `configure`. In an interactive session a new version of a class replaces
+        the earlier one.
 
         Raises:
-            ConfigurationError: the class has no handlers, or one that cannot be served.
+            ConfigurationError: the class has no handlers, or one of them is wrong.
         """
         self._runs.refuse("add an actor")
         return self._registry.add_class(cls, args, kwargs)
 
     def remove(self, actor: Spec[Any] | str) -> None:
-        """Take back the registration of an actor, given by its name or by what `add` returned.
+        """Remove an actor, given by its name or by what `add` returned.
 
         Raises:
-            ConfigurationError: there is no such actor, or the application runs.
+            ConfigurationError: there is no such actor, or the application is running.
         """
         self._runs.refuse("remove an actor")
         self._registry.remove(actor)
@@ -237,7 +237,7 @@ class DistributedApplication:
         """Change how a registered actor is run; the options are those of `ActorOptions`.
 
         Raises:
-            ConfigurationError: an unknown option, or the application runs.
+            ConfigurationError: an option is unknown, or the application is running.
         """
         self._runs.refuse("configure an actor")
         if spec not in self._registry.specs:
@@ -250,7 +250,7 @@ class DistributedApplication:
         Register it before the actors that use it.
 
         Raises:
-            ConfigurationError: the name is taken or no identifier, or it cannot be opened.
+            ConfigurationError: the name is taken or not an identifier, or it cannot be opened.
         """
         self._runs.refuse("register a resource")
         self._registry.add_resource(name, factory)
@@ -259,28 +259,30 @@ class DistributedApplication:
 
     @property
     def healthy(self) -> bool:
-        """Whether it runs and there are no `problems`."""
+        """Whether it is running and has no `problems`."""
         return not self.problems
 
     @property
     def problems(self) -> dict[str, str]:
         """Why it is not `healthy`: what is wrong, in words; empty when nothing is.
 
-        The keys are names of actors, or addresses of buses, or the application's name for what
-        concerns all of it. Asking costs little, so a health check may do it.
+        The keys are names of actors, addresses of buses, or the application's own name for what
+        concerns all of it. Reading it is cheap enough for a health check.
         """
-        # Other threads may ask while it ends.
+        # Other threads may read this while the application ends.
         run = self._runs.current
-        return {self.name: f"it does not run{self._runs.why}"} if run is None else run.problems
+        if run is None:
+            return {self.name: f"it is not running{self._runs.why}"}
+        return run.problems
 
     async def __aenter__(self) -> Self:
-        """Start: connect, open resources, bring subscriptions in force, start actors, producers.
+        """Start: connect, open resources, subscribe, start the actors, then the producers.
 
         Raises:
             ConfigurationError: the program is wrong, or a resource failed to open.
             ConnectFailed, NotAuthorised: the bus cannot be used.
             RestartLimitReached: an actor failed to start.
-            ActorStopped: it was stopped meanwhile.
+            ActorStopped: it was stopped in the meantime.
         """
         await self._runs.start()
         self._runs.begin()
@@ -295,7 +297,8 @@ class DistributedApplication:
         """Stop: see `aclose`.
 
         Raises:
-            Exception: what it has failed with, unless `wait` has raised it, or over another error.
+            Exception: what the application failed with, unless `wait` has raised it already or the
+                block is left by another exception.
         """
         run = self._runs.current
         await self.aclose()
@@ -304,25 +307,25 @@ class DistributedApplication:
             raise failure
 
     def socket(self, *, socket_provider: ProviderLike | None = None) -> Socket:
-        """A socket that belongs to no actor: publish and request on one of the buses in use.
+        """Return a socket that belongs to no actor, for one of the buses in use.
 
-        It works while the application runs. It cannot subscribe; that is what actors are for.
-        What a handler posts with it counts as the handler's own: its message is settled when the
-        post is confirmed, also by another bus.
+        It can publish and request while the application is running. It cannot subscribe; that is
+        what actors are for. A post that a handler makes with it counts as the handler's own: the
+        handler's message is settled only when the post is confirmed, even if by another bus.
 
         Args:
             socket_provider: a bus that an actor uses; by default the application's.
 
         Raises:
-            ConfigurationError: the application does not run, or does not use this bus.
+            ConfigurationError: the application is not running, or does not use this bus.
         """
         return self._started_run().socket(_provider(socket_provider))
 
     def sync_socket(self, *, socket_provider: ProviderLike | None = None) -> SyncSocket:
-        """A blocking socket for threads that the program has started itself.
+        """Return a blocking socket for threads that the program has started itself.
 
-        May be called, and the socket used, in any thread but that of the event loop, while the
-        application runs. Otherwise as `socket`.
+        Call this, and use the socket, in any thread except that of the event loop, while the
+        application is running. Otherwise like `socket`.
 
         Args:
             socket_provider: as for `socket`.
@@ -335,27 +338,27 @@ class DistributedApplication:
     def _started_run(self) -> Run:
         run = self._runs.current
         if run is None:
-            text = f"application {self.name!r} does not run{self._runs.why}"
+            text = f"application {self.name!r} is not running{self._runs.why}"
             raise ConfigurationError(f"{text}; use its socket inside 'async with'")
         return run
 
     async def wait(self) -> None:
-        """Wait until the application has reason to end.
+        """Wait until there is a reason to stop the application.
 
-        That is when `stop` was called, or when it has producers only and they have ended.
+        That is when `stop` is called, or when it has only producers and all of them have ended.
 
         Raises:
-            Exception: what made it end, for example what a one-shot producer raised.
+            Exception: what it failed with, for example what a one-shot producer raised.
         """
         run = self._runs.current
         if run is None:
-            raise ConfigurationError(f"application {self.name!r} is not started{self._runs.why}")
+            raise ConfigurationError(f"application {self.name!r} is not running{self._runs.why}")
         await run.wait()
 
     def stop(self) -> None:
-        """Let `wait`, and with it `run`, return. Works from any thread.
+        """Make `wait`, and with it `run`, return. Works from any thread.
 
-        A start that is under way gets ``stop_timeout`` seconds to succeed, and is given up then.
+        A start in progress gets ``stop_timeout`` seconds to succeed and is then given up.
         """
         run = self._runs.current
         if run is not None:
@@ -365,19 +368,21 @@ class DistributedApplication:
     async def aclose(self) -> None:
         """Stop: producers first, then intake; running handlers get ``stop_timeout`` seconds.
 
-        What was not started stays with the bus. Calling it again does nothing. An actor of the
-        application that calls it does not wait for the end: it is itself waited for.
+        Messages that no handler has started on stay with the bus. Calling it again does nothing.
+        When one of the application's own actors calls it, it does not wait for the end, because
+        stopping waits for that actor.
         """
         await self._runs.stop()
 
     def run(self, *, loop_factory: LoopFactory | None = None) -> None:
         """Run until SIGTERM, SIGINT, or until there is nothing left to do; then stop and return.
 
-        See `spa_dat.run`, which does so for several applications and explains ``loop_factory``.
+        See `spa_dat.run`, which does the same for several applications and explains
+        ``loop_factory``.
 
         Raises:
-            SystemExit: with the reason, when the application could not start, failed, or was not
-                stopped in good order.
+            SystemExit: with the reason, when the application could not start, failed, or did not
+                stop cleanly.
         """
         from ._run import run
 
@@ -388,7 +393,7 @@ class DistributedApplication:
 
 
 def runs_of(application: DistributedApplication) -> Runs:
-    """Return what an application offers to those who run it in a way of their own, or look on."""
+    """Return the runs of an application, for code that runs it differently or observes it."""
     return application._runs
 
 

@@ -15,15 +15,15 @@ from ..registration._specs import Spec
 __all__ = ["Buses"]
 
 _running: set[tuple[str, str, str, object]] = set()
-"""(application, instance, bus, what stands in for it) of everything that runs in this process."""
+"""(application, instance, bus, what stands in for the bus) of every run in this process."""
 
 
 class Buses:
-    """Opens each bus that the actors of one run use, once.
+    """The buses that the actors of one run use, each opened once.
 
     Args:
-        settings: of the application.
-        lost_for_good: called when a bus cannot go on at all.
+        settings: the application's.
+        lost_for_good: called when a bus has failed beyond recovery.
     """
 
     def __init__(self, settings: Settings, lost_for_good: Callable[[BaseException], None]) -> None:
@@ -33,15 +33,15 @@ class Buses:
         self._claimed: list[tuple[str, str, str, object]] = []
 
     def __iter__(self) -> Iterator[BusConnection]:
-        """The connections, in the order in which they were first used."""
+        """Iterate over the connections, in the order in which they were first used."""
         return iter(self._buses.values())
 
     def of(self, spec: Spec[Any]) -> BusConnection:
-        """The connection of an actor, made when it is the first on its bus.
+        """Return the connection of an actor, made if the actor is the first on its bus.
 
         Raises:
-            ConfigurationError: it has no bus, a filter that the bus cannot serve, or options
-                that differ from another actor's.
+            ConfigurationError: the actor has no bus, or has a filter that the bus does not
+                support, or configures the bus differently from another actor.
         """
         provider = spec.options.socket_provider
         if provider is None:
@@ -54,22 +54,22 @@ class Buses:
         return self.use(provider, f"actor {spec.name!r}")
 
     def use(self, provider: SocketProvider, user: str) -> BusConnection:
-        """The connection to a bus; raises as `of`.
+        """Return the connection to a bus; raises as `of` does.
 
         Args:
             provider: what opens it.
-            user: who uses it, for errors.
+            user: what uses it, for errors.
         """
         connection = self._buses.get(provider.address)
         if connection is None:
             identity = self._settings.identity
             stand_in = self._settings.stand_in
-            # Equal addresses are one bus, but for those that something stands in for.
+            # Equal addresses are one bus, unless something else stands in for it.
             claim = (identity.application, identity.instance, provider.address, stand_in)
             if claim in _running:
                 raise ConfigurationError(
-                    f"application {claim[0]!r} instance {claim[1]!r} already runs on {claim[2]} in"
-                    " this process; give the copy another instance="
+                    f"application {claim[0]!r} instance {claim[1]!r} is already running on"
+                    f" {claim[2]} in this process; give the copy another instance="
                 )
             _running.add(claim)
             self._claimed.append(claim)
@@ -85,7 +85,7 @@ class Buses:
             )
         elif connection.provider.config != provider.config:
             raise ConfigurationError(
-                f"{user} uses {provider.address} with other options than an actor before it;"
+                f"{user} uses {provider.address} with different options than an actor before it;"
                 " give both the same provider"
             )
         return connection
@@ -97,10 +97,10 @@ class Buses:
         self._lost_for_good(error)
 
     def in_use(self, provider: SocketProvider) -> BusConnection:
-        """The connection to a bus that an actor uses.
+        """Return the connection to a bus that an actor uses.
 
         Raises:
-            ConfigurationError: none does.
+            ConfigurationError: no actor uses this bus.
         """
         connection = self._buses.get(provider.address)
         if connection is None:
@@ -110,6 +110,6 @@ class Buses:
         return connection
 
     def release(self) -> None:
-        """Nothing of this run uses the buses any more: another run may."""
+        """Let another run use the buses."""
         for claim in self._claimed:
             _running.discard(claim)

@@ -42,7 +42,7 @@ log = get_logger("spa_dat")
 
 
 class RunState(enum.IntEnum):
-    """Where a run is on its way, which has one direction; see "States" in docs/design.md."""
+    """The states of a run, which only moves forward; see "States" in docs/design.md."""
 
     STARTING = 1
     RUNNING = 2
@@ -55,13 +55,13 @@ class Run:
     """One run of an application, from start to stop.
 
     Args:
-        settings: of the application.
+        settings: the application's.
         specs: its actors.
-        resources: what its actors share.
+        resources: the resources that its actors share.
 
     Attributes:
-        state: where it is on its way.
-        reason: why it is to stop, once there is a reason.
+        state: the state of the run.
+        reason: the reason to stop, once there is one.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class Run:
         )
 
     def _enter(self, state: RunState) -> None:
-        """Go on to a later state. Nothing else changes the state."""
+        """Move on to a later state. Nothing else changes the state."""
         self.state = max(self.state, state)
 
-    # What the runners of its actors use.
+    # For the runners of its actors.
 
     @property
     def system(self) -> ActorSystem:
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def observer(self) -> Observer | None:
-        """Who hears of what the actors do."""
+        """What is told about everything the actors do."""
         return self.settings.observer
 
     @property
@@ -125,31 +125,31 @@ class Run:
         return self._given_up
 
     def take_letter(self, actor: str) -> bool:
-        """Claim a place for one more dead letter of the actor; False when it has no more."""
+        """Claim a place for one more dead letter of the actor; return False at its limit."""
         taken = self._letters.take(actor)
         if not taken:
             self.unhealthy(actor, self._letters.problem)
         return taken
 
     def return_letter(self, actor: str) -> None:
-        """A dead letter of the actor with a place is not going to be stored."""
+        """Give back a place that was claimed, because the dead letter is not stored after all."""
         self._letters.give_back(actor)
 
     def parked(self, actor: str, lane: str) -> None:
-        """A dead letter of the actor was stored, so whatever was in the way is gone."""
+        """Note that a dead letter was stored, so whatever prevented it is over."""
         self._problems.pop(lane, None)
         self.settings.stats["dead_letters.stored"] += 1
         if self._letters.stored(actor):
             self.unhealthy(actor, self._letters.problem)
 
     def unhealthy(self, actor: str, reason: str) -> None:
-        """An actor cannot go on as it should."""
+        """Note, and log, why an actor cannot do its work."""
         if self._problems.get(actor) != reason:
             self._problems[actor] = reason
             log.error("%s: actor %r: %s", self._name, actor, reason)
 
     def stop_actor(self, actor: ActorRunner) -> None:
-        """Stop one actor and leave the others; called from inside it."""
+        """Stop one actor and leave the others running; called from inside it."""
         if actor not in self._leaving and self.state < RunState.STOPPING:
             routers = self._subscriptions.leave(actor)
             for router in routers:
@@ -163,7 +163,11 @@ class Run:
         self.actor_ended(None)
 
     def actor_ended(self, error: BaseException | None) -> None:
-        """An actor has nothing more to do; with an error when it is the reason to stop all."""
+        """Note that an actor has nothing more to do.
+
+        Args:
+            error: what to stop the application with; None when the others may go on.
+        """
         if error is not None:
             self.end(error)
             return
@@ -173,22 +177,22 @@ class Run:
             self._confirming = asyncio.ensure_future(self._end_when_confirmed())
 
     async def _end_when_confirmed(self) -> None:
-        # Nobody asked for a stop, so what was published has all the time it needs.
+        # Nobody asked for a stop, so confirmations may take as long as they need.
         await wait_for_each(connection.bus.drain() for connection in self._buses)
         self.end(None)
 
     def end(self, error: BaseException | None) -> None:
-        """There is reason to stop the application."""
+        """Give the reason to stop the application: a failure, or None if somebody asked for it."""
         if self.reason.given:
             return
         if self.state is RunState.STARTING:
-            # It may still succeed, and has as long for it as handlers have at a stop.
-            self._loop.call_later(self.settings.stop_timeout, self._give_start_up)
+            # The start may still succeed, and gets as much time as handlers get at a stop.
+            self._loop.call_later(self.settings.stop_timeout, self._give_up_start)
         self.reason.give(error)
         if error is not None:
             self._problems[self._name] = f"it has failed: {reason_of(error)}"
 
-    def _give_start_up(self) -> None:
+    def _give_up_start(self) -> None:
         if self.state is RunState.STARTING:
             self._begin_stop(0.0)
 
@@ -197,7 +201,7 @@ class Run:
             self.observer.failed(self._system.name, "resource", error, None)
 
     def _lost_for_good(self, error: BaseException) -> None:
-        # Whoever embeds the application need not be in `wait`, where it is raised.
+        # A program that embeds the application need not be in `wait`, where this is raised.
         log.error("%s: %s", self._name, describe(error))
         self.end(error)
 
@@ -205,7 +209,7 @@ class Run:
 
     @property
     def problems(self) -> dict[str, str]:
-        """What is not as it should be, in words, by actor, address of a bus, or application."""
+        """What is wrong, in words, by actor, address of a bus, or application."""
         found = Problems(self._problems)
         if self.state >= RunState.STOPPING:
             found.add(self._name, "it is stopping")
@@ -227,7 +231,7 @@ class Run:
         return tuple(self._actors)
 
     def routes_to(self, actor: ActorRunner) -> list[Route]:
-        """The ways to a registered actor from its declared filters."""
+        """Return the routes to a registered actor from its declared filters."""
         return self._subscriptions.routes_to(actor)
 
     @property
@@ -242,7 +246,7 @@ class Run:
         return leaving or self.state is RunState.STOPPING
 
     def socket(self, provider: SocketProvider | None) -> Socket:
-        """A socket that belongs to no actor, on this bus or on the default one.
+        """Return a socket that belongs to no actor, on this bus or on the default one.
 
         Raises:
             ConfigurationError: no actor uses this bus, or there is no default one.
@@ -257,23 +261,23 @@ class Run:
         return Socket(connection, f"{identity.application}/{identity.instance}", NoSubscription())
 
     def sync_socket(self, provider: SocketProvider | None) -> SyncSocket:
-        """What `socket` gives, for other threads; works in any thread."""
+        """Return a blocking socket for other threads; works in any thread. See `socket`."""
         return SyncSocket(self.socket(provider), self._loop, self._thread)
 
     def request_stop(self) -> None:
-        """Let `wait` return. Works from any thread."""
+        """Make `wait` return. Works from any thread."""
         self._loop.call_soon_threadsafe(self.end, None)
 
     async def wait(self) -> None:
-        """Wait until there is reason to stop; raises what made it necessary."""
+        """Wait until there is a reason to stop; raises it if it is a failure."""
         await self.reason.wait()
 
     async def start(self) -> None:
-        """Start everything but the producers; when it fails, what was started is stopped again.
+        """Start everything except the producers; if that fails, stop what was started.
 
         Raises:
-            ActorStopped: it was stopped meanwhile.
-            SystemExit: so an actor's start wants it.
+            ActorStopped: the application was stopped in the meantime.
+            SystemExit: an actor raised it while it started.
         """
         identity = self.settings.identity
         if identity.ephemeral:
@@ -315,8 +319,8 @@ class Run:
         opening = asyncio.ensure_future(self._resource_manager.open(owners))
         await waits.all([(lambda: self._resource_manager.opening, opening)])
         shared, *own = opening.result()
-        # Before the actors start, which may publish to each other at once. What comes meanwhile
-        # waits in their mailboxes.
+        # Before the actors start, because they may publish to each other at once. What arrives in
+        # the meantime waits in their mailboxes.
         routers = self._subscriptions.open(self._system)
         await waits.all((partial(subscription_of, router), router.start()) for router in routers)
         for actor, resources in zip(self._actors, own, strict=True):
@@ -324,7 +328,7 @@ class Run:
         await waits.all((partial(start_of, lane), lane.started()) for lane in self._lanes())
 
     def begin(self) -> None:
-        """Everything is started: start the producers."""
+        """Start the producers, now that everything else is running."""
         for actor in self._actors:
             actor.begin()
         if not self._actors:
@@ -351,7 +355,7 @@ class Run:
     async def stop(self) -> None:
         """Stop everything, in order. Never raises; calling it again waits for the same stop.
 
-        One of its own actors does not wait: the stop waits for what that is doing.
+        It does not wait when one of its own actors calls it, because the stop waits for that one.
         """
         stopping = self._begin_stop(self.settings.stop_timeout)
         if not self._system.is_at_work():
@@ -360,26 +364,26 @@ class Run:
     def _begin_stop(self, seconds: float) -> asyncio.Task[None]:
         if self._stop_task is None:
             self._enter(RunState.STOPPING)
-            # Not as part of whatever asks for it, which may be one of the actors.
+            # In a context of its own: the caller may be one of the actors.
             self._stop_task = self._loop.create_task(self._stop(seconds), context=self._context)
         return self._stop_task
 
     async def stopped(self) -> None:
-        """Wait for a stop that is under way, which whoever asked for it may have left."""
+        """Wait for a stop in progress, even if its caller no longer waits for it."""
         stopping, own = self._stop_task, self._loop is asyncio.get_running_loop()
         if stopping is not None and own and not self._system.is_at_work():
             await asyncio.wait((stopping,))
 
     @property
     def is_lost(self) -> bool:
-        """Whether its event loop was closed, and nobody can stop it any more."""
+        """Whether its event loop was closed, so that nothing can stop it any more."""
         return self._loop.is_closed()
 
     def _lanes(self) -> list[Lane]:
         return [lane for actor in self._actors for lane in actor.lanes]
 
     def abandon(self) -> None:
-        """What is left to do when the whole application was killed, and its tasks with it."""
+        """Release what is held outside the event loop after all tasks of the run were killed."""
         for connection in self._buses:
             connection.ended = True
         for actor in self._actors:

@@ -1,4 +1,4 @@
-"""An application as a program: its event loop, signals and exit codes."""
+"""Running applications as a program: event loop, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -24,27 +24,35 @@ from ._signals import Signals
 
 __all__ = ["IMPORTING", "end_loop", "new_loop", "run", "run_until_stopped"]
 
-# Set while a module is only imported for the application in it.
+log = get_logger("spa_dat")
+
+# Set while a module is imported only to find the application in it.
 IMPORTING: ContextVar[bool] = ContextVar("spa_dat_importing", default=False)
 
-# What shells say of a program that Ctrl-C has ended.
+# The exit code that shells report for a program ended by Ctrl-C.
 _INTERRUPTED = 130
+
+_REST = 1.0
+_REST_FOR_THREADS = 5.0
+_EXITS = 5
+_LOOK_AGAIN = 0.1
+_OF_THE_LOOP = "asyncio_"
 
 
 def run(*applications: DistributedApplication, loop_factory: LoopFactory | None = None) -> None:
     """Run applications together until SIGTERM, SIGINT, or until none has anything left to do.
 
-    They are stopped in reverse order. A second signal ends the program at once, with 128 and the
-    signal's number as exit code, also while the event loop is blocked.
+    They are stopped in reverse order. A second signal ends the program at once, even while the
+    event loop is blocked; the exit code is then 128 plus the signal's number.
 
     Args:
-        applications: one at least, each with something registered.
-        loop_factory: makes the event loop, as `uvloop.new_event_loop` does; by default that of an
-            event loop policy which the program has set, or a selector loop.
+        applications: at least one, each with something registered.
+        loop_factory: makes the event loop, as `uvloop.new_event_loop` does; by default the event
+            loop policy that the program has set does, else it is a selector loop.
 
     Raises:
-        SystemExit: with the reason, when one could not start or failed, has no actors, or could not
-            be stopped in good order: something had to be given up. The others are stopped.
+        SystemExit: with the reason, when an application could not start, failed, has no actors, or
+            did not stop cleanly, so that something had to be given up. The others are stopped.
     """
     run_until_stopped(applications, loop_factory)
 
@@ -67,7 +75,7 @@ def run_until_stopped(
     _refuse_wrong_place()
     if IMPORTING.get():
         raise ConfigurationError(
-            "run() was called, but the module is only imported: write"
+            "run() was called while the module was only being imported: write"
             ' `if __name__ == "__main__":` above it'
         )
     signals = Signals(
@@ -101,18 +109,18 @@ def run_until_stopped(
     finally:
         signals.restore()
     if given_up:
-        raise SystemExit(f"spa_dat: not stopped in good order: {'; '.join(given_up)}")
+        raise SystemExit(f"spa_dat: not stopped cleanly: {'; '.join(given_up)}")
     return signals.received
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
     """Return the event loop that `run` uses where none is named."""
     with warnings.catch_warnings():
-        # Newer versions of Python are about to give policies up.
+        # Policies are deprecated in newer versions of Python.
         warnings.simplefilter("ignore", DeprecationWarning)
         policy = asyncio.get_event_loop_policy()
     if type(policy).__module__.partition(".")[0] == "asyncio":
-        # Everywhere: the MQTT client needs add_reader, Windows' default lacks it.
+        # On every platform: the MQTT client needs add_reader, which Windows' default loop lacks.
         return asyncio.SelectorEventLoop()
     return policy.new_event_loop()
 
@@ -147,7 +155,7 @@ def _refuse_wrong_place() -> None:
 
 
 class _Exit(Exception):
-    """User's code asked for the end of the program; in a task that would end the event loop."""
+    """The user's code asked to end the program; raised as such in a task, it ends the loop."""
 
     def __init__(self, error: SystemExit | KeyboardInterrupt) -> None:
         super().__init__(describe(error))
@@ -155,11 +163,11 @@ class _Exit(Exception):
 
 
 class _ProducerFailed(Exception):
-    """An application ended because of an error in the user's code, which is logged already."""
+    """An application ended because of an error in the user's code, which has been logged."""
 
 
 class _Interfered(Exception):
-    """Code of the program has ended what `run` stands on."""
+    """Code of the program has ended something that `run` depends on."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"code of the program {what}; to end an application use app.stop()")
@@ -186,7 +194,7 @@ async def _serve(
                 except asyncio.CancelledError:
                     pass
                 except ActorStopped:
-                    # The program's own code has stopped it meanwhile.
+                    # The program's own code has stopped it in the meantime.
                     stop.set()
                 if not stop.is_set():
                     started()
@@ -206,7 +214,7 @@ async def _serve(
 
 
 def _refuse_exit(failure: BaseException | None) -> None:
-    """Raise when a handler has ended the program while a signal did."""
+    """Raise if a handler asked to end the program while a signal was already doing so."""
     if isinstance(failure, SystemExit | KeyboardInterrupt):
         raise _Exit(failure) from failure
 
@@ -218,7 +226,7 @@ async def _start(stack: AsyncExitStack, applications: Sequence[DistributedApplic
         except (SystemExit, KeyboardInterrupt) as error:
             raise _Exit(error) from error
         stack.push_async_callback(application.aclose)
-    # Producers only when everybody can hear them.
+    # Producers start only once every application can receive what they send.
     for application in applications:
         runs_of(application).begin()
 
@@ -249,24 +257,15 @@ async def _ended(application: DistributedApplication) -> None:
         raise _Exit(error) from error
 
 
-log = get_logger("spa_dat")
-
-_REST = 1.0
-_REST_FOR_THREADS = 5.0
-_EXITS = 5
-_LOOK_AGAIN = 0.1
-_OF_THE_LOOP = "asyncio_"
-
-
 def end_loop(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> list[str]:
     """Cancel what is left on a loop and close it; bounded in time, unlike `asyncio.run`.
 
-    Tasks and async generators that go on although they were cancelled are abandoned after two
-    seconds, functions in the loop's own threads after five.
+    Tasks and async generators that keep running although they were cancelled are abandoned after
+    two seconds, functions in the loop's own threads after five.
 
     Args:
         loop: not running.
-        main: what it ran; waited for, for it bounds itself.
+        main: the task it ran; waited for without a limit, because it has its own.
 
     Returns:
         What is abandoned, in words; it is logged.
@@ -286,7 +285,7 @@ def end_loop(loop: asyncio.AbstractEventLoop, main: asyncio.Task[Any]) -> list[s
 
 def _run(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> None:
     task = loop.create_task(coroutine)
-    # What ends, too, may call sys.exit(), which comes out of here.
+    # Cleanup code may call sys.exit() as well, which run_until_complete() raises here.
     for _ in range(_EXITS):
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             loop.run_until_complete(task)
@@ -319,7 +318,7 @@ async def _end_generators(abandoned: list[str]) -> None:
     closing = loop.create_task(loop.shutdown_asyncgens())
     await asyncio.wait((closing,), timeout=_REST)
     if closing.done():
-        # What there is now comes from other threads.
+        # Any task that exists now comes from another thread.
         return
     for task in _others():
         task.cancel()
@@ -333,13 +332,13 @@ async def _end_threads(abandoned: list[str]) -> None:
     await asyncio.wait((closing,), timeout=_REST_FOR_THREADS)
     if closing.done():
         return
-    # Cancelled it would wait for the threads, and with it the loop.
+    # If it were cancelled, it would wait for the threads, and the loop for it.
     let_go([closing])
     for thread in threading.enumerate():
         if thread.name.startswith(_OF_THE_LOOP) and thread.is_alive():
             where = place(frames_of_thread(thread.ident))
             if where is not None:
-                abandoned.append(f"a function in a thread of the event loop goes on: {where}")
+                abandoned.append(f"a function in a thread of the event loop keeps running: {where}")
     threading.Thread(target=_end_process, name="spa_dat end", daemon=True).start()
 
 
@@ -350,11 +349,11 @@ def _others() -> set[asyncio.Task[Any]]:
 def _abandon(tasks: set[asyncio.Task[Any]], what: str, abandoned: list[str]) -> None:
     places = [place(frames_of(task)) for task in tasks]
     abandoned += [
-        f"{what} goes on although it was cancelled: {where}"
+        f"{what} keeps running although it was cancelled: {where}"
         for where in sorted(where for where in places if where is not None)
     ]
     if tasks and not any(places):
-        abandoned.append(f"{what} goes on although it was cancelled")
+        abandoned.append(f"{what} keeps running although it was cancelled")
     let_go(tasks)
 
 
@@ -362,7 +361,7 @@ def _report(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         task.get_loop().call_exception_handler(
             {
-                "message": "unhandled exception while the program ends",
+                "message": "unhandled exception while the program was ending",
                 "exception": error,
                 "task": task,
             }
@@ -370,7 +369,7 @@ def _report(task: asyncio.Task[Any]) -> None:
 
 
 def _end_process() -> None:
-    """End a process whose main thread has ended and which others keep alive."""
+    """End a process whose main thread has ended but which other threads keep alive."""
     while not _main_thread_has_ended():
         threading.Event().wait(_LOOK_AGAIN)
     threading.Event().wait(_REST_FOR_THREADS)
@@ -381,6 +380,6 @@ def _end_process() -> None:
 
 
 def _main_thread_has_ended() -> bool:
-    # It counts as alive until all threads of executors have been waited for.
+    # It counts as alive until all executor threads have been joined.
     frames = frames_of_thread(threading.main_thread().ident)
     return bool(frames) and frames[0].f_code is threading._shutdown.__code__  # type: ignore[attr-defined]

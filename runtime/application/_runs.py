@@ -1,4 +1,4 @@
-"""The runs of an application, one after the other: where the harness and the recorder get in."""
+"""The runs of an application, one after another: where the test harness and the recorder attach."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["Runs"]
 
 
 class Runs:
-    """The runs of an application, one after the other, and what the next one is made from.
+    """The runs of an application, one after another, and what the next one is made from.
 
-    It is what an application offers to those who run it in a way of their own, as `spa_dat.run`
-    and the test harness do, or look on, as the recorder does; see `runs_of`.
+    This is how code runs an application in its own way, as `spa_dat.run` and the test harness do,
+    or observes it, as the recorder does; see `runs_of`.
 
     Args:
         registry: what is registered with the application.
-        settings: of the application.
+        settings: the application's.
 
     Attributes:
-        settings: of the next run. Whoever replaces them puts them back.
-        last: the current run, or the one before; None before the first.
+        settings: those of the next run. Code that replaces them puts them back.
+        last: the current run, or else the most recent one; None before the first.
     """
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
@@ -48,14 +48,14 @@ class Runs:
 
     @property
     def providers(self) -> list[SocketProvider]:
-        """All buses that the registered actors name, behind the default one; some several times."""
+        """The default bus and all that the registered actors name; some may appear repeatedly."""
         given = [self.settings.provider]
         given += [spec.options.socket_provider for spec in self.specs]
         return [provider for provider in given if provider is not None]
 
     @property
     def current(self) -> Run | None:
-        """The run that has begun and has not ended; None when there is none."""
+        """The run that has begun and not yet ended; None when there is none."""
         run = self._current
         if run is None or run.state is RunState.STOPPED:
             return None
@@ -66,15 +66,19 @@ class Runs:
 
     @property
     def why(self) -> str:
-        """Why there is no current run, to go on a sentence with; empty without a reason."""
+        """Why there is no current run, as the end of a sentence; empty without a reason."""
         failure = None if self.last is None else self.last.reason.failure
         return "" if failure is None else f", because of {reason_of(failure)}"
 
     def refuse(self, what: str) -> None:
-        """Raise ConfigurationError for what cannot be done while the application runs."""
+        """Raise ConfigurationError if the application is running.
+
+        Args:
+            what: what cannot be done then, for the error.
+        """
         if self.current is not None:
             name = self.settings.identity.application
-            raise ConfigurationError(f"cannot {what} while application {name!r} runs")
+            raise ConfigurationError(f"cannot {what} while application {name!r} is running")
 
     def replace_provider(self, provider: SocketProvider) -> int:
         """Use another default bus from now on; returns how many actors it is the bus of."""
@@ -83,7 +87,7 @@ class Runs:
         return self._registry.replace_provider(provider)
 
     def observe(self, observer: Observer) -> None:
-        """Let an observer hear of what happens in the next run, before those that do already."""
+        """Add an observer to the next run; it is told first, before those already there."""
         before = self.settings.observer
         both = observer if before is None else Observers(observer, before)
         self.settings = replace(self.settings, observer=both)
@@ -91,17 +95,17 @@ class Runs:
     async def start(self) -> None:
         """Start the next run, but not its producers.
 
-        If the one before is being stopped, that is waited for: whoever wanted it may have been
-        cancelled meanwhile.
+        If the previous one is still stopping, wait for that: the task that asked for the stop may
+        have been cancelled in the meantime.
 
         Raises:
-            ConfigurationError: there is a run already.
+            ConfigurationError: it is running already.
             Exception: what `Run.start` raises.
         """
         if self.current is not None:
             await self.current.stopped()
         self.refuse("start")
-        # Nothing of it is part of what starts it, which may be a handler of another application.
+        # A handler of another application may start it, and its turn must not be inherited.
         turn = current_turn.set(None)
         try:
             known = self._registry
@@ -119,9 +123,9 @@ class Runs:
     async def stop(self) -> None:
         """Stop the current run, if there is one."""
         if self.current is not None:
-            # Handlers that still run use the application's sockets until they are done.
+            # Handlers that are still running use the application's sockets until they are done.
             await asyncio.shield(self.current.stop())
 
     def forget(self) -> None:
-        """Leave the current run to itself: all of its tasks were ended from outside."""
+        """Drop the current run, all of whose tasks were ended from outside."""
         self._current = None

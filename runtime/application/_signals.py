@@ -29,18 +29,18 @@ _SECOND = 0x80
 
 
 class Signals:
-    """SIGINT and SIGTERM: the first stops a program in good order, the second ends it at once.
+    """SIGINT and SIGTERM: the first stops a program cleanly, the second ends it at once.
 
-    The event loop may be blocked meanwhile, by what the user calls. So signals are counted twice,
-    by the interpreter's handler in the main thread, which runs as soon as that is in Python code,
-    and by a thread that is woken by the operating system; two of either end the program. Only the
-    thread knows which came first, so it has the last word: the interpreter handles those that
-    have arrived meanwhile by their numbers.
+    The user's code may be blocking the event loop at the time. So signals are counted twice: by
+    the interpreter's handler in the main thread, which runs as soon as that thread executes Python
+    code, and by a thread that the operating system wakes; two of either end the program. Only the
+    thread knows which signal came first, so it has the last word: the interpreter handles pending
+    signals in the order of their numbers.
 
     Args:
-        stop_timeout: seconds that stopping may take, but for what bounds itself. If the loop is
-            blocked so long after the first signal, or after `stopping`, nobody can stop the
-            program in good order, and it ends with exit code 1.
+        stop_timeout: seconds that stopping may take, not counting what has a limit of its own. If
+            the loop is blocked that long after the first signal, or after `stopping`, the program
+            cannot be stopped cleanly and ends with exit code 1.
     """
 
     def __init__(self, stop_timeout: float) -> None:
@@ -79,9 +79,9 @@ class Signals:
         _installed.append(self)
 
     def forked(self) -> None:
-        """Leave the signals of a process that was forked off to itself.
+        """Restore the signal handlers in a forked child process.
 
-        Its signals would be written where this process reads its own, and stop it.
+        Otherwise the child's signals would be written where the parent reads its own, and stop it.
         """
         self._ended.set()
         sender, self._sender = self._sender, None
@@ -96,22 +96,22 @@ class Signals:
         self._receiver.close()
 
     def stopping(self) -> None:
-        """The program stops now: see to it that it ends. Works from any thread."""
+        """Make sure that the program, which is stopping now, ends. Works from any thread."""
         if self._stopping.acquire(blocking=False):
-            threading.Thread(target=self._see_to_it, name="spa_dat stop", daemon=True).start()
+            threading.Thread(target=self._enforce_end, name="spa_dat stop", daemon=True).start()
 
-    def _see_to_it(self) -> None:
+    def _enforce_end(self) -> None:
         self._ended.wait(self._longest_stop)
         while not self._ended.is_set():
             alive = threading.Event()
             self._call_on_loop(alive.set)
             if not alive.wait(_SIGN_OF_LIFE) and not self._ended.is_set():
                 where = place(frames_of_thread(threading.main_thread().ident))
-                _exit(1, "the program cannot stop, its event loop is blocked: %s", where)
+                _exit(1, "the program cannot stop: its event loop is blocked: %s", where)
             self._ended.wait(_SIGN_OF_LIFE)
 
     def restore(self) -> None:
-        """Let the signals do what they did before `install`."""
+        """Restore the signal handlers that were there before `install`."""
         self._ended.set()
         sender, self._sender = self._sender, None
         if sender is None:
@@ -126,11 +126,11 @@ class Signals:
             now = signal.set_wakeup_fd(-1)
         if now != sender.fileno():
             signal.set_wakeup_fd(now)
-        # The thread ends with it.
+        # This ends the thread.
         sender.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # In the middle of anything, which may hold the lock of the log: it must go on first.
+        # The interrupted code may hold the log's lock, so this must neither log nor wait.
         received = signal.Signals(number)
         self._handled.append(received)
         if len(self._handled) == 1:
@@ -152,7 +152,7 @@ class Signals:
                     if byte & _SECOND:
                         self._end(self._second(signal.Signals(byte & ~_SECOND)))
                     elif byte in _SIGNALS and signal.getsignal(byte) == self._on_signal:
-                        # Otherwise the user has taken it over.
+                        # Otherwise the program has installed a handler of its own.
                         self._arrives(signal.Signals(byte))
 
     def _arrives(self, number: signal.Signals) -> None:
@@ -161,16 +161,16 @@ class Signals:
             self._end(number)
         self.stopping()
         self._call_on_loop(self._stop)
-        # Not here: whatever holds the lock of the log must not stop this.
+        # In another thread: whatever holds the log's lock must not stop this one.
         threading.Thread(target=self._announce, args=(number,), daemon=True).start()
 
     def _second(self, last: signal.Signals) -> signal.Signals:
-        """Which of two signals that the interpreter has handled, ``last`` last, came second."""
+        """Return the second of the two signals that the interpreter has handled, ``last`` last."""
         return self._handled[0] if self._arrived == [last] else last
 
     def _call_on_loop(self, function: Callable[..., object], *args: object) -> None:
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # it is closed
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(function, *args)
 
     def _stop(self) -> None:
@@ -179,7 +179,7 @@ class Signals:
 
     def _announce(self, number: signal.Signals) -> None:
         if self._announcing.acquire(blocking=False):
-            log.info("%s: stopping; a second signal ends at once", number.name)
+            log.info("%s: stopping; a second signal ends the program at once", number.name)
 
     def _end(self, number: signal.Signals) -> None:
         _exit(128 + number, "%s again: ending at once", number.name)
@@ -197,7 +197,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _exit(code: int, *last_words: object) -> None:
-    # Whatever it is that hangs, it may hold the lock of the log or of a stream.
+    # Whatever hangs may hold the lock of the log or of a stream.
     words = threading.Thread(target=_say, args=last_words, daemon=True)
     words.start()
     words.join(_FOR_LAST_WORDS)

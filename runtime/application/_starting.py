@@ -1,4 +1,4 @@
-"""What a start waits for."""
+"""Starting: what it waits for, and reporting that."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 log = get_logger("spa_dat")
 
-# Longer than what a start may try to connect by default, which ends with an error.
+# Longer than a start tries to connect by default, because that ends with an error of its own.
 _FIRST = 12.0
 _NEXT = 30.0
 
@@ -33,13 +33,13 @@ Named = tuple[Callable[[], str], Awaitable[Any]]
 
 
 class StartProgress:
-    """Waits for one thing after the other, and says in the log for what when it takes long.
+    """The steps of a start: waits for one after another, and logs what a long wait is for.
 
-    That is after 12 seconds, and then every 30 seconds.
+    It logs after 12 seconds, and then every 30 seconds.
 
     Args:
-        application: its name.
-        check: called after each wait; raises when the start is not to go on.
+        application: the application's name.
+        check: called after each wait; raises if the start must not continue.
     """
 
     def __init__(self, application: str, check: Callable[[], None]) -> None:
@@ -51,10 +51,10 @@ class StartProgress:
         self._timer = self._loop.call_later(_FIRST, self._tell)
 
     async def all(self, named: Iterable[Named]) -> None:
-        """Wait for all at once; the first error cancels the others and is raised.
+        """Wait for several things at once; the first error cancels the others and is raised.
 
         Args:
-            named: what to wait for, each with what says in words what that is at the moment.
+            named: what to wait for, each with a function that describes it as it is at the moment.
         """
         pending: dict[asyncio.Future[Any], Callable[[], str]] = {
             asyncio.ensure_future(awaitable): name for name, awaitable in named
@@ -67,12 +67,12 @@ class StartProgress:
         self._check()
 
     def __str__(self) -> str:
-        """What is going on, in words."""
+        """Describe what the start is waiting for."""
         left = [name() for future, name in self._pending.items() if not future.done()]
         return f"is starting and waits for {', '.join(left)}" if left else "is starting"
 
     def end(self) -> None:
-        """Say nothing any more."""
+        """Log nothing more."""
         self._timer.cancel()
 
     def _tell(self) -> None:
@@ -83,35 +83,35 @@ class StartProgress:
 
 
 def check_names(specs: Iterable[Spec[Any]]) -> None:
-    """Raise ConfigurationError when two actors have one name."""
+    """Raise ConfigurationError if two actors have the same name."""
     names: dict[str, None] = {}
     for spec in specs:
         if spec.name in names:
             raise ConfigurationError(
-                f"there are two actors {spec.name!r}; give one of them another name, with the"
+                f"two actors are named {spec.name!r}; give one of them another name, with the"
                 " class attribute name or with configure(spec, name=...), or remove(spec) one"
             )
         names[spec.name] = None
 
 
 async def connect(connection: BusConnection) -> None:
-    """Start a connection; raises as `Bus.start`."""
+    """Start a connection; raises as `Bus.start` does."""
     await connection.start()
     application = connection.surroundings.identity.application
     log.info("application %r is connected to %s", application, connection.provider.address)
 
 
 def connection_of(connection: BusConnection) -> str:
-    """What the start of a connection waits for."""
+    """Describe what the start of a connection waits for."""
     return f"a connection to {connection.provider.address}"
 
 
 def subscription_of(router: Router) -> str:
-    """What the start of a router waits for."""
+    """Describe what the start of a router waits for."""
     return f"subscription {router.name!r}"
 
 
 def start_of(lane: Lane) -> str:
-    """What the start of an actor waits for, with the line where it is."""
+    """Describe what the start of an actor waits for, with the line that it is at."""
     where = lane.running_code.place
     return f"actor {lane.name!r}" if where is None else f"actor {lane.name!r} ({where})"

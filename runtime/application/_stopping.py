@@ -1,4 +1,4 @@
-"""Stopping: the reason for it, and its order."""
+"""Stopping: the reason for it, and the order of its steps."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SHORTEST = 0.1
 
 
 class StopReason:
-    """Why a run is to stop, given once: that somebody wants it, or a failure.
+    """Why a run is to stop: somebody asked for it, or a failure. It is given once.
 
-    Made on the event loop; `failure` may be asked for in any thread.
+    Made on the event loop; `failure` may be read in any thread.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class StopReason:
 
     @property
     def given(self) -> bool:
-        """Whether there is a reason."""
+        """Whether a reason has been given."""
         return self._future.done()
 
     @property
     def failure(self) -> BaseException | None:
-        """The failure; None when there is none."""
+        """The failure; None if there is none."""
         return self._future.exception() if self._future.done() else None
 
     @property
@@ -43,15 +43,19 @@ class StopReason:
         return None if self._was_raised else self.failure
 
     def give(self, failure: BaseException | None) -> None:
-        """This is the reason; None when somebody wants it. It is given only once."""
+        """Give the reason, which must not have been given before.
+
+        Args:
+            failure: None when somebody asked for the stop.
+        """
         if failure is None:
             self._future.set_result(None)
         else:
             self._future.set_exception(failure)
-            self._future.exception()  # whoever waits gets it; nobody has to
+            self._future.exception()  # `wait` raises it, but nobody has to call that
 
     async def wait(self) -> None:
-        """Wait until there is a reason; raises the failure."""
+        """Wait until a reason is given; raises the failure, if it is one."""
         await asyncio.wait((self._future,))
         self._was_raised = True
         self._future.result()
@@ -60,17 +64,17 @@ class StopReason:
 async def stop_actors(
     actors: Sequence[ActorRunner], routers: Sequence[Router], system: ActorSystem, deadline: float
 ) -> None:
-    """Stop actors and what brings them messages; errors are logged.
+    """Stop actors and the routers that feed them; errors are logged.
 
     Producers first, then the intake, then the handlers.
 
     Args:
         actors: the actors.
-        routers: what only they use.
+        routers: the routers that nobody else uses.
         system: where they run.
-        deadline: loop time at which handlers that still run are cut off.
+        deadline: loop time at which handlers that are still running are cut off.
     """
-    # Whatever a producer does with its call: the handlers need time, too.
+    # However long a producer's call takes, the handlers need time as well.
     half = (asyncio.get_running_loop().time() + deadline) / 2
     await wait_for_each(actor.stop_producing(half) for actor in actors)
     for router in routers:
@@ -87,11 +91,11 @@ async def close(
     failure: BaseException | None,
     deadline: float,
 ) -> None:
-    """Confirm what was published, leave the resources, disconnect; errors are logged.
+    """Wait for confirmations, close the resources, disconnect; errors are logged.
 
     Args:
         connections: the buses.
-        manager: of the resources, which get five seconds at least.
+        manager: closes the resources, which get at least five seconds.
         failure: what the application ended with.
         deadline: loop time until which to wait.
     """

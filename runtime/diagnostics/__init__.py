@@ -1,4 +1,4 @@
-"""What is said about an application: stacks, problems, and what was given up.
+"""What an application reports about itself: stacks, problems, and what was given up.
 
 The lowest room of the runtime: it imports none of the others. Begin with `_problems`.
 """

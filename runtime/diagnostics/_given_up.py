@@ -1,4 +1,4 @@
-"""Account of the work that is given up when an application ends."""
+"""Keeping account of the work that is given up when an application ends."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = get_logger("spa_dat")
 
 
 class LostPosts:
-    """Says what became of posts that nobody waits for and that failed.
+    """Reports posts that failed and that nobody is waiting for.
 
-    Until `close` each is a line in the log. What has no outcome after it is counted.
+    Until `close` each is a line in the log. Those without an outcome after that are counted.
 
     Attributes:
         count: posts without an outcome since `close`.
@@ -37,7 +37,7 @@ class LostPosts:
         self._log = LimitedLog(log)
 
     def close(self) -> None:
-        """From now on posts are given up because their bus is closed."""
+        """Count, from now on, posts that are given up because their bus is closed."""
         self._closing = True
         self._log.flush()
 
@@ -66,7 +66,7 @@ class GivenUp:
         stats: its counters.
 
     Attributes:
-        reasons: why the application has not ended in good order, one for each thing given up.
+        reasons: why the application did not stop cleanly, one for each thing given up.
     """
 
     def __init__(self, application: str, stats: Counter[str]) -> None:
@@ -75,11 +75,11 @@ class GivenUp:
         self._stats = stats
 
     def add(self, reason: str) -> None:
-        """Remember what the log has got already."""
+        """Remember a reason that has been logged already."""
         self.reasons.append(reason)
 
     def posts(self, posts: Iterable[LostPosts]) -> None:
-        """Log the posts that had no outcome when their buses were closed, on one line."""
+        """Log the posts without an outcome when their buses were closed, on one line."""
         lost = [each for each in posts if each.count]
         count = sum(each.count for each in lost)
         if count:
@@ -87,15 +87,15 @@ class GivenUp:
             first = next(
                 (f", the first to {quoted(each.first)}" for each in lost if each.first), ""
             )
-            self._tell(f"{count} posts had no confirmation and were given up{first}")
+            self._tell(f"{count} posts were not confirmed and were given up{first}")
 
     def unhandled(self, actor: str, count: int) -> None:
-        """Note that an actor stopped before so many messages that are nowhere else."""
+        """Note that an actor stopped with ``count`` messages unhandled that are nowhere else."""
         self._stats["messages.given_up"] += count
         self.add(f"actor {actor!r} stopped with {count} messages unhandled")
 
     def left_over(self, actor: str, items: Sequence[Any]) -> None:
-        """Note that an actor ended before these items; most of them its bus has, too."""
+        """Note which items an actor left behind; those that its bus still has are not lost."""
         left = [item for item in items if isinstance(item, Delivery)]
         count = sum(not delivery.route.router.withdraw(delivery) for delivery in left)
         if count:
@@ -103,19 +103,19 @@ class GivenUp:
             self._tell(f"actor {actor!r} ended before it handled {count} messages that are lost")
 
     def task(self, whose: str, task: asyncio.Future[Any]) -> None:
-        """Abandon a task that goes on although it was cancelled."""
+        """Abandon a task that keeps running although it was cancelled."""
         where = place(frames_of(task)) or "in code of its own"
-        self._abandoned(f"{whose} goes on although it was cancelled: {where}")
+        self._abandoned(f"{whose} keeps running although it was cancelled: {where}")
         if isinstance(task, asyncio.Task):
             let_go([task])
 
     def thread(self, whose: str, where: str) -> None:
-        """Note that a function in a thread, which stands at ``where``, is left to itself."""
+        """Abandon a function in a thread, which is at ``where``."""
         self._abandoned(f"{whose}: a thread cannot be ended from outside: {where}")
 
     def _abandoned(self, what: str) -> None:
         self._stats["actors.abandoned"] += 1
-        self._tell(f"{what}; it is abandoned and may go on")
+        self._tell(f"{what}; it is abandoned and may keep running")
 
     def _tell(self, reason: str) -> None:
         log.error("%s: %s", self._application, reason)
@@ -123,20 +123,21 @@ class GivenUp:
 
 
 def let_go(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Let nobody wait for tasks that go on although they were cancelled: no `asyncio.run` either.
+    """Make nobody, `asyncio.run` included, wait for tasks that ignore their cancellation.
 
-    They are kept, for good: what does not end when it is cancelled does not end when it is closed.
+    They are kept alive for good: a coroutine that does not end when it is cancelled does not end
+    when it is closed either.
     """
     for task in tasks:
-        # What asyncio has for tasks that are about to end.
+        # asyncio's own function for tasks that are ending.
         asyncio._unregister_task(task)
         _keeper.keep(task)
 
 
 class _Keeper:
-    """A thread that holds on to tasks until the process ends, the interpreter's own end included.
+    """A thread that keeps tasks alive until the process ends, even past the interpreter's exit.
 
-    A module's variables, too, are cleared before that, and coroutines closed.
+    A module's variables are cleared earlier than that, which would close the coroutines.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The problems of an application, as its health shows them."""
+"""The problems of an application, as reported by its health."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ __all__ = ["Problems"]
 
 
 class Problems:
-    """Texts about what is wrong, by the name of whom each is about.
+    """Texts about what is wrong, by the name of the actor, bus or application concerned.
 
     Args:
-        known: those to begin with.
+        known: the problems to begin with.
     """
 
     def __init__(self, known: Mapping[str, str]) -> None:
-        # At once: threads of the program's own may ask, while the loop goes on.
+        # Copied at once: other threads may ask while the event loop changes it.
         self._texts = {name: [text] for name, text in dict(known).items()}
 
     def add(self, name: str, text: str | None) -> None:
-        """Add a text; None says that nothing is wrong."""
+        """Add a text; None means that nothing is wrong."""
         if text:
             self._texts.setdefault(name, []).append(text)
 
     def texts(self) -> dict[str, str]:
-        """All texts, each once, those about the same joined."""
+        """Return the texts by name, those with the same name joined and without duplicates."""
         return {name: "; ".join(dict.fromkeys(texts)) for name, texts in self._texts.items()}

@@ -25,7 +25,7 @@ _STEPS = ("async_generator_asend", "async_generator_athrow")
 
 
 def frames_of(task: asyncio.Future[Any]) -> list[FrameType]:
-    """Return the frames of a task that waits, outermost first; none of what is no task."""
+    """Return the frames of a waiting task, outermost first; none for other futures."""
     frames: list[FrameType] = []
     awaited: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
     # Task.get_stack() gives the outermost frame only.
@@ -33,22 +33,22 @@ def frames_of(task: asyncio.Future[Any]) -> list[FrameType]:
         for prefix, inner in _KINDS:
             frame = getattr(awaited, f"{prefix}_frame", None)
             if frame is not None:
-                # What runs a coroutine in a context of its own shows that one's frame, too.
+                # A wrapper that runs a coroutine in its own context reports the same frame again.
                 if not frames or frames[-1] is not frame:
                     frames.append(frame)
                 awaited = getattr(awaited, inner)
                 break
         else:
-            # What a step of an async generator belongs to is not told otherwise.
+            # There is no other way to find the generator that such a step belongs to.
             found = gc.get_referents(awaited) if type(awaited).__name__ in _STEPS else ()
             awaited = next((each for each in found if isinstance(each, AsyncGeneratorType)), None)
     return frames
 
 
 def users_part(task: asyncio.Future[Any]) -> object | None:
-    """Return what of the user's a task awaits, the outermost of it; None when all of it is ours.
+    """Return the outermost awaitable of the user's code in a task; None if all of it is ours.
 
-    It is the same object for as long as the user's code is at work.
+    It is the same object for as long as that code is running.
     """
     awaited: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
     while awaited is not None:
@@ -60,7 +60,7 @@ def users_part(task: asyncio.Future[Any]) -> object | None:
 
 
 def frames_of_thread(ident: int | None) -> list[FrameType]:
-    """Return the frames of a thread, outermost first, from where this package called others."""
+    """Return the frames of a thread, outermost first, from where this package called other code."""
     frame = None if ident is None else sys._current_frames().get(ident)
     frames: list[FrameType] = []
     while frame is not None and not (frames and is_ours(frame)):
@@ -70,12 +70,12 @@ def frames_of_thread(ident: int | None) -> list[FrameType]:
 
 
 def is_ours(frame: FrameType) -> bool:
-    """Whether it runs code of this package or of asyncio."""
+    """Whether a frame runs code of this package or of asyncio."""
     return _module(frame).startswith((_OURS, "asyncio."))
 
 
 def place(frames: list[FrameType]) -> str | None:
-    """Return what of the user's is at work and where it stands, on one line; None for nothing.
+    """Return which function of the user's is running, and at which line; None if there is none.
 
     Args:
         frames: outermost first.
@@ -94,10 +94,10 @@ def _name(frame: FrameType) -> str:
 
 
 def of_users_code(error: BaseException) -> _ExcInfo | None:
-    """``exc_info`` for the log, without the calls of this package that led to the user's code.
+    """Return ``exc_info`` for the log, without the frames of this package before the user's code.
 
-    What was raised by this package itself needs no traceback if its text says all; anything else is
-    a mistake of ours, and keeps it.
+    An error that this package raised itself needs no traceback if its text says everything;
+    anything else raised here is a bug of ours, and keeps its traceback.
     """
     traceback = error.__traceback__
     while traceback is not None and _module(traceback.tb_frame).startswith(_OURS):

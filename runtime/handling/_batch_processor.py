@@ -1,4 +1,4 @@
-"""The processor of batches: read, run together, retry, run alone, settle."""
+"""Processing batches in an actor: read, run together, retry, run one by one, settle."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _NAMESPACE = uuid.UUID("0b0d1f0e-5a43-5c0a-9d5f-3e0f0c7a6b21")
 
 
 class BatchProcessor(DeliveryProcessor):
-    """Runs one actor's handlers on batches, one at a time.
+    """Runs one actor's handlers on batches, one batch at a time.
 
     A batch is retried as a whole. When its attempts are used up, each of its messages is tried
-    once alone, and only what fails alone becomes a dead letter. What cannot be decoded is left
-    out from the start.
+    once on its own, and only those that fail on their own become dead letters. Messages that
+    cannot be decoded are left out from the start.
     """
 
     async def handle_batch(self, instance: Any, deliveries: Sequence[RoutedDelivery]) -> None:
-        """Work deliveries off together: then each is settled, about to be, or given back.
+        """Process deliveries together: afterwards each is settled, about to be, or given back.
 
         Args:
             instance: of the actor's class.
-            deliveries: not started; of one router and one handler.
+            deliveries: not started; all from one router and for one handler.
         """
         batch: list[RoutedDelivery] = []
         values: list[Any] = []
@@ -53,18 +53,18 @@ class BatchProcessor(DeliveryProcessor):
             if not delivery.start():
                 continue
             try:
-                # What the code of a payload binds is its batch's business only.
+                # Context variables that a payload's code sets must not leak out of the batch.
                 values.append(copy_context().run(self._read, delivery))
                 batch.append(delivery)
             except DecodeError as error:
                 unreadable.append((delivery, error))
         if batch:
             try:
-                await self._work_off(instance, batch, values)
+                await self._process(instance, batch, values)
             except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException as error:  # noqa: BLE001
-                # A mistake of the runtime must not lose or block messages.
+                # A bug in the runtime must not lose or block messages.
                 await self._park_all(batch, error)
         for delivery, problem in unreadable:
             await self._undecodable(delivery, None, problem)
@@ -84,9 +84,7 @@ class BatchProcessor(DeliveryProcessor):
         handler = self._lane.handlers[delivery.route.handler]
         return _decode(handler, delivery)
 
-    async def _work_off(
-        self, instance: Any, batch: list[RoutedDelivery], values: list[Any]
-    ) -> None:
+    async def _process(self, instance: Any, batch: list[RoutedDelivery], values: list[Any]) -> None:
         left, error = await self._run(instance, batch, values, once=False)
         if error is not None and left == batch[:1] == batch:
             await self._dead_letters.park(batch[0], error)
@@ -103,13 +101,13 @@ class BatchProcessor(DeliveryProcessor):
     async def _run(
         self, instance: Any, batch: list[RoutedDelivery], values: list[Any] | None, *, once: bool
     ) -> tuple[list[RoutedDelivery], BaseException | None]:
-        """Attempts at a batch; returns what nobody has dealt with after the last, and why.
+        """Make attempts at a batch; return what is still to be dealt with after the last, and why.
 
         Args:
             instance: of the actor's class.
             batch: started.
             values: the payloads for the first attempt; None to read them.
-            once: no second attempt, but after failures that are not the handler's.
+            once: no second attempt, except after failures that are not the handler's.
         """
         held_since: float | None = None
         router = batch[0].route.router
@@ -120,7 +118,7 @@ class BatchProcessor(DeliveryProcessor):
             error = await self._attempt(instance, batch, values)
             if error is None:
                 return [], None
-            # What the handler got is the handler's: it may have changed it.
+            # The handler may have changed the values it got, so the next attempt reads new ones.
             values = None
             if held_since is None:
                 held_since = self._now()
@@ -141,7 +139,7 @@ class BatchProcessor(DeliveryProcessor):
         current_turn.set(turn)
         deadline = None if limit is None else self._now() + limit
         try:
-            # Unlike others it gives several messages.
+            # Unlike in other scopes, message() returns several messages.
             scope: Any = _BatchScope(lane, handler, batch, values, deadline)
             arguments = copy_context().run(handler.injection.bind, scope)
             result = await run_apart(lane.invoke, instance, index, arguments)
@@ -157,7 +155,7 @@ class BatchProcessor(DeliveryProcessor):
                 await end_attempt()
                 return error
             finally:
-                # Its traceback refers to this frame.
+                # Its traceback has this frame.
                 del error
         turn.active = False
         await end_attempt()
@@ -168,7 +166,7 @@ class BatchProcessor(DeliveryProcessor):
     def _wait(
         self, batch: list[RoutedDelivery], error: BaseException, held_since: float, *, once: bool
     ) -> float | None:
-        """Seconds before the next attempt at the batch; None when there is none."""
+        """Return the seconds before the next attempt at the batch; None if there is none."""
         if self._is_outage(error):
             self._lane.log.warning(
                 "%d messages, the first on %s: %s; trying again",
@@ -195,7 +193,7 @@ class BatchProcessor(DeliveryProcessor):
         self, batch: list[RoutedDelivery], error: BaseException, wait: float | None
     ) -> None:
         expected = isinstance(error, Reject | Retry) or wait is not None
-        then = "each is tried alone" if wait is None else f"next attempt in {wait:.2g} s"
+        then = "trying each on its own" if wait is None else f"next attempt in {wait:.2g} s"
         self._lane.log.log(
             logging.WARNING if expected else logging.ERROR,
             "%d messages, the first on %s, failed together (attempt %d, %s): %s: %s",
@@ -210,20 +208,20 @@ class BatchProcessor(DeliveryProcessor):
         )
 
     def _give_back(self, batch: list[RoutedDelivery]) -> list[RoutedDelivery]:
-        """Give started deliveries back, in order; returns those that cannot be given back."""
-        # Each goes in front of what waits.
+        """Give started deliveries back, in order; return those that cannot be given back."""
+        # Each goes to the front of the queue.
         left = [one for one in reversed(batch) if not one.route.router.give_back(one)]
         return left[::-1]
 
 
 class _BatchScope(ProducerScope):
-    """What a handler can ask for in one attempt at a batch.
+    """What the arguments of one attempt at a batch are taken from.
 
     Args:
         owner: the actor.
-        handler: what is called.
+        handler: the handler to call.
         batch: the messages.
-        values: their payloads; None to read them when they are asked for.
+        values: their payloads; None to read them when they are needed.
         deadline: loop time at which the attempt is cut off.
     """
 
@@ -242,13 +240,13 @@ class _BatchScope(ProducerScope):
 
     @property
     def payload(self) -> list[Any]:
-        """The payloads, decoded to what the handler asks for."""
+        """The payloads, decoded to the type that the handler asks for."""
         if self._values is None:
             self._values = [_decode(self._handler, delivery) for delivery in self._batch]
         return self._values
 
     def message(self) -> list[Message[Any]]:  # type: ignore[override]
-        """The whole messages."""
+        """Return the whole messages."""
         return [
             Message.of(
                 with_usable_address(self._owner, delivery.envelope),
@@ -266,12 +264,12 @@ def _decode(handler: Handler, delivery: RoutedDelivery) -> Any:
 
 
 def _attempts(batch: Sequence[RoutedDelivery]) -> int:
-    # Messages that were given back may have some more; nobody is to have fewer than the policy's.
+    # Messages that were given back may have had more; each must get as many as the policy says.
     return min(delivery.attempts for delivery in batch)
 
 
 def _identity(batch: Sequence[RoutedDelivery]) -> str | None:
-    """What the ids of a batch's publishes are made of; None when a message has no id."""
+    """Return what the ids of a batch's publishes are derived from; None if a message has no id."""
     identities = [lasting_identity(delivery.envelope) for delivery in batch]
     if len(identities) == 1:
         return identities[0]

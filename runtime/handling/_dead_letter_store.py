@@ -1,4 +1,4 @@
-"""Storing what could not be handled as dead letters, within limits."""
+"""Storing messages that could not be handled as dead letters, within limits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from ._lane import HandlingLane
 __all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "DeadLetterLimit", "DeadLetterStore", "Pauses"]
 
 SHORTEST_PAUSE = 0.1
-"""Seconds between two attempts at what has to succeed some time, where the policy names none."""
+"""Seconds between attempts at what has to succeed eventually, if the policy has no wait."""
 LONGEST_PAUSE = 10.0
+
+_TIMEOUT = 30.0
+# Errors that may be due to the content of the letter, and not to the bus.
+_OVER_ITS_CONTENT = (ConfigurationError, MessageError, MessageTooLarge, PublishRefused)
 
 
 class Pauses:
-    """The waits of one actor."""
+    """The waits of one actor, which can be cut short."""
 
     def __init__(self) -> None:
         self._open: dict[asyncio.Future[bool], Router | None] = {}
@@ -31,15 +35,15 @@ class Pauses:
 
     @property
     def stopped(self) -> bool:
-        """Whether no wait begins any more."""
+        """Whether `stop` was called, so that no wait begins any more."""
         return self._stopped
 
     async def wait(self, seconds: float, router: Router | None = None) -> bool:
-        """Wait; False when the wait was cut short, by `stop` or on behalf of the router.
+        """Wait; return False if the wait was cut short, by `stop` or for the router.
 
         Args:
-            seconds: for how long at the most.
-            router: whose message it is about; None for a wait that only `stop` ends.
+            seconds: how long at most.
+            router: the router of the message concerned; None for a wait that only `stop` ends.
         """
         if self._stopped:
             return False
@@ -54,13 +58,13 @@ class Pauses:
             del self._open[pause]
 
     def interrupt(self, router: Router) -> None:
-        """End the waits that are about messages of this router."""
+        """End the waits for messages of this router."""
         for pause, waited_for in tuple(self._open.items()):
             if waited_for is router:
                 _wake(pause, False)
 
     def stop(self) -> None:
-        """End all waits, now and from now on."""
+        """End all waits, and begin no further one."""
         self._stopped = True
         for pause in tuple(self._open):
             _wake(pause, False)
@@ -71,19 +75,14 @@ def _wake(pause: asyncio.Future[bool], result: bool) -> None:
         pause.set_result(result)
 
 
-_TIMEOUT = 30.0
-# What may be the fault of what the letter says, and not of the bus.
-_OVER_ITS_CONTENT = (ConfigurationError, MessageError, MessageTooLarge, PublishRefused)
-
-
 class DeadLetterStore:
     """Stores the dead letters of one actor.
 
     Args:
-        lane: where the messages are handled.
+        lane: the lane that the messages are handled in.
         connection: the actor's bus.
         pauses: the actor's waits.
-        first: seconds before a letter that was refused is tried again; the wait then grows.
+        first: seconds before a letter that was refused is tried again; the waits then grow.
     """
 
     def __init__(
@@ -95,10 +94,10 @@ class DeadLetterStore:
         self._first = first or SHORTEST_PAUSE
 
     async def park(self, delivery: RoutedDelivery, error: BaseException) -> None:
-        """Store a dead letter, then settle; keeps trying until it is stored or the actor stops.
+        """Store a dead letter, then settle; keep trying until it is stored or the actor stops.
 
-        A letter that the bus refuses over what it says is tried in simpler forms, the last of
-        which has nothing of the sender's in it.
+        A letter that the bus refuses because of its content is tried in simpler forms, the last
+        of which contains nothing from the sender.
         """
         letter = complete = self._letter(delivery, error)
         full: Envelope | None = None
@@ -114,7 +113,7 @@ class DeadLetterStore:
                         simple = simpler(letter, refused)
                         if simple is not None and letter.payload and not simple.payload:
                             full = None if isinstance(refused, MessageTooLarge) else letter
-                        # If not even the last form is taken, it was not over what the letter says.
+                        # If even the last form is refused, it was not because of the content.
                         letter = simple or complete
                         if simple is not None:
                             continue
@@ -127,7 +126,7 @@ class DeadLetterStore:
                     delivery.settle()
                     return
             else:
-                self._lane.troubled("the limit of dead letters is reached")
+                self._lane.troubled("it has reached its limit of dead letters")
             self._connection.surroundings.stats["dead_letters.refused"] += 1
             seconds = min(seconds * 2, LONGEST_PAUSE)
             if is_last:
@@ -140,14 +139,15 @@ class DeadLetterStore:
             self._lane.return_letter()
 
     async def _restore(self, full: Envelope) -> None:
-        """Store a letter once more, with its payload, after one without was taken.
+        """Store a letter once more, with its payload, after one without it was accepted.
 
-        A bus that has refused everything for a while, and stopped in the middle of the forms, takes
-        it now, in the place of the other (on Kafka, behind it): no payload must be lost over that.
+        If the bus refused everything for a while and recovered halfway through the simpler forms,
+        it accepts the full letter now, in place of the other (on Kafka, after it): no payload must
+        be lost because of that.
         """
         try:
             await self._connection.bus.park(full, timeout=_TIMEOUT)
-        except Exception:  # noqa: BLE001 (so it was the payload, and what is stored is the best)
+        except Exception:  # noqa: BLE001 (it was the payload, and the stored letter is the best)
             return
 
     def _letter(self, delivery: RoutedDelivery, error: BaseException) -> Envelope:
@@ -159,16 +159,16 @@ class DeadLetterStore:
         )
         try:
             return make(delivery.envelope, error=error)
-        except Exception as problem:  # noqa: BLE001 (no message is so strange as to block others)
+        except Exception as problem:  # noqa: BLE001 (no message, however strange, may block others)
             envelope = delivery.envelope
             known = Envelope(topic=envelope.topic, payload=envelope.payload, id=envelope.id)
             return make(known, error=problem)
 
 
 class DeadLetterLimit:
-    """Counts the dead letters of one run, for each actor by itself.
+    """Counts the dead letters of one run, separately for each actor.
 
-    So nobody who may only write to one actor can use up those of another.
+    So a sender who may only write to one actor cannot use up the dead letters of another.
 
     Args:
         limit: dead letters that one actor may store.
@@ -181,25 +181,25 @@ class DeadLetterLimit:
 
     @property
     def problem(self) -> str:
-        """What is wrong with an actor at its limit."""
+        """Describe what is wrong with an actor at its limit."""
         return (
-            f"it has stored {self._limit} dead letters, as many as one run may"
-            " (dead_letter_limit), and stops at the next message that fails: see to them, then"
+            f"it has stored {self._limit} dead letters, as many as it may in one run"
+            " (dead_letter_limit), and stops at the next message that fails: deal with them, then"
             " start the application again"
         )
 
     def take(self, actor: str) -> bool:
-        """Claim a place for one more; False when there is none."""
+        """Claim a place for one more; return False if there is none."""
         if self._taken[actor] >= self._limit:
             return False
         self._taken[actor] += 1
         return True
 
     def give_back(self, actor: str) -> None:
-        """A place that was claimed is not needed."""
+        """Give back a place that was claimed and is not needed."""
         self._taken[actor] -= 1
 
     def stored(self, actor: str) -> bool:
-        """One was stored in its place; True when it was the last that may be."""
+        """Note that one was stored in its place; return whether it was the last one allowed."""
         self._stored[actor] += 1
         return self._stored[actor] == self._limit

@@ -1,4 +1,4 @@
-"""Attempts at the deliveries of an actor: bind, run, retry or park, reply, settle."""
+"""Processing deliveries in an actor: bind, run, retry or park, reply, settle."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DeliveryProcessor:
     """Runs one actor's handlers on its deliveries, one at a time.
 
     Args:
-        lane: where they are called.
+        lane: the lane that the handlers are called in.
         connection: the actor's bus.
     """
 
@@ -59,7 +59,7 @@ class DeliveryProcessor:
         self._direct_of: Any = None
 
     def interrupt(self, router: Router) -> None:
-        """End waits between two attempts at a message of the router, to which it goes back."""
+        """End waits between two attempts at a message of the router, which gets it back."""
         self._pauses.interrupt(router)
 
     def stop(self) -> None:
@@ -67,10 +67,11 @@ class DeliveryProcessor:
         self._pauses.stop()
 
     async def handle(self, instance: Any, delivery: RoutedDelivery) -> None:
-        """Work a delivery off: when this returns it is settled, about to be, or given back."""
-        # The short way: the first attempt at what is no request, in as few steps as possible, for
-        # this is where most of a program's time goes. The long way, `_handle_closely`, does the
-        # same for everything, and the two must mean the same: `test_handling_short_ways` runs both.
+        """Process a delivery: afterwards it is settled, about to be, or given back."""
+        # The fast path: the first attempt at a message that is not a request, in as few steps as
+        # possible, because most of a program's time is spent here. The slow path,
+        # `_handle_fully`, does the same for every message, and the two must agree:
+        # `test_handling_short_ways` runs both.
         lane = self._lane
         if instance is not self._direct_of:
             self._direct = lane.direct(instance)
@@ -85,13 +86,13 @@ class DeliveryProcessor:
             or len(envelope.payload) > lane.max_received
             or envelope.left_out is not None
         ):
-            await self._handle_closely(instance, delivery)
+            await self._handle_fully(instance, delivery)
             return
         if not delivery.start():
             return
         turn = Turn(envelope, lane.source, shared=delivery.route.router.shared)
         current_turn.set(turn)
-        # As run_apart(), without the price of a call.
+        # Like run_apart(), without the cost of a call.
         context = copy_context()
         injection = lane.handlers[index].injection
         name = injection.only_payload
@@ -115,7 +116,7 @@ class DeliveryProcessor:
                 raised_by_hand(error)
             if waits_for is not DONE:
                 rest = Isolated(context, coroutine, waits_for)
-                # What it raises may come from there, and refers to this frame.
+                # What the coroutine raises may come from there, and its traceback has this frame.
                 del waits_for
                 await rest
         except GeneratorExit:
@@ -126,7 +127,7 @@ class DeliveryProcessor:
             turn.active = False
             self._stats["messages.handled"] += 1
             if turn.posts:
-                # As in _attempts(), without the price of two coroutines.
+                # As in _attempts(), without the cost of two coroutines.
                 guard = end_code()
                 if guard is not None:
                     await guard.recover()
@@ -137,12 +138,12 @@ class DeliveryProcessor:
             else:
                 delivery.settle()
             return
-        await self._handle_closely(instance, delivery, turn)
+        await self._handle_fully(instance, delivery, turn)
 
-    async def _handle_closely(
+    async def _handle_fully(
         self, instance: Any, delivery: RoutedDelivery, failed: Turn | None = None
     ) -> None:
-        # The long way. What `handle` does in few steps must mean the same.
+        # The slow path. What `handle` does in a few steps must have the same effect.
         if failed is None and not delivery.start():
             return
         envelope = delivery.envelope
@@ -163,7 +164,7 @@ class DeliveryProcessor:
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:
-            # A mistake of the runtime must not lose or block a message.
+            # A bug in the runtime must not lose or block a message.
             self._lane.log.error(
                 "message on %s could not be handled",
                 quoted(envelope.topic),
@@ -207,7 +208,7 @@ class DeliveryProcessor:
                     refuse_unrun(result, handler.injection.name)
                 if request is not None and handler.returns_reply:
                     await end_attempt()
-                    # What is asked for waits, so that what others send always finds room.
+                    # Replies wait for room, so that there is always some for other publishes.
                     await self._connection.bus.room()
                     self._connection.reply(turn, lane.source, result)
                 elif (
@@ -228,7 +229,7 @@ class DeliveryProcessor:
                     delivery.route.router.give_back(delivery)
                     return
             else:
-                # `handle` ends the same way, without the price of two coroutines.
+                # `handle` ends the same way, without the cost of two coroutines.
                 turn.active = False
                 self._stats["messages.handled"] += 1
                 if turn.posts:
@@ -252,17 +253,17 @@ class DeliveryProcessor:
         if not self._told_unsent:
             self._told_unsent = True
             self._lane.log.warning(
-                "%s returned something to a request, and it is not sent: annotate the reply's"
-                " type, as in `-> float`, or register the handler with replies=True",
+                "%s returned a value for a request, but it is not sent: annotate the reply's type,"
+                " as in `-> float`, or register the handler with replies=True",
                 handler.injection.name,
             )
 
-    # When it failed.
+    # Failures.
 
     async def _attempt_failed(
         self, delivery: RoutedDelivery, turn: Turn, raised: BaseException, held_since: float
     ) -> bool:
-        """What a handler raised is dealt with; True when there is to be another attempt."""
+        """Handle what a handler raised; return whether there is to be another attempt."""
         turn.active = False
         for post in turn.posts:
             post.add_done_callback(self._connection.lost_posts.report)
@@ -273,7 +274,7 @@ class DeliveryProcessor:
     async def _failed(
         self, delivery: RoutedDelivery, turn: Turn, error: BaseException, held_since: float
     ) -> bool:
-        """What to do about a failed attempt; True when there is to be another one."""
+        """Retry, give back, answer or park after a failure; return whether to try again."""
         request = turn.request
         if self._is_outage(error):
             text = describe(error)
@@ -312,7 +313,7 @@ class DeliveryProcessor:
         return wait if now + wait < delivery.deadline else None
 
     def _expired(self, delivery: RoutedDelivery) -> bool:
-        """Settle a request whose sender has given up; True when that happened."""
+        """Settle a request whose sender has given up; return whether it was one."""
         if delivery.deadline is None or self._now() < delivery.deadline:
             return False
         self._stats["requests.expired"] += 1
@@ -340,7 +341,7 @@ class DeliveryProcessor:
     async def _answer_error(
         self, delivery: RoutedDelivery, failed: Turn, error: BaseException
     ) -> None:
-        """Answer a request with an error, unless it is answered, then settle it."""
+        """Answer a request with an error, unless it has been answered, then settle it."""
         self._stats["requests.failed"] += 1
         request = failed.request
         assert request is not None
@@ -362,11 +363,11 @@ class DeliveryProcessor:
         await self.settlements.settle_after(delivery, turn)
 
     async def _posts_refused(self, delivery: RoutedDelivery, error: BaseException) -> None:
-        """A post of a handled message was refused for good: the message becomes a dead letter."""
+        """Park a handled message after the broker has refused one of its posts for good."""
         delivery.attempts += 1
         self._lane.failed("post", error, delivery.envelope)
         self._lane.log.error(
-            "message on %s was handled, but a post of it was refused: %s",
+            "message on %s was handled, but one of its posts was refused: %s",
             quoted(delivery.envelope.topic),
             describe(error),
         )

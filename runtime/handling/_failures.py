@@ -1,4 +1,4 @@
-"""Failures of the user's code: which errors count, and how they are logged."""
+"""Failures of the user's code: which of them count as attempts, and how they are logged."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ _OF_OUTAGES = (OutboxFull, PublishNotSent, PublishUnknown)
 
 
 def as_failure(raised: BaseException) -> BaseException:
-    """What a handler raised, as an error; raises it when the actor itself is ended."""
+    """Return what a handler raised, as an error; raises it if the actor itself is being ended."""
     raised = inspectable(raised)
     forget_earlier(raised)
     if not isinstance(raised, asyncio.CancelledError):
         return raised
     if is_ending():
         raise raised
-    # Something that the handler awaited was cancelled, or it has cancelled itself.
+    # Something that the handler awaited was cancelled, or the handler cancelled itself.
     return RuntimeError("what the handler was waiting for was cancelled")
 
 
 def deadline_missed(text: str) -> TimeoutError:
-    """The error of a handler that was cut off at its deadline, which `is_outage` can tell."""
+    """Return the error of a handler cut off at its deadline, marked so that `is_outage` knows."""
     error = TimeoutError(text)
     error.spa_dat_deadline = True  # type: ignore[attr-defined]
     return error
 
 
 def is_outage(error: BaseException, *, connected: bool) -> bool:
-    """Whether a handler failed because a connection was away, which is not its fault.
+    """Whether a handler failed because a connection was lost, which is not its fault.
 
-    Failing while there is one counts, whatever failed: else a handler that always posts too much,
-    or always waits too briefly, would be called for ever. A group is one if all its errors are.
+    A failure during a working connection counts as an attempt, whatever it was: otherwise a handler
+    that always posts too much, or always waits too briefly, would be called forever. A group is an
+    outage if all its errors are.
 
     Args:
         error: what was raised.
@@ -73,7 +74,7 @@ def log_failure(
         delivery: the message.
         error: what was raised.
         wait: seconds until the next attempt; None when there is none.
-        is_answer: the message is a request, and the error its answer.
+        is_answer: whether the message is a request and the error is its answer.
     """
     expected = is_answer or isinstance(error, Reject | Retry)
     level = logging.WARNING if expected or wait is not None else logging.ERROR
@@ -95,14 +96,14 @@ def log_failure(
 
 
 def advice(error: BaseException) -> str:
-    """What to do about an error that does not say it itself; empty for others."""
+    """Return what to do about an error that does not say so itself; empty for others."""
     if type(error).__module__ != "sqlite3" or "SQLite objects created in a thread" not in str(
         error
     ):
         return ""
     return (
         "a connection that only one actor's def handlers and def hooks use is opened in their"
-        " thread when its ressources= has a callable that opens it, no handler is async def, and"
-        " concurrency= is 1; elsewhere give sqlite3.connect check_same_thread=False, or open it in"
-        " the handler"
+        " thread if its ressources= has a callable that opens it, no handler is async def, and"
+        " concurrency= is 1; otherwise pass check_same_thread=False to sqlite3.connect, or open it"
+        " in the handler"
     )

@@ -1,4 +1,4 @@
-"""Calling handlers: on the event loop or in the actor's thread, cut off at the deadline."""
+"""Calling handlers: on the event loop or in the actor's thread, cut off at their deadline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ._failures import advice, deadline_missed
 __all__ = ["HandlerCaller", "RunningCode"]
 
 _REST = 1.0
-# So many threads of one actor may hang at the same time.
+# How many threads of one actor may hang at the same time.
 _MOST_HUNG = 100
 
 _Outcome = tuple[Any, BaseException | None]
@@ -37,14 +37,14 @@ class HandlerCaller:
     """Calls the handlers of one actor: coroutine functions on the loop, others in a thread.
 
     Args:
-        name: names the thread, for errors.
+        name: the name of the thread, for errors.
         handlers: the actor's.
-        deadline: seconds that a call may take; None for any time.
+        deadline: seconds that a call may take; None for no limit.
         stats: the application's counters.
-        given_up: called when a call had to be left to itself, and with it what it uses.
+        given_up: called when a call had to be abandoned, and with it whatever it uses.
 
     Attributes:
-        thread_resources: resources that are opened and left in the thread, in each new one again.
+        thread_resources: resources that are opened and closed in the thread, again in each new one.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class HandlerCaller:
         self._stopped = False
 
     def start(self) -> None:
-        """Start the thread, if a handler needs one and it does not run."""
+        """Start the thread, if a handler needs one and it is not running."""
         if self._worker is None and any(
             not handler.injection.is_async for handler in self._handlers
         ):
             self._worker = ThreadWorker(self._name)
 
     async def stop(self, timeout: float) -> bool:
-        """End the thread when its call has ended; whether that was within ``timeout`` seconds.
+        """End the thread when its call has ended; return whether it did within ``timeout`` seconds.
 
-        Leaving what `open_resources` has opened may take at least 5 seconds; opening it is not
-        waited for.
+        Closing what `open_resources` has opened may take at least 5 seconds; if it is still being
+        opened, that is not waited for.
         """
         self._stopped = True
         worker, opened = self._worker, self._opened
@@ -98,7 +98,7 @@ class HandlerCaller:
         with contextlib.suppress(ActorStopped, asyncio.CancelledError):
             if leaving.done() and (error := leaving.result()) is not None:
                 self._leaving_failed(error)
-        # That the thread was given up is known from what is returned.
+        # The return value tells whether the thread was given up.
         leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
         return in_time
 
@@ -107,14 +107,14 @@ class HandlerCaller:
     def take_thread_resources(
         self, required: RequiredResources, leaving_failed: Callable[[BaseException], None]
     ) -> RequiredResources:
-        """Take those that the thread can open and leave, when all handlers run there.
+        """Take over the resources that the thread can open, if all handlers run there.
 
         Args:
-            required: all of the actor.
-            leaving_failed: called at the stop with what leaving them raised.
+            required: all resources of the actor.
+            leaving_failed: called at the stop with what closing them raised.
 
         Returns:
-            What is to be opened by others, and after that by this.
+            Those to be opened on the event loop, and, after them, those to be opened here.
         """
         if not self._handlers or any(handler.injection.is_async for handler in self._handlers):
             return required
@@ -127,11 +127,11 @@ class HandlerCaller:
         return RequiredResources(owner, others, self)
 
     async def open_resources(self) -> Mapping[str, Any]:
-        """Open them in the thread where they are not open; returns what entering gave, by name.
+        """Open them in the thread, unless they are open; return the values entered, by name.
 
         Raises:
             ConfigurationError: one failed to open; its error is the cause.
-            ActorStopped: the thread has been given up, or the actor is stopping.
+            ActorStopped: the thread was given up, or the actor is stopping.
         """
         stopped = ActorStopped(f"{self._owner} was stopped while its resources were opened")
         if self._stopped:
@@ -150,9 +150,9 @@ class HandlerCaller:
         return opened.values or {}
 
     async def start_up(self, on_start: Callable[[], Any], resources: dict[str, Any]) -> None:
-        """Start an instance when the thread has its resources open, and put them with the others.
+        """Start an instance once the thread has its resources open, and add these to the others.
 
-        A thread that has taken another one's place has none of them open.
+        A thread that has replaced another one has none of them open.
         """
         resources.update(await self.open_resources())
         try:
@@ -167,32 +167,32 @@ class HandlerCaller:
         if opened is None:
             worker.abandon()
         elif worker.busy:
-            # Nobody else can leave them: the thread does when it is free.
+            # Only the thread can close them: it does so when it is free.
             worker.abandon(opened.leave)
         else:
             worker.begin(opened.leave).add_done_callback(lambda _: worker.abandon())
 
     @property
     def running(self) -> asyncio.Future[Any] | None:
-        """The call that has a task of its own; None for none."""
+        """The call that runs in a task of its own; None if there is none."""
         running = self._running
         return None if running is None or running.done() else running
 
     @property
     def thread_call(self) -> object | None:
-        """Stands for the call in the thread, as long as it lasts; None for none."""
+        """An object that stands for the current call in the thread; None if there is none."""
         return None if self._worker is None else self._worker.current
 
     @property
     def in_thread_at(self) -> str | None:
-        """What the thread is at work on, and where it stands; None for nothing."""
+        """What the thread is running, and at which line; None if it is idle."""
         worker = self._worker
         if worker is None or not worker.busy:
             return None
         return place(frames_of_thread(worker.ident)) or "a function"
 
     def abandon(self) -> None:
-        """Leave the thread to itself: nobody can stop it from outside."""
+        """Abandon the thread, which cannot be stopped from outside."""
         if self._worker is not None:
             self._give_up(self._worker)
 
@@ -201,7 +201,7 @@ class HandlerCaller:
         return self._worker is executor
 
     def replace_thread(self) -> None:
-        """Leave the thread to itself, and start another one."""
+        """Abandon the thread, and start another one."""
         worker = self._worker
         if worker is not None:
             self._worker = ThreadWorker(self._name)
@@ -211,13 +211,13 @@ class HandlerCaller:
 
     @property
     def trouble(self) -> str | None:
-        """That so many threads hang that no call can be made; None while it can."""
+        """Why no call can be made, because too many threads hang; None while one can."""
         if self._hung:
             self._hung = [worker for worker in self._hung if worker.alive]
         if len(self._hung) < _MOST_HUNG:
             return None
         return (
-            f"{len(self._hung)} of its threads were given up at the deadline and still hang, and no"
+            f"{len(self._hung)} of its threads were given up at the deadline and still hang, so no"
             " further one is started"
         )
 
@@ -230,8 +230,8 @@ class HandlerCaller:
             arguments: by name.
 
         Raises:
-            TimeoutError: it took longer than the deadline.
-            Exception: whatever it raises.
+            TimeoutError: the handler took longer than its deadline.
+            Exception: whatever the handler raises.
         """
         function = self._functions(instance)[index]
         if not self._handlers[index].injection.is_async:
@@ -242,7 +242,7 @@ class HandlerCaller:
         return self._cut_off(call, asyncio.get_running_loop().time() + self._deadline)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """Each handler as it can be called and awaited without `call`; None where it cannot."""
+        """Return each handler, to be called and awaited without `call`; None where it cannot be."""
         if self._deadline is not None:
             return [None] * len(self._handlers)
         return [
@@ -257,20 +257,20 @@ class HandlerCaller:
         return self._bound
 
     async def in_thread(self, function: Callable[..., Any], args: Sequence[Any]) -> Any:
-        """Call a function in the actor's thread, if it has one, without a deadline."""
+        """Call a function without a deadline, in the actor's thread if it has one."""
         worker = self._worker
         called = function(*args) if worker is None else await worker.run(function, *args)
         return await _awaited(called)
 
     async def _cut_off(self, call: Awaitable[Any], until: float) -> Any:
-        # A task of its own: what swallows its cancellation must not keep the actor.
+        # In a task of its own: code that swallows its cancellation must not block the actor.
         running = self._running = asyncio.ensure_future(_contained(call))
         try:
             result, error = await self._within(running, until)
         finally:
             if running.done():
                 self._running = None
-            # What it raised refers to this frame.
+            # What it raised has this frame in its traceback.
             del running
         if error is not None:
             raise error
@@ -292,7 +292,8 @@ class HandlerCaller:
                 let_go([running])
                 self._running = None
                 self._given_up()
-                raise deadline_missed(f"{text} and goes on although it was cancelled: {where}")
+                text += f" and keeps running although it was cancelled: {where}"
+                raise deadline_missed(text)
             if running.cancelled():
                 raise deadline_missed(text)
             return running.result()
@@ -301,7 +302,7 @@ class HandlerCaller:
                 running.cancel()
                 await asyncio.wait((running,))
             if not running.cancelled():
-                running.exception()  # nobody wants it any more
+                running.exception()  # nobody needs it any more
             raise
         finally:
             done = set()
@@ -323,7 +324,7 @@ class HandlerCaller:
                 return await self._cut_off(result, until) if inspect.isawaitable(result) else result
         finally:
             running.cancel()
-            # What it raised refers to this frame.
+            # What it raised has this frame in its traceback.
             done = set()
             del running
         self._stats["messages.cut_off"] += 1
@@ -334,11 +335,11 @@ class HandlerCaller:
 
 
 class RunningCode:
-    """What of the user's is at work in one actor, seen from outside: it costs no call anything.
+    """The user's code that an actor is running, observed from outside, at no cost to the calls.
 
     Args:
-        caller: of the actor's handlers.
-        task: gives the task that the actor runs in; None when there is none.
+        caller: calls the actor's handlers.
+        task: returns the task that the actor runs in; None if there is none.
     """
 
     def __init__(
@@ -349,18 +350,18 @@ class RunningCode:
 
     @property
     def task(self) -> asyncio.Future[Any] | None:
-        """The task that the user's code runs in, if it runs; None before the start."""
+        """The task that the user's code runs in; None before the start."""
         return self._caller.running or self._task()
 
     @property
     def call(self) -> object | None:
-        """The same object as long as one piece of the user's code is at work; None for none."""
+        """The same object for as long as one call of the user's code lasts; None between calls."""
         task = self.task
         return self._caller.thread_call or (None if task is None else users_part(task))
 
     @property
     def place(self) -> str | None:
-        """What is at work, and the line where it is; None for nothing."""
+        """What is running, and at which line; None if nothing is."""
         task = self.task
         return self._caller.in_thread_at or (None if task is None else place(frames_of(task)))
 
@@ -378,7 +379,7 @@ def _ignore(error: BaseException) -> None:
 
 
 async def _contained(call: Awaitable[Any]) -> _Outcome:
-    """What a task may end with: these two would end the event loop."""
+    """Return the result, or an error that must not leave a task: it would end the event loop."""
     try:
         return await call, None
     except (SystemExit, KeyboardInterrupt) as error:

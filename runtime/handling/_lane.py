@@ -1,4 +1,4 @@
-"""The lane, as handling sees it: where the messages of an actor are handled, one at a time."""
+"""What handling uses of a lane, in which an actor's messages are handled one at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["HandlingLane"]
 
 
 class HandlingLane(ContextOwner, Protocol):
-    """What handling needs of the lane that the messages are handled in."""
+    """What handling uses of the lane that the messages are handled in."""
 
     handlers: tuple[Handler, ...]
     connection: BusConnection
@@ -30,7 +30,7 @@ class HandlingLane(ContextOwner, Protocol):
 
     @property
     def resources(self) -> Mapping[str, Any]:
-        """What is open, by name."""
+        """The open resources, by name."""
 
     # Calls.
 
@@ -38,30 +38,30 @@ class HandlingLane(ContextOwner, Protocol):
         """Call the handler, cut off at the actor's deadline."""
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """The handlers that can be called and awaited without `invoke`; None for others."""
+        """Return the handlers that can be called and awaited without `invoke`; None for others."""
 
     async def current(self, instance: Any) -> Any:
-        """The instance for the next attempt; None when there is to be none."""
+        """Return the instance for the next attempt; None if there must not be one."""
 
     def reply_address_problem(self, envelope: Envelope) -> str | None:
-        """Why a reply must not go where the message asks for; None when it may."""
+        """Return why no reply may go to the message's response topic; None if it may."""
 
     # Failures and dead letters.
 
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
-        """Let the observer, if there is one, know of a failure."""
+        """Tell the observer, if there is one, about a failure."""
 
     def troubled(self, reason: str) -> None:
-        """Let the observer, if there is one, know why the actor cannot go on as it should."""
+        """Tell the observer, if there is one, why the actor cannot do its work for now."""
 
     def unhealthy(self, reason: str) -> None:
-        """The actor cannot go on as it should."""
+        """Report why the actor cannot do its work: to the observer and in the health."""
 
     def take_letter(self) -> bool:
-        """Claim a place for one more dead letter; False when the actor has used up its own."""
+        """Claim a place for one more dead letter; return False if the actor is at its limit."""
 
     def return_letter(self) -> None:
-        """A dead letter with a place is not going to be stored."""
+        """Give back a place, because the dead letter is not stored after all."""
 
     def parked(self) -> None:
-        """A dead letter was stored in its place."""
+        """Note that a dead letter was stored in its place."""

@@ -1,4 +1,4 @@
-"""The scope of one call: where its arguments come from."""
+"""The scope of a call: where its arguments come from."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _BUILDER = MessageBuilder()
 
 
 class ProducerScope:
-    """What a producer's call can ask for.
+    """What the arguments of a producer's call are taken from.
 
     Args:
         owner: the actor.
-        handler: what is called.
+        handler: the handler to call.
         deadline: loop time at which the call is cut off.
     """
 
@@ -41,7 +41,7 @@ class ProducerScope:
 
     @property
     def socket(self) -> Socket | SyncSocket:
-        """The socket that fits the kind of function."""
+        """The socket for this kind of function."""
         return self._owner.socket if self._handler.injection.is_async else self._owner.sync_socket
 
     @property
@@ -56,7 +56,7 @@ class ProducerScope:
 
     @property
     def message_builder(self) -> MessageBuilder:
-        """Builds messages to be sent."""
+        """The builder of messages to be sent."""
         return _BUILDER
 
     @property
@@ -66,30 +66,30 @@ class ProducerScope:
 
     @property
     def captures(self) -> Mapping[str, str]:
-        """Producers have no topics."""
+        """Nothing: producers have no topics."""
         return {}
 
     @property
     def payload(self) -> Any:
-        """Producers have no messages."""
+        """Not available: producers have no messages."""
         raise NotImplementedError
 
     @property
     def envelope(self) -> Envelope:
-        """Producers have no messages."""
+        """Not available: producers have no messages."""
         raise NotImplementedError
 
     def message(self) -> Message[Any]:
-        """Producers have no messages."""
+        """Raise NotImplementedError: producers have no messages."""
         raise NotImplementedError
 
 
 class MessageScope(ProducerScope):
-    """What a handler can ask for in one attempt at a message.
+    """What the arguments of one attempt at a message are taken from.
 
     Args:
         owner: the actor.
-        handler: what is called.
+        handler: the handler to call.
         delivery: the message.
         turn: the attempt.
         deadline: loop time at which the attempt is cut off.
@@ -118,7 +118,7 @@ class MessageScope(ProducerScope):
 
     @property
     def payload(self) -> Any:
-        """The payload, decoded to what the handler asks for; raises DecodeError."""
+        """The payload, decoded to the type that the handler asks for; raises DecodeError."""
         decoder = self._handler.injection.payload_decoder
         envelope = self._delivery.envelope
         if decoder is None:
@@ -127,11 +127,11 @@ class MessageScope(ProducerScope):
 
     @property
     def envelope(self) -> Envelope:
-        """The message as the bus gave it."""
+        """The message as it came from the bus."""
         return self._delivery.envelope
 
     def message(self) -> Message[Any]:
-        """The whole message; raises DecodeError."""
+        """Return the whole message; raises DecodeError."""
         envelope = self._delivery.envelope
         reply = self._reply if self._turn.request is not None else None
         if reply is None:
@@ -145,7 +145,7 @@ class MessageScope(ProducerScope):
         message = OutgoingMessage(
             topic=request.response_topic, payload=payload, headers=headers or {}
         )
-        # A handler may keep a request and answer it when it is at work on something else.
+        # A handler may keep a request and answer it while it handles another message.
         token = current_turn.set(self._turn)
         try:
             await self._owner.socket.publish(message)
@@ -154,9 +154,9 @@ class MessageScope(ProducerScope):
 
 
 def with_usable_address(owner: HandlingLane, envelope: Envelope) -> Envelope:
-    """The message without its response topic if no reply may go there.
+    """Return the message, without its response topic if no reply may go there.
 
-    A handler that publishes its reply itself, or hands the request on, must not use it either.
+    A handler that publishes its reply itself, or forwards the request, must not use it either.
     """
     if envelope.response_topic is None or owner.reply_address_problem(envelope) is None:
         return envelope

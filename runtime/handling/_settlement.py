@@ -1,4 +1,4 @@
-"""Settling handled messages once what they sent is confirmed."""
+"""Settling handled messages once everything they sent is confirmed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ _WITHOUT_OUTCOME = (PublishNotSent, PublishUnknown, asyncio.CancelledError)
 
 
 class Settlements:
-    """Messages of one actor that are handled, and wait for their posts and replies.
+    """Messages of one actor that have been handled and wait for their posts and replies.
 
-    So the actor goes on with its next message while the broker confirms, and still nothing is
-    acknowledged before all that came of it is safe.
+    The actor continues with its next message while the broker confirms, and still nothing is
+    acknowledged before everything that resulted from it is safe.
 
     Args:
         stats: the application's counters.
-        on_refused: what to do with a message one of whose posts was refused for good.
-        log: where it says what was refused.
+        on_refused: called with a message, and the error, when one of its posts was refused for
+            good.
+        log: where refusals are logged.
     """
 
     def __init__(
@@ -46,26 +47,26 @@ class Settlements:
         self._parking: dict[asyncio.Task[None], None] = {}
 
     def __len__(self) -> int:
-        """Messages that are not settled yet."""
+        """Return how many messages are not settled yet."""
         return self._open
 
     async def settle_after(self, delivery: RoutedDelivery, turn: Turn) -> None:
-        """Settle the delivery when the turn's posts are confirmed; waits only when very many do."""
+        """Settle the delivery when the turn's posts are confirmed; waits only if very many do."""
         await self.settle_all_after((delivery,), turn)
 
     async def settle_all_after(self, deliveries: Sequence[RoutedDelivery], turn: Turn) -> None:
-        """`settle_after` for all that one turn has handled."""
+        """Settle all deliveries of one turn when its posts are confirmed; see `settle_after`."""
         self.begin(deliveries, turn)
         while self.crowded:
             await self._change()
 
     @property
     def crowded(self) -> bool:
-        """Whether so many wait that the actor should not go on."""
+        """Whether so many are waiting that the actor should wait as well."""
         return self._open >= _MOST_OPEN
 
     def begin(self, deliveries: Sequence[RoutedDelivery], turn: Turn) -> None:
-        """`settle_all_after` for who sees to it that there are not too many."""
+        """Do as `settle_all_after` without waiting; the caller checks `crowded` itself."""
         pending = [post for post in turn.posts if not is_confirmed(post)]
         if not pending:
             for delivery in deliveries:
@@ -82,12 +83,18 @@ class Settlements:
     def done(
         self, deliveries: Sequence[RoutedDelivery], is_request: bool, error: BaseException | None
     ) -> None:
-        """All posts of a turn have their outcome; ``error`` is the first failure."""
+        """Settle or park, now that all posts of a turn have an outcome.
+
+        Args:
+            deliveries: those that the turn has handled.
+            is_request: whether it was a request.
+            error: the first failure; None if there is none.
+        """
         if error is None:
             for delivery in deliveries:
                 delivery.settle()
         elif isinstance(error, _WITHOUT_OUTCOME):
-            # The bus was closed first. Not settled, so the message comes again.
+            # The bus was closed first. The message is not settled, so it comes again.
             self._stats["posts.unconfirmed"] += 1
         elif is_request:
             (delivery,) = deliveries
@@ -128,7 +135,7 @@ class Settlements:
 
 
 class _Settlement:
-    """Counts one turn's posts down."""
+    """Counts down one turn's unconfirmed posts."""
 
     __slots__ = ("_deliveries", "_error", "_is_request", "_left", "_owner")
 

@@ -1,4 +1,4 @@
-"""Registered actors while the application runs: their lanes, timers and producers.
+"""Registered actors while the application is running: their lanes, work sources and timers.
 
 It may import `handling` and below. Begin with `_actor_runner`, then `_lane`.
 """

@@ -1,4 +1,4 @@
-"""The actor runner: one registered actor while the application runs."""
+"""The actor runner: one registered actor while the application is running."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["ActorRunner", "ApplicationRun"]
 
 
 class ApplicationRun(Protocol):
-    """What a runner needs of the run of the application that it is part of."""
+    """What a runner uses of the application's run, which it is part of."""
 
     @property
     def system(self) -> ActorSystem: ...
@@ -50,21 +50,21 @@ class ApplicationRun(Protocol):
 
 
 class ActorRunner:
-    """One registered actor while the application runs.
+    """One registered actor while the application is running.
 
-    It is one name, one address, one subscription and one set of resources. Its messages are
-    handled in its lanes, of which most actors have one.
+    It has one name, one address, one subscription and one set of resources. Its messages are
+    handled in its lanes; most actors have one.
 
     Attributes:
         name: the actor's.
         address: ``application/instance/actor``.
-        lanes: where its messages are handled: as many as ``concurrency`` says.
-        calls: what calls a producer; None for an actor that reacts to messages.
-        required_resources: those that it needs open before it is spawned.
-        ended: it has nothing more to do: a producer that ran through, an actor that stopped.
+        lanes: its lanes, as many as ``concurrency`` says.
+        calls: the calls of a producer; None for an actor that reacts to messages.
+        required_resources: the resources that must be open before it is spawned.
+        ended: whether it has nothing more to do: its producer has returned, or it was stopped.
 
     Args:
-        run: what it is part of.
+        run: the run that it is part of.
         spec: its registration.
         connection: its bus.
     """
@@ -88,7 +88,7 @@ class ActorRunner:
         self.runtime = RuntimeSubscription(self, run.system, connection.surroundings.stats)
         required = RequiredResources(f"actor {self.name!r}", options.ressources)
         if options.concurrency > 1:
-            # No thread is that of all lanes.
+            # Each lane has a thread of its own, so no thread can open them for all.
             self.required_resources = required
             self.lanes = tuple(Lane(self, number) for number in range(options.concurrency))
         else:
@@ -97,46 +97,46 @@ class ActorRunner:
         source = self.lanes[0].work_source
         self.calls = source if isinstance(source, CallSource) else None
 
-    # What subscriptions use.
+    # For subscriptions.
 
     def check_filter(self, filter_: TopicFilter) -> None:
-        """Raise ConfigurationError when it cannot take what comes through a further filter."""
+        """Raise ConfigurationError if the actor cannot take messages from a further filter."""
         if self.options.key is not None or len(self.lanes) > 1:
             self.spec.message_key.check_filter(filter_)
 
     def route(self, router: Router, handler: int, filter_: TopicFilter) -> Route:
-        """The way from a filter of the router to one of its handlers, in the message's lane."""
+        """Return the route from a filter of the router to a handler, in the message's lane."""
         routes = tuple(Route(router, lane, handler, filter_) for lane in self.lanes)
         if len(routes) == 1:
             return routes[0]
         key = self.spec.message_key.of
         return Route(router, self.lanes[0], handler, filter_, lanes=routes, key=key)
 
-    # What the run uses.
+    # For the run.
 
     @property
     def trouble(self) -> str | None:
-        """What keeps messages from being received or handled; None when nothing does."""
+        """What prevents messages from being received or handled; None if nothing does."""
         return self.runtime.trouble or next(
             filter(None, (lane.trouble for lane in self.lanes)), None
         )
 
     def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> None:
-        """Start all lanes; `Lane.started` waits until one has succeeded."""
+        """Begin to start all lanes; `Lane.started` waits until a lane is up."""
         self.spec.started(tuple(lane.spawn(restart, resources) for lane in self.lanes))
 
     def begin(self) -> None:
-        """All subscriptions are in force: a producer may make its first call."""
+        """Make a producer's first call, now that all subscriptions are active."""
         if self.calls is not None:
             self.calls.begin()
 
     async def stop_producing(self, deadline: float) -> None:
-        """Start no messages any more; wait for a producer's call until ``deadline`` (loop time)."""
+        """Make no further call of a producer; wait for one until ``deadline`` (loop time)."""
         if self.calls is not None:
             await self.calls.stop(deadline)
 
     def stop_attempts(self) -> None:
-        """Start no attempt at a message any more, and run nothing that was put off."""
+        """Start no further attempt at a message, and run no scheduled call."""
         self.runtime.stop_intake()
         for lane in self.lanes:
             lane.stop_attempts()
@@ -160,27 +160,27 @@ class ActorRunner:
             await self.calls.finish()
 
     def abandon(self) -> None:
-        """The application was killed: let go of what is not on the event loop."""
+        """Release what is held outside the event loop, after the application was killed."""
         for lane in self.lanes:
             lane.abandon()
         self.spec.started(())
 
-    # What its lanes use.
+    # For its lanes.
 
     def request_stop(self) -> None:
-        """Stop the actor, all its lanes. Works from any thread; see `Context.stop`."""
+        """Stop the actor with all its lanes. Works from any thread; see `Context.stop`."""
         if self.calls is not None:
             self._loop.call_soon_threadsafe(self.calls.make_no_more)
             return
-        # A context of its own: whoever stops the actor must not count as part of its message.
+        # In a context of its own: the stop must not count as part of the caller's message.
         context = Context()
         if asyncio._get_running_loop() is self._loop:
-            # At once: the next message may be handled before the loop has its turn.
+            # At once: by the next iteration of the loop another message may have been handled.
             context.run(self.run.stop_actor, self)
         else:
             self._loop.call_soon_threadsafe(self.run.stop_actor, self, context=context)
 
     def end(self, error: BaseException | None) -> None:
-        """It has nothing more to do; with an error when it is the reason to stop all."""
+        """Note that the actor has nothing more to do; an error stops the application."""
         self.ended = True
         self.run.actor_ended(error)

@@ -1,4 +1,4 @@
-"""Batches: the work of actors whose handlers get several messages at a time."""
+"""The work source of actors whose handlers get several messages at a time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _READY = _Ready()
 class BatchSource:
     """The batches of one lane of an actor with ``batch``.
 
-    Deliveries wait in a `BatchCollector`; the lane's own mailbox has the local messages, and word
-    when a batch is complete or has waited long enough.
+    Deliveries wait in a `BatchCollector`; the lane's own mailbox gets the local messages, and a
+    notice when a batch is complete or has waited long enough.
 
     Attributes:
-        current: what the lane is working on.
+        current: the batch that the lane is handling.
 
     Args:
-        lane: gets them.
+        lane: the lane that handles them.
     """
 
     task = None
@@ -48,7 +48,7 @@ class BatchSource:
             size,
             seconds,
             self._ready,
-            # Where this holds for no lane the window has room.
+            # While no lane has that much, there is still room in the window.
             size_bytes=max(1, lane.runner.window_bytes // options.concurrency),
             capacity=options.mailbox,
             overflow=options.overflow,
@@ -65,11 +65,11 @@ class BatchSource:
             self.local.force(_READY)
 
     def flush(self) -> None:
-        """Wait for no further messages."""
+        """Release what is waiting, without waiting for further messages."""
         self.mailbox.flush()
 
     async def receive(self, instance: Any, item: Any) -> None:
-        """Work one batch off; when the actor is stopping, all of them."""
+        """Handle one batch; if the actor is stopping, all of them."""
         if item is not _READY:
             raise TypeError(f"actor {self._lane.actor_name!r} got {item!r}")
         observer = self._lane.runner.run.observer

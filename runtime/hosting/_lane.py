@@ -1,4 +1,4 @@
-"""Lanes: where the messages of an actor are handled, one at a time in each."""
+"""Lanes, in which the messages of an actor are handled, one at a time in each."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ class Lane:
     """One lane of an actor: its mailbox, instance, state, thread, socket.
 
     Most actors have one, which has the actor's name and address. With ``concurrency`` there are
-    several, each an actor of its own to those who look at who waits for whom, and a key's messages
-    all go to the same one.
+    several. Each counts as an actor of its own in the detection of deadlocks, and all messages with
+    the same key go to the same one.
 
     Attributes:
-        name: the actor's; with a number where there are several lanes.
-        address: the same of the actor's address.
-        source: the actor's address, which its messages name as where they are from.
-        work_source: what brings it its work.
-        state: what was given as ``state``, as it is now.
-        running_code: what of the user's is at work.
-        latest_instance: the instance of the actor's class, the latest one.
-        generation: changes with instance and state.
+        name: the actor's name; followed by a number if there are several lanes.
+        address: the actor's address, likewise.
+        source: the actor's address, which its messages state as their source.
+        work_source: what it gets its work from.
+        state: the current value of ``state``.
+        running_code: the user's code that is running in it.
+        latest_instance: the latest instance of the actor's class.
+        generation: a new object with each new instance, and when a thread is given up.
 
     Args:
-        runner: the actor.
-        number: which of several lanes it is; None when it is the only one.
+        runner: the runner of its actor.
+        number: which of several lanes it is; None if it is the only one.
     """
 
     def __init__(self, runner: ActorRunner, number: int | None = None) -> None:
@@ -81,7 +81,7 @@ class Lane:
         self.max_received = connection.max_received
         log, extra = get_logger(ACTOR_LOG), {"spa_dat_actor": self.source}
         self.users_log = logging.LoggerAdapter(log, extra)
-        # Which of several actors on one topic has failed must show under any logging format.
+        # Which of several actors on one topic has failed must show in any logging format.
         self.log = LimitedLog(log, {**extra, OWN: True}, f"actor {spec.name!r}: ")
         self.generation: object = None
         self.state: Any = None
@@ -111,7 +111,7 @@ class Lane:
         return MessageSource(self) if self.options.batch is None else BatchSource(self)
 
     def take_thread_resources(self, required: RequiredResources) -> RequiredResources:
-        """Take the resources that its thread can open; returns what others are to open."""
+        """Take over the resources that its thread can open; return how all are to be opened."""
         return self._caller.take_thread_resources(required, partial(self.failed, "resource"))
 
     def runs_in(self, executor: Executor) -> bool:
@@ -119,7 +119,7 @@ class Lane:
         return self._caller.runs_in(executor)
 
     def dropped(self, item: Any) -> None:
-        """The mailbox had no room for an item, or for an older one."""
+        """Count, and settle, an item that the mailbox had no room for."""
         self.stats["messages.dropped"] += 1
         if isinstance(item, Delivery):
             item.settle()
@@ -127,7 +127,7 @@ class Lane:
     # Start and stop.
 
     def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> ActorRef[Any]:
-        """Start it; `started` waits until that has succeeded."""
+        """Begin to start it; `started` waits until it is up."""
         self.resources = dict(resources)
         self._caller.start()
         observer = self._run.observer
@@ -165,19 +165,19 @@ class Lane:
         return self._caller.in_thread(partial(function, **arguments), ())
 
     async def started(self) -> None:
-        """Wait until the actor has started; raises RestartLimitReached when it does not."""
+        """Wait until the actor has started; raises RestartLimitReached if it fails to."""
         assert self._ref is not None
         await self._run.system.started(self._ref)
 
     def stop_attempts(self) -> None:
-        """Start no attempt at a message any more, and run nothing that was put off."""
+        """Start no further attempt at a message, and run no scheduled call."""
         self.processor.stop()
         self.timers.stop()
         self.work_source.flush()
 
     async def finish(self, deadline: float) -> None:
         """Finish what is running, until ``deadline`` (loop time); then cut it off."""
-        # An actor with nothing to do needs some turns of the loop, also when the time is up.
+        # Even an idle actor needs some iterations of the loop, also when the time is up.
         deadline = max(deadline, self._loop.time() + _SHORTEST)
         ref, self._ref = self._ref, None
         try:
@@ -211,7 +211,7 @@ class Lane:
 
     @property
     def trouble(self) -> str | None:
-        """What keeps its handlers from being called; None when nothing does."""
+        """What prevents its handlers from being called; None if nothing does."""
         return self._caller.trouble
 
     def _task(self) -> asyncio.Future[Any] | None:
@@ -220,17 +220,17 @@ class Lane:
 
     @property
     def up(self) -> bool:
-        """Whether it has started, or has nothing to start any more."""
+        """Whether it has started, or will not be started any more."""
         return self._ref is None or self._run.system.is_up(self._ref)
 
     def crash(self, unfinished: Sequence[RoutedDelivery]) -> bool:
-        """Lose instance, state and thread, in the middle of what it does, and start again.
+        """Lose instance, state and thread in the middle of its work, and start again.
 
         Args:
-            unfinished: what it was working on; it begins anew with that.
+            unfinished: what it was handling; it begins again with that.
 
         Returns:
-            False when it is starting or stopping, and nothing happens.
+            False if nothing happens, because it is starting or stopping.
         """
         if self._ref is None or not self._run.system.crash(self._ref):
             return False
@@ -240,14 +240,14 @@ class Lane:
         return True
 
     def abandon(self) -> None:
-        """The application was killed: let go of what is not on the event loop."""
+        """Release what is held outside the event loop, after the application was killed."""
         self.sync_socket.revoke()
         self._caller.abandon()
 
     # Messages.
 
     def receive(self, instance: Any, item: Any) -> Awaitable[None]:
-        """Work one item of the mailbox off."""
+        """Handle one item of the mailbox."""
         if isinstance(item, Delivery):
             return self.processor.handle(instance, item)
         return self._receive_other(instance, item)
@@ -256,11 +256,11 @@ class Lane:
         if not isinstance(item, ScheduledCall):
             await self.work_source.receive(instance, item)
             return
-        current_turn.set(None)  # no message waits for what it sends
+        current_turn.set(None)  # what it sends belongs to no message
         error = await self.timers.run(item, self._caller.in_thread)
         if error is not None:
             self.stats["timers.failed"] += 1
-            self.log.error("what it had put off failed", exc_info=error)
+            self.log.error("a call scheduled with context.later failed", exc_info=error)
             self.failed("timer", error)
 
     def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
@@ -268,11 +268,11 @@ class Lane:
         return self._caller.call(instance, index, arguments)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
-        """The handlers that can be called and awaited without `invoke`; None for others."""
+        """Return the handlers that can be called and awaited without `invoke`; None for others."""
         return self._caller.direct(instance)
 
     def _thread_lost(self) -> None:
-        # What was given up may go on, and nothing that it has at hand is to be used by two.
+        # The abandoned thread may keep running, and must not share anything with its successor.
         self.sync_socket.give_up()
         self.socket = Socket(self.connection, self.source, self.runner.runtime)
         self.sync_socket = SyncSocket(self.socket, self._loop)
@@ -281,22 +281,22 @@ class Lane:
             self._run.system.renew(self._ref)
 
     async def current(self, instance: Any) -> Any:
-        """The instance for the next attempt; None when there is to be none."""
+        """Return the instance for the next attempt; None if there must not be one."""
         return instance if self._ref is None else await self._run.system.current(self._ref)
 
     def reply_address_problem(self, envelope: Envelope) -> str | None:
-        """Why a reply must not go where the message asks for; None when it may."""
+        """Return why no reply may go to the message's response topic; None if it may."""
         return self.connection.reply_address_problem(envelope, self._reply_topics)
 
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
-        """Let the observer know of a failure; Ctrl-C and exits mean the program."""
+        """Tell the observer about a failure; Ctrl-C and exits end the whole application."""
         if where != "resource" and isinstance(error, KeyboardInterrupt | SystemExit):
             self._run.actor_ended(error)
         if self._run.observer is not None:
             self._run.observer.failed(self.address, where, error, envelope)
 
     def troubled(self, reason: str) -> None:
-        """Let the observer, if there is one, know why the actor cannot go on as it should."""
+        """Tell the observer, if there is one, why the actor cannot do its work for now."""
         if self._run.observer is not None:
             self._run.observer.troubled(self.address, reason)
 
@@ -313,18 +313,18 @@ class Lane:
         self._run.parked(self.actor_name, self.name)
 
     def unhealthy(self, reason: str) -> None:
-        """The actor cannot go on as it should."""
+        """Report why the actor cannot do its work: to the observer and in the health."""
         self.troubled(reason)
         self._run.unhealthy(self.name, reason)
 
-    # What routers call.
+    # For routers.
 
     def interrupt(self, router: Router) -> None:
         """End a wait between two attempts at a message of this router."""
         self.processor.interrupt(router)
 
     def refuses(self, envelope: Envelope, handler: int) -> bool:
-        """Answer a request that would wait for itself; True when that happened."""
+        """Refuse a request that would wait for itself; return whether it was one."""
         if CHAIN_HEADER not in envelope.headers or not self.handlers[handler].responder:
             return False
         cycle = circle_of(envelope, self.address)
@@ -335,7 +335,7 @@ class Lane:
         self.connection.refuse(envelope, self.source, "deadlock", text)
         return True
 
-    # What contexts and sockets call.
+    # For contexts and sockets.
 
     def later(
         self, delay: float, function: Callable[..., Any], args: tuple[Any, ...]

@@ -1,4 +1,4 @@
-"""Somebody who looks on while an application runs: the test harness, a recorder."""
+"""Observing an application while it is running, as the test harness and the recorder do."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ if TYPE_CHECKING:
 __all__ = ["Observer", "Observers", "Receive"]
 
 Receive = Callable[[Any, Any], Awaitable[None]]
-"""Works one item of a mailbox off, for an instance of an actor's class."""
+"""Handles one item of a mailbox, with an instance of an actor's class."""
 
 
 class Observer(Protocol):
-    """Hears of what the actors of an application do. Its methods return at once, and never raise.
+    """Is told what the actors of an application do. Its methods return at once and never raise.
 
-    Where there is none, the runtime takes no extra step for it.
+    Without one, the runtime takes no extra steps.
     """
 
     def receiving(self, lane: Lane, receive: Receive) -> Receive:
-        """What an actor that is being started is to call for each item of its mailbox."""
+        """Return what an actor that is being started shall call for each item of its mailbox."""
 
     def collected(self, lane: Lane, batch: Sequence[RoutedDelivery]) -> None:
-        """An actor with ``batch`` is about to handle these, which never were in its mailbox."""
+        """Note which batch a lane is about to handle; its deliveries were in no mailbox."""
 
     def failed(
         self, actor: str, where: str, error: BaseException, envelope: Envelope | None
     ) -> None:
-        """Something of the user's failed.
+        """Note that some of the user's code failed.
 
         Args:
             actor: ``application/instance/actor``.
-            where: what it was: ``handler``, ``answer`` (a `RemoteError` to a request), ``payload``,
+            where: which: ``handler``, ``answer`` (a `RemoteError` for a request), ``payload``,
                 ``post``, ``timer``, ``producer``, or as for the actor system's ``on_failure``.
             error: what was raised.
-            envelope: the message that it was about.
+            envelope: the message that was being handled.
         """
 
     def troubled(self, actor: str, reason: str) -> None:
-        """An actor cannot go on as it should, and keeps trying.
+        """Note that an actor cannot do its work for now, and keeps trying.
 
         Args:
-            actor: its full name.
+            actor: ``application/instance/actor``.
             reason: in words.
         """
 
 
 class Observers:
-    """Two observers that an application has at the same time.
+    """Two observers of the same application.
 
     Args:
-        first: hears of everything first.
-        second: hears of it next.
+        first: is told everything first.
+        second: is told next.
     """
 
     def __init__(self, first: Observer, second: Observer) -> None:

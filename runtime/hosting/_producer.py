@@ -30,23 +30,23 @@ _TICK = _Tick()
 
 
 class ProducerState(enum.IntEnum):
-    """Which calls a producer makes."""
+    """Whether a producer makes further calls; see "States" in docs/design.md."""
 
     CALLING = 1
     LAST = 2
-    """It has asked for its own stop: the call under way is the last one."""
+    """It has asked to be stopped: the current call is the last one."""
     STOPPED = 3
-    """The application stops: no call begins, and one that runs once is cancelled."""
+    """The application is stopping: no call begins, and a one-shot call is cancelled."""
 
 
 class CallSource:
-    """The calls of a producer, which are its work.
+    """The calls of a producer: the work source of its lane.
 
-    With ``every`` its ticks come at a fixed rate from the first call on. A call that takes longer
-    makes the ticks that fall into it be left out and counted (``producers.missed``).
+    With ``every`` its ticks come at a fixed rate, counted from the first call. Ticks that fall into
+    a call that is still running are skipped and counted (``producers.missed``).
 
     Args:
-        lane: where they are made; a producer has one.
+        lane: the producer's only lane.
     """
 
     def __init__(self, lane: Lane) -> None:
@@ -61,12 +61,12 @@ class CallSource:
         self._state = ProducerState.CALLING
 
     def _enter(self, state: ProducerState) -> None:
-        """Go on to a later state. Nothing else changes the state."""
+        """Move on to a later state. Nothing else changes the state."""
         self._state = max(self._state, state)
 
     @property
     def task(self) -> asyncio.Future[Any] | None:
-        """That of the call under way; None when there is none."""
+        """The task of the current call; None between calls."""
         return self._call
 
     def begin(self) -> None:
@@ -75,7 +75,7 @@ class CallSource:
         self.mailbox.force(_TICK)
 
     def make_no_more(self) -> None:
-        """See `Context.stop`: the call under way is the last one."""
+        """Make the current call the last one; see `Context.stop`."""
         self._enter(ProducerState.LAST)
         self._lane.timers.stop()
         if self._timer is not None:
@@ -88,10 +88,10 @@ class CallSource:
             self._lane.runner.end(error)
 
     async def stop(self, deadline: float) -> None:
-        """Make no further call. One that repeats may end; one that runs once is cancelled.
+        """Make no further call. A repeated one may finish; a one-shot one is cancelled.
 
         Args:
-            deadline: loop time until which the call under way is waited for.
+            deadline: loop time until which to wait for the current call.
         """
         before = self._state
         self._enter(ProducerState.STOPPED)
@@ -101,13 +101,13 @@ class CallSource:
         if call is None:
             return
         if self._lane.options.every is None and before is not ProducerState.LAST:
-            # In a thread it ends when it next uses its socket.
+            # A call in a thread ends when it next uses its socket.
             self._lane.sync_socket.revoke()
             call.cancel()
         await asyncio.wait((call,), timeout=max(0.0, deadline - self._loop.time()))
 
     async def finish(self) -> None:
-        """Give up the call that has not ended with its lane."""
+        """Give up a call that has not ended with its lane."""
         call = self._call
         if call is not None and (await asyncio.wait((call,), timeout=_GRACE))[1]:
             self._lane.runner.run.given_up.task(f"actor {self._lane.name!r}", call)
@@ -149,13 +149,13 @@ class CallSource:
         return None
 
     async def _one_call(self, instance: Any) -> BaseException | None:
-        # No message waits for what it sends.
+        # What it sends belongs to no message.
         current_turn.set(None)
         limit = self._lane.options.deadline
         deadline = None if limit is None else self._loop.time() + limit
         handler = self._lane.handlers[0]
         arguments = handler.injection.bind(ProducerScope(self._lane, handler, deadline))
-        # A task of its own, so that stopping can cancel the call without ending the actor.
+        # In a task of its own, so that stopping can cancel the call without ending the actor.
         call = self._call = asyncio.ensure_future(self._attempt(instance, arguments))
         try:
             await asyncio.wait((call,))
@@ -166,7 +166,7 @@ class CallSource:
                 call.cancel()
         if call.cancelled() and self._state is ProducerState.STOPPED:
             return None
-        # Whatever it is, it must not get out of a task, where some errors end the event loop.
+        # No error may leave the actor's task, where some of them would end the event loop.
         error = RuntimeError("it was cancelled") if call.cancelled() else call.result()
         if error is None:
             self._lane.stats["producers.called"] += 1

@@ -1,4 +1,4 @@
-"""The settings of an application that its run needs."""
+"""The settings of an application, for its runs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run needs to know of its application; see `DistributedApplication`.
+    """The settings of an application, as given to `DistributedApplication`, for its runs.
 
     Attributes:
-        slow: seconds after which a handler at work is named; None for never.
-        blocked: seconds after which a blocked event loop is named; None for never.
-        reply_topics: where replies may go; None for everywhere.
-        stand_in: what is used in place of each provider; None for the provider itself.
-        observer: hears of what the actors do; None for nobody.
+        slow: seconds after which a running handler is reported; None for never.
+        blocked: seconds after which a blocked event loop is reported; None for never.
+        reply_topics: filters for where replies may go; None for anywhere.
+        stand_in: returns what to use in place of a provider; None to use the provider itself.
+        observer: is told what the actors do; None for nobody.
     """
 
     identity: Identity

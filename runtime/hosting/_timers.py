@@ -1,4 +1,4 @@
-"""Timers of actors: calls that `Context.later` has put off."""
+"""Timers of actors: calls scheduled with `Context.later`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["ScheduledCall", "Timers"]
 
 
 class ScheduledCall:
-    """One call that was put off; when it is due it goes through the actor's mailbox.
+    """One scheduled call; when it is due it goes through the actor's mailbox.
 
     Attributes:
         function: what to call.
         args: its arguments.
-        in_thread: a thread of the actor put it off, not the event loop.
-        generation: the instance's that put it off.
-        cancelled: it is not wanted any more.
-        is_kept: no mailbox drops it for newer messages.
+        in_thread: whether it was scheduled in the actor's thread, not on the event loop.
+        generation: that of the instance that scheduled it.
+        cancelled: whether it has been cancelled.
+        is_kept: tells mailboxes never to drop it for newer messages.
     """
 
     is_kept = True
@@ -49,13 +49,13 @@ class ScheduledCall:
 
 
 class Timers:
-    """The calls that one actor has put off. Made on the event loop, used from any thread.
+    """The calls that one actor has scheduled. Made on the event loop, used from any thread.
 
     Args:
         mailbox: gets each `ScheduledCall` when it is due.
 
     Attributes:
-        generation: changes with each instance of the actor's class.
+        generation: a new object with each instance of the actor's class.
     """
 
     def __init__(self, mailbox: Mailbox) -> None:
@@ -67,7 +67,7 @@ class Timers:
         self.generation = object()
 
     def __len__(self) -> int:
-        """Calls that are not due yet."""
+        """Return how many calls are not due yet."""
         return len(self._waiting)
 
     def schedule(
@@ -79,18 +79,18 @@ class Timers:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(
                 f"context.later(..., {function!r}): it is a generator, so none of its code would"
-                " run; leave yield away"
+                " run; remove the yield"
             )
         call = ScheduledCall(self, function, args, threading.get_ident() != self._thread)
         self._on_loop(self._wait, call, delay)
         return call
 
     def forget(self, call: ScheduledCall) -> None:
-        """Do not wait for it any more."""
+        """Drop a call."""
         self._on_loop(self._forget, call)
 
     def renew(self) -> None:
-        """Drop everything: a new instance takes over, and it is about the old one."""
+        """Drop all calls of the old instance, because a new one takes over."""
         self.generation = object()
         for call in tuple(self._waiting):
             self._forget(call)
@@ -98,11 +98,11 @@ class Timers:
     async def run(
         self, call: ScheduledCall, in_thread: Callable[..., Awaitable[Any]]
     ) -> BaseException | None:
-        """Do what is due, if it still is to be done; returns what it raised.
+        """Make a call that is due, unless it has been dropped; return what it raised.
 
         Args:
-            call: what.
-            in_thread: runs a function in the actor's thread, given its arguments.
+            call: the call.
+            in_thread: runs a function with its arguments in the actor's thread.
         """
         if self._drops(call):
             return None
@@ -120,7 +120,7 @@ class Timers:
         return None
 
     def stop(self) -> None:
-        """Drop everything, now and from now on."""
+        """Drop all calls, now and from now on."""
         self._stopped = True
         for call in tuple(self._waiting):
             self._forget(call)

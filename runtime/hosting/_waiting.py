@@ -1,4 +1,4 @@
-"""Waiting for several things at once, on the way up and on the way down."""
+"""Waiting for several things at once, while starting and while stopping."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def wait_for_all(awaitables: Iterable[Awaitable[Any]]) -> None:
 
 
 async def wait_for_each(awaitables: Iterable[Awaitable[Any]]) -> None:
-    """Wait for all at once; errors are logged, for this is the way down."""
+    """Wait for all at once; errors are logged instead of raised, so that stopping continues."""
     for outcome in await asyncio.gather(*awaitables, return_exceptions=True):
         if isinstance(outcome, Exception):
             log.error("while stopping: %s", describe(outcome), exc_info=outcome)

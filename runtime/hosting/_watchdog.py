@@ -1,4 +1,4 @@
-"""Notices what stands still: handlers that do not end, and an event loop that is blocked."""
+"""The watchdog: reports handlers that do not end, and an event loop that is blocked."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ log = get_logger("spa_dat")
 
 _SHARE = 10
 _LEAST, _MOST = 0.05, 1.0
-# Whoever wakes so much later than asked was stopped itself, and so was the loop.
+# If the watching thread wakes this much later than asked, the whole process was suspended.
 _OVERSLEPT = 3
 _DEBUGGERS = ("bdb", "pdb", "pydevd", "debugpy")
 
 
 class Watchdog:
-    """Looks at the handlers of one run, and at its event loop.
+    """Watches the handlers of one run, and its event loop.
 
-    Both are looked at from outside, so messages that are handled in time pay nothing. It does
+    Both are watched from outside, so messages that are handled in time cost nothing extra. It does
     nothing on a loop with a clock of its own, where a handler takes no time.
 
     Args:
-        settings: of the application; ``handlers.slow`` and ``loop.blocked`` are counted.
-        lanes: gives the actors.
+        settings: the application's; ``handlers.slow`` and ``loop.blocked`` are counted.
+        lanes: returns the lanes of all actors.
     """
 
     def __init__(self, settings: Settings, lanes: Callable[[], Iterable[Lane]]) -> None:
@@ -51,18 +51,18 @@ class Watchdog:
         self._blocked: tuple[str, str] | None = None
 
     def start(self) -> None:
-        """Begin to look at the handlers; called on the loop."""
+        """Begin to watch the handlers; called on the loop."""
         if self._slow is not None:
             self._timer = self._loop.call_later(self._slow / _SHARE, self._look, self._slow)
 
     def watch_loop(self) -> None:
-        """Begin to look at the event loop; called on it."""
+        """Begin to watch the event loop; called on it."""
         if self._limit is not None:
             self._heartbeat = _Heartbeat(self._loop, self._limit, self._is_blocked, self._goes_on)
             _heartbeat_thread.add(self._heartbeat)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         if self._timer is not None:
             self._timer.cancel()
         if self._heartbeat is not None:
@@ -70,9 +70,9 @@ class Watchdog:
 
     @property
     def problems(self) -> list[tuple[str, str]]:
-        """What stands still now: the name of the actor, or of the application, and a text."""
+        """What is stuck now: the name of the actor, or of the application, and a description."""
         found = [
-            (name, f"at work for {self._loop.time() - call.since:.0f} s: {call.place}")
+            (name, f"running for {self._loop.time() - call.since:.0f} s: {call.place}")
             for name, call in self._calls.items()
             if call.told
         ]
@@ -97,7 +97,7 @@ class Watchdog:
         for name, call_before in self._calls.items():
             if call_before.told and calls.get(name) is not call_before:
                 took = now - call_before.since
-                log.warning("actor %r: what was at work for %.0f s has ended", name, took)
+                log.warning("actor %r: what was running for %.0f s has ended", name, took)
         self._calls = calls
 
     def _is_slow(self, name: str, call: _Call, where: str, now: float) -> None:
@@ -105,10 +105,10 @@ class Watchdog:
             self._stats["handlers.slow"] += 1
         call.told_at = now - call.since
         call.place = where
-        waiting = "its further messages wait"
-        log.warning("actor %r: at work for %.0f s: %s; %s", name, call.told_at, where, waiting)
+        waiting = "its other messages are waiting"
+        log.warning("actor %r: running for %.0f s: %s; %s", name, call.told_at, where, waiting)
 
-    # The loop. These two are called in the watchdog's thread and on the loop.
+    # The event loop. The first of these is called in the watchdog's thread, the second on the loop.
 
     def _is_blocked(self, seconds: float, ident: int) -> None:
         frames = frames_of_thread(ident)
@@ -121,27 +121,27 @@ class Watchdog:
         self._blocked = name, f"the event loop is blocked: {where}"
         self._stats["loop.blocked"] += 1
         whose = f"actor {name!r}" if names else f"application {name!r}"
-        text = "%s has blocked the event loop for %.1f s: %s; everything else waits"
+        text = "%s has blocked the event loop for %.1f s: %s; everything else is waiting"
         log.error(text, whose, seconds, where)
 
     def _goes_on(self, seconds: float) -> None:
         if self._blocked is not None:
             self._blocked = None
-            log.warning("the event loop was blocked for %.1f s and goes on", seconds)
+            log.warning("the event loop was blocked for %.1f s and is running again", seconds)
 
 
 def _is_watched(lane: Lane) -> bool:
-    # A producer that runs once may well run as long as the application.
+    # A one-shot producer may well run as long as the application does.
     return lane.spec.kind != "producer" or lane.options.every is not None
 
 
 def _patience(lane: Lane) -> float:
-    """What the actor's options say that a call may take."""
+    """Return how long a call may take according to the actor's options."""
     return max(lane.options.deadline or 0.0, lane.options.every or 0.0)
 
 
 class _Call:
-    """One piece of the user's code at work, since it was first seen."""
+    """One call of the user's code, since it was first seen."""
 
     __slots__ = ("place", "since", "told_at", "what")
 
@@ -157,7 +157,7 @@ class _Call:
 
 
 class _Heartbeat:
-    """Asks one loop again and again whether it goes on."""
+    """Checks again and again, from another thread, that one loop responds."""
 
     def __init__(
         self,
@@ -176,12 +176,12 @@ class _Heartbeat:
         self._told = False
 
     def look(self, now: float, overslept: float) -> bool:
-        """In the thread: whether to go on looking."""
+        """Check the loop, in the watching thread; return whether to continue."""
         if self._asked is None:
             self._asked = now
             try:
                 self._loop.call_soon_threadsafe(self._beat)
-            except RuntimeError:  # it is closed
+            except RuntimeError:  # the loop is closed
                 return False
         elif overslept > self.pause * _OVERSLEPT:
             self._asked += overslept
@@ -198,7 +198,7 @@ class _Heartbeat:
 
 
 class _HeartbeatThread:
-    """One thread for all loops that are looked at."""
+    """One thread that watches all loops."""
 
     def __init__(self) -> None:
         self._heartbeats: dict[_Heartbeat, None] = {}

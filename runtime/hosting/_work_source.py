@@ -1,4 +1,4 @@
-"""Work sources: what brings a lane its work, and through which mailboxes."""
+"""Work sources: what a lane gets its work from, and through which mailboxes."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ __all__ = ["MessageSource", "WorkSource", "mailbox_of"]
 
 
 class WorkSource(Protocol):
-    """What brings a lane its work."""
+    """What a lane gets its work from."""
 
     @property
     def mailbox(self) -> Mailbox:
-        """Gets the deliveries of routers."""
+        """The mailbox for the deliveries of routers."""
 
     @property
     def local(self) -> Mailbox:
-        """Gets what comes from elsewhere; the lane's task takes its items from here."""
+        """The mailbox for everything else; the lane's task takes its items from here."""
 
     @property
     def processor(self) -> DeliveryProcessor:
-        """Handles deliveries."""
+        """The processor of its deliveries."""
 
     @property
     def task(self) -> asyncio.Future[Any] | None:
-        """The task that the user's code runs in at the moment, when it has one of its own."""
+        """The task that the user's code is running in, if it has one of its own."""
 
     async def receive(self, instance: Any, item: Any) -> None:
-        """Work off what the source itself has put into the mailbox."""
+        """Handle an item that the source itself has put into the mailbox."""
 
     def flush(self) -> None:
-        """Hold nothing back any more."""
+        """Hold nothing back from now on."""
 
 
 class MessageSource:
-    """One message after the other, from one mailbox.
+    """One message after another, from one mailbox.
 
     Args:
-        lane: gets them.
+        lane: the lane that handles them.
     """
 
     task = None
@@ -55,7 +55,7 @@ class MessageSource:
         self.processor = DeliveryProcessor(lane, lane.connection)
 
     async def receive(self, instance: Any, item: Any) -> None:
-        """Raise TypeError: it puts nothing there."""
+        """Raise TypeError: this source puts nothing into the mailbox."""
         raise TypeError(f"actor {self._lane.actor_name!r} got {item!r}")
 
     def flush(self) -> None:

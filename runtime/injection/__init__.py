@@ -1,4 +1,4 @@
-"""What the parameters of a handler get, worked out once from its signature.
+"""Injection: what the parameters of a handler get, worked out once from its signature.
 
 It may import `messaging` and below. Begin with `_plan`.
 """

@@ -1,4 +1,4 @@
-"""Arguments of a call: where they come from, and how each is fetched."""
+"""The arguments of a call: where they come from, and how each is fetched."""
 
 from __future__ import annotations
 
@@ -28,11 +28,28 @@ __all__ = [
     "resource_getter",
 ]
 
+_ANYTHING = (MISSING, Any, object)
+_LONGEST_QUOTED = 100
+_WORDS = (
+    msgspec.inspect.StrType,
+    msgspec.inspect.IntType,
+    msgspec.inspect.FloatType,
+    msgspec.inspect.BoolType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.UUIDType,
+    msgspec.inspect.EnumType,
+    msgspec.inspect.LiteralType,
+    msgspec.inspect.DecimalType,
+    msgspec.inspect.DateType,
+    msgspec.inspect.DateTimeType,
+    msgspec.inspect.TimeType,
+)
+
 
 class Scope(Protocol):
     """Where the arguments of one call come from.
 
-    Only what the handler asks for is looked up, so an implementation may make things on demand.
+    Only what the handler asks for is looked up, so an implementation may compute things on demand.
     """
 
     @property
@@ -62,7 +79,7 @@ class Scope(Protocol):
 
 
 Getter = Callable[[Scope], Any]
-"""Gives one argument."""
+"""Returns one argument."""
 
 PAYLOAD: Getter = operator.attrgetter("payload")
 """Fetches the payload."""
@@ -74,7 +91,7 @@ def decoded_message(scope: Scope) -> Message[Any]:
 
 
 def raw_message(scope: Scope) -> Message[bytes]:
-    """Return the message with its payload undecoded, where another parameter has it decoded."""
+    """Return the message with its payload undecoded, for when another parameter has it decoded."""
     message = scope.message()
     return msgspec.structs.replace(message, payload=message.raw)
 
@@ -85,7 +102,7 @@ def resource_getter(name: str) -> Getter:
 
 
 def capture_getter(name: str, convert: Callable[[str], Any] | None, default: Any) -> Getter:
-    """Return a function that fetches a capture, converted, or ``default`` without one."""
+    """Return a function that fetches a capture, converted, or ``default`` if there is none."""
 
     def get(scope: Scope) -> Any:
         text = scope.captures.get(name)
@@ -96,10 +113,7 @@ def capture_getter(name: str, convert: Callable[[str], Any] | None, default: Any
     return get
 
 
-_ANYTHING = (MISSING, Any, object)
-
-
-class _OfAMessage(Protocol):
+class _MessageScope(Protocol):
     """The scope of a handler that gets messages."""
 
     @property
@@ -108,13 +122,13 @@ class _OfAMessage(Protocol):
 
 @dataclass(frozen=True)
 class MessagePart:
-    """A part of a message.
+    """A part of a message that a parameter can ask for by name.
 
     Attributes:
-        read: gets it from the envelope.
-        kinds: the types that it has.
-        written: how the type is written.
-        always: every message has it.
+        read: takes it from the envelope.
+        kinds: its types.
+        written: how its type is written, for errors.
+        always: whether every message has it.
     """
 
     read: Callable[[Any], Any]
@@ -123,7 +137,7 @@ class MessagePart:
     always: bool
 
     def takes(self, annotation: Any, *, required: bool) -> bool:
-        """Whether a parameter with this annotation may get it."""
+        """Whether a parameter with this annotation can get it."""
         if annotation in _ANYTHING:
             return True
         bare, optional = bare_type(annotation)
@@ -132,11 +146,11 @@ class MessagePart:
         return kind in self.kinds and texts and (optional or self.always or not required)
 
     def getter(self, default: Any) -> Getter:
-        """Return a function that fetches it; ``default`` where a message does not have it."""
+        """Return a function that fetches it, or ``default`` if a message does not have it."""
         read = self.read
 
         def get(scope: Scope) -> Any:
-            value = read(cast(_OfAMessage, scope).envelope)
+            value = read(cast(_MessageScope, scope).envelope)
             return default if value is None else value
 
         return get
@@ -152,16 +166,13 @@ PARTS: Mapping[str, MessagePart] = {
 """By the name of the parameter."""
 
 
-_LONGEST_QUOTED = 100
-
-
 def capture_converter(name: str, annotation: Any) -> Callable[[str], Any] | None:
-    """Return what turns the text of a capture into the annotated type; None for a str.
+    """Return a function that converts the text of a capture to the annotated type; None for a str.
 
-    It raises DecodeError when the text does not fit.
+    The function raises DecodeError if the text does not fit.
 
     Raises:
-        ConfigurationError: a part of a topic cannot become that type.
+        ConfigurationError: a level of a topic cannot be converted to that type.
     """
     if annotation in (str, Any, object):
         return None
@@ -189,22 +200,6 @@ def capture_converter(name: str, annotation: Any) -> Callable[[str], Any] | None
             ) from error
 
     return converted
-
-
-_WORDS = (
-    msgspec.inspect.StrType,
-    msgspec.inspect.IntType,
-    msgspec.inspect.FloatType,
-    msgspec.inspect.BoolType,
-    msgspec.inspect.NoneType,
-    msgspec.inspect.UUIDType,
-    msgspec.inspect.EnumType,
-    msgspec.inspect.LiteralType,
-    msgspec.inspect.DecimalType,
-    msgspec.inspect.DateType,
-    msgspec.inspect.DateTimeType,
-    msgspec.inspect.TimeType,
-)
 
 
 def _is_written_as_text(info: msgspec.inspect.Type) -> bool:

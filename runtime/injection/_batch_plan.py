@@ -1,4 +1,4 @@
-"""The rules of injection for handlers that get several messages in one call."""
+"""The rules of injection for handlers that get several messages in one call, as lists."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ._signatures import MISSING, Parameter, Unresolved
 
 __all__ = ["BatchAnalysis"]
 
-_WHOLE = "a call gets several messages; ask for list[Message[...]], where each has its topic"
+_WHOLE = "a call gets several messages; ask for list[Message[...]], where each has its own topic"
 
 
 class BatchAnalysis(Analysis):
-    """As for single messages, with ``list[T]`` for the payloads, ``list[Message[T]]`` for all."""
+    """The rules for batches: ``list[T]`` for the payloads, ``list[Message[T]]`` for messages."""
 
     def _fill_by_type(self, parameter: Parameter) -> bool:
         element = _element(parameter.annotation)
@@ -86,7 +86,7 @@ def _bare(annotation: Any) -> Any:
 
 
 def _element(annotation: Any) -> Any:
-    """Return the T of ``list[T]`` or ``Sequence[T]``; MISSING for everything else."""
+    """Return the T of ``list[T]`` or ``Sequence[T]``; MISSING for anything else."""
     bare = _bare(annotation)
     if get_origin(bare) in (list, Sequence):
         return get_args(bare)[0]

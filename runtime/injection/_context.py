@@ -1,4 +1,4 @@
-"""The context: what a handler may know and do besides talking to the bus."""
+"""The context: what a handler can learn and do besides using the bus."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Context", "ContextOwner", "Timer"]
 
 
 class Timer(Protocol):
-    """Something that was put off with `Context.later`."""
+    """A call scheduled with `Context.later`."""
 
     def cancel(self) -> None:
-        """Do not do it any more; nothing happens when it is done already."""
+        """Cancel the call; does nothing if it has been made already."""
 
 
 class ContextOwner(Protocol):
-    """What a context needs of the actor it belongs to."""
+    """What a context uses of the actor that it belongs to."""
 
     application: str
     actor_name: str
@@ -40,11 +40,11 @@ class ContextOwner(Protocol):
 
 
 class Context:
-    """What a handler may know and do besides talking to the bus. Handlers get one injected.
+    """What a handler can learn and do besides using the bus. Handlers get it injected.
 
     Attributes:
-        attempt: which attempt at the message this is, from 1.
-        deadline: loop time at which the attempt is cut off, None for never.
+        attempt: the number of this attempt at the message, from 1.
+        deadline: loop time at which the attempt is cut off; None for never.
     """
 
     __slots__ = ("_generation", "_owner", "attempt", "deadline")
@@ -69,7 +69,7 @@ class Context:
 
     @property
     def instance(self) -> str:
-        """Which copy of the application this is."""
+        """Which instance of the application this is."""
         return self._owner.instance
 
     @property
@@ -77,8 +77,8 @@ class Context:
         """The actor's state. Assign to replace it; it is not rolled back when a handler fails.
 
         Raises:
-            ActorStopped: the handler was given up at its deadline, or the actor has begun anew
-                since: the state is another one's now.
+            ActorStopped: the handler was given up at its deadline, or the actor has restarted
+                since, so the state belongs to a newer instance.
         """
         self._check_generation()
         return self._owner.state
@@ -90,7 +90,7 @@ class Context:
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger that names the application and the actor."""
+        """A logger whose records name the application and the actor."""
         return self._owner.users_log
 
     @property
@@ -100,24 +100,24 @@ class Context:
 
     @property
     def random(self) -> random.Random:
-        """The application's source of randomness; repeatable under test."""
+        """The application's source of randomness; reproducible in tests."""
         return self._owner.environment.random
 
     def now(self) -> float:
-        """Wall time in seconds since 1970 (UTC)."""
+        """Return the wall time in seconds since 1970 (UTC)."""
         return self._owner.environment.now()
 
     def later(self, delay: float, function: Callable[..., Any], *args: Any) -> Timer:
         """Run ``function(*args)`` in this actor, between two messages, after ``delay`` seconds.
 
-        The function may be ``async``. A plain one that a ``def`` handler puts off runs in the
-        actor's thread, too; any other runs on the event loop and must not block. If it raises,
-        that is logged and counted, not retried. Whatever is still put off when the actor stops, or
-        when a new instance of its class takes over, is dropped.
+        The function may be ``async``. A plain one scheduled by a ``def`` handler runs in the
+        actor's thread; any other runs on the event loop and must not block. If it raises, that is
+        logged and counted, not retried. Calls still scheduled when the actor stops, or when a new
+        instance of its class takes over, are dropped.
 
         Raises:
-            ConfigurationError: the delay is not a number of seconds, 0 or more, or there is no
-                function that can be called.
+            ConfigurationError: the delay is not a number of seconds, 0 or more, or the function
+                cannot be called.
             ActorStopped: as for `state`.
         """
         self._check_generation()
@@ -133,6 +133,6 @@ class Context:
     def _check_generation(self) -> None:
         if self._generation is not self._owner.generation:
             raise ActorStopped(
-                f"actor {self._owner.actor_name!r} has begun anew, and this context is from before:"
-                " its handler was given up at its deadline, or the actor was restarted"
+                f"actor {self._owner.actor_name!r} has restarted, and this context is from before:"
+                " its handler was given up at its deadline, or the actor had to be restarted"
             )

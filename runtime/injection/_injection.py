@@ -17,7 +17,7 @@ _NO_REPLY = (MISSING, None, type(None), NoReturn)
 
 
 class Filter(Protocol):
-    """What injection needs of a topic filter: its text, and (level, name) of each capture."""
+    """What injection uses of a topic filter: its text, and (level, name) of each capture."""
 
     @property
     def text(self) -> str: ...
@@ -30,15 +30,15 @@ class Injection:
     """The arguments of one handler.
 
     Attributes:
-        name: the handler, for errors.
-        is_async: calling it gives an awaitable.
-        returns: its return annotation; None when it has none. Text if it cannot be resolved.
-        returns_value: it is annotated to return something other than None.
-        only_payload: the parameter that gets the payload, when there is no other one; else None.
-        wants_message_builder: a parameter asks for ``message_builder``.
-        payload_decoder: reads the payload as the type asked for; None when nobody asks for it.
-        required_captures: captures that the handler cannot be called without.
-        bind: gives the arguments, by name, for a `Scope`. Raises DecodeError when a capture does
+        name: the name of the handler, for errors.
+        is_async: whether calling it returns an awaitable.
+        returns: its return annotation; None if it has none, text if it cannot be resolved.
+        returns_value: whether it is annotated to return something other than None.
+        only_payload: the parameter that gets the payload, if it is the only one; else None.
+        wants_message_builder: whether a parameter asks for ``message_builder``.
+        payload_decoder: decodes the payload to the type asked for; None if nothing asks for it.
+        required_captures: the captures that the handler cannot be called without.
+        bind: returns the arguments, by name, for a `Scope`. Raises DecodeError if a capture does
             not fit its type, and whatever the scope raises.
     """
 
@@ -86,24 +86,26 @@ class Injection:
     ) -> Injection:
         """Work out what each parameter gets.
 
-        In this order: the annotations ``Message[T]`` and those of ``special``; the reserved
-        names; resources; captures of the topics; and one remaining annotated parameter without
-        default is the payload. Parameters with a default that nobody can fill keep it.
+        The rules apply in this order: the annotations ``Message[T]`` and those of ``special``; the
+        reserved names; resources; captures of the topics; parts of the message; and one remaining
+        annotated parameter without a default is the payload. Parameters with a default that no rule
+        applies to keep it.
 
         Args:
             function: the handler.
             topics: its filters.
-            resources: names of its resources.
+            resources: the names of its resources.
             kind: producers have neither messages nor captures.
-            has_self: its first parameter is the actor itself.
-            has_state: a state was given; without one a parameter ``state`` gets None, which its
-                annotation must allow.
-            special: types that decide whatever the name, and the attribute of the scope for each.
-            batch: one call gets several messages, as lists.
+            has_self: whether its first parameter is the actor itself.
+            has_state: whether a state was given; without one a parameter ``state`` gets None, which
+                its annotation must allow.
+            special: types that decide whatever the parameter's name, each with the attribute of the
+                scope that it stands for.
+            batch: whether one call gets several messages, as lists.
             variables: what type variables in annotations stand for.
 
         Raises:
-            ConfigurationError: a parameter that nobody can fill, with what could be asked for.
+            ConfigurationError: there is nothing to give to a parameter; says what there is.
         """
         signature = read_signature(function, has_self=has_self, variables=variables)
         available = Available(
@@ -119,7 +121,7 @@ class Injection:
         return cls(signature, analysis(signature, available).run())
 
     def is_responder(self, replies: bool = False) -> bool:
-        """Whether requests get an answer from it, even if that is an error."""
+        """Whether it answers requests, even if only with an error."""
         return replies or self.returns_value or self.wants_message_builder
 
     def __repr__(self) -> str:

@@ -29,6 +29,8 @@ __all__ = ["RESERVED_NAMES", "Analysis", "Available", "Plan"]
 
 RESERVED_NAMES = ("message", "socket", "state", "context", "message_builder", "payload")
 _OF_A_MESSAGE = ("message", "payload")
+_SIMILAR = 0.8
+_ANYTHING = (MISSING, Any, object)
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Available:
     """What the parameters of a handler can ask for.
 
     Attributes:
-        captures: the names in each of its topic filters.
+        captures: the names of the captures in each of its topic filters.
         topics: the texts of the filters.
-        resources: names of its resources.
-        has_state: a state was given.
+        resources: the names of its resources.
+        has_state: whether a state was given.
         kind: producers have neither messages nor captures.
-        special: types that decide whatever the parameter's name, and what of the scope they get.
-        batch: a call gets several messages.
+        special: types that decide whatever the parameter's name, each with the attribute of the
+            scope that it stands for.
+        batch: whether a call gets several messages.
     """
 
     captures: tuple[tuple[str, ...], ...] = ()
@@ -55,7 +58,7 @@ class Available:
 
     @property
     def reserved(self) -> tuple[str, ...]:
-        """The names that mean the same in every handler of the kind."""
+        """The names that mean the same in every handler of this kind."""
         if self.kind == "application":
             return RESERVED_NAMES
         return tuple(name for name in RESERVED_NAMES if name not in _OF_A_MESSAGE)
@@ -100,19 +103,15 @@ class Available:
         return text + (payload if self.kind == "application" else "")
 
 
-_SIMILAR = 0.8
-_ANYTHING = (MISSING, Any, object)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What each parameter gets.
 
     Attributes:
-        getters: by parameter.
-        extra_captures: captures for ``**kwargs``, as far as the topic has them.
+        getters: how to get each argument, by parameter.
+        extra_captures: captures for ``**kwargs``, passed if the topic has them.
         required_captures: captures that the handler cannot be called without.
-        payload_decoder: reads the payload; None when nobody asks for it.
+        payload_decoder: decodes the payload; None if nothing asks for it.
     """
 
     getters: Mapping[str, Getter]
@@ -122,11 +121,11 @@ class Plan:
 
 
 class Analysis:
-    """The rules, applied to one signature.
+    """The rules of injection, applied to one signature.
 
     Args:
-        signature: of the handler.
-        available: what it can ask for.
+        signature: the handler's.
+        available: what its parameters can ask for.
     """
 
     def __init__(self, signature: Signature, available: Available) -> None:
@@ -140,7 +139,7 @@ class Analysis:
         self._payload_name: str | None = None
 
     def run(self) -> Plan:
-        """Apply the rules; raises ConfigurationError for a parameter that nobody can fill."""
+        """Apply the rules; raises ConfigurationError if there is nothing to give to a parameter."""
         self._available.check(self._signature.name)
         remaining = [p for p in self._signature.parameters if not self._fill(p)]
         required = [p for p in remaining if p.required]
@@ -269,7 +268,7 @@ class Analysis:
         return True
 
     def _fill_part(self, parameter: Parameter) -> bool:
-        """Parts of the message that are asked for by name; captures and resources go first."""
+        """Fill a parameter named like a part of the message; captures and resources go first."""
         name = parameter.name
         part = PARTS.get(name)
         if part is None or self._available.kind == "producer":
@@ -305,7 +304,7 @@ class Analysis:
                 meant = open_names[near[0]]
                 raise self._error(
                     f"nothing to give to {parameter.name!r}; did you mean {meant!r}? (A parameter"
-                    " for the payload needs a name that is less like it)"
+                    " for the payload needs a name that is less similar to it)"
                 )
 
     def _may_be_payload(self, parameter: Parameter) -> bool:
@@ -338,7 +337,7 @@ class Analysis:
         self._payload_name = parameter.name
 
     def _fill_rest(self) -> tuple[str, ...]:
-        """Everything else, for ``**kwargs``; returns the captures, which a topic may lack."""
+        """Give everything else to ``**kwargs``; return the captures, which a topic may lack."""
         taken = {p.name for p in self._signature.parameters} | self._signature.fixed
         for name in self._available.reserved:
             if name == "message" and name not in taken:

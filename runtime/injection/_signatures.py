@@ -18,15 +18,15 @@ from ..payloads._generics import substituted
 __all__ = ["MISSING", "Parameter", "Signature", "Unresolved", "read_signature"]
 
 MISSING: Any = inspect.Parameter.empty
-"""Stands for a default or an annotation that is not there."""
+"""Stands for a missing default or annotation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unresolved:
-    """An annotation that names something which cannot be found at run time.
+    """An annotation with a name that cannot be found at run time.
 
     Attributes:
-        text: the annotation as it is written.
+        text: the annotation as written.
         reason: what went wrong.
     """
 
@@ -56,15 +56,15 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a function asks for.
+    """The parameters and the return annotation of a function.
 
     Attributes:
-        name: the function, for errors.
-        parameters: those that may be given by name, in order.
-        takes_anything: it has ``**kwargs``.
-        fixed: names that a ``functools.partial`` has given already.
+        name: the name of the function, for errors.
+        parameters: those that can be given by name, in order.
+        takes_anything: whether it has ``**kwargs``.
+        fixed: the names that a ``functools.partial`` has given already.
         returns: the return annotation, `Unresolved`, or `MISSING`.
-        is_async: calling it gives an awaitable.
+        is_async: whether calling it returns an awaitable.
     """
 
     name: str
@@ -84,8 +84,8 @@ def read_signature(
     """Return the signature of a function, method, partial, callable object or wrapper.
 
     Args:
-        function: what is to be called.
-        has_self: it comes from a class, and its first parameter is the instance.
+        function: what is going to be called.
+        has_self: whether it comes from a class and its first parameter is the instance.
         variables: what type variables stand for.
 
     Raises:
@@ -95,7 +95,7 @@ def read_signature(
     name = _name_of(layers)
     if any(inspect.isgeneratorfunction(f) or inspect.isasyncgenfunction(f) for f in layers):
         raise ConfigurationError(
-            f"{name} is a generator; a handler returns its reply, and publishes anything else"
+            f"{name} is a generator; a handler returns its reply and publishes anything else"
         )
     try:
         signature = inspect.signature(function)
@@ -108,7 +108,7 @@ def read_signature(
         if raw[0].name != "self" and raw[0].annotation is not MISSING:
             raise ConfigurationError(
                 f"{name}: the first parameter of a method is the actor itself, so {raw[0].name!r}"
-                " gets no payload; write self in front of it"
+                " gets no payload; put self before it"
             )
         del raw[0]
     fixed = {key for f in layers if isinstance(f, functools.partial) for key in f.keywords}
@@ -124,7 +124,7 @@ def read_signature(
             takes_anything = True
             continue
         _check_kind(name, parameter)
-        # What is left of a positional-only parameter has a default, and keeps it.
+        # A positional-only parameter that got here has a default, and keeps it.
         if parameter.kind is parameter.POSITIONAL_ONLY or parameter.name in fixed:
             continue
         parameters.append(
@@ -143,18 +143,18 @@ def read_signature(
 def _check_kind(name: str, parameter: inspect.Parameter) -> None:
     if parameter.kind is parameter.VAR_POSITIONAL:
         raise ConfigurationError(
-            f"{name} takes *{parameter.name}, and arguments are given by name; write the"
-            " parameters out, and use functools.wraps where a decorator hides them"
+            f"{name} takes *{parameter.name}, but arguments are given by name; write the"
+            " parameters out, and use functools.wraps if a decorator hides them"
         )
     if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is MISSING:
         raise ConfigurationError(
-            f"{name}: parameter {parameter.name!r} is positional-only, and arguments are given by"
+            f"{name}: parameter {parameter.name!r} is positional-only, but arguments are given by"
             " name; remove the / after it"
         )
 
 
 def _layers(function: Any) -> Iterator[Any]:
-    """Yield the callable, and what it wraps, down to the function that was written."""
+    """Yield the callable, and what it wraps, down to the function as written."""
     if isinstance(function, type) or not callable(function):
         raise ConfigurationError(f"{function!r} cannot be a handler; give a function")
     while True:
@@ -177,7 +177,7 @@ def _name_of(layers: tuple[Any, ...]) -> str:
 
 
 class _Resolver:
-    """Finds what the annotations of a function name."""
+    """Resolves the names in the annotations of a function."""
 
     def __init__(self, function: Any) -> None:
         self._globals: dict[str, Any] = getattr(function, "__globals__", {})
@@ -195,7 +195,7 @@ class _Resolver:
             return annotation
         with contextlib.suppress(Exception):
             return self._evaluate(annotation, self._closure)
-        # A name of the function in which the handler is being defined right now.
+        # A local name of the function in which the handler is being defined right now.
         try:
             return self._evaluate(annotation, {**self._defining_locals(), **self._closure})
         except Exception as error:  # noqa: BLE001  (an annotation may be any expression)

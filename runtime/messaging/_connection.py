@@ -1,4 +1,4 @@
-"""The connection that all actors of an application on one bus share, and its requests."""
+"""The connection to one bus, shared by all actors of an application that use it."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _MOST_TOPICS_REMEMBERED = 1024
 
 
 class HandlesTopic(Protocol):
-    """Something that takes messages."""
+    """Filters that come and go, of which only whether they match is of interest here."""
 
     def handles(self, topic: str) -> bool:
-        """Whether it takes what is published on the topic."""
+        """Whether one of the filters matches the topic."""
 
 
 class BusConnection:
@@ -55,15 +55,16 @@ class BusConnection:
         provider: what opened the bus.
         bus: the connection.
         max_received: the largest payload that handlers are given, in bytes.
-        requests: the requests under way.
-        lost_posts: hears of posts that nobody waits for and that failed.
+        requests: the pending requests.
+        lost_posts: is told of posts that failed and that nobody is waiting for.
         surroundings: identity, environment and counters of the application.
-        filters: what the application's actors take on this bus, as declared.
-        subscribed: what they take besides, from time to time.
-        reply_topics: where replies may go; None for everywhere. An actor may have its own.
+        filters: the declared filters of the application's actors on this bus.
+        subscribed: their runtime subscriptions.
+        reply_topics: filters for where replies may go; None for anywhere. Actors may have their
+            own.
         loop: the event loop that it belongs to.
-        ended: the application has stopped, and its sockets do nothing any more.
-        failure: why the bus cannot go on at all, or what the application ended with.
+        ended: whether the application has stopped, so that its sockets no longer work.
+        failure: why the bus has failed for good, or what the application ended with.
     """
 
     def __init__(
@@ -93,11 +94,11 @@ class BusConnection:
         self._reply_prefixes: dict[str, None] = {}
 
     async def start(self) -> None:
-        """Connect and open the reply inbox; raises as `Bus.start`."""
+        """Connect and open the reply inbox; raises as `Bus.start` does."""
         await self.bus.start(self.requests.on_reply)
 
     async def close(self, failure: BaseException | None = None) -> None:
-        """Give up what is pending, disconnect, and refuse what sockets are still used for.
+        """Give up what is pending, disconnect, and refuse any further use of the sockets.
 
         Args:
             failure: what the application ended with.
@@ -107,17 +108,17 @@ class BusConnection:
         self.lost_posts.close()
         await self.bus.close()
         self.requests.close(self._has_ended())
-        # What was given up is reported by callbacks.
+        # Callbacks report what was given up.
         await asyncio.sleep(0)
 
     def check_use(self) -> None:
-        """Refuse a socket that is used where it cannot work, instead of letting it fail later.
+        """Refuse the use of a socket where it cannot work, instead of letting it fail later.
 
         Raises:
             ActorStopped: the application has ended.
-            ConnectionLost: it has failed; not in a handler.
-            ConfigurationError: it belongs to the event loop of another thread, or the handler
-                that uses it to another application.
+            ConnectionLost: the application has failed; not raised in a handler.
+            ConfigurationError: the socket belongs to the event loop of another thread, or the
+                handler using it to another application.
         """
         turn = current_turn.get()
         if (
@@ -130,16 +131,16 @@ class BusConnection:
         name = self.surroundings.identity.application
         self.check_open()
         if self.failure is not None and turn is None:
-            # What a handler still has to send may have a chance.
+            # A handler may still succeed with what it has to send.
             raise ConnectionLost(
-                f"application {name!r} has failed and does nothing more on"
+                f"application {name!r} has failed and sends nothing more to"
                 f" {self.provider.address}: {reason_of(self.failure)}"
             )
         if _get_running_loop() is not self.loop:
             raise ConfigurationError(
-                f"a socket of application {name!r} was used outside of the event loop that it"
-                " belongs to: in another thread use app.sync_socket(), or the SyncSocket that a"
-                " 'def' handler gets; in another event loop start an application of its own"
+                f"a socket of application {name!r} was used outside the event loop that it belongs"
+                " to: in another thread use app.sync_socket(), or the SyncSocket that a 'def'"
+                " handler gets; in another event loop start a separate application"
             )
         if turn is not None and not turn.actor.startswith(self._own):
             raise ConfigurationError(
@@ -149,26 +150,26 @@ class BusConnection:
             )
 
     def check_open(self) -> None:
-        """Raise when the application has ended, or runs in another process; in any thread."""
+        """Raise if the application has ended, or is running in another process. For any thread."""
         if self.ended:
             raise self._has_ended()
         if os.getpid() != self._process:
             raise ConfigurationError(
                 f"a socket of application {self.surroundings.identity.application!r} was used in a"
-                " process that was forked off, where its event loop does not run: start an"
-                " application there, or give the results back to the process that has the socket"
+                " forked process, where its event loop is not running: start an application there,"
+                " or return the results to the process that has the socket"
             )
 
     def _has_ended(self) -> ActorStopped:
         name = self.surroundings.identity.application
         why = "" if self.failure is None else f" because of {reason_of(self.failure)}"
         return ActorStopped(
-            f"application {name!r} has ended{why}, and this socket with it: ask for a new one when"
-            " it runs again"
+            f"application {name!r} has ended{why}, and this socket with it: get a new one when the"
+            " application is running again"
         )
 
     def check(self, topic: str) -> None:
-        """Raise ConfigurationError when a user may not publish to ``topic``."""
+        """Raise ConfigurationError if a user may not publish to ``topic``."""
         if not isinstance(topic, str):
             raise ConfigurationError(f"topic {topic!r} is {type(topic).__name__}; give a str")
         if topic in self._checked:
@@ -195,16 +196,17 @@ class BusConnection:
     ) -> Envelope:
         """Return an outgoing message, encoded, with its id, source and time.
 
-        A message to the address where the current request waits for its reply becomes that reply.
+        A message to the response topic of the request being handled becomes the reply to it.
 
         Args:
             source: ``application/instance/actor``.
             message: what to send.
-            request: for a request, its response topic, correlation and the actors that wait.
+            request: for a request, its response topic, its correlation data and the actors that
+                wait for the reply.
 
         Raises:
             ConfigurationError: the topic, a header or an option cannot be sent.
-            EncodeError: the payload cannot be written.
+            EncodeError: the payload cannot be encoded.
         """
         topic = message.topic
         payload, natural_type = encode(message.payload)
@@ -253,13 +255,13 @@ class BusConnection:
         )
         if is_reply:
             assert turn is not None
-            # One that cannot leave never does, so that an error can still be the answer.
+            # Refuse now a reply that cannot be sent, so that an error can still be the answer.
             self.provider.check_message(envelope)
             turn.answered = turn.answered or len(payload) <= self.bus.max_payload
         return envelope
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
-        """Queue a publish; the message that is being handled is settled after its confirmation."""
+        """Queue a publish; the message being handled is settled only after its confirmation."""
         posted = self.bus.post(envelope)
         turn = current_turn.get()
         if turn is not None and turn.active and turn.settles:
@@ -274,7 +276,7 @@ class BusConnection:
         The request is not settled before the reply is confirmed.
 
         Raises:
-            EncodeError: the value cannot be written; the request is not answered.
+            EncodeError: the value cannot be encoded; the request is not answered.
         """
         if turn.answered:
             return
@@ -282,10 +284,10 @@ class BusConnection:
         self._post_reply(turn, source, payload, content_type, {REPLY_HEADER: "1"})
 
     def reply_error(self, turn: Turn, source: str, code: str, text: str) -> None:
-        """Answer the turn's request with a `RemoteError`, unless not even that can leave.
+        """Answer the turn's request with a `RemoteError`, unless not even that can be sent.
 
         Raises:
-            OutboxFull: it can, later.
+            OutboxFull: it can be sent later.
         """
         headers = {REPLY_HEADER: "1", ERROR_HEADER: escaped(str(code))[:LONGEST_CODE]}
         payload = str(text)[:LONGEST_TEXT].encode("utf-8", "replace")
@@ -295,14 +297,14 @@ class BusConnection:
         except OutboxFull:
             raise
         except SpaDatError as refusal:
-            # What the request came with makes even this answer one that cannot leave.
+            # What the request contains makes it impossible to send even this answer.
             assert turn.request is not None
             self.surroundings.stats["replies.refused"] += 1
             topic = quoted(turn.request.topic)
             self._log.error("the request on %s cannot be answered: %s", topic, describe(refusal))
 
     def refuse(self, request: Envelope, source: str, code: str, text: str) -> None:
-        """Answer a request that no handler sees with a `RemoteError`, as well as possible."""
+        """Answer a request that no handler gets with a `RemoteError`, on a best-effort basis."""
         turn = Turn(request.id, source, request)
         try:
             self.reply_error(turn, source, code, text)
@@ -338,7 +340,7 @@ class BusConnection:
         turn.answered = True
 
     def takes(self, topic: str) -> bool:
-        """Whether an actor of this application takes what is published on the topic."""
+        """Whether an actor of this application subscribes to the topic."""
         return bool(self.filters.match(topic)) or any(
             subscription.handles(topic) for subscription in self.subscribed
         )
@@ -346,15 +348,15 @@ class BusConnection:
     def reply_address_problem(
         self, envelope: Envelope, reply_topics: Sequence[TopicFilter] | None = None
     ) -> str | None:
-        """Why the response topic of a received message must not be used; None when it may.
+        """Return why the response topic of a received message must not be used; None if it may.
 
-        It comes from whoever sent the message, so it is checked as hostile input. Whoever may only
-        ask must not reach further with this application's rights than with their own: no actor of
-        the application is ever sent a reply that somebody else has asked for.
+        It comes from whoever sent the message, so it is checked as hostile input. A requester must
+        not reach further with this application's rights than with their own: no actor of the
+        application is ever sent a reply that somebody else has asked for.
 
         Args:
             envelope: the message.
-            reply_topics: where the actor at hand may reply to; None for `reply_topics`.
+            reply_topics: filters for where the handling actor may reply; None for `reply_topics`.
         """
         address = envelope.response_topic
         if address is None:
@@ -362,10 +364,10 @@ class BusConnection:
         if REPLY_HEADER in envelope.headers:
             return "the message is itself a reply"
         if len(address) > _LONGEST_REPLY_ADDRESS:
-            return f"it is {len(address)} characters long, {_LONGEST_REPLY_ADDRESS} are allowed"
+            return f"it is {len(address)} characters long; {_LONGEST_REPLY_ADDRESS} are allowed"
         if envelope.correlation is not None and len(envelope.correlation) > _LONGEST_CORRELATION:
             return (
-                f"its correlation data has {len(envelope.correlation)} bytes,"
+                f"its correlation data has {len(envelope.correlation)} bytes;"
                 f" {_LONGEST_CORRELATION} are allowed"
             )
         prefix, _, last = address.rpartition("/")
@@ -388,7 +390,7 @@ class BusConnection:
             return "an actor of this application would get the reply"
         allowed = self.reply_topics if reply_topics is None else reply_topics
         if allowed is not None and not any(filter_.matches(address) for filter_ in allowed):
-            return "reply_topics does not name it"
+            return "reply_topics does not include it"
         return None
 
 

@@ -35,8 +35,8 @@ def dead_letter(
 ) -> Envelope:
     """Return the message as it is stored: original bytes and headers, and what went wrong.
 
-    What happened stands in headers ``spa_dead_*``. Parking the same message twice gives the same
-    id, if its sender gave it one or the bus has a place for it.
+    Headers ``spa_dead_*`` say what happened. Parking the same message twice gives the same id, if
+    its sender gave it an id or the bus numbers its messages.
 
     Args:
         envelope: the message as it was received.
@@ -61,7 +61,7 @@ def dead_letter(
         headers["spa_dead_size"] = str(envelope.left_out.size)
         headers["spa_dead_sha256"] = digest
     if envelope.offset is not None:
-        # Where the original still is.
+        # Where the original can still be found.
         headers["spa_dead_partition"] = str(envelope.partition)
         headers["spa_dead_offset"] = str(envelope.offset)
     identity = envelope.identity
@@ -97,7 +97,7 @@ def dead_letter(
 def time_text(time: float) -> str:
     """Return a time in seconds since 1970 as ISO 8601 in UTC, to the millisecond.
 
-    It stays a number where no calendar goes so far.
+    A time beyond the range of the calendar stays a number.
     """
     try:
         return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
@@ -106,12 +106,14 @@ def time_text(time: float) -> str:
 
 
 def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
-    """Return a form of the dead letter that the bus may take; None when there is none left.
+    """Return a form of the dead letter that the bus may accept; None if there is none left.
+
+    If it was too large, the larger of payload and headers is dropped first. Otherwise what the
+    sender has chosen is escaped first, then left out, and the payload is dropped last.
 
     Args:
-        letter: as it was refused.
-        refusal: why. From what is too large the larger part goes first, payload or headers; else
-            what the sender has chosen is escaped first, then left out, and the payload goes last.
+        letter: the form that was refused.
+        refusal: why.
     """
     if not isinstance(refusal, MessageTooLarge):
         return plain(letter) or _without_fields(letter) or abridged(letter)
@@ -121,7 +123,7 @@ def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
 
 
 def _without_fields(letter: Envelope) -> Envelope | None:
-    """Return the dead letter without the sender's own fields; None when that leaves nothing out."""
+    """Return the dead letter without the sender's own fields; None if it has none."""
     bare = _bare(letter, _plain_headers(letter))
     return None if bare == letter else bare
 
@@ -132,10 +134,10 @@ def _is_mostly_headers(letter: Envelope) -> bool:
 
 
 def plain(letter: Envelope) -> Envelope | None:
-    """Return the dead letter with nothing in it, besides the payload, that any bus could refuse.
+    """Return the dead letter with nothing in it, except the payload, that a bus could refuse.
 
     What the sender has chosen is moved to the header ``spa_dead_original``, as JSON in ASCII; the
-    runtime's own headers stay where they are, escaped and cut off. None when it is so already.
+    runtime's own headers stay, escaped and shortened. None if the letter has this form already.
     """
     headers = _plain_headers(letter)
     if _ORIGINAL in letter.headers or (
@@ -169,7 +171,7 @@ def _plain_headers(letter: Envelope) -> dict[str, str]:
 
 
 def _original(letter: Envelope) -> str:
-    """Return what the sender has chosen, as JSON, as much as fits; ``complete`` if all."""
+    """Return as much of what the sender has chosen as fits, as JSON; ``complete`` if it is all."""
     fields = {
         "topic": letter.headers.get("spa_dead_topic"),
         "key": letter.key,
@@ -193,10 +195,10 @@ def _original(letter: Envelope) -> str:
 
 
 def abridged(letter: Envelope) -> Envelope | None:
-    """Return the dead letter with less in it, for a bus that found it too large.
+    """Return a shorter form of the dead letter, for a bus that found it too large.
 
-    First the payload goes, represented by its size and SHA-256, then what the sender attached.
-    None when there is nothing left to leave out.
+    First the payload is replaced by its size and SHA-256, then what the sender attached is left
+    out. None if there is nothing left to leave out.
     """
     if letter.payload:
         headers = {

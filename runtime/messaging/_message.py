@@ -1,4 +1,4 @@
-"""Messages as handlers see them, those that they send, and what these may look like."""
+"""Messages: those that handlers get, those that they send, and the checks of the latter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,13 @@ Reply = Callable[[object, Mapping[str, str] | None], Coroutine[Any, Any, None]]
 """Sends a payload, with headers, as the reply to the message at hand."""
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-"""What a message without headers has."""
+"""The headers of a message without any."""
+
+_LONGEST_EXPIRY = 2**32
+_WIRE_NAMES = frozenset({"id", "source", "type", "time", "specversion", "key"})
+# Each alternative can match in one way only: a topic of 64 KB that contains text from a stranger
+# must not take quadratic time.
+_BRACES = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{[A-Za-z_][\w.\[\]'\":!]*\}")
 
 
 class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
@@ -44,25 +50,26 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
 
     Attributes:
         payload: the decoded payload.
-        topic: the concrete topic it came on.
-        id: stable over redelivery and resending. When the sender gave none, its place on buses
-            that number their messages (``topic/partition/offset``), else None.
+        topic: the concrete topic it was published on.
+        id: stays the same over redelivery and resending. If the sender gave none, the message's
+            position on buses that number their messages (``topic/partition/offset``), else None.
         key: what the sender grouped it by.
         headers: everything else that the sender attached.
-        time: when it was sent, in seconds since 1970 (UTC); None when the sender did not say.
-        retained: it was the topic's kept value when the subscription began.
-        redelivered: the bus says that it has sent this message before.
-        attempt: which attempt at it this is, from 1.
-        response_topic: where a reply is expected; None when it is no request.
-        partition: where it is stored, on buses that have partitions.
+        time: when it was sent, in seconds since 1970 (UTC); None if the sender did not say.
+        retained: whether it is the topic's last value, kept from before the subscription began.
+        redelivered: whether the bus says that it has sent this message before.
+        attempt: the number of this attempt at it, from 1.
+        response_topic: where a reply is expected; None if it is not a request.
+        partition: where it is stored, on buses with partitions.
         offset: its number in the partition.
-        raw: the payload as it came.
-        content_type: MIME type of the payload; None when the sender gave none.
-        source: who sent it: ``application/instance/actor`` for senders of this package.
-        tombstone: it has no payload at all: it deletes what its key stands for (Kafka).
-        raw_key: the key as bytes: what came, also where it is no text (Kafka).
-        raw_headers: all headers as pairs of name and bytes, in order: on Kafka what came, repeated
-            ones and those that stand for other attributes included; None for one without a value.
+        raw: the payload as received.
+        content_type: MIME type of the payload; None if the sender gave none.
+        source: who sent it: ``application/instance/actor`` for senders that use this package.
+        tombstone: whether it has no payload at all and so deletes its key (Kafka).
+        raw_key: the key as bytes, as received, even if it is not text (Kafka).
+        raw_headers: all headers as pairs of name and bytes, in order: on Kafka as received,
+            including repeated ones and those that hold other attributes; the bytes are None for a
+            header without a value.
     """
 
     payload: T
@@ -106,16 +113,16 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
         Args:
             envelope: as it came from the bus.
             payload: its payload, decoded.
-            attempt: which attempt at it this is, from 1.
-            reply: sends the answer; None when the message is not to be answered.
+            attempt: the number of this attempt at it, from 1.
+            reply: sends the reply; None if the message cannot be answered.
         """
         return Message(
             payload=payload,
             topic=envelope.topic,
             id=envelope.identity,
             key=envelope.key,
-            # A copy: what a handler does to them is neither other actors' business nor the next
-            # attempt's, and a dead letter has them as they came.
+            # A copy: what a handler changes must not show in other actors, in the next attempt or
+            # in a dead letter.
             headers=dict(envelope.headers) if envelope.headers else NO_HEADERS,
             time=envelope.time,
             retained=envelope.retain,
@@ -136,7 +143,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
     def reply(
         self, payload: object, *, headers: Mapping[str, str] | None = None
     ) -> Coroutine[Any, Any, None]:
-        """Answer the request; to be awaited, until the broker has confirmed the answer.
+        """Answer the request; await it, which waits until the broker has confirmed the reply.
 
         For ``async def`` handlers; a ``def`` handler returns its reply.
 
@@ -145,14 +152,14 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             headers: names and values for the requester.
 
         Raises:
-            ConfigurationError: the message is not a request, or no event loop runs here.
-            EncodeError: the payload cannot be written.
+            ConfigurationError: the message is not a request, or no event loop is running here.
+            EncodeError: the payload cannot be encoded.
             TransportError: as `Socket.publish` does.
         """
         if self._reply is None:
             raise ConfigurationError(
                 f"the message on {self.topic!r} cannot be answered: it is not a request that may"
-                " get a reply; look at message.response_topic before calling reply()"
+                " get a reply; check message.response_topic before calling reply()"
             )
         if _get_running_loop() is None:
             raise ConfigurationError(
@@ -166,17 +173,17 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
 
 
 class PublishOptions(TypedDict, total=False):
-    """The options of a message to be sent, wherever one is made.
+    """The options of a message to be sent.
 
-    `Socket.publish` and `Socket.post` take them as keywords, and so do those of `SyncSocket`,
-    ``message_builder`` and ``harness.publish``. A type checker knows them from here; a function of
-    your own hands them on with ``**options: Unpack[PublishOptions]``.
+    `Socket.publish` and `Socket.post` take them as keywords, as do the same methods of
+    `SyncSocket`, ``message_builder`` and ``harness.publish``. A function of your own can pass them
+    on with ``**options: Unpack[PublishOptions]``, which type checkers understand.
 
     Attributes:
-        key: messages with the same key stay in order where the bus is partitioned.
+        key: messages with the same key stay in order, also on a bus with partitions.
         headers: names and values for the receivers.
-        content_type: MIME type; None for what the payload's type says.
-        retain: the broker keeps it as the topic's last value for later subscribers.
+        content_type: MIME type; None for the one that goes with the payload's type.
+        retain: whether the broker keeps it as the topic's last value, for later subscribers.
         qos: 0 at most once, 1 at least once; None for the default of the bus, normally 1.
         expiry: seconds after which the broker may drop it undelivered; None for never.
     """
@@ -193,12 +200,12 @@ _OPTIONS = frozenset(PublishOptions.__annotations__)
 
 
 class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A message to be sent, as ``message_builder`` makes it; `Socket.publish` takes it whole.
+    """A message to be sent, as ``message_builder`` makes it; `Socket.publish` accepts it.
 
     Attributes:
-        topic: where to.
+        topic: the topic to publish on.
         payload: as for `Socket.publish`.
-        response_topic: where the receivers are to send their replies.
+        response_topic: where the receivers shall send their replies.
 
     The others are the `PublishOptions`.
     """
@@ -217,16 +224,16 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 def outgoing_message(
     call: str, topic: str, payload: object, options: PublishOptions
 ) -> OutgoingMessage:
-    """Return the message that the arguments of a call say.
+    """Return the message that the arguments of a call describe.
 
     Args:
         call: name of the function that was called, for errors.
-        topic: where to.
-        payload: of the message.
-        options: what the call was given besides; it is used up.
+        topic: the topic to publish on.
+        payload: the message's.
+        options: the other arguments of the call; the dict may be changed.
 
     Raises:
-        TypeError: an option that there is not.
+        TypeError: an option does not exist.
     """
     if not options:
         return OutgoingMessage(topic=topic, payload=payload)
@@ -243,13 +250,13 @@ def outgoing_message(
 def message_meant(
     call: str, topic: str | OutgoingMessage, payload: object, options: PublishOptions
 ) -> OutgoingMessage:
-    """Return the message that a handler's call is to send, which it may have given as a whole.
+    """Return the message that a call shall send, which may have been given as a whole message.
 
     The arguments are those of `outgoing_message`.
 
     Raises:
-        TypeError: an option that there is not.
-        ConfigurationError: as `topic_meant` does, or a whole message came with a payload or with
+        TypeError: an option does not exist.
+        ConfigurationError: as `topic_meant` does, or a whole message was given with a payload or
             an option other than ``expiry``.
     """
     if not isinstance(topic, OutgoingMessage):
@@ -286,21 +293,21 @@ class MessageBuilder:
         """Return a message for `Socket.publish`.
 
         Args:
-            topic: where to.
+            topic: the topic to publish on.
             payload: as for `Socket.publish`.
-            response_topic: where the receivers are to send their replies.
+            response_topic: where the receivers shall send their replies.
             options: see `PublishOptions`.
 
         Raises:
             ConfigurationError: the topic is None, as ``message.response_topic`` is for messages
-                that are no requests.
+                that are not requests.
         """
         if topic is None:
             raise ConfigurationError(
                 "message_builder(topic=None): give a topic; message.response_topic is None when"
                 " the message is not a request"
             )
-        # The caller may change them before the message is sent.
+        # A copy: the caller may change them before the message is sent.
         options["headers"] = dict(options.get("headers") or NO_HEADERS)
         message = outgoing_message("message_builder", topic_meant(topic), payload, options)
         if response_topic is None:
@@ -308,12 +315,8 @@ class MessageBuilder:
         return msgspec.structs.replace(message, response_topic=response_topic)
 
 
-_LONGEST_EXPIRY = 2**32
-_WIRE_NAMES = frozenset({"id", "source", "type", "time", "specversion", "key"})
-
-
 def check_response_topic(address: str) -> None:
-    """Raise ConfigurationError when no reply can go there."""
+    """Raise ConfigurationError if no reply can be sent to the address."""
     try:
         check_topic(address)
     except ConfigurationError as error:
@@ -321,7 +324,7 @@ def check_response_topic(address: str) -> None:
 
 
 def check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
-    """Raise ConfigurationError when an option or a header of a message cannot be sent."""
+    """Raise ConfigurationError if an option or a header of a message cannot be sent."""
     if message.qos not in (None, 0, 1):
         raise ConfigurationError(f"qos={message.qos!r}: give 0 (at most once) or 1 (at least once)")
     if not isinstance(message.retain, bool):
@@ -348,17 +351,12 @@ def check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
             raise ConfigurationError(f"header {name!r} belongs to the runtime; choose another name")
 
 
-# Each alternative has one way to match: a topic of 64 KB that a stranger has a part in must not
-# take time that grows with its square.
-_BRACES = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{[A-Za-z_][\w.\[\]'\":!]*\}")
-
-
 def topic_meant(topic: str) -> str:
     """Return the topic to publish on; ``{{name}}`` stands for ``{name}``.
 
     Raises:
-        ConfigurationError: ``{name}`` stands in it, and not because it stands in the topic or the
-            reply address of the message that is being handled.
+        ConfigurationError: it contains ``{name}``, unless that comes from the topic or the
+            response topic of the message being handled.
     """
     if not isinstance(topic, str) or "{" not in topic:
         return topic
@@ -370,8 +368,8 @@ def topic_meant(topic: str) -> str:
             return found[0]
         if found[1] is None:
             raise ConfigurationError(
-                f"topic {topic!r}: {found[0]} would be sent as it stands; write an f-string,"
-                f" f{topic!r}, or {{{found[0]}}} where the braces are meant"
+                f"topic {topic!r}: {found[0]} would be sent literally; write an f-string,"
+                f" f{topic!r}, or {{{found[0]}}} if braces are meant"
             )
         return f"{{{found[1]}}}"
 

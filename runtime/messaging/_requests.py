@@ -1,4 +1,4 @@
-"""Requests: who waits for which reply."""
+"""Requests: sending them and matching the replies."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ CHAIN_HEADER = "spa_chain"
 ERROR_HEADER = "spa_error"
 """On a reply: the code of a `RemoteError`; the payload is its text."""
 MOST_REPLIES = 1_000
-"""How many replies to one request are kept unless something else is said."""
+"""How many replies to one request are kept by default."""
 _MOST_BYTES = 16_777_216
 _MOST_BYTES_TOGETHER = 67_108_864
 LONGEST_CODE = 100
-"""Characters of the code of an error that is a reply, sent or received."""
+"""The most characters in the code of an error reply, sent or received."""
 LONGEST_TEXT = 1_000
-"""Characters of its text."""
-# What each takes in memory beside its characters.
+"""The most characters in its text."""
+# Bytes of memory that a message and a header take besides their characters.
 _OVERHEAD = 512
 _OVERHEAD_OF_A_HEADER = 256
 
-# Sixteen names at the most, of printable characters: see `chain_names`.
+# At most sixteen names of printable characters: see `chain_names`.
 _CHAIN = re.compile(r"[!-+\--~]+(?:,[!-+\--~]+){0,15}")
 _LONGEST_CHAIN = 4096
 
@@ -50,8 +50,8 @@ _LONGEST_CHAIN = 4096
 def chain_of(envelope: Envelope) -> tuple[str, ...]:
     """Return the actors that wait for the reply to a request, outermost first.
 
-    Empty where none are named, and where a stranger has written something else: it goes out again
-    with each request that the handler makes.
+    Empty if none are named, or if a stranger has written anything else there: it is sent on with
+    each request that the handler makes.
     """
     text = envelope.headers.get(CHAIN_HEADER)
     if text is None or len(text) > _LONGEST_CHAIN or _CHAIN.fullmatch(text) is None:
@@ -60,21 +60,21 @@ def chain_of(envelope: Envelope) -> tuple[str, ...]:
 
 
 def circle_of(envelope: Envelope, name: str) -> str | None:
-    """Return in words which actors wait for each other with the request; None for no circle."""
+    """Return the circle of actors that the request would make wait; None if there is none."""
     names = chain_of(envelope)
     return " -> ".join([*names[names.index(name) :], name]) if name in names else None
 
 
 def remote_error(envelope: Envelope) -> RemoteError | None:
-    """Return the error that a reply carries, or is for its size; None for a good one."""
+    """Return the error that a reply carries, or that its size amounts to; None for a good one."""
     code = envelope.headers.get(ERROR_HEADER)
     left_out = envelope.left_out
     if code is None:
         if left_out is None:
             return None
         text = (
-            f"the reply has {left_out.size} bytes, which is more than may be received: have less"
-            " sent, or raise the option 'max_received' of the bus"
+            f"the reply has {left_out.size} bytes, which is more than may be received: make the"
+            " responder send less, or raise the option 'max_received' of the bus"
         )
         return RemoteError("reply-too-large", text)
     if left_out is not None:
@@ -96,7 +96,7 @@ def _size(envelope: Envelope) -> int:
 
 
 def error_answer(error: BaseException) -> tuple[str, str]:
-    """Code and text of the answer to a request whose handler has raised ``error``."""
+    """Return code and text of the answer to a request whose handler has raised ``error``."""
     if isinstance(error, RemoteError):
         return error.code, error.text
     if isinstance(error, Reject):
@@ -105,7 +105,7 @@ def error_answer(error: BaseException) -> tuple[str, str]:
 
 
 class _PendingRequest:
-    """One request under way: hands on each reply, then is forgotten."""
+    """One pending request, which collects its replies."""
 
     __slots__ = ("future", "limit", "posted", "replies", "seen", "size", "wanted")
 
@@ -121,7 +121,7 @@ class _PendingRequest:
         self.seen: set[tuple[str | None, str]] = set()
 
     def is_repeated(self, envelope: Envelope) -> bool:
-        """Whether this very reply has come before: sent twice, or by a responder that ran twice."""
+        """Whether the same reply has come before: it was sent twice, or the responder ran twice."""
         if envelope.id is None:
             return False
         known = (envelope.source, envelope.id)
@@ -132,11 +132,11 @@ class _PendingRequest:
 
 
 class Requests:
-    """The table of requests under way on one bus.
+    """The pending requests on one bus.
 
-    Every request has a correlation of its own that cannot be guessed. A reply for an unknown
-    one (late, repeated, foreign) is dropped and counted as ``replies.dropped``, and so is one that
-    is more than is kept.
+    Every request has correlation data of its own that cannot be guessed. A reply with unknown
+    correlation data (late, repeated, foreign) is dropped and counted as ``replies.dropped``, and so
+    is one beyond the limits of what is kept.
     """
 
     def __init__(self, bus: Bus, token: Callable[[], str], stats: Counter[str]) -> None:
@@ -144,20 +144,20 @@ class Requests:
         self._token = token
         self._stats = stats
         self._pending: dict[str, _PendingRequest] = {}
-        # Bytes of what is kept for requests of several replies.
+        # Bytes kept for all requests that collect several replies.
         self._size = 0
 
     def __len__(self) -> int:
         return len(self._pending)
 
     def close(self, error: Exception) -> None:
-        """No reply comes any more: those who wait get the error."""
+        """Fail all pending requests with the error: no reply can come any more."""
         for pending in [*self._pending.values()]:
             if not pending.future.done():
                 pending.future.set_exception(error)
 
     def on_reply(self, correlation: str, envelope: Envelope) -> None:
-        """Take a reply that came in; called by the bus."""
+        """Take a reply; called by the bus."""
         pending = self._pending.get(correlation)
         if pending is None or pending.future.done() or pending.is_repeated(envelope):
             self._stats["replies.dropped"] += 1
@@ -173,15 +173,15 @@ class Requests:
             pending.future.set_result(pending.replies)
 
     def _keeps(self, pending: _PendingRequest, envelope: Envelope) -> bool:
-        """Whether there is room for one more reply; if not, the last one says so."""
+        """Whether there is room for one more reply; if not, add one that says so."""
         size = _size(envelope)
         if pending.wanted is None and len(pending.replies) >= pending.limit:
-            problem = f"more than {pending.limit} replies came: raise limit= if they are wanted"
+            problem = f"more than {pending.limit} replies came: raise limit= to get them"
         elif pending.size + size > _MOST_BYTES or self._size + size > _MOST_BYTES_TOGETHER:
             problem = (
                 f"after {len(pending.replies)} replies of {pending.size} bytes there was no room"
-                f" for more: one request may have {_MOST_BYTES} bytes of replies, and all together"
-                f" {_MOST_BYTES_TOGETHER}"
+                f" for more: one request may get {_MOST_BYTES} bytes of replies, and all requests"
+                f" together {_MOST_BYTES_TOGETHER}"
             )
         else:
             pending.size += size
@@ -205,9 +205,9 @@ class Requests:
         Args:
             make: builds the request from the response topic and the correlation.
             timeout: seconds.
-            wanted: how many replies end the waiting; None waits for the whole timeout and
-                returns what has come, be it nothing.
-            limit: without ``wanted``, how many replies are kept.
+            wanted: how many replies to wait for; None waits for the whole timeout and returns
+                whatever has come, possibly nothing.
+            limit: how many replies are kept if ``wanted`` is None.
 
         Raises:
             RequestTimeout: fewer than ``wanted`` replies came in time.
@@ -227,7 +227,7 @@ class Requests:
             try:
                 return await future
             finally:
-                # Cancels only what was not written yet: a request nobody waits for is not sent.
+                # Has an effect only before it is sent: a request nobody waits for is not sent.
                 posted.cancel()
                 del posted
                 pending.posted = None
@@ -235,7 +235,7 @@ class Requests:
             expiry.cancel()
             self._pending.pop(correlation, None)
             self._size -= pending.size
-            # What they raise refers to this frame, and to those of the user's code around it.
+            # Their errors have this frame, and those of the user's code around it, in tracebacks.
             del future, pending
 
     def _expire(self, pending: _PendingRequest, topic: str, timeout: float) -> None:

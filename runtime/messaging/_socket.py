@@ -1,4 +1,4 @@
-"""The socket: what a handler talks to the bus with."""
+"""The socket: publishing, requesting and subscribing from a handler."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ._requests import MOST_REPLIES, remote_error
 __all__ = ["DEFAULT_TIMEOUT", "RuntimeSubscriptions", "Socket"]
 
 DEFAULT_TIMEOUT = 30.0
-"""Seconds that `publish` and `request` wait at the most unless told otherwise."""
+"""Seconds that `publish` and `request` wait at most by default."""
 
 T = TypeVar("T")
 
 
 class RuntimeSubscriptions(Protocol):
-    """Filters that come and go while the actor runs."""
+    """The filters that an actor adds and removes while it is running."""
 
     async def add(self, pattern: str) -> None: ...
 
@@ -36,7 +36,7 @@ class RuntimeSubscriptions(Protocol):
 class Socket:
     """Publish-subscribe and request-reply for one actor on one bus.
 
-    Handlers get one injected; there is no need to make one.
+    Handlers get it injected; there is no need to make one.
 
     Args:
         connection: the bus.
@@ -53,11 +53,11 @@ class Socket:
         self._subscriptions = subscriptions
 
     def revoke(self) -> None:
-        """From now on every call raises ActorStopped: the handler that has it was given up."""
+        """Make every further call raise ActorStopped: the handler that has it was given up."""
         self._check_use = _refuse
 
     def check_open(self) -> None:
-        """Raise when its application has ended, or runs in another process; in any thread."""
+        """Raise if its application has ended, or is running in another process. For any thread."""
         self._connection.check_open()
 
     async def publish(
@@ -71,8 +71,9 @@ class Socket:
         """Publish, and return when the broker has confirmed it.
 
         Args:
-            topic: where to, or a whole message from ``message_builder``.
-            payload: bytes go as they are, str as text, None as nothing, everything else as JSON.
+            topic: the topic to publish on, or a whole message from ``message_builder``.
+            payload: bytes are sent as they are, a str as text, None as nothing, everything else as
+                JSON.
             timeout: seconds to wait for the confirmation.
             options: ``key``, ``headers``, ``content_type``, ``retain``, ``qos`` and ``expiry``; see
                 `PublishOptions`.
@@ -81,10 +82,11 @@ class Socket:
             ConfigurationError: the topic or an option is wrong, or the socket belongs to another
                 application, thread or event loop.
             ActorStopped: its application has ended.
-            EncodeError: the payload cannot be written.
+            EncodeError: the payload cannot be encoded.
             MessageTooLarge, OutboxFull: at once.
             PublishRefused, NotAuthorised: the broker's answer.
-            PublishNotSent: no connection within ``timeout``; it was not and will not be sent.
+            PublishNotSent: there was no connection within ``timeout``; the message was not sent and
+                will not be.
             PublishUnknown: sent, but not confirmed within ``timeout``.
         """
         message = message_meant("publish", topic, payload, options)
@@ -101,12 +103,12 @@ class Socket:
     ) -> None:
         """Publish without waiting; the options are those of `publish`.
 
-        The message that is being handled is settled only when its posts are confirmed. If the
-        broker refuses one, the message becomes a dead letter.
+        The message being handled is settled only when its posts are confirmed. If the broker
+        refuses one, the message becomes a dead letter.
 
         Raises:
             ConfigurationError, ActorStopped, EncodeError, MessageTooLarge, OutboxFull: at once.
-                For the last there is `drain`.
+                `drain` prevents the last.
         """
         message = message_meant("post", topic, payload, options)
         self._check_use()
@@ -114,25 +116,25 @@ class Socket:
         self._connection.post(envelope)
 
     async def drain(self) -> None:
-        """Wait until posts find room: until at most half of the bus's ``outbox`` is taken.
+        """Wait until there is room for posts: until at most half of the bus's ``outbox`` is used.
 
-        Call it between posts, in a loop that posts much; it returns at once while there is room.
-        It does not wait for confirmations, as `publish` does.
+        Call it between posts in a loop that posts a lot; it returns at once while there is room.
+        Unlike `publish` it does not wait for confirmations.
 
         Raises:
-            ActorStopped, ConfigurationError: as `publish`.
+            ActorStopped, ConfigurationError: as for `publish`.
         """
         self._check_use()
         await self._connection.bus.room()
 
     async def subscribe(self, pattern: str) -> None:
-        """Also give this actor what matches the filter, from now on and while it runs.
+        """Also give this actor the messages that match the filter, as long as it is running.
 
-        Returns when the subscription is in force. It is this instance's own, nothing is kept for
-        it while the connection is away, and it ends with the actor.
+        Returns when the subscription is active. It belongs to this instance alone, nothing is kept
+        for it while the connection is lost, and it ends with the actor.
 
         Args:
-            pattern: an MQTT filter; ``+`` stands for one level, ``#`` for all further ones.
+            pattern: an MQTT filter; ``+`` matches one level, ``#`` all levels below.
 
         Raises:
             ConfigurationError: the filter is wrong, or no handler of the actor can take it.
@@ -142,7 +144,7 @@ class Socket:
         await self._subscriptions.add(pattern)
 
     async def unsubscribe(self, pattern: str) -> None:
-        """Undo `subscribe`; returns when it is no more in force.
+        """Undo `subscribe`; returns when the subscription has ended.
 
         Raises:
             ConfigurationError: there is no such runtime subscription.
@@ -186,10 +188,10 @@ class Socket:
         """Send a request and wait for its first reply.
 
         Args:
-            topic: where to, or a whole message from ``message_builder``.
+            topic: the topic to publish on, or a whole message from ``message_builder``.
             payload: as for `publish`.
-            reply: the type that the reply must fit; ``Message[T]`` gives the whole message.
-            timeout: seconds; responders that get the request later do not run it.
+            reply: the type to decode the reply to; ``Message[T]`` for the whole message.
+            timeout: seconds; responders that get the request later ignore it.
             key: as for `publish`.
             headers: as for `publish`.
 
@@ -198,7 +200,7 @@ class Socket:
             RemoteError: the responder answered with an error.
             NoResponder: the bus says that nobody listens.
             DecodeError: the reply does not fit ``reply``.
-            As `publish` does.
+            Others: as for `publish`.
         """
         decode = self._decoder(reply)
         (envelope,) = await self._request(topic, payload, key, headers, timeout, 1)
@@ -207,7 +209,7 @@ class Socket:
             try:
                 raise error
             finally:
-                del error  # it refers to this frame
+                del error  # its traceback has this frame
         return decode(envelope)
 
     @overload
@@ -252,24 +254,25 @@ class Socket:
         """Send a request and collect the replies of several responders.
 
         Args:
-            topic: where to, or a whole message from ``message_builder``.
+            topic: the topic to publish on, or a whole message from ``message_builder``.
             payload: as for `publish`.
-            reply: the type that each reply must fit; bytes by default.
+            reply: the type to decode each reply to; bytes by default.
             count: return as soon as this many have come; None waits for the whole timeout and
                 returns all that came.
-            limit: without ``count``, the most replies that are kept. One more ends the waiting,
-                and so do 16 MiB of replies: then the last of what is returned is a `RemoteError`
-                with the code ``too-many-replies``.
+            limit: the most replies that are kept if ``count`` is None. One more ends the wait, as
+                do 16 MiB of replies: the last one returned is then a `RemoteError` with the code
+                ``too-many-replies``.
             timeout: seconds.
             key: as for `publish`.
             headers: as for `publish`.
 
         Returns:
-            The replies in the order in which they came; a responder's error stands among them.
+            The replies in the order in which they came; a responder's error is one of them.
 
         Raises:
             RequestTimeout: fewer than ``count`` replies in time.
-            NoResponder, DecodeError: as for `request`; as `publish` does.
+            NoResponder, DecodeError: as for `request`.
+            Others: as for `publish`.
         """
         if count is not None and not (isinstance(count, int) and count >= 1):
             raise ConfigurationError(
@@ -324,11 +327,11 @@ class Socket:
 
 
 def _refuse() -> None:
-    raise ActorStopped("the handler that this socket belongs to was given up; it does nothing more")
+    raise ActorStopped("the handler that this socket belongs to was given up; it no longer works")
 
 
 def _reply_refusal(envelope: Envelope, error: DecodeError) -> DecodeError:
-    """Say that it is a reply that does not fit, and whose."""
+    """Return an error that says whose reply does not fit."""
     who = "the responder" if envelope.source is None else quoted(envelope.source, 200)
-    hint = "" if envelope.payload else f"; {who} returned None, perhaps by a forgotten 'return'"
-    return DecodeError(f"the reply of {who} is no use: {error}{hint}")
+    hint = "" if envelope.payload else f"; {who} returned None, perhaps a 'return' is missing"
+    return DecodeError(f"the reply of {who} cannot be used: {error}{hint}")

@@ -1,4 +1,4 @@
-"""The socket of handlers that are plain functions and run in a thread."""
+"""The socket of ``def`` handlers, which run in a thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["SyncSocket"]
 
 T = TypeVar("T")
 
-# Seconds between two looks whether the loop is still there.
+# Seconds between two checks that the loop is still there.
 _LOOK_AGAIN = 1.0
 
 
@@ -40,19 +40,19 @@ class SyncSocket:
         self._calls: dict[Future[Any], None] = {}
 
     def revoke(self) -> None:
-        """From now on every call raises ActorStopped, one under way as well."""
+        """Make every further call raise ActorStopped, and those in progress as well."""
         self._revoked = True
         for call in tuple(self._calls):
             call.cancel()
 
     def give_up(self) -> None:
-        """Revoke it, and the socket that it stands for: whatever has them was given up."""
+        """Revoke it, and the socket underneath: the handler that has them was given up."""
         self.revoke()
         self._socket.revoke()
 
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
-            # Threads that go on at the end must not keep the loop busy.
+            # Threads that keep running after the end must not keep the loop busy.
             self._socket.check_open()
             if threading.get_ident() == self._loop_thread:
                 raise ConfigurationError(
@@ -70,7 +70,7 @@ class SyncSocket:
         self._calls[future] = None
         try:
             if self._revoked:
-                # That was meanwhile, in the thread of the loop.
+                # It was revoked in the meantime, in the loop's thread.
                 future.cancel()
             if waits_for_loop() is not None:
                 return future.result()
@@ -88,7 +88,7 @@ class SyncSocket:
             raise _has_ended() from None
         finally:
             del self._calls[future]
-            del future  # what it raised refers to this frame
+            del future  # what it raised has this frame in its traceback
 
     def publish(
         self,
@@ -222,5 +222,5 @@ class SyncSocket:
 
 def _has_ended() -> ActorStopped:
     return ActorStopped(
-        "the handler or application that this socket belongs to has ended; it does nothing any more"
+        "the handler or application that this socket belongs to has ended; it no longer works"
     )

@@ -1,4 +1,4 @@
-"""The message that an actor is working on, as seen by what it publishes meanwhile."""
+"""The turn: one attempt of one actor at one message, with what it publishes meanwhile."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from ...transports import Envelope
 
 __all__ = ["Turn", "current_turn", "is_confirmed", "lasting_identity"]
 
+_NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11").bytes
+
 
 class Turn(msgspec.Struct, eq=False):
     """One attempt at one message: its posts, and the ids of what it publishes.
 
     Tasks that a handler starts inherit the turn through the context; once the handler has
-    returned, what they publish does not belong to the message any more.
+    returned, what they publish no longer belongs to the message.
 
     Attributes:
-        message_id: id of the message, None when it has none. An envelope stands for its own.
+        message_id: the id of the message, or None; an envelope instead means its id.
         actor: ``application/instance/actor``.
-        request: the message, when it is a request that may be answered.
-        settles: whether there is a message to be settled; else posts are on their own.
-        answered: a reply was sent, or is on its way.
+        request: the message, if it is a request that may be answered.
+        settles: whether there is a message to be settled; if not, posts are on their own.
+        answered: whether a reply was sent or is on its way.
         posts: publishes that have to be confirmed before the message is settled.
-        active: whether the handler still runs.
-        shared: another instance may have to handle the message again: the ids do not depend on
-            the instance. What every instance gets makes something of its own in each.
-        failure: what the handler has raised, as long as nothing was done about it.
+        active: whether the handler is still running.
+        shared: whether another instance may have to handle the message again, so that the ids do
+            not depend on the instance. If every instance gets the message, they do.
+        failure: what the handler raised, until it has been dealt with.
     """
 
     message_id: str | Envelope | None
@@ -48,11 +50,11 @@ class Turn(msgspec.Struct, eq=False):
     _crowded: int = 1000
 
     def add(self, posted: asyncio.Future[None]) -> None:
-        """One more publish that has to be confirmed before the message is settled."""
+        """Add a publish that has to be confirmed before the message is settled."""
         posts = self.posts
         posts.append(posted)
         if len(posts) >= self._crowded:
-            # A handler may post for hours: what is confirmed must not be kept with its payload.
+            # A handler may post for hours: confirmed posts must not stay in memory.
             self.posts = [post for post in posts if not is_confirmed(post)]
             self._crowded = max(1000, 2 * len(self.posts))
 
@@ -63,17 +65,17 @@ class Turn(msgspec.Struct, eq=False):
         return failure
 
     def addresses(self, text: str) -> bool:
-        """Whether a text is part of the message's topic or of its reply address."""
+        """Whether a text is part of the message's topic or of its response topic."""
         envelope = self.message_id if isinstance(self.message_id, Envelope) else self._envelope
         if envelope is None:
             return False
         return text in envelope.topic or text in (envelope.response_topic or "")
 
     def publish_id(self, topic: str) -> str | None:
-        """Id for the next publish on ``topic``: the same at every attempt at the same message.
+        """Return the id for the next publish on ``topic``: the same at every attempt.
 
-        A UUID version 5 (RFC 9562) of the message's id, the actor, the topic and how many
-        publishes on that topic went before. None when the message has no id to build on.
+        It is a UUID version 5 (RFC 9562) of the message's id, the actor, the topic and the number
+        of earlier publishes on that topic. None if the message has no id to derive it from.
         """
         if isinstance(self.message_id, Envelope):
             self._envelope = self.message_id
@@ -95,10 +97,10 @@ class Turn(msgspec.Struct, eq=False):
 
 
 def lasting_identity(envelope: Envelope) -> str | None:
-    """Return what the ids of publishes over a message are made of: its id, or its place in the log.
+    """Return what the ids of a message's publishes are derived from: its id, or its log position.
 
-    With the time, since a topic that was deleted and made anew has other messages at the same
-    places. None when the message has neither.
+    The position includes the time, because a topic that was deleted and created again has other
+    messages at the same positions. None if the message has neither.
     """
     identity = envelope.identity
     if identity is None or envelope.id is not None:
@@ -107,7 +109,7 @@ def lasting_identity(envelope: Envelope) -> str | None:
 
 
 def is_confirmed(post: asyncio.Future[None]) -> bool:
-    """Whether the broker has what was posted."""
+    """Whether the broker has confirmed a post."""
     return post.done() and not post.cancelled() and post.exception() is None
 
 
@@ -116,8 +118,6 @@ def _common(actor: str) -> str:
     application, _, name = actor.split("/", 2)
     return f"{application}/{name}"
 
-
-_NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11").bytes
 
 current_turn: ContextVar[Turn | None] = ContextVar("spa_dat_turn", default=None)
 """The turn that the running code belongs to."""

@@ -1,4 +1,4 @@
-"""What the options of actors and applications may be: checks, retry policies, state.
+"""Options of actors and applications: their checks, retry policies, state.
 
 It may import `diagnostics`. Begin with `_checks`.
 """

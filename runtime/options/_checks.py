@@ -21,18 +21,18 @@ __all__ = [
 ]
 
 LARGEST_WINDOW = 65535
-"""What the receive maximum of MQTT can say."""
+"""The largest receive maximum in MQTT."""
 LARGEST_WINDOW_BYTES = 2**40
 _MOST_LANES = 1000
 
 
 def is_number(value: object) -> bool:
-    """Whether it is an int or a float; True and False are neither here."""
+    """Whether a value is an int or a float; True and False do not count."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_count(owner: str, option: str, value: object, most: int) -> None:
-    """Raise ConfigurationError unless it is a whole number from 1 to ``most``."""
+    """Raise ConfigurationError unless a value is a whole number from 1 to ``most``."""
     if not _is_count(value, most):
         raise ConfigurationError(
             f"{owner}: {option}={value!r}: give a whole number from 1 to {most}"
@@ -40,8 +40,8 @@ def check_count(owner: str, option: str, value: object, most: int) -> None:
 
 
 def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False) -> None:
-    """Raise ConfigurationError unless it is a finite time, and more than 0 (or 0 with ``zero``)."""
-    # A whole number may be larger than any time.
+    """Raise ConfigurationError unless a time is finite and more than 0; ``zero`` allows 0."""
+    # An int may be larger than any float.
     fits = is_number(seconds) and 0 <= seconds <= sys.float_info.max
     if not fits or (seconds == 0 and not zero):
         least = "0 or more" if zero else "more than 0"
@@ -51,25 +51,25 @@ def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False
 def check_concurrency(
     owner: str, concurrency: int, key: str | None, overflow: Overflow, state: Any
 ) -> None:
-    """Raise ConfigurationError for lanes that cannot be, or a key that nobody needs."""
+    """Raise ConfigurationError for an impossible number of lanes, or a key without a use."""
     if not _is_count(concurrency, _MOST_LANES):
         raise ConfigurationError(
             f"{owner}: concurrency={concurrency!r}: give a whole number from 1 to {_MOST_LANES}"
         )
     if key is not None and concurrency == 1 and overflow is not Overflow.LATEST_BY_KEY:
         raise ConfigurationError(
-            f"{owner}: key={key!r} has no use: it goes with concurrency=n, n more than 1, or with"
-            " overflow=Overflow.LATEST_BY_KEY"
+            f"{owner}: key={key!r} has no effect: it goes with concurrency=n, n more than 1, or"
+            " with overflow=Overflow.LATEST_BY_KEY"
         )
     if concurrency > 1 and state is not None and not is_factory(state):
         raise ConfigurationError(
-            f"{owner}: state={state!r} is one value for {concurrency} lanes, and each has a state"
-            " of its own; give a factory, for example a class or a lambda"
+            f"{owner}: state={state!r} is one value for {concurrency} lanes, each of which needs a"
+            " state of its own; give a factory, for example a class or a lambda"
         )
 
 
 def check_batch(owner: str, batch: tuple[int, float] | None, window: int | None) -> None:
-    """Raise ConfigurationError unless it is None, or a number of messages and a time."""
+    """Raise ConfigurationError unless ``batch`` is None, or a number of messages and a time."""
     if batch is None:
         return
     if not isinstance(batch, tuple) or len(batch) != 2 or not _is_count(batch[0], LARGEST_WINDOW):
@@ -82,7 +82,7 @@ def check_batch(owner: str, batch: tuple[int, float] | None, window: int | None)
     if window is not None and window < size:
         raise ConfigurationError(
             f"{owner}: window={window} is less than the {size} messages of a batch, which could"
-            " never come together; give a larger window, or none"
+            " never be complete; give a larger window, or none"
         )
 
 

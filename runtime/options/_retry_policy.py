@@ -14,10 +14,10 @@ __all__ = ["Reject", "Retry", "RetryPolicy"]
 
 
 class Reject(Exception):
-    """Raise it in a handler: the message is wrong, store it as a dead letter without a retry.
+    """Raised in a handler to store the message as a dead letter, without a retry.
 
     Args:
-        reason: goes into the dead letter.
+        reason: why the message is wrong; goes into the dead letter.
     """
 
     def __init__(self, reason: str = "rejected by the handler") -> None:
@@ -25,11 +25,11 @@ class Reject(Exception):
 
 
 class Retry(Exception):
-    """Raise it in a handler: try this message again.
+    """Raised in a handler to try this message again.
 
     Args:
         reason: goes into the log, and into the dead letter if the attempts run out.
-        after: seconds to wait; None for the policy's backoff. The policy's ``hold`` is the limit.
+        after: seconds to wait; None for the policy's backoff. The policy's ``hold`` still applies.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class RetryPolicy:
     While it is retried, the actor's other messages wait, so that order is kept.
 
     Attributes:
-        attempts: how often the handler is called at the most, the first time included.
+        attempts: how often the handler is called at most, including the first time.
         first: seconds before the second attempt.
-        factor: every further wait is this many times longer.
+        factor: each further wait is this many times longer than the one before.
         jitter: each wait is multiplied by a random factor between 1 - jitter and 1 + jitter.
-        hold: seconds from the first failure after which no further attempt starts.
+        hold: seconds after the first failure within which a further attempt may start.
     """
 
     attempts: int = 5
@@ -79,10 +79,10 @@ class RetryPolicy:
     def wait(
         self, failures: int, held: float, random: Random, error: BaseException
     ) -> float | None:
-        """Seconds to wait before the next attempt; None when there is none.
+        """Return the seconds to wait before the next attempt; None for no further attempt.
 
         Args:
-            failures: attempts that have failed, this one included.
+            failures: attempts that have failed, including this one.
             held: seconds since the first failure.
             random: where the jitter comes from.
             error: what the handler raised; `Retry` may ask for its own wait.

@@ -1,4 +1,4 @@
-"""The state that is given with a registration: a factory, or one value."""
+"""The state given at registration: a factory, or one value."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def check_state(owner: str, state: Any) -> None:
     """Raise ConfigurationError for a factory that would have to be awaited."""
     if inspect.iscoroutinefunction(state):
         raise ConfigurationError(
-            f"{owner}: state={state!r} is async, and state is made without waiting; open what has"
-            " to be waited for as a resource"
+            f"{owner}: state={state!r} is async, but nothing can be awaited while state is made;"
+            " register what has to be awaited as a resource"
         )
 
 
 def make_state(owner: str, state: Any) -> Any:
-    """Return what the state starts with; raises ConfigurationError when the factory fails."""
+    """Return an actor's initial state; raises ConfigurationError if the factory fails."""
     if not is_factory(state):
         return state
     try:
@@ -41,12 +41,12 @@ def make_state(owner: str, state: Any) -> Any:
 
 
 def refuse_shared_state(name: str, state: Any, others: Iterable[tuple[str, Any]]) -> None:
-    """Raise ConfigurationError when another actor has the same mutable object as state.
+    """Raise ConfigurationError if another actor has the same mutable object as state.
 
     Args:
         name: the actor's.
         state: what was given for it.
-        others: name and state of the other actors.
+        others: the names and states of the other actors.
     """
     if is_factory(state) or isinstance(state, _IMMUTABLE) or _is_frozen(state):
         return
@@ -59,8 +59,8 @@ def refuse_shared_state(name: str, state: Any, others: Iterable[tuple[str, Any]]
 
 
 def is_factory(state: Any) -> bool:
-    """Whether the state is made anew by calling what was given."""
-    # Not everything callable: a model that is called to predict is a value.
+    """Whether what was given as state is called to make the state."""
+    # Not everything callable: a model that is called to predict something is a value.
     return inspect.isroutine(state) or isinstance(state, type | partial | GenericAlias)
 
 

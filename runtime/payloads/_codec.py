@@ -1,4 +1,4 @@
-"""Payloads: from values to bytes on the wire and back, by content type."""
+"""Encoding values to payloads, and decoding payloads by content type and annotated type."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ _remembered_format = functools.lru_cache(maxsize=256)(_read_format)
 
 T = TypeVar("T")
 
+_DEEPEST = 100
 _RAW = (bytes, bytearray, memoryview)
 # Members of an Enum are slow to look up.
 _UNSTATED, _JSON, _TEXT = PayloadFormat.UNSTATED, PayloadFormat.JSON, PayloadFormat.TEXT
@@ -79,7 +80,7 @@ _EMPTY_IS_NONE = (_UNSTATED, _JSON)
 _OFFENDING_VALUE = re.compile(r"^(Invalid (?:enum )?value) .*?((?: - at `[^`]*`)?)$", re.DOTALL)
 _LONGEST_REASON = 300
 
-# Sorted, so that equal values give equal bytes under every hash seed and at every attempt.
+# Sorted, so that equal values become equal bytes under every hash seed and at every attempt.
 _to_json = msgspec.json.Encoder(order="deterministic", enc_hook=to_builtins).encode
 _refuse_nan = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 
@@ -87,12 +88,13 @@ _refuse_nan = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 def encode(value: object) -> tuple[bytes, str | None]:
     """Return a value's payload and content type.
 
-    Bytes go as they are (``application/octet-stream``), a str as ``text/plain; charset=utf-8``,
-    None and a `Tombstone` as an empty payload without content type, and everything else as JSON.
+    Bytes are sent as they are (``application/octet-stream``), a str as
+    ``text/plain; charset=utf-8``, None and a `Tombstone` as an empty payload without content type,
+    and everything else as JSON.
 
     Raises:
-        EncodeError: the value, or something in it, has no place in JSON; nan and the infinities
-            have none either.
+        EncodeError: the value, or something in it, cannot be represented in JSON; neither can nan
+            and the infinities.
     """
     if value is None or isinstance(value, Tombstone):
         return b"", None
@@ -102,9 +104,9 @@ def encode(value: object) -> tuple[bytes, str | None]:
         try:
             return value.encode(), TEXT
         except UnicodeEncodeError as error:
-            raise EncodeError(f"the text cannot be written as UTF-8: {error.reason}") from error
+            raise EncodeError(f"the text cannot be encoded as UTF-8: {error.reason}") from error
     if value is Tombstone:
-        raise EncodeError("Tombstone is a class: give an object of it, Tombstone()")
+        raise EncodeError("Tombstone is a class: give an instance of it, Tombstone()")
     return _encode_json(value), JSON
 
 
@@ -116,7 +118,7 @@ def _encode_json(original: object) -> bytes:
         try:
             data = _to_json(value)
         except TypeError:
-            # The sorting encoder takes no keys but str.
+            # The sorting encoder accepts only str as keys.
             if find_unencodable(value) is not None:
                 raise
             data = _to_json(_builtins(value))
@@ -131,7 +133,7 @@ def _encode_json(original: object) -> bytes:
         if found is not None:
             what = f"{found[1]} at `{found[0]}`"
         raise EncodeError(
-            f"a payload of type {type_name(type(original))} cannot be written as JSON: {what};"
+            f"a payload of type {type_name(type(original))} cannot be encoded as JSON: {what};"
             " give bytes, str, numbers, dict, list, a dataclass, a msgspec.Struct or a pydantic"
             " model"
         ) from (error if found is None else None)
@@ -143,7 +145,7 @@ def _builtins(value: Any) -> Any:
 
 
 def check_size(envelope: Envelope, allowed: int) -> None:
-    """Raise DecodeError when a received payload has more than ``allowed`` bytes."""
+    """Raise DecodeError if a received payload has more than ``allowed`` bytes."""
     size = len(envelope.payload) if envelope.left_out is None else envelope.left_out.size
     if size > allowed:
         raise DecodeError(
@@ -151,15 +153,15 @@ def check_size(envelope: Envelope, allowed: int) -> None:
             " 'max_received' of the bus"
         )
     if envelope.left_out is not None:
-        raise DecodeError("the headers are too large to be taken")
+        raise DecodeError("the headers are too large to be accepted")
 
 
 class Decoder(Generic[T]):
-    """Reads payloads as one type. Made once, with `Decoder.of`, and used for every message.
+    """Decodes payloads to one type. Made once, with `Decoder.of`, and used for every message.
 
     Attributes:
-        annotation: the type as it was written.
-        is_identity: `decode` gives back the payload bytes themselves.
+        annotation: the type as written.
+        is_identity: whether `decode` returns the payload bytes themselves.
     """
 
     __slots__ = (
@@ -196,32 +198,32 @@ class Decoder(Generic[T]):
         """Return the decoder for a type annotation.
 
         Raises:
-            ConfigurationError: payloads cannot be read as that type.
+            ConfigurationError: payloads cannot be decoded to that type.
         """
         try:
             return _remembered(annotation)
         except TypeError:
-            # Annotated may carry something that has no hash.
+            # Annotated may contain something unhashable.
             return _make(annotation)
 
     def decode(self, payload: bytes, content_type: str | None = None) -> T:
         """Return the payload as a value of the type.
 
-        JSON and text are told apart by the content type. Without one, bytes and str take the
-        payload as it is, and everything else is read as JSON. What has another content type
-        only fits bytes, and Any, which then gets bytes. Values are never coerced in JSON (``"1"``
-        is no int); text, which has no types, is parsed as the type asked for.
+        The content type tells JSON from text. Without one, bytes and str take the payload as it
+        is, and everything else is decoded as JSON. A payload with any other content type only fits
+        bytes, and Any, which then gets bytes. Values in JSON are never coerced (``"1"`` is not an
+        int); text, which has no types, is parsed as the type asked for.
 
         Raises:
-            DecodeError: the payload does not fit the type; says what is wrong and where, and
-                does not quote the payload.
+            DecodeError: the payload does not fit the type; says what is wrong and where, without
+                quoting the payload.
         """
         if self.is_identity:
             return payload  # type: ignore[return-value]
         form = _UNSTATED if content_type is None else format_of(content_type)
         if not payload and self._optional and form in _EMPTY_IS_NONE:
             return None  # type: ignore[return-value]
-        # Code of the user's types runs in here, so any exception may come.
+        # Code of the user's types runs here, which may raise anything.
         try:
             if form is _JSON:
                 return self._read_json(payload)
@@ -235,7 +237,7 @@ class Decoder(Generic[T]):
             raise
         except BaseException as error:
             raise self._refusal(payload, content_type, _reason(error)) from error
-        raise self._refusal(payload, content_type, "only bytes take that content type")
+        raise self._refusal(payload, content_type, "only bytes accept that content type")
 
     def _refusal(self, payload: bytes, content_type: str | None, why: str) -> DecodeError:
         if not payload:
@@ -258,14 +260,14 @@ def _make(annotation: Any) -> Decoder[Any]:
         raise ConfigurationError(
             f"{type_name(annotation)} cannot be the type of a payload: nothing says what the type"
             f" variable {variable.__name__} stands for; derive from the generic class with an"
-            f" argument, as in class Boiler(Base[Reading]), or write a type"
+            f" argument, as in class Boiler(Base[Reading]), or use a concrete type"
         )
     if any(bare is raw for raw in _RAW):
         return _raw_decoder(annotation, bare, optional)
     members = [bare_type(part)[0] for part in get_args(bare)] if is_union(bare) else [bare]
     try:
         if any(raw in members for raw in _RAW):
-            raise TypeError("it is either raw bytes or decoded; ask for bytes alone")
+            raise TypeError("a payload is either raw bytes or decoded; ask for bytes alone")
         read_json, parse = type_readers(Any if bare is object else annotation)
     except Exception as error:
         raise ConfigurationError(
@@ -347,15 +349,12 @@ def _reason(error: BaseException) -> str:
     text = _OFFENDING_VALUE.sub(r"\1\2", describe(error))
     if not isinstance(error, ValueError):
         text = f"{error_name(error)}: {text}"
-    # It quotes names of fields, which are the sender's.
+    # The text quotes names of fields, which the sender has chosen.
     return escaped(text, _LONGEST_REASON)
 
 
-_DEEPEST = 100
-
-
 def find_unencodable(value: Any, path: str = "$", depth: int = 0) -> tuple[str, str] | None:
-    """Path and description of the first part that JSON cannot carry; None when there is none."""
+    """Return path and description of the first part that JSON cannot represent; None if none."""
     if isinstance(value, float) and not math.isfinite(value):
         return path, f"the float {value}, which JSON does not have"
     if depth == _DEEPEST:

@@ -1,7 +1,7 @@
-"""Documents that are made to take long: very many keys of one hash value.
+"""Hash collision attacks: JSON documents with very many keys that have the same hash value.
 
-Python's numbers and UUIDs hash to themselves modulo a prime, so anybody can reckon keys that all
-get into each other's way in a dict or set. Reading 1 MiB of them takes a minute.
+Python's numbers and UUIDs hash to themselves modulo a prime, so anybody can compute keys that all
+collide in a dict or set. Decoding 1 MiB of them takes a minute.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import msgspec
 
 __all__ = ["guarded", "may_collide"]
 
-# Bytes of documents in which there is no room for harm.
+# Documents of up to so many bytes have no room for harm.
 _SMALL = 32_768
 _MOST_ALIKE = 100
 _KEY = re.compile(rb"[0-9A-Fa-f.+-]{15,}")
-# Of longer ones too few have room.
+# A document has room for too few longer ones.
 _LONGEST = 400
 _ESCAPE = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
 _UUID_DIGITS = 32
-# Their hash values cannot be reckoned, or there are few of them.
+# Their hash values cannot be predicted, or there are only a few of them.
 _SAFE = (
     msgspec.inspect.StrType,
     msgspec.inspect.BytesType,
@@ -40,7 +40,7 @@ _SAFE = (
 
 
 def may_collide(info: msgspec.inspect.Type) -> bool:
-    """Whether reading the type may fill a dict or set with keys whose hash values are known."""
+    """Whether decoding to the type may fill a dict or set with keys of predictable hash values."""
     return _may_collide(info, [])
 
 
@@ -67,9 +67,9 @@ def _may_collide(info: msgspec.inspect.Type, seen: list[int]) -> bool:
 
 
 def guarded(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Return the reader of JSON documents; large ones are looked through first.
+    """Return a reader of JSON documents that checks large ones first.
 
-    It raises ValueError for very many keys of one hash value.
+    It raises ValueError for very many keys with the same hash value.
     """
 
     def read_guarded(document: bytes) -> Any:
@@ -97,6 +97,6 @@ def _check(document: bytes) -> None:
             continue
     if alike and alike.most_common(1)[0][1] > _MOST_ALIKE:
         raise ValueError(
-            f"it has more than {_MOST_ALIKE} keys of one hash value, which would take very long to"
-            " read"
+            f"it has more than {_MOST_ALIKE} keys with the same hash value, which would take very"
+            " long to decode"
         )

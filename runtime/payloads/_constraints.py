@@ -18,7 +18,7 @@ _HARMLESS = ("DocInfo",)
 
 
 def is_foreign(value: object) -> bool:
-    """Whether it is a constraint, or anything else that only pydantic acts upon."""
+    """Whether a value is a constraint, or anything else, that only pydantic acts upon."""
     kind = type(value)
     if kind.__name__ in _HARMLESS:
         return False
@@ -26,17 +26,17 @@ def is_foreign(value: object) -> bool:
 
 
 def is_foreign_default(value: object) -> bool:
-    """Whether it is a ``pydantic.Field(...)`` where a default should be."""
+    """Whether a value is a ``pydantic.Field(...)`` where a default should be."""
     return type(value).__name__ == "FieldInfo" and is_foreign(value)
 
 
 def foreign_constraint(annotation: Any) -> str | None:
-    """Return the first such constraint in an annotation, or in a class in it, as text."""
+    """Return the first foreign constraint in an annotation, or in a class in it, as text."""
     return next((text for value, text in _metadata(annotation, "", []) if is_foreign(value)), None)
 
 
 def has_own_constraints(annotation: Any) -> bool:
-    """Whether a `msgspec.Meta` is in it, which pydantic does not know."""
+    """Whether an annotation contains a `msgspec.Meta`, which pydantic does not know."""
     return any(isinstance(value, msgspec.Meta) for value, _ in _metadata(annotation, "", []))
 
 
@@ -60,11 +60,11 @@ def _metadata(annotation: Any, where: str, seen: list[Any]) -> Iterator[tuple[An
 
 
 def _fields(kind: type) -> Iterator[tuple[str, Any, Any]]:
-    """Name, annotation and default of each field of a class that payloads are read as."""
+    """Yield name, annotation and default of each field of a class that payloads are decoded to."""
     known = (
         dataclasses.is_dataclass(kind)
         or issubclass(kind, msgspec.Struct)
-        # Those of typing_extensions are none to typing.is_typeddict().
+        # typing.is_typeddict() does not recognise those of typing_extensions.
         or hasattr(kind, "__total__")
         or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
     )
@@ -72,7 +72,7 @@ def _fields(kind: type) -> Iterator[tuple[str, Any, Any]]:
         return
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
-    except Exception:  # noqa: BLE001  (whoever reads the type says what is wrong with it)
+    except Exception:  # noqa: BLE001  (decoding to the type will say what is wrong with it)
         return
     for name, annotation in hints.items():
         default = _default(kind, name)

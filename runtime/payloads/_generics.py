@@ -10,10 +10,10 @@ __all__ = ["arguments_in", "substituted", "type_variable_in"]
 
 
 def arguments_in(cls: type, name: str) -> Mapping[Any, Any]:
-    """Return what the type variables stand for in an attribute of a class, where it is defined.
+    """Return what type variables stand for in an attribute of a class, as seen from the class.
 
     In ``class Boiler(Base[Reading])`` the ``T`` of ``class Base(Actor, Generic[T])`` is a
-    ``Reading``. What no class says is left out.
+    ``Reading``. Variables that no class determines are left out.
     """
     for owner in cls.__mro__:
         if name in vars(owner):
@@ -36,7 +36,7 @@ def _arguments(cls: type, owner: type, known: Mapping[Any, Any]) -> Mapping[Any,
 
 
 def substituted(annotation: Any, arguments: Mapping[Any, Any]) -> Any:
-    """Put what is known in place of the type variables of an annotation."""
+    """Return an annotation with its type variables replaced, as far as they are known."""
     if isinstance(annotation, TypeVar):
         return arguments.get(annotation, annotation)
     parameters = getattr(annotation, "__parameters__", ())
@@ -48,7 +48,7 @@ def substituted(annotation: Any, arguments: Mapping[Any, Any]) -> Any:
 
 
 def type_variable_in(annotation: Any) -> TypeVar | None:
-    """Return the first type variable that is left in an annotation."""
+    """Return the first type variable left in an annotation; None if there is none."""
     if isinstance(annotation, TypeVar):
         return annotation
     for part in get_args(annotation):

@@ -1,4 +1,4 @@
-"""Payload types of pydantic, which is imported only once such a type is asked for."""
+"""Payload types of pydantic, which is imported only when such a type is used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["is_pydantic", "json_reader", "mentions_pydantic", "to_builtins", "va
 
 
 def is_pydantic(kind: object) -> bool:
-    """Whether it is a pydantic model or a pydantic dataclass."""
+    """Whether a type is a pydantic model or a pydantic dataclass."""
     return isinstance(kind, type) and "__pydantic_validator__" in kind.__dict__
 
 
@@ -27,7 +27,7 @@ def mentions_pydantic(annotation: Any) -> bool:
 
 
 def to_builtins(value: Any) -> Any:
-    """Return what a pydantic object looks like in JSON; floats that JSON does not have are left in.
+    """Return a pydantic object as built-in types for JSON; nan and infinities are left in.
 
     Raises:
         TypeError: it is not a pydantic object.
@@ -39,10 +39,10 @@ def to_builtins(value: Any) -> Any:
 
 
 def json_reader(annotation: Any) -> Callable[[bytes], Any]:
-    """Return a function that reads a JSON document as the annotation.
+    """Return a function that decodes a JSON document to the annotated type.
 
-    Nothing is coerced, as everywhere, unless a model in it states ``strict`` in its configuration:
-    then the models decide. The function raises ValueError saying what is wrong and where,
+    Nothing is coerced, as everywhere, unless a model in it sets ``strict`` in its configuration:
+    then the models decide. The function raises ValueError, which says what is wrong and where,
     without the offending values.
     """
     import pydantic
@@ -51,7 +51,7 @@ def json_reader(annotation: Any) -> Callable[[bytes], Any]:
     strict = None if any(_states_strictness(part) for part in _parts(annotation)) else True
 
     def read(document: bytes) -> Any:
-        # pydantic takes NaN, and numbers out of range as infinity; neither is JSON.
+        # pydantic accepts NaN, and turns numbers out of range into infinity; neither is JSON.
         msgspec.json.decode(document)
         try:
             return adapter.validate_json(document, strict=strict)
@@ -69,8 +69,8 @@ def _first_problem(error: pydantic.ValidationError) -> str:
 
 
 def validate_builtins(kind: type, value: Any) -> Any:
-    """Read a pydantic object inside another document; raises as `json_reader` says."""
-    # Strict pydantic reads dates, enums and the like from JSON, not from Python's strings.
+    """Return a pydantic object from its built-in types; raises as `json_reader` does."""
+    # In strict mode pydantic reads dates, enums and the like from JSON, not from Python strings.
     return _cached_reader(kind)(msgspec.json.encode(value))
 
 

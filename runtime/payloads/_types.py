@@ -1,4 +1,4 @@
-"""Readers of annotated types: from JSON documents and texts to values."""
+"""Readers for annotated types: from JSON documents and texts to values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SWITCHES = {"on": True, "off": False}
 
 
 def type_name(annotation: Any) -> str:
-    """Return the annotation as it is written in errors."""
+    """Return an annotation as errors show it."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
         text = annotation.__qualname__.rpartition("<locals>.")[2]
     else:
@@ -29,12 +29,12 @@ def type_name(annotation: Any) -> str:
 
 
 def is_union(annotation: Any) -> bool:
-    """Whether it is ``A | B``, in either spelling."""
+    """Whether an annotation is ``A | B``, in either spelling."""
     return get_origin(annotation) in (Union, types.UnionType)
 
 
 def bare_type(annotation: Any) -> tuple[Any, bool]:
-    """Return an annotation without None, Annotated, NewType and alias; whether it allows None."""
+    """Return an annotation without None, Annotated, NewType and aliases, and if it allows None."""
     optional = False
     while True:
         if isinstance(annotation, NewType):
@@ -54,14 +54,14 @@ def bare_type(annotation: Any) -> tuple[Any, bool]:
 
 
 def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str], Any]]:
-    """Functions that read a JSON document and a text as the type.
+    """Return functions that decode a JSON document and a text to the type.
 
-    JSON is not coerced. A text has no type, so it is parsed: numbers, ``true``, ``1``, ``on``
-    and their opposites for bool, ``null``, and what enums, literals, UUIDs and dates are
-    written as; blanks around it do not matter there. Both functions may raise anything.
+    JSON is not coerced. A text has no types, so it is parsed: numbers; ``true``, ``1``, ``on``
+    and their opposites for bool; ``null``; and the written forms of enums, literals, UUIDs and
+    dates. Surrounding whitespace is ignored in these. Both functions may raise anything.
 
     Raises:
-        Exception: of any kind, with a text that says why values cannot be read as the type.
+        Exception: of any kind, with a text that says why the type is not supported.
     """
     bare = bare_type(annotation)[0]
     if foreign_constraint(annotation) is not None:
@@ -82,16 +82,16 @@ def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str
 
 
 def constrained_reader(annotation: Any) -> Callable[[bytes], Any]:
-    """As `json_reader`, for a type with constraints that only pydantic can check.
+    """Return what `json_reader` does, for a type with constraints that only pydantic can check.
 
     Raises:
-        TypeError: it cannot check them.
+        TypeError: pydantic cannot check them.
     """
     constraint = foreign_constraint(annotation)
     instead = "write the constraint with msgspec.Meta, as in Annotated[int, msgspec.Meta(gt=0)]"
     if has_own_constraints(annotation):
         raise TypeError(
-            f"{constraint} is checked by pydantic, which does not know the msgspec.Meta beside"
+            f"{constraint} is checked by pydantic, which does not know the msgspec.Meta next to"
             f" it; {instead}"
         )
     try:
@@ -140,7 +140,7 @@ def _from_builtins(kind: type, value: Any) -> Any:
 
 
 def _is_served(info: msgspec.inspect.Type, seen: list[int]) -> bool:
-    """Whether msgspec reads all of the type, with `_from_builtins` as its help."""
+    """Whether msgspec can decode all of the type, with the help of `_from_builtins`."""
     if id(info) in seen:
         return True
     seen.append(id(info))

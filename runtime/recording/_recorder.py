@@ -1,4 +1,4 @@
-"""Writes down the messages that reach an application's actors."""
+"""The recorder, which writes the messages that reach an application's actors to a file."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ __all__ = ["Recorder"]
 class Recorder:
     """Records the messages that reach an application's actors, for `Harness.replay`.
 
-    ``with Recorder(app, "incident.jsonl"): app.run()``. A message is recorded when an actor takes
-    it up, once for each receipt and not for each attempt; what is never taken up is not recorded.
-    Nothing of it is on the message's way: a thread of the recorder's own writes the file. If that
-    is too slow for what comes in, or the disk is full, messages are left out of the file and
-    counted, and the application goes on. What was taken up in the last moments before the process
-    is killed may be missing.
+    ``with Recorder(app, "incident.jsonl"): app.run()``. A message is recorded when an actor starts
+    on it, once for each receipt and not for each attempt; messages that no actor starts on are not
+    recorded. Recording does not delay messages: a thread of the recorder's own writes the file. If
+    it cannot keep up, or the disk is full, messages are left out of the file and counted, and the
+    application continues. Messages from the last moments before the process is killed may be
+    missing.
 
-    The file has one JSON object a line, UTF-8. Each has ``version`` (1), ``at`` (seconds since
-    1970, UTC), ``topic``, and where they say anything ``application``, ``instance``, ``actor``,
+    The file has one JSON object per line, in UTF-8. Each has ``version`` (1), ``at`` (seconds since
+    1970, UTC), ``topic``, and if there is anything to say ``application``, ``instance``, ``actor``,
     ``handler``, ``bus`` (its address), ``attempt``, ``payload`` (text) or ``payload_base64``,
     ``content_type``, ``id``, ``source``, ``type``, ``time`` (of sending), ``key``, ``headers``,
     ``response_topic``, ``correlation`` (base64), ``expiry`` (seconds left), ``qos``, ``retain``,
     ``redelivered``, ``partition``, ``offset`` and ``tombstone``; ``raw_key`` and ``raw_headers``
-    (pairs; base64) where the texts do not say it all. What is left out has its default: ``qos`` and
-    ``attempt`` are 1, all else is empty, false or not there.
+    (pairs; base64) if the texts do not say everything. A field that is left out has its default:
+    ``qos`` and ``attempt`` are 1, all others are empty, false or absent.
 
     Payloads may be secret: only the user who runs the program may read the file (mode 0600), and
-    ``redact`` can take out what nobody is to see.
+    ``redact`` can remove what nobody should see.
 
     Args:
         application: not running yet.
-        file: where to; its folder has to exist.
-        actors: names of those whose messages are recorded; None for all.
-        limit: messages after which no more are recorded; None for no limit.
-        max_bytes: when the file is larger than that it is renamed, to its name with ``.1`` behind
-            it, and a new one is begun; the one renamed before is lost. None for no limit.
-        redact: called with each message in the recorder's thread; what it returns is written, and
-            with None nothing. A message for which it raises is left out.
-        existing: what to do with a file that is there already: ``append``, ``replace`` or
+        file: the file to write; its folder has to exist.
+        actors: the names of the actors whose messages are recorded; None for all.
+        limit: the number of messages after which no more are recorded; None for no limit.
+        max_bytes: when the file is larger than this, ``.1`` is appended to its name and a new one
+            is begun; a file renamed earlier is lost. None for no limit.
+        redact: called with each message in the recorder's thread; what it returns is written, or
+            nothing if that is None. A message for which it raises is left out.
+        existing: what to do with a file that already exists: ``append``, ``replace`` or
             ``refuse``.
 
     Raises:
         ConfigurationError: an argument is wrong. On entering: there is no such actor, the
-            application runs already, or the file cannot be written.
+            application is already running, or the file cannot be written.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Recorder:
 
     @property
     def recorded(self) -> int:
-        """Messages that were written so far."""
+        """Messages written so far."""
         return self._file.recorded
 
     @property
@@ -93,15 +93,15 @@ class Recorder:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing more can be written; None while all is well."""
+        """Why nothing more can be written; None as long as it can."""
         return self._file.problem
 
     def __enter__(self) -> Self:
-        """Begin; the application can be started now."""
+        """Begin to record; the application can be started now."""
         application, runs = self._application, runs_of(self._application)
         if runs.current is not None:
             raise ConfigurationError(
-                f"application {application.name!r} runs already: enter the Recorder first"
+                f"application {application.name!r} is already running: enter the Recorder first"
             )
         known = [spec.name for spec in runs.specs if spec.kind != "producer"]
         for name in self._actors or ():
@@ -123,7 +123,7 @@ class Recorder:
     ) -> None:
         """Write what is left, and close the file.
 
-        After an error a file without anything in it is removed again, if it was not there before.
+        After an error an empty file is removed again, if it was not there before.
         """
         runs = runs_of(self._application)
         runs.settings = replace(runs.settings, observer=self._before)
@@ -131,7 +131,7 @@ class Recorder:
         if error is not None:
             self._file.discard_if_new_and_empty()
 
-    # What the runtime calls.
+    # For the runtime.
 
     def receiving(self, lane: Lane, receive: Receive) -> Receive:
         """See `Observer.receiving`."""
@@ -142,7 +142,7 @@ class Recorder:
 
         def recorded(instance: Any, item: Any) -> Any:
             nonlocal latest
-            # What is interrupted and begun anew has reached the actor only once.
+            # A delivery that is interrupted and started again has reached the actor only once.
             if isinstance(item, Delivery) and item is not latest:
                 latest = item
                 take(lane, item)
@@ -171,7 +171,7 @@ class Recorder:
         return self._actors is None or lane.actor_name in self._actors
 
     def _take(self, lane: Lane, delivery: RoutedDelivery) -> None:
-        # What was withdrawn meanwhile is not handled: it comes again.
+        # A delivery that was withdrawn in the meantime is not handled: it comes again.
         if delivery.state is not DeliveryState.QUEUED:
             return
         at, attempt = lane.environment.now(), delivery.attempts + 1

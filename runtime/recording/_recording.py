@@ -1,4 +1,4 @@
-"""The format of recordings: one JSON object a line."""
+"""The format of recordings: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ __all__ = ["FORMAT", "Receipt", "read_recording"]
 log = get_logger("spa_dat")
 
 FORMAT = 1
-"""The version of the format; a later one adds fields, or has a higher number."""
+"""The version of the format; later ones may add fields, other changes raise the number."""
 _LONGEST_TOPIC = 65_535
 
 
 class Receipt(MessageFields, frozen=True, kw_only=True, omit_defaults=True):
     """One message that reached one actor: one line of a recording.
 
-    A field that has its default is left out of the line. Bytes are written in base64.
+    A field with its default value is left out of the line. Bytes are written in base64.
 
     Attributes:
         version: `FORMAT`.
         at: when the message reached the actor, in seconds since 1970 (UTC).
-        application: name of the application; None, as the three that follow, in what was recorded
-            without one.
-        instance: which copy of it.
+        application: name of the application; None, like the next three, if it was recorded
+            without an application.
+        instance: the instance of the application.
         actor: name of the actor.
-        handler: name of the function that got it.
+        handler: name of the function that got the message.
         bus: address of the bus that it came from, without user, secrets and options.
-        attempt: 1, or how often the handler had failed on it before, plus 1.
-        payload: the payload, where it is UTF-8.
-        payload_base64: the payload, where it is not. None and no ``payload`` is an empty one.
+        attempt: 1, or 1 more than the number of times that the handler had failed on it before.
+        payload: the payload, if it is UTF-8.
+        payload_base64: the payload, if it is not. If both are missing, the payload is empty.
 
-    All others are those of the message.
+    All other attributes are those of the message.
     """
 
     version: int
@@ -104,10 +104,10 @@ class Receipt(MessageFields, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     def line(self) -> bytes:
-        """Return the line, with its end.
+        """Return the line, including its line break.
 
         Raises:
-            UnicodeEncodeError: a text has half of a surrogate pair in it.
+            UnicodeEncodeError: a text contains half of a surrogate pair.
         """
         return _encoder.encode(self) + b"\n"
 
@@ -125,7 +125,7 @@ def _is_text(value: bytes | None) -> bool:
 
 
 def _has_more(envelope: Envelope) -> bool:
-    """Whether there is more in the headers than their texts say."""
+    """Whether the raw headers contain more than their texts."""
     raw = envelope.raw_headers
     return len({name for name, _ in raw}) < len(raw) or not all(
         value is not None and _is_text(value) for _, value in raw
@@ -142,18 +142,18 @@ _version_decoder = msgspec.json.Decoder(_Version)
 
 
 def read_recording(file: str | PathLike[str]) -> Iterator[tuple[int, Receipt]]:
-    """Return the messages of a recording with the numbers of their lines, in order.
+    """Yield the line number and the message of each line of a recording, in order.
 
-    A last line that is cut short, as a process leaves it that was killed, is passed over.
+    An incomplete last line, as a killed process leaves it, is skipped.
 
     Raises:
-        ConfigurationError: the file cannot be read, or a line is no message; says which.
+        ConfigurationError: the file cannot be read, or a line is not a message; says which.
     """
     path = Path(file)
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                # Editors on Windows put it there.
+                # Editors on Windows add one.
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():
                     receipt = _read(path, number, line)
@@ -167,35 +167,35 @@ def read_recording(file: str | PathLike[str]) -> Iterator[tuple[int, Receipt]]:
 
 def _read(path: Path, number: int, line: bytes) -> Receipt | None:
     try:
-        # First: in another version all else may be different.
+        # First, because in another version everything else may be different.
         version = _version_decoder.decode(line).version
         if version != FORMAT:
             raise ValueError(
-                f"it is of version {version}, and this program reads version {FORMAT}; a newer one"
-                " may read it"
+                f"it has version {version}, but this program reads version {FORMAT}; a newer"
+                " program may be able to read it"
             )
         receipt = _decoder.decode(line)
-        # Brokers have topics of their own, which begin so. What a broker has let through is read;
-        # whether a simulated one does is seen when it is put in.
+        # Topics of the brokers themselves begin with $. Whatever a broker has delivered is read;
+        # whether a simulated broker accepts it is checked when it is published there.
         check_topic(escaped(receipt.topic.removeprefix("$"), _LONGEST_TOPIC))
         if receipt.qos not in (0, 1, 2):
-            raise ValueError(f"qos is {receipt.qos}, and can be 0, 1 or 2")
+            raise ValueError(f"qos is {receipt.qos}, but must be 0, 1 or 2")
     except RecursionError as error:
         raise ConfigurationError(
             f"recording {str(path)!r}, line {number}: it is nested too deeply; remove the line"
         ) from error
     except (ValueError, ConfigurationError) as error:
         if not line.endswith(b"\n") and _is_cut_short(error):
-            log.warning("recording %s: its last line, %d, is cut short", path, number)
+            log.warning("recording %s: its last line, %d, is incomplete", path, number)
             return None
         raise ConfigurationError(
-            f"recording {str(path)!r}, line {number}: {error}; mend the line or remove it"
+            f"recording {str(path)!r}, line {number}: {error}; fix the line or remove it"
         ) from error
     return receipt
 
 
 def _is_cut_short(error: Exception) -> bool:
-    """Whether it is no JSON, and not only JSON that is wrong."""
+    """Whether a line is not JSON at all, rather than JSON with wrong content."""
     return isinstance(error, msgspec.DecodeError | UnicodeDecodeError) and not isinstance(
         error, msgspec.ValidationError
     )

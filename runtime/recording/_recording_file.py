@@ -35,18 +35,18 @@ _Entry: TypeAlias = tuple[Envelope, Callable[[Envelope], Receipt]]
 
 
 class RecordingFile:
-    """Where receipts are written, by a thread, in the order in which they came.
+    """The file that receipts are written to, by a thread, in the order in which they came.
 
     Args:
         file: its name.
         limit: see `Recorder`.
-        max_bytes: see there.
-        redact: see there.
-        existing: see there.
+        max_bytes: see `Recorder`.
+        redact: see `Recorder`.
+        existing: see `Recorder`.
 
     Attributes:
-        recorded: receipts written.
-        problem: why nothing more can be written.
+        recorded: receipts written so far.
+        problem: why nothing more can be written; None as long as it can.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RecordingFile:
         if existing not in ("append", "replace", "refuse"):
             raise ConfigurationError(f"existing={existing!r}: give 'append', 'replace' or 'refuse'")
         self._name = str(file)
-        # A program may go to another folder before the file is renamed.
+        # The program may change its working directory before the file is renamed.
         self._path = Path(file).absolute()
         self._limit = limit
         self._max_bytes = max_bytes
@@ -85,7 +85,7 @@ class RecordingFile:
 
     @property
     def skipped(self) -> int:
-        """What should have been written and was not."""
+        """Messages that should have been written and were not."""
         return self._crowded_out + self._failed
 
     @property
@@ -98,16 +98,16 @@ class RecordingFile:
         """Open the file and start the thread.
 
         Raises:
-            ConfigurationError: that is not possible.
+            ConfigurationError: the file cannot be written.
         """
         if self._thread is not None:
-            raise ConfigurationError("a Recorder can be used once; make a new one")
+            raise ConfigurationError("a Recorder can be used only once; make a new one")
         was_there = self._path.exists()
         try:
             self._file = self._open(self._existing)
         except FileExistsError as error:
             raise ConfigurationError(
-                f"{self._name!r} is there already; name another file, or remove it"
+                f"{self._name!r} already exists; name another file, or remove it"
             ) from error
         except BlockingIOError as error:
             raise ConfigurationError(
@@ -124,11 +124,11 @@ class RecordingFile:
         self._thread.start()
 
     def write(self, envelope: Envelope, receipt: Callable[[Envelope], Receipt]) -> None:
-        """Have a message written; returns at once.
+        """Queue a message to be written; returns at once.
 
         Args:
             envelope: the message.
-            receipt: what to write of it; called in the thread, with what ``redact`` has left.
+            receipt: makes its receipt; called in the thread, with what ``redact`` has returned.
         """
         if not self._is_open or self.problem is not None or self._is_full:
             return
@@ -137,13 +137,13 @@ class RecordingFile:
             or self._bytes_in - self._bytes_out >= _MOST_BYTES_WAITING
         ):
             self._crowded_out += 1
-            self._tell("messages come in faster than they can be written")
+            self._tell("messages arrive faster than they can be written")
             return
         self._bytes_in += len(envelope.payload)
         self._entries.put((envelope, receipt))
 
     def close(self) -> None:
-        """Write what is left, and close the file; bounded in time."""
+        """Write what is left, and close the file, within a limited time."""
         self._is_open = False
         if self._thread is None:
             return
@@ -156,7 +156,7 @@ class RecordingFile:
             log.warning("recording %s: %d messages are missing", self._name, self.skipped)
 
     def discard_if_new_and_empty(self) -> None:
-        """Remove the file again when it was not there before, and has nothing in it."""
+        """Remove the file again if it was not there before and nothing was recorded."""
         if self._is_new and not self.recorded and self.problem is None:
             self._path.unlink(missing_ok=True)
 
@@ -180,9 +180,10 @@ class RecordingFile:
 
     def _write(self, envelope: Envelope, receipt: Callable[[Envelope], Receipt]) -> None:
         if envelope.left_out is not None:
-            # Without its payload it would be another message.
+            # Without its payload it would be a different message.
             self._failed += 1
-            self._tell(f"its payload of {envelope.left_out.size} bytes was too large to be taken")
+            size = envelope.left_out.size
+            self._tell(f"its payload of {size} bytes was too large to be accepted")
             return
         try:
             left = envelope if self._redact is None else self._redact(envelope)
@@ -197,7 +198,7 @@ class RecordingFile:
         self._file.write(line)
         self.recorded += 1
         self._size += len(line)
-        # A process that is killed loses what the operating system does not have.
+        # A killed process loses what it has not passed on to the operating system.
         if self._entries.empty():
             self._file.flush()
         if self._is_regular and self._max_bytes is not None and self._size > self._max_bytes:
@@ -246,19 +247,19 @@ class RecordingFile:
 
 
 def _lock(descriptor: int) -> None:
-    """Raise BlockingIOError when another recorder has the file; it goes with the descriptor."""
+    """Lock the file until it is closed; raises BlockingIOError if another recorder has it."""
     if sys.platform != "win32":
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError:
-            # Not every file system has locks.
+            # Not every file system supports locks.
             log.debug("a recording cannot be locked", exc_info=True)
 
 
 def _end_last_line(descriptor: int, size: int) -> int:
-    """Take off what a process that was killed has left of its last line; returns what is left."""
+    """Cut off an incomplete last line, left by a killed process; return the size after that."""
     end = size
     while end:
         start = max(0, end - _LOOK_BACK)

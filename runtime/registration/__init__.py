@@ -1,4 +1,4 @@
-"""From a function or a class to the registration of an actor, with its resources.
+"""Registration: from a function or a class to an actor's specification, and its resources.
 
 It may import `injection` and below. Begin with `_registration`.
 """

@@ -1,4 +1,4 @@
-"""The options that an actor class gives as class attributes, and those that it misspells."""
+"""Options that an actor class gives as class attributes, and misspelt ones."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "key": _is_text,
     "batch": lambda value: isinstance(value, tuple),
 }
-"""The options, and whether a value could be meant for one."""
+"""The options, each with a test of whether a value could be meant for it."""
 
 _SIMILAR = 0.8
-# What only an option can be.
+# For values that can only be meant as options.
 _SIMILAR_ENOUGH = 0.6
 _ONLY_OPTIONS = (RetryPolicy, Overflow)
 
 
 def class_options(cls: type[Actor]) -> dict[str, Any]:
-    """The options that are class attributes, ``name`` included.
+    """Return the options that are class attributes, including ``name``.
 
     Raises:
-        ConfigurationError: an attribute is almost called like an option, and could be one.
+        ConfigurationError: an attribute has almost the name of an option, and could be one.
     """
     given: dict[str, Any] = {}
     for option in ("name", *_OPTIONS):
@@ -107,11 +107,11 @@ def _refuse(owner: str, name: str, value: Any, open_options: list[str]) -> None:
         option = by_name[near]
         if _OPTIONS[option](value):
             raise ConfigurationError(
-                f"actor class {owner}: {name} = {value!r:.80} is no option; did you mean"
+                f"actor class {owner}: {name} = {value!r:.80} is not an option; did you mean"
                 f" {option!r}? ({own[0].upper()}{own[1:]})"
             )
 
 
 def _makes_state(value: Any) -> bool:
-    # A class that is defined in the actor's is something else, for example an enumeration.
+    # A class defined inside the actor's class is something else, for example an enumeration.
     return isinstance(value, type) and "." not in value.__qualname__

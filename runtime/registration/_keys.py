@@ -1,4 +1,4 @@
-"""Keys of messages, for lanes and mailboxes."""
+"""The keys of messages, for lanes and mailboxes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _HEADER = "header:"
 
 
 def lane_of(key: str, lanes: int) -> int:
-    """The lane of a key: the same in every process, under every hash seed."""
+    """Return the lane of a key: the same in every process, under every hash seed."""
     return zlib.crc32(key.encode("utf-8", "surrogatepass")) % lanes
 
 
 class MessageKey:
-    """Reads the key of an actor's messages.
+    """Reads the keys of an actor's messages.
 
     Args:
         owner: the actor, for errors.
         key: the name of a capture that all filters have, or ``header:`` and the name of a header;
-            None for the message's own key. Messages that lack the header or the own key are told
-            apart by their topic.
+            None for the message's own key. The topic is the key of a message that lacks the header
+            or has no key of its own.
         filters: the actor's.
 
     Raises:
-        ConfigurationError: neither a capture of all the filters nor a header.
+        ConfigurationError: ``key`` is neither a capture of all filters nor a header.
     """
 
     def __init__(self, owner: str, key: str | None, filters: Iterable[TopicFilter]) -> None:
@@ -62,7 +62,7 @@ class MessageKey:
             )
 
     def check_filter(self, filter_: TopicFilter) -> None:
-        """Raise ConfigurationError when messages of a further filter have no such key."""
+        """Raise ConfigurationError if messages of a further filter would not have the key."""
         if self._capture is not None and not _has(filter_, self._capture):
             raise ConfigurationError(
                 f"filter {filter_.text!r} lacks the capture {self._capture!r}, which is the key of"
@@ -70,14 +70,14 @@ class MessageKey:
             )
 
     def of(self, envelope: Envelope, filter_: TopicFilter) -> str:
-        """The key of a message that came through the filter."""
+        """Return the key of a message that came through the filter."""
         if self._capture is not None:
             return filter_.capture(envelope.topic)[self._capture]
         key = envelope.key if self._header is None else envelope.headers.get(self._header)
         return envelope.topic if key is None else key
 
     def of_item(self, item: Any) -> Any:
-        """The key of what is in a mailbox; local messages have one of their own each."""
+        """Return the key of an item of a mailbox; each local message has one of its own."""
         if isinstance(item, Delivery):
             return self.of(item.envelope, item.route.filter)
         return id(item)

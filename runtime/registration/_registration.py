@@ -1,4 +1,4 @@
-"""From a function or a class to the registration of an actor."""
+"""Making the specification of an actor from a function or a class."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def function_spec(
     options: ActorOptions,
     shared_resources: Sequence[str],
 ) -> Spec[FunctionActor]:
-    """Register a function; raises ConfigurationError when it cannot be served."""
+    """Return the specification of a function; raises ConfigurationError if anything is wrong."""
     if not callable(function):
         raise ConfigurationError(f"{function!r} is not a function")
     owner = str(getattr(function, "__name__", type(function).__name__)) if name is None else name
@@ -59,13 +59,13 @@ def class_spec(
     options: ActorOptions,
     shared_resources: Sequence[str],
 ) -> Spec[A]:
-    """Register an actor class; raises ConfigurationError when it cannot be served."""
+    """Return the specification of an actor class; raises ConfigurationError if it is wrong."""
     if not (isinstance(cls, type) and issubclass(cls, Actor)):
         raise ConfigurationError(f"{cls!r} is not a class derived from Actor")
     if getattr(getattr(cls, "__dataclass_params__", None), "frozen", False):
         raise ConfigurationError(
-            f"actor class {cls.__name__} is a frozen dataclass, and the runtime has attributes of"
-            " its own in an actor: leave frozen=True away"
+            f"actor class {cls.__name__} is a frozen dataclass, but the runtime sets attributes of"
+            " its own on an actor: remove frozen=True"
         )
     given = class_options(cls)
     name = given.pop("name", cls.__name__)
@@ -103,7 +103,7 @@ def class_spec(
 def check_arguments(
     cls: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> None:
-    """Raise ConfigurationError when the class cannot be called with these arguments."""
+    """Raise ConfigurationError if the class cannot be called with these arguments."""
     if not isinstance(cls, type) and isinstance(cls, Actor):
         name = type(cls).__name__
         raise ConfigurationError(
@@ -127,13 +127,13 @@ def _declared(cls: type[Actor]) -> list[tuple[tuple[str, ...], str]]:
     if not short:
         if not declared:
             raise ConfigurationError(
-                f"actor class {cls.__name__} handles nothing: decorate methods with @on(...),"
-                " or set topics = (...) and define on_message"
+                f"actor class {cls.__name__} has no handlers: decorate methods with @on(...), or"
+                " set topics = (...) and define on_message"
             )
         return declared
     if declared:
         raise ConfigurationError(
-            f"actor class {cls.__name__} has both topics and @on handlers; use one of them"
+            f"actor class {cls.__name__} has both topics and @on handlers; use only one of these"
         )
     if not callable(getattr(cls, "on_message", None)):
         raise ConfigurationError(f"actor class {cls.__name__} has topics but no on_message")
@@ -161,8 +161,8 @@ def _refuse_shadowed(owner: str, handlers: Sequence[Handler]) -> None:
         for filter_ in handler.filters:
             if filter_.pattern in seen:
                 raise ConfigurationError(
-                    f"{owner}: filter {filter_.text!r} is never reached, {seen[filter_.pattern]!r}"
-                    " comes first; remove one of them"
+                    f"{owner}: filter {filter_.text!r} is never reached, because"
+                    f" {seen[filter_.pattern]!r} comes first; remove one of them"
                 )
             seen[filter_.pattern] = filter_.text
 
@@ -226,9 +226,9 @@ def _handler(
     _check_socket(injection, function, has_self=has_self)
     if options.batch is not None and injection.is_responder(options.replies):
         raise ConfigurationError(
-            f"{injection.name}: it answers requests, and with batch={options.batch} one call gets"
-            " several messages; leave batch=, or the replies (return annotation, message_builder,"
-            " replies=True), away"
+            f"{injection.name}: it answers requests, but with batch={options.batch} one call gets"
+            " several messages; remove batch=, or what makes it reply (return annotation,"
+            " message_builder, replies=True)"
         )
     return Handler(
         filters=filters,

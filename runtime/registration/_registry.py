@@ -1,4 +1,4 @@
-"""The registry of an application: all that was registered."""
+"""The registry of an application: its actors and resources."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ A = TypeVar("A", bound=Actor)
 class Registry:
     """The actors and shared resources of one application.
 
+    Its methods raise ConfigurationError for anything that is wrong.
+
     Args:
         provider: the bus of every actor that does not name its own.
 
     Attributes:
         specs: the actors, in the order of registration.
-        resources: what they share, by name.
-
-    All methods raise ConfigurationError for what cannot be.
+        resources: the resources that they share, by name.
     """
 
     def __init__(self, provider: ProviderLike | None) -> None:
@@ -52,7 +52,7 @@ class Registry:
         return len(without)
 
     def check_provider(self, kind: Kind, provider: ProviderLike | None) -> None:
-        """Refuse an actor that has no bus."""
+        """Refuse an actor without a bus."""
         if provider is None and self.provider is None:
             raise ConfigurationError(
                 f"{kind}: there is no bus; give the application a default socket provider, for"
@@ -72,8 +72,8 @@ class Registry:
         """Register a function.
 
         Args:
-            replace: take the place of the actor of that name; None does so in an interactive
-                session if that is an earlier version of the same function.
+            replace: replace an actor of that name; None does so in an interactive session, if that
+                actor is an earlier version of the same function.
         """
         given = dict(options)
         provider = given["socket_provider"]
@@ -85,8 +85,8 @@ class Registry:
         earlier = next((other for other in self.specs if other.name == spec.name), None)
         if earlier is not None and not (replace or (replace is None and _redefines(spec, earlier))):
             raise ConfigurationError(
-                f"there is already an actor {spec.name!r}; give one of them another name=, or this"
-                " one replace=True to take its place"
+                f"there is already an actor {spec.name!r}; give one of them another name=, or give"
+                " this one replace=True to replace it"
             )
         refuse_shared_state(spec.name, merged.state, self._states(but=earlier))
         self._enter(spec, earlier)
@@ -98,7 +98,7 @@ class Registry:
         check_arguments(cls, args, kwargs)
         options = ActorOptions(socket_provider=self.provider)
         spec = class_spec(cls, partial(cls, *args, **kwargs), options, tuple(self.resources))
-        # Only another version of the class: the same one may be added twice, and named afterwards.
+        # Only another version of the class: one class may be added twice, and renamed afterwards.
         earlier = next(
             (other for other in self.specs if other.source is not cls and _redefines(spec, other)),
             None,
@@ -113,7 +113,7 @@ class Registry:
             self.specs[self.specs.index(earlier)] = spec
 
     def remove(self, actor: Spec[Any] | str) -> None:
-        """Take an actor out, given by its name or its registration."""
+        """Remove an actor, given by its name or its specification."""
         for spec in self.specs:
             if actor is spec or actor == spec.name:
                 self.specs.remove(spec)
@@ -122,7 +122,7 @@ class Registry:
         raise ConfigurationError(f"no actor {actor!r} is registered; there are: {names}")
 
     def configure(self, spec: Spec[Any], name: str | None, options: Mapping[str, Any]) -> None:
-        """Change the name and options of an actor, or nothing at all."""
+        """Change the name and options of an actor; an error leaves it as it was."""
         changes = dict(options)
         if changes.get("socket_provider") is not None:
             changes["socket_provider"] = as_provider(changes["socket_provider"])
@@ -140,12 +140,12 @@ class Registry:
         check_resources("application", {name: resource})
         Available(resources=(name,)).check("application")
         if name in self.resources:
-            raise ConfigurationError(f"resource {name!r} is registered already")
+            raise ConfigurationError(f"resource {name!r} is already registered")
         self.resources[name] = resource
 
 
 def _redefines(spec: Spec[Any], earlier: Spec[Any]) -> bool:
-    """Whether a cell of a notebook was run again, or a definition typed once more."""
+    """Whether a notebook cell was run again, or a definition was typed once more."""
     if not hasattr(sys, "ps1"):
         return False
     return spec.name == earlier.name and _place(spec.source) == _place(earlier.source)

@@ -36,7 +36,7 @@ __all__ = [
 log = get_logger("spa_dat")
 
 LEAST_FOR_RESOURCES = 5.0
-"""Seconds that leaving resources may take, however late it is."""
+"""Seconds that closing resources may take, even if the time to stop is up."""
 
 _GRACE = 1.0
 
@@ -48,13 +48,13 @@ Resource: TypeAlias = SupportedContextManagers | Callable[[], SupportedContextMa
 
 
 def _enterable(value: object) -> bool:
-    # Looked up on the type: a class that has __enter__ is a factory, not a context manager.
+    # Looked up on the type: a class with __enter__ is a factory, not a context manager.
     kind = type(value)
     return hasattr(kind, "__aenter__") or hasattr(kind, "__enter__")
 
 
 def check_resources(owner: str, resources: Mapping[str, Resource]) -> None:
-    """Raise ConfigurationError for what can neither be entered nor called."""
+    """Raise ConfigurationError for a resource that can neither be entered nor called."""
     for name, resource in resources.items():
         if not isinstance(name, str) or not name.isidentifier():
             raise ConfigurationError(
@@ -68,7 +68,7 @@ def check_resources(owner: str, resources: Mapping[str, Resource]) -> None:
 
 
 def opens_in_thread(resource: Resource) -> bool:
-    """Whether an actor's thread can enter it: all but what is known to be asynchronous."""
+    """Whether an actor's thread can enter a resource: unless it is known to be asynchronous."""
     if _enterable(resource):
         return not hasattr(type(resource), "__aenter__")
     made_by: Any = resource
@@ -81,23 +81,23 @@ def opens_in_thread(resource: Resource) -> bool:
 
 
 class ThreadResources:
-    """Resources that one thread opens, uses and leaves, such as connections that know their thread.
+    """Resources that one thread opens, uses and closes, such as connections bound to a thread.
 
     `enter` and `leave` are called in that thread.
 
     Args:
         owner: the actor, for errors.
-        resources: by name.
+        resources: the resources, by name.
 
     Attributes:
-        values: what entering gave, by name; None before all are open.
+        values: the values entered, by name; None before all are open.
     """
 
     def __init__(self, owner: str, resources: Mapping[str, Resource]) -> None:
         self._owner = owner
         self._resources = resources
         self._stack = ExitStack()
-        # One for both: context managers may bind a variable and take it back.
+        # One for both: context managers may set a context variable and reset it.
         self._context = copy_context()
         self.values: dict[str, Any] | None = None
 
@@ -106,13 +106,13 @@ class ThreadResources:
 
         Raises:
             ConfigurationError: one failed to open; its error is the cause. Those that were open
-                have been left again.
+                have been closed again.
         """
         if self.values is None:
             self._context.run(self._enter)
 
     def leave(self) -> BaseException | None:
-        """Leave all, in reverse order; returns what that raised, which is logged."""
+        """Close all, in reverse order; return what that raised, which is logged."""
         try:
             self._context.run(self._stack.close)
         except BaseException as error:
@@ -137,19 +137,19 @@ class Opener(Protocol):
 
     @property
     def in_thread_at(self) -> str | None:
-        """What the thread is at work on, and where it stands; None for nothing."""
+        """What the thread is running, and at which line; None if it is idle."""
 
     def open_resources(self) -> Awaitable[Mapping[str, Any]]:
-        """Open them; raises ConfigurationError, or ActorStopped when the thread is given up."""
+        """Open them; raises ConfigurationError, or ActorStopped if the thread is given up."""
 
 
 class RequiredResources(NamedTuple):
-    """What an owner needs open.
+    """The resources that an actor or an application needs open.
 
     Attributes:
-        owner: in words.
-        resources: what is opened on the event loop.
-        thread: opens the others after them; None when there are no others.
+        owner: who needs them, in words.
+        resources: those to be opened on the event loop.
+        thread: opens the others after them; None if there are no others.
     """
 
     owner: str
@@ -158,15 +158,15 @@ class RequiredResources(NamedTuple):
 
 
 class ResourceManager:
-    """Opens resources and leaves them again, in one task of its own.
+    """Opens resources and closes them again, in one task of its own.
 
-    Context managers may hold on to the task that entered them (cancel scopes, task groups), so
-    entering and leaving has to happen in the same one.
+    Context managers may be tied to the task that entered them (cancel scopes, task groups), so they
+    have to be entered and left in the same one.
 
     Args:
-        given_up: what the run could not finish before its end.
-        failed: called with what leaving a resource raised.
-        lost: called with the reason when resources are left before `close`, and so all of them.
+        given_up: the account of what the run could not finish before its end.
+        failed: called with what closing a resource raised.
+        lost: called with the reason if a resource ends before `close`, which closes all of them.
     """
 
     def __init__(
@@ -193,12 +193,12 @@ class ResourceManager:
         return self._opening if where is None else f"{self._opening} ({where})"
 
     async def open(self, required: Sequence[RequiredResources]) -> list[dict[str, Any]]:
-        """Enter the resources of each owner, in order; returns what entering them gave.
+        """Open the resources of each owner, in order; return the values entered, by name.
 
         Raises:
             ConfigurationError: one failed to open; its error is the cause. Those that were open
-                are being left again, and `close` waits for that.
-            ActorStopped: `close` was called meanwhile.
+                are being closed again, and `close` waits for that.
+            ActorStopped: `close` was called in the meantime.
         """
         opened: asyncio.Future[list[dict[str, Any]]] = asyncio.get_running_loop().create_future()
         self._opened = opened
@@ -209,10 +209,11 @@ class ResourceManager:
         return opened.result()
 
     async def close(self, timeout: float) -> None:
-        """Leave everything, in reverse order; errors are logged.
+        """Close everything, in reverse order; errors are logged.
 
-        What is still being opened is given up at once, and what takes longer than ``timeout``
-        seconds to close is cut off. What goes on another second later is abandoned.
+        A resource that is still being opened is given up at once, and one that takes longer than
+        ``timeout`` seconds to close is cut off. If it is still running a second later, it is
+        abandoned.
         """
         task, opened = self._task, self._opened
         if task is None or opened is None:
@@ -243,7 +244,7 @@ class ResourceManager:
                     values = [await self._open_all(stack, *owner) for owner in required]
                 except (ConfigurationError, ActorStopped) as error:
                     opened.set_exception(error)
-                    opened.exception()  # who wanted it may have been cancelled meanwhile
+                    opened.exception()  # the caller of `open` may have been cancelled meanwhile
                 else:
                     opened.set_result(values)
                     is_open = any(owner.resources for owner in required)
@@ -262,7 +263,7 @@ class ResourceManager:
             opened.cancel()
             if is_open and not self._release.is_set():
                 self._lost(_left_early(failure))
-            # It refers to this frame.
+            # Its traceback has this frame.
             del failure
 
     async def _open_all(
@@ -297,9 +298,9 @@ class ResourceManager:
 def _left_early(error: BaseException | None) -> ConfigurationError:
     why = "it was closed" if error is None else reason_of(error)
     if isinstance(error, asyncio.CancelledError):
-        why = "the task that keeps it was cancelled, perhaps by a task group or timeout around it"
+        why = "the task that holds it was cancelled, perhaps by a task group or timeout around it"
     result = ConfigurationError(
-        f"a resource ended while the application used it, and the others were left with it: {why}"
+        f"a resource ended while the application was using it, which closed the others too: {why}"
     )
     result.__cause__ = error
     return result

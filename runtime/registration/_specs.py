@@ -1,4 +1,4 @@
-"""Specifications of actors: what a registration says."""
+"""Specifications of actors: their options, handlers and names."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def check_name(what: str, name: str) -> str:
 
 
 def parse_filters(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
-    """The filters of a registration, in order.
+    """Return the filters of a registration, in order.
 
     Raises:
-        ConfigurationError: none given, one given twice, or one that is not a valid filter.
+        ConfigurationError: there is none, or one is given twice or is not valid.
     """
     if not isinstance(topics, Iterable):
-        raise ConfigurationError(f"{owner}: topics {topics!r}: give a filter or several")
+        raise ConfigurationError(f"{owner}: topics {topics!r}: give one filter or several")
     texts = (topics,) if isinstance(topics, str) else tuple(topics)
     if not texts:
-        raise ConfigurationError(f"{owner}: no topics; give a filter or several")
+        raise ConfigurationError(f"{owner}: no topics; give one filter or several")
     parsed: dict[str, TopicFilter] = {}
     for text in texts:
         if not isinstance(text, str):
@@ -81,7 +81,7 @@ def parse_filters(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter,
 
 
 def parse_reply_topics(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
-    """The filters of ``reply_topics``; an empty sequence allows none.
+    """Return the filters of ``reply_topics``; an empty sequence allows no topic.
 
     Raises:
         ConfigurationError: one is not a valid filter.
@@ -101,32 +101,32 @@ class ActorOptions:
             owns.
         ressources: context managers, or callables that return one, by parameter name.
         retry: what happens to a message whose handler failed.
-        mailbox: the most local messages that wait; deliveries of the bus are bounded by window.
-        window: the most deliveries of the bus that are taken and not settled; None for the
-            bus's default.
-        window_bytes: the most bytes of deliveries that are taken and not settled; None for the
-            bus's default. One message that takes more goes through alone.
+        mailbox: the most local messages that may wait; deliveries of the bus are bounded by the
+            window.
+        window: the most unsettled deliveries; None for the bus's default.
+        window_bytes: the most bytes of unsettled deliveries; None for the bus's default. A single
+            message that takes more passes alone.
         overflow: what happens to a message that finds the mailbox full.
         qos: 1 at least once, 0 at most once; None for the bus's default.
         deliver: ``share`` gives each message to one instance, ``all`` to every instance; None
             for the bus's default.
-        subscription: a name that several actors give in order to share one subscription; then a
-            message is acknowledged when all of them are done with it.
+        subscription: a name by which several actors share one subscription; a message is then
+            acknowledged when all of them are done with it.
         replies: answer requests with what the handler returns, even if that is None.
-        retry_requests: a request whose handler failed is retried like other messages, up to
-            its expiry, before the error is sent.
+        retry_requests: retry a request whose handler failed like other messages, up to its
+            expiry, before the error is sent.
         deadline: seconds after which an attempt is cut off and counts as failed; None for never.
         concurrency: how many lanes it has. Each is an actor of its own, with its own instance,
-            state and mailbox, and handles one message at a time; messages of one key always go to
-            the same lane, so they stay in order.
-        key: by what messages are kept apart, with ``concurrency`` above 1 or
+            state and mailbox, and handles one message at a time; messages with the same key always
+            go to the same lane, so they stay in order.
+        key: what the key of a message is, for ``concurrency`` above 1 or
             ``Overflow.LATEST_BY_KEY``: the name of a capture, or ``header:`` and the name of a
-            header. None for the message's own key. What lacks both is told apart by its topic.
+            header. None for the message's own key. The topic is the key of messages without it.
         batch: the most messages that one call of the handler gets, as a list, and the seconds
-            after which it is called with fewer; None for one message a call.
-        reply_topics: filters for where replies may go, besides the inboxes of programs of this
-            package; None for the application's. A reply never goes to a topic that an actor of
-            the application takes.
+            after which it is called with fewer; None for one message per call.
+        reply_topics: filters for the topics that replies may go to, besides the reply inboxes of
+            programs that use this package; None for the application's. A reply never goes to a
+            topic that an actor of the application subscribes to.
         every: seconds from one call of a producer to the next; None to call it once.
     """
 
@@ -151,7 +151,7 @@ class ActorOptions:
     every: float | None = None
 
     def window_for(self, default: int) -> int:
-        """The window, where ``default`` is the bus's; lanes and batches need more room."""
+        """Return the window; lanes and batches need more room than ``default``, the bus's."""
         if self.window is not None:
             return self.window
         size = 1 if self.batch is None else self.batch[0]
@@ -164,16 +164,19 @@ class ActorOptions:
         return None if self.reply_topics is None else parse_reply_topics("", self.reply_topics)
 
     def check(self, owner: str) -> None:
-        """Raise ConfigurationError for an option that cannot be."""
+        """Raise ConfigurationError for an option with an impossible value."""
         check_count(owner, "mailbox", self.mailbox, LARGEST_WINDOW)
         for name, most in (("window", LARGEST_WINDOW), ("window_bytes", LARGEST_WINDOW_BYTES)):
             if getattr(self, name) is not None:
                 check_count(owner, name, getattr(self, name), most)
         if self.qos not in (None, 0, 1):
-            why = (
-                "; 2 cannot be kept for consumers: the client library confirms the receipt before"
-                " the handler has run, so a crash would lose the message"
-            )
+            why = ""
+            if self.qos == 2:
+                why = (
+                    ". QoS 2 promises no more than QoS 1: if the receipt is confirmed before the"
+                    " handler has run, a crash loses the message; if after it, the message may come"
+                    " again"
+                )
             raise ConfigurationError(f"{owner}: qos={self.qos!r}: give 0 or 1{why}")
         if self.deliver not in (None, "share", "all"):
             raise ConfigurationError(f"{owner}: deliver={self.deliver!r}: give 'share' or 'all'")
@@ -221,10 +224,10 @@ _OPTION_NAMES = tuple(option.name for option in fields(ActorOptions))
 def merge_options(
     owner: str, options: ActorOptions, changes: Mapping[str, Any], *, but: Sequence[str] = ()
 ) -> ActorOptions:
-    """The options with some replaced.
+    """Return the options with some replaced.
 
     Raises:
-        ConfigurationError: an option that does not exist; the nearest one is named.
+        ConfigurationError: an option does not exist; names the most similar one.
     """
     allowed = [name for name in _OPTION_NAMES if name not in but]
     for name in changes:
@@ -244,9 +247,9 @@ class Handler:
     """One handler of an actor.
 
     Attributes:
-        filters: what it takes; empty for producers.
+        filters: the topics it handles; none for producers.
         injection: what its parameters get.
-        bind: gives the callable for an instance of the actor.
+        bind: returns the callable for an instance of the actor.
         responder: whether it answers requests.
         returns_reply: whether what it returns is the reply.
     """
@@ -266,10 +269,10 @@ class Spec(Generic[A]):
         kind: ``application`` or ``producer``.
         source: the function or class that was registered.
         factory: makes an instance; called again when the actor is restarted.
-        handlers: what reacts to messages, in the order of declaration.
-        hooks: ``on_start`` and ``on_stop`` where they ask for something, by name.
+        handlers: its handlers, in the order of declaration.
+        hooks: ``on_start`` and ``on_stop``, by name, where they have parameters to inject.
         options: how it is run.
-        message_key: reads the key of its messages.
+        message_key: reads the keys of its messages.
     """
 
     def __init__(
@@ -296,7 +299,7 @@ class Spec(Generic[A]):
         self.reconfigure(options)
 
     def reconfigure(self, options: ActorOptions) -> None:
-        """Run it with these options; raises ConfigurationError when that cannot be."""
+        """Change how it is run; an error (ConfigurationError) leaves it as it was."""
         owner = f"actor {self.name!r}"
         options.check(owner)
         handlers, hooks = self._analyse(options), self._analyse_hooks(options)
@@ -305,15 +308,15 @@ class Spec(Generic[A]):
         self.handlers, self.hooks, self.options = handlers, hooks, options
 
     def started(self, refs: tuple[ActorRef[Any], ...]) -> None:
-        """The application has started its lanes; none: they are stopped."""
+        """Note the lanes that were started; none once they have stopped."""
         self._refs = refs
 
     @property
     def refs(self) -> tuple[ActorRef[Any], ...]:
-        """The running lanes; one without ``concurrency``.
+        """The running lanes; only one without ``concurrency``.
 
         Raises:
-            ActorStopped: the application does not run.
+            ActorStopped: the application is not running.
         """
         if not self._refs:
             raise ActorStopped(f"actor {self.name!r} is not started; start the application first")
@@ -324,12 +327,12 @@ class Spec(Generic[A]):
         """The running actor.
 
         Raises:
-            ActorStopped: the application does not run.
-            ConfigurationError: the actor has several lanes, with a state each; see `refs`.
+            ActorStopped: the application is not running.
+            ConfigurationError: the actor has several lanes, each with its own state; see `refs`.
         """
         if self.options.concurrency > 1:
             raise ConfigurationError(
-                f"actor {self.name!r} has {self.options.concurrency} lanes, and ref names one"
+                f"actor {self.name!r} has {self.options.concurrency} lanes, but ref stands for one"
                 " actor; choose one of refs"
             )
         return self.refs[0]
@@ -340,7 +343,7 @@ class Spec(Generic[A]):
         return tuple(filter_ for handler in self.handlers for filter_ in handler.filters)
 
     def make_state(self) -> Any:
-        """What the actor's state starts with."""
+        """Return the actor's initial state."""
         return make_state(f"actor {self.name!r}", self.options.state)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""From a subscription's deliveries to the mailboxes of actors.
+"""Routing: putting a subscription's deliveries into the mailboxes of actors.
 
 It may import `registration` and below. Begin with `_router`.
 """

@@ -1,4 +1,4 @@
-"""Deliveries that wait until there are enough of them for one call."""
+"""The mailbox in which deliveries wait until there are enough of them for one call."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["BatchCollector"]
 
 
 class BatchCollector(Mailbox):
-    """What routers fill in place of the mailbox of an actor that handles batches.
+    """The mailbox that routers fill for an actor that handles batches.
 
-    Nothing is claimed here: routers may take back what waits, as from any mailbox. Deliveries of
-    one batch come through one subscription and go to one handler, and order is kept: where the
-    next delivery is for another handler, the batch ends.
+    Nothing is started here: routers may take back what is waiting, as from any mailbox. All
+    deliveries of a batch come through one subscription and go to one handler, and order is kept: a
+    batch ends where the next delivery is for another handler.
 
     Args:
-        size: the most deliveries of a batch.
-        seconds: how long the first one waits for others, at the most.
-        size_bytes: a batch is not waited for any longer once it has so many bytes: the window may
-            have no room for more. None for no such limit.
+        size: the most deliveries in a batch.
+        seconds: how long the first one waits for others at most.
+        size_bytes: the size in bytes at which a batch waits no longer, because the window may have
+            no room for more. None for no such limit.
         on_ready: called when it is time to `take` a batch; not again before `done`.
         capacity: as of `Mailbox`.
         overflow: as of `Mailbox`.
@@ -62,7 +62,7 @@ class BatchCollector(Mailbox):
         self._seconds = seconds
         self._on_ready = on_ready
         self._clock = asyncio.get_running_loop()
-        # When the first of those that wait came; or earlier, when a batch has left some over.
+        # When the first of those waiting arrived; or earlier, if a batch has left some over.
         self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._told = False
@@ -76,7 +76,7 @@ class BatchCollector(Mailbox):
         before = len(self.items)
         taken = super().offer(item)
         if len(self.items) != before + 1:
-            # It has replaced another one, or made it go.
+            # It replaced another item, or pushed one out.
             self._forget()
         self._look()
         return taken
@@ -94,7 +94,7 @@ class BatchCollector(Mailbox):
         return extracted
 
     def take(self) -> list[RoutedDelivery]:
-        """The next batch, not started; empty when it is not time for one."""
+        """Return the next batch, not started; empty if it is not time for one."""
         if not self.items or not self._is_due():
             return []
         batch: list[RoutedDelivery] = []
@@ -112,17 +112,17 @@ class BatchCollector(Mailbox):
         return batch
 
     def done(self) -> None:
-        """The batch that was taken is dealt with."""
+        """Note that the batch taken last has been dealt with."""
         self._told = False
         self._look()
 
     def flush(self) -> None:
-        """Wait for nothing, now and from now on."""
+        """Release what is waiting without delay, now and from now on."""
         self._flushing = True
         self._look()
 
     def _wake(self) -> None:
-        # Nobody takes single items here.
+        # No one takes single items here.
         self._look()
 
     def _look(self) -> None:
@@ -142,7 +142,7 @@ class BatchCollector(Mailbox):
         first = self._first
         first.on_awaited = self._look
         if first.awaited and self._asking is None:
-            # It is not due because more of what came is still on its way here.
+            # It is not due, because more of what has arrived is still on its way here.
             self._asking = self._clock.call_soon(self._ask_again)
 
     def _ask_again(self) -> None:
@@ -166,7 +166,7 @@ class BatchCollector(Mailbox):
         )
 
     def _is_mixed(self) -> bool:
-        """Whether a batch ends before the last one that waits; looks at each of them once."""
+        """Whether a batch ends before the last delivery waiting; looks at each of them once."""
         items = self.items
         first = _kind(items[0])
         while self._alike < len(items) and _kind(items[self._alike]) == first:
@@ -174,7 +174,7 @@ class BatchCollector(Mailbox):
         return self._alike < len(items)
 
     def _is_heavy(self) -> bool:
-        """Whether what waits has so many bytes that it need not wait; looks at each once."""
+        """Whether the deliveries have enough bytes to wait no longer; looks at each once."""
         if self._size_bytes is None:
             return False
         items = self.items
@@ -185,14 +185,14 @@ class BatchCollector(Mailbox):
         return self._weight >= self._size_bytes
 
     def _is_awaited(self) -> bool:
-        """Whether nothing more comes, be it for another lane, before the first is settled."""
+        """Whether nothing more can arrive, even for other lanes, before the first is settled."""
         first = self._first
         return first.awaited and not first.route.router.inbox.items
 
     def _forget(self) -> None:
-        """What waits has changed other than at its end."""
-        # How many of the first ones are known to go into one batch; how many are weighed, and what
-        # they weigh.
+        """Reset what is known about the items, which have changed other than at their end."""
+        # How many of the first ones are known to go into one batch; how many have been weighed,
+        # and their weight.
         self._alike = self._weighed = self._weight = 0
 
     def _tell(self) -> None:
@@ -207,6 +207,6 @@ class BatchCollector(Mailbox):
 
 
 def _kind(entry: Any) -> tuple[Any, int]:
-    """What the deliveries of a batch have in common."""
+    """Return what all deliveries of a batch have in common."""
     route = getattr(entry, "item", entry).route
     return route.router, route.handler

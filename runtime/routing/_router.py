@@ -1,4 +1,4 @@
-"""The router: puts a subscription's deliveries into mailboxes, and keeps them through an outage."""
+"""The router: puts a subscription's deliveries into mailboxes, and holds them during an outage."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _MOST_STALE_TOPICS = 1000
 class Router(Actor):
     """The actor that fans one subscription's deliveries out into mailboxes.
 
-    It is the receiver of the subscription's consumer: what comes in goes into its own mailbox,
-    and from there, one at a time and in order, into the mailbox of each actor that wants it.
-    Deliveries that have to be acknowledged always find a place: the broker's window bounds them.
+    It is the receiver of the subscription's consumer: what arrives goes into its own mailbox, and
+    from there, one at a time and in order, into the mailbox of each actor that wants it.
+    Deliveries that have to be acknowledged always find room, because the window bounds them.
     Others are subject to the mailbox's overflow policy; with the default they are dropped and
-    counted (``messages.dropped``) when there is no place.
+    counted (``messages.dropped``) if there is no room.
 
     Args:
         name: the subscription's name.
         stats: the application's counters.
-        elsewhere: for the filters that come and go while an actor runs: whether the actor gets a
-            topic's messages through its declared subscription already.
+        elsewhere: for runtime subscriptions, tells whether the actor already gets a topic's
+            messages through its declared subscription.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class Router(Actor):
         self._outage: Outage | None = None
         self._redelivered = False
         self._epoch = -1
-        # Up to this epoch the bus has forgotten what it had sent.
+        # The bus has forgotten what it had sent up to this epoch.
         self._forgotten = -1
         self._stopped = False
-        # Not the topics themselves: strangers may invent long ones.
+        # Hashes, not the topics themselves: strangers may invent long ones.
         self._stale: dict[int, None] = {}
         self._log = LimitedLog(log)
 
     def add(self, route: Route) -> None:
-        """Serve a further route; of one actor's routes the first added that matches counts."""
+        """Serve a further route; of one actor's matching routes the first one added counts."""
         self._trie.add(route.filter.pattern, route)
         if route.target not in self._actors:
             self._actors.append(route.target)
@@ -77,7 +77,7 @@ class Router(Actor):
 
     def _note_targets(self) -> None:
         self._several_actors = len(self._actors) > 1
-        # The mailbox that everything goes to, whatever it is.
+        # The only mailbox, if every message goes to the same one.
         self._direct: Mailbox | None = None
         if len(self._targets) == 1 and self._elsewhere is None:
             (target,) = self._targets
@@ -85,14 +85,14 @@ class Router(Actor):
                 self._direct = target.mailbox
 
     def discard(self, route: Route) -> None:
-        """Serve a route no more."""
+        """Stop serving a route."""
         self._trie.discard(route.filter.pattern, route)
 
     def leave(self, routes: Sequence[Route]) -> None:
-        """Hand out nothing more to an actor that stops while others use the subscription on.
+        """Hand out nothing more to an actor that stops while others keep using the subscription.
 
         Args:
-            routes: all that lead to it.
+            routes: all routes to it.
         """
         for route in routes:
             self.discard(route)
@@ -100,37 +100,37 @@ class Router(Actor):
         for target in routes[0].targets:
             self._targets.remove(target)
             if self._outage is not None:
-                # The others must not wait for it: it works off what it has before it ends.
+                # The others must not wait for it: it handles what it has before it ends.
                 self._outage.leave(target.mailbox)
         self._note_targets()
 
     @property
     def holding(self) -> bool:
-        """Whether the connection is gone, so that nothing may be started."""
+        """Whether the connection is lost, so that nothing may be started."""
         return self._outage is not None
 
     async def start(self) -> None:
-        """Bring the subscription in force; raises as `Consumer.start`."""
+        """Activate the subscription; raises as `Consumer.start` does."""
         assert self.consumer is not None
         await self.consumer.start()
 
     @property
     def trouble(self) -> str | None:
-        """What keeps messages from being received, in words; None when nothing does."""
+        """What prevents messages from being received, in words; None if nothing does."""
         return None if self.consumer is None else self.consumer.trouble
 
-    # What the consumer calls.
+    # For the consumer.
 
     def deliver(self, delivery: Delivery) -> None:
-        """A message arrived."""
+        """Take a message that has arrived."""
         if delivery.token >= 0:
             self._epoch = delivery.epoch
         self.inbox.force(delivery)
 
     def deliver_all(self, deliveries: Sequence[Delivery]) -> None:
-        """Messages arrived, in this order.
+        """Take messages that have arrived, in this order.
 
-        What one actor gets all of goes right into its mailbox.
+        If one actor gets all messages, they go straight into its mailbox.
         """
         mailbox = self._direct
         if (
@@ -164,21 +164,21 @@ class Router(Actor):
         mailbox.force_all(ready)
 
     def hold(self) -> None:
-        """The connection is gone: take back what has not been started.
+        """Take back what has not been started, because the connection is lost.
 
-        What one of several actors has started on is left to the others: the bus may be waiting
-        until it is settled.
+        A delivery that one of several actors has started stays with the others: the bus may be
+        waiting until it is settled.
         """
         if self._outage is None:
             self._outage = outage = Outage()
             for target in self._targets:
                 outage.take(target.mailbox, self._is_mine)
                 target.interrupt(self)
-            # Behind those that were already routed: arrival order.
+            # After those already routed, to keep the order of arrival.
             outage.take(self.inbox, _is_delivery)
 
     def resume(self, *, redelivered: bool) -> None:
-        """Connected again: drop what is held, or hand it out again if it is the last copy."""
+        """Drop what is held, or hand it out again if it is the last copy: connected again."""
         outage, self._outage = self._outage, None
         self._redelivered = redelivered
         if not redelivered:
@@ -186,13 +186,13 @@ class Router(Actor):
         if outage is not None:
             outage.end(self._comes_again)
 
-    # What the actors call.
+    # For the actors.
 
     def give_back(self, delivery: RoutedDelivery) -> bool:
-        """A started delivery was interrupted before it was settled.
+        """Take back a started delivery that was interrupted before it was settled.
 
         Returns:
-            False when it cannot be taken back: nobody starts it any more, and the bus will not
+            False if it cannot be taken back: nobody would start it again, and the bus will not
             send it again.
         """
         target = delivery.route.target
@@ -211,10 +211,10 @@ class Router(Actor):
         return True
 
     def withdraw(self, delivery: Delivery) -> bool:
-        """An actor has ended before it started the delivery, which the bus keeps.
+        """Leave a delivery to the bus, because its actor ended before starting it.
 
         Returns:
-            False when the bus does not have it any more.
+            False if the bus no longer has it.
         """
         if self._is_last_copy(delivery) or delivery.token < 0:
             return False
@@ -222,7 +222,7 @@ class Router(Actor):
         return True
 
     def start_over(self, delivery: RoutedDelivery) -> None:
-        """A started delivery is to be started anew, without an outage that would bring it again."""
+        """Queue a started delivery again, first in its mailbox: its actor has crashed."""
         if self._stopped or self._outage is not None:
             self.give_back(delivery)
             return
@@ -230,7 +230,7 @@ class Router(Actor):
         delivery.route.target.mailbox.push_front([delivery])
 
     def put_in(self, delivery: Delivery, route: Route) -> None:
-        """Hand out, in its turn, what did not come from the bus."""
+        """Hand out, in order, a delivery that did not come from the bus."""
         if self._outage is None:
             self._hand_out(delivery, route)
             return
@@ -238,7 +238,7 @@ class Router(Actor):
         self._outage.add(route.target.mailbox, delivery)
 
     def stop_intake(self) -> None:
-        """Withdraw what has not been started, but for what the bus would not send again."""
+        """Withdraw what has not been started, except what the bus would not send again."""
         self._stopped = True
         if self.consumer is not None:
             self.consumer.stop_intake()
@@ -259,16 +259,16 @@ class Router(Actor):
                 mailbox.force(delivery)
 
     async def close(self, system: ActorSystem) -> None:
-        """Acknowledge what is free, disconnect, end."""
+        """Acknowledge what can be, disconnect, and end."""
         if self.consumer is not None:
             await self.consumer.close()
         if self._spa_cell is not None:
             await system.stop(self.actor_ref, drain=False)
 
-    # The way into the mailboxes.
+    # Into the mailboxes.
 
     async def route(self, delivery: Delivery) -> None:
-        """Put one delivery into the mailboxes of all that want it."""
+        """Put one delivery into the mailbox of each actor that wants it."""
         if self._stopped and not self._is_last_copy(delivery):
             delivery.withdraw()
         else:
@@ -317,7 +317,7 @@ class Router(Actor):
             self._stats["messages.dropped"] += 1
             delivery.settle()
         except ActorStopped:
-            # It was given up, which it has told; the bus keeps what nobody settles.
+            # The actor was given up, and has reported it; the bus keeps what nobody settles.
             pass
 
     def _unwanted(self, delivery: Delivery) -> None:
@@ -328,15 +328,15 @@ class Router(Actor):
             return
         self._stats["messages.unwanted"] += 1
         if self._elsewhere is not None:
-            # It was on its way when its filter was removed: there are no others in that session.
+            # It was on its way when its filter was removed: that session has no older filters.
             return
         key = hash(topic)
         if key in self._stale or len(self._stale) >= _MOST_STALE_TOPICS:
             return
         self._stale[key] = None
         self._log.warning(
-            "subscription %r: a message on %s fits none of its filters; a filter of an earlier"
-            " version is still in force and is being removed",
+            "subscription %r: a message on %s matches none of its filters; a filter of an earlier"
+            " version of the program is still active and is being removed",
             self.name,
             quoted(topic),
         )
@@ -347,7 +347,7 @@ class Router(Actor):
         return isinstance(item, Delivery) and item.route.router is self
 
     def _comes_again(self, delivery: Delivery) -> bool:
-        # A part's other parts may be running, and then the bus's copy is settled with them.
+        # Other parts of the same delivery may be running; the bus's copy is settled with them.
         return (
             self._redelivered
             and delivery.token >= 0
@@ -364,13 +364,13 @@ def _is_delivery(item: Any) -> bool:
 
 
 class Outage:
-    """Deliveries that were taken out of their mailboxes, with the places where they stood.
+    """Deliveries that were taken out of their mailboxes, with the positions they had there.
 
-    What one of several actors has started on stays: the bus may be waiting for it to be settled
-    by the others.
+    A delivery that one of several actors has started stays: the bus may be waiting for the others
+    to settle it.
 
     Attributes:
-        taken: in the order in which they are to be handed out again, those of each mailbox.
+        taken: mailboxes and deliveries; those of one mailbox in the order to hand them out again.
     """
 
     def __init__(self) -> None:
@@ -378,7 +378,7 @@ class Outage:
         self._before: dict[int, list[Delivery]] = {}
 
     def take(self, mailbox: Mailbox, is_mine: Callable[[Any], bool]) -> None:
-        """Take from a mailbox what has not been begun."""
+        """Take from a mailbox what has not been started."""
         before = self._before[id(mailbox)] = []
 
         def is_to_take(item: Any) -> bool:
@@ -392,16 +392,16 @@ class Outage:
         taken = mailbox.extract(is_to_take)
         for delivery in taken:
             if (whole := _whole_of(delivery)) is not None:
-                # Nothing of it runs, so whoever waits for what runs has nothing to wait for.
+                # No part of it is running, so it must not be waited for as if one were.
                 whole.delivery.requeue()
         self.taken.extend((mailbox, delivery) for delivery in taken)
 
     def give_back(self, mailbox: Mailbox, delivery: Delivery) -> None:
-        """What was running is to be started again, before all else."""
+        """Add a delivery that was running, to be started again before all others."""
         self.taken.appendleft((mailbox, delivery))
 
     def add(self, mailbox: Mailbox, delivery: Delivery) -> None:
-        """Something new is to be started after all else."""
+        """Add a new delivery, to be started after all others."""
         self.taken.append((mailbox, delivery))
         self._before.setdefault(id(mailbox), []).append(delivery)
 
@@ -412,7 +412,7 @@ class Outage:
         self._put_back(mailbox, left)
 
     def end(self, comes_again: Callable[[Delivery], bool]) -> None:
-        """Withdraw what the bus sends again, and put back all else."""
+        """Withdraw what the bus sends again, and put back everything else."""
         shared = self._withdraw_shared(comes_again)
         kept: dict[int, tuple[Mailbox, list[Delivery]]] = {}
         for mailbox, delivery in self.taken:
@@ -435,7 +435,7 @@ class Outage:
         return set(again)
 
     def _put_back(self, mailbox: Mailbox, deliveries: Iterable[Delivery]) -> None:
-        # What was given back had been started, and so stood before all others.
+        # What was given back had been started, so it comes before all others.
         places = {id(delivery): place for place, delivery in enumerate(self._places(mailbox))}
         stayed = mailbox.extract(lambda item: id(item) in places)
         ordered = sorted([*deliveries, *stayed], key=lambda item: places.get(id(item), -1))

@@ -1,4 +1,4 @@
-"""Routes from a subscription to actors, and deliveries that several of them share."""
+"""Routes from a subscription to actors, and deliveries that several actors share."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ __all__ = ["DeliveryPart", "Route", "RoutedDelivery", "SharedDelivery", "Target"
 
 
 class Target(Protocol):
-    """An actor, as its routers see it."""
+    """What routers use of a lane of an actor."""
 
     mailbox: Mailbox
     options: ActorOptions
 
     def interrupt(self, router: Router) -> None:
-        """End a wait between two attempts at a message of the router, to which it is given back."""
+        """End a wait between two attempts at a message of the router, which gets it back."""
 
     def refuses(self, envelope: Envelope, handler: int) -> bool:
-        """Answer and drop a request that would deadlock; True when that happened."""
+        """Refuse a request that would deadlock; return whether it was one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """From one filter of a subscription to one handler of one actor.
+    """A route from one filter of a subscription to one handler of one actor.
 
     Attributes:
-        router: whose route it is.
+        router: the router that it belongs to.
         target: the actor.
         handler: index of the handler in the actor.
         filter: the filter, with its captures.
-        lanes: for an actor with several lanes the ways to each of them, of which ``target`` is
-            the first.
-        key: what decides on the lane of a message.
+        lanes: for an actor with several lanes, the routes to each; ``target`` is the first lane.
+        key: returns the key that decides on the lane of a message.
     """
 
     router: Router
@@ -53,18 +52,18 @@ class Route:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """All lanes, or the only target."""
+        """All lanes of the actor, or its only one."""
         return tuple(lane.target for lane in self.lanes) or (self.target,)
 
     def lane(self, envelope: Envelope) -> Route:
-        """The way of one message: the same for all messages of its key."""
+        """Return the route of one message: the same for all messages with its key."""
         if self.key is None:
             return self
         return self.lanes[lane_of(self.key(envelope, self.filter), len(self.lanes))]
 
 
 RoutedDelivery: TypeAlias = Delivery[Route]
-"""A delivery on its way to an actor, or there."""
+"""A delivery whose route is known: on its way to an actor, or there."""
 
 
 class SharedDelivery:
@@ -78,7 +77,7 @@ class SharedDelivery:
         self.parts: list[DeliveryPart] = []
 
     def part(self) -> DeliveryPart:
-        """What a further actor gets of it."""
+        """Return the part for one more actor."""
         delivery = self.delivery
         size = delivery.size
         part = DeliveryPart(
@@ -94,7 +93,7 @@ class SharedDelivery:
         return any(part.state is not DeliveryState.QUEUED for part in self.parts)
 
     def withdraw(self) -> None:
-        """Take back what none of the actors has started on."""
+        """Take it back; none of the actors may have started it."""
         for part in self.parts:
             part.withdraw()
         self.delivery.requeue()

@@ -1,4 +1,4 @@
-"""Which actor gets its messages through which subscription."""
+"""Subscriptions: which actors get their messages through which of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["NoSubscription", "RuntimeSubscription", "Subscriber", "Subscriptions
 
 
 class Subscriber(Protocol):
-    """An actor that may receive messages from a bus."""
+    """What subscriptions use of an actor that receives messages from a bus."""
 
     name: str
     options: ActorOptions
@@ -28,14 +28,14 @@ class Subscriber(Protocol):
     window_bytes: int
 
     def check_filter(self, filter_: TopicFilter) -> None:
-        """Raise ConfigurationError when it cannot take what comes through a further filter."""
+        """Raise ConfigurationError if the actor cannot take messages from a further filter."""
 
     def route(self, router: Router, handler: int, filter_: TopicFilter) -> Route:
-        """The way from a filter of the router to one of its handlers."""
+        """Return the route from a filter of the router to one of the actor's handlers."""
 
 
 class _Entry:
-    """One subscription and the actors that it serves."""
+    """One subscription with its router, and the actors that it serves."""
 
     def __init__(self, router: Router, first: Subscriber) -> None:
         self.router = router
@@ -55,15 +55,15 @@ class Subscriptions:
         self._identity = identity
         self._stats = stats
         self._entries: dict[tuple[int, str], _Entry] = {}
-        # By actor: with thousands of them nothing may look through all subscriptions for each.
+        # By actor: with thousands of actors, none may cost a search through all subscriptions.
         self._keys: dict[Subscriber, tuple[int, str]] = {}
 
     def add(self, actor: Subscriber) -> None:
-        """Serve an actor, if it has filters.
+        """Add an actor, if it has filters.
 
         Raises:
-            ConfigurationError: actors that share a subscription differ in what they ask of it, or
-                the instance does not say how messages are to be spread.
+            ConfigurationError: actors that share a subscription configure it differently, or the
+                instance does not say how messages are distributed among instances.
         """
         if not any(handler.filters for handler in actor.handlers):
             return
@@ -76,8 +76,8 @@ class Subscriptions:
         ):
             raise ConfigurationError(
                 f"actor {actor.name!r}: instance {self._identity.instance!r} has to say how"
-                " messages are spread: deliver='share' gives each to one instance, deliver='all'"
-                " to every instance"
+                " messages are distributed: deliver='share' gives each to one instance,"
+                " deliver='all' to every instance"
             )
         key = (id(actor.connection), name)
         known = self._entries.get(key)
@@ -105,11 +105,11 @@ class Subscriptions:
                 known.router.add(route)
 
     def open(self, system: ActorSystem) -> list[Router]:
-        """Start the routers; returns them, with consumers that are to be started."""
+        """Start the routers; return them, with consumers that are still to be started."""
         return [self._open(system, name, shared) for (_, name), shared in self._entries.items()]
 
     def troubles(self, actor: Subscriber) -> list[str]:
-        """What keeps messages from the actor's declared subscription, in words."""
+        """Return what prevents messages of the actor's declared subscription, in words."""
         entry = self._entry_of(actor)
         trouble = None if entry is None else entry.router.trouble
         return [] if trouble is None else [trouble]
@@ -142,12 +142,12 @@ class Subscriptions:
         return shared.router
 
     def routes_to(self, actor: Subscriber) -> list[Route]:
-        """The ways to an actor from its declared filters, in the order of their declaration."""
+        """Return the routes to an actor from its declared filters, in order of declaration."""
         entry = self._entry_of(actor)
         return [] if entry is None else entry.routes.get(actor, [])
 
     def leave(self, actor: Subscriber) -> list[Router]:
-        """The actor stops; returns the routers that nobody else uses."""
+        """Remove an actor that stops; return the routers that nobody else uses."""
         entry = self._entry_of(actor)
         if entry is None:
             return []
@@ -161,10 +161,10 @@ class Subscriptions:
 
 
 class RuntimeSubscription:
-    """Filters that one actor adds and removes while it runs: nothing durable.
+    """The filters that one actor adds and removes while it is running: nothing durable.
 
     Args:
-        actor: whose they are.
+        actor: the actor.
         system: where the router runs.
         stats: the application's counters.
     """
@@ -178,18 +178,18 @@ class RuntimeSubscription:
         actor.connection.subscribed.append(self)
 
     def stop_intake(self) -> None:
-        """Take nothing more."""
+        """Take no further messages."""
         if self.router is not None:
             self.router.stop_intake()
 
     async def close(self) -> None:
-        """Acknowledge what is free, disconnect, end."""
+        """Acknowledge what can be, disconnect, and end."""
         if self.router is not None:
             await self.router.close(self._system)
 
     @property
     def trouble(self) -> str | None:
-        """What keeps messages from being received; None when nothing does."""
+        """What prevents messages from being received; None if nothing does."""
         return None if self.router is None else self.router.trouble
 
     async def add(self, pattern: str) -> None:
@@ -237,14 +237,14 @@ class RuntimeSubscription:
         route.router.discard(route)
 
     def _handler_for(self, filter_: TopicFilter) -> int:
-        """The handler whose captures the filter can fill; the first of them."""
+        """Return the first handler whose captures the filter can provide."""
         given = {name for _, name in filter_.captures}
         for index, handler in enumerate(self._actor.handlers):
             if handler.filters and handler.injection.required_captures <= given:
                 return index
         why = "its handlers need captures that the filter does not have"
         if not any(handler.filters for handler in self._actor.handlers):
-            why = "it is a producer; register an application for the topic"
+            why = "it is a producer; register an actor for the topic with @app.application(...)"
         raise ConfigurationError(
             f"actor {self._actor.name!r} has no handler that can take {filter_.text!r}: {why}"
         )
@@ -288,13 +288,13 @@ def _parsed(pattern: str) -> TopicFilter:
 
 
 class NoSubscription:
-    """Refuses runtime subscriptions, for a socket that belongs to no actor."""
+    """The runtime subscriptions of a socket that belongs to no actor: none, all are refused."""
 
     async def add(self, pattern: str) -> None:
         """Raise ConfigurationError."""
         raise ConfigurationError(
-            f"subscribe({pattern!r}): this socket belongs to no actor that could handle what comes;"
-            " register an application for the topic"
+            f"subscribe({pattern!r}): this socket belongs to no actor that could handle the"
+            " messages; register an actor for the topic with @app.application(...)"
         )
 
     async def remove(self, pattern: str) -> None:

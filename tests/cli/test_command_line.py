@@ -200,7 +200,7 @@ def test_a_file_that_is_there_is_kept_without_force(
     code, _, err = said(*command)
     assert (code, err) == (
         2,
-        ["spa-dat: 'out.jsonl' is there already; name another file, or remove it"],
+        ["spa-dat: 'out.jsonl' already exists; name another file, or remove it"],
     )
     assert file.read_text() == "precious\n"
     assert said(*command, "--force") == (0, [], ["spa-dat: messages in out.jsonl: 0"])

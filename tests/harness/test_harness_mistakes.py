@@ -36,7 +36,7 @@ def test_equal_applications_run_in_two_harnesses_at_once(address: str) -> None:
 
 
 def test_equal_applications_in_one_harness_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="already runs on"):
+    with pytest.raises(ConfigurationError, match="already running on"):
         Harness(forwarding(), forwarding()).__enter__()
 
 

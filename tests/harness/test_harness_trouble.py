@@ -66,7 +66,9 @@ def test_a_dead_letter_that_can_not_be_stored_is_told() -> None:
     async def fail(payload: int) -> None:
         raise LookupError
 
-    with pytest.raises(NotSettled, match=r"last trouble: .*the limit of dead letters is reached"):
+    with pytest.raises(
+        NotSettled, match=r"last trouble: .*it has reached its limit of dead letters"
+    ):
         run(app)
 
 

@@ -142,7 +142,7 @@ def test_a_handler_that_runs_while_the_application_stops_still_has_its_socket() 
         harness.stop()
         assert harness.published() == [b"late"]
         assert harness.trace.count(" acknowledge ") == 1
-        with pytest.raises(ConfigurationError, match="does not run"):
+        with pytest.raises(ConfigurationError, match="is not running"):
             app.socket()
 
 

@@ -49,9 +49,9 @@ async def test_every_call_says_why_the_application_has_failed() -> None:
             assert app.problems == {"plant": f"it has failed: ConfigurationError: {text}"}
     with pytest.raises(ActorStopped, match=f"has ended because of ConfigurationError: {text}"):
         await socket.publish("a", 1)
-    with pytest.raises(ConfigurationError, match=f"does not run, because of .*{text}"):
+    with pytest.raises(ConfigurationError, match=f"is not running, because of .*{text}"):
         app.socket()
-    with pytest.raises(ConfigurationError, match=f"is not started, because of .*{text}"):
+    with pytest.raises(ConfigurationError, match=f"is not running, because of .*{text}"):
         await app.wait()
     assert text in app.problems["plant"]
     async with app:
@@ -170,7 +170,7 @@ async def test_closing_again_waits_for_the_same_end() -> None:
         await asyncio.wait_for(app.aclose(), 1)
     await app.aclose()
     assert ended == [1]
-    assert app.problems == {"plant": "it does not run"}
+    assert app.problems == {"plant": "it is not running"}
 
 
 async def test_an_actor_that_closes_its_application_finishes_its_message() -> None:
@@ -209,7 +209,7 @@ def test_an_application_whose_loop_has_ended_can_be_closed_and_started_again() -
             return await app.socket().request("a", 1, reply=int)
 
     asyncio.run(start())
-    assert app.problems == {"plant": "it does not run"}
+    assert app.problems == {"plant": "it is not running"}
     asyncio.run(app.aclose())
     asyncio.run(start())
     assert asyncio.run(ask()) == 1

@@ -310,7 +310,7 @@ async def test_one_name_instance_and_bus_twice_in_a_process_is_refused(
     for each in (app, copy, further, elsewhere):
         each.add(Boiler)
     async with app:
-        with pytest.raises(ConfigurationError, match=r"'plant' instance '0' already runs"):
+        with pytest.raises(ConfigurationError, match=r"'plant' instance '0' is already running"):
             await copy.__aenter__()
         async with further, elsewhere:
             assert app.healthy

@@ -58,7 +58,7 @@ def test_a_second_signal_ends_the_program_at_once(start: Start) -> None:
     )
     program.read_until("handling")
     program.signal(signal.SIGTERM)
-    program.read_until("SIGTERM: stopping; a second signal ends at once")
+    program.read_until("SIGTERM: stopping; a second signal ends the program at once")
     program.signal(signal.SIGINT)
     code, said, _ = program.end()
     assert code == 128 + signal.SIGINT
@@ -127,8 +127,7 @@ def test_stop_ends_a_start_that_hangs(start: Start, hangs: str) -> None:
     else:
         assert (code, said) == (1, ["open", "hanging", "cancelled", "close"])
         assert error.endswith(
-            "spa_dat: not stopped in good order: actor 'Boiler' did not finish in time and was cut"
-            " off\n"
+            "spa_dat: not stopped cleanly: actor 'Boiler' did not finish in time and was cut off\n"
         )
 
 
@@ -419,7 +418,7 @@ def test_when_one_of_several_can_not_start_the_others_are_stopped(start: Start) 
     code, said, error = program.end()
     assert (code, said) == (1, ["open", "close"])
     assert error.count("\n") == 1
-    assert "already runs" in error
+    assert "already running" in error
 
 
 def test_two_that_fail_at_once_are_both_reported_and_nothing_else(start: Start) -> None:

@@ -288,7 +288,7 @@ async def test_a_stop_gives_a_start_up_that_hangs() -> None:
     with pytest.raises(ActorStopped, match="'plant/0/Boiler' has stopped"):
         await app.__aenter__()
     assert loop.time() - began == pytest.approx(8, abs=0.5)
-    assert app.problems == {"plant": "it does not run"}
+    assert app.problems == {"plant": "it is not running"}
 
 
 @pytest.mark.virtual

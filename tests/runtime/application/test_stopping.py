@@ -78,7 +78,7 @@ def test_a_second_signal_ends_a_program_whose_loop_is_blocked(
     )
     program.read_until("blocked")
     program.signal(signal.SIGTERM)
-    program.read_until("SIGTERM: stopping; a second signal ends at once")
+    program.read_until("SIGTERM: stopping; a second signal ends the program at once")
     program.signal(second)
     code, said, _ = program.end()
     assert code == 128 + second
@@ -203,7 +203,7 @@ def test_a_signal_that_the_program_takes_over_is_its_own(start: Start) -> None:
     program.signal(signal.SIGINT)
     code, said, _ = program.end()
     assert code == 1
-    assert said[0] == "SIGINT: stopping; a second signal ends at once"
+    assert said[0] == "SIGINT: stopping; a second signal ends the program at once"
 
 
 def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Start) -> None:
@@ -229,7 +229,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
     program.signal(signal.SIGTERM)
     code, said, _ = program.end()
     assert code == 1
-    assert said[-1].startswith("the program cannot stop, its event loop is blocked: handler at ")
+    assert said[-1].startswith("the program cannot stop: its event loop is blocked: handler at ")
 
 
 # What swallows its cancellation.
@@ -245,7 +245,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
             say("ready")
             await stubborn()
             """,
-            "actor 'work' goes on although it was cancelled: work at ",
+            "actor 'work' keeps running although it was cancelled: work at ",
             "in stubborn",
         ),
         (
@@ -255,7 +255,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
             say("ready")
             await stubborn()
             """,
-            "goes on although it was cancelled: work at ",
+            "keeps running although it was cancelled: work at ",
             "in stubborn",
         ),
         (
@@ -265,7 +265,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
             say("ready")
             await stubborn()
             """,
-            "actor 'work' goes on although it was cancelled: work at ",
+            "actor 'work' keeps running although it was cancelled: work at ",
             "in stubborn",
         ),
         (
@@ -278,7 +278,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
                 await stubborn()
         app.add(Work)
             """,
-            "actor 'Work' goes on although it was cancelled: Work.on_stop at ",
+            "actor 'Work' keeps running although it was cancelled: Work.on_stop at ",
             "in stubborn",
         ),
         (
@@ -288,7 +288,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
             say("ready")
             await stubborn()
             """,
-            "actor 'work' goes on although it was cancelled: work at ",
+            "actor 'work' keeps running although it was cancelled: work at ",
             "in stubborn",
         ),
         (
@@ -301,7 +301,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
         async def other(payload: str) -> None:
             say("ready")
             """,
-            "a resource goes on although it was cancelled: work at ",
+            "a resource keeps running although it was cancelled: work at ",
             "in stubborn",
         ),
         (
@@ -321,7 +321,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
             say("ready")
             asyncio.ensure_future(stubborn())
             """,
-            "a task goes on although it was cancelled: stubborn at ",
+            "a task keeps running although it was cancelled: stubborn at ",
             "program.py:",
         ),
         (
@@ -338,7 +338,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
             await anext(kept)
             say("ready")
             """,
-            "an async generator goes on although it was cancelled",
+            "an async generator keeps running although it was cancelled",
             "",
         ),
         (
@@ -348,7 +348,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
             say("ready")
             await asyncio.to_thread(time.sleep, 1000)
             """,
-            "a function in a thread of the event loop goes on",
+            "a function in a thread of the event loop keeps running",
             "",
         ),
     ],
@@ -383,7 +383,7 @@ def test_what_swallows_its_cancellation_is_named_and_left_behind(
     (line,) = [line for line in said if what in line]
     assert where in line
     assert "abandoned" in line
-    assert error.startswith("spa_dat: not stopped in good order: ")
+    assert error.startswith("spa_dat: not stopped cleanly: ")
     assert error.count("\n") == 1
     assert what in error
 
@@ -505,10 +505,10 @@ def test_posts_that_are_given_up_make_one_line_and_an_exit_code(
     program.signal(signal.SIGTERM)
     code, said, error = program.end()
     broker.resume()
-    text = "300 posts had no confirmation and were given up, the first to 'values/0'"
+    text = "300 posts were not confirmed and were given up, the first to 'values/0'"
     assert code == 1
     assert [line for line in said if "posts" in line] == [f"plant: {text}"]
-    assert error == f"spa_dat: not stopped in good order: {text}\n"
+    assert error == f"spa_dat: not stopped cleanly: {text}\n"
 
 
 @pytest.mark.virtual
@@ -524,7 +524,7 @@ async def test_posts_that_are_given_up_by_who_embeds_are_in_the_log_and_counted(
     assert app.stats["posts.given_up"] == 20
     (record,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert record.getMessage() == (
-        "plant: 20 posts had no confirmation and were given up, the first to 'values/0'"
+        "plant: 20 posts were not confirmed and were given up, the first to 'values/0'"
     )
 
 

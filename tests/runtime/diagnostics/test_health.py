@@ -38,7 +38,7 @@ async def test_an_application_says_whether_it_runs() -> None:
             starting.append(app.problems)
 
     app.add(Boiler)
-    assert app.problems == {"plant": "it does not run"}
+    assert app.problems == {"plant": "it is not running"}
     async with app:
         assert app.problems == {}
         assert app.healthy
@@ -46,7 +46,7 @@ async def test_an_application_says_whether_it_runs() -> None:
         {"plant": "it is starting and waits for actor 'Boiler'"},
         {"plant": "it is stopping"},
     ]
-    assert app.problems == {"plant": "it does not run"}
+    assert app.problems == {"plant": "it is not running"}
     assert not app.healthy
 
 
@@ -164,7 +164,7 @@ async def test_an_application_that_has_failed_says_why(caplog: pytest.LogCapture
         assert app.problems == {"plant": "it has failed: ValueError: no sensor"}
         with pytest.raises(ValueError, match="no sensor"):
             await app.wait()
-    assert app.problems == {"plant": "it does not run, because of ValueError: no sensor"}
+    assert app.problems == {"plant": "it is not running, because of ValueError: no sensor"}
     assert logging.ERROR in [record.levelno for record in caplog.records]
 
 

@@ -630,7 +630,7 @@ def test_latest_by_key_goes_by_the_same_key() -> None:
         ({"concurrency": 1001}, "1 to 1000"),
         ({"concurrency": True}, "concurrency=True"),
         ({"concurrency": 2.0}, "concurrency=2.0"),
-        ({"key": "machine"}, "has no use"),
+        ({"key": "machine"}, "has no effect"),
         ({"concurrency": 2, "key": "mashine"}, "there are: 'machine', 'part'"),
         ({"concurrency": 2, "key": "header:"}, "neither"),
         ({"concurrency": 2, "key": 3}, "key=3"),
@@ -655,7 +655,7 @@ async def test_a_class_is_configured_with_lanes() -> None:
     assert spec.options.concurrency == 3
     app.configure(spec, concurrency=5, key="header:machine")
     assert spec.options.concurrency == 5
-    with pytest.raises(ConfigurationError, match="has no use"):
+    with pytest.raises(ConfigurationError, match="has no effect"):
         app.configure(spec, concurrency=1)
 
 

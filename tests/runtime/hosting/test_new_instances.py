@@ -159,7 +159,7 @@ async def test_an_abandoned_thread_can_not_use_its_context_any_more() -> None:
         await eventually(lambda: len(raised) == 4)
         site.number("n", 3)
         await site.settled()
-    assert all("has begun anew" in text for text in raised)
+    assert all("has restarted" in text for text in raised)
     assert len(states) == 3
     assert states[0] is not states[1]
     assert states[1] is states[2]

@@ -67,12 +67,12 @@ async def test_a_handler_at_work_for_too_long_is_named_and_seen_as_long_as_it_la
         app.socket().post("a", "x")
         await eventually(lambda: not app.healthy)
         assert list(app.problems) == ["worker"]
-        assert app.problems["worker"].startswith("at work for ")
+        assert app.problems["worker"].startswith("running for ")
         # Named again, after twice the time.
-        await eventually(lambda: len(lines(caplog, "further messages wait")) == 2)
+        await eventually(lambda: len(lines(caplog, "other messages are waiting")) == 2)
         assert app.stats["handlers.slow"] == 1
-        line = lines(caplog, "further messages wait")[0]
-        assert line.startswith("actor 'worker': at work for ")
+        line = lines(caplog, "other messages are waiting")[0]
+        assert line.startswith("actor 'worker': running for ")
         assert "work at " in line
         assert "test_watchdog.py:" in line
         go_on.set()
@@ -95,7 +95,7 @@ async def test_a_deadline_that_is_longer_says_how_long_a_handler_may_take(
         app.socket().post("a", "x")
         app.socket().post("b", "x")
         await eventually(lambda: list(app.problems) == ["other"])
-        await eventually(lambda: len(lines(caplog, "further messages wait")) == 3)
+        await eventually(lambda: len(lines(caplog, "other messages are waiting")) == 3)
         assert "worker" not in app.problems
         go_on.set()
 
@@ -146,7 +146,7 @@ async def test_both_can_be_switched_off(caplog: pytest.LogCaptureFixture) -> Non
         app.socket().post("a", "x")
         other.socket().post("a", "x")
         await eventually(lambda: not other.healthy)
-        await eventually(lambda: len(lines(caplog, "further messages wait")) >= 3)
+        await eventually(lambda: len(lines(caplog, "other messages are waiting")) >= 3)
         assert app.healthy
         go_on.set()
     for wrong in (0, -1, "5"):
@@ -273,7 +273,7 @@ async def test_a_handler_that_swallows_its_deadline_does_not_keep_its_actor(
         assert 6 <= loop.time() - began < 7
         assert app.stats["actors.abandoned"] == app.stats["messages.cut_off"] == 1
         await eventually(lambda: app.stats["dead_letters.stored"] == 1)
-    (line,) = lines(caplog, "goes on although it was cancelled")
+    (line,) = lines(caplog, "keeps running although it was cancelled")
     assert "work at " in line
     assert "test_watchdog.py:" in line
     freed.set()

@@ -60,7 +60,7 @@ async def test_other_threads_get_a_socket_of_their_own() -> None:
         assert await asyncio.to_thread(abroad) == 42
         with pytest.raises(ConfigurationError, match="on the event loop"):
             app.sync_socket().post("sync-sockets/double", 1)
-    with pytest.raises(ConfigurationError, match="does not run"):
+    with pytest.raises(ConfigurationError, match="is not running"):
         app.sync_socket()
 
 

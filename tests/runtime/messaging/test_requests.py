@@ -1156,7 +1156,7 @@ async def test_a_responder_that_returns_nothing_is_named() -> None:
     )
     assert isinstance(outcome, DecodeError)
     text = str(outcome)
-    assert text.startswith("the reply of 'app/0/double' is no use: ")
+    assert text.startswith("the reply of 'app/0/double' cannot be used: ")
     assert "it is empty" in text
     assert "returned None" in text
 
@@ -1172,7 +1172,9 @@ async def test_a_reply_of_another_type_is_called_a_reply() -> None:
         app, lambda socket: socket.request("double", 1, reply=int, timeout=5)
     )
     assert isinstance(outcome, DecodeError)
-    assert str(outcome).startswith("the reply of 'app/0/double' is no use: the payload (4 bytes")
+    assert str(outcome).startswith(
+        "the reply of 'app/0/double' cannot be used: the payload (4 bytes"
+    )
 
 
 async def test_a_plain_handler_that_calls_reply_is_told_to_return_it() -> None:

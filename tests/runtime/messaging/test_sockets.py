@@ -349,7 +349,7 @@ async def test_the_applications_own_socket_publishes_and_requests() -> None:
     async def double(number: int) -> int:
         return 2 * number
 
-    with pytest.raises(ConfigurationError, match="does not run"):
+    with pytest.raises(ConfigurationError, match="is not running"):
         app.socket()
     async with app:
         assert await app.socket().request("double", 21, reply=int) == 42

@@ -479,8 +479,8 @@ GOOD = b'{"version":1,"at":1.0,"topic":"in/a","actor":"look"}\n'
             b'{"version":1,"at":"x","topic":"a"}\n',
             r"line 2: Expected `float`, got `str` - at `\$.at`",
         ),
-        (b'{"version":2,"at":1.0,"topic":"a"}\n', "line 2: it is of version 2, .* reads version 1"),
-        (b'{"version":2,"topic":["a"]}\n', "line 2: it is of version 2, .* a newer one may read"),
+        (b'{"version":2,"at":1.0,"topic":"a"}\n', "line 2: it has version 2, .* reads version 1"),
+        (b'{"version":2,"topic":["a"]}\n', "line 2: it has version 2, .* a newer program may"),
         (b'{"version":1,"at":1.0,"topic":"a/#"}\n', "line 2: topic 'a/#' contains '#'"),
         (b'{"version":1,"x":' + b"[" * 100_000 + b"\n", "line 2: it is nested too deeply"),
         (
@@ -510,7 +510,7 @@ def test_a_last_line_that_is_cut_short_is_passed_over(
     with Harness(app) as harness:
         assert harness.replay(file) == 1
     assert len(got) == 1
-    assert "its last line, 3, is cut short" in caplog.text
+    assert "its last line, 3, is incomplete" in caplog.text
 
 
 @pytest.mark.parametrize("cut", range(1, 5))
@@ -639,7 +639,7 @@ async def test_a_long_torn_line_is_taken_off(file: Path) -> None:
 async def test_a_file_can_be_replaced_or_left_alone(file: Path) -> None:
     file.write_bytes(GOOD)
     app, _ = watcher()
-    with pytest.raises(ConfigurationError, match=r"incident.jsonl' is there already"):
+    with pytest.raises(ConfigurationError, match=r"incident.jsonl' already exists"):
         Recorder(app, file, existing="refuse").__enter__()
     assert file.read_bytes() == GOOD
     with Recorder(app, file, existing="replace"):
@@ -753,7 +753,7 @@ async def test_what_was_too_large_to_be_taken_is_missing(
             await eventually(lambda: app.stats["messages.handled"] == 2)
     assert [line["payload"] for line in lines(file)] == ["small", "small too"]
     assert (recorder.recorded, recorder.skipped) == (2, 1)
-    assert "its payload of 50 bytes was too large to be taken" in caplog.text
+    assert "its payload of 50 bytes was too large to be accepted" in caplog.text
 
 
 @pytest.mark.parametrize("most", ["_MOST_WAITING", "_MOST_BYTES_WAITING"])
@@ -775,7 +775,7 @@ async def test_what_comes_too_fast_is_left_out_and_counted(
     assert recorder.skipped >= 6
     assert recorder.recorded + recorder.skipped == 9
     assert len(lines(file)) == recorder.recorded
-    assert caplog.text.count("messages come in faster than they can be written") == 1
+    assert caplog.text.count("messages arrive faster than they can be written") == 1
 
 
 async def test_a_disk_that_hangs_does_not_keep_the_application_from_ending(
@@ -829,11 +829,11 @@ async def test_what_is_wrong_with_a_recorder_is_said(file: Path, tmp_path: Path)
         Recorder(wrong, file)
     assert not file.exists()
     async with app:
-        with pytest.raises(ConfigurationError, match="'watcher' runs already"):
+        with pytest.raises(ConfigurationError, match="'watcher' is already running"):
             entered()
     with Recorder(app, file) as used:
         pass
-    with pytest.raises(ConfigurationError, match="can be used once"), used:
+    with pytest.raises(ConfigurationError, match="can be used only once"), used:
         pass
 
 

@@ -432,7 +432,7 @@ def test_resources_must_be_context_managers_with_usable_names(app: DistributedAp
             async def handler(payload: str) -> None: ...
 
     app.resource("db", open)  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="registered already"):
+    with pytest.raises(ConfigurationError, match="already registered"):
         app.resource("db", open)  # type: ignore[arg-type]
 
 
@@ -453,7 +453,7 @@ def test_a_class_that_handles_nothing_is_refused(app: DistributedApplication) ->
         @on("b")
         async def other(self, payload: str) -> None: ...
 
-    for cls, word in ((Idle, "handles nothing"), (NoMethod, "no on_message"), (Both, "both")):
+    for cls, word in ((Idle, "has no handlers"), (NoMethod, "no on_message"), (Both, "both")):
         with pytest.raises(ConfigurationError, match=word):
             app.add(cls)
     with pytest.raises(ConfigurationError, match="not a class derived from Actor"):
@@ -568,9 +568,9 @@ async def test_nothing_is_registered_while_the_application_runs(
             lambda: app.resource("db", open),  # type: ignore[arg-type]
         ]
         for action in actions:
-            with pytest.raises(ConfigurationError, match="while application 'plant' runs"):
+            with pytest.raises(ConfigurationError, match="while application 'plant' is running"):
                 action()
-        with pytest.raises(ConfigurationError, match="while application 'plant' runs"):
+        with pytest.raises(ConfigurationError, match="while application 'plant' is running"):
             await app.__aenter__()
     app.application("b")(handler)
 

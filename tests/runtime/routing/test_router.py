@@ -236,7 +236,7 @@ async def test_messages_of_a_filter_of_an_earlier_version_are_acknowledged_and_t
         await site.settled()
         assert newer.stats["messages.unwanted"] == 3
         assert newer.stats["messages.handled"] == 1
-        assert caplog.text.count("fits none of its filters") == 1
+        assert caplog.text.count("matches none of its filters") == 1
         assert list(site.broker.queues["app.0.actor"].filters) == ["b"]
         site.publish("a/2")
         await asyncio.sleep(1)
