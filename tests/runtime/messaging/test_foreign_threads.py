@@ -132,7 +132,7 @@ FORKED = """
             try:
                 attempt()
             except BaseException as error:
-                say(type(error).__name__, "forked off" in str(error))
+                say(type(error).__name__, "forked process" in str(error))
 
     @app.producer()
     DEFINITION:

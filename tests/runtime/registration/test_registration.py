@@ -545,7 +545,7 @@ def test_configure_refuses_somebody_elses_registration(app: DistributedApplicati
 async def test_two_classes_of_one_name_are_named_at_start(app: DistributedApplication) -> None:
     app.add(Plain)
     second = app.add(Plain)
-    with pytest.raises(ConfigurationError, match="two actors 'Plain'"):
+    with pytest.raises(ConfigurationError, match="two actors are named 'Plain'"):
         await app.__aenter__()
     app.configure(second, name="second")
     async with app:
@@ -618,7 +618,7 @@ def test_a_method_without_self_is_refused(app: DistributedApplication) -> None:
         @on("boiler")
         async def measured(celsius: float) -> None: ...  # type: ignore[misc]  # noqa: N805
 
-    with pytest.raises(ConfigurationError, match=r"'celsius'.*write self"):
+    with pytest.raises(ConfigurationError, match=r"'celsius'.*put self"):
         app.add(Boiler)
 
 

@@ -224,7 +224,7 @@ def test_where_a_connection_is_used_in_another_thread_the_log_says_what_to_do(
         harness.publish("reading", 1)
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert "message on 'reading' failed" in line
-    assert "opened in their thread when its ressources= has a callable" in line
+    assert "opened in their thread if its ressources= has a callable" in line
     assert "check_same_thread=False" in line
 
 
