@@ -126,7 +126,7 @@ class Context:
         return self._owner.later(delay, function, args)
 
     def stop(self) -> None:
-        """Stop this actor after the current message. The rest of the application goes on."""
+        """Stop this actor after the current message. The rest of the application keeps running."""
         self._check_generation()
         self._owner.request_stop()
 

@@ -24,9 +24,9 @@ _LOOK_AGAIN = 1.0
 
 
 class SyncSocket:
-    """What a ``def`` handler talks to the bus with: `Socket`, blocking its own thread.
+    """The socket of a ``def`` handler: like `Socket`, but it blocks its own thread.
 
-    Every method does what the method of the same name of `Socket` does, and raises the same.
+    Every method does what the `Socket` method of the same name does, and raises the same.
     Never use it on the event loop: there it raises ConfigurationError.
     """
 
