@@ -20,6 +20,7 @@ from spa_dat.transports.kafka._names import Names
 from spa_dat.transports.kafka.producing import _topics as _creation
 from spa_dat.transports.kafka.producing._topics import Topics
 from support.kafka_bus import bus_client, create, new_prefix, read, settings
+from support.simulated import SERVER, world
 from support.waiting import eventually
 
 pytestmark = pytest.mark.kafka
@@ -136,6 +137,19 @@ async def test_a_broker_that_creates_topics_itself_creates_none_for_requesters(
         assert not await _exists(creating, f"{client.config.prefix}answers")
         await client.publish("answers")
         await client.bus.publish(answer, timeout=10)
+
+
+@pytest.mark.virtual
+async def test_a_reply_to_a_topic_that_is_not_there_holds_its_request_up_for_a_moment_only() -> (
+    None
+):
+    """Requests that wait for that take room in the window from those of everybody else."""
+    with world() as cluster:
+        async with bus_client(SERVER) as client:
+            began = cluster.loop.time()
+            with pytest.raises(UnknownTopic, match="only requesters name"):
+                await client.bus.post(Envelope(topic="nowhere", correlation=b"0a"))
+            assert cluster.loop.time() - began < 1.0
 
 
 async def test_more_replicas_than_brokers_are_a_wrong_configuration(kafka: Kafka) -> None:

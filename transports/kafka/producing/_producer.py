@@ -42,7 +42,9 @@ ROOM_FOR_HEADERS = 65_536
 _log = get_logger(__name__)
 
 _UNKNOWN_AFTER = 3.0
-_LOOK_AGAIN, _LOOK_AGAIN_FOR_REPLIES = 0.1, 1.0
+# What a stranger's request takes of the window is not free before its reply has gone.
+_NO_REPLY_TOPIC_AFTER = 0.5
+_LOOK_AGAIN, _LOOK_AGAIN_FOR_REPLIES = 0.1, 0.25
 _CLOSE_TIMEOUT, _SETTLE_TIMEOUT = 2.0, 5.0
 _NO_LEADER, _LEADERLESS = -1, kafka.LeaderNotAvailableError.errno
 
@@ -343,13 +345,13 @@ class Producer:
         """
         client = self._library.client
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _UNKNOWN_AFTER
+        deadline = loop.time() + _NO_REPLY_TOPIC_AFTER
         while not self._is_ours(name):
             try:
                 found = await find_topics(client, [name])
             except (kafka.KafkaError, OSError):
                 # Only what a cluster says counts.
-                deadline = loop.time() + _UNKNOWN_AFTER
+                deadline = loop.time() + _NO_REPLY_TOPIC_AFTER
             else:
                 missing = kafka.UnknownTopicOrPartitionError.errno
                 if all(code != missing for code, *_ in found):
