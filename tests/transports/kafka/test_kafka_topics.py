@@ -312,3 +312,45 @@ async def test_a_cluster_without_a_broker_for_a_new_topic_is_an_outage(
         assert text in str(problem.error)
         await made.ensure(["a"], 5.0)
         assert cluster.replicas == [1, 1]
+
+
+class SlowCluster(Cluster):
+    """A cluster that creates what it is asked for, and knows of it only later, or leads it later.
+
+    Args:
+        looks: requests until it does.
+        exists: the topic was there all the time, and has no leader.
+    """
+
+    def __init__(self, looks: int, *, exists: bool) -> None:
+        super().__init__(None)
+        self.looks = looks
+        self.exists = exists
+
+    async def send(self, node: int, request: object) -> SimpleNamespace:
+        if isinstance(request, CreateTopicsRequest):
+            return SimpleNamespace(topic_errors=[("a", 0, None)])
+        self.looks -= 1
+        code = 0 if self.exists or self.looks < 0 else kafka.UnknownTopicOrPartitionError.errno
+        leader = 0 if self.looks < 0 else -1
+        return SimpleNamespace(topics=[(code, "a", False, [(0, 0, leader)])])
+
+
+@pytest.mark.parametrize(
+    ("exists", "what"), [(False, "was created, and no broker knows it yet"), (True, "no leader")]
+)
+async def test_a_topic_that_is_there_and_not_ready_is_an_outage_and_not_missing(
+    monkeypatch: pytest.MonkeyPatch, exists: bool, what: str
+) -> None:
+    cluster = SlowCluster(3, exists=exists)
+    monkeypatch.setattr(_creation, "new_client", lambda options: cluster(**options))
+    monkeypatch.setattr(_creation, "keep_connections", lambda *args: None)
+    monkeypatch.setattr(_creation, "reach", _reached)
+    config = KafkaConfig("127.0.0.1:1", create_topics="all")
+    made = Topics(config, Names(config), "tests")
+    with pytest.raises(kafka.KafkaError, match=what) as caught:
+        await made.ensure(["a"], 0.0)
+    problem = connect_problem(caught.value, config.address, None)
+    assert not problem.final
+    assert "topic 'a'" in str(problem.error)
+    await made.ensure(["a"], 30.0)

@@ -83,8 +83,8 @@ class Topics:
             NotAuthorised: the cluster does not let us see or create one.
             ConfigurationError: the TLS files cannot be used, or the cluster cannot create a
                 topic with this ``replication`` or these ``partitions``.
-            OSError, aiokafka.errors.KafkaError: no connection, or no broker is up; to be passed to
-                `connect_problem`.
+            OSError, aiokafka.errors.KafkaError: no connection, no broker is up, or topics that
+                exist have no leader; to be passed to `connect_problem`.
         """
         wanted = list(dict.fromkeys(names))
         if not wanted:
@@ -121,7 +121,9 @@ class Topics:
             foreign = [name for name in missing if name not in created]
             hopeless = bool(foreign) and all(map(self._names.is_own, foreign))
             if hopeless or loop.time() >= deadline:
-                raise self._unknown(foreign or missing or pending)
+                if foreign:
+                    raise self._unknown(foreign)
+                raise _not_there_yet(missing, pending)
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _look(self, client: Any, wanted: list[str]) -> tuple[list[str], list[str]]:
@@ -195,3 +197,13 @@ class Topics:
             advice = f"create {it}, or give create_topics='all'"
         what = f"topic {missing} does" if len(names) == 1 else f"topics {missing} do"
         return UnknownTopic(f"{what} not exist on the cluster: {advice}")
+
+
+def _not_there_yet(created: Sequence[str], leaderless: Sequence[str]) -> kafka.KafkaError:
+    """Return the error for topics that a cluster has but does not serve yet: it will pass."""
+    what = "was created, and no broker knows it yet"
+    if not created:
+        what = "has no leader; start the brokers that have its replicas"
+    names = created or leaderless
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return kafka.KafkaError(f"topic {names[0]!r}{more} {what}")
