@@ -9,11 +9,13 @@ from ._isolation import (
     end_code,
     is_closing,
     is_ending,
+    leave_process,
     looked_at,
     raised_by_hand,
     refuse_unrun,
     returns_nothing,
     run_apart,
+    stay_in_process,
 )
 from ._mailbox import Mailbox, Overflow
 from ._reference import ActorRef
@@ -39,6 +41,7 @@ __all__ = [
     "handlers_of",
     "is_closing",
     "is_ending",
+    "leave_process",
     "looked_at",
     "on",
     "raised_by_hand",
@@ -46,4 +49,5 @@ __all__ = [
     "refuse_unrun",
     "returns_nothing",
     "run_apart",
+    "stay_in_process",
 ]

@@ -6,6 +6,8 @@ import asyncio
 import dis
 import enum
 import inspect
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
@@ -25,11 +27,13 @@ __all__ = [
     "go_on_apart",
     "is_closing",
     "is_ending",
+    "leave_process",
     "looked_at",
     "raised_by_hand",
     "refuse_unrun",
     "returns_nothing",
     "run_apart",
+    "stay_in_process",
 ]
 
 _log = get_logger("spa_dat.actors")
@@ -72,11 +76,12 @@ class TaskGuard:
         cleared: called for each cancellation that was undone or ignored.
     """
 
-    __slots__ = ("_cleared", "_owner", "_told", "end", "interrupted", "task")
+    __slots__ = ("_cleared", "_owner", "_process", "_told", "end", "interrupted", "task")
 
     def __init__(self, owner: Named, task: asyncio.Task[None], cleared: Callable[[], None]) -> None:
         self._owner = owner
         self._cleared = cleared
+        self._process = os.getpid()
         self._told = False
         self.end: End | None = None
         self.interrupted = False
@@ -103,6 +108,7 @@ class TaskGuard:
 
     async def recover(self) -> None:
         """Undo cancellations that the code of a message has left behind."""
+        self.stay_in_process()
         self.interrupted = False
         task = self.task
         left = False
@@ -119,6 +125,11 @@ class TaskGuard:
             left = True
         if left:
             self._count()
+
+    def stay_in_process(self, error: BaseException | None = None) -> None:
+        """End a process that the actor's code has forked off and that has come back from it."""
+        if os.getpid() != self._process:
+            leave_process(self._owner.address, error)
 
     def _asked(self, msg: Any = None) -> bool:
         frame = CURRENT.get()
@@ -258,13 +269,19 @@ async def run_apart(function: Callable[..., Any], /, *args: Any, **kwargs: Any) 
     """
     # `actors._cell.work` and `Handling.handle` do the same without the call.
     context = copy_context()
+    process = os.getpid()
     try:
-        result = context.run(function, *args, **kwargs)
-    except GeneratorExit as error:
-        raised_by_hand(error)
-    if hasattr(result, "__await__"):
-        return await go_on_apart(context, result)
-    return result
+        try:
+            result = context.run(function, *args, **kwargs)
+        except GeneratorExit as error:
+            raised_by_hand(error)
+        if hasattr(result, "__await__"):
+            return await go_on_apart(context, result)
+        return result
+    finally:
+        if os.getpid() != process:
+            frame = CURRENT.get()
+            leave_process("an actor" if frame is None else frame.name)
 
 
 async def go_on_apart(context: Context, awaitable: Any) -> Any:
@@ -346,3 +363,56 @@ async def looked_at(awaitable: Awaitable[Any], name: str) -> None:
     result = await awaitable
     if result is not None:
         refuse_unrun(result, name)
+
+
+def stay_in_process(error: BaseException | None) -> None:
+    """End a process that the running actor's code has forked off and that has come back from it.
+
+    Args:
+        error: what the code has raised; None for what is being handled.
+    """
+    guard = _guard(CURRENT.get())
+    if guard is not None:
+        guard.stay_in_process(error)
+
+
+def leave_process(name: str, error: BaseException | None = None) -> NoReturn:
+    """End this process, which code of the user's has forked off without ending it.
+
+    It has everything twice that the other one has: connections that both would read from and write
+    to, messages that both would handle. Its exit code is that of `sys.exit`, if that was called.
+
+    Args:
+        name: whose code it was.
+        error: what it has raised; None for what is being handled.
+    """
+    error = error or sys.exc_info()[1]
+    code = 1
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        code = error.code or 0
+    else:
+        traceback = None if error is None or error.__traceback__ is None else error
+        _log.error(
+            "a process that code of %s has forked off comes back from that code, and is ended: call"
+            " os._exit() there, or use multiprocessing or subprocess",
+            name,
+            exc_info=traceback,
+        )
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(code)
+
+
+def _forked() -> None:
+    frame = CURRENT.get()
+    guard = _guard(frame)
+    if guard is not None:
+        guard.interrupted = True
+    # What another process does is no part of the message.
+    CURRENT.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pykka
 
 from .._texts import error_name
 from ..errors import ActorStopped
+from ._isolation import leave_process
 
 __all__ = ["ThreadWorker"]
 
@@ -29,9 +31,10 @@ class _Job:
     through, and to their callers, which refer to the job.
     """
 
-    __slots__ = ("__weakref__", "_call", "_future", "_lock")
+    __slots__ = ("__weakref__", "_call", "_future", "_lock", "_name")
 
-    def __init__(self, call: Callable[[], Any], future: Future[Any]) -> None:
+    def __init__(self, name: str, call: Callable[[], Any], future: Future[Any]) -> None:
+        self._name = name
         self._call = call
         self._lock = threading.Lock()
         self._future: Future[Any] | None = future
@@ -39,8 +42,13 @@ class _Job:
     def run(self) -> None:
         if not self._begin():
             return
+        process = os.getpid()
         try:
-            result = self._call()
+            try:
+                result = self._call()
+            finally:
+                if os.getpid() != process:
+                    leave_process(self._name)
         except (StopIteration, GeneratorExit) as error:
             # A future refuses StopIteration; both would end the coroutine that awaits it.
             wrapped = RuntimeError(f"the function raised {error_name(error)}")
@@ -146,7 +154,7 @@ class ThreadWorker(Executor):
         if self._closed:
             raise ActorStopped(f"thread worker {self._name!r} has stopped")
         future: Future[T] = Future()
-        job = _Job(functools.partial(fn, *args, **kwargs), future)
+        job = _Job(self._name, functools.partial(fn, *args, **kwargs), future)
         self._jobs[job] = None
         # Not the job itself: the job and its future would refer to each other.
         future.add_done_callback(functools.partial(_forget, self._jobs, weakref.ref(job)))
@@ -188,7 +196,7 @@ class ThreadWorker(Executor):
             job.fail(error)
         if self._runner.actor_ref.is_alive():
             if last is not None:
-                self._runner.actor_ref.tell(_Job(last, Future()))
+                self._runner.actor_ref.tell(_Job(self._name, last, Future()))
             self._runner.stop()
 
 

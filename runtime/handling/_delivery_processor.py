@@ -18,6 +18,7 @@ from ...actors import (
     raised_by_hand,
     refuse_unrun,
     run_apart,
+    stay_in_process,
 )
 from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Envelope
@@ -144,7 +145,9 @@ class DeliveryProcessor:
         self, instance: Any, delivery: RoutedDelivery, failed: Turn | None = None
     ) -> None:
         # The slow path. What `handle` does in a few steps must have the same effect.
-        if failed is None and not delivery.start():
+        if failed is not None:
+            stay_in_process(failed.failure)
+        elif not delivery.start():
             return
         envelope = delivery.envelope
         index = delivery.route.handler

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from ...actors import ThreadWorker, looked_at, returns_nothing, run_apart
+from ...actors import ThreadWorker, leave_process, looked_at, returns_nothing, run_apart
 from ...errors import ActorStopped, ConfigurationError
 from ..diagnostics._given_up import let_go
 from ..diagnostics._stacks import frames_of, frames_of_thread, place, users_part
@@ -264,7 +265,7 @@ class HandlerCaller:
 
     async def _cut_off(self, call: Awaitable[Any], until: float) -> Any:
         # In a task of its own: code that swallows its cancellation must not block the actor.
-        running = self._running = asyncio.ensure_future(_contained(call))
+        running = self._running = asyncio.ensure_future(_contained(call, self._name))
         try:
             result, error = await self._within(running, until)
         finally:
@@ -378,12 +379,18 @@ def _ignore(error: BaseException) -> None:
     pass
 
 
-async def _contained(call: Awaitable[Any]) -> _Outcome:
+async def _contained(call: Awaitable[Any], name: str) -> _Outcome:
     """Return the result, or an error that must not leave a task: it would end the event loop."""
+    process = os.getpid()
     try:
         return await call, None
     except (SystemExit, KeyboardInterrupt) as error:
+        if os.getpid() != process:
+            leave_process(name, error)
         return None, error
+    finally:
+        if os.getpid() != process:
+            leave_process(name)
 
 
 async def _awaited(result: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -205,6 +206,12 @@ class _HeartbeatThread:
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
+    def forked(self) -> None:
+        """Look at nothing of a process that this one was forked off from."""
+        self._heartbeats = {}
+        self._change = threading.Condition()
+        self._thread = None
+
     def add(self, heartbeat: _Heartbeat) -> None:
         with self._change:
             self._heartbeats[heartbeat] = None
@@ -238,3 +245,5 @@ class _HeartbeatThread:
 
 
 _heartbeat_thread = _HeartbeatThread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_heartbeat_thread.forked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import uuid
 from contextvars import ContextVar
 from hashlib import sha1
@@ -121,3 +122,16 @@ def _common(actor: str) -> str:
 
 current_turn: ContextVar[Turn | None] = ContextVar("spa_dat_turn", default=None)
 """The turn that the running code belongs to."""
+
+
+def _forked() -> None:
+    # A handler that comes back in a process that it has forked off has not succeeded there: nothing
+    # may be acknowledged. What that process does otherwise is no part of the message.
+    turn = current_turn.get()
+    if turn is not None:
+        turn.failure = RuntimeError("another process")
+        current_turn.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

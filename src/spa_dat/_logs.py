@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -27,11 +28,13 @@ def get_logger(name: str) -> logging.Logger:
     Topics, error texts, reasons and names come from whoever may publish. A line break in them would
     forge lines of the log, and control characters could change what a terminal shows. If a handler
     or filter of the program raises, that is reported on standard error, as `logging` itself does
-    where it can: otherwise it would end the code that logs.
+    where it can: otherwise it would end the code that logs. If its record factory
+    raises (`logging.setLogRecordFactory`), the ordinary one takes its place.
     """
     logger = logging.getLogger(name)
     logger.addFilter(_harmless)
     logger.handle = partial(_handle, logger)  # type: ignore[method-assign]
+    logger.makeRecord = partial(_make_record, logger)  # type: ignore[method-assign]
     return logger
 
 
@@ -43,6 +46,33 @@ def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
             raise
         record.getMessage()  # a mistake in the call must not be hidden
         _reporter.handleError(record)
+
+
+def _make_record(
+    logger: logging.Logger,
+    name: str,
+    level: int,
+    file: str,
+    line: int,
+    message: object,
+    args: Any,
+    exc_info: Any,
+    function: str | None = None,
+    extra: Mapping[str, object] | None = None,
+    stack: str | None = None,
+) -> logging.LogRecord:
+    location = (name, level, file, line)
+    try:
+        return logging.Logger.makeRecord(
+            logger, *location, message, args, exc_info, function, extra, stack
+        )
+    except Exception:
+        if name == ACTOR_LOG and OWN not in (extra or {}):
+            raise
+        record = logging.LogRecord(*location, message, args, exc_info, function, stack)
+        vars(record).update(extra or {})
+        _reporter.handleError(record)
+        return record
 
 
 def _is_the_users(record: logging.LogRecord) -> bool:

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pydantic
 import pytest
@@ -190,6 +191,40 @@ def test_an_error_in_a_circle_can_be_shown() -> None:
     assert shown.__cause__ is not None
     assert shown.__cause__.__context__ is shown
     assert showable(RuntimeError("plain é")).args == ("plain é",)
+
+
+@pytest.mark.virtual
+async def test_a_record_factory_that_raises_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = Site()
+    app = site.app()
+    handled: list[int] = []
+    of_users: list[BaseException] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=1))
+    async def actor(number: int, context: Context) -> None:
+        if number == 1:
+            raise ValueError("one")
+        try:
+            context.log.warning("mine")
+        except LookupError as error:
+            of_users.append(error)
+        handled.append(number)
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        raise LookupError("no request here")
+
+    monkeypatch.setattr(logging, "_logRecordFactory", factory)
+    with logged() as stream:
+        async with app:
+            site.number("n", 1, 2)
+            await site.settled()
+            assert app.healthy
+    assert handled == [2]
+    assert len(of_users) == 1
+    assert "message on 'n' failed" in stream.getvalue()
+    assert "LookupError: no request here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
