@@ -127,6 +127,16 @@ if __name__ == "__main__":
     assert (code, out, err) == (0, [f"module {name}.inner.main instance 0"], [])
 
 
+def test_the_arguments_of_the_command_are_not_the_modules(
+    name: str, tmp_path: Path, said: Said
+) -> None:
+    before = list(sys.argv)
+    (tmp_path / f"{name}.py").write_text(APP + "    import sys; print(sys.argv)\nimport sys\n")
+    expected = [f"module {name} instance 0", f"['{name}.py']"]
+    assert said("run", f"{name}.py", "--log-level", "info")[1] == expected
+    assert sys.argv == before
+
+
 def test_a_function_may_make_the_application(name: str, tmp_path: Path, said: Said) -> None:
     (tmp_path / f"{name}.py").write_text(FACTORY)
     assert said("run", f"{name}:make") == (0, ["made"], [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -167,20 +169,11 @@ async def uses(payload: int, resource: int) -> None: ...
     assert (tmp_path / "left").exists()
 
 
-async def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
-    text = """
-@app.producer(every=60)
-async def stubborn() -> None:
-    print("stubborn")
-    while True:
-        with __import__("contextlib").suppress(asyncio.CancelledError):
-            await asyncio.sleep(60)
-"""
-    text = ALONE.replace('name="alone"', 'name="alone", stop_timeout=600') + text
-    (tmp_path / "main.py").write_text(text)
+async def test_a_second_signal_ends_all_at_once_even_what_stands_still(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(ALONE)
     with Command(tmp_path, "run", "main.py", "--workers", "1") as command:
         pid = int((await command.says(LIFE))[3])
-        await command.says("stubborn")
+        os.kill(pid, signal.SIGSTOP)
         command.signal(signal.SIGINT)
         await command.says("^spa-dat: SIGINT: stopping; a second signal ends at once$")
         # One that comes right after the first counts as the same.
@@ -188,6 +181,60 @@ async def stubborn() -> None:
         assert await command.end() == 128 + signal.SIGTERM
         await eventually(lambda: not is_there(pid))
         assert command.found("^spa-dat: SIGTERM again: ending at once$")
+
+
+async def test_a_log_that_nobody_reads_holds_up_the_worker_but_not_the_signals(
+    tmp_path: Path,
+) -> None:
+    text = """
+@app.producer()
+async def write() -> None:
+    for number in range(100_000):
+        pathlib.Path("number").write_text(str(number))
+        os.write(1, b"x" * 4096)
+        await asyncio.sleep(0)
+"""
+    (tmp_path / "main.py").write_text(ALONE + text)
+    arguments = [sys.executable, "-m", "spa_dat", "run", "main.py", "--workers", "1"]
+    numbers: list[str] = []
+
+    def is_held_up() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            numbers.append((tmp_path / "number").read_text())
+        return len(numbers) > 2 and numbers[-1] == numbers[-2] != ""
+
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+
+        def ends() -> bool:
+            process.send_signal(signal.SIGTERM)
+            return process.poll() is not None
+
+        try:
+            await eventually(is_held_up, 60.0, 0.5)
+            assert int(numbers[-1]) * 4096 < 2_000_000, "what waits is in the pipes"
+            await eventually(ends, 60.0, 0.5)
+            assert process.returncode == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+
+
+@pytest.mark.mosquitto
+async def test_a_second_copy_gives_way_and_is_not_started_again(
+    mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    name = f"workers-{uuid.uuid4().hex[:8]}"
+    text = LEDGER.format(url=mosquitto.url, name=name, ledger=str(tmp_path / "l"), topic=name)
+    (tmp_path / "main.py").write_text(text)
+    command = ("run", "main.py", "--workers", "1")
+    with Command(tmp_path, *command) as first, Command(tmp_path, *command) as second:
+        await eventually(lambda: first.found("given up") or second.found("given up"))
+        gone = [one for one in (first, second) if one.found("given up")]
+        assert await gone[0].end() == 1
+        assert gone[0].found("ConfigurationError: another program uses the same identifier")
+        assert gone[0].errors[-1].endswith("; it is given up for it would only do so again")
+        await end_together(second if gone[0] is first else first)
 
 
 async def test_a_worker_that_dies_at_once_again_and_again_is_given_up(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ EXPECTED = {
         "battery: 8b884f3b06a21bce",
         "times meanwhile",
     ],
+    "workers": ["instance 0: 303 primes below 2000", "all 12 jobs are done"],
 }
 """What the standard output of each example contains."""
 MARKS = {"plant": pytest.mark.slow}

@@ -24,12 +24,14 @@ def load_application(target: str) -> DistributedApplication:
     application, or of a function without parameters that returns one; where there is exactly one
     application in the module, it may be left out. Modules are looked for in the current folder,
     too. A file is imported by the name that an import would give it, so what is defined in it can
-    be pickled, and it is not ``__main__``.
+    be pickled, and it is not ``__main__``. From now on `sys.argv` is as if the target had been
+    started as a program without arguments: those that there are belong to the command line.
 
     Raises:
         ConfigurationError: there is no such module or application, or importing it fails.
     """
     module_name, path = _split(target)
+    sys.argv = [module_name]
     _look_in(os.getcwd())
     if module_name.endswith(".py") or os.sep in module_name:
         module_name = _import_file(module_name)

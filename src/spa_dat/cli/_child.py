@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..errors import ConfigurationError
 
@@ -59,9 +60,8 @@ class Child:
         try:
             told = json.dumps([theirs.fileno(), number, count, again])
             where = subprocess.PIPE if piped else None
-            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
             self._process = subprocess.Popen(  # noqa: S603 (the command itself)
-                [sys.executable, *flags, "-m", "spa_dat", *arguments],
+                [sys.executable, *_flags(), "-m", "spa_dat", *arguments],
                 env={**os.environ, _VARIABLE: told},
                 stdin=subprocess.DEVNULL,
                 stdout=where,
@@ -114,6 +114,14 @@ class Child:
         self._process.returncode = code
         self.link.close()
         return code
+
+
+def _flags() -> list[str]:
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    if Path(__file__).resolve().parents[2] != Path.cwd():
+        # A module of the user's in the current folder must not stand in for one of Python's here.
+        flags.append("-P")
+    return flags
 
 
 class Parent:

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None for those of the process.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    before = sys.argv
+    given = list(before[1:] if arguments is None else arguments)
     try:
         with _commands.make_context("spa-dat", list(given), obj=given) as context:
             code: int = _commands.invoke(context)
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
+    finally:
+        sys.argv = before
 
 
 def _usage(error: click.ClickException) -> str:
@@ -67,7 +70,7 @@ def _usage(error: click.ClickException) -> str:
 def _complain(text: str, error: BaseException | None) -> int:
     line = one_line(text[:_LONGEST].removeprefix("spa_dat: "))
     # What is cut off may be what shows that a part is secret, so more is looked at than is shown.
-    sys.stderr.write(f"spa-dat: {_without_secrets(line)[: _LONGEST // 2]}\n")
+    print(f"spa-dat: {_without_secrets(line)[: _LONGEST // 2]}", file=sys.stderr)  # noqa: T201
     return _WRONG if isinstance(error, ConfigurationError | TransportError) else _FAILED
 
 

@@ -143,14 +143,14 @@ class Processes:
             child.send(signal.SIGKILL)
 
     def end(self, code: int) -> None:
-        """Let `run` return this exit code; there are no children any more."""
-        self._code = code
+        """Let `run` return this exit code, unless there is one; no children are left."""
+        if self._code is None:
+            self._code = code
 
     def run(self) -> int:
         """Look after the children until `end` is called, or until a second signal."""
         self._selector.register(self._receiver, selectors.EVENT_READ, self._woken)
         handled = (*_STOP, signal.SIGCHLD, *(_PASSED_ON if self._is_first else ()))
-        # Not taken back: one that comes late must not end the program in another way.
         for number in handled:
             signal.signal(number, self._on_signal)
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
@@ -160,6 +160,10 @@ class Processes:
             self.outputs.flush()
             return self._code
         finally:
+            for number in handled:
+                # The end is decided: one that comes late must not change the exit code.
+                late = signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN
+                signal.signal(number, late)
             signal.set_wakeup_fd(-1)
             self._selector.close()
             self._receiver.close()
