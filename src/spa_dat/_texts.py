@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 import traceback
 from types import TracebackType
 from typing import Any
@@ -119,6 +120,8 @@ def inspectable(error: BaseException) -> BaseException:
     A class of the user's may compute what every error handler reads, and fail.
     """
     try:
+        # It has been raised anew, perhaps with another text.
+        _attributes(error).pop(_SLOW_TEXT, None)
         isinstance(error, _Nobody)
         bool(error)
         for name in _LOOKED_AT:
@@ -230,6 +233,9 @@ def _texts_of(error: BaseException) -> list[str] | None:
     kind = type(error)
     notes = getattr(error, "__notes__", ())
     text = _text_of(error)
+    if _slow_text_of(error) is not None:
+        # The traceback would put it into words again, and again.
+        return None
     texts: list[Any] = [
         text if isinstance(text, str) else "",
         _name_of(kind),
@@ -245,14 +251,41 @@ def _texts_of(error: BaseException) -> list[str] | None:
 
 
 def _text_of(error: object) -> str | BaseException:
-    """Return its text, or what was raised instead."""
+    """Return its text; what was raised instead, if it has none."""
     if (short := summary(error)) is not None:
         return short
+    if (known := _slow_text_of(error)) is not None:
+        return known
+    began = time.perf_counter()
+    text: str | BaseException
     try:
-        # A plain str, not one of a subclass, whose methods may do anything.
-        return str.__str__(str(error))
+        # Not one of a subclass, whose methods may do anything.
+        text = str.__str__(str(error))
     except BaseException as broken:  # noqa: BLE001 (the class may be anybody's)
-        return broken
+        text = BaseException.with_traceback(broken, None)
+    if isinstance(error, BaseException) and time.perf_counter() - began > _SLOW:
+        _attributes(error)[_SLOW_TEXT] = text
+    return text
+
+
+# Seconds. A text that takes longer is made once for each time that the error is raised: logs, dead
+# letters and replies all want it, and the event loop waits.
+_SLOW = 0.02
+_SLOW_TEXT = "_spa_dat_slow_text"
+
+
+def _slow_text_of(error: object) -> str | BaseException | None:
+    """Return a text that is remembered because it takes long; None for others."""
+    if not isinstance(error, BaseException):
+        return None
+    text: str | BaseException | None = _attributes(error).get(_SLOW_TEXT)
+    return text
+
+
+def _attributes(error: BaseException) -> dict[str, Any]:
+    # What a class of one's own says of its attributes is not looked at.
+    attributes: dict[str, Any] = object.__getattribute__(error, "__dict__")
+    return attributes
 
 
 def _name_of(kind: type) -> str:

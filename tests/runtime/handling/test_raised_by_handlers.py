@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import logging
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -134,6 +135,42 @@ async def test_it_costs_the_message_and_the_actor_goes_on(
         assert app.healthy or ending(make)
         assert app.stats["messages.failed"] == (1 if isinstance(make(), SystemExit) else 2)
         assert len(site.letters()) == 1
+
+
+class Slow(Exception):
+    """An error whose text takes long; it has another one each time that it is raised."""
+
+    said = 0
+
+    def __str__(self) -> str:
+        self.said += 1
+        time.sleep(0.05)
+        return f"text {self.said}"
+
+
+@pytest.mark.parametrize("way", ["alone", "cause", "group"])
+async def test_a_text_that_takes_long_is_put_into_words_once(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = Site()
+    app = site.app()
+    slow = Slow()
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    async def handle(number: int) -> None:
+        if way == "cause":
+            raise ValueError("outer") from slow
+        raise slow if way == "alone" else ExceptionGroup("group", [slow, ValueError("other")])
+
+    async with app:
+        site.number("n", 1)
+        await site.settled()
+    (letter,) = site.letters()
+    # Once for each attempt whose line or traceback has the text.
+    assert slow.said == (2 if way == "alone" else 1)
+    assert f"Slow: text {slow.said}" in caplog.text
+    if way == "alone":
+        assert letter.headers["spa_dead_text"] == "text 2"
 
 
 @pytest.mark.parametrize("make", RAISED, ids=name_of)
