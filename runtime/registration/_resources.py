@@ -237,7 +237,7 @@ class ResourceManager:
         opened: asyncio.Future[list[dict[str, Any]]],
     ) -> None:
         failure: BaseException | None = None
-        is_open = False
+        is_open, is_early = False, True
         try:
             async with AsyncExitStack() as stack:
                 try:
@@ -254,15 +254,19 @@ class ResourceManager:
             raise
         except BaseException as error:
             if isinstance(error, GeneratorExit) and is_closing(error):
-                is_open = False
+                is_early = False
                 raise
             failure = error
             log.error("a resource failed to close", exc_info=error)
             self._failed(error)
         finally:
+            if is_early and not self._release.is_set():
+                if is_open:
+                    self._lost(_left_early("the application was using it", failure))
+                elif not opened.done():
+                    opened.set_exception(_left_early(f"{self._opening} was being opened", failure))
+                    opened.exception()  # who wanted it may have been cancelled meanwhile
             opened.cancel()
-            if is_open and not self._release.is_set():
-                self._lost(_left_early(failure))
             # Its traceback has this frame.
             del failure
 
@@ -295,12 +299,12 @@ class ResourceManager:
         return opened
 
 
-def _left_early(error: BaseException | None) -> ConfigurationError:
+def _left_early(moment: str, error: BaseException | None) -> ConfigurationError:
     why = "it was closed" if error is None else reason_of(error)
     if isinstance(error, asyncio.CancelledError):
         why = "the task that holds it was cancelled, perhaps by a task group or timeout around it"
     result = ConfigurationError(
-        f"a resource ended while the application was using it, which closed the others too: {why}"
+        f"a resource ended while {moment}, which closed the others too: {why}"
     )
     result.__cause__ = error
     return result

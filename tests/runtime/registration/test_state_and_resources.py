@@ -473,3 +473,46 @@ async def test_a_resource_that_ends_while_it_is_used_ends_the_application_with_a
         assert "a resource ended" in app.problems["plant"]
     assert left == ["other"]
     assert any("a resource ended while" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("how", ["error", "timeout", "cancel"])
+async def test_a_resource_that_ends_while_others_are_opened_is_why_the_start_fails(
+    how: str,
+) -> None:
+    app = DistributedApplication("memory://", name="plant")
+    left: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def scope() -> AsyncIterator[None]:
+        async def background() -> None:
+            await asyncio.sleep(0.05)
+            raise ValueError("the background failed")
+
+        if how == "error":
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(background())
+                yield
+        elif how == "timeout":
+            async with asyncio.timeout(0.05):
+                yield
+        else:
+            keeper = asyncio.current_task()
+            assert keeper is not None
+            asyncio.get_running_loop().call_later(0.05, keeper.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                yield
+        left.append("scope")
+
+    @contextlib.asynccontextmanager
+    async def slow() -> AsyncIterator[None]:
+        await asyncio.sleep(10)
+        yield
+
+    @app.application("a", ressources={"scope": scope, "slow": slow})
+    async def handler(payload: str) -> None: ...
+
+    told = "a resource ended while resource 'slow' of actor 'handler' was being opened"
+    with pytest.raises(ConfigurationError, match=told):
+        async with app:
+            pass
+    assert left == (["scope"] if how == "cancel" else [])
