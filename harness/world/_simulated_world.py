@@ -12,6 +12,7 @@ from ..._busy_threads import BusyThread
 from ..._environment import Environment
 from ...runtime.hosting._lane import Lane
 from ...transports import Envelope, SocketProvider
+from .._errors import HandlerFailed
 from .._faults import Dice, Faults
 from ..loop._loop_watchdog import Heartbeat, watched
 from ..loop._tasks import OWNER, bury_tasks, lost_failures, make_task
@@ -131,8 +132,21 @@ class SimulatedWorld(World):
         """See `World.run`."""
         context = contextvars.copy_context()
         context.run(OWNER.set, None)
-        with watched(self._heartbeat):
-            return self.loop.run_until_complete(self.loop.create_task(coroutine, context=context))
+        task = self.loop.create_task(coroutine, context=context)
+        try:
+            with watched(self._heartbeat):
+                return self.loop.run_until_complete(task)
+        except RuntimeError as error:
+            if task.done():
+                raise
+            raise HandlerFailed(
+                "the application under test has stopped the event loop (loop.stop)"
+            ) from error
+        except asyncio.CancelledError as error:
+            raise HandlerFailed(
+                "the application under test has cancelled the harness's own task, as code does that"
+                " cancels all tasks"
+            ) from error
 
     async def settled(self) -> None:
         """See `World.settled`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -128,3 +129,25 @@ def test_an_application_that_faults_keep_from_starting_is_started_once_more() ->
             assert set(harness.published("out")) == {1}
 
     explore(scenario, seeds=20)
+
+
+@pytest.mark.parametrize("how", ["stops the event loop", "cancels all tasks"])
+def test_code_that_ends_what_the_test_stands_on_is_named(how: str) -> None:
+    app = DistributedApplication("mqtt://broker", name="app")
+
+    @app.application("in")
+    async def handle(payload: int) -> None:
+        if how == "stops the event loop":
+            asyncio.get_running_loop().stop()
+            return
+        for task in asyncio.all_tasks():
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    def use() -> None:
+        with Harness(app) as harness:
+            harness.publish("in", 1)
+            harness.settle()
+
+    with pytest.raises(HandlerFailed, match="the application under test has"):
+        use()
