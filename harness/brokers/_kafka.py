@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -46,7 +47,8 @@ _OPERATIONS = {
     "DESCRIBE": 8,
     "IDEMPOTENT_WRITE": 12,
 }
-_METADATA, _CREATE_ACLS = 3, 30
+_METADATA, _DESCRIBE_ACLS, _CREATE_ACLS = 3, 29, 30
+_PAUSE = 0.005
 # Formatting takes as long as starting, and gives the same few small files for the same settings.
 _formatted: dict[object, dict[str, bytes]] = {}
 
@@ -226,19 +228,30 @@ class Kafka(BrokerProcess):
             BrokerFailed: the broker refuses it.
         """
         prefixed = name.endswith("*") and name != "*"
-        answer = self._ask(
-            _CREATE_ACLS,
-            1,
-            struct.pack(">ib", 1, _RESOURCES[kind])
+        rule = (
+            struct.pack(">b", _RESOURCES[kind])
             + _string(name[:-1] if prefixed else name)
             + struct.pack(">b", 4 if prefixed else 3)
             + _string(f"User:{user}")
             + _string("*")
-            + struct.pack(">bb", _OPERATIONS[operation], 3),
+            + struct.pack(">bb", _OPERATIONS[operation], 3)
         )
+        answer = self._ask(_CREATE_ACLS, 1, struct.pack(">i", 1) + rule)
         _, _, error = struct.unpack_from(">iih", answer)
         if error:
             raise BrokerFailed(f"Kafka refused the ACL with error {error}; its log:\n{self.log}")
+        # The controller has it; the broker follows.
+        deadline = time.monotonic() + self._start_timeout
+        while not self._has_rule(rule):
+            if time.monotonic() > deadline:
+                raise BrokerFailed(f"Kafka does not put the ACL into force; its log:\n{self.log}")
+            time.sleep(_PAUSE)
+
+    def _has_rule(self, rule: bytes) -> bool:
+        answer = self._ask(_DESCRIBE_ACLS, 1, rule)
+        _, _, error, length = struct.unpack_from(">iihh", answer)
+        (found,) = struct.unpack_from(">i", answer, 12 + max(0, length))
+        return not error and found > 0
 
     def _java(self, *options: str) -> list[str]:
         java = tools.find_java()
