@@ -26,6 +26,7 @@ class Command:
         folder: where it runs.
         arguments: of the command.
         before: what comes in front of it, as another command.
+        program: a file to run in place of ``spa-dat``.
         environment: variables that it gets besides.
 
     Attributes:
@@ -38,14 +39,16 @@ class Command:
         folder: Path,
         *arguments: str,
         before: tuple[str, ...] = (),
+        program: Path | None = None,
         environment: Mapping[str, str] = {},
     ) -> None:
         self.lines: list[str] = []
         self.errors: list[str] = []
+        what = ("-m", "spa_dat") if program is None else (str(program),)
         unset = ("SPA_DAT_INSTANCE", "SPA_DAT_URL")
         inherited = {name: value for name, value in os.environ.items() if name not in unset}
         self._process = subprocess.Popen(
-            [*before, sys.executable, "-W", "error", "-m", "spa_dat", *arguments],
+            [*before, sys.executable, "-W", "error", *what, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
