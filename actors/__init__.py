@@ -19,6 +19,7 @@ from ._isolation import (
 )
 from ._mailbox import Mailbox, Overflow
 from ._reference import ActorRef
+from ._restart import RestartCounter
 from ._system import ActorSystem, RestartPolicy
 from ._thread_worker import ThreadWorker
 from ._waits import chain_names, current_actor, enter_chain, refuse_cycle
@@ -31,6 +32,7 @@ __all__ = [
     "Isolated",
     "Mailbox",
     "Overflow",
+    "RestartCounter",
     "RestartPolicy",
     "ThreadWorker",
     "chain_names",

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Never, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Literal, Never, ParamSpec, Self, TypeVar, Unpack
 
 from ..._environment import Environment
 from ...actors import Actor, RestartPolicy
@@ -98,6 +98,10 @@ class DistributedApplication:
         )
         self._runs = Runs(self._registry, settings)
 
+    def __reduce__(self) -> Never:
+        """Raise TypeError: it cannot be in two processes."""
+        raise TypeError(f"application {self.name!r} belongs to the process that it runs in")
+
     @property
     def environment(self) -> Environment:
         """Where time stamps, randomness and identifiers come from."""
@@ -129,6 +133,7 @@ class DistributedApplication:
         name: str | None = None,
         every: float | None = None,
         deadline: float | None = None,
+        placement: Literal["process"] | None = None,
         replace: bool | None = None,
     ) -> Callable[[F], F]:
         """Register a function that starts messages itself. Decorator; returns the function.
@@ -141,6 +146,7 @@ class DistributedApplication:
             every: seconds from one call to the next, the first at once; calls never overlap, and
                 one that raises does not stop later ones. None calls it once.
             deadline: seconds after which one call is cut off and counts as failed.
+            placement: ``process`` runs it in a child process; see `ActorOptions`.
             replace: as for `application`.
 
         Raises:
@@ -158,6 +164,7 @@ class DistributedApplication:
             "ressources": ressources,
             "every": every,
             "deadline": deadline,
+            "placement": placement,
         }
 
         def register(function: F) -> F:

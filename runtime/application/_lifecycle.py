@@ -124,6 +124,14 @@ class Run:
         """What could not be finished before the end."""
         return self._given_up
 
+    @property
+    def resources(self) -> Mapping[str, Resource]:
+        """What its actors share."""
+        return self._resources
+
+    def thread_lost(self, lane: Lane) -> None:
+        """A handler of the lane goes on after its deadline, and is left to itself."""
+
     def take_letter(self, actor: str) -> bool:
         """Claim a place for one more dead letter of the actor; return False at its limit."""
         taken = self._letters.take(actor)
@@ -360,6 +368,10 @@ class Run:
         stopping = self._begin_stop(self.settings.stop_timeout)
         if not self._system.is_at_work():
             await asyncio.shield(stopping)
+
+    async def stop_within(self, seconds: float) -> None:
+        """As `stop`, with so many seconds for handlers that still run."""
+        await asyncio.shield(self._begin_stop(seconds))
 
     def _begin_stop(self, seconds: float) -> asyncio.Task[None]:
         if self._stop_task is None:

@@ -72,12 +72,12 @@ def run_until_stopped(
     Raises:
         SystemExit: as `run`.
     """
-    _refuse_wrong_place()
     if IMPORTING.get():
         raise ConfigurationError(
             "run() was called while the module was only being imported: write"
             ' `if __name__ == "__main__":` above it'
         )
+    _refuse_wrong_place()
     signals = Signals(
         sum(runs_of(application).settings.stop_timeout for application in applications)
     )

@@ -263,6 +263,28 @@ class DeliveryProcessor:
 
     # Failures.
 
+    async def failed_apart(
+        self, delivery: RoutedDelivery, error: BaseException, held_since: float
+    ) -> bool:
+        """An attempt that was made in another process has failed with that process.
+
+        Args:
+            delivery: started.
+            error: what ended it.
+            held_since: loop time of its first failure.
+
+        Returns:
+            Whether there is to be another attempt; without, the message is dealt with.
+        """
+        envelope = delivery.envelope
+        handler = self._lane.handlers[delivery.route.handler]
+        request = None
+        if envelope.response_topic is not None and handler.responder:
+            request = self._request_of(envelope)
+        turn = Turn(envelope, self._lane.source, request, shared=delivery.route.router.shared)
+        turn.active = False
+        return await self._failed(delivery, turn, error, held_since)
+
     async def _attempt_failed(
         self, delivery: RoutedDelivery, turn: Turn, raised: BaseException, held_since: float
     ) -> bool:
@@ -377,6 +399,13 @@ class DeliveryProcessor:
         await self._dead_letters.park(delivery, error)
 
     # Requests.
+
+    def may_answer(self, delivery: RoutedDelivery) -> bool:
+        """Whether a reply may go where the message asks for; says so in the log when not."""
+        envelope = delivery.envelope
+        if self._lane.handlers[delivery.route.handler].responder:
+            return self._request_of(envelope) is not None
+        return self._lane.reply_address_problem(envelope) is None
 
     def _request_of(self, envelope: Envelope) -> Envelope | None:
         problem = self._lane.reply_address_problem(envelope)

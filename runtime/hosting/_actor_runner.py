@@ -11,7 +11,7 @@ from ...actors import ActorSystem, RestartPolicy
 from ...transports import TopicFilter
 from ..diagnostics._given_up import GivenUp
 from ..messaging._connection import BusConnection
-from ..registration._resources import RequiredResources
+from ..registration._resources import RequiredResources, Resource
 from ..registration._specs import Spec
 from ..routing._router import Router
 from ..routing._routes import Route
@@ -19,6 +19,7 @@ from ..routing._subscriptions import RuntimeSubscription
 from ._lane import Lane
 from ._observer import Observer
 from ._producer import CallSource
+from ._settings import Settings
 from ._waiting import wait_for_each
 
 __all__ = ["ActorRunner", "ApplicationRun"]
@@ -44,6 +45,14 @@ class ApplicationRun(Protocol):
 
     def unhealthy(self, lane: str, reason: str) -> None: ...
 
+    @property
+    def resources(self) -> Mapping[str, Resource]: ...
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def thread_lost(self, lane: Lane) -> None: ...
+
     def stop_actor(self, actor: ActorRunner) -> None: ...
 
     def actor_ended(self, error: BaseException | None) -> None: ...
@@ -58,6 +67,8 @@ class ActorRunner:
     Attributes:
         name: the actor's.
         address: ``application/instance/actor``.
+        place: which of several processes of the actor this is, as the end of the names of its
+            lanes; empty for the only one.
         lanes: its lanes, as many as ``concurrency`` says.
         calls: the calls of a producer; None for an actor that reacts to messages.
         required_resources: the resources that must be open before it is spawned.
@@ -83,14 +94,27 @@ class ActorRunner:
         self.window = options.window_for(provider.default_window)
         self.window_bytes = options.window_bytes or provider.default_window_bytes
         self.ended = False
+        number = run.settings.number
+        self.place = "" if number is None else f"/{number}"
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[None] | None = None
         self.runtime = RuntimeSubscription(self, run.system, connection.surroundings.stats)
         required = RequiredResources(f"actor {self.name!r}", options.ressources)
-        if options.concurrency > 1:
+        lanes = options.concurrency
+        self.lanes: tuple[Lane, ...] = ()
+        if options.placement == "process":
+            # Only who needs them pays for the modules.
+            from ._process_lane import process_lanes
+
+            self.lanes = process_lanes(self, run.resources)
+            lanes *= options.processes
+        if self.lanes:
+            # They are opened where they are used.
+            self.required_resources = required._replace(resources={})
+        elif lanes > 1:
             # Each lane has a thread of its own, so no thread can open them for all.
             self.required_resources = required
-            self.lanes = tuple(Lane(self, number) for number in range(options.concurrency))
+            self.lanes = tuple(Lane(self, number) for number in range(lanes))
         else:
             self.lanes = (Lane(self),)
             self.required_resources = self.lanes[0].take_thread_resources(required)
@@ -123,12 +147,15 @@ class ActorRunner:
 
     def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> None:
         """Begin to start all lanes; `Lane.started` waits until a lane is up."""
-        self.spec.started(tuple(lane.spawn(restart, resources) for lane in self.lanes))
+        refs = [lane.spawn(restart, resources) for lane in self.lanes]
+        self.spec.started(tuple(ref for ref in refs if ref is not None))
 
     def begin(self) -> None:
         """Make a producer's first call, now that all subscriptions are active."""
         if self.calls is not None:
             self.calls.begin()
+        for lane in self.lanes:
+            lane.begin()
 
     async def stop_producing(self, deadline: float) -> None:
         """Make no further call of a producer; wait for one until ``deadline`` (loop time)."""

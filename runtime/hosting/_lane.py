@@ -64,7 +64,7 @@ class Lane:
         spec, connection = runner.spec, runner.connection
         surroundings = connection.surroundings
         identity = surroundings.identity
-        suffix = "" if number is None else f"/{number}"
+        suffix = runner.place if number is None else f"{runner.place}/{number}"
         self.runner = runner
         self.spec = spec
         self.connection = connection
@@ -126,7 +126,10 @@ class Lane:
 
     # Start and stop.
 
-    def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> ActorRef[Any]:
+    def begin(self) -> None:
+        """Note that everybody has started."""
+
+    def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> ActorRef[Any] | None:
         """Begin to start it; `started` waits until it is up."""
         self.resources = dict(resources)
         self._caller.start()
@@ -272,6 +275,7 @@ class Lane:
         return self._caller.direct(instance)
 
     def _thread_lost(self) -> None:
+        self._run.thread_lost(self)
         # The abandoned thread may keep running, and must not share anything with its successor.
         self.sync_socket.give_up()
         self.socket = Socket(self.connection, self.source, self.runner.runtime)

@@ -29,6 +29,7 @@ class Settings:
         reply_topics: filters for where replies may go; None for anywhere.
         stand_in: returns what to use in place of a provider; None to use the provider itself.
         observer: is told what the actors do; None for nobody.
+        number: of this process among several of its one actor; None anywhere else.
     """
 
     identity: Identity
@@ -43,6 +44,7 @@ class Settings:
     reply_topics: tuple[TopicFilter, ...] | None = None
     stand_in: Callable[[SocketProvider], SocketProvider] | None = None
     observer: Observer | None = None
+    number: int | None = None
 
     def __post_init__(self) -> None:
         check_seconds("application", "stop_timeout", self.stop_timeout, zero=True)

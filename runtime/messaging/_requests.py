@@ -9,13 +9,14 @@ from collections.abc import Callable
 from functools import partial
 
 from ..._texts import describe, reason_of
-from ...errors import RemoteError, RequestTimeout
+from ...errors import ProcessCrashed, RemoteError, RequestTimeout
 from ...transports import Bus, Envelope, OutboxEntry
 from ..options._retry_policy import Reject
 
 __all__ = [
     "CHAIN_HEADER",
     "ERROR_HEADER",
+    "LENGTH_OF_PREFIX",
     "LONGEST_CODE",
     "LONGEST_TEXT",
     "MOST_REPLIES",
@@ -34,6 +35,8 @@ MOST_REPLIES = 1_000
 """How many replies to one request are kept by default."""
 _MOST_BYTES = 16_777_216
 _MOST_BYTES_TOGETHER = 67_108_864
+LENGTH_OF_PREFIX = 8
+"""Characters that the correlations of one child process have in common."""
 LONGEST_CODE = 100
 """The most characters in the code of an error reply, sent or received."""
 LONGEST_TEXT = 1_000
@@ -101,6 +104,8 @@ def error_answer(error: BaseException) -> tuple[str, str]:
         return error.code, error.text
     if isinstance(error, Reject):
         return "rejected", describe(error)
+    if isinstance(error, ProcessCrashed):
+        return "crashed", describe(error)
     return "failed", reason_of(error)
 
 
@@ -144,6 +149,8 @@ class Requests:
         self._token = token
         self._stats = stats
         self._pending: dict[str, _PendingRequest] = {}
+        # Of those in other processes, by how their correlations begin.
+        self._relays: dict[str, Callable[[str, Envelope], None]] = {}
         # Bytes kept for all requests that collect several replies.
         self._size = 0
 
@@ -156,9 +163,26 @@ class Requests:
             if not pending.future.done():
                 pending.future.set_exception(error)
 
+    def relay(self, prefix: str, on_reply: Callable[[str, Envelope], None] | None) -> None:
+        """Hand replies to correlations with this prefix on, without it; None ends that.
+
+        Args:
+            prefix: of `LENGTH_OF_PREFIX` characters.
+            on_reply: called with the rest of the correlation and the reply.
+        """
+        if on_reply is None:
+            self._relays.pop(prefix, None)
+        else:
+            self._relays[prefix] = on_reply
+
     def on_reply(self, correlation: str, envelope: Envelope) -> None:
         """Take a reply; called by the bus."""
         pending = self._pending.get(correlation)
+        if pending is None and self._relays:
+            relay = self._relays.get(correlation[:LENGTH_OF_PREFIX])
+            if relay is not None:
+                relay(correlation[LENGTH_OF_PREFIX:], envelope)
+                return
         if pending is None or pending.future.done() or pending.is_repeated(envelope):
             self._stats["replies.dropped"] += 1
             return

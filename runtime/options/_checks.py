@@ -16,6 +16,7 @@ __all__ = [
     "check_batch",
     "check_concurrency",
     "check_count",
+    "check_placement",
     "check_seconds",
     "is_number",
 ]
@@ -24,6 +25,7 @@ LARGEST_WINDOW = 65535
 """The largest receive maximum in MQTT."""
 LARGEST_WINDOW_BYTES = 2**40
 _MOST_LANES = 1000
+_MOST_PROCESSES = 256
 
 
 def is_number(value: object) -> bool:
@@ -49,22 +51,49 @@ def check_seconds(owner: str, option: str, seconds: float, *, zero: bool = False
 
 
 def check_concurrency(
-    owner: str, concurrency: int, key: str | None, overflow: Overflow, state: Any
+    owner: str, concurrency: int, key: str | None, overflow: Overflow, state: Any, lanes: int
 ) -> None:
-    """Raise ConfigurationError for an impossible number of lanes, or a key without a use."""
+    """Raise ConfigurationError for an impossible number of lanes, or a key without a use.
+
+    Args:
+        owner: in words.
+        concurrency: the option.
+        key: the option.
+        overflow: the option.
+        state: the option.
+        lanes: how many messages are handled at a time at least, in other processes too.
+    """
     if not _is_count(concurrency, _MOST_LANES):
         raise ConfigurationError(
             f"{owner}: concurrency={concurrency!r}: give a whole number from 1 to {_MOST_LANES}"
         )
-    if key is not None and concurrency == 1 and overflow is not Overflow.LATEST_BY_KEY:
+    if key is not None and lanes == 1 and overflow is not Overflow.LATEST_BY_KEY:
         raise ConfigurationError(
-            f"{owner}: key={key!r} has no effect: it goes with concurrency=n, n more than 1, or"
-            " with overflow=Overflow.LATEST_BY_KEY"
+            f"{owner}: key={key!r} has no effect: it goes with concurrency=n or processes=n, n more"
+            " than 1, or with overflow=Overflow.LATEST_BY_KEY"
         )
     if concurrency > 1 and state is not None and not is_factory(state):
         raise ConfigurationError(
             f"{owner}: state={state!r} is one value for {concurrency} lanes, each of which needs a"
             " state of its own; give a factory, for example a class or a lambda"
+        )
+
+
+def check_placement(owner: str, placement: object, processes: object) -> None:
+    """Raise ConfigurationError for a placement or a number of processes that cannot be."""
+    if placement not in (None, "process"):
+        raise ConfigurationError(
+            f"{owner}: placement={quoted(placement)}: give 'process', or None for the process of"
+            " the application"
+        )
+    if not _is_count(processes, _MOST_PROCESSES):
+        raise ConfigurationError(
+            f"{owner}: processes={quoted(processes)}: give a whole number from 1 to"
+            f" {_MOST_PROCESSES}"
+        )
+    if processes != 1 and placement is None:
+        raise ConfigurationError(
+            f"{owner}: processes={processes!r} has no use without placement='process'"
         )
 
 

@@ -45,6 +45,8 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "concurrency": _is_count,
     "key": _is_text,
     "batch": lambda value: isinstance(value, tuple),
+    "placement": _is_text,
+    "processes": _is_count,
 }
 """The options, each with a test of whether a value could be meant for it."""
 

@@ -47,7 +47,15 @@ def function_spec(
 
     def analyse(changed: ActorOptions) -> tuple[Handler, ...]:
         return (
-            _handler(function, filters, kind, changed, shared_resources, lambda instance: function),
+            _handler(
+                function,
+                filters,
+                kind,
+                changed,
+                shared_resources,
+                lambda instance: function,
+                attribute="",
+            ),
         )
 
     return Spec(owner, kind, function, FunctionActor, options, analyse)
@@ -80,6 +88,7 @@ def class_spec(
                 changed,
                 shared_resources,
                 operator.attrgetter(attribute),
+                attribute=attribute,
                 has_self=not isinstance(
                     inspect.getattr_static(cls, attribute), staticmethod | classmethod
                 ),
@@ -190,6 +199,7 @@ def _hook(
         options,
         shared_resources,
         operator.attrgetter(hook),
+        attribute=hook,
         has_self=True,
     )
     wanted = (parameter.name for parameter in read_signature(function, has_self=True).parameters)
@@ -209,6 +219,7 @@ def _handler(
     shared_resources: Sequence[str],
     bind: Callable[[Any], Callable[..., Any]],
     *,
+    attribute: str,
     has_self: bool = False,
     variables: Mapping[Any, Any] | None = None,
 ) -> Handler:
@@ -236,4 +247,6 @@ def _handler(
         bind=bind,
         responder=injection.is_responder(options.replies),
         returns_reply=options.replies or injection.returns_value,
+        attribute=attribute,
+        signature=read_signature(function, has_self=has_self, variables=variables),
     )

@@ -12,12 +12,14 @@ from ...actors import ActorRef, Overflow
 from ...errors import ActorStopped, ConfigurationError
 from ...transports import SocketProvider, TopicFilter
 from ..injection._injection import Injection
+from ..injection._signatures import Signature
 from ..options._checks import (
     LARGEST_WINDOW,
     LARGEST_WINDOW_BYTES,
     check_batch,
     check_concurrency,
     check_count,
+    check_placement,
     check_seconds,
 )
 from ..options._retry_policy import RetryPolicy
@@ -127,6 +129,10 @@ class ActorOptions:
         reply_topics: filters for the topics that replies may go to, besides the reply inboxes of
             programs that use this package; None for the application's. A reply never goes to a
             topic that an actor of the application subscribes to.
+        placement: ``process`` runs it in a child process, which gets its code pickled; None in the
+            process of the application.
+        processes: how many child processes it has. With ``key`` the messages of one key always go
+            to the same one; without, to whichever is free.
         every: seconds from one call of a producer to the next; None to call it once.
     """
 
@@ -148,6 +154,8 @@ class ActorOptions:
     key: str | None = None
     batch: tuple[int, float] | None = None
     reply_topics: str | Sequence[str] | None = None
+    placement: Literal["process"] | None = None
+    processes: int = 1
     every: float | None = None
 
     def window_for(self, default: int) -> int:
@@ -155,8 +163,9 @@ class ActorOptions:
         if self.window is not None:
             return self.window
         size = 1 if self.batch is None else self.batch[0]
-        lanes = _WINDOW_OF_A_LANE * self.concurrency if self.concurrency > 1 else 0
-        return min(LARGEST_WINDOW, max(default, lanes, 2 * size * self.concurrency))
+        lanes = self.concurrency * self.processes
+        least = _WINDOW_OF_A_LANE * lanes if lanes > 1 else 0
+        return min(LARGEST_WINDOW, max(default, least, 2 * size * lanes))
 
     @property
     def reply_filters(self) -> tuple[TopicFilter, ...] | None:
@@ -193,7 +202,9 @@ class ActorOptions:
         if self.subscription is not None:
             check_name(f"{owner}: subscription", self.subscription)
         check_state(owner, self.state)
-        check_concurrency(owner, self.concurrency, self.key, self.overflow, self.state)
+        check_placement(owner, self.placement, self.processes)
+        lanes = max(self.concurrency, self.processes)
+        check_concurrency(owner, self.concurrency, self.key, self.overflow, self.state, lanes)
         check_batch(owner, self.batch, self.window)
         check_resources(owner, self.ressources)
 
@@ -216,6 +227,8 @@ class HandlerOptions(TypedDict, total=False):
     key: str | None
     batch: tuple[int, float] | None
     reply_topics: str | Sequence[str] | None
+    placement: Literal["process"] | None
+    processes: int
 
 
 _OPTION_NAMES = tuple(option.name for option in fields(ActorOptions))
@@ -252,6 +265,8 @@ class Handler:
         bind: returns the callable for an instance of the actor.
         responder: whether it answers requests.
         returns_reply: whether what it returns is the reply.
+        attribute: its name in the class; empty for a function.
+        signature: what it asks for.
     """
 
     filters: tuple[TopicFilter, ...]
@@ -259,6 +274,8 @@ class Handler:
     bind: Callable[[Any], Callable[..., Any]]
     responder: bool
     returns_reply: bool
+    attribute: str
+    signature: Signature
 
 
 class Spec(Generic[A]):
@@ -317,7 +334,13 @@ class Spec(Generic[A]):
 
         Raises:
             ActorStopped: the application is not running.
+            ConfigurationError: the actor runs in another process.
         """
+        if self.options.placement is not None:
+            raise ConfigurationError(
+                f"actor {self.name!r} has placement='process', and references lead to actors of"
+                " this process only: publish to one of its topics, or make a request"
+            )
         if not self._refs:
             raise ActorStopped(f"actor {self.name!r} is not started; start the application first")
         return self._refs

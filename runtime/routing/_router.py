@@ -197,7 +197,7 @@ class Router(Actor):
         """
         target = delivery.route.target
         mailbox = target.mailbox
-        if self._is_last_copy(delivery) if self._stopped else target not in self._targets:
+        if self.is_last_copy(delivery) if self._stopped else target not in self._targets:
             return False
         delivery.requeue()
         if self._stopped:
@@ -216,7 +216,7 @@ class Router(Actor):
         Returns:
             False if the bus no longer has it.
         """
-        if self._is_last_copy(delivery) or delivery.token < 0:
+        if self.is_last_copy(delivery) or delivery.token < 0:
             return False
         delivery.withdraw()
         return True
@@ -244,14 +244,14 @@ class Router(Actor):
             self.consumer.stop_intake()
         outage, self._outage = self._outage, None
         if outage is not None:
-            outage.end(lambda delivery: not self._is_last_copy(delivery))
+            outage.end(lambda delivery: not self.is_last_copy(delivery))
         left: list[tuple[Mailbox, Delivery]] = []
         for target in self._targets:
             left += [(target.mailbox, item) for item in target.mailbox.extract(self._is_mine)]
             target.interrupt(self)
         left += [(self.inbox, item) for item in self.inbox.extract(_is_delivery)]
         for mailbox, delivery in left:
-            if not self._is_last_copy(delivery):
+            if not self.is_last_copy(delivery):
                 delivery.withdraw()
             elif mailbox is self.inbox:
                 self._route(delivery)
@@ -269,7 +269,7 @@ class Router(Actor):
 
     async def route(self, delivery: Delivery) -> None:
         """Put one delivery into the mailbox of each actor that wants it."""
-        if self._stopped and not self._is_last_copy(delivery):
+        if self._stopped and not self.is_last_copy(delivery):
             delivery.withdraw()
         else:
             self._route(delivery)
@@ -351,11 +351,12 @@ class Router(Actor):
         return (
             self._redelivered
             and delivery.token >= 0
-            and not self._is_last_copy(delivery)
+            and not self.is_last_copy(delivery)
             and not isinstance(delivery, DeliveryPart)
         )
 
-    def _is_last_copy(self, delivery: Delivery) -> bool:
+    def is_last_copy(self, delivery: Delivery) -> bool:
+        """Whether the bus, which has forgotten what it sent, does not send it again."""
         return delivery.token >= 0 and delivery.epoch <= self._forgotten
 
 

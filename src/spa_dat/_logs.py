@@ -10,7 +10,14 @@ from typing import Any
 
 from ._texts import escaped, showable
 
-__all__ = ["ACTOR_LOG", "OWN", "get_logger"]
+__all__ = [
+    "ACTOR_LOG",
+    "OWN",
+    "get_logger",
+    "known_levels",
+    "log_elsewhere_made",
+    "set_levels",
+]
 
 ACTOR_LOG = "spa_dat.actor"
 """The name of the logger that actors and the runtime share."""
@@ -36,6 +43,52 @@ def get_logger(name: str) -> logging.Logger:
     logger.handle = partial(_handle, logger)  # type: ignore[method-assign]
     logger.makeRecord = partial(_make_record, logger)  # type: ignore[method-assign]
     return logger
+
+
+def known_levels() -> dict[str, int]:
+    """Return the level of each logger that has one of its own, by name; "" is the root."""
+    levels = {"": logging.root.level}
+    for name, logger in logging.Logger.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and logger.level:
+            levels[name] = logger.level
+    return levels
+
+
+def set_levels(levels: Mapping[str, int]) -> None:
+    """Give loggers of any program their levels; see `known_levels`."""
+    for name, level in levels.items():
+        logging.getLogger(name or None).setLevel(level)
+
+
+def log_elsewhere_made(
+    name: str,
+    level: int,
+    text: str,
+    *,
+    created: float,
+    traceback: str | None,
+    attributes: Mapping[str, object],
+) -> None:
+    """Log what another process has logged, with the logger of that name.
+
+    Args:
+        name: of the logger; any program's.
+        level: as of `logging`.
+        text: the message.
+        created: when, in seconds since 1970.
+        traceback: its text.
+        attributes: of the record, by name.
+    """
+    logger = logging.getLogger(name)
+    if not logger.isEnabledFor(level):
+        return
+    record = logger.makeRecord(name, level, "", 0, "%s", (text,), None)
+    record.created = created
+    record.msecs = (created - int(created)) * 1000
+    record.exc_text = traceback
+    for attribute, value in attributes.items():
+        setattr(record, attribute, value)
+    logger.handle(record)
 
 
 def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:

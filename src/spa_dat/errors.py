@@ -22,6 +22,7 @@ SpaDatError
 └── ActorError
     ├── ActorStopped       the actor has stopped
     ├── MailboxFull        the mailbox has no free place
+    ├── ProcessCrashed     the process of an actor has ended under a message
     ├── DeadlockDetected   the actor asked is waiting, directly or not, for the one that asks
     └── RestartLimitReached  the actor's start failed too often; it stays stopped
 """
@@ -45,6 +46,7 @@ __all__ = [
     "NoResponder",
     "NotAuthorised",
     "OutboxFull",
+    "ProcessCrashed",
     "PublishNotSent",
     "PublishRefused",
     "PublishUnknown",
@@ -153,8 +155,8 @@ class RemoteError(RequestError):
 
     Attributes:
         code: what kind of error; an open set. The runtime of the responder sends ``bad-request``,
-            ``failed``, ``rejected`` and ``deadlock``, or the code of a RemoteError that the
-            handler raised; the requester's own makes ``reply-too-large`` and
+            ``failed``, ``rejected``, ``crashed`` and ``deadlock``, or the code of a RemoteError
+            that the handler raised; the requester's own makes ``reply-too-large`` and
             ``too-many-replies``.
         text: the responder's words.
     """
@@ -180,6 +182,10 @@ class MailboxFull(ActorError):
 
 class DeadlockDetected(ActorError):
     """The actor that is asked is already waiting, directly or not, for the one that asks."""
+
+
+class ProcessCrashed(ActorError):
+    """The process of an actor with ``placement="process"`` has ended under a message."""
 
 
 class RestartLimitReached(ActorError):

@@ -23,6 +23,8 @@ from spa_dat import DistributedApplication, Socket
 from spa_dat.actors import _cell
 from spa_dat.actors._cell import CellState
 from spa_dat.errors import NotAuthorised
+from spa_dat.runtime.hosting import _process_worker
+from spa_dat.runtime.hosting._process_worker import ProcessState
 from spa_dat.testing import HarnessFactory, Mosquitto
 from spa_dat.transports import DeliveryState
 from spa_dat.transports.mqtt import _consumer
@@ -211,8 +213,12 @@ DIAGRAM = re.compile(
 
 @pytest.mark.parametrize(
     ("states", "allowed"),
-    [(CellState, _cell._NEXT), (ConsumerState, _consumer._NEXT)],
-    ids=["an actor", "a consumer on MQTT"],
+    [
+        (CellState, _cell._NEXT),
+        (ConsumerState, _consumer._NEXT),
+        (ProcessState, _process_worker._NEXT),
+    ],
+    ids=["an actor", "a consumer on MQTT", "a worker"],
 )
 def test_diagrams_of_states_show_what_the_code_allows(
     states: type[enum.Enum], allowed: Mapping[enum.Enum, Sequence[enum.Enum]]
@@ -230,7 +236,7 @@ def test_diagrams_of_states_show_what_the_code_allows(
 
 
 @pytest.mark.parametrize(
-    "states", [DeliveryState, CellState, ConsumerState, Reading, Writing, InboxState]
+    "states", [DeliveryState, CellState, ConsumerState, Reading, Writing, InboxState, ProcessState]
 )
 def test_diagrams_of_states_show_all_of_them(states: type[enum.Enum]) -> None:
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")

@@ -69,8 +69,10 @@ LAYERS = (
     "registration",
     "routing",
     "handling",
+    "processes",
     "hosting",
     "application",
+    "child",
     "recording",
 )
 """The rooms of the runtime; each may import those before it."""

@@ -1,0 +1,384 @@
+"""The entry point of a child process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ..._environment import Environment
+from ...actors import RestartPolicy
+from ...transports import DeliveryState, Envelope, Identity, TopicFilter
+from ..application._lifecycle import Run
+from ..application._run import IMPORTING, end_loop
+from ..hosting._actor_runner import ActorRunner
+from ..hosting._lane import Lane
+from ..hosting._observer import Receive
+from ..hosting._settings import Settings
+from ..processes._channel import Channel
+from ..processes._child_process import HUNG
+from ..processes._frames import (
+    Begin,
+    DefineRoute,
+    Deliver,
+    Ended,
+    Failure,
+    NotStarted,
+    Problem,
+    Problems,
+    Ready,
+    Recall,
+    Start,
+    Stats,
+    Stop,
+    StopActor,
+    Stopped,
+    ToChild,
+    problem_of,
+)
+from ..processes._progress import MISSED, STARTED, Progress
+from ..processes._shipping import Shipment, unpack
+from ..registration._registration import class_spec, function_spec
+from ..registration._specs import ActorOptions, Spec
+from ..routing._router import Router
+from ..routing._routes import Route, RoutedDelivery
+from ._pipe_bus import Book, PipeProvider, piped
+from ._pipe_log import PipeLog
+
+__all__ = ["main"]
+
+_MOST_LETTERS = 2**62
+_LAST_STOP = 5.0
+_OFTEN = 0.5
+# Counted by the parent.
+_NOT_COUNTED = frozenset({"dead_letters.stored"})
+_INTERRUPTED = 130
+_HIGH = 200
+
+
+class ChildRun(Run):
+    """The run of the one actor in a child process, whose end is its parent's affair.
+
+    Args:
+        child: whose run it is.
+        settings: as of `Run`.
+        spec: the actor.
+        resources: as of `Run`.
+    """
+
+    def __init__(self, child: Child, settings: Settings, spec: Spec[Any], resources: Any) -> None:
+        super().__init__(settings, (spec,), resources)
+        self._child = child
+
+    def stop_actor(self, actor: ActorRunner) -> None:
+        """Leave it to the parent, which stops the actor's other processes with it."""
+        self._child.channel.send(StopActor())
+        self._child.recall()
+
+    def thread_lost(self, lane: Lane) -> None:
+        """End the process, which alone ends a handler that goes on after its deadline."""
+        self._child.end_hung(lane)
+
+
+class _Failures:
+    """Tells the parent's observer of failures."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def receiving(self, lane: Lane, receive: Receive) -> Receive:
+        return receive
+
+    def collected(self, lane: Lane, batch: Sequence[RoutedDelivery]) -> None:
+        pass
+
+    def failed(
+        self, actor: str, where: str, error: BaseException, envelope: Envelope | None
+    ) -> None:
+        topic = None if envelope is None else envelope.topic
+        self._channel.send(Failure(where, _problem(error), topic))
+
+    def troubled(self, actor: str, reason: str) -> None:
+        pass
+
+
+class Child:
+    """A child process, inside.
+
+    Args:
+        pipe: descriptor of its end of the pipe.
+        memory: descriptor of what `Progress` is written to.
+    """
+
+    def __init__(self, pipe: int, memory: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self.progress = Progress(memory)
+        self.channel = Channel(
+            socket.socket(fileno=pipe), ToChild, self._received, self._parent_ended
+        )
+        self.book = Book(self.channel, self.progress)
+        self.book.on_settled = self._count
+        self._run: ChildRun | None = None
+        self._provider: PipeProvider | None = None
+        self._routers: dict[bool, Router] = {}
+        self._routes: dict[int, Route] = {}
+        self._counted: dict[str, int | float] = {}
+        self._texts: list[str] = []
+        self._tick = _OFTEN
+        self._stop_timeout = _LAST_STOP
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        self._stopping = False
+        self._log: PipeLog | None = None
+
+    # The parent's frames.
+
+    def _received(self, frame: Any) -> None:
+        if isinstance(frame, Deliver):
+            self._deliver(frame)
+        elif isinstance(frame, DefineRoute):
+            self._define(frame)
+        elif isinstance(frame, Start):
+            self._in_background(self._start(frame))
+        elif isinstance(frame, Recall):
+            self.recall()
+        elif isinstance(frame, Stop):
+            self._in_background(self._stop(frame.seconds))
+        elif isinstance(frame, Begin):
+            if self._run is not None:
+                self._run.begin()
+        elif self._provider is not None and self._provider.bus is not None:
+            self._provider.bus.outcome(frame)
+
+    def _deliver(self, frame: Deliver) -> None:
+        route = self._routes[frame.route]
+        delivery = piped(frame, self.book)
+        route.router.put_in(delivery, route)
+
+    def _define(self, frame: DefineRoute) -> None:
+        assert self._run is not None
+        (runner,) = self._run.actors
+        router = self._routers.get(frame.shared)
+        if router is None:
+            router = Router(f"{runner.name}.pipe", self._run.settings.stats)
+            router.shared = frame.shared
+            self._routers[frame.shared] = router
+        route = runner.route(router, frame.handler, TopicFilter.parse(frame.filter))
+        router.add(route)
+        self._routes[frame.number] = route
+
+    def recall(self) -> None:
+        """Return what has not been started to the parent."""
+        for router in self._routers.values():
+            router.hold()
+            # What ends its wait for another attempt now is returned, too.
+            router.resume(redelivered=True)
+
+    def _parent_ended(self, error: BaseException | None) -> None:
+        # Nobody hears anything any more; what is open is closed, and that is all.
+        self._in_background(self._stop(0.0))
+
+    # Start and stop.
+
+    async def _start(self, frame: Start) -> None:
+        self._log = PipeLog(self.channel, frame.levels)
+        try:
+            self._run = run = self._make_run(frame)
+            await run.start()
+        except BaseException as error:  # noqa: BLE001 (the parent decides)
+            self.channel.send(NotStarted(_problem(error)))
+            self._end()
+            return
+        (runner,) = run.actors
+        deadline = runner.options.deadline
+        if deadline is not None:
+            self._tick = min(_OFTEN, deadline / 4)
+        self._beat()
+        self._in_background(self._until_over(run))
+        self.channel.send(Ready())
+
+    def _make_run(self, frame: Start) -> ChildRun:
+        token = IMPORTING.set(True)
+        try:
+            shipment = unpack(frame.shipped)
+        finally:
+            IMPORTING.reset(token)
+        self._provider = provider = PipeProvider(self.channel, frame.bus)
+        spec = _spec_of(shipment, provider)
+        settings = Settings(
+            identity=Identity(frame.application, frame.instance, frame.ephemeral),
+            environment=Environment(),
+            stats=Counter(),
+            provider=None,
+            stop_timeout=self._stop_timeout,
+            dead_letter_limit=_MOST_LETTERS,
+            restart=RestartPolicy(*frame.restart),
+            slow=frame.slow,
+            blocked=frame.blocked,
+            observer=_Failures(self.channel) if frame.bus["observed"] else None,
+            number=frame.number,
+        )
+        return ChildRun(self, settings, spec, shipment.resources)
+
+    async def _until_over(self, run: ChildRun) -> None:
+        try:
+            await run.wait()
+        except (SystemExit, KeyboardInterrupt) as error:
+            code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
+            code = code if isinstance(code, int | str | None) else str(code)
+            self._send_rest(Ended(_problem(error), 0 if code is None else code))
+        except BaseException as error:  # noqa: BLE001 (the parent decides)
+            self._send_rest(Ended(_problem(error)))
+        else:
+            if not self._stopping:
+                self._send_rest(Ended(None))
+
+    def _send_rest(self, frame: Any) -> None:
+        self._count()
+        self.channel.send(frame)
+        self.channel.flush()
+
+    async def _stop(self, seconds: float) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        given_up: list[str] = []
+        if self._run is not None:
+            await self._run.stop_within(seconds)
+            given_up = self._run.given_up.reasons
+        self._send_rest(Stopped(given_up))
+        self._end()
+
+    def _end(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def end_hung(self, lane: Lane) -> None:
+        """End the process, because a handler of the lane does not end."""
+        mine = [
+            delivery
+            for delivery in self.book.known.values()
+            if delivery.state is DeliveryState.RUNNING
+            and delivery.route.target is lane  # type: ignore[attr-defined]
+            and self.progress.states[delivery.token] == STARTED
+        ]
+        since = self.progress.since
+        last = max(mine, key=lambda delivery: since[delivery.token], default=None)
+        if last is not None:
+            self.progress.states[last.token] = MISSED
+        self.book.tell()
+        self._count()
+        self.channel.flush()
+        os._exit(HUNG)
+
+    # From time to time.
+
+    def _beat(self) -> None:
+        self.progress.beat()
+        self._loop.call_later(self._tick, self._beat)
+        self._count()
+        if self._run is not None:
+            texts = [text for name, text in self._run.problems.items() if not self._stopping]
+            if texts != self._texts:
+                self._texts = texts
+                self.channel.send(Problems(texts))
+
+    def _count(self) -> None:
+        if self._run is None:
+            return
+        stats, before = self._run.settings.stats, self._counted
+        if stats == before:
+            return
+        changes = {
+            name: number - before.get(name, 0)
+            for name, number in stats.items()
+            if number != before.get(name, 0) and name not in _NOT_COUNTED
+        }
+        self._counted = dict(stats)
+        if changes:
+            self.channel.send(Stats(changes))
+
+    def _in_background(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+def _problem(error: BaseException) -> Problem:
+    return problem_of(error)
+
+
+def _spec_of(shipment: Shipment, provider: PipeProvider) -> Spec[Any]:
+    options = ActorOptions(**shipment.options, socket_provider=provider)
+    shared = tuple(shipment.resources)
+    if shipment.factory is None:
+        return function_spec(
+            shipment.source, shipment.name, shipment.kind, shipment.topics, options, shared
+        )
+    spec = class_spec(shipment.source, shipment.factory, options, shared)
+    spec.reconfigure(options)
+    spec.name = shipment.name
+    return spec
+
+
+def _end_with_parent(pipe: int) -> None:
+    # In a thread: the event loop may be blocked for ever.
+    poll = select.poll()
+    poll.register(pipe, 0)
+    poll.poll()
+    threading.Event().wait(_LAST_STOP * 2)
+    os._exit(1)
+
+
+def main(pipe: int, memory: int) -> None:
+    """Run the actor that the parent sends, until the parent stops it or ends.
+
+    Args:
+        pipe: descriptor of the child's end of the pipe.
+        memory: descriptor of what `Progress` is written to.
+    """
+    # Where nobody looks for one of his own, and nobody gets one that was closed.
+    inherited = pipe, memory
+    pipe, watched, memory = (
+        fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH) for descriptor in (pipe, pipe, memory)
+    )
+    os.close(inherited[0])
+    os.close(inherited[1])
+    # Both are meant for the program; it is the parent that stops the child then.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(
+        target=_end_with_parent, args=(watched,), name="spa_dat parent", daemon=True
+    ).start()
+    loop = asyncio.SelectorEventLoop()
+    asyncio.set_event_loop(loop)
+    task = loop.create_task(_serve(pipe, memory))
+    try:
+        loop.run_until_complete(task)
+    finally:
+        end_loop(loop, task)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+    logging.shutdown()
+    # Threads of the user's that go on must not keep the process.
+    os._exit(0)
+
+
+async def _serve(pipe: int, memory: int) -> None:
+    child = Child(pipe, memory)
+    await child.over
+    await child.channel.drain(_LAST_STOP)

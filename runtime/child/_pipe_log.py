@@ -1,0 +1,91 @@
+"""The log of a child process: its records go to the parent's loggers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+from ..._logs import OWN, set_levels
+from ..processes._channel import Channel
+from ..processes._frames import Log
+
+__all__ = ["PipeLog"]
+
+_MOST_PENDING = 1_048_576
+_LONGEST = 32_768
+_MOST_FROM_THREADS = 1_000
+
+
+class PipeLog(logging.Handler):
+    """Sends what is logged to the parent; what is too much is left out and counted.
+
+    Args:
+        channel: the way to the parent.
+        levels: of the parent's loggers that have one of their own, by name; "" is the root.
+    """
+
+    def __init__(self, channel: Channel, levels: dict[str, int]) -> None:
+        super().__init__()
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._from_threads = 0
+        self._left_out = 0
+        self._formatter = logging.Formatter()
+        set_levels(levels)
+        logging.root.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record; called in any thread."""
+        # What the runtime says of its start and end concerns the parent's only.
+        if record.name == "spa_dat" and record.levelno <= logging.INFO:
+            return
+        try:
+            frame = self._frame(record)
+        except Exception:  # noqa: BLE001 (as other handlers do)
+            self.handleError(record)
+            return
+        if threading.get_ident() == self._thread:
+            self._send(frame)
+        elif self._from_threads >= _MOST_FROM_THREADS:
+            self._left_out += 1
+        else:
+            self._from_threads += 1
+            try:
+                self._loop.call_soon_threadsafe(self._send_for_thread, frame)
+            except RuntimeError:  # it is closed
+                return
+
+    def _frame(self, record: logging.LogRecord) -> Log:
+        traceback = record.exc_text
+        if traceback is None and record.exc_info:
+            traceback = self._formatter.formatException(record.exc_info)
+        return Log(
+            record.name,
+            record.levelno,
+            record.getMessage()[:_LONGEST].encode("utf-8", "replace").decode(),
+            traceback and traceback[-_LONGEST:].encode("utf-8", "replace").decode(),
+            getattr(record, "spa_dat_actor", None),
+            hasattr(record, OWN),
+            record.created,
+        )
+
+    def _send_for_thread(self, frame: Log) -> None:
+        self._from_threads -= 1
+        self._send(frame)
+
+    def _send(self, frame: Log) -> None:
+        if self._channel.pending > _MOST_PENDING:
+            self._left_out += 1
+            return
+        if self._left_out:
+            text = f"{self._left_out} records were left out: the log could not take so many"
+            self._left_out = 0
+            self._channel.send(
+                Log("spa_dat", logging.WARNING, text, None, None, True, frame.created)
+            )
+        self._channel.send(frame)
+        if frame.level >= logging.WARNING:
+            # What comes next may be the end.
+            self._channel.flush()

@@ -1,0 +1,226 @@
+"""What the runner of an actor does for a child process: whatever takes a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..._logs import OWN, log_elsewhere_made
+from ..._texts import describe
+from ...errors import OutboxFull, SpaDatError
+from ...transports import Envelope
+from ..messaging._requests import LENGTH_OF_PREFIX
+from ..processes._channel import Channel
+from ..processes._frames import (
+    Cancel,
+    Log,
+    Outcome,
+    Park,
+    PipedEnvelope,
+    Post,
+    Publish,
+    Stats,
+    Subscribe,
+    problem_of,
+)
+
+if TYPE_CHECKING:
+    from ._process_lane import ProcessLane
+
+__all__ = ["ChildServices"]
+
+_CONFIRMED, _REPLY = 3, 5
+
+
+class ChildServices:
+    """Posts, publishes, parks and subscribes for one child process.
+
+    Args:
+        lane: whose process it is.
+        channel: the way to it.
+    """
+
+    def __init__(self, lane: ProcessLane, channel: Channel) -> None:
+        self._lane = lane
+        self._channel = channel
+        self._bus = lane.connection.bus
+        self._requests = lane.connection.requests
+        self._loop = asyncio.get_running_loop()
+        self._confirmed: list[int] = []
+        self._posts: dict[int, asyncio.Future[None]] = {}
+        self._waiting: deque[Post] = deque()
+        self._posting: asyncio.Task[None] | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self.prefix = lane.environment.token(LENGTH_OF_PREFIX // 2)
+        self._requests.relay(self.prefix, self._on_reply)
+
+    def about_bus(self) -> dict[str, Any]:
+        """Return what the child has to know of the bus; see `Start.bus`."""
+        provider, bus = self._lane.connection.provider, self._bus
+        prefix = problem = None
+        try:
+            prefix = bus.reply_address(self.prefix)
+        except SpaDatError as error:
+            problem = describe(error)
+        return {
+            "address": provider.address,
+            "deliver": provider.default_deliver,
+            "qos": provider.default_qos,
+            "window": provider.default_window,
+            "window_bytes": provider.default_window_bytes,
+            "max_payload": bus.max_payload,
+            "max_received": bus.max_received,
+            "connected": bus.connected,
+            "reply_prefix": prefix,
+            "reply_problem": problem,
+            "outbox": getattr(provider.config, "outbox", 10_000),
+            "outbox_bytes": getattr(provider.config, "outbox_bytes", 67_108_864),
+            "observed": self._lane.observed,
+        }
+
+    def do(self, frame: Any) -> None:
+        """Do what a frame asks for."""
+        if isinstance(frame, Post):
+            self._post(frame)
+        elif isinstance(frame, Publish):
+            envelope = _plain(frame.envelope)
+            self._begin(frame.number, self._bus.publish(envelope, timeout=frame.timeout))
+        elif isinstance(frame, Park):
+            self._begin(frame.number, self._park(frame))
+        elif isinstance(frame, Subscribe):
+            subscriptions = self._lane.runner.runtime
+            change = subscriptions.remove if frame.undo else subscriptions.add
+            self._begin(frame.number, change(frame.pattern))
+        elif isinstance(frame, Cancel):
+            self._cancel(frame.number)
+        elif isinstance(frame, Stats):
+            for name, number in frame.counted.items():
+                self._lane.stats[name] += number  # type: ignore[assignment]
+        elif isinstance(frame, Log):
+            _log(frame)
+
+    def close(self) -> None:
+        """The child has ended: nobody waits for anything of this.
+
+        What was posted goes out all the same, as it does when a handler has failed.
+        """
+        self._requests.relay(self.prefix, None)
+        if self._posting is not None:
+            self._posting.cancel()
+        for posted in self._posts.values():
+            posted.add_done_callback(self._lane.connection.lost_posts.report)
+
+    def _post(self, frame: Post) -> None:
+        if self._waiting:
+            self._waiting.append(frame)
+            return
+        try:
+            self._submit(frame)
+        except OutboxFull:
+            self._waiting.append(frame)
+            self._posting = self._loop.create_task(self._post_later())
+
+    def _submit(self, frame: Post) -> None:
+        """Post it; raises OutboxFull when there is no room for it yet."""
+        try:
+            posted = self._bus.post(_plain(frame.envelope))
+        except OutboxFull:
+            raise
+        except SpaDatError as error:
+            self._channel.send(Outcome(frame.number, problem_of(error)))
+            return
+        self._posts[frame.number] = posted
+        posted.add_done_callback(partial(self._posted, frame.number))
+
+    async def _post_later(self) -> None:
+        while self._waiting:
+            await self._bus.room()
+            frame = self._waiting.popleft()
+            try:
+                self._submit(frame)
+            except OutboxFull:
+                # Others were faster, or it is larger than half of all there is.
+                self._waiting.appendleft(frame)
+                await asyncio.sleep(0.01)
+        self._posting = None
+
+    def _posted(self, number: int, posted: asyncio.Future[None]) -> None:
+        del self._posts[number]
+        if posted.cancelled():
+            return
+        error = posted.exception()
+        if error is not None:
+            self._channel.send(Outcome(number, problem_of(error)))
+            return
+        if not self._confirmed:
+            self._loop.call_soon(self._confirm)
+        self._confirmed.append(number)
+
+    def _confirm(self) -> None:
+        confirmed, self._confirmed = self._confirmed, []
+        self._channel.send((_CONFIRMED, confirmed))
+
+    async def _park(self, frame: Park) -> None:
+        lane = self._lane
+        if not lane.take_letter():
+            raise SpaDatError("the actor has stored as many dead letters as it may")
+        stored = False
+        try:
+            await self._bus.park(_plain(frame.envelope), timeout=frame.timeout)
+            stored = True
+        finally:
+            if not stored:
+                lane.return_letter()
+        lane.parked()
+
+    def _begin(self, number: int, work: Awaitable[None]) -> None:
+        self._tasks[number] = self._loop.create_task(self._finish(number, work))
+
+    async def _finish(self, number: int, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 (it is the child's)
+            self._channel.send(Outcome(number, problem_of(error)))
+        else:
+            self._channel.send(Outcome(number, None))
+        finally:
+            del self._tasks[number]
+
+    def _cancel(self, number: int) -> None:
+        work: asyncio.Future[None] | None = self._posts.get(number) or self._tasks.get(number)
+        if work is not None:
+            work.cancel()
+            return
+        left = [frame for frame in self._waiting if frame.number != number]
+        self._waiting = deque(left)
+
+    def _on_reply(self, correlation: str, envelope: Envelope) -> None:
+        self._channel.send((_REPLY, correlation, msgspec.structs.astuple(envelope)))
+
+
+def _plain(envelope: PipedEnvelope) -> Envelope:
+    # As any other: nobody is to see where it has come from.
+    return Envelope(**msgspec.structs.asdict(envelope))
+
+
+def _log(frame: Log) -> None:
+    attributes: dict[str, object] = {}
+    if frame.actor is not None:
+        attributes["spa_dat_actor"] = frame.actor
+    if frame.own:
+        attributes[OWN] = True
+    log_elsewhere_made(
+        frame.name,
+        frame.level,
+        frame.text,
+        created=frame.created,
+        traceback=frame.traceback,
+        attributes=attributes,
+    )

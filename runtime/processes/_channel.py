@@ -1,0 +1,213 @@
+"""One end of the pipe between an actor's runner and its child process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+__all__ = ["LONGEST_FRAME", "BrokenFrame", "Channel"]
+
+LONGEST_FRAME = 2**30
+"""Bytes; far more than any bus carries in one message."""
+_LENGTH = struct.Struct("!I")
+_AT_ONCE = 262_144
+# What is gathered goes out at the end of the loop's turn, or earlier when there is so much of it.
+_GATHERED = 262_144
+
+
+class BrokenFrame(Exception):
+    """What came in was not written by the other end of the channel."""
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, MappingProxyType):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no place in a frame")
+
+
+class Channel:
+    """Sends and receives frames over one end of a socket pair; used on its event loop only.
+
+    Frames that are sent in one turn of the loop go out together.
+
+    Args:
+        end: the socket, which it closes at the end.
+        kind: what comes in: a union of tagged structs.
+        received: called with each frame.
+        ended: called once, when nothing more comes in: with None at the other side's end, else
+            with what was wrong. Not after `close`.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        kind: Any,
+        received: Callable[[Any], None],
+        ended: Callable[[BaseException | None], None],
+    ) -> None:
+        end.setblocking(False)
+        self._socket = end
+        self._loop = asyncio.get_running_loop()
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+        self._encode_into = msgspec.msgpack.Encoder(enc_hook=_encoded).encode_into
+        self._received = received
+        self._ended = ended
+        self._in = bytearray()
+        self._needed = _LENGTH.size
+        self._out = bytearray()
+        self._flushing: asyncio.Handle | None = None
+        self._blocked = False
+        self._drained: asyncio.Future[None] | None = None
+        self._closed = False
+        self._loop.add_reader(end, self._read)
+
+    @property
+    def pending(self) -> int:
+        """Bytes that the operating system has not taken yet."""
+        return len(self._out)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it neither sends nor receives any more."""
+        return self._closed
+
+    def send(self, frame: Any) -> None:
+        """Send a frame: a struct, or a list of its tag and its fields. Nothing when it is closed.
+
+        Raises:
+            ValueError: the frame is longer than `LONGEST_FRAME`.
+        """
+        if self._closed:
+            return
+        out = self._out
+        begin = len(out)
+        out += b"\0\0\0\0"
+        try:
+            self._encode_into(frame, out, begin + 4)
+            length = len(out) - begin - 4
+            if length > LONGEST_FRAME:
+                raise ValueError(f"a frame of {length} bytes is too long")
+        except BaseException:
+            del out[begin:]
+            raise
+        _LENGTH.pack_into(out, begin, length)
+        if self._flushing is None and not self._blocked:
+            self._flushing = self._loop.call_soon(self.flush)
+        if len(out) >= _GATHERED and not self._blocked:
+            self.flush()
+
+    def flush(self) -> None:
+        """Give the operating system what it takes of what was sent."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        out = self._out
+        while out and not self._closed:
+            try:
+                with memoryview(out) as view:
+                    sent = self._socket.send(view)
+            except (BlockingIOError, InterruptedError):
+                if not self._blocked:
+                    self._blocked = True
+                    self._loop.add_writer(self._socket, self.flush)
+                return
+            except OSError as error:
+                out.clear()
+                if not isinstance(error, ConnectionError):
+                    # Not the other side's end, which reading tells: somebody has closed it here.
+                    self._end(error)
+                break
+            if sent == len(out):
+                out.clear()
+            else:
+                del out[:sent]
+        if self._blocked:
+            self._blocked = False
+            self._loop.remove_writer(self._socket)
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until all is sent, or ``timeout`` seconds."""
+        self.flush()
+        if self._out and not self._closed:
+            self._drained = self._loop.create_future()
+            await asyncio.wait((self._drained,), timeout=timeout)
+
+    def read_rest(self) -> None:
+        """Take what has come in already; the other side has ended."""
+        while not self._closed and self._read():
+            pass
+
+    def close(self) -> None:
+        """Send and receive nothing more."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._flushing is not None:
+            self._flushing.cancel()
+        self._loop.remove_reader(self._socket)
+        if self._blocked:
+            self._loop.remove_writer(self._socket)
+        self._socket.close()
+
+    def _read(self) -> bool:
+        """Take what has come in; False when there was nothing."""
+        try:
+            data = self._socket.recv(_AT_ONCE)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except ConnectionError:
+            # The other side ended before it has read all.
+            data = b""
+        except OSError as error:
+            self._end(error)
+            return False
+        if not data:
+            self._end(None if not self._in else BrokenFrame("it ended in the middle of a frame"))
+            return False
+        try:
+            self._take(data)
+        except (BrokenFrame, msgspec.MsgspecError, UnicodeError) as error:
+            self._end(error)
+            return False
+        return True
+
+    def _take(self, data: bytes) -> None:
+        buffer: bytes | bytearray = data
+        if self._in:
+            self._in += data
+            if len(self._in) < self._needed:
+                return
+            buffer, self._in = self._in, bytearray()
+        at, size = 0, len(buffer)
+        with memoryview(buffer) as view:
+            while size - at >= 4:
+                (length,) = _LENGTH.unpack_from(view, at)
+                if length > LONGEST_FRAME:
+                    raise BrokenFrame(f"a frame claims {length} bytes")
+                end = at + 4 + length
+                if end > size:
+                    break
+                frame = self._decode(view[at + 4 : end])
+                at = end
+                self._received(frame)
+                if self._closed:
+                    return
+            if at < size:
+                self._in += view[at:]
+                rest = size - at
+                self._needed = 4
+                if rest >= 4:
+                    self._needed = 4 + _LENGTH.unpack_from(view, at)[0]
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._closed:
+            self._loop.remove_reader(self._socket)
+            self._ended(error)

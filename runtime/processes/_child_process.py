@@ -1,0 +1,195 @@
+"""A child process: started, watched, ended and reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ...errors import ConfigurationError
+from ._channel import Channel
+from ._frames import FromChild
+from ._progress import Progress
+
+__all__ = ["HUNG", "ChildProcess"]
+
+HUNG = 79
+"""Exit code of a child that has ended itself because a handler went on after its deadline."""
+
+# A first line says where modules are: the package itself has to be found, too.
+_BOOTSTRAP = (
+    "import json,os,sys;"
+    "l=os.fdopen(os.dup(0),'r',encoding='utf-8').readline();d=json.loads(l);"
+    "sys.path[:]=d['path'];sys.argv[:]=d['argv'];"
+    "from spa_dat.runtime.child._main import main;main(d['pipe'],d['memory'])"
+)
+_CLOSING = 1.0
+_LOOK = 0.02
+
+
+class ChildProcess:
+    """One child process of an actor, from its start to its end.
+
+    Nothing listens anywhere: the child inherits its end of a socket pair, and memory that both
+    can read.
+
+    Args:
+        name: of the actor, for errors.
+        received: called with each frame of the child.
+        ended: called once, when the process has ended and all it has sent was received, with
+            what ended it, in words.
+
+    Attributes:
+        progress: how far the child has come with its deliveries.
+        channel: the way to it.
+        exit_code: as of `subprocess.Popen`; None while it runs.
+    """
+
+    def __init__(
+        self, name: str, received: Callable[[Any], None], ended: Callable[[str], None]
+    ) -> None:
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self.progress = Progress()
+        self.exit_code: int | None = None
+        self._why: str | None = None
+        self._pidfd: int | None = None
+        self._look: asyncio.TimerHandle | None = None
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = _launch(name, theirs, self.progress.descriptor)
+        except BaseException:
+            ours.close()
+            self.progress.close()
+            raise
+        finally:
+            theirs.close()
+        self.channel = Channel(ours, FromChild, received, self._pipe_ended)
+        self._watch()
+
+    @property
+    def pid(self) -> int:
+        """Its number in the operating system."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not been reaped yet."""
+        return self.exit_code is None
+
+    def kill(self, why: str | None = None) -> None:
+        """End it at once, by SIGKILL.
+
+        Args:
+            why: what `ended` is to say; None for the signal.
+        """
+        if self.alive:
+            self._why = self._why or why
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def abandon(self) -> None:
+        """End it without anybody being told; also after its event loop was closed."""
+        self._unwatch()
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            self.exit_code = self._process.wait()
+        self._close()
+
+    def _watch(self) -> None:
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(self.pid)
+                self._loop.add_reader(self._pidfd, self._look_at_it)
+                return
+        self._look = self._loop.call_later(_LOOK, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look_at_it()
+        if self.alive:
+            self._look = self._loop.call_later(_LOOK, self._look_again)
+
+    def _look_at_it(self) -> None:
+        code = self._process.poll()
+        if code is None:
+            return
+        self.exit_code = code
+        self._unwatch()
+        # What it has sent before is still there.
+        self.channel.read_rest()
+        self._close()
+        self._ended(self._why or describe_exit(code))
+
+    def _pipe_ended(self, error: BaseException | None) -> None:
+        # A process that forked, or closed what it does not know, has no other way back.
+        if error is not None:
+            self._why = self._why or f"has written to the pipe that belongs to the runtime: {error}"
+        self._loop.call_later(
+            _CLOSING, self.kill, "has closed the pipe that belongs to the runtime"
+        )
+
+    def _unwatch(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        if self._pidfd is not None:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def _close(self) -> None:
+        if not self._loop.is_closed():
+            self.channel.close()
+
+
+def describe_exit(code: int) -> str:
+    """Return in words how a process has ended, as in "was killed by SIGSEGV"."""
+    if code >= 0:
+        return f"has ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def _launch(name: str, pipe: socket.socket, memory: int) -> subprocess.Popen[bytes]:
+    if not sys.executable:
+        raise ConfigurationError(
+            f"actor {name!r} has placement='process', and this program does not say which"
+            " interpreter runs it (sys.executable is empty)"
+        )
+    first = {
+        "path": [entry or os.getcwd() for entry in sys.path],
+        "argv": sys.argv,
+        "pipe": pipe.fileno(),
+        "memory": memory,
+    }
+    # By standard input, which the child has no other use for. It fits: pipes hold 64 KiB.
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        line = json.dumps(first).encode() + b"\n"
+        if os.write(writer, line) < len(line):
+            raise ConfigurationError(f"actor {name!r}: sys.path and sys.argv are too long to send")
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        return subprocess.Popen(  # noqa: S603 (a command of ours)
+            [sys.executable, *flags, "-c", _BOOTSTRAP],
+            pass_fds=(pipe.fileno(), memory),
+            stdin=reader,
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"actor {name!r} has placement='process', and no process can be started: {error}"
+        ) from error
+    finally:
+        os.close(reader)
+        os.close(writer)
