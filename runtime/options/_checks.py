@@ -93,7 +93,7 @@ def check_placement(owner: str, placement: object, processes: object) -> None:
         )
     if processes != 1 and placement is None:
         raise ConfigurationError(
-            f"{owner}: processes={processes!r} has no use without placement='process'"
+            f"{owner}: processes={processes!r} has no effect without placement='process'"
         )
 
 

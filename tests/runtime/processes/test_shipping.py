@@ -143,8 +143,8 @@ async def test_nothing_is_connected_or_opened_before() -> None:
         ({"placement": "process", "processes": True}, "give a whole number"),
         ({"placement": "process", "processes": 1.5}, "give a whole number"),
         ({"placement": "process", "processes": 10_000}, "give a whole number"),
-        ({"processes": 2}, "has no use without placement='process'"),
-        ({"placement": "process", "key": "kind"}, "has no use"),
+        ({"processes": 2}, "has no effect without placement='process'"),
+        ({"placement": "process", "key": "kind"}, "has no effect"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], words: str) -> None:
