@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import Any, Literal
 
-from ..._logs import get_logger
+from ..._logs import get_logger, log_error
 from ..._texts import describe, reason_of
 from ...errors import ActorStopped, ConfigurationError, SpaDatError
 from ..diagnostics._given_up import let_go
@@ -85,6 +85,8 @@ def run_until_stopped(
     try:
         _refuse_nothing(applications)
         loop = (loop_factory or new_loop)()
+        if loop.get_exception_handler() is None:
+            loop.set_exception_handler(log_error)
         main = loop.create_task(_serve(applications, signals, given_up, started))
         try:
             loop.run_until_complete(main)

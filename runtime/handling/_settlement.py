@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
+from ..._logs import OwnLog
 from ..._texts import describe, error_name, quoted
 from ...errors import PublishNotSent, PublishUnknown
 from ..messaging._turn import Turn, is_confirmed
 from ..routing._routes import RoutedDelivery
 
 __all__ = ["Settlements"]
-
-_Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 _MOST_OPEN = 1000
 _WITHOUT_OUTCOME = (PublishNotSent, PublishUnknown, asyncio.CancelledError)
@@ -37,7 +35,7 @@ class Settlements:
         self,
         stats: Counter[str],
         on_refused: Callable[[RoutedDelivery, BaseException], Awaitable[None]],
-        log: _Log,
+        log: OwnLog,
     ) -> None:
         self._stats = stats
         self._log = log

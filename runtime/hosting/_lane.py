@@ -80,7 +80,7 @@ class Lane:
         self.stats = surroundings.stats
         self.max_received = connection.max_received
         log, extra = get_logger(ACTOR_LOG), {"spa_dat_actor": self.source}
-        self.users_log = logging.LoggerAdapter(log, extra)
+        self.users_log = logging.LoggerAdapter(log.logger, extra)
         # Which of several actors on one topic has failed must show in any logging format.
         self.log = LimitedLog(log, {**extra, OWN: True}, f"actor {spec.name!r}: ")
         self.generation: object = None

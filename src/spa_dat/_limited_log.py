@@ -7,6 +7,8 @@ import logging
 from collections.abc import Hashable, Mapping, MutableMapping
 from typing import Any
 
+from ._logs import OwnLog
+
 __all__ = ["LimitedLog"]
 
 _IN_FULL = 10
@@ -27,7 +29,7 @@ class _Kind:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class LimitedLog(logging.LoggerAdapter[logging.Logger]):
+class LimitedLog(OwnLog):
     """Writes the first 10 lines of each kind within 60 s, and then how many more there were.
 
     So lines that strangers can trigger do not bury everything else. Lines are of one kind if their
@@ -35,15 +37,15 @@ class LimitedLog(logging.LoggerAdapter[logging.Logger]):
     same. Lines below WARNING, and those written where no event loop is running, are not limited.
 
     Args:
-        logger: where the lines go.
+        log: where the lines go.
         extra: as for `logging.LoggerAdapter`.
         prefix: the beginning of every line.
     """
 
     def __init__(
-        self, logger: logging.Logger, extra: Mapping[str, object] | None = None, prefix: str = ""
+        self, log: OwnLog, extra: Mapping[str, object] | None = None, prefix: str = ""
     ) -> None:
-        super().__init__(logger, extra)
+        super().__init__(log.logger, extra)
         # In a template a percent sign introduces an argument.
         self._prefix = prefix.replace("%", "%%")
         self._kinds: dict[Hashable, _Kind] = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Mapping
-from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -13,9 +15,11 @@ from ._texts import escaped, showable
 __all__ = [
     "ACTOR_LOG",
     "OWN",
+    "OwnLog",
     "get_logger",
     "known_levels",
     "log_elsewhere_made",
+    "log_error",
     "set_levels",
 ]
 
@@ -29,20 +33,50 @@ _LONGEST = 10_000
 _reporter = logging.Handler()
 
 
-def get_logger(name: str) -> logging.Logger:
-    """Return the logger of this name; each record is one line besides its traceback.
+class OwnLog(logging.LoggerAdapter[logging.Logger]):
+    """The runtime's own way into the log: nothing in it can end or deafen the code that logs.
+
+    Handlers, filters, record factories and logger classes are the program's, and may raise. That is
+    reported on standard error, as `logging` itself does where it can. If one calls ``sys.exit``,
+    the event loop raises that, so that the program ends in good order.
+
+    Args:
+        logger: where the lines go.
+        extra: as for `logging.LoggerAdapter`.
+    """
+
+    def __init__(self, logger: logging.Logger, extra: Mapping[str, object] | None = None) -> None:
+        super().__init__(logger, extra)
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        """See `logging.LoggerAdapter.isEnabledFor`."""
+        try:
+            return super().isEnabledFor(level)
+        except Exception:  # noqa: BLE001 (`log` asks again, and reports it)
+            return True
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Write a line; the arguments are those of `logging.Logger.log`."""
+        # The record has to name the caller's line, not this one.
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        try:
+            super().log(level, msg, *args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 (whatever the program's own code raises)
+            # Outside of the guard: a mistake in the call must not be hidden.
+            text, _ = self.process(msg, {})
+            record = logging.LogRecord(self.logger.name, level, "", 0, text, args, None)
+            _failed(self.logger.name, record.getMessage(), error)
+
+
+def get_logger(name: str) -> OwnLog:
+    """Return the runtime's way to the logger of this name; each record is one line and a traceback.
 
     Topics, error texts, reasons and names come from whoever may publish. A line break in them would
-    forge lines of the log, and control characters could change what a terminal shows. If a handler
-    or filter of the program raises, that is reported on standard error, as `logging` itself does
-    where it can: otherwise it would end the code that logs. If its record factory
-    raises (`logging.setLogRecordFactory`), the ordinary one takes its place.
+    forge lines of the log, and control characters could change what a terminal shows.
     """
     logger = logging.getLogger(name)
     logger.addFilter(_harmless)
-    logger.handle = partial(_handle, logger)  # type: ignore[method-assign]
-    logger.makeRecord = partial(_make_record, logger)  # type: ignore[method-assign]
-    return logger
+    return OwnLog(logger)
 
 
 def known_levels() -> dict[str, int]:
@@ -80,52 +114,54 @@ def log_elsewhere_made(
         attributes: of the record, by name.
     """
     logger = logging.getLogger(name)
-    if not logger.isEnabledFor(level):
+    try:
+        if not logger.isEnabledFor(level):
+            return
+        record = logger.makeRecord(name, level, "", 0, "%s", (text,), None)
+        record.created = created
+        record.msecs = (created - int(created)) * 1000
+        record.exc_text = traceback
+        for attribute, value in attributes.items():
+            setattr(record, attribute, value)
+        logger.handle(record)
+    except BaseException as error:  # noqa: BLE001 (whatever the program's own code raises)
+        _failed(name, text, error)
+
+
+def log_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that nobody has looked at; a handler for `loop.set_exception_handler`.
+
+    Without it a log handler that raises ends the loop.
+    """
+    try:
+        loop.default_exception_handler(context)
+    except Exception as error:  # noqa: BLE001 (whatever the program's own code raises)
+        _failed("asyncio", str(context.get("message")), error)
+
+
+def _failed(name: str, text: str, error: BaseException) -> None:
+    """Report on standard error what a program's own part of `logging` has raised over a line."""
+    if isinstance(error, SystemExit | KeyboardInterrupt) and _ends_program(error):
         return
-    record = logger.makeRecord(name, level, "", 0, "%s", (text,), None)
-    record.created = created
-    record.msecs = (created - int(created)) * 1000
-    record.exc_text = traceback
-    for attribute, value in attributes.items():
-        setattr(record, attribute, value)
-    logger.handle(record)
-
-
-def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
-    try:
-        logging.Logger.handle(logger, record)
-    except Exception:
-        if _is_the_users(record):
-            raise
-        record.getMessage()  # a mistake in the call must not be hidden
+    record = logging.LogRecord(name, logging.ERROR, "", 0, escaped(text, _LONGEST), (), None)
+    with contextlib.suppress(Exception):
         _reporter.handleError(record)
 
 
-def _make_record(
-    logger: logging.Logger,
-    name: str,
-    level: int,
-    file: str,
-    line: int,
-    message: object,
-    args: Any,
-    exc_info: Any,
-    function: str | None = None,
-    extra: Mapping[str, object] | None = None,
-    stack: str | None = None,
-) -> logging.LogRecord:
-    location = (name, level, file, line)
+def _ends_program(error: BaseException) -> bool:
+    """Raise this, outside of the code that was logging; return False where that is impossible."""
     try:
-        return logging.Logger.makeRecord(
-            logger, *location, message, args, exc_info, function, extra, stack
-        )
-    except Exception:
-        if name == ACTOR_LOG and OWN not in (extra or {}):
-            raise
-        record = logging.LogRecord(*location, message, args, exc_info, function, stack)
-        vars(record).update(extra or {})
-        _reporter.handleError(record)
-        return record
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        if threading.current_thread() is threading.main_thread():
+            raise error from None
+        return False
+    loop.call_soon(_raise, error)
+    return True
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _is_the_users(record: logging.LogRecord) -> bool:

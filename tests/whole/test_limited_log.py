@@ -9,12 +9,13 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, Reject, RetryPolicy, Socket
 from spa_dat._limited_log import LimitedLog
+from spa_dat._logs import get_logger
 from spa_dat.errors import DecodeError, MessageTooLarge
 from spa_dat.testing import Harness
 
 
 def limited(prefix: str = "") -> LimitedLog:
-    return LimitedLog(logging.getLogger("spa_dat.test"), prefix=prefix)
+    return LimitedLog(get_logger("spa_dat.test"), prefix=prefix)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -25,6 +25,7 @@ from spa_dat._texts import (
 )
 from spa_dat.errors import RemoteError
 from support.memory import Site
+from support.program import Start
 from support.texts import CATEGORIES, any_text
 from support.waiting import eventually
 
@@ -216,15 +217,138 @@ async def test_a_record_factory_that_raises_ends_nothing(
         raise LookupError("no request here")
 
     monkeypatch.setattr(logging, "_logRecordFactory", factory)
-    with logged() as stream:
-        async with app:
-            site.number("n", 1, 2)
-            await site.settled()
-            assert app.healthy
+    async with app:
+        site.number("n", 1, 2)
+        await site.settled()
+        assert app.healthy
     assert handled == [2]
     assert len(of_users) == 1
-    assert "message on 'n' failed" in stream.getvalue()
-    assert "LookupError: no request here" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "message on 'n' failed" in told
+    assert "LookupError: no request here" in told
+
+
+class Raising(logging.Logger):
+    """A program's own class of loggers, of which a method raises."""
+
+    method = ""
+
+    def _raise_in(self, method: str) -> None:
+        if self.method == method:
+            raise LookupError(f"in {method}")
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802
+        self._raise_in("isEnabledFor")
+        return super().isEnabledFor(level)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        self._raise_in("log")
+        super().log(*args, **kwargs)
+
+    def _log(self, *args: Any, **kwargs: Any) -> None:
+        self._raise_in("_log")
+        super()._log(*args, **kwargs)
+
+    def handle(self, record: logging.LogRecord) -> None:
+        self._raise_in("handle")
+        super().handle(record)
+
+
+@pytest.mark.parametrize("method", ["isEnabledFor", "log", "_log", "handle"])
+@pytest.mark.virtual
+async def test_a_class_of_loggers_that_raises_ends_nothing(
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = Site()
+    app = site.app()
+    handled: list[int] = []
+
+    @app.application("n", name="actor", retry=RetryPolicy(attempts=2))
+    async def actor(number: int) -> None:
+        handled.append(number)
+        if number == 1:
+            raise ValueError("one")
+
+    monkeypatch.setattr(Raising, "method", method)
+    for name in ("spa_dat", "spa_dat.actor", "spa_dat.actors"):
+        monkeypatch.setattr(logging.getLogger(name), "__class__", Raising)
+    async with app:
+        site.number("n", 1, 2)
+        await site.settled()
+        assert app.healthy
+    assert handled == [1, 1, 2]
+    told = capsys.readouterr().err
+    assert "message on 'n' failed" in told
+    assert f"LookupError: in {method}" in told
+
+
+_EXITING = """
+        class Exiting(logging.Handler):
+            def emit(self, record):
+                if record.levelno >= logging.{level}:
+                    sys.exit(7)
+
+        logging.getLogger().addHandler(Exiting())
+        app = DistributedApplication("memory://", name="app")
+
+        @app.application("n", retry=RetryPolicy(attempts=1), ressources={{"it": resource}})
+        {kind} handle(number: int) -> None:
+            say("handled", number)
+            raise ValueError(number)
+
+        @app.producer()
+        async def produce(socket: Socket):
+            await socket.publish("n", 1)
+            await asyncio.sleep(3600)
+
+"""
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+@pytest.mark.parametrize("level", ["ERROR", "DEBUG"])
+def test_a_log_handler_that_exits_ends_the_program_in_good_order(
+    start: Start, kind: str, level: str
+) -> None:
+    program = start(
+        _EXITING.format(kind=kind, level=level)
+        + """
+        logging.getLogger("spa_dat").setLevel("INFO")
+        app.run()
+"""
+    )
+    code, said, _ = program.end()
+    assert code == 7
+    assert said == (["open", "handled 1", "close"] if level == "ERROR" else ["open", "close"])
+
+
+def test_a_log_handler_that_raises_does_not_end_the_loop_over_what_asyncio_logs(
+    start: Start,
+) -> None:
+    program = start(
+        """
+        class Mistaken(logging.Handler):
+            def emit(self, record):
+                raise KeyError("handler")
+
+        logging.getLogger().addHandler(Mistaken())
+        app = DistributedApplication("memory://", name="app")
+
+        def late():
+            raise ValueError("late")
+
+        @app.producer()
+        async def produce():
+            asyncio.get_running_loop().call_soon(late)
+            await asyncio.sleep(0.01)
+            say("goes on")
+
+        app.run()
+        """
+    )
+    code, said, err = program.end()
+    assert (code, said) == (0, ["goes on"])
+    assert "ValueError: late" in err
+    assert "KeyError: 'handler'" in err
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 
 import pytest
 
+from spa_dat._logs import get_logger
 from spa_dat.errors import PublishNotSent, PublishRefused, PublishUnknown
 from spa_dat.runtime.handling._settlement import Settlements
 from spa_dat.runtime.messaging._turn import Turn
@@ -24,7 +24,7 @@ class Desk:
         self.stats: Counter[str] = Counter()
         self.refused: list[tuple[RoutedDelivery, BaseException]] = []
         self.may_park = asyncio.Event()
-        self.settlements = Settlements(self.stats, self._park, logging.getLogger("spa_dat"))
+        self.settlements = Settlements(self.stats, self._park, get_logger("spa_dat"))
 
     async def _park(self, delivery: RoutedDelivery, error: BaseException) -> None:
         self.refused.append((delivery, error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from spa_dat._logs import get_logger
 from spa_dat.errors import PublishNotSent, PublishRefused, PublishUnknown
 from spa_dat.runtime.handling import _settlement
 from spa_dat.runtime.handling._settlement import Settlements
@@ -66,7 +66,7 @@ class SettlementMachine(VirtualMachine):
     def begin(self) -> None:
         self.stats: Counter[str] = Counter()
         self.gates: dict[RoutedDelivery, asyncio.Event] = {}
-        self.settlements = Settlements(self.stats, self.park, logging.getLogger("spa_dat"))
+        self.settlements = Settlements(self.stats, self.park, get_logger("spa_dat"))
         self.handled: list[Handled] = []
         self.handling: asyncio.Task[None] | None = None
         self.drains: list[asyncio.Task[None]] = []

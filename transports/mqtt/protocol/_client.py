@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import aiomqtt
 import paho.mqtt.client as paho
@@ -121,7 +122,8 @@ class MqttClient:
             keepalive=config.keepalive,
             timeout=config.connect_timeout,
             properties=properties,
-            logger=_log,
+            # The libraries only call its methods, and an error in one would end the connection.
+            logger=cast(logging.Logger, _log),
         )
         generate = self._client._client._mid_generate
         self._flow = MessageFlow(
