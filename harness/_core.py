@@ -12,7 +12,7 @@ import msgspec
 from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication, runs_of
 from ..runtime.hosting._lane import Lane
-from ..runtime.messaging._connection import BusConnection
+from ..runtime.messaging._bus_connection import BusConnection
 from ..runtime.messaging._message import OutgoingMessage
 from ..runtime.messaging._socket import Socket
 from ..runtime.options._checks import check_seconds, is_number

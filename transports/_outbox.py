@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..errors import OutboxFull, PublishNotSent, PublishUnknown
+from ._connect_failures import not_outage
 from ._envelope import Envelope
-from ._failures import not_outage
 
 __all__ = ["DEFAULT_OUTBOX_BYTES", "Outbox", "OutboxEntry", "on_failure", "size_of"]
 

@@ -14,7 +14,7 @@ from ...transports.kafka._consumer import KafkaConsumer
 from ...transports.kafka._names import Names
 from ...transports.kafka._records import Record
 from ...transports.kafka.consuming._group_member import GroupMember
-from ...transports.kafka.consuming._reader import Reader
+from ...transports.kafka.consuming._groupless_reader import Reader
 from ..kafka_cluster import RequestRefused
 from ..loop._tasks import OWNER
 

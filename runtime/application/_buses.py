@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import ConfigurationError
 from ...transports import SocketProvider, Surroundings
 from ..hosting._settings import Settings
-from ..messaging._connection import BusConnection
+from ..messaging._bus_connection import BusConnection
 from ..registration._specs import Spec
 
 __all__ = ["Buses"]

@@ -24,7 +24,7 @@ from ..hosting._observer import Observer
 from ..hosting._settings import Settings
 from ..hosting._waiting import wait_for_each
 from ..hosting._watchdog import Watchdog
-from ..messaging._connection import BusConnection
+from ..messaging._bus_connection import BusConnection
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..registration._resources import RequiredResources, Resource, ResourceManager

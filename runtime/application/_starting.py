@@ -10,7 +10,7 @@ from ..._logs import get_logger
 from ...errors import ConfigurationError
 from ..hosting._lane import Lane
 from ..hosting._waiting import wait_for_all
-from ..messaging._connection import BusConnection
+from ..messaging._bus_connection import BusConnection
 from ..registration._specs import Spec
 from ..routing._router import Router
 

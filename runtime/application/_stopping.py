@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ...actors import ActorSystem
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._waiting import wait_for_each, wait_until
-from ..messaging._connection import BusConnection
+from ..messaging._bus_connection import BusConnection
 from ..registration._resources import LEAST_FOR_RESOURCES, ResourceManager
 from ..routing._router import Router
 

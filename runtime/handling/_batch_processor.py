@@ -22,8 +22,8 @@ from ..registration._specs import Handler
 from ..routing._routes import RoutedDelivery
 from ._dead_letter_store import SHORTEST_PAUSE
 from ._delivery_processor import DeliveryProcessor
-from ._failures import as_failure, log_failure
-from ._lane import HandlingLane
+from ._handler_failures import as_failure, log_failure
+from ._handling_lane import HandlingLane
 from ._scope import ProducerScope, with_usable_address
 
 __all__ = ["BatchProcessor"]

@@ -9,11 +9,11 @@ from functools import partial
 from ..._texts import describe
 from ...errors import ConfigurationError, MessageError, MessageTooLarge, PublishRefused
 from ...transports import Envelope
-from ..messaging._connection import BusConnection
+from ..messaging._bus_connection import BusConnection
 from ..messaging._dead_letter import dead_letter, simpler
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
-from ._lane import HandlingLane
+from ._handling_lane import HandlingLane
 
 __all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "DeadLetterLimit", "DeadLetterStore", "Pauses"]
 

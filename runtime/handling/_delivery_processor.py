@@ -22,7 +22,7 @@ from ...actors import (
 )
 from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Envelope
-from ..messaging._connection import BusConnection
+from ..messaging._bus_connection import BusConnection
 from ..messaging._requests import CHAIN_HEADER, chain_of, error_answer
 from ..messaging._turn import Turn, current_turn
 from ..payloads._codec import check_size
@@ -30,8 +30,8 @@ from ..registration._specs import Handler
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
 from ._dead_letter_store import SHORTEST_PAUSE, DeadLetterStore, Pauses
-from ._failures import as_failure, is_outage, log_failure
-from ._lane import HandlingLane
+from ._handler_failures import as_failure, is_outage, log_failure
+from ._handling_lane import HandlingLane
 from ._scope import MessageScope
 from ._settlement import Settlements
 

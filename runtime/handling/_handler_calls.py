@@ -23,7 +23,7 @@ from ..registration._resources import (
     opens_in_thread,
 )
 from ..registration._specs import Handler
-from ._failures import advice, deadline_missed
+from ._handler_failures import advice, deadline_missed
 
 __all__ = ["HandlerCaller", "RunningCode"]
 

@@ -15,7 +15,7 @@ from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import Turn, current_turn
 from ..registration._specs import Handler
 from ..routing._routes import RoutedDelivery
-from ._lane import HandlingLane
+from ._handling_lane import HandlingLane
 
 __all__ = ["MessageScope", "ProducerScope", "with_usable_address"]
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ...actors import ActorSystem, RestartPolicy
 from ...transports import TopicFilter
 from ..diagnostics._given_up import GivenUp
-from ..messaging._connection import BusConnection
+from ..messaging._bus_connection import BusConnection
 from ..registration._resources import RequiredResources, Resource
 from ..registration._specs import Spec
 from ..routing._router import Router

@@ -14,7 +14,7 @@ from ..._logs import known_levels
 from ..._texts import describe, escaped
 from ...actors import RestartCounter
 from ...errors import ProcessCrashed, RestartLimitReached, SpaDatError
-from ..handling._failures import deadline_missed
+from ..handling._handler_failures import deadline_missed
 from ..processes._child_process import HUNG, ChildProcess
 from ..processes._frames import (
     Begin,

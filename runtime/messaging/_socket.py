@@ -13,7 +13,7 @@ from ...errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
 from ...transports import Envelope
 from ..options._checks import check_seconds, is_number
 from ..payloads._codec import Decoder
-from ._connection import BusConnection
+from ._bus_connection import BusConnection
 from ._message import Message, OutgoingMessage, PublishOptions, message_meant
 from ._requests import MOST_REPLIES, remote_error
 

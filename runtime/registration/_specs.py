@@ -24,7 +24,7 @@ from ..options._checks import (
 )
 from ..options._retry_policy import RetryPolicy
 from ..options._state import check_state, make_state
-from ._keys import MessageKey
+from ._message_keys import MessageKey
 from ._resources import Resource, check_resources
 
 __all__ = [

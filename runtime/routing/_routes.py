@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ...actors import Mailbox
 from ...transports import Delivery, DeliveryState, Envelope, TopicFilter
-from ..registration._keys import lane_of
+from ..registration._message_keys import lane_of
 from ..registration._specs import ActorOptions
 
 if TYPE_CHECKING:

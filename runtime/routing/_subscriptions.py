@@ -8,7 +8,7 @@ from typing import Protocol
 from ...actors import ActorSystem
 from ...errors import ConfigurationError
 from ...transports import RESERVED, Identity, Subscription, TopicFilter, is_reserved
-from ..messaging._connection import BusConnection
+from ..messaging._bus_connection import BusConnection
 from ..registration._specs import ActorOptions, Handler
 from ._router import Router
 from ._routes import Route

@@ -38,17 +38,17 @@ from spa_dat.transports import (
 )
 from spa_dat.transports.kafka._names import Names
 from spa_dat.transports.kafka._records import size_of_headers
-from spa_dat.transports.kafka.consuming._partitions import Assignment, PartitionTracker
+from spa_dat.transports.kafka.consuming._assignment import Assignment, PartitionTracker
 from spa_dat.transports.kafka.consuming._redelivery import EarlierDeliveries
-from spa_dat.transports.mqtt._session import Loss
-from spa_dat.transports.mqtt._subscriptions import CopyGuard
-from spa_dat.transports.mqtt._texts import check_topic as check_mqtt_topic
-from spa_dat.transports.mqtt.protocol._flow import MessageFlow
+from spa_dat.transports.mqtt._connection_events import Loss
+from spa_dat.transports.mqtt._message_checks import check_topic as check_mqtt_topic
+from spa_dat.transports.mqtt._session_filters import CopyGuard
 from spa_dat.transports.mqtt.protocol._packets import (
     MalformedPacket,
     PublishPacket,
     variable_integer,
 )
+from spa_dat.transports.mqtt.protocol._publish_and_puback import MessageFlow
 from spa_dat.transports.mqtt.protocol._stream import FrameStream
 from support.waiting import eventually
 

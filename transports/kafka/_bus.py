@@ -7,21 +7,21 @@ from collections.abc import Callable
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, MessageTooLarge, SpaDatError
+from .._connect_failures import ConnectProblem
 from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._envelope import Envelope
-from .._failures import ConnectProblem
 from .._topics import parked, reply_prefix
 from ._aiokafka_private import check_compression
+from ._bus_context import BusContext
 from ._config import KafkaConfig
 from ._consumer import KafkaConsumer
-from ._context import BusContext
 from ._errors import connect_problem
 from ._names import Names
 from ._records import Codec, Record
 from ._reply_inbox import KafkaReplyInbox
 from .producing._producer import ROOM_FOR_HEADERS
 from .producing._publisher import Publisher
-from .producing._topics import Topics
+from .producing._topic_creation import Topics
 
 __all__ = ["KafkaBus"]
 

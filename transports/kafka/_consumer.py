@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .._contract import Consumer, Receiver, Subscription
-from ._context import BusContext
+from ._bus_context import BusContext
+from .consuming._consumer_sessions import ConsumerSessions
 from .consuming._group_member import GroupMember
-from .consuming._reader import Reader
-from .consuming._session import ConsumerSessions
+from .consuming._groupless_reader import Reader
 
 __all__ = ["KafkaConsumer"]
 

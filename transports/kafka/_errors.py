@@ -16,7 +16,7 @@ from ...errors import (
     TransportError,
     UnknownTopic,
 )
-from .._failures import ConnectProblem, describe_failure
+from .._connect_failures import ConnectProblem, describe_failure
 
 __all__ = [
     "TRANSLATIONS",

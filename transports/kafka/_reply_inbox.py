@@ -27,9 +27,9 @@ from ._errors import connect_problem, describe
 from ._reachability import MOVED, Reachability
 from ._records import Codec
 from ._topic_facts import topic_facts
-from .consuming._unreadable import Troubles
 from .consuming._unreadable_guard import PartitionGuard
-from .producing._topics import Topics
+from .consuming._unreadable_reports import Troubles
+from .producing._topic_creation import Topics
 
 __all__ = ["KafkaReplyInbox"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ._config import MqttConfig
+from ._message_checks import check_filter, check_message, check_topic
 from ._provider import MqttProvider
-from ._texts import check_filter, check_message, check_topic
 from .protocol._packets import as_taken
 
 __all__ = ["MqttConfig", "MqttProvider", "as_taken", "check_filter", "check_message", "check_topic"]

@@ -18,11 +18,11 @@ from .._outbox import Outbox, OutboxEntry
 from .._topics import parked, reply_prefix
 from ._config import MqttConfig
 from ._connection import Connection, Farewell
+from ._connection_events import Loss, ServerLimits
 from ._consumer import MqttConsumer
+from ._message_checks import check_message
 from ._publishing import Outgoing
 from ._reply_inbox import MqttReplyInbox
-from ._session import Loss, ServerLimits
-from ._texts import check_message
 from .protocol._client import MqttClient
 from .protocol._packets import PublishPacket
 

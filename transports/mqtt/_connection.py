@@ -1,4 +1,4 @@
-"""A connection that reconnects."""
+"""The connection to an MQTT broker that reconnects, with its backoff, until it is closed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
+from .._connect_failures import ConnectProblem
 from .._contract import Surroundings
 from .._envelope import Envelope
-from .._failures import ConnectProblem
 from ._config import MqttConfig
-from ._session import ClientHandler, Ending, Loss
+from ._connection_events import ClientHandler, Ending, Loss
 from ._takeovers import SETTLED, Takeovers
 from .protocol._client import MqttClient
-from .protocol._connect import answers_older_version
+from .protocol._open_socket import answers_older_version
 from .protocol._reason_codes import (
     ANSWERS,
     SESSION_TAKEN_OVER,

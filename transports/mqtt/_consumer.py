@@ -10,18 +10,18 @@ from collections.abc import Coroutine
 from ..._logs import get_logger
 from ..._texts import quoted
 from ...errors import ConnectFailed, ConnectionLost
+from .._connect_failures import not_outage
 from .._contract import Consumer, Receiver, Subscription, Surroundings
 from .._delivery import Delivery, Tracker
 from .._envelope import Envelope
-from .._failures import not_outage
-from .._suspicion import Blame
+from .._suspect_publishes import Blame
 from .._topics import RESERVED
 from ._config import MqttConfig
 from ._connection import Connection, Farewell
+from ._connection_events import MOST_ENDS, Loss
 from ._publishing import blame
 from ._redelivery import Redelivery
-from ._session import MOST_ENDS, Loss
-from ._subscriptions import SubscriptionSet
+from ._session_filters import SubscriptionSet
 from .protocol._client import MqttClient
 from .protocol._reason_codes import Decision, Packet, answer_to, subscribe_refusal
 

@@ -8,7 +8,7 @@ from .._broker_config import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
 from ._config import MqttConfig
-from ._texts import check_filter, check_message, check_topic
+from ._message_checks import check_filter, check_message, check_topic
 
 __all__ = ["MqttProvider"]
 

@@ -12,9 +12,9 @@ from ...errors import NoResponder, PublishRefused
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
 from .._reconnect import Backoff
-from .._suspicion import Blame, Course, Suspicion
+from .._suspect_publishes import Blame, Course, Suspicion
 from .._topics import is_foreign_reply
-from ._session import Ending, Loss
+from ._connection_events import Ending, Loss
 from .protocol._keepalive import LARGE
 from .protocol._packets import PublishPacket
 from .protocol._reason_codes import (

@@ -9,10 +9,10 @@ from collections import Counter
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
-from .._suspicion import Blame
+from .._suspect_publishes import Blame
 from ._config import MqttConfig
+from ._connection_events import MOST_ENDS
 from ._publishing import blame
-from ._session import MOST_ENDS
 from .protocol._client import MqttClient
 from .protocol._reason_codes import subscribe_refusal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._reconnect import Rivalry
-from ._session import Ending, Loss
+from ._connection_events import Ending, Loss
 from .protocol._reason_codes import SESSION_TAKEN_OVER
 
 __all__ = ["SETTLED", "Takeovers"]

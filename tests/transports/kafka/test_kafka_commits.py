@@ -15,8 +15,8 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from spa_dat.transports import Delivery, Envelope
 from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.kafka.consuming._assignment import Assignment, PartitionTracker
 from spa_dat.transports.kafka.consuming._commits import Committer
-from spa_dat.transports.kafka.consuming._partitions import Assignment, PartitionTracker
 
 pytestmark = pytest.mark.virtual
 

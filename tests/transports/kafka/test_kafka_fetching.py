@@ -13,8 +13,8 @@ from aiokafka.structs import TopicPartition
 
 from spa_dat.transports import Delivery, Envelope
 from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.kafka.consuming._assignment import Assignment, PartitionTracker
 from spa_dat.transports.kafka.consuming._fetching import Fetched, Fetching
-from spa_dat.transports.kafka.consuming._partitions import Assignment, PartitionTracker
 
 pytestmark = pytest.mark.virtual
 

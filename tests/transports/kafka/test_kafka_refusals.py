@@ -17,7 +17,7 @@ from spa_dat.testing import Kafka
 from spa_dat.transports import KafkaConfig
 from spa_dat.transports.kafka._errors import connect_problem
 from spa_dat.transports.kafka.consuming import _group_member as _member
-from spa_dat.transports.kafka.consuming._membership import join_refusal
+from spa_dat.transports.kafka.consuming._group_requests import join_refusal
 from support.kafka_bus import bus_client, create, new_prefix
 from support.kafka_consuming import taker
 from support.waiting import eventually

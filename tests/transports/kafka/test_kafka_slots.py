@@ -11,7 +11,7 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, strategies as st
 
 from spa_dat.transports import Delivery, DeliveryState, Envelope
-from spa_dat.transports.kafka.consuming._partitions import (
+from spa_dat.transports.kafka.consuming._assignment import (
     Assignment,
     CountingTracker,
     PartitionTracker,

@@ -22,8 +22,11 @@ from aiokafka.structs import TopicPartition
 
 from spa_dat import DistributedApplication, Message
 from spa_dat.testing import Kafka
-from spa_dat.transports.kafka.consuming import _unreadable, _unreadable_guard as _guard
-from spa_dat.transports.kafka.consuming._unreadable import Troubles, Unreadable
+from spa_dat.transports.kafka.consuming import (
+    _unreadable_guard as _guard,
+    _unreadable_reports as _reports,
+)
+from spa_dat.transports.kafka.consuming._unreadable_reports import Troubles, Unreadable
 from support.kafka_bus import admin, bus_client, create, new_prefix
 from support.kafka_consuming import committed, taker
 from support.waiting import eventually
@@ -328,7 +331,7 @@ async def test_a_package_for_every_compression_is_an_extra() -> None:
 async def test_a_topic_that_is_deleted_is_named_and_holds_up_no_other(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, durable: bool
 ) -> None:
-    monkeypatch.setattr(_unreadable, "_ABSENT_AFTER", 0.1)
+    monkeypatch.setattr(_reports, "_ABSENT_AFTER", 0.1)
     prefix = new_prefix()
     for name in ("gone", "there"):
         await create(kafka.server, f"{prefix}{name}")
@@ -381,7 +384,7 @@ async def test_a_transaction_that_stays_open_is_named(
 async def test_a_topic_that_is_not_to_be_seen_any_more_is_named(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_unreadable, "_ABSENT_AFTER", 0.0)
+    monkeypatch.setattr(_reports, "_ABSENT_AFTER", 0.0)
     prefix = new_prefix()
     await create(kafka.server, f"{prefix}a")
     async with taker(kafka.server, "a", prefix=prefix) as inbox:

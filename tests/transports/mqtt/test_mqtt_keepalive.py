@@ -14,8 +14,8 @@ from spa_dat import MqttConfig
 from spa_dat.errors import ConnectionLost
 from spa_dat.harness.brokers._certificates import make_certificates
 from spa_dat.transports import Envelope
-from spa_dat.transports.mqtt.protocol._connect import open_socket
 from spa_dat.transports.mqtt.protocol._keepalive import LARGE, KeepAlive
+from spa_dat.transports.mqtt.protocol._open_socket import open_socket
 from spa_dat.transports.mqtt.protocol._packets import PINGREQ
 from spa_dat.transports.mqtt.protocol._stream import FrameStream
 from spa_dat.transports.mqtt.protocol._subscribe import SubscribeRequests

@@ -18,10 +18,10 @@ from spa_dat.errors import (
 )
 from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import REPLY_HEADER, Envelope
-from spa_dat.transports._suspicion import Blame
+from spa_dat.transports._suspect_publishes import Blame
 from spa_dat.transports.mqtt._bus import MqttBus
+from spa_dat.transports.mqtt._connection_events import Ending, Loss
 from spa_dat.transports.mqtt._publishing import blame
-from spa_dat.transports.mqtt._session import Ending, Loss
 from spa_dat.transports.mqtt.protocol._packets import PublishPacket
 from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, BrokerReason, Packet
 from support.mqtt import Client, client

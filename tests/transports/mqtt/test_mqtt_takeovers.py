@@ -11,7 +11,7 @@ import pytest
 from spa_dat.errors import ConfigurationError
 from spa_dat.testing import Mosquitto
 from spa_dat.transports import Envelope
-from spa_dat.transports.mqtt._session import Ending, Loss
+from spa_dat.transports.mqtt._connection_events import Ending, Loss
 from spa_dat.transports.mqtt._takeovers import Takeovers
 from spa_dat.transports.mqtt.protocol._reason_codes import ANSWERS, BrokerReason, Packet
 from support.mqtt import client

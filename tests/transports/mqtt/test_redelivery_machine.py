@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 
 from spa_dat.transports import Delivery, DeliveryState, Envelope, Tracker
 from spa_dat.transports.mqtt._redelivery import Redelivery
-from spa_dat.transports.mqtt._subscriptions import CopyGuard
+from spa_dat.transports.mqtt._session_filters import CopyGuard
 from support.machine import machine_case
 
 PACKET_IDS = 4

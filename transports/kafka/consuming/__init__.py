@@ -1,4 +1,5 @@
 """Consuming from Kafka: sessions, group members, fetching, commits.
 
-It may import `transports` and `transports.kafka`, but not `producing`. Begin with `_session`.
+It may import `transports` and `transports.kafka`, but not `producing`. Begin with
+`_consumer_sessions`.
 """

@@ -13,8 +13,8 @@ from aiokafka.structs import TopicPartition
 from ...._logs import get_logger
 from .._config import KafkaConfig
 from .._errors import describe
-from ._membership import commit
-from ._partitions import Assignment
+from ._assignment import Assignment
+from ._group_requests import commit
 
 __all__ = ["Committer"]
 

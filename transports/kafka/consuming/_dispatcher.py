@@ -14,7 +14,7 @@ from ..._delivery import Delivery
 from ..._envelope import without_payload
 from ..._topics import TopicTrie
 from .._records import Codec, StoredRecord, size_of_headers
-from ._partitions import Assignment, SizeTracker
+from ._assignment import Assignment, SizeTracker
 from ._redelivery import EarlierDeliveries
 
 __all__ = ["Dispatcher"]

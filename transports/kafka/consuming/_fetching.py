@@ -15,7 +15,7 @@ from .._aiokafka_private import background_tasks
 from .._config import KafkaConfig
 from .._reachability import MOVED, Reachability
 from .._records import StoredRecord
-from ._partitions import Assignment
+from ._assignment import Assignment
 from ._unreadable_guard import PartitionGuard
 
 __all__ = ["Fetched", "Fetching"]

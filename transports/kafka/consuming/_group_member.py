@@ -1,4 +1,4 @@
-"""The group member: consuming as a member of a consumer group."""
+"""The group member: joining a consumer group, its rebalances, and leaving it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from .._aiokafka_private import (
     stop_consumer,
     watch_topics,
 )
-from .._context import BusContext
+from .._bus_context import BusContext
 from .._topic_facts import TopicsRecreated
+from ._assignment import Assignment, PartitionTracker
 from ._commits import Committer
+from ._consumer_sessions import ConsumerSessions, SessionState, unless
 from ._fetching import Fetched
-from ._membership import NO_COORDINATOR, join_refusal, unassigned
-from ._partitions import Assignment, PartitionTracker
-from ._positions import compare, recreated_since, take_places
-from ._session import ConsumerSessions, SessionState, unless
+from ._group_requests import NO_COORDINATOR, join_refusal, unassigned
+from ._start_positions import compare, recreated_since, take_places
 from ._unreadable_guard import PartitionGuard
 
 __all__ = ["GroupMember"]

@@ -20,7 +20,7 @@ from .._aiokafka_private import (
     overhear,
     read_leniently,
 )
-from ._unreadable import Troubles, Unreadable
+from ._unreadable_reports import Troubles, Unreadable
 
 __all__ = ["PartitionGuard"]
 

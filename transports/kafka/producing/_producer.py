@@ -32,7 +32,7 @@ from .._errors import translate
 from .._reachability import Reachability
 from .._records import Record
 from ._partition_queue import PartitionQueue, TopicQueue
-from ._topics import Topics
+from ._topic_creation import Topics
 
 __all__ = ["ROOM_FOR_HEADERS", "Producer"]
 

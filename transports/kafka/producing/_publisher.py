@@ -15,7 +15,7 @@ from .._errors import connect_problem, describe
 from .._reachability import MOVED, reach
 from ._partition_queue import blames_records
 from ._producer import Producer
-from ._topics import Topics
+from ._topic_creation import Topics
 
 __all__ = ["Publisher"]
 

@@ -22,10 +22,9 @@ from paho.mqtt.packettypes import PacketTypes
 
 from ...._logs import get_logger
 from .._config import MqttConfig
-from .._session import ClientHandler, Ending, Loss, ServerLimits
-from ._connect import open_socket
-from ._flow import MessageFlow
+from .._connection_events import ClientHandler, Ending, Loss, ServerLimits
 from ._keepalive import KeepAlive
+from ._open_socket import open_socket
 from ._packets import (
     LARGEST_HEAD,
     LargePublish,
@@ -34,6 +33,7 @@ from ._packets import (
     add_password,
     variable_integer,
 )
+from ._publish_and_puback import MessageFlow
 from ._reason_codes import (
     BrokerReason,
     LoginRefused,

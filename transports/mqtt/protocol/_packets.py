@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ....errors import EncodeError
 from ..._envelope import Envelope, LeftOut, without_payload
-from .._texts import RESERVED_NAMES
+from .._message_checks import RESERVED_NAMES
 
 __all__ = [
     "LARGEST_HEAD",

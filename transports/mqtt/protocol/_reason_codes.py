@@ -26,7 +26,7 @@ from ....errors import (
     SpaDatError,
     TransportError,
 )
-from ..._failures import ConnectProblem, describe_failure, not_outage
+from ..._connect_failures import ConnectProblem, describe_failure, not_outage
 from ._packets import MalformedPacket
 
 __all__ = [

@@ -13,7 +13,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ....errors import ConnectionLost
-from .._session import Loss
+from .._connection_events import Loss
 from ._packets import MalformedPacket, read_text, read_variable
 from ._reason_codes import BrokerReason, translate
 

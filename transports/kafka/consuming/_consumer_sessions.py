@@ -12,20 +12,20 @@ import aiokafka.errors as kafka
 
 from ...._logs import get_logger
 from ....errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
+from ..._connect_failures import ConnectProblem
 from ..._contract import Receiver, Subscription
-from ..._failures import ConnectProblem
 from .._aiokafka_private import client_of, limit_prefetching
+from .._bus_context import BusContext
 from .._client_options import common_options, fetch_options
-from .._context import BusContext
 from .._errors import GroupRefused, connect_problem, translate
 from .._names import Selection
 from .._reachability import Reachability, reach
 from .._topic_facts import TopicsRecreated, topic_facts
+from ._assignment import Assignment
 from ._dispatcher import Dispatcher
 from ._fetching import Fetched, Fetching
-from ._partitions import Assignment
-from ._unreadable import Troubles
 from ._unreadable_guard import PartitionGuard
+from ._unreadable_reports import Troubles
 
 __all__ = ["ConsumerSessions", "SessionState", "unless"]
 

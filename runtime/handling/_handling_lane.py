@@ -1,4 +1,4 @@
-"""What handling uses of a lane, in which an actor's messages are handled one at a time."""
+"""`HandlingLane`: what handling uses of the lane that it handles messages in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ..._limited_log import LimitedLog
 from ...transports import Envelope
 from ..injection._context import ContextOwner
-from ..messaging._connection import BusConnection
+from ..messaging._bus_connection import BusConnection
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..registration._specs import ActorOptions, Handler

@@ -1,4 +1,4 @@
-"""Topics: making sure that they exist, and creating those that may be created."""
+"""Topic creation: making sure that topics exist, and creating those that may be created."""
 
 from __future__ import annotations
 

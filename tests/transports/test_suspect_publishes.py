@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from hypothesis import given, strategies as st
 
-from spa_dat.transports._suspicion import Blame, Course, Suspicion
+from spa_dat.transports._suspect_publishes import Blame, Course, Suspicion
 
 
 @dataclass(eq=False)

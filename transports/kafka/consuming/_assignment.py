@@ -1,4 +1,4 @@
-"""The partitions of an assignment: what was handed out of them, and how far it is settled."""
+"""An assignment and its partitions: what was handed out of them, and how far it is settled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The texts of MQTT messages, and which of them brokers accept."""
+"""Checks of what is published and subscribed to: which topics, filters and texts brokers accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failures to reach a broker of any kind."""
+"""Failures to connect to a broker of any kind: what is an outage, and what is said of it."""
 
 from __future__ import annotations
 

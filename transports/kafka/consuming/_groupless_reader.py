@@ -1,4 +1,4 @@
-"""The reader: consuming all partitions without a group, from now on."""
+"""The groupless reader: consuming all partitions without a group, from now on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .._aiokafka_private import (
     keep_connections,
     stop_consumer,
 )
-from .._context import BusContext
+from .._bus_context import BusContext
 from .._names import Selection
 from .._topic_facts import TopicFacts, recreated, topic_facts
+from ._assignment import Assignment, CountingTracker
+from ._consumer_sessions import ConsumerSessions, SessionState
 from ._fetching import Fetched
-from ._partitions import Assignment, CountingTracker
-from ._session import ConsumerSessions, SessionState
 from ._unreadable_guard import PartitionGuard
 
 __all__ = ["Reader"]

@@ -1,4 +1,4 @@
-"""Positions: where a member of a group continues in its partitions."""
+"""Start positions: where a member of a group begins or continues in its partitions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import aiokafka.errors as kafka
 
 from .._aiokafka_private import client_of
 from .._topic_facts import recreated, topic_facts
-from ._membership import commit, committed, partitions
-from ._partitions import Assignment
+from ._assignment import Assignment
+from ._group_requests import commit, committed, partitions
 
 __all__ = ["compare", "recreated_since", "take_places"]
 

@@ -1,4 +1,4 @@
-"""Failures of the user's code: which of them count as attempts, and how they are logged."""
+"""Failures of handlers: which of them count as attempts, and how they are logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Membership of a group: refusals, what is committed, and which partitions are unassigned."""
+"""Requests to a group: joining and why it refuses, what is committed, what is unassigned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keys of messages, for lanes and mailboxes."""
+"""Message keys: how a message's key is read, and which lane it chooses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suspicion: finding the message over which a broker ends its connections."""
+"""Suspect publishes: finding the message over which a broker ends its connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The events of a connection, for its user."""
+"""The events of a connection, as its handler gets them: messages, confirmations, its end."""
 
 from __future__ import annotations
 

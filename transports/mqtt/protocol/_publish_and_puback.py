@@ -1,4 +1,4 @@
-"""Messages and their acknowledgements on one connection."""
+"""PUBLISH and PUBACK on one connection: messages and their acknowledgements, sent and received."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ..._envelope import without_payload
-from .._session import ClientHandler
+from .._connection_events import ClientHandler
 from ._packets import (
     LARGEST_HEAD,
     LargePublish,
@@ -87,7 +87,7 @@ class MessageFlow:
         return asyncio.get_running_loop().time() - self._refused_at
 
     def acknowledge(self, tokens: list[int]) -> None:
-        """Acknowledge messages, in this order."""
+        """Send a PUBACK or PUBREC for each of the messages, in this order."""
         if self._stream is not None:
             self._stream.write(encode_acknowledgements(tokens))
 

@@ -8,7 +8,7 @@ from .._contract import Surroundings
 from ._config import KafkaConfig
 from ._names import Names
 from ._records import Codec
-from .producing._topics import Topics
+from .producing._topic_creation import Topics
 
 __all__ = ["BusContext"]
 

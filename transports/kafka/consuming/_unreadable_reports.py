@@ -1,4 +1,4 @@
-"""What is known of topics and partitions that cannot be read."""
+"""Reports of topics and partitions that cannot be read: what is known of them, said and logged."""
 
 from __future__ import annotations
 
