@@ -17,8 +17,8 @@ __all__ = ["Workers"]
 
 _FAILED = 1
 _STARTS = RestartPolicy()
-# However often: it has run in between.
-_PAUSES = RestartPolicy(intensity=sys.maxsize)
+# However often: what has run is not given up. Who dies now and then comes back at once.
+_PAUSES = RestartPolicy(intensity=sys.maxsize, period=10.0)
 _HAS_LASTED = 1.0
 _LOOK = 1.0
 # Who looks so late has stood still as well, with the machine or the container.
