@@ -109,7 +109,9 @@ def _commands(context: click.Context) -> None:
         raise click.UsageError("Missing command: run, record or replay", context)
 
 
-@_commands.command("run", epilog=_EPILOG)
+@_commands.command(
+    "run", epilog=_EPILOG, short_help="Run an application, in one process or in several."
+)
 @click.argument("target")
 @click.option(
     "--url",

@@ -99,7 +99,7 @@ class Reloader:
         more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
         self._processes.say(f"changed: {shown}{more}; starting again")
         if self._state is ReloadState.RUNNING and self._child is not None:
-            self._state = ReloadState.RESTARTING
+            self._enter(ReloadState.RESTARTING)
             self._processes.stop_child(self._child)
         elif self._state is ReloadState.ENDED:
             self._start()
@@ -107,7 +107,7 @@ class Reloader:
     def _start(self) -> None:
         if self._state is ReloadState.STOPPING:
             return
-        self._state = ReloadState.RUNNING
+        self._enter(ReloadState.RUNNING)
         try:
             self._child = self._processes.start(self._arguments)
         except OSError as error:
@@ -124,17 +124,20 @@ class Reloader:
             self._wait(in_words(code))
 
     def _wait(self, how: str) -> None:
-        self._state = ReloadState.ENDED
+        self._enter(ReloadState.ENDED)
         self._processes.say(
             f"the application {how}; it is started again when a Python file changes"
         )
+
+    def _enter(self, state: ReloadState) -> None:
+        self._state = state
 
     def reported(self, child: Child, report: str) -> None:
         """See `Owner.reported`."""
 
     def stop(self) -> None:
         """See `Owner.stop`."""
-        self._state = ReloadState.STOPPING
+        self._enter(ReloadState.STOPPING)
         if self._child is None:
             self._processes.end(0)
 
