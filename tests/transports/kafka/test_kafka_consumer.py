@@ -394,7 +394,8 @@ async def test_a_start_without_the_topic_says_so(kafka: Kafka) -> None:
 
 async def test_a_start_without_a_broker_says_so() -> None:
     async with taker("127.0.0.1:1", "a", prefix="", start=False, start_timeout=3) as inbox:
-        with pytest.raises(ConnectFailed, match=r"127\.0\.0\.1:1.*refused"):
+        # On a busy machine the last attempt may run out of time before it is refused.
+        with pytest.raises(ConnectFailed, match=r"127\.0\.0\.1:1.*(refused|no answer in time)"):
             await asyncio.wait_for(inbox.consumer.start(), 60)
 
 
