@@ -134,10 +134,11 @@ class Outbox:
     """The bounded queue of publishes, with a window of written but unconfirmed ones.
 
     The transport supplies ``write`` and reports what happens: `connected`, `disconnected`,
-    `confirm` and `fail`. What is pending when the connection ends is written again on the
-    next one, first and in the order in which it was submitted. If a library below resends by itself
-    what it was given, the transport reports `pause` and `resume` instead. Every operation takes
-    constant time, except `disconnected` and `close`, which touch each pending publish once.
+    `confirm` and `fail`, or `set_aside` and `take_back` for what has to be written again. What is
+    pending when the connection ends is written again on the next one, first and in the order in
+    which it was submitted. If a library below resends by itself what it was given, the transport
+    reports `pause` and `resume` instead. Every operation takes constant time, except
+    `disconnected`, `take_back` and `close`, which touch each publish that they move once.
 
     Args:
         write: writes an entry to the connection; must not raise. It may call `confirm`, `fail` or
@@ -176,6 +177,7 @@ class Outbox:
         # Given up after they were written: they keep their place in the window until the broker
         # answers.
         self._abandoned: dict[OutboxEntry, None] = {}
+        self._aside: dict[OutboxEntry, None] = {}
         # Bytes of all publishes, and of those on the connection.
         self._size = 0
         self._written_size = 0
@@ -189,7 +191,7 @@ class Outbox:
 
     def __len__(self) -> int:
         """Return the number of publishes without an outcome."""
-        return len(self._waiting) + len(self._written)
+        return len(self._waiting) + len(self._written) + len(self._aside)
 
     @property
     def size(self) -> int:
@@ -209,12 +211,12 @@ class Outbox:
     @property
     def pending(self) -> list[OutboxEntry]:
         """The publishes without an outcome, oldest first."""
-        return [*self._written, *self._waiting]
+        return [*self._written, *self._waiting, *self._aside]
 
     @property
     def oldest(self) -> OutboxEntry | None:
         """The oldest publish without an outcome."""
-        return next(itertools.chain(self._written, self._waiting), None)
+        return next(itertools.chain(self._written, self._waiting, self._aside), None)
 
     @property
     def oldest_unconfirmed(self) -> OutboxEntry | None:
@@ -239,7 +241,7 @@ class Outbox:
             return entry
         size = size_of(envelope)
         # len(self), without the cost of a call
-        pending = len(self._waiting) + len(self._written)
+        pending = len(self._waiting) + len(self._written) + len(self._aside)
         if pending >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
             raise self._full(envelope)
         entry = OutboxEntry(envelope, self, note)
@@ -306,6 +308,7 @@ class Outbox:
         for entry in self._abandoned:
             self._size -= entry.size
         self._abandoned.clear()
+        self._queue_aside()
         written, self._written = self._written, {}
         for entry in reversed(written):
             if entry.envelope.qos == 0 and not self._repeat_qos0:
@@ -350,11 +353,31 @@ class Outbox:
 
     def refuse(self, entry: OutboxEntry, error: BaseException) -> None:
         """Fail the publish with this error, whether it is written or waiting."""
-        if entry in self._waiting and not entry.done():
+        if (entry in self._waiting or entry in self._aside) and not entry.done():
             entry.set_exception(error)
             self.give_up(entry)
         else:
             self.fail(entry, error)
+
+    def set_aside(self, entry: OutboxEntry) -> None:
+        """Note that the broker has not accepted a publish, to be written again after `take_back`.
+
+        Others are written meanwhile. Ignored unless the entry is written.
+        """
+        if entry in self._written and self._answered(entry):
+            self._size += entry.size
+            self._aside[entry] = None
+            self._advance()
+
+    def take_back(self) -> None:
+        """Queue what was set aside behind everything that is waiting."""
+        self._queue_aside()
+        if self._connected and not self._pumping:
+            self._pump()
+
+    def _queue_aside(self) -> None:
+        self._waiting.update(self._aside)
+        self._aside.clear()
 
     async def drain(self) -> None:
         """Wait until every pending publish has an outcome."""
@@ -378,9 +401,10 @@ class Outbox:
         """Fail what is pending with PublishNotSent or PublishUnknown, and accept no more."""
         self._closed = True
         self._connected = False
-        left = [*self._written, *self._waiting]
+        left = self.pending
         self._written.clear()
         self._waiting.clear()
+        self._aside.clear()
         self._abandoned.clear()
         self._size = self._written_size = 0
         for entry in left:
@@ -474,6 +498,9 @@ class Outbox:
             self._abandoned[entry] = None
         elif entry in self._waiting:
             del self._waiting[entry]
+            self._size -= entry.size
+        elif entry in self._aside:
+            del self._aside[entry]
             self._size -= entry.size
         self._wake_drained()
 

@@ -6,10 +6,11 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
 
+from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ..._texts import quoted
 from ...errors import NoResponder, PublishRefused
-from .._envelope import Envelope
+from .._envelope import REPLY_HEADER, Envelope
 from .._outbox import Outbox, OutboxEntry
 from .._reconnect import Backoff
 from .._suspect_publishes import Blame, Course, Suspicion
@@ -33,9 +34,16 @@ _log = get_logger(__name__)
 _REFUSED = 0x80
 _LONGEST_ALONE = 30.0
 # For this many seconds no replies go to unknown addresses after a broker ended connections over
-# one.
+# one, or accepted everything else.
 _NO_REPLIES = 60.0
 _MOST_PROVEN = 1_000
+# A reply that the broker does not accept for now is written again after this many seconds, for as
+# long as a requester waits by default; not for that long if the broker accepts what else there is.
+_REPLIES_AGAIN = 1.0
+_REPLIES_REFUSED_FOR = 30.0
+_ONLY_REPLIES_REFUSED_FOR = 5.0
+# Seconds after which it is trouble that a publish of the application is not accepted for now.
+_LONG = 30.0
 # Reasons of a DISCONNECT that may be about a message without saying so. All others that are not
 # final for a message state another cause.
 _VAGUE = frozenset({0x00, 0x80, 0x81, 0x82, 0x83, 0x87, 0x94})
@@ -87,6 +95,13 @@ class Outgoing:
         self._put_off: deque[OutboxEntry] = deque()
         self._pause: asyncio.TimerHandle | None = None
         self._again: OutboxEntry | None = None
+        self._put_off_since: float | None = None
+        # Replies that the broker does not accept for now, since when, and whether it has accepted
+        # anything after that: requesters choose where replies go, and must not hold up the rest.
+        self._aside: dict[OutboxEntry, float] = {}
+        self._others_accepted = False
+        self._back: asyncio.TimerHandle | None = None
+        self._log = LimitedLog(_log)
         self._suspect: OutboxEntry | None = None
         # The latest publish that was refused on the current connection.
         self._latest_refused: OutboxEntry | None = None
@@ -103,11 +118,20 @@ class Outgoing:
         oldest = self._outbox.oldest
         return oldest is not None and self._suspicion.ends(oldest) > 1
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps publishes of the application from being accepted; None if nothing does."""
+        since, entry = self._put_off_since, self._again or next(iter(self._put_off), None)
+        if since is None or entry is None or self._loop.time() - since < _LONG:
+            return None
+        return f"{_what(entry)} waits, and all others behind it: {entry.put_off}"
+
     def check(self, envelope: Envelope) -> None:
         """Raise PublishRefused for a reply over which the broker may end the connection.
 
         Some brokers end it over each publish that is not allowed, and requesters choose where
-        replies go. Finding each such reply one at a time would leave no time for anything else.
+        replies go. Finding each such reply one at a time would leave no time for anything else. The
+        same applies to replies that a broker does not accept for now, for long.
         """
         if self._loop.time() < self._no_replies_until and self._is_unproven(envelope):
             raise self._unwanted_reply(envelope)
@@ -138,12 +162,16 @@ class Outgoing:
     def close(self) -> None:
         """Give up what is pending."""
         self._cancel_timers()
+        self._aside.clear()
         self._outbox.close()
 
     def answered(self, entry: OutboxEntry, code: int) -> None:
         """Evaluate the broker's answer to a publish."""
         if code < _REFUSED and is_foreign_reply(entry.envelope):
             self._prove(entry.envelope.topic)
+        if self._aside and code < _REFUSED:
+            self._aside.pop(entry, None)
+            self._others_accepted = True
         if code == 0:
             if entry.put_off:
                 self._backoff.reset()
@@ -227,9 +255,10 @@ class Outgoing:
 
     def _unwanted_reply(self, envelope: Envelope) -> PublishRefused:
         return PublishRefused(
-            f"the broker at {self._address} has ended connections over a reply, so for"
-            f" {_NO_REPLIES:g} s none is sent where it has not accepted one before, such as to"
-            f" {quoted(envelope.topic)}: name with reply_topics= where replies may go"
+            f"the broker at {self._address} has ended connections over a reply, or has not"
+            f" accepted one for long, so for {_NO_REPLIES:g} s none is sent where it has not"
+            f" accepted one before, such as to {quoted(envelope.topic)}: name with"
+            " reply_topics= where replies may go"
         )
 
     def _is_unproven(self, envelope: Envelope) -> bool:
@@ -253,11 +282,17 @@ class Outgoing:
         if answer_to(Packet.PUBACK, code).decision is Decision.MESSAGE or entry.done():
             self._stats["publishes.refused"] += 1
             self._latest_refused = entry
+            self._aside.pop(entry, None)
             self._outbox.fail(entry, publish_refusal(code, entry.envelope.topic))
             return
         self._stats["publishes.put_off"] += 1
         entry.put_off = f"the broker does not accept it for now: {reason_text(code)}"
         entry.writes -= 1
+        if REPLY_HEADER in entry.envelope.headers:
+            self._set_aside(entry, code)
+            return
+        if self._put_off_since is None:
+            self._put_off_since = self._loop.time()
         if entry is self._again:
             self._again = None
             self._put_off.appendleft(entry)
@@ -281,13 +316,39 @@ class Outgoing:
                 return
             # It was given up meanwhile: this frees its place in the window.
             self._outbox.confirm(entry)
+        self._put_off_since = None
         self._go_on()
 
+    def _set_aside(self, entry: OutboxEntry, code: int) -> None:
+        """Have a reply written again later, behind all else, unless that was in vain for long."""
+        now = self._loop.time()
+        if not self._aside:
+            self._others_accepted = False
+        lasted = now - self._aside.setdefault(entry, now)
+        if lasted >= (_ONLY_REPLIES_REFUSED_FOR if self._others_accepted else _REPLIES_REFUSED_FOR):
+            del self._aside[entry]
+            self._stats["publishes.refused"] += 1
+            self._outbox.fail(entry, publish_refusal(code, entry.envelope.topic))
+            if self._others_accepted and self._is_unproven(entry.envelope):
+                self._refuse_replies()
+            return
+        if not lasted:
+            self._log.warning("%s, a reply: %s; it is sent later", _what(entry), entry.put_off)
+        self._outbox.set_aside(entry)
+        if self._back is None:
+            self._back = self._loop.call_later(_REPLIES_AGAIN, self._take_back)
+
+    def _take_back(self) -> None:
+        self._back = None
+        for entry in [entry for entry in self._aside if entry.done()]:
+            del self._aside[entry]
+        self._outbox.take_back()
+
     def _cancel_timers(self) -> None:
-        for timer in (self._timer, self._pause):
+        for timer in (self._timer, self._pause, self._back):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._pause = self._again = None
+        self._timer = self._pause = self._again = self._back = self._put_off_since = None
         self._put_off.clear()
 
 

@@ -515,3 +515,107 @@ async def test_restarts_and_cuts_under_load_make_nothing_be_refused(
         await eventually(lambda: len(set(recorder.payloads)) == 800)
         assert app.fatal == []
         assert app.stats["publishes.refused"] == 0
+
+
+class Full:
+    """A broker that does not accept for now what goes to topics that begin with ``full``."""
+
+    def __init__(self) -> None:
+        self.full = True
+        self.taken: list[bytes] = []
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            full = self.full and packet.body[2:6] == b"full"
+            peer.puback(packet, 0x97 if full else 0)
+            if not full:
+                self.taken.append(payload_of(packet))
+
+
+async def test_a_reply_that_is_not_accepted_for_now_holds_up_nothing_and_is_sent_later() -> None:
+    full = Full()
+    async with ScriptedBroker(full) as broker, client(broker, inflight=2, **QUICK) as app:
+        replies = [app.bus.post(reply(f"full/{n}", b"r%d" % n)) for n in range(5)]
+        for number in range(20):
+            await app.bus.publish(message(b"%d" % number), timeout=20.0)
+        assert not any(posted.done() for posted in replies)
+        full.full = False
+        await asyncio.wait_for(asyncio.gather(*replies), 20)
+        assert sorted(full.taken[20:]) == [b"r0", b"r1", b"r2", b"r3", b"r4"]
+        assert app.stats["mqtt.lost"] == 0
+
+
+async def test_replies_that_wait_in_vain_are_refused_as_are_others_to_unknown_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._publishing._REPLIES_AGAIN", 0.05)
+    monkeypatch.setattr("spa_dat.transports.mqtt._publishing._ONLY_REPLIES_REFUSED_FOR", 0.3)
+    async with ScriptedBroker(Full()) as broker, client(broker, **QUICK) as app:
+        await app.bus.publish(reply("known/1", b"known"), timeout=20.0)
+        waiting = [app.bus.post(reply(f"full/{n}", b"r")) for n in range(3)]
+        await app.bus.publish(message(b"other"), timeout=20.0)
+        await asyncio.wait_for(asyncio.wait(waiting), 20)
+        for posted in waiting:
+            assert isinstance(posted.exception(), PublishRefused)
+        with pytest.raises(PublishRefused, match="reply_topics="):
+            await app.bus.publish(reply("new/1", b"r"), timeout=20.0)
+        await app.bus.publish(reply("known/1", b"again"), timeout=20.0)
+        await app.bus.drain()
+
+
+async def test_replies_are_waited_for_while_nothing_else_is_accepted_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._publishing._REPLIES_AGAIN", 0.05)
+    monkeypatch.setattr("spa_dat.transports.mqtt._publishing._ONLY_REPLIES_REFUSED_FOR", 0.1)
+    full = Full()
+    async with ScriptedBroker(full) as broker, client(broker, **QUICK) as app:
+        posts = [app.bus.post(reply("full/1", b"r")), app.bus.post(message(b"x", "full/2"))]
+        await eventually(lambda: app.stats["publishes.put_off"] > 20)
+        assert not any(posted.done() for posted in posts)
+        full.full = False
+        await asyncio.wait_for(asyncio.gather(*posts), 20)
+
+
+async def test_a_reply_that_was_set_aside_is_sent_on_the_next_connection() -> None:
+    taken: list[bytes] = []
+
+    async def first(peer: Peer) -> None:
+        await peer.ready()
+        peer.puback(await peer.expect("PUBLISH"), 0x97)
+        peer.puback(await peer.expect("PUBLISH"))
+        peer.reset()
+
+    async def second(peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            taken.append(payload_of(packet))
+            peer.puback(packet)
+
+    async with ScriptedBroker(first, second) as broker, client(broker, **QUICK) as app:
+        posts = [app.bus.post(reply("clients/1", b"r")), app.bus.post(message(b"x"))]
+        await asyncio.wait_for(asyncio.gather(*posts), 20)
+        assert taken == [b"r"]
+
+
+async def test_a_reply_that_was_set_aside_may_be_given_up() -> None:
+    async with ScriptedBroker(Full()) as broker, client(broker, **QUICK) as app:
+        with pytest.raises(PublishNotSent, match=r"quota exceeded \(0x97\)"):
+            await app.bus.publish(reply("full/1", b"r"), timeout=0.5)
+        await asyncio.wait_for(app.bus.drain(), 20)
+
+
+async def test_what_the_application_publishes_and_is_not_accepted_for_long_is_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._publishing._LONG", 0.2)
+    full = Full()
+    async with ScriptedBroker(full) as broker, client(broker, **QUICK) as app:
+        post = app.bus.post(message(b"x", "full/1"))
+        await eventually(lambda: "quota exceeded (0x97)" in (app.bus.trouble or ""))
+        full.full = False
+        await asyncio.wait_for(post, 20)
+        await eventually(lambda: app.bus.trouble is None)
