@@ -195,13 +195,15 @@ async def write() -> None:
         await asyncio.sleep(0)
 """
     (tmp_path / "main.py").write_text(ALONE + text)
-    arguments = [sys.executable, "-m", "spa_dat", "run", "main.py", "--workers", "1"]
+    options = ("--workers", "1", "--worker-timeout", "1")
+    arguments = [sys.executable, "-m", "spa_dat", "run", "main.py", *options]
     numbers: list[str] = []
 
     def is_held_up() -> bool:
         with contextlib.suppress(FileNotFoundError):
             numbers.append((tmp_path / "number").read_text())
-        return len(numbers) > 2 and numbers[-1] == numbers[-2] != ""
+        # For so long that one which stands still for another reason would have been replaced.
+        return len(numbers) > 10 and len(set(numbers[-10:])) == 1
 
     with subprocess.Popen(
         arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -199,6 +199,11 @@ class Outputs:
         is_one = _identity(1) == _identity(2)
         self._of = {1: out, 2: out if is_one else _Output(2, selector, self._resume)}
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody reads, so that workers may have to wait until they can write."""
+        return any(output.is_full for output in self._of.values())
+
     def take(self, child: Child, name: str) -> None:
         """Take the output of a worker."""
         sources = self._sources[child.pid] = []

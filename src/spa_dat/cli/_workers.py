@@ -208,11 +208,12 @@ class Workers:
     def _look(self) -> None:
         """Replace workers that stand still."""
         now = time.monotonic()
-        late = now - self._looked > _LATE
+        # Those that nobody reads wait for that, which is not their fault.
+        excused = now - self._looked > _LATE or self._processes.outputs.is_full
         self._looked = now
         self._processes.call_later(_LOOK, self._look)
         for worker in self._workers:
-            if late or worker.child is None or not worker.has_loop:
+            if excused or worker.child is None or not worker.has_loop:
                 worker.alive = now
             elif self._timeout and now - worker.alive > self._timeout and not self._stopping:
                 self._processes.say(
