@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPTS = ("scripts/demo", "scripts/test", "scripts/check", "scripts/bench", ".ci/run")
+SCRIPTS = (
+    "scripts/demo",
+    "scripts/test",
+    "scripts/check",
+    "scripts/bench",
+    "scripts/soak",
+    ".ci/run",
+)
 
 pytestmark = pytest.mark.repository
 
