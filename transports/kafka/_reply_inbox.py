@@ -237,8 +237,8 @@ class KafkaReplyInbox:
                         # Lets waiting requesters send meanwhile.
                         await asyncio.sleep(0)
             if guard is not None and guard.busy:
-                await guard.mend(lambda _: True)
-                guard.look_again(lambda _: True)
+                await guard.mend(consumer.resume)
+                guard.look_again(consumer.resume)
             if not fetched and not await reachability.reachable() and await reachability.moved():
                 raise ConnectionError(MOVED)
             if loop.time() >= look:

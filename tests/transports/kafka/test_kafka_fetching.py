@@ -15,6 +15,7 @@ from spa_dat.transports import Delivery, Envelope
 from spa_dat.transports.kafka import KafkaConfig
 from spa_dat.transports.kafka.consuming._assignment import Assignment, PartitionTracker
 from spa_dat.transports.kafka.consuming._fetching import Fetched, Fetching
+from spa_dat.transports.kafka.consuming._pausing import PartitionPauses
 
 pytestmark = pytest.mark.virtual
 
@@ -101,6 +102,7 @@ class Case:
         self.assign()
         self.here = Here()
         self.looks = self.told = 0
+        guard = all_readable()
         self.running = Fetching(
             self.library,
             KafkaConfig("h", **options),
@@ -109,7 +111,8 @@ class Case:
             self.take,
             self.stats,
             "consumer 'x'",
-            all_readable(),
+            guard,
+            PartitionPauses(self.library, guard, lambda: self.assignment, 10, self.stats, "x"),
             cast("Any", self.here),
             self.look,
             self.handed_out,
@@ -282,6 +285,7 @@ async def test_what_taking_waits_for_is_waited_for() -> None:
     async def take(fetched: Fetched) -> None:
         await gate.wait()
 
+    guard = all_readable()
     fetching = Fetching(
         case.library,
         KafkaConfig("h"),
@@ -290,7 +294,8 @@ async def test_what_taking_waits_for_is_waited_for() -> None:
         take,
         Counter(),
         "consumer 'x'",
-        all_readable(),
+        guard,
+        PartitionPauses(case.library, guard, lambda: None, 10, Counter(), "x"),
         cast("Any", case.here),
         case.look,
         case.handed_out,

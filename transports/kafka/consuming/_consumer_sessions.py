@@ -24,6 +24,7 @@ from .._topic_facts import TopicsRecreated, topic_facts
 from ._assignment import Assignment
 from ._dispatcher import Dispatcher
 from ._fetching import Fetched, Fetching
+from ._pausing import PartitionPauses
 from ._unreadable_guard import PartitionGuard
 from ._unreadable_reports import Troubles
 
@@ -281,7 +282,17 @@ class ConsumerSessions(abc.ABC):
                     raise problem.error from (None if problem.error is error else error)
             await asyncio.sleep(backoff.next_delay())
 
-    def _fetching(self, consumer: Any, guard: PartitionGuard) -> Fetching:
+    def _pauses_for(self, consumer: Any, guard: PartitionGuard) -> PartitionPauses:
+        return PartitionPauses(
+            consumer,
+            guard,
+            lambda: self._assignment,
+            self._config.max_uncommitted,
+            self._stats,
+            f"consumer {self.identifier!r}",
+        )
+
+    def _fetching(self, consumer: Any, guard: PartitionGuard, pauses: PartitionPauses) -> Fetching:
         # What is fetched from a broker is consumed before more is requested, or each partition
         # would have as much in memory as all of them may.
         limit_prefetching(consumer, _NO_PREFETCH)
@@ -294,6 +305,7 @@ class ConsumerSessions(abc.ABC):
             self._stats,
             f"consumer {self.identifier!r}",
             guard,
+            pauses,
             Reachability(self._config, self.identifier, client_of(consumer)),
             self._look,
             self._handed_out,

@@ -16,6 +16,7 @@ from .._config import KafkaConfig
 from .._reachability import MOVED, Reachability
 from .._records import StoredRecord
 from ._assignment import Assignment
+from ._pausing import PartitionPauses
 from ._unreadable_guard import PartitionGuard
 
 __all__ = ["Fetched", "Fetching"]
@@ -52,6 +53,7 @@ class Fetching:
         stats: counts ``kafka.stalled``.
         name: for log messages.
         guard: keeps unreadable partitions from stopping the others.
+        pauses: pauses partitions, and resumes them.
         reachability: tells whether the brokers known to the library are still there.
         look: called once a second, to raise what the library would never notice.
         handed_out: called now and then when everything fetched has been handed out.
@@ -70,6 +72,7 @@ class Fetching:
         stats: Counter[str],
         name: str,
         guard: PartitionGuard,
+        pauses: PartitionPauses,
         reachability: Reachability,
         look: Callable[[], Awaitable[None]],
         handed_out: Callable[[], None],
@@ -86,6 +89,7 @@ class Fetching:
         self._stats = stats
         self._name = name
         self._guard = guard
+        self._pauses = pauses
         self._reachability = reachability
         self.reachable = True
         self._look = look
@@ -163,15 +167,8 @@ class Fetching:
 
     async def _mend(self) -> None:
         if self._guard.found:
-            await self._guard.mend(self._may_go_on)
-        self._guard.look_again(self._may_go_on)
-
-    def _may_go_on(self, partition: TopicPartition) -> bool:
-        assignment = self._current()
-        if assignment is None or assignment.ended:
-            return False
-        tracker = assignment.trackers.get(partition)
-        return tracker is None or not tracker.paused
+            await self._guard.mend(self._pauses.resume)
+        self._guard.look_again(self._pauses.resume)
 
     async def _taken(self, fetched: Fetched) -> None:
         waiting = self._take(fetched)
@@ -217,23 +214,14 @@ class Fetching:
                 if assignment.ended or stop.is_set():
                     break
                 if not paused:
-                    paused = sorted(self._consumer.assignment())
-                    self._consumer.pause(*paused)
+                    paused = self._pauses.pause_all()
                 # Everything is paused: this only shows that we are alive.
                 stray = await self._consumer.getmany(timeout_ms=0, max_records=1)
                 if stray:
                     await self._taken(stray)
             return True
         finally:
-            self._go_on(assignment, paused)
-
-    def _go_on(self, assignment: Assignment, paused: Sequence[TopicPartition]) -> None:
-        if assignment.ended:
-            return
-        full = {tp for tp, tracker in assignment.trackers.items() if tracker.paused}
-        assigned = self._consumer.assignment()
-        free = [tp for tp in paused if tp in assigned and tp not in full]
-        self._consumer.resume(*(tp for tp in free if not self._guard.keeps(tp)))
+            self._pauses.resume(*paused)
 
     def _stalled(self) -> bool:
         self._stats["kafka.stalled"] += 1

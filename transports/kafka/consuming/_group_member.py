@@ -35,6 +35,7 @@ from ._commits import Committer
 from ._consumer_sessions import ConsumerSessions, SessionState, unless
 from ._fetching import Fetched
 from ._group_requests import NO_COORDINATOR, join_refusal, unassigned
+from ._pausing import PartitionPauses
 from ._start_positions import compare, recreated_since, take_places
 from ._unreadable_guard import PartitionGuard
 
@@ -81,6 +82,7 @@ class GroupMember(ConsumerSessions):
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(context, subscription, receiver)
         self._guard: PartitionGuard | None = None
+        self._pauses: PartitionPauses | None = None
         self._committer: Committer | None = None
         self._reassigned = asyncio.Event()
         self._epoch = 0
@@ -116,12 +118,13 @@ class GroupMember(ConsumerSessions):
         consumer = self._consumer = self._make()
         self._placed.clear()
         guard = self._guard = PartitionGuard(consumer, self._troubles)
+        pauses = self._pauses = self._pauses_for(consumer, guard)
         stalled: Assignment | None = None
         try:
             if not await self._unless_interrupted(self._join(consumer, guard)):
                 return
             self._in_force(changes)
-            if not await self._fetching(consumer, guard).run(self._interrupt):
+            if not await self._fetching(consumer, guard, pauses).run(self._interrupt):
                 stalled = self._assignment
         finally:
             await self._leave(consumer, for_good=stalled is not None or bool(self._changes))
@@ -216,7 +219,7 @@ class GroupMember(ConsumerSessions):
                 await end_tasks(consumer, _STOP_TIMEOUT)
                 await unless(self._closed, leave(consumer))
             await stop_consumer(consumer, _STOP_TIMEOUT)
-            self._consumer = None
+            self._consumer = self._pauses = None
 
     def _explained(self, error: Exception) -> Exception:
         code = 0 if self._guard is None else self._guard.join_code
@@ -355,28 +358,28 @@ class GroupMember(ConsumerSessions):
     # Records.
 
     def _take(self, fetched: Fetched) -> Awaitable[None] | None:
-        assignment = self._assignment
-        if assignment is None:
+        assignment, pauses = self._assignment, self._pauses
+        if assignment is None or pauses is None:
             raise kafka.KafkaError("the library did not report the assignment")
         receiving = self._state is SessionState.RECEIVING
         if not receiving or assignment.ended or not assignment.open:
-            self._put_back(fetched)
+            self._put_back(fetched, pauses)
             return None
         if self._at_most_once:
             return self._take_at_most_once(assignment, fetched)
         for partition, records in fetched.items():
             self._dispatcher.hand_out(assignment, partition, records)
-            self._pause_if_full(assignment.trackers[partition])
+            pauses.pause_if_full(assignment.trackers[partition])
         return None
 
-    def _put_back(self, fetched: Fetched) -> None:
+    def _put_back(self, fetched: Fetched, pauses: PartitionPauses) -> None:
         """Rewind to records that come again: the library must not count them as handed out."""
         consumer = self._consumer
         for partition, records in fetched.items():
             if partition in consumer.assignment():
                 consumer.seek(partition, records[0].offset)
                 if self._state is not SessionState.RECEIVING:
-                    consumer.pause(partition)
+                    pauses.pause(partition)
 
     async def _take_at_most_once(self, assignment: Assignment, fetched: Fetched) -> None:
         committer = self._committer
@@ -390,29 +393,9 @@ class GroupMember(ConsumerSessions):
         for records in fetched.values():
             self._dispatcher.hand_out_untracked(assignment, records)
 
-    def _pause_if_full(self, tracker: PartitionTracker) -> None:
-        limit = self._config.max_uncommitted
-        if tracker.paused or len(tracker.slots) < limit:
-            return
-        tracker.paused = True
-        tracker.resume_at = limit // 2
-        self._consumer.pause(tracker.partition)
-        self._stats["kafka.partitions_stuck"] += 1
-        _log.warning(
-            "consumer %r: offset %d of partition %d of topic %r is not settled, and %d records"
-            " after it cannot be committed; the partition is paused until it is",
-            self.identifier,
-            tracker.oldest,
-            tracker.partition.partition,
-            tracker.partition.topic,
-            len(tracker.slots),
-        )
-
     def _on_room(self, partition: TopicPartition) -> None:
-        if self._consumer is None or partition not in self._consumer.assignment():
-            return
-        if self._guard is None or not self._guard.keeps(partition):
-            self._consumer.resume(partition)
+        if self._pauses is not None:
+            self._pauses.resume(partition)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -67,7 +67,7 @@ class Reader(ConsumerSessions):
                 return
             guard.start()
             await self._check_rights(client_of(consumer))
-            fetching = self._fetching(consumer, guard)
+            fetching = self._fetching(consumer, guard, self._pauses_for(consumer, guard))
             loop = asyncio.get_running_loop()
             while not self.closed:
                 changes = [*self._changes]

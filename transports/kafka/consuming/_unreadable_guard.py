@@ -110,11 +110,11 @@ class PartitionGuard:
         """Return the next offset that the library would hand out; -1 if it has none."""
         return next_offset(self._consumer, partition)
 
-    async def mend(self, may_go_on: Callable[[TopicPartition], bool]) -> None:
+    async def mend(self, resume: Callable[[TopicPartition], None]) -> None:
         """Read what can be read in another way; hold the rest.
 
         Args:
-            may_go_on: whether nothing else keeps a partition paused.
+            resume: resumes a partition, unless something else keeps it paused.
         """
         found, self.found = self.found, {}
         for partition, problem in found.items():
@@ -126,8 +126,8 @@ class PartitionGuard:
                 done = self._passes_over and self._pass_over(partition, problem)
             if not done:
                 self._hold(partition, problem)
-            elif may_go_on(partition):
-                self._consumer.resume(partition)
+            else:
+                resume(partition)
 
     async def _read_leniently(self, partition: TopicPartition, problem: Unreadable) -> bool:
         self._troubles.misnamed(partition, problem)
@@ -162,11 +162,11 @@ class PartitionGuard:
             self._consumer.seek(partition, problem.offset)
         self._troubles.add(partition, problem)
 
-    def look_again(self, may_go_on: Callable[[TopicPartition], bool]) -> None:
+    def look_again(self, resume: Callable[[TopicPartition], None]) -> None:
         """Retry partitions that have been held for long enough, and evaluate earlier retries.
 
         Args:
-            may_go_on: whether nothing else keeps a partition paused.
+            resume: resumes a partition, unless something else keeps it paused.
         """
         for partition, problem in [*self._tried.items()]:
             at = self.position(partition)
@@ -178,8 +178,8 @@ class PartitionGuard:
                 del self.held[partition]
                 if partition in self._troubles.known:
                     self._tried[partition] = self._troubles.known[partition]
-                if is_assigned(self._consumer, partition) and may_go_on(partition):
-                    self._consumer.resume(partition)
+                if is_assigned(self._consumer, partition):
+                    resume(partition)
 
     def look_for_leaders(self) -> None:
         """Report partitions that have long had no leader: the library waits silently."""
