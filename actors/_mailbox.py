@@ -14,7 +14,10 @@ from .._texts import describe
 from ..errors import ActorStopped, ConfigurationError, MailboxFull
 from ._local_message import LocalMessage
 
-__all__ = ["Mailbox", "Overflow", "Places", "Slot"]
+__all__ = ["DEFAULT_CAPACITY", "Mailbox", "Overflow", "Places", "Slot"]
+
+DEFAULT_CAPACITY = 1000
+"""How many messages a mailbox holds unless it is given another size."""
 
 _log = get_logger("spa_dat.actors")
 _INCOMING_LOCK = threading.Lock()
@@ -143,7 +146,7 @@ class Mailbox:
 
     def __init__(
         self,
-        capacity: int = 1000,
+        capacity: int = DEFAULT_CAPACITY,
         overflow: Overflow = Overflow.REFUSE,
         key: Callable[[Any], Hashable] | None = None,
     ) -> None:

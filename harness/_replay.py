@@ -14,7 +14,8 @@ from .._texts import quoted
 from ..errors import ConfigurationError, MessageError, TransportError
 from ..runtime.hosting._actor_runner import ActorRunner
 from ..runtime.messaging._bus_connection import BusConnection
-from ..runtime.recording._recording import Receipt, read_recording
+from ..runtime.recording._recording_format import Receipt
+from ..runtime.recording._recording_reader import read_recording
 from ..runtime.routing._routes import Route
 from ..transports import Delivery, Envelope, is_reserved
 from ._core import HarnessCore

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .application._application import DistributedApplication
-from .application._run import run
+from .application._program import run
 from .injection._context import Context
 from .messaging._message import Message, MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
+from .options._resources import SupportedContextManagers
 from .options._retry_policy import Reject, Retry, RetryPolicy
-from .registration._resources import SupportedContextManagers
 from .registration._specs import Spec
 
 __all__ = [

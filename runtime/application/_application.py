@@ -16,9 +16,11 @@ from ...transports import Identity, SocketProvider, as_provider
 from ..hosting._settings import LoopFactory, Settings
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
+from ..options._actor_options import HandlerOptions
+from ..options._checks import check_name, parse_reply_topics
+from ..options._resources import Resource
 from ..registration._registry import ProviderLike, Registry
-from ..registration._resources import Resource
-from ..registration._specs import HandlerOptions, Spec, check_name, parse_reply_topics
+from ..registration._specs import Spec
 from ._lifecycle import Run
 from ._runs import Runs
 
@@ -391,7 +393,7 @@ class DistributedApplication:
             SystemExit: with the reason, when the application could not start, failed, or did not
                 stop cleanly.
         """
-        from ._run import run
+        from ._program import run
 
         run(self, loop_factory=loop_factory)
 

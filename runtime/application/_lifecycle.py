@@ -21,13 +21,14 @@ from ..handling._dead_letter_store import DeadLetterLimit
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._lane import Lane
 from ..hosting._observer import Observer
+from ..hosting._resource_manager import ResourceManager
 from ..hosting._settings import Settings
 from ..hosting._waiting import wait_for_each
 from ..hosting._watchdog import Watchdog
 from ..messaging._bus_connection import BusConnection
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
-from ..registration._resources import RequiredResources, Resource, ResourceManager
+from ..options._resources import RequiredResources, Resource
 from ..registration._specs import Spec
 from ..routing._router import Router
 from ..routing._routes import Route

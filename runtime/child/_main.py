@@ -20,11 +20,12 @@ from ..._environment import Environment
 from ...actors import RestartPolicy
 from ...transports import DeliveryState, Envelope, Identity, TopicFilter
 from ..application._lifecycle import Run
-from ..application._run import IMPORTING, end_loop
+from ..application._program import IMPORTING, end_loop
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._lane import Lane
 from ..hosting._observer import Receive
 from ..hosting._settings import Settings
+from ..options._actor_options import ActorOptions
 from ..processes._channel import Channel
 from ..processes._child_process import HUNG
 from ..processes._frames import (
@@ -49,7 +50,7 @@ from ..processes._frames import (
 from ..processes._progress import MISSED, STARTED, Progress
 from ..processes._shipping import Shipment, unpack
 from ..registration._registration import class_spec, function_spec
-from ..registration._specs import ActorOptions, Spec
+from ..registration._specs import Spec
 from ..routing._router import Router
 from ..routing._routes import Route, RoutedDelivery
 from ._pipe_bus import Book, PipeProvider, piped

@@ -11,7 +11,8 @@ from ..injection._context import ContextOwner
 from ..messaging._bus_connection import BusConnection
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
-from ..registration._specs import ActorOptions, Handler
+from ..options._actor_options import ActorOptions
+from ..registration._specs import Handler
 
 __all__ = ["HandlingLane"]
 

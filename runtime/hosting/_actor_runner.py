@@ -11,7 +11,7 @@ from ...actors import ActorSystem, RestartPolicy
 from ...transports import TopicFilter
 from ..diagnostics._given_up import GivenUp
 from ..messaging._bus_connection import BusConnection
-from ..registration._resources import RequiredResources, Resource
+from ..options._resources import RequiredResources, Resource
 from ..registration._specs import Spec
 from ..routing._router import Router
 from ..routing._routes import Route

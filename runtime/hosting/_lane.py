@@ -21,7 +21,7 @@ from ..messaging._requests import CHAIN_HEADER, circle_of
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import current_turn
-from ..registration._resources import RequiredResources
+from ..options._resources import RequiredResources
 from ..registration._specs import Handler
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
@@ -102,6 +102,7 @@ class Lane:
         self._caller = HandlerCaller(
             self.address, self.handlers, deadline, self.stats, self._thread_lost
         )
+        self._thread = self._caller.thread
         self.running_code = RunningCode(self._caller, self._task)
         self.timers = Timers(self.local)
 
@@ -112,11 +113,11 @@ class Lane:
 
     def take_thread_resources(self, required: RequiredResources) -> RequiredResources:
         """Take over the resources that its thread can open; return how all are to be opened."""
-        return self._caller.take_thread_resources(required, partial(self.failed, "resource"))
+        return self._thread.take_resources(required, partial(self.failed, "resource"))
 
     def runs_in(self, executor: Executor) -> bool:
         """Whether the executor is the thread of its handlers."""
-        return self._caller.runs_in(executor)
+        return self._thread.runs_in(executor)
 
     def dropped(self, item: Any) -> None:
         """Count, and settle, an item that the mailbox had no room for."""
@@ -132,7 +133,7 @@ class Lane:
     def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> ActorRef[Any] | None:
         """Begin to start it; `started` waits until it is up."""
         self.resources = dict(resources)
-        self._caller.start()
+        self._thread.start()
         observer = self._run.observer
         self._ref = self._run.system.spawn(
             self._make_instance,
@@ -156,16 +157,16 @@ class Lane:
             raise ConfigurationError(f"actor {self.actor_name!r} {problem}") from error
         for name, hook in self.spec.hooks.items():
             setattr(instance, name, partial(self._run_hook, hook, hook.bind(instance)))
-        if self._caller.thread_resources:
-            instance.on_start = partial(self._caller.start_up, instance.on_start, self.resources)
+        if self._thread.resources:
+            instance.on_start = partial(self._thread.start_up, instance.on_start, self.resources)
         self.latest_instance = instance
         return instance
 
     def _run_hook(self, hook: Handler, function: Callable[..., Any]) -> Any:
         arguments = hook.injection.bind(ProducerScope(self, hook))
-        if hook.injection.is_async or self._caller.thread_resources.keys().isdisjoint(arguments):
+        if hook.injection.is_async or self._thread.resources.keys().isdisjoint(arguments):
             return function(**arguments)
-        return self._caller.in_thread(partial(function, **arguments), ())
+        return self._thread.run(partial(function, **arguments), ())
 
     async def started(self) -> None:
         """Wait until the actor has started; raises RestartLimitReached if it fails to."""
@@ -196,7 +197,7 @@ class Lane:
                     if on is not None:
                         self._run.given_up.task(f"actor {self.name!r}", on)
         finally:
-            if not await self._caller.stop(timeout=max(0.0, deadline - self._loop.time())):
+            if not await self._thread.stop(timeout=max(0.0, deadline - self._loop.time())):
                 self._cut_off()
             self.log.flush()
 
@@ -207,15 +208,15 @@ class Lane:
         self.stats["actors.cut_off"] += 1
         self.log.warning("it did not finish in time and is cut off")
         self._run.given_up.add(f"actor {self.name!r} did not finish in time and was cut off")
-        if (where := self._caller.in_thread_at) is not None:
+        if (where := self._thread.in_thread_at) is not None:
             self._run.given_up.thread(f"actor {self.name!r}", where)
         self.sync_socket.revoke()
-        self._caller.abandon()
+        self._thread.abandon()
 
     @property
     def trouble(self) -> str | None:
         """What prevents its handlers from being called; None if nothing does."""
-        return self._caller.trouble
+        return self._thread.trouble
 
     def _task(self) -> asyncio.Future[Any] | None:
         task = self.work_source.task
@@ -237,7 +238,7 @@ class Lane:
         """
         if self._ref is None or not self._run.system.crash(self._ref):
             return False
-        self._caller.replace_thread()
+        self._thread.replace()
         for delivery in reversed(unfinished):
             delivery.route.router.start_over(delivery)
         return True
@@ -245,7 +246,7 @@ class Lane:
     def abandon(self) -> None:
         """Release what is held outside the event loop, after the application was killed."""
         self.sync_socket.revoke()
-        self._caller.abandon()
+        self._thread.abandon()
 
     # Messages.
 
@@ -260,7 +261,7 @@ class Lane:
             await self.work_source.receive(instance, item)
             return
         current_turn.set(None)  # what it sends belongs to no message
-        error = await self.timers.run(item, self._caller.in_thread)
+        error = await self.timers.run(item, self._thread.run)
         if error is not None:
             self.stats["timers.failed"] += 1
             self.log.error("a call scheduled with context.later failed", exc_info=error)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ...actors import Mailbox, Overflow, RestartPolicy
 from ...transports import Delivery, Envelope
 from ..handling._delivery_processor import DeliveryProcessor
+from ..options._resources import LEAST_FOR_RESOURCES, RequiredResources, Resource
 from ..processes._shipping import pack
-from ..registration._resources import LEAST_FOR_RESOURCES, RequiredResources, Resource
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
 from ._lane import Lane

@@ -1,4 +1,4 @@
-"""Options of actors and applications: their checks, retry policies, state.
+"""Options of actors and applications: defaults, checks, retry policies, state, resources.
 
-It may import `diagnostics`. Begin with `_checks`.
+It may import `diagnostics`. Begin with `_actor_options`.
 """

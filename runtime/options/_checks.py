@@ -1,13 +1,16 @@
-"""Checks of the options of actors."""
+"""Checks of options and names of actors and applications."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..._texts import quoted
 from ...actors import Overflow
 from ...errors import ConfigurationError
+from ...transports import TopicFilter
 from ._state import is_factory
 
 __all__ = [
@@ -16,15 +19,19 @@ __all__ = [
     "check_batch",
     "check_concurrency",
     "check_count",
+    "check_name",
     "check_placement",
     "check_seconds",
     "is_number",
+    "parse_filters",
+    "parse_reply_topics",
 ]
 
 LARGEST_WINDOW = 65535
 """The largest receive maximum in MQTT."""
 LARGEST_WINDOW_BYTES = 2**40
 _MOST_LANES = 1000
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _MOST_PROCESSES = 256
 
 
@@ -117,3 +124,49 @@ def check_batch(owner: str, batch: tuple[int, float] | None, window: int | None)
 
 def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def check_name(what: str, name: str) -> str:
+    """Raise ConfigurationError unless ``name`` may name an application, an instance or an actor."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise ConfigurationError(
+            f"{what} {name!r}: use 1 to 64 of the characters A-Z, a-z, 0-9, _ and -"
+        )
+    return name
+
+
+def parse_filters(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
+    """Return the filters of a registration, in order.
+
+    Raises:
+        ConfigurationError: there is none, or one is given twice or is not valid.
+    """
+    if not isinstance(topics, Iterable):
+        raise ConfigurationError(f"{owner}: topics {topics!r}: give one filter or several")
+    texts = (topics,) if isinstance(topics, str) else tuple(topics)
+    if not texts:
+        raise ConfigurationError(f"{owner}: no topics; give one filter or several")
+    parsed: dict[str, TopicFilter] = {}
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigurationError(
+                f"{owner}: topic {text!r} is {type(text).__name__}; give a str"
+            )
+        filter_ = TopicFilter.parse(text)
+        earlier = parsed.setdefault(filter_.pattern, filter_)
+        if earlier is not filter_:
+            raise ConfigurationError(
+                f"{owner}: filters {earlier.text!r} and {text!r} match the same topics; remove one"
+            )
+    return tuple(parsed.values())
+
+
+def parse_reply_topics(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
+    """Return the filters of ``reply_topics``; an empty sequence allows no topic.
+
+    Raises:
+        ConfigurationError: one is not a valid filter.
+    """
+    if not isinstance(topics, str) and isinstance(topics, Iterable) and not tuple(topics):
+        return ()
+    return parse_filters(f"{owner}: reply_topics" if owner else "reply_topics", topics)

@@ -21,8 +21,9 @@ import msgspec
 from ..._texts import describe, error_name
 from ...errors import ConfigurationError
 from ..injection._signatures import MISSING, Unresolved
-from ..registration._resources import Resource
-from ..registration._specs import ActorOptions, Handler, Spec
+from ..options._actor_options import ActorOptions
+from ..options._resources import Resource
+from ..registration._specs import Handler, Spec
 
 __all__ = ["Shipment", "pack", "unpack"]
 

@@ -14,8 +14,8 @@ from ..application._application import DistributedApplication, runs_of
 from ..hosting._lane import Lane
 from ..hosting._observer import Receive
 from ..routing._routes import RoutedDelivery
-from ._recording import Receipt
-from ._recording_file import RecordingFile
+from ._recording_format import Receipt
+from ._recording_writer import RecordingWriter
 
 __all__ = ["Recorder"]
 
@@ -77,7 +77,7 @@ class Recorder:
         self._application = application
         self._actors: Collection[str] | None = None if actors is None else tuple(actors)
         self._batches: dict[Lane, Sequence[RoutedDelivery]] = {}
-        self._file = RecordingFile(
+        self._file = RecordingWriter(
             file, limit=limit, max_bytes=max_bytes, redact=redact, existing=existing
         )
 

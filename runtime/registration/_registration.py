@@ -15,10 +15,12 @@ from ..injection._injection import Injection
 from ..injection._signatures import read_signature
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
+from ..options._actor_options import ActorOptions, merge_options
+from ..options._checks import parse_filters
 from ..payloads._generics import arguments_in
 from ..payloads._types import bare_type
 from ._class_options import class_options
-from ._specs import ActorOptions, Handler, Kind, Spec, merge_options, parse_filters
+from ._specs import Handler, Kind, Spec
 
 __all__ = ["FunctionActor", "check_arguments", "class_spec", "function_spec"]
 

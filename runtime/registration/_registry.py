@@ -12,10 +12,12 @@ from ...actors import Actor
 from ...errors import ConfigurationError
 from ...transports import Config, SocketProvider, as_provider
 from ..injection._plan import Available
+from ..options._actor_options import ActorOptions, merge_options
+from ..options._checks import check_name
+from ..options._resources import Resource, check_resources
 from ..options._state import refuse_shared_state
 from ._registration import check_arguments, class_spec, function_spec
-from ._resources import Resource, check_resources
-from ._specs import ActorOptions, Kind, Spec, check_name, merge_options
+from ._specs import Kind, Spec
 
 __all__ = ["ProviderLike", "Registry"]
 

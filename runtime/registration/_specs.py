@@ -1,258 +1,26 @@
-"""Specifications of actors: their options, handlers and names."""
+"""Specifications of registered actors: name, kind, handlers, hooks, options."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
-from ...actors import ActorRef, Overflow
+from ...actors import ActorRef
 from ...errors import ActorStopped, ConfigurationError
-from ...transports import SocketProvider, TopicFilter
+from ...transports import TopicFilter
 from ..injection._injection import Injection
 from ..injection._signatures import Signature
-from ..options._checks import (
-    LARGEST_WINDOW,
-    LARGEST_WINDOW_BYTES,
-    check_batch,
-    check_concurrency,
-    check_count,
-    check_placement,
-    check_seconds,
-)
-from ..options._retry_policy import RetryPolicy
-from ..options._state import check_state, make_state
+from ..options._actor_options import ActorOptions
+from ..options._checks import check_name
+from ..options._state import make_state
 from ._message_keys import MessageKey
-from ._resources import Resource, check_resources
 
-__all__ = [
-    "ActorOptions",
-    "Handler",
-    "HandlerOptions",
-    "Kind",
-    "Spec",
-    "check_name",
-    "merge_options",
-    "parse_filters",
-    "parse_reply_topics",
-]
+__all__ = ["Handler", "Kind", "Spec"]
 
 A = TypeVar("A")
 
 Kind = Literal["application", "producer"]
-
-_WINDOW_OF_A_LANE = 10
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-
-
-def check_name(what: str, name: str) -> str:
-    """Raise ConfigurationError unless ``name`` may name an application, an instance or an actor."""
-    if not isinstance(name, str) or not _NAME.match(name):
-        raise ConfigurationError(
-            f"{what} {name!r}: use 1 to 64 of the characters A-Z, a-z, 0-9, _ and -"
-        )
-    return name
-
-
-def parse_filters(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
-    """Return the filters of a registration, in order.
-
-    Raises:
-        ConfigurationError: there is none, or one is given twice or is not valid.
-    """
-    if not isinstance(topics, Iterable):
-        raise ConfigurationError(f"{owner}: topics {topics!r}: give one filter or several")
-    texts = (topics,) if isinstance(topics, str) else tuple(topics)
-    if not texts:
-        raise ConfigurationError(f"{owner}: no topics; give one filter or several")
-    parsed: dict[str, TopicFilter] = {}
-    for text in texts:
-        if not isinstance(text, str):
-            raise ConfigurationError(
-                f"{owner}: topic {text!r} is {type(text).__name__}; give a str"
-            )
-        filter_ = TopicFilter.parse(text)
-        earlier = parsed.setdefault(filter_.pattern, filter_)
-        if earlier is not filter_:
-            raise ConfigurationError(
-                f"{owner}: filters {earlier.text!r} and {text!r} match the same topics; remove one"
-            )
-    return tuple(parsed.values())
-
-
-def parse_reply_topics(owner: str, topics: str | Sequence[str]) -> tuple[TopicFilter, ...]:
-    """Return the filters of ``reply_topics``; an empty sequence allows no topic.
-
-    Raises:
-        ConfigurationError: one is not a valid filter.
-    """
-    if not isinstance(topics, str) and isinstance(topics, Iterable) and not tuple(topics):
-        return ()
-    return parse_filters(f"{owner}: reply_topics" if owner else "reply_topics", topics)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActorOptions:
-    """How an actor is run.
-
-    Attributes:
-        socket_provider: the bus it uses; None for the application's default.
-        state: a factory (a class, function, lambda or partial), or one value that only this actor
-            owns.
-        ressources: context managers, or callables that return one, by parameter name.
-        retry: what happens to a message whose handler failed.
-        mailbox: the most local messages that may wait; deliveries of the bus are bounded by the
-            window.
-        window: the most unsettled deliveries; None for the bus's default.
-        window_bytes: the most bytes of unsettled deliveries; None for the bus's default. A single
-            message that takes more passes alone.
-        overflow: what happens to a message that finds the mailbox full.
-        qos: 1 at least once, 0 at most once; None for the bus's default.
-        deliver: ``share`` gives each message to one instance, ``all`` to every instance; None
-            for the bus's default.
-        subscription: a name by which several actors share one subscription; a message is then
-            acknowledged when all of them are done with it.
-        replies: answer requests with what the handler returns, even if that is None.
-        retry_requests: retry a request whose handler failed like other messages, up to its
-            expiry, before the error is sent.
-        deadline: seconds after which an attempt is cut off and counts as failed; None for never.
-        concurrency: how many lanes it has. Each is an actor of its own, with its own instance,
-            state and mailbox, and handles one message at a time; messages with the same key always
-            go to the same lane, so they stay in order.
-        key: what the key of a message is, for ``concurrency`` above 1 or
-            ``Overflow.LATEST_BY_KEY``: the name of a capture, or ``header:`` and the name of a
-            header. None for the message's own key. The topic is the key of messages without it.
-        batch: the most messages that one call of the handler gets, as a list, and the seconds
-            after which it is called with fewer; None for one message per call.
-        reply_topics: filters for the topics that replies may go to, besides the reply inboxes of
-            programs that use this package; None for the application's. A reply never goes to a
-            topic that an actor of the application subscribes to.
-        placement: ``process`` runs it in a child process, which gets its code pickled; None in the
-            process of the application.
-        processes: how many child processes it has. With ``key`` the messages of one key always go
-            to the same one; without, to whichever is free.
-        every: seconds from one call of a producer to the next; None to call it once.
-    """
-
-    socket_provider: SocketProvider | None = None
-    state: Any = None
-    ressources: Mapping[str, Resource] = field(default_factory=dict)
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    mailbox: int = 1000
-    window: int | None = None
-    window_bytes: int | None = None
-    overflow: Overflow = Overflow.REFUSE
-    qos: int | None = None
-    deliver: Literal["share", "all"] | None = None
-    subscription: str | None = None
-    replies: bool = False
-    retry_requests: bool = False
-    deadline: float | None = None
-    concurrency: int = 1
-    key: str | None = None
-    batch: tuple[int, float] | None = None
-    reply_topics: str | Sequence[str] | None = None
-    placement: Literal["process"] | None = None
-    processes: int = 1
-    every: float | None = None
-
-    def window_for(self, default: int) -> int:
-        """Return the window; lanes and batches need more room than ``default``, the bus's."""
-        if self.window is not None:
-            return self.window
-        size = 1 if self.batch is None else self.batch[0]
-        lanes = self.concurrency * self.processes
-        least = _WINDOW_OF_A_LANE * lanes if lanes > 1 else 0
-        return min(LARGEST_WINDOW, max(default, least, 2 * size * lanes))
-
-    @property
-    def reply_filters(self) -> tuple[TopicFilter, ...] | None:
-        """``reply_topics``, parsed."""
-        return None if self.reply_topics is None else parse_reply_topics("", self.reply_topics)
-
-    def check(self, owner: str) -> None:
-        """Raise ConfigurationError for an option with an impossible value."""
-        check_count(owner, "mailbox", self.mailbox, LARGEST_WINDOW)
-        for name, most in (("window", LARGEST_WINDOW), ("window_bytes", LARGEST_WINDOW_BYTES)):
-            if getattr(self, name) is not None:
-                check_count(owner, name, getattr(self, name), most)
-        if self.qos not in (None, 0, 1):
-            why = ""
-            if self.qos == 2:
-                why = (
-                    ". QoS 2 promises no more than QoS 1: if the receipt is confirmed before the"
-                    " handler has run, a crash loses the message; if after it, the message may come"
-                    " again"
-                )
-            raise ConfigurationError(f"{owner}: qos={self.qos!r}: give 0 or 1{why}")
-        if self.deliver not in (None, "share", "all"):
-            raise ConfigurationError(f"{owner}: deliver={self.deliver!r}: give 'share' or 'all'")
-        if not isinstance(self.retry, RetryPolicy):
-            raise ConfigurationError(f"{owner}: retry={self.retry!r}: give a RetryPolicy")
-        if not isinstance(self.overflow, Overflow):
-            raise ConfigurationError(f"{owner}: overflow={self.overflow!r}: give an Overflow")
-        for name in ("deadline", "every"):
-            seconds = getattr(self, name)
-            if seconds is not None:
-                check_seconds(owner, name, seconds)
-        if self.reply_topics is not None:
-            parse_reply_topics(owner, self.reply_topics)
-        if self.subscription is not None:
-            check_name(f"{owner}: subscription", self.subscription)
-        check_state(owner, self.state)
-        check_placement(owner, self.placement, self.processes)
-        lanes = max(self.concurrency, self.processes)
-        check_concurrency(owner, self.concurrency, self.key, self.overflow, self.state, lanes)
-        check_batch(owner, self.batch, self.window)
-        check_resources(owner, self.ressources)
-
-
-class HandlerOptions(TypedDict, total=False):
-    """Options of `DistributedApplication.application`; `ActorOptions` explains them."""
-
-    retry: RetryPolicy
-    mailbox: int
-    window: int
-    window_bytes: int
-    overflow: Overflow
-    qos: int
-    deliver: Literal["share", "all"] | None
-    subscription: str | None
-    replies: bool
-    retry_requests: bool
-    deadline: float | None
-    concurrency: int
-    key: str | None
-    batch: tuple[int, float] | None
-    reply_topics: str | Sequence[str] | None
-    placement: Literal["process"] | None
-    processes: int
-
-
-_OPTION_NAMES = tuple(option.name for option in fields(ActorOptions))
-
-
-def merge_options(
-    owner: str, options: ActorOptions, changes: Mapping[str, Any], *, but: Sequence[str] = ()
-) -> ActorOptions:
-    """Return the options with some replaced.
-
-    Raises:
-        ConfigurationError: an option does not exist; names the most similar one.
-    """
-    allowed = [name for name in _OPTION_NAMES if name not in but]
-    for name in changes:
-        if name in but:
-            raise ConfigurationError(f"{owner}: only producers have the option {name!r}")
-        if name not in allowed:
-            known = ["name", *allowed]
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-            raise ConfigurationError(f"{owner}: unknown option {name!r}; {hint}")
-    merged = {name: getattr(options, name) for name in _OPTION_NAMES} | dict(changes)
-    return ActorOptions(**merged)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ...actors import Mailbox
 from ...transports import Delivery, DeliveryState, Envelope, TopicFilter
+from ..options._actor_options import ActorOptions
 from ..registration._message_keys import lane_of
-from ..registration._specs import ActorOptions
 
 if TYPE_CHECKING:
     from ._router import Router

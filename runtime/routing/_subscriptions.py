@@ -9,7 +9,8 @@ from ...actors import ActorSystem
 from ...errors import ConfigurationError
 from ...transports import RESERVED, Identity, Subscription, TopicFilter, is_reserved
 from ..messaging._bus_connection import BusConnection
-from ..registration._specs import ActorOptions, Handler
+from ..options._actor_options import ActorOptions
+from ..registration._specs import Handler
 from ._router import Router
 from ._routes import Route
 

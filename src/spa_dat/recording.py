@@ -9,6 +9,7 @@ with Recorder(app, "incident.jsonl"):
 from __future__ import annotations
 
 from .runtime.recording._recorder import Recorder
-from .runtime.recording._recording import Receipt, read_recording
+from .runtime.recording._recording_format import Receipt
+from .runtime.recording._recording_reader import read_recording
 
 __all__ = ["Receipt", "Recorder", "read_recording"]

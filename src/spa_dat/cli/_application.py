@@ -12,7 +12,7 @@ from pathlib import Path
 from .._texts import reason_of
 from ..errors import ConfigurationError
 from ..runtime import DistributedApplication
-from ..runtime.application._run import IMPORTING
+from ..runtime.application._program import IMPORTING
 
 __all__ = ["load_application"]
 

@@ -11,7 +11,7 @@ from ..runtime import DistributedApplication, run
 from ..runtime.hosting._lane import Lane
 from ..runtime.hosting._observer import Receive
 from ..runtime.recording._recorder import Recorder
-from ..runtime.recording._recording import Receipt
+from ..runtime.recording._recording_format import Receipt
 from ..transports import Delivery, Envelope, MemoryConfig, SocketProviderFactory
 from ._application import load_application
 

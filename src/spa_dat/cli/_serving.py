@@ -15,8 +15,9 @@ from .._logs import get_logger
 from ..errors import ConfigurationError
 from ..runtime import DistributedApplication
 from ..runtime.application._application import runs_of
-from ..runtime.application._run import new_loop, run_until_stopped
-from ..runtime.registration._specs import Spec, check_name
+from ..runtime.application._program import new_loop, run_until_stopped
+from ..runtime.options._checks import check_name
+from ..runtime.registration._specs import Spec
 from ..transports import MemoryConfig, MqttConfig, SocketProviderFactory
 from ._application import load_application
 

@@ -603,7 +603,7 @@ async def test_no_more_threads_are_left_behind_than_an_actor_may_have(
     concurrency: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("spa_dat.runtime.handling._handler_calls._MOST_HUNG", 3)
+    monkeypatch.setattr("spa_dat.runtime.handling._handler_thread._MOST_HUNG", 3)
     release = threading.Event()
     begun: list[int] = []
 

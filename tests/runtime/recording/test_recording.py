@@ -760,7 +760,7 @@ async def test_what_was_too_large_to_be_taken_is_missing(
 async def test_what_comes_too_fast_is_left_out_and_counted(
     most: str, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(f"spa_dat.runtime.recording._recording_file.{most}", 2)
+    monkeypatch.setattr(f"spa_dat.runtime.recording._recording_writer.{most}", 2)
     app, got = watcher()
     go_on = threading.Event()
 
@@ -781,7 +781,7 @@ async def test_what_comes_too_fast_is_left_out_and_counted(
 async def test_a_disk_that_hangs_does_not_keep_the_application_from_ending(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spa_dat.runtime.recording._recording_file._LONGEST_END", 0.01)
+    monkeypatch.setattr("spa_dat.runtime.recording._recording_writer._LONGEST_END", 0.01)
     app, _ = watcher()
     go_on = threading.Event()
 

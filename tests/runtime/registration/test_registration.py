@@ -24,7 +24,7 @@ from spa_dat import (
 )
 from spa_dat.errors import ConfigurationError
 from spa_dat.runtime.application._application import runs_of
-from spa_dat.runtime.registration._specs import HandlerOptions
+from spa_dat.runtime.options._actor_options import HandlerOptions
 from spa_dat.transports import Consumer, Receiver, SocketProvider, Subscription
 from spa_dat.transports.memory._bus import MemoryBus
 from support.waiting import eventually

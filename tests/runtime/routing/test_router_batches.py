@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from spa_dat.actors import Mailbox, Overflow
-from spa_dat.runtime.registration._specs import ActorOptions
+from spa_dat.runtime.options._actor_options import ActorOptions
 from spa_dat.runtime.routing._router import Router
 from spa_dat.runtime.routing._routes import Route
 from spa_dat.transports import Delivery, DeliveryState, Envelope, TopicFilter, Tracker

@@ -430,7 +430,7 @@ def test_a_context_variable_can_be_taken_back(app: DistributedApplication) -> No
 async def test_one_that_hangs_in_leaving_does_not_hang_the_stop(
     app: DistributedApplication, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spa_dat.runtime.handling._handler_calls.LEAST_FOR_RESOURCES", 0.1)
+    monkeypatch.setattr("spa_dat.runtime.handling._handler_thread.LEAST_FOR_RESOURCES", 0.1)
     free = threading.Event()
 
     @contextlib.contextmanager

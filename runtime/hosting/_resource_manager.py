@@ -1,19 +1,11 @@
-"""Resources: context managers that live as long as what they are registered with."""
+"""The resource manager: opens the resources of an application and its actors, and closes them."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    ExitStack,
-)
-from contextvars import copy_context
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
 
 from ..._logs import get_logger
 from ..._texts import reason_of
@@ -21,140 +13,13 @@ from ...actors import is_closing
 from ...errors import ActorStopped, ConfigurationError
 from ..diagnostics._given_up import GivenUp
 from ..diagnostics._stacks import frames_of, place
+from ..options._resources import Opener, RequiredResources, Resource, failed_to_open, manager_of
 
-__all__ = [
-    "LEAST_FOR_RESOURCES",
-    "RequiredResources",
-    "Resource",
-    "ResourceManager",
-    "SupportedContextManagers",
-    "ThreadResources",
-    "check_resources",
-    "opens_in_thread",
-]
+__all__ = ["ResourceManager"]
 
 log = get_logger("spa_dat")
 
-LEAST_FOR_RESOURCES = 5.0
-"""Seconds that closing resources may take, even if the time to stop is up."""
-
 _GRACE = 1.0
-
-SupportedContextManagers: TypeAlias = AbstractAsyncContextManager[Any] | AbstractContextManager[Any]
-"""What can be entered: a context manager, synchronous or asynchronous."""
-
-Resource: TypeAlias = SupportedContextManagers | Callable[[], SupportedContextManagers]
-"""A context manager, or a callable that makes one."""
-
-
-def _enterable(value: object) -> bool:
-    # Looked up on the type: a class with __enter__ is a factory, not a context manager.
-    kind = type(value)
-    return hasattr(kind, "__aenter__") or hasattr(kind, "__enter__")
-
-
-def check_resources(owner: str, resources: Mapping[str, Resource]) -> None:
-    """Raise ConfigurationError for a resource that can neither be entered nor called."""
-    for name, resource in resources.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ConfigurationError(
-                f"{owner}: resource name {name!r} cannot be a parameter name; use an identifier"
-            )
-        if not _enterable(resource) and not callable(resource):
-            raise ConfigurationError(
-                f"{owner}: resource {name!r} is {type(resource).__name__}; give a context manager,"
-                " or a callable that returns one"
-            )
-
-
-def opens_in_thread(resource: Resource) -> bool:
-    """Whether an actor's thread can enter a resource: unless it is known to be asynchronous."""
-    if _enterable(resource):
-        return not hasattr(type(resource), "__aenter__")
-    made_by: Any = resource
-    while isinstance(made_by, functools.partial):
-        made_by = made_by.func
-    if isinstance(made_by, type):
-        return not hasattr(made_by, "__aenter__")
-    made_by = inspect.unwrap(made_by)
-    return not (inspect.isasyncgenfunction(made_by) or inspect.iscoroutinefunction(made_by))
-
-
-class ThreadResources:
-    """Resources that one thread opens, uses and closes, such as connections bound to a thread.
-
-    `enter` and `leave` are called in that thread.
-
-    Args:
-        owner: the actor, for errors.
-        resources: the resources, by name.
-
-    Attributes:
-        values: the values entered, by name; None before all are open.
-    """
-
-    def __init__(self, owner: str, resources: Mapping[str, Resource]) -> None:
-        self._owner = owner
-        self._resources = resources
-        self._stack = ExitStack()
-        # One for both: context managers may set a context variable and reset it.
-        self._context = copy_context()
-        self.values: dict[str, Any] | None = None
-
-    def enter(self) -> None:
-        """Open all, in order, unless they are open.
-
-        Raises:
-            ConfigurationError: one failed to open; its error is the cause. Those that were open
-                have been closed again.
-        """
-        if self.values is None:
-            self._context.run(self._enter)
-
-    def leave(self) -> BaseException | None:
-        """Close all, in reverse order; return what that raised, which is logged."""
-        try:
-            self._context.run(self._stack.close)
-        except BaseException as error:
-            log.error("a resource of %s failed to close", self._owner, exc_info=error)
-            return error
-        return None
-
-    def _enter(self) -> None:
-        values = {}
-        with ExitStack() as stack:
-            for name, resource in self._resources.items():
-                try:
-                    values[name] = _enter(stack, resource)
-                except BaseException as error:
-                    raise _failed_to_open(self._owner, name, error) from error
-            self._stack = stack.pop_all()
-        self.values = values
-
-
-class Opener(Protocol):
-    """Opens resources in an actor's thread."""
-
-    @property
-    def in_thread_at(self) -> str | None:
-        """What the thread is running, and at which line; None if it is idle."""
-
-    def open_resources(self) -> Awaitable[Mapping[str, Any]]:
-        """Open them; raises ConfigurationError, or ActorStopped if the thread is given up."""
-
-
-class RequiredResources(NamedTuple):
-    """The resources that an actor or an application needs open.
-
-    Attributes:
-        owner: who needs them, in words.
-        resources: those to be opened on the event loop.
-        thread: opens the others after them; None if there are no others.
-    """
-
-    owner: str
-    resources: Mapping[str, Resource]
-    thread: Opener | None = None
 
 
 class ResourceManager:
@@ -291,7 +156,7 @@ class ResourceManager:
                 cancelled = isinstance(error, asyncio.CancelledError)
                 if cancelled and task is not None and task.cancelling():
                     raise
-                raise _failed_to_open(owner, name, error) from error
+                raise failed_to_open(owner, name, error) from error
         if thread is not None:
             self._opening, self._thread = f"resources of {owner}", thread
             opened.update(await thread.open_resources())
@@ -310,30 +175,8 @@ def _left_early(moment: str, error: BaseException | None) -> ConfigurationError:
     return result
 
 
-def _failed_to_open(owner: str, name: str, error: BaseException) -> ConfigurationError:
-    return ConfigurationError(f"{owner}: resource {name!r} failed to open: {reason_of(error)}")
-
-
 async def _open(stack: AsyncExitStack, resource: Resource) -> Any:
-    manager = _manager(resource)
+    manager = manager_of(resource)
     if hasattr(type(manager), "__aenter__"):
         return await stack.enter_async_context(manager)
     return stack.enter_context(manager)
-
-
-def _enter(stack: ExitStack, resource: Resource) -> Any:
-    manager = _manager(resource)
-    if hasattr(type(manager), "__aenter__"):
-        raise TypeError(
-            f"the callable returned {type(manager).__name__}, which is asynchronous, in the thread"
-            " of the actor's def handlers; register it with app.resource, which opens it on the"
-            " event loop"
-        )
-    return stack.enter_context(manager)
-
-
-def _manager(resource: Resource) -> Any:
-    manager: Any = resource if _enterable(resource) else resource()  # type: ignore[operator]
-    if not _enterable(manager):
-        raise TypeError(f"the callable returned {type(manager).__name__}, not a context manager")
-    return manager

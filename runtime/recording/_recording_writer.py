@@ -1,4 +1,4 @@
-"""The file that messages are recorded in, and the thread that writes it."""
+"""Writing the file of a recording, in a thread."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..._logs import get_logger
 from ..._texts import reason_of
 from ...errors import ConfigurationError
 from ...transports import Envelope
-from ._recording import Receipt
+from ._recording_format import Receipt
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["RecordingFile"]
+__all__ = ["RecordingWriter"]
 
 log = get_logger("spa_dat")
 
@@ -34,8 +34,8 @@ _PRIVATE = 0o600
 _Entry: TypeAlias = tuple[Envelope, Callable[[Envelope], Receipt]]
 
 
-class RecordingFile:
-    """The file that receipts are written to, by a thread, in the order in which they came.
+class RecordingWriter:
+    """Writes receipts to a file, in a thread of its own, in the order in which they came.
 
     Args:
         file: its name.
