@@ -157,6 +157,8 @@ class Tracker:
         full: whether the transport accepts nothing more until something is released; see `fill`.
     """
 
+    __slots__ = ("_on_settled", "_release", "_slots", "epoch", "full", "size")
+
     def __init__(
         self,
         release: Callable[[list[Delivery]], None],

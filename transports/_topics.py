@@ -312,12 +312,15 @@ class TopicTrie(Generic[V]):
     ``_spa``. Results for recent topics are cached until something changes.
     """
 
-    __slots__ = ("_cache", "_count", "_root")
+    __slots__ = ("_count", "_earlier", "_recent", "_root", "_size")
 
     def __init__(self) -> None:
         self._root: _Node[V] = _Node()
         self._count = 0
-        self._cache: dict[str, tuple[V, ...]] = {}
+        self._size = 0
+        # Two generations: forgetting all of the older one at once costs nothing for each topic.
+        self._recent: dict[str, tuple[V, ...]] = {}
+        self._earlier: dict[str, tuple[V, ...]] = {}
 
     def add(self, pattern: str, value: V) -> None:
         """Add ``value`` for every matching topic; adding it again changes nothing."""
@@ -326,8 +329,9 @@ class TopicTrie(Generic[V]):
             node = node.children.setdefault(level, _Node())
         if value not in node.values:
             self._count += 1
+            self._size += 1
             node.values[value] = self._count
-            self._cache.clear()
+            self._forget()
 
     def discard(self, pattern: str, value: V) -> None:
         """Undo `add`; what was never added is ignored."""
@@ -341,22 +345,32 @@ class TopicTrie(Generic[V]):
             node = child
         if node.values.pop(value, None) is None:
             return
-        self._cache.clear()
+        self._size -= 1
+        self._forget()
         while path and not node.values and not node.children:
             node, level = path.pop()
             del node.children[level]
 
     def match(self, topic: str) -> tuple[V, ...]:
         """Return the values whose filters match ``topic``, each once, in the order added."""
-        found = self._cache.get(topic)
+        found = self._recent.get(topic)
+        return self._look_up(topic) if found is None else found
+
+    def _look_up(self, topic: str) -> tuple[V, ...]:
+        found = self._earlier.get(topic)
         if found is None:
             found = self._search(topic)
             if len(topic) > LONGEST_REMEMBERED:
                 return found
-            if len(self._cache) >= _REMEMBERED:
-                del self._cache[next(iter(self._cache))]
-            self._cache[topic] = found
+        # A topic for each filter, at least: no more than what the filters themselves take.
+        if len(self._recent) >= max(_REMEMBERED, self._size):
+            self._earlier, self._recent = self._recent, {}
+        self._recent[topic] = found
         return found
+
+    def _forget(self) -> None:
+        if self._recent or self._earlier:
+            self._recent, self._earlier = {}, {}
 
     def _search(self, topic: str) -> tuple[V, ...]:
         levels = topic.split("/")

@@ -38,7 +38,7 @@ log = get_logger("spa_dat")
 
 _LONGEST_REPLY_ADDRESS = 1024
 _LONGEST_CORRELATION = 1024
-_MOST_TOPICS_REMEMBERED = 1024
+_MOST_TOPICS_REMEMBERED = 16_384
 
 
 class HandlesTopic(Protocol):

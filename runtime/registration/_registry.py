@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -42,6 +42,8 @@ class Registry:
 
     def __init__(self, provider: ProviderLike | None) -> None:
         self.specs: list[Spec[Any]] = []
+        # By name: nothing looks through thousands of actors for each of them.
+        self._named: dict[str, list[Spec[Any]]] = {}
         self.resources: dict[str, Resource] = {}
         self.provider = None if provider is None else as_provider(provider)
 
@@ -84,7 +86,7 @@ class Registry:
         unused = () if kind == "producer" else ("every",)
         merged = merge_options(kind, ActorOptions(), given, but=unused)
         spec = function_spec(function, name, kind, topics, merged, tuple(self.resources))
-        earlier = next((other for other in self.specs if other.name == spec.name), None)
+        earlier = next(iter(self._named.get(spec.name, ())), None)
         if earlier is not None and not (replace or (replace is None and _redefines(spec, earlier))):
             raise ConfigurationError(
                 f"there is already an actor {spec.name!r}; give one of them another name=, or give"
@@ -101,10 +103,11 @@ class Registry:
         options = ActorOptions(socket_provider=self.provider)
         spec = class_spec(cls, partial(cls, *args, **kwargs), options, tuple(self.resources))
         # Only another version of the class: one class may be added twice, and renamed afterwards.
-        earlier = next(
-            (other for other in self.specs if other.source is not cls and _redefines(spec, other)),
-            None,
-        )
+        earlier = None
+        if hasattr(sys, "ps1"):
+            earlier = next(
+                (it for it in self.specs if it.source is not cls and _redefines(spec, it)), None
+            )
         self._enter(spec, earlier)
         return spec
 
@@ -113,12 +116,15 @@ class Registry:
             self.specs.append(spec)
         else:
             self.specs[self.specs.index(earlier)] = spec
+            self._named[earlier.name].remove(earlier)
+        self._named.setdefault(spec.name, []).append(spec)
 
     def remove(self, actor: Spec[Any] | str) -> None:
         """Remove an actor, given by its name or its specification."""
         for spec in self.specs:
             if actor is spec or actor == spec.name:
                 self.specs.remove(spec)
+                self._named[spec.name].remove(spec)
                 return
         names = ", ".join(repr(spec.name) for spec in self.specs) or "none"
         raise ConfigurationError(f"no actor {actor!r} is registered; there are: {names}")
@@ -132,10 +138,12 @@ class Registry:
         new_name = spec.name if name is None else check_name("actor name", name)
         refuse_shared_state(new_name, merged.state, self._states(but=spec))
         spec.reconfigure(merged)
+        self._named[spec.name].remove(spec)
         spec.name = new_name
+        self._named.setdefault(new_name, []).append(spec)
 
-    def _states(self, but: Spec[Any] | None = None) -> list[tuple[str, Any]]:
-        return [(spec.name, spec.options.state) for spec in self.specs if spec is not but]
+    def _states(self, but: Spec[Any] | None = None) -> Iterator[tuple[str, Any]]:
+        return ((spec.name, spec.options.state) for spec in self.specs if spec is not but)
 
     def add_resource(self, name: str, resource: Resource) -> None:
         """Register a resource that actors share."""

@@ -122,10 +122,31 @@ class Router(Actor):
     # For the consumer.
 
     def deliver(self, delivery: Delivery) -> None:
-        """Take a message that has arrived."""
-        if delivery.token >= 0:
-            self._epoch = delivery.epoch
-        self.inbox.force(delivery)
+        """Take a message that has arrived.
+
+        If one actor gets all messages, it goes straight into its mailbox.
+        """
+        mailbox = self._direct
+        if delivery.token < 0:
+            self.inbox.force(delivery)
+            return
+        self._epoch = delivery.epoch
+        if (
+            mailbox is None
+            or mailbox.closed
+            or self.inbox.items
+            or self._outage is not None
+            or self._stopped
+        ):
+            self.inbox.force(delivery)
+            return
+        envelope = delivery.envelope
+        routes = self._trie.match(envelope.topic)
+        if routes and envelope.response_topic is None:
+            delivery.route = routes[0]
+            mailbox.force(delivery)
+        else:
+            self._route(delivery)
 
     def deliver_all(self, deliveries: Sequence[Delivery]) -> None:
         """Take messages that have arrived, in this order.

@@ -623,7 +623,7 @@ def test_topics_that_strangers_invent_are_not_remembered_if_they_are_long(length
     topics = [f"in/{number:0>{length}}" for number in range(50)]
     for _ in range(2):
         assert [trie.match(topic) for topic in topics] == [(1,)] * 50
-    remembered = sum(map(len, trie._cache))
+    remembered = sum(map(len, trie._recent))
     assert remembered == (sum(map(len, topics)) if length == 100 else 0)
 
 

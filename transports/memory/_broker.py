@@ -13,7 +13,7 @@ from ...errors import ConfigurationError, NoResponder
 from .._envelope import Envelope
 from .._topics import TopicFilter, TopicTrie
 from ._faults import BrokerFaults
-from ._queue import ClientLink, Queue, Wire
+from ._queue import Arrivals, ClientLink, Queue, Wire
 
 __all__ = ["Broker"]
 
@@ -39,6 +39,7 @@ class Broker:
         self._trie: TopicTrie[Queue] = TopicTrie()
         self._retained: dict[str, tuple[Envelope, float | None]] = {}
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._arrivals = Arrivals()
 
     @property
     def retained(self) -> Mapping[str, Envelope]:
@@ -107,6 +108,7 @@ class Broker:
             window_bytes=window_bytes,
             on_message=on_message,
             on_lost=on_lost,
+            arrivals=self._arrivals,
         )
         link.wire = self.make_wire(link)
         self.links[client_id] = link
@@ -201,6 +203,8 @@ class Broker:
             # Its loop ended without closing it: there is nobody to notify.
             self.close(link)
         self._loop = weakref.ref(loop)
+        # What was on its way on the earlier loop never arrives.
+        self._arrivals = Arrivals()
 
 
 def _as_received(envelope: Envelope) -> Envelope:

@@ -13,7 +13,7 @@ import msgspec
 from .._envelope import Envelope
 from ._faults import BrokerFaults
 
-__all__ = ["ClientLink", "Queue", "Wire"]
+__all__ = ["Arrivals", "ClientLink", "Queue", "Wire"]
 
 
 class Wire(Protocol):
@@ -64,6 +64,37 @@ class Stored:
         )
 
 
+class Arrivals:
+    """What is on its way to clients on one event loop, in the order in which it was sent.
+
+    All of it arrives in the next iteration of the loop, with one callback for all connections.
+    """
+
+    __slots__ = ("_on_the_way",)
+
+    def __init__(self) -> None:
+        self._on_the_way: list[tuple[ClientLink, Stored]] = []
+
+    def add(self, link: ClientLink, stored: Stored) -> None:
+        """Hand the message to the client in the next iteration, if it is still connected then."""
+        if not self._on_the_way:
+            link.loop.call_soon(self._arrive)
+        self._on_the_way.append((link, stored))
+
+    def _arrive(self) -> None:
+        arriving, self._on_the_way = self._on_the_way, []
+        now = asyncio.get_running_loop().time()
+        left = iter(arriving)
+        try:
+            for link, stored in left:
+                if link.open:
+                    link.on_message(stored.received(now), stored.token)
+        finally:
+            # One client's error must not keep the others from their messages.
+            for link, stored in left:
+                self.add(link, stored)
+
+
 class ClientLink:
     """The broker's side of one connection.
 
@@ -76,11 +107,29 @@ class ClientLink:
             from within a call to the broker.
         on_lost: called when the broker ends the connection; the argument says whether the same
             client id connected again elsewhere.
+        arrivals: what is on its way on the client's event loop.
 
     Attributes:
         on_message: as given.
         wire: carries its packets; None for the direct way.
     """
+
+    # Slots here and below: with thousands of actors a message costs what it touches in memory.
+    __slots__ = (
+        "_arrivals",
+        "client_id",
+        "filters",
+        "in_flight",
+        "loop",
+        "on_lost",
+        "on_message",
+        "open",
+        "queue",
+        "size",
+        "window",
+        "window_bytes",
+        "wire",
+    )
 
     def __init__(
         self,
@@ -91,6 +140,7 @@ class ClientLink:
         window_bytes: int | None = None,
         on_message: Callable[[Envelope, int], None],
         on_lost: Callable[[bool], None],
+        arrivals: Arrivals,
     ) -> None:
         self.client_id = client_id
         self.queue = queue
@@ -104,16 +154,14 @@ class ClientLink:
         self.open = True
         self.wire: Wire | None = None
         self.on_message = on_message
-        self._on_the_way: list[Stored] = []
+        self._arrivals = arrivals
 
     def send(self, stored: Stored) -> None:
         """Send the message; it arrives in a later iteration of the loop."""
         if self.wire is not None:
             self.wire.down(self._received, stored)
             return
-        if not self._on_the_way:
-            self.loop.call_soon(self._arrive)
-        self._on_the_way.append(stored)
+        self._arrivals.add(self, stored)
 
     def acknowledge(self, token: int) -> None:
         """Tell the broker that the client is done with a message."""
@@ -125,7 +173,6 @@ class ClientLink:
     def shut(self) -> list[Stored]:
         """End the connection; return what was sent but not acknowledged, oldest first."""
         self.open = False
-        self._on_the_way.clear()
         left = sorted(self.in_flight.values(), key=_by_token)
         self.in_flight.clear()
         self.size = 0
@@ -136,14 +183,6 @@ class ClientLink:
         return len(self.in_flight) < self.window and (
             self.window_bytes is None or self.size < self.window_bytes
         )
-
-    def _arrive(self) -> None:
-        arriving, self._on_the_way = self._on_the_way, []
-        now = self.loop.time()
-        for stored in arriving:
-            if not self.open:
-                return
-            self.on_message(stored.received(now), stored.token)
 
     def _received(self, stored: Stored) -> None:
         self.on_message(stored.received(self.loop.time()), stored.token)
@@ -163,6 +202,19 @@ class Queue:
         qos: the highest quality of service of its subscriptions.
         members: open connections.
     """
+
+    __slots__ = (
+        "_faults",
+        "_pending",
+        "_tokens",
+        "_turn",
+        "durable",
+        "filters",
+        "members",
+        "name",
+        "qos",
+        "shared",
+    )
 
     def __init__(self, name: str, faults: BrokerFaults, *, shared: bool) -> None:
         self.name = name
@@ -190,7 +242,19 @@ class Queue:
                 link = self.members[self._turn % len(self.members)]
                 link.send(Stored(envelope, -1, deadline, retained=retained))
             return
-        copies = 2 if self._faults.duplicates(envelope.topic) else 1
+        faults = self._faults
+        copies = 2 if faults.duplicates(envelope.topic) else 1
+        if not self._pending and copies == 1 and deadline is None and len(self.members) == 1:
+            # As below, without what only queued messages need.
+            link = self.members[0]
+            if link.has_room():
+                self._tokens += 1
+                stored = Stored(envelope, self._tokens, None, retained=retained)
+                link.in_flight[stored.token] = stored
+                link.size += len(envelope.payload)
+                if not faults.drops(envelope.topic):
+                    link.send(stored)
+                return
         for _ in range(copies):
             self._tokens += 1
             self._pending.append(Stored(envelope, self._tokens, deadline, retained=retained))

@@ -34,7 +34,7 @@ def _check_topic(topic: str) -> None:
     _check_levels("topic", topic, _MOST_LEVELS)
 
 
-_check_remembered = functools.lru_cache(4_096)(_check_topic)
+_check_remembered = functools.lru_cache(16_384)(_check_topic)
 
 
 def check_filter(pattern: str) -> None:

@@ -1,7 +1,8 @@
-"""What starting, looking at and stopping thousands of actors costs grows no faster than they do."""
+"""What thousands of actors cost grows no faster than their number, and a message not at all."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from types import FrameType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from spa_dat import DistributedApplication
+from spa_dat.transports import TopicTrie
 
 
 class Steps:
@@ -44,7 +46,12 @@ def application(actors: int) -> DistributedApplication:
 
 
 async def steps(actors: int, what: str) -> int:
-    app, counted = application(actors), Steps()
+    counted = Steps()
+    if what == "register":
+        with counted:
+            application(actors)
+        return counted.count
+    app = application(actors)
     if what == "start":
         with counted:
             await app.__aenter__()
@@ -61,9 +68,52 @@ async def steps(actors: int, what: str) -> int:
     return counted.count
 
 
-@pytest.mark.parametrize("what", ["start", "problems", "stop"])
+@pytest.mark.parametrize("what", ["register", "start", "problems", "stop"])
 async def test_four_times_the_actors_take_four_times_the_steps(what: str) -> None:
     few, many = await steps(50, what), await steps(200, what)
 
     # What is done for each pair of actors would make it up to 16 times.
     assert many < 4.5 * few
+
+
+async def messages(actors: int, count: int) -> int:
+    """Return the steps that ``count`` messages take, spread over the actors."""
+    app, counted = application(actors), Steps()
+    async with app:
+        socket = app.socket()
+        for topic in range(actors):
+            await socket.publish(f"machine/{topic}", b"")
+        with counted:
+            for number in range(count):
+                socket.post(f"machine/{number % actors}", b"")
+                if number % 50 == 49:
+                    await asyncio.sleep(0)
+            while app.stats["messages.handled"] < actors + count:
+                await asyncio.sleep(0)
+    return counted.count
+
+
+async def test_a_message_takes_the_same_steps_whatever_the_number_of_actors() -> None:
+    few, many = await messages(2, 600), await messages(300, 600)
+
+    # With few actors several messages are handled in one go.
+    assert many < 1.5 * few
+
+
+def look_ups(filters: int) -> int:
+    trie: TopicTrie[int] = TopicTrie()
+    topics = [f"machine/{number}" for number in range(filters)]
+    for number, topic in enumerate(topics):
+        trie.add(topic, number)
+    for topic in topics:
+        trie.match(topic)
+    with Steps() as counted:
+        for topic in topics:
+            trie.match(topic)
+    return counted.count
+
+
+def test_topics_are_remembered_for_as_many_filters_as_there_are() -> None:
+    few, many = look_ups(100), look_ups(10_000)
+
+    assert many == 100 * few

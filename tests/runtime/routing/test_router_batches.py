@@ -74,10 +74,20 @@ def test_order_holds_behind_what_waits_in_the_router() -> None:
     actor, source = Actor(), Source()
     router = router_of(actor)
     (first,) = source.make("1")
-    router.deliver(first)
+    router.inbox.force(first)
     router.deliver_all(source.make("2", "3"))
+    router.deliver(*source.make("4"))
     assert not actor.payloads
-    assert [item.envelope.payload for item in router.inbox.items] == [b"1", b"2", b"3"]
+    assert [item.envelope.payload for item in router.inbox.items] == [b"1", b"2", b"3", b"4"]
+
+
+def test_what_arrives_alone_goes_right_into_the_mailbox_too() -> None:
+    actor, source = Actor(), Source()
+    router = router_of(actor)
+    for delivery in source.make("1", "2"):
+        router.deliver(delivery)
+    assert actor.payloads == ["1", "2"]
+    assert not router.inbox.items
 
 
 def test_requests_among_many_are_checked_and_keep_their_place() -> None:
