@@ -12,6 +12,7 @@ done, and Ctrl-C ends the others::
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from spa_dat import DistributedApplication, Socket, SyncSocket
@@ -38,9 +39,10 @@ def make_app(url: str = "memory://") -> DistributedApplication:
     # What is to happen once is left to one instance: they are 0, 1, ...
     if app.identity.instance == "0":
 
-        @app.producer()
-        async def give_out(socket: Socket) -> None:
-            for number in range(JOBS):
+        @app.producer(every=0.25, state=lambda: iter(range(JOBS)))
+        async def give_out(socket: Socket, state: Iterator[int]) -> None:
+            number = next(state, None)
+            if number is not None:
                 await socket.publish("primes/jobs", Job(number, 2_000 + 100 * number))
 
         @app.application("primes/results", deliver="share", state=set)
