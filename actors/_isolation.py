@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _log = get_logger("spa_dat.actors")
+_EXECUTOR = "concurrent.futures.thread"
 _NOTHING: Any = object()
 DONE: Any = object()
 """What ``context.run(next, coroutine.__await__(), DONE)`` returns if the coroutine ends in its
@@ -405,8 +406,37 @@ def leave_process(name: str, error: BaseException | None = None) -> NoReturn:
         os._exit(code)
 
 
+class _LeavesProcess:
+    """Takes the place of the future of a function that has come back in a forked process."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def set_result(self, result: object) -> None:
+        leave_process(self._name)
+
+    def set_exception(self, error: BaseException) -> None:
+        leave_process(self._name, error)
+
+
+def _leave_from_executor(name: str) -> None:
+    """End this process, which was forked off in a thread of an executor, when it comes back there.
+
+    That thread is its only one. It would go on with what the other process has put into the
+    executor, and then wait forever for more.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        work: Any = frame.f_locals.get("self") if frame.f_code.co_name == "run" else None
+        if type(work).__module__ == _EXECUTOR and hasattr(work, "future"):
+            work.future = _LeavesProcess(name)
+            return
+        frame = frame.f_back
+
+
 def _forked() -> None:
     frame = CURRENT.get()
+    _leave_from_executor("a thread of an executor" if frame is None else frame.name)
     guard = _guard(frame)
     if guard is not None:
         guard.interrupted = True

@@ -13,7 +13,7 @@ from typing import Any
 from ..._logs import get_logger
 from ..._texts import describe, reason_of
 from ...actors import ActorSystem
-from ...errors import ActorStopped, ConfigurationError
+from ...errors import ActorStopped, ConfigurationError, SpaDatError
 from ...transports import SocketProvider
 from ..diagnostics._given_up import GivenUp
 from ..diagnostics._problems import Problems
@@ -298,11 +298,16 @@ class Run:
         try:
             await self._start(self._waits)
         except BaseException as error:
+            # What is being stopped fails in many ways; none of them is why the start ends.
+            stopped = self.state >= RunState.STOPPING and isinstance(error, SpaDatError)
             await asyncio.shield(self.stop())
             over = KeyboardInterrupt | SystemExit
             failure = self.reason.failure
-            if isinstance(failure, over) or (failure and isinstance(error, ActorStopped)):
+            stopped = stopped or isinstance(error, ActorStopped)
+            if isinstance(failure, over) or (failure and stopped):
                 raise failure from error
+            if stopped and not isinstance(error, ActorStopped):
+                raise self._stopped_early() from error
             raise
         finally:
             self._waits.end()
@@ -345,7 +350,10 @@ class Run:
 
     def _refuse_if_stopping(self) -> None:
         if self.state >= RunState.STOPPING:
-            raise ActorStopped(f"application {self._name!r} was stopped while it started")
+            raise self._stopped_early()
+
+    def _stopped_early(self) -> ActorStopped:
+        return ActorStopped(f"application {self._name!r} was stopped while it started")
 
     def _make_connections(self) -> None:
         check_names(self._specs)

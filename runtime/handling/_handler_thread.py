@@ -18,6 +18,7 @@ from ...errors import ActorStopped, ConfigurationError
 from ..diagnostics._stacks import frames_of_thread, place
 from ..options._resources import (
     LEAST_FOR_RESOURCES,
+    LeftAlone,
     RequiredResources,
     Resource,
     failed_to_open,
@@ -272,6 +273,7 @@ class ThreadResources:
         self._owner = owner
         self._resources = resources
         self._stack = ExitStack()
+        self._failures: list[BaseException] = []
         # One for both: context managers may set a context variable and reset it.
         self._context = copy_context()
         self.values: dict[str, Any] | None = None
@@ -287,27 +289,39 @@ class ThreadResources:
             self._context.run(self._enter)
 
     def leave(self) -> BaseException | None:
-        """Close all, in reverse order; return what that raised, which is logged."""
+        """Close all, in reverse order; return the first error, if any. Each is logged."""
         try:
             self._context.run(self._stack.close)
-        except BaseException as error:
-            log.error("a resource of %s failed to close", self._owner, exc_info=error)
+        except BaseException as error:  # noqa: BLE001 (it goes to the one who asked)
             return error
-        return None
+        return self._failures[0] if self._failures else None
 
     def _enter(self) -> None:
         values = {}
+        failure: ConfigurationError | None = None
         with ExitStack() as stack:
             for name, resource in self._resources.items():
                 try:
-                    values[name] = _enter(stack, resource)
-                except BaseException as error:
-                    raise failed_to_open(self._owner, name, error) from error
-            self._stack = stack.pop_all()
+                    left = LeftAlone(
+                        _synchronous(resource), self._owner, name, self._failures.append
+                    )
+                    values[name] = stack.enter_context(left)
+                except BaseException as error:  # noqa: BLE001 (raised below)
+                    failure = failed_to_open(self._owner, name, error)
+                    failure.__cause__ = error
+                    break
+            else:
+                self._stack = stack.pop_all()
+        # Not in the block: those that were open would get it, and might suppress it.
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback has this frame
         self.values = values
 
 
-def _enter(stack: ExitStack, resource: Resource) -> Any:
+def _synchronous(resource: Resource) -> Any:
     manager = manager_of(resource)
     if hasattr(type(manager), "__aenter__"):
         raise TypeError(
@@ -315,7 +329,7 @@ def _enter(stack: ExitStack, resource: Resource) -> Any:
             " of the actor's def handlers; register it with app.resource, which opens it on the"
             " event loop"
         )
-    return stack.enter_context(manager)
+    return manager
 
 
 def _ignore(error: BaseException) -> None:

@@ -13,7 +13,14 @@ from ...actors import is_closing
 from ...errors import ActorStopped, ConfigurationError
 from ..diagnostics._given_up import GivenUp
 from ..diagnostics._stacks import frames_of, place
-from ..options._resources import Opener, RequiredResources, Resource, failed_to_open, manager_of
+from ..options._resources import (
+    LeftAlone,
+    Opener,
+    RequiredResources,
+    Resource,
+    failed_to_open,
+    manager_of,
+)
 
 __all__ = ["ResourceManager"]
 
@@ -122,7 +129,7 @@ class ResourceManager:
                 is_early = False
                 raise
             failure = error
-            log.error("a resource failed to close", exc_info=error)
+            log.error("resources failed", exc_info=error)
             self._failed(error)
         finally:
             if is_early and not self._release.is_set():
@@ -146,7 +153,8 @@ class ResourceManager:
         for name, resource in resources.items():
             self._opening = f"resource {name!r} of {owner}"
             try:
-                opened[name] = await _open(stack, resource)
+                left = LeftAlone(manager_of(resource), owner, name, self._failed)
+                opened[name] = await stack.enter_async_context(left)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
@@ -173,10 +181,3 @@ def _left_early(moment: str, error: BaseException | None) -> ConfigurationError:
     )
     result.__cause__ = error
     return result
-
-
-async def _open(stack: AsyncExitStack, resource: Resource) -> Any:
-    manager = manager_of(resource)
-    if hasattr(type(manager), "__aenter__"):
-        return await stack.enter_async_context(manager)
-    return stack.enter_context(manager)

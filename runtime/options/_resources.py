@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
 )
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from ..._logs import get_logger
 from ..._texts import reason_of
 from ...errors import ConfigurationError
 
 __all__ = [
     "LEAST_FOR_RESOURCES",
+    "LeftAlone",
     "Opener",
     "RequiredResources",
     "Resource",
@@ -25,6 +30,8 @@ __all__ = [
     "manager_of",
     "opens_in_thread",
 ]
+
+log = get_logger("spa_dat")
 
 LEAST_FOR_RESOURCES = 5.0
 """Seconds that closing resources may take, even if the time to stop is up."""
@@ -106,3 +113,67 @@ def manager_of(resource: Resource) -> Any:
     if not is_enterable(manager):
         raise TypeError(f"the callable returned {type(manager).__name__}, not a context manager")
     return manager
+
+
+class LeftAlone:
+    """A resource that, when all are left because all is over, is left by itself.
+
+    What its ``__exit__`` raises is then logged and goes no further: resources know nothing of each
+    other, and those that are left after it have not failed. What ends resources while they are in
+    use passes through all of them as with nested ``with`` statements, which task groups rely on.
+
+    Args:
+        manager: synchronous or asynchronous.
+        owner: who needs it, in words.
+        name: of the resource.
+        failed: called with what leaving it raised.
+    """
+
+    def __init__(
+        self, manager: Any, owner: str, name: str, failed: Callable[[BaseException], object]
+    ) -> None:
+        self._manager = manager
+        self._owner = owner
+        self._name = name
+        self._failed = failed
+        self._stack = ExitStack()
+        self._async_stack = AsyncExitStack()
+
+    def __enter__(self) -> Any:
+        return self._stack.enter_context(self._manager)
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        try:
+            return self._stack.__exit__(*exception)
+        except BaseException as error:
+            if not self._contains(exception[1], error):
+                raise
+            return None
+
+    async def __aenter__(self) -> Any:
+        if hasattr(type(self._manager), "__aenter__"):
+            return await self._async_stack.enter_async_context(self._manager)
+        return self._async_stack.enter_context(self._manager)
+
+    async def __aexit__(self, *exception: Any) -> bool | None:
+        try:
+            return await self._async_stack.__aexit__(*exception)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if not self._contains(exception[1], error):
+                raise
+            return None
+
+    def _contains(self, before: BaseException | None, error: BaseException) -> bool:
+        """Log an error on leaving the resource if it goes no further; return whether it does not.
+
+        Args:
+            before: what the resource was left with.
+            error: what leaving it has raised.
+        """
+        if before is not None or isinstance(error, KeyboardInterrupt | GeneratorExit):
+            return False
+        log.error("resource %r of %s failed to close", self._name, self._owner, exc_info=error)
+        self._failed(error)
+        return True

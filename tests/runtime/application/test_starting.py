@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -335,3 +336,21 @@ async def test_connections_and_the_start_are_told_in_one_line_each(
         "application 'plant' is connected to memory://plant",
         "application 'plant' instance '0' has started: 1 actors, memory://plant",
     ]
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "kafka"])
+async def test_who_stops_a_start_that_has_no_connection_yet_is_not_told_about_the_connection(
+    scheme: str,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        app = DistributedApplication(f"{scheme}://127.0.0.1:{port}", name="app")
+
+        @app.application("a")
+        async def handler(payload: str) -> None: ...
+
+        starting = asyncio.ensure_future(app.__aenter__())
+        await eventually(lambda: "waits for a connection" in str(app.problems))
+        await app.aclose()
+        with pytest.raises(ActorStopped, match="'app' was stopped while it started"):
+            await starting

@@ -60,6 +60,20 @@ _KINDS = {
                 fork()
                 socket.post("elsewhere", 1)
 """,
+    "thread": """
+        @app.application("n", name="actor")
+        async def handle(number: int) -> None:
+            tell(number)
+            if number == 0:
+                await asyncio.to_thread(fork)
+""",
+    "executor": """
+        @app.application("n", name="actor")
+        async def handle(number: int) -> None:
+            tell(number)
+            if number == 0:
+                await asyncio.get_running_loop().run_in_executor(None, fork)
+""",
     "deadline": """
         @app.application("n", name="actor", deadline=10)
         async def handle(number: int) -> None:
@@ -142,7 +156,7 @@ def test_a_process_that_comes_back_from_a_handler_is_ended(
     told = "has forked off comes back from that code, and is ended"
     assert err.count(told) == (0 if how == "exits" else 1)
     if how != "exits":
-        assert "app/0/" in err
+        assert ("a thread of an executor" if kind == "executor" else "app/0/") in err
 
 
 def test_an_application_of_a_process_that_a_handler_forks_off_can_be_used(start: Start) -> None:

@@ -382,8 +382,49 @@ async def test_one_that_fails_to_close_is_reported_and_the_others_are_left(
         pass
     assert threads.events == ["open one 1", "leave one 1"]
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
-        "a resource of actor 'handle' failed to close"
+        "resource 'bad' of actor 'handle' failed to close"
     ]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), SystemExit(3)])
+async def test_one_that_fails_to_close_is_no_failure_of_the_others(
+    app: DistributedApplication, error: BaseException
+) -> None:
+    left: list[str] = []
+
+    @contextlib.contextmanager
+    def unguarded() -> Iterator[None]:
+        yield
+        left.append("unguarded")
+
+    @contextlib.contextmanager
+    def bad() -> Iterator[None]:
+        yield
+        raise error
+
+    @app.application("a", ressources={"one": unguarded, "bad": bad})
+    def handle(payload: str) -> None: ...
+
+    async with app:
+        pass
+    assert left == ["unguarded"]
+
+
+async def test_one_that_fails_to_open_is_not_suppressed_by_the_others(
+    app: DistributedApplication,
+) -> None:
+    @contextlib.contextmanager
+    def bad() -> Iterator[None]:
+        raise OSError("no such table")
+        yield
+
+    quiet = contextlib.suppress(Exception)
+
+    @app.application("a", ressources={"one": quiet, "bad": bad})
+    def handle(payload: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="'bad' failed to open: OSError: no such table"):
+        await app.__aenter__()
 
 
 async def test_a_stop_while_one_hangs_in_opening_ends_the_start_and_says_where(

@@ -268,7 +268,47 @@ async def test_a_resource_that_fails_to_close_is_reported_and_the_others_are_clo
         pass
     assert events == ["open one", "open bad", "close bad", "close one"]
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
-        "a resource failed to close"
+        "resource 'bad' of actor 'handler' failed to close"
+    ]
+
+
+async def test_a_resource_that_fails_to_close_is_no_failure_of_the_others(
+    app: DistributedApplication, caplog: pytest.LogCaptureFixture
+) -> None:
+    left: list[str] = []
+
+    def resource(name: str, error: BaseException) -> Any:
+        @contextlib.asynccontextmanager
+        async def unguarded() -> AsyncIterator[None]:
+            yield
+            left.append(name)
+            raise error
+
+        return unguarded
+
+    class Outermost:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *exception: object) -> bool:
+            left.append(f"outermost {exception[1]}")
+            return True
+
+    @app.application(
+        "a",
+        ressources={
+            "outermost": Outermost(),
+            "one": resource("one", OSError("disk full")),
+            "two": resource("two", SystemExit(3)),
+        },
+    )
+    async def handler(payload: str) -> None: ...
+
+    async with app:
+        pass
+    assert left == ["two", "one", "outermost None"]
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
+        "resource 'two' of actor 'handler' failed to close",
+        "resource 'one' of actor 'handler' failed to close",
     ]
 
 
