@@ -144,6 +144,7 @@ class BatchProcessor(DeliveryProcessor):
             arguments = copy_context().run(handler.injection.bind, scope)
             result = await run_apart(lane.invoke, instance, index, arguments)
             refuse_unrun(result, handler.injection.name)
+            turn.refuse_failure()
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 (the user's code)

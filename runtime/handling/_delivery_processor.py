@@ -209,6 +209,7 @@ class DeliveryProcessor:
                 result = await self._call(instance, index, arguments, delivery.envelope)
                 if result is not None:
                     refuse_unrun(result, handler.injection.name)
+                turn.refuse_failure()
                 if request is not None and handler.returns_reply:
                     await end_attempt()
                     # Replies wait for room, so that there is always some for other publishes.

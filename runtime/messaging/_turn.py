@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import dis
 import functools
 import os
+import sys
 import uuid
+import warnings
 from contextvars import ContextVar
 from hashlib import sha1
+from types import CoroutineType, FrameType
+from typing import Any
 
 import msgspec
 
+from ..._logs import get_logger
+from ...errors import ConfigurationError
 from ...transports import Envelope
+from ..diagnostics._stacks import is_ours, place
 
 __all__ = ["Turn", "current_turn", "is_confirmed", "lasting_identity"]
+
+log = get_logger("spa_dat")
 
 _NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11").bytes
 
@@ -34,7 +44,7 @@ class Turn(msgspec.Struct, eq=False):
         active: whether the handler is still running.
         shared: whether another instance may have to handle the message again, so that the ids do
             not depend on the instance. If every instance gets the message, they do.
-        failure: what the handler raised, until it has been dealt with.
+        failure: what the handler raised, or did wrong unnoticed, until it has been dealt with.
     """
 
     message_id: str | Envelope | None
@@ -64,6 +74,11 @@ class Turn(msgspec.Struct, eq=False):
         failure, self.failure = self.failure, None
         assert failure is not None
         return failure
+
+    def refuse_failure(self) -> None:
+        """Raise what the handler did wrong, if it has returned all the same."""
+        if self.failure is not None:
+            raise self.take()
 
     def addresses(self, text: str) -> bool:
         """Whether a text is part of the message's topic or of its response topic."""
@@ -135,3 +150,37 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
+
+
+def _not_awaited(coroutine: CoroutineType[Any, Any, Any]) -> None:
+    """Make a forgotten `await` an error of the attempt; Python's own warning names no handler.
+
+    Python calls this when a coroutine is freed that has not begun, hence at no cost to those that
+    have. Only for coroutines of this package that a statement of other code makes and drops, as in
+    ``socket.publish("a", 1)``: of others it is unknown which attempt they belong to.
+    """
+    caller = sys._getframe(1)
+    made = coroutine.cr_frame
+    if made is None or not is_ours(made) or is_ours(caller) or not _is_dropped_by(caller):
+        _warn_not_awaited(coroutine)
+        return
+    text = (
+        f"{coroutine.__qualname__}(...) was called without `await`, so it has done nothing:"
+        f" {place([caller])}"
+    )
+    turn = current_turn.get()
+    if turn is None or not turn.active:
+        log.error("%s", text)
+    elif turn.failure is None:
+        turn.failure = ConfigurationError(text)
+
+
+def _is_dropped_by(frame: FrameType) -> bool:
+    code = frame.f_code.co_code
+    return 0 <= frame.f_lasti < len(code) and code[frame.f_lasti] == _POP_TOP
+
+
+_POP_TOP = dis.opmap["POP_TOP"]
+_warn_not_awaited: Any = getattr(warnings, "_warn_unawaited_coroutine", None)
+if _warn_not_awaited is not None:
+    warnings._warn_unawaited_coroutine = _not_awaited  # type: ignore[attr-defined]
