@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from contextvars import copy_context
 from typing import Any
 
-from ..._logs import get_logger
 from ...actors import ThreadWorker, run_apart
 from ...errors import ActorStopped, ConfigurationError
 from ..diagnostics._stacks import frames_of_thread, place
@@ -29,8 +28,6 @@ from ..registration._specs import Handler
 from ._handler_failures import advice, deadline_missed
 
 __all__ = ["HandlerThread", "ThreadResources"]
-
-log = get_logger("spa_dat")
 
 # How many threads of one actor may hang at the same time.
 _MOST_HUNG = 100

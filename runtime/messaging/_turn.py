@@ -162,7 +162,12 @@ def _not_awaited(coroutine: CoroutineType[Any, Any, Any]) -> None:
     caller = sys._getframe(1)
     made = coroutine.cr_frame
     if made is None or not is_ours(made) or is_ours(caller) or not _is_dropped_by(caller):
-        _warn_not_awaited(coroutine)
+        if coroutine.cr_origin is not None:
+            _warn_not_awaited(coroutine)
+        else:
+            # Python's own function would name this line instead of the caller's.
+            text = f"coroutine '{coroutine.__qualname__}' was never awaited"
+            warnings.warn(text, RuntimeWarning, stacklevel=2, source=coroutine)
         return
     text = (
         f"{coroutine.__qualname__}(...) was called without `await`, so it has done nothing:"

@@ -62,10 +62,9 @@ class OwnLog(logging.LoggerAdapter[logging.Logger]):
         try:
             super().log(level, msg, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 (whatever the program's own code raises)
-            # Outside of the guard: a mistake in the call must not be hidden.
             text, _ = self.process(msg, {})
-            record = logging.LogRecord(self.logger.name, level, "", 0, text, args, None)
-            _failed(self.logger.name, record.getMessage(), error)
+            # Outside of the guard: a mistake in the call must not be hidden.
+            _failed(self.logger.name, str(text) % args if args else str(text), error)
 
 
 def get_logger(name: str) -> OwnLog:
@@ -143,8 +142,8 @@ def _failed(name: str, text: str, error: BaseException) -> None:
     """Report on standard error what a program's own part of `logging` has raised over a line."""
     if isinstance(error, SystemExit | KeyboardInterrupt) and _ends_program(error):
         return
-    record = logging.LogRecord(name, logging.ERROR, "", 0, escaped(text, _LONGEST), (), None)
     with contextlib.suppress(Exception):
+        record = logging.LogRecord(name, logging.ERROR, "", 0, escaped(text, _LONGEST), (), None)
         _reporter.handleError(record)
 
 

@@ -98,8 +98,11 @@ async def test_one_outside_of_a_message_is_logged(caplog: pytest.LogCaptureFixtu
 async def test_python_still_warns_of_others() -> None:
     async def other() -> None: ...
 
-    with pytest.warns(RuntimeWarning, match="other' was never awaited"):
+    with pytest.warns(RuntimeWarning) as told:
         other()  # type: ignore[unused-coroutine]
+    (warning,) = told
+    assert str(warning.message).endswith("other' was never awaited")
+    assert warning.filename == __file__
 
 
 @pytest.mark.virtual
