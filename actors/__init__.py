@@ -1,6 +1,7 @@
 """Actors on one event loop: mailboxes, references, supervision. Knows nothing of brokers."""
 
 from ._actor import Actor
+from ._deadlocks import chain_names, current_actor, enter_chain, refuse_cycle
 from ._handlers import handlers_of, on
 from ._isolation import (
     DONE,
@@ -22,7 +23,6 @@ from ._reference import ActorRef
 from ._restart import RestartCounter
 from ._system import ActorSystem, RestartPolicy
 from ._thread_worker import ThreadWorker
-from ._waits import chain_names, current_actor, enter_chain, refuse_cycle
 
 __all__ = [
     "DONE",

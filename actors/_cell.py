@@ -14,6 +14,7 @@ from .._logs import get_logger
 from .._texts import error_name, forget_earlier, inspectable, quoted, reason_of
 from ..errors import ActorError, ActorStopped, ConfigurationError, RestartLimitReached
 from ._actor import Actor
+from ._deadlocks import CURRENT, Frame, current_frame, deadlock, find_cycle
 from ._isolation import (
     DONE,
     End,
@@ -32,7 +33,6 @@ from ._mailbox import Mailbox
 from ._pykka_adapter import ActorFuture, PykkaRef, is_handed_on
 from ._reference import ActorRef
 from ._restart import RestartCounter, RestartPolicy
-from ._waits import CURRENT, Frame, current_frame, deadlock, find_cycle
 
 if TYPE_CHECKING:
     from ._system import ActorSystem

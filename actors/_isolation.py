@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from .._logs import get_logger
 from ..errors import ConfigurationError
-from ._waits import CURRENT, Frame, Named
+from ._deadlocks import CURRENT, Frame, Named
 
 __all__ = [
     "DONE",

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ._waits import Frame, Waiter
+from ._deadlocks import Frame, Waiter
 
 __all__ = ["LocalMessage", "Reply"]
 

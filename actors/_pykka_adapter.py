@@ -13,8 +13,8 @@ from pykka import messages
 
 from .._busy_threads import waits_for_loop
 from ..errors import ActorStopped, ConfigurationError
+from ._deadlocks import current_frame, deadlock, find_cycle
 from ._local_message import LocalMessage
-from ._waits import current_frame, deadlock, find_cycle
 
 if TYPE_CHECKING:
     from ._cell import Cell

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pykka
 
 from ..errors import ActorError, ActorStopped, RequestTimeout
+from ._deadlocks import Frame, current_frame, deadlock, find_cycle
 from ._local_message import LocalMessage
-from ._waits import Frame, current_frame, deadlock, find_cycle
 
 if TYPE_CHECKING:
     from ._actor import Actor

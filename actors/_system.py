@@ -14,11 +14,11 @@ from .._logs import get_logger
 from ..errors import ConfigurationError
 from ._actor import Actor
 from ._cell import Cell
+from ._deadlocks import current_frame
 from ._mailbox import Mailbox
 from ._pykka_adapter import check_pykka
 from ._reference import ActorRef
 from ._restart import RestartPolicy
-from ._waits import current_frame
 
 __all__ = ["ActorSystem", "RestartPolicy"]
 

@@ -1,4 +1,4 @@
-"""What the pytest fixture ``harness`` is: starts harnesses, and closes them after the test."""
+"""The pytest fixture ``harness``: starts harnesses, closes them, and shows the seed of failures."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._contract import Bus, Consumer, Identity, Receiver, SocketProvider, Subscription, Surroundings
 from ._credentials import Secret
+from ._dead_letter_topics import parked
 from ._delivery import Delivery, DeliveryState, Tracker
 from ._envelope import REPLY_HEADER, Envelope, LeftOut, Tombstone, without_payload
 from ._factory import Config, SocketProviderFactory, as_provider
@@ -18,7 +19,6 @@ from ._topics import (
     covers,
     is_reserved,
     minimal,
-    parked,
     reply_prefix,
 )
 from .kafka import KafkaConfig, KafkaProvider, KafkaTopic

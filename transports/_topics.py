@@ -1,12 +1,9 @@
-"""Topics, filters, matching, and the runtime's own addresses."""
+"""Topics, filters, matching, and the addresses of replies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
-from urllib.parse import quote
-
-import msgspec
 
 from .._texts import LONGEST_REMEMBERED, quoted, unfit_character
 from ..errors import ConfigurationError
@@ -20,11 +17,9 @@ __all__ = [
     "check_filter",
     "check_topic",
     "covers",
-    "dead_letter_topic",
     "is_foreign_reply",
     "is_reserved",
     "minimal",
-    "parked",
     "reply_prefix",
 ]
 
@@ -35,8 +30,6 @@ _LONGEST = 65_535
 _REMEMBERED = 4_096
 
 V = TypeVar("V", bound=Hashable)
-_LONGEST_ID = 256
-_NOTHING = b"(empty)"
 
 
 def is_reserved(topic: str) -> bool:
@@ -414,33 +407,3 @@ def reply_prefix(application: str, token: str) -> str:
 def is_foreign_reply(envelope: Envelope) -> bool:
     """Return whether it is a reply to a topic of the requester's own choice."""
     return REPLY_HEADER in envelope.headers and not is_reserved(envelope.topic)
-
-
-def dead_letter_topic(application: str, identifier: str) -> str:
-    """Return the topic of the dead letter with this id; any id makes one level of a valid topic."""
-    level = quote(identifier, safe="", errors="replace")[:_LONGEST_ID]
-    return f"{RESERVED}/dead-letter/{application}/{level}"
-
-
-def parked(application: str, envelope: Envelope, new_id: Callable[[], str]) -> Envelope:
-    """Return the dead letter as a retained message that never expires and requests no reply.
-
-    A retained message without payload would clear the topic instead of being kept, so an empty
-    payload is replaced, and the header ``spa_dead_size`` says 0.
-    """
-    identifier = envelope.id or new_id()
-    headers = envelope.headers
-    if not envelope.payload:
-        headers = {"spa_dead_size": "0", **headers}
-    return msgspec.structs.replace(
-        envelope,
-        topic=dead_letter_topic(application, identifier),
-        payload=envelope.payload or _NOTHING,
-        id=identifier,
-        headers=headers,
-        response_topic=None,
-        correlation=None,
-        expiry=None,
-        qos=1,
-        retain=True,
-    )

@@ -1,6 +1,6 @@
 """The transport kit: one suite of tests for every transport, whatever its broker.
 
-It may import `loop`. Begin with `_harness`, which a transport implements, and `_suite`.
+It may import `loop`. Begin with `_transport_harness`, which a transport implements, and `_suite`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in _SUITES))
 from .._waiting import eventually  # noqa: E402
 from ..loop._virtual_time import VirtualEnvironment, VirtualLoop  # noqa: E402
 from ._concurrency import Concurrency  # noqa: E402
-from ._harness import TransportHarness  # noqa: E402
 from ._inbox import Inbox, numbered  # noqa: E402
 from ._outages import Outages  # noqa: E402
 from ._publishing import Publishing  # noqa: E402
@@ -39,6 +38,7 @@ from ._replies import Replies  # noqa: E402
 from ._scenario import scenario  # noqa: E402
 from ._subscriptions import Subscriptions  # noqa: E402
 from ._suite import ConformanceSuite  # noqa: E402
+from ._transport_harness import TransportHarness  # noqa: E402
 
 __all__ = [
     "Concurrency",

@@ -13,8 +13,8 @@ from ...runtime.messaging._message import Message
 from ...runtime.messaging._socket import Socket
 from ...runtime.options._retry_policy import RetryPolicy
 from .._waiting import Gate, eventually
-from ._harness import TransportHarness
 from ._scenario import Scenarios, scenario
+from ._transport_harness import TransportHarness
 
 __all__ = ["Concurrency"]
 

@@ -10,9 +10,9 @@ import pytest
 from ...errors import ConfigurationError, ConnectFailed
 from ...transports import Delivery, DeliveryState
 from .._waiting import eventually
-from ._harness import TransportHarness
 from ._inbox import numbered
 from ._scenario import Scenarios, scenario
+from ._transport_harness import TransportHarness
 
 __all__ = ["Outages"]
 

@@ -17,9 +17,9 @@ from ...errors import (
 )
 from ...transports import Envelope
 from .._waiting import eventually
-from ._harness import TransportHarness
 from ._inbox import numbered
 from ._scenario import Scenarios, scenario
+from ._transport_harness import TransportHarness
 
 __all__ = ["Publishing"]
 

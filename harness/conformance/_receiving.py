@@ -8,9 +8,9 @@ import pytest
 
 from ...transports import Delivery, DeliveryState, Envelope
 from .._waiting import eventually
-from ._harness import TransportHarness
 from ._inbox import numbered
 from ._scenario import Scenarios, scenario
+from ._transport_harness import TransportHarness
 
 __all__ = ["Receiving"]
 

@@ -6,8 +6,8 @@ import asyncio
 
 from ...transports import Delivery, Envelope
 from .._waiting import eventually
-from ._harness import TransportHarness
 from ._scenario import Scenarios, scenario
+from ._transport_harness import TransportHarness
 
 __all__ = ["Replies"]
 

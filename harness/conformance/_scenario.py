@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pytest
 
-from ._harness import TransportHarness
+from ._transport_harness import TransportHarness
 
 __all__ = ["Scenarios", "scenario"]
 

@@ -186,9 +186,9 @@ def simulate(
 def _simulated(kind: Profile, world: BusWorld) -> HarnessBus:
     # Not at the top: they import this module, and the Kafka client takes time to import.
     if kind == "kafka":
-        from ._kafka import SimulatedKafkaBus
+        from ._simulated_kafka import SimulatedKafkaBus
 
         return SimulatedKafkaBus(world)
-    from ._mqtt import SimulatedMqttBus
+    from ._simulated_mqtt import SimulatedMqttBus
 
     return SimulatedMqttBus(world)

@@ -1,4 +1,4 @@
-"""One run of an application: the order of starting and of stopping."""
+"""One run of an application: the order of starting and of stopping, and its health."""
 
 from __future__ import annotations
 
@@ -34,7 +34,14 @@ from ..routing._router import Router
 from ..routing._routes import Route
 from ..routing._subscriptions import NoSubscription, Subscriptions
 from ._buses import Buses
-from ._starting import StartProgress, check_names, connect, connection_of, start_of, subscription_of
+from ._start_progress import (
+    StartProgress,
+    check_names,
+    connect,
+    connection_of,
+    start_of,
+    subscription_of,
+)
 from ._stopping import StopReason, close, stop_actors
 
 __all__ = ["Run", "RunState"]

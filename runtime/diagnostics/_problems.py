@@ -1,4 +1,4 @@
-"""The problems of an application, as reported by its health."""
+"""The problems of an application, collected: its health is that it has none."""
 
 from __future__ import annotations
 

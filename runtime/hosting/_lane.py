@@ -291,7 +291,7 @@ class Lane:
 
     def reply_address_problem(self, envelope: Envelope) -> str | None:
         """Return why no reply may go to the message's response topic; None if it may."""
-        return self.connection.reply_address_problem(envelope, self._reply_topics)
+        return self.connection.reply_addresses.problem(envelope, self._reply_topics)
 
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
         """Tell the observer about a failure; Ctrl-C and exits end the whole application."""

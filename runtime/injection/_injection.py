@@ -7,8 +7,8 @@ from typing import Any, Literal, NoReturn, Protocol
 
 from ..payloads._codec import Decoder
 from ._arguments import PAYLOAD, Getter, Scope
-from ._batch_plan import BatchAnalysis
-from ._plan import Analysis, Available, Plan
+from ._batch_parameter_rules import BatchAnalysis
+from ._parameter_rules import Analysis, Available, Plan
 from ._signatures import MISSING, Signature, Unresolved, read_signature
 
 __all__ = ["Filter", "Injection", "Scope"]

@@ -29,6 +29,7 @@ from ...transports import (
 from ..diagnostics._given_up import LostPosts
 from ..payloads._codec import encode
 from ._message import NO_HEADERS, OutgoingMessage, check_message, check_response_topic
+from ._reply_addresses import ReplyAddresses
 from ._requests import CHAIN_HEADER, ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT, Requests
 from ._turn import Turn, current_turn
 
@@ -36,8 +37,6 @@ __all__ = ["BusConnection"]
 
 log = get_logger("spa_dat")
 
-_LONGEST_REPLY_ADDRESS = 1024
-_LONGEST_CORRELATION = 1024
 _MOST_TOPICS_REMEMBERED = 16_384
 
 
@@ -60,8 +59,7 @@ class BusConnection:
         surroundings: identity, environment and counters of the application.
         filters: the declared filters of the application's actors on this bus.
         subscribed: their runtime subscriptions.
-        reply_topics: filters for where replies may go; None for anywhere. Actors may have their
-            own.
+        reply_addresses: where replies may go.
         loop: the event loop that it belongs to.
         ended: whether the application has stopped, so that its sockets no longer work.
         failure: why the bus has failed for good, or what the application ended with.
@@ -74,7 +72,7 @@ class BusConnection:
         reply_topics: Sequence[TopicFilter] | None = None,
     ) -> None:
         self.provider = provider
-        self.reply_topics = reply_topics
+        self.reply_addresses = ReplyAddresses(provider, self.takes, reply_topics)
         self.filters: TopicTrie[None] = TopicTrie()
         self.subscribed: list[HandlesTopic] = []
         self.surroundings = surroundings
@@ -90,8 +88,6 @@ class BusConnection:
         self.lost_posts = LostPosts()
         self._log = LimitedLog(log)
         self._checked: dict[str, None] = {}
-        # All but the last level of reply addresses that may be used.
-        self._reply_prefixes: dict[str, None] = {}
 
     async def start(self) -> None:
         """Connect and open the reply inbox; raises as `Bus.start` does."""
@@ -344,55 +340,3 @@ class BusConnection:
         return bool(self.filters.match(topic)) or any(
             subscription.handles(topic) for subscription in self.subscribed
         )
-
-    def reply_address_problem(
-        self, envelope: Envelope, reply_topics: Sequence[TopicFilter] | None = None
-    ) -> str | None:
-        """Return why the response topic of a received message must not be used; None if it may.
-
-        It comes from whoever sent the message, so it is checked as hostile input. A requester must
-        not reach further with this application's rights than with their own: no actor of the
-        application is ever sent a reply that somebody else has asked for.
-
-        Args:
-            envelope: the message.
-            reply_topics: filters for where the handling actor may reply; None for `reply_topics`.
-        """
-        address = envelope.response_topic
-        if address is None:
-            return None
-        if REPLY_HEADER in envelope.headers:
-            return "the message is itself a reply"
-        if len(address) > _LONGEST_REPLY_ADDRESS:
-            return f"it is {len(address)} characters long; {_LONGEST_REPLY_ADDRESS} are allowed"
-        if envelope.correlation is not None and len(envelope.correlation) > _LONGEST_CORRELATION:
-            return (
-                f"its correlation data has {len(envelope.correlation)} bytes;"
-                f" {_LONGEST_CORRELATION} are allowed"
-            )
-        prefix, _, last = address.rpartition("/")
-        if prefix in self._reply_prefixes and _is_plain(last):
-            return None
-        try:
-            check_topic(address)
-            self.provider.check_topic(address)
-        except ConfigurationError as error:
-            return str(error)
-        if is_reserved(address):
-            if not address.startswith(f"{RESERVED}/reply/"):
-                return f"it is under {RESERVED}/"
-            if _is_plain(last):
-                if len(self._reply_prefixes) >= _MOST_TOPICS_REMEMBERED:
-                    self._reply_prefixes.clear()
-                self._reply_prefixes[prefix] = None
-            return None
-        if self.takes(address):
-            return "an actor of this application would get the reply"
-        allowed = self.reply_topics if reply_topics is None else reply_topics
-        if allowed is not None and not any(filter_.matches(address) for filter_ in allowed):
-            return "reply_topics does not include it"
-        return None
-
-
-def _is_plain(level: str) -> bool:
-    return level.isascii() and level.isalnum()

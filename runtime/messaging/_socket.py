@@ -319,7 +319,7 @@ class Socket:
                 value = decoder.decode(envelope.payload, envelope.content_type)
             except DecodeError as error:
                 raise _reply_refusal(envelope, error) from error
-            if whole and self._connection.reply_address_problem(envelope) is not None:
+            if whole and self._connection.reply_addresses.problem(envelope) is not None:
                 envelope = msgspec.structs.replace(envelope, response_topic=None)
             return Message.of(envelope, value) if whole else value
 

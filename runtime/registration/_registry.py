@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 from ...actors import Actor
 from ...errors import ConfigurationError
 from ...transports import Config, SocketProvider, as_provider
-from ..injection._plan import Available
+from ..injection._parameter_rules import Available
 from ..options._actor_options import ActorOptions, merge_options
 from ..options._checks import check_name
 from ..options._resources import Resource, check_resources

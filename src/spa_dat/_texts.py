@@ -1,4 +1,4 @@
-"""Texts that come from anywhere, made safe to show and to send."""
+"""Texts and errors that come from anywhere: escaped and shortened, safe to show and to send."""
 
 from __future__ import annotations
 

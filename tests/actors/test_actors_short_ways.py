@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spa_dat.actors import Actor, ActorRef, ActorSystem, Mailbox, Overflow
-from spa_dat.actors._waits import CURRENT, Frame
+from spa_dat.actors._deadlocks import CURRENT, Frame
 from spa_dat.errors import ActorError
 from support.waiting import eventually
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spa_dat.harness import VirtualLoop
-from spa_dat.harness.loop._running import LeftBehind, run_alone
+from spa_dat.harness.loop._run_alone import LeftBehind, run_alone
 from support.deadline import interruptible
 
 __all__ = ["run_async_test"]

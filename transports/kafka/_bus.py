@@ -9,8 +9,9 @@ from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, MessageTooLarge, SpaDatError
 from .._connect_failures import ConnectProblem
 from .._contract import Bus, Receiver, Subscription, Surroundings
+from .._dead_letter_topics import parked
 from .._envelope import Envelope
-from .._topics import parked, reply_prefix
+from .._topics import reply_prefix
 from ._aiokafka_private import check_compression
 from ._bus_context import BusContext
 from ._config import KafkaConfig

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from ...errors import ConfigurationError, MessageTooLarge, RequestError, TransportError
 from .._contract import Bus, Receiver, Subscription, Surroundings
+from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
-from .._topics import parked, reply_prefix
+from .._topics import reply_prefix
 from ..mqtt import as_taken, check_message
 from ._broker import Broker
 from ._config import MemoryConfig

@@ -13,9 +13,10 @@ from ...errors import (
     SpaDatError,
 )
 from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
+from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
-from .._topics import parked, reply_prefix
+from .._topics import reply_prefix
 from ._config import MqttConfig
 from ._connection import Connection, Farewell
 from ._connection_events import Loss, ServerLimits

@@ -1,4 +1,4 @@
-"""Publishing on connections that come and go."""
+"""Publishing on connections that come and go: what is written, confirmed, refused."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from ...transports import (
     Surroundings,
 )
 from .._waiting import eventually
-from ..loop._running import run_alone
+from ..loop._run_alone import run_alone
 from ._inbox import Inbox
 
 __all__ = ["TransportHarness"]

@@ -11,7 +11,7 @@ from ..messaging._message import Message
 from ..payloads._codec import Decoder
 from ..payloads._types import bare_type, type_name
 from ._arguments import Getter, Scope
-from ._plan import Analysis
+from ._parameter_rules import Analysis
 from ._signatures import MISSING, Parameter, Unresolved
 
 __all__ = ["BatchAnalysis"]

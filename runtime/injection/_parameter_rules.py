@@ -1,4 +1,4 @@
-"""The rules of injection: from a signature to what each parameter gets."""
+"""The rules for parameters: from a signature to what each parameter gets."""
 
 from __future__ import annotations
 

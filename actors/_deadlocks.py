@@ -1,4 +1,4 @@
-"""Waits between actors: who is waiting for whom, and the detection of deadlocks."""
+"""Deadlocks of actors: who is waiting for whom, and refusing to close a circle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting: what it waits for, and reporting that."""
+"""The progress of a start: what it waits for, and reporting that."""
 
 from __future__ import annotations
 
