@@ -8,7 +8,7 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from ...actors import ActorSystem, RestartPolicy
-from ...transports import TopicFilter
+from ...transports import Envelope, TopicFilter
 from ..diagnostics._given_up import GivenUp
 from ..messaging._bus_connection import BusConnection
 from ..options._resources import RequiredResources, Resource
@@ -133,10 +133,14 @@ class ActorRunner:
         routes = tuple(Route(router, lane, handler, filter_) for lane in self.lanes)
         if len(routes) == 1:
             return routes[0]
-        key = self.spec.message_key.of
+        key = self._salted_key if self.place else self.spec.message_key.of
         return Route(router, self.lanes[0], handler, filter_, lanes=routes, key=key)
 
-    # For the run.
+    def _salted_key(self, envelope: Envelope, filter_: TopicFilter) -> str:
+        # All keys of one of several processes have the same checksum in common.
+        return f"{self.spec.message_key.of(envelope, filter_)}\0"
+
+    # What the run uses.
 
     @property
     def trouble(self) -> str | None:

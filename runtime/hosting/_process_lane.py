@@ -11,6 +11,7 @@ from ...transports import Delivery, Envelope
 from ..handling._delivery_processor import DeliveryProcessor
 from ..options._resources import LEAST_FOR_RESOURCES, RequiredResources, Resource
 from ..processes._shipping import pack
+from ..registration._keys import lane_of
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
 from ._lane import Lane
@@ -250,7 +251,7 @@ class ProcessLane(Lane):
         items = outlet.items
         observer = self._run.observer
         while items:
-            worker = self._free_worker()
+            worker = self._free_worker(items[0])
             if worker is None:
                 break
             delivery = outlet.get_nowait()
@@ -262,9 +263,17 @@ class ProcessLane(Lane):
         if self._all_quiet is not None and not self._all_quiet.done() and self.is_quiet:
             self._all_quiet.set_result(None)
 
-    def _free_worker(self) -> ProcessWorker | None:
+    def _free_worker(self, item: Any) -> ProcessWorker | None:
+        workers = self.workers
+        if len(workers) == 1:
+            return workers[0] if workers[0].has_room else None
+        key = getattr(item, "item", item).envelope.key
+        if key is not None:
+            # Whoever gives its messages keys wants those of one key in order.
+            worker = workers[lane_of(key, len(workers))]
+            return worker if worker.has_room else None
         best: ProcessWorker | None = None
-        for worker in self.workers:
+        for worker in workers:
             if worker.has_room and (best is None or worker.load < best.load):
                 best = worker
         return best

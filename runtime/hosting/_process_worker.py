@@ -345,6 +345,8 @@ class ProcessWorker:
         return delivery
 
     def _settled(self, slots: list[int]) -> None:
+        # A process that has done something may end as often as it likes.
+        self._restarts = None
         for slot in slots:
             delivery = self._freed(slot)
             if delivery is not None:

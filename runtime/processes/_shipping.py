@@ -83,6 +83,9 @@ def pack(spec: Spec[Any], resources: Mapping[str, Resource]) -> bytes:
         for option in fields(ActorOptions)
         if option.name not in _OF_THE_PARENT
     }
+    if spec.options.concurrency == 1:
+        # It says to which process a message goes, and there it has no use.
+        options["key"] = None
     of_class = isinstance(spec.source, type)
     handlers = [*spec.handlers, *spec.hooks.values()]
     shipment = Shipment(

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -241,18 +242,20 @@ async def test_a_process_that_ends_beside_its_messages_is_replaced(
 
 async def test_processes_that_end_at_once_are_given_up(caplog: pytest.LogCaptureFixture) -> None:
     app = make(restart=RestartPolicy(intensity=1, backoff_min=0.01))
-    got = collect(app, "out")
 
-    @app.application("in", placement="process")
-    async def work(payload: int, socket: Socket) -> None:
-        await socket.publish("out", os.getpid())
+    class Unstable(Actor):
+        placement = "process"
 
+        def on_start(self) -> None:
+            threading.Timer(0.1, os._exit, (5,)).start()
+
+        @on("in")
+        async def work(self, payload: int) -> None: ...
+
+    app.add(Unstable)
     async with app:
-        for expected in (1, 2):
-            await app.socket().publish("in", 1)
-            await eventually(lambda: len(got) == expected)  # noqa: B023 (within the round)
-            os.kill(got[-1], signal.SIGKILL)
-        await eventually(lambda: "no further one" in app.problems.get("work", ""))
+        await eventually(lambda: "no further one" in app.problems.get("Unstable", ""))
+        assert "exit code 5" in app.problems["Unstable"]
 
 
 # The end.
