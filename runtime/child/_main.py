@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +66,7 @@ _OFTEN = 0.5
 _NOT_COUNTED = frozenset({"dead_letters.stored"})
 _INTERRUPTED = 130
 _HIGH = 200
+_BROKEN = 70
 
 
 class ChildRun(Run):
@@ -125,6 +127,7 @@ class Child:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.progress = Progress(memory)
+        self.progress.seal()
         self.channel = Channel(
             socket.socket(fileno=pipe), ToChild, self._received, self._parent_ended
         )
@@ -367,16 +370,23 @@ def main(pipe: int, memory: int) -> None:
     loop = asyncio.SelectorEventLoop()
     asyncio.set_event_loop(loop)
     task = loop.create_task(_serve(pipe, memory))
+    code = 0
     try:
-        loop.run_until_complete(task)
+        try:
+            loop.run_until_complete(task)
+        finally:
+            end_loop(loop, task)
+    except BaseException:  # noqa: BLE001 (such as a handler that has closed what the loop needs)
+        code = _BROKEN
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exc()
     finally:
-        end_loop(loop, task)
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
     logging.shutdown()
     # Threads of the user's that go on must not keep the process.
-    os._exit(0)
+    os._exit(code)
 
 
 async def _serve(pipe: int, memory: int) -> None:

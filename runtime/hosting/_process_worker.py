@@ -13,7 +13,7 @@ import msgspec
 from ..._logs import known_levels
 from ..._texts import describe, escaped
 from ...actors import RestartCounter
-from ...errors import ProcessCrashed, RestartLimitReached, SpaDatError
+from ...errors import ActorStopped, ProcessCrashed, RestartLimitReached, SpaDatError
 from ..handling._handler_failures import deadline_missed
 from ..processes._child_process import HUNG, ChildProcess
 from ..processes._frames import (
@@ -198,6 +198,9 @@ class ProcessWorker:
         """
         if self._timer is not None:
             self._timer.cancel()
+        if not self._started.done():
+            self._started.set_exception(ActorStopped("it was stopped while it was starting"))
+            self._started.exception()  # who starts it may be gone
         process = self._process
         if self.state is ProcessState.STARTING and process is not None:
             # It may wait for anything.
