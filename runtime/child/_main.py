@@ -129,7 +129,12 @@ class Child:
         self.progress = Progress(memory)
         self.progress.seal()
         self.channel = Channel(
-            socket.socket(fileno=pipe), ToChild, self._received, self._parent_ended
+            socket.socket(fileno=pipe),
+            ToChild,
+            self._received,
+            self._parent_ended,
+            self.progress.from_child,
+            self.progress.to_child,
         )
         self.book = Book(self.channel, self.progress)
         self.book.on_settled = self._count

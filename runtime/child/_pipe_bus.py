@@ -7,8 +7,6 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-import msgspec
-
 from ...errors import (
     ConnectionLost,
     MessageTooLarge,
@@ -233,7 +231,7 @@ class PipeBus(Bus):
                 " confirmation; wait with drain() between posts, or raise the option 'outbox'"
             )
         number, future = self._ask(size)
-        self._channel.send((_POST, number, msgspec.structs.astuple(envelope)))
+        self._channel.send_envelope((_POST, number), envelope)
         future.add_done_callback(lambda done: self._given_up(number, done))
         return future
 
@@ -308,7 +306,7 @@ class PipeBus(Bus):
 
     async def _answered(self, tag: int, envelope: Envelope, timeout: float) -> None:
         number, future = self._ask(len(envelope.payload))
-        self._channel.send((tag, number, msgspec.structs.astuple(envelope), timeout))
+        self._channel.send_envelope((tag, number, timeout), envelope)
         try:
             await future
         finally:

@@ -202,7 +202,7 @@ class ChildServices:
         self._waiting = deque(left)
 
     def _on_reply(self, correlation: str, envelope: Envelope) -> None:
-        self._channel.send((_REPLY, correlation, msgspec.structs.astuple(envelope)))
+        self._channel.send_envelope((_REPLY, correlation), envelope)
 
 
 def _plain(envelope: PipedEnvelope) -> Envelope:

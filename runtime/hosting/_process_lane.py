@@ -11,7 +11,7 @@ from ...transports import Delivery, Envelope
 from ..handling._delivery_processor import DeliveryProcessor
 from ..options._resources import LEAST_FOR_RESOURCES, RequiredResources, Resource
 from ..processes._shipping import pack
-from ..registration._keys import lane_of
+from ..registration._message_keys import lane_of
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
 from ._lane import Lane

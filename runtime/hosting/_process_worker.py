@@ -292,8 +292,8 @@ class ProcessWorker:
         self._in_flight[slot] = delivery
         self._bytes += len(envelope.payload)
         last = self._lane.stopping or route.router.is_last_copy(delivery)
-        fields = msgspec.structs.astuple(envelope)
-        process.channel.send((_DELIVER, slot, number, delivery.attempts, last, fields))
+        head = (_DELIVER, slot, number, delivery.attempts, last)
+        process.channel.send_envelope(head, envelope)
         if len(self._in_flight) == 1:
             process.channel.flush()
 

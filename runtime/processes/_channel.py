@@ -10,6 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple, replace
+
+from ...transports import Envelope
+from ._arena import LARGE, Arena
+from ._frames import Taken
 
 __all__ = ["LONGEST_FRAME", "BrokenFrame", "Channel"]
 
@@ -42,6 +47,8 @@ class Channel:
         received: called with each frame.
         ended: called once, when nothing more comes in: with None at the other side's end, else
             with what was wrong. Not after `close`.
+        outgoing: for large payloads that are sent.
+        incoming: for those that come in.
     """
 
     def __init__(
@@ -50,6 +57,8 @@ class Channel:
         kind: Any,
         received: Callable[[Any], None],
         ended: Callable[[BaseException | None], None],
+        outgoing: Arena,
+        incoming: Arena,
     ) -> None:
         end.setblocking(False)
         self._socket = end
@@ -58,6 +67,8 @@ class Channel:
         self._encode_into = msgspec.msgpack.Encoder(enc_hook=_encoded).encode_into
         self._received = received
         self._ended = ended
+        self._outgoing = outgoing
+        self._incoming = incoming
         self._in = bytearray()
         self._needed = _LENGTH.size
         self._out = bytearray()
@@ -101,6 +112,23 @@ class Channel:
             self._flushing = self._loop.call_soon(self.flush)
         if len(out) >= _GATHERED and not self._blocked:
             self.flush()
+
+    def send_envelope(self, head: tuple[Any, ...], envelope: Envelope) -> None:
+        """Send a frame whose last field is an envelope, a large payload by shared memory.
+
+        Args:
+            head: the tag, and the fields before the envelope.
+            envelope: the message.
+
+        Raises:
+            ValueError: as `send`.
+        """
+        payload = envelope.payload
+        place = self._outgoing.put(payload) if len(payload) >= LARGE else None
+        if place is None:
+            self.send((*head, astuple(envelope)))
+        else:
+            self.send((*head, astuple(replace(envelope, payload=b"")), place))
 
     def flush(self) -> None:
         """Give the operating system what it takes of what was sent."""
@@ -197,6 +225,11 @@ class Channel:
                     break
                 frame = self._decode(view[at + 4 : end])
                 at = end
+                if type(frame) is Taken:
+                    self._outgoing.free(frame.at)
+                    continue
+                if getattr(frame, "place", None) is not None:
+                    frame = self._with_payload(frame)
                 self._received(frame)
                 if self._closed:
                     return
@@ -206,6 +239,15 @@ class Channel:
                 self._needed = 4
                 if rest >= 4:
                     self._needed = 4 + _LENGTH.unpack_from(view, at)[0]
+
+    def _with_payload(self, frame: Any) -> Any:
+        at, size = frame.place
+        try:
+            payload = self._incoming.take(at, size)
+        except ValueError as error:
+            raise BrokenFrame(str(error)) from error
+        self.send(Taken(at))
+        return replace(frame, envelope=replace(frame.envelope, payload=payload))
 
     def _end(self, error: BaseException | None) -> None:
         if not self._closed:

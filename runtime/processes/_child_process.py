@@ -71,7 +71,14 @@ class ChildProcess:
             raise
         finally:
             theirs.close()
-        self.channel = Channel(ours, FromChild, received, self._pipe_ended)
+        self.channel = Channel(
+            ours,
+            FromChild,
+            received,
+            self._pipe_ended,
+            self.progress.to_child,
+            self.progress.from_child,
+        )
         self._watch()
 
     @property

@@ -45,6 +45,7 @@ __all__ = [
     "StopActor",
     "Stopped",
     "Subscribe",
+    "Taken",
     "ToChild",
     "error_of",
     "problem_of",
@@ -92,6 +93,20 @@ def error_of(problem: Problem) -> SpaDatError:
     elif isinstance(error, RequestTimeout):
         error.outage = bool(problem.outage)
     return error
+
+
+Place: TypeAlias = tuple[int, int] | None
+"""Where a payload is that went by shared memory, for `Channel`; the envelope's is empty then."""
+
+
+class Taken(msgspec.Struct, array_like=True, frozen=True, tag=99):
+    """The other side has read a payload in shared memory; of both directions.
+
+    Attributes:
+        at: where it begins.
+    """
+
+    at: int
 
 
 class _ToChild(msgspec.Struct, array_like=True, frozen=True):
@@ -153,6 +168,7 @@ class Deliver(_ToChild, tag=2, frozen=True):
     attempts: int
     last: bool
     envelope: PipedEnvelope
+    place: Place = None
 
 
 class Confirmed(_ToChild, tag=3, frozen=True):
@@ -173,6 +189,7 @@ class Reply(_ToChild, tag=5, frozen=True):
 
     correlation: str
     envelope: PipedEnvelope
+    place: Place = None
 
 
 class Connected(_ToChild, tag=6, frozen=True):
@@ -200,7 +217,17 @@ class Begin(_ToChild, tag=9, frozen=True):
 
 
 ToChild: TypeAlias = (
-    Start | DefineRoute | Deliver | Confirmed | Outcome | Reply | Connected | Recall | Stop | Begin
+    Start
+    | DefineRoute
+    | Deliver
+    | Confirmed
+    | Outcome
+    | Reply
+    | Connected
+    | Recall
+    | Stop
+    | Begin
+    | Taken
 )
 
 
@@ -235,22 +262,25 @@ class Post(_FromChild, tag=4, frozen=True):
 
     number: int
     envelope: PipedEnvelope
+    place: Place = None
 
 
 class Publish(_FromChild, tag=5, frozen=True):
     """See `Bus.publish`."""
 
     number: int
-    envelope: PipedEnvelope
     timeout: float
+    envelope: PipedEnvelope
+    place: Place = None
 
 
 class Park(_FromChild, tag=6, frozen=True):
     """See `Bus.park`."""
 
     number: int
-    envelope: PipedEnvelope
     timeout: float
+    envelope: PipedEnvelope
+    place: Place = None
 
 
 class Cancel(_FromChild, tag=7, frozen=True):
@@ -345,4 +375,5 @@ FromChild: TypeAlias = (
     | Failure
     | Stopped
     | Problems
+    | Taken
 )

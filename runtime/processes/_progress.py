@@ -9,6 +9,8 @@ import os
 import tempfile
 from time import monotonic
 
+from ._arena import ARENA, Arena
+
 __all__ = ["DONE", "MISSED", "SENT", "SLOTS", "STARTED", "Progress"]
 
 SLOTS = 4096
@@ -20,7 +22,10 @@ SENT, STARTED, DONE, MISSED = range(4)
 It waits there; a handler is at work on it, or it waits for another attempt; it is settled; it has
 missed its deadline, which is what the child has ended over.
 """
-_SIZE = 9 * SLOTS + 8
+_BOOK = 9 * SLOTS + 8
+_TO_CHILD = -(-_BOOK // mmap.PAGESIZE) * mmap.PAGESIZE
+_FROM_CHILD = _TO_CHILD + ARENA
+_SIZE = _FROM_CHILD + ARENA
 # Of Linux 5.1; Python has no name for it.
 _SEAL_FUTURE_WRITE = 0x10
 
@@ -36,6 +41,8 @@ class Progress:
     Attributes:
         states: of the deliveries, by slot.
         since: when it was started, in seconds of `time.monotonic`.
+        to_child: for large payloads.
+        from_child: for large payloads.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -44,7 +51,9 @@ class Progress:
         self._view = memoryview(self._map)
         self.states = self._view[:SLOTS]
         self.since = self._view[SLOTS : 9 * SLOTS].cast("d")
-        self._beat = self._view[9 * SLOTS :].cast("d")
+        self._beat = self._view[9 * SLOTS : _BOOK].cast("d")
+        self.to_child = Arena(self._view[_TO_CHILD:_FROM_CHILD])
+        self.from_child = Arena(self._view[_FROM_CHILD:_SIZE])
 
     @property
     def descriptor(self) -> int:
@@ -76,6 +85,8 @@ class Progress:
         self.states.release()
         self.since.release()
         self._beat.release()
+        self.to_child.close()
+        self.from_child.close()
         self._view.release()
         self._map.close()
         os.close(self._own)
