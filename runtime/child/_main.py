@@ -209,9 +209,8 @@ class Child:
             self._end()
             return
         (runner,) = run.actors
-        deadline = runner.options.deadline
-        if deadline is not None:
-            self._tick = min(_OFTEN, deadline / 4)
+        limits = [one for one in (runner.options.deadline, frame.blocked) if one is not None]
+        self._tick = min([_OFTEN, *(limit / 4 for limit in limits)])
         self._beat()
         self._in_background(self._until_over(run))
         self.channel.send(Ready())

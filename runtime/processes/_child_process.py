@@ -24,12 +24,15 @@ HUNG = 79
 """Exit code of a child that has ended itself because a handler went on after its deadline."""
 
 # A first line says where modules are: the package itself has to be found, too.
-_BOOTSTRAP = (
-    "import json,os,sys;"
-    "l=os.fdopen(os.dup(0),'r',encoding='utf-8').readline();d=json.loads(l);"
-    "sys.path[:]=d['path'];sys.argv[:]=d['argv'];"
-    "from spa_dat.runtime.child._main import main;main(d['pipe'],d['memory'])"
-)
+_BOOTSTRAP = """
+import json, os, sys
+with os.fdopen(os.dup(0), encoding="utf-8") as first:
+    about = json.loads(first.readline())
+sys.path[:] = about["path"]
+sys.argv[:] = about["argv"]
+from spa_dat.runtime.child._main import main
+main(about["pipe"], about["memory"])
+"""
 _CLOSING = 1.0
 _LOOK = 0.02
 

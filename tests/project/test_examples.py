@@ -47,6 +47,9 @@ EXPECTED = {
         "archive    closed",
         "dead_letters.stored  1",
     ],
+    "processes": [
+        "anna: 3dbb101b, computed elsewhere\nbert: c19d1ea6, computed elsewhere\nanna: 3dbb101b",
+    ],
     "producer": ["history sent", "reading 1 confirmed", "reading 5 confirmed", "calls: "],
     "request_reply": [
         "shop asks 25.00",

@@ -213,7 +213,7 @@ async def test_an_async_handler_is_cancelled_at_its_deadline_and_its_process_goe
 
 
 async def test_a_process_that_does_not_answer_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    app = make(blocked_after=0.3)
+    app = make(blocked_after=1)
     got = collect(app, "out")
 
     @app.application("in", placement="process")
