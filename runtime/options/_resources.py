@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -36,6 +37,8 @@ log = get_logger("spa_dat")
 LEAST_FOR_RESOURCES = 5.0
 """Seconds that closing resources may take, even if the time to stop is up."""
 
+_ONCE = (contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager)
+
 SupportedContextManagers: TypeAlias = AbstractAsyncContextManager[Any] | AbstractContextManager[Any]
 """What can be entered: a context manager, synchronous or asynchronous."""
 
@@ -61,6 +64,13 @@ def check_resources(owner: str, resources: Mapping[str, Resource]) -> None:
             raise ConfigurationError(
                 f"{owner}: resource {name!r} is {type(resource).__name__}; give a context manager,"
                 " or a callable that returns one"
+            )
+        made_by = inspect.isgeneratorfunction(resource), inspect.isasyncgenfunction(resource)
+        if any(made_by):
+            decorator = "contextmanager" if made_by[0] else "asynccontextmanager"
+            raise ConfigurationError(
+                f"{owner}: resource {name!r} is a function with `yield`, and no context manager:"
+                f" decorate it with @contextlib.{decorator}"
             )
 
 
@@ -109,6 +119,11 @@ def failed_to_open(owner: str, name: str, error: BaseException) -> Configuration
 
 def manager_of(resource: Resource) -> Any:
     """Return the context manager to enter, which a callable makes."""
+    if isinstance(resource, _ONCE) and not hasattr(resource, "args"):
+        raise TypeError(
+            "it was entered before, and what @contextmanager makes can be entered only once: give"
+            " the function itself, without calling it"
+        )
     manager: Any = resource if is_enterable(resource) else resource()  # type: ignore[operator]
     if not is_enterable(manager):
         raise TypeError(f"the callable returned {type(manager).__name__}, not a context manager")

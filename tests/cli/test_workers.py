@@ -276,6 +276,22 @@ async def test_what_would_fail_in_all_workers_is_said_once(
     assert command.lines[0].startswith("worker 0 | spa-dat: ")
 
 
+@pytest.mark.parametrize(
+    ("text", "how", "code"),
+    [
+        ("os._exit(0)", "has ended with exit code 0", 1),
+        ("os.kill(os.getpid(), 11)", "was killed by SIGSEGV", 139),
+    ],
+)
+async def test_a_worker_that_ends_without_a_word_while_it_imports_has_failed(
+    text: str, how: str, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "main.py").write_text(f"import os\n{text}\n")
+    with Command(tmp_path, "run", "main:app", "--workers", "2") as command:
+        assert await command.end() == code
+    assert command.errors[-1] == f"spa-dat: worker 0 {how} while it imported the application"
+
+
 async def test_a_worker_that_stands_still_is_replaced(tmp_path: Path) -> None:
     text = """
 @app.producer()

@@ -158,7 +158,12 @@ class Workers:
             if self._code == 0 and code != -signal.SIGTERM:
                 self._code = exit_code(code)
         elif not self._is_loaded:
-            self._give_up(exit_code(code))
+            if code <= 0:
+                # It has had no opportunity to say why.
+                self._processes.say(
+                    f"{worker.name} {in_words(code)} while it imported the application"
+                )
+            self._give_up(exit_code(code) or _FAILED)
         elif worker.state is WorkerState.DONE and code == 0:
             self._processes.say(f"{worker.name} has nothing left to do")
         else:

@@ -252,6 +252,41 @@ async def test_a_callable_that_returns_no_context_manager_is_named(
         await app.__aenter__()
 
 
+def sync_generator() -> Iterator[int]:
+    yield 1
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [sync_generator, async_generator])
+def test_a_forgotten_decorator_of_a_resource_is_named(
+    app: DistributedApplication, function: Any
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"'db' is a function with `yield`.*@contextlib\."):
+        app.resource("db", function)
+
+
+@pytest.mark.parametrize(
+    "once",
+    [
+        contextlib.contextmanager(sync_generator),
+        contextlib.asynccontextmanager(async_generator),
+    ],
+)
+async def test_a_resource_that_cannot_be_entered_again_says_what_to_give(
+    app: DistributedApplication, once: Any
+) -> None:
+    @app.application("a", ressources={"db": once()})
+    async def handler(payload: str, db: int) -> None: ...
+
+    async with app:
+        pass
+    with pytest.raises(ConfigurationError, match=r"'db' failed to open.*give the function itself"):
+        await app.__aenter__()
+
+
 async def test_a_resource_that_fails_to_close_is_reported_and_the_others_are_closed(
     app: DistributedApplication, events: Events, caplog: pytest.LogCaptureFixture
 ) -> None:
