@@ -190,12 +190,15 @@ class Codec:
         if reply.subject is not None:
             headers.append(("spa_reply_subject", reply.subject.encode()))
 
-    def decode(self, record: StoredRecord, redelivered: bool = False) -> Envelope | None:
+    def decode(
+        self, record: StoredRecord, redelivered: bool = False, *, keep_expired: bool = False
+    ) -> Envelope | None:
         """Return the message of a record; None if it has expired.
 
         Args:
             record: as it was fetched, undecoded.
             redelivered: whether it is known to have been handed out before.
+            keep_expired: whether to return it even if it has expired.
         """
         name = record.topic
         try:
@@ -217,10 +220,10 @@ class Codec:
                 tombstone=value is None,
                 raw_key=key,
             )
-        return self._decode_closely(record, topic, redelivered)
+        return self._decode_closely(record, topic, redelivered, keep_expired)
 
     def _decode_closely(
-        self, record: StoredRecord, topic: str | None, redelivered: bool
+        self, record: StoredRecord, topic: str | None, redelivered: bool, keep_expired: bool
     ) -> Envelope | None:
         # The last value of a repeated header counts.
         raw = dict(record.headers)
@@ -235,7 +238,7 @@ class Codec:
         expiry = None
         if ttl is not None:
             expiry = self._left(ttl, timestamp)
-            if expiry is not None and expiry <= 0:
+            if expiry is not None and expiry <= 0 and not keep_expired:
                 return None
         key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
         response_topic, reply_subject = None, take("spa_reply_subject", None)

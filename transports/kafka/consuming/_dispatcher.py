@@ -103,7 +103,7 @@ class Dispatcher:
             try:
                 envelope = decode(record, offset < seen)
                 if envelope is None:
-                    self._stats["messages.expired"] += 1
+                    self._expired(record)
             except Exception as error:  # noqa: BLE001 (one bad record must not stop the others)
                 self._undecodable(record, error)
                 envelope = None
@@ -148,7 +148,7 @@ class Dispatcher:
                 self._undecodable(record, error)
                 continue
             if envelope is None:
-                self._stats["messages.expired"] += 1
+                self._expired(record)
             elif match is None or match(envelope.topic):
                 if len(envelope.payload) > largest:
                     envelope = without_payload(envelope)
@@ -157,6 +157,17 @@ class Dispatcher:
                 deliveries.append(Delivery(envelope, tracker=tracker, size=size))
         if deliveries:
             self._receiver.deliver_all(deliveries)
+
+    def _expired(self, record: StoredRecord) -> None:
+        self._stats["messages.expired"] += 1
+        if any(name == "reply_to" for name, _ in record.headers):
+            # Its sender only sees that nobody answers.
+            self._log.warning(
+                "consumer %r: a request on topic %r had expired when it was read: it has waited for"
+                " too long, or the clock of its sender is behind the one here",
+                self._identifier,
+                record.topic,
+            )
 
     def _undecodable(self, record: StoredRecord, error: Exception) -> None:
         self._stats["messages.malformed"] += 1
