@@ -14,6 +14,7 @@ from aiokafka.structs import TopicPartition
 from spa_dat.errors import ConnectFailed, ConnectionLost, UnknownTopic
 from spa_dat.testing import Kafka
 from spa_dat.transports import DeliveryState, Envelope
+from spa_dat.transports.kafka.consuming import _consumer_sessions, _group_member
 from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix
 from support.kafka_consuming import committed, taker
 from support.waiting import eventually
@@ -406,6 +407,27 @@ async def test_closing_ends_a_start_that_waits(kafka: Kafka) -> None:
         await inbox.consumer.close()
         with pytest.raises(ConnectionLost, match=r"app\.0\.actor.*closed"):
             await asyncio.wait_for(starting, 60)
+
+
+async def test_closing_waits_for_no_commit_while_the_cluster_is_away(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_group_member, "_COMMIT_TIMEOUT", 3_600.0)
+    monkeypatch.setattr(_consumer_sessions, "_LONGEST_END", 3_600.0)
+    prefix = new_prefix()
+    async with bus_client(kafka.server, prefix=prefix) as client:
+        await publish(client, range(3))
+    async with (
+        kafka.proxy() as proxy,
+        taker(f"{proxy.host}:{proxy.port}", "a", prefix=prefix, settle=False) as inbox,
+    ):
+        deliveries = await inbox.get(3)
+        await proxy.refuse()
+        proxy.cut()
+        await eventually(lambda: "no connection" in (inbox.consumer.trouble or ""))
+        for delivery in deliveries:
+            delivery.settle()
+        await asyncio.wait_for(inbox.consumer.close(), 60)
 
 
 async def test_settling_after_the_end_changes_nothing(kafka: Kafka) -> None:

@@ -44,6 +44,8 @@ __all__ = ["GroupMember"]
 _log = get_logger(__name__)
 
 _COMMIT_TIMEOUT = 5.0
+# When no broker could be reached before.
+_LAST_CHANCE = 0.5
 _STOP_TIMEOUT = 3.0
 _SHARE_FOR_RUNNING = 0.8
 _SHORT = 10.0
@@ -210,7 +212,9 @@ class GroupMember(ConsumerSessions):
                         running = assignment.running()
                         await unless(self._closed, assignment.finished(running, self._patience))
             if self._committer is not None:
-                await self._committer.finish(_COMMIT_TIMEOUT, lost=is_lost(consumer))
+                away = self.closed and self._latest is not None and not self._latest.reachable
+                timeout = _LAST_CHANCE if away else _COMMIT_TIMEOUT
+                await self._committer.finish(timeout, lost=is_lost(consumer))
         finally:
             self._forget()
             if for_good:
