@@ -11,7 +11,7 @@ _FORK = """
         warnings.simplefilter("ignore")
         parent, how = os.getpid(), {how!r}
         app = DistributedApplication("memory://", name="app")
-        children = []
+        children, handled = [], []
 
         def fork():
             child = os.fork()
@@ -25,12 +25,13 @@ _FORK = """
 
         def tell(number):
             say("handled", number)
+            handled.append(number)
 
         async def main():
             async with app:
                 for number in range(3):
                     await app.socket().publish("n", number)
-                while not children:
+                while not children or len(handled) < 3:
                     await asyncio.sleep(0.01)
                 _, status = await asyncio.to_thread(os.waitpid, children[0], 0)
                 say("child", os.waitstatus_to_exitcode(status))
