@@ -240,7 +240,8 @@ class Mailbox:
         Raises:
             ActorStopped: it is closed.
         """
-        self._check_open()
+        if self._closed:
+            raise self._stopped()
         self.items.append(item)
         self._wake()
 
@@ -343,7 +344,8 @@ class Mailbox:
         """Return a future that completes with the next item or `close`; for the consumer."""
         if self._getter is not None and not self._getter.done():
             raise RuntimeError(f"somebody else is already taking from the mailbox of {self.name!r}")
-        getter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = self._loop or asyncio.get_running_loop()
+        getter: asyncio.Future[None] = loop.create_future()
         self._getter = getter
         if self.items or self._closed:
             self._wake()

@@ -111,6 +111,8 @@ class Receiver(Protocol):
 class Consumer(abc.ABC):
     """One subscription's connection to the bus. Reconnects by itself, forever."""
 
+    __slots__ = ()
+
     @property
     def trouble(self) -> str | None:
         """What keeps messages from being received, as text; None if nothing does.

@@ -39,6 +39,8 @@ class BatchProcessor(DeliveryProcessor):
     cannot be decoded are left out from the start.
     """
 
+    __slots__ = ()
+
     async def handle_batch(self, instance: Any, deliveries: Sequence[RoutedDelivery]) -> None:
         """Process deliveries together: afterwards each is settled, about to be, or given back.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
 from typing import Any
 
@@ -21,7 +21,7 @@ from ...actors import (
     stay_in_process,
 )
 from ...errors import DecodeError, OutboxFull, RemoteError
-from ...transports import Envelope
+from ...transports import Delivery, Envelope
 from ..messaging._bus_connection import BusConnection
 from ..messaging._requests import CHAIN_HEADER, chain_of, error_answer
 from ..messaging._turn import Turn, current_turn
@@ -37,6 +37,10 @@ from ._settlement import Settlements
 
 __all__ = ["DeliveryProcessor"]
 
+_Decode = Callable[[bytes, str | None], Any]
+# What is called, the name of its one argument if that is the payload, and what decodes that.
+_FastPath = tuple[Callable[..., Any], str | None, _Decode | None]
+
 
 class DeliveryProcessor:
     """Runs one actor's handlers on its deliveries, one at a time.
@@ -45,6 +49,24 @@ class DeliveryProcessor:
         lane: the lane that the handlers are called in.
         connection: the actor's bus.
     """
+
+    # With thousands of actors a message costs what it touches in memory, hence slots, and at hand
+    # what every message needs.
+    __slots__ = (
+        "_connection",
+        "_dead_letters",
+        "_direct_of",
+        "_environment",
+        "_fast_paths",
+        "_lane",
+        "_max_received",
+        "_pauses",
+        "_retry",
+        "_source",
+        "_stats",
+        "_told_unsent",
+        "settlements",
+    )
 
     def __init__(self, lane: HandlingLane, connection: BusConnection) -> None:
         self._lane = lane
@@ -56,7 +78,9 @@ class DeliveryProcessor:
         self._told_unsent = False
         self._dead_letters = DeadLetterStore(lane, connection, self._pauses, self._retry.first)
         self.settlements = Settlements(self._stats, self._posts_refused, lane.log)
-        self._direct: list[Callable[..., Any] | None] = []
+        self._source = lane.source
+        self._max_received = lane.max_received
+        self._fast_paths: list[_FastPath | None] = []
         self._direct_of: Any = None
 
     def interrupt(self, router: Router) -> None:
@@ -67,44 +91,50 @@ class DeliveryProcessor:
         """Start no further attempt."""
         self._pauses.stop()
 
+    def receive(self, instance: Any, item: Any) -> Awaitable[None]:
+        """Handle one item of the lane's mailbox."""
+        if isinstance(item, Delivery):
+            return self.handle(instance, item)
+        return self._lane.receive_other(instance, item)
+
     async def handle(self, instance: Any, delivery: RoutedDelivery) -> None:
         """Process a delivery: afterwards it is settled, about to be, or given back."""
         # The fast path: the first attempt at a message that is not a request, in as few steps as
         # possible, because most of a program's time is spent here. The slow path,
         # `_handle_fully`, does the same for every message, and the two must agree:
-        # `test_handling_short_ways` runs both.
-        lane = self._lane
+        # `test_handling_fast_paths` runs both.
         if instance is not self._direct_of:
-            self._direct = lane.direct(instance)
+            self._fast_paths = self._fast_paths_of(instance)
             self._direct_of = instance
         envelope = delivery.envelope
-        index = delivery.route.handler
-        function = self._direct[index]
+        route = delivery.route
+        index = route.handler
+        path = self._fast_paths[index]
         if (
-            function is None
+            path is None
             or envelope.response_topic is not None
             or (envelope.headers and CHAIN_HEADER in envelope.headers)
-            or len(envelope.payload) > lane.max_received
+            or len(envelope.payload) > self._max_received
             or envelope.left_out is not None
         ):
             await self._handle_fully(instance, delivery)
             return
         if not delivery.start():
             return
-        turn = Turn(envelope, lane.source, shared=delivery.route.router.shared)
+        turn = Turn(envelope, self._source, shared=route.router.shared)
         current_turn.set(turn)
         # Like run_apart(), without the cost of a call.
         context = copy_context()
-        injection = lane.handlers[index].injection
-        name = injection.only_payload
+        function, name, decode = path
         try:
             if name is None:
-                scope = MessageScope(lane, lane.handlers[index], delivery, turn, None)
-                arguments = context.run(injection.bind, scope)
-            elif injection.payload_decoder is None:
+                lane = self._lane
+                handler = lane.handlers[index]
+                scope = MessageScope(lane, handler, delivery, turn, None)
+                arguments = context.run(handler.injection.bind, scope)
+            elif decode is None:
                 arguments = {name: envelope.payload}
             else:
-                decode = injection.payload_decoder.decode
                 arguments = {name: context.run(decode, envelope.payload, envelope.content_type)}
         except DecodeError as error:
             await self._undecodable(delivery, None, error)
@@ -126,6 +156,8 @@ class DeliveryProcessor:
             turn.failure = raised
         if turn.failure is None:
             turn.active = False
+            # The last message must not be kept alive while the actor is idle.
+            current_turn.set(None)
             self._stats["messages.handled"] += 1
             if turn.posts:
                 # As in _attempts(), without the cost of two coroutines.
@@ -140,6 +172,16 @@ class DeliveryProcessor:
                 delivery.settle()
             return
         await self._handle_fully(instance, delivery, turn)
+
+    def _fast_paths_of(self, instance: Any) -> list[_FastPath | None]:
+        paths: list[_FastPath | None] = []
+        lane = self._lane
+        for function, handler in zip(lane.direct(instance), lane.handlers, strict=False):
+            decoder = handler.injection.payload_decoder
+            decode = None if decoder is None else decoder.decode
+            name = handler.injection.only_payload
+            paths.append(None if function is None else (function, name, decode))
+        return paths
 
     async def _handle_fully(
         self, instance: Any, delivery: RoutedDelivery, failed: Turn | None = None
@@ -235,6 +277,7 @@ class DeliveryProcessor:
             else:
                 # `handle` ends the same way, without the cost of two coroutines.
                 turn.active = False
+                current_turn.set(None)
                 self._stats["messages.handled"] += 1
                 if turn.posts:
                     await end_attempt()

@@ -41,6 +41,9 @@ class HandlingLane(ContextOwner, Protocol):
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """Return the handlers that can be called and awaited without `invoke`; None for others."""
 
+    def receive_other(self, instance: Any, item: Any) -> Awaitable[None]:
+        """Handle an item of the mailbox that is not a delivery."""
+
     async def current(self, instance: Any) -> Any:
         """Return the instance for the next attempt; None if there must not be one."""
 

@@ -134,13 +134,13 @@ class Lane:
         """Begin to start it; `started` waits until it is up."""
         self.resources = dict(resources)
         self._thread.start()
-        observer = self._run.observer
+        observer, receive = self._run.observer, self.processor.receive
         self._ref = self._run.system.spawn(
             self._make_instance,
             name=self.name,
             mailbox=self.local,
             restart=restart,
-            receive=self.receive if observer is None else observer.receiving(self, self.receive),
+            receive=receive if observer is None else observer.receiving(self, receive),
             leftover=partial(self._run.given_up.left_over, self.name),
             stopped=self.runner.request_stop,
         )
@@ -250,13 +250,8 @@ class Lane:
 
     # Messages.
 
-    def receive(self, instance: Any, item: Any) -> Awaitable[None]:
-        """Handle one item of the mailbox."""
-        if isinstance(item, Delivery):
-            return self.processor.handle(instance, item)
-        return self._receive_other(instance, item)
-
-    async def _receive_other(self, instance: Any, item: Any) -> None:
+    async def receive_other(self, instance: Any, item: Any) -> None:
+        """Handle an item of the mailbox that is not a delivery."""
         if not isinstance(item, ScheduledCall):
             await self.work_source.receive(instance, item)
             return

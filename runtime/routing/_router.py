@@ -48,6 +48,7 @@ class Router(Actor):
         self.name = name
         self._elsewhere = elsewhere
         self.inbox = Mailbox()
+        self._waiting = self.inbox.items
         self.consumer: Consumer | None = None
         # Whether each message goes to one of several instances.
         self.shared = False
@@ -134,7 +135,7 @@ class Router(Actor):
         if (
             mailbox is None
             or mailbox.closed
-            or self.inbox.items
+            or self._waiting
             or self._outage is not None
             or self._stopped
         ):

@@ -30,7 +30,7 @@ class Target(Protocol):
         """Refuse a request that would deadlock; return whether it was one."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Route:
     """A route from one filter of a subscription to one handler of one actor.
 

@@ -31,6 +31,21 @@ class MemoryConnection:
         lost: called when the connection has ended other than by `close`.
     """
 
+    __slots__ = (
+        "_attempt",
+        "_backoff",
+        "_broker",
+        "_closed",
+        "_loop",
+        "_lost",
+        "_rivalry",
+        "_since",
+        "_surroundings",
+        "_timer",
+        "client_id",
+        "link",
+    )
+
     def __init__(
         self,
         broker: Broker,

@@ -23,6 +23,27 @@ _log = get_logger(__name__)
 class MemoryConsumer(Consumer):
     """One subscription's connection to the memory broker."""
 
+    __slots__ = (
+        "_broker",
+        "_closed",
+        "_connection",
+        "_durable",
+        "_earlier",
+        "_filters",
+        "_group",
+        "_intake",
+        "_max_received",
+        "_queue",
+        "_receiver",
+        "_start_timeout",
+        "_subscription",
+        "_tracker",
+        "_unwanted",
+        "_waiters",
+        "_window",
+        "_window_bytes",
+    )
+
     def __init__(
         self,
         broker: Broker,
@@ -39,6 +60,8 @@ class MemoryConsumer(Consumer):
         self._receiver = receiver
         self._start_timeout = start_timeout
         self._max_received = max_received
+        self._window = subscription.window
+        self._window_bytes = subscription.window_bytes
         self._durable = subscription.durable and not identity.ephemeral
         self._group = f"{identity.application}.{subscription.name}" if subscription.share else None
         self._filters = dict.fromkeys(subscription.filters)
@@ -175,7 +198,7 @@ class MemoryConsumer(Consumer):
             if self._intake:
                 self._receiver.deliver(Delivery(envelope))
             return
-        earlier = self._earlier.pop(token, None)
+        earlier = self._earlier.pop(token, None) if self._earlier else None
         running = earlier is not None and earlier.state in (
             DeliveryState.RUNNING,
             DeliveryState.SETTLED,
@@ -193,8 +216,8 @@ class MemoryConsumer(Consumer):
             self._receiver.deliver(delivery)
 
     def _look_for_room(self) -> None:
-        tracker, subscription = self._tracker, self._subscription
-        if len(tracker) >= subscription.window or tracker.size >= subscription.window_bytes:
+        tracker = self._tracker
+        if len(tracker) >= self._window or tracker.size >= self._window_bytes:
             tracker.fill()
         else:
             tracker.full = False

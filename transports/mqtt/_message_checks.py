@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from ..._texts import LONGEST_REMEMBERED, quoted, unfit_character
 from ...errors import ConfigurationError
 from .._envelope import Envelope, named_texts
@@ -19,22 +17,21 @@ _MOST_LEVELS = 200
 _LEVELS_OF_A_SHARE = 2
 # A character takes at most four bytes in UTF-8.
 _SURELY_SHORT = _LONGEST // 4
+_MOST_REMEMBERED = 16_384
+# Topics that have passed. Not an lru_cache, which touches several entries for each call.
+_checked: dict[str, None] = {}
 
 
 def check_topic(topic: str) -> None:
     """Raise ConfigurationError unless messages can be published to ``topic``."""
-    if len(topic) <= LONGEST_REMEMBERED:
-        _check_remembered(topic)
-    else:
-        _check_topic(topic)
-
-
-def _check_topic(topic: str) -> None:
+    if topic in _checked:
+        return
     check_any_topic(topic)
     _check_levels("topic", topic, _MOST_LEVELS)
-
-
-_check_remembered = functools.lru_cache(16_384)(_check_topic)
+    if len(topic) <= LONGEST_REMEMBERED:
+        if len(_checked) >= _MOST_REMEMBERED:
+            _checked.clear()
+        _checked[topic] = None
 
 
 def check_filter(pattern: str) -> None:
@@ -61,10 +58,8 @@ def check_message(envelope: Envelope) -> None:
     """
     topic = envelope.topic
     # check_topic(), without the cost of a call.
-    if len(topic) <= LONGEST_REMEMBERED:
-        _check_remembered(topic)
-    else:
-        _check_topic(topic)
+    if topic not in _checked:
+        check_topic(topic)
     if envelope.response_topic is not None:
         try:
             check_topic(envelope.response_topic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from types import FrameType
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from spa_dat import DistributedApplication
+from spa_dat.runtime.messaging._turn import Turn
 from spa_dat.transports import TopicTrie
 
 
@@ -117,3 +119,15 @@ def test_topics_are_remembered_for_as_many_filters_as_there_are() -> None:
     few, many = look_ups(100), look_ups(10_000)
 
     assert many == 100 * few
+
+
+async def test_an_idle_actor_keeps_nothing_of_its_last_message() -> None:
+    app = application(3)
+    async with app:
+        for number in range(3):
+            await app.socket().publish(f"machine/{number}", b"x" * 100_000)
+        while app.stats["messages.handled"] < 3:
+            await asyncio.sleep(0)
+
+        kept = [it for it in gc.get_objects() if isinstance(it, Turn) and it.actor.endswith("/a1")]
+        assert not kept
