@@ -11,7 +11,7 @@ import pickle
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
@@ -98,12 +98,21 @@ def pack(spec: Spec[Any], resources: Mapping[str, Resource]) -> bytes:
         {name: it for name, it in resources.items() if any(_uses(one, name) for one in handlers)},
         {one.attribute: _annotations(one) for one in handlers},
     )
-    with _by_value(_modules_of(shipment)) as packed:
-        names = _names_of(shipment, packed)
-        try:
-            return _dumps((shipment, names, packed), packed)
-        except Exception as error:
-            raise _not_shippable(shipment, packed, error) from error
+    by_value = _ByValue(_modules_of(shipment))
+    try:
+        names = _names_of(shipment, by_value.names)
+        # A second time if more modules were found on the way, which `names` is to know of.
+        while True:
+            known = set(by_value.names)
+            try:
+                packed = _dumps((shipment, names, known), by_value)
+            except Exception as error:
+                raise _not_shippable(shipment, by_value, error) from error
+            if by_value.names == known:
+                return packed
+            names = _names_of(shipment, by_value.names)
+    finally:
+        by_value.close()
 
 
 def unpack(data: bytes) -> Shipment:
@@ -191,31 +200,45 @@ def _modules_of(shipment: Shipment) -> set[str]:
     return {module for module in modules if isinstance(module, str)}
 
 
-@contextlib.contextmanager
-def _by_value(modules: set[str]) -> Iterator[frozenset[str]]:
-    """Pickle by value what is in those of the modules that a child could not import."""
-    import cloudpickle
+class _ByValue:
+    """The modules whose functions and classes are pickled by value: a child cannot import them."""
 
-    lost = sorted(module for module in modules if not _is_importable(module) and module != _MAIN)
-    lost = [module for module in lost if module in sys.modules]
-    for module in lost:
-        cloudpickle.register_pickle_by_value(sys.modules[module])
-    try:
-        yield frozenset((_MAIN, *lost))
-    finally:
-        for module in lost:
+    def __init__(self, modules: set[str]) -> None:
+        self.names = {_MAIN}
+        self._known = {_MAIN: True}
+        for module in sorted(modules):
+            self.look_at(module)
+
+    def look_at(self, module: object) -> None:
+        """See whether what is of this module has to be pickled by value."""
+        if not isinstance(module, str) or module in self._known:
+            return
+        self._known[module] = True
+        if module in sys.modules and not _is_importable(module):
+            import cloudpickle
+
+            cloudpickle.register_pickle_by_value(sys.modules[module])
+            self.names.add(module)
+
+    def close(self) -> None:
+        """Let cloudpickle do with these modules as it likes."""
+        import cloudpickle
+
+        for module in self.names - {_MAIN}:
             cloudpickle.unregister_pickle_by_value(sys.modules[module])
 
 
-def _dumps(value: object, by_value: frozenset[str]) -> bytes:
+def _dumps(value: object, by_value: _ByValue) -> bytes:
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type | types.FunctionType):
+                by_value.look_at(obj.__module__)
             if (
                 isinstance(obj, type)
                 and issubclass(obj, msgspec.Struct)
-                and obj.__module__ in by_value
+                and obj.__module__ in by_value.names
             ):
                 return _reduced_struct(obj)
             if isinstance(obj, ContextVar):
@@ -321,7 +344,7 @@ def _set_attributes(cls: type, attributes: dict[str, Any]) -> None:
 # Names that only annotations use, which cloudpickle leaves out.
 
 
-def _names_of(shipment: Shipment, by_value: frozenset[str]) -> dict[str, dict[str, Any]]:
+def _names_of(shipment: Shipment, by_value: set[str]) -> dict[str, dict[str, Any]]:
     names: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
     left = [it for one in shipment.annotations.values() for it in one.values()]
@@ -366,7 +389,7 @@ def _types_in(annotation: Any, depth: int = 0) -> list[type]:
 
 
 def _not_shippable(
-    shipment: Shipment, by_value: frozenset[str], error: BaseException
+    shipment: Shipment, by_value: _ByValue, error: BaseException
 ) -> ConfigurationError:
     way, found, reason = _way_to(shipment, by_value, error)
     return ConfigurationError(
@@ -380,8 +403,13 @@ def _kind_of(found: object) -> str:
     return f", of type {kind.__module__}.{kind.__qualname__},".replace("builtins.", "")
 
 
+def _is_application(found: object) -> bool:
+    # Its class is in a room above this one.
+    return type(found).__name__ == "DistributedApplication"
+
+
 def _advice(way: Sequence[str], found: object) -> str:
-    if type(found).__name__ == "DistributedApplication":
+    if _is_application(found):
         return "; a handler publishes and requests with the socket that it is given"
     if any(step.startswith("resource ") for step in way):
         return "; give a function that opens it, which is called in the process where it is used"
@@ -392,31 +420,46 @@ def _advice(way: Sequence[str], found: object) -> str:
 
 
 def _way_to(
-    shipment: Shipment, by_value: frozenset[str], error: BaseException
+    shipment: Shipment, by_value: _ByValue, error: BaseException
 ) -> tuple[list[str], object, str]:
     """Return the steps from the actor to what cannot be pickled, that, and why."""
-    way: list[str] = []
-    found: Any = shipment
-    parts: list[tuple[str, Any]] = _parts_of_shipment(shipment)
     seen: set[int] = set()
-    reason = f"{error_name(error)}: {describe(error)}"
-    while len(way) < _DEEPEST:
-        for label, part in parts[:_WIDEST]:
-            if id(part) in seen:
-                continue
-            problem = _problem(part, by_value)
-            if problem is not None:
-                seen.add(id(part))
-                way.append(label)
-                found, reason = part, problem
-                break
-        else:
-            break
-        parts = _parts_of(found)
-    return way or ["something"], found, reason
+    found = _search(_parts_of_shipment(shipment), by_value, seen, 0)
+    if found is None:
+        return ["something"], shipment, f"{error_name(error)}: {describe(error)}"
+    return found
 
 
-def _problem(part: object, by_value: frozenset[str]) -> str | None:
+_Found = tuple[list[str], object, str]
+
+
+def _search(
+    parts: list[tuple[str, Any]], by_value: _ByValue, seen: set[int], depth: int
+) -> _Found | None:
+    """Return the way to what cannot be pickled; None when all ways lead back in a circle."""
+    for label, part in parts[:_WIDEST]:
+        if id(part) in seen:
+            continue
+        problem = _problem(part, by_value)
+        if problem is None:
+            continue
+        seen.add(id(part))
+        inner = _parts_of(part)
+        deeper = _search(inner, by_value, seen, depth + 1) if depth < _DEEPEST else None
+        if deeper is not None:
+            way, found, reason = deeper
+            return [label, *way], found, reason
+        if not _leads_back(inner, by_value, seen):
+            return [label], part, problem
+    return None
+
+
+def _leads_back(parts: list[tuple[str, Any]], by_value: _ByValue, seen: set[int]) -> bool:
+    """Whether something of the parts cannot be pickled, and was looked at before."""
+    return any(id(part) in seen and _problem(part, by_value) is not None for _, part in parts)
+
+
+def _problem(part: object, by_value: _ByValue) -> str | None:
     try:
         _dumps(part, by_value)
     except Exception as error:  # noqa: BLE001 (whatever the user's objects raise)
@@ -449,6 +492,8 @@ def _parts_of_shipment(shipment: Shipment) -> list[tuple[str, Any]]:
 
 def _parts_of(value: Any) -> list[tuple[str, Any]]:
     """Return what an object is made of, with words for each part."""
+    if _is_application(value):
+        return []
     if isinstance(value, types.MethodType):
         return [("its object", value.__self__), ("its function", value.__func__)]
     if isinstance(value, types.FunctionType):

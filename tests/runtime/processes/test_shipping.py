@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket as network
 import sqlite3
+import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,33 @@ async def test_what_could_not_be_sent_fails_in_the_harness_too() -> None:
     with pytest.raises(ConfigurationError, match="variable 'lock'"):
         async with Harness(app, seed=3):
             pass
+
+
+async def test_the_way_leads_out_of_circles() -> None:
+    app = make()
+    client = Client()
+    client.__dict__ = {"itself": client, "others": [client], "lock": client.lock}
+
+    @app.application("in", placement="process")
+    async def work(payload: int) -> None:
+        client.lock.acquire()
+
+    assert "variable 'client' of an enclosing function -> attribute 'lock'" in await problem_of(app)
+
+
+async def test_modules_that_a_child_could_not_import_are_sent(tmp_path: Path) -> None:
+    module = types.ModuleType("made_up")
+    exec("def helper(number):\n    return number * SIX\nSIX = 6", vars(module))
+    sys.modules["made_up"] = module
+    helper = vars(module)["helper"]
+    app = make()
+
+    @app.application("in", placement="process")
+    async def work(payload: int) -> int:
+        return int(helper(payload))
+
+    try:
+        async with app:
+            assert await app.socket().request("in", 7, reply=int) == 42
+    finally:
+        del sys.modules["made_up"]
