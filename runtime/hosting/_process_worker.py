@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -482,8 +481,9 @@ class ProcessWorker:
         if self._services is not None:
             self._services.close()
             self._services = None
-        hung = process.exit_code == HUNG
-        self._sort_out(process, f"its process {why}", hung=hung)
+        if process.exit_code == HUNG:
+            why = "has ended because a handler did not end at its deadline"
+        self._sort_out(process, f"its process {why}")
         process.progress.close()
         over = self._over
         if over is not None and not over.done():
@@ -497,7 +497,7 @@ class ProcessWorker:
         self._replace(why)
         self._go_on()
 
-    def _sort_out(self, process: ChildProcess, why: str, *, hung: bool) -> None:
+    def _sort_out(self, process: ChildProcess, why: str) -> None:
         """Settle, blame, or take back what the process had."""
         states = process.progress.states
         begun: list[tuple[int, RoutedDelivery]] = []
@@ -533,10 +533,8 @@ class ProcessWorker:
                     unharmed.insert(0, delivery)
                 else:
                     self._first.appendleft((delivery, None))
-        if not hung or begun:
-            level = logging.WARNING if in_flight or not self._lane.stopping else logging.INFO
-            self._lane.log.log(
-                level,
+        if begun or unharmed or self._over is None:
+            self._lane.log.warning(
                 "%s; %d messages were at work in it, %d waited there",
                 why,
                 len(begun),
