@@ -77,6 +77,8 @@ class KafkaBus(Bus):
         )
         self._largest = max(config.max_batch, config.max_payload + ROOM_FOR_HEADERS)
         self._warned = False
+        self._starting: asyncio.Task[None] | None = None
+        self._closed = False
 
     # The contract of a bus.
 
@@ -85,6 +87,18 @@ class KafkaBus(Bus):
         return super().trouble or self._publisher.trouble or self._inbox.trouble
 
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
+        starting = self._starting = asyncio.ensure_future(self._start(on_reply))
+        try:
+            await starting
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            raise ConnectFailed("closed before there was a connection") from None
+        finally:
+            self._starting = None
+
+    async def _start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         loop = asyncio.get_running_loop()
         config = self._config
         # An application may have a name that no topic can have.
@@ -128,6 +142,11 @@ class KafkaBus(Bus):
         await self._publisher.outbox.room()
 
     async def close(self) -> None:
+        self._closed = True
+        if self._starting is not None:
+            # It would go on, and connect after the end.
+            self._starting.cancel()
+            await asyncio.wait((self._starting,))
         await asyncio.gather(self._publisher.close(), self._inbox.close())
 
     # Internals.

@@ -261,3 +261,17 @@ async def test_a_start_can_be_cancelled(kafka: Kafka) -> None:
             starting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await starting
+
+
+async def test_closing_ends_a_start(kafka: Kafka) -> None:
+    """It went on, and left connections that nobody closed."""
+    async with kafka.proxy() as proxy:
+        address = f"{proxy.host}:{proxy.port}"
+        proxy.blackhole()
+        options: dict[str, Any] = {"start_timeout": 3_600.0, "connect_timeout": 3_600.0}
+        async with bus_client(address, start=False, **options) as client:
+            starting = asyncio.ensure_future(client.start())
+            await eventually(lambda: proxy.accepted > 0)
+            await asyncio.wait_for(client.bus.close(), 60)
+            with pytest.raises(ConnectFailed, match="closed before"):
+                await asyncio.wait_for(starting, 60)
