@@ -44,19 +44,23 @@ class Mode:
     """How the application runs, and what order it promises.
 
     Attributes:
-        workers: of ``spa-dat run``.
+        workers: of ``spa-dat run``; 0 for the command's own process.
+        processes: of the actor; 0 for none.
         keeps_keys: whether messages with one key are in order on this bus, whoever handles them;
             otherwise they are for each instance alone.
     """
 
     workers: int
+    processes: int
     keeps_keys: bool
 
 
 _MODES = {
-    ("workers", "kafka"): Mode(3, keeps_keys=True),
+    ("workers", "kafka"): Mode(3, 0, keeps_keys=True),
     # Shared subscriptions deal messages out in turn.
-    ("workers", "mqtt"): Mode(3, keeps_keys=False),
+    ("workers", "mqtt"): Mode(3, 0, keeps_keys=False),
+    ("processes", "kafka"): Mode(0, 3, keeps_keys=True),
+    ("processes", "mqtt"): Mode(0, 3, keeps_keys=True),
 }
 
 
@@ -150,7 +154,11 @@ class Numbers:
                         key = f"k{self._rng.randrange(_KEYS)}"
                         number, self.sent[key] = self.sent[key], self.sent[key] + 1
                         text = f"{key} {number}"
-                        publishes.append(socket.publish(self._topic, text, key=key, timeout=60))
+                        publishes.append(
+                            socket.publish(
+                                self._topic, text, key=key, headers={"part": key}, timeout=60
+                            )
+                        )
                     await asyncio.gather(*publishes)
                 await asyncio.sleep(_STEP)
 
@@ -249,7 +257,9 @@ async def _soak(
     name = f"soak-{uuid.uuid4().hex[:8]}"
     ledger = Ledger(folder / "ledger")
     numbers = Numbers(url, f"{name}/numbers", rng, ledger)
-    arguments = ["run", _SUBJECT, "--workers", str(mode.workers), "--log-level", "warning"]
+    arguments = ["run", _SUBJECT, "--log-level", "warning"]
+    if mode.workers:
+        arguments += ["--workers", str(mode.workers)]
     command = subprocess.Popen(
         [sys.executable, "-m", "spa_dat", *arguments],
         stdin=subprocess.DEVNULL,
@@ -259,6 +269,7 @@ async def _soak(
             **os.environ,
             "SPA_DAT_URL": url,
             "SOAK_NAME": name,
+            "SOAK_PROCESSES": str(mode.processes),
             "SOAK_LEDGER": str(folder / "ledger"),
         },
     )
@@ -266,7 +277,7 @@ async def _soak(
 
     def all_started() -> bool:
         ledger.read()
-        return ledger.starts >= mode.workers
+        return ledger.starts >= max(1, mode.workers)
 
     def all_handled() -> bool:
         ledger.read()
@@ -277,9 +288,14 @@ async def _soak(
         # On MQTT nothing waits for a subscription that is not there yet.
         await _until("a start", all_started, _START_TIMEOUT, command, ledger)
         sending = asyncio.create_task(numbers.send())
-        await _kill(kills, command, ledger, rng)
-        numbers.end()
-        await sending
+        killing = asyncio.create_task(_kill(kills, command, ledger, rng))
+        # Whatever fails, sending does not end by itself.
+        await asyncio.wait((sending, killing), return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            killing.cancel()
+        else:
+            numbers.end()
+        await asyncio.gather(sending, killing)
 
         with contextlib.suppress(SystemExit):
             await _until("the rest is handled", all_handled, _REST_TIMEOUT, command, ledger)
