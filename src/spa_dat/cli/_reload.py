@@ -61,6 +61,9 @@ class Reloader:
 
     def run(self) -> int:
         """Run the application; returns 0, or how its last process has failed to stop."""
+        # Python takes a compiled file for up to date if size and second of the source are the same,
+        # and so would run what was there before two quick changes.
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         self._processes.call_later(0.0, self._start)
         watcher = threading.Thread(target=self._watch, name="spa_dat reload", daemon=True)
         watcher.start()
