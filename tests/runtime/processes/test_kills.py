@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spa_dat import DistributedApplication, RetryPolicy, Socket
+from spa_dat import DistributedApplication, RestartPolicy, RetryPolicy, Socket
 from spa_dat.harness.brokers import Kafka, Mosquitto
 from spa_dat.runtime.application._application import runs_of
 from support.waiting import eventually
@@ -20,6 +20,8 @@ KILLS = int(os.environ.get("SPA_DAT_KILLS", "20"))
 KEYS = 8
 # No message is struck by so many signals that it is given up.
 PATIENT = RetryPolicy(attempts=1000, first=0.01, factor=1, hold=3600)
+# A process may be struck again before it has settled anything, and comes back however often.
+STUBBORN = RestartPolicy(intensity=1000, backoff_min=0.01, backoff_max=0.1)
 
 
 class Ledger:
@@ -45,7 +47,7 @@ async def kills(url: str, prefix: str, seed: int, number_of_kills: int) -> None:
     chance = random.Random(seed)
     ledger = Ledger()
     listener = DistributedApplication(url, name=f"{prefix}-listener")
-    app = DistributedApplication(url, name=f"{prefix}-worker", stop_timeout=30)
+    app = DistributedApplication(url, name=f"{prefix}-worker", stop_timeout=30, restart=STUBBORN)
 
     @listener.application(f"{prefix}/out/{{key}}")
     async def note(key: str, payload: int) -> None:
