@@ -174,8 +174,7 @@ class RecordingWriter:
                 self._write(*entry)
             except OSError as error:
                 self._failed += 1
-                self.problem = str(error.strerror or error)
-                log.error("recording %s ends here: %s", self._name, self.problem)
+                self._ended_by(error)
         self._let_go()
 
     def _write(self, envelope: Envelope, receipt: Callable[[Envelope], Receipt]) -> None:
@@ -211,7 +210,13 @@ class RecordingWriter:
             if self._file is not None:
                 self._file.close()
         except OSError as error:
-            self.problem = self.problem or str(error.strerror or error)
+            # What was written last may reach the disk only now.
+            if self.problem is None:
+                self._ended_by(error)
+
+    def _ended_by(self, error: OSError) -> None:
+        self.problem = str(error.strerror or error)
+        log.error("recording %s ends here: %s", self._name, self.problem)
 
     def _tell(self, why: str) -> None:
         if not self._told:

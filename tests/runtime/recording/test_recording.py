@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from hypothesis import given, strategies as st
 from spa_dat import Actor, DistributedApplication, MemoryConfig, Message, RetryPolicy, Socket, on
 from spa_dat.errors import ConfigurationError
 from spa_dat.recording import Receipt, Recorder, read_recording
+from spa_dat.runtime.recording import _recording_writer
 from spa_dat.testing import Faults, HandlerFailed, Harness
 from spa_dat.transports import Envelope, TopicFilter
 from support.waiting import eventually
@@ -795,9 +797,15 @@ async def test_a_disk_that_hangs_does_not_keep_the_application_from_ending(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("noticed", ["when written", "when closed"])
 async def test_a_full_disk_ends_the_recording_and_not_the_application(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, noticed: str
 ) -> None:
+    class Entries(SimpleQueue[Any]):
+        def empty(self) -> bool:
+            return noticed == "when written"
+
+    monkeypatch.setattr(_recording_writer, "SimpleQueue", Entries)
     app, got = watcher()
     with Recorder(app, "/dev/full") as recorder:
         await publish_some(app, 1, 2)
