@@ -6,9 +6,23 @@ from ._contract import Bus, Consumer, Identity, Receiver, SocketProvider, Subscr
 from ._credentials import Secret
 from ._dead_letter_topics import parked
 from ._delivery import Delivery, DeliveryState, Tracker
-from ._envelope import REPLY_HEADER, Envelope, LeftOut, Tombstone, without_payload
+from ._envelope import (
+    REPLY_HEADER,
+    Envelope,
+    LeftOut,
+    Tombstone,
+    check_encodable,
+    without_payload,
+)
 from ._factory import Config, SocketProviderFactory, as_provider
-from ._outbox import Outbox, OutboxEntry, on_failure
+from ._outbox import (
+    DEFAULT_OUTBOX,
+    DEFAULT_OUTBOX_BYTES,
+    Outbox,
+    OutboxEntry,
+    on_failure,
+    size_of,
+)
 from ._reconnect import Backoff
 from ._topics import (
     RESERVED,
@@ -26,6 +40,8 @@ from .memory import MemoryConfig, MemoryProvider
 from .mqtt import MqttConfig, MqttProvider
 
 __all__ = [
+    "DEFAULT_OUTBOX",
+    "DEFAULT_OUTBOX_BYTES",
     "REPLY_HEADER",
     "RESERVED",
     "Backoff",
@@ -57,6 +73,7 @@ __all__ = [
     "TopicTrie",
     "Tracker",
     "as_provider",
+    "check_encodable",
     "check_filter",
     "check_topic",
     "covers",
@@ -65,5 +82,6 @@ __all__ = [
     "on_failure",
     "parked",
     "reply_prefix",
+    "size_of",
     "without_payload",
 ]

@@ -10,7 +10,7 @@ from .._texts import quoted, unfit_character
 from ..errors import ConfigurationError
 from ._contract import DEFAULT_WINDOW_BYTES
 from ._credentials import PasswordFile, Secret, as_secret, password_from
-from ._outbox import DEFAULT_OUTBOX_BYTES
+from ._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
 from ._reconnect import Backoff
 from ._url_options import check_flag, check_numbers, check_text
 
@@ -83,7 +83,7 @@ class BrokerConfig:
     connect_timeout: float = 5.0
     start_timeout: float = 10.0
     window_bytes: int = DEFAULT_WINDOW_BYTES
-    outbox: int = 10_000
+    outbox: int = DEFAULT_OUTBOX
     outbox_bytes: int = DEFAULT_OUTBOX_BYTES
     max_payload: int
     max_received: int | None = None

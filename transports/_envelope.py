@@ -8,12 +8,16 @@ from types import MappingProxyType
 
 import msgspec
 
+from .._texts import quoted
+from ..errors import ConfigurationError
+
 __all__ = [
     "REPLY_HEADER",
     "Envelope",
     "LeftOut",
     "MessageFields",
     "Tombstone",
+    "check_encodable",
     "named_texts",
     "without_payload",
 ]
@@ -106,6 +110,30 @@ def named_texts(envelope: Envelope) -> tuple[tuple[str, str | None], ...]:
         ("source", envelope.source),
         ("type", envelope.type),
     )
+
+
+def check_encodable(envelope: Envelope) -> None:
+    """Raise ConfigurationError for a text that UTF-8 cannot encode, in headers and other fields.
+
+    Topics have checks of their own. The error names the field, shows its value, and says what to
+    do.
+    """
+    for what, text in named_texts(envelope):
+        if text is not None:
+            _check_encodable(text, what)
+    for name, value in envelope.headers.items() if envelope.headers else ():
+        _check_encodable(name, "name of a header")
+        _check_encodable(value, f"header {quoted(name)}")
+
+
+def _check_encodable(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{what}: {quoted(text)} contains half of a surrogate pair, which UTF-8 cannot encode:"
+            " use whole characters, or send it in the payload"
+        ) from None
 
 
 def without_payload(envelope: Envelope) -> Envelope:

@@ -12,10 +12,18 @@ from ..errors import OutboxFull, PublishNotSent, PublishUnknown
 from ._connect_failures import not_outage
 from ._envelope import Envelope
 
-__all__ = ["DEFAULT_OUTBOX_BYTES", "Outbox", "OutboxEntry", "on_failure", "size_of"]
+__all__ = [
+    "DEFAULT_OUTBOX",
+    "DEFAULT_OUTBOX_BYTES",
+    "Outbox",
+    "OutboxEntry",
+    "on_failure",
+    "size_of",
+]
 
 # Texts of up to this many characters together are not counted.
 _FREE = 1_024
+DEFAULT_OUTBOX = 10_000
 DEFAULT_OUTBOX_BYTES = 67_108_864
 # Seconds without any confirmation after which a broker counts as away, connected or not.
 _SILENCE = 5.0
@@ -158,7 +166,7 @@ class Outbox:
         self,
         write: Callable[[OutboxEntry], None],
         *,
-        capacity: int = 10_000,
+        capacity: int = DEFAULT_OUTBOX,
         capacity_bytes: int = DEFAULT_OUTBOX_BYTES,
         window: int = 100,
         window_bytes: int = DEFAULT_OUTBOX_BYTES,

@@ -25,7 +25,9 @@ from ...transports import (
     SocketProvider,
     Subscription,
     Surroundings,
+    check_encodable,
     check_topic,
+    size_of,
 )
 from ..processes._channel import Channel
 from ..processes._frames import Confirmed, Connected, Deliver, Outcome, Reply, Subscribe, error_of
@@ -38,8 +40,6 @@ _QUEUED = DeliveryState.QUEUED
 _POST, _PUBLISH, _PARK, _CANCEL = 4, 5, 6, 7
 _LONGEST_HELD = 0.002
 _COUNT_AFTER = 0.02
-# The parent's answer to what it has no time limit for itself.
-_GRACE = 5.0
 
 
 class PipedDelivery(Delivery):
@@ -222,7 +222,7 @@ class PipeBus(Bus):
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         """See `Bus.post`."""
         self._check(envelope)
-        size = len(envelope.payload)
+        size = size_of(envelope)
         if self._pending and (
             len(self._pending) >= self._capacity or self._bytes + size > self._capacity_bytes
         ):
@@ -230,8 +230,9 @@ class PipeBus(Bus):
                 f"{len(self._pending)} publishes with {self._bytes} bytes wait for their"
                 " confirmation; wait with drain() between posts, or raise the option 'outbox'"
             )
-        number, future = self._ask(size)
+        number = self._number_of_next()
         self._channel.send_envelope((_POST, number), envelope)
+        future = self._asked(number, size)
         future.add_done_callback(lambda done: self._given_up(number, done))
         return future
 
@@ -246,9 +247,9 @@ class PipeBus(Bus):
 
     async def subscribe(self, pattern: str, *, undo: bool) -> None:
         """Add a filter to those of the actor, or remove it."""
-        number, future = self._ask(0)
+        number = self._number_of_next()
         self._channel.send(Subscribe(number, pattern, undo))
-        await future
+        await self._asked(number, 0)
 
     async def drain(self) -> None:
         """See `Bus.drain`."""
@@ -296,17 +297,26 @@ class PipeBus(Bus):
                 f"the payload for {envelope.topic!r} has {size} bytes, the bus takes"
                 f" {self.max_payload}; send less, or raise the option 'max_payload'"
             )
+        check_encodable(envelope)
 
-    def _ask(self, size: int) -> tuple[int, asyncio.Future[None]]:
+    def _number_of_next(self) -> int:
         self._number += 1
+        return self._number
+
+    def _asked(self, number: int, size: int) -> asyncio.Future[None]:
+        """Return what ends with the parent's answer to what was sent under this number.
+
+        Nobody answers what could not be sent, so nothing is pending before.
+        """
         future: asyncio.Future[None] = self._loop.create_future()
-        self._pending[self._number] = future, size
+        self._pending[number] = future, size
         self._bytes += size
-        return self._number, future
+        return future
 
     async def _answered(self, tag: int, envelope: Envelope, timeout: float) -> None:
-        number, future = self._ask(len(envelope.payload))
+        number = self._number_of_next()
         self._channel.send_envelope((tag, number, timeout), envelope)
+        future = self._asked(number, size_of(envelope))
         try:
             await future
         finally:
@@ -374,6 +384,11 @@ class PipeProvider(SocketProvider):
     def check_topic(self, topic: str) -> None:
         """See `SocketProvider.check_topic`."""
         check_topic(topic)
+
+    def check_message(self, envelope: Envelope) -> None:
+        """See `SocketProvider.check_message`."""
+        super().check_message(envelope)
+        check_encodable(envelope)
 
     def check_filter(self, pattern: str) -> None:
         """Do nothing: the parent has checked it, or does."""

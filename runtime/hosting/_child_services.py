@@ -13,7 +13,7 @@ import msgspec
 from ..._logs import OWN, log_elsewhere_made
 from ..._texts import describe
 from ...errors import OutboxFull, SpaDatError
-from ...transports import Envelope
+from ...transports import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES, Envelope
 from ..messaging._requests import LENGTH_OF_PREFIX
 from ..processes._channel import Channel
 from ..processes._frames import (
@@ -78,8 +78,8 @@ class ChildServices:
             "connected": bus.connected,
             "reply_prefix": prefix,
             "reply_problem": problem,
-            "outbox": getattr(provider.config, "outbox", 10_000),
-            "outbox_bytes": getattr(provider.config, "outbox_bytes", 67_108_864),
+            "outbox": getattr(provider.config, "outbox", DEFAULT_OUTBOX),
+            "outbox_bytes": getattr(provider.config, "outbox_bytes", DEFAULT_OUTBOX_BYTES),
             "observed": self._lane.observed,
         }
 

@@ -11,9 +11,8 @@ from typing import Protocol
 
 import msgspec
 
-from ..._texts import quoted
 from ...errors import ConfigurationError
-from .._envelope import REPLY_HEADER, Envelope, named_texts
+from .._envelope import REPLY_HEADER, Envelope, check_encodable
 from .._topics import RESERVED
 from ._names import Names
 
@@ -316,23 +315,9 @@ def check_message(envelope: Envelope) -> None:
     A record allows any bytes as its key and as the value of a header, and so every text that UTF-8
     can encode. The error names the field, shows its value, and says what to do.
     """
-    for what, text in named_texts(envelope):
-        if text is not None:
-            _check_text(text, what)
-    for name, value in envelope.headers.items() if envelope.headers else ():
+    for name in envelope.headers or ():
         if name in RESERVED_NAMES:
             raise ConfigurationError(
                 f"header {name!r} belongs to the runtime on Kafka; choose another name"
             )
-        _check_text(name, "name of a header")
-        _check_text(value, f"header {quoted(name)}")
-
-
-def _check_text(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ConfigurationError(
-            f"{what}: {quoted(text)} contains half of a surrogate pair, which UTF-8 cannot encode:"
-            " use whole characters, or send it in the payload"
-        ) from None
+    check_encodable(envelope)

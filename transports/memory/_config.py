@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import ConfigurationError
 from .._contract import DEFAULT_WINDOW_BYTES
-from .._outbox import DEFAULT_OUTBOX_BYTES
+from .._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
 from .._url_options import check_numbers
 
 __all__ = ["MemoryConfig"]
@@ -40,7 +40,7 @@ class MemoryConfig:
     name: str = ""
     window: int = 200
     window_bytes: int = DEFAULT_WINDOW_BYTES
-    outbox: int = 10_000
+    outbox: int = DEFAULT_OUTBOX
     outbox_bytes: int = DEFAULT_OUTBOX_BYTES
     max_payload: int = 1_048_576
     max_received: int | None = None

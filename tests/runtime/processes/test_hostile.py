@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from spa_dat import Actor, DistributedApplication, RetryPolicy, Socket, on
+from spa_dat.errors import ConfigurationError
 from support.waiting import eventually
 
 ONCE = RetryPolicy(attempts=1)
@@ -310,3 +311,32 @@ async def test_threads_that_go_on_do_not_keep_the_process() -> None:
         await app.socket().publish("in", 1)
         await eventually(lambda: got)
     assert not Path(f"/proc/{got[0]}").exists()
+
+
+@pytest.mark.parametrize("call", ["post", "publish", "request"])
+@pytest.mark.parametrize(
+    "options",
+    [{"headers": {"a": "\ud800"}}, {"headers": {"\ud800": "a"}}, {"key": "\ud800"}],
+    ids=["header", "name", "key"],
+)
+async def test_a_text_that_no_pipe_carries_is_refused_at_the_call_and_leaves_nothing_behind(
+    call: str, options: dict[str, Any]
+) -> None:
+    app = make(stop_timeout=60)
+
+    @app.application("in", placement="process")
+    async def work(payload: str, socket: Socket) -> str:
+        try:
+            sent: Any = getattr(socket, call)("out", "x", **options)
+            if call != "post":
+                await sent
+        except ConfigurationError as error:
+            # What waits for an answer that never comes would be waited for here.
+            await socket.drain()
+            return str(error)
+        return "it was sent"
+
+    async with app:
+        refusal = await app.socket().request("in", "a", reply=str)
+        assert "half of a surrogate pair" in refusal
+    assert app.stats["actors.cut_off"] == 0
