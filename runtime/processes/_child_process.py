@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..._texts import describe_exit
 from ...errors import ConfigurationError
 from ._channel import Channel
 from ._frames import FromChild
@@ -159,16 +159,6 @@ class ChildProcess:
     def _close(self) -> None:
         if not self._loop.is_closed():
             self.channel.close()
-
-
-def describe_exit(code: int) -> str:
-    """Return in words how a process has ended, as in "was killed by SIGSEGV"."""
-    if code >= 0:
-        return f"has ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
 
 
 def _launch(name: str, pipe: socket.socket, memory: int) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
 import traceback
@@ -12,6 +13,8 @@ from typing import Any
 __all__ = [
     "LONGEST_REMEMBERED",
     "describe",
+    "describe_exit",
+    "encodable",
     "error_name",
     "escaped",
     "forget_earlier",
@@ -96,12 +99,31 @@ def quoted(text: object, longest: int = 120) -> str:
     return escaped(shown, longest)
 
 
+def encodable(text: str) -> str:
+    """Return the text as UTF-8 can encode it, with ``?`` for halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def describe(error: BaseException) -> str:
     """Return the error's text, on one line that every bus can carry and every log can show."""
     text = _text_of(error)
     if isinstance(text, BaseException):
         text = f"(its text cannot be had: {error_name(text)})"
-    return escaped(text.encode("utf-8", "replace").decode())
+    return escaped(encodable(text))
+
+
+def describe_exit(code: int) -> str:
+    """Return in words how a process has ended, as in "was killed by SIGSEGV".
+
+    Args:
+        code: its exit code; negative the signal that has killed it.
+    """
+    if code >= 0:
+        return f"has ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
 
 
 def error_name(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from ._child import Child
 from ._text import one_line
 from ._worker_output import Outputs
 
-__all__ = ["Init", "Owner", "Processes", "exit_code", "in_words"]
+__all__ = ["Init", "Owner", "Processes", "exit_code"]
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -258,17 +258,6 @@ def _open_standard_streams() -> None:
 def exit_code(code: int) -> int:
     """Return what a shell would say of a process that has ended so."""
     return code if code >= 0 else 128 - code
-
-
-def in_words(code: int) -> str:
-    """Return how a process has ended, from its exit code as `Child.ended` gives it."""
-    if code >= 0:
-        return f"has ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"was killed by {name}"
 
 
 class Init:

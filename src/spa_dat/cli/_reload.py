@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._texts import reason_of
+from .._texts import describe_exit, reason_of
 from ..errors import ConfigurationError
 from ._child import Child
-from ._processes import Processes, exit_code, in_words
+from ._processes import Processes, exit_code
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -124,7 +124,7 @@ class Reloader:
         elif self._state is ReloadState.RESTARTING:
             self._start()
         else:
-            self._wait(in_words(code))
+            self._wait(describe_exit(code))
 
     def _wait(self, how: str) -> None:
         self._enter(ReloadState.ENDED)

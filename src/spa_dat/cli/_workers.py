@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from random import Random
 
+from .._texts import describe_exit
 from ..actors._restart import RestartCounter, RestartPolicy
 from ._child import Child
-from ._processes import Processes, exit_code, in_words
+from ._processes import Processes, exit_code
 
 __all__ = ["Workers"]
 
@@ -161,13 +162,13 @@ class Workers:
             if code <= 0:
                 # It has had no opportunity to say why.
                 self._processes.say(
-                    f"{worker.name} {in_words(code)} while it imported the application"
+                    f"{worker.name} {describe_exit(code)} while it imported the application"
                 )
             self._give_up(exit_code(code) or _FAILED)
         elif worker.state is WorkerState.DONE and code == 0:
             self._processes.say(f"{worker.name} has nothing left to do")
         else:
-            self._failed(worker, in_words(code))
+            self._failed(worker, describe_exit(code))
         self._end_with_the_last()
 
     def _failed(self, worker: Worker, how: str) -> None:
