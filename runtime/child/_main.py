@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..._environment import Environment
+from ..._texts import encodable
 from ...actors import RestartPolicy
 from ...transports import DeliveryState, Envelope, Identity, TopicFilter
 from ..application._lifecycle import Run
@@ -36,7 +37,6 @@ from ..processes._frames import (
     Ended,
     Failure,
     NotStarted,
-    Problem,
     Problems,
     Ready,
     Recall,
@@ -65,6 +65,8 @@ _OFTEN = 0.5
 # Counted by the parent.
 _NOT_COUNTED = frozenset({"dead_letters.stored"})
 _INTERRUPTED = 130
+# Frames carry no larger numbers.
+_LARGEST_EXIT = 2**63 - 1
 _HIGH = 200
 _BROKEN = 70
 
@@ -109,7 +111,7 @@ class _Failures:
         self, actor: str, where: str, error: BaseException, envelope: Envelope | None
     ) -> None:
         topic = None if envelope is None else envelope.topic
-        self._channel.send(Failure(where, _problem(error), topic))
+        self._channel.send(Failure(where, problem_of(error), topic))
 
     def troubled(self, actor: str, reason: str) -> None:
         pass
@@ -205,7 +207,7 @@ class Child:
             self._run = run = self._make_run(frame)
             await run.start()
         except BaseException as error:  # noqa: BLE001 (the parent decides)
-            self.channel.send(NotStarted(_problem(error)))
+            self.channel.send(NotStarted(problem_of(error)))
             self._end()
             return
         (runner,) = run.actors
@@ -243,10 +245,11 @@ class Child:
             await run.wait()
         except (SystemExit, KeyboardInterrupt) as error:
             code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
-            code = code if isinstance(code, int | str | None) else str(code)
-            self._send_rest(Ended(_problem(error), 0 if code is None else code))
+            if not (code is None or (isinstance(code, int) and abs(code) <= _LARGEST_EXIT)):
+                code = encodable(str(code))
+            self._send_rest(Ended(problem_of(error), 0 if code is None else code))
         except BaseException as error:  # noqa: BLE001 (the parent decides)
-            self._send_rest(Ended(_problem(error)))
+            self._send_rest(Ended(problem_of(error)))
         else:
             if not self._stopping:
                 self._send_rest(Ended(None))
@@ -323,10 +326,6 @@ class Child:
 
 
 _tasks: set[asyncio.Task[Any]] = set()
-
-
-def _problem(error: BaseException) -> Problem:
-    return problem_of(error)
 
 
 def _spec_of(shipment: Shipment, provider: PipeProvider) -> Spec[Any]:

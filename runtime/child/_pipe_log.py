@@ -7,6 +7,7 @@ import logging
 import threading
 
 from ..._logs import OWN, set_levels
+from ..._texts import encodable
 from ..processes._channel import Channel
 from ..processes._frames import Log
 
@@ -62,10 +63,10 @@ class PipeLog(logging.Handler):
         if traceback is None and record.exc_info:
             traceback = self._formatter.formatException(record.exc_info)
         return Log(
-            record.name,
+            encodable(record.name),
             record.levelno,
-            record.getMessage()[:_LONGEST].encode("utf-8", "replace").decode(),
-            traceback and traceback[-_LONGEST:].encode("utf-8", "replace").decode(),
+            encodable(record.getMessage()[:_LONGEST]),
+            traceback and encodable(traceback[-_LONGEST:]),
             getattr(record, "spa_dat_actor", None),
             hasattr(record, OWN),
             record.created,

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ... import errors
-from ..._texts import describe, error_name
+from ..._texts import describe, encodable, error_name
 from ...errors import RemoteError, RequestTimeout, SpaDatError, TransportError
 from ...transports import Envelope
 
@@ -52,6 +52,10 @@ __all__ = [
 ]
 
 
+# Characters of what a handler raises, which may be as long as a message from anybody.
+_LONGEST = 32_768
+
+
 class PipedEnvelope(Envelope, frozen=True, kw_only=True, gc=False, array_like=True):
     """An envelope that came over the pipe; `msgspec.structs.astuple` gives what is sent."""
 
@@ -75,7 +79,8 @@ class Problem(msgspec.Struct, array_like=True, frozen=True):
 def problem_of(error: BaseException) -> Problem:
     """Return what the other side is told of an error."""
     if isinstance(error, RemoteError):
-        return Problem("RemoteError", error.text, code=error.code)
+        text, code = (encodable(str(one)[:_LONGEST]) for one in (error.text, error.code))
+        return Problem("RemoteError", text, code=code)
     for kind in type(error).__mro__:
         if kind.__name__ in errors.__all__:
             return Problem(kind.__name__, describe(error), getattr(error, "outage", None))

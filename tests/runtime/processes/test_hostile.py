@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from spa_dat import Actor, DistributedApplication, RetryPolicy, Socket, on
-from spa_dat.errors import ConfigurationError
+from spa_dat.errors import ConfigurationError, RemoteError
+from spa_dat.recording import Recorder
+from spa_dat.runtime.application._application import runs_of
 from support.waiting import eventually
 
 ONCE = RetryPolicy(attempts=1)
@@ -340,3 +342,57 @@ async def test_a_text_that_no_pipe_carries_is_refused_at_the_call_and_leaves_not
         refusal = await app.socket().request("in", "a", reply=str)
         assert "half of a surrogate pair" in refusal
     assert app.stats["actors.cut_off"] == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RemoteError("x\ud800", "half \ud800"), RemoteError("long", "x" * 10_000_000)],
+    ids=["surrogate", "long"],
+)
+async def test_an_error_that_no_pipe_carries_is_told_as_well_as_it_can_be(
+    error: RemoteError, tmp_path: Path
+) -> None:
+    app = make()
+    code, text = error.code, error.text
+
+    @app.application("in", placement="process", retry=ONCE)
+    async def work(payload: str) -> None:
+        raise RemoteError(code, text)
+
+    heard: list[BaseException] = []
+    with Recorder(app, tmp_path / "record"):
+        observer: Any = runs_of(app).settings.observer
+        observer.failed = lambda actor, where, error, envelope: heard.append(error)
+        async with app:
+            await app.socket().publish("in", "a")
+            await eventually(lambda: app.stats["dead_letters.stored"] == 1 and heard)
+    told = heard[0]
+    assert isinstance(told, RemoteError)
+    assert told.code == code.replace("\ud800", "?")
+    assert told.text.startswith(text[:5])
+    assert len(told.text) < 100_000
+
+
+async def test_an_exit_whose_text_no_pipe_carries_ends_the_application() -> None:
+    app = make()
+
+    @app.application("in", placement="process")
+    async def work(payload: str) -> None:
+        sys.exit("half \ud800")
+
+    async with app:
+        app.socket().post("in", "a")
+        with pytest.raises(SystemExit, match=r"half \?"):
+            await app.wait()
+
+
+async def test_a_log_line_of_a_logger_whose_name_no_pipe_carries_fails_nothing() -> None:
+    app = make()
+
+    @app.application("in", placement="process")
+    async def work(payload: str) -> str:
+        logging.getLogger("half \ud800").warning("a line")
+        return payload
+
+    async with app:
+        assert await app.socket().request("in", "a", reply=str) == "a"
