@@ -30,14 +30,30 @@ from ...transports import (
     size_of,
 )
 from ..processes._channel import Channel
-from ..processes._frames import Confirmed, Connected, Deliver, Outcome, Reply, Subscribe, error_of
+from ..processes._frames import (
+    Cancel,
+    Confirmed,
+    Connected,
+    Deliver,
+    Outcome,
+    Park,
+    Post,
+    Publish,
+    Reply,
+    Returned,
+    Settled,
+    Subscribe,
+    error_of,
+    tag_of,
+)
 from ..processes._progress import DONE, SENT, STARTED, Progress
 
 __all__ = ["PipeBus", "PipeConsumer", "PipeProvider", "PipedDelivery"]
 
 _QUEUED = DeliveryState.QUEUED
 
-_POST, _PUBLISH, _PARK, _CANCEL = 4, 5, 6, 7
+_SETTLED, _RETURNED = tag_of(Settled), tag_of(Returned)
+_POST, _PUBLISH, _PARK, _CANCEL = tag_of(Post), tag_of(Publish), tag_of(Park), tag_of(Cancel)
 _LONGEST_HELD = 0.002
 _COUNT_AFTER = 0.02
 
@@ -134,10 +150,10 @@ class Book:
         """Send what was settled and returned."""
         if self._settled:
             settled, self._settled = self._settled, []
-            self._channel.send((2, settled))
+            self._channel.send((_SETTLED, settled))
         if self._returned:
             returned, self._returned = self._returned, []
-            self._channel.send((3, returned))
+            self._channel.send((_RETURNED, returned))
 
 
 class PipeConsumer(Consumer):

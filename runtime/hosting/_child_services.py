@@ -18,15 +18,18 @@ from ..messaging._requests import LENGTH_OF_PREFIX
 from ..processes._channel import Channel
 from ..processes._frames import (
     Cancel,
+    Confirmed,
     Log,
     Outcome,
     Park,
     PipedEnvelope,
     Post,
     Publish,
+    Reply,
     Stats,
     Subscribe,
     problem_of,
+    tag_of,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChildServices"]
 
-_CONFIRMED, _REPLY = 3, 5
+_CONFIRMED, _REPLY = tag_of(Confirmed), tag_of(Reply)
 
 
 class ChildServices:

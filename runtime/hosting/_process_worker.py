@@ -19,6 +19,7 @@ from ..processes._frames import (
     Begin,
     Connected,
     DefineRoute,
+    Deliver,
     Ended,
     Failure,
     NotStarted,
@@ -33,6 +34,7 @@ from ..processes._frames import (
     StopActor,
     Stopped,
     error_of,
+    tag_of,
 )
 from ..processes._progress import DONE, MISSED, SENT, SLOTS, STARTED
 from ..routing._router import Router
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessState", "ProcessWorker"]
 
-_DELIVER = 2
+_DELIVER = tag_of(Deliver)
 _BUSY = 0.05
 """Seconds of work that a process is given in advance."""
 _MOST = 1_000
