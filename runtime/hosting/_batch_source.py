@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...actors import Mailbox, Overflow
+from ...actors import Mailbox
 from ...transports import Delivery
 from ..handling._batch_processor import BatchProcessor
 from ..routing._batch_collector import BatchCollector
+from ._work_source import replaced_by_key
 
 if TYPE_CHECKING:
     from ._lane import Lane
@@ -43,7 +44,6 @@ class BatchSource:
         options = lane.options
         assert options.batch is not None
         size, seconds = options.batch
-        by_key = options.overflow is Overflow.LATEST_BY_KEY
         self.mailbox = BatchCollector(
             size,
             seconds,
@@ -52,7 +52,7 @@ class BatchSource:
             size_bytes=max(1, lane.runner.window_bytes // options.concurrency),
             capacity=options.mailbox,
             overflow=options.overflow,
-            key=lane.spec.message_key.of_item if by_key else None,
+            key=replaced_by_key(lane),
         )
         self.mailbox.name = lane.address
         self.mailbox.on_drop = lane.dropped

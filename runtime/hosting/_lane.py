@@ -204,14 +204,17 @@ class Lane:
     def _cut_off(self) -> None:
         if self._is_cut_off:
             return
-        self._is_cut_off = True
-        self.stats["actors.cut_off"] += 1
-        self.log.warning("it did not finish in time and is cut off")
-        self._run.given_up.add(f"actor {self.name!r} did not finish in time and was cut off")
+        self._report_cut_off()
         if (where := self._thread.in_thread_at) is not None:
             self._run.given_up.thread(f"actor {self.name!r}", where)
         self.sync_socket.revoke()
         self._thread.abandon()
+
+    def _report_cut_off(self) -> None:
+        self._is_cut_off = True
+        self.stats["actors.cut_off"] += 1
+        self.log.warning("it did not finish in time and is cut off")
+        self._run.given_up.add(f"actor {self.name!r} did not finish in time and was cut off")
 
     @property
     def trouble(self) -> str | None:

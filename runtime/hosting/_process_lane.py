@@ -17,7 +17,7 @@ from ..routing._routes import RoutedDelivery
 from ._lane import Lane
 from ._process_worker import ProcessState, ProcessWorker
 from ._waiting import wait_for_each
-from ._work_source import WorkSource
+from ._work_source import WorkSource, mailbox_of
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner
@@ -79,11 +79,7 @@ class _Pipes:
     task = None
 
     def __init__(self, lane: Lane) -> None:
-        options = lane.options
-        by_key = options.overflow is Overflow.LATEST_BY_KEY
-        key = lane.spec.message_key.of_item if by_key else None
-        self.outlet = self.mailbox = self.local = Outlet(options.mailbox, options.overflow, key)
-        self.mailbox.on_drop = lane.dropped
+        self.outlet = self.mailbox = self.local = mailbox_of(lane, Outlet)
         self.processor = DeliveryProcessor(lane, lane.connection)
 
     async def receive(self, instance: Any, item: Any) -> None:
@@ -186,10 +182,7 @@ class ProcessLane(Lane):
         if self._watching is not None:
             self._watching.cancel()
         if not in_time or any(worker.was_killed for worker in self.workers):
-            self._is_cut_off = True
-            self.stats["actors.cut_off"] += 1
-            self.log.warning("it did not finish in time and is cut off")
-            self._run.given_up.add(f"actor {self.name!r} did not finish in time and was cut off")
+            self._report_cut_off()
         self.outlet.close()
         self._run.given_up.left_over(self.name, self._left())
         self.log.flush()

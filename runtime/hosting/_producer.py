@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..._texts import describe, error_name, inspectable
-from ...actors import refuse_unrun, run_apart
+from ...actors import Mailbox, refuse_unrun, run_apart
 from ..handling._delivery_processor import DeliveryProcessor
 from ..handling._scope import ProducerScope
 from ..messaging._turn import current_turn
@@ -52,7 +52,7 @@ class CallSource:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._loop = asyncio.get_running_loop()
-        self.mailbox = self.local = mailbox_of(lane)
+        self.mailbox = self.local = mailbox_of(lane, Mailbox)
         self.processor = DeliveryProcessor(lane, lane.connection)
         self._first = 0.0
         self._ticks = 0

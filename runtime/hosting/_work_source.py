@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...actors import Mailbox, Overflow
 from ..handling._delivery_processor import DeliveryProcessor
@@ -11,7 +12,10 @@ from ..handling._delivery_processor import DeliveryProcessor
 if TYPE_CHECKING:
     from ._lane import Lane
 
-__all__ = ["MessageSource", "WorkSource", "mailbox_of"]
+__all__ = ["MessageSource", "WorkSource", "mailbox_of", "replaced_by_key"]
+
+
+M = TypeVar("M", bound=Mailbox)
 
 
 class WorkSource(Protocol):
@@ -51,7 +55,7 @@ class MessageSource:
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
-        self.mailbox = self.local = mailbox_of(lane)
+        self.mailbox = self.local = mailbox_of(lane, Mailbox)
         self.processor = DeliveryProcessor(lane, lane.connection)
 
     async def receive(self, instance: Any, item: Any) -> None:
@@ -62,11 +66,16 @@ class MessageSource:
         """Do nothing: it holds nothing back."""
 
 
-def mailbox_of(lane: Lane) -> Mailbox:
-    """Make the mailbox that a lane's options ask for."""
+def mailbox_of(lane: Lane, kind: type[M]) -> M:
+    """Make the mailbox of this kind that a lane's options ask for."""
     options = lane.options
-    by_key = options.overflow is Overflow.LATEST_BY_KEY
-    key = lane.spec.message_key.of_item if by_key else None
-    mailbox = Mailbox(options.mailbox, options.overflow, key)
+    mailbox = kind(options.mailbox, options.overflow, replaced_by_key(lane))
     mailbox.on_drop = lane.dropped
     return mailbox
+
+
+def replaced_by_key(lane: Lane) -> Callable[[Any], str] | None:
+    """Return what gives the key by which a message replaces another one; None if none does."""
+    if lane.options.overflow is Overflow.LATEST_BY_KEY:
+        return lane.spec.message_key.of_item
+    return None

@@ -70,7 +70,8 @@ class ActorOptions:
         placement: ``process`` runs it in a child process, which gets its code pickled; None in the
             process of the application.
         processes: how many child processes it has. With ``key`` the messages of one key always go
-            to the same one; without, to whichever is free.
+            to the same one; without, those of one message key do, and all others go to whichever
+            is free.
         every: seconds from one call of a producer to the next; None to call it once.
     """
 
@@ -104,6 +105,14 @@ class ActorOptions:
         lanes = self.concurrency * self.processes
         least = _WINDOW_OF_A_LANE * lanes if lanes > 1 else 0
         return min(LARGEST_WINDOW, max(default, least, 2 * size * lanes))
+
+    def must_say_deliver(self, provider: SocketProvider) -> bool:
+        """Whether several instances need ``deliver`` to know how messages are spread over them.
+
+        On a bus that shares them by default they do not; that each gets a copy is too often not
+        what is meant.
+        """
+        return self.deliver is None and provider.default_deliver == "all"
 
     @property
     def reply_filters(self) -> tuple[TopicFilter, ...] | None:

@@ -70,11 +70,7 @@ class Subscriptions:
             return
         options = actor.options
         name = options.subscription or actor.name
-        if (
-            options.deliver is None
-            and self._identity.instance != "0"
-            and actor.connection.provider.default_deliver == "all"
-        ):
+        if self._identity.instance != "0" and options.must_say_deliver(actor.connection.provider):
             raise ConfigurationError(
                 f"actor {actor.name!r}: instance {self._identity.instance!r} has to say how"
                 " messages are distributed: deliver='share' gives each to one instance,"

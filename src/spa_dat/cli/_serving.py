@@ -120,8 +120,7 @@ def _check_several(specs: Sequence[Spec[object]]) -> None:
                 " several workers would share nothing. Give a broker, for example with --url"
                 " mqtt://host, or leave --workers out"
             )
-        unsaid = spec.options.deliver is None and provider.default_deliver == "all"
-        if unsaid and spec.filters:
+        if spec.filters and spec.options.must_say_deliver(provider):
             raise ConfigurationError(
                 f"actor {spec.name!r}: with several workers it has to say how messages are spread:"
                 " deliver='share' gives each to one worker, deliver='all' to every worker"
