@@ -167,7 +167,23 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
-class MosquittoOnHost(Mosquitto):
+class _OnHost:
+    """Makes a broker run on one of these hosts; to stand before it among the bases."""
+
+    def __init__(self, on: Host, **options: Any) -> None:
+        self.host = on.address
+        self._on = on
+        super().__init__(**options)
+
+    def _command(self) -> list[str]:
+        return [*self._on.prefix, *super()._command()]  # type: ignore[misc]
+
+    def _answers(self) -> bool:
+        answers: bool = self._on.call(super()._answers)  # type: ignore[misc]
+        return answers
+
+
+class MosquittoOnHost(_OnHost, Mosquitto):
     """A Mosquitto on one of these hosts.
 
     Args:
@@ -175,33 +191,11 @@ class MosquittoOnHost(Mosquitto):
         options: as for `Mosquitto`.
     """
 
-    def __init__(self, on: Host, **options: Any) -> None:
-        self.host = on.address
-        self._on = on
-        super().__init__(**options)
 
-    def _command(self) -> list[str]:
-        return [*self._on.prefix, *super()._command()]
-
-    def _answers(self) -> bool:
-        return self._on.call(super()._answers)
-
-
-class KafkaOnHost(Kafka):
+class KafkaOnHost(_OnHost, Kafka):
     """A Kafka on one of these hosts.
 
     Args:
         on: the host.
         options: as for `Kafka`.
     """
-
-    def __init__(self, on: Host, **options: Any) -> None:
-        self.host = on.address
-        self._on = on
-        super().__init__(**options)
-
-    def _command(self) -> list[str]:
-        return [*self._on.prefix, *super()._command()]
-
-    def _answers(self) -> bool:
-        return self._on.call(super()._answers)

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
 
+from support.appended import AppendedLines
 from support.waiting import eventually
 
 __all__ = ["Ledger", "Member", "Numbers", "Process", "seeded"]
@@ -48,8 +49,7 @@ class Ledger:
         self.lives: Counter[str] = Counter()
         self.disorder: list[str] = []
         self._next: Counter[str] = Counter()
-        self._read = 0
-        path.touch()
+        self._appended = AppendedLines(path)
 
     def __len__(self) -> int:
         """How many different messages have been handled so far."""
@@ -63,12 +63,7 @@ class Ledger:
 
     def read(self) -> None:
         """Take notice of what was written since the last time."""
-        with self.path.open("rb") as file:
-            file.seek(self._read)
-            data = file.read()
-        end = data.rfind(b"\n") + 1
-        self._read += end
-        for line in data[:end].decode().splitlines():
+        for line in self._appended.new():
             self.note(line)
 
     def note(self, line: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from spa_dat import DistributedApplication
 
+from .appended import AppendedLines
 from .hosts import Host
 
 __all__ = ["Readings", "SharedLedger"]
@@ -31,17 +32,11 @@ class SharedLedger:
         self.times: Counter[tuple[str, int]] = Counter()
         self.by: Counter[str] = Counter()
         self._lines: list[tuple[str, int, str]] = []
-        self._read = 0
-        path.touch()
+        self._appended = AppendedLines(path)
 
     def read(self) -> None:
         """Take notice of what was written since the last time."""
-        with self.path.open("rb") as file:
-            file.seek(self._read)
-            data = file.read()
-        end = data.rfind(b"\n") + 1
-        self._read += end
-        for line in data[:end].decode().splitlines():
+        for line in self._appended.new():
             machine, number, instance = line.split()
             self._lines.append((machine, int(number), instance))
             self.times[machine, int(number)] += 1

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,24 +20,10 @@ from spa_dat import Actor, Context, DistributedApplication, RestartPolicy, Retry
 from spa_dat.errors import RemoteError
 from spa_dat.harness.brokers import Mosquitto
 from spa_dat.transports import MemoryConfig, MemoryProvider
+from support.processes import add_worker, collect, make, pid_told
 from support.waiting import eventually
 
 AT_ONCE = RetryPolicy(attempts=3, first=0.01, jitter=0, hold=60)
-
-
-def make(bus: Any = "memory://", **options: Any) -> DistributedApplication:
-    options = {"name": "plant", "stop_timeout": 10, **options}
-    return DistributedApplication(bus, **options)
-
-
-def collect(app: DistributedApplication, topic: str) -> list[Any]:
-    got: list[Any] = []
-
-    @app.application(topic, name="collector")
-    async def take(payload: Any) -> None:
-        got.append(payload)
-
-    return got
 
 
 def is_alive(pid: int) -> bool:
@@ -223,19 +208,11 @@ async def test_a_process_that_ends_beside_its_messages_is_replaced(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     app = make()
-    got = collect(app, "out")
-
-    @app.application("in", placement="process")
-    async def work(payload: int, socket: Socket) -> None:
-        await socket.publish("out", os.getpid())
-
+    told = add_worker(app)
     async with app:
-        await app.socket().publish("in", 1)
-        await eventually(lambda: len(got) == 1)
-        os.kill(got[0], signal.SIGKILL)
-        await app.socket().publish("in", 2)
-        await eventually(lambda: len(got) == 2)
-        assert got[0] != got[1]
+        pid = await pid_told(app, told)
+        os.kill(pid, signal.SIGKILL)
+        assert await pid_told(app, told) != pid
         assert app.stats["messages.failed"] == 0
         await eventually(lambda: app.healthy)
 

@@ -16,28 +16,14 @@ from typing import Any
 
 import pytest
 
-from spa_dat import Actor, DistributedApplication, RetryPolicy, Socket, on
+from spa_dat import Actor, RetryPolicy, Socket, on
 from spa_dat.errors import ConfigurationError, RemoteError
 from spa_dat.recording import Recorder
 from spa_dat.runtime.application._application import runs_of
+from support.processes import add_worker, collect, make, pid_told
 from support.waiting import eventually
 
 ONCE = RetryPolicy(attempts=1)
-
-
-def make(bus: Any = "memory://", **options: Any) -> DistributedApplication:
-    options = {"name": "plant", "stop_timeout": 10, **options}
-    return DistributedApplication(bus, **options)
-
-
-def collect(app: DistributedApplication, topic: str) -> list[Any]:
-    got: list[Any] = []
-
-    @app.application(topic, name="collector")
-    async def take(payload: Any) -> None:
-        got.append(payload)
-
-    return got
 
 
 async def test_printing_and_closing_standard_streams_does_no_harm(
@@ -217,34 +203,22 @@ async def test_an_async_handler_is_cancelled_at_its_deadline_and_its_process_goe
 
 async def test_a_process_that_does_not_answer_is_named(caplog: pytest.LogCaptureFixture) -> None:
     app = make(blocked_after=1)
-    got = collect(app, "out")
-
-    @app.application("in", placement="process")
-    async def work(payload: int, socket: Socket) -> None:
-        await socket.publish("out", os.getpid())
-
+    told = add_worker(app)
     async with app:
-        await app.socket().publish("in", 1)
-        await eventually(lambda: got)
-        os.kill(got[0], signal.SIGSTOP)
+        pid = await pid_told(app, told)
+        os.kill(pid, signal.SIGSTOP)
         await eventually(lambda: "has not answered" in app.problems.get("work", ""))
-        os.kill(got[0], signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
         await eventually(lambda: app.healthy)
 
 
 async def test_a_frozen_process_does_not_keep_the_program(tmp_path: Path) -> None:
     app = make(stop_timeout=0.5)
-    got = collect(app, "out")
-
-    @app.application("in", placement="process")
-    async def work(payload: int, socket: Socket) -> None:
-        await socket.publish("out", os.getpid())
-
+    told = add_worker(app)
     async with app:
-        await app.socket().publish("in", 1)
-        await eventually(lambda: got)
-        os.kill(got[0], signal.SIGSTOP)
-    assert not Path(f"/proc/{got[0]}").exists()
+        pid = await pid_told(app, told)
+        os.kill(pid, signal.SIGSTOP)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 async def test_a_start_that_never_ends_is_named_and_ended_with_the_program(

@@ -24,7 +24,6 @@ import pytest
 from spa_dat import (
     Actor,
     Context,
-    DistributedApplication,
     Message,
     Reject,
     RestartPolicy,
@@ -42,23 +41,8 @@ from spa_dat.errors import (
     RestartLimitReached,
 )
 from spa_dat.transports import MemoryConfig, MemoryProvider
+from support.processes import collect, make
 from support.waiting import eventually
-
-
-def make(bus: Any = "memory://", **options: Any) -> DistributedApplication:
-    options = {"name": "plant", "stop_timeout": 10, **options}
-    return DistributedApplication(bus, **options)
-
-
-def collect(app: DistributedApplication, topic: str) -> list[Any]:
-    got: list[Any] = []
-
-    @app.application(topic, name="collector")
-    async def take(payload: Any) -> None:
-        got.append(payload)
-
-    return got
-
 
 # Payloads whose classes are defined beside the handler.
 

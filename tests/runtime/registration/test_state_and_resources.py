@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -503,6 +503,26 @@ async def test_stopping_while_resources_open_ends_the_start(
     assert events == ["open one", "close one"]
 
 
+@contextlib.asynccontextmanager
+async def ending_early(
+    how: str, background: Callable[[], Coroutine[Any, Any, None]]
+) -> AsyncIterator[None]:
+    """Be ended from inside: by a task that fails, by a timeout, else by being cancelled."""
+    if how == "error":
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(background())
+            yield
+    elif how == "timeout":
+        async with asyncio.timeout(0.05):
+            yield
+    else:
+        keeper = asyncio.current_task()
+        assert keeper is not None
+        asyncio.get_running_loop().call_later(0.05, keeper.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            yield
+
+
 @pytest.mark.parametrize("how", ["error", "timeout", "swallowed"])
 async def test_a_resource_that_ends_while_it_is_used_ends_the_application_with_a_reason(
     app: DistributedApplication, how: str, caplog: pytest.LogCaptureFixture
@@ -523,19 +543,8 @@ async def test_a_resource_that_ends_while_it_is_used_ends_the_application_with_a
             await go.wait()
             raise ValueError("the background failed")
 
-        if how == "error":
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(background())
-                yield
-        elif how == "timeout":
-            async with asyncio.timeout(0.05):
-                yield
-        else:
-            keeper = asyncio.current_task()
-            assert keeper is not None
-            asyncio.get_running_loop().call_later(0.05, keeper.cancel)
-            with contextlib.suppress(asyncio.CancelledError):
-                yield
+        async with ending_early(how, background):
+            yield
 
     @app.application("a", ressources={"other": other, "scope": scope})
     async def handler(payload: str, other: str) -> None: ...
@@ -563,19 +572,8 @@ async def test_a_resource_that_ends_while_others_are_opened_is_why_the_start_fai
             await asyncio.sleep(0.05)
             raise ValueError("the background failed")
 
-        if how == "error":
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(background())
-                yield
-        elif how == "timeout":
-            async with asyncio.timeout(0.05):
-                yield
-        else:
-            keeper = asyncio.current_task()
-            assert keeper is not None
-            asyncio.get_running_loop().call_later(0.05, keeper.cancel)
-            with contextlib.suppress(asyncio.CancelledError):
-                yield
+        async with ending_early(how, background):
+            yield
         left.append("scope")
 
     @contextlib.asynccontextmanager

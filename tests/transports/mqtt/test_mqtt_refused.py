@@ -33,6 +33,24 @@ StartBroker = Callable[..., Mosquitto]
 QUICK: dict[str, Any] = {"backoff_min": 0.01, "backoff_max": 0.05}
 
 
+class Accepting:
+    """A broker that accepts everything.
+
+    Args:
+        taken: gets the payloads.
+    """
+
+    def __init__(self, taken: list[bytes]) -> None:
+        self._taken = taken
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            self._taken.append(payload_of(packet))
+            peer.puback(packet)
+
+
 class Picky:
     """A broker that closes over payloads that begin with ``bad``.
 
@@ -161,15 +179,8 @@ async def test_a_broker_that_closes_with_nothing_under_way_too_makes_nothing_be_
         await asyncio.sleep(0.01)
         peer.close()
 
-    async def serve(peer: Peer) -> None:
-        await peer.ready()
-        while True:
-            packet = await peer.expect("PUBLISH")
-            taken.append(payload_of(packet))
-            peer.puback(packet)
-
     async with (
-        ScriptedBroker(*[flapping] * 25, serve) as broker,
+        ScriptedBroker(*[flapping] * 25, Accepting(taken)) as broker,
         client(broker, **QUICK) as app,
     ):
         posts = [app.bus.post(message(b"%d" % n)) for n in range(5)]
@@ -424,15 +435,8 @@ async def test_a_connection_lost_while_something_is_put_off_sends_it_on_the_next
         await peer.expect("PUBLISH")
         peer.reset()
 
-    async def second(peer: Peer) -> None:
-        await peer.ready()
-        while True:
-            packet = await peer.expect("PUBLISH")
-            taken.append(payload_of(packet))
-            peer.puback(packet)
-
     async with (
-        ScriptedBroker(first, second) as broker,
+        ScriptedBroker(first, Accepting(taken)) as broker,
         client(broker, backoff_min=0.3, backoff_max=0.5) as app,
     ):
         posts = [app.bus.post(message(b"%d" % n)) for n in range(3)]
@@ -588,14 +592,7 @@ async def test_a_reply_that_was_set_aside_is_sent_on_the_next_connection() -> No
         peer.puback(await peer.expect("PUBLISH"))
         peer.reset()
 
-    async def second(peer: Peer) -> None:
-        await peer.ready()
-        while True:
-            packet = await peer.expect("PUBLISH")
-            taken.append(payload_of(packet))
-            peer.puback(packet)
-
-    async with ScriptedBroker(first, second) as broker, client(broker, **QUICK) as app:
+    async with ScriptedBroker(first, Accepting(taken)) as broker, client(broker, **QUICK) as app:
         posts = [app.bus.post(reply("clients/1", b"r")), app.bus.post(message(b"x"))]
         await asyncio.wait_for(asyncio.gather(*posts), 20)
         assert taken == [b"r"]
