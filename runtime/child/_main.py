@@ -35,9 +35,9 @@ from ..processes._frames import (
     DefineRoute,
     Deliver,
     Ended,
-    Failure,
+    Failed,
     NotStarted,
-    Problems,
+    ProblemsChanged,
     Ready,
     Recall,
     Start,
@@ -81,7 +81,9 @@ class ChildRun(Run):
         resources: as of `Run`.
     """
 
-    def __init__(self, child: Child, settings: Settings, spec: Spec[Any], resources: Any) -> None:
+    def __init__(
+        self, child: ChildMain, settings: Settings, spec: Spec[Any], resources: Any
+    ) -> None:
         super().__init__(settings, (spec,), resources)
         self._child = child
 
@@ -111,13 +113,13 @@ class _Failures:
         self, actor: str, where: str, error: BaseException, envelope: Envelope | None
     ) -> None:
         topic = None if envelope is None else envelope.topic
-        self._channel.send(Failure(where, problem_of(error), topic))
+        self._channel.send(Failed(where, problem_of(error), topic))
 
     def troubled(self, actor: str, reason: str) -> None:
         pass
 
 
-class Child:
+class ChildMain:
     """A child process, inside.
 
     Args:
@@ -302,7 +304,7 @@ class Child:
             texts = [text for name, text in self._run.problems.items() if not self._stopping]
             if texts != self._texts:
                 self._texts = texts
-                self.channel.send(Problems(texts))
+                self.channel.send(ProblemsChanged(texts))
 
     def _count(self) -> None:
         if self._run is None:
@@ -393,6 +395,6 @@ def main(pipe: int, memory: int) -> None:
 
 
 async def _serve(pipe: int, memory: int) -> None:
-    child = Child(pipe, memory)
+    child = ChildMain(pipe, memory)
     await child.over
     await child.channel.drain(_LAST_STOP)

@@ -39,7 +39,7 @@ from ..processes._frames import (
     Park,
     Post,
     Publish,
-    Reply,
+    Replied,
     Returned,
     Settled,
     Subscribe,
@@ -288,7 +288,7 @@ class PipeBus(Bus):
 
     # What the parent says.
 
-    def outcome(self, frame: Confirmed | Outcome | Reply | Connected) -> None:
+    def outcome(self, frame: Confirmed | Outcome | Replied | Connected) -> None:
         """Take what the parent says about the bus."""
         if isinstance(frame, Confirmed):
             for number in frame.numbers:
@@ -298,7 +298,7 @@ class PipeBus(Bus):
             error = None if frame.problem is None else error_of(frame.problem)
             self._end(frame.number, error)
             self.tell()
-        elif isinstance(frame, Reply):
+        elif isinstance(frame, Replied):
             if self._on_reply is not None:
                 self._on_reply(frame.correlation, frame.envelope)
         else:

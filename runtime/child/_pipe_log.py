@@ -9,7 +9,7 @@ import threading
 from ..._logs import OWN, set_levels
 from ..._texts import encodable
 from ..processes._channel import Channel
-from ..processes._frames import Log
+from ..processes._frames import Logged
 
 __all__ = ["PipeLog"]
 
@@ -58,11 +58,11 @@ class PipeLog(logging.Handler):
             except RuntimeError:  # it is closed
                 return
 
-    def _frame(self, record: logging.LogRecord) -> Log:
+    def _frame(self, record: logging.LogRecord) -> Logged:
         traceback = record.exc_text
         if traceback is None and record.exc_info:
             traceback = self._formatter.formatException(record.exc_info)
-        return Log(
+        return Logged(
             encodable(record.name),
             record.levelno,
             encodable(record.getMessage()[:_LONGEST]),
@@ -72,11 +72,11 @@ class PipeLog(logging.Handler):
             record.created,
         )
 
-    def _send_for_thread(self, frame: Log) -> None:
+    def _send_for_thread(self, frame: Logged) -> None:
         self._from_threads -= 1
         self._send(frame)
 
-    def _send(self, frame: Log) -> None:
+    def _send(self, frame: Logged) -> None:
         if self._channel.pending > _MOST_PENDING:
             self._left_out += 1
             return
@@ -84,7 +84,7 @@ class PipeLog(logging.Handler):
             text = f"{self._left_out} records were left out: the log could not take so many"
             self._left_out = 0
             self._channel.send(
-                Log("spa_dat", logging.WARNING, text, None, None, True, frame.created)
+                Logged("spa_dat", logging.WARNING, text, None, None, True, frame.created)
             )
         self._channel.send(frame)
         if frame.level >= logging.WARNING:

@@ -19,13 +19,13 @@ from ..processes._channel import Channel
 from ..processes._frames import (
     Cancel,
     Confirmed,
-    Log,
+    Logged,
     Outcome,
     Park,
     PipedEnvelope,
     Post,
     Publish,
-    Reply,
+    Replied,
     Stats,
     Subscribe,
     problem_of,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChildServices"]
 
-_CONFIRMED, _REPLY = tag_of(Confirmed), tag_of(Reply)
+_CONFIRMED, _REPLY = tag_of(Confirmed), tag_of(Replied)
 
 
 class ChildServices:
@@ -104,7 +104,7 @@ class ChildServices:
         elif isinstance(frame, Stats):
             for name, number in frame.counted.items():
                 self._lane.stats[name] += number  # type: ignore[assignment]
-        elif isinstance(frame, Log):
+        elif isinstance(frame, Logged):
             _log(frame)
 
     def close(self) -> None:
@@ -213,7 +213,7 @@ def _plain(envelope: PipedEnvelope) -> Envelope:
     return Envelope(**msgspec.structs.asdict(envelope))
 
 
-def _log(frame: Log) -> None:
+def _log(frame: Logged) -> None:
     attributes: dict[str, object] = {}
     if frame.actor is not None:
         attributes["spa_dat_actor"] = frame.actor

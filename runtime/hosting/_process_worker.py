@@ -21,10 +21,10 @@ from ..processes._frames import (
     DefineRoute,
     Deliver,
     Ended,
-    Failure,
+    Failed,
     NotStarted,
     Problem,
-    Problems,
+    ProblemsChanged,
     Ready,
     Recall,
     Returned,
@@ -423,9 +423,9 @@ class ProcessWorker:
             self._lane.request_stop()
         elif isinstance(frame, Stopped):
             self._given_up = frame.given_up
-        elif isinstance(frame, Problems):
+        elif isinstance(frame, ProblemsChanged):
             self._problems = frame.texts
-        elif isinstance(frame, Failure):
+        elif isinstance(frame, Failed):
             self._failure(frame)
         elif self._services is not None:
             self._services.do(frame)
@@ -462,7 +462,7 @@ class ProcessWorker:
         else:
             self._lane.runner.end(None)
 
-    def _failure(self, frame: Failure) -> None:
+    def _failure(self, frame: Failed) -> None:
         envelope = None
         if frame.topic is not None:
             found = (one.envelope for one in self._in_flight.values())

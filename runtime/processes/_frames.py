@@ -23,20 +23,20 @@ __all__ = [
     "DefineRoute",
     "Deliver",
     "Ended",
-    "Failure",
+    "Failed",
     "FromChild",
-    "Log",
+    "Logged",
     "NotStarted",
     "Outcome",
     "Park",
     "PipedEnvelope",
     "Post",
     "Problem",
-    "Problems",
+    "ProblemsChanged",
     "Publish",
     "Ready",
     "Recall",
-    "Reply",
+    "Replied",
     "Returned",
     "Settled",
     "Start",
@@ -200,7 +200,7 @@ class Outcome(_ToChild, tag=4, frozen=True):
     problem: Problem | None
 
 
-class Reply(_ToChild, tag=5, frozen=True):
+class Replied(_ToChild, tag=5, frozen=True):
     """A reply to a request of the child."""
 
     correlation: str
@@ -238,7 +238,7 @@ ToChild: TypeAlias = (
     | Deliver
     | Confirmed
     | Outcome
-    | Reply
+    | Replied
     | Connected
     | Recall
     | Stop
@@ -313,7 +313,7 @@ class Subscribe(_FromChild, tag=8, frozen=True):
     undo: bool
 
 
-class Log(_FromChild, tag=9, frozen=True):
+class Logged(_FromChild, tag=9, frozen=True):
     """A record of the child's log.
 
     Attributes:
@@ -354,7 +354,7 @@ class StopActor(_FromChild, tag=12, frozen=True):
     """See `Context.stop`."""
 
 
-class Failure(_FromChild, tag=13, frozen=True):
+class Failed(_FromChild, tag=13, frozen=True):
     """Something of the user's failed; see `Observer.failed`."""
 
     where: str
@@ -368,7 +368,7 @@ class Stopped(_FromChild, tag=14, frozen=True):
     given_up: list[str]
 
 
-class Problems(_FromChild, tag=15, frozen=True):
+class ProblemsChanged(_FromChild, tag=15, frozen=True):
     """What is not as it should be in the child now."""
 
     texts: list[str]
@@ -384,12 +384,12 @@ FromChild: TypeAlias = (
     | Park
     | Cancel
     | Subscribe
-    | Log
+    | Logged
     | Stats
     | Ended
     | StopActor
-    | Failure
+    | Failed
     | Stopped
-    | Problems
+    | ProblemsChanged
     | Taken
 )

@@ -13,7 +13,7 @@ from ...errors import ConfigurationError, NoResponder
 from .._envelope import Envelope
 from .._topics import TopicFilter, TopicTrie
 from ._faults import BrokerFaults
-from ._queue import Arrivals, ClientLink, Queue, Wire
+from ._queue import ClientLink, InTransit, Queue, Wire
 
 __all__ = ["Broker"]
 
@@ -39,7 +39,7 @@ class Broker:
         self._trie: TopicTrie[Queue] = TopicTrie()
         self._retained: dict[str, tuple[Envelope, float | None]] = {}
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
-        self._arrivals = Arrivals()
+        self._in_transit = InTransit()
 
     @property
     def retained(self) -> Mapping[str, Envelope]:
@@ -108,7 +108,7 @@ class Broker:
             window_bytes=window_bytes,
             on_message=on_message,
             on_lost=on_lost,
-            arrivals=self._arrivals,
+            in_transit=self._in_transit,
         )
         link.wire = self.make_wire(link)
         self.links[client_id] = link
@@ -204,7 +204,7 @@ class Broker:
             self.close(link)
         self._loop = weakref.ref(loop)
         # What was on its way on the earlier loop never arrives.
-        self._arrivals = Arrivals()
+        self._in_transit = InTransit()
 
 
 def _as_received(envelope: Envelope) -> Envelope:

@@ -13,7 +13,7 @@ import msgspec
 from .._envelope import Envelope
 from ._faults import BrokerFaults
 
-__all__ = ["Arrivals", "ClientLink", "Queue", "Wire"]
+__all__ = ["ClientLink", "InTransit", "Queue", "Wire"]
 
 
 class Wire(Protocol):
@@ -64,7 +64,7 @@ class Stored:
         )
 
 
-class Arrivals:
+class InTransit:
     """What is on its way to clients on one event loop, in the order in which it was sent.
 
     All of it arrives in the next iteration of the loop, with one callback for all connections.
@@ -107,7 +107,7 @@ class ClientLink:
             from within a call to the broker.
         on_lost: called when the broker ends the connection; the argument says whether the same
             client id connected again elsewhere.
-        arrivals: what is on its way on the client's event loop.
+        in_transit: what is on its way on the client's event loop.
 
     Attributes:
         on_message: as given.
@@ -116,7 +116,7 @@ class ClientLink:
 
     # Slots here and below: with thousands of actors a message costs what it touches in memory.
     __slots__ = (
-        "_arrivals",
+        "_in_transit",
         "client_id",
         "filters",
         "in_flight",
@@ -140,7 +140,7 @@ class ClientLink:
         window_bytes: int | None = None,
         on_message: Callable[[Envelope, int], None],
         on_lost: Callable[[bool], None],
-        arrivals: Arrivals,
+        in_transit: InTransit,
     ) -> None:
         self.client_id = client_id
         self.queue = queue
@@ -154,14 +154,14 @@ class ClientLink:
         self.open = True
         self.wire: Wire | None = None
         self.on_message = on_message
-        self._arrivals = arrivals
+        self._in_transit = in_transit
 
     def send(self, stored: Stored) -> None:
         """Send the message; it arrives in a later iteration of the loop."""
         if self.wire is not None:
             self.wire.down(self._received, stored)
             return
-        self._arrivals.add(self, stored)
+        self._in_transit.add(self, stored)
 
     def acknowledge(self, token: int) -> None:
         """Tell the broker that the client is done with a message."""
