@@ -124,15 +124,13 @@ class Book:
             self._loop.call_later(_COUNT_AFTER, self._count)
         if not self.known:
             # There is nothing that more could be gathered from.
-            self.tell()
-            self._channel.flush()
+            self.tell(at_once=True)
         elif len(self._settled) == 1:
             self._first = monotonic()
             self._loop.call_soon(self.tell)
         elif monotonic() - self._first > _LONGEST_HELD:
             # A handler that computes gives the loop no turn.
-            self.tell()
-            self._channel.flush()
+            self.tell(at_once=True)
 
     def _count(self) -> None:
         self._counting = False
@@ -146,14 +144,14 @@ class Book:
             self._loop.call_soon(self.tell)
         self._returned.append((delivery.token, delivery.attempts))
 
-    def tell(self) -> None:
+    def tell(self, *, at_once: bool = False) -> None:
         """Send what was settled and returned."""
         if self._settled:
             settled, self._settled = self._settled, []
-            self._channel.send((_SETTLED, settled))
+            self._channel.send((_SETTLED, settled), at_once=at_once)
         if self._returned:
             returned, self._returned = self._returned, []
-            self._channel.send((_RETURNED, returned))
+            self._channel.send((_RETURNED, returned), at_once=at_once)
 
 
 class PipeConsumer(Consumer):

@@ -286,7 +286,8 @@ class ProcessWorker:
             if usable is None:
                 return
             envelope = usable
-        if not self._in_flight:
+        alone = not self._in_flight
+        if alone:
             self._since = self._loop.time()
         slot = self._slots.pop()
         process.progress.states[slot] = SENT
@@ -294,9 +295,7 @@ class ProcessWorker:
         self._bytes += len(envelope.payload)
         last = self._lane.stopping or route.router.is_last_copy(delivery)
         head = (_DELIVER, slot, number, delivery.attempts, last)
-        process.channel.send_envelope(head, envelope)
-        if len(self._in_flight) == 1:
-            process.channel.flush()
+        process.channel.send_envelope(head, envelope, at_once=alone)
 
     def _define(self, route: Route) -> int:
         self._routes[route] = number = len(self._routes)

@@ -69,6 +69,8 @@ class Channel:
         self._ended = ended
         self._outgoing = outgoing
         self._incoming = incoming
+        # One for all that comes in: to make one each time takes longer than to read a message.
+        self._room = memoryview(bytearray(_AT_ONCE))
         self._in = bytearray()
         self._needed = _LENGTH.size
         self._out = bytearray()
@@ -88,8 +90,12 @@ class Channel:
         """Whether it neither sends nor receives any more."""
         return self._closed
 
-    def send(self, frame: Any) -> None:
+    def send(self, frame: Any, *, at_once: bool = False) -> None:
         """Send a frame: a struct, or a list of its tag and its fields. Nothing when it is closed.
+
+        Args:
+            frame: what is sent.
+            at_once: not only at the end of the loop's turn.
 
         Raises:
             ValueError: the frame is longer than `LONGEST_FRAME`.
@@ -108,17 +114,22 @@ class Channel:
             del out[begin:]
             raise
         _LENGTH.pack_into(out, begin, length)
-        if self._flushing is None and not self._blocked:
-            self._flushing = self._loop.call_soon(self.flush)
-        if len(out) >= _GATHERED and not self._blocked:
+        if self._blocked:
+            return
+        if at_once or len(out) >= _GATHERED:
             self.flush()
+        elif self._flushing is None:
+            self._flushing = self._loop.call_soon(self.flush)
 
-    def send_envelope(self, head: tuple[Any, ...], envelope: Envelope) -> None:
+    def send_envelope(
+        self, head: tuple[Any, ...], envelope: Envelope, *, at_once: bool = False
+    ) -> None:
         """Send a frame whose last field is an envelope, a large payload by shared memory.
 
         Args:
             head: the tag, and the fields before the envelope.
             envelope: the message.
+            at_once: as of `send`.
 
         Raises:
             ValueError: as `send`.
@@ -126,9 +137,10 @@ class Channel:
         payload = envelope.payload
         place = self._outgoing.put(payload) if len(payload) >= LARGE else None
         if place is None:
-            self.send((*head, astuple(envelope)))
+            self.send((*head, astuple(envelope)), at_once=at_once)
         else:
-            self.send((*head, astuple(replace(envelope, payload=b"")), place))
+            emptied = astuple(replace(envelope, payload=b""))
+            self.send((*head, emptied, place), at_once=at_once)
 
     def flush(self) -> None:
         """Give the operating system what it takes of what was sent."""
@@ -188,27 +200,27 @@ class Channel:
     def _read(self) -> bool:
         """Take what has come in; False when there was nothing."""
         try:
-            data = self._socket.recv(_AT_ONCE)
+            size = self._socket.recv_into(self._room)
         except (BlockingIOError, InterruptedError):
             return False
         except ConnectionError:
             # The other side ended before it has read all.
-            data = b""
+            size = 0
         except OSError as error:
             self._end(error)
             return False
-        if not data:
+        if not size:
             self._end(None if not self._in else BrokenFrame("it ended in the middle of a frame"))
             return False
         try:
-            self._take(data)
+            self._take(self._room[:size])
         except (BrokenFrame, msgspec.MsgspecError, UnicodeError) as error:
             self._end(error)
             return False
         return True
 
-    def _take(self, data: bytes) -> None:
-        buffer: bytes | bytearray = data
+    def _take(self, data: memoryview) -> None:
+        buffer: memoryview | bytearray = data
         if self._in:
             self._in += data
             if len(self._in) < self._needed:
