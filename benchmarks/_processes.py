@@ -16,6 +16,7 @@ _POOL = "Pool(2).imap_unordered"
 _OURS = "spa_dat"
 _EXECUTOR = "ProcessPoolExecutor.submit"
 _PIPE = "multiprocessing.Pipe"
+_LOOPS = "asyncio, pickle"
 _SECONDS = 180.0
 
 
@@ -32,10 +33,15 @@ def _trips(title: str, size: int, messages: int, targets: Sequence[Target] = ())
     return Suite(
         title,
         f"{messages:,} messages of {size:,} bytes, one at a time, from the actor's mailbox until"
-        " they are settled. Beside it a bare pipe to a process that answers, payload and"
-        " answer pickled. Large payloads of ours go by shared memory. The start is that of the"
-        " interpreter, the package and the actor.",
-        (_contender(_OURS, f"trips:{size}", messages), _contender(_PIPE, f"bare:{size}", messages)),
+        " they are settled. Beside it a process that answers, payload and answer pickled: over a"
+        " bare pipe, both sides blocked until something comes, and over a socket pair with an"
+        " event loop at each end, as ours has. Large payloads of ours go by shared memory."
+        " The start is that of the interpreter, the package and the actor.",
+        (
+            _contender(_OURS, f"trips:{size}", messages),
+            _contender(_PIPE, f"bare:{size}", messages),
+            _contender(_LOOPS, f"loops:{size}", messages),
+        ),
         (
             Column("us", "µs a message", ".1f", ratio=True),
             Column("start", "seconds to start", ".2f"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import multiprocessing
+import pickle
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +22,7 @@ from ._child import Order, arguments, report
 
 _KILOBYTE = b"x" * 1024
 _UNITS = 4_000
+_LENGTH = struct.Struct("!I")
 
 
 def compute(units: int) -> bytes:
@@ -196,6 +200,88 @@ def bare(order: Order, size: int = 1024) -> dict[str, float]:
     return {"us": took / order.messages * 1e6, "start": started}
 
 
+class _Pickles(asyncio.Protocol):
+    """Sends and receives pickled objects, each after its length."""
+
+    def __init__(self) -> None:
+        self.received: Callable[[object], None] = lambda one: None
+        self._in = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        got = self._in
+        got += data
+        while len(got) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(got)[0]
+            if len(got) < end:
+                return
+            one = pickle.loads(got[_LENGTH.size : end])
+            del got[:end]
+            self.received(one)
+
+    def send(self, one: object) -> None:
+        """Send an object."""
+        data = pickle.dumps(one)
+        self._transport.write(_LENGTH.pack(len(data)) + data)
+
+
+async def _open(end: socket.socket) -> _Pickles:
+    _, opened = await asyncio.get_running_loop().create_connection(_Pickles, sock=end)
+    return opened
+
+
+def echo_on_loop(end: socket.socket) -> None:
+    """Answer each payload on an event loop, until None comes."""
+
+    async def answer() -> None:
+        over = asyncio.get_running_loop().create_future()
+        pipe = await _open(end)
+        pipe.received = lambda one: over.set_result(None) if one is None else pipe.send(None)
+        await over
+
+    asyncio.run(answer())
+
+
+async def loops(order: Order, size: int = 1024) -> dict[str, float]:
+    """Measure the same between two event loops, with pickling."""
+    ours, theirs = socket.socketpair()
+    began = time.perf_counter()
+    child = multiprocessing.get_context("spawn").Process(target=echo_on_loop, args=(theirs,))
+    child.start()
+    theirs.close()
+    payload = b"x" * size
+    pipe = await _open(ours)
+
+    async def have_answered(count: int) -> None:
+        over = asyncio.get_running_loop().create_future()
+        left = count
+
+        def next_one(answer: object) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                pipe.send(payload)
+            else:
+                over.set_result(None)
+
+        pipe.received = next_one
+        pipe.send(payload)
+        await over
+
+    await have_answered(1)
+    started = time.perf_counter() - began
+    await have_answered(min(200, order.messages))
+    began = time.perf_counter()
+    await have_answered(order.messages)
+    took = time.perf_counter() - began
+    pipe.send(None)
+    await asyncio.to_thread(child.join)
+    return {"us": took / order.messages * 1e6, "start": started}
+
+
 def main() -> None:
     """Measure what is asked for, and report it."""
     order = arguments()
@@ -208,6 +294,8 @@ def main() -> None:
         figures = asyncio.run(trips(order, int(size or 1024)))
     elif what == "bare":
         figures = bare(order, int(size or 1024))
+    elif what == "loops":
+        figures = asyncio.run(loops(order, int(size or 1024)))
     else:
         figures = {"pool": pool, "executor": executor}[what](order)
     report("result", **figures)

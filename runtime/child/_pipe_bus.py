@@ -51,6 +51,7 @@ from ..processes._progress import DONE, SENT, STARTED, Progress
 __all__ = ["PipeBus", "PipeConsumer", "PipeProvider", "PipedDelivery"]
 
 _QUEUED = DeliveryState.QUEUED
+_RUNNING = DeliveryState.RUNNING
 
 _SETTLED, _RETURNED = tag_of(Settled), tag_of(Returned)
 _POST, _PUBLISH, _PARK, _CANCEL = tag_of(Post), tag_of(Publish), tag_of(Park), tag_of(Cancel)
@@ -63,8 +64,10 @@ class PipedDelivery(Delivery):
 
     def start(self) -> bool:
         """See `Delivery.start`."""
-        if not super().start():
+        # As `Delivery.start`, without the cost of a call.
+        if self.state is not _QUEUED:
             return False
+        self.state = _RUNNING
         book: Any = self.tracker
         book.since[self.token] = monotonic()
         book.states[self.token] = STARTED
@@ -116,9 +119,10 @@ class Book:
 
     def settled(self, delivery: Delivery) -> None:
         """See `Tracker.settled`."""
-        self.states[delivery.token] = DONE
-        self.known.pop(delivery.token, None)
-        self._settled.append(delivery.token)
+        slot = delivery.token
+        self.states[slot] = DONE
+        self.known.pop(slot, None)
+        self._settled.append(slot)
         if not self._counting:
             self._counting = True
             self._loop.call_later(_COUNT_AFTER, self._count)

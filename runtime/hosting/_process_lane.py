@@ -229,11 +229,12 @@ class ProcessLane(Lane):
     def _filled(self) -> None:
         if self._ended or self._pumping is not None:
             return
-        if any(worker.is_idle for worker in self.workers):
-            # What comes alone is not to wait for more.
-            self.pump()
-        else:
-            self._pumping = self._loop.call_soon(self.pump)
+        for worker in self.workers:
+            if worker.is_idle:
+                # What comes alone is not to wait for more.
+                self.pump()
+                return
+        self._pumping = self._loop.call_soon(self.pump)
 
     def pump(self) -> None:
         """Hand out what waits, as far as the processes have room."""
@@ -242,7 +243,7 @@ class ProcessLane(Lane):
             self._pumping = None
         outlet = self.outlet
         items = outlet.items
-        observer = self._run.observer
+        observer = self._run.observer if items else None
         while items:
             worker = self._free_worker(items[0])
             if worker is None:

@@ -350,17 +350,17 @@ class ProcessWorker:
     def _settled(self, slots: list[int]) -> None:
         # A process that has done something may end as often as it likes.
         self._restarts = None
-        for slot in slots:
-            delivery = self._freed(slot)
-            if delivery is not None:
-                delivery.settle()
-        now = self._loop.time()
         if slots:
+            now = self._loop.time()
             took = max((now - self._since) / len(slots), _LEAST_TIME)
             before = self._a_message
             self._a_message = took if not before else 0.7 * before + 0.3 * took
             self._since = now
             self._credit = min(self._most, max(self._least, int(_BUSY / self._a_message)))
+        for slot in slots:
+            delivery = self._freed(slot)
+            if delivery is not None:
+                delivery.settle()
         if self._failing_since:
             self._failing_since.clear()
         self._go_on()

@@ -150,8 +150,7 @@ class Channel:
         out = self._out
         while out and not self._closed:
             try:
-                with memoryview(out) as view:
-                    sent = self._socket.send(view)
+                sent = self._socket.send(out)
             except (BlockingIOError, InterruptedError):
                 if not self._blocked:
                     self._blocked = True
@@ -213,44 +212,46 @@ class Channel:
             self._end(None if not self._in else BrokenFrame("it ended in the middle of a frame"))
             return False
         try:
-            self._take(self._room[:size])
+            self._take(size)
         except (BrokenFrame, msgspec.MsgspecError, UnicodeError) as error:
             self._end(error)
             return False
         return True
 
-    def _take(self, data: memoryview) -> None:
-        buffer: memoryview | bytearray = data
+    def _take(self, size: int) -> None:
+        """Take so many bytes that have come in."""
+        view = self._room
         if self._in:
-            self._in += data
-            if len(self._in) < self._needed:
+            self._in += view[:size]
+            size = len(self._in)
+            if size < self._needed:
                 return
             buffer, self._in = self._in, bytearray()
-        at, size = 0, len(buffer)
-        with memoryview(buffer) as view:
-            while size - at >= 4:
-                (length,) = _LENGTH.unpack_from(view, at)
-                if length > LONGEST_FRAME:
-                    raise BrokenFrame(f"a frame claims {length} bytes")
-                end = at + 4 + length
-                if end > size:
-                    break
-                frame = self._decode(view[at + 4 : end])
-                at = end
-                if type(frame) is Taken:
-                    self._outgoing.free(frame.at)
-                    continue
-                if getattr(frame, "place", None) is not None:
-                    frame = self._with_payload(frame)
-                self._received(frame)
-                if self._closed:
-                    return
-            if at < size:
-                self._in += view[at:]
-                rest = size - at
-                self._needed = 4
-                if rest >= 4:
-                    self._needed = 4 + _LENGTH.unpack_from(view, at)[0]
+            view = memoryview(buffer)
+        at = 0
+        while size - at >= 4:
+            (length,) = _LENGTH.unpack_from(view, at)
+            if length > LONGEST_FRAME:
+                raise BrokenFrame(f"a frame claims {length} bytes")
+            end = at + 4 + length
+            if end > size:
+                break
+            frame = self._decode(view[at + 4 : end])
+            at = end
+            if type(frame) is Taken:
+                self._outgoing.free(frame.at)
+                continue
+            if getattr(frame, "place", None) is not None:
+                frame = self._with_payload(frame)
+            self._received(frame)
+            if self._closed:
+                return
+        if at < size:
+            self._in += view[at:size]
+            rest = size - at
+            self._needed = 4
+            if rest >= 4:
+                self._needed = 4 + _LENGTH.unpack_from(view, at)[0]
 
     def _with_payload(self, frame: Any) -> Any:
         at, size = frame.place
