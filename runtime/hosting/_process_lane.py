@@ -270,7 +270,10 @@ class ProcessLane(Lane):
         for worker in workers:
             if worker.has_room and (best is None or worker.load < best.load):
                 best = worker
-        return best
+        if best is None or best.load < max(best.enough, len(self.outlet.items) // len(workers)):
+            return best
+        # The rest is for whoever is free first, so that all are busy until the end.
+        return None
 
     def take_back(self, deliveries: list[RoutedDelivery]) -> None:
         """Put deliveries that no process has begun in front of all others, in their order."""

@@ -49,6 +49,8 @@ __all__ = ["ProcessState", "ProcessWorker"]
 _DELIVER = tag_of(Deliver)
 _BUSY = 0.05
 """Seconds of work that a process is given in advance."""
+_ENOUGH = 0.002
+"""Seconds of work in advance with which it surely does not wait for the next."""
 _MOST = 1_000
 _LEAST_TIME = 1e-6
 _REST = 1.0
@@ -247,6 +249,13 @@ class ProcessWorker:
             and len(self._in_flight) < self._credit
             and (self._bytes < self._most_bytes or not self._in_flight)
         )
+
+    @property
+    def enough(self) -> int:
+        """How many deliveries it needs, lest it waits for the next."""
+        if not self._a_message:
+            return self._least
+        return max(self._least, int(_ENOUGH / self._a_message))
 
     @property
     def is_idle(self) -> bool:

@@ -40,6 +40,7 @@ from spa_dat.errors import (
     RequestTimeout,
     RestartLimitReached,
 )
+from spa_dat.runtime.application._application import runs_of
 from spa_dat.transports import MemoryConfig, MemoryProvider
 from support.processes import collect, make
 from support.waiting import eventually
@@ -500,6 +501,32 @@ async def test_without_a_key_whichever_process_is_free_gets_the_next_message() -
     pids = [pid for _, pid in got]
     assert len(set(pids)) == 2
     assert all(pids.count(pid) >= 3 for pid in pids)
+
+
+async def test_what_a_process_gets_in_advance_is_no_more_than_its_share(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    app = make()
+
+    @app.application("in", placement="process", processes=2)
+    async def work(payload: int) -> None:
+        await eventually(gate.exists)
+
+    async with app:
+        run = runs_of(app).current
+        assert run is not None
+        (actor,) = run.actors
+        lane: Any = actor.lanes[0]
+        for worker in lane.workers:
+            # As after many that took 10 ms each.
+            worker._credit, worker._a_message = 5, 0.01
+        for number in range(9):
+            await app.socket().publish("in", number)
+        await eventually(lambda: len(lane.outlet) + sum(one.load for one in lane.workers) == 9)
+        # Whoever is done first gets the next of the others: neither is idle before the end.
+        assert [one.load for one in lane.workers] == [2, 2]
+        assert len(lane.outlet) == 5
+        gate.touch()
+        await eventually(lambda: app.stats["messages.handled"] == 9)
 
 
 async def test_with_a_key_each_process_has_its_keys() -> None:
