@@ -7,6 +7,7 @@ import enum
 import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
+from sys import getrefcount
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -14,19 +15,20 @@ from .._logs import get_logger
 from .._texts import error_name, forget_earlier, inspectable, quoted, reason_of
 from ..errors import ActorError, ActorStopped, ConfigurationError, RestartLimitReached
 from ._actor import Actor
-from ._deadlocks import CURRENT, Frame, current_frame, deadlock, find_cycle
+from ._deadlocks import CURRENT, Frame, current_frame, deadlock, find_cycle, variables_of
 from ._isolation import (
     DONE,
     End,
+    FirstSteps,
     Isolated,
     TaskGuard,
     end_attempt,
+    give_back_steps,
     go_on_apart,
-    looked_at,
     raised_by_hand,
     refuse_unrun,
-    returns_nothing,
     run_apart,
+    take_steps,
 )
 from ._local_message import LocalMessage
 from ._mailbox import Mailbox
@@ -42,6 +44,8 @@ __all__ = ["Cell", "call_hook", "receive_message", "work"]
 A = TypeVar("A", bound=Actor)
 
 _log = get_logger("spa_dat.actors")
+# Until the first message.
+_NO_FRAME = Frame("", active=False)
 # How many messages may be handled before the event loop gets a turn: few enough that what they
 # have sent goes out while the next ones are handled.
 BURST = 64
@@ -477,19 +481,33 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
     mailbox, instance, receive, guard = cell.mailbox, cell.instance, cell.receive, cell.guard
     assert instance is not None
     items = mailbox.items
-    is_async, is_looked_at = _ways(instance)
-    left = BURST
+    is_async = inspect.iscoroutinefunction(instance.on_receive)
+    left, looks, ended = BURST, True, False
+    frame = _NO_FRAME
+    context: Any = None
+    # The frame may serve the next message too, as long as these have as many references.
+    variables: object | None = None
+    steps: FirstSteps | None = None
+    step: Callable[[Any], Any] | None = None
+    frame_count = variables_count = 0
     while not cell.discard:
         if not items:
+            # The frame of the last message ends before anything else can run; see below.
+            frame.active, ended = False, True
             if mailbox.closed:
                 return
+            if steps is not None:
+                give_back_steps(steps)
             # The last message must not be kept alive while the actor is idle.
-            item = result = frame = context = rest = None
+            item = reply = result = context = rest = steps = step = None
             await mailbox.arrival()
             left = BURST
+            if variables is not None:
+                context = copy_context()
             continue
         if not left:
-            left = BURST
+            frame.active, ended = False, True
+            left, looks = BURST, True
             await asyncio.sleep(0)
             continue
         left -= 1
@@ -497,31 +515,52 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
         item = items.popleft()
         if mailbox.looks_after:
             item = mailbox.taken(item)
-        frame = Frame(cell)
-        CURRENT.set(frame)
+        if (
+            variables is not None
+            and getrefcount(frame) == frame_count
+            and getrefcount(variables) == variables_count
+        ):
+            # Nothing else knows the frame of the message before: one of its own would make no
+            # difference, except that it is a third of what a tell costs.
+            if ended:
+                frame.active, ended = True, False
+        else:
+            if variables is not None:
+                frame.active = False
+            ended, variables = False, None
+            frame = Frame(cell)
+            CURRENT.set(frame)
+            if isinstance(item, LocalMessage):
+                context = copy_context()
+                if looks:
+                    # Not for each message: it costs more than it saves if it saves nothing.
+                    looks = False
+                    variables = variables_of(context, frame)
+                    frame_count, variables_count = getrefcount(frame), getrefcount(variables)
         try:
             if isinstance(item, LocalMessage):
-                if item.reply is not None:
-                    if item.reply.done():
+                reply = item.reply
+                if reply is not None:
+                    if reply.done():
                         continue
-                    frame.parent, frame.waiter = item.asker, item.reply
+                    frame.parent, frame.waiter = item.asker, reply
                 # As run_apart(), without the cost of a call.
-                context = copy_context()
                 try:
                     if type(item) is not LocalMessage:
                         result = context.run(item.hand_to, instance)
                     elif is_async:
                         result = instance.on_receive(item.message)
-                        if is_looked_at and item.reply is None:
-                            result = looked_at(result, "on_receive")
                     else:
                         result = context.run(instance.on_receive, item.message)
                 except GeneratorExit as error:
                     raised_by_hand(error)
                 if type(result) is CoroutineType:
                     try:
-                        if item.reply is None:
-                            waits_for = context.run(next, result.__await__(), DONE)
+                        if reply is None:
+                            if step is None:
+                                steps = take_steps()
+                                step = steps.send
+                            waits_for = context.run(step, result)
                         else:
                             waits_for = context.run(result.send, None)
                     except StopIteration as done:
@@ -530,16 +569,19 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
                         raised_by_hand(error)
                     else:
                         if waits_for is not DONE:
-                            rest = Isolated(context, result, waits_for)
+                            went_on = steps if reply is None else None
+                            rest = Isolated(context, result, waits_for, went_on)
                             del waits_for
                             result = await rest
                 elif hasattr(result, "__await__") and not is_handed_on(item, result):
                     result = await go_on_apart(context, result)
-                if item.reply is not None:
+                if reply is not None:
                     item.answer(result)
             else:
+                reply = variables = None
                 await receive(instance, item)
         except asyncio.CancelledError as error:
+            variables = steps = step = None
             if guard.end is not None:
                 if isinstance(item, LocalMessage):
                     item.fail(cell.stopped())
@@ -547,27 +589,28 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
             await _failed(cell, item, _cancelled(cell, error))
         except GeneratorExit:
             # Nobody continues this coroutine.
+            variables = None
             raise
         except BaseException as error:  # noqa: BLE001  (an actor outlives what its code raises)
+            variables = steps = step = None
             await _failed(cell, item, inspectable(error))
         finally:
-            # frame.end(), without the cost of a call
-            frame.active = False
-            frame.parent = frame.waiter = None
+            # frame.end(), without the cost of a call; what may serve again ends later
+            if variables is None:
+                frame.active = False
+            if reply is not None:
+                frame.parent = frame.waiter = None
         if guard.interrupted:
+            frame.active, ended = False, True
             await guard.recover()
         if cell.state is not _RUNNING:
+            variables = None
+            frame.active = False
             instance = await cell.next_instance()
             if instance is None:
                 return
-            is_async, is_looked_at = _ways(instance)
-
-
-def _ways(instance: Any) -> tuple[bool, bool]:
-    """Return whether `on_receive` is a coroutine function, and whether its result is looked at."""
-    function = instance.on_receive
-    is_async = inspect.iscoroutinefunction(function)
-    return is_async, is_async and not returns_nothing(function)
+            is_async = inspect.iscoroutinefunction(instance.on_receive)
+    frame.active = False
 
 
 async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> BaseException | None:

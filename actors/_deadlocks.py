@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from sys import getrefcount
 from typing import Protocol
 
 import msgspec
@@ -20,6 +22,7 @@ __all__ = [
     "enter_chain",
     "find_cycle",
     "refuse_cycle",
+    "variables_of",
 ]
 
 LIMIT = 16
@@ -67,6 +70,39 @@ class Frame(msgspec.Struct, eq=False):
         # `actors._cell.work` does the same without the call.
         self.active = False
         self.parent = self.waiter = None
+
+
+def variables_of(context: Context, frame: Frame) -> object | None:
+    """Return that by whose reference count one can tell whether a frame is known to others.
+
+    Copies of a context, which tasks, callbacks and threads get, share the table of its variables;
+    if a variable is set, the table is replaced by another one with the same values. So as long as
+    the table and the frame have as many references as before, no code that a message has left
+    behind knows its frame, and the next message may have the same one.
+
+    Args:
+        context: a copy of the current one.
+        frame: the value of `CURRENT` there.
+
+    Returns:
+        The table; None if it is of a kind for which this might not be true.
+    """
+    tables = gc.get_referents(context)
+    nodes = gc.get_referents(*tables)
+    # Of a large table a part with the frame may be in several tables.
+    if len(tables) != 1 or len(nodes) != 1 or not _is_in(frame, gc.get_referents(*nodes)):
+        return None
+    (table,) = tables
+    count = getrefcount(table)
+    copy = context.copy()
+    shared = getrefcount(table) == count + 1
+    del copy
+    return table if shared else None
+
+
+def _is_in(frame: Frame, values: Iterable[object]) -> bool:
+    # Not by ==, which may be code of the user's.
+    return any(value is frame for value in values)
 
 
 def current_frame() -> Frame | None:

@@ -118,7 +118,9 @@ class Mailbox:
         on_drop: called with what was dropped: the item, or for a local message its content. It
             must not raise; if it does, that is logged.
         name: whose mailbox it is, for error messages.
-        items: the waiting items; to be read only.
+        items: the waiting items; to be read only, except as `offer` does.
+        limit: up to this many items `offer` needs no further checks; 0 if it always does.
+        getter: what the consumer waits for; None if it does not wait.
         looks_after: whether items taken out of ``items`` have to go through `taken`.
 
     Raises:
@@ -127,17 +129,17 @@ class Mailbox:
 
     __slots__ = (
         "_closed",
-        "_getter",
         "_incoming",
         "_latest",
-        "_limit",
         "_loop",
         "_places",
         "_thread",
         "capacity",
         "dropped",
+        "getter",
         "items",
         "key",
+        "limit",
         "looks_after",
         "name",
         "on_drop",
@@ -163,9 +165,8 @@ class Mailbox:
         self.items: deque[Any] = deque()
         self._latest: dict[Hashable, Slot] | None = None if key is None else {}
         self._closed = False
-        # Up to this many items offer() needs no further checks; 0 when it always does.
-        self._limit = capacity if key is None else 0
-        self._getter: asyncio.Future[None] | None = None
+        self.limit = capacity if key is None else 0
+        self.getter: asyncio.Future[None] | None = None
         self._places: Places | None = None
         self.looks_after = key is not None
         self._incoming: deque[Any] | None = None
@@ -226,11 +227,12 @@ class Mailbox:
             MailboxFull: it is full, and the policy is to refuse.
             ActorStopped: it is closed.
         """
+        # `ActorRef.tell` does the same without the call.
         items = self.items
-        if len(items) < self._limit:
+        if len(items) < self.limit:
             items.append(item)
-            if self._getter is not None:
-                self._wake()
+            if self.getter is not None:
+                self.wake()
             return True
         return self._offer_closely(item)
 
@@ -243,13 +245,13 @@ class Mailbox:
         if self._closed:
             raise self._stopped()
         self.items.append(item)
-        self._wake()
+        self.wake()
 
     def force_all(self, items: Iterable[Any]) -> None:
         """Put the items as `force` does."""
         self._check_open()
         self.items.extend(items)
-        self._wake()
+        self.wake()
 
     async def put_wait(self, item: Any) -> None:
         """Put an item, waiting for a place as long as it takes; places go to senders in order.
@@ -268,7 +270,7 @@ class Mailbox:
             self._note_limit()
             self._check_open()
         self.items.append(item)
-        self._wake()
+        self.wake()
 
     def put(self, item: Any) -> None:
         """Put an item from any thread; pykka's protocol. Does not wait.
@@ -304,7 +306,7 @@ class Mailbox:
         """
         self._check_open()
         self.items.extendleft(reversed(list(items)))
-        self._wake()
+        self.wake()
 
     # Taking
 
@@ -342,13 +344,13 @@ class Mailbox:
 
     def arrival(self) -> asyncio.Future[None]:
         """Return a future that completes with the next item or `close`; for the consumer."""
-        if self._getter is not None and not self._getter.done():
+        if self.getter is not None and not self.getter.done():
             raise RuntimeError(f"somebody else is already taking from the mailbox of {self.name!r}")
         loop = self._loop or asyncio.get_running_loop()
         getter: asyncio.Future[None] = loop.create_future()
-        self._getter = getter
+        self.getter = getter
         if self.items or self._closed:
-            self._wake()
+            self.wake()
         return getter
 
     def extract(self, predicate: Callable[[Any], bool]) -> list[Any]:
@@ -371,10 +373,10 @@ class Mailbox:
     def close(self) -> None:
         """Accept no more items; waiting senders get ActorStopped. The items in it stay."""
         self._closed = True
-        self._limit = 0
+        self.limit = 0
         if self._places is not None:
             self._places.refuse(self._stopped())
-        self._wake()
+        self.wake()
 
     # Inside
 
@@ -405,7 +407,7 @@ class Mailbox:
         if slot is not None and self._latest is not None:
             self._latest[slot.key] = slot
         self.items.append(item if slot is None else slot)
-        self._wake()
+        self.wake()
         return True
 
     def _oldest(self) -> int | None:
@@ -433,8 +435,9 @@ class Mailbox:
             except BaseException as error:  # noqa: BLE001  (the one who sends is not to blame)
                 _log.error("on_drop of %s raised", self._described(), exc_info=error)
 
-    def _wake(self) -> None:
-        getter, self._getter = self._getter, None
+    def wake(self) -> None:
+        """Tell the consumer, if it waits, that there is something for it."""
+        getter, self.getter = self.getter, None
         if getter is not None and not getter.done():
             getter.set_result(None)
 
@@ -449,7 +452,7 @@ class Mailbox:
 
     def _note_limit(self) -> None:
         simple = self._latest is None and not self._closed
-        self._limit = self.capacity - self._reserved if simple else 0
+        self.limit = self.capacity - self._reserved if simple else 0
 
     def _take_incoming(self) -> None:
         incoming = self._incoming

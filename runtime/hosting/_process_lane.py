@@ -69,7 +69,8 @@ class Outlet(Mailbox):
         self.filled()
         return taken
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """As `Mailbox.wake`."""
         self.filled()
 
 

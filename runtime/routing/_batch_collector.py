@@ -121,7 +121,8 @@ class BatchCollector(Mailbox):
         self._flushing = True
         self._look()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """As `Mailbox.wake`."""
         # No one takes single items here.
         self._look()
 

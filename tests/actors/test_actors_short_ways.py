@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Generator
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 import pytest
 
-from spa_dat.actors import Actor, ActorRef, ActorSystem, Mailbox, Overflow
-from spa_dat.actors._deadlocks import CURRENT, Frame
+from spa_dat.actors import Actor, ActorRef, ActorSystem, Mailbox, Overflow, _cell, _isolation
+from spa_dat.actors._deadlocks import CURRENT, Frame, current_actor, current_frame
 from spa_dat.errors import ActorError
 from support.waiting import eventually
 
@@ -192,3 +193,195 @@ async def test_what_is_taken_from_a_mailbox_is_the_same_whoever_takes_it(
     assert await take(box, count) == expected
     await asyncio.gather(*puts)
     assert not box.items
+
+
+SET_LATER: ContextVar[str] = ContextVar("set_later")
+OTHERS = [ContextVar[int](f"other_{number}") for number in range(60)]
+
+Views = list[str | None]
+
+
+def look(views: Views) -> None:
+    views.append(current_actor())
+
+
+def look_with_a_variable(views: Views) -> None:
+    SET_LATER.set("by what was left behind")
+    look(views)
+
+
+async def look_in_a_task(views: Views) -> None:
+    look_with_a_variable(views)
+
+
+def leave_callback(views: Views) -> Any:
+    return asyncio.get_running_loop().call_soon(look, views)
+
+
+def leave_callback_and_variable(views: Views) -> Any:
+    left = leave_callback(views)
+    BOUND.set("by the message")
+    return left
+
+
+def leave_task(views: Views) -> Any:
+    return asyncio.ensure_future(look_in_a_task(views))
+
+
+def leave_other_context(views: Views) -> Any:
+    other = copy_context()
+    other.run(SET_LATER.set, "by the message")
+    return asyncio.get_running_loop().call_soon(look, views, context=other)
+
+
+def leave_ask(views: Views) -> Any:
+    frame = current_frame()
+    return asyncio.get_running_loop().call_soon(
+        lambda: views.append(None if frame is None or not frame.active else frame.name),
+        context=Context(),
+    )
+
+
+class Leaves(Actor):
+    """Leaves something behind, and in the next message waits until that has had a look."""
+
+    def __init__(self, leave: Callable[[Views], Any]) -> None:
+        self.leave = leave
+        self.left: list[Any] = []
+        self.views: Views = []
+        self.own: Views = []
+
+    async def on_receive(self, message: Any) -> None:
+        if message == "leave":
+            self.left.append(self.leave(self.views))
+        elif message == "wait":
+            await eventually(lambda: len(self.views) == len(self.left))
+            self.own.append(current_actor())
+
+
+@pytest.mark.parametrize("variables", [0, len(OTHERS)], ids=["few variables", "many variables"])
+@pytest.mark.parametrize(
+    "leave",
+    [leave_callback, leave_callback_and_variable, leave_task, leave_other_context, leave_ask],
+)
+async def test_what_a_message_leaves_behind_is_no_part_of_the_next_one(
+    leave: Callable[[Views], Any], variables: int
+) -> None:
+    for other in OTHERS[:variables]:
+        other.set(1)
+    system, actor = ActorSystem(), Leaves(leave)
+    ref = system.spawn(lambda: actor, name="leaves", mailbox=Mailbox(1_000))
+    for _ in range(3):
+        # In one go, and with messages before it that leave nothing behind.
+        for message in ("nothing", "nothing", "leave", "wait"):
+            ref.tell(message)
+    await ref.ask("nothing")
+    assert actor.views == [None] * 3
+    assert actor.own == ["leaves"] * 3
+    await system.stop_all(timeout=10)
+
+
+async def test_messages_that_leave_nothing_behind_share_a_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+
+    class CountedFrame(Frame):
+        def __post_init__(self) -> None:
+            made.append(self.name)
+
+    monkeypatch.setattr(_cell, "Frame", CountedFrame)
+    system = ActorSystem()
+    ref = system.spawn(lambda: Leaves(leave_task), name="leaves", mailbox=Mailbox(1_000))
+    for _ in range(10):
+        for _ in range(100):
+            ref.tell("nothing")
+        await ref.ask("nothing")
+    assert 1 <= len(made) < 10
+    await system.stop_all(timeout=10)
+
+
+async def test_a_frame_is_shared_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    class CountedFrame(Frame):
+        def __post_init__(self) -> None:
+            made.append(self.name)
+
+    system, actor = ActorSystem(), Leaves(leave_task)
+    ref = system.spawn(lambda: actor, name="leaves", mailbox=Mailbox(1_000))
+    ref.tell("leave")
+    ref.tell("wait")
+    await ref.ask("nothing")
+    monkeypatch.setattr(_cell, "Frame", CountedFrame)
+    for _ in range(500):
+        ref.tell("nothing")
+    await ref.ask("nothing")
+    assert len(made) < 100
+    await system.stop_all(timeout=10)
+
+
+async def test_runs_of_first_steps_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = _isolation._first_steps
+
+    def counted() -> Any:
+        made.append(1)
+        return make()
+
+    monkeypatch.setattr(_isolation, "_first_steps", counted)
+    monkeypatch.setattr(_isolation, "_spare_steps", [])
+    system = ActorSystem()
+    refs = [system.spawn(lambda: Leaves(leave_task)) for _ in range(5)]
+    for _ in range(10):
+        for ref in refs:
+            for _ in range(10):
+                ref.tell("nothing")
+            await ref.ask("nothing")
+    assert len(made) <= len(refs)
+    await system.stop_all(timeout=10)
+
+
+async def test_what_the_last_message_leaves_behind_is_no_part_of_an_idle_actor() -> None:
+    system, actor = ActorSystem(), Leaves(leave_callback)
+    ref = system.spawn(lambda: actor, name="leaves")
+    ref.tell("nothing")
+    ref.tell("leave")
+    await eventually(lambda: len(actor.views) == 1)
+    assert actor.views == [None]
+    await system.stop_all(timeout=10)
+
+
+async def test_what_a_told_message_returns_is_not_kept() -> None:
+    class Result: ...
+
+    class Returns(Actor):
+        result: weakref.ref[Result] | None = None
+
+        async def on_receive(self, message: Any) -> Result:
+            result = Result()
+            self.result = weakref.ref(result)
+            return result
+
+    system, actor = ActorSystem(), Returns()
+    system.spawn(lambda: actor).tell("message")
+    await eventually(lambda: actor.result is not None)
+    assert actor.result is not None
+    assert actor.result() is None
+    await system.stop_all(timeout=10)
+
+
+async def test_a_mailbox_of_another_kind_is_offered_what_is_told() -> None:
+    class Noting(Mailbox):
+        __slots__ = ("noted",)
+
+        def offer(self, item: Any) -> bool:
+            self.noted = item.message
+            return super().offer(item)
+
+    system, kept, mailbox = ActorSystem(), Kept(), Noting()
+    ref = system.spawn(lambda: kept, mailbox=mailbox)
+    ref.tell("message")
+    assert mailbox.noted == "message"
+    await eventually(lambda: kept.seen == ["message"])
+    await system.stop_all(timeout=10)
