@@ -105,6 +105,10 @@ class Router(Actor):
                 self._outage.leave(target.mailbox)
         self._note_targets()
 
+    def wants(self, topic: str) -> bool:
+        """Whether one of its routes is for the topic."""
+        return bool(self._trie.match(topic))
+
     @property
     def holding(self) -> bool:
         """Whether the connection is lost, so that nothing may be started."""

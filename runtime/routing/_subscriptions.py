@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from ...actors import ActorSystem
 from ...errors import ConfigurationError
-from ...transports import RESERVED, Identity, Subscription, TopicFilter, is_reserved
+from ...transports import RESERVED, Identity, Subscription, TopicFilter, TopicTrie, is_reserved
 from ..messaging._bus_connection import BusConnection
 from ..options._actor_options import ActorOptions
 from ..registration._specs import Handler
@@ -172,7 +173,6 @@ class RuntimeSubscription:
         self._stats = stats
         self._routes: dict[str, Route] = {}
         self.router: Router | None = None
-        actor.connection.subscribed.append(self)
 
     def stop_intake(self) -> None:
         """Take no further messages."""
@@ -227,7 +227,7 @@ class RuntimeSubscription:
 
     def handles(self, topic: str) -> bool:
         """Whether one of the filters matches."""
-        return any(route.filter.matches(topic) for route in self._routes.values())
+        return self.router is not None and self.router.wants(topic)
 
     def _forget(self, pattern: str) -> None:
         route = self._routes.pop(pattern)
@@ -248,7 +248,7 @@ class RuntimeSubscription:
 
     async def _open(self) -> Router:
         name = f"{self._actor.name}.now"
-        router = Router(name, self._stats, elsewhere=self._comes_anyway)
+        router = Router(name, self._stats, elsewhere=self._declared_filters())
         spawn_router(self._system, router)
         subscription = Subscription(
             name=name,
@@ -266,16 +266,19 @@ class RuntimeSubscription:
             self.router = None
             await router.close(self._system)
             raise
+        self._actor.connection.subscribed.append(self)
         return router
 
-    def _comes_anyway(self, topic: str) -> bool:
-        """Whether the actor gets messages on the topic through its declared filters already."""
+    def _declared_filters(self) -> Callable[[str], bool]:
+        """Return what tells whether the actor gets a topic's messages anyway, by those filters."""
         actor = self._actor
-        if (actor.options.deliver or actor.connection.provider.default_deliver) == "share":
-            return False
-        return any(
-            filter_.matches(topic) for handler in actor.handlers for filter_ in handler.filters
-        )
+        # They are looked up, not compared one by one: there may be thousands.
+        declared: TopicTrie[None] = TopicTrie()
+        if (actor.options.deliver or actor.connection.provider.default_deliver) != "share":
+            for handler in actor.handlers:
+                for filter_ in handler.filters:
+                    declared.add(filter_.pattern, None)
+        return lambda topic: bool(declared.match(topic))
 
 
 def _parsed(pattern: str) -> TopicFilter:

@@ -11,7 +11,7 @@ import msgspec
 
 from ...errors import ConfigurationError, NoResponder
 from .._envelope import Envelope
-from .._topics import TopicFilter, TopicTrie
+from .._topics import TopicTrie
 from ._faults import BrokerFaults
 from ._queue import ClientLink, InTransit, Queue, Wire
 
@@ -125,17 +125,29 @@ class Broker:
         A shared group gets no retained messages.
         """
         queue = link.queue
-        link.filters.update(dict.fromkeys(patterns))
-        new = [pattern for pattern in link.filters if pattern not in queue.filters]
+        wanted = dict.fromkeys(patterns)
+        link.filters.update(wanted)
+        new = [pattern for pattern in wanted if pattern not in queue.filters]
         for pattern in new:
             queue.filters[pattern] = None
             self._trie.add(pattern, queue)
-        if not new or queue.shared or not self._retained:
-            return
-        wanted = [TopicFilter.parse(pattern) for pattern in new]
-        for topic, envelope in self.retained.items():
-            if any(pattern.matches(topic) for pattern in wanted):
-                queue.put(envelope, self._retained[topic][1], retained=True)
+        if new and self._retained and not queue.shared:
+            self._send_retained(queue, new)
+
+    def _send_retained(self, queue: Queue, patterns: list[str]) -> None:
+        (first, *others) = patterns
+        topics: Iterable[str] = (first,) if first in self._retained else ()
+        if others or "+" in first or "#" in first:
+            # Not each topic with each filter: there may be thousands of both.
+            index: TopicTrie[None] = TopicTrie()
+            for pattern in patterns:
+                index.add(pattern, None)
+            topics = [topic for topic in self._retained if index.match(topic)]
+        now = asyncio.get_running_loop().time()
+        for topic in topics:
+            envelope, deadline = self._retained[topic]
+            if deadline is None or deadline > now:
+                queue.put(envelope, deadline, retained=True)
 
     def unsubscribe(self, link: ClientLink, pattern: str) -> None:
         """Undo `subscribe`; in a shared group only once no open connection wants the filter."""

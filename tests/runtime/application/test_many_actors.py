@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spa_dat import DistributedApplication
+from spa_dat import DistributedApplication, Socket
 from spa_dat.runtime.messaging._turn import Turn
 from spa_dat.transports import TopicTrie
 
@@ -131,3 +131,92 @@ async def test_an_idle_actor_keeps_nothing_of_its_last_message() -> None:
 
         kept = [it for it in gc.get_objects() if isinstance(it, Turn) and it.actor.endswith("/a1")]
         assert not kept
+
+
+async def subscribe(filters: int, declared: int) -> tuple[int, int]:
+    """Return the steps that it takes to subscribe at runtime, and those that 100 messages take."""
+    app = DistributedApplication("memory://", name="plant", stop_timeout=60)
+    subscribed, messages = Steps(), Steps()
+
+    async def handle(payload: bytes, socket: Socket) -> None:
+        if payload == b"subscribe":
+            with subscribed:
+                for number in range(filters):
+                    await socket.subscribe(f"now/{number}")
+
+    app.application([f"machine/{number}" for number in range(declared)], name="a")(handle)
+    async with app:
+        await app.socket().publish("machine/0", b"subscribe")
+        while app.stats["messages.handled"] < 1:
+            await asyncio.sleep(0)
+        with messages:
+            for _ in range(100):
+                app.socket().post("now/0", b"")
+            while app.stats["messages.handled"] < 101:
+                await asyncio.sleep(0)
+    return subscribed.count, messages.count
+
+
+async def test_four_times_the_filters_at_runtime_take_four_times_the_steps() -> None:
+    (few, message), (many, message_of_many) = await subscribe(50, 1), await subscribe(200, 1)
+
+    assert many < 4.5 * few
+    assert message_of_many < 1.5 * message
+
+
+async def test_declared_filters_cost_nothing_of_a_message_to_filters_at_runtime() -> None:
+    (_, few), (_, many) = await subscribe(1, 1), await subscribe(1, 200)
+
+    assert many < 1.5 * few
+
+
+async def retained(filters: int, ends: str) -> int:
+    """Return the steps that it takes to start with filters that each have a retained message."""
+    app = DistributedApplication("memory://retained", name="plant")
+    other = DistributedApplication("memory://retained", name="other")
+
+    async def handle(payload: bytes) -> None:
+        pass
+
+    other.application([f"machine/{n}{ends}" for n in range(filters)], name="a")(handle)
+    async with app:
+        for number in range(filters):
+            await app.socket().publish(f"machine/{number}/on", b"x", retain=True)
+        with Steps() as counted:
+            await other.__aenter__()
+        while other.stats["messages.handled"] < filters:
+            await asyncio.sleep(0)
+        await other.__aexit__(None, None, None)
+    return counted.count
+
+
+@pytest.mark.parametrize("ends", ["/on", "/+"])
+async def test_four_times_the_retained_messages_and_filters_take_four_times_the_steps(
+    ends: str,
+) -> None:
+    few, many = await retained(50, ends), await retained(200, ends)
+
+    assert many < 4.5 * few
+
+
+async def foreign_requests(actors: int) -> int:
+    """Return the steps that 20 requests take whose replies go to a topic of the sender's."""
+    app = DistributedApplication("memory://", name="plant", stop_timeout=60)
+
+    async def answer(payload: bytes) -> bytes:
+        return payload
+
+    for number in range(actors):
+        app.application(f"machine/{number}", name=f"a{number}", replies=True)(answer)
+    async with app:
+        connection = app.socket()._connection
+        with Steps() as counted:
+            for number in range(20):
+                assert not connection.takes(f"elsewhere/{number}")
+    return counted.count
+
+
+async def test_whether_a_topic_is_taken_costs_no_look_at_each_actor() -> None:
+    few, many = await foreign_requests(5), await foreign_requests(50)
+
+    assert many == few
