@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import sys
 import threading
 import time
 import weakref
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..._busy_threads import here
 from ...errors import ActorStopped
-from ._stacks import stack_of_frame
+from ._stacks import frames_of_other_threads, stack_of_frame
 
 if TYPE_CHECKING:
     from ._virtual_time import VirtualLoop
@@ -164,13 +163,13 @@ class ExecutorThreads:
 
     def busy(self) -> list[str]:
         """Describe the functions that run at the same time as the loop, or are about to."""
-        frames = sys._current_frames()
+        frames = frames_of_other_threads()
         jobs = tuple(self._jobs)
         return [self._describe(job, frames) for job in jobs if self._is_busy(job)]
 
     def leave_alone(self) -> list[str]:
         """Stop waiting for what `busy` describes; return those that may not take so long."""
-        frames = sys._current_frames()
+        frames = frames_of_other_threads()
         late = []
         for job in tuple(self._jobs):
             if self._is_busy(job):
@@ -221,7 +220,7 @@ class ExecutorThreads:
                         return
                     job.state = _CallState.LEFT_ALONE if late else _CallState.BESIDE
                 if late and not self.may_outlast(job.executor):
-                    frame = sys._current_frames().get(job.ident or 0)
+                    frame = frames_of_other_threads().get(job.ident or 0)
                     self._loop.stuck(
                         f"work in a thread did not end within {self._grace:g} real seconds"
                         f"{stack_of_frame(frame)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._busy_threads import BusyThread
 from ._executor_threads import ExecutorThreads, ThreadWait
-from ._stacks import stack_of_frame
+from ._stacks import frames_of_other_threads, stack_of_frame
 
 if TYPE_CHECKING:
     from ._virtual_time import VirtualLoop
@@ -76,7 +75,7 @@ class ForeignThreads:
 
     def busy(self) -> list[str]:
         """Describe the work that was announced and has not ended."""
-        frames = sys._current_frames()
+        frames = frames_of_other_threads()
         return [
             f"{work.name}, announced in {work.place}{stack_of_frame(frames.get(work.ident or 0))}"
             for work in tuple(self._announced)
@@ -120,7 +119,7 @@ class ForeignThreads:
 
     def describe(self) -> str:
         """Name the threads that nobody has announced, and where they are; "" if there are none."""
-        frames = sys._current_frames()
+        frames = frames_of_other_threads()
         there = [
             f"{thread.name}{_innermost(frames.get(thread.ident or 0))}"
             for thread in self._threads()
@@ -179,7 +178,7 @@ class ForeignThreads:
             or not self._makers.isdisjoint((_ANY_THREAD, *_modules_of(thread)))
         ):
             return
-        where = _innermost(sys._current_frames().get(thread.ident or 0))
+        where = _innermost(frames_of_other_threads().get(thread.ident or 0))
         self._name(
             f"{thread.name}{_modules_of(thread)}",
             f"thread {thread.name!r} calls into the application at an unpredictable moment, so the"

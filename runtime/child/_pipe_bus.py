@@ -50,9 +50,6 @@ from ..processes._progress import DONE, SENT, STARTED, Progress
 
 __all__ = ["PipeBus", "PipeConsumer", "PipeProvider", "PipedDelivery"]
 
-_QUEUED = DeliveryState.QUEUED
-_RUNNING = DeliveryState.RUNNING
-
 _SETTLED, _RETURNED = tag_of(Settled), tag_of(Returned)
 _POST, _PUBLISH, _PARK, _CANCEL = tag_of(Post), tag_of(Publish), tag_of(Park), tag_of(Cancel)
 _LONGEST_HELD = 0.002
@@ -64,10 +61,8 @@ class PipedDelivery(Delivery):
 
     def start(self) -> bool:
         """See `Delivery.start`."""
-        # As `Delivery.start`, without the cost of a call.
-        if self.state is not _QUEUED:
+        if not super().start():
             return False
-        self.state = _RUNNING
         book: Any = self.tracker
         book.since[self.token] = monotonic()
         book.states[self.token] = STARTED
@@ -76,7 +71,7 @@ class PipedDelivery(Delivery):
     def requeue(self) -> None:
         """See `Delivery.requeue`."""
         super().requeue()
-        if self.state is _QUEUED:
+        if self.state is DeliveryState.QUEUED:
             book: Any = self.tracker
             book.states[self.token] = SENT
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import runpy
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -21,6 +23,7 @@ import pytest
 
 from spa_dat import Actor, Context, DistributedApplication, Socket, SyncSocket, busy_thread
 from spa_dat.errors import NoResponder, RequestTimeout
+from spa_dat.harness.loop._stacks import frames_of_other_threads
 from spa_dat.testing import BusyThread, Harness, HarnessFactory, NotSettled, UnannouncedThread
 from support.elsewhere import ThreadElsewhere
 
@@ -590,3 +593,32 @@ def test_a_def_handler_that_outlasts_the_grace_fails_the_test() -> None:
             harness.crash()
     finally:
         go_on.set()
+
+
+def test_looking_at_the_frames_of_threads_keeps_nothing_alive() -> None:
+    held: list[weakref.ref[threading.Event]] = []
+    started, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        large = threading.Event()
+        held.append(weakref.ref(large))
+        started.set()
+        ended.wait(60)
+
+    def look() -> int:
+        frames = frames_of_other_threads()
+        return len(frames)
+
+    thread = threading.Thread(target=work)
+    gc.collect()
+    gc.disable()
+    try:
+        thread.start()
+        assert started.wait(60)
+        assert look() >= 1
+        ended.set()
+        thread.join(60)
+        assert held[0]() is None
+    finally:
+        gc.enable()
+        ended.set()

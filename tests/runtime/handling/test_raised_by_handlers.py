@@ -19,7 +19,7 @@ from spa_dat import Actor, Context, DistributedApplication, RetryPolicy, on
 from spa_dat.actors import ActorSystem
 from spa_dat.errors import ActorError, ConfigurationError
 from support.memory import Site
-from support.waiting import eventually
+from support.waiting import eventually, threads_have_left
 
 pytestmark = pytest.mark.virtual
 
@@ -802,7 +802,7 @@ async def test_failures_keep_nothing_alive(kind: str, caplog: pytest.LogCaptureF
                 await site.settled()
             assert len(held) == 5
             # The last one may still be in the thread that has raised it.
-            await eventually(lambda: sum(one() is not None for one in held) <= 1)
+            await threads_have_left(lambda: sum(one() is not None for one in held) <= 1)
         finally:
             gc.enable()
         await system.stop_all(timeout=5)

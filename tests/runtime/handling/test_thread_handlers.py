@@ -27,7 +27,7 @@ from spa_dat.transports.memory import MemoryProvider
 from support.elsewhere import threads, threads_end
 from support.memory import Site
 from support.probe import talking
-from support.waiting import eventually
+from support.waiting import eventually, threads_have_left
 
 
 @pytest.fixture
@@ -536,7 +536,7 @@ async def test_requests_that_fail_keep_nothing_of_their_handler_alive(
                 await app.socket().publish("n", number)
             await eventually(lambda: len(held) == 5)
             # The last one may still be in the thread that has raised it.
-            await eventually(lambda: sum(one() is not None for one in held) <= 1)
+            await threads_have_left(lambda: sum(one() is not None for one in held) <= 1)
         finally:
             gc.enable()
             free.set()
