@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -82,6 +83,27 @@ async def test_only_the_folders_that_are_named_are_watched(tmp_path: Path) -> No
         await is_watched(command, watched)
         await command.says("^version 2 ")
         assert not command.found("changed: main.py")
+        command.signal(signal.SIGTERM)
+        assert await command.end() == 0
+
+
+async def test_a_folder_that_is_deleted_and_made_again_is_watched_and_run_in_again(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    (folder / "main.py").write_text(APP.format(version=1))
+    with Command(folder, "run", "main.py", "--reload") as command:
+        await command.says("^version 1 ")
+        await is_watched(command, folder)
+        shutil.rmtree(folder)
+        await command.says(f"^spa-dat: the application has no folder '{folder}' to run in")
+        await command.says("^spa-dat: changes cannot be watched: ")
+        folder.mkdir()
+        (folder / "main.py").write_text(APP.format(version=2))
+        await command.says("^version 2 ")
+        (folder / "main.py").write_text(APP.format(version=3))
+        await command.says("^version 3 ")
         command.signal(signal.SIGTERM)
         assert await command.end() == 0
 

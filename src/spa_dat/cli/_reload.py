@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Reloader"]
 
 _AGAIN = 1.0
+_LOOK = 1000  # milliseconds
 _MOST_NAMED = 3
 
 
@@ -52,7 +53,9 @@ class Reloader:
         for folder in folders:
             if not Path(folder).is_dir():
                 raise ConfigurationError(f"--reload-dir: there is no folder {folder!r}")
-        self._folders = list(folders) or [os.getcwd()]
+        # A folder that is deleted and made again, as by version control, is another one.
+        self._here = os.getcwd()
+        self._folders = [os.path.abspath(folder) for folder in folders] or [self._here]
         self._arguments = arguments
         self._processes = Processes(self)
         self._state = ReloadState.RUNNING
@@ -75,28 +78,54 @@ class Reloader:
 
     def _watch(self) -> None:
         """Tell of changes, in a thread of its own."""
+        missing: set[str] = set()
+        said = ""
         while not self._end.is_set():
+            missing |= {folder for folder in self._folders if not os.path.isdir(folder)}
             try:
-                changes = self._watchfiles.watch(
-                    *self._folders,
-                    watch_filter=self._watchfiles.PythonFilter(),
-                    stop_event=self._end,
-                    raise_interrupt=False,
-                )
-                for changed in changes:
-                    paths = sorted({path for _, path in changed})
-                    self._processes.call_soon_threadsafe(partial(self._changed, paths))
+                self._watch_these(missing)
+                said = ""
             except Exception as error:  # noqa: BLE001 (a folder may go away meanwhile)
                 text = f"changes cannot be watched: {reason_of(error)}"
-                self._processes.call_soon_threadsafe(partial(self._processes.say, text))
+                if text != said:
+                    self._processes.call_soon_threadsafe(partial(self._processes.say, text))
+                said = text
             self._end.wait(_AGAIN)
+
+    def _watch_these(self, new: set[str]) -> None:
+        """Tell of changes until a folder is no longer the one that is watched.
+
+        Args:
+            new: folders that count as changed once they are watched; emptied then.
+        """
+        watched = [_identity(folder) for folder in self._folders]
+        changes = self._watchfiles.watch(
+            *self._folders,
+            watch_filter=self._watchfiles.PythonFilter(),
+            stop_event=self._end,
+            raise_interrupt=False,
+            rust_timeout=_LOOK,
+            yield_on_timeout=True,
+        )
+        for changed in changes:
+            paths = sorted({path for _, path in changed} | new)
+            new.clear()
+            if paths:
+                self._processes.call_soon_threadsafe(partial(self._changed, paths))
+            others = [
+                folder
+                for folder, identity in zip(self._folders, watched, strict=True)
+                if _identity(folder) != identity
+            ]
+            if others:
+                new |= set(others)
+                return
 
     def _changed(self, paths: Sequence[str]) -> None:
         if self._state is ReloadState.STOPPING:
             return
-        here = os.getcwd()
         shown = ", ".join(
-            os.path.relpath(path, here) if path.startswith(here) else path
+            os.path.relpath(path, self._here) if path.startswith(self._here) else path
             for path in paths[:_MOST_NAMED]
         )
         more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
@@ -111,6 +140,11 @@ class Reloader:
         if self._state is ReloadState.STOPPING:
             return
         self._enter(ReloadState.RUNNING)
+        try:
+            os.chdir(self._here)
+        except OSError as error:
+            self._wait(f"has no folder {self._here!r} to run in ({error.strerror or error})")
+            return
         try:
             self._child = self._processes.start(self._arguments)
         except OSError as error:
@@ -143,6 +177,15 @@ class Reloader:
         self._enter(ReloadState.STOPPING)
         if self._child is None:
             self._processes.end(0)
+
+
+def _identity(folder: str) -> tuple[int, int] | None:
+    """Return what tells a folder from another one of the same name; None where there is none."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _watchfiles() -> ModuleType:
