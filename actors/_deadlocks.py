@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
@@ -72,6 +73,10 @@ class Frame(msgspec.Struct, eq=False):
         self.parent = self.waiter = None
 
 
+# From 3.14 on what a local variable refers to may be borrowed, and its count depends on the place.
+_COUNTS_LOCALS = sys.implementation.name == "cpython" and sys.version_info < (3, 14)
+
+
 def variables_of(context: Context, frame: Frame) -> object | None:
     """Return that by whose reference count one can tell whether a frame is known to others.
 
@@ -87,6 +92,8 @@ def variables_of(context: Context, frame: Frame) -> object | None:
     Returns:
         The table; None if it is of a kind for which this might not be true.
     """
+    if not _COUNTS_LOCALS:
+        return None
     tables = gc.get_referents(context)
     nodes = gc.get_referents(*tables)
     # Of a large table a part with the frame may be in several tables.
