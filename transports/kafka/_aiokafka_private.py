@@ -84,6 +84,7 @@ __all__ = [
     "keep_connections",
     "leave",
     "limit_prefetching",
+    "look_seldom",
     "murmur2",
     "new_client",
     "next_offset",
@@ -91,13 +92,16 @@ __all__ = [
     "overhear",
     "producer_tasks",
     "read_leniently",
+    "records_arrive",
     "rejoin",
     "renounce_numbers",
     "retire_producer",
+    "set_longest_fetch",
     "stop_consumer",
     "stop_waiting_for_metadata",
     "traffic",
     "try_connection",
+    "wake_fetching",
     "watch_topics",
 ]
 
@@ -136,7 +140,7 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
     (Assignment, ("state_value",)),
     (BatchBuilder, ("append", "record_count")),
     (ConsumerProtocol, ("ASSIGNMENT",)),
-    (Fetcher, ("error_future",)),
+    (Fetcher, ("_create_fetch_waiter", "_notify", "error_future")),
     (
         GroupCoordinator,
         (
@@ -182,7 +186,19 @@ _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
     (BaseCoordinator, ("_metadata_snapshot",)),
     (FetchError, ("_error",)),
     (FetchResult, ("_partition_records",)),
-    (Fetcher, ("_fetch_task", "_isolation_level", "_pending_tasks", "_records")),
+    (
+        Fetcher,
+        (
+            "_fetch_max_wait_ms",
+            "_fetch_task",
+            "_fetch_waiters",
+            "_fetcher_timeout",
+            "_isolation_level",
+            "_pending_tasks",
+            "_prefetch_backoff",
+            "_records",
+        ),
+    ),
     (PartitionRecords, ("_records", "_records_iterator", "next_fetch_offset")),
     (SubscriptionState, ("_fetch_count",)),
     (
@@ -691,6 +707,43 @@ def next_offset(consumer: Any, partition: TopicPartition) -> int:
 def limit_prefetching(consumer: Any, seconds: float) -> None:
     """Limit how long before the last fetch is consumed the library requests more of a broker."""
     consumer._fetcher._prefetch_backoff = seconds
+
+
+def look_seldom(consumer: Any, seconds: float) -> None:
+    """Limit how often the library's fetching looks whether there is anything to do.
+
+    Whatever gives it something to do wakes it: answers, new assignments, resumed partitions.
+    """
+    consumer._fetcher._fetcher_timeout = seconds
+
+
+def set_longest_fetch(consumer: Any, seconds: float) -> None:
+    """Limit how long a broker may keep the next fetches waiting that find no records."""
+    consumer._fetcher._fetch_max_wait_ms = int(seconds * 1000)
+
+
+async def records_arrive(consumer: Any, seconds: float) -> None:
+    """Wait until there are records that ``getmany`` has not returned, at most for ``seconds``.
+
+    Costs much less than a timeout of ``getmany``, and `wake_fetching` ends it.
+
+    Raises:
+        aiokafka.errors.KafkaError: why the library no longer fetches.
+    """
+    fetcher = consumer._fetcher
+    arrived = fetcher._create_fetch_waiter()
+    timer = asyncio.get_running_loop().call_later(seconds, fetcher._notify, arrived)
+    try:
+        await arrived
+    finally:
+        timer.cancel()
+
+
+def wake_fetching(consumer: Any) -> None:
+    """End `records_arrive`."""
+    fetcher = consumer._fetcher
+    for waiting in tuple(fetcher._fetch_waiters):
+        fetcher._notify(waiting)
 
 
 def background_tasks(consumer: Any) -> tuple[asyncio.Future[Any], ...]:

@@ -20,6 +20,7 @@ from ._errors import connect_problem
 from ._names import Names
 from ._records import Codec, Record
 from ._reply_inbox import KafkaReplyInbox
+from ._topic_facts import SharedTopicFacts
 from .producing._producer import ROOM_FOR_HEADERS
 from .producing._publisher import Publisher
 from .producing._topic_creation import Topics
@@ -59,7 +60,8 @@ class KafkaBus(Bus):
         self._client_id = f"{identity.application}.{identity.instance}"
         self._codec = Codec(names, surroundings.stats, environment.now)
         self._topics = Topics(config, names, self._client_id)
-        self._context = BusContext(config, names, self._codec, surroundings, self._topics)
+        facts = SharedTopicFacts(config.topic_refresh, config.connect_timeout)
+        self._context = BusContext(config, names, self._codec, surroundings, self._topics, facts)
         self._own = [names.replies(self._application), names.dead_letters(self._application)]
         token = environment.token()
         self._inbox_prefix = reply_prefix(self._application, token)

@@ -8,6 +8,7 @@ from .._contract import Surroundings
 from ._config import KafkaConfig
 from ._names import Names
 from ._records import Codec
+from ._topic_facts import SharedTopicFacts
 from .producing._topic_creation import Topics
 
 __all__ = ["BusContext"]
@@ -23,6 +24,7 @@ class BusContext:
         codec: reads and writes records.
         surroundings: identity, counters, randomness.
         topics: makes sure that topics exist.
+        facts: looks up topics that consumers have.
     """
 
     config: KafkaConfig
@@ -30,3 +32,4 @@ class BusContext:
     codec: Codec
     surroundings: Surroundings
     topics: Topics
+    facts: SharedTopicFacts

@@ -12,6 +12,7 @@ import aiokafka.errors as kafka
 from ._aiokafka_private import TopicIdsRequest
 
 __all__ = [
+    "SharedTopicFacts",
     "TopicFacts",
     "TopicsRecreated",
     "id_metadata",
@@ -43,10 +44,12 @@ class TopicFacts(NamedTuple):
     Attributes:
         id: its id, as the cluster's tools show it; another topic of the same name has another id.
         readable: whether we may read it.
+        partitions: how many it has.
     """
 
     id: str
     readable: bool
+    partitions: int
 
 
 async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts] | None:
@@ -71,11 +74,68 @@ async def topic_facts(client: Any, names: Iterable[str]) -> dict[str, TopicFacts
         return None
     return {
         name: TopicFacts(
-            base64.urlsafe_b64encode(identifier).decode().rstrip("="), _is_readable(rights)
+            base64.urlsafe_b64encode(identifier).decode().rstrip("="),
+            _is_readable(rights),
+            len(partitions),
         )
-        for code, name, identifier, _, _, rights, _ in answer.topics
+        for code, name, identifier, _, partitions, rights, _ in answer.topics
         if code == 0 and any(identifier)
     }
+
+
+class SharedTopicFacts:
+    """Looks topics up for all consumers of a bus together: one request, however many they are.
+
+    Args:
+        refresh: seconds after which the consumers look again.
+        timeout: seconds for one request.
+    """
+
+    def __init__(self, refresh: float, timeout: float) -> None:
+        # Each consumer looks at a moment of its own. What is older than half of that would make
+        # changes known later than without sharing.
+        self._most_age = refresh / 2
+        self._forget_after = refresh * 4
+        self._timeout = timeout
+        # When each was last looked up for a consumer.
+        self._wanted: dict[str, float] = {}
+        self._request: asyncio.Task[dict[str, TopicFacts] | None] | None = None
+        self._names: frozenset[str] = frozenset()
+        self._began = 0.0
+
+    async def look_up(self, client: Any, names: Iterable[str]) -> dict[str, TopicFacts] | None:
+        """Look topics up as `topic_facts` does, or return what another consumer was just told.
+
+        Args:
+            client: the library's, of the consumer that asks; used if a request is needed.
+            names: of the topics.
+
+        Raises:
+            OSError, aiokafka.errors.KafkaError: no answer.
+        """
+        now = asyncio.get_running_loop().time()
+        wanted = frozenset(names)
+        self._wanted |= dict.fromkeys(wanted, now)
+        request = self._request
+        if request is None or now - self._began > self._most_age or not wanted <= self._names:
+            self._wanted = {
+                name: at for name, at in self._wanted.items() if now - at < self._forget_after
+            }
+            self._began, self._names = now, frozenset(self._wanted)
+            request = self._request = asyncio.ensure_future(self._ask(client, self._names))
+            request.add_done_callback(self._ended)
+        # The session of the consumer that asked first may end before the answer is there.
+        facts = await asyncio.shield(request)
+        return None if facts is None else {n: facts[n] for n in wanted if n in facts}
+
+    async def _ask(self, client: Any, names: frozenset[str]) -> dict[str, TopicFacts] | None:
+        async with asyncio.timeout(self._timeout):
+            return await topic_facts(client, names)
+
+    def _ended(self, request: asyncio.Task[Any]) -> None:
+        # The next one may have more luck with another client.
+        if (request.cancelled() or request.exception()) and self._request is request:
+            self._request = None
 
 
 def _is_readable(rights: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,6 +23,26 @@ pytestmark = pytest.mark.virtual
 PLACE = TopicPartition("t", 0)
 
 
+class Fetcher:
+    """Stands for the fetcher of the library's consumer."""
+
+    def __init__(self) -> None:
+        self._fetch_task = asyncio.get_running_loop().create_future()
+        self._fetch_waiters: set[asyncio.Future[None]] = set()
+        self._fetcher_timeout = 0.2
+        self._fetch_max_wait_ms = 500
+
+    def _create_fetch_waiter(self) -> asyncio.Future[None]:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._fetch_waiters.add(waiter)
+        waiter.add_done_callback(self._fetch_waiters.remove)
+        return waiter
+
+    def _notify(self, waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
 class Library:
     """Stands for a consumer of the library that has records without end."""
 
@@ -32,7 +53,7 @@ class Library:
         self.error: Exception | None = None
         self.fetched = 0
         self._client = SimpleNamespace(_sync_task=asyncio.get_running_loop().create_future())
-        self._fetcher = SimpleNamespace(_fetch_task=asyncio.get_running_loop().create_future())
+        self._fetcher = Fetcher()
 
     def assignment(self) -> set[TopicPartition]:
         return {PLACE}
@@ -43,6 +64,12 @@ class Library:
     def resume(self, *places: TopicPartition) -> None:
         self.is_paused = self.is_paused and not places
 
+    def arrive(self) -> None:
+        """Have records again."""
+        self.is_paused = False
+        for waiter in tuple(self._fetcher._fetch_waiters):
+            self._fetcher._notify(waiter)
+
     async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, Any]:
         assert max_records > 0
         self.polls.append(asyncio.get_running_loop().time())
@@ -51,7 +78,6 @@ class Library:
         if self.error is not None:
             raise self.error
         if self.is_paused:
-            await asyncio.sleep(timeout_ms / 1000)
             return {}
         await asyncio.sleep(0.001)
         first, self.fetched = self.fetched, self.fetched + max_records
@@ -266,13 +292,11 @@ async def test_errors_of_the_library_end_it() -> None:
         await case.task
 
 
-@pytest.mark.parametrize("which", ["_client", "_fetcher"])
+@pytest.mark.parametrize("which", ["_client._sync_task", "_fetcher._fetch_task"])
 async def test_a_task_of_the_library_that_has_ended_ends_it(which: str) -> None:
     case = Case(10)
     case.library.is_paused = True
-    part = getattr(case.library, which)
-    (task,) = vars(part).values()
-    task.cancel()
+    operator.attrgetter(which)(case.library).cancel()
     with pytest.raises(kafka.KafkaError, match="task of the library"):
         await case.task
 
@@ -323,3 +347,48 @@ async def test_it_ends_when_the_cluster_is_somewhere_else(stuck: bool) -> None:
     with pytest.raises(ConnectionError, match="other addresses"):
         await case.task
     assert case.here.gone == 0
+
+
+async def test_who_receives_nothing_asks_seldom_and_has_brokers_wait_longer() -> None:
+    case = Case(10)
+    library, fetcher = case.library, case.library._fetcher
+    library.is_paused = True
+    await asyncio.sleep(10)
+    assert fetcher._fetcher_timeout >= 1.0
+    assert fetcher._fetch_max_wait_ms == 2_000
+    before = len(library.polls)
+    await asyncio.sleep(100)
+    assert len(library.polls) - before <= 101
+    library.arrive()
+    await asyncio.sleep(0.01)
+    assert len(case.deliveries) == 10
+    assert fetcher._fetch_max_wait_ms == 500
+    await case.end()
+
+
+async def test_brokers_do_not_wait_longer_while_anything_is_unsettled() -> None:
+    # Partitions may be paused: a fetch that is under way does not ask for them when they are
+    # resumed.
+    case = Case(10)
+    await asyncio.sleep(1)
+    for delivery in case.deliveries[1:]:
+        case.library.is_paused = True
+        delivery.settle()
+    case.library.is_paused = True
+    await asyncio.sleep(10)
+    assert case.library._fetcher._fetch_max_wait_ms == 500
+    for delivery in case.deliveries:
+        delivery.settle()
+    await asyncio.sleep(10)
+    assert case.library._fetcher._fetch_max_wait_ms == 2_000
+    await case.end()
+
+
+async def test_it_stops_at_once_though_there_are_no_records() -> None:
+    loop = asyncio.get_running_loop()
+    case = Case(10)
+    case.library.is_paused = True
+    await asyncio.sleep(10.5)
+    began = loop.time()
+    await case.end()
+    assert loop.time() == began

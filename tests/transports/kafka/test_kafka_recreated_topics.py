@@ -15,6 +15,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from spa_dat.testing import Kafka
 from spa_dat.transports.kafka._topic_facts import (
+    SharedTopicFacts,
     TopicFacts,
     id_metadata,
     is_of_deleted_topic,
@@ -268,5 +269,87 @@ def test_a_note_says_of_which_topic_an_offset_is() -> None:
     assert not is_of_deleted_topic(id_metadata("x"), "x")
     assert is_of_deleted_topic(id_metadata("y"), "x")
     assert id_metadata(None) == id_metadata("") == ""
-    assert recreated({"a": "1", "b": "2", "c": ""}, {"a": TopicFacts("1", True)}) == []
-    assert recreated({"a": "1", "c": ""}, {"c": TopicFacts("1", True)}) == ["c"]
+    assert recreated({"a": "1", "b": "2", "c": ""}, {"a": TopicFacts("1", True, 1)}) == []
+    assert recreated({"a": "1", "c": ""}, {"c": TopicFacts("1", True, 1)}) == ["c"]
+
+
+class Shared:
+    """Stands for a client of the library that counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.error: Exception | None = None
+        self.free = asyncio.Event()
+        self.free.set()
+
+    def get_random_node(self) -> int:
+        return 1
+
+    async def send(self, node: int, request: Any) -> Any:
+        names = [*request._names]
+        self.asked.append(names)
+        await self.free.wait()
+        if self.error is not None:
+            raise self.error
+        partitions = [(0, index, 1) for index in range(3)]
+        return SimpleNamespace(
+            topics=[(0, name, name.encode() * 16, False, partitions, 0, {}) for name in names]
+        )
+
+
+@pytest.mark.virtual
+async def test_consumers_look_their_topics_up_together() -> None:
+    facts, client = SharedTopicFacts(3.0, 5.0), Shared()
+
+    async def consumer(number: int) -> None:
+        await asyncio.sleep(number / 100)
+        for _ in range(10):
+            (topic,) = ((await facts.look_up(client, [f"t{number}"])) or {}).items()
+            assert topic[0] == f"t{number}"
+            assert topic[1].partitions == 3
+            await asyncio.sleep(3)
+
+    await asyncio.gather(*map(consumer, range(20)))
+    # Each says once what it wants.
+    assert len(client.asked) <= 20 + 10
+    assert len(client.asked[-1]) == 20
+
+
+@pytest.mark.virtual
+async def test_topics_that_nobody_wants_any_more_are_forgotten() -> None:
+    facts, client = SharedTopicFacts(3.0, 5.0), Shared()
+    await facts.look_up(client, ["old"])
+    await asyncio.sleep(60)
+    await facts.look_up(client, ["new"])
+    assert client.asked == [["old"], ["new"]]
+
+
+@pytest.mark.virtual
+async def test_a_consumer_that_ends_or_gets_no_answer_keeps_none_from_the_others() -> None:
+    facts, ends, other = SharedTopicFacts(3.0, 5.0), Shared(), Shared()
+    ends.free.clear()
+    first = asyncio.ensure_future(facts.look_up(ends, ["a"]))
+    await asyncio.sleep(0)
+    waiting = asyncio.ensure_future(facts.look_up(other, ["a"]))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.wait([first])
+    assert not waiting.done()
+    ends.free.set()
+    assert [*(await waiting or {})] == ["a"]
+    assert other.asked == []
+
+    await asyncio.sleep(3)
+    ends.error = OSError("gone")
+    with pytest.raises(OSError, match="gone"):
+        await facts.look_up(ends, ["a"])
+    assert [*(await facts.look_up(other, ["a"]) or {})] == ["a"]
+
+
+@pytest.mark.virtual
+async def test_a_request_that_is_never_answered_ends() -> None:
+    facts, silent, other = SharedTopicFacts(3.0, 5.0), Shared(), Shared()
+    silent.free.clear()
+    with pytest.raises(TimeoutError):
+        await facts.look_up(silent, ["a"])
+    assert [*(await facts.look_up(other, ["a"]) or {})] == ["a"]

@@ -77,6 +77,7 @@ class ConsumerSessions(abc.ABC):
         self._subscription = subscription
         self._receiver = receiver
         self._topics = context.topics
+        self._facts = context.facts
         self._at_most_once = subscription.qos == 0
         self._filters = dict.fromkeys(subscription.filters)
         self._dispatcher = Dispatcher(

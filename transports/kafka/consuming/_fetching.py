@@ -11,7 +11,13 @@ import aiokafka.errors as kafka
 from aiokafka.structs import TopicPartition
 
 from ...._logs import get_logger
-from .._aiokafka_private import background_tasks
+from .._aiokafka_private import (
+    background_tasks,
+    look_seldom,
+    records_arrive,
+    set_longest_fetch,
+    wake_fetching,
+)
 from .._config import KafkaConfig
 from .._reachability import MOVED, Reachability
 from .._records import StoredRecord
@@ -25,8 +31,14 @@ _log = get_logger(__name__)
 
 Fetched = Mapping[TopicPartition, Sequence[StoredRecord]]
 
-_POLL = 200
 _LOOK = 1.0
+# While unreadable partitions are waited for.
+_SHORT_LOOK = 0.2
+# How long a broker may keep a fetch waiting. It handles nothing else on the connection meanwhile,
+# and does not know of partitions that are resumed. So the long one is only for times when nothing
+# is received and nothing is unsettled: most of what an idle consumer costs are its fetches.
+_FETCH, _RESTING_FETCH = 0.5, 2.0
+_RESTS_AFTER = 2.0
 _SMALL_WINDOW = 64
 _PATIENCE = 0.02
 _LONGEST_IDLE = 5.0
@@ -95,6 +107,8 @@ class Fetching:
         self._look = look
         self._handed_out = handed_out
         self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
+        self._rests = False
+        self._last = 0.0
 
     async def run(self, stop: asyncio.Event, until: float | None = None) -> bool:
         """Fetch until ``stop`` is set, or until ``until`` (loop time).
@@ -116,6 +130,7 @@ class Fetching:
             assignment = self._current()
             if assignment is not None:
                 assignment.wake()
+            wake_fetching(self._consumer)
             # In the middle of a rebalance the library does not return until its end.
             await asyncio.wait({fetching}, timeout=_GRACE)
             return fetching.result() if fetching.done() else True
@@ -143,18 +158,23 @@ class Fetching:
         consumer = self._consumer
         loop = asyncio.get_running_loop()
         watched = background_tasks(consumer)
-        told = loop.time()
+        look_seldom(consumer, _LOOK)
+        told = self._last = loop.time()
         while not stop.is_set() and (until is None or loop.time() < until):
             room = await self._room(stop)
             if room is None:
                 return False
             if room:
-                fetched = await self._consumer.getmany(timeout_ms=_POLL, max_records=room)
+                fetched = await consumer.getmany(timeout_ms=0, max_records=room)
                 if fetched:
+                    self._last = loop.time()
+                    self._rest(rests=False)
                     await self._taken(fetched)
                     # What the library already has comes without a pause, and whoever has to
                     # handle it needs a turn.
                     await asyncio.sleep(0)
+                elif not stop.is_set():
+                    await self._wait(until)
                 if self._guard.busy:
                     await self._mend()
                 if loop.time() - told >= self._config.commit_interval:
@@ -164,6 +184,24 @@ class Fetching:
                 if task.done():
                     raise kafka.KafkaError("a task of the library has ended")
         return True
+
+    async def _wait(self, until: float | None) -> None:
+        """Wait for records, but not for so long that anything else is noticed late."""
+        now = asyncio.get_running_loop().time()
+        assignment = self._current()
+        unsettled = assignment is not None and bool(assignment.unsettled)
+        self._rest(rests=not unsettled and now - self._last >= _RESTS_AFTER)
+        seconds = max(_SHORT_LOOK, min(_LOOK, self._config.commit_interval))
+        if self._guard.busy:
+            seconds = _SHORT_LOOK
+        if until is not None:
+            seconds = min(seconds, max(until - now, 0.0))
+        await records_arrive(self._consumer, seconds)
+
+    def _rest(self, *, rests: bool) -> None:
+        if rests is not self._rests:
+            self._rests = rests
+            set_longest_fetch(self._consumer, _RESTING_FETCH if rests else _FETCH)
 
     async def _mend(self) -> None:
         if self._guard.found:

@@ -51,6 +51,8 @@ _SHARE_FOR_RUNNING = 0.8
 _SHORT = 10.0
 _LOOK_AGAIN = 0.05
 _MOST_LOOKS_IN_VAIN = 10
+# How many times `topic_refresh` the library may wait before it looks at the cluster unasked.
+_METADATA_AGE = 10
 
 
 class MemberState(enum.Enum):
@@ -142,6 +144,10 @@ class GroupMember(ConsumerSessions):
     def _make(self) -> Any:
         config = self._config
         options = self._options()
+        names, pattern, _ = self._selection
+        if pattern is None:
+            # Changes of topics known by name are noticed in `_check_topics`.
+            options["metadata_max_age_ms"] *= _METADATA_AGE
         consumer = AIOKafkaConsumer(
             **options,
             group_id=self._group,
@@ -153,7 +159,6 @@ class GroupMember(ConsumerSessions):
             max_poll_interval_ms=int(config.max_poll_interval * 1000),
         )
         keep_connections(client_of(consumer))
-        names, pattern, _ = self._selection
         listener = _Listener(self)
         if pattern is None:
             consumer.subscribe(topics=list(names), listener=listener)
@@ -321,18 +326,31 @@ class GroupMember(ConsumerSessions):
         await super()._look()
         assignment = self._assignment
         now = asyncio.get_running_loop().time()
-        if assignment is None or not assignment.ids or now < self._next_look:
+        if assignment is None or now < self._next_look:
             return
         self._next_look = now + self._config.topic_refresh
         try:
             # It must not keep others from seeing that nobody answers.
             async with asyncio.timeout(self._config.connect_timeout):
-                gone = await recreated_since(self._consumer, assignment)
+                gone = await self._check_topics(assignment)
         except (OSError, kafka.KafkaError) as error:
             _log.debug("consumer %r: its topics could not be checked: %s", self.identifier, error)
             return
         if gone and not assignment.ended:
             raise TopicsRecreated(gone)
+
+    async def _check_topics(self, assignment: Assignment) -> list[str]:
+        """Have the library look again if topics have changed; return those that were recreated."""
+        client = client_of(self._consumer)
+        names = {*assignment.ids, *self._selection.names}
+        facts = await self._facts.look_up(client, names)
+        if facts is None or any(
+            name not in facts
+            or facts[name].partitions != len(client.cluster.partitions_for_topic(name) or ())
+            for name in names
+        ):
+            await client.force_metadata_update()
+        return recreated_since(assignment, facts or {})
 
     def _handed_out(self) -> None:
         assignment, committer, guard = self._assignment, self._committer, self._guard

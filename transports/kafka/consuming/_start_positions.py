@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import aiokafka.errors as kafka
 
 from .._aiokafka_private import client_of
-from .._topic_facts import recreated, topic_facts
+from .._topic_facts import TopicFacts, recreated, topic_facts
 from ._assignment import Assignment
 from ._group_requests import commit, committed, partitions
 
@@ -46,14 +47,14 @@ async def compare(consumer: Any, assignment: Assignment) -> set[str]:
     return {place.topic for place in stale}
 
 
-async def recreated_since(consumer: Any, assignment: Assignment) -> list[str]:
+def recreated_since(assignment: Assignment, facts: Mapping[str, TopicFacts]) -> list[str]:
     """Return the topics that were deleted and recreated since `compare`.
 
-    Raises:
-        OSError, aiokafka.errors.KafkaError: no answer.
+    Args:
+        assignment: has the ids noted by `compare`.
+        facts: the topics that exist now.
     """
     ids = assignment.ids
-    facts = await topic_facts(client_of(consumer), ids) or {}
     for name in recreated(ids, facts):
         if not ids[name] and assignment.untouched(name):
             # It had only just been created when it was assigned.
