@@ -169,7 +169,8 @@ class Cell(Generic[A]):
         mailbox.bind(loop, name)
         self.task: asyncio.Task[None] = loop.create_task(self._run(), name=f"actor {name}")
         self.guard = TaskGuard(self, self.task, self._cancellation_cleared)
-        self.task.add_done_callback(self._ended)
+        # In a context that is there already: one for each actor would be one more to keep.
+        self.task.add_done_callback(self._ended, context=owner.context)
 
     @property
     def address(self) -> str:
@@ -530,13 +531,13 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
             ended, variables = False, None
             frame = Frame(cell)
             CURRENT.set(frame)
-            if isinstance(item, LocalMessage):
+            if looks or isinstance(item, LocalMessage):
                 context = copy_context()
-                if looks:
-                    # Not for each message: it costs more than it saves if it saves nothing.
-                    looks = False
-                    variables = variables_of(context, frame)
-                    frame_count, variables_count = getrefcount(frame), getrefcount(variables)
+            if looks:
+                # Not for each message: it costs more than it saves if it saves nothing.
+                looks = False
+                variables = variables_of(context, frame)
+                frame_count, variables_count = getrefcount(frame), getrefcount(variables)
         try:
             if isinstance(item, LocalMessage):
                 reply = item.reply
@@ -578,8 +579,10 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
                 if reply is not None:
                     item.answer(result)
             else:
-                reply = variables = None
+                reply = None
                 await receive(instance, item)
+                if variables is not None and CURRENT.get() is not frame:
+                    variables = None
         except asyncio.CancelledError as error:
             variables = steps = step = None
             if guard.end is not None:
@@ -616,7 +619,7 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
 async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> BaseException | None:
     """Call one of the actor's hooks, plain or async, and return what it raised."""
     frame = Frame(cell)
-    CURRENT.set(frame)
+    token = CURRENT.set(frame)
     raised: BaseException | None = None
     try:
         refuse_unrun(await run_apart(hook, *args), "it")
@@ -630,6 +633,8 @@ async def call_hook(cell: Cell[Any], hook: Callable[..., Any], *args: Any) -> Ba
         raised = inspectable(error)
     finally:
         frame.end()
+    # An idle actor keeps nothing of it.
+    CURRENT.reset(token)
     try:
         if cell.guard.interrupted:
             await cell.guard.recover()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 import pykka
@@ -43,6 +44,9 @@ class ActorSystem:
         on_unhandled: called with an actor that has ended and the number of messages left in its
             mailbox, not counting those that ``leftover`` got.
 
+    Attributes:
+        context: of the code that has created it, in which the ends of actors are noted.
+
     Raises:
         ConfigurationError: the installed pykka is not a supported one.
     """
@@ -60,6 +64,7 @@ class ActorSystem:
         # What actors fail at often contains text from a stranger's message.
         self.log = LimitedLog(_log)
         self.environment = Environment() if environment is None else environment
+        self.context = copy_context()
         self._on_failure = on_failure
         self._on_unhandled = on_unhandled
         self._cells: dict[str, Cell[Any]] = {}

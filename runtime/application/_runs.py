@@ -106,14 +106,16 @@ class Runs:
             await self.current.stopped()
         self.refuse("start")
         # A handler of another application may start it, and its turn must not be inherited.
-        turn = current_turn.set(None)
+        # (Not set if there is none: each actor would have a table of variables of its own.)
+        turn = None if current_turn.get() is None else current_turn.set(None)
         try:
             known = self._registry
             run = Run(self.settings, tuple(known.specs), dict(known.resources))
             self._current = self.last = run
             await run.start()
         finally:
-            current_turn.reset(turn)
+            if turn is not None:
+                current_turn.reset(turn)
 
     def begin(self) -> None:
         """Start the producers of the current run, if there is one."""

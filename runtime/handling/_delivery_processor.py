@@ -122,9 +122,10 @@ class DeliveryProcessor:
         if not delivery.start():
             return
         turn = Turn(envelope, self._source, shared=route.router.shared)
-        current_turn.set(turn)
-        # Like run_apart(), without the cost of a call.
+        # Like run_apart(), without the cost of a call. The turn is set in the copy only: what is
+        # set in the actor's own context is one more thing that an idle actor keeps.
         context = copy_context()
+        context.run(current_turn.set, turn)
         function, name, decode = path
         try:
             if name is None:
@@ -137,7 +138,9 @@ class DeliveryProcessor:
             else:
                 arguments = {name: context.run(decode, envelope.payload, envelope.content_type)}
         except DecodeError as error:
+            current_turn.set(turn)
             await self._undecodable(delivery, None, error)
+            current_turn.set(None)
             return
         try:
             coroutine = function(**arguments)
@@ -156,8 +159,6 @@ class DeliveryProcessor:
             turn.failure = raised
         if turn.failure is None:
             turn.active = False
-            # The last message must not be kept alive while the actor is idle.
-            current_turn.set(None)
             self._stats["messages.handled"] += 1
             if turn.posts:
                 # As in _attempts(), without the cost of two coroutines.
@@ -171,7 +172,10 @@ class DeliveryProcessor:
             else:
                 delivery.settle()
             return
+        current_turn.set(turn)
         await self._handle_fully(instance, delivery, turn)
+        # The last message must not be kept alive while the actor is idle.
+        current_turn.set(None)
 
     def _fast_paths_of(self, instance: Any) -> list[_FastPath | None]:
         paths: list[_FastPath | None] = []

@@ -22,6 +22,7 @@ from spa_dat.actors import (
     _isolation,
 )
 from spa_dat.actors._deadlocks import CURRENT, Frame, current_actor, current_frame
+from spa_dat.actors._isolation import end_code
 from spa_dat.errors import ActorError
 from support.waiting import eventually
 
@@ -408,4 +409,61 @@ async def test_a_mailbox_of_another_kind_is_offered_what_is_told() -> None:
     ref.tell("message")
     assert mailbox.noted == "message"
     await eventually(lambda: kept.seen == ["message"])
+    await system.stop_all(timeout=10)
+
+
+class Receives(Actor):
+    """Gets items without a reference, as lanes do, and leaves something behind."""
+
+    def __init__(self) -> None:
+        self.views: Views = []
+
+    async def take(self, item: Callable[[Views], Any]) -> None:
+        own = current_frame()
+        assert own is not None
+        assert own.active
+        item(self.views)
+
+
+async def ends_its_code_and_leaves(instance: Receives, item: Any) -> None:
+    await instance.take(item)
+    # As for a message whose posts are still to be confirmed.
+    end_code()
+
+
+@pytest.mark.parametrize("receive", [Receives.take, ends_its_code_and_leaves])
+@pytest.mark.parametrize(
+    "leave", [leave_callback, leave_callback_and_variable, leave_task, leave_other_context]
+)
+async def test_what_an_item_leaves_behind_is_no_part_of_the_next_one(
+    receive: Any, leave: Callable[[Views], Any]
+) -> None:
+    system, actor, mailbox = ActorSystem(), Receives(), Mailbox()
+    system.spawn(lambda: actor, name="receives", mailbox=mailbox, receive=receive)
+    for _ in range(3):
+        for item in (id, id, leave, id, id):
+            mailbox.force(item)
+        await eventually(lambda: not mailbox.items)
+    await eventually(lambda: len(actor.views) == 3)
+    assert actor.views == [None] * 3
+    await system.stop_all(timeout=10)
+
+
+async def test_a_message_whose_code_has_ended_early_is_over_in_what_it_left_behind() -> None:
+    left: list[Context] = []
+    views: Views = []
+
+    async def receive(instance: Kept, item: str) -> None:
+        if item == "leave":
+            left.append(copy_context())
+            end_code()
+        else:
+            views.append(current_actor())
+            views.append(left[0].run(current_actor))
+
+    system, mailbox = ActorSystem(), Mailbox()
+    system.spawn(Kept, name="receives", mailbox=mailbox, receive=receive)
+    mailbox.force_all(["leave", "look"])
+    await eventually(lambda: len(views) == 2)
+    assert views == ["receives", None]
     await system.stop_all(timeout=10)

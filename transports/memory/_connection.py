@@ -61,11 +61,12 @@ class MemoryConnection:
         self._surroundings = surroundings
         self._attempt = connect
         self._lost = lost
-        self._backoff = Backoff(surroundings.environment, maximum=1.0)
+        # Most are never refused or lost, and there may be thousands.
+        self._backoff: Backoff | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0
-        self._rivalry = Rivalry(settled_after=_SETTLED, lasting=_LASTING, newcomer=5, settled=10)
+        self._rivalry: Rivalry | None = None
         self._closed = False
 
     @property
@@ -91,7 +92,7 @@ class MemoryConnection:
                         f"{self.client_id!r} got no connection to {self._broker.address}"
                         f" within {timeout:g} s: {error}"
                     ) from error
-            await asyncio.sleep(min(left, self._backoff.next_delay()))
+            await asyncio.sleep(min(left, self._next_delay()))
             if self._closed:
                 raise ConnectFailed(f"{self.client_id!r} was closed before it was connected")
 
@@ -102,16 +103,21 @@ class MemoryConnection:
         self._surroundings.stats["connections.lost"] += 1
         _log.warning("%s: connection of %r lost", self._broker.address, self.client_id)
         self._lost()
-        self._rivalry.held(lasted)
+        if self._rivalry is None:
+            self._rivalry = Rivalry(
+                settled_after=_SETTLED, lasting=_LASTING, newcomer=5, settled=10
+            )
+        rivalry = self._rivalry
+        rivalry.held(lasted)
         if taken_over:
-            self._rivalry.pushed_out()
+            rivalry.pushed_out()
         else:
-            self._rivalry.over()
-        if self._rivalry.gives_way:
+            rivalry.over()
+        if rivalry.gives_way:
             self._surroundings.fatal(
                 ConfigurationError(
                     f"client id {self.client_id!r} on {self._broker.address} was taken over"
-                    f" {self._rivalry.count} times in a row: another application with the same"
+                    f" {rivalry.count} times in a row: another application with the same"
                     " name and instance is running; give each its own instance"
                 )
             )
@@ -133,7 +139,12 @@ class MemoryConnection:
         self.link = self._attempt()
 
     def _retry(self, lasted: float) -> None:
-        self._timer = self._loop.call_later(self._backoff.next_delay(lasted), self._again)
+        self._timer = self._loop.call_later(self._next_delay(lasted), self._again)
+
+    def _next_delay(self, lasted: float = 0.0) -> float:
+        if self._backoff is None:
+            self._backoff = Backoff(self._surroundings.environment, maximum=1.0)
+        return self._backoff.next_delay(lasted)
 
     def _again(self) -> None:
         self._timer = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+from collections import Counter
+from contextvars import Context
 from types import FrameType
 from typing import Any
 
@@ -220,3 +222,44 @@ async def test_whether_a_topic_is_taken_costs_no_look_at_each_actor() -> None:
     few, many = await foreign_requests(5), await foreign_requests(50)
 
     assert many == few
+
+
+async def test_a_message_leaves_an_idle_actor_with_few_objects_that_it_had_not_before() -> None:
+    """The garbage collector goes through all objects each time a quarter of them is new."""
+    actors = 50
+    app = application(actors)
+
+    async def to_each(rounds: int) -> None:
+        handled = app.stats["messages.handled"] + rounds * actors
+        for _ in range(rounds):
+            for number in range(actors):
+                app.socket().post(f"machine/{number}", b"")
+            await app.socket().drain()
+        while app.stats["messages.handled"] < handled:
+            await asyncio.sleep(0)
+
+    async with app:
+        await to_each(2)
+        gc.collect()
+        gc.disable()
+        gc.freeze()
+        try:
+            await to_each(1)
+            new = Counter(type(it).__name__ for it in gc.get_objects())
+        finally:
+            gc.unfreeze()
+            gc.enable()
+    # What each of them waits with, and nothing else.
+    there = {name for name, count in new.items() if count >= actors}
+    assert there <= {"Future", "FutureIter", "builtin_function_or_method"}
+
+
+def test_an_actor_without_a_message_has_no_variables_of_its_own() -> None:
+    async def tables() -> int:
+        async with application(50):
+            return sum(type(it).__name__ == "hamt" for it in gc.get_objects())
+
+    gc.collect()
+    before = sum(type(it).__name__ == "hamt" for it in gc.get_objects())
+    # In a context without variables, as a program has it.
+    assert Context().run(asyncio.run, tables()) - before < 10
