@@ -15,9 +15,9 @@ from spa_dat.transports import Subscription
 from support.kafka_bus import BusClient, admin, bus_client
 from support.waiting import eventually
 
-__all__ = ["Taker", "committed", "taker"]
+__all__ = ["QUICK", "Taker", "committed", "taker"]
 
-_QUICK = {
+QUICK: dict[str, Any] = {
     "topic_refresh": 0.2,
     "heartbeat_interval": 0.1,
     "session_timeout": 6.0,
@@ -90,7 +90,7 @@ async def taker(
         instance=instance,
         ephemeral=ephemeral,
         start=False,
-        **{"prefix": prefix, **_QUICK, **options},
+        **{"prefix": prefix, **QUICK, **options},
     ) as client:
         inbox.client = client
         fields: dict[str, Any] = {"name": "actor", "share": True, **(subscription or {})}

@@ -11,6 +11,7 @@ from .._connect_failures import ConnectProblem
 from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
+from .._reconnect import Contest
 from .._topics import reply_prefix
 from ._aiokafka_private import check_compression
 from ._bus_context import BusContext
@@ -32,6 +33,9 @@ _log = get_logger(__name__)
 # A topic for each of them, with a new name in every run, would never be removed.
 _SHARED_BY_EPHEMERAL = "ephemeral"
 _OWN_TOPICS_TIMEOUT = 5.0
+# How often a member may be displaced that was not there first. A long pause of it looks the same.
+_LEAST_PATIENCE = 6
+_MOST_PATIENCE = 10
 
 
 class KafkaBus(Bus):
@@ -61,7 +65,10 @@ class KafkaBus(Bus):
         self._codec = Codec(names, surroundings.stats, environment.now)
         self._topics = Topics(config, names, self._client_id)
         facts = SharedTopicFacts(config.topic_refresh, config.connect_timeout)
-        self._context = BusContext(config, names, self._codec, surroundings, self._topics, facts)
+        contest = Contest(environment, least=_LEAST_PATIENCE, most=_MOST_PATIENCE)
+        self._context = BusContext(
+            config, names, self._codec, surroundings, self._topics, facts, contest
+        )
         self._own = [names.replies(self._application), names.dead_letters(self._application)]
         token = environment.token()
         self._inbox_prefix = reply_prefix(self._application, token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._contract import Surroundings
+from .._reconnect import Contest
 from ._config import KafkaConfig
 from ._names import Names
 from ._records import Codec
@@ -25,6 +26,7 @@ class BusContext:
         surroundings: identity, counters, randomness.
         topics: makes sure that topics exist.
         facts: looks up topics that consumers have.
+        contest: what members of groups have in common when another program takes their places.
     """
 
     config: KafkaConfig
@@ -33,3 +35,4 @@ class BusContext:
     surroundings: Surroundings
     topics: Topics
     facts: SharedTopicFacts
+    contest: Contest

@@ -51,6 +51,8 @@ _SHARE_FOR_RUNNING = 0.8
 _SHORT = 10.0
 _LOOK_AGAIN = 0.05
 _MOST_LOOKS_IN_VAIN = 10
+# More than any newcomer has, see `Contest`.
+_PATIENCE_OF_SETTLED = 14
 # How many times `topic_refresh` the library may wait before it looks at the cluster unasked.
 _METADATA_AGE = 10
 
@@ -93,7 +95,8 @@ class GroupMember(ConsumerSessions):
         self._membership = MemberState.JOINING
         # Whether the receiver was told to hold.
         self._held = False
-        self._rivalry = Rivalry(settled_after=_SHORT, lasting=_SHORT, newcomer=6, settled=10)
+        self._contest = context.contest
+        self._rivalry: Rivalry | None = None
         self._joined_at = 0.0
         # Why the positions of an assignment are not known.
         self._misplaced: Exception | None = None
@@ -277,6 +280,10 @@ class GroupMember(ConsumerSessions):
         self._stats["kafka.rebalances"] += 1
         if self._membership is MemberState.LOST:
             self._count_loss()
+            if self._contest.given_up:
+                # The library would take the place again as soon as this returns, and the other
+                # program might then give way, too. Closing cancels this.
+                await asyncio.get_running_loop().create_future()
 
     async def assigned(self, partitions: Collection[TopicPartition]) -> None:
         """Take over the assigned partitions."""
@@ -363,10 +370,20 @@ class GroupMember(ConsumerSessions):
     def _count_loss(self) -> None:
         now = asyncio.get_running_loop().time()
         self._stats["kafka.memberships_lost"] += 1
+        if self._contest.given_up:
+            return
+        if self._rivalry is None:
+            self._rivalry = Rivalry(
+                settled_after=_SHORT,
+                lasting=_SHORT,
+                newcomer=self._contest.patience,
+                settled=_PATIENCE_OF_SETTLED,
+            )
         self._rivalry.held(now - self._joined_at)
         self._rivalry.pushed_out()
         if not self._rivalry.gives_way:
             return
+        self._contest.given_up = True
         identity = self._surroundings.identity
         who = f"{identity.application}.{identity.instance}"
         self._surroundings.fatal(
