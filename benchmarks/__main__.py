@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from . import _harness, _kafka, _local, _processes, _receive, _request
+from . import _harness, _kafka, _local, _processes, _receive, _request, _scale
 from ._measure import Suite, measure
 from ._report import as_markdown, as_text
 
@@ -21,7 +21,7 @@ _KAFKA = {
     "kafka-publish": _kafka.publish,
     "kafka-request": _kafka.request,
 }
-_NAMES = ("local", "processes", "harness", "receive", "request", *_KAFKA)
+_NAMES = ("local", "processes", "scale", "harness", "receive", "request", *_KAFKA)
 
 
 def _suites(names: Sequence[str], *, quick: bool, peers: str) -> list[Suite]:
@@ -30,6 +30,8 @@ def _suites(names: Sequence[str], *, quick: bool, peers: str) -> list[Suite]:
         suites += _local.suites(quick=quick)
     if "processes" in names:
         suites += _processes.suites(quick=quick)
+    if "scale" in names:
+        suites += _scale.suites(quick=quick)
     if "harness" in names:
         suites += _harness.suites(quick=quick, peers=peers)
     if "receive" in names:
