@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -26,10 +27,12 @@ from spa_dat import DistributedApplication
 
 app = DistributedApplication({url!r}, name={name!r})
 ledger = os.open({ledger!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+takers = os.open({ledger!r} + ".takers", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 @app.application({topic!r}, deliver="share")
 async def note(payload: bytes) -> None:
     await asyncio.sleep(0.005)
+    os.write(takers, f"{{app.identity.instance}}\\n".encode())
     os.write(ledger, payload)
 
 @app.producer()
@@ -137,6 +140,42 @@ async def test_on_kafka_workers_share_the_partitions_and_nothing_is_lost(
             await ledger.has(numbers.count)
         assert ledger.disorder == []
         await end_together(command)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_on_kafka_one_to_three_copies_share_a_topic_and_a_removed_one_loses_nothing(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    name = f"copies-{uuid.uuid4().hex[:8]}"
+    await create(kafka.server, name, 6)
+    ledger, takers = Ledger(tmp_path / "ledger"), tmp_path / "ledger.takers"
+    url = f"{kafka.url}?session_timeout=9"
+    text = LEDGER.format(url=url, name=name, ledger=str(ledger.path), topic=name)
+    (tmp_path / "main.py").write_text(text)
+    rng = seeded()
+    async with contextlib.AsyncExitStack() as stack:
+        numbers = await stack.enter_async_context(Numbers(kafka.server, name, 12, rng))
+        copies: list[Command] = []
+        for instance in ("a", "b", "c"):
+            command = Command(tmp_path, "run", "main:app", "--instance", instance)
+            copies.append(stack.enter_context(command))
+            await command.says(f"^life {instance} ")
+
+            # The group gives it its share while messages flow.
+            async with asyncio.timeout(120):
+                while not takers.exists() or instance not in takers.read_text().split():
+                    await numbers.produce(24)
+                    await ledger.has(numbers.count)
+        async with numbers.flow(300, ledger, 50):
+            copies[1].signal(signal.SIGTERM)
+        assert await copies[1].end() == 0
+        await numbers.produce(100)
+        await ledger.has(numbers.count)
+        assert ledger.disorder == []
+        for command in (copies[0], copies[2]):
+            command.signal(signal.SIGTERM)
+            assert await command.end() == 0
 
 
 async def test_workers_stop_in_good_order_when_who_looks_after_them_is_killed(
