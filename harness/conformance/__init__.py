@@ -22,7 +22,7 @@ _SUITES = (
     "_publishing",
     "_receiving",
     "_replies",
-    "_subscriptions",
+    "_subscribing",
 )
 # Before they are imported, so that a failed assertion shows what it compared.
 pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in _SUITES))
@@ -36,7 +36,7 @@ from ._publishing import Publishing  # noqa: E402
 from ._receiving import Receiving  # noqa: E402
 from ._replies import Replies  # noqa: E402
 from ._scenario import scenario  # noqa: E402
-from ._subscriptions import Subscriptions  # noqa: E402
+from ._subscribing import Subscribing  # noqa: E402
 from ._suite import ConformanceSuite  # noqa: E402
 from ._transport_harness import TransportHarness  # noqa: E402
 
@@ -48,7 +48,7 @@ __all__ = [
     "Publishing",
     "Receiving",
     "Replies",
-    "Subscriptions",
+    "Subscribing",
     "TransportHarness",
     "VirtualEnvironment",
     "VirtualLoop",

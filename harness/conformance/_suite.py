@@ -7,12 +7,12 @@ from ._outages import Outages
 from ._publishing import Publishing
 from ._receiving import Receiving
 from ._replies import Replies
-from ._subscriptions import Subscriptions
+from ._subscribing import Subscribing
 
 __all__ = ["ConformanceSuite"]
 
 
-class ConformanceSuite(Publishing, Receiving, Subscriptions, Replies, Outages, Concurrency):
+class ConformanceSuite(Publishing, Receiving, Subscribing, Replies, Outages, Concurrency):
     """What every transport must do, whatever its broker.
 
     Subclass it in a module of tests, under a name that pytest collects, and give it a fixture

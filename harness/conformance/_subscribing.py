@@ -13,14 +13,14 @@ from ._inbox import numbered
 from ._scenario import Scenarios, scenario
 from ._transport_harness import TransportHarness
 
-__all__ = ["Subscriptions"]
+__all__ = ["Subscribing"]
 
 
 def message(topic: str, payload: str = "x", *, retain: bool = False) -> Envelope:
     return Envelope(topic=topic, payload=payload.encode(), retain=retain)
 
 
-class Subscriptions(Scenarios):
+class Subscribing(Scenarios):
     """Which messages a transport brings."""
 
     @pytest.mark.parametrize(
