@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from random import Random
@@ -37,7 +38,7 @@ class RestartPolicy:
         backoff_max: the longest pause before a restart, in seconds.
 
     Raises:
-        ConfigurationError: a value is negative, or the minimum exceeds the maximum.
+        ConfigurationError: a value is negative or not finite, or the minimum exceeds the maximum.
     """
 
     intensity: int = 5
@@ -46,10 +47,12 @@ class RestartPolicy:
     backoff_max: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("intensity", "period", "backoff_min"):
-            if getattr(self, name) < 0:
+        for name in ("intensity", "period", "backoff_min", "backoff_max"):
+            value = getattr(self, name)
+            # Of NaN nothing is true, also not that it is negative.
+            if not 0 <= value < math.inf:
                 raise ConfigurationError(
-                    f"RestartPolicy({name}={getattr(self, name)!r}) is negative; use 0 or more"
+                    f"RestartPolicy({name}={value!r}): give a finite number, 0 or more"
                 )
         if self.backoff_max < self.backoff_min:
             raise ConfigurationError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import weakref
 from typing import Any
 
@@ -376,7 +377,19 @@ async def test_names_and_mailboxes_are_taken_once() -> None:
     await system.stop_all(timeout=10)
 
 
-@pytest.mark.parametrize("wrong", [{"intensity": -1}, {"period": -1.0}, {"backoff_min": 20.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"intensity": -1},
+        {"period": -1.0},
+        {"backoff_min": 20.0},
+        *(
+            {name: value}
+            for name in ("intensity", "period", "backoff_min", "backoff_max")
+            for value in (math.nan, math.inf)
+        ),
+    ],
+)
 def test_a_wrong_restart_policy_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         RestartPolicy(**wrong)

@@ -188,7 +188,10 @@ def test_what_cannot_be_run_is_said_in_one_line(
         (("--workers", "0"), "Invalid value for '--workers': '0': give a whole number from 1"),
         (("--workers", "many"), "Invalid value for '--workers': 'many': give a whole number"),
         (("--workers", "99999"), "Invalid value for '--workers': '99999': give a whole number"),
-        (("--worker-timeout", "-1"), "Invalid value for '--worker-timeout'"),
+        *(
+            (("--worker-timeout", text), f"Invalid value for '--worker-timeout': {text!r}: give")
+            for text in ("-1", "-0.5", "nan", "inf", "-inf", "1e999", "soon")
+        ),
         (("--log-level", "loud"), "Invalid value for '--log-level': 'loud'"),
         (("--reload", "--workers", "2"), "--reload and --workers exclude each other"),
         (("--reload-dir", "."), "--reload-dir is for --reload"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -96,6 +97,17 @@ def _count(most: int | None = None) -> Callable[[click.Context, click.Parameter,
     return read
 
 
+def _seconds(context: click.Context, option: click.Parameter, value: str) -> float:
+    """Read an option that is a time: 0 or more, and finite (``nan`` and ``inf`` are floats)."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise click.BadParameter(f"{value!r}: give seconds, 0 or more", context, option)
+    return seconds
+
+
 @click.group(
     invoke_without_command=True,
     epilog=_EPILOG,
@@ -141,9 +153,9 @@ def _commands(context: click.Context) -> None:
 )
 @click.option(
     "--worker-timeout",
-    type=click.FloatRange(min=0),
+    callback=_seconds,
     metavar="SECONDS",
-    default=60.0,
+    default="60",
     show_default=True,
     help="Replace a worker whose event loop has stood still for so long; 0 for never.",
 )
