@@ -159,6 +159,14 @@ class Consumer(abc.ABC):
         Never raises because of a lost connection; bounded in time.
         """
 
+    async def close_within(self, seconds: float) -> None:
+        """Do as `close`, waiting no longer than about ``seconds`` for the broker.
+
+        By default that is `close`, with its own bound. Override it where that is more than a second
+        or two, or a stop takes so much longer while the broker is silent.
+        """
+        await self.close()
+
 
 class Bus(abc.ABC):
     """One application's presence on one bus: publishes, dead letters, the reply inbox.

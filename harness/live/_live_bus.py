@@ -282,12 +282,19 @@ class _WatchedConsumer(Consumer):
         self._consumer.stop_intake()
 
     async def close(self) -> None:
+        self._end()
+        await self._consumer.close()
+
+    async def close_within(self, seconds: float) -> None:
+        self._end()
+        await self._consumer.close_within(seconds)
+
+    def _end(self) -> None:
         if self._active:
             self._active = False
             self._tracked.active -= 1
             if not self._tracked.active and not self._tracked.durable:
                 self._tracked.forget()
-        await self._consumer.close()
 
 
 def _is_confirmed(posted: asyncio.Future[None]) -> bool:

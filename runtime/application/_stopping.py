@@ -83,7 +83,7 @@ async def stop_actors(
     for actor in actors:
         actor.stop_attempts()
     await wait_for_each(actor.stop(deadline) for actor in actors)
-    await wait_for_each(router.close(system) for router in routers)
+    await wait_for_each(router.close(system, deadline) for router in routers)
 
 
 async def close(

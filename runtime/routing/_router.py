@@ -284,10 +284,20 @@ class Router(Actor):
             else:
                 mailbox.force(delivery)
 
-    async def close(self, system: ActorSystem) -> None:
-        """Acknowledge what can be, disconnect, and end."""
+    async def close(self, system: ActorSystem, deadline: float | None = None) -> None:
+        """Acknowledge what can be, disconnect, and end.
+
+        Args:
+            system: where it runs.
+            deadline: loop time until which to wait for the broker; None for as long as the
+                transport does by itself.
+        """
         if self.consumer is not None:
-            await self.consumer.close()
+            if deadline is None:
+                await self.consumer.close()
+            else:
+                left = deadline - asyncio.get_running_loop().time()
+                await self.consumer.close_within(max(left, 0.0))
         if self._spa_cell is not None:
             await system.stop(self.actor_ref, drain=False)
 

@@ -53,3 +53,6 @@ class KafkaConsumer(Consumer):
 
     async def close(self) -> None:
         await self._sessions.close()
+
+    async def close_within(self, seconds: float) -> None:
+        await self._sessions.close(seconds)

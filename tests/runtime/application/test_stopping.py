@@ -18,6 +18,7 @@ from spa_dat.runtime.application._application import runs_of
 from spa_dat.testing import Mosquitto
 from spa_dat.transports.memory import MemoryProvider
 from support.program import Start
+from support.simulated import SERVER, world
 from support.waiting import eventually
 
 _MAKE = textwrap.indent(
@@ -546,3 +547,27 @@ async def test_local_messages_that_are_left_are_counted() -> None:
         await eventually(lambda: len(slow.ref._mailbox) == 4)
     assert app.stats["messages.given_up"] == 4
     assert "actor 'Slow' stopped with 4 messages unhandled" in given_up(app)
+
+
+@pytest.mark.virtual
+async def test_a_stop_right_into_a_silent_kafka_broker_keeps_its_bound() -> None:
+    handled = asyncio.Event()
+    with world() as here:
+        app = DistributedApplication(
+            f"kafka://{SERVER}?create_topics=all", name="plant", stop_timeout=1
+        )
+
+        @app.application("jobs")
+        async def work(payload: bytes) -> None:
+            # Nobody has noticed yet that the broker is silent when the stop begins.
+            for wire in here.network.connections:
+                wire.fall_silent()
+            handled.set()
+
+        async with app:
+            await app.socket().publish("jobs", b"x")
+            await handled.wait()
+            began = here.loop.time()
+        # The posts, the last commit, and two seconds for connections that do not answer.
+        assert here.loop.time() - began < 1 + 2.5
+        assert app.stats["kafka.commits_failed"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import enum
+import math
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from typing import Any
 
@@ -96,6 +97,8 @@ class ConsumerSessions(abc.ABC):
         self._changes: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
+        # Loop time until which its end may wait for the cluster.
+        self._close_by = math.inf
         # Topics that were recreated since the last positions were taken.
         self._reported: set[str] = set()
         # Why the last attempt to start was refused, if a later one may succeed.
@@ -147,7 +150,13 @@ class ConsumerSessions(abc.ABC):
         """Stop handing out."""
         self._enter(SessionState.STOPPED)
 
-    async def close(self) -> None:
+    async def close(self, seconds: float = math.inf) -> None:
+        """End the session and what it has open.
+
+        Args:
+            seconds: how long to wait for the cluster at most, where that would take longer.
+        """
+        self._close_by = asyncio.get_running_loop().time() + seconds
         self._enter(SessionState.CLOSED)
         waiting, self._changes = [*self._changes, self._ready], []
         for future in waiting:

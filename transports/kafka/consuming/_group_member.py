@@ -220,8 +220,7 @@ class GroupMember(ConsumerSessions):
                         running = assignment.running()
                         await unless(self._closed, assignment.finished(running, self._patience))
             if self._committer is not None:
-                away = self.closed and self._latest is not None and not self._latest.reachable
-                timeout = _LAST_CHANCE if away else _COMMIT_TIMEOUT
+                timeout = self._time_for_last_commit
                 await self._committer.finish(timeout, lost=is_lost(consumer))
         finally:
             self._forget()
@@ -236,6 +235,13 @@ class GroupMember(ConsumerSessions):
     def _explained(self, error: Exception) -> Exception:
         code = 0 if self._guard is None else self._guard.join_code
         return join_refusal(error, code, self._group, self._config) or error
+
+    @property
+    def _time_for_last_commit(self) -> float:
+        if self.closed and self._latest is not None and not self._latest.reachable:
+            return _LAST_CHANCE
+        left = self._close_by - asyncio.get_running_loop().time()
+        return min(_COMMIT_TIMEOUT, max(left, _LAST_CHANCE))
 
     @property
     def _patience(self) -> float:
