@@ -144,7 +144,7 @@ async def test_on_kafka_workers_share_the_partitions_and_nothing_is_lost(
 
 @pytest.mark.kafka
 @pytest.mark.slow
-async def test_on_kafka_one_to_three_copies_share_a_topic_and_a_removed_one_loses_nothing(
+async def test_on_kafka_three_copies_share_a_topic_and_losing_two_of_them_loses_nothing(
     kafka: Kafka, tmp_path: Path
 ) -> None:
     name = f"copies-{uuid.uuid4().hex[:8]}"
@@ -170,12 +170,15 @@ async def test_on_kafka_one_to_three_copies_share_a_topic_and_a_removed_one_lose
         async with numbers.flow(300, ledger, 50):
             copies[1].signal(signal.SIGTERM)
         assert await copies[1].end() == 0
+        await ledger.has(numbers.count)
+        async with numbers.flow(300, ledger, 50):
+            copies[2].signal(signal.SIGKILL)
+        assert await copies[2].end() == -signal.SIGKILL
         await numbers.produce(100)
         await ledger.has(numbers.count)
         assert ledger.disorder == []
-        for command in (copies[0], copies[2]):
-            command.signal(signal.SIGTERM)
-            assert await command.end() == 0
+        copies[0].signal(signal.SIGTERM)
+        assert await copies[0].end() == 0
 
 
 async def test_workers_stop_in_good_order_when_who_looks_after_them_is_killed(
