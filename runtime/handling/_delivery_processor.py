@@ -77,7 +77,9 @@ class DeliveryProcessor:
         self._pauses = Pauses()
         self._told_unsent = False
         self._dead_letters = DeadLetterStore(lane, connection, self._pauses, self._retry.first)
-        self.settlements = Settlements(self._stats, self._posts_refused, lane.log)
+        self.settlements = Settlements(
+            self._stats, self._posts_refused, lane.log, self._answer_too_large
+        )
         self._source = lane.source
         self._max_received = lane.max_received
         self._fast_paths: list[_FastPath | None] = []
@@ -421,19 +423,37 @@ class DeliveryProcessor:
         if failed.answered:
             await self.settlements.settle_after(delivery, failed)
             return
-        code, text = error_answer(error)
         turn = Turn(request.id, self._lane.source, request, shared=failed.shared)
         turn.posts.extend(failed.posts)
+        if await self._reply_error(delivery, turn, error):
+            await self.settlements.settle_after(delivery, turn)
+
+    async def _answer_too_large(
+        self, delivery: RoutedDelivery, refused: Turn, error: BaseException
+    ) -> None:
+        """Answer with an error after the bus has refused the reply as too large, and settle."""
+        self._stats["requests.failed"] += 1
+        request = refused.request
+        assert request is not None
+        turn = Turn(request.id, self._lane.source, request, shared=refused.shared)
+        if await self._reply_error(delivery, turn, error):
+            # Without waiting for others, because this one counts among those that they wait for.
+            self.settlements.begin((delivery,), turn)
+
+    async def _reply_error(
+        self, delivery: RoutedDelivery, turn: Turn, error: BaseException
+    ) -> bool:
+        """Answer with an error as soon as there is room; return False if it is given back first."""
+        code, text = error_answer(error)
         while True:
             try:
                 self._connection.reply_error(turn, self._lane.source, code, text)
             except OutboxFull:
                 if not await self._pauses.wait(SHORTEST_PAUSE):
                     delivery.route.router.give_back(delivery)
-                    return
+                    return False
             else:
-                break
-        await self.settlements.settle_after(delivery, turn)
+                return True
 
     async def _posts_refused(self, delivery: RoutedDelivery, error: BaseException) -> None:
         """Park a handled message after the broker has refused one of its posts for good."""

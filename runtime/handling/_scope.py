@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ...errors import MessageTooLarge
 from ...transports import Envelope
 from ..injection._context import Context
 from ..messaging._message import Message, MessageBuilder, OutgoingMessage
@@ -147,8 +148,13 @@ class MessageScope(ProducerScope):
         )
         # A handler may keep a request and answer it while it handles another message.
         token = current_turn.set(self._turn)
+        before = self._turn.answered
         try:
             await self._owner.socket.publish(message)
+        except MessageTooLarge:
+            # The error can still be the answer.
+            self._turn.answered = before
+            raise
         finally:
             current_turn.reset(token)
 

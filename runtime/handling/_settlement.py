@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..._logs import OwnLog
 from ..._texts import describe, error_name, quoted
-from ...errors import PublishNotSent, PublishUnknown
+from ...errors import MessageTooLarge, PublishNotSent, PublishUnknown
 from ..messaging._turn import Turn, is_confirmed
 from ..routing._routes import RoutedDelivery
 
@@ -29,6 +29,8 @@ class Settlements:
         on_refused: called with a message, and the error, when one of its posts was refused for
             good.
         log: where refusals are logged.
+        answer_instead: called with a request, its turn and the error, when the bus has refused the
+            reply as too large; to answer with the error, and settle after that.
     """
 
     def __init__(
@@ -36,13 +38,15 @@ class Settlements:
         stats: Counter[str],
         on_refused: Callable[[RoutedDelivery, BaseException], Awaitable[None]],
         log: OwnLog,
+        answer_instead: Callable[[RoutedDelivery, Turn, BaseException], Awaitable[None]],
     ) -> None:
         self._stats = stats
         self._log = log
         self._on_refused = on_refused
+        self._answer_instead = answer_instead
         self._open = 0
         self._waiters: list[asyncio.Future[None]] = []
-        self._parking: dict[asyncio.Task[None], None] = {}
+        self._going_on: dict[asyncio.Future[None], None] = {}
 
     def __len__(self) -> int:
         """Return how many messages are not settled yet."""
@@ -71,7 +75,7 @@ class Settlements:
                 delivery.settle()
             return
         self._open += 1
-        _Settlement(self, deliveries, turn.request is not None, pending)
+        _Settlement(self, deliveries, None if turn.request is None else turn, pending)
 
     async def drain(self) -> None:
         """Wait until every handled message is settled or given up."""
@@ -79,13 +83,13 @@ class Settlements:
             await self._change()
 
     def done(
-        self, deliveries: Sequence[RoutedDelivery], is_request: bool, error: BaseException | None
+        self, deliveries: Sequence[RoutedDelivery], answer: Turn | None, error: BaseException | None
     ) -> None:
-        """Settle or park, now that all posts of a turn have an outcome.
+        """Settle, answer otherwise, or park, now that all posts of a turn have an outcome.
 
         Args:
             deliveries: those that the turn has handled.
-            is_request: whether it was a request.
+            answer: the turn, if it was at a request.
             error: the first failure; None if there is none.
         """
         if error is None:
@@ -94,7 +98,7 @@ class Settlements:
         elif isinstance(error, _WITHOUT_OUTCOME):
             # The bus was closed first. The message is not settled, so it comes again.
             self._stats["posts.unconfirmed"] += 1
-        elif is_request:
+        elif answer is not None:
             (delivery,) = deliveries
             self._stats["replies.refused"] += 1
             self._log.error(
@@ -103,20 +107,28 @@ class Settlements:
                 error_name(error),
                 describe(error),
             )
+            too_large = _too_large_reply(answer)
+            if too_large is not None:
+                self._go_on(self._answer_instead(delivery, answer, too_large))
+                return
             delivery.settle()
         else:
-            task = asyncio.ensure_future(self._refused(deliveries, error))
-            self._parking[task] = None
-            task.add_done_callback(self._parked)
+            self._go_on(self._refused(deliveries, error))
             return
         self._closed()
+
+    def _go_on(self, step: Awaitable[None]) -> None:
+        """Take a further step before this one counts as done."""
+        task = asyncio.ensure_future(step)
+        self._going_on[task] = None
+        task.add_done_callback(self._gone_on)
 
     async def _refused(self, deliveries: Sequence[RoutedDelivery], error: BaseException) -> None:
         for delivery in deliveries:
             await self._on_refused(delivery, error)
 
-    def _parked(self, task: asyncio.Task[None]) -> None:
-        del self._parking[task]
+    def _gone_on(self, task: asyncio.Future[None]) -> None:
+        del self._going_on[task]
         self._closed()
 
     def _closed(self) -> None:
@@ -135,18 +147,18 @@ class Settlements:
 class _Settlement:
     """Counts down one turn's unconfirmed posts."""
 
-    __slots__ = ("_deliveries", "_error", "_is_request", "_left", "_owner")
+    __slots__ = ("_answer", "_deliveries", "_error", "_left", "_owner")
 
     def __init__(
         self,
         owner: Settlements,
         deliveries: Sequence[RoutedDelivery],
-        is_request: bool,
+        answer: Turn | None,
         posts: list[asyncio.Future[None]],
     ) -> None:
         self._owner = owner
         self._deliveries = deliveries
-        self._is_request = is_request
+        self._answer = answer
         self._left = len(posts)
         self._error: BaseException | None = None
         for post in posts:
@@ -158,4 +170,13 @@ class _Settlement:
             self._error = error
         self._left -= 1
         if self._left == 0:
-            self._owner.done(self._deliveries, self._is_request, self._error)
+            self._owner.done(self._deliveries, self._answer, self._error)
+
+
+def _too_large_reply(turn: Turn) -> MessageTooLarge | None:
+    """Return why the bus has refused the turn's reply, if its size was the reason."""
+    reply = turn.reply
+    if reply is None or reply.cancelled():
+        return None
+    error = reply.exception()
+    return error if isinstance(error, MessageTooLarge) else None

@@ -278,6 +278,7 @@ class BusConnection:
             return
         payload, content_type = encode(value)
         self._post_reply(turn, source, payload, content_type, {REPLY_HEADER: "1"})
+        turn.reply = turn.posts[-1]
 
     def reply_error(self, turn: Turn, source: str, code: str, text: str) -> None:
         """Answer the turn's request with a `RemoteError`, unless not even that can be sent.

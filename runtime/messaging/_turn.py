@@ -40,6 +40,7 @@ class Turn(msgspec.Struct, eq=False):
         request: the message, if it is a request that may be answered.
         settles: whether there is a message to be settled; if not, posts are on their own.
         answered: whether a reply was sent or is on its way.
+        reply: the post of that reply, unless it is an error.
         posts: publishes that have to be confirmed before the message is settled.
         active: whether the handler is still running.
         shared: whether another instance may have to handle the message again, so that the ids do
@@ -52,6 +53,7 @@ class Turn(msgspec.Struct, eq=False):
     request: Envelope | None = None
     settles: bool = True
     answered: bool = False
+    reply: asyncio.Future[None] | None = None
     posts: list[asyncio.Future[None]] = []
     active: bool = True
     shared: bool = False

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ..._texts import quoted
-from ...errors import NoResponder, PublishRefused
+from ...errors import MessageTooLarge, NoResponder, PublishRefused
 from .._envelope import REPLY_HEADER, Envelope
 from .._outbox import Outbox, OutboxEntry
 from .._reconnect import Backoff
@@ -20,6 +20,7 @@ from .protocol._keepalive import LARGE
 from .protocol._packets import PublishPacket
 from .protocol._reason_codes import (
     NO_SUBSCRIBERS,
+    PACKET_TOO_LARGE,
     Decision,
     Packet,
     answer_to,
@@ -108,6 +109,7 @@ class Outgoing:
         self._window = 1
         self._since = 0.0
         self._end = ""
+        self._end_reason: int | None = None
         # Reply addresses of others at which the broker has accepted replies, the latest last.
         self._proven: dict[str, None] = {}
         self._no_replies_until = 0.0
@@ -146,7 +148,7 @@ class Outgoing:
 
     def end(self, loss: Loss) -> None:
         """Stop writing, as the connection is lost."""
-        self._end = loss.text
+        self._end, self._end_reason = loss.text, loss.reason
         self._cancel_timers()
         lasted = self._loop.time() - self._since
         self._suspicion.ended(self._outbox.written, blame(loss), lasted)
@@ -235,7 +237,8 @@ class Outgoing:
         entry = self._suspicion.condemn()
         if entry is not None:
             self._stats["publishes.refused"] += 1
-            error = PublishRefused(
+            kind = MessageTooLarge if self._end_reason == PACKET_TOO_LARGE else PublishRefused
+            error = kind(
                 f"the broker at {self._address} ends the connection over {_what(entry)}:"
                 f" {entry.writes} times so far, the last time with nothing else in flight, {proof}."
                 f" The last end: {self._end}. It is not sent again; check the broker's log and"

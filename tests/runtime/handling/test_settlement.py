@@ -24,12 +24,15 @@ class Desk:
         self.stats: Counter[str] = Counter()
         self.refused: list[tuple[RoutedDelivery, BaseException]] = []
         self.may_park = asyncio.Event()
-        self.settlements = Settlements(self.stats, self._park, get_logger("spa_dat"))
+        self.settlements = Settlements(self.stats, self._park, get_logger("spa_dat"), self._answer)
 
     async def _park(self, delivery: RoutedDelivery, error: BaseException) -> None:
         self.refused.append((delivery, error))
         await self.may_park.wait()
         delivery.settle()
+
+    async def _answer(self, delivery: RoutedDelivery, turn: Turn, error: BaseException) -> None:
+        raise AssertionError("no reply was too large")
 
     def delivery(self) -> RoutedDelivery:
         delivery: RoutedDelivery = Delivery(Envelope(topic="n"))

@@ -66,10 +66,13 @@ class SettlementMachine(VirtualMachine):
     def begin(self) -> None:
         self.stats: Counter[str] = Counter()
         self.gates: dict[RoutedDelivery, asyncio.Event] = {}
-        self.settlements = Settlements(self.stats, self.park, get_logger("spa_dat"))
+        self.settlements = Settlements(self.stats, self.park, get_logger("spa_dat"), self.answer)
         self.handled: list[Handled] = []
         self.handling: asyncio.Task[None] | None = None
         self.drains: list[asyncio.Task[None]] = []
+
+    async def answer(self, delivery: RoutedDelivery, turn: Turn, error: BaseException) -> None:
+        raise AssertionError("no reply was too large")
 
     async def park(self, delivery: RoutedDelivery, error: BaseException) -> None:
         assert isinstance(error, PublishRefused)

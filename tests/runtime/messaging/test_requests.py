@@ -32,6 +32,7 @@ from spa_dat.errors import (
 from spa_dat.harness._waiting import Gate
 from spa_dat.transports import Envelope
 from support.memory import Site, Watcher
+from support.simulated import SERVER, world
 from support.waiting import eventually
 
 pytestmark = pytest.mark.virtual
@@ -350,6 +351,32 @@ async def test_a_reply_that_is_too_large_is_an_error_of_the_responder(way: str) 
     (got,) = await with_socket(app, lambda s: s.request("q"))
     assert isinstance(got, RemoteError)
     assert (got.code, got.text.split(":")[0]) == ("failed", MessageTooLarge.__name__)
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("way", ["return", "reply"])
+async def test_a_reply_that_is_too_large_for_its_topic_is_answered_with_that_error(
+    way: str,
+) -> None:
+    with world() as here:
+        here.cluster.create_topic("_spa.reply.plant", max_batch=2000)
+        app = DistributedApplication(f"kafka://{SERVER}?create_topics=all", name="plant")
+        calls: list[int] = []
+
+        @app.application("q", name="actor", replies=True)
+        async def handle(message: Message[bytes]) -> bytes:
+            calls.append(1)
+            if way == "reply":
+                await message.reply(random.Random(1).randbytes(9000))
+            return random.Random(1).randbytes(9000)
+
+        async with app:
+            with pytest.raises(RemoteError, match="MessageTooLarge") as raised:
+                await app.socket().request("q", b"", reply=bytes, timeout=20)
+            assert raised.value.code == "failed"
+            assert "max.message.bytes" in raised.value.text
+        assert calls == [1]
+        assert app.stats["requests.failed"] == 1
 
 
 async def test_an_error_that_is_too_large_is_cut() -> None:

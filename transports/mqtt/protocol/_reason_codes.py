@@ -32,6 +32,7 @@ from ._packets import MalformedPacket
 __all__ = [
     "ANSWERS",
     "NO_SUBSCRIBERS",
+    "PACKET_TOO_LARGE",
     "SESSION_TAKEN_OVER",
     "TRANSLATIONS",
     "Answer",
@@ -52,6 +53,7 @@ __all__ = [
 
 NO_SUBSCRIBERS = 0x10
 SESSION_TAKEN_OVER = 0x8E
+PACKET_TOO_LARGE = 0x95
 
 _LONGEST_WORDS = 300
 
