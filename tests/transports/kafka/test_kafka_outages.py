@@ -14,7 +14,8 @@ from spa_dat.testing import Kafka, Proxy
 from spa_dat.transports import Envelope
 from spa_dat.transports.kafka._aiokafka_private import keep_connections
 from spa_dat.transports.kafka.producing._producer import Producer
-from support.kafka_bus import BusClient, bus_client, read
+from support.kafka_bus import BusClient, bus_client, create, new_prefix, read
+from support.kafka_consuming import taker
 from support.waiting import eventually
 
 pytestmark = pytest.mark.kafka
@@ -203,6 +204,21 @@ async def test_a_producer_that_breaks_while_the_cluster_is_away_repeats_nothing(
         await proxy.allow()
         await done(posts)
         assert await values(kafka.server, client, 20) == list(range(20))
+
+
+async def test_a_broker_that_does_not_answer_is_not_called_unreachable(
+    kafka_to_break: Kafka,
+) -> None:
+    broker, prefix = kafka_to_break, new_prefix()
+    await create(broker.server, f"{prefix}a")
+    async with taker(broker.server, "a", prefix=prefix) as inbox:
+        broker.pause()
+        try:
+            await eventually(lambda: inbox.consumer.trouble, 60)
+            assert "have not answered for long" in (inbox.consumer.trouble or "")
+        finally:
+            broker.resume()
+        await eventually(lambda: inbox.consumer.trouble is None, 60)
 
 
 async def test_closing_is_quick_while_the_cluster_is_away(kafka_to_break: Kafka) -> None:

@@ -376,6 +376,11 @@ class ConsumerSessions(abc.ABC):
         """What keeps messages from being received, as text; None if nothing does."""
         if self._away is not None:
             return self._away
+        if self._latest is not None and self._latest.silent:
+            return (
+                f"the brokers at {self._config.address} can be reached, and have not answered for"
+                " long: they stand still, or make this client wait because of a quota"
+            )
         if self._latest is not None and not self._latest.reachable:
             return f"there is no connection to {self._config.address}"
         return self._troubles.serious(self._selection.names)

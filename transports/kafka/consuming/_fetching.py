@@ -72,6 +72,7 @@ class Fetching:
 
     Attributes:
         reachable: whether one of the brokers could be reached, and answered, at the last check.
+        silent: whether they could be reached, and did not answer.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Fetching:
         self._pauses = pauses
         self._reachability = reachability
         self.reachable = True
+        self.silent = False
         self._look = look
         self._handed_out = handed_out
         self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
@@ -146,7 +148,10 @@ class Fetching:
         while True:
             await asyncio.sleep(_LOOK)
             reachable = await where.reachable()
-            self.reachable = reachable and not where.silent()
+            # Asked each time, as it has to be.
+            silent = where.silent()
+            self.silent = reachable and silent
+            self.reachable = reachable and not silent
             if reachable:
                 self._guard.look_for_leaders()
                 self._guard.look_for_transactions()
