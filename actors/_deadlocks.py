@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import Context, ContextVar
 from sys import getrefcount
 from typing import Protocol
@@ -181,26 +181,36 @@ def deadlock(cycle: Sequence[str], target: str) -> DeadlockDetected:
     )
 
 
-@contextmanager
-def enter_chain(names: Sequence[str]) -> Iterator[None]:
+def enter_chain(names: Sequence[str]) -> AbstractContextManager[None]:
     """Run the block as part of a chain that came over the wire.
 
     Args:
         names: what `chain_names` returned at the asker, outermost first.
     """
-    base: Frame | None = None
-    frames: list[Frame] = []
-    for name in tuple(names)[-LIMIT:]:
-        base = Frame(name, base)
-        frames.append(base)
-    outer = current_frame()
-    if outer is not None:
-        base = Frame(outer.owner, base)
-        frames.append(base)
-    token = CURRENT.set(base)
-    try:
-        yield
-    finally:
-        for frame in frames:
+    return _EnteredChain(names)
+
+
+class _EnteredChain:
+    # Not a generator, which would cost more: most requests have a chain.
+    __slots__ = ("_frames", "_names", "_token")
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __enter__(self) -> None:
+        base: Frame | None = None
+        frames: list[Frame] = []
+        self._frames = frames
+        for name in self._names[-LIMIT:]:
+            base = Frame(name, base)
+            frames.append(base)
+        outer = current_frame()
+        if outer is not None:
+            base = Frame(outer.owner, base)
+            frames.append(base)
+        self._token = CURRENT.set(base)
+
+    def __exit__(self, *_: object) -> None:
+        for frame in self._frames:
             frame.end()
-        CURRENT.reset(token)
+        CURRENT.reset(self._token)

@@ -54,7 +54,9 @@ class Settlements:
 
     async def settle_after(self, delivery: RoutedDelivery, turn: Turn) -> None:
         """Settle the delivery when the turn's posts are confirmed; waits only if very many do."""
-        await self.settle_all_after((delivery,), turn)
+        self.begin((delivery,), turn)
+        while self.crowded:
+            await self._change()
 
     async def settle_all_after(self, deliveries: Sequence[RoutedDelivery], turn: Turn) -> None:
         """Settle all deliveries of one turn when its posts are confirmed; see `settle_after`."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 
 from ..._texts import describe, reason_of
 from ...errors import ProcessCrashed, RemoteError, RequestTimeout
-from ...transports import Bus, Envelope, OutboxEntry
+from ...transports import Bus, Envelope, OutboxEntry, on_failure
 from ..options._retry_policy import Reject
 
 __all__ = [
@@ -57,9 +59,13 @@ def chain_of(envelope: Envelope) -> tuple[str, ...]:
     each request that the handler makes.
     """
     text = envelope.headers.get(CHAIN_HEADER)
-    if text is None or len(text) > _LONGEST_CHAIN or _CHAIN.fullmatch(text) is None:
-        return ()
-    return tuple(text.split(","))
+    return () if text is None or len(text) > _LONGEST_CHAIN else _names_in(text)
+
+
+# The requests of one actor all have the same chain, and it is looked at twice for each.
+@functools.lru_cache(256)
+def _names_in(text: str) -> tuple[str, ...]:
+    return () if _CHAIN.fullmatch(text) is None else tuple(text.split(","))
 
 
 def circle_of(envelope: Envelope, name: str) -> str | None:
@@ -112,11 +118,16 @@ def error_answer(error: BaseException) -> tuple[str, str]:
 class _PendingRequest:
     """One pending request, which collects its replies."""
 
-    __slots__ = ("future", "limit", "posted", "replies", "seen", "size", "wanted")
+    __slots__ = ("future", "limit", "posted", "replies", "seen", "size", "topic", "wanted")
 
     def __init__(
-        self, future: asyncio.Future[list[Envelope]], wanted: int | None, limit: int
+        self,
+        topic: str,
+        future: asyncio.Future[list[Envelope]],
+        wanted: int | None,
+        limit: int,
     ) -> None:
+        self.topic = topic
         self.future = future
         self.wanted = wanted
         self.limit = limit
@@ -136,6 +147,67 @@ class _PendingRequest:
         return False
 
 
+class _Expiries:
+    """Pending requests with the same timeout, oldest first, which share one timer.
+
+    With a timer for each the loop would have to make room in its heap for every request, and to
+    clear it of those that have their replies.
+
+    Args:
+        loop: the event loop.
+        timeout: seconds.
+        expire: called with each request whose time is over, and the timeout.
+    """
+
+    __slots__ = ("_expire", "_loop", "_pending", "_timeout", "_timer")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timeout: float,
+        expire: Callable[[_PendingRequest, float], None],
+    ) -> None:
+        self._loop = loop
+        self._timeout = timeout
+        self._expire = expire
+        # With the loop times at which they expire.
+        self._pending: dict[_PendingRequest, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, pending: _PendingRequest) -> None:
+        """Add a request, whose time starts now."""
+        end = self._pending[pending] = self._loop.time() + self._timeout
+        if self._timer is None:
+            self._start(end)
+
+    def remove(self, pending: _PendingRequest) -> int:
+        """Remove a request; return how many are left."""
+        self._pending.pop(pending, None)
+        if not self._pending and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return len(self._pending)
+
+    def _end(self) -> None:
+        assert self._timer is not None
+        # The loop calls a little early where its clock is coarse.
+        now = max(self._loop.time(), self._timer.when())
+        self._timer = None
+        expired: list[_PendingRequest] = []
+        for pending, end in self._pending.items():
+            if end > now:
+                self._start(end)
+                break
+            expired.append(pending)
+        for pending in expired:
+            del self._pending[pending]
+            self._expire(pending, self._timeout)
+
+    def _start(self, end: float) -> None:
+        # In an empty context: that of one request would be kept alive by those after it.
+        self._timer = self._loop.call_at(end, self._end, context=Context())
+
+
 class Requests:
     """The pending requests on one bus.
 
@@ -151,6 +223,8 @@ class Requests:
         self._pending: dict[str, _PendingRequest] = {}
         # Of those in other processes, by how their correlations begin.
         self._relays: dict[str, Callable[[str, Envelope], None]] = {}
+        # By their timeouts.
+        self._expiries: dict[float, _Expiries] = {}
         # Bytes kept for all requests that collect several replies.
         self._size = 0
 
@@ -242,12 +316,15 @@ class Requests:
         envelope = make(self._bus.reply_address(correlation), correlation.encode("ascii"))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Envelope]] = loop.create_future()
-        pending = _PendingRequest(future, wanted, limit)
+        pending = _PendingRequest(envelope.topic, future, wanted, limit)
         self._pending[correlation] = pending
-        expiry = loop.call_later(timeout, self._expire, pending, envelope.topic, timeout)
+        expiries = self._expiries.get(timeout)
+        if expiries is None:
+            expiries = self._expiries[timeout] = _Expiries(loop, timeout, self._expire)
+        expiries.add(pending)
         try:
             posted = pending.posted = self._bus.post(envelope)
-            posted.add_done_callback(partial(_fail_with, future))
+            on_failure(posted, partial(_fail_with, future))
             try:
                 return await future
             finally:
@@ -256,13 +333,14 @@ class Requests:
                 del posted
                 pending.posted = None
         finally:
-            expiry.cancel()
+            if not expiries.remove(pending) and self._expiries.get(timeout) is expiries:
+                del self._expiries[timeout]
             self._pending.pop(correlation, None)
             self._size -= pending.size
             # Their errors have this frame, and those of the user's code around it, in tracebacks.
             del future, pending
 
-    def _expire(self, pending: _PendingRequest, topic: str, timeout: float) -> None:
+    def _expire(self, pending: _PendingRequest, timeout: float) -> None:
         if pending.future.done():
             return
         if pending.wanted is None:
@@ -272,7 +350,7 @@ class Requests:
             f"{len(pending.replies)} of {pending.wanted} replies" if pending.replies else "no reply"
         )
         hint = "" if self._bus.connected else "; there is no connection to the broker"
-        error = RequestTimeout(f"request to {topic!r}: {got} within {timeout:g} s{hint}")
+        error = RequestTimeout(f"request to {pending.topic!r}: {got} within {timeout:g} s{hint}")
         posted = pending.posted
         error.outage = not self._bus.connected or (
             isinstance(posted, OutboxEntry) and posted.met_outage(timeout)

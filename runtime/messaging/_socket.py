@@ -14,7 +14,14 @@ from ...transports import Envelope
 from ..options._checks import check_seconds, is_number
 from ..payloads._codec import Decoder
 from ._bus_connection import BusConnection
-from ._message import Message, OutgoingMessage, PublishOptions, message_meant
+from ._message import (
+    NO_HEADERS,
+    Message,
+    OutgoingMessage,
+    PublishOptions,
+    message_meant,
+    topic_meant,
+)
 from ._requests import MOST_REPLIES, remote_error
 
 __all__ = ["DEFAULT_TIMEOUT", "RuntimeSubscriptions", "Socket"]
@@ -304,8 +311,18 @@ class Socket:
                 request=(response_topic, correlation, chain_names()),
             )
 
-        options: PublishOptions = {"key": key, "headers": headers, "expiry": timeout}
-        message = message_meant("request", topic, payload, options)
+        if isinstance(topic, OutgoingMessage):
+            options: PublishOptions = {"key": key, "headers": headers, "expiry": timeout}
+            message = message_meant("request", topic, payload, options)
+        else:
+            # As message_meant(), without the cost of passing options on.
+            message = OutgoingMessage(
+                topic=topic_meant(topic),
+                payload=payload,
+                headers=NO_HEADERS if headers is None else headers,
+                key=key,
+                expiry=timeout,
+            )
         return await self._connection.requests.request(
             make, timeout=timeout, wanted=wanted, limit=limit
         )

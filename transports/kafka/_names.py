@@ -82,6 +82,8 @@ class Names:
         ]
         self._by_name = {bound.name: bound for bound in self._bound}
         self._destinations: dict[str, Destination] = {}
+        # The names of their topics, by application.
+        self._replies: dict[str, str] = {}
 
     def group(self, name: str) -> str:
         """Return the id of a consumer group."""
@@ -109,17 +111,28 @@ class Names:
         """
         known = self._destinations.get(topic)
         if known is None:
+            if topic.startswith(_REPLY):
+                return self._reply(topic)
             known = self._find(topic)
             if len(self._destinations) >= _MOST_REMEMBERED:
                 self._destinations.clear()
-            if known.correlation is None and len(topic) <= LONGEST_REMEMBERED:
+            if len(topic) <= LONGEST_REMEMBERED:
                 self._destinations[topic] = known
         return known
 
+    def _reply(self, topic: str) -> Destination:
+        # No two have the same correlation, but many go to the same application.
+        application, _, correlation = topic[len(_REPLY) :].partition("/")
+        known = self._replies.get(application)
+        if known is None:
+            known = self.replies(_checked(application, topic))
+            if len(self._replies) >= _MOST_REMEMBERED:
+                self._replies.clear()
+            if len(application) <= LONGEST_REMEMBERED:
+                self._replies[application] = known
+        return Destination(known, correlation=correlation)
+
     def _find(self, topic: str) -> Destination:
-        if topic.startswith(_REPLY):
-            application, _, correlation = topic[len(_REPLY) :].partition("/")
-            return Destination(self.replies(_checked(application, topic)), correlation=correlation)
         check_topic(topic)
         if topic.startswith(_OUTSIDE):
             raise ConfigurationError(

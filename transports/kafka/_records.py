@@ -189,15 +189,12 @@ class Codec:
         if reply.subject is not None:
             headers.append(("spa_reply_subject", reply.subject.encode()))
 
-    def decode(
-        self, record: StoredRecord, redelivered: bool = False, *, keep_expired: bool = False
-    ) -> Envelope | None:
+    def decode(self, record: StoredRecord, redelivered: bool = False) -> Envelope | None:
         """Return the message of a record; None if it has expired.
 
         Args:
             record: as it was fetched, undecoded.
             redelivered: whether it is known to have been handed out before.
-            keep_expired: whether to return it even if it has expired.
         """
         name = record.topic
         try:
@@ -219,10 +216,24 @@ class Codec:
                 tombstone=value is None,
                 raw_key=key,
             )
-        return self._decode_closely(record, topic, redelivered, keep_expired)
+        return self._decode_closely(record, topic, redelivered)
+
+    def decode_reply(self, record: StoredRecord, prefix: bytes) -> Envelope | None:
+        """Return the reply in a record, expired or not; None if it is for somebody else.
+
+        Args:
+            record: as it was fetched, undecoded.
+            prefix: with which the correlations of our requests begin; it is left out.
+        """
+        # The topic is one of the runtime's own, and so none that stands for an address as it is.
+        return self._decode_closely(record, None, redelivered=False, prefix=prefix)
 
     def _decode_closely(
-        self, record: StoredRecord, topic: str | None, redelivered: bool, keep_expired: bool
+        self,
+        record: StoredRecord,
+        topic: str | None,
+        redelivered: bool,
+        prefix: bytes | None = None,
     ) -> Envelope | None:
         # The last value of a repeated header counts.
         raw = dict(record.headers)
@@ -237,12 +248,16 @@ class Codec:
         expiry = None
         if ttl is not None:
             expiry = self._left(ttl, timestamp)
-            if expiry is not None and expiry <= 0 and not keep_expired:
+            if expiry is not None and expiry <= 0 and prefix is None:
                 return None
         key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
         response_topic, reply_subject = None, take("spa_reply_subject", None)
         if reply_to is not None:
             response_topic, correlation = self._reply_address(reply_to, reply_subject, correlation)
+        if prefix is not None:
+            if correlation is None or not correlation.startswith(prefix):
+                return None
+            correlation = correlation[len(prefix) :]
         if topic is None:
             topic = self._names.topic(record.topic, key, _text(subject) or "", record.offset)
         return Envelope(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import aiokafka.errors as kafka
-import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
@@ -261,13 +260,11 @@ class KafkaReplyInbox:
     def _hand_over(self, record: Any) -> None:
         try:
             # Whether it is late depends on who still waits, and not on the clocks of two hosts.
-            reply = self._codec.decode(record, keep_expired=True)
-            correlation = None if reply is None else reply.correlation
-            if reply is None or correlation is None or not correlation.startswith(self._prefix):
+            reply = self._codec.decode_reply(record, self._prefix)
+            own = None if reply is None else reply.correlation
+            if reply is None or own is None:
                 self._stats["replies.foreign"] += 1
             elif self._on_reply is not None:
-                own = correlation[len(self._prefix) :]
-                reply = msgspec.structs.replace(reply, correlation=own)
                 if len(reply.payload) > self._config.largest_received:
                     reply = without_payload(reply)
                 self._on_reply(own.decode("utf-8", "replace"), reply)

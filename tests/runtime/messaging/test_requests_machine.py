@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
@@ -208,3 +209,38 @@ class RequestsMachine(VirtualMachine):
 
 
 TestRequests = machine_case(RequestsMachine)
+
+
+@pytest.mark.virtual
+async def test_requests_with_one_timeout_share_a_timer_and_end_each_at_its_own_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    tokens = iter("abc")
+    requests = Requests(cast(Bus, Post()), lambda: next(tokens), Counter())
+    running: list[str] = []
+    schedule = loop.call_at
+
+    def call_at(when: float, callback: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:
+        if getattr(callback, "__module__", "") == Requests.__module__:
+            running.append(callback.__name__)
+        return schedule(when, callback, *args, **options)
+
+    monkeypatch.setattr(loop, "call_at", call_at)
+
+    def make(address: str, correlation: bytes) -> Envelope:
+        return Envelope(topic="q", response_topic=address, correlation=correlation)
+
+    async def lasted() -> float:
+        began = loop.time()
+        with pytest.raises(RequestTimeout):
+            await requests.request(make, timeout=7.0, wanted=1)
+        return loop.time() - began
+
+    asked = []
+    for _ in range(3):
+        asked.append(asyncio.ensure_future(lasted()))
+        await asyncio.sleep(2.0)
+    assert len(running) == 1
+    assert await asyncio.gather(*asked) == [pytest.approx(7.0)] * 3
+    assert len(requests) == 0
