@@ -571,3 +571,34 @@ async def test_a_stop_right_into_a_silent_kafka_broker_keeps_its_bound() -> None
         # The posts, the last commit, and two seconds for connections that do not answer.
         assert here.loop.time() - began < 1 + 2.5
         assert app.stats["kafka.commits_failed"] == 1
+
+
+@pytest.mark.virtual
+async def test_a_block_that_is_cancelled_again_and_again_is_left_and_the_stop_goes_on() -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=10)
+    began = asyncio.Event()
+    ended: list[str] = []
+
+    @app.application("jobs")
+    async def work(payload: bytes) -> None:
+        began.set()
+        await asyncio.sleep(5)
+        ended.append("handled")
+
+    async def program() -> None:
+        async with app:
+            await app.socket().publish("jobs", b"")
+            await began.wait()
+            await asyncio.sleep(1000)
+
+    running = asyncio.ensure_future(program())
+    await began.wait()
+    # As a cancel scope of anyio does.
+    while not running.done():
+        running.cancel()
+        await asyncio.sleep(0)
+    assert running.cancelled()
+    assert ended == []
+    await app.aclose()
+    assert ended == ["handled"]
+    assert app.stats["actors.cut_off"] == 0
