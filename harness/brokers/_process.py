@@ -23,6 +23,7 @@ __all__ = ["BrokerProcess", "PortClaims"]
 
 _FIRST_PORT, _LAST_PORT = 15_000, 32_000
 _PAUSE = 0.005
+_SIGNAL_AGAIN = 1.0
 _WATCHDOG = 'read _; kill -9 "$1"; sleep 1; rm -rf "$2"'
 
 
@@ -47,7 +48,6 @@ class BrokerProcess(abc.ABC):
         self._log_file = self.folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
-        self._paused = False
         self._ports = PortClaims()
 
     @classmethod
@@ -132,12 +132,10 @@ class BrokerProcess(abc.ABC):
     def pause(self) -> None:
         """Send SIGSTOP: connections stay open, and nothing answers."""
         self._running().send_signal(signal.SIGSTOP)
-        self._paused = True
 
     def resume(self) -> None:
         """Send SIGCONT, which ends `pause`."""
         self._running().send_signal(signal.SIGCONT)
-        self._paused = False
 
     def close(self) -> None:
         """End it if it runs and remove its folder. Calling it again does nothing."""
@@ -225,20 +223,27 @@ class BrokerProcess(abc.ABC):
 
     def _end(self, how: signal.Signals) -> None:
         process = self._running()
-        process.send_signal(how)
-        if self._paused:
-            self._paused = False
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGCONT)
+        deadline = time.monotonic() + self._stop_timeout
         try:
-            process.wait(self._stop_timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise BrokerFailed(
-                f"{self.title} did not end within {self._stop_timeout:g} s of {how.name} and was"
-                f" killed; its log:\n{self.log}"
-            ) from None
+            while True:
+                process.send_signal(how)
+                # A stopped process gets no other signal, and not only `pause` can have stopped it.
+                process.send_signal(signal.SIGCONT)
+                try:
+                    process.wait(max(0.0, min(_SIGNAL_AGAIN, deadline - time.monotonic())))
+                    return
+                except subprocess.TimeoutExpired:
+                    # A signal that comes just before a wait begins may not end it: once more.
+                    if time.monotonic() < deadline:
+                        continue
+                state = _state_of(process.pid)
+                process.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(self._stop_timeout)
+                raise BrokerFailed(
+                    f"{self.title} (process {process.pid}, {state}) did not end within"
+                    f" {self._stop_timeout:g} s of {how.name} and was killed; its log:\n{self.log}"
+                )
         finally:
             self._end_watchdog()
 
@@ -315,6 +320,17 @@ class PortClaims:
         cls._of_this_process.discard(port)
         if cls._file is not None:
             fcntl.lockf(cls._file, fcntl.LOCK_UN, 1, port)
+
+
+def _state_of(pid: int) -> str:
+    """Say what a process is doing, as far as the system tells: its state, and where it waits."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        state = next(line.split(":", 1)[1].strip() for line in status if line.startswith("State:"))
+        waits = Path(f"/proc/{pid}/wchan").read_text().strip("0 \n")
+    except (OSError, StopIteration):
+        return "in an unknown state"
+    return f"{state} in {waits}" if waits else state
 
 
 def _range_for_servers() -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import ssl
@@ -185,6 +186,58 @@ def test_a_broker_that_does_not_run_says_so(own_mosquitto: Callable[..., Mosquit
     broker.close()
     broker.close()
     assert not broker.folder.exists()
+
+
+class Stubborn(BrokerProcess):
+    """A broker that is only a process; what it does about SIGTERM is up to the code."""
+
+    title = "Stubborn"
+    url = "stub://127.0.0.1"
+
+    def __init__(self, at_sigterm: str) -> None:
+        super().__init__()
+        self._at_sigterm = at_sigterm
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None
+
+    def _command(self) -> list[str]:
+        code = (
+            "import signal, sys, pathlib\nseen = []\n"
+            f"def at_sigterm(*_):\n    seen.append(1)\n    {self._at_sigterm}\n"
+            "signal.signal(signal.SIGTERM, at_sigterm)\n"
+            "pathlib.Path('ready').touch()\n"
+            "while True: signal.pause()"
+        )
+        return [sys.executable, "-c", code]
+
+    def _answers(self) -> bool:
+        return (self.folder / "ready").exists()
+
+
+def test_a_broker_that_somebody_else_has_stopped_ends_at_a_stop() -> None:
+    with Stubborn("sys.exit()") as broker:
+        os.kill(broker.pid, signal.SIGSTOP)
+        broker.stop()
+        assert not broker.alive
+
+
+def test_a_broker_that_misses_a_signal_gets_another() -> None:
+    with Stubborn("len(seen) > 1 and sys.exit()") as broker:
+        broker.stop()
+        assert not broker.alive
+
+
+def test_a_broker_that_does_not_end_is_killed_and_named() -> None:
+    with Stubborn("pass") as broker:
+        broker._stop_timeout = 0.2
+        pid = broker.pid
+        with pytest.raises(
+            BrokerFailed, match=rf"Stubborn \(process {pid}, .*SIGTERM and was killed"
+        ):
+            broker.stop()
+        assert not broker.alive
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
