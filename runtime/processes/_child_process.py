@@ -30,9 +30,13 @@ with os.fdopen(os.dup(0), encoding="utf-8") as first:
     about = json.loads(first.readline())
 sys.path[:] = about["path"]
 sys.argv[:] = about["argv"]
+del os.environ[about["marker"]]
 from spa_dat.runtime.child._main import main
 main(about["pipe"], about["memory"])
 """
+# In the environment of a child until it has begun: if it is still there, what was started is not a
+# Python interpreter but the program again, which would start children without end.
+_MARKER = "SPA_DAT_BOOTSTRAP"
 _CLOSING = 1.0
 _LOOK = 0.02
 
@@ -162,16 +166,19 @@ class ChildProcess:
 
 
 def _launch(name: str, pipe: socket.socket, memory: int) -> subprocess.Popen[bytes]:
-    if not sys.executable:
+    executable = sys.executable
+    if not executable or _MARKER in os.environ or getattr(sys, "frozen", False):
         raise ConfigurationError(
-            f"actor {name!r} has placement='process', and this program does not say which"
-            " interpreter runs it (sys.executable is empty)"
+            f"actor {name!r} has placement='process', which needs a Python interpreter, and"
+            f" sys.executable is {executable!r}: where Python is frozen or embedded, set it to the"
+            " path of an interpreter that has the same packages, and delete sys.frozen"
         )
     first = {
         "path": [entry or os.getcwd() for entry in sys.path],
         "argv": sys.argv,
         "pipe": pipe.fileno(),
         "memory": memory,
+        "marker": _MARKER,
     }
     # By standard input, which the child has no other use for. It fits: pipes hold 64 KiB.
     reader, writer = os.pipe()
@@ -182,8 +189,9 @@ def _launch(name: str, pipe: socket.socket, memory: int) -> subprocess.Popen[byt
             raise ConfigurationError(f"actor {name!r}: sys.path and sys.argv are too long to send")
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         return subprocess.Popen(  # noqa: S603 (a command of ours)
-            [sys.executable, *flags, "-c", _BOOTSTRAP],
+            [executable, *flags, "-c", _BOOTSTRAP],
             pass_fds=(pipe.fileno(), memory),
+            env={**os.environ, _MARKER: "1"},
             stdin=reader,
         )
     except OSError as error:

@@ -645,3 +645,43 @@ run(app)
     )
     assert done.returncode != 0
     assert 'write `if __name__ == "__main__":` above it' in done.stderr
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_program_that_is_its_own_interpreter_is_refused_and_not_started_without_end(
+    tmp_path: Path, frozen: bool
+) -> None:
+    # An interpreter that runs the program, whatever it is told.
+    embedding = tmp_path / "embedding"
+    embedding.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path / 'program.py'}\n")
+    embedding.chmod(0o755)
+    out = run_program(
+        tmp_path,
+        f"""
+import asyncio, sys
+from spa_dat import DistributedApplication
+
+print("started", flush=True)
+if {frozen}:
+    sys.frozen = True
+else:
+    # As where Python is embedded: it takes no notice of arguments.
+    sys.executable = {str(embedding)!r}
+app = DistributedApplication("memory://", name="plant")
+
+@app.application("in", placement="process")
+def work(number: int) -> None: ...
+
+async def main() -> None:
+    async with app:
+        pass
+
+try:
+    asyncio.run(main())
+except Exception as error:
+    print(f"{{type(error).__name__}}: {{error}}", flush=True)
+""",
+    )
+    starts = out.count("started\n")
+    assert starts == 1 if frozen else starts >= 2
+    assert "ConfigurationError: actor 'work' has placement='process', which needs a Python" in out

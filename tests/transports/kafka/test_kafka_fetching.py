@@ -392,3 +392,15 @@ async def test_it_stops_at_once_though_there_are_no_records() -> None:
     began = loop.time()
     await case.end()
     assert loop.time() == began
+
+
+async def test_who_receives_has_reached_a_broker() -> None:
+    case = Case(10)
+    case.library.is_paused = True
+    case.here.gone = 100
+    await asyncio.sleep(2.5)
+    assert not case.running.reachable
+    case.library.arrive()
+    await asyncio.sleep(0.01)
+    assert case.running.reachable
+    await case.end()

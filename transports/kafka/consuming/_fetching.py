@@ -173,6 +173,8 @@ class Fetching:
                 fetched = await consumer.getmany(timeout_ms=0, max_records=room)
                 if fetched:
                     self._last = loop.time()
+                    # Before the next check says so: a stop now must not take the cluster for gone.
+                    self.reachable = True
                     self._rest(rests=False)
                     await self._taken(fetched)
                     # What the library already has comes without a pause, and whoever has to
