@@ -36,6 +36,7 @@ __all__ = [
     "Receiving",
     "Replies",
     "Subscribing",
+    "Subscriptions",
     "TransportHarness",
     "VirtualEnvironment",
     "VirtualLoop",
@@ -43,3 +44,6 @@ __all__ = [
     "numbered",
     "scenario",
 ]
+
+# The name under which earlier versions of the documentation knew it.
+Subscriptions = Subscribing
