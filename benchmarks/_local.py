@@ -38,7 +38,7 @@ def suites(*, quick: bool) -> Sequence[Suite]:
             f"{tells:,} messages to one actor, none of them answered, until the last is handled.",
             (_contender(_OURS, "tell", tells), _contender(_PYKKA, "pykka_tell", tells)),
             _RATE,
-            (Target("tell, by pykka's", 6.0, lambda got: got.ratio(_OURS, _PYKKA, "rate")),),
+            (Target("tell, by pykka's", 7.0, lambda got: got.ratio(_OURS, _PYKKA, "rate")),),
         ),
         Suite(
             "Local ask",

@@ -355,7 +355,7 @@ async def test_who_receives_nothing_asks_seldom_and_has_brokers_wait_longer() ->
     library.is_paused = True
     await asyncio.sleep(10)
     assert fetcher._fetcher_timeout >= 1.0
-    assert fetcher._fetch_max_wait_ms == 2_000
+    assert fetcher._fetch_max_wait_ms == 3_000
     before = len(library.polls)
     await asyncio.sleep(100)
     assert len(library.polls) - before <= 101
@@ -380,7 +380,7 @@ async def test_brokers_do_not_wait_longer_while_anything_is_unsettled() -> None:
     for delivery in case.deliveries:
         delivery.settle()
     await asyncio.sleep(10)
-    assert case.library._fetcher._fetch_max_wait_ms == 2_000
+    assert case.library._fetcher._fetch_max_wait_ms == 3_000
     await case.end()
 
 

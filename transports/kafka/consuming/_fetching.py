@@ -32,12 +32,13 @@ _log = get_logger(__name__)
 Fetched = Mapping[TopicPartition, Sequence[StoredRecord]]
 
 _LOOK = 1.0
+_LIBRARY_LOOKS = 3.0
 # While unreadable partitions are waited for.
 _SHORT_LOOK = 0.2
 # How long a broker may keep a fetch waiting. It handles nothing else on the connection meanwhile,
 # and does not know of partitions that are resumed. So the long one is only for times when nothing
 # is received and nothing is unsettled: most of what an idle consumer costs are its fetches.
-_FETCH, _RESTING_FETCH = 0.5, 2.0
+_FETCH, _RESTING_FETCH = 0.5, 3.0
 _RESTS_AFTER = 2.0
 _SMALL_WINDOW = 64
 _PATIENCE = 0.02
@@ -163,7 +164,7 @@ class Fetching:
         consumer = self._consumer
         loop = asyncio.get_running_loop()
         watched = background_tasks(consumer)
-        look_seldom(consumer, _LOOK)
+        look_seldom(consumer, _LIBRARY_LOOKS)
         told = self._last = loop.time()
         while not stop.is_set() and (until is None or loop.time() < until):
             room = await self._room(stop)
