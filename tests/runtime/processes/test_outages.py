@@ -26,8 +26,13 @@ KEYS = 12
 KAFKA = "create_topics=all&partitions=4&backoff_max=0.5&session_timeout=3&heartbeat_interval=0.3"
 
 
-async def killed(broker: Kafka | Mosquitto) -> None:
+async def killed(broker: Kafka) -> None:
     await asyncio.to_thread(broker.restart, kill=True)
+
+
+async def restarted(broker: Mosquitto) -> None:
+    # Not killed: it stores what it has confirmed only now and then, and when it ends.
+    await asyncio.to_thread(broker.restart)
 
 
 def kafka_url(broker: Kafka, **options: object) -> str:
@@ -175,5 +180,5 @@ async def test_an_outage_of_mqtt_loses_nothing(
     app = worker(url, ledger.path)
     numbers = Numbers(url, lambda key: f"in/{key}", seeded())
     async with app, numbers.app:
-        await goes_through(numbers, ledger, [partial(killed, broker)])
+        await goes_through(numbers, ledger, [partial(restarted, broker)])
         assert app.stats["dead_letters.stored"] == 0
