@@ -198,7 +198,10 @@ class Fetching:
         now = asyncio.get_running_loop().time()
         assignment = self._current()
         unsettled = assignment is not None and bool(assignment.unsettled)
-        self._rest(rests=not unsettled and now - self._last >= _RESTS_AFTER)
+        # Other requests on the connection wait for the fetch, and must not time out over that.
+        limit = min(self._config.request_timeout, self._config.connect_timeout)
+        patient = limit > _RESTING_FETCH + 1.0
+        self._rest(rests=patient and not unsettled and now - self._last >= _RESTS_AFTER)
         seconds = max(_SHORT_LOOK, min(_LOOK, self._config.commit_interval))
         if self._guard.busy:
             seconds = _SHORT_LOOK
