@@ -404,3 +404,13 @@ async def test_who_receives_has_reached_a_broker() -> None:
     await asyncio.sleep(0.01)
     assert case.running.reachable
     await case.end()
+
+
+@pytest.mark.parametrize("option", ["connect_timeout", "request_timeout"])
+async def test_brokers_do_not_wait_so_long_that_other_requests_time_out(option: str) -> None:
+    options: dict[str, Any] = {option: 1.0}
+    case = Case(10, **options)
+    case.library.is_paused = True
+    await asyncio.sleep(10)
+    assert case.library._fetcher._fetch_max_wait_ms == 500
+    await case.end()

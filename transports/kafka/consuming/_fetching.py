@@ -110,6 +110,9 @@ class Fetching:
         self._look = look
         self._handed_out = handed_out
         self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
+        # Other requests on the connection wait for the fetch, and must not time out over that.
+        limit = min(config.request_timeout, config.connect_timeout)
+        self._may_rest = limit > _RESTING_FETCH + 1.0
         self._rests = False
         self._last = 0.0
 
@@ -198,10 +201,8 @@ class Fetching:
         now = asyncio.get_running_loop().time()
         assignment = self._current()
         unsettled = assignment is not None and bool(assignment.unsettled)
-        # Other requests on the connection wait for the fetch, and must not time out over that.
-        limit = min(self._config.request_timeout, self._config.connect_timeout)
-        patient = limit > _RESTING_FETCH + 1.0
-        self._rest(rests=patient and not unsettled and now - self._last >= _RESTS_AFTER)
+        idle = not unsettled and now - self._last >= _RESTS_AFTER
+        self._rest(rests=idle and self._may_rest)
         seconds = max(_SHORT_LOOK, min(_LOOK, self._config.commit_interval))
         if self._guard.busy:
             seconds = _SHORT_LOOK
