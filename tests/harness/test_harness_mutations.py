@@ -18,8 +18,8 @@ from spa_dat.runtime.routing._router import Router
 from spa_dat.runtime.routing._routes import RoutedDelivery
 from spa_dat.testing import Faults, Harness, explore
 from spa_dat.transports import Delivery, Envelope, Tracker
-from spa_dat.transports.kafka.consuming._assignment import PartitionTracker
 from spa_dat.transports.kafka.consuming._commits import Committer
+from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
 from spa_dat.transports.memory import Broker, ClientLink, MemoryConsumer
 
 PASSING = 200

@@ -38,7 +38,8 @@ from spa_dat.transports import (
 )
 from spa_dat.transports.kafka._names import Names
 from spa_dat.transports.kafka._records import size_of_headers
-from spa_dat.transports.kafka.consuming._assignment import Assignment, PartitionTracker
+from spa_dat.transports.kafka.consuming._assignment import Assignment
+from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
 from spa_dat.transports.kafka.consuming._redelivery import EarlierDeliveries
 from spa_dat.transports.mqtt._connection_events import Loss
 from spa_dat.transports.mqtt._message_checks import check_topic as check_mqtt_topic

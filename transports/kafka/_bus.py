@@ -11,7 +11,7 @@ from .._connect_failures import ConnectProblem
 from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
-from .._reconnect import Contest
+from .._rivalry import Contest
 from .._topics import reply_prefix
 from ._aiokafka_private import check_compression
 from ._bus_context import BusContext

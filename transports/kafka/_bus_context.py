@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._contract import Surroundings
-from .._reconnect import Contest
+from .._rivalry import Contest
 from ._config import KafkaConfig
 from ._names import Names
 from ._records import Codec

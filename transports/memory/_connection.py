@@ -8,7 +8,8 @@ from collections.abc import Callable
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed
 from .._contract import Surroundings
-from .._reconnect import Backoff, Rivalry
+from .._reconnect import Backoff
+from .._rivalry import Rivalry
 from ._broker import Broker
 from ._queue import ClientLink
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._reconnect import Rivalry
+from .._rivalry import Rivalry
 from ._connection_events import Ending, Loss
 from .protocol._reason_codes import SESSION_TAKEN_OVER
 

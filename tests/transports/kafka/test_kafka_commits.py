@@ -15,8 +15,9 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from spa_dat.transports import Delivery, Envelope
 from spa_dat.transports.kafka import KafkaConfig
-from spa_dat.transports.kafka.consuming._assignment import Assignment, PartitionTracker
+from spa_dat.transports.kafka.consuming._assignment import Assignment
 from spa_dat.transports.kafka.consuming._commits import Committer
+from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
 
 pytestmark = pytest.mark.virtual
 

@@ -14,7 +14,8 @@ from aiokafka.structs import TopicPartition
 
 from spa_dat.transports import Delivery, Envelope
 from spa_dat.transports.kafka import KafkaConfig
-from spa_dat.transports.kafka.consuming._assignment import Assignment, PartitionTracker
+from spa_dat.transports.kafka.consuming._assignment import Assignment
+from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
 from spa_dat.transports.kafka.consuming._fetching import Fetched, Fetching
 from spa_dat.transports.kafka.consuming._pausing import PartitionPauses
 

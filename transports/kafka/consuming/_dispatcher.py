@@ -14,7 +14,8 @@ from ..._delivery import Delivery
 from ..._envelope import without_payload
 from ..._topics import TopicTrie
 from .._records import Codec, StoredRecord, size_of_headers
-from ._assignment import Assignment, SizeTracker
+from ._assignment import Assignment
+from ._committable_offsets import SizeTracker
 from ._redelivery import EarlierDeliveries
 
 __all__ = ["Dispatcher"]

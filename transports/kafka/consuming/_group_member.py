@@ -17,7 +17,7 @@ from aiokafka.structs import TopicPartition
 from ...._logs import get_logger
 from ....errors import ConfigurationError
 from ..._contract import Receiver, Subscription
-from ..._reconnect import Rivalry
+from ..._rivalry import Rivalry
 from .._aiokafka_private import (
     client_of,
     end_tasks,
@@ -30,8 +30,9 @@ from .._aiokafka_private import (
 )
 from .._bus_context import BusContext
 from .._topic_facts import TopicsRecreated
-from ._assignment import Assignment, PartitionTracker
+from ._assignment import Assignment
 from ._commits import Committer
+from ._committable_offsets import PartitionTracker
 from ._consumer_sessions import ConsumerSessions, SessionState, unless
 from ._fetching import Fetched
 from ._group_requests import NO_COORDINATOR, join_refusal, unassigned

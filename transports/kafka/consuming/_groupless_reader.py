@@ -18,7 +18,8 @@ from .._aiokafka_private import (
 from .._bus_context import BusContext
 from .._names import Selection
 from .._topic_facts import TopicFacts, recreated, topic_facts
-from ._assignment import Assignment, CountingTracker
+from ._assignment import Assignment
+from ._committable_offsets import CountingTracker
 from ._consumer_sessions import ConsumerSessions, SessionState
 from ._fetching import Fetched
 from ._unreadable_guard import PartitionGuard

@@ -9,7 +9,8 @@ from typing import Any
 from aiokafka.structs import TopicPartition
 
 from ...._logs import get_logger
-from ._assignment import Assignment, PartitionTracker
+from ._assignment import Assignment
+from ._committable_offsets import PartitionTracker
 from ._unreadable_guard import PartitionGuard
 
 __all__ = ["PartitionPauses"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..._delivery import Delivery, DeliveryState
 from ..._envelope import Envelope
-from ._assignment import PartitionTracker
+from ._committable_offsets import PartitionTracker
 
 __all__ = ["EarlierDeliveries"]
 

@@ -11,8 +11,8 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, strategies as st
 
 from spa_dat.transports import Delivery, DeliveryState, Envelope
-from spa_dat.transports.kafka.consuming._assignment import (
-    Assignment,
+from spa_dat.transports.kafka.consuming._assignment import Assignment
+from spa_dat.transports.kafka.consuming._committable_offsets import (
     CountingTracker,
     PartitionTracker,
 )
