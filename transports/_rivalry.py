@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-
-from .._environment import Environment
-
-__all__ = ["Contest", "Rivalry"]
+__all__ = ["Rivalry"]
 
 
 class Rivalry:
@@ -57,31 +53,3 @@ class Rivalry:
     def over(self) -> None:
         """Start over, as nobody else is there."""
         self.count = 0
-
-
-class Contest:
-    """What a program has in common at all its places when another one with its name takes them.
-
-    Of two that started together neither was there first, and they must not both give way. So the
-    patience of each is its own, and who gives way leaves all places to the other at once.
-
-    Args:
-        environment: where the randomness comes from.
-        least: the smallest patience of any program.
-        most: one more than the largest.
-
-    Attributes:
-        given_up: whether this program gives way.
-    """
-
-    def __init__(self, environment: Environment, *, least: int, most: int) -> None:
-        self.given_up = False
-        self._environment = environment
-        self._least = least
-        self._most = most
-
-    @functools.cached_property
-    def patience(self) -> int:
-        """How often this program accepts being displaced at a place while it is a newcomer."""
-        # Not chosen before somebody asks: hardly any program is ever displaced.
-        return self._environment.random.randrange(self._least, self._most)

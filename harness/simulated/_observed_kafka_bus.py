@@ -103,7 +103,7 @@ class ObservedKafkaBus(KafkaBus):
         """Return how far its consumers have settled what they received, committed or not."""
         found: Offsets = {}
         for member in self._members():
-            assignment = member._assignment
+            assignment = member.assignment
             if assignment is not None and not assignment.ended and self._is_in_group(member):
                 for place, tracker in assignment.trackers.items():
                     found[member._group, place.topic, place.partition] = tracker.commit_at
@@ -174,7 +174,7 @@ class ObservedKafkaBus(KafkaBus):
             return "its filters are to change"
         if not sessions._filters:
             return None
-        assignment = sessions._assignment
+        assignment = sessions.assignment
         if sessions._consumer is None or not connected(sessions.identifier):
             return "it is to reconnect"
         if assignment is not None and assignment.unsettled > 0:
@@ -188,7 +188,7 @@ class ObservedKafkaBus(KafkaBus):
     ) -> str | None:
         name = member._group
         group = self._cluster.groups.get(name)
-        assignment = member._assignment
+        assignment = member.assignment
         if assignment is None or assignment.ended or group is None or group.state != _STABLE:
             return f"group {name!r} is assigning its partitions"
         committed = self._cluster.committed(name)

@@ -12,8 +12,9 @@ from hypothesis import given, strategies as st
 from spa_dat._environment import Environment
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports import Identity, Subscription, Surroundings
-from spa_dat.transports._rivalry import Contest, Rivalry
+from spa_dat.transports._rivalry import Rivalry
 from spa_dat.transports.kafka._bus import KafkaBus
+from spa_dat.transports.kafka._takeovers import Contest
 from spa_dat.transports.memory import MemoryProvider
 from support.kafka_bus import bus_client, create
 from support.kafka_consuming import QUICK, Taker, taker

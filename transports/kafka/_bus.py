@@ -11,7 +11,6 @@ from .._connect_failures import ConnectProblem
 from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
-from .._rivalry import Contest
 from .._topics import reply_prefix
 from ._aiokafka_private import check_compression
 from ._bus_context import BusContext
@@ -21,6 +20,7 @@ from ._errors import connect_problem
 from ._names import Names
 from ._records import Codec, Record
 from ._reply_inbox import KafkaReplyInbox
+from ._takeovers import Contest
 from ._topic_facts import SharedTopicFacts
 from .producing._producer import ROOM_FOR_HEADERS
 from .producing._publisher import Publisher

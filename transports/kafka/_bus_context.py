@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._contract import Surroundings
-from .._rivalry import Contest
 from ._config import KafkaConfig
 from ._names import Names
 from ._records import Codec
+from ._takeovers import Contest
 from ._topic_facts import SharedTopicFacts
 from .producing._topic_creation import Topics
 

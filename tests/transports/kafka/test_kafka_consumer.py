@@ -412,7 +412,7 @@ async def test_closing_ends_a_start_that_waits(kafka: Kafka) -> None:
 async def test_closing_waits_for_no_commit_while_the_cluster_is_away(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_group_member, "_COMMIT_TIMEOUT", 3_600.0)
+    monkeypatch.setattr(_group_member, "COMMIT_TIMEOUT", 3_600.0)
     monkeypatch.setattr(_consumer_sessions, "_LONGEST_END", 3_600.0)
     prefix = new_prefix()
     async with bus_client(kafka.server, prefix=prefix) as client:

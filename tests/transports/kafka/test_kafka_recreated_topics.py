@@ -141,7 +141,7 @@ async def test_a_place_in_the_old_one_is_none_in_the_new_one_after_a_restart(
         await filled(kafka, prefix, range(100, 110))
         if not known:
             # As a version that notes no id, or a tool for offsets, commits.
-            inbox.consumer._sessions._assignment.ids.clear()  # type: ignore[attr-defined]
+            inbox.consumer._sessions.assignment.ids.clear()  # type: ignore[attr-defined]
         for delivery in deliveries:
             delivery.settle()
         await eventually(lambda: inbox.stats["kafka.commits"])

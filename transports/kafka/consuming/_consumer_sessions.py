@@ -85,7 +85,6 @@ class ConsumerSessions(abc.ABC):
             self.identifier, context.codec, receiver, self._config.largest_received, self._stats
         )
         self._select()
-        self._assignment: Assignment | None = None
         self._state = SessionState.STARTING
         # What `start` waits for.
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -198,6 +197,11 @@ class ConsumerSessions(abc.ABC):
             self._interrupt.set()
             self._closed.set()
 
+    @property
+    @abc.abstractmethod
+    def assignment(self) -> Assignment | None:
+        """The current assignment; None between two."""
+
     # Sessions.
 
     @abc.abstractmethod
@@ -296,7 +300,7 @@ class ConsumerSessions(abc.ABC):
         return PartitionPauses(
             consumer,
             guard,
-            lambda: self._assignment,
+            lambda: self.assignment,
             self._config.max_uncommitted,
             self._stats,
             f"consumer {self.identifier!r}",
@@ -310,7 +314,7 @@ class ConsumerSessions(abc.ABC):
             consumer,
             self._config,
             self._subscription.window,
-            lambda: self._assignment,
+            lambda: self.assignment,
             self._take,
             self._stats,
             f"consumer {self.identifier!r}",

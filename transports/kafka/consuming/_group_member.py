@@ -1,9 +1,8 @@
-"""The group member: joining a consumer group, its rebalances, and leaving it."""
+"""The group member: joining a consumer group, its sessions, and leaving it."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import math
 import re
 from collections.abc import Awaitable, Collection
@@ -11,100 +10,69 @@ from typing import Any
 
 import aiokafka.errors as kafka
 from aiokafka import AIOKafkaConsumer
-from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.structs import TopicPartition
 
 from ...._logs import get_logger
-from ....errors import ConfigurationError
 from ..._contract import Receiver, Subscription
-from ..._rivalry import Rivalry
 from .._aiokafka_private import (
     client_of,
     end_tasks,
-    is_lost,
     keep_connections,
     leave,
-    rejoin,
     stop_consumer,
     watch_topics,
 )
 from .._bus_context import BusContext
 from .._topic_facts import TopicsRecreated
 from ._assignment import Assignment
-from ._commits import Committer
-from ._committable_offsets import PartitionTracker
 from ._consumer_sessions import ConsumerSessions, SessionState, unless
 from ._fetching import Fetched
 from ._group_requests import NO_COORDINATOR, join_refusal, unassigned
 from ._pausing import PartitionPauses
-from ._start_positions import compare, recreated_since, take_places
+from ._rebalances import COMMIT_TIMEOUT, Rebalances
+from ._start_positions import recreated_since, take_places
 from ._unreadable_guard import PartitionGuard
 
 __all__ = ["GroupMember"]
 
 _log = get_logger(__name__)
 
-_COMMIT_TIMEOUT = 5.0
 # When no broker could be reached before.
 _LAST_CHANCE = 0.5
 _STOP_TIMEOUT = 3.0
-_SHARE_FOR_RUNNING = 0.8
-_SHORT = 10.0
 _LOOK_AGAIN = 0.05
 _MOST_LOOKS_IN_VAIN = 10
-# More than any newcomer has, see `Contest`.
-_PATIENCE_OF_SETTLED = 14
 # How many times `topic_refresh` the library may wait before it looks at the cluster unasked.
 _METADATA_AGE = 10
-
-
-class MemberState(enum.Enum):
-    """What a member has in its group.
-
-    Attributes:
-        JOINING: nothing; it has never been assigned anything.
-        ASSIGNED: the partitions of the last assignment.
-        REVOKED: its membership, while the partitions are reassigned.
-        LOST: nothing; the group has dropped it, or another program has taken its name.
-        REJOINING: nothing; it has left, to return as another member.
-    """
-
-    JOINING = enum.auto()
-    ASSIGNED = enum.auto()
-    REVOKED = enum.auto()
-    LOST = enum.auto()
-    REJOINING = enum.auto()
-
-
-_PUT_OUT = (MemberState.LOST, MemberState.REJOINING)
 
 
 class GroupMember(ConsumerSessions):
     """Shares the partitions of its topics with the other members of its group.
 
-    What is settled is committed. When partitions are revoked, first what was not started is given
-    back, what is running is waited for, and what is settled is committed.
+    It gets partitions, and gives them up, as `Rebalances` says. What is settled is committed.
     """
 
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(context, subscription, receiver)
         self._guard: PartitionGuard | None = None
         self._pauses: PartitionPauses | None = None
-        self._committer: Committer | None = None
-        self._reassigned = asyncio.Event()
-        self._epoch = 0
-        self._membership = MemberState.JOINING
-        # Whether the receiver was told to hold.
-        self._held = False
-        self._contest = context.contest
-        self._rivalry: Rivalry | None = None
-        self._joined_at = 0.0
-        # Why the positions of an assignment are not known.
-        self._misplaced: Exception | None = None
+        self._rebalances = Rebalances(
+            context,
+            self.identifier,
+            self._group,
+            self._dispatcher,
+            receiver,
+            remembers=not self._at_most_once,
+            on_room=self._on_room,
+            on_positions=self._positions_known,
+            closed=self._closed,
+        )
         self._next_look = 0.0
         self._looks_in_vain = 0
-        # Set once they are known, or it is known why not.
-        self._placed = asyncio.Event()
+
+    @property
+    def assignment(self) -> Assignment | None:
+        return self._rebalances.assignment
 
     @property
     def _group(self) -> str:
@@ -119,13 +87,13 @@ class GroupMember(ConsumerSessions):
         if not await self._unless_interrupted(self._reach()):
             return
         if not self._filters:
-            self._resume()
+            self._rebalances.resume()
             self._in_force(changes)
             await self._interrupt.wait()
             return
         consumer = self._consumer = self._make()
-        self._placed.clear()
         guard = self._guard = PartitionGuard(consumer, self._troubles)
+        self._rebalances.use(consumer, guard)
         pauses = self._pauses = self._pauses_for(consumer, guard)
         stalled: Assignment | None = None
         try:
@@ -133,7 +101,7 @@ class GroupMember(ConsumerSessions):
                 return
             self._in_force(changes)
             if not await self._fetching(consumer, guard, pauses).run(self._interrupt):
-                stalled = self._assignment
+                stalled = self.assignment
         finally:
             await self._leave(consumer, for_good=stalled is not None or bool(self._changes))
         if stalled is not None:
@@ -163,14 +131,13 @@ class GroupMember(ConsumerSessions):
             max_poll_interval_ms=int(config.max_poll_interval * 1000),
         )
         keep_connections(client_of(consumer))
-        listener = _Listener(self)
         if pattern is None:
-            consumer.subscribe(topics=list(names), listener=listener)
+            consumer.subscribe(topics=list(names), listener=self._rebalances)
         else:
             # The library accepts either names or a pattern.
             every = [*(re.escape(name) for name in names), pattern.pattern]
             whole = "|".join(f"(?:{part})" for part in every)
-            consumer.subscribe(pattern=rf"(?:{whole})\Z", listener=listener)
+            consumer.subscribe(pattern=rf"(?:{whole})\Z", listener=self._rebalances)
         return consumer
 
     async def _join(self, consumer: Any, guard: PartitionGuard) -> None:
@@ -192,14 +159,12 @@ class GroupMember(ConsumerSessions):
             guard.start()
             await self._check_rights(client_of(consumer))
             if await unassigned(consumer, self._group):
-                self._become(MemberState.REJOINING)
-                self._reassigned.clear()
-                await rejoin(consumer, self._reassigned)
+                await self._rebalances.rejoin()
             watch_topics(consumer)
             while True:
-                await self._placed.wait()
+                await self._rebalances.placed()
                 try:
-                    await take_places(consumer, self._assignment, self._config.offset_reset)
+                    await take_places(consumer, self.assignment, self._config.offset_reset)
                     return
                 except (kafka.IllegalStateError, kafka.CommitFailedError):
                     # The partitions were reassigned meanwhile.
@@ -212,19 +177,10 @@ class GroupMember(ConsumerSessions):
     async def _leave(self, consumer: Any, *, for_good: bool) -> None:
         """Stop using this consumer of the library: commit, and give back what it had."""
         try:
-            assignment = self._assignment
-            if assignment is not None:
-                assignment.end()
-                if not self.closed:
-                    self._hold()
-                    if self._changes:
-                        running = assignment.running()
-                        await unless(self._closed, assignment.finished(running, self._patience))
-            if self._committer is not None:
-                timeout = self._time_for_last_commit
-                await self._committer.finish(timeout, lost=is_lost(consumer))
+            await self._rebalances.leave(
+                wait=bool(self._changes), commit_within=self._time_for_last_commit
+            )
         finally:
-            self._forget()
             if for_good:
                 # The name would get what it had before, whatever it wants now. The tasks would
                 # rejoin at once.
@@ -237,93 +193,17 @@ class GroupMember(ConsumerSessions):
         code = 0 if self._guard is None else self._guard.join_code
         return join_refusal(error, code, self._group, self._config) or error
 
-    @property
     def _time_for_last_commit(self) -> float:
         if self.closed and self._latest is not None and not self._latest.reachable:
             return _LAST_CHANCE
         left = self._close_by - asyncio.get_running_loop().time()
-        return min(_COMMIT_TIMEOUT, max(left, _LAST_CHANCE))
+        return min(COMMIT_TIMEOUT, max(left, _LAST_CHANCE))
 
-    @property
-    def _patience(self) -> float:
-        return _SHARE_FOR_RUNNING * self._config.rebalance_timeout
-
-    def _become(self, state: MemberState) -> None:
-        """Change the state; the only place where it changes."""
-        self._membership = state
-
-    def _hold(self) -> None:
-        if not self._held:
-            self._held = True
-            self._receiver.hold()
-
-    def _resume(self) -> None:
-        if self._held and not self.closed:
-            self._held = False
-            self._receiver.resume(redelivered=True)
-
-    def _forget(self) -> None:
-        assignment, self._assignment, self._committer = self._assignment, None, None
-        if assignment is not None and not self._at_most_once:
-            self._dispatcher.remember(assignment)
-
-    # Callbacks of the listener.
-
-    async def revoked(self) -> None:
-        """Give up the partitions, which are being reassigned."""
-        assignment, committer = self._assignment, self._committer
-        if assignment is None or committer is None:
-            return
-        assignment.end()
-        self._hold()
-        lost = is_lost(self._consumer)
-        if self._membership is not MemberState.REJOINING:
-            self._become(MemberState.LOST if lost else MemberState.REVOKED)
-        if not lost:
-            await assignment.finished(assignment.running(), self._patience)
-        await committer.finish(_COMMIT_TIMEOUT, lost=lost)
-        if self._assignment is assignment:
-            self._forget()
-        self._stats["kafka.rebalances"] += 1
-        if self._membership is MemberState.LOST:
-            self._count_loss()
-            if self._contest.given_up:
-                # The library would take the place again as soon as this returns, and the other
-                # program might then give way, too. Closing cancels this.
-                await asyncio.get_running_loop().create_future()
-
-    async def assigned(self, partitions: Collection[TopicPartition]) -> None:
-        """Take over the assigned partitions."""
-        self._epoch += 1
-        self._joined_at = asyncio.get_running_loop().time()
-        assignment = Assignment(self._epoch)
-        assignment.open = False
-        self._placed.clear()
-        for partition in sorted(partitions):
-            assignment.trackers[partition] = PartitionTracker(assignment, partition, self._on_room)
-        self._dispatcher.keep(assignment.trackers)
-        if self._guard is not None:
-            self._guard.reassigned(partitions)
-        self._assignment = assignment
-        self._committer = Committer(
-            self._consumer, assignment, self._config, self._stats, self._group
-        )
-        if self._membership in _PUT_OUT:
-            watch_topics(self._consumer)
-        self._become(MemberState.ASSIGNED)
-        self._misplaced = None
-        try:
-            async with asyncio.timeout(self._config.connect_timeout):
-                gone = await compare(self._consumer, assignment)
-            self._forget_recreated(gone)
-            self._reported.clear()
-            self._next_look = asyncio.get_running_loop().time() + self._config.topic_refresh
-            assignment.open = True
-        except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
-            self._misplaced = error
-        self._placed.set()
-        self._reassigned.set()
-        self._resume()
+    def _positions_known(self, gone: Collection[str]) -> None:
+        """Note that the positions of a new assignment are known, and which topics are new ones."""
+        self._forget_recreated(gone)
+        self._reported.clear()
+        self._next_look = asyncio.get_running_loop().time() + self._config.topic_refresh
 
     @property
     def trouble(self) -> str | None:
@@ -335,10 +215,10 @@ class GroupMember(ConsumerSessions):
     async def _look(self) -> None:
         found = self._guard is None or self._guard.join_code != NO_COORDINATOR
         self._looks_in_vain = 0 if found else self._looks_in_vain + 1
-        if self._misplaced is not None:
-            raise self._misplaced
+        if self._rebalances.misplaced is not None:
+            raise self._rebalances.misplaced
         await super()._look()
-        assignment = self._assignment
+        assignment = self.assignment
         now = asyncio.get_running_loop().time()
         if assignment is None or now < self._next_look:
             return
@@ -367,44 +247,17 @@ class GroupMember(ConsumerSessions):
         return recreated_since(assignment, facts or {})
 
     def _handed_out(self) -> None:
-        assignment, committer, guard = self._assignment, self._committer, self._guard
+        assignment, committer, guard = self.assignment, self._rebalances.committer, self._guard
         if assignment is None or committer is None or guard is None:
             return
         if assignment.open and not assignment.ended and self._state is SessionState.RECEIVING:
             known = self._troubles.known
             committer.catch_up(lambda tp: -1 if tp in known else guard.position(tp))
 
-    def _count_loss(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._stats["kafka.memberships_lost"] += 1
-        if self._contest.given_up:
-            return
-        if self._rivalry is None:
-            self._rivalry = Rivalry(
-                settled_after=_SHORT,
-                lasting=_SHORT,
-                newcomer=self._contest.patience,
-                settled=_PATIENCE_OF_SETTLED,
-            )
-        self._rivalry.held(now - self._joined_at)
-        self._rivalry.pushed_out()
-        if not self._rivalry.gives_way:
-            return
-        self._contest.given_up = True
-        identity = self._surroundings.identity
-        who = f"{identity.application}.{identity.instance}"
-        self._surroundings.fatal(
-            ConfigurationError(
-                f"consumer {self.identifier!r} keeps losing its place in group {self._group!r}:"
-                f" another program runs as {who!r} too; give each copy of an application another"
-                " instance="
-            )
-        )
-
     # Records.
 
     def _take(self, fetched: Fetched) -> Awaitable[None] | None:
-        assignment, pauses = self._assignment, self._pauses
+        assignment, pauses = self.assignment, self._pauses
         if assignment is None or pauses is None:
             raise kafka.KafkaError("the library did not report the assignment")
         receiving = self._state is SessionState.RECEIVING
@@ -428,7 +281,7 @@ class GroupMember(ConsumerSessions):
                     pauses.pause(partition)
 
     async def _take_at_most_once(self, assignment: Assignment, fetched: Fetched) -> None:
-        committer = self._committer
+        committer = self._rebalances.committer
         assert committer is not None
         offsets = {partition: records[-1].offset + 1 for partition, records in fetched.items()}
         confirmed = await committer.commit(offsets)
@@ -442,22 +295,3 @@ class GroupMember(ConsumerSessions):
     def _on_room(self, partition: TopicPartition) -> None:
         if self._pauses is not None:
             self._pauses.resume(partition)
-
-
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Passes on what the library reports; the library itself would swallow errors."""
-
-    def __init__(self, member: GroupMember) -> None:
-        self._member = member
-
-    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        try:
-            await self._member.revoked()
-        except Exception:  # noqa: BLE001 (nobody else would say so)
-            _log.exception("consumer %r could not give back partitions", self._member.identifier)
-
-    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
-        try:
-            await self._member.assigned(assigned)
-        except Exception:  # noqa: BLE001 (nobody else would say so)
-            _log.exception("consumer %r could not take over partitions", self._member.identifier)

@@ -40,7 +40,7 @@ class Reader(ConsumerSessions):
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(context, subscription, receiver)
         # A single one: what was handed out stays handed out, whatever happens to the connection.
-        self._assignment: Assignment = Assignment(1)
+        self._assignment = Assignment(1)
         self._guard: PartitionGuard | None = None
         # The next offset of each partition, including those that are not visible at the moment.
         self._places: dict[TopicPartition, int] = {}
@@ -48,6 +48,10 @@ class Reader(ConsumerSessions):
         self._ids: dict[str, str] = {}
         # Existing partitions of these start at their end; later ones at their beginning.
         self._new = dict.fromkeys(subscription.filters)
+
+    @property
+    def assignment(self) -> Assignment:
+        return self._assignment
 
     def _added(self, pattern: str) -> None:
         self._new[pattern] = None

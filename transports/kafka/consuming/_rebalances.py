@@ -1,0 +1,254 @@
+"""Rebalances: how a member takes over partitions, and what it finishes before it gives them up."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Collection
+from typing import Any
+
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.structs import TopicPartition
+
+from ...._logs import get_logger
+from ..._contract import Receiver
+from .._aiokafka_private import is_lost, rejoin, watch_topics
+from .._bus_context import BusContext
+from .._takeovers import Takeovers
+from ._assignment import Assignment
+from ._commits import Committer
+from ._committable_offsets import PartitionTracker
+from ._consumer_sessions import unless
+from ._dispatcher import Dispatcher
+from ._start_positions import compare
+from ._unreadable_guard import PartitionGuard
+
+__all__ = ["COMMIT_TIMEOUT", "MemberState", "Rebalances"]
+
+_log = get_logger(__name__)
+
+COMMIT_TIMEOUT = 5.0
+"""Seconds that the last commit of an assignment may take."""
+_SHARE_FOR_RUNNING = 0.8
+
+
+class MemberState(enum.Enum):
+    """What a member has in its group.
+
+    Attributes:
+        JOINING: nothing; it has never been assigned anything.
+        ASSIGNED: the partitions of the last assignment.
+        REVOKED: its membership, while the partitions are reassigned.
+        LOST: nothing; the group has dropped it, or another program has taken its name.
+        REJOINING: nothing; it has left, to return as another member.
+    """
+
+    JOINING = enum.auto()
+    ASSIGNED = enum.auto()
+    REVOKED = enum.auto()
+    LOST = enum.auto()
+    REJOINING = enum.auto()
+
+
+_PUT_OUT = (MemberState.LOST, MemberState.REJOINING)
+
+
+_PUT_OUT = (MemberState.LOST, MemberState.REJOINING)
+
+
+class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Takes over the partitions that a group assigns to a member, and gives them up again.
+
+    Before they are given up, what was not started is given back, what is running is waited for, and
+    what is settled is committed.
+
+    It listens to each of the library's consumers of a member, one after another, as the
+    membership outlives them.
+
+    Args:
+        context: that of the bus.
+        identifier: of the consumer.
+        group: its id.
+        dispatcher: knows what was handed out.
+        receiver: is told when to hold and to resume.
+        remembers: whether what was handed out has to be recognised when it comes again.
+        on_room: called when a partition that was full no longer is.
+        on_positions: called with the topics that were deleted and recreated, when the positions of
+            a new assignment are known.
+        closed: set when the consumer is closed.
+
+    Attributes:
+        assignment: the current one; None between two.
+        committer: that of the current assignment.
+        misplaced: why the positions of the current assignment are not known; None if they are.
+    """
+
+    def __init__(
+        self,
+        context: BusContext,
+        identifier: str,
+        group: str,
+        dispatcher: Dispatcher,
+        receiver: Receiver,
+        *,
+        remembers: bool,
+        on_room: Callable[[TopicPartition], None],
+        on_positions: Callable[[Collection[str]], None],
+        closed: asyncio.Event,
+    ) -> None:
+        self.assignment: Assignment | None = None
+        self.committer: Committer | None = None
+        self.misplaced: Exception | None = None
+        self._identifier = identifier
+        self._group = group
+        self._config = context.config
+        self._stats = context.surroundings.stats
+        self._dispatcher = dispatcher
+        self._receiver = receiver
+        self._remembers = remembers
+        self._on_room = on_room
+        self._on_positions = on_positions
+        self._closed = closed
+        self._takeovers = Takeovers(context.contest, context.surroundings, identifier, group)
+        self._state = MemberState.JOINING
+        self._epoch = 0
+        self._joined_at = 0.0
+        # Whether the receiver was told to hold.
+        self._held = False
+        self._reassigned = asyncio.Event()
+        # Set once the positions are known, or it is known why not.
+        self._placed = asyncio.Event()
+        self._consumer: Any = None
+        self._guard: PartitionGuard | None = None
+
+    def _become(self, state: MemberState) -> None:
+        """Change the state; the only place where it changes."""
+        self._state = state
+
+    # Called by the member.
+
+    def use(self, consumer: Any, guard: PartitionGuard) -> None:
+        """Listen to this consumer of the library from now on."""
+        self._consumer = consumer
+        self._guard = guard
+        self._placed.clear()
+
+    async def placed(self) -> None:
+        """Wait until the positions of the assignment are known, or it is known why not."""
+        await self._placed.wait()
+
+    async def rejoin(self) -> None:
+        """Leave the group and return as another member, to get partitions that nobody has."""
+        self._become(MemberState.REJOINING)
+        self._reassigned.clear()
+        await rejoin(self._consumer, self._reassigned)
+
+    def resume(self) -> None:
+        """Let the receiver continue, unless it is the end."""
+        if self._held and not self._closed.is_set():
+            self._held = False
+            self._receiver.resume(redelivered=True)
+
+    async def leave(self, *, wait: bool, commit_within: Callable[[], float]) -> None:
+        """Finish with the assignment, as the consumer of the library is to be stopped.
+
+        Args:
+            wait: whether to wait for what is running.
+            commit_within: returns how many seconds the last commit may take.
+        """
+        try:
+            assignment, committer = self.assignment, self.committer
+            if assignment is None or committer is None:
+                return
+            assignment.end()
+            if not self._closed.is_set():
+                self._hold()
+                if wait:
+                    await unless(self._closed, self._running_finished(assignment))
+            if self.committer is not None:
+                await self.committer.finish(commit_within(), lost=is_lost(self._consumer))
+        finally:
+            self._forget()
+
+    # Called by the library, which would swallow errors.
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        try:
+            await self._give_up()
+        except Exception:  # noqa: BLE001 (nobody else would say so)
+            _log.exception("consumer %r could not give back partitions", self._identifier)
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        try:
+            await self._take_over(assigned)
+        except Exception:  # noqa: BLE001 (nobody else would say so)
+            _log.exception("consumer %r could not take over partitions", self._identifier)
+
+    async def _give_up(self) -> None:
+        """Give up the partitions, which are being reassigned."""
+        assignment, committer = self.assignment, self.committer
+        if assignment is None or committer is None:
+            return
+        assignment.end()
+        self._hold()
+        lost = is_lost(self._consumer)
+        if self._state is not MemberState.REJOINING:
+            self._become(MemberState.LOST if lost else MemberState.REVOKED)
+        if not lost:
+            await self._running_finished(assignment)
+        await committer.finish(COMMIT_TIMEOUT, lost=lost)
+        if self.assignment is assignment:
+            self._forget()
+        self._stats["kafka.rebalances"] += 1
+        if self._state is MemberState.LOST:
+            self._takeovers.lost(asyncio.get_running_loop().time() - self._joined_at)
+            if self._takeovers.given_up:
+                # The library would take the place again as soon as this returns, and the other
+                # program might then give way, too. Closing cancels this.
+                await asyncio.get_running_loop().create_future()
+
+    async def _take_over(self, partitions: Collection[TopicPartition]) -> None:
+        """Take over the assigned partitions."""
+        self._epoch += 1
+        self._joined_at = asyncio.get_running_loop().time()
+        assignment = Assignment(self._epoch)
+        assignment.open = False
+        self._placed.clear()
+        for partition in sorted(partitions):
+            assignment.trackers[partition] = PartitionTracker(assignment, partition, self._on_room)
+        self._dispatcher.keep(assignment.trackers)
+        if self._guard is not None:
+            self._guard.reassigned(partitions)
+        self.assignment = assignment
+        self.committer = Committer(
+            self._consumer, assignment, self._config, self._stats, self._group
+        )
+        if self._state in _PUT_OUT:
+            watch_topics(self._consumer)
+        self._become(MemberState.ASSIGNED)
+        self.misplaced = None
+        try:
+            async with asyncio.timeout(self._config.connect_timeout):
+                gone = await compare(self._consumer, assignment)
+            self._on_positions(gone)
+            assignment.open = True
+        except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
+            self.misplaced = error
+        self._placed.set()
+        self._reassigned.set()
+        self.resume()
+
+    async def _running_finished(self, assignment: Assignment) -> None:
+        """Wait for the handlers that are at work on what came from these partitions."""
+        patience = _SHARE_FOR_RUNNING * self._config.rebalance_timeout
+        await assignment.finished(assignment.running(), patience)
+
+    def _hold(self) -> None:
+        if not self._held:
+            self._held = True
+            self._receiver.hold()
+
+    def _forget(self) -> None:
+        assignment, self.assignment, self.committer = self.assignment, None, None
+        if assignment is not None and self._remembers:
+            self._dispatcher.remember(assignment)
