@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from ...transports.kafka._names import hash_of
+from ...transports.kafka._partitioner import hash_of
 from ..loop._network import ServerConnection
 from ._errors import ErrorCode, RequestRefused
 from ._groups import Group

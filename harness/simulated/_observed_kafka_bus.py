@@ -11,15 +11,15 @@ from aiokafka.structs import TopicPartition
 from ...transports import Envelope, KafkaConfig, Receiver, Subscription, Surroundings
 from ...transports.kafka._bus import KafkaBus
 from ...transports.kafka._consumer import KafkaConsumer
-from ...transports.kafka._names import Names
 from ...transports.kafka._records import Record
+from ...transports.kafka._topic_names import Names
 from ...transports.kafka.consuming._group_member import GroupMember
 from ...transports.kafka.consuming._groupless_reader import Reader
 from ..kafka_cluster import RequestRefused
 from ..loop._tasks import OWNER
 
 if TYPE_CHECKING:
-    from ...transports.kafka._names import Selection
+    from ...transports.kafka._topic_names import Selection
     from ..kafka_cluster import Cluster
 
 __all__ = ["ObservedKafkaBus", "Offsets"]

@@ -10,8 +10,9 @@ from typing import Any
 from ...errors import MessageTooLarge, UnknownTopic
 from ...transports import Bus, Envelope, KafkaConfig, KafkaProvider, SocketProvider, Surroundings
 from ...transports.kafka._aiokafka_private import check_libraries
-from ...transports.kafka._names import Names, hash_of
+from ...transports.kafka._partitioner import hash_of
 from ...transports.kafka._records import Codec, Record
+from ...transports.kafka._topic_names import Names
 from ..kafka_cluster import MAX_BATCH, AppendedRecord, Cluster, encode_record, virtual_time
 from ..loop._network import Network
 from ..loop._virtual_time import VirtualEnvironment

@@ -12,7 +12,7 @@ import msgspec
 from ...errors import ConfigurationError, DecodeError
 from ...transports import Envelope
 from ..messaging._message import Message
-from ..payloads._types import bare_type, type_name, type_readers
+from ..payloads._type_readers import bare_type, type_name, type_readers
 from ._signatures import MISSING
 
 __all__ = [

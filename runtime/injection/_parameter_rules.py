@@ -12,7 +12,7 @@ from ...errors import ConfigurationError
 from ..messaging._message import Message
 from ..payloads._codec import Decoder
 from ..payloads._constraints import is_foreign_default
-from ..payloads._types import bare_type, type_name
+from ..payloads._type_readers import bare_type, type_name
 from ._arguments import (
     PARTS,
     PAYLOAD,

@@ -20,7 +20,7 @@ from ...transports import Envelope, Tombstone
 from ._constraints import foreign_constraint
 from ._generics import type_variable_in
 from ._pydantic import is_pydantic, to_builtins
-from ._types import bare_type, is_union, type_name, type_readers
+from ._type_readers import bare_type, is_union, type_name, type_readers
 
 __all__ = [
     "BINARY",

@@ -18,7 +18,7 @@ from ..messaging._sync_socket import SyncSocket
 from ..options._actor_options import ActorOptions, merge_options
 from ..options._checks import parse_filters
 from ..payloads._generics import arguments_in
-from ..payloads._types import bare_type
+from ..payloads._type_readers import bare_type
 from ._class_options import class_options
 from ._specs import Handler, Kind, Spec
 

@@ -36,8 +36,8 @@ from spa_dat.transports import (
     Tracker,
     without_payload,
 )
-from spa_dat.transports.kafka._names import Names
 from spa_dat.transports.kafka._records import size_of_headers
+from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.kafka.consuming._assignment import Assignment
 from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
 from spa_dat.transports.kafka.consuming._redelivery import EarlierDeliveries

@@ -17,11 +17,11 @@ from ._bus_context import BusContext
 from ._config import KafkaConfig
 from ._consumer import KafkaConsumer
 from ._errors import connect_problem
-from ._names import Names
 from ._records import Codec, Record
 from ._reply_inbox import KafkaReplyInbox
 from ._takeovers import Contest
 from ._topic_facts import SharedTopicFacts
+from ._topic_names import Names
 from .producing._producer import ROOM_FOR_HEADERS
 from .producing._publisher import Publisher
 from .producing._topic_creation import Topics

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from .._contract import Surroundings
 from ._config import KafkaConfig
-from ._names import Names
 from ._records import Codec
 from ._takeovers import Contest
 from ._topic_facts import SharedTopicFacts
+from ._topic_names import Names
 from .producing._topic_creation import Topics
 
 __all__ = ["BusContext"]

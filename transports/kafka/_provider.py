@@ -8,8 +8,8 @@ from .._broker_config import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
 from ._config import KafkaConfig
-from ._names import Names
 from ._records import check_message
+from ._topic_names import Names
 
 __all__ = ["KafkaProvider"]
 

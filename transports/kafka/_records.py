@@ -14,7 +14,7 @@ import msgspec
 from ...errors import ConfigurationError
 from .._envelope import REPLY_HEADER, Envelope, check_encodable
 from .._topics import RESERVED
-from ._names import Names
+from ._topic_names import Names
 
 __all__ = ["RESERVED_NAMES", "Codec", "Record", "StoredRecord", "check_message", "size_of_headers"]
 

@@ -41,7 +41,7 @@ class MqttProvider(SocketProvider):
         """
         # Importing the client libraries takes time that programs on other buses should not spend.
         from ._bus import MqttBus
-        from .protocol._libraries import check_libraries, check_loop
+        from .protocol._library_check import check_libraries, check_loop
 
         check_loop(asyncio.get_running_loop())
         check_libraries()

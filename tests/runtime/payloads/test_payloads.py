@@ -21,7 +21,7 @@ from hypothesis import given, strategies as st
 from spa_dat.errors import ConfigurationError, DecodeError, EncodeError
 from spa_dat.runtime.payloads import _codec as _content_types
 from spa_dat.runtime.payloads._codec import Decoder, PayloadFormat, encode, format_of
-from spa_dat.runtime.payloads._collisions import may_collide
+from spa_dat.runtime.payloads._hash_collisions import may_collide
 from spa_dat.transports import Tombstone
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from spa_dat.errors import (
 )
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
-from spa_dat.transports.kafka._names import hash_of
+from spa_dat.transports.kafka._partitioner import hash_of
 from spa_dat.transports.kafka.producing import _partition_queue as _queue
 from support.kafka_bus import bus_client, create, new_prefix, read
 from support.waiting import eventually

@@ -12,8 +12,8 @@ from hypothesis import example, given, strategies as st
 
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports import Envelope, KafkaConfig, KafkaTopic
-from spa_dat.transports.kafka._names import Names
 from spa_dat.transports.kafka._records import Codec, Record, size_of_headers
+from spa_dat.transports.kafka._topic_names import Names
 
 NOW = 1_700_000_000.0
 _HEADER_OF_A_BATCH = 61

@@ -16,7 +16,7 @@ from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.testing import Kafka
 from spa_dat.transports import REPLY_HEADER, Envelope, KafkaConfig
 from spa_dat.transports.kafka._errors import connect_problem
-from spa_dat.transports.kafka._names import Names
+from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.kafka.producing import _topic_creation as _creation
 from spa_dat.transports.kafka.producing._topic_creation import Topics
 from support.kafka_bus import bus_client, create, new_prefix, read, settings

@@ -24,7 +24,7 @@ from spa_dat.errors import (
 from spa_dat.transports import Surroundings
 from spa_dat.transports._contract import Identity
 from spa_dat.transports.mqtt import MqttConfig, MqttProvider
-from spa_dat.transports.mqtt.protocol._libraries import check_loop
+from spa_dat.transports.mqtt.protocol._library_check import check_loop
 from spa_dat.transports.mqtt.protocol._packets import MalformedPacket
 from spa_dat.transports.mqtt.protocol._reason_codes import TRANSLATIONS, connect_problem, translate
 

@@ -19,9 +19,9 @@ from .._aiokafka_private import client_of, limit_prefetching
 from .._bus_context import BusContext
 from .._client_options import common_options, fetch_options
 from .._errors import GroupRefused, connect_problem, translate
-from .._names import Selection
 from .._reachability import Reachability, reach
 from .._topic_facts import TopicsRecreated, topic_facts
+from .._topic_names import Selection
 from ._assignment import Assignment
 from ._dispatcher import Dispatcher
 from ._fetching import Fetched, Fetching

@@ -16,8 +16,8 @@ from .._aiokafka_private import (
     stop_consumer,
 )
 from .._bus_context import BusContext
-from .._names import Selection
 from .._topic_facts import TopicFacts, recreated, topic_facts
+from .._topic_names import Selection
 from ._assignment import Assignment
 from ._committable_offsets import CountingTracker
 from ._consumer_sessions import ConsumerSessions, SessionState

@@ -20,7 +20,7 @@ from .._errors import (
     error_for,
     publish_refusal,
 )
-from .._names import hash_of
+from .._partitioner import hash_of
 from .._records import Record
 
 __all__ = ["PartitionQueue", "QueueOwner", "TopicQueue", "blames_records"]

@@ -20,8 +20,8 @@ from .._aiokafka_private import (
 from .._client_options import common_options
 from .._config import KafkaConfig
 from .._errors import describe, translate
-from .._names import Names
 from .._reachability import reach
+from .._topic_names import Names
 
 __all__ = ["Topics"]
 

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports import KafkaConfig, KafkaTopic
 from spa_dat.transports._topics import TopicFilter
-from spa_dat.transports.kafka._names import Destination, Names
+from spa_dat.transports.kafka._topic_names import Destination, Names
 
 _LEVELS = st.from_regex(r"[A-Za-z0-9_-]{1,8}", fullmatch=True)
 _ADDRESSES = st.lists(_LEVELS, min_size=1, max_size=5).map("/".join)

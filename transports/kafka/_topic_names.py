@@ -1,4 +1,4 @@
-"""Names: the topics, keys and partitions that addresses become on a Kafka cluster."""
+"""Topic names: which topics and keys of a Kafka cluster addresses become, and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import ConfigurationError
 from .._topics import RESERVED, TopicFilter, check_filter, check_topic, covers
 from ._config import KafkaConfig, KafkaTopic
 
-__all__ = ["Destination", "Names", "Selection", "hash_of"]
+__all__ = ["Destination", "Names", "Selection"]
 
 _LONGEST = 249
 _MOST_REMEMBERED = 4_096
@@ -23,8 +23,6 @@ _OUTSIDE = f"{RESERVED}/outside/"
 # The first level of the brokers' own topics, such as __consumer_offsets.
 _HIDDEN = rf"(?!{RESERVED}(?:\.|\Z)|__)"
 _UNKNOWN = "unknown"
-# A long key is hardly the name of something that recurs, and would fill the memory.
-_LONGEST_REMEMBERED_KEY = 64
 
 
 class Destination(NamedTuple):
@@ -290,21 +288,3 @@ def _overlap(one: str, other: str) -> bool:
     if len(levels) != len(wanted) and not (many and len(levels) > len(wanted)):
         return False
     return all("+" in (a, b) or a == b for a, b in zip(levels, wanted, strict=False))
-
-
-def hash_of(key: bytes) -> int:
-    """Return the hash that decides the partition of a record with this key.
-
-    The partition is that modulo the number of partitions, as in all other clients.
-    """
-    return _remembered(key) if len(key) <= _LONGEST_REMEMBERED_KEY else _hash(key)
-
-
-def _hash(key: bytes) -> int:
-    # Programs on other buses check names too, and should not wait for the client library.
-    from ._aiokafka_private import murmur2
-
-    return int(murmur2(key)) & 0x7FFFFFFF
-
-
-_remembered = functools.lru_cache(16_384)(_hash)

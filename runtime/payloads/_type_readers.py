@@ -10,8 +10,8 @@ from typing import Annotated, Any, NewType, Union, get_args, get_origin
 
 import msgspec
 
-from ._collisions import guarded, may_collide
 from ._constraints import foreign_constraint, has_own_constraints
+from ._hash_collisions import guarded, may_collide
 from ._pydantic import is_pydantic, json_reader, mentions_pydantic, validate_builtins
 
 __all__ = ["bare_type", "constrained_reader", "is_union", "type_name", "type_readers"]
