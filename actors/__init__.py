@@ -1,13 +1,14 @@
 """Actors on one event loop: mailboxes, references, supervision. Knows nothing of brokers."""
 
 from ._actor import Actor
-from ._deadlocks import chain_names, current_actor, enter_chain, refuse_cycle
+from ._deadlocks import chain_names, current_actor, enter_chain, enter_chain_apart, refuse_cycle
 from ._handlers import handlers_of, on
 from ._isolation import (
     DONE,
     Isolated,
     end_attempt,
     end_code,
+    interrupted_guard,
     is_closing,
     is_ending,
     leave_process,
@@ -40,7 +41,9 @@ __all__ = [
     "end_attempt",
     "end_code",
     "enter_chain",
+    "enter_chain_apart",
     "handlers_of",
+    "interrupted_guard",
     "is_closing",
     "is_ending",
     "leave_process",

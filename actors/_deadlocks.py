@@ -21,6 +21,7 @@ __all__ = [
     "current_actor",
     "current_frame",
     "enter_chain",
+    "enter_chain_apart",
     "find_cycle",
     "refuse_cycle",
     "variables_of",
@@ -190,6 +191,25 @@ def enter_chain(names: Sequence[str]) -> AbstractContextManager[None]:
     return _EnteredChain(names)
 
 
+def enter_chain_apart(context: Context, names: Sequence[str]) -> list[Frame]:
+    """Do as `enter_chain` in a copy of the current context; return the frames, to be ended."""
+    frames = _frames_of(names)
+    context.run(CURRENT.set, frames[-1] if frames else None)
+    return frames
+
+
+def _frames_of(names: Sequence[str]) -> list[Frame]:
+    base: Frame | None = None
+    frames: list[Frame] = []
+    for name in names[-LIMIT:]:
+        base = Frame(name, base)
+        frames.append(base)
+    outer = current_frame()
+    if outer is not None:
+        frames.append(Frame(outer.owner, base))
+    return frames
+
+
 class _EnteredChain:
     # Not a generator, which would cost more: most requests have a chain.
     __slots__ = ("_frames", "_names", "_token")
@@ -198,17 +218,8 @@ class _EnteredChain:
         self._names = names
 
     def __enter__(self) -> None:
-        base: Frame | None = None
-        frames: list[Frame] = []
-        self._frames = frames
-        for name in self._names[-LIMIT:]:
-            base = Frame(name, base)
-            frames.append(base)
-        outer = current_frame()
-        if outer is not None:
-            base = Frame(outer.owner, base)
-            frames.append(base)
-        self._token = CURRENT.set(base)
+        self._frames = _frames_of(self._names)
+        self._token = CURRENT.set(self._frames[-1] if self._frames else None)
 
     def __exit__(self, *_: object) -> None:
         for frame in self._frames:

@@ -27,6 +27,7 @@ __all__ = [
     "end_code",
     "give_back_steps",
     "go_on_apart",
+    "interrupted_guard",
     "is_closing",
     "is_ending",
     "leave_process",
@@ -189,7 +190,18 @@ def end_code() -> TaskGuard | None:
         return None
     CURRENT.set(Frame(frame.owner, frame.parent, frame.waiter))
     frame.end()
-    guard = _guard(frame)
+    return interrupted_guard(frame)
+
+
+def interrupted_guard(frame: Frame | None = None) -> TaskGuard | None:
+    """Return the guard of the running actor in the rare case that it must `recover`.
+
+    That is all of `end_attempt` for code that has not seen the actor's own frame.
+
+    Args:
+        frame: the actor's, if it is at hand.
+    """
+    guard = _guard(CURRENT.get() if frame is None else frame)
     return guard if guard is not None and guard.interrupted else None
 
 

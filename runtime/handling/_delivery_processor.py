@@ -15,8 +15,12 @@ from ...actors import (
     end_attempt,
     end_code,
     enter_chain,
+    enter_chain_apart,
+    interrupted_guard,
+    looked_at,
     raised_by_hand,
     refuse_unrun,
+    returns_nothing,
     run_apart,
     stay_in_process,
 )
@@ -38,8 +42,9 @@ from ._settlement import Settlements
 __all__ = ["DeliveryProcessor"]
 
 _Decode = Callable[[bytes, str | None], Any]
-# What is called, the name of its one argument if that is the payload, and what decodes that.
-_FastPath = tuple[Callable[..., Any], str | None, _Decode | None]
+# What is called for a message, and for a request if what it returns is the reply; the name of its
+# one argument if that is the payload, and what decodes that.
+_FastPath = tuple[Callable[..., Any], Callable[..., Any] | None, str | None, _Decode | None]
 
 
 class DeliveryProcessor:
@@ -60,6 +65,7 @@ class DeliveryProcessor:
         "_fast_paths",
         "_lane",
         "_max_received",
+        "_now",
         "_pauses",
         "_retry",
         "_source",
@@ -73,6 +79,7 @@ class DeliveryProcessor:
         self._connection = connection
         self._stats = connection.surroundings.stats
         self._environment = connection.surroundings.environment
+        self._now = connection.loop.time
         self._retry = lane.options.retry
         self._pauses = Pauses()
         self._told_unsent = False
@@ -102,9 +109,9 @@ class DeliveryProcessor:
     async def handle(self, instance: Any, delivery: RoutedDelivery) -> None:
         """Process a delivery: afterwards it is settled, about to be, or given back."""
         # The fast path: the first attempt at a message that is not a request, in as few steps as
-        # possible, because most of a program's time is spent here. The slow path,
-        # `_handle_fully`, does the same for every message, and the two must agree:
-        # `test_handling_fast_paths` runs both.
+        # possible, because most of a program's time is spent here; `_answer` is the one for
+        # requests. The slow path, `_handle_fully`, does the same for every message, and they must
+        # agree: `test_handling_short_ways` runs them all.
         if instance is not self._direct_of:
             self._fast_paths = self._fast_paths_of(instance)
             self._direct_of = instance
@@ -119,7 +126,7 @@ class DeliveryProcessor:
             or len(envelope.payload) > self._max_received
             or envelope.left_out is not None
         ):
-            await self._handle_fully(instance, delivery)
+            await self._handle_otherwise(instance, delivery, path)
             return
         if not delivery.start():
             return
@@ -128,7 +135,7 @@ class DeliveryProcessor:
         # set in the actor's own context is one more thing that an idle actor keeps.
         context = copy_context()
         context.run(current_turn.set, turn)
-        function, name, decode = path
+        function, _, name, decode = path
         try:
             if name is None:
                 lane = self._lane
@@ -179,29 +186,125 @@ class DeliveryProcessor:
         # The last message must not be kept alive while the actor is idle.
         current_turn.set(None)
 
+    def _handle_otherwise(
+        self, instance: Any, delivery: RoutedDelivery, path: _FastPath | None
+    ) -> Awaitable[None]:
+        envelope = delivery.envelope
+        if (
+            path is None
+            or path[1] is None
+            or envelope.response_topic is None
+            or len(envelope.payload) > self._max_received
+            or envelope.left_out is not None
+            or self._lane.reply_address_problem(envelope) is not None
+            or (delivery.deadline is not None and self._now() >= delivery.deadline)
+        ):
+            return self._handle_fully(instance, delivery)
+        return self._answer(instance, delivery, path)
+
+    async def _answer(self, instance: Any, delivery: RoutedDelivery, path: _FastPath) -> None:
+        # The fast path for the first attempt at a request that may be answered; see `handle`.
+        if not delivery.start():
+            return
+        lane = self._lane
+        envelope = delivery.envelope
+        turn = Turn(envelope, self._source, envelope, shared=delivery.route.router.shared)
+        context = copy_context()
+        context.run(current_turn.set, turn)
+        # The code never sees the actor's own frame, which can go on.
+        frames = enter_chain_apart(context, chain_of(envelope))
+        _, function, name, decode = path
+        assert function is not None
+        handler = lane.handlers[delivery.route.handler]
+        try:
+            if name is None:
+                scope = MessageScope(lane, handler, delivery, turn, None)
+                arguments = context.run(handler.injection.bind, scope)
+            elif decode is None:
+                arguments = {name: envelope.payload}
+            else:
+                arguments = {name: context.run(decode, envelope.payload, envelope.content_type)}
+        except DecodeError as error:
+            current_turn.set(turn)
+            await self._undecodable(delivery, envelope, error)
+            current_turn.set(None)
+            return
+        try:
+            coroutine = function(**arguments)
+            # As go_on_apart(), without the cost of a call.
+            try:
+                waits_for = context.run(coroutine.send, None)
+            except StopIteration as done:
+                result = done.value
+            except GeneratorExit as error:
+                raised_by_hand(error)
+            else:
+                rest = Isolated(context, coroutine, waits_for)
+                # What the coroutine raises may come from there, and its traceback has this frame.
+                del waits_for
+                result = await rest
+            if result is not None:
+                refuse_unrun(result, handler.injection.name)
+            turn.refuse_failure()
+            for frame in frames:
+                frame.end()
+            guard = interrupted_guard()
+            if guard is not None:
+                await guard.recover()
+            # Replies wait for room, so that there is always some for other publishes.
+            await self._connection.bus.room()
+            self._connection.reply(turn, self._source, result)
+        except GeneratorExit:
+            raise
+        except BaseException as raised:  # noqa: BLE001 (the user's code)
+            turn.failure = raised
+            for frame in frames:
+                frame.end()
+        if turn.failure is None:
+            turn.active = False
+            self._stats["messages.handled"] += 1
+            if self.settlements.crowded:
+                await self.settlements.settle_after(delivery, turn)
+            else:
+                self.settlements.begin((delivery,), turn)
+            return
+        current_turn.set(turn)
+        await self._handle_fully(instance, delivery, turn)
+        current_turn.set(None)
+
     def _fast_paths_of(self, instance: Any) -> list[_FastPath | None]:
         paths: list[_FastPath | None] = []
         lane = self._lane
         for function, handler in zip(lane.direct(instance), lane.handlers, strict=False):
+            if function is None:
+                paths.append(None)
+                continue
             decoder = handler.injection.payload_decoder
             decode = None if decoder is None else decoder.decode
-            name = handler.injection.only_payload
-            paths.append(None if function is None else (function, name, decode))
+            answers = handler.responder and handler.returns_reply
+            paths.append(
+                (
+                    _to_nobody(function, handler.injection.name),
+                    function if answers else None,
+                    handler.injection.only_payload,
+                    decode,
+                )
+            )
         return paths
 
     async def _handle_fully(
         self, instance: Any, delivery: RoutedDelivery, failed: Turn | None = None
     ) -> None:
-        # The slow path. What `handle` does in a few steps must have the same effect.
-        if failed is not None:
-            stay_in_process(failed.failure)
-        elif not delivery.start():
-            return
+        # The slow path. What `handle` and `_answer` do in a few steps must have the same effect.
         envelope = delivery.envelope
         index = delivery.route.handler
-        handler = self._lane.handlers[index]
         request = None
-        if envelope.response_topic is not None and handler.responder:
+        if failed is not None:
+            stay_in_process(failed.failure)
+            request = failed.request
+        elif not delivery.start():
+            return
+        elif envelope.response_topic is not None and self._lane.handlers[index].responder:
             request = self._request_of(envelope)
             if self._expired(delivery):
                 return
@@ -488,5 +591,9 @@ class DeliveryProcessor:
         )
         return None
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+
+def _to_nobody(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return a handler whose result is looked at and dropped."""
+    if returns_nothing(function):
+        return function
+    return lambda **arguments: looked_at(function(**arguments), name)

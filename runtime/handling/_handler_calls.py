@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from ...actors import leave_process, looked_at, returns_nothing
+from ...actors import leave_process
 from ..diagnostics._given_up import let_go
 from ..diagnostics._stacks import frames_of, place, users_part
 from ..registration._specs import Handler
@@ -86,8 +86,8 @@ class HandlerCaller:
         if self._deadline is not None:
             return [None] * len(self._handlers)
         return [
-            _direct(function, handler.injection.name)
-            for function, handler in zip(self._functions(instance), self._handlers, strict=True)
+            function if inspect.iscoroutinefunction(function) else None
+            for function in self._functions(instance)
         ]
 
     def _functions(self, instance: Any) -> list[Callable[..., Any]]:
@@ -174,14 +174,6 @@ class RunningCode:
         task = self.task
         here = None if task is None else place(frames_of(task))
         return self._caller.thread.in_thread_at or here
-
-
-def _direct(function: Callable[..., Any], name: str) -> Callable[..., Any] | None:
-    if not inspect.iscoroutinefunction(function):
-        return None
-    if returns_nothing(function):
-        return function
-    return lambda **arguments: looked_at(function(**arguments), name)
 
 
 async def _contained(call: Awaitable[Any], name: str) -> _Outcome:
