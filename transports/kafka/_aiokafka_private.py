@@ -96,6 +96,7 @@ __all__ = [
     "rejoin",
     "renounce_numbers",
     "retire_producer",
+    "separate_fetches",
     "set_longest_fetch",
     "stop_consumer",
     "stop_waiting_for_metadata",
@@ -224,6 +225,8 @@ _MOST_OF_A_PARTITION = 1_048_576
 _BACKOFF = 0.1
 _LENGTH_AT, _MAGIC_AT, _OVERHEAD = 8, 16, 12
 _SECOND_FORMAT = 2
+# The group of the connections that `separate_fetches` uses.
+_FETCHES = "fetches"
 
 
 @functools.cache
@@ -395,6 +398,28 @@ class _Connections:
                 connection.close(reason=CloseReason.SHUTDOWN)
 
 
+def separate_fetches(client: Any) -> None:
+    """Give the fetches of a client of the library connections of their own.
+
+    A broker answers what comes over one connection in order: whatever came after a fetch would
+    wait as long as the broker keeps that, and so would the next fetch after one was cancelled.
+    """
+    send = client.send
+
+    async def send_separately(node: Any, request: Any, **options: Any) -> Any:
+        if "group" in options or not isinstance(request, FetchRequest):
+            return await send(node, request, **options)
+        try:
+            return await send(node, request, group=_FETCHES)
+        except asyncio.CancelledError:
+            connection = client._conns.get((node, _FETCHES))
+            if connection is not None:
+                connection.close()
+            raise
+
+    client.send = send_separately
+
+
 def overhear(
     client: Any,
     *,
@@ -451,7 +476,7 @@ def traffic(client: Any) -> tuple[float, bool]:
     connections = [
         connection
         for (_, group), connection in client._conns.items()
-        if group == ConnectionGroup.DEFAULT and connection.connected()
+        if group != ConnectionGroup.COORDINATION and connection.connected()
     ]
     heard = max((connection._last_action for connection in connections), default=0.0)
     return heard, any(connection._requests for connection in connections)
@@ -930,6 +955,7 @@ async def read_leniently(consumer: Any, partition: TopicPartition) -> None:
     answer = await client.send(
         client.cluster.leader_for_partition(partition),
         FetchRequest(0, 1, _MOST_BYTES, isolation, [(partition.topic, [place])]),
+        group=ConnectionGroup.DEFAULT,
     )
     _, code, _, *parts = answer.topics[0][1][0]
     if kafka.for_code(code) is not kafka.NoError or not parts[-1]:

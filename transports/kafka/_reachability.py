@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -13,7 +14,7 @@ from ._aiokafka_private import hosts_of, is_connected, traffic, try_connection
 from ._client_options import connection_options
 from ._config import KafkaConfig
 
-__all__ = ["MOVED", "Reachability", "reach"]
+__all__ = ["MOVED", "Brokers", "Reachability", "reach"]
 
 _log = get_logger(__name__)
 
@@ -24,6 +25,20 @@ _SILENCE = 10.0
 # After this many consecutive checks in which the last known brokers did not answer, but the
 # configured ones did, the whole cluster must have moved.
 _MOVED = 3
+
+
+class Brokers(enum.Enum):
+    """The states of the brokers that a consumer of the library knows.
+
+    Attributes:
+        ANSWERING: one can be reached, and answers.
+        SILENT: one can be reached, but owes an answer for long.
+        AWAY: none can be reached.
+    """
+
+    ANSWERING = enum.auto()
+    SILENT = enum.auto()
+    AWAY = enum.auto()
 
 
 async def reach(config: KafkaConfig, client_id: str) -> None:

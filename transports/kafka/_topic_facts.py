@@ -23,6 +23,8 @@ __all__ = [
 
 _READ, _DESCRIBE = 1 << 3, 1 << 8
 _ATTEMPTS, _TRY_AGAIN = 3, 0.1
+# Consumers look at the same moment, so a little is enough to share an answer.
+_MOST_AGE = 0.25
 _NOTE = "topic-id="
 
 
@@ -92,9 +94,7 @@ class SharedTopicFacts:
     """
 
     def __init__(self, refresh: float, timeout: float) -> None:
-        # Each consumer looks at a moment of its own. What is older than half of that would make
-        # changes known later than without sharing.
-        self._most_age = refresh / 2
+        self._most_age = min(refresh / 2, _MOST_AGE)
         self._forget_after = refresh * 4
         self._timeout = timeout
         # When each was last looked up for a consumer.

@@ -356,7 +356,7 @@ async def test_who_receives_nothing_asks_seldom_and_has_brokers_wait_longer() ->
     library.is_paused = True
     await asyncio.sleep(10)
     assert fetcher._fetcher_timeout >= 1.0
-    assert fetcher._fetch_max_wait_ms == 3_000
+    assert fetcher._fetch_max_wait_ms == 5_000
     before = len(library.polls)
     await asyncio.sleep(100)
     assert len(library.polls) - before <= 101
@@ -381,7 +381,7 @@ async def test_brokers_do_not_wait_longer_while_anything_is_unsettled() -> None:
     for delivery in case.deliveries:
         delivery.settle()
     await asyncio.sleep(10)
-    assert case.library._fetcher._fetch_max_wait_ms == 3_000
+    assert case.library._fetcher._fetch_max_wait_ms == 5_000
     await case.end()
 
 
@@ -400,17 +400,15 @@ async def test_who_receives_has_reached_a_broker() -> None:
     case.library.is_paused = True
     case.here.gone = 100
     await asyncio.sleep(2.5)
-    assert not case.running.reachable
+    assert case.running.brokers.name == "AWAY"
     case.library.arrive()
     await asyncio.sleep(0.01)
-    assert case.running.reachable
+    assert case.running.brokers.name == "ANSWERING"
     await case.end()
 
 
-@pytest.mark.parametrize("option", ["connect_timeout", "request_timeout"])
-async def test_brokers_do_not_wait_so_long_that_other_requests_time_out(option: str) -> None:
-    options: dict[str, Any] = {option: 1.0}
-    case = Case(10, **options)
+async def test_brokers_do_not_keep_a_fetch_so_long_that_it_times_out() -> None:
+    case = Case(10, request_timeout=1.0)
     case.library.is_paused = True
     await asyncio.sleep(10)
     assert case.library._fetcher._fetch_max_wait_ms == 500

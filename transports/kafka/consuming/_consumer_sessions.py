@@ -19,7 +19,7 @@ from .._aiokafka_private import client_of, limit_prefetching
 from .._bus_context import BusContext
 from .._client_options import common_options, fetch_options
 from .._errors import GroupRefused, connect_problem, translate
-from .._reachability import Reachability, reach
+from .._reachability import Brokers, Reachability, reach
 from .._topic_facts import TopicsRecreated, topic_facts
 from .._topic_names import Selection
 from ._assignment import Assignment
@@ -35,6 +35,9 @@ _log = get_logger(__name__)
 _DELETED = "it no longer exists; create it"
 _FORBIDDEN = "not authorised; allow Describe and Read in the cluster's access rules"
 _LONGEST_END = 8.0
+# Milliseconds. Longer than a broker keeps a fetch, and much less than an idle consumer leaves its
+# other connection unused: see `separate_fetches`.
+_IDLE_CONNECTION = 15_000
 # Longer than anything waits inside the library: see `Fetching`.
 _NO_PREFETCH = 30.0
 
@@ -380,17 +383,19 @@ class ConsumerSessions(abc.ABC):
         """What keeps messages from being received, as text; None if nothing does."""
         if self._away is not None:
             return self._away
-        if self._latest is not None and self._latest.silent:
+        brokers = None if self._latest is None else self._latest.brokers
+        if brokers is Brokers.SILENT:
             return (
                 f"the brokers at {self._config.address} can be reached, and have not answered for"
                 " long: they stand still, or make this client wait because of a quota"
             )
-        if self._latest is not None and not self._latest.reachable:
+        if brokers is Brokers.AWAY:
             return f"there is no connection to {self._config.address}"
         return self._troubles.serious(self._selection.names)
 
     def _options(self) -> dict[str, Any]:
         options = common_options(self._config, self.identifier)
+        options["connections_max_idle_ms"] = _IDLE_CONNECTION
         options["enable_auto_commit"] = False
         options["isolation_level"] = "read_committed"
         options |= fetch_options(self._subscription.window_bytes)

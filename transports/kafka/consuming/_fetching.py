@@ -19,7 +19,7 @@ from .._aiokafka_private import (
     wake_fetching,
 )
 from .._config import KafkaConfig
-from .._reachability import MOVED, Reachability
+from .._reachability import MOVED, Brokers, Reachability
 from .._records import StoredRecord
 from ._assignment import Assignment
 from ._pausing import PartitionPauses
@@ -35,10 +35,10 @@ _LOOK = 1.0
 _LIBRARY_LOOKS = 3.0
 # While unreadable partitions are waited for.
 _SHORT_LOOK = 0.2
-# How long a broker may keep a fetch waiting. It handles nothing else on the connection meanwhile,
-# and does not know of partitions that are resumed. So the long one is only for times when nothing
-# is received and nothing is unsettled: most of what an idle consumer costs are its fetches.
-_FETCH, _RESTING_FETCH = 0.5, 3.0
+# How long a broker may keep a fetch waiting. It does not know of partitions that are resumed
+# meanwhile. So the long one is only for times when nothing is received, unsettled or unreadable:
+# most of what an idle consumer costs are its fetches.
+_FETCH, _RESTING_FETCH = 0.5, 5.0
 _RESTS_AFTER = 2.0
 _SMALL_WINDOW = 64
 _PATIENCE = 0.02
@@ -72,8 +72,7 @@ class Fetching:
         handed_out: called now and then when everything fetched has been handed out.
 
     Attributes:
-        reachable: whether one of the brokers could be reached, and answered, at the last check.
-        silent: whether they could be reached, and did not answer.
+        brokers: the state of the brokers, as far as it is known.
     """
 
     def __init__(
@@ -105,14 +104,12 @@ class Fetching:
         self._guard = guard
         self._pauses = pauses
         self._reachability = reachability
-        self.reachable = True
-        self.silent = False
+        self.brokers = Brokers.ANSWERING
         self._look = look
         self._handed_out = handed_out
         self._idle = min(config.max_poll_interval / 4, _LONGEST_IDLE)
-        # Other requests on the connection wait for the fetch, and must not time out over that.
-        limit = min(config.request_timeout, config.connect_timeout)
-        self._may_rest = limit > _RESTING_FETCH + 1.0
+        # A fetch must not time out over that.
+        self._may_rest = config.request_timeout > _RESTING_FETCH + 1.0
         self._rests = False
         self._last = 0.0
 
@@ -149,19 +146,26 @@ class Fetching:
     async def _watch(self) -> None:
         """Raise what the library would never notice."""
         where = self._reachability
+        loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(_LOOK)
+            # All consumers look at the same moment, so that they can share what they are told.
+            await asyncio.sleep(1.5 * _LOOK - (loop.time() + 0.5 * _LOOK) % _LOOK)
             reachable = await where.reachable()
             # Asked each time, as it has to be.
             silent = where.silent()
-            self.silent = reachable and silent
-            self.reachable = reachable and not silent
+            self._become(
+                Brokers.AWAY if not reachable else Brokers.SILENT if silent else Brokers.ANSWERING
+            )
             if reachable:
                 self._guard.look_for_leaders()
                 self._guard.look_for_transactions()
                 await self._look()
             elif await where.moved():
                 raise ConnectionError(MOVED)
+
+    def _become(self, brokers: Brokers) -> None:
+        """Change the state of the brokers; the only place where it changes."""
+        self.brokers = brokers
 
     async def _fetch(self, stop: asyncio.Event, until: float | None) -> bool:
         consumer = self._consumer
@@ -178,7 +182,7 @@ class Fetching:
                 if fetched:
                     self._last = loop.time()
                     # Before the next check says so: a stop now must not take the cluster for gone.
-                    self.reachable = True
+                    self._become(Brokers.ANSWERING)
                     self._rest(rests=False)
                     await self._taken(fetched)
                     # What the library already has comes without a pause, and whoever has to
@@ -201,7 +205,7 @@ class Fetching:
         now = asyncio.get_running_loop().time()
         assignment = self._current()
         unsettled = assignment is not None and bool(assignment.unsettled)
-        idle = not unsettled and now - self._last >= _RESTS_AFTER
+        idle = not unsettled and not self._guard.busy and now - self._last >= _RESTS_AFTER
         self._rest(rests=idle and self._may_rest)
         seconds = max(_SHORT_LOOK, min(_LOOK, self._config.commit_interval))
         if self._guard.busy:

@@ -19,10 +19,12 @@ from .._aiokafka_private import (
     end_tasks,
     keep_connections,
     leave,
+    separate_fetches,
     stop_consumer,
     watch_topics,
 )
 from .._bus_context import BusContext
+from .._reachability import Brokers
 from .._topic_facts import TopicsRecreated
 from ._assignment import Assignment
 from ._consumer_sessions import ConsumerSessions, SessionState, unless
@@ -43,7 +45,9 @@ _STOP_TIMEOUT = 3.0
 _LOOK_AGAIN = 0.05
 _MOST_LOOKS_IN_VAIN = 10
 # How many times `topic_refresh` the library may wait before it looks at the cluster unasked.
-_METADATA_AGE = 10
+_METADATA_AGE = 100
+# A timer may fire a little before its time: what is meant for that moment is due already.
+_EARLY = 0.05
 
 
 class GroupMember(ConsumerSessions):
@@ -131,6 +135,7 @@ class GroupMember(ConsumerSessions):
             max_poll_interval_ms=int(config.max_poll_interval * 1000),
         )
         keep_connections(client_of(consumer))
+        separate_fetches(client_of(consumer))
         if pattern is None:
             consumer.subscribe(topics=list(names), listener=self._rebalances)
         else:
@@ -194,7 +199,8 @@ class GroupMember(ConsumerSessions):
         return join_refusal(error, code, self._group, self._config) or error
 
     def _time_for_last_commit(self) -> float:
-        if self.closed and self._latest is not None and not self._latest.reachable:
+        brokers = Brokers.ANSWERING if self._latest is None else self._latest.brokers
+        if self.closed and brokers is not Brokers.ANSWERING:
             return _LAST_CHANCE
         left = self._close_by - asyncio.get_running_loop().time()
         return min(COMMIT_TIMEOUT, max(left, _LAST_CHANCE))
@@ -203,7 +209,7 @@ class GroupMember(ConsumerSessions):
         """Note that the positions of a new assignment are known, and which topics are new ones."""
         self._forget_recreated(gone)
         self._reported.clear()
-        self._next_look = asyncio.get_running_loop().time() + self._config.topic_refresh
+        self._next_look = self._moment_to_look()
 
     @property
     def trouble(self) -> str | None:
@@ -222,7 +228,7 @@ class GroupMember(ConsumerSessions):
         now = asyncio.get_running_loop().time()
         if assignment is None or now < self._next_look:
             return
-        self._next_look = now + self._config.topic_refresh
+        self._next_look = self._moment_to_look()
         try:
             # It must not keep others from seeing that nobody answers.
             async with asyncio.timeout(self._config.connect_timeout):
@@ -232,6 +238,11 @@ class GroupMember(ConsumerSessions):
             return
         if gone and not assignment.ended:
             raise TopicsRecreated(gone)
+
+    def _moment_to_look(self) -> float:
+        """Return the next moment at which all consumers look at their topics (loop time)."""
+        now, refresh = asyncio.get_running_loop().time(), self._config.topic_refresh
+        return ((now + _EARLY) // refresh + 1) * refresh - _EARLY
 
     async def _check_topics(self, assignment: Assignment) -> list[str]:
         """Have the library look again if topics have changed; return those that were recreated."""

@@ -13,6 +13,7 @@ from ..._contract import Receiver, Subscription
 from .._aiokafka_private import (
     client_of,
     keep_connections,
+    separate_fetches,
     stop_consumer,
 )
 from .._bus_context import BusContext
@@ -66,6 +67,7 @@ class Reader(ConsumerSessions):
             auto_offset_reset="earliest",
         )
         keep_connections(client_of(consumer))
+        separate_fetches(client_of(consumer))
         guard = self._guard = PartitionGuard(consumer, self._troubles)
         try:
             if not await self._unless_interrupted(self._connect(consumer)):
