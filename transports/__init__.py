@@ -7,6 +7,7 @@ from ._credentials import Secret
 from ._dead_letter_topics import parked
 from ._delivery import Delivery, DeliveryState, Tracker
 from ._envelope import (
+    DEFAULT_TYPE,
     REPLY_HEADER,
     Envelope,
     LeftOut,
@@ -42,6 +43,7 @@ from .mqtt import MqttConfig, MqttProvider
 __all__ = [
     "DEFAULT_OUTBOX",
     "DEFAULT_OUTBOX_BYTES",
+    "DEFAULT_TYPE",
     "REPLY_HEADER",
     "RESERVED",
     "Backoff",

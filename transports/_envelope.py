@@ -12,6 +12,7 @@ from .._texts import quoted
 from ..errors import ConfigurationError
 
 __all__ = [
+    "DEFAULT_TYPE",
     "REPLY_HEADER",
     "Envelope",
     "LeftOut",
@@ -22,6 +23,8 @@ __all__ = [
     "without_payload",
 ]
 
+DEFAULT_TYPE = "spa-dat.message"
+"""The type of a message whose sender gives none: CloudEvents 1.0 demands one."""
 REPLY_HEADER = "spa_reply"
 """Marks a reply as such, so that it never gets a reply itself."""
 
@@ -55,6 +58,7 @@ class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     source: str | None = None
     """Who sent it: ``application/instance/actor`` for senders of this package."""
     type: str | None = None
+    """What kind of event it is, in the sender's terms; `DEFAULT_TYPE` if the sender gave none."""
     time: float | None = None
     """When it was sent, in seconds since 1970 (UTC)."""
     key: str | None = None

@@ -13,6 +13,7 @@ from ..._logs import get_logger
 from ..._texts import LONGEST_REMEMBERED, describe, escaped, quoted, reason_of
 from ...errors import ActorStopped, ConfigurationError, ConnectionLost, OutboxFull, SpaDatError
 from ...transports import (
+    DEFAULT_TYPE,
     REPLY_HEADER,
     RESERVED,
     Bus,
@@ -27,7 +28,7 @@ from ...transports import (
     on_failure,
 )
 from ..diagnostics._given_up import LostPosts
-from ..payloads._codec import encode
+from ..payloads._codec import TEXT, encode
 from ._message import NO_HEADERS, OutgoingMessage, check_message, check_response_topic
 from ._reply_addresses import ReplyAddresses
 from ._requests import CHAIN_HEADER, ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT, Requests
@@ -239,6 +240,7 @@ class BusConnection:
             content_type=message.content_type or natural_type,
             id=repeated or environment.new_id(),
             source=source,
+            type=message.type or DEFAULT_TYPE,
             time=environment.now(),
             key=message.key,
             headers=headers,
@@ -290,7 +292,7 @@ class BusConnection:
         payload = str(text)[:LONGEST_TEXT].encode("utf-8", "replace")
         payload = payload[: self.bus.max_payload].decode("utf-8", "ignore").encode()
         try:
-            self._post_reply(turn, source, payload, "text/plain; charset=utf-8", headers)
+            self._post_reply(turn, source, payload, TEXT, headers)
         except OutboxFull:
             raise
         except SpaDatError as refusal:
@@ -328,6 +330,7 @@ class BusConnection:
             content_type=content_type,
             id=turn.publish_id(request.response_topic) or environment.new_id(),
             source=source,
+            type=DEFAULT_TYPE,
             time=environment.now(),
             headers=headers,
             correlation=request.correlation,

@@ -13,7 +13,7 @@ import msgspec
 from ..._environment import Environment
 from ..._texts import describe, error_name, escaped
 from ...errors import MessageTooLarge
-from ...transports import Envelope
+from ...transports import DEFAULT_TYPE, Envelope
 
 __all__ = ["abridged", "dead_letter", "describe", "plain", "simpler", "time_text"]
 
@@ -85,7 +85,7 @@ def dead_letter(
         content_type=envelope.content_type,
         id=identifier,
         source=actor,
-        type=envelope.type,
+        type=envelope.type or DEFAULT_TYPE,
         time=environment.now(),
         key=envelope.key,
         headers=headers,

@@ -65,6 +65,8 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
         raw: the payload as received.
         content_type: MIME type of the payload; None if the sender gave none.
         source: who sent it: ``application/instance/actor`` for senders that use this package.
+        type: what kind of event it is, in the sender's terms; ``spa-dat.message`` if a sender that
+            uses this package gave none; None if another gave none.
         tombstone: whether it has no payload at all and so deletes its key (Kafka).
         raw_key: the key as bytes, as received, even if it is not text (Kafka).
         raw_headers: all headers as pairs of name and bytes, in order: on Kafka as received,
@@ -87,6 +89,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
     raw: bytes = b""
     content_type: str | None = None
     source: str | None = None
+    type: str | None = None
     tombstone: bool = False
     _reply: Reply | None = None
     _raw_key: bytes | None = None
@@ -134,6 +137,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             raw=envelope.payload,
             content_type=envelope.content_type,
             source=envelope.source,
+            type=envelope.type,
             tombstone=envelope.tombstone,
             _reply=reply,
             _raw_key=envelope.raw_key,
@@ -183,6 +187,8 @@ class PublishOptions(TypedDict, total=False):
         key: messages with the same key stay in order, also on a bus with partitions.
         headers: names and values for the receivers.
         content_type: MIME type; None for the one that goes with the payload's type.
+        type: the CloudEvents type, what kind of event it is, as in ``com.example.order.placed``;
+            None for ``spa-dat.message``.
         retain: whether the broker keeps it as the topic's last value, for later subscribers.
         qos: 0 at most once, 1 at least once; None for the default of the bus, normally 1.
         expiry: seconds after which the broker may drop it undelivered; None for never.
@@ -191,6 +197,7 @@ class PublishOptions(TypedDict, total=False):
     key: str | None
     headers: Mapping[str, str] | None
     content_type: str | None
+    type: str | None
     retain: bool
     qos: int | None
     expiry: float | None
@@ -214,6 +221,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     payload: object = None
     response_topic: str | None = None
     content_type: str | None = None
+    type: str | None = None
     headers: Mapping[str, str] = NO_HEADERS
     key: str | None = None
     retain: bool = False
@@ -338,6 +346,7 @@ def check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
     for option, text in (
         ("key", message.key),
         ("content_type", message.content_type),
+        ("type", message.type),
         ("response_topic", message.response_topic),
     ):
         if text is not None and not isinstance(text, str):

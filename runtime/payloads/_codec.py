@@ -35,7 +35,9 @@ __all__ = [
 ]
 
 BINARY = "application/octet-stream"
-TEXT = "text/plain; charset=utf-8"
+# Without a charset: some receivers, FastStream among them, compare it as a whole. It is UTF-8 all
+# the same, which on MQTT a property of its own says.
+TEXT = "text/plain"
 JSON = "application/json"
 
 
@@ -88,9 +90,8 @@ _refuse_nan = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 def encode(value: object) -> tuple[bytes, str | None]:
     """Return a value's payload and content type.
 
-    Bytes are sent as they are (``application/octet-stream``), a str as
-    ``text/plain; charset=utf-8``, None and a `Tombstone` as an empty payload without content type,
-    and everything else as JSON.
+    Bytes are sent as they are (``application/octet-stream``), a str in UTF-8 as ``text/plain``,
+    None and a `Tombstone` as an empty payload without content type, and everything else as JSON.
 
     Raises:
         EncodeError: the value, or something in it, cannot be represented in JSON; neither can nan

@@ -32,7 +32,7 @@ EXPECTED = {
         "note on kitchen: window replaced",
         "note on the whole house: chimney sweep on Monday",
         "house/kitchen/temperature: 30 bytes of application/json",
-        "house/notes: 23 bytes of text/plain; charset=utf-8",
+        "house/notes: 23 bytes of text/plain",
     ],
     "plant": [
         "operator   present: north, south, west",

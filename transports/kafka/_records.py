@@ -126,16 +126,7 @@ class Codec:
 
     def _encode(self, envelope: Envelope) -> Record:
         destination = self._names.destination(envelope.topic)
-        headers: list[tuple[str, bytes | None]] = []
-        if envelope.content_type is not None:
-            headers.append(_header("content-type", envelope.content_type))
-        if envelope.id is not None:
-            headers.append(_VERSION)
-            headers.append(("ce_id", envelope.id.encode()))
-        if envelope.source is not None:
-            headers.append(_header("ce_source", envelope.source))
-        if envelope.type is not None:
-            headers.append(_header("ce_type", envelope.type))
+        headers = _attributes(envelope)
         if destination.subject is not None:
             headers.append(("ce_subject", destination.subject.encode()))
         if envelope.response_topic is not None:
@@ -303,6 +294,23 @@ class Codec:
             text = correlation.decode("utf-8", "replace")
             return f"{address}/{text}", text.rpartition("/")[2].encode()
         return _text(subject) or address, correlation
+
+
+def _attributes(envelope: Envelope) -> list[tuple[str, bytes | None]]:
+    """Return the headers for what CloudEvents has attributes for, other than topic and key."""
+    headers: list[tuple[str, bytes | None]] = []
+    identifier, source, kind = envelope.id, envelope.source, envelope.type
+    if envelope.content_type is not None:
+        headers.append(_header("content-type", envelope.content_type))
+    if identifier and source and kind:
+        headers.append(_VERSION)
+    if identifier is not None:
+        headers.append(("ce_id", identifier.encode()))
+    if source is not None:
+        headers.append(_header("ce_source", source))
+    if kind is not None:
+        headers.append(_header("ce_type", kind))
+    return headers
 
 
 def size_of_headers(envelope: Envelope) -> int:

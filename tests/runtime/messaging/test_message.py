@@ -18,6 +18,7 @@ def test_a_message_shows_its_envelope() -> None:
         content_type="application/json",
         id="1",
         source="plant/0/sensor",
+        type="com.example.measured",
         time=1.5,
         key="k",
         headers={"a": "b"},
@@ -35,6 +36,7 @@ def test_a_message_shows_its_envelope() -> None:
         1.5,
         "k",
     )
+    assert message.type == "com.example.measured"
     assert message.headers == {"a": "b"}
     assert message.response_topic == "plant/reply"
     assert message.content_type == "application/json"

@@ -31,8 +31,8 @@ async def everywhere(socket: Socket, sync: SyncSocket, build: MessageBuilder, te
     await socket.publish(build("a", 1, response_topic="b", **options))
 
 async def plain(socket: Socket) -> None:
-    await socket.publish("a", key="k", headers={"a": "b"}, content_type="text/plain", retain=True,
-                         qos=0, expiry=2.5)
+    await socket.publish("a", key="k", headers={"a": "b"}, content_type="text/plain", type="t",
+                         retain=True, qos=0, expiry=2.5)
 """
 MISTAKES = """
 from spa_dat import MessageBuilder, Socket, SyncSocket
@@ -49,7 +49,8 @@ async def use(socket: Socket, sync: SyncSocket, build: MessageBuilder, test: Har
 OPTIONS: PublishOptions = {
     "key": "k",
     "headers": {"a": "b"},
-    "content_type": "text/plain",
+    "content_type": "text/x-note",
+    "type": "com.example.noted",
     "retain": True,
     "qos": 0,
     "expiry": 2.5,
@@ -127,9 +128,11 @@ CALLS = (
 def test_every_call_takes_all_options(call: str) -> None:
     (message,) = sending(call, "out", "text", **OPTIONS)
     assert (message.key, message.headers) == ("k", {"a": "b"})
-    assert (message.payload, message.content_type) == ("text", "text/plain")
+    assert (message.payload, message.content_type) == ("text", "text/x-note")
+    assert message.type == "com.example.noted"
     (message,) = sending(call, "out", "text", headers=None, key=None, qos=None, expiry=None)
     assert (message.key, dict(message.headers)) == (None, {})
+    assert (message.content_type, message.type) == ("text/plain", "spa-dat.message")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_an_option_that_there_is_not_is_a_type_error(call: str, name: str) -> No
 
 
 @pytest.mark.parametrize("call", ["Socket.publish", "Socket.post", "SyncSocket.publish"])
-@pytest.mark.parametrize("name", ["key", "headers", "content_type", "retain", "qos"])
+@pytest.mark.parametrize("name", ["key", "headers", "content_type", "type", "retain", "qos"])
 def test_a_whole_message_takes_no_options_besides(call: str, name: str) -> None:
     built = MessageBuilder()("out", "text")
     (error,) = sending(call, built, **{name: dict(OPTIONS)[name]})

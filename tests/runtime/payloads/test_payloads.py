@@ -124,7 +124,7 @@ class Locker(TypedDict):
 Celsius = NewType("Celsius", float)
 Word = NewType("Word", str)
 JSON = "application/json"
-TEXT = "text/plain; charset=utf-8"
+TEXT = "text/plain"
 
 
 def round_trip(value: object, annotation: Any) -> Any:
