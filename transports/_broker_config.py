@@ -9,7 +9,14 @@ from .._environment import Environment
 from .._texts import quoted, unfit_character
 from ..errors import ConfigurationError
 from ._contract import DEFAULT_WINDOW_BYTES
-from ._credentials import PasswordFile, Secret, as_secret, password_from
+from ._credentials import (
+    AskForPassword,
+    PasswordFile,
+    PasswordFunction,
+    Secret,
+    as_secret,
+    password_from,
+)
 from ._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
 from ._reconnect import Backoff
 from ._url_options import check_flag, check_numbers, check_text
@@ -43,6 +50,9 @@ class BrokerConfig:
         password_env: take the password from the environment variable of this name.
         password_file: take the password from the first line of this file each time it is needed, so
             that it may be changed while the application runs.
+        password_function: a function, ``async`` or not, that returns the password, usually a token,
+            whenever a connection is opened. A JSON Web Token is used again until 80 % of its time
+            is over. What the function raises counts as an outage. Only in code, not in a URL.
         tls: encrypt the connection (TLS 1.2 or newer) and check the broker's certificate.
         tls_ca: PEM file with the certificates to trust; the system's if not given.
         tls_cert: PEM file with our own certificate.
@@ -74,6 +84,7 @@ class BrokerConfig:
     password: Secret | str | None = None
     password_env: InitVar[str | None] = None
     password_file: InitVar[str | None] = None
+    password_function: InitVar[AskForPassword | None] = None
     tls: bool = False
     tls_ca: str | None = None
     tls_cert: str | None = None
@@ -90,8 +101,15 @@ class BrokerConfig:
     backoff_min: float = 0.1
     backoff_max: float = 10.0
 
-    def __post_init__(self, password_env: str | None, password_file: str | None) -> None:
-        password = password_from(self, self.password, password_env, password_file)
+    def __post_init__(
+        self,
+        password_env: str | None,
+        password_file: str | None,
+        password_function: AskForPassword | None,
+    ) -> None:
+        password = password_from(
+            self, self.password, password_env, password_file, password_function
+        )
         object.__setattr__(self, "password", password)
         object.__setattr__(
             self, "tls_key_password", as_secret(self, "tls_key_password", self.tls_key_password)
@@ -116,6 +134,18 @@ class BrokerConfig:
         """The file that the password comes from; None if it was given in another way."""
         secret = self.secret
         return secret.file if isinstance(secret, PasswordFile) else None
+
+    async def current_password(self) -> str | None:
+        """Return the password to log in with now: reads the file, or asks the function.
+
+        Raises:
+            OSError: the function did not return one within ``connect_timeout``.
+            ConfigurationError: the file cannot be read, or the function returned something else.
+        """
+        secret = self.secret
+        if isinstance(secret, PasswordFunction):
+            return await secret.ask(self.connect_timeout)
+        return None if secret is None else secret.reveal()
 
     def backoff(self, environment: Environment, *, stable: float | None = None) -> Backoff:
         """Return the pauses between attempts to connect; see `Backoff`."""
@@ -158,7 +188,7 @@ def check_login(config: BrokerConfig) -> None:
         raise ConfigurationError(
             f"option username={quoted(name, 40)} of {kind} is longer than {_LONGEST_LOGIN} bytes"
         )
-    if secret is None or isinstance(secret, PasswordFile):
+    if secret is None or isinstance(secret, (PasswordFile, PasswordFunction)):
         return
     try:
         size = len(secret.reveal().encode())

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import contextlib
 import hmac
+import inspect
+import json
 import os
+import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
+from .._environment import Environment
+from .._texts import quoted
 from ..errors import ConfigurationError
 
-__all__ = ["PasswordFile", "Secret", "as_secret", "password_from"]
+__all__ = [
+    "AskForPassword",
+    "PasswordFile",
+    "PasswordFunction",
+    "PasswordUnavailable",
+    "Secret",
+    "as_secret",
+    "password_from",
+]
+
+AskForPassword: TypeAlias = Callable[[], str | Awaitable[str]]
+"""A function, ``async`` or not, that returns the password or token to log in with now."""
 
 _LONGEST = 65_535
+_LONGEST_REASON = 300
+# A token is used for this part of the time that it had left when it came.
+_USED = 0.8
+_PARTS_OF_A_TOKEN = 3
 
 
 class Secret:
@@ -89,6 +115,145 @@ class PasswordFile(Secret):
         return hash((PasswordFile, self.file))
 
 
+class PasswordUnavailable(OSError):
+    """A function did not return a password: as if the broker could not be reached."""
+
+
+class PasswordFunction(Secret):
+    """A password, usually a token, that a function returns whenever somebody logs in.
+
+    A JSON Web Token that says when it ends is kept until 80 % of its time is over, so that many
+    connections ask for one once. Anything else is asked for each time.
+
+    Args:
+        owner: the configuration that has the function, for errors.
+        function: is called on the event loop if it is ``async``, otherwise in a thread.
+        environment: tells the time.
+
+    Raises:
+        ConfigurationError: it cannot be called.
+    """
+
+    __slots__ = ("_calls", "_environment", "_function", "_kept_until", "_owner")
+
+    def __init__(
+        self, owner: str, function: AskForPassword, environment: Environment | None = None
+    ) -> None:
+        if not callable(function):
+            raise ConfigurationError(
+                f"option password_function of {owner} is a {type(function).__name__}:"
+                " give a function without parameters that returns the password"
+            )
+        super().__init__("")
+        self._owner = owner
+        self._function = function
+        self._environment = environment or Environment()
+        self._kept_until = 0.0
+        self._calls: WeakKeyDictionary[asyncio.AbstractEventLoop, _Call] = WeakKeyDictionary()
+
+    async def ask(self, timeout: float) -> str:
+        """Return the password to log in with now, within ``timeout`` seconds.
+
+        Raises:
+            PasswordUnavailable: the function raised something, or takes too long.
+            ConfigurationError: it returned something that is not a password.
+        """
+        if self._value and self._environment.now() < self._kept_until:
+            return self._value
+        loop = asyncio.get_running_loop()
+        call = self._calls.get(loop)
+        if call is None:
+            call = self._calls[loop] = _Call(self._function)
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                given = await call.result()
+        except Exception as error:
+            if limit.expired():
+                raise PasswordUnavailable(
+                    f"{self._name} has not returned within {timeout:g} s"
+                ) from None
+            raise self._failed(error) from error
+        finally:
+            if call.over and self._calls.get(loop) is call:
+                del self._calls[loop]
+        self._value = self._checked(given)
+        now = self._environment.now()
+        ends = _end_of_token(self._value)
+        self._kept_until = 0.0 if ends is None else now + (ends - now) * _USED
+        return self._value
+
+    def _failed(self, error: Exception) -> PasswordUnavailable:
+        said = f": {quoted(str(error), _LONGEST_REASON)}" if str(error) else ""
+        return PasswordUnavailable(f"{self._name} raised {type(error).__name__}{said}")
+
+    def _checked(self, given: object) -> str:
+        if inspect.iscoroutine(given):
+            given.close()
+            raise ConfigurationError(
+                f"{self._name} returned a coroutine: define it with 'async def'"
+            )
+        value = given.reveal() if isinstance(given, Secret) else given
+        if not isinstance(value, str) or not value:
+            what = "an empty text" if value == "" else f"a {type(value).__name__}"
+            raise ConfigurationError(
+                f"{self._name} returned {what}: it must return the password as a str"
+            )
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"{self._name} returned half of a surrogate pair") from None
+        if size > _LONGEST:
+            raise ConfigurationError(f"{self._name} returned more than {_LONGEST} bytes")
+        return value
+
+    @property
+    def _name(self) -> str:
+        name = getattr(self._function, "__qualname__", type(self._function).__qualname__)
+        return f"the function {name!r} of option password_function of {self._owner}"
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, PasswordFunction):
+            return self._function == other._function
+        return False
+
+    def __hash__(self) -> int:
+        return hash((PasswordFunction, self._function))
+
+
+class _Call:
+    """A call of a function that several wait for.
+
+    One that is ``async`` is cancelled when nobody waits any more. A thread cannot be ended: who
+    asks next waits for the same call, so that a function that hangs has one thread at most.
+    """
+
+    def __init__(self, function: AskForPassword) -> None:
+        self._waiting = 0
+        self._ends_unheard = is_async = _is_async(function)
+        self._future: asyncio.Future[object] = (
+            asyncio.ensure_future(function()) if is_async else _in_a_thread(function)  # type: ignore[arg-type]
+        )
+
+    @property
+    def over(self) -> bool:
+        return self._future.done() or (self._ends_unheard and not self._waiting)
+
+    async def result(self) -> object:
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self._future)
+        finally:
+            self._waiting -= 1
+            if self._ends_unheard and not self._waiting:
+                self._future.cancel()
+
+
+def _is_async(function: AskForPassword) -> bool:
+    called = type(function).__call__
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+
+
 def as_secret(config: object, option: str, value: Secret | str | None) -> Secret | None:
     """Return the value of a secret option, however it was given.
 
@@ -108,11 +273,16 @@ def as_secret(config: object, option: str, value: Secret | str | None) -> Secret
 
 
 def password_from(
-    config: object, password: Secret | str | None, variable: str | None, file: str | None
+    config: object,
+    password: Secret | str | None,
+    variable: str | None,
+    file: str | None,
+    function: AskForPassword | None = None,
 ) -> Secret | None:
-    """Return the password: given as it is, in an environment variable, or as a file's first line.
+    """Return the password: given as it is, or where it can be found.
 
-    A file is read again each time its password is revealed.
+    That is an environment variable, the first line of a file, which is read again each time the
+    password is revealed, or a function.
 
     Raises:
         ConfigurationError: more than one was given, or it is not found where it should be.
@@ -124,6 +294,7 @@ def password_from(
             ("password", password),
             ("password_env", variable),
             ("password_file", file),
+            ("password_function", function),
         )
         if value is not None
     ]
@@ -141,7 +312,52 @@ def password_from(
         return Secret(value)
     if file is not None:
         return PasswordFile(owner, file)
+    if function is not None:
+        return PasswordFunction(owner, function)
     return as_secret(config, "password", password)
+
+
+def _in_a_thread(function: Callable[[], object]) -> asyncio.Future[object]:
+    """Call a function in a thread of its own, for which neither a stop nor the program's end waits.
+
+    Threads of the loop's executor are waited for, and a function that asks a server may hang.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[object] = loop.create_future()
+
+    def finish(result: object, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def call() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except Exception as raised:  # noqa: BLE001
+            error = raised
+        # Nobody waits any more once the loop is closed.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=call, name="spa_dat password", daemon=True).start()
+    return done
+
+
+def _end_of_token(token: str) -> float | None:
+    """Return when a JSON Web Token ends, in seconds since 1970; None for anything else."""
+    parts = token.split(".")
+    if len(parts) != _PARTS_OF_A_TOKEN:
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        ends = float(claims["exp"])
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        return None
+    return ends
 
 
 def _read_password(owner: str, file: str) -> str:

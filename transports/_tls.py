@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import ssl
 
 from ..errors import ConfigurationError
@@ -10,32 +12,68 @@ from ._credentials import Secret
 
 __all__ = ["tls_context"]
 
+_CONTEXTS = 16
+
 
 def tls_context(config: BrokerConfig) -> ssl.SSLContext | None:
-    """Return the TLS context; None for plain TCP. Reads the certificate files each time.
+    """Return the TLS context; None for plain TCP.
+
+    Looks at the certificate files each time, and reads them if they have changed.
 
     Raises:
         ConfigurationError: a file cannot be read or is not a certificate or key.
     """
     if not config.tls:
         return None
+    files = config.tls_ca, config.tls_cert, config.tls_key
+    password = config.tls_key_password
     try:
-        context = ssl.create_default_context(cafile=config.tls_ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if config.tls_cert is not None:
-            password = config.tls_key_password
-            if isinstance(password, Secret):
-                password = password.reveal()
-            # Without a password the function would prompt for one on the terminal.
-            context.load_cert_chain(config.tls_cert, config.tls_key, password or "")
+        return _context(
+            files,
+            password if password is None else Secret(password),
+            config.tls_insecure_skip_verification,
+            tuple(_version(name) for name in (*files, *_system_files())),
+        )
     except (OSError, ValueError) as error:
-        files = [name for name in (config.tls_ca, config.tls_cert, config.tls_key) if name]
+        named = ", ".join(repr(name) for name in files if name)
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise ConfigurationError(
-            f"the TLS files {', '.join(map(repr, files))} cannot be used: {reason};"
+            f"the TLS files {named} cannot be used: {reason};"
             " check the options tls_ca, tls_cert, tls_key and tls_key_password"
         ) from error
-    if config.tls_insecure_skip_verification:
+
+
+# Reading the certificates of the system takes longer than a handshake, and takes memory each time.
+@functools.lru_cache(_CONTEXTS)
+def _context(
+    files: tuple[str | None, str | None, str | None],
+    password: Secret | None,
+    skip_verification: bool,
+    versions: tuple[object, ...],
+) -> ssl.SSLContext:
+    authority, certificate, key = files
+    context = ssl.create_default_context(cafile=authority)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if certificate is not None:
+        # Without a password the function would prompt for one on the terminal.
+        context.load_cert_chain(certificate, key, password.reveal() if password else "")
+    if skip_verification:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _system_files() -> tuple[str | None, str | None]:
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile, paths.capath
+
+
+def _version(name: str | None) -> object:
+    """Return what is different once a file, or what it is a link to, has been replaced."""
+    if name is None:
+        return None
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

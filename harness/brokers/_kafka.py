@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import socket
 import struct
 import subprocess
@@ -66,8 +68,9 @@ class Kafka(BrokerProcess):
 
     Args:
         auto_create: create topics when they are first used.
-        sasl_users: passwords by user name, for another listener at `sasl_port` (SASL, PLAIN and
-            SCRAM). The users may do what ``acls`` and `grant` allow, and nothing else.
+        sasl_users: passwords by user name, for another listener at `sasl_port` (SASL with PLAIN,
+            SCRAM, or OAUTHBEARER, see `token`). The users may do what ``acls`` and `grant` allow,
+            and nothing else.
         acls: granted at the first start.
         tls: add a listener with TLS at `tls_port`; its certificate authority is in `ca_file`. With
             ``sasl_users`` it also requires a login. Needs the package ``trustme``.
@@ -206,6 +209,14 @@ class Kafka(BrokerProcess):
     def server(self) -> str:
         """The plain listener as ``host:port``."""
         return f"{self.host}:{self.port}"
+
+    @staticmethod
+    def token(user: str, seconds: float = 300.0) -> str:
+        """Return a token with which the user may log in for so long: unsigned, for tests only."""
+        now = time.time()
+        claims = {"sub": user, "iat": now, "exp": now + seconds}
+        parts = (json.dumps(part).encode() for part in ({"alg": "none"}, claims))
+        return "".join(base64.urlsafe_b64encode(part).decode().rstrip("=") + "." for part in parts)
 
     def proxy(self) -> Proxy:
         """Return a proxy in front of the broker, not started; only one can run at a time."""

@@ -67,7 +67,10 @@ def sasl_settings(users: Mapping[str, str]) -> dict[str, str]:
     logins = " ".join(f'user_{name}="{password}"' for name, password in users.items())
     modules = "org.apache.kafka.common.security"
     plain = f"{modules}.plain.PlainLoginModule required {logins};"
-    jaas = dict.fromkeys(SCRAM, f"{modules}.scram.ScramLoginModule required;") | {"PLAIN": plain}
+    scram = f"{modules}.scram.ScramLoginModule required;"
+    # Without a public key to check them with, it accepts tokens that are not signed.
+    bearer = f"{modules}.oauthbearer.OAuthBearerLoginModule required;"
+    jaas = dict.fromkeys(SCRAM, scram) | {"PLAIN": plain, "OAUTHBEARER": bearer}
     return {
         "sasl.enabled.mechanisms": ",".join(jaas),
         **{

@@ -11,17 +11,23 @@ import asyncio
 import contextlib
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from io import BytesIO
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import aiokafka.errors as kafka
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, codec
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.cluster import ClusterMetadata
-from aiokafka.conn import AIOKafkaConnection, CloseReason, collect_hosts, create_conn
+from aiokafka.conn import (
+    AIOKafkaConnection,
+    CloseReason,
+    OAuthAuthenticator,
+    collect_hosts,
+    create_conn,
+)
 from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import (
     BaseCoordinator,
@@ -59,7 +65,9 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import decode_varint
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+from ..._logs import get_logger
 from ...errors import ConfigurationError
+from ._errors import TokenRefused
 
 __all__ = [
     "LenientRecords",
@@ -106,10 +114,12 @@ __all__ = [
     "watch_topics",
 ]
 
+_log = get_logger(__name__)
+
 # The check at the start.
 
 _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
-    (AIOKafkaConnection, ("close", "connected", "send")),
+    (AIOKafkaConnection, ("authenticator_oauth", "close", "connect", "connected", "send")),
     (
         AIOKafkaClient,
         (
@@ -166,6 +176,7 @@ _CONNECTION_OPTIONS = (
     "client_id",
     "request_timeout_ms",
     "sasl_mechanism",
+    "sasl_oauth_token_provider",
     "sasl_plain_password",
     "sasl_plain_username",
     "security_protocol",
@@ -316,7 +327,8 @@ async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> No
         OSError: it cannot be reached.
         aiokafka.errors.KafkaError: it refused the login, or did not answer as a broker.
     """
-    connection = await create_conn(host, port, **options)
+    connection = _LoginSpellsOut(host, port, **options)
+    await connection.connect()
     try:
         # A broker that requires a login answers only this before it.
         await connection.send(MetadataRequest([]))
@@ -324,9 +336,36 @@ async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> No
         connection.close()
 
 
-def keep_connections(client: Any) -> None:
-    """Make a client of the library, not started, close every connection that it opens."""
-    _Connections(client)
+class _LoginSpellsOut(AIOKafkaConnection):  # type: ignore[misc]
+    """A connection that says so when a token is refused.
+
+    The library takes the broker's explanation for a success; the broker then closes.
+    """
+
+    def authenticator_oauth(self) -> Any:
+        return _TokenLogin(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
+
+
+class _TokenLogin(OAuthAuthenticator):  # type: ignore[misc]
+    async def step(self, payload: bytes | None) -> Any:
+        if payload:
+            raise TokenRefused(payload)
+        return await super().step(payload)
+
+
+Renew: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
+"""Returns the options of a connection, as of now, that may have changed."""
+
+
+def keep_connections(client: Any, renew: Renew) -> None:
+    """Make a client of the library, not started, close every connection that it opens.
+
+    Args:
+        client: the library's.
+        renew: called before each connection; raises OSError or ConfigurationError if there is none
+            to be had.
+    """
+    _Connections(client, renew)
 
 
 class _Connections:
@@ -337,10 +376,13 @@ class _Connections:
 
     Args:
         client: the library's, not started.
+        renew: see `keep_connections`.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, renew: Renew) -> None:
         self._client = client
+        self._renew = renew
+        self._refusal = ""
         self._make, self._close_made = client._get_conn, client.close
         self._making: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -353,7 +395,7 @@ class _Connections:
             return connection
         if self._closed:
             return None
-        making = asyncio.ensure_future(self._make(node_id, **options))
+        making = asyncio.ensure_future(self._renewed(node_id, **options))
         self._making.add(making)
         making.add_done_callback(self._making.discard)
         try:
@@ -362,8 +404,29 @@ class _Connections:
             making.cancel()
         return None if making.cancelled() else making.result()
 
+    async def _renewed(self, node_id: Any, **options: Any) -> Any:
+        if not await self._take_new_options():
+            return None
+        return await self._make(node_id, **options)
+
+    async def _take_new_options(self) -> bool:
+        """Have the client use what certificates and passwords there are now; whether it can."""
+        try:
+            for name, value in (await self._renew()).items():
+                setattr(self._client, f"_{name}", value)
+        except (OSError, ConfigurationError) as error:
+            # The library asks again soon.
+            if str(error) != self._refusal:
+                _log.warning("no connection to a broker is opened: %s", error)
+            self._refusal = str(error)
+            return False
+        self._refusal = ""
+        return True
+
     async def _bootstrap(self) -> None:
         client = self._client
+        if not await self._take_new_options():
+            raise kafka.KafkaConnectionError(self._refusal)
         options = {name: getattr(client, f"_{name}") for name in _CONNECTION_OPTIONS}
         for host, port, _ in client.hosts:
             with contextlib.suppress(OSError, kafka.KafkaError):

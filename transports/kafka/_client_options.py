@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
+from aiokafka.abc import AbstractTokenProvider
+
+from ...errors import ConfigurationError
 from .._tls import tls_context
 from ._config import KafkaConfig
 
-__all__ = ["common_options", "connection_options", "fetch_options"]
+__all__ = ["common_options", "connection_options", "fetch_options", "renewed_options"]
 
 _LIBRARY = "aiokafka"
 _LEAST_FETCHED = 65_536
 _SHORTEST_RETRY, _LONGEST_RETRY = 0.02, 0.1
+# RFC 6750. Any other character could end the token and begin something else.
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 
 def common_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def fetch_options(window_bytes: int) -> dict[str, Any]:
 
 
 def connection_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
-    """Return the keyword arguments of one connection.
+    """Return the keyword arguments of one connection; `renewed_options` come in addition.
 
     Raises:
         ConfigurationError: a TLS file cannot be read or is no certificate or key.
@@ -63,6 +69,37 @@ def connection_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
         options["sasl_plain_password"] = secret.reveal()
     options["security_protocol"] = protocol
     return options
+
+
+async def renewed_options(config: KafkaConfig) -> dict[str, Any]:
+    """Return those keyword arguments of a connection that may change while a program runs.
+
+    Raises:
+        OSError: a function did not return a password.
+        ConfigurationError: a TLS file or the password cannot be used.
+    """
+    options: dict[str, Any] = {"ssl_context": tls_context(config)}
+    password = await config.current_password()
+    if config.uses_token:
+        options["sasl_oauth_token_provider"] = _Token(password)
+    elif password is not None:
+        options["sasl_plain_password"] = password
+    return options
+
+
+class _Token(AbstractTokenProvider):  # type: ignore[misc]
+    """Gives the library the token for one connection."""
+
+    def __init__(self, token: str | None) -> None:
+        if token is None or not _TOKEN.fullmatch(token):
+            raise ConfigurationError(
+                "the token for sasl_mechanism='OAUTHBEARER' is none: one consists of A-Z, a-z, 0-9"
+                " and -._~+/, with = only at its end"
+            )
+        self._token = token
+
+    async def token(self) -> str:
+        return self._token
 
 
 def _restrain_loggers() -> None:

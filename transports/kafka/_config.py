@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
+from .._credentials import AskForPassword
 from .._topics import TopicFilter, is_reserved
 from .._url_options import check_flag, check_numbers
 
@@ -32,10 +33,11 @@ _SECONDS = {
     "max_poll_interval": (1, 86_400),
     "topic_refresh": (0.05, 86_400),
 }
+_BEARER = "OAUTHBEARER"
 _CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "create_topics": ("never", "own", "all"),
     "offset_reset": ("earliest", "latest"),
-    "sasl_mechanism": ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
+    "sasl_mechanism": ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", _BEARER),
     "compression": (None, "gzip", "snappy", "lz4", "zstd"),
 }
 _LARGEST_RECEIVED = 2_097_152
@@ -84,9 +86,11 @@ class KafkaConfig(BrokerConfig):
     Args:
         servers: one or more bootstrap brokers, as ``host:port,host2:port``; the default port is
             9092.
-        sasl_mechanism: ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``.
+        sasl_mechanism: ``PLAIN``, ``SCRAM-SHA-256`` or ``SCRAM-SHA-512``; or ``OAUTHBEARER``, for
+            which the password is the token, from ``password_function`` or ``password_file``, and
+            there is no user name.
         allow_plain_password: log in over a connection that is not encrypted. Anybody in between can
-            then read the password (PLAIN) or everything else (SCRAM).
+            then read the password or token (PLAIN, OAUTHBEARER) or everything else (SCRAM).
         prefix: put in front of every topic and group on the cluster, including the runtime's own,
             so that several environments can share one. It does not show in addresses.
         topics: addresses that are bound to topics with other names; see `KafkaTopic`.
@@ -155,9 +159,14 @@ class KafkaConfig(BrokerConfig):
     compression: str | None = None
     qos: int = 1
 
-    def __post_init__(self, password_env: str | None, password_file: str | None) -> None:
+    def __post_init__(
+        self,
+        password_env: str | None,
+        password_file: str | None,
+        password_function: AskForPassword | None,
+    ) -> None:
         object.__setattr__(self, "servers", _checked_servers(self.servers))
-        super().__post_init__(password_env, password_file)
+        super().__post_init__(password_env, password_file, password_function)
         object.__setattr__(self, "topics", _checked_topics(self.topics))
         check_numbers(self, _WHOLE, whole=True)
         check_numbers(self, _SECONDS, whole=False)
@@ -190,6 +199,11 @@ class KafkaConfig(BrokerConfig):
         """The largest value that is accepted, in bytes."""
         return self.max_received or max(_LARGEST_RECEIVED, self.max_payload)
 
+    @property
+    def uses_token(self) -> bool:
+        """Whether the password is a token that says by itself who logs in."""
+        return self.sasl_mechanism == _BEARER
+
     def _check_choice(self, option: str, choices: tuple[str | None, ...]) -> None:
         value = getattr(self, option)
         if value not in choices:
@@ -200,15 +214,30 @@ class KafkaConfig(BrokerConfig):
 
     def _check_security(self) -> None:
         check_flag(self, "allow_plain_password")
-        if (self.username is None) != (self.password is None):
+        if self.uses_token:
+            self._check_token()
+        elif (self.username is None) != (self.password is None):
             given, missing = (
                 ("password", "username") if self.username is None else ("username", "password")
             )
             raise ConfigurationError(f"option {given} of KafkaConfig needs {missing} as well")
         if self.password is not None and not self.tls and not self.allow_plain_password:
+            what = "token" if self.uses_token else "password"
             raise ConfigurationError(
-                "a password over a connection that is not encrypted: give tls=True (in a URL write"
+                f"a {what} over a connection that is not encrypted: give tls=True (in a URL write"
                 " kafkas://), or allow it with allow_plain_password=True"
+            )
+
+    def _check_token(self) -> None:
+        if self.username is not None:
+            raise ConfigurationError(
+                f"option username={self.username!r} of KafkaConfig has no effect with"
+                " sasl_mechanism='OAUTHBEARER', where the token says who logs in: leave it out"
+            )
+        if self.password is None:
+            raise ConfigurationError(
+                "option sasl_mechanism='OAUTHBEARER' of KafkaConfig needs a token:"
+                " give password_function or password_file"
             )
 
 

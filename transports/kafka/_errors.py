@@ -6,6 +6,7 @@ import ssl
 
 import aiokafka.errors as kafka
 
+from ..._texts import quoted
 from ...errors import (
     ConfigurationError,
     ConnectFailed,
@@ -22,6 +23,7 @@ __all__ = [
     "TRANSLATIONS",
     "GroupRefused",
     "InvalidRecordError",
+    "TokenRefused",
     "UnknownAnswerError",
     "UnsupportedCompressionError",
     "connect_problem",
@@ -30,6 +32,9 @@ __all__ = [
     "publish_refusal",
     "translate",
 ]
+
+
+_LONGEST_WORDS = 300
 
 
 class GroupRefused(ConfigurationError):
@@ -43,6 +48,18 @@ class GroupRefused(ConfigurationError):
     def __init__(self, text: str, *, may_pass: bool) -> None:
         super().__init__(text)
         self.may_pass = may_pass
+
+
+class TokenRefused(kafka.SaslAuthenticationFailed):  # type: ignore[misc]
+    """A broker does not accept the token of a login.
+
+    Args:
+        words: what it says.
+    """
+
+    def __init__(self, words: bytes) -> None:
+        super().__init__()
+        self.words = words.decode("utf-8", "replace")
 
 
 class InvalidRecordError(kafka.BrokerResponseError):  # type: ignore[misc]
@@ -175,6 +192,13 @@ def connect_problem(cause: BaseException, address: str, user: str | None) -> Con
         return ConnectProblem(cause, final=True)
     if isinstance(cause, TransportError):
         return ConnectProblem(cause, final=False)
+    if isinstance(cause, TokenRefused):
+        text = (
+            f"the cluster at {address} refused the token of the login, in its words"
+            f" {quoted(cause.words, _LONGEST_WORDS)}; check where it comes from, and that it is"
+            " for this cluster and has not ended"
+        )
+        return ConnectProblem(NotAuthorised(text), final=True)
     if isinstance(cause, _LOGIN_REFUSED):
         who = f"user {user!r}" if user is not None else "a client without a user name"
         text = (

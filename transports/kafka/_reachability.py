@@ -11,7 +11,7 @@ import aiokafka.errors as kafka
 
 from ..._logs import get_logger
 from ._aiokafka_private import hosts_of, is_connected, traffic, try_connection
-from ._client_options import connection_options
+from ._client_options import connection_options, renewed_options
 from ._config import KafkaConfig
 
 __all__ = ["MOVED", "Brokers", "Reachability", "reach"]
@@ -47,11 +47,11 @@ async def reach(config: KafkaConfig, client_id: str) -> None:
     The library's clients try all brokers themselves, but do not say what went wrong.
 
     Raises:
-        OSError: no broker could be reached; TimeoutError is one.
+        OSError: no broker could be reached, or there is no password to be had; TimeoutError is one.
         aiokafka.errors.KafkaError: a broker refused the login, or did not answer as one.
-        ConfigurationError: the TLS files cannot be used.
+        ConfigurationError: the TLS files or the password cannot be used.
     """
-    options = connection_options(config, client_id)
+    options = connection_options(config, client_id) | await renewed_options(config)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + config.connect_timeout
     cause: Exception | None = None

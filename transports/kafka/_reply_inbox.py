@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -20,7 +21,7 @@ from ._aiokafka_private import (
     keep_connections,
     stop_consumer,
 )
-from ._client_options import common_options, fetch_options
+from ._client_options import common_options, fetch_options, renewed_options
 from ._config import KafkaConfig
 from ._errors import connect_problem, describe
 from ._reachability import MOVED, Reachability
@@ -128,7 +129,7 @@ class KafkaReplyInbox:
             # With read_committed anybody's open transaction would hold back all replies.
             isolation_level="read_uncommitted",
         )
-        keep_connections(client_of(consumer))
+        keep_connections(client_of(consumer), partial(renewed_options, self._config))
         # Replies are worthless later: better to lose some than all that come after them.
         guard = PartitionGuard(consumer, self._troubles, passes_over=True)
         try:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
+from .._credentials import AskForPassword
 from .._url_options import check_numbers
 
 __all__ = ["MqttConfig"]
@@ -59,9 +60,14 @@ class MqttConfig(BrokerConfig):
     max_payload: int = 1_048_576
     qos: int = 1
 
-    def __post_init__(self, password_env: str | None, password_file: str | None) -> None:
+    def __post_init__(
+        self,
+        password_env: str | None,
+        password_file: str | None,
+        password_function: AskForPassword | None,
+    ) -> None:
         object.__setattr__(self, "host", _checked_host(self.host))
-        super().__post_init__(password_env, password_file)
+        super().__post_init__(password_env, password_file, password_function)
         if self.port is not None:
             check_numbers(self, {"port": (1, 65_535)}, whole=True)
         check_numbers(self, _WHOLE, whole=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +16,10 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
 
 from spa_dat.testing import Kafka
-from spa_dat.transports import Subscription
+from spa_dat.transports import KafkaConfig, Subscription
 from spa_dat.transports.kafka import _topic_facts
 from spa_dat.transports.kafka._aiokafka_private import keep_connections, separate_fetches
+from spa_dat.transports.kafka._client_options import renewed_options
 from spa_dat.transports.kafka.consuming import _fetching
 from support.kafka_bus import admin, bus_client, create, new_prefix
 from support.kafka_consuming import Taker, taker
@@ -68,7 +70,7 @@ async def client_with_fetch(
 ) -> AsyncIterator[tuple[Any, asyncio.Task[Any]]]:
     """Yield a client, and a fetch at the end of partition 0 that its broker keeps."""
     client = AIOKafkaClient(bootstrap_servers=kafka.server, request_timeout_ms=3_600_000)
-    keep_connections(client)
+    keep_connections(client, partial(renewed_options, KafkaConfig()))
     separate_fetches(client)
     try:
         await client.bootstrap()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from aiokafka.structs import BrokerMetadata, TopicPartition
 
 from spa_dat.errors import ConnectFailed, PublishNotSent, PublishUnknown
 from spa_dat.testing import Kafka, Proxy
-from spa_dat.transports import Envelope
+from spa_dat.transports import Envelope, KafkaConfig
 from spa_dat.transports.kafka._aiokafka_private import keep_connections
+from spa_dat.transports.kafka._client_options import renewed_options
 from spa_dat.transports.kafka.producing._producer import Producer
 from support.kafka_bus import BusClient, bus_client, create, new_prefix, read
 from support.kafka_consuming import taker
@@ -251,7 +253,7 @@ async def test_a_client_that_ends_leaves_no_connection_that_was_being_made(step:
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     client = AIOKafkaClient(bootstrap_servers=f"127.0.0.1:{port}")
-    keep_connections(client)
+    keep_connections(client, partial(renewed_options, KafkaConfig()))
     client.cluster._brokers[1] = BrokerMetadata(1, "127.0.0.1", port, None)
     first = step == "first connection"
     making = asyncio.ensure_future(client.bootstrap() if first else client.ready(1))

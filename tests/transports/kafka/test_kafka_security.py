@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,6 +187,114 @@ async def test_a_mechanism_that_the_cluster_does_not_have(own_kafka: Callable[..
     async with bus_client(server, start=False, **scram) as client:
         with pytest.raises(NotAuthorised, match=r"'ann'.*mechanism is not enabled"):
             await asyncio.wait_for(client.start(), 60)
+
+
+@pytest.mark.parametrize("source", ["password_function", "password_file"])
+async def test_a_token_is_renewed_before_it_ends(
+    guarded: Kafka,
+    prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    source: str,
+) -> None:
+    file, tokens = tmp_path / "token", list[str]()
+
+    def renewed() -> str:
+        tokens.append(guarded.token("ann", 2.0))
+        return tokens[-1]
+
+    def write() -> None:
+        new = tmp_path / "new"
+        new.write_text(renewed() + "\n")
+        new.replace(file)
+
+    write()
+    option: Any = renewed if source == "password_function" else str(file)
+    closed = 0
+    close = AIOKafkaConnection.close
+
+    def counting(connection: Any, reason: Any = None, exc: Any = None) -> Any:
+        nonlocal closed
+        closed += reason is CloseReason.CONNECTION_BROKEN
+        return close(connection, reason, exc)
+
+    monkeypatch.setattr(AIOKafkaConnection, "close", counting)
+    guarded.grant("ann", "READ", "TOPIC", f"{prefix}open")
+    await create(guarded.server, f"{prefix}open")
+    async with taker(
+        f"{guarded.host}:{guarded.sasl_port}",
+        "open",
+        prefix=prefix,
+        create_topics="own",
+        sasl_mechanism="OAUTHBEARER",
+        allow_plain_password=True,
+        **{source: option},
+    ) as inbox:
+        await inbox.client.start()
+        number = 0
+        # The cluster closes each connection when its token ends.
+        while closed < 9:
+            write()
+            await inbox.client.publish("open", b"%d" % number)
+            number += 1
+            await inbox.get(number)
+        assert inbox.numbers == list(range(number))
+        assert inbox.stats["kafka.reconnects"] == 0
+        assert inbox.stats["kafka.producers_lost"] == 0
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+    assert not any(token in caplog.text for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("token", "kind", "words"),
+    [
+        (Kafka.token("ann", -60.0), NotAuthorised, r"refused the token.*invalid_token.*not ended"),
+        ("hunter2-canary", NotAuthorised, r"refused the token.*invalid_token"),
+        ("a\x01auth=Bearer b", ConfigurationError, "OAUTHBEARER"),
+    ],
+    ids=["ended", "no token", "two"],
+)
+async def test_a_token_that_is_refused_is_an_error_at_once(
+    guarded: Kafka, token: str, kind: type[Exception], words: str
+) -> None:
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    login: dict[str, Any] = {"sasl_mechanism": "OAUTHBEARER", "allow_plain_password": True}
+    async with bus_client(
+        server, start=False, start_timeout=600.0, password_function=lambda: token, **login
+    ) as client:
+        with pytest.raises(kind, match=words) as caught:
+            await asyncio.wait_for(client.start(), 60)
+        assert token not in str(caught.value)
+
+
+async def test_a_token_that_cannot_be_had_is_an_outage(
+    guarded: Kafka, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    failing = False
+
+    def function() -> str:
+        if failing:
+            raise OSError("the server of tokens is away")
+        return guarded.token("ann", 2.0)
+
+    async with bus_client(
+        server,
+        prefix=prefix,
+        create_topics="own",
+        sasl_mechanism="OAUTHBEARER",
+        allow_plain_password=True,
+        password_function=function,
+    ) as client:
+        await create(guarded.server, f"{prefix}open")
+        await client.publish("open")
+        failing = True
+        await eventually(lambda: "'the server of tokens is away'" in caplog.text)
+        post = client.bus.post(Envelope(topic="open"))
+        failing = False
+        await asyncio.wait_for(post, 60)
+    assert len([1 for record in caplog.records if "tokens is away" in record.message]) < 10
 
 
 async def test_a_login_without_rights_says_what_is_missing(guarded: Kafka, prefix: str) -> None:

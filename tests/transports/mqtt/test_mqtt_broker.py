@@ -302,6 +302,46 @@ async def test_a_password_that_is_changed_in_its_file_is_used_at_the_next_connec
         assert "old" not in caplog.text.replace(str(file), "")
 
 
+@pytest.mark.parametrize("username", ["bob", None])
+async def test_a_function_is_asked_for_the_password_at_each_connection(
+    own_mosquitto: StartBroker, username: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Without a user name Mosquitto does not look at the password.
+    broker = own_mosquitto(users={"bob": "old-one"} if username else None)
+    passwords = ["old-one"]
+
+    async def function() -> str:
+        passwords.append(passwords[0])
+        return passwords[0]
+
+    async with client(broker, username=username, password_function=function) as app:
+        passwords[0] = "new-one"
+        if username:
+            broker.reload(users={"bob": "new-one"})
+        await asyncio.to_thread(broker.restart)
+        await eventually(lambda: app.stats["mqtt.lost"])
+        await app.bus.publish(Envelope(topic="a"), timeout=20)
+    assert passwords[1] == "old-one"
+    assert set(passwords[2:]) == {"new-one"}
+    assert "-one" not in caplog.text
+
+
+async def test_a_function_without_a_password_is_an_outage(
+    own_mosquitto: StartBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = own_mosquitto(users={"bob": "right"})
+
+    def function() -> str:
+        if "no server of tokens" not in caplog.text:
+            raise OSError("no server of tokens")
+        return "right"
+
+    caplog.set_level(logging.INFO)
+    async with client(broker, username="bob", password_function=function) as app:
+        await app.bus.publish(Envelope(topic="a"), timeout=20)
+        assert app.stats["mqtt.connect_failed"] >= 1
+
+
 async def test_certificates_that_are_changed_in_their_files_are_used_at_the_next_connection(
     own_mosquitto: StartBroker,
 ) -> None:

@@ -17,7 +17,7 @@ from ..._connect_failures import ConnectProblem
 from ..._contract import Receiver, Subscription
 from .._aiokafka_private import client_of, limit_prefetching
 from .._bus_context import BusContext
-from .._client_options import common_options, fetch_options
+from .._client_options import common_options, fetch_options, renewed_options
 from .._errors import GroupRefused, connect_problem, translate
 from .._reachability import Brokers, Reachability, reach
 from .._topic_facts import TopicsRecreated, topic_facts
@@ -400,6 +400,9 @@ class ConsumerSessions(abc.ABC):
         options["isolation_level"] = "read_committed"
         options |= fetch_options(self._subscription.window_bytes)
         return options
+
+    async def _renewed_options(self) -> dict[str, Any]:
+        return await renewed_options(self._config)
 
     def _in_force(self, changes: Sequence[asyncio.Future[None]]) -> None:
         self._enter(SessionState.RECEIVING)

@@ -66,7 +66,7 @@ class Reader(ConsumerSessions):
             group_id=None,
             auto_offset_reset="earliest",
         )
-        keep_connections(client_of(consumer))
+        keep_connections(client_of(consumer), self._renewed_options)
         separate_fetches(client_of(consumer))
         guard = self._guard = PartitionGuard(consumer, self._troubles)
         try:

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -26,7 +27,7 @@ from .._aiokafka_private import (
     retire_producer,
     stop_waiting_for_metadata,
 )
-from .._client_options import common_options
+from .._client_options import common_options, renewed_options
 from .._config import KafkaConfig
 from .._errors import translate
 from .._reachability import Reachability
@@ -106,7 +107,7 @@ class Producer:
             linger_ms=0,
         )
         client = self._library.client
-        keep_connections(client)
+        keep_connections(client, partial(renewed_options, config))
         self.reachability = Reachability(config, client_id, client)
         overhear(client, produced=self._hear)
         on_connection_closed(client, on_trouble)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import aiokafka.errors as kafka
@@ -17,7 +18,7 @@ from .._aiokafka_private import (
     keep_connections,
     new_client,
 )
-from .._client_options import common_options
+from .._client_options import common_options, renewed_options
 from .._config import KafkaConfig
 from .._errors import describe, translate
 from .._reachability import reach
@@ -91,7 +92,7 @@ class Topics:
             return
         await reach(self._config, self._client_id)
         client = new_client(common_options(self._config, self._client_id))
-        keep_connections(client)
+        keep_connections(client, partial(renewed_options, self._config))
         try:
             await client.bootstrap()
             await self._ensure(client, wanted, timeout)

@@ -110,12 +110,9 @@ class MqttClient:
             SessionExpiryInterval=session_expiry,
             ReceiveMaximum=receive_maximum,
         )
-        secret = config.secret
         self._client = aiomqtt.Client(
             config.host,
             config.effective_port,
-            username=config.username,
-            password=None if secret is None else secret.reveal(),
             identifier=identifier,
             protocol=aiomqtt.ProtocolVersion.V5,
             clean_start=clean_start,
@@ -136,8 +133,13 @@ class MqttClient:
             self._on_busy,
         )
         self._hook()
-        if secret is not None and config.username is None:
-            self._send_password_alone(secret.reveal().encode())
+
+    def _log_in_with(self, password: str | None) -> None:
+        name = self._config.username
+        if name is not None:
+            self._client._client.username_pw_set(name, password)
+        elif password is not None:
+            self._send_password_alone(password.encode())
 
     def _send_password_alone(self, password: bytes) -> None:
         """Have the library's CONNECT carry a password although it has no user name.
@@ -173,11 +175,12 @@ class MqttClient:
         """Connect, within the configured time at most. Cancelling leaves nothing behind.
 
         Raises:
-            OSError: the socket could not be opened.
+            OSError: the socket could not be opened, or there is no password to be had.
             aiomqtt.MqttError: the broker refused, or did not answer.
-            ConfigurationError: the TLS files cannot be used.
+            ConfigurationError: the TLS files or the password cannot be used.
         """
         try:
+            self._log_in_with(await self._config.current_password())
             sock = await open_socket(self._config)
             self._stream = FrameStream(sock, self._on_first_packet, self._on_end, self._divert)
             self._flow.begin(self._stream)

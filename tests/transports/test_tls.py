@@ -1,0 +1,79 @@
+"""TLS contexts, and the files that they are made of."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from spa_dat.errors import ConfigurationError
+from spa_dat.transports._broker_config import BrokerConfig
+from spa_dat.transports._tls import tls_context
+from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.mqtt import MqttConfig
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """Write an authority and a certificate; return the options that name them."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    certificate = authority.issue_cert("client@example.org")
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / "client.pem"))
+    return {"tls_ca": str(folder / "ca.pem"), "tls_cert": str(folder / "client.pem")}
+
+
+def authorities(config: BrokerConfig) -> list[object]:
+    context = tls_context(config)
+    assert context is not None
+    return [entry["serialNumber"] for entry in context.get_ca_certs()]
+
+
+@pytest.mark.parametrize("kind", [MqttConfig, KafkaConfig])
+def test_files_are_read_again_only_when_they_change(
+    tmp_path: Path, kind: type[MqttConfig | KafkaConfig]
+) -> None:
+    config = kind(tls=True, **made(tmp_path))
+    first = tls_context(config)
+    assert first is not None
+    assert tls_context(config) is first
+    assert first.verify_mode is ssl.CERT_REQUIRED
+    assert first.check_hostname
+    before = authorities(config)
+    made(tmp_path)
+    assert tls_context(config) is not first
+    assert authorities(config) != before
+
+
+def test_a_link_to_other_files_counts_as_a_change(tmp_path: Path) -> None:
+    """As with secrets that Kubernetes mounts."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        made(tmp_path / name)
+    link = tmp_path / "current"
+    link.symlink_to("old")
+    config = MqttConfig(tls=True, tls_ca=str(link / "ca.pem"))
+    before = authorities(config)
+    (tmp_path / "next").symlink_to("new")
+    os.replace(tmp_path / "next", link)
+    assert authorities(config) != before
+
+
+def test_a_file_that_is_gone_is_an_error_although_it_was_there(tmp_path: Path) -> None:
+    config = MqttConfig(tls=True, **made(tmp_path))
+    tls_context(config)
+    (tmp_path / "client.pem").unlink()
+    with pytest.raises(ConfigurationError, match=r"client\.pem.*No such file"):
+        tls_context(config)
+
+
+def test_what_is_skipped_by_one_configuration_is_not_by_another(tmp_path: Path) -> None:
+    options = made(tmp_path)
+    open_ = tls_context(MqttConfig(tls=True, tls_insecure_skip_verification=True, **options))
+    strict = tls_context(MqttConfig(tls=True, **options))
+    assert open_ is not None
+    assert strict is not None
+    assert (open_.verify_mode, strict.verify_mode) == (ssl.CERT_NONE, ssl.CERT_REQUIRED)
