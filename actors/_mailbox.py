@@ -14,10 +14,7 @@ from .._texts import describe
 from ..errors import ActorStopped, ConfigurationError, MailboxFull
 from ._local_message import LocalMessage
 
-__all__ = ["DEFAULT_CAPACITY", "Mailbox", "Overflow", "Places", "Slot"]
-
-DEFAULT_CAPACITY = 1000
-"""How many messages a mailbox holds unless it is given another size."""
+__all__ = ["Mailbox", "Overflow", "Places", "Slot"]
 
 _log = get_logger("spa_dat.actors")
 _INCOMING_LOCK = threading.Lock()
@@ -148,7 +145,7 @@ class Mailbox:
 
     def __init__(
         self,
-        capacity: int = DEFAULT_CAPACITY,
+        capacity: int = 1_000,
         overflow: Overflow = Overflow.REFUSE,
         key: Callable[[Any], Hashable] | None = None,
     ) -> None:

@@ -15,7 +15,7 @@ from ..runtime.hosting._lane import Lane
 from ..runtime.messaging._bus_connection import BusConnection
 from ..runtime.messaging._message import OutgoingMessage
 from ..runtime.messaging._socket import Socket
-from ..runtime.options._checks import check_seconds, is_number
+from ..runtime.options._option_checks import check_seconds, is_number
 from ..runtime.payloads._codec import Decoder, PayloadFormat, format_of
 from ..runtime.routing._subscriptions import NoSubscription
 from ..transports import Envelope, Identity, Surroundings, TopicFilter

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, overload
 
 from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication
-from ..runtime.options._checks import is_number
+from ..runtime.options._option_checks import is_number
 from ._async_harness import AsyncHarness
 from ._core import NAME, NO_MORE, HarnessCore, check_options, failure_classes
 from ._errors import NotSettled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .application._application import DistributedApplication
 from .application._program import run
-from .injection._context import Context
+from .injection._handler_context import Context
 from .messaging._message import Message, MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sized
 
 from ...runtime.application._application import DistributedApplication
-from ...runtime.injection._context import Context
+from ...runtime.injection._handler_context import Context
 from ...runtime.messaging._message import Message
 from ...runtime.messaging._socket import Socket
 from ...runtime.options._retry_policy import RetryPolicy

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..._texts import describe, error_name
 from ...errors import RemoteError
+from ...runtime.hosting._actor_observer import Receive
 from ...runtime.hosting._lane import Lane
-from ...runtime.hosting._observer import Receive
 from ...runtime.options._retry_policy import Reject, Retry
 from ...transports import Delivery, Envelope
 from .._errors import HandlerFailed, NotSettled

@@ -13,11 +13,11 @@ from ..._environment import Environment
 from ...actors import Actor, RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Identity, SocketProvider, as_provider
-from ..hosting._settings import LoopFactory, Settings
+from ..hosting._application_settings import LoopFactory, Settings
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._actor_options import HandlerOptions
-from ..options._checks import check_name, parse_reply_topics
+from ..options._option_checks import check_name, parse_reply_topics
 from ..options._resources import Resource
 from ..registration._registry import ProviderLike, Registry
 from ..registration._specs import Spec

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import ConfigurationError
 from ...transports import SocketProvider, Surroundings
-from ..hosting._settings import Settings
+from ..hosting._application_settings import Settings
 from ..messaging._bus_connection import BusConnection
 from ..registration._specs import Spec
 

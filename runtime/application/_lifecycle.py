@@ -15,15 +15,15 @@ from ..._texts import describe, reason_of
 from ...actors import ActorSystem
 from ...errors import ActorStopped, ConfigurationError, SpaDatError
 from ...transports import SocketProvider
-from ..diagnostics._given_up import GivenUp
 from ..diagnostics._problems import Problems
+from ..diagnostics._unclean_stop import GivenUp
 from ..handling._dead_letter_store import DeadLetterLimit
+from ..hosting._actor_observer import Observer
 from ..hosting._actor_runner import ActorRunner
+from ..hosting._application_settings import Settings
+from ..hosting._gather import wait_for_each
 from ..hosting._lane import Lane
-from ..hosting._observer import Observer
 from ..hosting._resource_manager import ResourceManager
-from ..hosting._settings import Settings
-from ..hosting._waiting import wait_for_each
 from ..hosting._watchdog import Watchdog
 from ..messaging._bus_connection import BusConnection
 from ..messaging._socket import Socket

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from ..._logs import get_logger, log_error
 from ..._texts import describe, reason_of
 from ...errors import ActorStopped, ConfigurationError, SpaDatError
-from ..diagnostics._given_up import let_go
 from ..diagnostics._stacks import frames_of, frames_of_thread, place
-from ..hosting._settings import LoopFactory
+from ..diagnostics._unclean_stop import let_go
+from ..hosting._application_settings import LoopFactory
 from ._application import DistributedApplication, runs_of
 from ._signals import Signals
 

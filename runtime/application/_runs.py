@@ -10,8 +10,8 @@ from typing import Any
 from ..._texts import reason_of
 from ...errors import ConfigurationError
 from ...transports import SocketProvider
-from ..hosting._observer import Observer, Observers
-from ..hosting._settings import Settings
+from ..hosting._actor_observer import Observer, Observers
+from ..hosting._application_settings import Settings
 from ..messaging._turn import current_turn
 from ..registration._registry import Registry
 from ..registration._specs import Spec

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from ...actors import ActorSystem
 from ..hosting._actor_runner import ActorRunner
+from ..hosting._gather import wait_for_each, wait_until
 from ..hosting._resource_manager import ResourceManager
-from ..hosting._waiting import wait_for_each, wait_until
 from ..messaging._bus_connection import BusConnection
 from ..options._resources import LEAST_FOR_RESOURCES
 from ..routing._router import Router

@@ -23,10 +23,10 @@ from ...actors import RestartPolicy
 from ...transports import DeliveryState, Envelope, Identity, TopicFilter
 from ..application._lifecycle import Run
 from ..application._program import IMPORTING, end_loop
+from ..hosting._actor_observer import Receive
 from ..hosting._actor_runner import ActorRunner
+from ..hosting._application_settings import Settings
 from ..hosting._lane import Lane
-from ..hosting._observer import Receive
-from ..hosting._settings import Settings
 from ..options._actor_options import ActorOptions
 from ..processes._channel import Channel
 from ..processes._child_process import HUNG

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from ...actors import leave_process
-from ..diagnostics._given_up import let_go
 from ..diagnostics._stacks import frames_of, place, users_part
+from ..diagnostics._unclean_stop import let_go
 from ..registration._specs import Handler
 from ._handler_failures import deadline_missed
 from ._handler_thread import HandlerThread

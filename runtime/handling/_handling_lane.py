@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..._limited_log import LimitedLog
 from ...transports import Envelope
-from ..injection._context import ContextOwner
+from ..injection._handler_context import ContextOwner
 from ..messaging._bus_connection import BusConnection
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket

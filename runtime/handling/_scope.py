@@ -9,7 +9,7 @@ import msgspec
 
 from ...errors import MessageTooLarge
 from ...transports import Envelope
-from ..injection._context import Context
+from ..injection._handler_context import Context
 from ..messaging._message import Message, MessageBuilder, OutgoingMessage
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket

@@ -9,18 +9,18 @@ from typing import Any, Protocol
 
 from ...actors import ActorSystem, RestartPolicy
 from ...transports import Envelope, TopicFilter
-from ..diagnostics._given_up import GivenUp
+from ..diagnostics._unclean_stop import GivenUp
 from ..messaging._bus_connection import BusConnection
 from ..options._resources import RequiredResources, Resource
 from ..registration._specs import Spec
 from ..routing._router import Router
 from ..routing._routes import Route
 from ..routing._subscriptions import RuntimeSubscription
+from ._actor_observer import Observer
+from ._application_settings import Settings
+from ._gather import wait_for_each
 from ._lane import Lane
-from ._observer import Observer
 from ._producer import CallSource
-from ._settings import Settings
-from ._waiting import wait_for_each
 
 __all__ = ["ActorRunner", "ApplicationRun"]
 

@@ -9,7 +9,7 @@ from ...actors import Mailbox
 from ...transports import Delivery
 from ..handling._batch_processor import BatchProcessor
 from ..routing._batch_collector import BatchCollector
-from ._work_source import replaced_by_key
+from ._message_source import replaced_by_key
 
 if TYPE_CHECKING:
     from ._lane import Lane

@@ -26,9 +26,9 @@ from ..registration._specs import Handler
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
 from ._batch_source import BatchSource
+from ._message_source import MessageSource, WorkSource
 from ._producer import CallSource
 from ._timers import ScheduledCall, Timers
-from ._work_source import MessageSource, WorkSource
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner

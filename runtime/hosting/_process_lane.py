@@ -14,10 +14,10 @@ from ..processes._shipping import pack
 from ..registration._message_keys import lane_of
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
+from ._gather import wait_for_each
 from ._lane import Lane
+from ._message_source import WorkSource, mailbox_of
 from ._process_worker import ProcessState, ProcessWorker
-from ._waiting import wait_for_each
-from ._work_source import WorkSource, mailbox_of
 
 if TYPE_CHECKING:
     from ._actor_runner import ActorRunner

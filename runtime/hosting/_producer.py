@@ -12,7 +12,7 @@ from ...actors import Mailbox, refuse_unrun, run_apart
 from ..handling._delivery_processor import DeliveryProcessor
 from ..handling._scope import ProducerScope
 from ..messaging._turn import current_turn
-from ._work_source import mailbox_of
+from ._message_source import mailbox_of
 
 if TYPE_CHECKING:
     from ._lane import Lane

@@ -11,8 +11,8 @@ from ..._logs import get_logger
 from ..._texts import reason_of
 from ...actors import is_closing
 from ...errors import ActorStopped, ConfigurationError
-from ..diagnostics._given_up import GivenUp
 from ..diagnostics._stacks import frames_of, place
+from ..diagnostics._unclean_stop import GivenUp
 from ..options._resources import (
     LeftAlone,
     Opener,

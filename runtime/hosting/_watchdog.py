@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..._logs import get_logger
 from ..diagnostics._stacks import frames_of_thread, place
-from ._settings import Settings
+from ._application_settings import Settings
 
 if TYPE_CHECKING:
     from ._lane import Lane

@@ -27,7 +27,7 @@ from ...transports import (
     is_reserved,
     on_failure,
 )
-from ..diagnostics._given_up import LostPosts
+from ..diagnostics._unclean_stop import LostPosts
 from ..payloads._codec import TEXT, encode
 from ._message import NO_HEADERS, OutgoingMessage, check_message, check_response_topic
 from ._reply_addresses import ReplyAddresses

@@ -13,7 +13,7 @@ import msgspec
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from ...transports import Envelope, check_topic
-from ..options._checks import is_number
+from ..options._option_checks import is_number
 from ._turn import current_turn
 
 __all__ = [

@@ -11,7 +11,7 @@ from ..._texts import quoted
 from ...actors import chain_names
 from ...errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
 from ...transports import Envelope
-from ..options._checks import check_seconds, is_number
+from ..options._option_checks import check_seconds, is_number
 from ..payloads._codec import Decoder
 from ._bus_connection import BusConnection
 from ._message import (

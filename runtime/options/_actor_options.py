@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
 from ...actors import Overflow
-from ...actors._mailbox import DEFAULT_CAPACITY
 from ...errors import ConfigurationError
 from ...transports import SocketProvider, TopicFilter
-from ._checks import (
+from ._option_checks import (
     LARGEST_WINDOW,
     LARGEST_WINDOW_BYTES,
     check_batch,
@@ -24,7 +23,7 @@ from ._checks import (
 )
 from ._resources import Resource, check_resources
 from ._retry_policy import RetryPolicy
-from ._state import check_state
+from ._state_factory import check_state
 
 __all__ = ["ActorOptions", "HandlerOptions", "merge_options"]
 
@@ -79,7 +78,7 @@ class ActorOptions:
     state: Any = None
     ressources: Mapping[str, Resource] = field(default_factory=dict)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    mailbox: int = DEFAULT_CAPACITY
+    mailbox: int = 1_000
     window: int | None = None
     window_bytes: int | None = None
     overflow: Overflow = Overflow.REFUSE

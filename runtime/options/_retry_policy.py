@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from ...errors import ConfigurationError
-from ._checks import is_number
+from ._option_checks import is_number
 
 __all__ = ["Reject", "Retry", "RetryPolicy"]
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, Self
 from ...errors import ConfigurationError
 from ...transports import Delivery, DeliveryState, Envelope
 from ..application._application import DistributedApplication, runs_of
+from ..hosting._actor_observer import Receive
 from ..hosting._lane import Lane
-from ..hosting._observer import Receive
 from ..routing._routes import RoutedDelivery
 from ._recording_format import Receipt
 from ._recording_writer import RecordingWriter

@@ -10,7 +10,7 @@ from typing import Any
 from ...actors import Actor, Overflow
 from ...errors import ConfigurationError
 from ...transports import as_provider
-from ..options._checks import is_number
+from ..options._option_checks import is_number
 from ..options._retry_policy import RetryPolicy
 
 __all__ = ["class_options"]

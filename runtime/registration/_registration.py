@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from ...actors import Actor, handlers_of
 from ...errors import ConfigurationError
 from ...transports import RESERVED, TopicFilter, is_reserved
-from ..injection._context import Context
+from ..injection._handler_context import Context
 from ..injection._injection import Injection
 from ..injection._signatures import read_signature
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._actor_options import ActorOptions, merge_options
-from ..options._checks import parse_filters
+from ..options._option_checks import parse_filters
 from ..payloads._generics import arguments_in
 from ..payloads._type_readers import bare_type
 from ._class_options import class_options

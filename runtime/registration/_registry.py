@@ -13,9 +13,9 @@ from ...errors import ConfigurationError
 from ...transports import Config, SocketProvider, as_provider
 from ..injection._parameter_rules import Available
 from ..options._actor_options import ActorOptions, merge_options
-from ..options._checks import check_name
+from ..options._option_checks import check_name
 from ..options._resources import Resource, check_resources
-from ..options._state import refuse_shared_state
+from ..options._state_factory import refuse_shared_state
 from ._registration import check_arguments, class_spec, function_spec
 from ._specs import Kind, Spec
 

@@ -12,8 +12,8 @@ from ...transports import TopicFilter
 from ..injection._injection import Injection
 from ..injection._signatures import Signature
 from ..options._actor_options import ActorOptions
-from ..options._checks import check_name
-from ..options._state import make_state
+from ..options._option_checks import check_name
+from ..options._state_factory import make_state
 from ._message_keys import MessageKey
 
 __all__ = ["Handler", "Kind", "Spec"]

@@ -15,7 +15,7 @@ import pytest
 from spa_dat.actors import Actor, ActorRef, ActorSystem, Mailbox
 from spa_dat.actors._pykka_adapter import check_pykka
 from spa_dat.errors import ConfigurationError, DeadlockDetected, MailboxFull
-from spa_dat.runtime.diagnostics._given_up import let_go
+from spa_dat.runtime.diagnostics._unclean_stop import let_go
 from support.waiting import eventually
 
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ..errors import ConfigurationError
 from ..runtime import DistributedApplication, run
+from ..runtime.hosting._actor_observer import Receive
 from ..runtime.hosting._lane import Lane
-from ..runtime.hosting._observer import Receive
 from ..runtime.recording._recorder import Recorder
 from ..runtime.recording._recording_format import Receipt
 from ..transports import Delivery, Envelope, MemoryConfig, SocketProviderFactory

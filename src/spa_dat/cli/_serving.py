@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from ..runtime import DistributedApplication
 from ..runtime.application._application import runs_of
 from ..runtime.application._program import new_loop, run_until_stopped
-from ..runtime.options._checks import check_name
+from ..runtime.options._option_checks import check_name
 from ..runtime.registration._specs import Spec
 from ..transports import MemoryConfig, MqttConfig, SocketProviderFactory
 from ._application import load_application

@@ -1,4 +1,4 @@
-"""The context: what a handler can learn and do besides using the bus."""
+"""The context of a handler: the actor's state, timers and more, until the handler is given up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ..._environment import Environment
 from ...errors import ActorStopped, ConfigurationError
-from ..options._checks import is_number
+from ..options._option_checks import is_number
 
 __all__ = ["Context", "ContextOwner", "Timer"]
 

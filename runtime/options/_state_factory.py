@@ -1,4 +1,4 @@
-"""The state given at registration: a factory, or one value."""
+"""The ``state=`` given at registration: a factory, or one value; making the first state of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work sources: what a lane gets its work from, and through which mailboxes."""
+"""Work sources: what a lane gets its work from; that of single messages, and its mailbox."""
 
 from __future__ import annotations
 

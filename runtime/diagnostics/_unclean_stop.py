@@ -1,4 +1,4 @@
-"""Keeping account of the work that is given up when an application ends."""
+"""Unclean stops: keeping account of the work that is given up when an application ends."""
 
 from __future__ import annotations
 

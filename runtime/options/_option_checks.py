@@ -11,7 +11,7 @@ from ..._texts import quoted
 from ...actors import Overflow
 from ...errors import ConfigurationError
 from ...transports import TopicFilter
-from ._state import is_factory
+from ._state_factory import is_factory
 
 __all__ = [
     "LARGEST_WINDOW",

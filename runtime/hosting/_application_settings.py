@@ -1,4 +1,4 @@
-"""The settings of an application, for its runs."""
+"""The settings of a whole application, as opposed to the options of one actor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..._environment import Environment
 from ...actors import RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Identity, SocketProvider, TopicFilter
-from ..options._checks import check_seconds
-from ._observer import Observer
+from ..options._option_checks import check_seconds
+from ._actor_observer import Observer
 
 __all__ = ["LoopFactory", "Settings"]
 

@@ -1,4 +1,4 @@
-"""Waiting for several things at once, while starting and while stopping."""
+"""Gathering: waiting for several things at once, while starting and while stopping."""
 
 from __future__ import annotations
 
