@@ -20,11 +20,11 @@ from ..options._retry_policy import Reject, Retry
 from ..payloads._codec import check_size
 from ..registration._specs import Handler
 from ..routing._routes import RoutedDelivery
+from ._argument_values import ProducerScope, with_usable_address
 from ._dead_letter_store import SHORTEST_PAUSE
 from ._delivery_processor import DeliveryProcessor
 from ._handler_failures import as_failure, log_failure
 from ._handling_lane import HandlingLane
-from ._scope import ProducerScope, with_usable_address
 
 __all__ = ["BatchProcessor"]
 

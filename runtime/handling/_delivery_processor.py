@@ -27,16 +27,17 @@ from ...actors import (
 from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Delivery, Envelope
 from ..messaging._bus_connection import BusConnection
-from ..messaging._requests import CHAIN_HEADER, chain_of, error_answer
+from ..messaging._replies import error_answer
+from ..messaging._requests import CHAIN_HEADER, chain_of
 from ..messaging._turn import Turn, current_turn
 from ..payloads._codec import check_size
 from ..registration._specs import Handler
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
+from ._argument_values import MessageScope
 from ._dead_letter_store import SHORTEST_PAUSE, DeadLetterStore, Pauses
 from ._handler_failures import as_failure, is_outage, log_failure
 from ._handling_lane import HandlingLane
-from ._scope import MessageScope
 from ._settlement import Settlements
 
 __all__ = ["DeliveryProcessor"]
@@ -67,6 +68,7 @@ class DeliveryProcessor:
         "_max_received",
         "_now",
         "_pauses",
+        "_replies",
         "_retry",
         "_source",
         "_stats",
@@ -77,6 +79,7 @@ class DeliveryProcessor:
     def __init__(self, lane: HandlingLane, connection: BusConnection) -> None:
         self._lane = lane
         self._connection = connection
+        self._replies = connection.replies
         self._stats = connection.surroundings.stats
         self._environment = connection.surroundings.environment
         self._now = connection.loop.time
@@ -253,7 +256,7 @@ class DeliveryProcessor:
                 await guard.recover()
             # Replies wait for room, so that there is always some for other publishes.
             await self._connection.bus.room()
-            self._connection.reply(turn, self._source, result)
+            self._replies.send(turn, self._source, result)
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 (the user's code)
@@ -365,7 +368,7 @@ class DeliveryProcessor:
                     await end_attempt()
                     # Replies wait for room, so that there is always some for other publishes.
                     await self._connection.bus.room()
-                    self._connection.reply(turn, lane.source, result)
+                    self._replies.send(turn, lane.source, result)
                 elif (
                     result is not None
                     and not handler.returns_reply
@@ -550,7 +553,7 @@ class DeliveryProcessor:
         code, text = error_answer(error)
         while True:
             try:
-                self._connection.reply_error(turn, self._lane.source, code, text)
+                self._replies.send_error(turn, self._lane.source, code, text)
             except OutboxFull:
                 if not await self._pauses.wait(SHORTEST_PAUSE):
                     delivery.route.router.give_back(delivery)

@@ -15,8 +15,8 @@ from ..._texts import reason_of
 from ...actors import Actor, ActorRef, RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Delivery, Envelope
+from ..handling._argument_values import ProducerScope
 from ..handling._handler_calls import HandlerCaller, RunningCode
-from ..handling._scope import ProducerScope
 from ..messaging._requests import CHAIN_HEADER, circle_of
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
@@ -335,7 +335,7 @@ class Lane:
             return False
         self.stats["requests.deadlocked"] += 1
         text = f"{cycle}: {self.address!r} itself waits for the reply to this request"
-        self.connection.refuse(envelope, self.source, "deadlock", text)
+        self.connection.replies.refuse(envelope, self.source, "deadlock", text)
         return True
 
     # For contexts and sockets.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..._texts import describe, error_name, inspectable
 from ...actors import Mailbox, refuse_unrun, run_apart
+from ..handling._argument_values import ProducerScope
 from ..handling._delivery_processor import DeliveryProcessor
-from ..handling._scope import ProducerScope
 from ..messaging._turn import current_turn
 from ._message_source import mailbox_of
 

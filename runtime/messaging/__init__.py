@@ -1,4 +1,4 @@
-"""Messages, and sending them: sockets, requests and the connection that they share.
+"""Messages, and sending them: sockets, requests, replies and the connection that they share.
 
 It may import `payloads` and below. Begin with `_socket`.
 """

@@ -8,10 +8,9 @@ from asyncio import _get_running_loop
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from ..._limited_log import LimitedLog
 from ..._logs import get_logger
-from ..._texts import LONGEST_REMEMBERED, describe, escaped, quoted, reason_of
-from ...errors import ActorStopped, ConfigurationError, ConnectionLost, OutboxFull, SpaDatError
+from ..._texts import LONGEST_REMEMBERED, reason_of
+from ...errors import ActorStopped, ConfigurationError, ConnectionLost
 from ...transports import (
     DEFAULT_TYPE,
     REPLY_HEADER,
@@ -28,11 +27,12 @@ from ...transports import (
     on_failure,
 )
 from ..diagnostics._unclean_stop import LostPosts
-from ..payloads._codec import TEXT, encode
+from ..payloads._codec import encode
 from ._message import NO_HEADERS, OutgoingMessage, check_message, check_response_topic
+from ._replies import Replies
 from ._reply_addresses import ReplyAddresses
-from ._requests import CHAIN_HEADER, ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT, Requests
-from ._turn import Turn, current_turn
+from ._requests import CHAIN_HEADER, Requests
+from ._turn import current_turn
 
 __all__ = ["BusConnection"]
 
@@ -60,6 +60,7 @@ class BusConnection:
         surroundings: identity, environment and counters of the application.
         filters: the declared filters of the application's actors on this bus.
         subscribed: their runtime subscriptions.
+        replies: sends the replies to requests of others.
         reply_addresses: where replies may go.
         loop: the event loop that it belongs to.
         ended: whether the application has stopped, so that its sockets no longer work.
@@ -87,7 +88,7 @@ class BusConnection:
         identity = surroundings.identity
         self._own = f"{identity.application}/{identity.instance}/"
         self.lost_posts = LostPosts()
-        self._log = LimitedLog(log)
+        self.replies = Replies(self.bus, surroundings, self.lost_posts)
         self._checked: dict[str, None] = {}
 
     async def start(self) -> None:
@@ -267,77 +268,6 @@ class BusConnection:
         else:
             on_failure(posted, self.lost_posts.report)
         return posted
-
-    def reply(self, turn: Turn, source: str, value: object) -> None:
-        """Answer the turn's request with a value, unless it has been answered already.
-
-        The request is not settled before the reply is confirmed.
-
-        Raises:
-            EncodeError: the value cannot be encoded; the request is not answered.
-        """
-        if turn.answered:
-            return
-        payload, content_type = encode(value)
-        self._post_reply(turn, source, payload, content_type, {REPLY_HEADER: "1"})
-        turn.reply = turn.posts[-1]
-
-    def reply_error(self, turn: Turn, source: str, code: str, text: str) -> None:
-        """Answer the turn's request with a `RemoteError`, unless not even that can be sent.
-
-        Raises:
-            OutboxFull: it can be sent later.
-        """
-        headers = {REPLY_HEADER: "1", ERROR_HEADER: escaped(str(code))[:LONGEST_CODE]}
-        payload = str(text)[:LONGEST_TEXT].encode("utf-8", "replace")
-        payload = payload[: self.bus.max_payload].decode("utf-8", "ignore").encode()
-        try:
-            self._post_reply(turn, source, payload, TEXT, headers)
-        except OutboxFull:
-            raise
-        except SpaDatError as refusal:
-            # What the request contains makes it impossible to send even this answer.
-            assert turn.request is not None
-            self.surroundings.stats["replies.refused"] += 1
-            topic = quoted(turn.request.topic)
-            self._log.error("the request on %s cannot be answered: %s", topic, describe(refusal))
-
-    def refuse(self, request: Envelope, source: str, code: str, text: str) -> None:
-        """Answer a request that no handler gets with a `RemoteError`, on a best-effort basis."""
-        turn = Turn(request.id, source, request)
-        try:
-            self.reply_error(turn, source, code, text)
-        except OutboxFull:
-            self.surroundings.stats["replies.refused"] += 1
-        for posted in turn.posts:
-            posted.add_done_callback(self.lost_posts.report)
-
-    def _post_reply(
-        self,
-        turn: Turn,
-        source: str,
-        payload: bytes,
-        content_type: str | None,
-        headers: dict[str, str],
-    ) -> None:
-        request = turn.request
-        assert request is not None
-        assert request.response_topic is not None
-        environment = self.surroundings.environment
-        envelope = Envelope(
-            topic=request.response_topic,
-            payload=payload,
-            content_type=content_type,
-            id=turn.publish_id(request.response_topic) or environment.new_id(),
-            source=source,
-            type=DEFAULT_TYPE,
-            time=environment.now(),
-            headers=headers,
-            correlation=request.correlation,
-            expiry=request.expiry,
-        )
-        turn.posts.append(self.bus.post(envelope))
-        turn.answered = True
 
     def takes(self, topic: str) -> bool:
         """Whether an actor of this application subscribes to the topic."""

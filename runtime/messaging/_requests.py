@@ -1,4 +1,4 @@
-"""Requests: sending them and matching the replies."""
+"""Requests: sending them, and matching the replies that arrive."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 
-from ..._texts import describe, reason_of
-from ...errors import ProcessCrashed, RemoteError, RequestTimeout
+from ...errors import RemoteError, RequestTimeout
 from ...transports import Bus, Envelope, OutboxEntry, on_failure
-from ..options._retry_policy import Reject
 
 __all__ = [
     "CHAIN_HEADER",
@@ -25,7 +23,6 @@ __all__ = [
     "Requests",
     "chain_of",
     "circle_of",
-    "error_answer",
     "remote_error",
 ]
 
@@ -102,17 +99,6 @@ def _size(envelope: Envelope) -> int:
     for name, value in envelope.headers.items():
         size += _OVERHEAD_OF_A_HEADER + len(name) + len(value)
     return size
-
-
-def error_answer(error: BaseException) -> tuple[str, str]:
-    """Return code and text of the answer to a request whose handler has raised ``error``."""
-    if isinstance(error, RemoteError):
-        return error.code, error.text
-    if isinstance(error, Reject):
-        return "rejected", describe(error)
-    if isinstance(error, ProcessCrashed):
-        return "crashed", describe(error)
-    return "failed", reason_of(error)
 
 
 class _PendingRequest:

@@ -1,19 +1,19 @@
-"""The scope of a call: where its arguments come from."""
+"""The values of a call's arguments: what the parameters of a handler get in one attempt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import msgspec
 
-from ...errors import MessageTooLarge
 from ...transports import Envelope
 from ..injection._handler_context import Context
-from ..messaging._message import Message, MessageBuilder, OutgoingMessage
+from ..messaging._message import Message, MessageBuilder
+from ..messaging._replies import reply
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
-from ..messaging._turn import Turn, current_turn
+from ..messaging._turn import Turn
 from ..registration._specs import Handler
 from ..routing._routes import RoutedDelivery
 from ._handling_lane import HandlingLane
@@ -134,29 +134,16 @@ class MessageScope(ProducerScope):
     def message(self) -> Message[Any]:
         """Return the whole message; raises DecodeError."""
         envelope = self._delivery.envelope
-        reply = self._reply if self._turn.request is not None else None
-        if reply is None:
+        answer = self._reply if self._turn.request is not None else None
+        if answer is None:
             envelope = with_usable_address(self._owner, envelope)
-        return Message.of(envelope, self.payload, attempt=self._attempt, reply=reply)
+        return Message.of(envelope, self.payload, attempt=self._attempt, reply=answer)
 
-    async def _reply(self, payload: object, headers: Mapping[str, str] | None) -> None:
-        request = self._turn.request
-        assert request is not None
-        assert request.response_topic is not None
-        message = OutgoingMessage(
-            topic=request.response_topic, payload=payload, headers=headers or {}
-        )
-        # A handler may keep a request and answer it while it handles another message.
-        token = current_turn.set(self._turn)
-        before = self._turn.answered
-        try:
-            await self._owner.socket.publish(message)
-        except MessageTooLarge:
-            # The error can still be the answer.
-            self._turn.answered = before
-            raise
-        finally:
-            current_turn.reset(token)
+    def _reply(
+        self, payload: object, headers: Mapping[str, str] | None
+    ) -> Coroutine[Any, Any, None]:
+        # The socket as it is then: a handler may keep a request.
+        return reply(self._owner.socket, self._turn, payload, headers)
 
 
 def with_usable_address(owner: HandlingLane, envelope: Envelope) -> Envelope:
