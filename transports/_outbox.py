@@ -66,17 +66,26 @@ class OutboxEntry(asyncio.Future[None]):
         "writes",
     )
 
-    def __init__(self, envelope: Envelope, outbox: Keeper | None, note: Any = None) -> None:
-        super().__init__(loop=asyncio.get_running_loop())
+    def __init__(
+        self,
+        envelope: Envelope,
+        outbox: Keeper | None,
+        note: Any = None,
+        size: int = 0,
+        losses: int = 0,
+        answers: int = 0,
+    ) -> None:
+        super().__init__()
         self.envelope = envelope
         self.note = note
         self.writes = 0
         self.put_off = ""
-        self.size = 0
+        self.size = size
         self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
         self._outbox = outbox
         # For comparison in `Outbox.is_outage`.
-        self._losses = self._answers = 0
+        self._losses = losses
+        self._answers = answers
 
     def set_exception(self, exception: type | BaseException, /) -> None:
         super().set_exception(exception)
@@ -252,10 +261,8 @@ class Outbox:
         pending = len(self._waiting) + len(self._written) + len(self._aside)
         if pending >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
             raise self._full(envelope)
-        entry = OutboxEntry(envelope, self, note)
-        entry._losses = self._losses if self._connected else -1
-        entry._answers = self._answers
-        entry.size = size
+        losses = self._losses if self._connected else -1
+        entry = OutboxEntry(envelope, self, note, size, losses, self._answers)
         self._size += size
         if self._connected and not self._waiting and not self._pumping and self._has_place(size):
             # As _pump() would, bypassing the queue.

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import ConsumerRecord, TopicPartition
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from spa_dat import DistributedApplication, Message, Socket
@@ -36,7 +36,7 @@ from spa_dat.transports import (
     Tracker,
     without_payload,
 )
-from spa_dat.transports.kafka._records import size_of_headers
+from spa_dat.transports.kafka._records import Codec, size_of_headers
 from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.kafka.consuming._assignment import Assignment
 from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
@@ -657,6 +657,14 @@ def test_what_is_remembered_of_long_texts_takes_little() -> None:
     assert kept_by(copy) < 500_000
     assert kept_by(lambda number: check_mqtt_topic(f"a/{text(number)}")) < 500_000
     assert kept_by(lambda number: names.destination(f"t/{text(number)}")) < 500_000
+    codec = Codec(names, Counter(), lambda: 0.0)
+
+    def ask(number: int) -> None:
+        headers = (("reply_to", text(number).encode()),)
+        record = ConsumerRecord("t", 0, 0, 0, 0, None, b"", None, 0, 0, headers)
+        assert codec.decode(record) is not None
+
+    assert kept_by(ask) < 500_000
 
 
 def test_of_a_settled_record_that_is_not_committed_little_is_kept() -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from ..._texts import LONGEST_REMEMBERED
 from ...errors import ConfigurationError
 from .._envelope import REPLY_HEADER, Envelope, check_encodable
 from .._topics import RESERVED
@@ -21,8 +22,9 @@ __all__ = ["RESERVED_NAMES", "Codec", "Record", "StoredRecord", "check_message",
 _REPLY = f"{RESERVED}/reply/"
 _NONE: Mapping[str, str] = MappingProxyType({})
 _VERSION = ("ce_specversion", b"1.0")
-# What a record takes besides its parts: lengths, offset and time as variable-length integers.
-_OVERHEAD = 64
+# What a record takes besides its parts: lengths, offset and time as variable-length integers, and
+# the names of the headers in `RESERVED_NAMES` with their lengths.
+_OVERHEAD = 512
 _OVERHEAD_OF_A_HEADER = 10
 # The memory that one takes besides its characters.
 _KEPT_WITH_A_HEADER = 256
@@ -42,6 +44,8 @@ RESERVED_NAMES = frozenset(
     }
 )
 """Names of headers that represent fields of the envelope."""
+_RARE = frozenset({"ce_subject", "ce_time", "ce_type", "spa_reply_subject"})
+_MOST_REMEMBERED = 4_096
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -54,6 +58,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         headers: in order.
         timestamp: milliseconds since 1970 (UTC); None for the time of sending.
         is_reply: whether a requester has chosen the topic, which is then not created for it.
+        size: the most bytes that it takes, before compression.
     """
 
     name: str
@@ -62,15 +67,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     headers: list[tuple[str, bytes | None]]
     timestamp: int | None
     is_reply: bool = False
-
-    @property
-    def size(self) -> int:
-        """The most bytes that it takes, before compression."""
-        size = _OVERHEAD + len(self.key or b"") + len(self.value or b"")
-        for name, value in self.headers:
-            # A character takes at most four bytes in UTF-8.
-            size += 4 * len(name) + len(value or b"") + _OVERHEAD_OF_A_HEADER
-        return size
+    size: int = 0
 
 
 class StoredRecord(Protocol):
@@ -109,6 +106,8 @@ class Codec:
         self._stats = stats
         self._now = now
         self._plain: dict[str, str | None] = {}
+        # Of topics that requesters name.
+        self._reply_topics: dict[bytes, str] = {}
 
     def encode(self, envelope: Envelope) -> Record:
         """Return the record for a message.
@@ -137,34 +136,33 @@ class Codec:
             headers.append(("correlation_id", envelope.correlation))
         if envelope.expiry is not None:
             headers.append(("ttl_ms", b"%d" % max(1, round(envelope.expiry * 1000))))
-        raw = envelope.raw_headers
-        names = {name for name, _ in raw} if raw else ()
-        for name, value in envelope.headers.items() if envelope.headers else ():
-            if name in RESERVED_NAMES:
-                check_message(envelope)
-            if not name.isascii():
-                # The library does that later, which would be too late.
-                name.encode()
-            if name not in names:
-                headers.append((name, value.encode()))
-        headers += [pair for pair in raw if pair[0] not in RESERVED_NAMES]
+        size = _OVERHEAD + len(envelope.payload)
+        if envelope.headers or envelope.raw_headers:
+            size += _add_headers(envelope, headers)
+        for _, value in headers:
+            if value is not None:
+                size += len(value)
         key = destination.key if envelope.key is None else envelope.key
         raw_key = envelope.raw_key
         if raw_key is None and key is not None:
             raw_key = key.encode()
-        if envelope.tombstone and raw_key is None:
+        if raw_key is not None:
+            size += len(raw_key)
+        elif envelope.tombstone:
             raise ConfigurationError(
                 f"a tombstone for {envelope.topic!r} without a key: give the key to delete"
             )
+        time = envelope.time
         return Record(
             destination.name,
             raw_key,
             None if envelope.tombstone else envelope.payload,
             headers,
-            None if envelope.time is None else round(envelope.time * 1000),
+            None if time is None else round(time * 1000),
             destination.correlation is not None
             or (envelope.correlation is not None and envelope.response_topic is None)
             or (REPLY_HEADER in envelope.headers and not self._names.is_own(destination.name)),
+            size,
         )
 
     def _add_reply_address(
@@ -187,12 +185,11 @@ class Codec:
             record: as it was fetched, undecoded.
             redelivered: whether it is known to have been handed out before.
         """
-        name = record.topic
+        # _plain_topic(), without the cost of a call
         try:
-            topic = self._plain[name]
+            topic = self._plain[record.topic]
         except KeyError:
-            topic = self._names.plain_topic(name) if self._names.is_plain(name) else None
-            self._plain[name] = topic
+            topic = self._plain_topic(record.topic)
         key = record.key
         value = record.value
         if topic is not None and not record.headers:
@@ -216,8 +213,15 @@ class Codec:
             record: as it was fetched, undecoded.
             prefix: with which the correlations of our requests begin; it is left out.
         """
-        # The topic is one of the runtime's own, and so none that stands for an address as it is.
-        return self._decode_closely(record, None, redelivered=False, prefix=prefix)
+        topic = self._plain_topic(record.topic)
+        return self._decode_closely(record, topic, redelivered=False, prefix=prefix)
+
+    def _plain_topic(self, name: str) -> str | None:
+        """Return the address that a topic's name stands for; None if its records tell theirs."""
+        if name not in self._plain:
+            is_plain = self._names.is_plain(name)
+            self._plain[name] = self._names.plain_topic(name) if is_plain else None
+        return self._plain[name]
 
     def _decode_closely(
         self,
@@ -230,19 +234,22 @@ class Codec:
         raw = dict(record.headers)
         take = raw.pop
         content_type, identifier = take("content-type", None), take("ce_id", None)
-        source, kind = take("ce_source", None), take("ce_type", None)
-        subject, time = take("ce_subject", None), take("ce_time", None)
-        ttl, reply_to = take("ttl_ms", None), take("reply_to", None)
-        correlation = take("correlation_id", None)
+        source, ttl = take("ce_source", None), take("ttl_ms", None)
+        reply_to, correlation = take("reply_to", None), take("correlation_id", None)
         take("ce_specversion", None)
+        kind = subject = time = reply_subject = None
+        if not _RARE.isdisjoint(raw):
+            kind, subject = take("ce_type", None), take("ce_subject", None)
+            time, reply_subject = take("ce_time", None), take("spa_reply_subject", None)
         value, timestamp = record.value, record.timestamp
         expiry = None
         if ttl is not None:
             expiry = self._left(ttl, timestamp)
             if expiry is not None and expiry <= 0 and prefix is None:
                 return None
-        key = None if record.key is None else record.key.decode("utf-8", "backslashreplace")
-        response_topic, reply_subject = None, take("spa_reply_subject", None)
+        raw_key = record.key
+        key = None if raw_key is None else raw_key.decode("utf-8", "backslashreplace")
+        response_topic = None
         if reply_to is not None:
             response_topic, correlation = self._reply_address(reply_to, reply_subject, correlation)
         if prefix is not None:
@@ -251,26 +258,36 @@ class Codec:
             correlation = correlation[len(prefix) :]
         if topic is None:
             topic = self._names.topic(record.topic, key, _text(subject) or "", record.offset)
-        return Envelope(
+        headers: dict[str, str] = {}
+        for name, text in raw.items():
+            headers[name] = text.decode("utf-8", "replace") if text else ""
+        # With more than 15 keywords Python makes a dict of them, which takes longer than the rest.
+        envelope = Envelope(
             topic=topic,
             payload=b"" if value is None else value,
-            # A tombstone contains nothing that could be of that type.
-            content_type=None if value is None else _text(content_type),
+            content_type=_text(content_type),
             id=_text(identifier),
             source=_text(source),
-            type=_text(kind),
             time=timestamp / 1000 if time is None else self._time(time, timestamp / 1000),
             key=key,
-            headers={name: _text(text) or "" for name, text in raw.items()} if raw else _NONE,
+            headers=headers or _NONE,
             response_topic=response_topic,
             correlation=correlation,
             expiry=expiry,
-            redelivered=redelivered,
             partition=record.partition,
             offset=record.offset,
-            tombstone=value is None,
-            raw_key=record.key,
+            raw_key=raw_key,
             raw_headers=tuple(record.headers),
+        )
+        if kind is None and value is not None and not redelivered:
+            return envelope
+        return msgspec.structs.replace(
+            envelope,
+            # A tombstone contains nothing that could be of that type.
+            content_type=None if value is None else envelope.content_type,
+            type=_text(kind),
+            redelivered=redelivered,
+            tombstone=value is None,
         )
 
     def _time(self, text: bytes, stamp: float) -> float:
@@ -289,7 +306,13 @@ class Codec:
     def _reply_address(
         self, reply_to: bytes, subject: bytes | None, correlation: bytes | None
     ) -> tuple[str, bytes | None]:
-        address = self._names.reply_topic(reply_to.decode("utf-8", "replace"))
+        address = self._reply_topics.get(reply_to)
+        if address is None:
+            address = self._names.reply_topic(reply_to.decode("utf-8", "replace"))
+            if len(self._reply_topics) >= _MOST_REMEMBERED:
+                self._reply_topics.clear()
+            if len(reply_to) <= LONGEST_REMEMBERED:
+                self._reply_topics[reply_to] = address
         if correlation is not None and address.startswith(_REPLY):
             text = correlation.decode("utf-8", "replace")
             return f"{address}/{text}", text.rpartition("/")[2].encode()
@@ -311,6 +334,28 @@ def _attributes(envelope: Envelope) -> list[tuple[str, bytes | None]]:
     if kind is not None:
         headers.append(_header("ce_type", kind))
     return headers
+
+
+def _add_headers(envelope: Envelope, headers: list[tuple[str, bytes | None]]) -> int:
+    """Append what the sender has attached; return the bytes that names and lengths take at most."""
+    raw = envelope.raw_headers
+    names = {name for name, _ in raw} if raw else ()
+    size = 0
+    for name, value in envelope.headers.items():
+        if name in RESERVED_NAMES:
+            check_message(envelope)
+        if not name.isascii():
+            # The library does that later, which would be too late.
+            name.encode()
+        if name not in names:
+            headers.append((name, value.encode()))
+            # A character takes at most four bytes in UTF-8.
+            size += 4 * len(name) + _OVERHEAD_OF_A_HEADER
+    for pair in raw:
+        if pair[0] not in RESERVED_NAMES:
+            headers.append(pair)
+            size += 4 * len(pair[0]) + _OVERHEAD_OF_A_HEADER
+    return size
 
 
 def size_of_headers(envelope: Envelope) -> int:

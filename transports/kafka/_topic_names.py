@@ -128,7 +128,7 @@ class Names:
                 self._replies.clear()
             if len(application) <= LONGEST_REMEMBERED:
                 self._replies[application] = known
-        return Destination(known, correlation=correlation)
+        return Destination(known, None, None, correlation)
 
     def _find(self, topic: str) -> Destination:
         check_topic(topic)
