@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass
-from typing import ClassVar
+from dataclasses import InitVar, dataclass, field
+from typing import ClassVar, Protocol, Self
 
 from .._environment import Environment
 from .._texts import quoted, unfit_character
@@ -19,9 +19,9 @@ from ._credentials import (
 )
 from ._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
 from ._reconnect import Backoff
-from ._url_options import check_flag, check_numbers, check_text
+from ._url_options import NOT_AN_OPTION, check_flag, check_numbers, check_text
 
-__all__ = ["BrokerConfig", "check_login"]
+__all__ = ["BrokerConfig", "Renewal", "check_login"]
 
 _WHOLE = {
     "outbox": (1, 10_000_000),
@@ -38,6 +38,26 @@ _SECONDS = {
 _TLS_FILES = ("tls_ca", "tls_cert", "tls_key")
 _ONLY_WITH_TLS = (*_TLS_FILES, "tls_key_password", "tls_insecure_skip_verification")
 _LONGEST_LOGIN = 65_535
+
+
+class Renewal(Protocol):
+    """Where the login of a configuration is read again before each attempt to connect.
+
+    Attributes:
+        origin: where that is, for messages.
+        latest: the configuration that was read last; None before the first time.
+    """
+
+    @property
+    def origin(self) -> str:
+        """See the class."""
+
+    @property
+    def latest(self) -> BrokerConfig | None:
+        """See the class."""
+
+    async def renew(self, patience: float) -> None:
+        """Read it, within so many seconds; if that fails keep the last one, and say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +90,8 @@ class BrokerConfig:
             becomes a dead letter without payload; if it is a request, it is refused.
         backoff_min: seconds before the first attempt to reconnect, before jitter.
         backoff_max: the longest pause between two attempts to reconnect, in seconds.
+        renewal: for configurations from a document, which `SocketProviderFactory` makes: where the
+            login is read again.
 
     Attributes:
         tls_scheme: the scheme of URLs with ``tls``.
@@ -100,6 +122,7 @@ class BrokerConfig:
     max_received: int | None = None
     backoff_min: float = 0.1
     backoff_max: float = 10.0
+    renewal: Renewal | None = field(default=None, repr=False, compare=False, metadata=NOT_AN_OPTION)
 
     def __post_init__(
         self,
@@ -131,9 +154,35 @@ class BrokerConfig:
 
     @property
     def password_source(self) -> str | None:
-        """The file that the password comes from; None if it was given in another way."""
+        """The file or document that the password comes from; None if it was given in another way.
+
+        It is a text for errors.
+        """
         secret = self.secret
-        return secret.file if isinstance(secret, PasswordFile) else None
+        if isinstance(secret, PasswordFile):
+            return f"the file {secret.file!r}"
+        if secret is not None and self.renewal is not None:
+            return self.renewal.origin
+        return None
+
+    @property
+    def login(self) -> Self:
+        """The configuration whose user, password and TLS files are to be used now.
+
+        It is another one if they were read again; nothing else of it may be used.
+        """
+        latest = None if self.renewal is None else self.renewal.latest
+        return latest if isinstance(latest, type(self)) else self
+
+    async def current_login(self) -> Self:
+        """Read the login again if it comes from a document; return the configuration that has it.
+
+        To be called before each attempt to connect. Takes ``connect_timeout`` seconds at the most;
+        what comes later is there for the next attempt.
+        """
+        if self.renewal is not None:
+            await self.renewal.renew(self.connect_timeout)
+        return self.login
 
     async def current_password(self) -> str | None:
         """Return the password to log in with now: reads the file, or asks the function.
@@ -161,8 +210,9 @@ class BrokerConfig:
             check_text(self, option)
         asked = [option for option in _ONLY_WITH_TLS if getattr(self, option)]
         if asked and not self.tls:
+            value = quoted(getattr(self, asked[0]))
             raise ConfigurationError(
-                f"option {asked[0]} of {name} has no effect without TLS:"
+                f"option {asked[0]}={value} of {name} has no effect without TLS:"
                 f" give tls=True, or write the URL with {self.tls_scheme}://"
             )
         if self.tls_cert is None and (self.tls_key or self.tls_key_password):
@@ -186,7 +236,8 @@ def check_login(config: BrokerConfig) -> None:
         )
     if name is not None and len(name.encode()) > _LONGEST_LOGIN:
         raise ConfigurationError(
-            f"option username={quoted(name, 40)} of {kind} is longer than {_LONGEST_LOGIN} bytes"
+            f"option username={quoted(name, 40)} of {kind} is longer than {_LONGEST_LOGIN}"
+            " bytes: give a shorter one"
         )
     if secret is None or isinstance(secret, (PasswordFile, PasswordFunction)):
         return
@@ -198,4 +249,6 @@ def check_login(config: BrokerConfig) -> None:
             " encoded as UTF-8: use whole characters"
         ) from None
     if size > _LONGEST_LOGIN:
-        raise ConfigurationError(f"option password of {kind} is longer than {_LONGEST_LOGIN} bytes")
+        raise ConfigurationError(
+            f"option password of {kind} is longer than {_LONGEST_LOGIN} bytes: give a shorter one"
+        )

@@ -37,6 +37,7 @@ _LONGEST_REASON = 300
 # A token is used for this part of the time that it had left when it came.
 _USED = 0.8
 _PARTS_OF_A_TOKEN = 3
+_LONGEST_PATH = 4_096
 
 
 class Secret:
@@ -288,6 +289,12 @@ def password_from(
         ConfigurationError: more than one was given, or it is not found where it should be.
     """
     owner = type(config).__name__
+    for option, name in (("password_env", variable), ("password_file", file)):
+        if name is not None and (not isinstance(name, str) or not name or "\0" in name):
+            raise ConfigurationError(
+                f"option {option}={quoted(name)} of {owner}: give a non-empty string, or leave it"
+                " out"
+            )
     given = [
         option
         for option, value in (
@@ -306,7 +313,7 @@ def password_from(
         value = os.environ.get(variable)
         if value is None:
             raise ConfigurationError(
-                f"option password_env={variable!r} of {owner}:"
+                f"option password_env={quoted(variable)} of {owner}:"
                 " there is no such environment variable; set it, or name another"
             )
         return Secret(value)
@@ -366,14 +373,15 @@ def _read_password(owner: str, file: str) -> str:
             line = opened.readline(_LONGEST + 2)
         # Some editors put a byte order mark in front of UTF-8.
         text = line.decode("utf-8-sig").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(
-            f"option password_file={file!r} of {owner} cannot be read: {reason}"
+            f"option password_file={quoted(file, _LONGEST_PATH)} of {owner} cannot be"
+            f" read: {reason}; check that it is there, and who may read it"
         ) from None
     if len(line) > _LONGEST + 1:
         raise ConfigurationError(
-            f"option password_file={file!r} of {owner}: the first line has more than {_LONGEST}"
-            " bytes, so it is not a password"
+            f"option password_file={quoted(file, _LONGEST_PATH)} of {owner}: the first line"
+            f" has more than {_LONGEST} bytes, so it is not a password"
         )
     return text

@@ -25,8 +25,9 @@ def tls_context(config: BrokerConfig) -> ssl.SSLContext | None:
     """
     if not config.tls:
         return None
-    files = config.tls_ca, config.tls_cert, config.tls_key
-    password = config.tls_key_password
+    login = config.login
+    files = login.tls_ca, login.tls_cert, login.tls_key
+    password = login.tls_key_password
     try:
         return _context(
             files,

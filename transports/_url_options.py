@@ -1,31 +1,40 @@
-"""Options of all configurations: how URLs and strings are parsed, and which values are valid."""
+"""Options of all configurations: how URLs and texts are parsed, and which values are valid."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import json
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote
 
+from .._texts import quoted
 from ..errors import ConfigurationError
 from ._credentials import Secret
 
 __all__ = [
+    "NOT_AN_OPTION",
     "BusUrl",
     "check_flag",
     "check_numbers",
     "check_text",
+    "environment_prefix",
+    "flag_from_text",
     "nearest",
-    "options_to_config",
+    "option_types",
     "parse_url",
+    "scheme_of",
+    "value_from_text",
 ]
 
-C = TypeVar("C")
+NOT_AN_OPTION: Mapping[str, bool] = types.MappingProxyType({"option": False})
+"""The metadata of a field of a configuration that is no option."""
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -73,11 +82,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}there are: {', '.join(names) or 'none'}"
 
 
-def parse_url(url: str) -> BusUrl:
-    """Parse a URL. Secrets in it never show up in an error.
+def scheme_of(url: str) -> str:
+    """Return the scheme of a URL, in lower case.
 
     Raises:
-        ConfigurationError: it is not a valid URL; says which part and what to write.
+        ConfigurationError: it is not a string, or has none.
     """
     if not isinstance(url, str):
         raise ConfigurationError(
@@ -86,10 +95,21 @@ def parse_url(url: str) -> BusUrl:
     match = _URL.fullmatch(url)
     if match is None:
         raise ConfigurationError(
-            "the address of a bus is a URL such as 'memory://' or 'mqtt://host:1883'"
+            "the address of a bus is a URL such as 'memory://' or 'mqtt://host:1883', and that of a"
+            " configuration document one such as 'file:///etc/plant.toml'"
             + ("; this one has no scheme before '://'" if "://" not in url else "")
         )
-    scheme, rest = match["scheme"].lower(), match["rest"]
+    return match["scheme"].lower()
+
+
+def parse_url(url: str) -> BusUrl:
+    """Parse the URL of a bus. Secrets in it never show up in an error.
+
+    Raises:
+        ConfigurationError: it is not a valid URL; says which part and what to write.
+    """
+    scheme = scheme_of(url)
+    rest = url.partition("://")[2]
     authority, tail, query = _split(scheme, rest)
     if re.search(r"[\s\x00-\x1f\x7f\\]", url):
         raise ConfigurationError(
@@ -124,41 +144,6 @@ def parse_url(url: str) -> BusUrl:
         options=_query(scheme, query),
         several=several,
     )
-
-
-def options_to_config(
-    config: type[C],
-    options: Mapping[str, Secret],
-    known: Mapping[str, object],
-    *,
-    address: object,
-) -> C:
-    """Create a configuration from options given as strings.
-
-    Args:
-        config: the dataclass.
-        options: name to value; may be secret, so it is shown only where that is harmless.
-        known: options that are already set (by the rest of the address).
-        address: for error messages.
-
-    Raises:
-        ConfigurationError: an unknown option (names the nearest), one given twice, a value that
-            does not fit its type, or whatever the configuration itself refuses.
-    """
-    hints = _hints(config)
-    values: dict[str, object] = dict(known)
-    for name, text in options.items():
-        if name not in hints:
-            raise ConfigurationError(
-                f"option {name!r} of {address} is not known: {nearest(name, hints)}"
-            )
-        if name in known:
-            raise ConfigurationError(
-                f"option {name!r} of {address} is given twice: as an option after '?' and in"
-                " front of it; leave one out"
-            )
-        values[name] = _converted(name, text, hints[name], address)
-    return config(**values)
 
 
 def _split(scheme: str, rest: str) -> tuple[str, str, str]:
@@ -196,7 +181,7 @@ def _host_and_port(scheme: str, place: str) -> tuple[str, int | None]:
         return host, None
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65_535):
         raise ConfigurationError(
-            f"port {port!r} of {scheme}://{host}: give a whole number from 1 to 65535"
+            f"port {quoted(port)} of {scheme}://{host}: give a whole number from 1 to 65535"
         )
     return host, int(port)
 
@@ -232,39 +217,82 @@ def _decoded(scheme: str, part: str, text: str) -> str:
     )
 
 
-def _hints(config: type[Any]) -> dict[str, tuple[type, ...]]:
+def option_types(config: type[Any]) -> Mapping[str, tuple[type, ...]]:
     """Return the types that each option may have, including options that are not kept."""
+    of_any_kind: Any = config
+    return _option_types(of_any_kind)
+
+
+@functools.cache
+def _option_types(config: type[Any]) -> Mapping[str, tuple[type, ...]]:
     hints = typing.get_type_hints(config)
-    names = [entry.name for entry in dataclasses.fields(config)]
+    names = [
+        entry.name for entry in dataclasses.fields(config) if entry.metadata.get("option", True)
+    ]
     names += [name for name, hint in hints.items() if isinstance(hint, dataclasses.InitVar)]
-    return {name: _members(hints[name]) for name in names}
+    return types.MappingProxyType({name: _members(hints[name]) for name in names})
 
 
 def _members(hint: object) -> tuple[type, ...]:
     if isinstance(hint, dataclasses.InitVar):
         hint = hint.type
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return tuple(part for part in typing.get_args(hint) if part is not types.NoneType)
-    return (typing.cast("type", hint),)
+        parts = [part for part in typing.get_args(hint) if part is not types.NoneType]
+    else:
+        parts = [hint]
+    return tuple(typing.get_origin(part) or part for part in parts)
 
 
-def _converted(name: str, secret: Secret, kinds: tuple[type, ...], address: object) -> object:
+def environment_prefix(name: str | None) -> str:
+    """Return how the environment variables of a provider's options begin."""
+    return "SPA_DAT_" if name is None else f"SPA_DAT_{name.upper().replace('-', '_')}_"
+
+
+def flag_from_text(text: str) -> bool | None:
+    """Return what a text such as ``true``, ``1`` or ``no`` says; None if it is none of them."""
+    return _FLAGS.get(text.lower())
+
+
+def value_from_text(name: str, secret: Secret, kinds: tuple[type, ...], where: str) -> object:
+    """Return the value of an option that is given as a text.
+
+    Args:
+        name: the option.
+        secret: the text, which is shown only where that is harmless.
+        kinds: the types that the option may have.
+        where: for errors: where the text stands.
+
+    Raises:
+        ConfigurationError: the text is not a value of such a type.
+    """
     text = secret.reveal()
     if Secret in kinds:
         return secret
+    expected = "a number"
     try:
         if bool in kinds:
+            expected = "true or false"
             return _FLAGS[text.lower()]
         if int in kinds:
+            expected = "a whole number"
             return int(text)
         if float in kinds:
             return float(text)
-    except (KeyError, ValueError):
-        expected = (
-            "true or false" if bool in kinds else "a whole number" if int in kinds else "a number"
-        )
-        raise ConfigurationError(f"option {name}={text!r} of {address}: give {expected}") from None
+        if Mapping in kinds:
+            expected = "a table as JSON, for example {}"
+            return _table(text)
+    except (KeyError, ValueError, RecursionError):
+        raise ConfigurationError(
+            f"option {name}={quoted(text)} of {where}: give {expected}"
+        ) from None
     return text
+
+
+def _table(text: str) -> dict[str, object]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
 
 
 def check_numbers(
@@ -294,7 +322,7 @@ def check_numbers(
         )
         if not fits:
             raise ConfigurationError(
-                f"option {option}={value!r} of {type(config).__name__}:"
+                f"option {option}={quoted(value)} of {type(config).__name__}:"
                 f" give {kind} from {lowest:.12g} to {highest:.12g}"
             )
 
@@ -308,7 +336,7 @@ def check_flag(config: object, option: str) -> None:
     value = getattr(config, option)
     if not isinstance(value, bool):
         raise ConfigurationError(
-            f"option {option}={value!r} of {type(config).__name__}: give True or False"
+            f"option {option}={quoted(value)} of {type(config).__name__}: give True or False"
         )
 
 
@@ -323,6 +351,6 @@ def check_text(config: object, option: str) -> None:
         return
     if not isinstance(value, str) or not value or "\0" in value:
         raise ConfigurationError(
-            f"option {option}={value!r} of {type(config).__name__}:"
+            f"option {option}={quoted(value)} of {type(config).__name__}:"
             " give a non-empty string, or leave it out"
         )

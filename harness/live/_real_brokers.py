@@ -30,6 +30,7 @@ _OPEN: dict[str, Any] = {
     "tls_key": None,
     "tls_key_password": None,
     "tls_insecure_skip_verification": False,
+    "renewal": None,
 }
 _PARTITIONS = 3
 _DELETING = 10.0

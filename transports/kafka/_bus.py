@@ -119,7 +119,7 @@ class KafkaBus(Bus):
                 await self._attempt(on_reply)
                 return
             except Exception as error:  # noqa: BLE001
-                problem = connect_problem(error, config.address, config.username)
+                problem = connect_problem(error, config.address, config.login.username)
                 cause = None if problem.error is error else error
             self._surroundings.stats["kafka.connect_failed"] += 1
             delay = backoff.next_delay()

@@ -61,11 +61,11 @@ def connection_options(config: KafkaConfig, client_id: str) -> dict[str, Any]:
     _restrain_loggers()
     protocol = "SSL" if config.tls else "PLAINTEXT"
     options: dict[str, Any] = {"client_id": client_id, "ssl_context": tls_context(config)}
-    secret = config.secret
+    secret = config.login.secret
     if secret is not None:
         protocol = "SASL_SSL" if config.tls else "SASL_PLAINTEXT"
         options["sasl_mechanism"] = config.sasl_mechanism
-        options["sasl_plain_username"] = config.username
+        options["sasl_plain_username"] = config.login.username
         options["sasl_plain_password"] = secret.reveal()
     options["security_protocol"] = protocol
     return options
@@ -78,11 +78,13 @@ async def renewed_options(config: KafkaConfig) -> dict[str, Any]:
         OSError: a function did not return a password.
         ConfigurationError: a TLS file or the password cannot be used.
     """
+    login = await config.current_login()
     options: dict[str, Any] = {"ssl_context": tls_context(config)}
-    password = await config.current_password()
+    password = await login.current_password()
     if config.uses_token:
         options["sasl_oauth_token_provider"] = _Token(password)
     elif password is not None:
+        options["sasl_plain_username"] = login.username
         options["sasl_plain_password"] = password
     return options
 

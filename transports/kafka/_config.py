@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
+from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword
@@ -41,7 +42,9 @@ _CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "compression": (None, "gzip", "snappy", "lz4", "zstd"),
 }
 _LARGEST_RECEIVED = 2_097_152
-_SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/\\?#@%\[\]:,\x00-\x1f]+)(:(?P<port>\d+))?")
+_SERVER = re.compile(
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/\\?#@%\[\]:,\x00-\x1f]+)(:(?P<port>\d{1,5}))?"
+)
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
 _NO_TOPICS: Mapping[str, KafkaTopic] = MappingProxyType({})
@@ -70,7 +73,8 @@ class KafkaTopic:
             or self.name in (".", "..")
         ):
             raise ConfigurationError(
-                f"KafkaTopic(name={self.name!r}): give 1 to 249 of A-Z, a-z, 0-9, '.', '_', '-'"
+                f"KafkaTopic(name={quoted(self.name)}): give 1 to 249 of A-Z, a-z, 0-9, '.',"
+                " '_', '-'"
             )
         if self.name.split(".", 1)[0] == "_spa":
             raise ConfigurationError(
@@ -93,7 +97,8 @@ class KafkaConfig(BrokerConfig):
             then read the password or token (PLAIN, OAUTHBEARER) or everything else (SCRAM).
         prefix: put in front of every topic and group on the cluster, including the runtime's own,
             so that several environments can share one. It does not show in addresses.
-        topics: addresses that are bound to topics with other names; see `KafkaTopic`.
+        topics: addresses that are bound to topics with other names; see `KafkaTopic`, for which a
+            dict with ``name`` and perhaps ``key`` may stand.
         create_topics: ``own`` creates the runtime's own topics (``_spa.``) if they are missing,
             ``all`` also those that the program uses, ``never`` none. Nothing is ever deleted.
         partitions: the number of partitions of created topics of the program.
@@ -178,7 +183,7 @@ class KafkaConfig(BrokerConfig):
             self._check_choice(option, choices)
         if not isinstance(self.prefix, str) or not _PREFIX.fullmatch(self.prefix):
             raise ConfigurationError(
-                f"option prefix={self.prefix!r} of KafkaConfig:"
+                f"option prefix={quoted(self.prefix)} of KafkaConfig:"
                 " give at most 100 of A-Z, a-z, 0-9, '.', '_', '-'"
             )
         self._check_security()
@@ -208,7 +213,7 @@ class KafkaConfig(BrokerConfig):
         value = getattr(self, option)
         if value not in choices:
             raise ConfigurationError(
-                f"option {option}={value!r} of KafkaConfig: give one of"
+                f"option {option}={quoted(value)} of KafkaConfig: give one of"
                 f" {', '.join(map(repr, choices))}"
             )
 
@@ -224,8 +229,9 @@ class KafkaConfig(BrokerConfig):
         if self.password is not None and not self.tls and not self.allow_plain_password:
             what = "token" if self.uses_token else "password"
             raise ConfigurationError(
-                f"a {what} over a connection that is not encrypted: give tls=True (in a URL write"
-                " kafkas://), or allow it with allow_plain_password=True"
+                f"option password of KafkaConfig: the connection is not encrypted, so the {what}"
+                " could be read: give tls=True (in a URL write kafkas://), or allow it with"
+                " allow_plain_password=True"
             )
 
     def _check_token(self) -> None:
@@ -262,13 +268,15 @@ def _checked_servers(servers: object) -> str:
 def _checked_topics(topics: object) -> Mapping[str, KafkaTopic]:
     if not isinstance(topics, Mapping):
         raise ConfigurationError(
-            f"option topics of KafkaConfig is a {type(topics).__name__}: give a dict of addresses"
-            " and KafkaTopic"
+            f"option topics={quoted(topics)} of KafkaConfig: give a dict of addresses and"
+            " KafkaTopic"
         )
     bound: dict[str, str] = {}
-    for address, topic in topics.items():
-        owner = f"option topics of KafkaConfig, address {address!r}"
-        if not isinstance(address, str) or not isinstance(topic, KafkaTopic):
+    checked: dict[str, KafkaTopic] = {}
+    for address, value in topics.items():
+        owner = f"option topics of KafkaConfig, address {quoted(address)}"
+        topic = _as_topic(owner, value)
+        if not isinstance(address, str):
             raise ConfigurationError(f"{owner}: give a KafkaTopic for an address that is a string")
         filter_ = TopicFilter.parse(address)
         names = [name for _, name in filter_.captures]
@@ -278,7 +286,7 @@ def _checked_topics(topics: object) -> Mapping[str, KafkaTopic]:
             raise ConfigurationError(f"{owner}: name the levels, as in 'fleet/{{truck}}/position'")
         if topic.key is not None and topic.key not in names:
             raise ConfigurationError(
-                f"{owner}: key={topic.key!r} is not one of its captures;"
+                f"{owner}: key={quoted(topic.key)} is not one of its captures;"
                 f" there are: {', '.join(names) or 'none'}"
             )
         if topic.name in bound:
@@ -286,4 +294,17 @@ def _checked_topics(topics: object) -> Mapping[str, KafkaTopic]:
                 f"{owner}: topic {topic.name!r} is already bound to {bound[topic.name]!r}"
             )
         bound[topic.name] = address
-    return MappingProxyType(dict(topics))
+        checked[address] = topic
+    return MappingProxyType(checked)
+
+
+def _as_topic(owner: str, value: object) -> KafkaTopic:
+    """Return a topic that may be given as a table, as documents have it."""
+    if isinstance(value, KafkaTopic):
+        return value
+    if isinstance(value, Mapping) and {"name"} <= value.keys() <= {"name", "key"}:
+        return KafkaTopic(value["name"], value.get("key"))
+    raise ConfigurationError(
+        f"{owner}: give a KafkaTopic, or a table with the name of the topic and perhaps its key:"
+        ' {"name": "positions", "key": "truck"}'
+    )

@@ -41,8 +41,10 @@ class Brokers(enum.Enum):
     AWAY = enum.auto()
 
 
-async def reach(config: KafkaConfig, client_id: str) -> None:
-    """Have one broker answer within ``connect_timeout``; leave nothing open.
+async def reach(config: KafkaConfig, client_id: str, patience: float | None = None) -> None:
+    """Have one broker answer within ``patience`` seconds; leave nothing open.
+
+    By default that is ``connect_timeout``. It does not count how long the login takes to be had.
 
     The library's clients try all brokers themselves, but do not say what went wrong.
 
@@ -53,7 +55,7 @@ async def reach(config: KafkaConfig, client_id: str) -> None:
     """
     options = connection_options(config, client_id) | await renewed_options(config)
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + config.connect_timeout
+    deadline = loop.time() + (config.connect_timeout if patience is None else patience)
     cause: Exception | None = None
     servers = hosts_of(config.servers)
     for index, (host, port) in enumerate(servers):

@@ -213,7 +213,7 @@ class KafkaReplyInbox:
                     # was only invisible, replies come again that nobody is waiting for any more.
                     self._positions = dict.fromkeys(self._positions, 0)
                 delay = self._backoff.next_delay(lasted)
-                problem = connect_problem(error, self._config.address, self._config.username)
+                problem = connect_problem(error, self._config.address, self._config.login.username)
                 what = describe(error) if self._consumer is not None else problem.error
                 self._away = f"replies cannot be read: {what}"
                 _log.warning("reply inbox %r: %s; retrying in %.1f s", self._name, what, delay)

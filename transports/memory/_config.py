@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._contract import DEFAULT_WINDOW_BYTES
 from .._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
@@ -50,7 +51,7 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ConfigurationError(
-                f"option name={self.name!r} of MemoryConfig:"
+                f"option name={quoted(self.name)} of MemoryConfig:"
                 " give at most 64 letters, digits and any of '_', '.', '-'"
             )
         check_numbers(

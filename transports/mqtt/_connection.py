@@ -240,8 +240,8 @@ class Connection:
         return error
 
     def _problem(self, error: Exception) -> ConnectProblem:
-        config = self._config
-        problem = connect_problem(error, config.address, config.username, config.password_source)
+        address, login = self._config.address, self._config.login
+        problem = connect_problem(error, address, login.username, login.password_source)
         problem.error.__cause__ = None if problem.error is error else error
         return problem
 

@@ -243,7 +243,7 @@ class ConsumerSessions(abc.ABC):
     def _is_final(self, error: Exception) -> bool:
         """Report what ended a session; return whether that is final, which its waiters are told."""
         config = self._config
-        problem = connect_problem(self._explained(error), config.address, config.username)
+        problem = connect_problem(self._explained(error), config.address, config.login.username)
         if self._ready.done():
             self._enter(SessionState.AWAY, str(problem.error))
             expected = isinstance(error, (kafka.KafkaError, OSError, SpaDatError))
@@ -281,8 +281,7 @@ class ConsumerSessions(abc.ABC):
         if not self._ready.done():
             left = self._deadline - asyncio.get_running_loop().time()
             patience = min(patience, max(left, 0.001))
-        async with asyncio.timeout(patience):
-            await reach(config, self.identifier)
+        await reach(config, self.identifier, patience)
         await self._topics.ensure(self._selection.names, config.start_timeout)
 
     async def _ensure(self, names: Sequence[str]) -> None:
@@ -294,7 +293,7 @@ class ConsumerSessions(abc.ABC):
                 await self._topics.ensure(names, config.start_timeout)
                 return
             except Exception as error:  # noqa: BLE001 (the final ones are raised)
-                problem = connect_problem(error, config.address, config.username)
+                problem = connect_problem(error, config.address, config.login.username)
                 if problem.final:
                     raise problem.error from (None if problem.error is error else error)
             await asyncio.sleep(backoff.next_delay())

@@ -205,7 +205,7 @@ class Publisher:
                 break
             except Exception as error:  # noqa: BLE001
                 self._set_connected(False)
-                problem = connect_problem(error, self._config.address, self._config.username)
+                problem = connect_problem(error, self._config.address, self._config.login.username)
                 delay = self._backoff.next_delay()
                 _log.warning("%s; next attempt in %.1f s", problem.error, delay)
         self._trouble.clear()

@@ -134,8 +134,7 @@ class MqttClient:
         )
         self._hook()
 
-    def _log_in_with(self, password: str | None) -> None:
-        name = self._config.username
+    def _log_in_with(self, name: str | None, password: str | None) -> None:
         if name is not None:
             self._client._client.username_pw_set(name, password)
         elif password is not None:
@@ -180,7 +179,8 @@ class MqttClient:
             ConfigurationError: the TLS files or the password cannot be used.
         """
         try:
-            self._log_in_with(await self._config.current_password())
+            login = await self._config.current_login()
+            self._log_in_with(login.username, await login.current_password())
             sock = await open_socket(self._config)
             self._stream = FrameStream(sock, self._on_first_packet, self._on_end, self._divert)
             self._flow.begin(self._stream)

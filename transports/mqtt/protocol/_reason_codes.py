@@ -310,7 +310,7 @@ def describe(cause: BaseException) -> str:
 
 
 def connect_problem(
-    cause: BaseException, address: str, user: str | None, password_file: str | None = None
+    cause: BaseException, address: str, user: str | None, password_source: str | None = None
 ) -> ConnectProblem:
     """Classify what an attempt to connect raised.
 
@@ -318,8 +318,8 @@ def connect_problem(
         cause: the exception.
         address: of the broker, for the error text.
         user: the user name of the login, for the error text.
-        password_file: the file that the password was read from, for the error text; None if it was
-            not read from a file.
+        password_source: the file or document that the password was read from, for the error text;
+            None if it was given in another way.
     """
     if isinstance(cause, (NotAuthorised, ConfigurationError, ConnectFailed)):
         return ConnectProblem(cause, final=True)
@@ -334,8 +334,8 @@ def connect_problem(
     if answer is _LOGIN:
         who = f"user {user!r}" if user is not None else "a client without a user name"
         text = f"the broker at {address} refused the login of {who}: {said}; {answer.advice}"
-        if password_file is not None:
-            text += f"; the password is from the file {password_file!r}"
+        if password_source is not None:
+            text += f"; the password is from {password_source}"
     else:
         text = f"no connection to the broker at {address}: {said}"
         text += f"; {answer.advice}" if answer.advice else ""

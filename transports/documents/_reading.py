@@ -1,0 +1,256 @@
+"""Reading a configuration document: from a file or a server, within limits."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import queue
+import socket
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from ..._texts import escaped
+from ...errors import ConfigurationError
+from ._address import DocumentAddress
+
+__all__ = ["LARGEST", "MOST_REDIRECTS", "Content", "read"]
+
+T = TypeVar("T")
+
+LARGEST = 262_144
+"""The largest document, in bytes."""
+MOST_REDIRECTS = 5
+"""The most redirects that are followed, all of them to URLs of the same scheme."""
+
+_LONGEST_REASON = 200
+_ACCEPTED = "application/toml, application/json, application/yaml;q=0.9, */*;q=0.5"
+
+
+@dataclass(frozen=True)
+class Content:
+    """A document as it was read.
+
+    Attributes:
+        data: its bytes.
+        path: its name on the server or among the files.
+        media_type: what the server says it is, in lower case, or empty.
+        once: whether it cannot be read again, as from a pipe.
+    """
+
+    data: bytes
+    path: str
+    media_type: str = ""
+    once: bool = False
+
+
+class _Refused(Exception):
+    """Says why a document cannot be had."""
+
+
+def read(address: DocumentAddress, seconds: float) -> Content:
+    """Return the document at an address.
+
+    Args:
+        address: where it is.
+        seconds: the longest that this may block, whatever file, server and name service do.
+
+    Raises:
+        ConfigurationError: it cannot be read, is too large, or takes too long.
+    """
+    connections: list[http.client.HTTPConnection] = []
+
+    def work() -> Content:
+        if address.is_remote:
+            return _from_server(address, seconds, connections)
+        return _from_file(address)
+
+    try:
+        return _within(seconds, work)
+    except TimeoutError:
+        # Nothing else ends a thread that a server keeps busy, a byte at a time.
+        for connection in connections:
+            _shut(connection)
+        reason = f"it took longer than {seconds:g} s"
+    except _Refused as error:
+        reason = str(error)
+    except urllib.error.HTTPError as error:
+        error.close()
+        reason = _answer(error)
+    except urllib.error.URLError as error:
+        reason = _described(error.reason)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = _described(error)
+    raise ConfigurationError(f"{address} cannot be read: {reason}")
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """Run in a thread, which is left alone if it takes too long; raises TimeoutError then."""
+    outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((work(), None))
+        except BaseException as error:  # noqa: BLE001 (raised by the caller)
+            outcome.put((None, error))
+
+    threading.Thread(target=run, name="spa_dat document", daemon=True).start()
+    try:
+        result, failure = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if failure is not None:
+        if isinstance(failure, TimeoutError):
+            raise _Refused("nothing comes from there") from None
+        raise failure
+    return result  # type: ignore[return-value]
+
+
+def _shut(connection: http.client.HTTPConnection) -> None:
+    if connection.sock is not None:
+        with contextlib.suppress(OSError):
+            # Not the method of the TLS socket, which would also forget its state.
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+
+def _from_file(address: DocumentAddress) -> Content:
+    path = Path(address.path)
+    once = path.is_fifo() or path.is_char_device()
+    with path.open("rb") as opened:
+        data = _up_to_largest(opened)
+    return Content(data, address.path, once=once)
+
+
+def _from_server(
+    address: DocumentAddress, seconds: float, connections: list[http.client.HTTPConnection]
+) -> Content:
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        # What the environment says of proxies applies, as everywhere.
+        urllib.request.ProxyHandler(),
+        _Https(connections) if address.scheme == "https" else _Http(connections),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _Redirects(address.scheme),
+    ):
+        opener.add_handler(handler)
+    opener.addheaders = [("User-Agent", "spa-dat"), ("Accept", _ACCEPTED)]
+    request = urllib.request.Request(address.url.reveal())  # noqa: S310 (https, or allowed)
+    if address.login is not None:
+        request.add_unredirected_header("Authorization", address.login.reveal())
+    with opener.open(request, timeout=seconds) as answer:
+        if answer.status != http.client.OK:
+            raise _Refused(f"the server answers with status {answer.status}")
+        data = _up_to_largest(answer)
+        if answer.length:
+            raise _Refused(f"the last {answer.length} bytes are missing")
+        return Content(data, address.path, answer.headers.get_content_type().lower())
+
+
+def _up_to_largest(source: Any) -> bytes:
+    data: bytes = source.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise _Refused(f"it is larger than {LARGEST} bytes")
+    return data
+
+
+class _Https(urllib.request.HTTPSHandler):
+    """Makes connections that can be shut from another thread."""
+
+    def __init__(self, connections: list[http.client.HTTPConnection]) -> None:
+        super().__init__()
+        self._made = connections
+
+    def https_open(self, request: urllib.request.Request) -> Any:
+        context = ssl.create_default_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+        def connection(host: str, **options: Any) -> http.client.HTTPConnection:
+            made = http.client.HTTPSConnection(host, context=context, **options)
+            self._made.append(made)
+            return made
+
+        return self.do_open(connection, request)
+
+
+class _Http(urllib.request.HTTPHandler):
+    """Makes connections that can be shut from another thread."""
+
+    def __init__(self, connections: list[http.client.HTTPConnection]) -> None:
+        super().__init__()
+        self._made = connections
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        def connection(host: str, **options: Any) -> http.client.HTTPConnection:
+            made = http.client.HTTPConnection(host, **options)
+            self._made.append(made)
+            return made
+
+        return self.do_open(connection, request)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows some redirects, none of them to another scheme; a login stays with its server."""
+
+    max_redirections = MOST_REDIRECTS
+    max_repeats = MOST_REDIRECTS
+
+    def __init__(self, scheme: str) -> None:
+        self._scheme = scheme
+
+    def http_error_302(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any
+    ) -> Any:
+        target = urlsplit(headers.get("location") or headers.get("uri") or "")
+        if target.scheme not in ("", self._scheme):
+            fp.close()
+            scheme = escaped(target.scheme, _LONGEST_REASON)
+            raise _Refused(
+                f"it redirects from {self._scheme}:// to {scheme}://, which is never followed"
+            )
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        again = super().redirect_request(req, fp, code, msg, headers, newurl)
+        login = req.unredirected_hdrs.get("Authorization")
+        if again is not None and login is not None and again.host == req.host:
+            again.add_unredirected_header("Authorization", login)
+        return again
+
+
+def _answer(error: urllib.error.HTTPError) -> str:
+    if 300 <= error.code < 400:
+        return f"it redirects more than {MOST_REDIRECTS} times, or to nowhere"
+    if error.code in (401, 403):
+        return (
+            f"the server answers with status {error.code}: check the user and password in the URL,"
+            " and what they may read"
+        )
+    return f"the server answers with status {error.code}"
+
+
+def _described(error: object) -> str:
+    """Return what went wrong, without the texts of others that may have a part of the URL."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        said = escaped(error.verify_message, _LONGEST_REASON)
+        return (
+            f"the certificate of the server cannot be trusted: {said}; the environment variable"
+            " SSL_CERT_FILE can name a file with other authorities"
+        )
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {escaped(str(error.reason), _LONGEST_REASON)}"
+    if isinstance(error, TimeoutError):
+        return "nothing comes from there"
+    if isinstance(error, OSError) and error.strerror:
+        return escaped(error.strerror, _LONGEST_REASON)
+    return f"{type(error).__name__}, which is not an answer of a web server"
