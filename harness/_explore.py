@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable
 
 from ..errors import ConfigurationError
-from .loop._tasks import quiet
+from .loop._tasks_and_timers import quiet
 
 __all__ = ["explore"]
 

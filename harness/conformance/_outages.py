@@ -1,4 +1,4 @@
-"""Connecting, losing the connection, and losing nothing else."""
+"""Outages: what is published, received and replied while the broker is away, and after that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import pytest
 
 from ...errors import ConfigurationError, ConnectFailed
-from ...transports import Delivery, DeliveryState
+from ...transports import Delivery, DeliveryState, Envelope
 from .._waiting import eventually
 from ._inbox import numbered
 from ._scenario import Scenarios, scenario
@@ -60,6 +60,61 @@ class Outages(Scenarios):
         await eventually(lambda: bus.trouble and consumer.trouble, 30)
         await harness.come_back()
         await eventually(lambda: bus.trouble is None and consumer.trouble is None, 30)
+
+    @scenario
+    async def test_connected_follows_the_connection(self, harness: TransportHarness) -> None:
+        bus = await harness.bus()
+        assert bus.connected
+        await harness.go_away()
+        await eventually(lambda: not bus.connected)
+        await harness.come_back()
+        await eventually(lambda: bus.connected)
+
+    @scenario
+    async def test_what_is_published_while_the_broker_is_away_arrives_later(
+        self, harness: TransportHarness
+    ) -> None:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x")
+        await harness.go_away()
+        await eventually(lambda: not bus.connected)
+        futures = [bus.post(envelope) for envelope in numbered("plant/x", 50)]
+        await harness.come_back()
+        await asyncio.wait_for(asyncio.gather(*futures), 20)
+        await inbox.get(50)
+        assert [d.envelope.id for d in inbox.deliveries] == [f"id-{n}" for n in range(50)]
+
+    @scenario
+    async def test_publishes_and_cuts_at_the_same_time_lose_nothing(
+        self, harness: TransportHarness
+    ) -> None:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x")
+        futures = []
+        for index, envelope in enumerate(numbered("plant/x", 600)):
+            futures.append(bus.post(envelope))
+            if index % 20 == 0:
+                await asyncio.sleep(0)
+            if index % 200 == 100:
+                await harness.cut()
+        await asyncio.wait_for(asyncio.gather(*futures), 30)
+        await eventually(lambda: len(set(inbox.payloads)) == 600, 20)
+        first_seen = list(dict.fromkeys(inbox.payloads))
+        assert first_seen == [str(number) for number in range(600)]
+
+    @scenario
+    async def test_replies_arrive_again_after_a_cut(self, harness: TransportHarness) -> None:
+        replies: list[str] = []
+        bus = await harness.bus(on_reply=lambda correlation, reply: replies.append(correlation))
+        address = bus.reply_address("ab")
+        await harness.go_away()
+        await eventually(lambda: not bus.connected)
+        # Pending publishes must not overtake the subscription to the inbox.
+        pending = bus.post(Envelope(topic=address))
+        await harness.come_back()
+        await asyncio.wait_for(pending, 20)
+        await eventually(lambda: replies == ["ab"])
+        assert bus.reply_address("ab") == address
 
     @scenario
     async def test_closing_twice_and_without_a_broker_is_quiet(

@@ -1,4 +1,4 @@
-"""Publishing: confirmation, order, refusals, outages, dead letters."""
+"""Publishing: confirmation, order, refusals, limits, dead letters."""
 
 from __future__ import annotations
 
@@ -195,38 +195,6 @@ class Publishing(Scenarios):
         await asyncio.wait_for(asyncio.gather(*futures), 20)
 
     @scenario
-    async def test_what_is_published_while_the_broker_is_away_arrives_later(
-        self, harness: TransportHarness
-    ) -> None:
-        bus = await harness.bus()
-        inbox = await harness.inbox(bus, "plant/x")
-        await harness.go_away()
-        await eventually(lambda: not bus.connected)
-        futures = [bus.post(envelope) for envelope in numbered("plant/x", 50)]
-        await harness.come_back()
-        await asyncio.wait_for(asyncio.gather(*futures), 20)
-        await inbox.get(50)
-        assert [d.envelope.id for d in inbox.deliveries] == [f"id-{n}" for n in range(50)]
-
-    @scenario
-    async def test_publishes_and_cuts_at_the_same_time_lose_nothing(
-        self, harness: TransportHarness
-    ) -> None:
-        bus = await harness.bus()
-        inbox = await harness.inbox(bus, "plant/x")
-        futures = []
-        for index, envelope in enumerate(numbered("plant/x", 600)):
-            futures.append(bus.post(envelope))
-            if index % 20 == 0:
-                await asyncio.sleep(0)
-            if index % 200 == 100:
-                await harness.cut()
-        await asyncio.wait_for(asyncio.gather(*futures), 30)
-        await eventually(lambda: len(set(inbox.payloads)) == 600, 20)
-        first_seen = list(dict.fromkeys(inbox.payloads))
-        assert first_seen == [str(number) for number in range(600)]
-
-    @scenario
     async def test_a_publish_that_timed_out_unsent_is_never_sent(
         self, harness: TransportHarness
     ) -> None:
@@ -260,15 +228,6 @@ class Publishing(Scenarios):
         futures = [bus.post(envelope) for envelope in numbered("plant/x", 20)]
         await asyncio.wait_for(bus.drain(), 10)
         assert all(future.done() for future in futures)
-
-    @scenario
-    async def test_connected_follows_the_connection(self, harness: TransportHarness) -> None:
-        bus = await harness.bus()
-        assert bus.connected
-        await harness.go_away()
-        await eventually(lambda: not bus.connected)
-        await harness.come_back()
-        await eventually(lambda: bus.connected)
 
     @pytest.mark.parametrize("payload", [b"\xff\x00bad", b""])
     @scenario

@@ -15,7 +15,7 @@ from ...transports import Envelope, SocketProvider, is_reserved
 from .._errors import NotSettled, NotSimulated
 from .._harness import Harness
 from ..loop._stacks import stack_of
-from ..loop._tasks import OWNER
+from ..loop._tasks_and_timers import OWNER
 from ..world._settling import unfinished
 from ..world._world import World
 from ._live_bus import LiveBus, LiveProvider, PublishedMessage

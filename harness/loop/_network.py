@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from ._tasks import OWNER
+from ._tasks_and_timers import OWNER
 
 __all__ = ["Direction", "Network", "ServerConnection"]
 

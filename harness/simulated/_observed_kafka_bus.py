@@ -16,7 +16,7 @@ from ...transports.kafka._topic_names import Names
 from ...transports.kafka.consuming._group_member import GroupMember
 from ...transports.kafka.consuming._groupless_reader import Reader
 from ..kafka_cluster import RequestRefused
-from ..loop._tasks import OWNER
+from ..loop._tasks_and_timers import OWNER
 
 if TYPE_CHECKING:
     from ...transports.kafka._topic_names import Selection

@@ -24,7 +24,7 @@ from ...transports.memory import (
     Queue,
 )
 from ...transports.mqtt import check_message
-from ..loop._tasks import OWNER
+from ..loop._tasks_and_timers import OWNER
 from ._mqtt_connections import SimulatedConnection
 from ._stand_ins import BusWorld, HarnessBus
 

@@ -14,7 +14,7 @@ from ...errors import ConfigurationError, ConnectFailed
 from ...runtime.application._application import DistributedApplication, runs_of
 from ...runtime.application._lifecycle import Run
 from ...runtime.hosting._lane import Lane
-from ..loop._tasks import OWNER
+from ..loop._tasks_and_timers import OWNER
 
 if TYPE_CHECKING:
     from ._world import World

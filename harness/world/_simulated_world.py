@@ -15,7 +15,14 @@ from ...transports import Envelope, SocketProvider
 from .._errors import HandlerFailed
 from .._faults import Dice, Faults
 from ..loop._loop_watchdog import Heartbeat, watched
-from ..loop._tasks import OWNER, bury_tasks, lost_failures, make_task
+from ..loop._tasks_and_timers import (
+    OWNER,
+    bury_tasks,
+    drop_due,
+    drop_timers,
+    lost_failures,
+    make_task,
+)
 from ..loop._virtual_time import START, VirtualEnvironment, VirtualLoop
 from ..simulated._stand_ins import Profile, simulate
 from ._application import Life
@@ -110,16 +117,7 @@ class SimulatedWorld(World):
     def silence(self, life: Life) -> None:
         """See `World.silence`."""
         self._over.append(life)
-        self._drop_dead()
-        for handle in tuple(self.loop._scheduled):  # type: ignore[attr-defined]
-            if handle._context.get(OWNER) is life:
-                handle.cancel()
-
-    def _drop_dead(self) -> None:
-        for handle in self.loop._ready:  # type: ignore[attr-defined]
-            owner = handle._context.get(OWNER)
-            if owner is not None and owner.over:
-                handle.cancel()
+        drop_timers(self.loop, life)
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -170,7 +168,7 @@ class SimulatedWorld(World):
         self._heartbeat.count += 1
         struck = self.settling.on_step()
         if self._over:
-            self._drop_dead()
+            drop_due(self.loop)
         return struck
 
     def _stuck(self, text: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from spa_dat.harness import VirtualLoop
 from spa_dat.harness.loop._network import Network, ServerConnection
-from spa_dat.harness.loop._tasks import OWNER
+from spa_dat.harness.loop._tasks_and_timers import OWNER
 
 pytestmark = pytest.mark.virtual
 

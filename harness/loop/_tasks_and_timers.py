@@ -1,4 +1,4 @@
-"""The tasks on the loop of a harness: who owns them, and how they end with it."""
+"""The tasks and timers on the loop of a harness: whose they are, and how they end with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from ... import errors
 
-__all__ = ["OWNER", "bury_tasks", "lost_failures", "make_task", "quiet"]
+__all__ = ["OWNER", "bury_tasks", "drop_due", "drop_timers", "lost_failures", "make_task", "quiet"]
 
 OWNER: ContextVar[Any] = ContextVar("spa_dat_owner", default=None)
 """The life of the application that the running code belongs to; None for the harness itself."""
@@ -39,6 +39,22 @@ def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -
     if life is not None:
         life.tasks.add(task)
     return task
+
+
+def drop_timers(loop: asyncio.AbstractEventLoop, life: object) -> None:
+    """Cancel the timers of a life that was killed, and whatever else of it the loop would call."""
+    drop_due(loop)
+    for handle in tuple(loop._scheduled):  # type: ignore[attr-defined]
+        if handle._context.get(OWNER) is life:
+            handle.cancel()
+
+
+def drop_due(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what the loop is about to call and belongs to a life that was killed."""
+    for handle in loop._ready:  # type: ignore[attr-defined]
+        owner = handle._context.get(OWNER)
+        if owner is not None and owner.over:
+            handle.cancel()
 
 
 def lost_failures(loop: asyncio.AbstractEventLoop) -> list[tuple[str, Exception]]:
