@@ -140,7 +140,12 @@ def chain_names() -> tuple[str, ...]:
     At most 16, the innermost ones. Names are preceded by the system's name if it has one, as in
     ``plant/boiler``.
     """
-    names = [frame.name for frame in _walk(current_frame())][:LIMIT]
+    frame = current_frame()
+    if frame is None:
+        return ()
+    if frame.parent is None:
+        return (frame.name,)
+    names = [waiting.name for waiting in _walk(frame)][:LIMIT]
     return tuple(reversed(names))
 
 

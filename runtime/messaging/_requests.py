@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextvars import Context
-from functools import partial
 
 from ...errors import RemoteError, RequestTimeout
 from ...transports import Bus, Envelope, OutboxEntry, on_failure
@@ -120,13 +119,24 @@ class _PendingRequest:
         self.size = 0
         self.posted: asyncio.Future[None] | None = None
         self.replies: list[Envelope] = []
-        self.seen: set[tuple[str | None, str]] = set()
+        self.seen: set[tuple[str | None, str]] | None = None
+
+    def fail(self, posted: asyncio.Future[None]) -> None:
+        """End it if it could not be sent."""
+        if posted.cancelled():
+            return
+        error = posted.exception()
+        if error is not None and not self.future.done():
+            self.future.set_exception(error)
 
     def is_repeated(self, envelope: Envelope) -> bool:
         """Whether the same reply has come before: it was sent twice, or the responder ran twice."""
         if envelope.id is None:
             return False
         known = (envelope.source, envelope.id)
+        if self.seen is None:
+            self.seen = {known}
+            return False
         if known in self.seen:
             return True
         self.seen.add(known)
@@ -243,10 +253,18 @@ class Requests:
             if relay is not None:
                 relay(correlation[LENGTH_OF_PREFIX:], envelope)
                 return
-        if pending is None or pending.future.done() or pending.is_repeated(envelope):
+        if pending is None or pending.future.done():
             self._stats["replies.dropped"] += 1
             return
-        if pending.wanted != 1 and not self._keeps(pending, envelope):
+        if pending.wanted == 1:
+            pending.replies.append(envelope)
+            del self._pending[correlation]
+            pending.future.set_result(pending.replies)
+            return
+        if pending.is_repeated(envelope):
+            self._stats["replies.dropped"] += 1
+            return
+        if not self._keeps(pending, envelope):
             self._stats["replies.dropped"] += 1
             del self._pending[correlation]
             pending.future.set_result(pending.replies)
@@ -310,12 +328,13 @@ class Requests:
         expiries.add(pending)
         try:
             posted = pending.posted = self._bus.post(envelope)
-            on_failure(posted, partial(_fail_with, future))
+            on_failure(posted, pending.fail)
             try:
                 return await future
             finally:
                 # Has an effect only before it is sent: a request nobody waits for is not sent.
-                posted.cancel()
+                if not posted.done():
+                    posted.cancel()
                 del posted
                 pending.posted = None
         finally:
@@ -342,11 +361,3 @@ class Requests:
             isinstance(posted, OutboxEntry) and posted.met_outage(timeout)
         )
         pending.future.set_exception(error)
-
-
-def _fail_with(future: asyncio.Future[list[Envelope]], posted: asyncio.Future[None]) -> None:
-    if posted.cancelled():
-        return
-    error = posted.exception()
-    if error is not None and not future.done():
-        future.set_exception(error)

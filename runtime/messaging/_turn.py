@@ -26,6 +26,9 @@ __all__ = ["Turn", "current_turn", "is_confirmed", "lasting_identity"]
 log = get_logger("spa_dat")
 
 _NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11").bytes
+_DIGEST_OF_NAMESPACE = sha1(_NAMESPACE, usedforsecurity=False)
+# The digit of a UUID with its variant.
+_VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 class Turn(msgspec.Struct, eq=False):
@@ -95,20 +98,24 @@ class Turn(msgspec.Struct, eq=False):
         It is a UUID version 5 (RFC 9562) of the message's id, the actor, the topic and the number
         of earlier publishes on that topic. None if the message has no id to derive it from.
         """
-        if isinstance(self.message_id, Envelope):
-            self._envelope = self.message_id
-            self.message_id = lasting_identity(self.message_id)
-        if self.message_id is None or not self.active:
+        identity = self.message_id
+        if isinstance(identity, Envelope):
+            self._envelope = identity
+            identity = self.message_id = identity.id or lasting_identity(identity)
+        if identity is None or not self.active:
             return None
-        if self._ordinals is None:
-            self._ordinals = {}
-        ordinal = self._ordinals.get(topic, 0)
-        self._ordinals[topic] = ordinal + 1
+        ordinals = self._ordinals
+        if ordinals is None:
+            ordinal, self._ordinals = 0, {topic: 1}
+        else:
+            ordinal = ordinals.get(topic, 0)
+            ordinals[topic] = ordinal + 1
         actor = _common(self.actor) if self.shared else self.actor
-        name = f"{self.message_id}\0{actor}\0{topic}\0{ordinal}"
         # By hand: uuid.uuid5 takes several times as long.
-        digits = sha1(_NAMESPACE + name.encode(), usedforsecurity=False).hexdigest()
-        variant = "89ab"[int(digits[16], 16) & 3]
+        digest = _DIGEST_OF_NAMESPACE.copy()
+        digest.update(f"{identity}\0{actor}\0{topic}\0{ordinal}".encode())
+        digits = digest.hexdigest()
+        variant = _VARIANTS[digits[16]]
         return (
             f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
         )

@@ -44,7 +44,7 @@ RESERVED_NAMES = frozenset(
     }
 )
 """Names of headers that represent fields of the envelope."""
-_RARE = frozenset({"ce_subject", "ce_time", "ce_type", "spa_reply_subject"})
+_RARE = frozenset({"ce_subject", "ce_time", "spa_reply_subject"})
 _MOST_REMEMBERED = 4_096
 
 
@@ -234,13 +234,14 @@ class Codec:
         raw = dict(record.headers)
         take = raw.pop
         content_type, identifier = take("content-type", None), take("ce_id", None)
-        source, ttl = take("ce_source", None), take("ttl_ms", None)
+        source, kind = take("ce_source", None), take("ce_type", None)
         reply_to, correlation = take("reply_to", None), take("correlation_id", None)
+        ttl = take("ttl_ms", None)
         take("ce_specversion", None)
-        kind = subject = time = reply_subject = None
+        subject = time = reply_subject = None
         if not _RARE.isdisjoint(raw):
-            kind, subject = take("ce_type", None), take("ce_subject", None)
-            time, reply_subject = take("ce_time", None), take("spa_reply_subject", None)
+            subject, time = take("ce_subject", None), take("ce_time", None)
+            reply_subject = take("spa_reply_subject", None)
         value, timestamp = record.value, record.timestamp
         expiry = None
         if ttl is not None:
@@ -268,26 +269,26 @@ class Codec:
             content_type=_text(content_type),
             id=_text(identifier),
             source=_text(source),
+            type=_text(kind),
             time=timestamp / 1000 if time is None else self._time(time, timestamp / 1000),
-            key=key,
             headers=headers or _NONE,
             response_topic=response_topic,
             correlation=correlation,
             expiry=expiry,
             partition=record.partition,
             offset=record.offset,
-            raw_key=raw_key,
             raw_headers=tuple(record.headers),
         )
-        if kind is None and value is not None and not redelivered:
+        if raw_key is None and value is not None and not redelivered:
             return envelope
         return msgspec.structs.replace(
             envelope,
             # A tombstone contains nothing that could be of that type.
             content_type=None if value is None else envelope.content_type,
-            type=_text(kind),
+            key=key,
             redelivered=redelivered,
             tombstone=value is None,
+            raw_key=raw_key,
         )
 
     def _time(self, text: bytes, stamp: float) -> float:
