@@ -7,8 +7,8 @@ from ._dead_letter import DeadLetter
 from ._errors import HandlerFailed, NotSettled, NotSimulated
 from ._explore import explore
 from ._faults import Faults
-from ._fixture import HarnessFactory, HarnessOptions
 from ._harness import Harness
+from ._pytest_fixture import HarnessFactory, HarnessOptions
 from .loop._foreign_threads import UnannouncedThread
 from .loop._virtual_time import Deadlock, VirtualEnvironment, VirtualLoop
 from .world._actor_monitor import Failure

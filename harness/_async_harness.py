@@ -7,8 +7,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from ..runtime.application._application import DistributedApplication
-from ._core import HarnessCore
 from ._harness_base import HarnessBase
+from ._harness_core import HarnessCore
 
 if TYPE_CHECKING:
     from ._harness import Harness

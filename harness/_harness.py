@@ -13,10 +13,10 @@ from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.options._option_checks import is_number
 from ._async_harness import AsyncHarness
-from ._core import NAME, NO_MORE, HarnessCore, check_options, failure_classes
 from ._errors import NotSettled
 from ._faults import Faults
 from ._harness_base import HarnessBase
+from ._harness_core import NAME, NO_MORE, HarnessCore, check_options, failure_classes
 from ._replay import replay
 from .loop._foreign_threads import UnannouncedThread
 from .loop._loop_thread import LoopThread, is_loop_running

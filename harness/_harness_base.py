@@ -10,8 +10,8 @@ from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.messaging._message import Message, PublishOptions, outgoing_message
 from ..runtime.payloads._codec import Decoder
-from ._core import HarnessCore, failure_classes, plain
 from ._dead_letter import DeadLetter
+from ._harness_core import HarnessCore, failure_classes, plain
 from .world._actor_monitor import Failure
 
 __all__ = ["HarnessBase"]

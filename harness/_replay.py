@@ -18,8 +18,8 @@ from ..runtime.recording._recording_format import Receipt
 from ..runtime.recording._recording_reader import read_recording
 from ..runtime.routing._routes import Route
 from ..transports import Delivery, Envelope, is_reserved
-from ._core import HarnessCore
-from .world._application import ApplicationUnderTest
+from ._harness_core import HarnessCore
+from .world._application_under_test import ApplicationUnderTest
 
 __all__ = ["replay"]
 

@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 
 from spa_dat._pytest import require
-from spa_dat.harness.brokers._process import PortClaims
+from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.testing import BrokerProcess, Kafka, Mosquitto
 from support.deadline import DEADLINE, deadline
 from support.program import Program, Start

@@ -1,14 +1,14 @@
 """Real brokers for tests: processes on this machine, started when needed.
 
-It imports no other room of the harness. Begin with `_process`.
+It imports no other room of the harness. Begin with `_broker_process`.
 """
 
 from __future__ import annotations
 
+from ._broker_process import BrokerProcess
 from ._errors import BrokerFailed, BrokerUnavailable
 from ._kafka import Acl, Kafka
 from ._mosquitto import Mosquitto
-from ._process import BrokerProcess
 from ._proxy import Proxy
 
 __all__ = [

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from . import _kafka_tools as tools
+from ._broker_process import BrokerProcess
 from ._errors import BrokerFailed, BrokerUnavailable
 from ._kafka_settings import SCRAM, SETTINGS, listener_settings, sasl_settings, tls_settings
-from ._process import BrokerProcess
 from ._proxy import Proxy
 
 __all__ = ["Acl", "Kafka"]

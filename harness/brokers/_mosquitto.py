@@ -9,9 +9,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ._broker_process import BrokerProcess
 from ._certificates import make_certificates
 from ._errors import BrokerUnavailable
-from ._process import BrokerProcess
 
 __all__ = ["Mosquitto"]
 

@@ -27,7 +27,7 @@ _SUITES = (
 # Before they are imported, so that a failed assertion shows what it compared.
 pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in _SUITES))
 
-from .._waiting import eventually  # noqa: E402
+from .._eventually import eventually  # noqa: E402
 from ..loop._virtual_time import VirtualEnvironment, VirtualLoop  # noqa: E402
 from ._concurrency import Concurrency  # noqa: E402
 from ._inbox import Inbox, numbered  # noqa: E402

@@ -12,7 +12,7 @@ from ...runtime.injection._handler_context import Context
 from ...runtime.messaging._message import Message
 from ...runtime.messaging._socket import Socket
 from ...runtime.options._retry_policy import RetryPolicy
-from .._waiting import Gate, eventually
+from .._eventually import Gate, eventually
 from ._scenario import Scenarios, scenario
 from ._transport_harness import TransportHarness
 

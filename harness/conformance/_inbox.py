@@ -7,7 +7,7 @@ from typing import Any
 
 from ..._environment import Environment
 from ...transports import Consumer, Delivery, DeliveryState, Envelope, Identity, Subscription
-from .._waiting import eventually
+from .._eventually import eventually
 
 __all__ = ["Inbox", "numbered"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from ...errors import ConfigurationError, ConnectFailed
 from ...transports import Delivery, DeliveryState, Envelope
-from .._waiting import eventually
+from .._eventually import eventually
 from ._inbox import numbered
 from ._scenario import Scenarios, scenario
 from ._transport_harness import TransportHarness

@@ -16,7 +16,7 @@ from ...errors import (
     PublishNotSent,
 )
 from ...transports import Envelope
-from .._waiting import eventually
+from .._eventually import eventually
 from ._inbox import numbered
 from ._scenario import Scenarios, scenario
 from ._transport_harness import TransportHarness

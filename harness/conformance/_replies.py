@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ...transports import Delivery, Envelope
-from .._waiting import eventually
+from .._eventually import eventually
 from ._scenario import Scenarios, scenario
 from ._transport_harness import TransportHarness
 

@@ -8,7 +8,7 @@ import pytest
 
 from ...errors import ConnectionLost
 from ...transports import Envelope
-from .._waiting import eventually
+from .._eventually import eventually
 from ._inbox import numbered
 from ._scenario import Scenarios, scenario
 from ._transport_harness import TransportHarness

@@ -23,7 +23,7 @@ from ...transports import (
     Subscription,
     Surroundings,
 )
-from .._waiting import eventually
+from .._eventually import eventually
 from ..loop._run_alone import run_alone
 from ._inbox import Inbox
 

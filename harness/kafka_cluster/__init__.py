@@ -8,9 +8,9 @@ from __future__ import annotations
 from ._client_time import virtual_time
 from ._cluster import MAX_BATCH, Cluster, Topic
 from ._errors import ErrorCode, RequestRefused
+from ._group_member import Member
 from ._groups import Group, GroupState
-from ._log import AppendedRecord, Log, encode_record
-from ._member import Member
+from ._partition_log import AppendedRecord, Log, encode_record
 
 __all__ = [
     "MAX_BATCH",

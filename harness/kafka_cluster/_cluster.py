@@ -11,7 +11,7 @@ from ...transports.kafka._partitioner import hash_of
 from ..loop._network import ServerConnection
 from ._errors import ErrorCode, RequestRefused
 from ._groups import Group
-from ._log import AppendedRecord, Headers, Log, encode_record
+from ._partition_log import AppendedRecord, Headers, Log, encode_record
 
 __all__ = ["MAX_BATCH", "REFUSAL_DELAY", "Cluster", "Topic"]
 

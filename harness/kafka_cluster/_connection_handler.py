@@ -9,8 +9,8 @@ from typing import Any
 from ..loop._network import ServerConnection
 from ._cluster import Cluster
 from ._fetch_requests import PendingFetch
-from ._frames import FrameReader, Request, encode_answer, parse
 from ._group_requests import GROUP_REQUESTS
+from ._protocol_frames import FrameReader, Request, encode_answer, parse
 from ._topic_requests import TOPIC_REQUESTS
 
 __all__ = ["ConnectionHandler"]

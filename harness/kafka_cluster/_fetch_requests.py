@@ -10,8 +10,8 @@ from aiokafka.protocol.fetch import FetchResponse_v11
 
 from ._cluster import REFUSAL_DELAY, Cluster
 from ._errors import ErrorCode, RequestRefused
-from ._frames import Request
-from ._log import Log
+from ._partition_log import Log
+from ._protocol_frames import Request
 
 __all__ = ["PendingFetch"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from ._cluster import Cluster
 from ._errors import ErrorCode, RequestRefused
-from ._frames import Request
+from ._group_member import JoinAnswer, JoinRequest
 from ._groups import Group, GroupState
-from ._member import JoinAnswer, JoinRequest
+from ._protocol_frames import Request
 
 __all__ = ["GROUP_REQUESTS"]
 

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable
 
 from ._errors import ErrorCode, RequestRefused
-from ._member import JoinAnswer, JoinReply, JoinRequest, Member, SyncReply
+from ._group_member import JoinAnswer, JoinReply, JoinRequest, Member, SyncReply
 
 __all__ = ["Group", "GroupState"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ._cluster import MAX_BATCH, REFUSAL_DELAY, Cluster
 from ._errors import ErrorCode, RequestRefused
-from ._frames import REQUESTS, Request
+from ._protocol_frames import REQUESTS, Request
 
 __all__ = ["TOPIC_REQUESTS"]
 

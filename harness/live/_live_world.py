@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...runtime.hosting._lane import Lane
-    from ..world._application import Life
+    from ..world._application_under_test import Life
 
 __all__ = ["LiveHarness"]
 

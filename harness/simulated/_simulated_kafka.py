@@ -17,8 +17,8 @@ from ..kafka_cluster import MAX_BATCH, AppendedRecord, Cluster, encode_record, v
 from ..loop._network import Network
 from ..loop._virtual_time import VirtualEnvironment
 from ._kafka_connections import KafkaConnections
-from ._kafka_order import repeatable_order
 from ._observed_kafka_bus import ObservedKafkaBus, Offsets
+from ._repeatable_order import repeatable_order
 from ._stand_ins import BusWorld, HarnessBus
 
 __all__ = ["SimulatedKafkaBus"]

@@ -25,7 +25,7 @@ from ..loop._tasks_and_timers import (
 )
 from ..loop._virtual_time import START, VirtualEnvironment, VirtualLoop
 from ..simulated._stand_ins import Profile, simulate
-from ._application import Life
+from ._application_under_test import Life
 from ._fault_injection import FaultInjector
 from ._settling import Settling
 from ._world import World

@@ -14,12 +14,12 @@ from ...runtime.application._application import DistributedApplication
 from ...transports import Envelope, SocketProvider, is_reserved
 from .._trace import Trace
 from ._actor_monitor import ActorMonitor
-from ._application import ApplicationUnderTest
+from ._application_under_test import ApplicationUnderTest
 
 if TYPE_CHECKING:
     from ...runtime.hosting._lane import Lane
     from ..simulated._stand_ins import HarnessBus
-    from ._application import Life
+    from ._application_under_test import Life
 
 __all__ = ["World"]
 

@@ -28,9 +28,10 @@ from ..hosting._actor_runner import ActorRunner
 from ..hosting._application_settings import Settings
 from ..hosting._lane import Lane
 from ..options._actor_options import ActorOptions
-from ..processes._channel import Channel
 from ..processes._child_process import HUNG
-from ..processes._frames import (
+from ..processes._delivery_progress import MISSED, STARTED, Progress
+from ..processes._pipe import Channel
+from ..processes._pipe_messages import (
     Begin,
     DefineRoute,
     Deliver,
@@ -48,7 +49,6 @@ from ..processes._frames import (
     ToChild,
     problem_of,
 )
-from ..processes._progress import MISSED, STARTED, Progress
 from ..processes._shipping import Shipment, unpack
 from ..registration._registration import class_spec, function_spec
 from ..registration._specs import Spec

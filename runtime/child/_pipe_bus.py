@@ -29,8 +29,9 @@ from ...transports import (
     check_topic,
     size_of,
 )
-from ..processes._channel import Channel
-from ..processes._frames import (
+from ..processes._delivery_progress import DONE, SENT, STARTED, Progress
+from ..processes._pipe import Channel
+from ..processes._pipe_messages import (
     Cancel,
     Confirmed,
     Connected,
@@ -46,7 +47,6 @@ from ..processes._frames import (
     error_of,
     tag_of,
 )
-from ..processes._progress import DONE, SENT, STARTED, Progress
 
 __all__ = ["PipeBus", "PipeConsumer", "PipeProvider", "PipedDelivery"]
 

@@ -8,8 +8,8 @@ import threading
 
 from ..._logs import OWN, set_levels
 from ..._texts import encodable
-from ..processes._channel import Channel
-from ..processes._frames import Logged
+from ..processes._pipe import Channel
+from ..processes._pipe_messages import Logged
 
 __all__ = ["PipeLog"]
 

@@ -15,8 +15,8 @@ from ..._texts import describe
 from ...errors import OutboxFull, SpaDatError
 from ...transports import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES, Envelope
 from ..messaging._requests import LENGTH_OF_PREFIX
-from ..processes._channel import Channel
-from ..processes._frames import (
+from ..processes._pipe import Channel
+from ..processes._pipe_messages import (
     Cancel,
     Confirmed,
     Logged,

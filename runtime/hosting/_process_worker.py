@@ -15,7 +15,8 @@ from ...actors import RestartCounter
 from ...errors import ActorStopped, ProcessCrashed, RestartLimitReached, SpaDatError
 from ..handling._handler_failures import deadline_missed
 from ..processes._child_process import HUNG, ChildProcess
-from ..processes._frames import (
+from ..processes._delivery_progress import DONE, MISSED, SENT, SLOTS, STARTED
+from ..processes._pipe_messages import (
     Begin,
     Connected,
     DefineRoute,
@@ -36,7 +37,6 @@ from ..processes._frames import (
     error_of,
     tag_of,
 )
-from ..processes._progress import DONE, MISSED, SENT, SLOTS, STARTED
 from ..routing._router import Router
 from ..routing._routes import Route, RoutedDelivery
 from ._child_services import ChildServices

@@ -14,9 +14,9 @@ from typing import Any
 
 from ..._texts import describe_exit
 from ...errors import ConfigurationError
-from ._channel import Channel
-from ._frames import FromChild
-from ._progress import Progress
+from ._delivery_progress import Progress
+from ._pipe import Channel
+from ._pipe_messages import FromChild
 
 __all__ = ["HUNG", "ChildProcess"]
 

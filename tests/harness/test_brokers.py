@@ -20,8 +20,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from spa_dat import DistributedApplication
 from spa_dat._pytest import require
+from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.harness.brokers._kafka_tools import class_archive
-from spa_dat.harness.brokers._process import PortClaims
 from spa_dat.testing import BrokerFailed, BrokerProcess, BrokerUnavailable, Kafka, Mosquitto, Proxy
 from support.waiting import eventually
 
@@ -480,7 +480,7 @@ def test_a_claimed_port_is_given_to_nobody_else(ports: PortClaims) -> None:
     assert len(set(mine)) == 50
     others = PortClaims()
     program = (
-        "import sys; from spa_dat.harness.brokers._process import PortClaims;"
+        "import sys; from spa_dat.harness.brokers._broker_process import PortClaims;"
         "print([PortClaims._lock(int(port)) for port in sys.argv[1:]])"
     )
     try:

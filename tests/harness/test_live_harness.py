@@ -13,7 +13,7 @@ import pytest
 
 from spa_dat import DistributedApplication, Socket, busy_thread
 from spa_dat.errors import ConfigurationError
-from spa_dat.harness._fixture import HarnessFactory
+from spa_dat.harness._pytest_fixture import HarnessFactory
 from spa_dat.harness.live._arrivals import Arrivals, WatchedReceiver
 from spa_dat.harness.live._real_brokers import KafkaBrokers, MosquittoBrokers
 from spa_dat.recording import Recorder

@@ -23,7 +23,7 @@ from spa_dat.harness.kafka_cluster import (
     RequestRefused,
     virtual_time,
 )
-from spa_dat.harness.kafka_cluster._log import Log, encode_record
+from spa_dat.harness.kafka_cluster._partition_log import Log, encode_record
 from spa_dat.harness.loop._network import Network
 from spa_dat.testing.conformance import Inbox
 from spa_dat.transports import Envelope, Identity, KafkaConfig, Subscription, Surroundings

@@ -78,14 +78,22 @@ LAYERS = (
 """The rooms of the runtime; each may import those before it."""
 HARNESS_LAYERS = (
     {"loop"},
-    {"_errors", "_faults", "_trace", "_waiting"},
+    {"_errors", "_eventually", "_faults", "_trace"},
     {"kafka_cluster"},
     {"brokers"},
     {"simulated"},
     {"world"},
-    {"_async_harness", "_core", "_explore", "_harness", "_dead_letter", "_harness_base", "_replay"},
+    {
+        "_async_harness",
+        "_dead_letter",
+        "_explore",
+        "_harness",
+        "_harness_base",
+        "_harness_core",
+        "_replay",
+    },
     {"live"},
-    {"_fixture"},
+    {"_pytest_fixture"},
     {"conformance"},
 )
 """The same of the harness, with the modules that are in no room."""

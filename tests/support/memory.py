@@ -6,7 +6,7 @@ from typing import Any
 
 from spa_dat import DistributedApplication, MemoryConfig
 from spa_dat.harness import VirtualEnvironment
-from spa_dat.harness._waiting import eventually
+from spa_dat.harness._eventually import eventually
 from spa_dat.transports import Envelope, MemoryProvider
 from spa_dat.transports.memory import Broker, BrokerFaults
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from spa_dat.harness.brokers._process import BrokerProcess
+from spa_dat.harness.brokers._broker_process import BrokerProcess
 
 __all__ = ["Aedes", "HiveMq"]
 

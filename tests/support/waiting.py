@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spa_dat.harness import _waiting
+from spa_dat.harness import _eventually
 
 __all__ = ["eventually", "threads_have_left"]
 
@@ -18,7 +18,7 @@ async def eventually(
 ) -> Any:
     """Wait as `spa_dat.testing.eventually` does, but longer: on a busy machine all takes long."""
     __tracebackhide__ = True
-    return await _waiting.eventually(predicate, timeout, interval)
+    return await _eventually.eventually(predicate, timeout, interval)
 
 
 async def threads_have_left(predicate: Callable[[], Any], timeout: float = 60.0) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import ConfigurationError, SpaDatError, TransportError
-from ._text import one_line
+from ._one_line import one_line
 
 __all__ = ["main"]
 

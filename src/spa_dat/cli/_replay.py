@@ -7,12 +7,12 @@ import sys
 from collections import Counter
 
 from ..errors import ConfigurationError, DecodeError
-from ..harness._core import plain
+from ..harness._harness_core import plain
 from ..runtime import Message
 from ..testing import DeadLetter, Harness, NotSettled
 from ..transports import Envelope
 from ._application import load_application
-from ._text import one_line
+from ._one_line import one_line
 
 __all__ = ["replay"]
 

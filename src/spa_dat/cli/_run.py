@@ -52,7 +52,7 @@ def run(
 
             return Workers(arguments, workers, worker_timeout).run()
         if os.getpid() == 1:
-            from ._processes import Init
+            from ._supervisor import Init
 
             return Init(arguments).run()
     from ._serving import serve

@@ -12,7 +12,7 @@ from random import Random
 from .._texts import describe_exit
 from ..actors._restart import RestartCounter, RestartPolicy
 from ._child import Child
-from ._processes import Processes, exit_code
+from ._supervisor import Processes, exit_code
 
 __all__ = ["Workers"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from spa_dat import Actor, Context, Message, Overflow, RetryPolicy, Socket, on
 from spa_dat.errors import ActorStopped, ConfigurationError, RemoteError
-from spa_dat.harness._waiting import Gate
+from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.messaging._turn import Turn, current_turn
 from spa_dat.transports import Envelope
 from support.memory import Site

@@ -11,7 +11,7 @@ import pytest
 
 from spa_dat import Context, DistributedApplication, Reject, Retry, RetryPolicy, Socket, SyncSocket
 from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
-from spa_dat.harness._waiting import Gate
+from spa_dat.harness._eventually import Gate
 from spa_dat.testing import Harness
 from support.memory import Site
 from support.waiting import eventually

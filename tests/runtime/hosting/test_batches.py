@@ -28,7 +28,7 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
-from spa_dat.harness._waiting import Gate
+from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.handling._batch_processor import BatchProcessor
 from spa_dat.testing import Harness
 from support.memory import Site

@@ -24,7 +24,7 @@ from spa_dat import (
     on,
 )
 from spa_dat.errors import ActorStopped, ConfigurationError, RemoteError
-from spa_dat.harness._waiting import Gate
+from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.options._actor_options import ActorOptions
 from spa_dat.runtime.registration._message_keys import lane_of
 from spa_dat.testing import Harness

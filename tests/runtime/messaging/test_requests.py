@@ -29,7 +29,7 @@ from spa_dat.errors import (
     RemoteError,
     RequestTimeout,
 )
-from spa_dat.harness._waiting import Gate
+from spa_dat.harness._eventually import Gate
 from spa_dat.transports import Envelope
 from support.memory import Site, Watcher
 from support.simulated import SERVER, world

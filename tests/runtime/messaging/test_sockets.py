@@ -9,7 +9,7 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, Message, Socket, SyncSocket, on
 from spa_dat.errors import ConfigurationError, ConnectFailed
-from spa_dat.harness._waiting import Gate
+from spa_dat.harness._eventually import Gate
 from support.memory import Site
 from support.waiting import eventually
 

@@ -17,7 +17,7 @@ from spa_dat import (
     Socket,
     on,
 )
-from spa_dat.harness._waiting import Gate
+from spa_dat.harness._eventually import Gate
 from support.memory import Site
 from support.waiting import eventually
 

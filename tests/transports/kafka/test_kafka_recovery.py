@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from spa_dat.harness.brokers._process import PortClaims
+from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
 from support.kafka_bus import BusClient, bus_client, create, new_prefix

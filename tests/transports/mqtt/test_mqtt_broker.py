@@ -21,8 +21,8 @@ from spa_dat.errors import (
     NotAuthorised,
     PublishUnknown,
 )
+from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.harness.brokers._certificates import make_certificates
-from spa_dat.harness.brokers._process import PortClaims
 from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import DeliveryState, Envelope
 from support.mqtt import Client, Recorder, client

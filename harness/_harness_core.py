@@ -21,7 +21,7 @@ from ..runtime.routing._subscriptions import NoSubscription
 from ..transports import Envelope, Identity, Surroundings, TopicFilter
 from ._faults import Faults
 from .simulated._stand_ins import HarnessBus, Profile
-from .world._application import ApplicationUnderTest
+from .world._application_under_test import ApplicationUnderTest
 from .world._world import World
 
 __all__ = ["NAME", "NO_MORE", "HarnessCore", "check_options", "failure_classes", "plain"]

@@ -13,8 +13,8 @@ import msgspec
 from msgspec.structs import astuple, replace
 
 from ...transports import Envelope
-from ._arena import LARGE, Arena
-from ._frames import Taken
+from ._pipe_messages import Taken
+from ._shared_memory import LARGE, Arena
 
 __all__ = ["LONGEST_FRAME", "BrokenFrame", "Channel"]
 

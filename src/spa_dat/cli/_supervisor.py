@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Protocol
 
 from ._child import Child
-from ._text import one_line
+from ._one_line import one_line
 from ._worker_output import Outputs
 
 __all__ = ["Init", "Owner", "Processes", "exit_code"]

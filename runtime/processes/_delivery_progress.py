@@ -9,7 +9,7 @@ import os
 import tempfile
 from time import monotonic
 
-from ._arena import ARENA, Arena
+from ._shared_memory import ARENA, Arena
 
 __all__ = ["DONE", "MISSED", "SENT", "SLOTS", "STARTED", "Progress"]
 
