@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,7 +16,9 @@ from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import Turn
 from ..registration._specs import Handler
 from ..routing._routes import RoutedDelivery
-from ._handling_lane import HandlingLane
+
+if TYPE_CHECKING:
+    from ._handling_lane import HandlingLane
 
 __all__ = ["MessageScope", "ProducerScope", "with_usable_address"]
 

@@ -7,7 +7,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from contextvars import copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._texts import describe, error_name, quoted
 from ...actors import end_attempt, refuse_unrun, run_apart
@@ -24,7 +24,9 @@ from ._argument_values import ProducerScope, with_usable_address
 from ._dead_letter_store import SHORTEST_PAUSE
 from ._delivery_processor import DeliveryProcessor
 from ._handler_failures import as_failure, log_failure
-from ._handling_lane import HandlingLane
+
+if TYPE_CHECKING:
+    from ._handling_lane import HandlingLane
 
 __all__ = ["BatchProcessor"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..._texts import describe
 from ...errors import ConfigurationError, MessageError, MessageTooLarge, PublishRefused
@@ -13,7 +14,9 @@ from ..messaging._bus_connection import BusConnection
 from ..messaging._dead_letter import dead_letter, simpler
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
-from ._handling_lane import HandlingLane
+
+if TYPE_CHECKING:
+    from ._handling_lane import HandlingLane
 
 __all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "DeadLetterLimit", "DeadLetterStore", "Pauses"]
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._texts import describe, error_name, escaped, quoted
 from ...actors import (
@@ -37,8 +37,10 @@ from ..routing._routes import RoutedDelivery
 from ._argument_values import MessageScope
 from ._dead_letter_store import SHORTEST_PAUSE, DeadLetterStore, Pauses
 from ._handler_failures import as_failure, is_outage, log_failure
-from ._handling_lane import HandlingLane
 from ._settlement import Settlements
+
+if TYPE_CHECKING:
+    from ._handling_lane import HandlingLane
 
 __all__ = ["DeliveryProcessor"]
 
