@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ async def killed(broker: Kafka) -> None:
 
 
 async def restarted(broker: Mosquitto) -> None:
-    # Not killed: it stores what it has confirmed only now and then, and when it ends.
     await asyncio.to_thread(broker.restart)
 
 
@@ -44,7 +44,7 @@ def worker(url: str, path: Path, **options: Any) -> DistributedApplication:
     """Return an application whose processes write down what they handle, before it is settled."""
     app = DistributedApplication(url, name="worker", stop_timeout=30, **options)
 
-    @app.application("in/{key}", placement="process", processes=2, key="key")
+    @app.application("in/{key}/{number}", placement="process", processes=2, key="key")
     async def write_down(key: str, number: int) -> None:
         # Some of it takes long enough to be at work when something happens.
         if number % 50 == 0:
@@ -81,10 +81,10 @@ class Numbers:
 
     Args:
         url: of the broker.
-        topic: returns where those of a key go to.
+        topic: returns where a number of a key goes to.
     """
 
-    def __init__(self, url: str, topic: Callable[[str], str], chance: random.Random) -> None:
+    def __init__(self, url: str, topic: Callable[[str, int], str], chance: random.Random) -> None:
         self.app = DistributedApplication(url, name="numbers")
         self._topic = topic
         self._chance = chance
@@ -110,9 +110,17 @@ class Numbers:
                 await ledger.has(self.count - 500)
         await asyncio.gather(*under_way)
 
+    async def one_more_of_each(self) -> set[str]:
+        """Publish a number for each key; return them."""
+        socket, last = self.app.socket(), set()
+        for key, number in self._next.items():
+            last.add(f"{key} {number}")
+            await self._one(socket, key, number)
+        return last
+
     async def _one(self, socket: Socket, key: str, number: int) -> None:
         try:
-            await socket.publish(self._topic(key), number, key=key, timeout=60)
+            await socket.publish(self._topic(key, number), number, key=key, timeout=60)
         except PublishUnknown:
             return
         self.confirmed.add(f"{key} {number}")
@@ -141,7 +149,7 @@ async def test_an_outage_of_kafka_loses_nothing(kafka_to_break: Kafka, tmp_path:
     url = kafka_url(kafka_to_break, request_timeout=1, connect_timeout=1)
     ledger = Ledger(tmp_path / "ledger")
     app = worker_by_record_key(url, ledger.path)
-    numbers = Numbers(url, lambda key: "in", seeded())
+    numbers = Numbers(url, lambda key, number: "in", seeded())
     async with app, numbers.app:
         await goes_through(numbers, ledger, [partial(killed, kafka_to_break)])
         assert app.stats["dead_letters.stored"] == 0
@@ -154,7 +162,7 @@ async def test_a_rebalance_loses_nothing(kafka: Kafka, tmp_path: Path) -> None:
     first, second = (
         worker_by_record_key(url, ledger.path, instance=instance) for instance in ("1", "2")
     )
-    numbers = Numbers(url, lambda key: "in", seeded())
+    numbers = Numbers(url, lambda key, number: "in", seeded())
 
     async def second_comes() -> None:
         await second.__aenter__()
@@ -178,7 +186,51 @@ async def test_an_outage_of_mqtt_loses_nothing(
     url = f"{broker.url}?backoff_max=0.5&window=500"
     ledger = Ledger(tmp_path / "ledger")
     app = worker(url, ledger.path)
-    numbers = Numbers(url, lambda key: f"in/{key}", seeded())
+    numbers = Numbers(url, lambda key, number: f"in/{key}/{number}", seeded())
     async with app, numbers.app:
         await goes_through(numbers, ledger, [partial(restarted, broker)])
         assert app.stats["dead_letters.stored"] == 0
+
+
+def settled_with(broker: Mosquitto) -> Iterator[str]:
+    """Return what the worker has acknowledged of its messages, from the broker's log."""
+    sent: dict[str, str] = {}
+    of_worker = re.compile(
+        r"Sending PUBLISH to worker\.0\.write_down \(.* m(\d+), 'in/(\w+)/(\d+)'"
+        r"|Received PUBACK from worker\.0\.write_down \(Mid: (\d+)"
+    )
+    for line in of_worker.finditer(broker.log):
+        identifier, key, number, acknowledged = line.groups()
+        if acknowledged is None:
+            sent[identifier] = f"{key} {number}"
+        else:
+            yield sent[acknowledged]
+
+
+@pytest.mark.mosquitto
+async def test_a_killed_mosquitto_forgets_only_what_was_not_acknowledged(
+    own_mosquitto: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    broker = own_mosquitto(durable=True)
+    url = f"{broker.url}?backoff_max=0.5&window=500"
+    ledger = Ledger(tmp_path / "ledger")
+    app = worker(url, ledger.path)
+    numbers = Numbers(url, lambda key, number: f"in/{key}/{number}", seeded())
+    over = asyncio.Event()
+    async with app, numbers.app:
+        publishing = asyncio.create_task(numbers.flow(ledger, over))
+        await ledger.has(500)
+        await asyncio.to_thread(broker.restart, kill=True)
+        await ledger.has(len(ledger) + 500)
+        over.set()
+        await publishing
+        # Keys are in order: with its last number a key has nothing more to come.
+        last = await numbers.one_more_of_each()
+        await eventually(lambda: len(ledger) and last <= set(ledger.times))
+    acknowledged = set(settled_with(broker))
+    forgotten = numbers.confirmed - set(ledger.times)
+    print(f"of {len(numbers.confirmed)} confirmed ones the broker has forgotten {len(forgotten)}")
+    assert len(acknowledged) > 1000
+    assert acknowledged <= set(ledger.times)
+    # It stores what has changed before it looks for more, so it is those of one moment.
+    assert len(forgotten) < 20
