@@ -25,6 +25,7 @@ from ._outbox import (
     size_of,
 )
 from ._reconnect import Backoff
+from ._structured_events import opened
 from ._topics import (
     RESERVED,
     TopicFilter,
@@ -82,6 +83,7 @@ __all__ = [
     "is_reserved",
     "minimal",
     "on_failure",
+    "opened",
     "parked",
     "reply_prefix",
     "size_of",

@@ -93,6 +93,11 @@ class Envelope(MessageFields, frozen=True, kw_only=True, gc=False):
     payload: bytes = b""
     left_out: LeftOut | None = None
     """When received: the payload was too large to be accepted, and `payload` is empty instead."""
+    original: Envelope | None = None
+    """When received: the message as it came, if it was a CloudEvent in structured mode; all other
+    fields are those of the event."""
+    flaw: str | None = None
+    """When received: why the message cannot be read, whatever it is to be decoded to."""
 
     @property
     def identity(self) -> str | None:

@@ -14,6 +14,8 @@ from ._transport_harness import TransportHarness
 
 __all__ = ["Receiving"]
 
+_STRUCTURED = "application/cloudevents+json"
+
 
 def message(payload: str, topic: str = "plant/x", **fields: object) -> Envelope:
     return Envelope(topic=topic, payload=payload.encode(), **fields)  # type: ignore[arg-type]
@@ -211,6 +213,36 @@ class Receiving(Scenarios):
         inbox.deliveries[2].settle()
         await harness.get_on(inbox, 5)
         assert inbox.payloads == ["0", "1", "a", "b", "c"]
+
+    @scenario
+    async def test_an_event_in_structured_mode_is_opened(self, harness: TransportHarness) -> None:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x", settle=False)
+        document = (
+            '{"specversion":"1.0","id":"A1","source":"https://example.com/s","type":"t",'
+            '"time":"2023-11-14T22:13:20.25Z","customer":"c","data":{ "x": 1 }}'
+        )
+        broken = '{"specversion":"1.0"}'
+        for text in (document, broken):
+            event = message(text, content_type=_STRUCTURED, headers={"h": "1"}, key="k")
+            await bus.publish(event, timeout=10)
+        deliveries = await inbox.get(2)
+        got, flawed = (delivery.envelope for delivery in deliveries)
+        assert (got.payload, got.content_type) == (b'{ "x": 1 }', "application/json")
+        assert (got.id, got.source, got.type) == ("A1", "https://example.com/s", "t")
+        assert (got.time, got.key) == (1_700_000_000.25, "k")
+        assert dict(got.headers) == {"h": "1", "customer": "c"}
+        assert got.original is not None
+        assert (got.original.payload, got.flaw) == (document.encode(), None)
+        assert (flawed.payload, flawed.content_type) == (broken.encode(), _STRUCTURED)
+        assert "no 'id'" in (flawed.flaw or "")
+        # What comes again is compared with what came before.
+        assert deliveries[0].start()
+        deliveries[0].settle()
+        await harness.cut()
+        if harness.recognises:
+            await inbox.get(3)
+            assert inbox.payloads[2:] == [broken]
 
     @scenario
     async def test_no_more_than_the_window_is_unsettled(self, harness: TransportHarness) -> None:

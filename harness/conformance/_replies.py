@@ -69,6 +69,23 @@ class Replies(Scenarios):
         assert replies == [("ab", b"ab"), ("ab", b"ab"), ("ab", without)]
 
     @scenario
+    async def test_a_reply_in_structured_mode_is_opened(self, harness: TransportHarness) -> None:
+        replies: list[Envelope] = []
+        bus = await harness.bus(on_reply=lambda _, reply: replies.append(reply))
+        document = b'{"specversion":"1.0","id":"1","source":"s","type":"t","data":[5]}'
+        await bus.publish(
+            Envelope(
+                topic=bus.reply_address("ab"),
+                payload=document,
+                content_type="application/cloudevents+json",
+                correlation=b"ab",
+            ),
+            timeout=10,
+        )
+        await eventually(lambda: len(replies) == 1)
+        assert (replies[0].payload, replies[0].content_type) == (b"[5]", "application/json")
+
+    @scenario
     async def test_reply_addresses_belong_to_one_bus(self, harness: TransportHarness) -> None:
         seen: dict[str, list[str]] = {"0": [], "1": []}
         first = await harness.bus(

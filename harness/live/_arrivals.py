@@ -76,7 +76,8 @@ class TrackedSubscription:
 
     def arrived(self, delivery: Delivery) -> None:
         """Note that a message has arrived."""
-        identifier = delivery.envelope.id or f"delivery {id(delivery)}"
+        envelope = delivery.envelope.original or delivery.envelope
+        identifier = envelope.id or f"delivery {id(delivery)}"
         self._less(identifier)
         self._arrived[identifier] = delivery
 

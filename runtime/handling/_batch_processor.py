@@ -17,7 +17,7 @@ from ..diagnostics._stacks import of_users_code
 from ..messaging._message import Message
 from ..messaging._turn import Turn, current_turn, lasting_identity
 from ..options._retry_policy import Reject, Retry
-from ..payloads._codec import check_size
+from ..payloads._codec import check_readable
 from ..registration._specs import Handler
 from ..routing._routes import RoutedDelivery
 from ._argument_values import ProducerScope, with_usable_address
@@ -84,7 +84,7 @@ class BatchProcessor(DeliveryProcessor):
             await self._dead_letters.park(delivery, error)
 
     def _read(self, delivery: RoutedDelivery) -> Any:
-        check_size(delivery.envelope, self._lane.max_received)
+        check_readable(delivery.envelope, self._lane.max_received)
         handler = self._lane.handlers[delivery.route.handler]
         return _decode(handler, delivery)
 

@@ -30,7 +30,7 @@ from ..messaging._bus_connection import BusConnection
 from ..messaging._replies import error_answer
 from ..messaging._requests import CHAIN_HEADER, chain_of
 from ..messaging._turn import Turn, current_turn
-from ..payloads._codec import check_size
+from ..payloads._codec import check_readable
 from ..registration._specs import Handler
 from ..routing._router import Router
 from ..routing._routes import RoutedDelivery
@@ -130,6 +130,7 @@ class DeliveryProcessor:
             or (envelope.headers and CHAIN_HEADER in envelope.headers)
             or len(envelope.payload) > self._max_received
             or envelope.left_out is not None
+            or envelope.flaw is not None
         ):
             await self._handle_otherwise(instance, delivery, path)
             return
@@ -201,6 +202,7 @@ class DeliveryProcessor:
             or envelope.response_topic is None
             or len(envelope.payload) > self._max_received
             or envelope.left_out is not None
+            or envelope.flaw is not None
             or self._lane.reply_address_problem(envelope) is not None
             or (delivery.deadline is not None and self._now() >= delivery.deadline)
         ):
@@ -314,7 +316,7 @@ class DeliveryProcessor:
             if self._expired(delivery):
                 return
         try:
-            check_size(envelope, self._lane.max_received)
+            check_readable(envelope, self._lane.max_received)
         except DecodeError as error:
             await self._undecodable(delivery, request, error)
             return

@@ -39,13 +39,14 @@ def dead_letter(
     its sender gave it an id or the bus numbers its messages.
 
     Args:
-        envelope: the message as it was received.
+        envelope: the message; of one that was opened, the original is stored.
         actor: ``application/instance/actor`` that failed on it.
         attempts: how often the handler was called.
         error: what it raised last.
         environment: for time and ids.
     """
-    headers = {k: v for k, v in envelope.headers.items() if not k.startswith(_OURS)}
+    received = envelope.original or envelope
+    headers = {k: v for k, v in received.headers.items() if not k.startswith(_OURS)}
     headers |= {
         "spa_dead_topic": envelope.topic,
         "spa_dead_actor": actor,
@@ -68,7 +69,7 @@ def dead_letter(
     if identity is not None:
         headers["spa_dead_id"] = identity
         # Senders that give every message the same id must not overwrite one letter with the next.
-        digest = digest or hashlib.sha256(envelope.payload).hexdigest()
+        digest = digest or hashlib.sha256(received.payload).hexdigest()
         name = "\0".join((identity, actor, envelope.topic, digest))
         identifier = str(uuid.uuid5(_NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
     else:
@@ -81,13 +82,13 @@ def dead_letter(
         headers["spa_dead_response_topic"] = envelope.response_topic
     return Envelope(
         topic=envelope.topic,
-        payload=envelope.payload,
-        content_type=envelope.content_type,
+        payload=received.payload,
+        content_type=received.content_type,
         id=identifier,
         source=actor,
         type=envelope.type or DEFAULT_TYPE,
         time=environment.now(),
-        key=envelope.key,
+        key=received.key,
         headers=headers,
         raw_key=envelope.raw_key,
         raw_headers=tuple(pair for pair in envelope.raw_headers if not pair[0].startswith(_OURS)),

@@ -333,6 +333,8 @@ class Socket:
 
         def decode(envelope: Envelope) -> Any:
             try:
+                if envelope.flaw is not None:
+                    raise DecodeError(envelope.flaw)
                 value = decoder.decode(envelope.payload, envelope.content_type)
             except DecodeError as error:
                 raise _reply_refusal(envelope, error) from error

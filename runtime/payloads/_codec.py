@@ -28,7 +28,7 @@ __all__ = [
     "TEXT",
     "Decoder",
     "PayloadFormat",
-    "check_size",
+    "check_readable",
     "encode",
     "find_unencodable",
     "format_of",
@@ -145,8 +145,8 @@ def _builtins(value: Any) -> Any:
     return msgspec.to_builtins(value, str_keys=True, enc_hook=to_builtins, order="deterministic")
 
 
-def check_size(envelope: Envelope, allowed: int) -> None:
-    """Raise DecodeError if a received payload has more than ``allowed`` bytes."""
+def check_readable(envelope: Envelope, allowed: int) -> None:
+    """Raise DecodeError if a received message has a flaw, or more than ``allowed`` bytes."""
     size = len(envelope.payload) if envelope.left_out is None else envelope.left_out.size
     if size > allowed:
         raise DecodeError(
@@ -155,6 +155,8 @@ def check_size(envelope: Envelope, allowed: int) -> None:
         )
     if envelope.left_out is not None:
         raise DecodeError("the headers are too large to be accepted")
+    if envelope.flaw is not None:
+        raise DecodeError(envelope.flaw)
 
 
 class Decoder(Generic[T]):

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import msgspec
 
-from ...transports import Envelope
+from ...transports import Envelope, opened
 from ...transports._envelope import MessageFields
 
 __all__ = ["FORMAT", "Receipt"]
@@ -90,9 +90,11 @@ class Receipt(MessageFields, frozen=True, kw_only=True, omit_defaults=True):
     def envelope(self) -> Envelope:
         """The message as it reached the actor."""
         binary = self.payload_base64
-        return Envelope(
+        envelope = Envelope(
             payload=self.payload.encode() if binary is None else binary, **_fields(self)
         )
+        # Only what could not be opened then still is a document, and has its flaw again.
+        return opened(envelope)
 
     def line(self) -> bytes:
         """Return the line, including its line break.

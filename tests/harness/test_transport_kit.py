@@ -11,6 +11,7 @@ import sys
 import textwrap
 from typing import Any
 
+import msgspec
 import pytest
 
 import support.shelf
@@ -139,6 +140,13 @@ class IgnoresTheWindow(ShelfConsumer):
         self.line.changed()
 
 
+class LeavesEventsClosed(ShelfConsumer):
+    """Hands out documents as they come."""
+
+    def arrived(self, envelope: Envelope, number: int) -> None:
+        super().arrived(msgspec.structs.replace(envelope, content_type="text/plain"), number)
+
+
 class BringsNoNewFilters(ShelfConsumer):
     def __init__(self, bus: ShelfBus, subscription: Subscription, receiver: Receiver) -> None:
         super().__init__(bus, subscription, receiver)
@@ -196,6 +204,7 @@ def catching(mistake: type, test: str, **arguments: Any) -> Any:
         catching(HidesItsTrouble, "test_what_keeps_messages_from_arriving_is_told"),
         catching(IgnoresTheWindow, "test_no_more_than_the_window_is_unsettled"),
         catching(KeepsSilent, "test_hold_and_resume_say_whether_it_comes_again", durable=True),
+        catching(LeavesEventsClosed, "test_an_event_in_structured_mode_is_opened"),
         catching(MixesReplies, "test_every_reply_is_handed_over_also_late_and_twice"),
         catching(NeverGivesUp, "test_two_programs_with_one_identity_end_with_an_error"),
         catching(
@@ -346,7 +355,7 @@ def test_the_broker_is_stopped_whatever_happens(mistake: type, error: str) -> No
 def test_it_needs_nothing_but_pytest(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(MINE)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
-    result.assert_outcomes(passed=3, failed=2, errors=4)
+    result.assert_outcomes(passed=4, failed=2, errors=5)
     result.stdout.fnmatch_lines(
         [
             "*TestNothing has no transport to test: give it a fixture 'harness'*",

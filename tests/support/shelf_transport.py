@@ -27,6 +27,7 @@ from spa_dat.transports import (
     Tracker,
     check_filter,
     check_topic,
+    opened,
     parked,
     reply_prefix,
 )
@@ -179,6 +180,7 @@ class ShelfConsumer(_Client, Consumer):
 
     def arrived(self, envelope: Envelope, number: int) -> None:
         """Take a message: a new one, or one that a handler has begun with."""
+        envelope = opened(envelope)
         if self.subscription.qos == 0:
             self.acknowledge(number)
             if self._intake:
@@ -293,7 +295,7 @@ class ShelfBus(_Client, Bus):
         if self.line is not None:
             self.line.acknowledge(number)
         if self._on_reply is not None:
-            self._on_reply(envelope.topic.removeprefix(self.inbox), envelope)
+            self._on_reply(envelope.topic.removeprefix(self.inbox), opened(envelope))
 
 
 class ShelfProvider(SocketProvider):

@@ -15,6 +15,7 @@ from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
+from .._structured_events import opened
 from ._aiokafka_private import (
     client_of,
     fetching_ends,
@@ -268,6 +269,8 @@ class KafkaReplyInbox:
             elif self._on_reply is not None:
                 if len(reply.payload) > self._config.largest_received:
                     reply = without_payload(reply)
+                else:
+                    reply = opened(reply)
                 self._on_reply(own.decode("utf-8", "replace"), reply)
         # Anybody may have sent a reply; it must not stop those behind it.
         except Exception:  # noqa: BLE001

@@ -112,6 +112,29 @@ async def test_payloads_are_decoded_in_the_process(kind: Any, sent: Any, result:
     assert got == [[result, sent]] or (kind is Reading and got[0][0] == result)
 
 
+async def test_events_in_structured_mode_are_handled_in_the_process() -> None:
+    provider = MemoryProvider(MemoryConfig())
+    app = make(provider)
+    got = collect(app, "out")
+    kind = "application/cloudevents+json"
+    document = b'{"specversion":"1.0","id":"A1","source":"s","type":"t","data":"no number"}'
+
+    @app.application("in", placement="process")
+    async def work(number: int, message: Message[int], socket: Socket) -> None:
+        await socket.publish("out", [number, message.id])
+
+    async with app:
+        await app.socket().publish("in", document, content_type=kind)
+        await app.socket().publish("in", b"{}", content_type=kind)
+        good = document.replace(b'"no number"', b"5")
+        await app.socket().publish("in", good, content_type=kind)
+        await eventually(lambda: got and app.stats["dead_letters.stored"] == 2)
+    assert got == [[5, "A1"]]
+    letters = provider.broker.retained.values()
+    assert sorted(letter.payload for letter in letters) == sorted([document, b"{}"])
+    assert {letter.content_type for letter in letters} == {kind}
+
+
 async def test_lambdas_closures_partials_and_defaults_are_shipped() -> None:
     app = make()
     factor = 3

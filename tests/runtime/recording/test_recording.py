@@ -21,7 +21,7 @@ from spa_dat.errors import ConfigurationError
 from spa_dat.recording import Receipt, Recorder, read_recording
 from spa_dat.runtime.recording import _recording_writer
 from spa_dat.testing import Faults, HandlerFailed, Harness
-from spa_dat.transports import Envelope, TopicFilter
+from spa_dat.transports import Envelope, TopicFilter, opened
 from support.waiting import eventually
 
 QUICK = RetryPolicy(attempts=2, first=0.01)
@@ -467,6 +467,18 @@ def test_an_envelope_comes_back_as_it_was(
     file.write_bytes(line)
     assert list(read_recording(file)) == [(1, receipt)]
     assert receipt.envelope == envelope
+
+
+def test_a_bad_document_is_one_in_the_replay_too() -> None:
+    kind = "application/cloudevents+json"
+    flawed = opened(Envelope(topic="a", payload=b"{}", content_type=kind))
+    again = Receipt.of(flawed, at=0.0).envelope
+    assert again == flawed
+    assert again.flaw is not None
+    document = b'{"specversion":"1.0","id":"1","source":"s","type":"t","data":5}'
+    good = opened(Envelope(topic="a", payload=document, content_type=kind))
+    again = Receipt.of(good, at=0.0).envelope
+    assert (again.payload, again.id, again.flaw) == (b"5", "1", None)
 
 
 GOOD = b'{"version":1,"at":1.0,"topic":"in/a","actor":"look"}\n'

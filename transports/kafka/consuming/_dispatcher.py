@@ -12,6 +12,7 @@ from ...._logs import get_logger
 from ..._contract import Receiver
 from ..._delivery import Delivery
 from ..._envelope import without_payload
+from ..._structured_events import is_structured, opened
 from ..._topics import TopicTrie
 from .._records import Codec, StoredRecord, size_of_headers
 from ._assignment import Assignment
@@ -115,6 +116,9 @@ class Dispatcher:
             size = len(envelope.payload)
             if size > largest:
                 envelope, size = without_payload(envelope), 0
+            elif is_structured(envelope.content_type):
+                envelope = opened(envelope)
+                size += len(envelope.payload)
             if envelope.key is not None:
                 size += len(envelope.key)
             if envelope.raw_headers:
@@ -151,9 +155,13 @@ class Dispatcher:
             if envelope is None:
                 self._expired(record)
             elif match is None or match(envelope.topic):
-                if len(envelope.payload) > largest:
-                    envelope = without_payload(envelope)
-                size = len(envelope.payload) + size_of_headers(envelope)
+                size = len(envelope.payload)
+                if size > largest:
+                    envelope, size = without_payload(envelope), 0
+                elif is_structured(envelope.content_type):
+                    envelope = opened(envelope)
+                    size += len(envelope.payload)
+                size += size_of_headers(envelope)
                 assignment.size += size
                 deliveries.append(Delivery(envelope, tracker=tracker, size=size))
         if deliveries:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ....errors import EncodeError
 from ..._envelope import DEFAULT_TYPE, Envelope, LeftOut, without_payload
+from ..._structured_events import opened
 from .._message_checks import RESERVED_NAMES
 
 __all__ = [
@@ -526,7 +527,7 @@ def as_taken(envelope: Envelope, largest: int) -> Envelope:
                 redelivered=envelope.redelivered,
                 left_out=LeftOut(size, digest),
             )
-    return envelope if size <= largest else without_payload(envelope)
+    return opened(envelope) if size <= largest else without_payload(envelope)
 
 
 def _length_of(packet: PublishPacket) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ..._envelope import without_payload
+from ..._structured_events import is_structured, opened
 from .._connection_events import ClientHandler
 from ._packets import (
     LARGEST_HEAD,
@@ -119,6 +120,9 @@ class MessageFlow:
             if size > self._largest and len(envelope.payload) > self._largest:
                 size -= len(envelope.payload)
                 envelope = without_payload(envelope)
+            elif is_structured(envelope.content_type):
+                envelope = opened(envelope)
+                size += len(envelope.payload)
             if envelope.headers:
                 size += _OVERHEAD_OF_A_HEADER * len(envelope.headers)
             self._handler.on_message(envelope, token, identifiers, size)
