@@ -19,17 +19,15 @@ from ._credentials import (
 )
 from ._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
 from ._reconnect import Backoff
-from ._url_options import NOT_AN_OPTION, check_flag, check_numbers, check_text
+from ._url_options import NOT_AN_OPTION, Limits, check_flag, check_limits, check_text
 
 __all__ = ["BrokerConfig", "Renewal", "check_login"]
 
-_WHOLE = {
+_LIMITS = {
     "outbox": (1, 10_000_000),
     "window_bytes": (1, 2**40),
     "outbox_bytes": (1, 2**40),
     "max_payload": (1, 268_435_455),
-}
-_SECONDS = {
     "connect_timeout": (0.001, 3_600),
     "start_timeout": (0.001, 86_400),
     "backoff_min": (0.001, 3_600),
@@ -95,12 +93,14 @@ class BrokerConfig:
 
     Attributes:
         tls_scheme: the scheme of URLs with ``tls``.
+        limits: the lowest and highest values of options that are numbers.
 
     Raises:
         ConfigurationError: an option has an invalid value, or options contradict each other.
     """
 
     tls_scheme: ClassVar[str]
+    limits: ClassVar[Limits] = _LIMITS
 
     username: str | None = None
     password: Secret | str | None = None
@@ -137,8 +137,7 @@ class BrokerConfig:
         object.__setattr__(
             self, "tls_key_password", as_secret(self, "tls_key_password", self.tls_key_password)
         )
-        check_numbers(self, _WHOLE, whole=True)
-        check_numbers(self, _SECONDS, whole=False)
+        check_limits(self)
         check_text(self, "username")
         self._check_tls()
         if self.backoff_max < self.backoff_min:

@@ -100,10 +100,7 @@ class SocketProviderFactory:
                 invalid value, or a document that cannot be used. Never shows a password.
         """
         found = effective_config(url, name=name, allow_http=allow_http, options=options)
-        try:
-            return SocketProviderFactory.from_config(found.config)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{error}{_whence(str(error), found.given)}") from None
+        return found.provider()
 
     @staticmethod
     def config_from_url(
@@ -156,6 +153,17 @@ class EffectiveConfig:
     config: Config
     given: Mapping[str, Given]
     name: str | None
+
+    def provider(self) -> SocketProvider:
+        """Return the provider for the configuration.
+
+        Raises:
+            ConfigurationError: no broker would take it; says from where the option comes.
+        """
+        try:
+            return SocketProviderFactory.from_config(self.config)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error}{_whence(str(error), self.given)}") from None
 
 
 def effective_config(

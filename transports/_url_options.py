@@ -9,9 +9,9 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from .._texts import quoted
@@ -21,18 +21,23 @@ from ._credentials import Secret
 __all__ = [
     "NOT_AN_OPTION",
     "BusUrl",
+    "Limits",
     "check_flag",
+    "check_limits",
     "check_numbers",
     "check_text",
     "environment_prefix",
     "flag_from_text",
     "nearest",
+    "option_hints",
     "option_types",
     "parse_url",
     "scheme_of",
     "value_from_text",
 ]
 
+Limits: TypeAlias = Mapping[str, tuple[float, float]]
+"""By option: the lowest and the highest value."""
 NOT_AN_OPTION: Mapping[str, bool] = types.MappingProxyType({"option": False})
 """The metadata of a field of a configuration that is no option."""
 
@@ -225,21 +230,29 @@ def option_types(config: type[Any]) -> Mapping[str, tuple[type, ...]]:
 
 @functools.cache
 def _option_types(config: type[Any]) -> Mapping[str, tuple[type, ...]]:
+    return types.MappingProxyType(
+        {name: _members(hint) for name, hint in option_hints(config).items()}
+    )
+
+
+def option_hints(config: type[Any]) -> dict[str, object]:
+    """Return the annotation of each option, including options that are not kept."""
     hints = typing.get_type_hints(config)
-    names = [
-        entry.name for entry in dataclasses.fields(config) if entry.metadata.get("option", True)
-    ]
-    names += [name for name, hint in hints.items() if isinstance(hint, dataclasses.InitVar)]
-    return types.MappingProxyType({name: _members(hints[name]) for name in names})
+    found = {
+        entry.name: hints[entry.name]
+        for entry in dataclasses.fields(config)
+        if entry.metadata.get("option", True)
+    }
+    for name, hint in hints.items():
+        if isinstance(hint, dataclasses.InitVar):
+            found[name] = hint.type
+    return found
 
 
 def _members(hint: object) -> tuple[type, ...]:
-    if isinstance(hint, dataclasses.InitVar):
-        hint = hint.type
+    parts: Sequence[Any] = [hint]
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         parts = [part for part in typing.get_args(hint) if part is not types.NoneType]
-    else:
-        parts = [hint]
     return tuple(typing.get_origin(part) or part for part in parts)
 
 
@@ -297,7 +310,7 @@ def _table(text: str) -> dict[str, object]:
 
 def check_numbers(
     config: object,
-    limits: Mapping[str, tuple[float, float]],
+    limits: Limits,
     *,
     whole: bool,
 ) -> None:
@@ -325,6 +338,20 @@ def check_numbers(
                 f"option {option}={quoted(value)} of {type(config).__name__}:"
                 f" give {kind} from {lowest:.12g} to {highest:.12g}"
             )
+
+
+def check_limits(config: Any) -> None:
+    """Check all options that have ``limits``; those whose default is None may be None.
+
+    Raises:
+        ConfigurationError: naming the option, its value and what is expected.
+    """
+    kinds = option_types(type(config))
+    limits: Limits = config.limits
+    for option, pair in limits.items():
+        optional = getattr(type(config), option, None) is None
+        if not (optional and getattr(config, option) is None):
+            check_numbers(config, {option: pair}, whole=float not in kinds[option])
 
 
 def check_flag(config: object, option: str) -> None:

@@ -13,10 +13,11 @@ from ._address import DocumentAddress, parse_address
 from ._formats import parsed
 from ._reading import Content, read
 
-__all__ = ["ConfigurationDocument", "ProviderTable"]
+__all__ = ["PROVIDER_NAME", "ConfigurationDocument", "ProviderTable"]
 
 _PROVIDERS = "providers"
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+PROVIDER_NAME = "[A-Za-z][A-Za-z0-9_-]{0,63}"
+_NAME = re.compile(PROVIDER_NAME)
 # Editors look there for the schema of a JSON document.
 _OF_EDITORS = "$schema"
 
@@ -83,7 +84,6 @@ class ConfigurationDocument:
         if content is None or not content.once:
             content = self._content = read(self._address, seconds)
         document = parsed(content, self.shown)
-        document.pop(_OF_EDITORS, None)
         if _PROVIDERS in document:
             return self._chosen(document)
         if self._name is not None:
@@ -95,7 +95,7 @@ class ConfigurationDocument:
 
     def _chosen(self, document: Mapping[str, object]) -> ProviderTable:
         providers = document[_PROVIDERS]
-        others = [name for name in document if name != _PROVIDERS]
+        others = [name for name in document if name not in (_PROVIDERS, _OF_EDITORS)]
         if others:
             raise ConfigurationError(
                 f"{quoted(others[0])} of {self.shown} stands beside [{_PROVIDERS}]: a document has"
@@ -150,5 +150,7 @@ class ConfigurationDocument:
             raise ConfigurationError(
                 f'{origin} {said}: give the address of a bus, as in url = "mqtt://host"'
             )
-        options = {option: value for option, value in table.items() if option != "url"}
+        options = {
+            option: value for option, value in table.items() if option not in ("url", _OF_EDITORS)
+        }
         return ProviderTable(name, url, options, origin)

@@ -13,19 +13,19 @@ from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword
 from .._topics import TopicFilter, is_reserved
-from .._url_options import check_flag, check_numbers
+from .._url_options import Limits, check_flag
 
 __all__ = ["KafkaConfig", "KafkaTopic"]
 
-_WHOLE = {
+_LIMITS = {
     "window": (1, 1_000_000),
     "max_uncommitted": (1, 100_000_000),
     "commit_records": (1, 100_000_000),
     "max_batch": (1, 268_435_455),
     "partitions": (1, 100_000),
+    "replication": (1, 1_000),
+    "max_received": (1, 2_147_483_647),
     "qos": (0, 1),
-}
-_SECONDS = {
     "request_timeout": (0.1, 3_600),
     "commit_interval": (0.001, 3_600),
     "session_timeout": (0.1, 86_400),
@@ -138,6 +138,8 @@ class KafkaConfig(BrokerConfig):
     """
 
     tls_scheme: ClassVar[str] = "kafkas"
+    limits: ClassVar[Limits] = {**BrokerConfig.limits, **_LIMITS}
+    choices: ClassVar[Mapping[str, tuple[str | None, ...]]] = _CHOICES
 
     servers: str = "localhost:9092"
     _: KW_ONLY
@@ -173,13 +175,7 @@ class KafkaConfig(BrokerConfig):
         object.__setattr__(self, "servers", _checked_servers(self.servers))
         super().__post_init__(password_env, password_file, password_function)
         object.__setattr__(self, "topics", _checked_topics(self.topics))
-        check_numbers(self, _WHOLE, whole=True)
-        check_numbers(self, _SECONDS, whole=False)
-        if self.max_received is not None:
-            check_numbers(self, {"max_received": (1, 2_147_483_647)}, whole=True)
-        if self.replication is not None:
-            check_numbers(self, {"replication": (1, 1_000)}, whole=True)
-        for option, choices in _CHOICES.items():
+        for option, choices in self.choices.items():
             self._check_choice(option, choices)
         if not isinstance(self.prefix, str) or not _PREFIX.fullmatch(self.prefix):
             raise ConfigurationError(

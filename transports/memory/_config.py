@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._contract import DEFAULT_WINDOW_BYTES
 from .._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
-from .._url_options import check_numbers
+from .._url_options import Limits, check_limits
 
 __all__ = ["MemoryConfig"]
 
+_LIMITS = {
+    "window": (1, 65_535),
+    "outbox": (1, 10_000_000),
+    "window_bytes": (1, 2**40),
+    "outbox_bytes": (1, 2**40),
+    "max_payload": (1, 268_435_455),
+    "max_received": (1, 268_435_455),
+    "start_timeout": (0.001, 86_400),
+    "qos": (0, 1),
+}
 _NAME = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 
 
@@ -34,9 +45,14 @@ class MemoryConfig:
         start_timeout: seconds for which the first connection is attempted.
         qos: quality of service of publishes and subscriptions that specify none, 0 or 1.
 
+    Attributes:
+        limits: the lowest and highest values of options that are numbers.
+
     Raises:
         ConfigurationError: an option has an invalid value.
     """
+
+    limits: ClassVar[Limits] = _LIMITS
 
     name: str = ""
     window: int = 200
@@ -54,21 +70,7 @@ class MemoryConfig:
                 f"option name={quoted(self.name)} of MemoryConfig:"
                 " give at most 64 letters, digits and any of '_', '.', '-'"
             )
-        check_numbers(
-            self,
-            {
-                "window": (1, 65_535),
-                "outbox": (1, 10_000_000),
-                "window_bytes": (1, 2**40),
-                "outbox_bytes": (1, 2**40),
-                "max_payload": (1, 268_435_455),
-                "qos": (0, 1),
-            },
-            whole=True,
-        )
-        if self.max_received is not None:
-            check_numbers(self, {"max_received": (1, 268_435_455)}, whole=True)
-        check_numbers(self, {"start_timeout": (0.001, 86_400)}, whole=False)
+        check_limits(self)
 
     @property
     def largest_received(self) -> int:

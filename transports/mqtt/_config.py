@@ -9,16 +9,19 @@ from typing import ClassVar
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword
-from .._url_options import check_numbers
+from .._url_options import Limits
 
 __all__ = ["MqttConfig"]
 
-_WHOLE = {
+_LIMITS = {
+    "port": (1, 65_535),
     "keepalive": (1, 65_535),
     "session_expiry": (0, 4_294_967_295),
     "window": (1, 65_535),
     "subscribe_batch": (1, 1_000),
     "inflight": (1, 65_535),
+    "max_received": (1, 268_435_455),
+    "qos": (0, 1),
 }
 _HOST = re.compile(r"[^\s/\\?#@%\[\]\x00-\x1f]+(%[A-Za-z0-9._~-]+)?")
 
@@ -48,6 +51,7 @@ class MqttConfig(BrokerConfig):
     """
 
     tls_scheme: ClassVar[str] = "mqtts"
+    limits: ClassVar[Limits] = {**BrokerConfig.limits, **_LIMITS}
 
     host: str = "localhost"
     _: KW_ONLY
@@ -67,13 +71,8 @@ class MqttConfig(BrokerConfig):
         password_function: AskForPassword | None,
     ) -> None:
         object.__setattr__(self, "host", _checked_host(self.host))
-        super().__post_init__(password_env, password_file, password_function)
-        if self.port is not None:
-            check_numbers(self, {"port": (1, 65_535)}, whole=True)
-        check_numbers(self, _WHOLE, whole=True)
-        if self.max_received is not None:
-            check_numbers(self, {"max_received": (1, 268_435_455)}, whole=True)
         self._check_qos()
+        super().__post_init__(password_env, password_file, password_function)
 
     @property
     def effective_port(self) -> int:
@@ -101,7 +100,6 @@ class MqttConfig(BrokerConfig):
                 " message, or after it, and the message comes again; then message.id tells"
                 " that it was handled before"
             )
-        check_numbers(self, {"qos": (0, 1)}, whole=True)
 
 
 def _checked_host(host: object) -> str:

@@ -118,7 +118,7 @@ def _seconds(context: click.Context, option: click.Parameter, value: str) -> flo
 def _commands(context: click.Context) -> None:
     """Run applications, record what happens in them, and replay it."""
     if context.invoked_subcommand is None:
-        raise click.UsageError("Missing command: run, record or replay", context)
+        raise click.UsageError("Missing command: run, record, replay or config", context)
 
 
 @_commands.command(
@@ -237,3 +237,29 @@ def _replay(**given: Any) -> int:
     from ._replay import replay
 
     return replay(**given)
+
+
+@_commands.command(
+    "config", epilog=_EPILOG, short_help="Show the options of a bus, and where they come from."
+)
+@click.argument("url", envvar="SPA_DAT_URL", required=False)
+@click.option("--name", metavar="NAME", help="Of the provider, where a document has several.")
+@click.option(
+    "--allow-http",
+    is_flag=True,
+    help="The document may come over http://, where anybody in between can change it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option(
+    "--schema", is_flag=True, help="Print the JSON Schema of configuration documents instead."
+)
+def _config(**given: Any) -> int:
+    """Show the effective options of a bus, and where each of them comes from.
+
+    URL is that of the bus, or of the configuration document; by default the environment variable
+    SPA_DAT_URL. Nothing is connected to. Passwords do not show. Variables that begin with
+    SPA_DAT_ and look as if they were for this bus, but are not used, are named on standard error.
+    """
+    from ._config import show_config
+
+    return show_config(**given)
