@@ -12,6 +12,7 @@ import trustme
 
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports._broker_config import BrokerConfig
+from spa_dat.transports._connect_failures import describe_failure, is_wrong_setup
 from spa_dat.transports._tls import tls_context
 from spa_dat.transports.kafka import KafkaConfig
 from spa_dat.transports.mqtt import MqttConfig
@@ -77,3 +78,31 @@ def test_what_is_skipped_by_one_configuration_is_not_by_another(tmp_path: Path) 
     assert open_ is not None
     assert strict is not None
     assert (open_.verify_mode, strict.verify_mode) == (ssl.CERT_NONE, ssl.CERT_REQUIRED)
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "requires a certificate of its clients"),
+        ("TLSV1_ALERT_UNKNOWN_CA", "does not know the authority"),
+        ("SSLV3_ALERT_CERTIFICATE_EXPIRED", "our certificate (tls_cert) has expired"),
+        ("SSLV3_ALERT_CERTIFICATE_REVOKED", "has been revoked"),
+        ("SSLV3_ALERT_BAD_CERTIFICATE", "does not accept our certificate, or requires one"),
+        ("SSLV3_ALERT_HANDSHAKE_FAILURE", "requires a certificate of its clients (tls_cert), or"),
+        ("TLSV1_ALERT_PROTOCOL_VERSION", "does not speak TLS 1.2 or newer"),
+        ("WRONG_VERSION_NUMBER", "does not speak TLS"),
+        ("SOMETHING_ELSE", "TLS failed: SOMETHING_ELSE"),
+    ],
+)
+def test_what_tls_reports_is_told_in_words(reason: str, words: str) -> None:
+    error = ssl.SSLError(1, "[SSL] some text (_ssl.c:1)")
+    error.reason = reason
+    assert words in describe_failure(error)
+    assert reason in describe_failure(error)
+    assert is_wrong_setup(error)
+
+
+def test_a_connection_that_ends_within_the_handshake_may_come_about_later() -> None:
+    error = ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+    assert "within the TLS handshake" in describe_failure(error)
+    assert not is_wrong_setup(error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -44,7 +45,11 @@ from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.sender import Sender
 from aiokafka.producer.transaction_manager import TransactionManager
-from aiokafka.protocol.admin import CreateTopicsRequest, DescribeGroupsRequest
+from aiokafka.protocol.admin import (
+    CreateTopicsRequest,
+    DescribeGroupsRequest,
+    SaslHandShakeRequest,
+)
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.fetch import FetchRequest
@@ -72,6 +77,8 @@ from ._errors import TokenRefused
 __all__ = [
     "LenientRecords",
     "TopicIdsRequest",
+    "accepted_logins",
+    "answers_plain",
     "background_tasks",
     "check_compression",
     "check_libraries",
@@ -194,7 +201,7 @@ _CLUSTER_STATE = ("controller", "unauthorized_topics")
 _CONSUMER_STATE = ("_client", "_closed", "_coordinator", "_fetcher", "_subscription")
 # What a consumer creates and sets when it starts.
 _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
-    (AIOKafkaConnection, ("_last_action", "_requests")),
+    (AIOKafkaConnection, ("_closed_fut", "_last_action", "_protocol", "_requests")),
     (BaseCoordinator, ("_metadata_snapshot",)),
     (FetchError, ("_error",)),
     (FetchResult, ("_partition_records",)),
@@ -234,6 +241,7 @@ _LOOK_AGAIN = 0.1
 _MOST_BYTES = 52_428_800
 _MOST_OF_A_PARTITION = 1_048_576
 _BACKOFF = 0.1
+_LONGEST_END = 0.5
 _LENGTH_AT, _MAGIC_AT, _OVERHEAD = 8, 16, 12
 _SECOND_FORMAT = 2
 # The group of the connections that `separate_fetches` uses.
@@ -324,16 +332,56 @@ async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> No
     """Connect to one broker, wait for an answer, and close.
 
     Raises:
-        OSError: it cannot be reached.
+        OSError: it cannot be reached, or TLS failed.
         aiokafka.errors.KafkaError: it refused the login, or did not answer as a broker.
     """
     connection = _LoginSpellsOut(host, port, **options)
-    await connection.connect()
     try:
-        # A broker that requires a login answers only this before it.
+        await connection.connect()
+        # A broker that requires a login answers this only after it.
         await connection.send(MetadataRequest([]))
+    except kafka.KafkaConnectionError as error:
+        if isinstance(error.__cause__, ssl.SSLError):
+            raise error.__cause__ from None
+        raise
     finally:
-        connection.close()
+        await _end(connection)
+
+
+async def accepted_logins(host: str, port: int, options: Mapping[str, Any]) -> Sequence[str]:
+    """Return the SASL mechanisms of a broker that requires a login, for a connection without one.
+
+    Raises:
+        OSError: it cannot be reached.
+        aiokafka.errors.KafkaError: it did not answer as a broker.
+    """
+    connection = AIOKafkaConnection(host, port, **options)
+    try:
+        await connection.connect()
+        answer = await connection.send(SaslHandShakeRequest("PLAIN"))
+    finally:
+        await _end(connection)
+    refused = answer.error_code == kafka.IllegalSaslStateError.errno
+    return () if refused else tuple(answer.enabled_mechanisms)
+
+
+async def answers_plain(host: str, port: int) -> bool:
+    """Return whether a broker answers there without TLS; never raises."""
+    connection = AIOKafkaConnection(host, port)
+    try:
+        await connection.connect()
+    except (OSError, kafka.KafkaError):
+        return False
+    finally:
+        await _end(connection)
+    return True
+
+
+async def _end(connection: Any) -> None:
+    """Close a connection; with TLS the broker has to confirm that, and gets little time for it."""
+    closed = connection.close()
+    if connection._protocol is not None:
+        await asyncio.wait((closed,), timeout=_LONGEST_END)
 
 
 class _LoginSpellsOut(AIOKafkaConnection):  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ssl
+from collections.abc import Sequence
 
 import aiokafka.errors as kafka
 
@@ -17,12 +17,13 @@ from ...errors import (
     TransportError,
     UnknownTopic,
 )
-from .._connect_failures import ConnectProblem, describe_failure
+from .._connect_failures import ConnectProblem, describe_failure, is_wrong_setup
 
 __all__ = [
     "TRANSLATIONS",
     "GroupRefused",
     "InvalidRecordError",
+    "LoginMissing",
     "TokenRefused",
     "UnknownAnswerError",
     "UnsupportedCompressionError",
@@ -48,6 +49,18 @@ class GroupRefused(ConfigurationError):
     def __init__(self, text: str, *, may_pass: bool) -> None:
         super().__init__(text)
         self.may_pass = may_pass
+
+
+class LoginMissing(kafka.SaslAuthenticationFailed):  # type: ignore[misc]
+    """A broker requires a login, and none is configured.
+
+    Args:
+        mechanisms: what it accepts.
+    """
+
+    def __init__(self, mechanisms: Sequence[str]) -> None:
+        super().__init__()
+        self.mechanisms = mechanisms
 
 
 class TokenRefused(kafka.SaslAuthenticationFailed):  # type: ignore[misc]
@@ -192,6 +205,12 @@ def connect_problem(cause: BaseException, address: str, user: str | None) -> Con
         return ConnectProblem(cause, final=True)
     if isinstance(cause, TransportError):
         return ConnectProblem(cause, final=False)
+    if isinstance(cause, LoginMissing):
+        text = (
+            f"the cluster at {address} requires a login: give username and password, and one of"
+            f" its mechanisms as sasl_mechanism: {quoted(', '.join(cause.mechanisms))}"
+        )
+        return ConnectProblem(NotAuthorised(text), final=True)
     if isinstance(cause, TokenRefused):
         text = (
             f"the cluster at {address} refused the token of the login, in its words"
@@ -209,7 +228,7 @@ def connect_problem(cause: BaseException, address: str, user: str | None) -> Con
     if isinstance(cause, _FORBIDDEN):
         return ConnectProblem(translate(cause, f"the cluster at {address} refused"), final=True)
     text = f"no connection to the cluster at {address}: {describe(cause)}"
-    return ConnectProblem(ConnectFailed(text), final=isinstance(cause, ssl.SSLError))
+    return ConnectProblem(ConnectFailed(text), final=is_wrong_setup(cause))
 
 
 def error_for(code: int) -> kafka.BrokerResponseError:

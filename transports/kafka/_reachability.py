@@ -5,14 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import ssl
+from collections.abc import Mapping
 from typing import Any
 
 import aiokafka.errors as kafka
 
 from ..._logs import get_logger
-from ._aiokafka_private import hosts_of, is_connected, traffic, try_connection
+from .._connect_failures import OtherEnd, is_wrong_setup
+from .._tls_probe import answers_tls
+from ._aiokafka_private import (
+    accepted_logins,
+    answers_plain,
+    hosts_of,
+    is_connected,
+    traffic,
+    try_connection,
+)
 from ._client_options import connection_options, renewed_options
 from ._config import KafkaConfig
+from ._errors import LoginMissing
 
 __all__ = ["MOVED", "Brokers", "Reachability", "reach"]
 
@@ -21,6 +33,8 @@ _log = get_logger(__name__)
 MOVED = "the last known brokers are gone, and the cluster is at other addresses"
 """The problem when `Reachability.moved`."""
 
+_CUT_OFF = (ConnectionResetError, ssl.SSLEOFError, kafka.KafkaConnectionError)
+_LONGEST_LOOK = 2.0
 _SILENCE = 10.0
 # After this many consecutive checks in which the last known brokers did not answer, but the
 # configured ones did, the whole cluster must have moved.
@@ -65,11 +79,37 @@ async def reach(config: KafkaConfig, client_id: str, patience: float | None = No
             async with asyncio.timeout(share):
                 await try_connection(host, port, options)
         except (OSError, RuntimeError) as error:
-            if cause is None or not isinstance(error, OSError):
+            if cause is None or not isinstance(error, OSError) or is_wrong_setup(error):
                 cause = error
+                place = host, port
         else:
             return
-    raise cause or OSError("no broker is named")
+    if cause is None:
+        raise OSError("no broker is named")
+    better = await _diagnosed(cause, *place, options)
+    if better is not None:
+        raise better from cause
+    raise cause
+
+
+async def _diagnosed(
+    cause: Exception, host: str, port: int, options: Mapping[str, Any]
+) -> Exception | None:
+    """Return a better error if the broker ended the connection without an answer, and why shows."""
+    if not isinstance(cause, _CUT_OFF):
+        return None
+    with contextlib.suppress(OSError, kafka.KafkaError):
+        async with asyncio.timeout(_LONGEST_LOOK):
+            if options["ssl_context"] is not None:
+                if await answers_plain(host, port):
+                    return OtherEnd("the broker answers there without TLS: use a port with TLS")
+            elif await answers_tls(host, port):
+                return OtherEnd("it speaks TLS there: give tls=True (in a URL write kafkas://)")
+            if "sasl_mechanism" not in options:
+                mechanisms = await accepted_logins(host, port, options)
+                if mechanisms:
+                    return LoginMissing(mechanisms)
+    return None
 
 
 class Reachability:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from typing import Protocol
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
-from .._connect_failures import ConnectProblem
+from .._connect_failures import ConnectProblem, OtherEnd
 from .._contract import Surroundings
 from .._envelope import Envelope
+from .._tls_probe import answers_tls
 from ._config import MqttConfig
 from ._connection_events import ClientHandler, Ending, Loss
 from ._takeovers import SETTLED, Takeovers
 from .protocol._client import MqttClient
-from .protocol._open_socket import answers_older_version
+from .protocol._open_socket import Spoken, version_spoken, without_tls
 from .protocol._reason_codes import (
     ANSWERS,
     SESSION_TAKEN_OVER,
@@ -32,6 +34,7 @@ __all__ = ["Connection", "ConnectionOwner", "Farewell"]
 
 _log = get_logger(__name__)
 
+_CUT_OFF = (ConnectionResetError, ssl.SSLEOFError)
 _CLOSE_TIMEOUT = 2.0
 _SHORT_CLOSE_TIMEOUT = 0.2
 _REMEMBERED = 10.0
@@ -230,13 +233,22 @@ class Connection:
             await asyncio.sleep(delay)
 
     async def _diagnosed(self, error: Exception) -> Exception:
-        """Return the error, or WrongVersion if twice the broker seems to speak an older one."""
+        """Return the error, or a better one: what listens there may speak something else."""
         assert self._started is not None
-        if self._started.done() or not isinstance(error, NotAnswered):
+        if self._started.done() or not isinstance(error, (NotAnswered, *_CUT_OFF)):
             return error
-        was_older, self._is_older = self._is_older, await answers_older_version(self._config)
+        config = self._config
+        if config.tls:
+            if await version_spoken(without_tls(config)) is not Spoken.NOTHING:
+                return OtherEnd("the broker answers there without TLS: use a port with TLS")
+            return error
+        spoken = await version_spoken(config)
+        # A broker that is starting may answer in this way once.
+        was_older, self._is_older = self._is_older, spoken is Spoken.OLDER
         if was_older and self._is_older:
             return WrongVersion("it closes MQTT 5 connections, but answers MQTT 3.1.1 ones")
+        if spoken is Spoken.NOTHING and await answers_tls(config.host, config.effective_port):
+            return OtherEnd("it speaks TLS there: give tls=True (in a URL write mqtts://)")
         return error
 
     def _problem(self, error: Exception) -> ConnectProblem:

@@ -464,44 +464,10 @@ async def test_large_and_many_messages_pass_through_tls(own_mosquitto: StartBrok
         assert recorder.payloads[4:] == [b"%d" % number for number in range(500)]
 
 
-async def test_a_certificate_that_is_not_trusted_is_refused_at_once(
-    own_mosquitto: StartBroker,
-) -> None:
-    broker, other = own_mosquitto(tls=True), own_mosquitto(tls=True)
-    for ca in (None, str(other.ca_file)):
-        with pytest.raises(ConnectFailed, match="certificate is not accepted"):
-            async with client(tls_address(broker), tls=True, tls_ca=ca, start_timeout=60):  # type: ignore[arg-type]
-                pass
-
-
-async def test_a_certificate_for_another_host_is_refused_at_once(
-    own_mosquitto: StartBroker,
-) -> None:
-    broker = own_mosquitto(tls=True)
-    with pytest.raises(ConnectFailed, match="certificate is not accepted"):
-        async with client(
-            tls_address(broker, "127.1"),  # type: ignore[arg-type]
-            tls=True,
-            tls_ca=str(broker.ca_file),
-            start_timeout=1,
-        ):
-            pass
-
-
 async def test_verification_is_skipped_only_on_request(own_mosquitto: StartBroker) -> None:
     broker = own_mosquitto(tls=True)
     async with client(tls_address(broker), tls=True, tls_insecure_skip_verification=True) as app:  # type: ignore[arg-type]
         await app.bus.publish(Envelope(topic="a"), timeout=5)
-
-
-async def test_plain_and_encrypted_ends_do_not_come_together(own_mosquitto: StartBroker) -> None:
-    broker = own_mosquitto(tls=True)
-    with pytest.raises(ConnectFailed):
-        async with client(tls_address(broker), start_timeout=0.3):  # type: ignore[arg-type]
-            pass
-    with pytest.raises(ConnectFailed):
-        async with client(broker, tls=True, tls_ca=str(broker.ca_file), start_timeout=0.3):
-            pass
 
 
 async def test_tls_files_that_can_not_be_read_are_named_at_once() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -429,7 +430,7 @@ class MqttClient:
                 cause = NotAnswered("the broker closed it before it was accepted")
             elif isinstance(cause, ConnectionError):
                 cause = NotAnswered(describe(cause))
-            elif not isinstance(cause, WrongVersion):
+            elif not isinstance(cause, (WrongVersion, ssl.SSLError)):
                 cause = aiomqtt.MqttError(describe(cause))
             self._client._connected.set_exception(cause)
 

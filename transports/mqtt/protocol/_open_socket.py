@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import socket
 import ssl
 
@@ -11,7 +12,7 @@ from ..._tls import tls_context
 from .._config import MqttConfig
 from ._stream import FrameStream
 
-__all__ = ["answers_older_version", "open_socket"]
+__all__ = ["Spoken", "open_socket", "version_spoken", "without_tls"]
 
 _LONGEST = 2.0
 # MQTT 3.1.1, clean session, a client identifier chosen by the broker.
@@ -19,6 +20,13 @@ _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
 _DISCONNECT = b"\xe0\x00"
 _CONNACK = 0x20
 _LENGTH_OF_AN_OLD_CONNACK = 2
+
+
+def without_tls(config: MqttConfig) -> MqttConfig:
+    """Return the configuration of the same address without TLS and without secrets."""
+    return MqttConfig(
+        config.host, port=config.effective_port, connect_timeout=config.connect_timeout
+    )
 
 
 async def open_socket(config: MqttConfig) -> socket.socket:
@@ -104,19 +112,37 @@ async def _ready(sock: socket.socket, *, writing: bool) -> None:
         await ready
 
 
-async def answers_older_version(config: MqttConfig) -> bool:
-    """Return whether the broker answers an MQTT 3.1.1 CONNECT, even by refusing; never raises."""
+class Spoken(enum.Enum):
+    """What a port answers to a CONNECT of MQTT 3.1.1, even if it refuses it.
+
+    Attributes:
+        NOTHING: nothing that is MQTT.
+        OLDER: an answer in that version.
+        NEWER: an answer in a later one.
+    """
+
+    NOTHING = "nothing"
+    OLDER = "older"
+    NEWER = "newer"
+
+
+async def version_spoken(config: MqttConfig) -> Spoken:
+    """Return what is spoken at the address of a configuration; never raises."""
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[bool] = loop.create_future()
+    answer: asyncio.Future[Spoken] = loop.create_future()
 
     def on_packet(first: int, data: bytes, start: int, stop: int) -> None:
-        if not answer.done():
-            is_old = first == _CONNACK and stop - start == _LENGTH_OF_AN_OLD_CONNACK
-            answer.set_result(is_old)
+        if answer.done():
+            return
+        if first != _CONNACK:
+            answer.set_result(Spoken.NOTHING)
+        else:
+            is_old = stop - start == _LENGTH_OF_AN_OLD_CONNACK
+            answer.set_result(Spoken.OLDER if is_old else Spoken.NEWER)
 
     def on_end(error: Exception | None) -> None:
         if not answer.done():
-            answer.set_result(False)
+            answer.set_result(Spoken.NOTHING)
 
     stream: FrameStream | None = None
     try:
@@ -127,7 +153,7 @@ async def answers_older_version(config: MqttConfig) -> bool:
         stream.write(_DISCONNECT)
         await stream.finish(_LONGEST)
     except Exception:  # noqa: BLE001 (whatever it is, the next attempt to connect meets it, too)
-        return False
+        return Spoken.NOTHING
     finally:
         if stream is not None:
             stream.abort()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -26,7 +25,12 @@ from ....errors import (
     SpaDatError,
     TransportError,
 )
-from ..._connect_failures import ConnectProblem, describe_failure, not_outage
+from ..._connect_failures import (
+    ConnectProblem,
+    describe_failure,
+    is_wrong_setup,
+    not_outage,
+)
 from ._packets import MalformedPacket
 
 __all__ = [
@@ -329,7 +333,7 @@ def connect_problem(
     said = describe(cause) if isinstance(cause, WrongVersion) else reason_text(reason or 0)
     if reason is None:
         text = f"no connection to the broker at {address}: {describe(cause)}"
-        return ConnectProblem(ConnectFailed(text), final=isinstance(cause, ssl.SSLError))
+        return ConnectProblem(ConnectFailed(text), final=is_wrong_setup(cause))
     answer = answer_to(Packet.CONNACK, reason)
     if answer is _LOGIN:
         who = f"user {user!r}" if user is not None else "a client without a user name"
