@@ -43,7 +43,7 @@ class Actor(_Base):
         on_message: the handler for ``topics``.
     """
 
-    topics: ClassVar[str | tuple[str, ...]] = ()
+    topics: ClassVar[Any] = ()
     on_message: Any
 
     _spa_cell: Cell[Any] | None = None

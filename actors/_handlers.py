@@ -15,7 +15,7 @@ _MARK = "__spa_dat_topics__"
 _WRAPPERS = (staticmethod, classmethod)
 
 
-def on(*topics: str) -> Callable[[F], F]:
+def on(*topics: object) -> Callable[[F], F]:
     """Make a method of an `Actor` the handler of messages that match ``topics``.
 
     The first declared handler that matches a message gets it. Several decorators on one method add
@@ -23,21 +23,20 @@ def on(*topics: str) -> Callable[[F], F]:
     again; if it is decorated again, it has the new topics only.
 
     Args:
-        topics: filters such as ``plant/+/temperature`` or ``plant/{machine}/temperature``.
+        topics: whatever the runtime takes as topics.
 
     Raises:
-        ConfigurationError: there is no topic, or one is not a string.
+        ConfigurationError: there is no topic, or the decorator was written without parentheses.
     """
     if not topics:
         raise ConfigurationError("@on needs at least one topic, as in @on('plant/temperature')")
-    for topic in topics:
-        if not isinstance(topic, str):
-            raise ConfigurationError(
-                f"@on takes topics as strings, not {topic!r}; write @on('plant/temperature')"
-            )
+    if callable(topics[0]):
+        raise ConfigurationError(
+            f"@on takes topics, not {topics[0]!r}; write @on('plant/temperature')"
+        )
 
     def mark(function: F) -> F:
-        earlier: tuple[str, ...] = getattr(function, _MARK, ())
+        earlier: tuple[object, ...] = getattr(function, _MARK, ())
         try:
             setattr(function, _MARK, (*topics, *earlier))
         except AttributeError as error:
@@ -49,16 +48,16 @@ def on(*topics: str) -> Callable[[F], F]:
     return mark
 
 
-def handlers_of(cls: type) -> list[tuple[tuple[str, ...], str]]:
+def handlers_of(cls: type) -> list[tuple[tuple[Any, ...], str]]:
     """Return the handlers of a class as (topics, attribute name), in declared order.
 
     Handlers of base classes come first, and keep their place when overridden.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[Any, ...]] = {}
     for klass in reversed(cls.__mro__):
         for name, value in vars(klass).items():
             marked = value.__func__ if isinstance(value, _WRAPPERS) else value
-            topics: tuple[str, ...] | None = getattr(value, _MARK, getattr(marked, _MARK, None))
+            topics: tuple[Any, ...] | None = getattr(value, _MARK, getattr(marked, _MARK, None))
             if topics is not None:
                 found[name] = topics
             elif name in found and not callable(value) and not isinstance(value, _WRAPPERS):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from ..runtime.application._application import DistributedApplication
+from ..runtime.messaging._requests import RequestOptions
+from ..runtime.messaging._socket import NOT_GIVEN
+from ..runtime.messaging._topic import P, R, Topic
 from ._harness_base import HarnessBase
 from ._harness_core import HarnessCore
 
@@ -48,14 +51,33 @@ class AsyncHarness(HarnessBase):
     @overload
     async def request(
         self,
+        topic: Topic[P, R],
+        payload: P,
+        *,
+        bus: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> R: ...
+
+    @overload
+    async def request(
+        self,
         topic: str,
         payload: object = None,
         *,
-        timeout: float = _TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
         bus: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> bytes: ...
+
+    @overload
+    async def request(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        reply: type[T],
+        bus: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> T: ...
 
     @overload
     async def request(
@@ -64,18 +86,16 @@ class AsyncHarness(HarnessBase):
         payload: object = None,
         *,
         reply: type[T],
-        timeout: float = _TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
         bus: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> T: ...
 
     async def request(
         self,
-        topic: str,
+        topic: str | Topic[Any, Any],
         payload: object = None,
         *,
-        reply: Any = bytes,
+        reply: Any = NOT_GIVEN,
         timeout: float = _TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,

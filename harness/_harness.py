@@ -7,10 +7,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication
+from ..runtime.messaging._requests import RequestOptions
+from ..runtime.messaging._socket import NOT_GIVEN
+from ..runtime.messaging._topic import P, R, Topic, address_meant
 from ..runtime.options._option_checks import is_number
 from ._async_harness import AsyncHarness
 from ._errors import NotSettled
@@ -261,14 +264,33 @@ class Harness(HarnessBase):
     @overload
     def request(
         self,
+        topic: Topic[P, R],
+        payload: P,
+        *,
+        bus: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> R: ...
+
+    @overload
+    def request(
+        self,
         topic: str,
         payload: object = None,
         *,
-        timeout: float = _TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
         bus: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> bytes: ...
+
+    @overload
+    def request(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        reply: type[T],
+        bus: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> T: ...
 
     @overload
     def request(
@@ -277,18 +299,16 @@ class Harness(HarnessBase):
         payload: object = None,
         *,
         reply: type[T],
-        timeout: float = _TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
         bus: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> T: ...
 
     def request(
         self,
-        topic: str,
+        topic: str | Topic[Any, Any],
         payload: object = None,
         *,
-        reply: Any = bytes,
+        reply: Any = NOT_GIVEN,
         timeout: float = _TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -299,7 +319,7 @@ class Harness(HarnessBase):
         Args:
             topic: where to send it.
             payload: as for `Socket.request`.
-            reply: the type of the reply.
+            reply: the type of the reply; by default that of a `Topic`, else bytes.
             timeout: virtual seconds.
             key: as for `Socket.request`.
             headers: as for `Socket.request`.
@@ -317,7 +337,7 @@ class Harness(HarnessBase):
         try:
             return self._run(self._core.world.outcome(call, timeout))
         except RemoteError as answer:
-            self._core.answered(topic, answer)
+            self._core.answered(address_meant(topic), answer)
             raise
 
     def replay(

@@ -9,6 +9,7 @@ from .._busy_threads import BusyThread, place_of_caller
 from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.messaging._message import Message, PublishOptions, outgoing_message
+from ..runtime.messaging._topic import P, Topic, address_meant, filter_meant
 from ..runtime.payloads._codec import Decoder
 from ._dead_letter import DeadLetter
 from ._harness_core import HarnessCore, failure_classes, plain
@@ -26,9 +27,31 @@ class HarnessBase:
     def _core(self) -> HarnessCore:
         raise NotImplementedError
 
+    @overload
+    def publish(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        id: str | None = None,
+        bus: str | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> None: ...
+
+    @overload
     def publish(
         self,
         topic: str,
+        payload: object = None,
+        *,
+        id: str | None = None,
+        bus: str | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> None: ...
+
+    def publish(
+        self,
+        topic: str | Topic[Any, Any],
         payload: object = None,
         *,
         id: str | None = None,
@@ -48,16 +71,19 @@ class HarnessBase:
             ConfigurationError: the topic or an option is wrong, or the bus is not in use.
             EncodeError: the payload cannot be encoded.
         """
-        message = outgoing_message("publish", topic, payload, options)
+        message = outgoing_message("publish", address_meant(topic), payload, options)
         self._core.publish(message, bus, id)
+
+    @overload
+    def published(self, pattern: Topic[P, Any]) -> list[P]: ...
 
     @overload
     def published(self, pattern: str = "#") -> list[Any]: ...
 
     @overload
-    def published(self, pattern: str = "#", *, type: type[T]) -> list[T]: ...
+    def published(self, pattern: str | Topic[Any, Any] = "#", *, type: type[T]) -> list[T]: ...
 
-    def published(self, pattern: str = "#", *, type: Any = None) -> list[Any]:
+    def published(self, pattern: str | Topic[Any, Any] = "#", *, type: Any = None) -> list[Any]:
         """Return the payloads of what the applications have published so far, in order.
 
         These are the messages that the bus has accepted: one that was sent again because its
@@ -65,30 +91,41 @@ class HarnessBase:
 
         Args:
             pattern: a filter; ``#`` leaves out what the runtime itself sends under ``_spa/``.
-            type: the type to decode them to. None for what the content type says: str for text, the
-                value of JSON, bytes for everything else, None for an empty payload.
+            type: the type to decode them to; by default that of a `Topic`. Without one, what the
+                content type says: str for text, the value of JSON, bytes for everything else, None
+                for an empty payload.
 
         Raises:
             DecodeError: a payload does not match the type.
         """
-        envelopes = self._core.taken(pattern)
+        envelopes = self._core.taken(filter_meant(pattern))
+        if type is None and isinstance(pattern, Topic) and pattern.payload is not Any:
+            type = pattern.payload
         if type is None:
             return [plain(envelope) for envelope in envelopes]
         decode = Decoder.of(type).decode
         return [decode(envelope.payload, envelope.content_type) for envelope in envelopes]
 
     @overload
+    def messages(self, pattern: Topic[P, Any]) -> list[Message[P]]: ...
+
+    @overload
     def messages(self, pattern: str = "#") -> list[Message[Any]]: ...
 
     @overload
-    def messages(self, pattern: str = "#", *, type: type[T]) -> list[Message[T]]: ...
+    def messages(
+        self, pattern: str | Topic[Any, Any] = "#", *, type: type[T]
+    ) -> list[Message[T]]: ...
 
-    def messages(self, pattern: str = "#", *, type: Any = None) -> list[Message[Any]]:
+    def messages(
+        self, pattern: str | Topic[Any, Any] = "#", *, type: Any = None
+    ) -> list[Message[Any]]:
         """Return the same as `published`, as messages with topics, ids and headers."""
-        payloads = self.published(pattern, type=type)
+        payloads: list[Any] = self.published(pattern, type=type)
+        envelopes = self._core.taken(filter_meant(pattern))
         return [
             Message.of(envelope, payload)
-            for envelope, payload in zip(self._core.taken(pattern), payloads, strict=True)
+            for envelope, payload in zip(envelopes, payloads, strict=True)
         ]
 
     def state(self, actor: str, application: DistributedApplication | None = None) -> Any:

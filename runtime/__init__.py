@@ -8,9 +8,11 @@ from .injection._handler_context import Context
 from .messaging._message import Message, MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
+from .messaging._topic import Topic
 from .options._resources import SupportedContextManagers
 from .options._retry_policy import Reject, Retry, RetryPolicy
 from .registration._specs import Spec
+from .registration._typed_handlers import on
 
 __all__ = [
     "Context",
@@ -25,5 +27,7 @@ __all__ = [
     "Spec",
     "SupportedContextManagers",
     "SyncSocket",
+    "Topic",
+    "on",
     "run",
 ]

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Never, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Literal, Never, ParamSpec, Self, TypeVar, Unpack, overload
 
 from ..._environment import Environment
 from ...actors import Actor, RestartPolicy
@@ -16,11 +16,13 @@ from ...transports import Identity, SocketProvider, as_provider
 from ..hosting._application_settings import LoopFactory, Settings
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
+from ..messaging._topic import R, Topic
 from ..options._actor_options import HandlerOptions
 from ..options._option_checks import check_name, parse_reply_topics
 from ..options._resources import Resource
 from ..registration._registry import ProviderLike, Registry
 from ..registration._specs import Spec
+from ..registration._typed_handlers import FunctionDecorator, Topics
 from ._lifecycle import Run
 from ._runs import Runs
 
@@ -29,6 +31,17 @@ __all__ = ["DistributedApplication", "ProviderLike", "runs_of"]
 F = TypeVar("F", bound=Callable[..., Any])
 A = TypeVar("A", bound=Actor)
 P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RegistrationOptions(HandlerOptions, total=False):
+    """The options of `DistributedApplication.application`, which explains them."""
+
+    socket_provider: ProviderLike | None
+    state: Any
+    ressources: Mapping[str, Resource]
+    name: str | None
+    replace: bool | None
 
 
 class DistributedApplication:
@@ -176,9 +189,21 @@ class DistributedApplication:
 
         return register
 
+    @overload
+    def application(
+        self, topics: Topic[T, R], **options: Unpack[RegistrationOptions]
+    ) -> FunctionDecorator[T, R]: ...
+
+    @overload
     def application(
         self,
-        topics: str | Sequence[str],
+        topics: str | Sequence[str | Topic[Any, Any]],
+        **options: Unpack[RegistrationOptions],
+    ) -> Callable[[F], F]: ...
+
+    def application(
+        self,
+        topics: Topics,
         *,
         socket_provider: ProviderLike | None = None,
         state: Any = None,
@@ -186,12 +211,13 @@ class DistributedApplication:
         name: str | None = None,
         replace: bool | None = None,
         **options: Unpack[HandlerOptions],
-    ) -> Callable[[F], F]:
+    ) -> Any:
         """Register a function that reacts to messages. Decorator; returns the function.
 
         Args:
             topics: one filter or several; ``+`` and ``{name}`` match one level, ``#`` all levels
-                below.
+                below. Type checkers compare the function with the types of a `Topic`: its first
+                parameter is the payload, or the message, and it returns the reply.
             socket_provider: the bus; by default the application's.
             state: a factory, or one value that only this actor owns.
             ressources: context managers, or callables that return one, by parameter name.

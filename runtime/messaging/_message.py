@@ -6,7 +6,7 @@ import re
 from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -14,6 +14,7 @@ from ..._texts import quoted
 from ...errors import ConfigurationError
 from ...transports import Envelope, check_topic
 from ..options._option_checks import is_number
+from ._topic import P, Topic
 from ._turn import current_turn
 
 __all__ = [
@@ -256,7 +257,10 @@ def outgoing_message(
 
 
 def message_meant(
-    call: str, topic: str | OutgoingMessage, payload: object, options: PublishOptions
+    call: str,
+    topic: str | Topic[Any, Any] | OutgoingMessage,
+    payload: object,
+    options: PublishOptions,
 ) -> OutgoingMessage:
     """Return the message that a call shall send, which may have been given as a whole message.
 
@@ -290,9 +294,29 @@ class MessageBuilder:
 
     __slots__ = ()
 
+    @overload
+    def __call__(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        response_topic: str | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> OutgoingMessage: ...
+
+    @overload
     def __call__(
         self,
         topic: str | None,
+        payload: object = None,
+        *,
+        response_topic: str | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> OutgoingMessage: ...
+
+    def __call__(
+        self,
+        topic: str | Topic[Any, Any] | None,
         payload: object = None,
         *,
         response_topic: str | None = None,
@@ -360,14 +384,16 @@ def check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
             raise ConfigurationError(f"header {name!r} belongs to the runtime; choose another name")
 
 
-def topic_meant(topic: str) -> str:
-    """Return the topic to publish on; ``{{name}}`` stands for ``{name}``.
+def topic_meant(topic: str | Topic[Any, Any]) -> str:
+    """Return the topic to publish on; in a str ``{{name}}`` stands for ``{name}``.
 
     Raises:
         ConfigurationError: it contains ``{name}``, unless that comes from the topic or the
-            response topic of the message being handled.
+            response topic of the message being handled; or a `Topic` is not a single address.
     """
-    if not isinstance(topic, str) or "{" not in topic:
+    if not isinstance(topic, str):
+        return topic.address if isinstance(topic, Topic) else topic
+    if "{" not in topic:
         return topic
 
     turn = current_turn.get()

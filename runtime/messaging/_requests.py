@@ -6,8 +6,9 @@ import asyncio
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
+from typing import TypedDict
 
 from ...errors import RemoteError, RequestTimeout
 from ...transports import Bus, Envelope, OutboxEntry, on_failure
@@ -19,6 +20,8 @@ __all__ = [
     "LONGEST_CODE",
     "LONGEST_TEXT",
     "MOST_REPLIES",
+    "ManyOptions",
+    "RequestOptions",
     "Requests",
     "chain_of",
     "circle_of",
@@ -31,6 +34,23 @@ ERROR_HEADER = "spa_error"
 """On a reply: the code of a `RemoteError`; the payload is its text."""
 MOST_REPLIES = 1_000
 """How many replies to one request are kept by default."""
+
+
+class RequestOptions(TypedDict, total=False):
+    """The options of `Socket.request`, which explains them."""
+
+    timeout: float
+    key: str | None
+    headers: Mapping[str, str] | None
+
+
+class ManyOptions(RequestOptions, total=False):
+    """The options of `Socket.request_many`, which explains them."""
+
+    count: int | None
+    limit: int
+
+
 _MOST_BYTES = 16_777_216
 _MOST_BYTES_TOGETHER = 67_108_864
 LENGTH_OF_PREFIX = 8

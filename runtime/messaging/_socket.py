@@ -22,12 +22,16 @@ from ._message import (
     message_meant,
     topic_meant,
 )
-from ._requests import MOST_REPLIES, remote_error
+from ._requests import MOST_REPLIES, ManyOptions, RequestOptions, remote_error
+from ._topic import P, R, Topic, filter_meant
 
-__all__ = ["DEFAULT_TIMEOUT", "RuntimeSubscriptions", "Socket"]
+__all__ = ["DEFAULT_TIMEOUT", "NOT_GIVEN", "RuntimeSubscriptions", "Socket"]
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds that `publish` and `request` wait at most by default."""
+
+NOT_GIVEN: Any = object()
+"""Stands for ``reply=`` where a request does not say: the topic or the default decides."""
 
 T = TypeVar("T")
 
@@ -67,9 +71,29 @@ class Socket:
         """Raise if its application has ended, or is running in another process. For any thread."""
         self._connection.check_open()
 
+    @overload
+    async def publish(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        **options: Unpack[PublishOptions],
+    ) -> None: ...
+
+    @overload
     async def publish(
         self,
         topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        **options: Unpack[PublishOptions],
+    ) -> None: ...
+
+    async def publish(
+        self,
+        topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object = None,
         *,
         timeout: float = DEFAULT_TIMEOUT,
@@ -79,6 +103,7 @@ class Socket:
 
         Args:
             topic: the topic to publish on, or a whole message from ``message_builder``.
+                Type checkers compare the payload with the type of a `Topic`.
             payload: bytes are sent as they are, a str as text, None as nothing, everything else as
                 JSON.
             timeout: seconds to wait for the confirmation.
@@ -102,9 +127,20 @@ class Socket:
         check_seconds("publish", "timeout", timeout, zero=True)
         await self._connection.bus.publish(envelope, timeout=timeout)
 
+    @overload
+    def post(self, topic: Topic[P, Any], payload: P, **options: Unpack[PublishOptions]) -> None: ...
+
+    @overload
     def post(
         self,
         topic: str | OutgoingMessage,
+        payload: object = None,
+        **options: Unpack[PublishOptions],
+    ) -> None: ...
+
+    def post(
+        self,
+        topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object = None,
         **options: Unpack[PublishOptions],
     ) -> None:
@@ -134,7 +170,7 @@ class Socket:
         self._check_use()
         await self._connection.bus.room()
 
-    async def subscribe(self, pattern: str) -> None:
+    async def subscribe(self, pattern: str | Topic[Any, Any]) -> None:
         """Also give this actor the messages that match the filter, as long as it is running.
 
         Returns when the subscription is active. It belongs to this instance alone, nothing is kept
@@ -148,27 +184,39 @@ class Socket:
             NotAuthorised: the broker refuses it.
         """
         self._check_use()
-        await self._subscriptions.add(pattern)
+        await self._subscriptions.add(filter_meant(pattern))
 
-    async def unsubscribe(self, pattern: str) -> None:
+    async def unsubscribe(self, pattern: str | Topic[Any, Any]) -> None:
         """Undo `subscribe`; returns when the subscription has ended.
 
         Raises:
             ConfigurationError: there is no such runtime subscription.
         """
         self._check_use()
-        await self._subscriptions.remove(pattern)
+        await self._subscriptions.remove(filter_meant(pattern))
+
+    @overload
+    async def request(
+        self, topic: Topic[P, R], payload: P, **options: Unpack[RequestOptions]
+    ) -> R: ...
 
     @overload
     async def request(
         self,
         topic: str | OutgoingMessage,
         payload: object = None,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> bytes: ...
+
+    @overload
+    async def request(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        reply: type[T],
+        **options: Unpack[RequestOptions],
+    ) -> T: ...
 
     @overload
     async def request(
@@ -177,17 +225,15 @@ class Socket:
         payload: object = None,
         *,
         reply: type[T],
-        timeout: float = DEFAULT_TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> T: ...
 
     async def request(
         self,
-        topic: str | OutgoingMessage,
+        topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object = None,
         *,
-        reply: Any = bytes,
+        reply: Any = NOT_GIVEN,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -197,7 +243,8 @@ class Socket:
         Args:
             topic: the topic to publish on, or a whole message from ``message_builder``.
             payload: as for `publish`.
-            reply: the type to decode the reply to; ``Message[T]`` for the whole message.
+            reply: the type to decode the reply to; ``Message[T]`` for the whole message. By default
+                that of a `Topic`, else bytes.
             timeout: seconds; responders that get the request later ignore it.
             key: as for `publish`.
             headers: as for `publish`.
@@ -209,7 +256,7 @@ class Socket:
             DecodeError: the reply does not fit ``reply``.
             Others: as for `publish`.
         """
-        decode = self._decoder(reply)
+        decode = self._decoder(_reply_wanted("request", topic, reply))
         (envelope,) = await self._request(topic, payload, key, headers, timeout, 1)
         error = remote_error(envelope)
         if error is not None:
@@ -221,16 +268,26 @@ class Socket:
 
     @overload
     async def request_many(
+        self, topic: Topic[P, R], payload: P, **options: Unpack[ManyOptions]
+    ) -> list[R | RemoteError]: ...
+
+    @overload
+    async def request_many(
         self,
         topic: str | OutgoingMessage,
         payload: object = None,
-        *,
-        count: int | None = None,
-        limit: int = MOST_REPLIES,
-        timeout: float = DEFAULT_TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        **options: Unpack[ManyOptions],
     ) -> list[bytes | RemoteError]: ...
+
+    @overload
+    async def request_many(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        reply: type[T],
+        **options: Unpack[ManyOptions],
+    ) -> list[T | RemoteError]: ...
 
     @overload
     async def request_many(
@@ -239,19 +296,15 @@ class Socket:
         payload: object = None,
         *,
         reply: type[T],
-        count: int | None = None,
-        limit: int = MOST_REPLIES,
-        timeout: float = DEFAULT_TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        **options: Unpack[ManyOptions],
     ) -> list[T | RemoteError]: ...
 
     async def request_many(
         self,
-        topic: str | OutgoingMessage,
+        topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object = None,
         *,
-        reply: Any = bytes,
+        reply: Any = NOT_GIVEN,
         count: int | None = None,
         limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,
@@ -263,7 +316,7 @@ class Socket:
         Args:
             topic: the topic to publish on, or a whole message from ``message_builder``.
             payload: as for `publish`.
-            reply: the type to decode each reply to; bytes by default.
+            reply: the type to decode each reply to; by default that of a `Topic`, else bytes.
             count: return as soon as this many have come; None waits for the whole timeout and
                 returns all that came.
             limit: the most replies that are kept if ``count`` is None. One more ends the wait, as
@@ -287,13 +340,13 @@ class Socket:
             )
         if not is_number(limit) or not isinstance(limit, int) or limit < 1:
             raise ConfigurationError(f"request_many(limit={limit!r}): give 1 or more")
-        decode = self._decoder(reply)
+        decode = self._decoder(_reply_wanted("request_many", topic, reply))
         envelopes = await self._request(topic, payload, key, headers, timeout, count, limit)
         return [remote_error(envelope) or decode(envelope) for envelope in envelopes]
 
     async def _request(
         self,
-        topic: str | OutgoingMessage,
+        topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object,
         key: str | None,
         headers: Mapping[str, str] | None,
@@ -347,6 +400,19 @@ class Socket:
 
 def _refuse() -> None:
     raise ActorStopped("the handler that this socket belongs to was given up; it no longer works")
+
+
+def _reply_wanted(call: str, topic: object, reply: Any) -> Any:
+    if reply is not NOT_GIVEN:
+        return reply
+    if not isinstance(topic, Topic):
+        return bytes
+    if topic.reply is None:
+        raise ConfigurationError(
+            f"{call}({topic!r}): the topic has no type of replies; add it, as in"
+            " Topic[Order, Receipt](...), or give reply="
+        )
+    return topic.reply
 
 
 def _reply_refusal(envelope: Envelope, error: DecodeError) -> DecodeError:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar, Unpack, overload
 from ..._busy_threads import waits_for_loop
 from ...errors import ActorStopped, ConfigurationError, RemoteError
 from ._message import OutgoingMessage, PublishOptions
-from ._requests import MOST_REPLIES
-from ._socket import DEFAULT_TIMEOUT, Socket
+from ._requests import MOST_REPLIES, ManyOptions, RequestOptions
+from ._socket import DEFAULT_TIMEOUT, NOT_GIVEN, Socket
+from ._topic import P, R, Topic
 
 __all__ = ["SyncSocket"]
 
@@ -90,9 +91,29 @@ class SyncSocket:
             del self._calls[future]
             del future  # what it raised has this frame in its traceback
 
+    @overload
+    def publish(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        **options: Unpack[PublishOptions],
+    ) -> None: ...
+
+    @overload
     def publish(
         self,
         topic: str | OutgoingMessage,
+        payload: object = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        **options: Unpack[PublishOptions],
+    ) -> None: ...
+
+    def publish(
+        self,
+        topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object = None,
         *,
         timeout: float = DEFAULT_TIMEOUT,
@@ -101,9 +122,20 @@ class SyncSocket:
         """Publish and wait for the broker's confirmation; see `Socket.publish`."""
         self._wait(self._socket.publish(topic, payload, timeout=timeout, **options))
 
+    @overload
+    def post(self, topic: Topic[P, Any], payload: P, **options: Unpack[PublishOptions]) -> None: ...
+
+    @overload
     def post(
         self,
         topic: str | OutgoingMessage,
+        payload: object = None,
+        **options: Unpack[PublishOptions],
+    ) -> None: ...
+
+    def post(
+        self,
+        topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object = None,
         **options: Unpack[PublishOptions],
     ) -> None:
@@ -118,24 +150,34 @@ class SyncSocket:
         """Wait until posts find room; see `Socket.drain`."""
         self._wait(self._socket.drain())
 
-    def subscribe(self, pattern: str) -> None:
+    def subscribe(self, pattern: str | Topic[Any, Any]) -> None:
         """Also receive what matches; see `Socket.subscribe`."""
         self._wait(self._socket.subscribe(pattern))
 
-    def unsubscribe(self, pattern: str) -> None:
+    def unsubscribe(self, pattern: str | Topic[Any, Any]) -> None:
         """Undo `subscribe`; see `Socket.unsubscribe`."""
         self._wait(self._socket.unsubscribe(pattern))
+
+    @overload
+    def request(self, topic: Topic[P, R], payload: P, **options: Unpack[RequestOptions]) -> R: ...
 
     @overload
     def request(
         self,
         topic: str | OutgoingMessage,
         payload: object = None,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> bytes: ...
+
+    @overload
+    def request(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        reply: type[T],
+        **options: Unpack[RequestOptions],
+    ) -> T: ...
 
     @overload
     def request(
@@ -144,17 +186,15 @@ class SyncSocket:
         payload: object = None,
         *,
         reply: type[T],
-        timeout: float = DEFAULT_TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        **options: Unpack[RequestOptions],
     ) -> T: ...
 
     def request(
         self,
-        topic: str | OutgoingMessage,
+        topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object = None,
         *,
-        reply: Any = bytes,
+        reply: Any = NOT_GIVEN,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -168,16 +208,26 @@ class SyncSocket:
 
     @overload
     def request_many(
+        self, topic: Topic[P, R], payload: P, **options: Unpack[ManyOptions]
+    ) -> list[R | RemoteError]: ...
+
+    @overload
+    def request_many(
         self,
         topic: str | OutgoingMessage,
         payload: object = None,
-        *,
-        count: int | None = None,
-        limit: int = MOST_REPLIES,
-        timeout: float = DEFAULT_TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        **options: Unpack[ManyOptions],
     ) -> list[bytes | RemoteError]: ...
+
+    @overload
+    def request_many(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        reply: type[T],
+        **options: Unpack[ManyOptions],
+    ) -> list[T | RemoteError]: ...
 
     @overload
     def request_many(
@@ -186,19 +236,15 @@ class SyncSocket:
         payload: object = None,
         *,
         reply: type[T],
-        count: int | None = None,
-        limit: int = MOST_REPLIES,
-        timeout: float = DEFAULT_TIMEOUT,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        **options: Unpack[ManyOptions],
     ) -> list[T | RemoteError]: ...
 
     def request_many(
         self,
-        topic: str | OutgoingMessage,
+        topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object = None,
         *,
-        reply: Any = bytes,
+        reply: Any = NOT_GIVEN,
         count: int | None = None,
         limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,

@@ -21,6 +21,7 @@ from ..payloads._generics import arguments_in
 from ..payloads._type_readers import bare_type
 from ._class_options import class_options
 from ._specs import Handler, Kind, Spec
+from ._typed_handlers import Topics, check_types, topic_texts, typed_topics
 
 __all__ = ["FunctionActor", "check_arguments", "class_spec", "function_spec"]
 
@@ -37,7 +38,7 @@ def function_spec(
     function: Callable[..., Any],
     name: str | None,
     kind: Kind,
-    topics: str | Sequence[str],
+    topics: Topics,
     options: ActorOptions,
     shared_resources: Sequence[str],
 ) -> Spec[FunctionActor]:
@@ -51,6 +52,7 @@ def function_spec(
         return (
             _handler(
                 function,
+                topics,
                 filters,
                 kind,
                 changed,
@@ -85,6 +87,7 @@ def class_spec(
         handlers = tuple(
             _handler(
                 getattr(cls, attribute),
+                topics,
                 _checked_filters(f"{cls.__name__}.{attribute}", topics, changed),
                 "application",
                 changed,
@@ -132,7 +135,7 @@ def check_arguments(
         raise ConfigurationError(f"add({name}, ...): {error}; it takes {signature}") from error
 
 
-def _declared(cls: type[Actor]) -> list[tuple[tuple[str, ...], str]]:
+def _declared(cls: type[Actor]) -> list[tuple[tuple[Any, ...], str]]:
     declared = handlers_of(cls)
     short = cls.topics
     if not short:
@@ -148,13 +151,11 @@ def _declared(cls: type[Actor]) -> list[tuple[tuple[str, ...], str]]:
         )
     if not callable(getattr(cls, "on_message", None)):
         raise ConfigurationError(f"actor class {cls.__name__} has topics but no on_message")
-    return [((short,) if isinstance(short, str) else tuple(short), "on_message")]
+    return [(tuple(short) if isinstance(short, list | tuple) else (short,), "on_message")]
 
 
-def _checked_filters(
-    owner: str, topics: str | Sequence[str], options: ActorOptions
-) -> tuple[TopicFilter, ...]:
-    filters = parse_filters(owner, topics)
+def _checked_filters(owner: str, topics: Topics, options: ActorOptions) -> tuple[TopicFilter, ...]:
+    filters = parse_filters(owner, topic_texts(topics))
     for filter_ in filters:
         if is_reserved(filter_.pattern):
             raise ConfigurationError(
@@ -197,6 +198,7 @@ def _hook(
     handler = _handler(
         function,
         (),
+        (),
         "producer",
         options,
         shared_resources,
@@ -215,6 +217,7 @@ def _hook(
 
 def _handler(
     function: Callable[..., Any],
+    topics: Topics,
     filters: tuple[TopicFilter, ...],
     kind: Kind,
     options: ActorOptions,
@@ -237,6 +240,7 @@ def _handler(
         variables=variables,
     )
     _check_socket(injection, function, has_self=has_self)
+    check_types(typed_topics(topics), injection)
     if options.batch is not None and injection.is_responder(options.replies):
         raise ConfigurationError(
             f"{injection.name}: it answers requests, but with batch={options.batch} one call gets"

@@ -18,6 +18,7 @@ from ..options._resources import Resource, check_resources
 from ..options._state_factory import refuse_shared_state
 from ._registration import check_arguments, class_spec, function_spec
 from ._specs import Kind, Spec
+from ._typed_handlers import Topics
 
 __all__ = ["ProviderLike", "Registry"]
 
@@ -68,7 +69,7 @@ class Registry:
         function: Callable[..., Any],
         name: str | None,
         kind: Kind,
-        topics: str | Sequence[str],
+        topics: Topics,
         options: Mapping[str, Any],
         *,
         replace: bool | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._busy_threads import busy_thread
-    from .actors import Actor, ActorRef, Overflow, RestartPolicy, on
+    from .actors import Actor, ActorRef, Overflow, RestartPolicy
     from .errors import RemoteError, SpaDatError
     from .runtime import (
         Context,
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         Spec,
         SupportedContextManagers,
         SyncSocket,
+        Topic,
+        on,
         run,
     )
     from .transports import (
@@ -61,6 +63,7 @@ __all__ = [
     "Spec",
     "SupportedContextManagers",
     "SyncSocket",
+    "Topic",
     "busy_thread",
     "on",
     "run",
@@ -73,7 +76,6 @@ _PARTS = {
         "ActorRef",
         "Overflow",
         "RestartPolicy",
-        "on",
     ),
     "errors": (
         "RemoteError",
@@ -91,6 +93,8 @@ _PARTS = {
         "Spec",
         "SupportedContextManagers",
         "SyncSocket",
+        "Topic",
+        "on",
         "run",
     ),
     "transports": (

@@ -85,4 +85,4 @@ def test_no_topics_and_other_things_than_texts_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least one topic"):
         on()
     with pytest.raises(ConfigurationError, match="not <function"):
-        on(lambda: None)  # type: ignore[arg-type]
+        on(lambda: None)

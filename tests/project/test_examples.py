@@ -70,6 +70,7 @@ EXPECTED = {
         "battery: 8b884f3b06a21bce",
         "times meanwhile",
     ],
+    "typed_topics": ["the boiler was at 95.5 °C"],
     "workers": ["instance 0: 303 primes below 2000", "all 12 jobs are done"],
 }
 """What the standard output of each example contains."""

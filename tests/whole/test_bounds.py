@@ -443,7 +443,7 @@ def test_a_window_in_bytes_is_a_whole_number(value: object) -> None:
 
     with pytest.raises(ConfigurationError, match="window_bytes"):
 
-        @app.application("n", window_bytes=value)  # type: ignore[arg-type]
+        @app.application("n", window_bytes=value)  # type: ignore[call-overload, untyped-decorator]
         async def handle() -> None: ...
 
 

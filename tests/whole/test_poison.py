@@ -225,7 +225,7 @@ def test_topics_that_no_broker_takes_are_refused_at_registration(text: str) -> N
     assert str(raised.value).isprintable()
     for options in ({"name": text}, {"subscription": text}):
         with pytest.raises(ConfigurationError):
-            app.application("t", **options)(handle)  # type: ignore[arg-type]
+            app.application("t", **options)(handle)  # type: ignore[call-overload]
     for name, instance in ((text, "0"), ("app", text)):
         with pytest.raises(ConfigurationError):
             DistributedApplication("mqtt://broker", name=name, instance=instance)

@@ -335,7 +335,7 @@ async def test_a_further_instance_has_to_say_how_messages_are_spread(
         apps = []
         for instance in ("0", "1"):
             app = DistributedApplication(provider, name="plant", instance=instance)
-            app.application("a", deliver=deliver, name=deliver)(handler)  # type: ignore[arg-type]
+            app.application("a", deliver=deliver, name=deliver)(handler)  # type: ignore[call-overload]
             apps.append(app)
         got.clear()
         async with apps[0], apps[1], talking(provider) as socket:

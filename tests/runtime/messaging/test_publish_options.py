@@ -70,7 +70,9 @@ def test_a_type_checker_finds_wrong_options(tmp_path: Path) -> None:
     out, status = check_types(MISTAKES, tmp_path / "mistakes.py")
     assert status == 1
     lines = [line for line in out.splitlines() if "error:" in line]
-    assert [line.split(":")[1] for line in lines] == ["6", "7", "8", "9", "10", "11"], out
+    # Overloads may have two lines for one mistake.
+    found = [*dict.fromkeys(line.split(":")[1] for line in lines)]
+    assert found == ["6", "7", "8", "9", "10", "11"], out
 
 
 def sending(call: str, topic: Any, payload: object = None, **options: Any) -> list[Any]:
@@ -97,7 +99,10 @@ def sending(call: str, topic: Any, payload: object = None, **options: Any) -> li
 
     @app.application("go", name="threaded")
     def threaded(_: None, socket: SyncSocket) -> None:
-        calls = {"SyncSocket.publish": socket.publish, "SyncSocket.post": socket.post}
+        calls: dict[str, Callable[..., Any]] = {
+            "SyncSocket.publish": socket.publish,
+            "SyncSocket.post": socket.post,
+        }
         if call in calls:
             try:
                 calls[call](topic, payload, **options)

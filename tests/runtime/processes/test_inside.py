@@ -210,7 +210,7 @@ async def test_replies_go_only_where_the_application_allows_it() -> None:
         for topic in ("out", "elsewhere", "$sys"):
             message = {"response_topic": topic}
             try:
-                await socket.publish("in", 1, **message)  # type: ignore[arg-type]
+                await socket.publish("in", 1, **message)  # type: ignore[call-overload]
             except (ConfigurationError, TypeError):
                 continue
         assert await socket.request("in", 4, reply=int) == 8

@@ -275,7 +275,7 @@ def test_invalid_filters_are_refused_when_they_are_registered(
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
 
-        @app.application(topics)
+        @app.application(topics)  # type: ignore[untyped-decorator]
         async def handler(payload: str) -> None: ...
 
     assert [word for word in words if word not in str(caught.value)] == []
@@ -286,7 +286,7 @@ def test_a_bare_decorator_is_refused_instead_of_registering_nothing(
 ) -> None:
     with pytest.raises(ConfigurationError, match="needs topics"):
 
-        @app.application  # type: ignore[arg-type]
+        @app.application  # type: ignore[call-overload]
         async def handler(payload: str) -> None: ...
 
 
