@@ -16,7 +16,7 @@ from ..runtime.hosting._actor_runner import ActorRunner
 from ..runtime.messaging._bus_connection import BusConnection
 from ..runtime.recording._recording_format import Receipt
 from ..runtime.recording._recording_reader import read_recording
-from ..runtime.routing._routes import Route
+from ..runtime.routing._routed_deliveries import Route
 from ..transports import Delivery, Envelope, is_reserved
 from ._harness_core import HarnessCore
 from .world._application_under_test import ApplicationUnderTest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .application._application import DistributedApplication
 from .application._program import run
 from .injection._handler_context import Context
+from .messaging._forgotten_awaits import report_forgotten_awaits
 from .messaging._message import Message, MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
@@ -31,3 +32,5 @@ __all__ = [
     "on",
     "run",
 ]
+
+report_forgotten_awaits()

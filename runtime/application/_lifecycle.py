@@ -30,8 +30,8 @@ from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._resources import RequiredResources, Resource
 from ..registration._specs import Spec
+from ..routing._routed_deliveries import Route
 from ..routing._router import Router
-from ..routing._routes import Route
 from ..routing._subscriptions import NoSubscription, Subscriptions
 from ._buses import Buses
 from ._start_progress import (

@@ -29,6 +29,7 @@ from ..hosting._application_settings import Settings
 from ..hosting._lane import Lane
 from ..options._actor_options import ActorOptions
 from ..processes._child_process import HUNG
+from ..processes._code_pickling import Shipment, unpack
 from ..processes._delivery_progress import MISSED, STARTED, Progress
 from ..processes._pipe import Channel
 from ..processes._pipe_messages import (
@@ -49,11 +50,10 @@ from ..processes._pipe_messages import (
     ToChild,
     problem_of,
 )
-from ..processes._shipping import Shipment, unpack
 from ..registration._registration import class_spec, function_spec
 from ..registration._specs import Spec
+from ..routing._routed_deliveries import Route, RoutedDelivery
 from ..routing._router import Router
-from ..routing._routes import Route, RoutedDelivery
 from ._pipe_bus import Book, PipeProvider, piped
 from ._pipe_log import PipeLog
 

@@ -15,7 +15,7 @@ from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import Turn
 from ..registration._specs import Handler
-from ..routing._routes import RoutedDelivery
+from ..routing._routed_deliveries import RoutedDelivery
 
 if TYPE_CHECKING:
     from ._handling_lane import HandlingLane

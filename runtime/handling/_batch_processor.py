@@ -19,11 +19,10 @@ from ..messaging._turn import Turn, current_turn, lasting_identity
 from ..options._retry_policy import Reject, Retry
 from ..payloads._codec import check_readable
 from ..registration._specs import Handler
-from ..routing._routes import RoutedDelivery
+from ..routing._routed_deliveries import RoutedDelivery
 from ._argument_values import ProducerScope, with_usable_address
-from ._dead_letter_store import SHORTEST_PAUSE
 from ._delivery_processor import DeliveryProcessor
-from ._handler_failures import as_failure, log_failure
+from ._failures_and_retries import SHORTEST_PAUSE, as_failure, log_failure
 
 if TYPE_CHECKING:
     from ._handling_lane import HandlingLane

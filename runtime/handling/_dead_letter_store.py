@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,70 +11,17 @@ from ...errors import ConfigurationError, MessageError, MessageTooLarge, Publish
 from ...transports import Envelope
 from ..messaging._bus_connection import BusConnection
 from ..messaging._dead_letter import dead_letter, simpler
-from ..routing._router import Router
-from ..routing._routes import RoutedDelivery
+from ..routing._routed_deliveries import RoutedDelivery
+from ._failures_and_retries import LONGEST_PAUSE, SHORTEST_PAUSE, Pauses
 
 if TYPE_CHECKING:
     from ._handling_lane import HandlingLane
 
-__all__ = ["LONGEST_PAUSE", "SHORTEST_PAUSE", "DeadLetterLimit", "DeadLetterStore", "Pauses"]
-
-SHORTEST_PAUSE = 0.1
-"""Seconds between attempts at what has to succeed eventually, if the policy has no wait."""
-LONGEST_PAUSE = 10.0
+__all__ = ["DeadLetterLimit", "DeadLetterStore"]
 
 _TIMEOUT = 30.0
 # Errors that may be due to the content of the letter, and not to the bus.
 _OVER_ITS_CONTENT = (ConfigurationError, MessageError, MessageTooLarge, PublishRefused)
-
-
-class Pauses:
-    """The waits of one actor, which can be cut short."""
-
-    def __init__(self) -> None:
-        self._open: dict[asyncio.Future[bool], Router | None] = {}
-        self._stopped = False
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `stop` was called, so that no wait begins any more."""
-        return self._stopped
-
-    async def wait(self, seconds: float, router: Router | None = None) -> bool:
-        """Wait; return False if the wait was cut short, by `stop` or for the router.
-
-        Args:
-            seconds: how long at most.
-            router: the router of the message concerned; None for a wait that only `stop` ends.
-        """
-        if self._stopped:
-            return False
-        loop = asyncio.get_running_loop()
-        pause: asyncio.Future[bool] = loop.create_future()
-        self._open[pause] = router
-        timer = loop.call_later(seconds, _wake, pause, True)
-        try:
-            return await pause
-        finally:
-            timer.cancel()
-            del self._open[pause]
-
-    def interrupt(self, router: Router) -> None:
-        """End the waits for messages of this router."""
-        for pause, waited_for in tuple(self._open.items()):
-            if waited_for is router:
-                _wake(pause, False)
-
-    def stop(self) -> None:
-        """End all waits, and begin no further one."""
-        self._stopped = True
-        for pause in tuple(self._open):
-            _wake(pause, False)
-
-
-def _wake(pause: asyncio.Future[bool], result: bool) -> None:
-    if not pause.done():
-        pause.set_result(result)
 
 
 class DeadLetterStore:

@@ -32,11 +32,11 @@ from ..messaging._requests import CHAIN_HEADER, chain_of
 from ..messaging._turn import Turn, current_turn
 from ..payloads._codec import check_readable
 from ..registration._specs import Handler
+from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._router import Router
-from ..routing._routes import RoutedDelivery
 from ._argument_values import MessageScope
-from ._dead_letter_store import SHORTEST_PAUSE, DeadLetterStore, Pauses
-from ._handler_failures import as_failure, is_outage, log_failure
+from ._dead_letter_store import DeadLetterStore
+from ._failures_and_retries import SHORTEST_PAUSE, Pauses, as_failure, is_outage, log_failure
 from ._settlement import Settlements
 
 if TYPE_CHECKING:

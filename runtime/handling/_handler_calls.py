@@ -13,7 +13,7 @@ from ...actors import leave_process
 from ..diagnostics._stacks import frames_of, place, users_part
 from ..diagnostics._unclean_stop import let_go
 from ..registration._specs import Handler
-from ._handler_failures import deadline_missed
+from ._failures_and_retries import deadline_missed
 from ._handler_thread import HandlerThread
 
 __all__ = ["HandlerCaller", "RunningCode"]

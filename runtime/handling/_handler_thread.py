@@ -25,7 +25,7 @@ from ..options._resources import (
     opens_in_thread,
 )
 from ..registration._specs import Handler
-from ._handler_failures import advice, deadline_missed
+from ._failures_and_retries import advice, deadline_missed
 
 __all__ = ["HandlerThread", "ThreadResources"]
 

@@ -10,7 +10,7 @@ from ..._logs import OwnLog
 from ..._texts import describe, error_name, quoted
 from ...errors import MessageTooLarge, PublishNotSent, PublishUnknown
 from ..messaging._turn import Turn, is_confirmed
-from ..routing._routes import RoutedDelivery
+from ..routing._routed_deliveries import RoutedDelivery
 
 __all__ = ["Settlements"]
 

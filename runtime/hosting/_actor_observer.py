@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ...transports import Envelope
-    from ..routing._routes import RoutedDelivery
+    from ..routing._routed_deliveries import RoutedDelivery
     from ._lane import Lane
 
 __all__ = ["Observer", "Observers", "Receive"]

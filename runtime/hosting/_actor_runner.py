@@ -13,8 +13,8 @@ from ..diagnostics._unclean_stop import GivenUp
 from ..messaging._bus_connection import BusConnection
 from ..options._resources import RequiredResources, Resource
 from ..registration._specs import Spec
+from ..routing._routed_deliveries import Route
 from ..routing._router import Router
-from ..routing._routes import Route
 from ..routing._subscriptions import RuntimeSubscription
 from ._actor_observer import Observer
 from ._application_settings import Settings

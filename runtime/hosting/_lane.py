@@ -23,8 +23,8 @@ from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import current_turn
 from ..options._resources import RequiredResources
 from ..registration._specs import Handler
+from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._router import Router
-from ..routing._routes import RoutedDelivery
 from ._batch_source import BatchSource
 from ._message_source import MessageSource, WorkSource
 from ._producer import CallSource

@@ -10,10 +10,10 @@ from ...actors import Mailbox, Overflow, RestartPolicy
 from ...transports import Delivery, Envelope
 from ..handling._delivery_processor import DeliveryProcessor
 from ..options._resources import LEAST_FOR_RESOURCES, RequiredResources, Resource
-from ..processes._shipping import pack
+from ..processes._code_pickling import pack
 from ..registration._message_keys import lane_of
+from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._router import Router
-from ..routing._routes import RoutedDelivery
 from ._gather import wait_for_each
 from ._lane import Lane
 from ._message_source import WorkSource, mailbox_of

@@ -13,7 +13,7 @@ from ..._logs import known_levels
 from ..._texts import describe, escaped
 from ...actors import RestartCounter
 from ...errors import ActorStopped, ProcessCrashed, RestartLimitReached, SpaDatError
-from ..handling._handler_failures import deadline_missed
+from ..handling._failures_and_retries import deadline_missed
 from ..processes._child_process import HUNG, ChildProcess
 from ..processes._delivery_progress import DONE, MISSED, SENT, SLOTS, STARTED
 from ..processes._pipe_messages import (
@@ -37,8 +37,8 @@ from ..processes._pipe_messages import (
     error_of,
     tag_of,
 )
+from ..routing._routed_deliveries import Route, RoutedDelivery
 from ..routing._router import Router
-from ..routing._routes import Route, RoutedDelivery
 from ._child_services import ChildServices
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...actors import Mailbox, refuse_unrun, run_apart
 from ...errors import ConfigurationError
-from ..handling._handler_failures import as_failure
+from ..handling._failures_and_retries import as_failure
 
 __all__ = ["ScheduledCall", "Timers"]
 

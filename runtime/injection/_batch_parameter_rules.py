@@ -10,7 +10,7 @@ import msgspec
 from ..messaging._message import Message
 from ..payloads._codec import Decoder
 from ..payloads._type_readers import bare_type, type_name
-from ._arguments import Getter, Scope
+from ._argument_getters import Getter, Scope
 from ._parameter_rules import Analysis
 from ._signatures import MISSING, Parameter, Unresolved
 

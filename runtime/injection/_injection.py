@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Protocol
 
 from ..payloads._codec import Decoder
-from ._arguments import PAYLOAD, Getter, Scope
+from ._argument_getters import PAYLOAD, Getter, Scope
 from ._batch_parameter_rules import BatchAnalysis
 from ._parameter_rules import Analysis, Available, Plan
 from ._signatures import MISSING, Signature, Unresolved, read_signature

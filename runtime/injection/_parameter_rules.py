@@ -13,7 +13,7 @@ from ..messaging._message import Message
 from ..payloads._codec import Decoder
 from ..payloads._constraints import is_foreign_default
 from ..payloads._type_readers import bare_type, type_name
-from ._arguments import (
+from ._argument_getters import (
     PARTS,
     PAYLOAD,
     Getter,

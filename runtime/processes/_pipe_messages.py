@@ -133,7 +133,7 @@ class Start(_ToChild, tag=0, frozen=True):
     """What the child is to run.
 
     Attributes:
-        shipped: the actor, pickled; see `_shipping`.
+        shipped: the actor, pickled; see `_code_pickling`.
         application: name of the application.
         instance: of the application.
         ephemeral: as of `Identity`.

@@ -13,7 +13,7 @@ from ...transports import Delivery, DeliveryState, Envelope
 from ..application._application import DistributedApplication, runs_of
 from ..hosting._actor_observer import Receive
 from ..hosting._lane import Lane
-from ..routing._routes import RoutedDelivery
+from ..routing._routed_deliveries import RoutedDelivery
 from ._recording_format import Receipt
 from ._recording_writer import RecordingWriter
 

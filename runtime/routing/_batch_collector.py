@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from ...actors import Mailbox, Overflow
-from ._routes import RoutedDelivery
+from ._routed_deliveries import RoutedDelivery
 
 __all__ = ["BatchCollector"]
 

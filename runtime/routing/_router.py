@@ -13,7 +13,7 @@ from ..._texts import quoted
 from ...actors import Actor, ActorSystem, Mailbox, Overflow
 from ...errors import ActorStopped, MailboxFull
 from ...transports import Consumer, Delivery, TopicTrie, is_reserved
-from ._routes import DeliveryPart, Route, RoutedDelivery, SharedDelivery, Target
+from ._routed_deliveries import DeliveryPart, Route, RoutedDelivery, SharedDelivery, Target
 
 __all__ = ["Outage", "Router"]
 

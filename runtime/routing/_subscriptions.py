@@ -12,8 +12,8 @@ from ...transports import RESERVED, Identity, Subscription, TopicFilter, TopicTr
 from ..messaging._bus_connection import BusConnection
 from ..options._actor_options import ActorOptions
 from ..registration._specs import Handler
+from ._routed_deliveries import Route
 from ._router import Router
-from ._routes import Route
 
 __all__ = ["NoSubscription", "RuntimeSubscription", "Subscriber", "Subscriptions", "spawn_router"]
 

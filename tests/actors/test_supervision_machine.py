@@ -16,7 +16,7 @@ from spa_dat.harness import VirtualEnvironment
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.hosting._actor_observer import Receive
 from spa_dat.runtime.hosting._lane import Lane
-from spa_dat.runtime.routing._routes import RoutedDelivery
+from spa_dat.runtime.routing._routed_deliveries import RoutedDelivery
 from spa_dat.transports import Envelope
 from support.machine import VirtualMachine, machine_case, step
 

@@ -14,8 +14,8 @@ from spa_dat.actors import Mailbox
 from spa_dat.errors import ActorStopped, MailboxFull
 from spa_dat.runtime.handling._delivery_processor import DeliveryProcessor
 from spa_dat.runtime.messaging._requests import Requests
+from spa_dat.runtime.routing._routed_deliveries import RoutedDelivery
 from spa_dat.runtime.routing._router import Router
-from spa_dat.runtime.routing._routes import RoutedDelivery
 from spa_dat.testing import Faults, Harness, explore
 from spa_dat.transports import Delivery, Envelope, Tracker
 from spa_dat.transports.kafka.consuming._commits import Committer

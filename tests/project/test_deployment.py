@@ -177,7 +177,7 @@ def test_commands_are_ones_that_the_command_line_knows(command: list[str]) -> No
 def test_environment_variables_are_ones_that_are_read() -> None:
     options = _commands.commands["run"].params
     read = {str(option.envvar) for option in options if getattr(option, "envvar", None)}
-    serving = importlib.import_module("spa_dat.cli._serving")
+    serving = importlib.import_module("spa_dat.cli._run_in_process")
     read |= {serving._INSTANCE}
     assert read == {"SPA_DAT_URL", "SPA_DAT_INSTANCE"}
     read |= set(re.findall(r'environ\.get\("(\w+)"', (FOLDER / "ledger.py").read_text()))

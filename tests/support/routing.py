@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from spa_dat.actors import Mailbox, Overflow
+from spa_dat.runtime.routing._routed_deliveries import RoutedDelivery
 from spa_dat.runtime.routing._router import Router
-from spa_dat.runtime.routing._routes import RoutedDelivery
 from spa_dat.transports import Delivery, DeliveryState, Envelope, Tracker
 
 __all__ = ["Session", "Worker"]

@@ -55,6 +55,6 @@ def run(
             from ._supervisor import Init
 
             return Init(arguments).run()
-    from ._serving import serve
+    from ._run_in_process import serve
 
     return serve(target, url=url, instance=instance, log_level=log_level, parent=parent)

@@ -11,7 +11,7 @@ from spa_dat._logs import get_logger
 from spa_dat.errors import PublishNotSent, PublishRefused, PublishUnknown
 from spa_dat.runtime.handling._settlement import Settlements
 from spa_dat.runtime.messaging._turn import Turn
-from spa_dat.runtime.routing._routes import RoutedDelivery
+from spa_dat.runtime.routing._routed_deliveries import RoutedDelivery
 from spa_dat.transports import Delivery, DeliveryState, Envelope
 
 pytestmark = pytest.mark.virtual

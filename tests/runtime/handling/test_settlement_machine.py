@@ -17,7 +17,7 @@ from spa_dat.errors import PublishNotSent, PublishRefused, PublishUnknown
 from spa_dat.runtime.handling import _settlement
 from spa_dat.runtime.handling._settlement import Settlements
 from spa_dat.runtime.messaging._turn import Turn
-from spa_dat.runtime.routing._routes import RoutedDelivery
+from spa_dat.runtime.routing._routed_deliveries import RoutedDelivery
 from spa_dat.transports import Delivery, DeliveryState, Envelope
 from support.machine import VirtualMachine, machine_case, step
 

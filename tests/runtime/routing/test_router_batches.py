@@ -9,8 +9,8 @@ import pytest
 
 from spa_dat.actors import Mailbox, Overflow
 from spa_dat.runtime.options._actor_options import ActorOptions
+from spa_dat.runtime.routing._routed_deliveries import Route
 from spa_dat.runtime.routing._router import Router
-from spa_dat.runtime.routing._routes import Route
 from spa_dat.transports import Delivery, DeliveryState, Envelope, TopicFilter, Tracker
 
 

@@ -13,8 +13,8 @@ from typing import cast
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from spa_dat.runtime.routing._routed_deliveries import DeliveryPart, Route
 from spa_dat.runtime.routing._router import Router
-from spa_dat.runtime.routing._routes import DeliveryPart, Route
 from spa_dat.transports import Consumer, Delivery, Envelope, TopicFilter
 from support.machine import VirtualMachine, machine_case, step
 from support.routing import Session, Worker

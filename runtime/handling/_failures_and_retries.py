@@ -1,9 +1,10 @@
-"""Failures of handlers: which of them count as attempts, and how they are logged."""
+"""Failures of handlers: which count as attempts, how they are logged; pauses between attempts."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 from ..._limited_log import LimitedLog
 from ..._texts import describe, error_name, forget_earlier, inspectable, quoted
@@ -13,7 +14,23 @@ from ...transports import Delivery
 from ..diagnostics._stacks import of_users_code
 from ..options._retry_policy import Reject, Retry
 
-__all__ = ["advice", "as_failure", "deadline_missed", "is_outage", "log_failure"]
+if TYPE_CHECKING:
+    from ..routing._router import Router
+
+__all__ = [
+    "LONGEST_PAUSE",
+    "SHORTEST_PAUSE",
+    "Pauses",
+    "advice",
+    "as_failure",
+    "deadline_missed",
+    "is_outage",
+    "log_failure",
+]
+
+SHORTEST_PAUSE = 0.1
+"""Seconds between attempts at what has to succeed eventually, if the policy has no wait."""
+LONGEST_PAUSE = 10.0
 
 _OF_OUTAGES = (OutboxFull, PublishNotSent, PublishUnknown)
 
@@ -107,3 +124,52 @@ def advice(error: BaseException) -> str:
         " concurrency= is 1; otherwise pass check_same_thread=False to sqlite3.connect, or open it"
         " in the handler"
     )
+
+
+class Pauses:
+    """The waits of one actor, which can be cut short."""
+
+    def __init__(self) -> None:
+        self._open: dict[asyncio.Future[bool], Router | None] = {}
+        self._stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called, so that no wait begins any more."""
+        return self._stopped
+
+    async def wait(self, seconds: float, router: Router | None = None) -> bool:
+        """Wait; return False if the wait was cut short, by `stop` or for the router.
+
+        Args:
+            seconds: how long at most.
+            router: the router of the message concerned; None for a wait that only `stop` ends.
+        """
+        if self._stopped:
+            return False
+        loop = asyncio.get_running_loop()
+        pause: asyncio.Future[bool] = loop.create_future()
+        self._open[pause] = router
+        timer = loop.call_later(seconds, _wake, pause, True)
+        try:
+            return await pause
+        finally:
+            timer.cancel()
+            del self._open[pause]
+
+    def interrupt(self, router: Router) -> None:
+        """End the waits for messages of this router."""
+        for pause, waited_for in tuple(self._open.items()):
+            if waited_for is router:
+                _wake(pause, False)
+
+    def stop(self) -> None:
+        """End all waits, and begin no further one."""
+        self._stopped = True
+        for pause in tuple(self._open):
+            _wake(pause, False)
+
+
+def _wake(pause: asyncio.Future[bool], result: bool) -> None:
+    if not pause.done():
+        pause.set_result(result)
