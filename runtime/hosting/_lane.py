@@ -25,7 +25,6 @@ from ..options._resources import RequiredResources
 from ..registration._specs import Handler
 from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._router import Router
-from ._batch_source import BatchSource
 from ._message_source import MessageSource, WorkSource
 from ._producer import CallSource
 from ._timers import ScheduledCall, Timers
@@ -109,7 +108,12 @@ class Lane:
     def _make_work_source(self) -> WorkSource:
         if self.spec.kind == "producer":
             return CallSource(self)
-        return MessageSource(self) if self.options.batch is None else BatchSource(self)
+        if self.options.batch is None:
+            return MessageSource(self)
+        # Not at the top: most applications have no batches.
+        from ._batch_source import BatchSource
+
+        return BatchSource(self)
 
     def take_thread_resources(self, required: RequiredResources) -> RequiredResources:
         """Take over the resources that its thread can open; return how all are to be opened."""
