@@ -25,6 +25,7 @@ from ..registration._specs import Spec
 from ..registration._typed_handlers import FunctionDecorator, Topics
 from ._lifecycle import Run
 from ._runs import Runs
+from ._stopping import shielded_from_scopes
 
 __all__ = ["DistributedApplication", "ProviderLike", "runs_of"]
 
@@ -329,14 +330,15 @@ class DistributedApplication:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop: see `aclose`.
+        """Stop: see `aclose`. Cancel scopes of anyio around the block do not cut that short.
 
         Raises:
             Exception: what the application failed with, unless `wait` has raised it already or the
                 block is left by another exception.
         """
         run = self._runs.current
-        await self.aclose()
+        with shielded_from_scopes():
+            await self.aclose()
         failure = None if run is None else run.reason.failure_to_raise
         if error is None and failure is not None:
             raise failure

@@ -42,7 +42,7 @@ from ._start_progress import (
     start_of,
     subscription_of,
 )
-from ._stopping import StopReason, close, stop_actors
+from ._stopping import StopReason, close, shielded_from_scopes, stop_actors
 
 __all__ = ["Run", "RunState"]
 
@@ -307,7 +307,8 @@ class Run:
         except BaseException as error:
             # What is being stopped fails in many ways; none of them is why the start ends.
             stopped = self.state >= RunState.STOPPING and isinstance(error, SpaDatError)
-            await asyncio.shield(self.stop())
+            with shielded_from_scopes():
+                await asyncio.shield(self.stop())
             over = KeyboardInterrupt | SystemExit
             failure = self.reason.failure
             stopped = stopped or isinstance(error, ActorStopped)

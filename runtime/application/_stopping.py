@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from ...actors import ActorSystem
 from ..hosting._actor_runner import ActorRunner
@@ -13,7 +16,7 @@ from ..messaging._bus_connection import BusConnection
 from ..options._resources import LEAST_FOR_RESOURCES
 from ..routing._router import Router
 
-__all__ = ["StopReason", "close", "stop_actors"]
+__all__ = ["StopReason", "close", "shielded_from_scopes", "stop_actors"]
 
 _SHORTEST = 0.1
 
@@ -60,6 +63,16 @@ class StopReason:
         await asyncio.wait((self._future,))
         self._was_raised = True
         self._future.result()
+
+
+def shielded_from_scopes() -> AbstractContextManager[Any]:
+    """Return a context in which no cancel scope of anyio around it cancels the task.
+
+    Such a scope cancels again and again, so nothing that is awaited while the block inside it is
+    left would ever be waited for. Any other cancellation passes.
+    """
+    scope = getattr(sys.modules.get("anyio"), "CancelScope", None)
+    return nullcontext() if scope is None else scope(shield=True)
 
 
 async def stop_actors(

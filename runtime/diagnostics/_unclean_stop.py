@@ -109,6 +109,11 @@ class GivenUp:
         if isinstance(task, asyncio.Task):
             let_go([task])
 
+    def unclosed(self, resources: Iterable[object]) -> None:
+        """Note which resources are left open."""
+        if named := ", ".join(map(str, resources)):
+            self._tell(f"not closed, and left as they are: {named}")
+
     def thread(self, whose: str, where: str) -> None:
         """Abandon a function in a thread, which is at ``where``."""
         self._abandoned(f"{whose}: a thread cannot be ended from outside: {where}")

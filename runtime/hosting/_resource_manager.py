@@ -28,6 +28,152 @@ log = get_logger("spa_dat")
 
 _GRACE = 1.0
 
+_LEAST = 0.5
+"""Seconds that a resource may take if all that there were are used up."""
+
+
+class _ClosingTime:
+    """The seconds that closing resources may take, shared out among those that are still open.
+
+    A resource may take half of what is left, the last one all of it. Then its task is cancelled,
+    which goes no further than this resource, and again after a second if that did not help.
+
+    Args:
+        given_up: the account of what the run could not finish before its end.
+
+    Attributes:
+        open: the resources that are open, in order, including `closing`.
+        closing: the one that is being closed.
+    """
+
+    def __init__(self, given_up: GivenUp) -> None:
+        self._given_up = given_up
+        self._loop = asyncio.get_running_loop()
+        self._until: float | None = None
+        self._began = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._cuts = 0
+        self.open: list[_Held] = []
+        self.closing: _Held | None = None
+
+    def start(self, seconds: float) -> None:
+        """Begin to count, also for a resource that is being closed already."""
+        self._began = self._loop.time()
+        self._until = self._began + seconds
+        if self.closing is not None:
+            self._arm()
+
+    def end(self) -> None:
+        """Cut nothing off any more."""
+        self._until = None
+        self._disarm()
+
+    def opened(self, resource: _Held) -> None:
+        """Note that the task that calls this has opened a resource, and will close it."""
+        self._task = asyncio.current_task()
+        self.open.append(resource)
+
+    def begin(self, resource: _Held) -> None:
+        """Note that a resource begins to be closed."""
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
+        self._cuts = 0
+        self._began = self._loop.time()
+        self.closing = resource
+        self._arm()
+
+    def finish(self) -> bool:
+        """Note that it is closed; return whether nobody else has cancelled the task meanwhile."""
+        self._disarm()
+        assert self._task is not None
+        self.open.pop()
+        self.closing = None
+        for _ in range(self._cuts):
+            self._task.uncancel()
+        return self._task.cancelling() <= self._cancelling
+
+    @property
+    def has_cut(self) -> bool:
+        """Whether the one that was closed last was cut off."""
+        return self._cuts > 0
+
+    def _arm(self) -> None:
+        self._disarm()
+        if self._until is not None:
+            now = self._loop.time()
+            left = self._until - now
+            if len(self.open) > 1:
+                left /= 2
+            if self._cuts:
+                left = min(left, _GRACE)
+            self._timer = self._loop.call_at(now + max(left, _LEAST), self._cut)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _cut(self) -> None:
+        assert self._task is not None
+        if not self._cuts:
+            seconds = self._loop.time() - self._began
+            log.error("%s did not close within %.3g s and is cut off", self.closing, seconds)
+            self._given_up.add(f"{self.closing} did not close in time and was cut off")
+        self._cuts += 1
+        self._task.cancel()
+        # Its cleanup may hang as well.
+        self._arm()
+
+
+class _Held(LeftAlone):
+    """A resource on the event loop, synchronous or not, which is left by itself and in time.
+
+    Args:
+        time: what limits it.
+    """
+
+    def __init__(
+        self,
+        manager: Any,
+        owner: str,
+        name: str,
+        failed: Callable[[BaseException], object],
+        time: _ClosingTime,
+    ) -> None:
+        super().__init__(manager, owner, name, failed)
+        self._time = time
+        self._async_stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Any:
+        if hasattr(type(self._manager), "__aenter__"):
+            value = await self._async_stack.enter_async_context(self._manager)
+        else:
+            value = self._async_stack.enter_context(self._manager)
+        self._time.opened(self)
+        return value
+
+    async def __aexit__(self, *exception: Any) -> bool | None:
+        self._time.begin(self)
+        only_cut = False
+        try:
+            try:
+                return await self._async_stack.__aexit__(*exception)
+            finally:
+                only_cut = self._time.finish()
+        except asyncio.CancelledError as error:
+            if only_cut and self._time.has_cut:
+                return None
+            # A task that it waits for may have been cancelled, and not the one that it is in.
+            if not only_cut or not self._contains(exception[1], error):
+                raise
+            return None
+        except BaseException as error:
+            if not self._contains(exception[1], error):
+                raise
+            return None
+
 
 class ResourceManager:
     """Opens resources and closes them again, in one task of its own.
@@ -50,6 +196,7 @@ class ResourceManager:
         self._given_up = given_up
         self._failed = failed
         self._lost = lost
+        self._time = _ClosingTime(given_up)
         self._opening = "resources"
         self._thread: Opener | None = None
         self._release = asyncio.Event()
@@ -83,24 +230,29 @@ class ResourceManager:
     async def close(self, timeout: float) -> None:
         """Close everything, in reverse order; errors are logged.
 
-        A resource that is still being opened is given up at once, and one that takes longer than
-        ``timeout`` seconds to close is cut off. If it is still running a second later, it is
-        abandoned.
+        A resource that is still being opened is given up at once. One that takes more than its
+        share of ``timeout`` seconds to close is cut off, and the others are closed nevertheless.
+        What is still running a second after the timeout is abandoned.
         """
         task, opened = self._task, self._opened
         if task is None or opened is None:
             return
         self._release.set()
+        self._time.start(timeout)
         if not opened.done():
             task.cancel()
         await asyncio.wait((task,), timeout=timeout)
-        if not task.done():
-            log.error("resources did not close within %g s and are cut off", timeout)
-            self._given_up.add("resources did not close in time and were cut off")
+        if not task.done() and self._time.closing is None:
+            log.error("%s did not end within %g s and is cut off", self.opening, timeout)
+            self._given_up.add(f"{self._opening} did not end in time and was cut off")
             task.cancel()
+        if not task.done():
             await asyncio.wait((task,), timeout=_GRACE)
         if not task.done():
-            self._given_up.task("a resource", task)
+            self._time.end()
+            closing = self._time.closing
+            self._given_up.task(str(closing or self._opening), task)
+            self._given_up.unclosed(each for each in self._time.open if each is not closing)
         opened.cancel()
 
     async def _hold(
@@ -153,8 +305,8 @@ class ResourceManager:
         for name, resource in resources.items():
             self._opening = f"resource {name!r} of {owner}"
             try:
-                left = LeftAlone(manager_of(resource), owner, name, self._failed)
-                opened[name] = await stack.enter_async_context(left)
+                held = _Held(manager_of(resource), owner, name, self._failed, self._time)
+                opened[name] = await stack.enter_async_context(held)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:

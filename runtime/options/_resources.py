@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import inspect
@@ -10,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
-    AsyncExitStack,
     ExitStack,
 )
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -138,7 +136,7 @@ class LeftAlone:
     use passes through all of them as with nested ``with`` statements, which task groups rely on.
 
     Args:
-        manager: synchronous or asynchronous.
+        manager: synchronous.
         owner: who needs it, in words.
         name: of the resource.
         failed: called with what leaving it raised.
@@ -152,7 +150,6 @@ class LeftAlone:
         self._name = name
         self._failed = failed
         self._stack = ExitStack()
-        self._async_stack = AsyncExitStack()
 
     def __enter__(self) -> Any:
         return self._stack.enter_context(self._manager)
@@ -165,20 +162,8 @@ class LeftAlone:
                 raise
             return None
 
-    async def __aenter__(self) -> Any:
-        if hasattr(type(self._manager), "__aenter__"):
-            return await self._async_stack.enter_async_context(self._manager)
-        return self._async_stack.enter_context(self._manager)
-
-    async def __aexit__(self, *exception: Any) -> bool | None:
-        try:
-            return await self._async_stack.__aexit__(*exception)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            if not self._contains(exception[1], error):
-                raise
-            return None
+    def __str__(self) -> str:
+        return f"resource {self._name!r} of {self._owner}"
 
     def _contains(self, before: BaseException | None, error: BaseException) -> bool:
         """Log an error on leaving the resource if it goes no further; return whether it does not.
@@ -189,6 +174,6 @@ class LeftAlone:
         """
         if before is not None or isinstance(error, KeyboardInterrupt | GeneratorExit):
             return False
-        log.error("resource %r of %s failed to close", self._name, self._owner, exc_info=error)
+        log.error("%s failed to close", self, exc_info=error)
         self._failed(error)
         return True

@@ -8,8 +8,9 @@ import logging
 import signal
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
+import anyio
 import pytest
 
 from spa_dat import Actor, DistributedApplication, on
@@ -302,7 +303,7 @@ def test_a_loop_that_is_blocked_at_the_stop_does_not_keep_the_program(start: Sta
         async def other(payload: str) -> None:
             say("ready")
             """,
-            "a resource keeps running although it was cancelled: work at ",
+            "resource 'db' of actor 'other' keeps running although it was cancelled: work at ",
             "in stubborn",
         ),
         (
@@ -593,7 +594,6 @@ async def test_a_block_that_is_cancelled_again_and_again_is_left_and_the_stop_go
 
     running = asyncio.ensure_future(program())
     await began.wait()
-    # As a cancel scope of anyio does.
     while not running.done():
         running.cancel()
         await asyncio.sleep(0)
@@ -602,3 +602,57 @@ async def test_a_block_that_is_cancelled_again_and_again_is_left_and_the_stop_go
     await app.aclose()
     assert ended == ["handled"]
     assert app.stats["actors.cut_off"] == 0
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("when", ["it runs", "it stops"])
+async def test_a_cancel_scope_of_anyio_does_not_cut_the_stop_short(when: str) -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=10)
+    began = asyncio.Event()
+    ended: list[str] = []
+
+    @app.application("jobs")
+    async def work(payload: bytes) -> None:
+        began.set()
+        await asyncio.sleep(5)
+        ended.append("handled")
+
+    with anyio.move_on_after(3.0) as scope:
+        async with app:
+            await app.socket().publish("jobs", b"")
+            await began.wait()
+            if when == "it runs":
+                await asyncio.sleep(1000)
+    assert ended == ["handled"]
+    assert not app.healthy
+    assert runs_of(app).current is None
+    # Nothing awaits after the block, so there is nothing left to cancel.
+    assert scope.cancelled_caught == (when == "it runs")
+
+
+@pytest.mark.virtual
+async def test_a_cancel_scope_of_anyio_around_a_start_leaves_nothing_behind() -> None:
+    app = DistributedApplication("memory://", name="plant")
+    events: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def slow() -> AsyncIterator[None]:
+        yield
+        await asyncio.sleep(1.0)
+        events.append("closed")
+
+    class Hanging(Actor):
+        ressources = {"slow": slow}  # noqa: RUF012
+
+        async def on_start(self) -> None:
+            await asyncio.sleep(1000)
+
+        @on("a")
+        async def handle(self, payload: str, slow: None) -> None: ...
+
+    app.add(Hanging)
+    with anyio.move_on_after(3.0) as scope:
+        await app.__aenter__()
+    assert scope.cancelled_caught
+    assert events == ["closed"]
+    assert runs_of(app).current is None

@@ -16,6 +16,7 @@ import pytest
 from spa_dat import Actor, Context, DistributedApplication, RetryPolicy, Socket, on
 from spa_dat.errors import ActorStopped, ConfigurationError
 from spa_dat.testing import Harness
+from support.waiting import eventually
 
 
 @pytest.fixture
@@ -383,6 +384,139 @@ async def test_a_resource_that_hangs_while_closing_does_not_hang_the_stop(
             pass
     assert events == ["open one", "close one"]
     assert "did not close within" in caplog.text
+
+
+@pytest.mark.virtual
+async def test_resources_that_hang_while_closing_are_named_and_the_others_are_closed_as_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=20)
+    left: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def pool() -> AsyncIterator[None]:
+        yield
+        # Just after the yield: a cancellation that was meant for another one would skip it.
+        await asyncio.sleep(1.0)
+        left.append("pool")
+
+    @contextlib.asynccontextmanager
+    async def hanging() -> AsyncIterator[None]:
+        try:
+            yield
+            await asyncio.get_running_loop().create_future()
+        finally:
+            # Its cleanup hangs as well.
+            await asyncio.get_running_loop().create_future()
+
+    class Outer:
+        async def __aenter__(self) -> None: ...
+
+        async def __aexit__(self, *exception: object) -> None:
+            left.append(f"outer {exception[1]}")
+
+    app.resource("outer", Outer)
+    app.resource("pool", pool)
+
+    @app.application("a", ressources={"one": hanging, "two": hanging})
+    async def handler(payload: str) -> None: ...
+
+    loop = asyncio.get_running_loop()
+    async with app:
+        began = loop.time()
+    assert left == ["pool", "outer None"]
+    # Of virtual time, which passes as the runtime decides.
+    assert loop.time() - began < 20
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
+        "resource 'two' of actor 'handler' did not close within 10 s and is cut off",
+        "resource 'one' of actor 'handler' did not close within 4.5 s and is cut off",
+    ]
+
+
+@pytest.mark.virtual
+async def test_a_resource_that_awaits_a_cancelled_task_of_its_own_does_not_cancel_the_others(
+    app: DistributedApplication, caplog: pytest.LogCaptureFixture
+) -> None:
+    left: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def pool() -> AsyncIterator[None]:
+        yield
+        left.append("pool")
+
+    @contextlib.asynccontextmanager
+    async def refreshing() -> AsyncIterator[None]:
+        task = asyncio.ensure_future(asyncio.sleep(1000))
+        yield
+        task.cancel()
+        await task
+
+    @app.application("a", ressources={"pool": pool, "refreshing": refreshing})
+    async def handler(payload: str) -> None: ...
+
+    async with app:
+        pass
+    assert left == ["pool"]
+    assert "resource 'refreshing' of actor 'handler' failed to close" in caplog.text
+
+
+@pytest.mark.virtual
+async def test_what_is_left_open_behind_a_resource_that_cannot_be_cancelled_is_named(
+    app: DistributedApplication, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def stubborn() -> AsyncIterator[None]:
+        yield
+        while not over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await over.wait()
+
+    app.resource("db", events.resource("db"))
+
+    @app.application("a", ressources={"one": events.resource("one"), "two": stubborn})
+    async def handler(payload: str) -> None: ...
+
+    async with app:
+        pass
+    assert events == ["open db", "open one"]
+    assert (
+        "plant: not closed, and left as they are:"
+        " resource 'db' of application, resource 'one' of actor 'handler'"
+    ) in caplog.text
+    assert (
+        "resource 'two' of actor 'handler' keeps running although it was cancelled" in caplog.text
+    )
+    over.set()
+    await eventually(lambda: len(events) == 4)
+
+
+@pytest.mark.virtual
+async def test_a_resource_that_cannot_be_cancelled_while_it_is_opened_is_named(
+    app: DistributedApplication, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def stubborn() -> AsyncIterator[None]:
+        while not over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await over.wait()
+        yield
+
+    app.resource("db", stubborn)
+
+    @app.application("a")
+    async def handler(payload: str) -> None: ...
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await app.__aenter__()
+    assert "resource 'db' of application (stubborn at " in caplog.text
+    assert "resource 'db' of application keeps running although it was cancelled" in caplog.text
+    over.set()
+    await asyncio.sleep(0.1)
 
 
 async def test_resources_are_entered_and_left_in_the_same_task(
