@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,6 +22,7 @@ from urllib.parse import quote
 import pytest
 import trustme
 import yaml
+from hypothesis import given, strategies as st
 
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports import KafkaConfig, KafkaTopic, MemoryConfig, MqttConfig, _factory
@@ -31,7 +33,8 @@ from spa_dat.transports._factory import (
     effective_config,
 )
 from spa_dat.transports._url_options import option_types
-from spa_dat.transports.documents._reading import LARGEST, MOST_REDIRECTS
+from spa_dat.transports.documents._formats import parsed
+from spa_dat.transports.documents._reading import LARGEST, MOST_REDIRECTS, Content
 
 CANARY = "hunter2-canary"
 SECONDS = 30.0
@@ -408,7 +411,7 @@ def test_every_option_that_is_wrong_is_named_with_its_value_and_a_remedy(
             with monkeypatch.context() as patch:
                 patch.setenv(origin, text)
                 refused = refusal(url, **rest)
-        assert re.search(rf"\b(option|port) ?'?({option}\b|)", refused), refused
+        assert re.search(rf"\b(option '?{option}\b|port ')", refused), refused
         assert shown is None or shown in refused, refused
         assert REMEDY.search(refused), refused
         assert source == "URL" or origin in refused, refused
@@ -459,6 +462,7 @@ def test_an_option_that_is_not_known_is_named(
         ('{"qos": ' + "1" * 5_000 + "}", "x.json", ["is not JSON", "digits"]),
         ("[" * 100_000, "x.json", ["is not JSON", "deeply"]),
         ("a = " + "[" * 100_000, "x.toml", ["is not TOML", "deeply"]),
+        ("a." * 100_000 + "a = 1", "x.toml", ["is not TOML", "1000 dots"]),
         ("[" * 100_000, "x.yaml", ["is not YAML", "deeply"]),
         (f"a: b: {CANARY}", "x.yaml", ["is not YAML", "line 1, column 5"]),
         (f"a: *{CANARY}", "x.yaml", ["is not YAML", "line 1"]),
@@ -510,6 +514,38 @@ def test_aliases_are_counted_before_they_are_written_out(write: Write, merge: bo
 def test_yaml_without_its_library_names_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert "spa-dat[yaml]" in refusal(write("url: mqtt://h", "x.yaml"))
+
+
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["mqtt://h", "kafka://h", "memory://", "own", "gzip"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+_OPTIONS = sorted({option for _, option in ALL} | {"url", "providers", "$schema"})
+
+
+@given(
+    options=st.dictionaries(st.sampled_from(_OPTIONS), _VALUES, max_size=4),
+    url=st.sampled_from(["memory://", "mqtt://", "mqtts://h", "kafka://h", "kafkas://h?qos=0"]),
+)
+def test_any_document_is_a_configuration_or_a_configuration_error(
+    tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any], url: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any-{os.getpid()}.yaml"
+    path.write_text(yaml.safe_dump({"url": url, **options}), encoding="utf-8")
+    with contextlib.suppress(ConfigurationError):
+        SocketProviderFactory.from_url(path.as_uri())
+
+
+@given(st.binary(max_size=100), st.sampled_from(["toml", "json", "yaml"]))
+def test_any_bytes_are_a_configuration_or_a_configuration_error(data: bytes, ending: str) -> None:
+    with contextlib.suppress(ConfigurationError):
+        parsed(Content(data, f"x.{ending}"), "there")
 
 
 # --- files

@@ -187,6 +187,9 @@ async def test_what_comes_late_is_there_for_the_next_attempt(
     await renewal.renew(0.01)
     assert "the last login stays: it took longer than 0.01 s" in caplog.text
     assert renewal.latest is None
+    # The others do not wait for it once more.
+    await renewal.renew(30)
+    assert "30 s" not in caplog.text
     go.set()
     await eventually(lambda: renewal.latest is config)
 

@@ -18,6 +18,9 @@ _LONGEST_TEXT = 200
 # Aliases of YAML stand for what they name: with all of them written out, a document has at the
 # most this many values. A few lines can stand for more than any memory holds.
 _MOST_VALUES = 50_000
+# The library keeps each part of a dotted name with all before it: a name with 100,000 dots would
+# take tens of gigabytes.
+_MOST_DOTS = 1_000
 
 
 class _Unreadable(Exception):
@@ -68,6 +71,8 @@ def _format_of(content: Content, text: str) -> str:
 
 
 def _toml(text: str) -> object:
+    if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+        raise _Unreadable(f"it has a line with more than {_MOST_DOTS} dots")
     try:
         return tomllib.loads(text)
     except ValueError as error:

@@ -85,7 +85,7 @@ def read(address: DocumentAddress, seconds: float) -> Content:
         reason = _answer(error)
     except urllib.error.URLError as error:
         reason = _described(error.reason)
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 (whatever a server makes the library raise)
         reason = _described(error)
     raise ConfigurationError(f"{address} cannot be read: {reason}")
 
@@ -134,7 +134,9 @@ def _from_server(
     for handler in (
         # What the environment says of proxies applies, as everywhere.
         urllib.request.ProxyHandler(),
-        _Https(connections) if address.scheme == "https" else _Http(connections),
+        _Https(connections),
+        # A proxy may be asked by the other scheme; redirects stay with that of the URL.
+        _Http(connections),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(address.scheme),
@@ -144,7 +146,10 @@ def _from_server(
     request = urllib.request.Request(address.url.reveal())  # noqa: S310 (https, or allowed)
     if address.login is not None:
         request.add_unredirected_header("Authorization", address.login.reveal())
-    with opener.open(request, timeout=seconds) as answer:
+    answer = opener.open(request, timeout=seconds)
+    if answer is None:
+        raise _Refused("the environment names a proxy that is neither http:// nor https://")
+    with answer:
         if answer.status != http.client.OK:
             raise _Refused(f"the server answers with status {answer.status}")
         data = _up_to_largest(answer)
