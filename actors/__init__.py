@@ -2,6 +2,7 @@
 
 from ._actor import Actor
 from ._deadlocks import chain_names, current_actor, enter_chain, enter_chain_apart, refuse_cycle
+from ._forked_processes import leave_process
 from ._handlers import handlers_of, on
 from ._isolation import (
     DONE,
@@ -11,11 +12,7 @@ from ._isolation import (
     interrupted_guard,
     is_closing,
     is_ending,
-    leave_process,
-    looked_at,
     raised_by_hand,
-    refuse_unrun,
-    returns_nothing,
     run_apart,
     stay_in_process,
 )
@@ -24,6 +21,7 @@ from ._reference import ActorRef
 from ._restart import RestartCounter
 from ._system import ActorSystem, RestartPolicy
 from ._thread_worker import ThreadWorker
+from ._unrun_results import looked_at, refuse_unrun, returns_nothing
 
 __all__ = [
     "DONE",

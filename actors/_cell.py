@@ -26,7 +26,6 @@ from ._isolation import (
     give_back_steps,
     go_on_apart,
     raised_by_hand,
-    refuse_unrun,
     run_apart,
     take_steps,
 )
@@ -35,6 +34,7 @@ from ._mailbox import Mailbox
 from ._pykka_adapter import ActorFuture, PykkaRef, is_handed_on
 from ._reference import ActorRef
 from ._restart import RestartCounter, RestartPolicy
+from ._unrun_results import refuse_unrun
 
 if TYPE_CHECKING:
     from ._system import ActorSystem

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import dis
 import enum
-import inspect
 import os
-import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context, copy_context
-from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, coroutine
+from types import CoroutineType, FrameType, coroutine
 from typing import Any, NoReturn
 
 from .._logs import get_logger
-from ..errors import ConfigurationError
 from ._deadlocks import CURRENT, Frame, Named
+from ._forked_processes import leave_from_executor, leave_process
+from ._unrun_results import UNRUN, refuse_unrun
 
 __all__ = [
     "DONE",
@@ -30,18 +28,13 @@ __all__ = [
     "interrupted_guard",
     "is_closing",
     "is_ending",
-    "leave_process",
-    "looked_at",
     "raised_by_hand",
-    "refuse_unrun",
-    "returns_nothing",
     "run_apart",
     "stay_in_process",
     "take_steps",
 ]
 
 _log = get_logger("spa_dat.actors")
-_EXECUTOR = "concurrent.futures.thread"
 _MOST_SPARE_STEPS = 64
 _NOTHING: Any = object()
 DONE: Any = object()
@@ -342,60 +335,6 @@ async def _awaiting(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-# What is code that has not begun, and how it is run.
-_UNRUN = {
-    CoroutineType: ("a coroutine", "an `await` is missing"),
-    GeneratorType: ("a generator", "go through it with `for`"),
-    AsyncGeneratorType: ("an async generator", "go through it with `async for`"),
-}
-
-
-def refuse_unrun(result: Any, name: str) -> None:
-    """Raise ConfigurationError when a result is code of the user's that never runs.
-
-    ``return self.save(reading)`` without `await` in a coroutine function looks like success.
-
-    Args:
-        result: what was returned, and is looked at by nobody else.
-        name: what has returned it.
-    """
-    known = _UNRUN.get(type(result))
-    if known is None:
-        return
-    if type(result) is CoroutineType:
-        if inspect.getcoroutinestate(result) != inspect.CORO_CREATED:
-            return
-        # Python would warn of it a second time.
-        result.close()
-    kind, remedy = known
-    raise ConfigurationError(
-        f"{name} returned {kind} ({result.__qualname__}), which nobody runs: {remedy}"
-    )
-
-
-def returns_nothing(function: Callable[..., Any]) -> bool:
-    """Return whether a coroutine function is known to return None, so that nobody has to look.
-
-    False where it cannot be known, as for a decorator that returns what it wraps gives.
-    """
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return False
-    before = None
-    for instruction in dis.get_instructions(code):
-        returned = instruction
-        if instruction.opname == "RETURN_VALUE":
-            if before is None or instruction.is_jump_target:
-                return False
-            returned = before
-        if instruction.opname in ("RETURN_VALUE", "RETURN_CONST") and (
-            returned.opname not in ("LOAD_CONST", "RETURN_CONST") or returned.argval is not None
-        ):
-            return False
-        before = instruction
-    return True
-
-
 def take_steps() -> FirstSteps:
     """Return what runs the first steps of one coroutine after another; see DONE.
 
@@ -425,17 +364,10 @@ def _first_steps() -> FirstSteps:
     while True:
         result = yield from (yield DONE)
         if result is not None:
-            if type(result) in _UNRUN:
+            if type(result) in UNRUN:
                 refuse_unrun(result, "on_receive")
             # It must not be kept alive until the next one comes.
             result = None
-
-
-async def looked_at(awaitable: Awaitable[Any], name: str) -> None:
-    """Await what would return to nobody; raises as `refuse_unrun`."""
-    result = await awaitable
-    if result is not None:
-        refuse_unrun(result, name)
 
 
 def stay_in_process(error: BaseException | None) -> None:
@@ -449,66 +381,9 @@ def stay_in_process(error: BaseException | None) -> None:
         guard.stay_in_process(error)
 
 
-def leave_process(name: str, error: BaseException | None = None) -> NoReturn:
-    """End this process, which code of the user's has forked off without ending it.
-
-    It has everything twice that the other one has: connections that both would read from and write
-    to, messages that both would handle. Its exit code is that of `sys.exit`, if that was called.
-
-    Args:
-        name: whose code it was.
-        error: what it has raised; None for what is being handled.
-    """
-    error = error or sys.exc_info()[1]
-    code = 1
-    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
-        code = error.code or 0
-    else:
-        traceback = None if error is None or error.__traceback__ is None else error
-        _log.error(
-            "a process that code of %s has forked off comes back from that code, and is ended: call"
-            " os._exit() there, or use multiprocessing or subprocess",
-            name,
-            exc_info=traceback,
-        )
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-    finally:
-        os._exit(code)
-
-
-class _LeavesProcess:
-    """Takes the place of the future of a function that has come back in a forked process."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def set_result(self, result: object) -> None:
-        leave_process(self._name)
-
-    def set_exception(self, error: BaseException) -> None:
-        leave_process(self._name, error)
-
-
-def _leave_from_executor(name: str) -> None:
-    """End this process, which was forked off in a thread of an executor, when it comes back there.
-
-    That thread is its only one. It would go on with what the other process has put into the
-    executor, and then wait forever for more.
-    """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        work: Any = frame.f_locals.get("self") if frame.f_code.co_name == "run" else None
-        if type(work).__module__ == _EXECUTOR and hasattr(work, "future"):
-            work.future = _LeavesProcess(name)
-            return
-        frame = frame.f_back
-
-
 def _forked() -> None:
     frame = CURRENT.get()
-    _leave_from_executor("a thread of an executor" if frame is None else frame.name)
+    leave_from_executor("a thread of an executor" if frame is None else frame.name)
     guard = _guard(frame)
     if guard is not None:
         guard.interrupted = True

@@ -16,7 +16,7 @@ import pykka
 
 from .._texts import error_name
 from ..errors import ActorStopped
-from ._isolation import leave_process
+from ._forked_processes import leave_process
 
 __all__ = ["ThreadWorker"]
 
