@@ -108,6 +108,37 @@ async def test_a_folder_that_is_deleted_and_made_again_is_watched_and_run_in_aga
         assert await command.end() == 0
 
 
+async def test_links_that_lead_out_of_the_folder_are_followed(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for each in (folder, elsewhere / "old", elsewhere / "new"):
+        each.mkdir(parents=True)
+    (elsewhere / "main.py").write_text(APP.format(version=1))
+    (folder / "main.py").symlink_to(elsewhere / "main.py")
+    # As Kubernetes mounts files: a link of its own leads to the newest edition of them all.
+    (elsewhere / "old" / "plan.py").write_text("number = 1\n")
+    (elsewhere / "new" / "plan.py").write_text("number = 2\n")
+    (folder / "current").symlink_to(elsewhere / "old")
+    (folder / "circle").symlink_to(folder)
+    (folder / "gone.py").symlink_to(folder / "nowhere")
+    with Command(folder, "run", "main.py", "--reload") as command:
+        await command.says("^version 1 ")
+        await is_watched(command, folder)
+        # Editors write another file and rename it.
+        (elsewhere / "next.py").write_text(APP.format(version=2))
+        (elsewhere / "next.py").rename(elsewhere / "main.py")
+        await command.says("^spa-dat: changed: .*main.py")
+        await command.says("^version 2 ")
+        (elsewhere / "main.py").write_text(APP.format(version=3))
+        await command.says("^version 3 ")
+        (folder / "next").symlink_to(elsewhere / "new")
+        (folder / "next").rename(folder / "current")
+        await command.says("^spa-dat: changed: .*current")
+        (elsewhere / "new" / "plan.py").write_text("number = 3\n")
+        await command.says("^spa-dat: changed: .*plan.py")
+        command.signal(signal.SIGTERM)
+        assert await command.end() == 0
+
+
 def test_without_watchfiles_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

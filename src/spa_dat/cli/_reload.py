@@ -6,7 +6,8 @@ import enum
 import os
 import signal
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ __all__ = ["Reloader"]
 _AGAIN = 1.0
 _LOOK = 1000  # milliseconds
 _MOST_NAMED = 3
+_SHARE = 0.02
+"""Of the time, for looking for links."""
 
 
 class ReloadState(enum.Enum):
@@ -98,17 +101,19 @@ class Reloader:
         Args:
             new: folders that count as changed once they are watched; emptied then.
         """
+        python = self._watchfiles.PythonFilter()
         watched = [_identity(folder) for folder in self._folders]
+        links = _Links(self._folders, lambda path: python(self._watchfiles.Change.modified, path))
         changes = self._watchfiles.watch(
             *self._folders,
-            watch_filter=self._watchfiles.PythonFilter(),
+            watch_filter=python,
             stop_event=self._end,
             raise_interrupt=False,
             rust_timeout=_LOOK,
             yield_on_timeout=True,
         )
         for changed in changes:
-            paths = sorted({path for _, path in changed} | new)
+            paths = sorted({path for _, path in changed} | links.changed() | new)
             new.clear()
             if paths:
                 self._processes.call_soon_threadsafe(partial(self._changed, paths))
@@ -116,7 +121,7 @@ class Reloader:
                 folder
                 for folder, identity in zip(self._folders, watched, strict=True)
                 if _identity(folder) != identity
-            ]
+            ] + links.elsewhere()
             if others:
                 new |= set(others)
                 return
@@ -177,6 +182,89 @@ class Reloader:
         self._enter(ReloadState.STOPPING)
         if self._child is None:
             self._processes.end(0)
+
+
+class _Links:
+    """The symbolic links in some folders to Python files and folders.
+
+    Watchfiles follows those to folders, but not when they lead elsewhere later, and does not see
+    changes of a file that a link leads to.
+
+    Args:
+        folders: where the links are.
+        counts: whether a path is one that matters.
+    """
+
+    def __init__(self, folders: Sequence[str], counts: Callable[[str], bool]) -> None:
+        self._tops = folders
+        self._counts = counts
+        self._next_look = 0.0
+        self._files: dict[str, object] = {}
+        self._folders: dict[str, object] = {}
+        self._look()
+        self._watched = dict(self._folders)
+
+    def changed(self) -> set[str]:
+        """Return the links that lead to another file, or to one that has changed."""
+        before = self._files
+        if time.monotonic() >= self._next_look:
+            self._look()
+        self._files = {path: self._state(path) for path in self._files}
+        # Links that have come or gone are seen by watchfiles.
+        return {path for path, state in self._files.items() if before.get(path, state) != state}
+
+    def elsewhere(self) -> list[str]:
+        """Return links to folders that have come, have gone or lead elsewhere."""
+        now = {path: _identity(path) for path in self._folders}
+        return [
+            path
+            for path in sorted(now.keys() | self._watched.keys())
+            if now.get(path) != self._watched.get(path)
+        ]
+
+    def _look(self) -> None:
+        began = time.monotonic()
+        self._files, self._folders = {}, {}
+        seen: set[tuple[int, int] | None] = set()
+        for top in self._tops:
+            self._walk(top, seen)
+        now = time.monotonic()
+        self._next_look = now + (now - began) / _SHARE
+
+    def _walk(self, top: str, seen: set[tuple[int, int] | None]) -> None:
+        for folder, names, files in os.walk(top, followlinks=True):
+            # Links may lead in circles.
+            identity = _identity(folder)
+            if identity in seen:
+                names.clear()
+                continue
+            seen.add(identity)
+            names[:] = [name for name in names if self._counts(os.path.join(folder, name, "x.py"))]
+            for path in _links(folder, names):
+                self._folders[path] = _identity(path)
+            for path in _links(folder, files):
+                if self._counts(path):
+                    self._files[path] = self._state(path)
+
+    def _state(self, path: str) -> object:
+        """Return what tells whether a link leads to another file, or to one that has changed."""
+        target = os.path.realpath(path)
+        inside = any(target.startswith(os.path.realpath(top) + os.sep) for top in self._tops)
+        if inside and self._counts(target):
+            # Its changes are seen where it is.
+            return target
+        try:
+            status = os.stat(target)
+        except OSError:
+            return target
+        return target, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _links(folder: str, names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.islink(path):
+            yield path
 
 
 def _identity(folder: str) -> tuple[int, int] | None:
