@@ -90,7 +90,7 @@ async def stop_actors(
     """
     # However long a producer's call takes, the handlers need time as well.
     half = (asyncio.get_running_loop().time() + deadline) / 2
-    await wait_for_each(actor.stop_producing(half) for actor in actors)
+    await wait_for_each(actor.calls.stop(half) for actor in actors if actor.calls is not None)
     for router in routers:
         router.stop_intake()
     for actor in actors:

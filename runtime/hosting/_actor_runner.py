@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -161,25 +161,20 @@ class ActorRunner:
         for lane in self.lanes:
             lane.begin()
 
-    async def stop_producing(self, deadline: float) -> None:
-        """Make no further call of a producer; wait for one until ``deadline`` (loop time)."""
-        if self.calls is not None:
-            await self.calls.stop(deadline)
-
     def stop_attempts(self) -> None:
         """Start no further attempt at a message, and run no scheduled call."""
         self.runtime.stop_intake()
         for lane in self.lanes:
             lane.stop_attempts()
 
-    async def stop(self, deadline: float) -> None:
+    def stop(self, deadline: float) -> Awaitable[None]:
         """Finish what is running, until ``deadline`` (loop time); then cut it off.
 
-        Calling it again waits for the same stop.
+        Await it; calling it again is to wait for the same stop.
         """
         if self._stop is None:
             self._stop = asyncio.ensure_future(self._finish(deadline))
-        await asyncio.shield(self._stop)
+        return asyncio.shield(self._stop)
 
     async def _finish(self, deadline: float) -> None:
         try:

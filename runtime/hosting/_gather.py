@@ -31,9 +31,24 @@ async def wait_for_all(awaitables: Iterable[Awaitable[Any]]) -> None:
 
 async def wait_for_each(awaitables: Iterable[Awaitable[Any]]) -> None:
     """Wait for all at once; errors are logged instead of raised, so that stopping continues."""
-    for outcome in await asyncio.gather(*awaitables, return_exceptions=True):
+    for outcome in await _outcomes([*awaitables]):
         if isinstance(outcome, Exception):
             log.error("while stopping: %s", describe(outcome), exc_info=outcome)
+
+
+async def _outcomes(awaitables: list[Awaitable[Any]]) -> list[Any]:
+    if len(awaitables) != 1:
+        return await asyncio.gather(*awaitables, return_exceptions=True)
+    # Most actors have one of everything, and need no task for it.
+    try:
+        return [await awaitables[0]]
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return []
+    except Exception as error:  # noqa: BLE001 (whatever the caller waits for)
+        return [error]
 
 
 async def wait_until(deadline: float, awaitable: Awaitable[Any]) -> None:

@@ -80,6 +80,23 @@ async def test_four_times_the_actors_take_four_times_the_steps(what: str) -> Non
     assert many < 4.5 * few
 
 
+async def test_a_stop_makes_two_tasks_for_each_actor() -> None:
+    """What it makes for all of them at once sets the garbage collector on all that there is."""
+    made: list[asyncio.Task[Any]] = []
+
+    def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        made.append(asyncio.Task(coroutine, loop=loop, **options))
+        return made[-1]
+
+    app = application(50)
+    async with app:
+        asyncio.get_running_loop().set_task_factory(make)
+    asyncio.get_running_loop().set_task_factory(None)
+
+    # One for the actor and one for its subscription.
+    assert len(made) < 2 * 50 + 10
+
+
 async def messages(actors: int, count: int) -> int:
     """Return the steps that ``count`` messages take, spread over the actors."""
     app, counted = application(actors), Steps()
