@@ -278,8 +278,8 @@ def _whence(text: str, given: Mapping[str, Given]) -> str:
 
 
 def _check_names(kind: type[Config], options: Iterable[str], origin: str) -> None:
-    valid = option_types(kind)
     for option in options:
+        valid = option_types(kind)
         if option not in valid:
             raise ConfigurationError(
                 f"option {quoted(option)} of {origin} is not known: {nearest(option, valid)}"
@@ -290,6 +290,8 @@ def _of_environment(kind: type[Config], name: str | None) -> dict[str, Given]:
     """Return the options that environment variables give; an empty one gives nothing."""
     found: dict[str, Given] = {}
     prefix = environment_prefix(name)
+    if not any(variable.startswith(prefix) for variable in os.environ):
+        return found
     for option, kinds in option_types(kind).items():
         variable = prefix + option.upper()
         text = os.environ.get(variable)
@@ -304,7 +306,6 @@ def _of_bus(address: BusUrl, origin: str) -> tuple[type[Config], dict[str, Given
     """Return the kind of a bus, and the options that its URL gives."""
     kind, stated = _READERS[address.scheme](address)
     values = dict(stated)
-    hints = option_types(kind)
     _check_names(kind, address.options, str(address))
     for option, text in address.options.items():
         if option in stated:
@@ -312,7 +313,7 @@ def _of_bus(address: BusUrl, origin: str) -> tuple[type[Config], dict[str, Given
                 f"option {option!r} of {address} is given twice: as an option after '?' and in"
                 " front of it; leave one out"
             )
-        values[option] = value_from_text(option, text, hints[option], str(address))
+        values[option] = value_from_text(option, text, option_types(kind)[option], str(address))
     return kind, {option: Given(value, origin) for option, value in values.items()}
 
 

@@ -341,17 +341,18 @@ def check_numbers(
 
 
 def check_limits(config: Any) -> None:
-    """Check all options that have ``limits``; those whose default is None may be None.
+    """Check all options that have ``limits``.
+
+    The default says what an option takes: a float or a whole number, and None if it is None.
 
     Raises:
         ConfigurationError: naming the option, its value and what is expected.
     """
-    kinds = option_types(type(config))
     limits: Limits = config.limits
     for option, pair in limits.items():
-        optional = getattr(type(config), option, None) is None
-        if not (optional and getattr(config, option) is None):
-            check_numbers(config, {option: pair}, whole=float not in kinds[option])
+        default = getattr(type(config), option)
+        if default is not None or getattr(config, option) is not None:
+            check_numbers(config, {option: pair}, whole=not isinstance(default, float))
 
 
 def check_flag(config: object, option: str) -> None:
