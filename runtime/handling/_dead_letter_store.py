@@ -6,7 +6,7 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..._texts import describe
+from ..._texts import describe, quoted
 from ...errors import ConfigurationError, MessageError, MessageTooLarge, PublishRefused
 from ...transports import Envelope
 from ..messaging._bus_connection import BusConnection
@@ -46,12 +46,13 @@ class DeadLetterStore:
         """Store a dead letter, then settle; keep trying until it is stored or the actor stops.
 
         A letter that the bus refuses because of its content is tried in simpler forms, the last
-        of which contains nothing from the sender.
+        of which contains nothing that the sender has attached.
         """
         letter = complete = self._letter(delivery, error)
         full: Envelope | None = None
         seconds = self._first
         has_place = is_last = False
+        cause: BaseException | None = None
         while True:
             has_place = has_place or self._lane.take_letter()
             if has_place:
@@ -59,9 +60,10 @@ class DeadLetterStore:
                     await self._connection.bus.park(letter, timeout=_TIMEOUT)
                 except Exception as refused:  # noqa: BLE001 (tried again, whatever it is)
                     if isinstance(refused, _OVER_ITS_CONTENT):
-                        simple = simpler(letter, refused)
+                        simple = simpler(letter, refused, complete)
                         if simple is not None and letter.payload and not simple.payload:
                             full = None if isinstance(refused, MessageTooLarge) else letter
+                            cause = refused
                         # If even the last form is refused, it was not because of the content.
                         letter = simple or complete
                         if simple is not None:
@@ -70,7 +72,9 @@ class DeadLetterStore:
                     self._lane.unhealthy(f"a dead letter cannot be stored: {why}")
                 else:
                     if full is not None and not letter.payload:
-                        await self._restore(full)
+                        letter = await self._restore(full) or letter
+                    if cause is not None and not letter.payload:
+                        self._tell_of_payload(complete, cause)
                     self._lane.parked()
                     delivery.settle()
                     return
@@ -87,17 +91,28 @@ class DeadLetterStore:
         if has_place:
             self._lane.return_letter()
 
-    async def _restore(self, full: Envelope) -> None:
+    def _tell_of_payload(self, complete: Envelope, cause: BaseException) -> None:
+        self._connection.surroundings.stats["dead_letters.without_payload"] += 1
+        self._lane.log.warning(
+            "the dead letter of a message on %s is stored without its payload of %d bytes, which"
+            " the bus has refused: %s",
+            quoted(complete.topic),
+            len(complete.payload),
+            describe(cause),
+        )
+
+    async def _restore(self, full: Envelope) -> Envelope | None:
         """Store a letter once more, with its payload, after one without it was accepted.
 
         If the bus refused everything for a while and recovered halfway through the simpler forms,
         it accepts the full letter now, in place of the other (on Kafka, after it): no payload must
-        be lost because of that.
+        be lost because of that. Returns the letter if it is stored.
         """
         try:
             await self._connection.bus.park(full, timeout=_TIMEOUT)
         except Exception:  # noqa: BLE001 (it was the payload, and the stored letter is the best)
-            return
+            return None
+        return full
 
     def _letter(self, delivery: RoutedDelivery, error: BaseException) -> Envelope:
         make = partial(

@@ -23,6 +23,22 @@ _OURS = "spa_dead_"
 _ORIGINAL = "spa_dead_original"
 _LONGEST_ORIGINAL = 30_000
 _LONGEST_VALUE = 1_000
+_SHORT = 100
+_SMALL = 4096
+"""Bytes of a payload for whose sake everything else is reduced first."""
+
+_ESSENTIAL = {
+    "topic": 100,
+    "actor": 60,
+    "attempts": 20,
+    "error": 60,
+    "tombstone": 1,
+    "size": 20,
+    "sha256": 64,
+    "partition": 20,
+    "offset": 20,
+}
+"""The headers of the last form, and how long they may be."""
 
 
 def dead_letter(
@@ -106,21 +122,49 @@ def time_text(time: float) -> str:
         return str(time)
 
 
-def simpler(letter: Envelope, refusal: BaseException) -> Envelope | None:
+def simpler(letter: Envelope, refusal: BaseException, complete: Envelope) -> Envelope | None:
     """Return a form of the dead letter that the bus may accept; None if there is none left.
 
-    If it was too large, the larger of payload and headers is dropped first. Otherwise what the
-    sender has chosen is escaped first, then left out, and the payload is dropped last.
+    If it was too large, the larger of payload and headers is reduced first; the last form takes
+    a few hundred bytes. Otherwise what the sender has chosen is escaped first, then left out, and
+    the payload is dropped last.
 
     Args:
         letter: the form that was refused.
         refusal: why.
+        complete: the form with everything in it.
     """
     if not isinstance(refusal, MessageTooLarge):
         return plain(letter) or _without_fields(letter) or abridged(letter)
-    if _is_mostly_headers(letter):
-        return plain(letter) or abridged(letter)
-    return abridged(letter)
+    smaller: Envelope | None = None
+    if _is_mostly_headers(letter) or not letter.payload:
+        smaller = plain(letter) or _without_fields(letter) or _curt(letter)
+    if smaller is None and len(letter.payload) <= _SMALL:
+        smaller = _essential(letter)
+    if smaller is None and letter.payload:
+        smaller = abridged(complete)
+    return smaller
+
+
+def _curt(letter: Envelope) -> Envelope | None:
+    """Return the dead letter with short texts; None if they are short. The topic stays whole."""
+    headers = {
+        name: text if name == "spa_dead_topic" else escaped(text, _SHORT)
+        for name, text in letter.headers.items()
+    }
+    return None if headers == letter.headers else msgspec.structs.replace(letter, headers=headers)
+
+
+def _essential(letter: Envelope) -> Envelope | None:
+    """Return the dead letter with nothing but what tells it from others; None if it has no more."""
+    headers = {
+        f"{_OURS}{name}": escaped(ascii_, length)
+        for name, length in _ESSENTIAL.items()
+        if (text := letter.headers.get(f"{_OURS}{name}")) is not None
+        and (ascii_ := text.encode("ascii", "backslashreplace").decode())
+    }
+    bare = msgspec.structs.replace(_bare(letter, headers), source=None, time=None)
+    return None if bare == letter else bare
 
 
 def _without_fields(letter: Envelope) -> Envelope | None:

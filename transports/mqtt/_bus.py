@@ -31,6 +31,9 @@ __all__ = ["MqttBus"]
 
 _log = get_logger(__name__)
 
+_LEAST_FOR_LETTERS = 640
+"""Bytes of a packet with the last form of a dead letter, whatever the names."""
+
 _MOST_PATIENCE = 16
 # Bytes that are written and not confirmed; a second copy is in memory until they have left.
 _MOST_WRITTEN = 8_388_608
@@ -215,6 +218,12 @@ class MqttBus(Bus):
             missing.append(
                 "accepts no messages with QoS 1: give the option qos=0 and accept losses, or use"
                 " another broker"
+            )
+        if limits.maximum_packet_size < _LEAST_FOR_LETTERS:
+            missing.append(
+                f"accepts no packets of more than {limits.maximum_packet_size} bytes, and dead"
+                f" letters may need {_LEAST_FOR_LETTERS}: an actor whose message fails for good may"
+                " take no more messages; raise the limit of the broker"
             )
         if not limits.wildcards:
             missing.append("offers no wildcard subscriptions: requests are impossible")

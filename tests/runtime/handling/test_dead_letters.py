@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 
 import pytest
 
 from spa_dat import DistributedApplication, Reject, RetryPolicy
 from spa_dat._environment import Environment
-from spa_dat.errors import PublishRefused
-from spa_dat.runtime.messaging._dead_letter import abridged, dead_letter, describe
-from spa_dat.testing import Faults, Harness
-from spa_dat.transports import Envelope
+from spa_dat.errors import MessageTooLarge, PublishRefused
+from spa_dat.runtime.messaging._dead_letter import abridged, dead_letter, describe, simpler
+from spa_dat.testing import Faults, Harness, Mosquitto
+from spa_dat.transports import Envelope, parked
+from spa_dat.transports.mqtt._bus import _LEAST_FOR_LETTERS
+from spa_dat.transports.mqtt.protocol._packets import PublishPacket
 from support.memory import Site
+from support.mqtt import client
+from support.waiting import eventually
 
 ERROR = ValueError("too hot")
 
@@ -169,6 +174,90 @@ def test_what_is_too_large_is_abridged_step_by_step() -> None:
     assert all(name.startswith("spa_dead_") for name in bare.headers)
     assert bare.headers["spa_dead_response_topic"] == "back"
     assert abridged(bare) is None
+
+
+def test_for_the_sake_of_a_small_payload_everything_else_is_reduced_first() -> None:
+    complete = letter_for(
+        Envelope(topic="plant/7", payload=b"x" * 300, id="i", key="k", headers={"h": "y" * 900}),
+        ValueError("too hot " * 100),
+    )
+    letter, forms = simpler(complete, MessageTooLarge(), complete), []
+    while letter is not None:
+        forms.append(letter)
+        letter = simpler(letter, MessageTooLarge(), complete)
+    assert [len(form.payload) for form in forms] == [300, 300, 300, 300, 0, 0, 0, 0, 0]
+    texts = [len(form.headers.get("spa_dead_text", "")) for form in forms]
+    assert texts == [800, 800, 100, 0, 800, 800, 800, 100, 0]
+    # What is dropped with a payload comes back without it.
+    assert forms[4].headers["h"] == "y" * 900
+    assert {form.id for form in forms} == {complete.id}
+
+
+def test_the_last_form_of_a_dead_letter_has_room_in_a_small_packet() -> None:
+    longest = "n" * 64
+    complete = letter_for(
+        Envelope(
+            topic="\u20ac" * 10_000, payload=b"x" * 5000, id="\u20ac" * 1000, source="s" * 900
+        ),
+        type("\u20ac" * 500, (Exception,), {})("\u20ac" * 5000),
+        actor=f"{longest}/{longest}/{longest}",
+    )
+    letter: Envelope | None = complete
+    while letter is not None:
+        last, letter = letter, simpler(letter, MessageTooLarge(), complete)
+    packet = PublishPacket(parked(longest, last, lambda: ""))
+    assert packet.size <= _LEAST_FOR_LETTERS
+    assert last.headers["spa_dead_size"] == "5000"
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize(("size", "kept"), [(200, True), (500, False)])
+async def test_a_broker_that_takes_small_packets_only_gets_dead_letters_that_fit(
+    own_mosquitto: Callable[..., Mosquitto],
+    caplog: pytest.LogCaptureFixture,
+    size: int,
+    kept: bool,
+) -> None:
+    broker = own_mosquitto(extra=["max_packet_size 700"])
+    app = DistributedApplication(broker.url, name="plant")
+
+    @app.application("in", retry=RetryPolicy(attempts=1))
+    async def fail(payload: bytes) -> None:
+        if len(payload) > 1:
+            raise ValueError("too hot " * 1000)
+
+    async with app, client(broker, name="reader") as reader:
+        _, recorder = await reader.consume("_spa/dead-letter/plant/+")
+        await app.socket().publish("in", b"x" * size)
+        await app.socket().publish("in", b"x")
+        (letter,) = [each.envelope for each in await recorder.get(1)]
+        await eventually(lambda: app.stats["messages.handled"] == 1)
+        assert app.healthy
+    assert letter.payload == (b"x" * size if kept else b"(empty)")
+    assert letter.headers["spa_dead_error"] == "ValueError"
+    told = "is stored without its payload of 500 bytes, which the bus has refused: " in caplog.text
+    assert told == (not kept)
+    assert app.stats["dead_letters.without_payload"] == (not kept)
+
+
+@pytest.mark.mosquitto
+async def test_a_broker_with_no_room_for_any_dead_letter_is_named_at_the_start(
+    own_mosquitto: Callable[..., Mosquitto], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = own_mosquitto(extra=["max_packet_size 200"])
+    app = DistributedApplication(broker.url, name="plant", stop_timeout=0.1)
+
+    @app.application("in", retry=RetryPolicy(attempts=1))
+    async def fail(payload: bytes) -> None:
+        raise ValueError("too hot")
+
+    async with app:
+        assert "accepts no packets of more than 200 bytes, and dead letters may need" in caplog.text
+        await app.socket().publish("in", b"x")
+        await eventually(lambda: not app.healthy)
+        assert "a dead letter cannot be stored: " in app.problems["fail"]
+        assert "and the broker allows 200" in app.problems["fail"]
+    assert app.stats["messages.handled"] == 0
 
 
 class Unspeakable(Exception):
