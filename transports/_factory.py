@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import unquote
 
 from .._texts import quoted
 from ..errors import ConfigurationError
@@ -38,6 +39,8 @@ Config: TypeAlias = KafkaConfig | MemoryConfig | MqttConfig
 _IN_THE_AUTHORITY = ("host", "port", "username", "password")
 # Different ways to give the same: one of them replaces all that come after it in precedence.
 _PASSWORDS = frozenset(["password", "password_env", "password_file", "password_function"])
+# What most brokers have or ignore.
+_WEBSOCKET_PATH = "/mqtt"
 _DOCUMENTS = ("file", "https", "http")
 _ALLOW_HTTP = "SPA_DAT_ALLOW_HTTP"
 _OPTION_IN_ERROR = re.compile(r"\boptions? '?(\w+)")
@@ -73,7 +76,9 @@ class SocketProviderFactory:
 
         ``memory://`` is a private broker in the process, ``memory://name`` one that is shared under
         that name; ``mqtt://user:secret@host:port?option=value`` is an MQTT 5 broker, ``mqtts://``
-        one with TLS. ``kafka://host:port,host2:port?option=value`` is a Kafka cluster,
+        one with TLS, ``ws://host/path`` and ``wss://host/path`` the same over websockets, and
+        ``mqtt+unix:///path`` over a Unix socket.
+        ``kafka://host:port,host2:port?option=value`` is a Kafka cluster,
         ``kafkas://`` one with TLS. The options are those of `MemoryConfig`, `MqttConfig` and
         `KafkaConfig`. In user name, password and options special characters are written as
         ``%40`` and so on.
@@ -253,7 +258,7 @@ def _effective(
             if option not in given and not (has_password and option in _PASSWORDS):
                 given[option] = entry
     needed = "host" if kind is MqttConfig else "servers" if kind is KafkaConfig else None
-    if needed is not None and needed not in given:
+    if needed is not None and needed not in given and "unix_socket" not in given:
         port = "" if kind is MqttConfig else ":9092"
         raise ConfigurationError(
             f"{address} has no host: write for example {address.scheme}://localhost{port}"
@@ -333,12 +338,21 @@ def _mqtt(address: BusUrl) -> tuple[type[Config], dict[str, object]]:
                 f" {address.scheme}://user:password@host:port"
             )
     stated: dict[str, object] = {"host": address.host} if address.host else {}
-    if address.scheme == "mqtts":
+    if address.scheme in ("mqtts", "wss"):
         stated["tls"] = True
+    if address.scheme in ("ws", "wss"):
+        stated["websocket_path"] = address.path or _WEBSOCKET_PATH
     for name in _IN_THE_AUTHORITY[1:]:
         value = getattr(address, name)
         if value is not None:
             stated[name] = value
+    if address.scheme == "mqtt+unix":
+        if "host" in stated or "port" in stated or address.path in ("", "/"):
+            raise ConfigurationError(
+                "an mqtt+unix:// URL has the path of a socket and no host: write it with three"
+                " slashes, as in mqtt+unix:///run/mosquitto/mosquitto.sock"
+            )
+        stated["unix_socket"] = unquote(address.path, errors="surrogateescape")
     return MqttConfig, stated
 
 
@@ -365,5 +379,8 @@ _READERS: Mapping[str, Callable[[BusUrl], tuple[type[Config], dict[str, object]]
     "memory": _memory,
     "mqtt": _mqtt,
     "mqtts": _mqtt,
+    "mqtt+unix": _mqtt,
+    "ws": _mqtt,
+    "wss": _mqtt,
 }
 """By scheme: from a URL to the kind of bus, and to what stands in front of the options."""

@@ -44,6 +44,7 @@ NOT_AN_OPTION: Mapping[str, bool] = types.MappingProxyType({"option": False})
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SEVERAL_HOSTS = ("kafka", "kafkas")
+_WITH_PATH = ("mqtt+unix", "ws", "wss")
 _FLAGS = {
     "true": True, "1": True, "yes": True, "on": True,
     "false": False, "0": False, "no": False, "off": False,
@@ -61,6 +62,8 @@ class BusUrl:
         host: as written, IPv6 addresses without brackets; may be empty. With ``several`` everything
             between user and options, including ports and brackets.
         port: None if the URL has none, and with ``several``.
+        path: what begins with the first slash after host and port, as written; only for schemes
+            that have one.
         options: the value of each option as a string, decoded.
         several: whether there may be several hosts, separated by commas.
     """
@@ -70,6 +73,7 @@ class BusUrl:
     password: Secret | None = None
     host: str = ""
     port: int | None = None
+    path: str = ""
     options: Mapping[str, Secret] = field(default_factory=dict)
     several: bool = False
 
@@ -121,7 +125,7 @@ def parse_url(url: str) -> BusUrl:
             f"a {scheme}:// URL has a space, a control character or a backslash:"
             " write them as %20, %5C and so on"
         )
-    if tail not in ("", "/"):
+    if scheme not in _WITH_PATH and tail not in ("", "/"):
         raise ConfigurationError(
             f"a {scheme}:// URL has something after host and port that is not an option:"
             " options come after '?', and topics are not part of the address"
@@ -146,6 +150,7 @@ def parse_url(url: str) -> BusUrl:
         password=Secret(_decoded(scheme, "password", password)) if colon else None,
         host=_decoded(scheme, "host", host),
         port=port,
+        path=tail if scheme in _WITH_PATH else "",
         options=_query(scheme, query),
         several=several,
     )

@@ -37,11 +37,17 @@ class Mosquitto(BrokerProcess):
         tls: add a listener with TLS at `tls_port`; its certificate authority is in `ca_file`. Needs
             the package ``trustme``.
         client_certificates: with ``tls``, clients need a certificate; see `client_cert_file`.
+        websockets: add a listener for websockets at `websocket_port`, and with ``tls`` another one
+            with TLS at `websocket_tls_port`.
+        unix_socket: add a listener at the Unix socket `socket_file`.
         extra: further lines of configuration.
 
     Attributes:
         port: the port of the plain listener.
         tls_port: the port of the listener with TLS; 0 without.
+        websocket_port: the port of the listener for websockets; 0 without.
+        websocket_tls_port: the port of the listener for websockets with TLS; 0 without.
+        socket_file: the Unix socket; it exists with ``unix_socket``.
         ca_file: the certificate of the authority, PEM.
         client_cert_file: a client's certificate and key, PEM.
 
@@ -59,17 +65,31 @@ class Mosquitto(BrokerProcess):
         acl: str | None = None,
         tls: bool = False,
         client_certificates: bool = False,
+        websockets: bool = False,
+        unix_socket: bool = False,
         extra: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.port, tls_port = self._ports.take(2)
-        self.tls_port = tls_port if tls else 0
+        self.port, *others = self._ports.take(4)
+        wanted = (tls, websockets, tls and websockets)
+        self.tls_port, self.websocket_port, self.websocket_tls_port = (
+            port if is_wanted else 0 for port, is_wanted in zip(others, wanted, strict=True)
+        )
+        self.socket_file = self.folder / "socket"
         self.ca_file = self.folder / "ca.pem"
         self.client_cert_file = self.folder / "client.pem"
         lines = ["log_dest stderr", "log_type all", "connection_messages true", "user root"]
         lines += [f"listener {self.port} {self.host}"]
+        encrypted = self._tls_lines(client_certificates) if tls else []
         if tls:
-            lines += self._tls_lines(client_certificates)
+            lines += [f"listener {self.tls_port} {self.host}", *encrypted]
+        if websockets:
+            lines += [f"listener {self.websocket_port} {self.host}", "protocol websockets"]
+        if self.websocket_tls_port:
+            lines += [f"listener {self.websocket_tls_port} {self.host}", "protocol websockets"]
+            lines += encrypted
+        if unix_socket:
+            lines += [f"listener 0 {self.socket_file}"]
         lines += [f"allow_anonymous {'false' if users else 'true'}"]
         if users:
             lines += [f"password_file {self._write_users(users)}"]
@@ -108,7 +128,8 @@ class Mosquitto(BrokerProcess):
         return [_find("mosquitto") or "mosquitto", "-c", str(self._config_file)]
 
     def _answers(self) -> bool:
-        return all(self._accepts(port) for port in (self.port, self.tls_port) if port)
+        ports = (self.port, self.tls_port, self.websocket_port, self.websocket_tls_port)
+        return all(self._accepts(port) for port in ports if port)
 
     def _write_users(self, users: Mapping[str, str]) -> Path:
         text = "".join(f"{name}:{password}\n" for name, password in users.items())
@@ -124,7 +145,6 @@ class Mosquitto(BrokerProcess):
     def _tls_lines(self, client_certificates: bool) -> list[str]:
         server = make_certificates(self.host, self.folder)
         return [
-            f"listener {self.tls_port} {self.host}",
             f"cafile {self.ca_file}",
             f"certfile {server}",
             f"keyfile {server}",

@@ -34,7 +34,9 @@ class Broker(Protocol):
     """Anything with an address."""
 
     host: str
-    port: int
+
+    @property
+    def port(self) -> int | None: ...
 
 
 class Recorder:
@@ -83,6 +85,7 @@ class Client:
     """One application on a broker."""
 
     def __init__(self, config: MqttConfig, identity: Identity) -> None:
+        self.config = config
         self.stats: Counter[str] = Counter()
         self.fatal: list[BaseException] = []
         self.replies: list[tuple[str, Envelope]] = []

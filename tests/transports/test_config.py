@@ -258,8 +258,8 @@ def test_a_url_stands_for_a_configuration(url: str, config: Config) -> None:
         ("", ["memory://"]),
         ("localhost:1883", ["no scheme"]),
         ("://h", ["memory://"]),
-        ("mqt://h", ["'mqt'", "did you mean 'mqtt'", "memory, mqtt, mqtts"]),
-        ("amqp://h", ["'amqp'", "memory, mqtt, mqtts"]),
+        ("mqt://h", ["'mqt'", "did you mean 'mqtt'", "memory, mqtt, mqtt+unix, mqtts"]),
+        ("amqp://h", ["'amqp'", "memory, mqtt, mqtt+unix, mqtts, ws, wss"]),
         ("mqtt://", ["no host", "mqtt://localhost"]),
         ("mqtt://:1883", ["no host"]),
         ("mqtt://h:0", ["port '0'"]),
@@ -355,12 +355,13 @@ def test_any_text_is_a_url_or_a_configuration_error(text: str) -> None:
 
 def test_every_option_of_a_configuration_can_be_given_in_a_url() -> None:
     values = {"qos": "0", "backoff_min": "5", "tls_cert": "c.pem", "tls_key": "k.pem"}
+    values["websocket_path"] = "/ws"
     in_front = {"host", "port", "username", "password"}
     for entry in dataclasses.fields(MqttConfig):
         if entry.name in in_front or entry.name == "renewal":
             continue
         text = values.get(entry.name, "true" if isinstance(entry.default, bool) else "11")
-        base = "mqtt" if entry.name == "tls" else "mqtts"
+        base = "mqtt" if entry.name in ("tls", "unix_socket") else "mqtts"
         needs = "&tls_cert=c.pem" if entry.name in ("tls_key", "tls_key_password") else ""
         config = config_from_url(f"{base}://h?{entry.name}={text}{needs}")
         assert getattr(config, entry.name) != entry.default, entry.name

@@ -69,7 +69,9 @@ def values(kind: type[Any], option: str) -> list[object]:
 def wrong_for_another_reason(option: str, value: object, kind: type[Any]) -> bool:
     """Whether the schema does not say it: a text of a certain form, or two options together."""
     forms = {"host", "servers", "name", "prefix", "password_env", "password_file"}
+    forms.add("websocket_path")
     together = {"tls_key", "tls_key_password", "username", "password", "tls", "sasl_mechanism"}
+    together.add("unix_socket")
     times = {"backoff_min", "backoff_max", "heartbeat_interval", "session_timeout"}
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return (
@@ -108,6 +110,9 @@ def test_the_schema_refuses_what_reading_refuses(
     ("document", "right"),
     [
         ({"url": "mqtt://h"}, True),
+        ({"url": "wss://h/mqtt", "tls_ca": "ca.pem"}, True),
+        ({"url": "mqtt+unix:///run/x.sock", "qos": 0}, True),
+        ({"url": "unix:///run/x.sock"}, False),
         ({"$schema": "x", "url": "mqtt://h"}, True),
         ({"providers": {"a": {"url": "mqtt://h", "qos": 0}, "b-c": {"url": "memory://"}}}, True),
         ({"$schema": "x", "providers": {"a": {"url": "mqtt://h"}}}, True),

@@ -284,6 +284,7 @@ def samples(kind: type[Config]) -> dict[str, tuple[str, object]]:
         "password_env": ("A_PASSWORD", "A_PASSWORD"),
         "password_file": (os.devnull, os.devnull),
         "tls": ("true", True),
+        "websocket_path": ("/ws", "/ws"),
     }
     found = {}
     for option, kinds in option_types(kind).items():
@@ -322,7 +323,7 @@ def url_and_rest(kind: type[Config], option: str) -> tuple[str, dict[str, object
     """A URL that leaves the option open, and what else has to be given with it."""
     if kind is MemoryConfig:
         return "memory://", {}
-    scheme = SCHEMES[kind] + ("" if option == "tls" else "s")
+    scheme = SCHEMES[kind] + ("" if option in ("tls", "unix_socket") else "s")
     rest: dict[str, object] = {}
     if option in ("tls_key", "tls_key_password"):
         rest["tls_cert"] = "c.pem"
@@ -376,6 +377,7 @@ WRONG: Mapping[str, tuple[str, str | None]] = {
     "tls_key_password": (CANARY, None),
     "name": ("a b", "'a b'"),
     "prefix": ("a/b", "'a/b'"),
+    "unix_socket": ("x" * 108, f"'{'x' * 108}'"),
     "topics": ("[1]", "[1]"),
 }
 """By option: a text that is wrong, and how an error shows it."""

@@ -32,7 +32,7 @@ SCHEMA_FILE = Path(__file__).with_name("configuration.schema.json")
 _KINDS: Mapping[type[Any], str] = {
     KafkaConfig: "^kafkas?://",
     MemoryConfig: "^memory://",
-    MqttConfig: "^mqtts?://",
+    MqttConfig: r"^(mqtts?|mqtt\+unix|wss?)://",
 }
 # Types that are put together while the program runs, which type checkers do not know.
 _annotated: Any = Annotated

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
+from urllib.parse import quote
 
+from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword
-from .._url_options import Limits
+from .._url_options import Limits, check_text
 
 __all__ = ["MqttConfig"]
 
@@ -23,6 +26,9 @@ _LIMITS = {
     "max_received": (1, 268_435_455),
     "qos": (0, 1),
 }
+_WEBSOCKET_PATH = re.compile(r"/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2}){0,1999}")
+# The address of a Unix socket has room for so many bytes on Linux.
+_LONGEST_SOCKET = 107
 _HOST = re.compile(r"[^\s/\\?#@%\[\]\x00-\x1f]+(%[A-Za-z0-9._~-]+)?")
 
 
@@ -32,7 +38,10 @@ class MqttConfig(BrokerConfig):
 
     Args:
         host: name or address of the broker; IPv6 addresses with or without brackets.
-        port: TCP port; by default 1883, or 8883 with ``tls``.
+        port: TCP port; by default 1883, or 8883 with ``tls``; over websockets 80, or 443.
+        websocket_path: connect over websockets, with this path, for example ``/mqtt``. Needs
+            ``spa-dat[websockets]``.
+        unix_socket: path of the broker's Unix socket; host and port are not used then.
         keepalive: seconds between signs of life; a dead connection is noticed within twice that.
         session_expiry: seconds for which the broker keeps messages for a named application while
             it is away; 4294967295 for forever.
@@ -56,6 +65,8 @@ class MqttConfig(BrokerConfig):
     host: str = "localhost"
     _: KW_ONLY
     port: int | None = None
+    websocket_path: str | None = None
+    unix_socket: str | None = None
     keepalive: int = 15
     session_expiry: int = 604_800
     window: int = 200
@@ -73,24 +84,54 @@ class MqttConfig(BrokerConfig):
         object.__setattr__(self, "host", _checked_host(self.host))
         self._check_qos()
         super().__post_init__(password_env, password_file, password_function)
+        self._check_way()
 
     @property
     def effective_port(self) -> int:
         """The TCP port to connect to."""
         if self.port is not None:
             return self.port
+        if self.websocket_path is not None:
+            return 443 if self.tls else 80
         return 8883 if self.tls else 1883
 
     @property
     def address(self) -> str:
         """The URL of the bus without user, secrets and options."""
+        if self.unix_socket is not None:
+            return f"mqtt+unix://{quote(self.unix_socket)}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.effective_port}"
+        if self.websocket_path is None:
+            scheme, path = "mqtt", ""
+        else:
+            scheme, path = "ws", self.websocket_path
+        return f"{scheme}{'s' if self.tls else ''}://{host}:{self.effective_port}{path}"
 
     @property
     def largest_received(self) -> int:
         """The largest payload that is accepted, in bytes."""
         return self.max_received or self.max_payload
+
+    def _check_way(self) -> None:
+        path, unix = self.websocket_path, self.unix_socket
+        if path is not None and not (isinstance(path, str) and _WEBSOCKET_PATH.fullmatch(path)):
+            raise ConfigurationError(
+                f"option websocket_path={quoted(path)} of MqttConfig: give a path that begins with"
+                " '/', in the characters of a URL, for example '/mqtt'; it has no '?' and no '#'"
+            )
+        check_text(self, "unix_socket")
+        if unix is None:
+            return
+        if len(os.fsencode(unix)) > _LONGEST_SOCKET:
+            raise ConfigurationError(
+                f"option unix_socket={quoted(unix)} of MqttConfig is longer than {_LONGEST_SOCKET}"
+                " bytes, which is the most that a Unix socket may have: give a shorter path"
+            )
+        for option in ("port", "websocket_path", "tls"):
+            if getattr(self, option):
+                raise ConfigurationError(
+                    f"option {option} of MqttConfig has no effect with unix_socket: leave one out"
+                )
 
     def _check_qos(self) -> None:
         if self.qos == 2 and not isinstance(self.qos, bool):

@@ -17,7 +17,12 @@ from ._config import MqttConfig
 from ._connection_events import ClientHandler, Ending, Loss
 from ._takeovers import SETTLED, Takeovers
 from .protocol._client import MqttClient
-from .protocol._open_socket import Spoken, version_spoken, without_tls
+from .protocol._open_socket import (
+    Spoken,
+    version_spoken,
+    without_tls,
+    without_websocket,
+)
 from .protocol._reason_codes import (
     ANSWERS,
     SESSION_TAKEN_OVER,
@@ -238,17 +243,23 @@ class Connection:
         if self._started.done() or not isinstance(error, (NotAnswered, *_CUT_OFF)):
             return error
         config = self._config
-        if config.tls:
+        if config.websocket_path is not None:
+            if await version_spoken(without_websocket(config)) is not Spoken.NOTHING:
+                return OtherEnd("the broker answers there without websockets: use another port")
+        elif config.tls:
             if await version_spoken(without_tls(config)) is not Spoken.NOTHING:
                 return OtherEnd("the broker answers there without TLS: use a port with TLS")
-            return error
-        spoken = await version_spoken(config)
-        # A broker that is starting may answer in this way once.
-        was_older, self._is_older = self._is_older, spoken is Spoken.OLDER
-        if was_older and self._is_older:
-            return WrongVersion("it closes MQTT 5 connections, but answers MQTT 3.1.1 ones")
-        if spoken is Spoken.NOTHING and await answers_tls(config.host, config.effective_port):
-            return OtherEnd("it speaks TLS there: give tls=True (in a URL write mqtts://)")
+        else:
+            spoken = await version_spoken(config)
+            # A broker that is starting may answer in this way once.
+            was_older, self._is_older = self._is_older, spoken is Spoken.OLDER
+            if was_older and self._is_older:
+                return WrongVersion("it closes MQTT 5 connections, but answers MQTT 3.1.1 ones")
+            if spoken is not Spoken.NOTHING or config.unix_socket is not None:
+                return error
+        if not config.tls and await answers_tls(config.host, config.effective_port):
+            scheme = "mqtts" if config.websocket_path is None else "wss"
+            return OtherEnd(f"it speaks TLS there: give tls=True (in a URL write {scheme}://)")
         return error
 
     def _problem(self, error: Exception) -> ConnectProblem:

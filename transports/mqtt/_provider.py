@@ -41,10 +41,12 @@ class MqttProvider(SocketProvider):
         """
         # Importing the client libraries takes time that programs on other buses should not spend.
         from ._bus import MqttBus
-        from .protocol._library_check import check_libraries, check_loop
+        from .protocol._library_check import check_libraries, check_loop, check_websockets
 
         check_loop(asyncio.get_running_loop())
         check_libraries()
+        if self.config.websocket_path is not None:
+            check_websockets()
         return MqttBus(self.config, surroundings)
 
     def check_topic(self, topic: str) -> None:

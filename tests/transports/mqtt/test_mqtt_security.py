@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,13 +23,17 @@ pytestmark = pytest.mark.mosquitto
 
 SECRET = "hush-hush-4711"
 RULES = "user ann\ntopic readwrite #\n"
+WS: dict[str, Any] = {"websocket_path": "/mqtt"}
+PLAIN_WS: dict[str, Any] = {**WS, "tls": False}
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Mosquitto]:
     """A broker that all tests share: with TLS and without, for ann alone."""
     require(Mosquitto)
-    with Mosquitto(users={"ann": SECRET}, acl=RULES, tls=True) as broker:
+    with Mosquitto(
+        users={"ann": SECRET}, acl=RULES, tls=True, websockets=True, unix_socket=True
+    ) as broker:
         yield broker
     assert SECRET not in broker.log
 
@@ -69,6 +73,54 @@ async def test_a_login_with_tls(guarded: Mosquitto, caplog: pytest.LogCaptureFix
     assert SECRET not in caplog.text
 
 
+@pytest.mark.parametrize("way", ["unix socket", "websocket", "websocket with TLS"])
+async def test_another_way_to_the_broker(guarded: Mosquitto, way: str) -> None:
+    options: dict[str, Any] = {"username": "ann", "password": SECRET}
+    place, path = at(guarded, "websocket_port"), f"a/{way}"
+    if way == "unix socket":
+        place, options["unix_socket"] = at(guarded, "port"), str(guarded.socket_file)
+        # What is tested has no port.
+        place.port = None
+    elif way == "websocket":
+        options |= WS
+    else:
+        place = at(guarded, "websocket_tls_port")
+        options |= {**WS, "tls": True, "tls_ca": str(guarded.ca_file)}
+    numbers = [b"%d" % number for number in range(300)]
+    # Mosquitto sends 40 KB/s over websockets.
+    large = [bytes([number]) * 20_000 for number in range(3)]
+    async with client(place, name=way.replace(" ", ""), **options) as app:
+        _, recorder = await app.consume(path)
+        posts = [app.bus.post(Envelope(topic=path, payload=each)) for each in numbers + large]
+        await asyncio.wait_for(asyncio.gather(*posts), 60)
+        await recorder.get(303, 60.0)
+        assert recorder.payloads == numbers + large
+        assert app.stats["mqtt.lost"] == 0
+    address = app.config.address
+    assert address.startswith({"u": "mqtt+unix:///"}.get(way[0], "ws"))
+
+
+@pytest.mark.parametrize("way", ["unix_socket", "websockets"])
+async def test_another_way_survives_a_restart_of_the_broker(
+    own_mosquitto: Callable[..., Mosquitto], way: str
+) -> None:
+    broker = own_mosquitto(durable=True, **{way: True})
+    place = at(broker, "port")
+    options = WS
+    if way == "unix_socket":
+        place.port, options = None, {"unix_socket": str(broker.socket_file)}
+    else:
+        place.port = broker.websocket_port
+    async with client(place, **options) as app:
+        _, recorder = await app.consume("a")
+        await app.bus.publish(Envelope(topic="a", payload=b"1"), timeout=20)
+        await recorder.get(1)
+        await asyncio.to_thread(broker.restart)
+        await app.bus.publish(Envelope(topic="a", payload=b"2"), timeout=60)
+        await recorder.get(2)
+        assert recorder.payloads == [b"1", b"2"]
+
+
 @pytest.mark.parametrize(
     ("where", "port", "options", "kind", "words"),
     [
@@ -78,6 +130,14 @@ async def test_a_login_with_tls(guarded: Mosquitto, caplog: pytest.LogCaptureFix
         ("expired", "tls_port", {}, ConnectFailed, "not accepted.*has expired.*renew"),
         ("guarded", "tls_port", {"tls": False}, ConnectFailed, "speaks TLS.*mqtts://"),
         ("guarded", "port", {}, ConnectFailed, "without TLS"),
+        ("guarded", "websocket_tls_port", PLAIN_WS, ConnectFailed, "TLS.*wss://"),
+        ("guarded", "websocket_port", WS, ConnectFailed, "does not speak TLS"),
+        ("guarded", "port", PLAIN_WS, ConnectFailed, "without websockets"),
+        ("guarded", "tls_port", WS, ConnectFailed, "without websockets"),
+        ("guarded", "websocket_port", {"tls": False}, ConnectFailed, "HTTP.*ws://"),
+        ("guarded", "websocket_tls_port", {}, ConnectFailed, "HTTP.*ws://"),
+        ("guarded", "websocket_tls_port", {**WS, "tls_ca": None}, ConnectFailed, "not accepted"),
+        ("guarded", "websocket_port", {**PLAIN_WS, "password": "wrong"}, NotAuthorised, "'ann'"),
         ("mutual", "tls_port", {}, ConnectFailed, "requires a certificate.*give tls_cert"),
         ("mutual", "tls_port", {"tls_cert": "other"}, ConnectFailed, "the authority.*tls_cert"),
         ("guarded", "tls_port", {"password": "wrong"}, NotAuthorised, "user 'ann'.*password"),
@@ -85,6 +145,8 @@ async def test_a_login_with_tls(guarded: Mosquitto, caplog: pytest.LogCaptureFix
     ],
     ids=[
         "no CA", "wrong CA", "other host", "expired", "plain to TLS", "TLS to plain",
+        "ws to wss", "wss to ws", "ws to mqtt", "wss to mqtts", "mqtt to ws", "mqtts to wss",
+        "wss without CA", "ws with a wrong password",
         "no client certificate", "other client certificate", "wrong password", "no login",
     ],
 )  # fmt: skip

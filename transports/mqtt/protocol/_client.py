@@ -39,6 +39,7 @@ from ._reason_codes import (
     BrokerReason,
     LoginRefused,
     NotAnswered,
+    OtherProtocol,
     WrongVersion,
     describe,
     reason_text,
@@ -295,6 +296,8 @@ class MqttClient:
     def _on_first_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
         if first & 0xF0 == _PUBLISH:
             raise MalformedPacket("a message came before the connection was accepted")
+        if data[start - 2 : start + 2] == b"HTTP":
+            raise OtherProtocol("it speaks HTTP there: use another port, or websockets (ws://)")
         self._on_other_packet(first, data, start, stop)
         if self._accepted and self._stream is not None:
             self._stream.on_packet = self._flow.on_packet
@@ -430,7 +433,7 @@ class MqttClient:
                 cause = NotAnswered("the broker closed it before it was accepted")
             elif isinstance(cause, ConnectionError):
                 cause = NotAnswered(describe(cause))
-            elif not isinstance(cause, (WrongVersion, ssl.SSLError)):
+            elif not isinstance(cause, (OtherProtocol, WrongVersion, ssl.SSLError)):
                 cause = aiomqtt.MqttError(describe(cause))
             self._client._connected.set_exception(cause)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import Sequence
 from importlib import metadata
 
@@ -11,7 +12,7 @@ import paho.mqtt.client as paho
 
 from ....errors import ConfigurationError
 
-__all__ = ["check_libraries", "check_loop"]
+__all__ = ["check_libraries", "check_loop", "check_websockets"]
 
 # Everything private that `_client` and `_subscribe` use.
 _AIOMQTT_HOOKS = ("_client_connect", "_on_connect")
@@ -36,6 +37,18 @@ def check_libraries() -> None:
             f"aiomqtt {metadata.version('aiomqtt')} with paho-mqtt"
             f" {metadata.version('paho-mqtt')} lacks {', '.join(missing)};"
             " install aiomqtt>=2.5.1,<3 and paho-mqtt>=2.2,<3"
+        )
+
+
+def check_websockets() -> None:
+    """Check that the library for websockets is installed.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if importlib.util.find_spec("wsproto") is None:
+        raise ConfigurationError(
+            "MQTT over websockets needs the package wsproto: install spa-dat[websockets]"
         )
 
 

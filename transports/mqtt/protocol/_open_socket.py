@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import enum
 import socket
 import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from ..._tls import tls_context
 from .._config import MqttConfig
 from ._stream import FrameStream
 
-__all__ = ["Spoken", "open_socket", "version_spoken", "without_tls"]
+__all__ = ["Spoken", "open_socket", "version_spoken", "without_tls", "without_websocket"]
+
+if TYPE_CHECKING:
+    from ._websocket import WebSocket
+
+T = TypeVar("T")
 
 _LONGEST = 2.0
 # MQTT 3.1.1, clean session, a client identifier chosen by the broker.
@@ -22,6 +30,11 @@ _CONNACK = 0x20
 _LENGTH_OF_AN_OLD_CONNACK = 2
 
 
+def without_websocket(config: MqttConfig) -> MqttConfig:
+    """Return the configuration of the same port without websockets."""
+    return dataclasses.replace(config, port=config.effective_port, websocket_path=None)
+
+
 def without_tls(config: MqttConfig) -> MqttConfig:
     """Return the configuration of the same address without TLS and without secrets."""
     return MqttConfig(
@@ -29,13 +42,56 @@ def without_tls(config: MqttConfig) -> MqttConfig:
     )
 
 
-async def open_socket(config: MqttConfig) -> socket.socket:
+async def open_socket(config: MqttConfig) -> socket.socket | WebSocket:
     """Return a connected, non-blocking socket; cancelling leaves nothing open.
 
     Raises:
-        OSError: unknown host, refused, unreachable, or TLS failed; TimeoutError is one.
+        OSError: unknown host, refused, unreachable, TLS failed, or it is no websocket; TimeoutError
+            is one.
         ConfigurationError: the TLS files cannot be used.
     """
+    if config.unix_socket is not None:
+        return await _open_unix(config.unix_socket, config.connect_timeout)
+    sock = await _open_tcp(config)
+    if config.websocket_path is None:
+        return sock
+    try:
+        async with asyncio.timeout(config.connect_timeout):
+            return await _start_websocket(sock, config)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _open_unix(path: str, timeout: float) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        async with asyncio.timeout(timeout):
+            await loop.sock_connect(sock, path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _start_websocket(sock: socket.socket, config: MqttConfig) -> WebSocket:
+    # Most programs have no use for it, and need not have it installed.
+    from ._websocket import WebSocket
+
+    assert config.websocket_path is not None
+    address, port = config.host.partition("%")[0], config.effective_port
+    host = f"[{address}]" if ":" in address else address
+    websocket = WebSocket(sock)
+    websocket.ask(host if port in (80, 443) else f"{host}:{port}", config.websocket_path)
+    await _until_done(sock, websocket.flush, writing=True)
+    while not await _until_done(sock, websocket.take_answer, writing=False):
+        pass
+    return websocket
+
+
+async def _open_tcp(config: MqttConfig) -> socket.socket:
     context = tls_context(config)
     loop = asyncio.get_running_loop()
     deadline = loop.time() + config.connect_timeout
@@ -84,18 +140,24 @@ def _set_options(sock: socket.socket, keepalive: int) -> None:
 async def _start_tls(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
     wrapped = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
     try:
-        while True:
-            try:
-                wrapped.do_handshake()
-            except ssl.SSLWantReadError:
-                await _ready(wrapped, writing=False)
-            except ssl.SSLWantWriteError:
-                await _ready(wrapped, writing=True)
-            else:
-                return wrapped
+        await _until_done(wrapped, wrapped.do_handshake, writing=True)
     except BaseException:
         wrapped.close()
         raise
+    return wrapped
+
+
+async def _until_done(sock: socket.socket, step: Callable[[], T], *, writing: bool) -> T:
+    """Return what a step returns, once the socket lets it finish."""
+    while True:
+        try:
+            return step()
+        except ssl.SSLWantReadError:
+            await _ready(sock, writing=False)
+        except ssl.SSLWantWriteError:
+            await _ready(sock, writing=True)
+        except BlockingIOError:
+            await _ready(sock, writing=writing)
 
 
 async def _ready(sock: socket.socket, *, writing: bool) -> None:

@@ -44,6 +44,7 @@ __all__ = [
     "Decision",
     "LoginRefused",
     "NotAnswered",
+    "OtherProtocol",
     "Packet",
     "WrongVersion",
     "answer_to",
@@ -269,6 +270,10 @@ class NotAnswered(MqttError):
     """The broker closed a connection without answering its CONNECT."""
 
 
+class OtherProtocol(MalformedPacket):
+    """What answers does not speak MQTT."""
+
+
 class WrongVersion(MalformedPacket):
     """The broker speaks an older version of MQTT."""
 
@@ -333,7 +338,9 @@ def connect_problem(
     said = describe(cause) if isinstance(cause, WrongVersion) else reason_text(reason or 0)
     if reason is None:
         text = f"no connection to the broker at {address}: {describe(cause)}"
-        return ConnectProblem(ConnectFailed(text), final=is_wrong_setup(cause))
+        return ConnectProblem(
+            ConnectFailed(text), final=is_wrong_setup(cause) or isinstance(cause, OtherProtocol)
+        )
     answer = answer_to(Packet.CONNACK, reason)
     if answer is _LOGIN:
         who = f"user {user!r}" if user is not None else "a client without a user name"

@@ -9,9 +9,13 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ...._logs import get_logger
 from ._packets import Dropped, MalformedPacket, PacketSink
+
+if TYPE_CHECKING:
+    from ._websocket import WebSocket
 
 __all__ = ["FrameStream"]
 
@@ -73,7 +77,7 @@ class FrameStream:
     others.
 
     Args:
-        sock: connected, non-blocking, plain or TLS.
+        sock: connected, non-blocking: plain, TLS or a websocket.
         on_packet: called for every packet with its first byte, the data that holds it, and where
             its variable header starts and the packet ends.
         on_end: called once when the socket can no longer be read or written; with None if the peer
@@ -92,7 +96,7 @@ class FrameStream:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.socket | WebSocket,
         on_packet: Callable[[int, bytes, int, int], None],
         on_end: Callable[[Exception | None], None],
         divert: Callable[[int, int], PacketSink | None] = lambda first, length: None,
@@ -102,7 +106,10 @@ class FrameStream:
         self.received = 0
         self.written = 0
         self._sock = sock
-        self._encrypted = isinstance(sock, ssl.SSLSocket)
+        # TLS and websockets report no progress until they have sent everything they were given.
+        self._in_pieces = isinstance(sock, ssl.SSLSocket) or not isinstance(sock, socket.socket)
+        # What they have read already does not show as readable.
+        self._hidden: Callable[[], int] | None = getattr(sock, "pending", None)
         self._descriptor = sock.fileno()
         self._loop = asyncio.get_running_loop()
         self.on_packet = on_packet
@@ -118,7 +125,8 @@ class FrameStream:
         self._handed = b""
         self._at_end: asyncio.Future[None] = self._loop.create_future()
         self._flushed: asyncio.Future[None] | None = None
-        self._quick = getattr(socket, "TCP_QUICKACK", None)
+        is_unix = isinstance(sock, socket.socket) and sock.family == socket.AF_UNIX
+        self._quick = None if is_unix else getattr(socket, "TCP_QUICKACK", None)
         self._set_reading(_ON)
 
     # The client library's view of it.
@@ -251,9 +259,9 @@ class FrameStream:
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.IPPROTO_TCP, self._quick, 1)
         self._split(data)
-        if not isinstance(self._sock, ssl.SSLSocket) or self._reading is _ENDED:
+        if self._hidden is None or self._reading is _ENDED:
             return
-        if self._sock.pending():
+        if self._hidden():
             self._loop.call_soon(self._readable)
 
     def _catch_up(self) -> None:
@@ -329,8 +337,7 @@ class FrameStream:
             return
         try:
             while self._out:
-                # TLS reports no progress until it has sent everything that it was given.
-                piece = self._out[:_CHUNK] if self._encrypted else self._out
+                piece = self._out[:_CHUNK] if self._in_pieces else self._out
                 sent = self._sock.send(piece)
                 del self._out[:sent]
         except _WANT_WRITE:
@@ -388,7 +395,7 @@ class FrameStream:
         self._on_end(error)
 
 
-def _unconfirmed(sock: socket.socket) -> int:
+def _unconfirmed(sock: socket.socket | WebSocket) -> int:
     """Return the bytes in a socket's send buffer that the peer has not confirmed; 0 if unknown."""
     try:
         if sys.platform == "linux":
