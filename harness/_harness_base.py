@@ -8,7 +8,8 @@ from typing import Any, TypeVar, Unpack, overload
 from .._busy_threads import BusyThread, place_of_caller
 from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
-from ..runtime.messaging._message import Message, PublishOptions, outgoing_message
+from ..runtime.messaging._message import Message
+from ..runtime.messaging._outgoing_message import PublishOptions, outgoing_message
 from ..runtime.messaging._topic import P, Topic, address_meant, filter_meant
 from ..runtime.payloads._codec import Decoder
 from ._dead_letter import DeadLetter

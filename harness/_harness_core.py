@@ -13,7 +13,7 @@ from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication, runs_of
 from ..runtime.hosting._lane import Lane
 from ..runtime.messaging._bus_connection import BusConnection
-from ..runtime.messaging._message import OutgoingMessage
+from ..runtime.messaging._outgoing_message import OutgoingMessage
 from ..runtime.messaging._socket import Socket
 from ..runtime.options._option_checks import check_seconds, is_number
 from ..runtime.payloads._codec import Decoder, PayloadFormat, format_of

@@ -6,7 +6,8 @@ from .application._application import DistributedApplication
 from .application._program import run
 from .injection._handler_context import Context
 from .messaging._forgotten_awaits import report_forgotten_awaits
-from .messaging._message import Message, MessageBuilder, PublishOptions
+from .messaging._message import Message
+from .messaging._outgoing_message import MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
 from .messaging._topic import Topic

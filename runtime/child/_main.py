@@ -50,8 +50,8 @@ from ..processes._pipe_messages import (
     ToChild,
     problem_of,
 )
-from ..registration._registration import class_spec, function_spec
 from ..registration._specs import Spec
+from ..registration._specs_from_code import class_spec, function_spec
 from ..routing._routed_deliveries import Route, RoutedDelivery
 from ..routing._router import Router
 from ._pipe_bus import Book, PipeProvider, piped

@@ -28,7 +28,8 @@ from ...transports import (
 )
 from ..diagnostics._unclean_stop import LostPosts
 from ..payloads._codec import encode
-from ._message import NO_HEADERS, OutgoingMessage, check_message, check_response_topic
+from ._message import NO_HEADERS
+from ._outgoing_message import OutgoingMessage, check_message, check_response_topic
 from ._replies import Replies, ReplyAddresses
 from ._requests import CHAIN_HEADER, Requests
 from ._turn import current_turn

@@ -31,7 +31,7 @@ from ...transports import (
 from ..diagnostics._unclean_stop import LostPosts
 from ..options._retry_policy import Reject
 from ..payloads._codec import TEXT, encode
-from ._message import OutgoingMessage
+from ._outgoing_message import OutgoingMessage
 from ._requests import ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT
 from ._turn import Turn, current_turn
 

@@ -14,14 +14,8 @@ from ...transports import Envelope
 from ..options._option_checks import check_seconds, is_number
 from ..payloads._codec import Decoder
 from ._bus_connection import BusConnection
-from ._message import (
-    NO_HEADERS,
-    Message,
-    OutgoingMessage,
-    PublishOptions,
-    message_meant,
-    topic_meant,
-)
+from ._message import NO_HEADERS, Message
+from ._outgoing_message import OutgoingMessage, PublishOptions, message_meant, topic_meant
 from ._requests import MOST_REPLIES, ManyOptions, RequestOptions, remote_error
 from ._topic import P, R, Topic, filter_meant
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack, overload
 
 from ..._busy_threads import waits_for_loop
 from ...errors import ActorStopped, ConfigurationError, RemoteError
-from ._message import OutgoingMessage, PublishOptions
+from ._outgoing_message import OutgoingMessage, PublishOptions
 from ._requests import MOST_REPLIES, ManyOptions, RequestOptions
 from ._socket import DEFAULT_TIMEOUT, NOT_GIVEN, Socket
 from ._topic import P, R, Topic

@@ -16,8 +16,8 @@ from ..options._actor_options import ActorOptions, merge_options
 from ..options._option_checks import check_name
 from ..options._resources import Resource, check_resources
 from ..options._state_factory import refuse_shared_state
-from ._registration import check_arguments, class_spec, function_spec
 from ._specs import Kind, Spec
+from ._specs_from_code import check_arguments, class_spec, function_spec
 from ._typed_handlers import Topics
 
 __all__ = ["ProviderLike", "Registry"]

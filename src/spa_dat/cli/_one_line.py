@@ -1,4 +1,4 @@
-"""The output of the command line."""
+"""Text on one line, as the command line writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking after child processes: their ends, their reports, signals, and what has to wait.
+"""The supervisor of child processes: their ends, their reports, signals, and what has to wait.
 
 One thread does it all and waits for nothing but `select`, so it hears signals whatever the children
 do.

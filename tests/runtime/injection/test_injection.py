@@ -15,7 +15,8 @@ from hypothesis import given, strategies as st
 
 from spa_dat.errors import ConfigurationError, DecodeError
 from spa_dat.runtime.injection._injection import Injection
-from spa_dat.runtime.messaging._message import Message, MessageBuilder
+from spa_dat.runtime.messaging._message import Message
+from spa_dat.runtime.messaging._outgoing_message import MessageBuilder
 from spa_dat.transports import Envelope, TopicFilter
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import pytest
 
 from spa_dat.errors import ConfigurationError
-from spa_dat.runtime.messaging._message import Message, MessageBuilder, OutgoingMessage
+from spa_dat.runtime.messaging._message import Message
+from spa_dat.runtime.messaging._outgoing_message import MessageBuilder, OutgoingMessage
 from spa_dat.transports import Envelope
 
 

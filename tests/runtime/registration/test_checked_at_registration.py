@@ -28,7 +28,7 @@ from spa_dat import (
 )
 from spa_dat.errors import ConfigurationError
 from spa_dat.runtime.application._application import runs_of
-from spa_dat.runtime.messaging._message import topic_meant
+from spa_dat.runtime.messaging._outgoing_message import topic_meant
 from support.memory import Site
 
 pytestmark = pytest.mark.virtual

@@ -1,4 +1,4 @@
-"""Consuming from Kafka: sessions, group members, fetching, commits.
+"""Consuming from Kafka: sessions, group members and rebalances, fetching, commits.
 
 It may import `transports` and `transports.kafka`, but not `producing`. Begin with
 `_consumer_sessions`.

@@ -1,4 +1,4 @@
-"""Making the specification of an actor from a function or a class."""
+"""Specifications from code: what a function or a class says about its actor."""
 
 from __future__ import annotations
 

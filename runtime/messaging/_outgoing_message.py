@@ -1,0 +1,268 @@
+"""Outgoing messages: the options of a publish, their checks, and building a message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypedDict, Unpack, overload
+
+import msgspec
+
+from ..._texts import quoted
+from ...errors import ConfigurationError
+from ...transports import check_topic
+from ..options._option_checks import is_number
+from ._message import NO_HEADERS
+from ._topic import P, Topic
+from ._turn import current_turn
+
+__all__ = [
+    "MessageBuilder",
+    "OutgoingMessage",
+    "PublishOptions",
+    "check_message",
+    "check_response_topic",
+    "message_meant",
+    "outgoing_message",
+    "topic_meant",
+]
+
+_LONGEST_EXPIRY = 2**32
+_WIRE_NAMES = frozenset({"id", "source", "type", "time", "specversion", "key"})
+# Each alternative can match in one way only: a topic of 64 KB that contains text from a stranger
+# must not take quadratic time.
+_BRACES = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{[A-Za-z_][\w.\[\]'\":!]*\}")
+
+
+class PublishOptions(TypedDict, total=False):
+    """The options of a message to be sent.
+
+    `Socket.publish` and `Socket.post` take them as keywords, as do the same methods of
+    `SyncSocket`, ``message_builder`` and ``harness.publish``. A function of your own can pass them
+    on with ``**options: Unpack[PublishOptions]``, which type checkers understand.
+
+    Attributes:
+        key: messages with the same key stay in order, also on a bus with partitions.
+        headers: names and values for the receivers.
+        content_type: MIME type; None for the one that goes with the payload's type.
+        type: the CloudEvents type, what kind of event it is, as in ``com.example.order.placed``;
+            None for ``spa-dat.message``.
+        retain: whether the broker keeps it as the topic's last value, for later subscribers.
+        qos: 0 at most once, 1 at least once; None for the default of the bus, normally 1.
+        expiry: seconds after which the broker may drop it undelivered; None for never.
+    """
+
+    key: str | None
+    headers: Mapping[str, str] | None
+    content_type: str | None
+    type: str | None
+    retain: bool
+    qos: int | None
+    expiry: float | None
+
+
+_OPTIONS = frozenset(PublishOptions.__annotations__)
+
+
+class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A message to be sent, as ``message_builder`` makes it; `Socket.publish` accepts it.
+
+    Attributes:
+        topic: the topic to publish on.
+        payload: as for `Socket.publish`.
+        response_topic: where the receivers shall send their replies.
+
+    The others are the `PublishOptions`.
+    """
+
+    topic: str
+    payload: object = None
+    response_topic: str | None = None
+    content_type: str | None = None
+    type: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
+    key: str | None = None
+    retain: bool = False
+    qos: int | None = None
+    expiry: float | None = None
+
+
+def outgoing_message(
+    call: str, topic: str, payload: object, options: PublishOptions
+) -> OutgoingMessage:
+    """Return the message that the arguments of a call describe.
+
+    Args:
+        call: name of the function that was called, for errors.
+        topic: the topic to publish on.
+        payload: the message's.
+        options: the other arguments of the call; the dict may be changed.
+
+    Raises:
+        TypeError: an option does not exist.
+    """
+    if not options:
+        return OutgoingMessage(topic=topic, payload=payload)
+    if "headers" in options and options["headers"] is None:
+        del options["headers"]
+    if "response_topic" not in options:
+        try:
+            return OutgoingMessage(topic=topic, payload=payload, **options)  # type: ignore[arg-type]
+        except TypeError:
+            pass
+    raise _unknown_option(call, options)
+
+
+def message_meant(
+    call: str,
+    topic: str | Topic[Any, Any] | OutgoingMessage,
+    payload: object,
+    options: PublishOptions,
+) -> OutgoingMessage:
+    """Return the message that a call shall send, which may have been given as a whole message.
+
+    The arguments are those of `outgoing_message`.
+
+    Raises:
+        TypeError: an option does not exist.
+        ConfigurationError: as `topic_meant` does, or a whole message was given with a payload or
+            an option other than ``expiry``.
+    """
+    if not isinstance(topic, OutgoingMessage):
+        return outgoing_message(call, topic_meant(topic), payload, options)
+    if not options.keys() <= _OPTIONS:
+        raise _unknown_option(call, options)
+    expiry = options.pop("expiry", None)
+    given = [value for value in options.values() if value is not None and value is not False]
+    if given or payload is not None:
+        raise ConfigurationError(
+            "a message from message_builder already has its payload and options; give them there"
+        )
+    return topic if expiry is None else msgspec.structs.replace(topic, expiry=expiry)
+
+
+def _unknown_option(call: str, options: PublishOptions) -> TypeError:
+    name = min(options.keys() - _OPTIONS)
+    return TypeError(f"{call}() got an unexpected keyword argument {name!r}")
+
+
+class MessageBuilder:
+    """Builds messages to be sent. Handlers get one injected as ``message_builder``."""
+
+    __slots__ = ()
+
+    @overload
+    def __call__(
+        self,
+        topic: Topic[P, Any],
+        payload: P,
+        *,
+        response_topic: str | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> OutgoingMessage: ...
+
+    @overload
+    def __call__(
+        self,
+        topic: str | None,
+        payload: object = None,
+        *,
+        response_topic: str | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> OutgoingMessage: ...
+
+    def __call__(
+        self,
+        topic: str | Topic[Any, Any] | None,
+        payload: object = None,
+        *,
+        response_topic: str | None = None,
+        **options: Unpack[PublishOptions],
+    ) -> OutgoingMessage:
+        """Return a message for `Socket.publish`.
+
+        Args:
+            topic: the topic to publish on.
+            payload: as for `Socket.publish`.
+            response_topic: where the receivers shall send their replies.
+            options: see `PublishOptions`.
+
+        Raises:
+            ConfigurationError: the topic is None, as ``message.response_topic`` is for messages
+                that are not requests.
+        """
+        if topic is None:
+            raise ConfigurationError(
+                "message_builder(topic=None): give a topic; message.response_topic is None when"
+                " the message is not a request"
+            )
+        # A copy: the caller may change them before the message is sent.
+        options["headers"] = dict(options.get("headers") or NO_HEADERS)
+        message = outgoing_message("message_builder", topic_meant(topic), payload, options)
+        if response_topic is None:
+            return message
+        return msgspec.structs.replace(message, response_topic=response_topic)
+
+
+def check_response_topic(address: str) -> None:
+    """Raise ConfigurationError if no reply can be sent to the address."""
+    try:
+        check_topic(address)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"response_topic: {error}") from None
+
+
+def check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
+    """Raise ConfigurationError if an option or a header of a message cannot be sent."""
+    if message.qos not in (None, 0, 1):
+        raise ConfigurationError(f"qos={message.qos!r}: give 0 (at most once) or 1 (at least once)")
+    if not isinstance(message.retain, bool):
+        raise ConfigurationError(f"retain={message.retain!r}: give True or False")
+    if message.expiry is not None and not (
+        is_number(message.expiry) and 0 < message.expiry < _LONGEST_EXPIRY
+    ):
+        raise ConfigurationError(
+            f"expiry={message.expiry!r}: give seconds, more than 0 and less than {_LONGEST_EXPIRY}"
+        )
+    for option, text in (
+        ("key", message.key),
+        ("content_type", message.content_type),
+        ("type", message.type),
+        ("response_topic", message.response_topic),
+    ):
+        if text is not None and not isinstance(text, str):
+            raise ConfigurationError(f"{option}={quoted(text)}: give a str or None")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigurationError(
+                f"header {quoted(name)}: {quoted(value)}: names and values must be str"
+            )
+        if name.startswith("spa_") or name in _WIRE_NAMES:
+            raise ConfigurationError(f"header {name!r} belongs to the runtime; choose another name")
+
+
+def topic_meant(topic: str | Topic[Any, Any]) -> str:
+    """Return the topic to publish on; in a str ``{{name}}`` stands for ``{name}``.
+
+    Raises:
+        ConfigurationError: it contains ``{name}``, unless that comes from the topic or the
+            response topic of the message being handled; or a `Topic` is not a single address.
+    """
+    if not isinstance(topic, str):
+        return topic.address if isinstance(topic, Topic) else topic
+    if "{" not in topic:
+        return topic
+
+    turn = current_turn.get()
+
+    def replace(found: re.Match[str]) -> str:
+        if turn is not None and turn.addresses(found[0]):
+            return found[0]
+        if found[1] is None:
+            raise ConfigurationError(
+                f"topic {topic!r}: {found[0]} would be sent literally; write an f-string,"
+                f" f{topic!r}, or {{{found[0]}}} if braces are meant"
+            )
+        return f"{{{found[1]}}}"
+
+    return _BRACES.sub(replace, topic)
