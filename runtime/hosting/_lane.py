@@ -17,7 +17,7 @@ from ...errors import ConfigurationError
 from ...transports import Delivery, Envelope
 from ..handling._argument_values import ProducerScope
 from ..handling._handler_calls import HandlerCaller, RunningCode
-from ..messaging._requests import CHAIN_HEADER, circle_of
+from ..messaging._request_deadlocks import CHAIN_HEADER, circle_of
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import current_turn

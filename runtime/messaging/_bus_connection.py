@@ -31,7 +31,8 @@ from ..payloads._codec import encode
 from ._message import NO_HEADERS
 from ._outgoing_message import OutgoingMessage, check_message, check_response_topic
 from ._replies import Replies, ReplyAddresses
-from ._requests import CHAIN_HEADER, Requests
+from ._request_deadlocks import CHAIN_HEADER
+from ._requests import Requests
 from ._turn import current_turn
 
 __all__ = ["BusConnection"]
