@@ -71,8 +71,9 @@ from aiokafka.record.util import decode_varint
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from ..._logs import get_logger
+from ..._texts import quoted
 from ...errors import ConfigurationError
-from ._errors import TokenRefused
+from ._errors import TokenRefused, WrongLoginAnswer
 
 __all__ = [
     "LenientRecords",
@@ -242,6 +243,8 @@ _MOST_BYTES = 52_428_800
 _MOST_OF_A_PARTITION = 1_048_576
 _BACKOFF = 0.1
 _LONGEST_END = 0.5
+# What the library raises over the answers to a login that are not those of a broker.
+_WRONG_ANSWERS = (AssertionError, LookupError, ValueError)
 _LENGTH_AT, _MAGIC_AT, _OVERHEAD = 8, 16, 12
 _SECOND_FORMAT = 2
 # The group of the connections that `separate_fetches` uses.
@@ -333,7 +336,8 @@ async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> No
 
     Raises:
         OSError: it cannot be reached, or TLS failed.
-        aiokafka.errors.KafkaError: it refused the login, or did not answer as a broker.
+        aiokafka.errors.KafkaError: it refused the login, answered it in a way that nobody does who
+            knows the password, or did not answer as a broker.
     """
     connection = _LoginSpellsOut(host, port, **options)
     try:
@@ -344,6 +348,11 @@ async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> No
         if isinstance(error.__cause__, ssl.SSLError):
             raise error.__cause__ from None
         raise
+    except OSError:
+        # Some of TLS are ValueErrors as well.
+        raise
+    except _WRONG_ANSWERS as error:
+        raise WrongLoginAnswer(str(error)) from error
     finally:
         await _end(connection)
 
@@ -455,7 +464,15 @@ class _Connections:
     async def _renewed(self, node_id: Any, **options: Any) -> Any:
         if not await self._take_new_options():
             return None
-        return await self._make(node_id, **options)
+        try:
+            return await self._make(node_id, **options)
+        except kafka.KafkaError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            # Of a login that the broker answers wrongly the library raises anything, and what asks
+            # for the connection would end over it.
+            _log.warning("a broker's answer to the login is wrong: %s", quoted(str(error)))
+            return None
 
     async def _take_new_options(self) -> bool:
         """Have the client use what certificates and passwords there are now; whether it can."""
@@ -477,7 +494,7 @@ class _Connections:
             raise kafka.KafkaConnectionError(self._refusal)
         options = {name: getattr(client, f"_{name}") for name in _CONNECTION_OPTIONS}
         for host, port, _ in client.hosts:
-            with contextlib.suppress(OSError, kafka.KafkaError):
+            with contextlib.suppress(OSError, kafka.KafkaError, *_WRONG_ANSWERS):
                 connection = await create_conn(host, port, **options)
                 try:
                     client.cluster.update_metadata(await connection.send(MetadataRequest([])))

@@ -27,6 +27,7 @@ __all__ = [
     "TokenRefused",
     "UnknownAnswerError",
     "UnsupportedCompressionError",
+    "WrongLoginAnswer",
     "connect_problem",
     "describe",
     "error_for",
@@ -61,6 +62,18 @@ class LoginMissing(kafka.SaslAuthenticationFailed):  # type: ignore[misc]
     def __init__(self, mechanisms: Sequence[str]) -> None:
         super().__init__()
         self.mechanisms = mechanisms
+
+
+class WrongLoginAnswer(kafka.SaslAuthenticationFailed):  # type: ignore[misc]
+    """What answers does not prove that it knows the password, as SCRAM asks of a broker.
+
+    Args:
+        words: what is wrong with the answer.
+    """
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
 
 
 class TokenRefused(kafka.SaslAuthenticationFailed):  # type: ignore[misc]
@@ -209,6 +222,12 @@ def connect_problem(cause: BaseException, address: str, user: str | None) -> Con
         text = (
             f"the cluster at {address} requires a login: give username and password, and one of"
             f" its mechanisms as sasl_mechanism: {quoted(', '.join(cause.mechanisms))}"
+        )
+        return ConnectProblem(NotAuthorised(text), final=True)
+    if isinstance(cause, WrongLoginAnswer):
+        text = (
+            f"what answers at {address} does not prove that it knows the password of {user!r}, as a"
+            f" broker does: {quoted(cause.words, _LONGEST_WORDS)}; check the address, and use TLS"
         )
         return ConnectProblem(NotAuthorised(text), final=True)
     if isinstance(cause, TokenRefused):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import datetime
 import logging
@@ -10,11 +11,13 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import trustme
-from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.conn import AIOKafkaConnection, CloseReason, ScramAuthenticator
 
+from spa_dat import DistributedApplication
 from spa_dat._pytest import require
 from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised
 from spa_dat.harness.brokers._certificates import make_certificates
@@ -181,6 +184,50 @@ async def test_a_login_with_another_mechanism(guarded: Kafka, prefix: str, mecha
     login: dict[str, Any] = {"username": "ann", "password": _SECRET, "allow_plain_password": True}
     async with bus_client(server, prefix=prefix, sasl_mechanism=mechanism, **login) as client:
         await client.bus.park(Envelope(topic="a", id="1"), timeout=20)
+
+
+async def test_a_broker_has_to_prove_that_it_knows_the_password(
+    guarded: Kafka,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    genuine = ScramAuthenticator.process_server_final_message
+
+    def wrong(login: Any, answer: str) -> None:
+        genuine(login, "v=" + base64.b64encode(b"guessed").decode())
+
+    server = f"{guarded.host}:{guarded.sasl_port}"
+    login: dict[str, Any] = {
+        "username": "ann",
+        "password": _SECRET,
+        "allow_plain_password": True,
+        "sasl_mechanism": "SCRAM-SHA-256",
+    }
+    monkeypatch.setattr(ScramAuthenticator, "process_server_final_message", wrong)
+    async with bus_client(server, start=False, start_timeout=600.0, **login) as client:
+        with pytest.raises(NotAuthorised, match="does not prove that it knows the password"):
+            await asyncio.wait_for(client.start(), 60)
+    monkeypatch.setattr(ScramAuthenticator, "process_server_final_message", genuine)
+    connections = set[Any]()
+    connect = AIOKafkaConnection.connect
+
+    async def noted(connection: Any) -> Any:
+        connections.add(connection)
+        return await connect(connection)
+
+    monkeypatch.setattr(AIOKafkaConnection, "connect", noted)
+    async with bus_client(server, prefix=prefix, create_topics="own", **login) as client:
+        await create(guarded.server, f"{prefix}open")
+        await client.publish("open")
+        monkeypatch.setattr(ScramAuthenticator, "process_server_final_message", wrong)
+        for connection in connections:
+            connection.close(reason=CloseReason.CONNECTION_BROKEN)
+        await eventually(lambda: "answer to the login is wrong" in caplog.text)
+        post = client.bus.post(Envelope(topic="open"))
+        monkeypatch.setattr(ScramAuthenticator, "process_server_final_message", genuine)
+        await asyncio.wait_for(post, 60)
+        assert client.fatal == []
 
 
 async def test_a_mechanism_that_the_cluster_does_not_have(own_kafka: Callable[..., Kafka]) -> None:
@@ -381,6 +428,52 @@ async def test_a_connection_that_is_set_up_wrongly_fails_at_once_and_says_why(
             await asyncio.wait_for(client.start(), 60)
         assert server in str(caught.value)
         assert _SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["plain", "login with TLS", "token with TLS", "document"])
+async def test_a_program_moves_to_a_cluster_with_tls_and_a_login_by_its_url_alone(
+    guarded: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    name = f"plant{new_prefix()}app"
+    secure = f"{guarded.host}:{guarded.tls_port}"
+    ca, token = quote(str(guarded.ca_file)), tmp_path / "token"
+    token.write_text(guarded.token("ann"))
+    document = tmp_path / "plant.toml"
+    document.write_text(
+        f"""
+        url = "kafkas://{secure}"
+        username = "ann"
+        password_env = "ANNS"
+        sasl_mechanism = "SCRAM-SHA-512"
+        tls_ca = "{guarded.ca_file}"
+        """
+    )
+    monkeypatch.setenv("ANNS", _SECRET)
+    url = {
+        "plain": f"kafka://{guarded.server}",
+        "login with TLS": f"kafkas://ann:{_SECRET}@{secure}?tls_ca={ca}",
+        "token with TLS": f"kafkas://{secure}?sasl_mechanism=OAUTHBEARER&tls_ca={ca}"
+        f"&password_file={quote(str(token))}",
+        "document": document.as_uri(),
+    }[way]
+    # What the page on Kafka says that an application needs.
+    await create(guarded.server, f"{name}.double")
+    for operation in ("READ", "WRITE", "DESCRIBE"):
+        guarded.grant("ann", operation, "TOPIC", f"{name}.double")
+        guarded.grant("ann", operation, "TOPIC", f"_spa.dead-letter.{name}")
+        guarded.grant("ann", operation, "TOPIC", f"_spa.reply.{name}")
+        guarded.grant("ann", operation, "GROUP", f"{name}.*")
+    for topic in (f"_spa.dead-letter.{name}", f"_spa.reply.{name}"):
+        await create(guarded.server, topic)
+    app = DistributedApplication(url, name=name)
+
+    @app.application(f"{name}/double", replies=True)
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async with app:
+        reply = await app.socket().request(f"{name}/double", 21, reply=int, timeout=60)
+    assert reply == 42
 
 
 @contextlib.asynccontextmanager

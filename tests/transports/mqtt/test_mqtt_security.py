@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import trustme
 
+from spa_dat import DistributedApplication
 from spa_dat._pytest import require
 from spa_dat.errors import ConnectFailed, NotAuthorised
 from spa_dat.harness.brokers._certificates import make_certificates
@@ -98,6 +100,40 @@ async def test_another_way_to_the_broker(guarded: Mosquitto, way: str) -> None:
         assert app.stats["mqtt.lost"] == 0
     address = app.config.address
     assert address.startswith({"u": "mqtt+unix:///"}.get(way[0], "ws"))
+
+
+@pytest.mark.parametrize("way", ["plain", "TLS", "wss", "unix", "document"])
+async def test_a_program_moves_to_a_broker_with_tls_and_a_login_by_its_url_alone(
+    mosquitto: Mosquitto, guarded: Mosquitto, tmp_path: Path, way: str
+) -> None:
+    ca = quote(str(guarded.ca_file))
+    login = f"ann:{SECRET}@"
+    document = tmp_path / "plant.toml"
+    document.write_text(
+        f"""
+        url = "mqtts://{guarded.host}:{guarded.tls_port}"
+        username = "ann"
+        password = "{SECRET}"
+        tls_ca = "{guarded.ca_file}"
+        """
+    )
+    url = {
+        "plain": mosquitto.url,
+        "TLS": f"mqtts://{login}{guarded.host}:{guarded.tls_port}?tls_ca={ca}",
+        "wss": f"wss://{login}{guarded.host}:{guarded.websocket_tls_port}?tls_ca={ca}",
+        "unix": f"mqtt+unix://{login}{quote(str(guarded.socket_file))}",
+        "document": document.as_uri(),
+    }[way]
+    name = f"secure-{way}"
+    app = DistributedApplication(url, name=name)
+
+    @app.application(f"{name}/double", replies=True)
+    async def double(number: int) -> int:
+        return 2 * number
+
+    async with app:
+        reply = await app.socket().request(f"{name}/double", 21, reply=int, timeout=60)
+    assert reply == 42
 
 
 @pytest.mark.parametrize("way", ["unix_socket", "websockets"])
