@@ -7,6 +7,7 @@ from ._credentials import Secret
 from ._dead_letter_topics import parked
 from ._delivery import Delivery, DeliveryState, Tracker
 from ._envelope import (
+    CORRELATION_ID,
     DEFAULT_TYPE,
     REPLY_HEADER,
     Envelope,
@@ -42,6 +43,7 @@ from .memory import MemoryConfig, MemoryProvider
 from .mqtt import MqttConfig, MqttProvider
 
 __all__ = [
+    "CORRELATION_ID",
     "DEFAULT_OUTBOX",
     "DEFAULT_OUTBOX_BYTES",
     "DEFAULT_TYPE",

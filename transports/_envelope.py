@@ -12,6 +12,7 @@ from .._texts import quoted
 from ..errors import ConfigurationError
 
 __all__ = [
+    "CORRELATION_ID",
     "DEFAULT_TYPE",
     "REPLY_HEADER",
     "Envelope",
@@ -23,6 +24,9 @@ __all__ = [
     "without_payload",
 ]
 
+CORRELATION_ID = "correlationid"
+"""The header with the id of the flow that a message belongs to, an attribute of CloudEvents. Where
+other frameworks look for it, a bus sends it as well."""
 DEFAULT_TYPE = "spa-dat.message"
 """The type of a message whose sender gives none: CloudEvents 1.0 demands one."""
 REPLY_HEADER = "spa_reply"

@@ -126,7 +126,8 @@ def size_of(envelope: Envelope) -> int:
     """
     texts = len(envelope.topic)
     if envelope.headers:
-        texts += sum(map(len, envelope.headers)) + sum(map(len, envelope.headers.values()))
+        # Faster than adding up their lengths.
+        texts += len("".join((*envelope.headers, *envelope.headers.values())))
     for text in (envelope.key, envelope.content_type):
         if text is not None:
             texts += len(text)

@@ -89,6 +89,22 @@ class Publishing(Scenarios):
         assert (got.response_topic, got.correlation) == ("plant/answers", b"\x00\xff17")
         assert got.qos == 1
 
+    @scenario
+    async def test_trace_and_flow_arrive_under_the_same_names(
+        self, harness: TransportHarness
+    ) -> None:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x")
+        headers = {
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "tracestate": "vendor=t61rcWkgMzE",
+            "correlationid": "txn-7",
+            "causationid": "A234",
+        }
+        await bus.publish(Envelope(topic="plant/x", headers=headers), timeout=10)
+        (delivery,) = await inbox.get(1)
+        assert dict(delivery.envelope.headers) == headers
+
     @pytest.mark.parametrize("field", _TEXTS)
     @scenario
     async def test_a_text_arrives_as_it_is_or_is_refused_at_once(

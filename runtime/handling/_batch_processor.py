@@ -138,7 +138,8 @@ class BatchProcessor(DeliveryProcessor):
         index = batch[0].route.handler
         handler = lane.handlers[index]
         limit = lane.options.deadline
-        turn = Turn(_identity(batch), lane.source, shared=batch[0].route.router.shared)
+        shared = batch[0].route.router.shared
+        turn = Turn(_identity(batch), lane.source, shared=shared, batch=batch)
         current_turn.set(turn)
         deadline = None if limit is None else self._now() + limit
         try:

@@ -11,6 +11,7 @@ from typing import Any
 from ...actors import Mailbox, refuse_unrun, run_apart
 from ...errors import ConfigurationError
 from ..handling._failures_and_retries import as_failure
+from ..messaging._turn import carried_now, inherited
 
 __all__ = ["ScheduledCall", "Timers"]
 
@@ -21,6 +22,7 @@ class ScheduledCall:
     Attributes:
         function: what to call.
         args: its arguments.
+        carried: the headers that what it publishes carries.
         in_thread: whether it was scheduled in the actor's thread, not on the event loop.
         generation: that of the instance that scheduled it.
         cancelled: whether it has been cancelled.
@@ -29,7 +31,16 @@ class ScheduledCall:
 
     is_kept = True
 
-    __slots__ = ("_timers", "args", "cancelled", "function", "generation", "in_thread", "timer")
+    __slots__ = (
+        "_timers",
+        "args",
+        "cancelled",
+        "carried",
+        "function",
+        "generation",
+        "in_thread",
+        "timer",
+    )
 
     def __init__(
         self, timers: Timers, function: Callable[..., Any], args: tuple[Any, ...], in_thread: bool
@@ -39,6 +50,7 @@ class ScheduledCall:
         self.args = args
         self.in_thread = in_thread
         self.generation = timers.generation
+        self.carried = carried_now()
         self.cancelled = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -107,6 +119,7 @@ class Timers:
         if self._drops(call):
             return None
         function = call.function
+        before = inherited.set(call.carried)
         try:
             if call.in_thread and not inspect.iscoroutinefunction(function):
                 result = await run_apart(in_thread, function, call.args)
@@ -117,6 +130,8 @@ class Timers:
             raise
         except BaseException as raised:  # noqa: BLE001 (the user's code)
             return as_failure(raised)
+        finally:
+            inherited.reset(before)
         return None
 
     def stop(self) -> None:

@@ -28,12 +28,13 @@ from ...transports import (
 )
 from ..diagnostics._unclean_stop import LostPosts
 from ..payloads._codec import encode
+from ._carried_headers import with_carried
 from ._message import NO_HEADERS
 from ._outgoing_message import OutgoingMessage, check_message, check_response_topic
 from ._replies import Replies, ReplyAddresses
 from ._request_deadlocks import CHAIN_HEADER
 from ._requests import Requests
-from ._turn import current_turn
+from ._turn import current_turn, inherited
 
 __all__ = ["BusConnection"]
 
@@ -234,6 +235,11 @@ class BusConnection:
             headers[REPLY_HEADER] = "1"
         elif not isinstance(topic, str) or topic not in self._checked:
             self.check(topic)
+        # carried_now(), without the cost of a call.
+        if turn is None:
+            carried = inherited.get()
+        else:
+            carried = turn.carried() if turn.active or is_reply else None
         environment = self.surroundings.environment
         repeated = turn.publish_id(topic) if turn is not None else None
         envelope = Envelope(
@@ -245,7 +251,7 @@ class BusConnection:
             type=message.type or DEFAULT_TYPE,
             time=environment.now(),
             key=message.key,
-            headers=headers,
+            headers=with_carried(headers, carried) if carried else headers,
             response_topic=response_topic,
             correlation=correlation,
             expiry=message.expiry,

@@ -11,6 +11,7 @@ import msgspec
 
 from ...errors import ConfigurationError
 from ...transports import Envelope
+from ._carried_headers import correlation_id_of
 
 __all__ = ["NO_HEADERS", "Message", "Reply"]
 
@@ -45,6 +46,8 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
         source: who sent it: ``application/instance/actor`` for senders that use this package.
         type: what kind of event it is, in the sender's terms; ``spa-dat.message`` if a sender that
             uses this package gave none; None if another gave none.
+        correlation_id: the id of the flow that it belongs to, if the sender named one: the
+            attribute ``correlationid``, or else the correlation data, if it is text.
         tombstone: whether it has no payload at all and so deletes its key (Kafka).
         raw_key: the key as bytes, as received, even if it is not text (Kafka).
         raw_headers: all headers as pairs of name and bytes, in order: on Kafka as received,
@@ -68,6 +71,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
     content_type: str | None = None
     source: str | None = None
     type: str | None = None
+    correlation_id: str | None = None
     tombstone: bool = False
     _reply: Reply | None = None
     _raw_key: bytes | None = None
@@ -116,6 +120,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             content_type=envelope.content_type,
             source=envelope.source,
             type=envelope.type,
+            correlation_id=correlation_id_of(envelope),
             tombstone=envelope.tombstone,
             _reply=reply,
             _raw_key=envelope.raw_key,

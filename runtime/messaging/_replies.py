@@ -31,6 +31,7 @@ from ...transports import (
 from ..diagnostics._unclean_stop import LostPosts
 from ..options._retry_policy import Reject
 from ..payloads._codec import TEXT, encode
+from ._carried_headers import with_carried
 from ._outgoing_message import OutgoingMessage
 from ._requests import ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT
 from ._turn import Turn, current_turn
@@ -126,7 +127,7 @@ class Replies:
             source=source,
             type=DEFAULT_TYPE,
             time=self._environment.now(),
-            headers=headers,
+            headers=with_carried(headers, turn.carried()),
             correlation=request.correlation,
             expiry=request.expiry,
         )

@@ -6,14 +6,17 @@ import asyncio
 import functools
 import os
 import uuid
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from hashlib import sha1
+from types import MappingProxyType
 
 import msgspec
 
-from ...transports import Envelope
+from ...transports import Delivery, Envelope
+from ._carried_headers import carried_by, carried_by_all
 
-__all__ = ["Turn", "current_turn", "is_confirmed", "lasting_identity"]
+__all__ = ["Turn", "carried_now", "current_turn", "inherited", "is_confirmed", "lasting_identity"]
 
 _NAMESPACE = uuid.UUID("6f1c7d1e-6a0b-5e57-9c0b-0d5b5a3f4f11").bytes
 _DIGEST_OF_NAMESPACE = sha1(_NAMESPACE, usedforsecurity=False)
@@ -39,6 +42,7 @@ class Turn(msgspec.Struct, eq=False):
         shared: whether another instance may have to handle the message again, so that the ids do
             not depend on the instance. If every instance gets the message, they do.
         failure: what the handler raised, or did wrong unnoticed, until it has been dealt with.
+        batch: the messages, if it is an attempt at several.
     """
 
     message_id: str | Envelope | None
@@ -51,9 +55,11 @@ class Turn(msgspec.Struct, eq=False):
     active: bool = True
     shared: bool = False
     failure: BaseException | None = None
+    batch: Sequence[Delivery] = ()
     _envelope: Envelope | None = None
     _ordinals: dict[str, int] | None = None
     _crowded: int = 1000
+    _carried: Mapping[str, str] | None = None
 
     def add(self, posted: asyncio.Future[None]) -> None:
         """Add a publish that has to be confirmed before the message is settled."""
@@ -81,6 +87,24 @@ class Turn(msgspec.Struct, eq=False):
         if envelope is None:
             return False
         return text in envelope.topic or text in (envelope.response_topic or "")
+
+    def carried(self) -> Mapping[str, str]:
+        """Return the headers of the message that everything published meanwhile has, too.
+
+        Of a batch, those that all of its messages have in common.
+        """
+        carried = self._carried
+        if carried is None:
+            envelope = self._envelope or self.request
+            if isinstance(self.message_id, Envelope):
+                envelope = self.message_id
+            if envelope is None:
+                carried = carried_by_all(delivery.envelope for delivery in self.batch)
+            else:
+                carried = carried_by(envelope)
+            # Many messages may have them as they are.
+            carried = self._carried = MappingProxyType(carried)
+        return carried
 
     def publish_id(self, topic: str) -> str | None:
         """Return the id for the next publish on ``topic``: the same at every attempt.
@@ -136,6 +160,17 @@ def _common(actor: str) -> str:
 
 current_turn: ContextVar[Turn | None] = ContextVar("spa_dat_turn", default=None)
 """The turn that the running code belongs to."""
+
+inherited: ContextVar[Mapping[str, str] | None] = ContextVar("spa_dat_inherited", default=None)
+"""In a scheduled call: the carried headers of the message whose handler has scheduled it."""
+
+
+def carried_now() -> Mapping[str, str] | None:
+    """Return the headers that what the running code publishes has to carry; None for none."""
+    turn = current_turn.get()
+    if turn is None:
+        return inherited.get()
+    return turn.carried() if turn.active else None
 
 
 def _forked() -> None:

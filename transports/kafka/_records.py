@@ -13,7 +13,7 @@ import msgspec
 
 from ..._texts import LONGEST_REMEMBERED
 from ...errors import ConfigurationError
-from .._envelope import REPLY_HEADER, Envelope, check_encodable
+from .._envelope import CORRELATION_ID, REPLY_HEADER, Envelope, check_encodable
 from .._topics import RESERVED
 from ._topic_names import Names
 
@@ -34,6 +34,8 @@ RESERVED_NAMES = frozenset(
         "correlation_id",
         "reply_to",
         "ttl_ms",
+        "ce_causationid",
+        "ce_correlationid",
         "ce_id",
         "ce_source",
         "ce_specversion",
@@ -44,6 +46,9 @@ RESERVED_NAMES = frozenset(
     }
 )
 """Names of headers that represent fields of the envelope."""
+# Attributes of CloudEvents that are headers, which have a prefix on Kafka only.
+_ATTRIBUTES = {"causationid": "ce_causationid", CORRELATION_ID: "ce_correlationid"}
+_WITHOUT_PREFIX = {attribute: name for name, attribute in _ATTRIBUTES.items()}
 _RARE = frozenset({"ce_subject", "ce_time", "spa_reply_subject"})
 _MOST_REMEMBERED = 4_096
 
@@ -134,6 +139,8 @@ class Codec:
             headers.append(("correlation_id", destination.correlation.encode()))
         elif envelope.correlation is not None:
             headers.append(("correlation_id", envelope.correlation))
+        elif CORRELATION_ID in envelope.headers:
+            headers.append(("correlation_id", envelope.headers[CORRELATION_ID].encode()))
         if envelope.expiry is not None:
             headers.append(("ttl_ms", b"%d" % max(1, round(envelope.expiry * 1000))))
         size = _OVERHEAD + len(envelope.payload)
@@ -261,6 +268,7 @@ class Codec:
             topic = self._names.topic(record.topic, key, _text(subject) or "", record.offset)
         headers: dict[str, str] = {}
         for name, text in raw.items():
+            name = _WITHOUT_PREFIX.get(name, name)
             headers[name] = text.decode("utf-8", "replace") if text else ""
         # With more than 15 keywords Python makes a dict of them, which takes longer than the rest.
         envelope = Envelope(
@@ -348,12 +356,13 @@ def _add_headers(envelope: Envelope, headers: list[tuple[str, bytes | None]]) ->
         if not name.isascii():
             # The library does that later, which would be too late.
             name.encode()
+        name = _ATTRIBUTES.get(name, name)
         if name not in names:
             headers.append((name, value.encode()))
             # A character takes at most four bytes in UTF-8.
             size += 4 * len(name) + _OVERHEAD_OF_A_HEADER
     for pair in raw:
-        if pair[0] not in RESERVED_NAMES:
+        if pair[0] not in RESERVED_NAMES or pair[0] in _WITHOUT_PREFIX:
             headers.append(pair)
             size += 4 * len(pair[0]) + _OVERHEAD_OF_A_HEADER
     return size

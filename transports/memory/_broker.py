@@ -221,11 +221,16 @@ class Broker:
 
 def _as_received(envelope: Envelope) -> Envelope:
     """Return a copy without the fields of the receiving side, and with immutable headers."""
-    if not (envelope.headers or envelope.redelivered or envelope.partition is not None):
+    headers = envelope.headers
+    if (
+        (not headers or isinstance(headers, MappingProxyType))
+        and not envelope.redelivered
+        and envelope.partition is None
+    ):
         return envelope
     return msgspec.structs.replace(
         envelope,
-        headers=MappingProxyType(dict(envelope.headers)),
+        headers=MappingProxyType(dict(headers)),
         redelivered=False,
         partition=None,
         offset=None,

@@ -135,6 +135,27 @@ async def test_events_in_structured_mode_are_handled_in_the_process() -> None:
     assert {letter.content_type for letter in letters} == {kind}
 
 
+async def test_trace_and_correlation_go_through_the_process() -> None:
+    app = make()
+    got: list[tuple[str, str | None, str]] = []
+
+    @app.application("in", placement="process")
+    async def work(message: Message[int], socket: Socket) -> None:
+        await socket.publish("out", message.correlation_id)
+
+    @app.application("out", name="collector")
+    async def take(message: Message[str]) -> None:
+        headers = message.headers
+        got.append((headers["traceparent"], message.correlation_id, message.payload))
+
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with app:
+        headers = {"traceparent": trace, "correlationid": "txn-7"}
+        await app.socket().publish("in", 1, headers=headers)
+        await eventually(lambda: got)
+    assert got == [(trace, "txn-7", "txn-7")]
+
+
 async def test_lambdas_closures_partials_and_defaults_are_shipped() -> None:
     app = make()
     factor = 3

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from ...._texts import LONGEST_REMEMBERED
 from ....errors import EncodeError
-from ..._envelope import DEFAULT_TYPE, Envelope, LeftOut, without_payload
+from ..._envelope import CORRELATION_ID, DEFAULT_TYPE, Envelope, LeftOut, without_payload
 from ..._structured_events import opened
 from .._message_checks import RESERVED_NAMES
 
@@ -154,8 +155,11 @@ def _encode_properties(envelope: Envelope) -> bytes:
         parts.append(b"\x03" + _text(envelope.content_type, "content type"))
     if envelope.response_topic is not None:
         parts.append(b"\x08" + _text(envelope.response_topic, "response topic"))
+    headers = envelope.headers
     if envelope.correlation is not None:
         parts.append(b"\x09" + _sized(envelope.correlation, "correlation"))
+    elif headers and CORRELATION_ID in headers:
+        parts.append(b"\x09" + _text(headers[CORRELATION_ID], "correlation"))
     source, kind = envelope.source, envelope.type
     if source and kind and envelope.id:
         parts.append(_event(source, kind))
@@ -170,14 +174,27 @@ def _encode_properties(envelope: Envelope) -> bytes:
         parts.append(_TIME + _timestamp(envelope.time))
     if envelope.key is not None:
         parts.append(_pair("key", envelope.key))
+    if headers:
+        _add_headers(envelope, parts)
+    return b"".join(parts)
+
+
+def _add_headers(envelope: Envelope, parts: list[bytes]) -> None:
     for name, value in envelope.headers.items():
         if name in RESERVED_NAMES:
             raise EncodeError(
                 f"header {name!r} of the message to {envelope.topic!r} has a name that the wire"
                 " format uses itself; choose another name, or use the field of that name"
             )
-        parts.append(_pair(name, value))
-    return b"".join(parts)
+        try:
+            data = value.encode()
+        except UnicodeEncodeError:
+            data = b"\0"
+        if len(data) > _LONGEST or b"\0" in data or len(name) > LONGEST_REMEMBERED:
+            # This names what is wrong, if anything is.
+            parts.append(_pair(name, value))
+        else:
+            parts.append(_name(name) + len(data).to_bytes(2, "big") + data)
 
 
 def _is_utf8(payload: bytes) -> bool:
@@ -205,6 +222,11 @@ def _sized(data: bytes, what: str) -> bytes:
     if len(data) > _LONGEST:
         raise EncodeError(f"{what} has {len(data)} bytes; MQTT allows {_LONGEST}")
     return len(data).to_bytes(2, "big") + data
+
+
+@functools.lru_cache(256)
+def _name(name: str) -> bytes:
+    return b"\x26" + _text(name, "header name")
 
 
 @functools.lru_cache(256)
@@ -539,7 +561,7 @@ def _length_of(packet: PublishPacket) -> int:
 def _may_have_large_head(envelope: Envelope) -> bool:
     texts = 0
     if envelope.headers:
-        texts = sum(map(len, envelope.headers)) + sum(map(len, envelope.headers.values()))
+        texts = len("".join((*envelope.headers, *envelope.headers.values())))
     if envelope.key is not None:
         texts += len(envelope.key)
     if envelope.content_type is not None:
