@@ -40,7 +40,7 @@ from ._topics import (
 )
 from .kafka import KafkaConfig, KafkaProvider, KafkaTopic
 from .memory import MemoryConfig, MemoryProvider
-from .mqtt import MqttConfig, MqttProvider
+from .mqtt import LastWill, MqttConfig, MqttProvider
 
 __all__ = [
     "CORRELATION_ID",
@@ -60,6 +60,7 @@ __all__ = [
     "KafkaConfig",
     "KafkaProvider",
     "KafkaTopic",
+    "LastWill",
     "LeftOut",
     "MemoryConfig",
     "MemoryProvider",

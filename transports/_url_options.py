@@ -296,7 +296,7 @@ def value_from_text(name: str, secret: Secret, kinds: tuple[type, ...], where: s
             return int(text)
         if float in kinds:
             return float(text)
-        if Mapping in kinds:
+        if Mapping in kinds or any(map(dataclasses.is_dataclass, kinds)):
             expected = "a table as JSON, for example {}"
             return _table(text)
     except (KeyError, ValueError, RecursionError):

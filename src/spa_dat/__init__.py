@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .transports import (
         KafkaConfig,
         KafkaTopic,
+        LastWill,
         MemoryConfig,
         MqttConfig,
         SocketProvider,
@@ -46,6 +47,7 @@ __all__ = [
     "DistributedApplication",
     "KafkaConfig",
     "KafkaTopic",
+    "LastWill",
     "MemoryConfig",
     "Message",
     "MessageBuilder",
@@ -100,6 +102,7 @@ _PARTS = {
     "transports": (
         "KafkaConfig",
         "KafkaTopic",
+        "LastWill",
         "MemoryConfig",
         "MqttConfig",
         "SocketProvider",

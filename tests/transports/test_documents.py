@@ -285,6 +285,7 @@ def samples(kind: type[Config]) -> dict[str, tuple[str, object]]:
         "password_file": (os.devnull, os.devnull),
         "tls": ("true", True),
         "websocket_path": ("/ws", "/ws"),
+        "will": ('{"topic": "a", "delay": 5}', {"topic": "a", "delay": 5}),
     }
     found = {}
     for option, kinds in option_types(kind).items():
@@ -379,6 +380,7 @@ WRONG: Mapping[str, tuple[str, str | None]] = {
     "prefix": ("a/b", "'a/b'"),
     "unix_socket": ("x" * 108, f"'{'x' * 108}'"),
     "topics": ("[1]", "[1]"),
+    "will": ("status/a", "'status/a'"),
 }
 """By option: a text that is wrong, and how an error shows it."""
 REMEDY = re.compile(r"\b(give|set|write|check|leave)\b")

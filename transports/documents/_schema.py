@@ -141,6 +141,8 @@ def _part(hint: Any, option: str, kind: type[Any]) -> Any:
         return _annotated[hint, msgspec.Meta(ge=hint(lowest), le=hint(highest))]
     if hint in (str, bool):
         return hint
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _strict(hint)
     if typing.get_origin(hint) is Mapping:
         of_names, of_values = typing.get_args(hint)
         return _dict[of_names, _strict(of_values)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from ..._logs import get_logger
 from ...errors import (
     ConfigurationError,
+    ConnectionLost,
     MessageTooLarge,
     PublishRefused,
     SpaDatError,
@@ -26,6 +28,7 @@ from ._publishing import Outgoing
 from ._reply_inbox import MqttReplyInbox
 from .protocol._client import MqttClient
 from .protocol._packets import PublishPacket
+from .protocol._reason_codes import publish_refusal
 
 __all__ = ["MqttBus"]
 
@@ -35,6 +38,10 @@ _LEAST_FOR_LETTERS = 640
 """Bytes of a packet with the last form of a dead letter, whatever the names."""
 
 _MOST_PATIENCE = 16
+_REFUSED = 0x80
+_PAST_OUTBOX = object()
+"""The note of messages that are in no outbox: birth message, and will at a stop."""
+_LAST_WORD = 1.0
 # Bytes that are written and not confirmed; a second copy is in memory until they have left.
 _MOST_WRITTEN = 8_388_608
 
@@ -64,6 +71,9 @@ class MqttBus(Bus):
         self._client: MqttClient | None = None
         # By how much to multiply the time that the next connection has to confirm a large message.
         self._patience = 1
+        self._was_connected = False
+        # The broker's answer to the latest message of the option will.
+        self._answer: asyncio.Future[int] | None = None
         # Which warnings about the broker have been logged.
         self._warned: dict[str, None] = {}
         self._outbox = Outbox(
@@ -122,27 +132,82 @@ class MqttBus(Bus):
     async def close(self) -> None:
         self._outgoing.close()
         self._inbox.close()
+        await self._say_that_it_stops()
         await self._connection.close()
         self.connected = False
+
+    async def _say_that_it_stops(self) -> None:
+        will, client = self._config.will, self._client
+        if will is None or not will.on_stop or client is None or not self.connected:
+            return
+        # Not by a DISCONNECT with the will: some brokers then wait for its delay.
+        try:
+            problem: Exception | None = await self._tell(client, will.message, _LAST_WORD)
+        except ConnectionLost as error:
+            problem = error
+        if problem is not None:
+            _log.warning("the will at the stop: %s", problem)
 
     # Callbacks of the connection.
 
     def make_client(self) -> MqttClient:
         self._inbox.connecting()
+        will = self._config.will
+        delay = 0 if will is None else will.delay
         self._client = MqttClient(
             self._config,
             self._identifier,
             self,
             self._stats,
-            clean_start=True,
+            # The session has to outlive a connection for the broker to wait with the will; and to
+            # be found again, or the broker takes it for ended.
+            clean_start=delay == 0 or not self._was_connected,
             patience=self._patience,
-            session_expiry=self._connection.trace_seconds,
+            session_expiry=max(self._connection.trace_seconds, delay),
+            will=will,
         )
         return self._client
 
     async def prepare(self, client: MqttClient, *, first: bool) -> None:
         self._warn(client.limits)
         await self._inbox.open(client, first=first)
+        await self._announce(client, first=first)
+
+    async def _announce(self, client: MqttClient, *, first: bool) -> None:
+        """Publish the birth message, and wait until the broker has confirmed it.
+
+        One that the broker refuses ends the start, but later on nothing else has to wait for it.
+        """
+        will = self._config.will
+        if will is None or will.birth is None:
+            return
+        problem = await self._tell(client, will.birth_message, self._config.connect_timeout)
+        if problem is not None and first:
+            raise problem
+        if problem is not None and "birth" not in self._warned:
+            self._warned["birth"] = None
+            _log.warning("the birth message of option will: %s", problem)
+
+    async def _tell(
+        self, client: MqttClient, message: Envelope, timeout: float
+    ) -> SpaDatError | None:
+        """Publish a message past the outbox; return why the broker has refused it."""
+        packet = PublishPacket(message)
+        problem = _beyond(client.limits, packet, message)
+        if problem is not None:
+            return problem
+        answer = self._answer = asyncio.get_running_loop().create_future()
+        client.publish(packet, _PAST_OUTBOX)
+        await asyncio.wait(
+            (answer, client.lost), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not answer.done():
+            raise ConnectionLost(
+                f"the broker at {self._config.address} has not confirmed the message to"
+                f" {message.topic!r} of option will"
+            )
+        code = answer.result()
+        return publish_refusal(code, message.topic) if code >= _REFUSED else None
 
     def on_connected(self, session_present: bool) -> None:
         """Do nothing: the connection is used once `prepare` has finished."""
@@ -150,7 +215,7 @@ class MqttBus(Bus):
     def on_ready(self, client: MqttClient) -> None:
         limits = client.limits
         self.max_payload = min(self._config.max_payload, limits.maximum_packet_size)
-        self.connected = True
+        self.connected = self._was_connected = True
         self._outgoing.begin(min(limits.receive_maximum, self._config.inflight))
 
     def on_unreachable(self) -> None:
@@ -170,8 +235,11 @@ class MqttBus(Bus):
         self.connected = False
         self._outgoing.end(loss)
 
-    def on_confirmed(self, note: OutboxEntry, code: int) -> None:
-        self._outgoing.answered(note, code)
+    def on_confirmed(self, note: Any, code: int) -> None:
+        if note is not _PAST_OUTBOX:
+            self._outgoing.answered(note, code)
+        elif self._answer is not None and not self._answer.done():
+            self._answer.set_result(code)
 
     def on_message(
         self, envelope: Envelope, token: int, identifiers: tuple[int, ...], size: int

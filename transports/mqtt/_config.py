@@ -13,6 +13,7 @@ from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword
 from .._url_options import Limits, check_text
+from ._last_will import LastWill, will_meant
 
 __all__ = ["MqttConfig"]
 
@@ -51,6 +52,8 @@ class MqttConfig(BrokerConfig):
         max_payload: the largest payload that may be published, in bytes, and that is accepted,
             unless ``max_received`` says otherwise.
         qos: quality of service of publishes and subscriptions that specify none, 0 or 1.
+        will: what the broker publishes when the application is gone; see `LastWill`, for which a
+            table with the same names can be given.
 
     All others are those of `BrokerConfig`: ``username``, ``password``, ``tls``, ``backoff_min``
     and so on.
@@ -74,6 +77,7 @@ class MqttConfig(BrokerConfig):
     inflight: int = 100
     max_payload: int = 1_048_576
     qos: int = 1
+    will: LastWill | None = None
 
     def __post_init__(
         self,
@@ -82,6 +86,7 @@ class MqttConfig(BrokerConfig):
         password_function: AskForPassword | None,
     ) -> None:
         object.__setattr__(self, "host", _checked_host(self.host))
+        object.__setattr__(self, "will", will_meant(self.will))
         self._check_qos()
         super().__post_init__(password_env, password_file, password_function)
         self._check_way()

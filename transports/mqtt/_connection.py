@@ -332,7 +332,7 @@ class Connection:
         lasted = loop.time() - began
         self._client = None
         self._stats["mqtt.lost"] += 1
-        self._takeovers.ended(loss, lasted, left_trace=client.session_expiry > 0)
+        self._takeovers.ended(loss, lasted, left_trace=client.session_expiry >= _TRACE_SECONDS)
         _log.warning(
             "connection of %r to %s lost after %.1f s: %s",
             self._identifier,

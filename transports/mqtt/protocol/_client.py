@@ -24,6 +24,7 @@ from paho.mqtt.packettypes import PacketTypes
 from ...._logs import get_logger
 from .._config import MqttConfig
 from .._connection_events import ClientHandler, Ending, Loss, ServerLimits
+from .._last_will import LastWill
 from ._keepalive import KeepAlive
 from ._open_socket import open_socket
 from ._packets import (
@@ -73,6 +74,7 @@ class MqttClient:
         receive_maximum: the most unacknowledged messages the broker may send; 0 for no limit.
         patience: by how much to multiply the time that a silent broker gets for a large message;
             see `KeepAlive`.
+        will: what the broker publishes when the connection is lost.
 
     Attributes:
         limits: what the broker stated.
@@ -92,6 +94,7 @@ class MqttClient:
         session_expiry: int = 0,
         receive_maximum: int = 0,
         patience: int = 1,
+        will: LastWill | None = None,
     ) -> None:
         self.limits = ServerLimits()
         self.session_expiry = session_expiry
@@ -104,6 +107,7 @@ class MqttClient:
         self._accepted = self.unanswered = False
         self._keepalive: KeepAlive | None = None
         self._patience = patience
+        self._will = will
         self._unconfirmed = 0
         self._end_cause: Exception | None = None
         self._closing = ""
@@ -157,8 +161,17 @@ class MqttClient:
 
         library._packet_queue = queue_with_password  # type: ignore[assignment, method-assign]
 
+    def _leave_will(self, will: LastWill) -> None:
+        library = self._client._client
+        properties = make_properties(PacketTypes.WILLMESSAGE, WillDelayInterval=will.delay)
+        properties.ContentType = will.content_type
+        properties.PayloadFormatIndicator = 1
+        library.will_set(will.topic, will.payload, will.qos, will.retain, properties)
+
     def _hook(self) -> None:
         library = self._client._client
+        if self._will is not None:
+            self._leave_will(self._will)
         library.manual_ack_set(True)
         library.on_connect = self._on_connect
         library.on_socket_open = None
