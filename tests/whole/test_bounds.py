@@ -43,7 +43,7 @@ from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTra
 from spa_dat.transports.kafka.consuming._redelivery import EarlierDeliveries
 from spa_dat.transports.mqtt._connection_events import Loss
 from spa_dat.transports.mqtt._message_checks import check_topic as check_mqtt_topic
-from spa_dat.transports.mqtt._session_filters import CopyGuard
+from spa_dat.transports.mqtt._overlapping_filters import CopyGuard
 from spa_dat.transports.mqtt.protocol._packets import (
     MalformedPacket,
     PublishPacket,

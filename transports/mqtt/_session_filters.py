@@ -1,23 +1,20 @@
-"""The filters of one session: which are in force, which overlap, which are unwanted."""
+"""The filters of one session: which are in force, which are to be subscribed, and unwanted ones."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
-import zlib
-from collections import OrderedDict
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ..._logs import get_logger
 from ...errors import ConnectionLost
-from .._envelope import Envelope
 from .._topics import FilterIndex, TopicTrie, check_filter, is_reserved, minimal
+from ._overlapping_filters import CopyGuard, overlapping
 from .protocol._client import MqttClient
 from .protocol._reason_codes import reason_text
 
-__all__ = ["CopyGuard", "SubscriptionSet", "candidates", "overlapping"]
+__all__ = ["SubscriptionSet", "candidates"]
 
 _log = get_logger(__name__)
 
@@ -31,10 +28,8 @@ _MAYBE_TOO_MANY = frozenset({0x80, 0x83, 0x97})
 _MOST_DISCARDED = 1_000
 _CLOSE_TIMEOUT = 2.0
 _OVERRUN = "closed here, as more arrived before an answer than may be held; it comes again"
-_REMEMBERED = 128
 _MOST_CANDIDATES = 512
 _MOST_BYTES = 100_000
-_LARGEST_IDENTIFIER = 268_435_455
 
 
 class SubscriptionSet:
@@ -307,14 +302,6 @@ def _parts(patterns: Sequence[str], most: int) -> Iterator[Sequence[str]]:
     return (patterns[start : start + most] for start in range(0, len(patterns), most))
 
 
-def overlapping(filters: Collection[str]) -> tuple[str, ...]:
-    """Return the filters that overlap with another one, in the same order."""
-    index = FilterIndex()
-    for pattern in filters:
-        index.add(pattern)
-    return tuple(pattern for pattern in filters if index.overlaps(pattern))
-
-
 class _Plan:
     """Which of the wanted filters to subscribe to.
 
@@ -350,70 +337,6 @@ class _Plan:
         if len(self.minimal) < count or pattern in self.overlapping:
             self.outdated = True
         self.minimal.pop(pattern, None)
-
-
-class CopyGuard:
-    """Distinguishes copies of one message from separate but equal messages.
-
-    A broker may send a message once for each of several filters that match, each time with the
-    identifier of another subscription (MQTT 5, 3.3.4). So a message that equals
-    an earlier one, but has an identifier under which that has not come yet, is a copy of it; one
-    that comes under the same identifier again is another message.
-    """
-
-    def __init__(self) -> None:
-        self.filters: tuple[str, ...] = ()
-        """The overlapping filters: subscribe to them with their `identifier`."""
-        self._identifiers: dict[str, int] = {}
-        self._seen: OrderedDict[int, set[int]] = OrderedDict()
-
-    def watch(self, filters: Sequence[str]) -> None:
-        """Guard these filters from now on."""
-        self.filters = overlapping(filters)
-        self._identifiers = {
-            pattern: zlib.crc32(pattern.encode()) % _LARGEST_IDENTIFIER + 1
-            for pattern in self.filters
-        }
-        self.forget()
-
-    def forget(self) -> None:
-        """Note that subscriptions or the connection have changed: what comes now is not a copy."""
-        self._seen.clear()
-
-    def identifier(self, pattern: str) -> int:
-        """Return the subscription identifier of a filter, the same in every process; 0 for none."""
-        return self._identifiers.get(pattern, 0)
-
-    def is_copy(self, envelope: Envelope, identifiers: tuple[int, ...]) -> bool:
-        """Return whether this receipt is a copy of an earlier one."""
-        key = _fingerprint(envelope)
-        seen = self._seen.get(key)
-        if seen is not None and seen.isdisjoint(identifiers):
-            seen.update(identifiers)
-            return True
-        self._seen[key] = set(identifiers)
-        self._seen.move_to_end(key)
-        if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
-        return False
-
-
-def _fingerprint(envelope: Envelope) -> int:
-    # The texts themselves may be long, and are written by strangers.
-    everything = (
-        envelope.topic,
-        hashlib.blake2b(envelope.payload, digest_size=16).digest(),
-        envelope.left_out and envelope.left_out.sha256,
-        envelope.retain,
-        envelope.id,
-        envelope.time,
-        envelope.key,
-        envelope.content_type,
-        envelope.response_topic,
-        envelope.correlation,
-        tuple(envelope.headers.items()),
-    )
-    return hash(everything)
 
 
 def candidates(topic: str, wanted: Iterable[str]) -> list[str]:

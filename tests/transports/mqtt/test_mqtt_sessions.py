@@ -12,8 +12,9 @@ from hypothesis import given, strategies as st
 from spa_dat.transports._delivery import Delivery, DeliveryState, Tracker
 from spa_dat.transports._envelope import Envelope
 from spa_dat.transports._topics import TopicFilter
+from spa_dat.transports.mqtt._overlapping_filters import CopyGuard, overlapping
 from spa_dat.transports.mqtt._redelivery import Redelivery
-from spa_dat.transports.mqtt._session_filters import CopyGuard, _Plan, candidates, overlapping
+from spa_dat.transports.mqtt._session_filters import _Plan, candidates
 
 _MESSAGE = Envelope(topic="t", payload=b"x")
 

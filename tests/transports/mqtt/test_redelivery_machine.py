@@ -15,8 +15,8 @@ from hypothesis.stateful import (
 )
 
 from spa_dat.transports import Delivery, DeliveryState, Envelope, Tracker
+from spa_dat.transports.mqtt._overlapping_filters import CopyGuard
 from spa_dat.transports.mqtt._redelivery import Redelivery
-from spa_dat.transports.mqtt._session_filters import CopyGuard
 from support.machine import machine_case
 
 PACKET_IDS = 4
