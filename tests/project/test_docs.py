@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import dataclasses
 import enum
 import inspect
 import os
@@ -19,12 +20,13 @@ from pathlib import Path
 
 import pytest
 
-from spa_dat import DistributedApplication, Socket
+from spa_dat import DistributedApplication, KafkaConfig, MqttConfig, RetryPolicy, Socket
 from spa_dat.actors import _cell
 from spa_dat.actors._cell import CellState
 from spa_dat.errors import NotAuthorised
 from spa_dat.runtime.hosting import _process_worker
 from spa_dat.runtime.hosting._process_worker import ProcessState
+from spa_dat.runtime.options._actor_options import ActorOptions
 from spa_dat.testing import HarnessFactory, Mosquitto
 from spa_dat.transports import DeliveryState
 from spa_dat.transports.mqtt import _consumer
@@ -244,3 +246,79 @@ def test_diagrams_of_states_show_all_of_them(states: type[enum.Enum]) -> None:
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     section = page.partition("\n## States\n")[2].partition("\n## ")[0]
     assert [state.name for state in states if not re.search(rf"\b{state.name}\b", section)] == []
+
+
+TABLE_OF_OPTIONS = re.compile(
+    r"^\| (?:option|`RetryPolicy`) \| meaning \| default \|\n.*\n", re.MULTILINE
+)
+# What only the package itself gives, what only producers have, and what is not given by name.
+UNLISTED = {"renewal", "every", "default_socket_provider"}
+
+
+def defaults_of(function: Callable[..., object]) -> dict[str, object]:
+    """Return the options that a function or class takes by name, with their defaults."""
+    found: dict[str, object] = {}
+    factories = {
+        option.name: option.default_factory
+        for option in (dataclasses.fields(function) if dataclasses.is_dataclass(function) else ())
+        if option.default_factory is not dataclasses.MISSING
+    }
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is not parameter.empty and name not in UNLISTED:
+            found[name] = factories[name]() if name in factories else parameter.default
+    return found
+
+
+def options_shown(page: str, number: int) -> dict[str, str]:
+    """Return the options in a table of a page, counted from 0, with the defaults that it shows."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    table = TABLE_OF_OPTIONS.split(text)[number + 1].partition("\n\n")[0]
+    shown: dict[str, str] = {}
+    for row in table.splitlines():
+        cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+        names = re.findall(r"\w+", cells[0])
+        values = cells[-1].split(", ")
+        several = len(values) == len(names)
+        for index, name in enumerate(names):
+            shown[name] = values[index] if several else cells[-1]
+    return shown
+
+
+def is_shown_by(text: str, default: object) -> bool:
+    """Return whether the text shows a default. What stands for None is said in words."""
+    match default:
+        case None | "":
+            return True
+        case bool():
+            return text.startswith("yes" if default else "no")
+        case int() | float():
+            return text.split()[0] in (str(default), f"{default:g}")
+        case str():
+            return text == f"`{default}`"
+        case _:
+            return bool(text)
+
+
+@pytest.mark.parametrize(
+    ("page", "number", "takes"),
+    [
+        ("mqtt.md", 0, MqttConfig),
+        ("kafka.md", 0, KafkaConfig),
+        ("guide.md", 0, RetryPolicy),
+        ("guide.md", 1, DistributedApplication),
+        ("guide.md", 2, ActorOptions),
+    ],
+    ids=["MQTT", "Kafka", "retries", "an application", "an actor"],
+)
+def test_tables_of_options_have_all_of_them_with_their_defaults(
+    page: str, number: int, takes: Callable[..., object]
+) -> None:
+    shown = options_shown(page, number)
+    defaults = defaults_of(takes)
+    assert [name for name in defaults if name not in shown] == []
+    wrong = {
+        name: (shown[name], default)
+        for name, default in defaults.items()
+        if not is_shown_by(shown[name], default)
+    }
+    assert wrong == {}
