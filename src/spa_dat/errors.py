@@ -109,7 +109,7 @@ class PublishUnknown(TransportError):
 
 
 class OutboxFull(TransportError):
-    """Too many publishes are waiting for the broker's confirmation."""
+    """Too many publishes are waiting for the broker's confirmation, or in memory for an actor."""
 
 
 class MessageTooLarge(TransportError):

@@ -13,7 +13,7 @@ from ...errors import ConfigurationError, NoResponder
 from .._envelope import Envelope
 from .._topics import TopicTrie
 from ._faults import BrokerFaults
-from ._queue import ClientLink, InTransit, Queue, Wire
+from ._queue import ENDLESS, ClientLink, InTransit, Queue, QueueLimits, Wire
 
 __all__ = ["Broker"]
 
@@ -25,14 +25,18 @@ class Broker:
 
     Args:
         address: its name in log and error messages.
+        limits: how much may wait in one queue; publishers have to respect it, see `full_queues`.
 
     Attributes:
         faults: failures on demand, for tests.
         links: open connections by client id, in the order in which they were opened.
+        full: the queues in which as much waits as may, or which publishers wait for.
     """
 
-    def __init__(self, address: str = "memory://") -> None:
+    def __init__(self, address: str = "memory://", limits: QueueLimits = ENDLESS) -> None:
         self.address = address
+        self._limits = limits
+        self.full: dict[Queue, None] = {}
         self.faults = BrokerFaults(self)
         self.links: dict[str, ClientLink] = {}
         self._queues: dict[str, Queue] = {}
@@ -98,7 +102,13 @@ class Broker:
         name = client_id if group is None else f"$share/{group}"
         queue = self._queues.get(name)
         if queue is None:
-            queue = self._queues[name] = Queue(name, self.faults, shared=group is not None)
+            queue = self._queues[name] = Queue(
+                name,
+                self.faults,
+                shared=group is not None,
+                limits=self._limits,
+                full=self.full,
+            )
         queue.durable = durable
         queue.qos = qos
         link = ClientLink(
@@ -182,6 +192,10 @@ class Broker:
         for queue in queues:
             queue.put(envelope, deadline)
 
+    def full_queues(self, topic: str) -> list[Queue]:
+        """Return the full ones among the queues that a message on the topic goes to."""
+        return [queue for queue in self._trie.match(topic) if queue in self.full]
+
     def drop(
         self, link: ClientLink, *, taken_over: bool = False, lose_session: bool = False
     ) -> None:
@@ -201,6 +215,7 @@ class Broker:
 
     def _end(self, queue: Queue) -> None:
         del self._queues[queue.name]
+        queue.release()
         for pattern in queue.filters:
             self._trie.discard(pattern, queue)
 
@@ -214,6 +229,8 @@ class Broker:
                 )
             # Its loop ended without closing it: there is nobody to notify.
             self.close(link)
+        for queue in self._queues.values():
+            queue.forget_waiters()
         self._loop = weakref.ref(loop)
         # What was on its way on the earlier loop never arrives.
         self._in_transit = InTransit()

@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ...errors import ConfigurationError, MessageTooLarge, RequestError, TransportError
+from ...errors import (
+    ConfigurationError,
+    MessageTooLarge,
+    OutboxFull,
+    RequestError,
+    TransportError,
+)
+from .._connect_failures import not_outage
 from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
@@ -16,7 +23,7 @@ from ._broker import Broker
 from ._config import MemoryConfig
 from ._connection import MemoryConnection
 from ._consumer import MemoryConsumer
-from ._queue import ClientLink, Wire
+from ._queue import ClientLink, Queue, Wire
 
 __all__ = ["MemoryBus"]
 
@@ -44,6 +51,8 @@ class MemoryBus(Bus):
             capacity_bytes=config.outbox_bytes,
             window=_WINDOW,
         )
+        # Of publishes that are not in the outbox yet.
+        self._waiters: dict[asyncio.Future[None], None] = {}
         self._answers: list[tuple[OutboxEntry, Exception | None]] = []
         self._connection = MemoryConnection(
             broker,
@@ -82,15 +91,43 @@ class MemoryBus(Bus):
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         self._check(envelope)
+        if self._broker.full and envelope.qos:
+            for full in self._broker.full_queues(envelope.topic):
+                raise _refused(full, envelope)
         return self._outbox.submit(envelope)
 
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
         self._check(envelope)
+        if self._broker.full and envelope.qos:
+            full = self._broker.full_queues(envelope.topic)
+            timeout = await self._wait_for_room(full, envelope, timeout)
         await self._outbox.publish(envelope, timeout)
+
+    async def _wait_for_room(self, full: list[Queue], envelope: Envelope, timeout: float) -> float:
+        """Wait until the queues are not full any more; return how much of the time is left.
+
+        This is not done in the outbox, where it would be in the way of dead letters and replies,
+        which a subscriber may have to send before it can take more.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        for queue in full:
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiters[waiter] = None
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await queue.room(waiter)
+            except TimeoutError:
+                raise _refused(queue, envelope) from None
+            finally:
+                self._waiters.pop(waiter, None)
+        return max(deadline - loop.time(), 0.0)
 
     async def park(self, envelope: Envelope, *, timeout: float) -> None:
         new_id = self._surroundings.environment.new_id
-        await self.publish(parked(self._application, envelope, new_id), timeout=timeout)
+        letter = parked(self._application, envelope, new_id)
+        self._check(letter)
+        await self._outbox.publish(letter, timeout)
 
     async def drain(self) -> None:
         await self._outbox.drain()
@@ -101,6 +138,9 @@ class MemoryBus(Bus):
     async def close(self) -> None:
         self.connected = False
         self._outbox.close()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         self._answers.clear()
         self._connection.close()
 
@@ -177,3 +217,14 @@ class MemoryBus(Bus):
             self._outbox.confirm(entry)
         else:
             self._outbox.fail(entry, error)
+
+
+def _refused(queue: Queue, envelope: Envelope) -> OutboxFull:
+    whose = "which takes them slowly" if queue.members else "which is away"
+    return not_outage(
+        OutboxFull(
+            f"{len(queue)} messages of {queue.size} bytes wait for {queue.name!r}, {whose}, and the"
+            f" one to {envelope.topic!r} was not accepted: 'await socket.publish(...)' waits for"
+            " room, or raise the option 'queue' or 'queue_bytes'"
+        )
+    )

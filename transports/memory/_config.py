@@ -19,6 +19,8 @@ _LIMITS = {
     "outbox": (1, 10_000_000),
     "window_bytes": (1, 2**40),
     "outbox_bytes": (1, 2**40),
+    "queue": (1, 2**31),
+    "queue_bytes": (1, 2**40),
     "max_payload": (1, 268_435_455),
     "max_received": (1, 268_435_455),
     "start_timeout": (0.001, 86_400),
@@ -44,6 +46,9 @@ class MemoryConfig:
             ``max_payload``.
         start_timeout: seconds for which the first connection is attempted.
         qos: quality of service of publishes and subscriptions that specify none, 0 or 1.
+        queue: messages that may wait for one subscription, beyond its window; then a publish to it
+            waits, and a post raises OutboxFull.
+        queue_bytes: bytes of them, likewise.
 
     Attributes:
         limits: the lowest and highest values of options that are numbers.
@@ -63,6 +68,8 @@ class MemoryConfig:
     max_received: int | None = None
     start_timeout: float = 10.0
     qos: int = 1
+    queue: int = 100_000
+    queue_bytes: int = 67_108_864
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):

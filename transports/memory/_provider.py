@@ -12,6 +12,7 @@ from ..mqtt import check_filter, check_message, check_topic
 from ._broker import Broker
 from ._bus import MemoryBus
 from ._config import MemoryConfig
+from ._queue import QueueLimits
 
 __all__ = ["MemoryProvider"]
 
@@ -22,7 +23,8 @@ _numbers = itertools.count(1)
 class MemoryProvider(SocketProvider):
     """Connects applications to a broker in the process.
 
-    With a name in the configuration, all providers of that name in one event loop share a broker.
+    With a name in the configuration, all providers of that name in one event loop share a broker,
+    whose limits are those of the first one in use.
     Without one, this provider has a private broker, which keeps its contents from one event loop to
     the next.
 
@@ -39,7 +41,8 @@ class MemoryProvider(SocketProvider):
         self.default_window_bytes = self.config.window_bytes
         # No name contains '~': two private brokers are never mistaken for the same bus.
         self._address = self.config.address if self.config.name else f"memory://~{next(_numbers)}"
-        self._own = None if self.config.name else Broker(self._address)
+        self._limits = QueueLimits(self.config.queue, self.config.queue_bytes)
+        self._own = None if self.config.name else Broker(self._address, self._limits)
 
     @property
     def address(self) -> str:
@@ -55,7 +58,7 @@ class MemoryProvider(SocketProvider):
         if self._own is not None:
             return self._own
         brokers = _named.setdefault(asyncio.get_running_loop(), {})
-        return brokers.setdefault(self.config.name, Broker(self._address))
+        return brokers.setdefault(self.config.name, Broker(self._address, self._limits))
 
     def open(self, surroundings: Surroundings) -> Bus:
         return MemoryBus(self.broker, surroundings, self.config)

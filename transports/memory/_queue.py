@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from .._envelope import Envelope
+from .._outbox import size_of
 from ._faults import BrokerFaults
 
-__all__ = ["ClientLink", "InTransit", "Queue", "Wire"]
+__all__ = ["ENDLESS", "ClientLink", "InTransit", "Queue", "QueueLimits", "Wire"]
+
+
+class QueueLimits(NamedTuple):
+    """How much may wait in one queue before publishers have to.
+
+    Attributes:
+        messages: how many.
+        bytes: how many of them.
+    """
+
+    messages: int
+    bytes: int
+
+
+ENDLESS = QueueLimits(sys.maxsize, sys.maxsize)
 
 
 class Wire(Protocol):
@@ -42,6 +59,8 @@ class Stored(msgspec.Struct, eq=False, gc=False):
     deadline: float | None
     retained: bool
     redelivered: bool = False
+    # As an outbox counts it, while it is waiting.
+    size: int = 0
 
     def received(self, now: float) -> Envelope:
         """Return the envelope as a subscriber gets it."""
@@ -188,7 +207,14 @@ class ClientLink:
 class Queue:
     """The messages of one session, or of a group that shares them, until they are acknowledged.
 
-    What is kept while nobody receives it is not bounded, except by memory.
+    It takes whatever it is given: publishers look first whether it is full, and wait for room.
+
+    Args:
+        name: the client id, or the name of the group.
+        faults: the broker's.
+        shared: whether each message goes to one of several connections.
+        limits: when it is full.
+        full: the full queues, where it enters itself.
 
     Attributes:
         name: the client id, or the name of the group.
@@ -198,22 +224,35 @@ class Queue:
         filters: what it receives, in the order of subscribing.
         qos: the highest quality of service of its subscriptions.
         members: open connections.
+        size: the bytes of the waiting messages, as an outbox counts them.
     """
 
     __slots__ = (
         "_faults",
+        "_full",
+        "_limits",
         "_pending",
         "_tokens",
         "_turn",
+        "_waiters",
         "durable",
         "filters",
         "members",
         "name",
         "qos",
         "shared",
+        "size",
     )
 
-    def __init__(self, name: str, faults: BrokerFaults, *, shared: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        faults: BrokerFaults,
+        *,
+        shared: bool,
+        limits: QueueLimits = ENDLESS,
+        full: dict[Queue, None] | None = None,
+    ) -> None:
         self.name = name
         self.durable = True
         self.shared = shared
@@ -221,13 +260,56 @@ class Queue:
         self.filters: dict[str, None] = {}
         self.members: list[ClientLink] = []
         self._faults = faults
+        self._limits = limits
+        self._full = {} if full is None else full
         self._pending: deque[Stored] = deque()
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self.size = 0
         self._tokens = 0
         self._turn = 0
 
     def __len__(self) -> int:
         """Return the number of waiting messages, which are on no connection."""
         return len(self._pending)
+
+    async def room(self, waiter: asyncio.Future[None]) -> None:
+        """Wait until it is not full, behind all who wait for that already.
+
+        Args:
+            waiter: a new future; whoever gives it a result ends the wait early.
+        """
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            self._look_for_room()
+
+    def release(self) -> None:
+        """Let everybody go on who waits for room, as the queue has ended."""
+        waiters = list(self._waiters)
+        self._waiters.clear()
+        self._full.pop(self, None)
+        for waiter in waiters:
+            if not (waiter.done() or waiter.get_loop().is_closed()):
+                waiter.set_result(None)
+
+    def forget_waiters(self) -> None:
+        """Forget who waited for room on an event loop that has ended."""
+        self._waiters.clear()
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        """Note whether it is full; if it is not, let the first go on who waits for that."""
+        exceeds = len(self._pending) >= self._limits.messages or self.size >= self._limits.bytes
+        # Who comes later must not overtake those who wait.
+        if exceeds or self._waiters:
+            self._full[self] = None
+        else:
+            self._full.pop(self, None)
+        if not exceeds and self._waiters and not self._waiters[0].done():
+            self._waiters[0].set_result(None)
 
     def put(
         self, envelope: Envelope, deadline: float | None = None, *, retained: bool = False
@@ -252,9 +334,12 @@ class Queue:
                 if not faults.drops(envelope.topic):
                     link.send(stored)
                 return
+        size = size_of(envelope)
         for _ in range(copies):
             self._tokens += 1
-            self._pending.append(Stored(envelope, self._tokens, deadline, retained=retained))
+            stored = Stored(envelope, self._tokens, deadline, retained, size=size)
+            self._pending.append(stored)
+            self.size += size
         self._pump()
 
     def join(self, link: ClientLink) -> None:
@@ -268,6 +353,8 @@ class Queue:
         returned = link.shut()
         for stored in returned:
             stored.redelivered = True
+            stored.size = size_of(stored.envelope)
+            self.size += stored.size
         self._pending = deque(heapq.merge(returned, self._pending, key=_by_token))
         self._pump()
 
@@ -282,12 +369,19 @@ class Queue:
     def _pump(self) -> None:
         while self._pending and (link := self._next_member()) is not None:
             stored = self._pending.popleft()
+            self.size -= stored.size
             if stored.deadline is not None and stored.deadline <= link.loop.time():
                 continue
             link.in_flight[stored.token] = stored
             link.size += len(stored.envelope.payload)
             if not self._faults.drops(stored.envelope.topic):
                 link.send(stored)
+        if (
+            self._full
+            or self.size >= self._limits.bytes
+            or len(self._pending) >= self._limits.messages
+        ):
+            self._look_for_room()
 
     def _next_member(self) -> ClientLink | None:
         count = len(self.members)

@@ -9,11 +9,14 @@ import weakref
 import pytest
 
 from conformance.memory_harness import MemoryHarness
+from spa_dat import DistributedApplication, RetryPolicy
 from spa_dat.errors import (
     ConfigurationError,
     ConnectFailed,
     NoResponder,
     NotAuthorised,
+    OutboxFull,
+    PublishNotSent,
     PublishRefused,
     PublishUnknown,
 )
@@ -30,6 +33,7 @@ from spa_dat.transports import (
     Surroundings,
 )
 from spa_dat.transports.memory import Broker
+from support.memory import Site
 from support.waiting import eventually
 
 virtual = pytest.mark.virtual
@@ -527,3 +531,138 @@ async def test_a_cut_from_within_a_delivery_is_survived() -> None:
         await eventually(lambda: len(inbox.deliveries) >= 4)
         assert inbox.payloads == ["0", "0", "1", "2"]
         assert inbox.deliveries[0].state is DeliveryState.WITHDRAWN
+
+
+# What a subscriber does not take.
+
+
+def kept(site: Site) -> int:
+    return len(site.broker.queues["app.0.slow"])
+
+
+def with_slow_actor(site: Site, go_on: asyncio.Event) -> tuple[DistributedApplication, list[int]]:
+    app, handled = site.app(), list[int]()
+
+    @app.application("slow/+", window=1)
+    async def slow(payload: int) -> None:
+        await go_on.wait()
+        handled.append(payload)
+
+    @app.application("quick")
+    async def quick(payload: int) -> None: ...
+
+    return app, handled
+
+
+@virtual
+async def test_publishes_wait_while_too_much_waits_for_a_subscriber_and_keep_their_order() -> None:
+    site, go_on = Site(queue=5), asyncio.Event()
+    app, handled = with_slow_actor(site, go_on)
+    async with app:
+        socket = app.socket()
+        publishing = [
+            asyncio.ensure_future(socket.publish(f"slow/{number % 2}", number))
+            for number in range(50)
+        ]
+        await passed(1.0)
+        assert kept(site) == 5
+        assert sum(each.done() for each in publishing) == 6
+        # Other subscribers are not affected.
+        await socket.publish("quick", 1)
+        with pytest.raises(OutboxFull, match=r"5 messages of 5 bytes wait for 'app\.0\.slow'"):
+            socket.post("slow/0", 50)
+        # Whoever gives up leaves no gap in the order of the others.
+        publishing[20].cancel()
+        go_on.set()
+        await asyncio.gather(*publishing, return_exceptions=True)
+        await eventually(lambda: len(handled) == 49)
+        socket.post("slow/0", 50)
+        await eventually(lambda: len(handled) == 50)
+    assert handled == [number for number in range(51) if number != 20]
+
+
+@virtual
+async def test_a_publish_that_finds_no_room_in_time_says_whose_queue_is_full() -> None:
+    site, go_on = Site(queue_bytes=10_000), asyncio.Event()
+    app, handled = with_slow_actor(site, go_on)
+    async with app:
+        socket = app.socket()
+        for _ in range(5):
+            await socket.publish("slow/1", 10**3000)
+        with pytest.raises(OutboxFull) as caught:
+            await socket.publish("slow/1", 10**3000, timeout=3.0)
+        text = "4 messages of 12004 bytes wait for 'app.0.slow', which takes them slowly"
+        assert text in str(caught.value)
+        assert not caught.value.outage
+        assert app.stats["outages"] == 0
+        go_on.set()
+        await eventually(lambda: len(handled) == 5)
+
+
+@virtual
+async def test_a_session_that_nobody_uses_keeps_no_more_than_others_and_is_named() -> None:
+    site, go_on = Site(queue=5), asyncio.Event()
+    app, _ = with_slow_actor(site, go_on)
+    async with app:
+        pass
+    other = site.app("other")
+
+    @other.application("quick")
+    async def quick(payload: int) -> None: ...
+
+    async with other:
+        for number in range(5):
+            other.socket().post("slow/1", number)
+        await passed(1.0)
+        with pytest.raises(OutboxFull, match=r"'app\.0\.slow', which is away"):
+            other.socket().post("slow/1", 5)
+        waiting = asyncio.ensure_future(other.socket().publish("slow/1", 5))
+        await passed(1.0)
+        assert kept(site) == 5
+    # The end of the publisher ends its wait as well.
+    with pytest.raises(PublishNotSent, match="closed"):
+        await waiting
+    go_on.set()
+    async with app:
+        await eventually(lambda: kept(site) == 0)
+
+
+@virtual
+async def test_a_full_queue_is_in_nobodys_way_who_has_to_empty_it() -> None:
+    site = Site(queue=5)
+    app, ready, handled = site.app(), asyncio.Event(), list[int]()
+
+    @app.application("slow", window=1, retry=RetryPolicy(attempts=1))
+    async def slow(payload: int) -> int:
+        await ready.wait()
+        handled.append(payload)
+        raise ValueError("its dead letter and its reply need no room in the queue")
+
+    @app.application("slow", name="asked")
+    async def asked(payload: int) -> None: ...
+
+    async with app:
+        for number in range(6):
+            app.socket().post("slow", number)
+            await passed(0.1)
+        asking = asyncio.ensure_future(app.socket().publish("slow", 6))
+        await passed(0.1)
+        assert not asking.done()
+        ready.set()
+        await asking
+        await eventually(lambda: len(handled) == 7)
+        assert len(await site.parked(7)) == 7
+
+
+@virtual
+async def test_a_session_that_is_lost_releases_those_who_wait_for_room_in_it() -> None:
+    site, go_on = Site(queue=5), asyncio.Event()
+    app, _ = with_slow_actor(site, go_on)
+    async with app:
+        publishing = [
+            asyncio.ensure_future(app.socket().publish("slow/1", number)) for number in range(20)
+        ]
+        await passed(0.1)
+        go_on.set()
+        site.cut("app.0.slow", lose_session=True)
+        await asyncio.gather(*publishing)
