@@ -23,6 +23,7 @@ from ._outbox import (
     Outbox,
     OutboxEntry,
     on_failure,
+    on_outcome,
     size_of,
 )
 from ._reconnect import Backoff
@@ -86,6 +87,7 @@ __all__ = [
     "is_reserved",
     "minimal",
     "on_failure",
+    "on_outcome",
     "opened",
     "parked",
     "reply_prefix",

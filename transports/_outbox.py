@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Protocol
 
 from ..errors import OutboxFull, PublishNotSent, PublishUnknown
@@ -18,6 +19,7 @@ __all__ = [
     "Outbox",
     "OutboxEntry",
     "on_failure",
+    "on_outcome",
     "size_of",
 ]
 
@@ -52,6 +54,7 @@ class OutboxEntry(asyncio.Future[None]):
         put_off: why the broker does not accept it for now; empty unless it said so.
         size: its size in bytes, as the outbox counts them.
         on_failure: called with it soon after it has failed; see the function of that name.
+        on_outcome: called with it soon after it has an outcome; see the function of that name.
     """
 
     __slots__ = (
@@ -61,6 +64,7 @@ class OutboxEntry(asyncio.Future[None]):
         "envelope",
         "note",
         "on_failure",
+        "on_outcome",
         "put_off",
         "size",
         "writes",
@@ -82,6 +86,7 @@ class OutboxEntry(asyncio.Future[None]):
         self.put_off = ""
         self.size = size
         self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
+        self.on_outcome: Callable[[asyncio.Future[None]], object] | None = None
         self._outbox = outbox
         # For comparison in `Outbox.is_outage`.
         self._losses = losses
@@ -91,12 +96,21 @@ class OutboxEntry(asyncio.Future[None]):
         super().set_exception(exception)
         if self.on_failure is not None:
             self.get_loop().call_soon(self.on_failure, self)
+        self._tell()
 
     def cancel(self, msg: Any | None = None) -> bool:
         cancelled = super().cancel(msg)
+        if cancelled:
+            self._tell()
         if cancelled and self._outbox is not None:
             self._outbox.give_up(self)
         return cancelled
+
+    def _tell(self) -> None:
+        # It must not be kept: what it belongs to may refer to this publish.
+        callback, self.on_outcome = self.on_outcome, None
+        if callback is not None:
+            self.get_loop().call_soon(callback, self)
 
     def met_outage(self, waited: float) -> bool:
         """Return whether the connection was down at some time since it was submitted.
@@ -144,6 +158,20 @@ def on_failure(
     """
     if isinstance(posted, OutboxEntry) and not posted.done():
         posted.on_failure = callback
+    else:
+        posted.add_done_callback(callback)
+
+
+def on_outcome(
+    posted: asyncio.Future[None], callback: Callable[[asyncio.Future[None]], object]
+) -> None:
+    """Have ``callback`` called with the future of a publish soon after it has an outcome.
+
+    Only one can be called for each publish. Those of publishes that are confirmed together are
+    called in one go, in an empty context, which costs much less than ordinary callbacks do.
+    """
+    if isinstance(posted, OutboxEntry) and not posted.done():
+        posted.on_outcome = callback
     else:
         posted.add_done_callback(callback)
 
@@ -204,6 +232,8 @@ class Outbox:
         self._answers = 0
         self._closed = False
         self._pumping = False
+        # Confirmed, and somebody waits to hear of it.
+        self._confirmed: list[OutboxEntry] = []
         self._drained: list[asyncio.Future[None]] = []
         self._crowded: list[asyncio.Future[None]] = []
 
@@ -329,7 +359,7 @@ class Outbox:
         for entry in reversed(written):
             if entry.envelope.qos == 0 and not self._repeat_qos0:
                 self._size -= entry.size
-                entry.set_result(None)
+                self._succeed(entry)
             else:
                 self._waiting[entry] = None
                 self._waiting.move_to_end(entry, last=False)
@@ -355,9 +385,28 @@ class Outbox:
         if not self._answered(entry):
             return
         if not entry.done():
-            entry.set_result(None)
+            self._succeed(entry)
         if self._waiting or self._drained or self._crowded:
             self._advance()
+
+    def _succeed(self, entry: OutboxEntry) -> None:
+        entry.set_result(None)
+        if entry.on_outcome is not None:
+            if not self._confirmed:
+                entry.get_loop().call_soon(self._tell, context=Context())
+            self._confirmed.append(entry)
+
+    def _tell(self) -> None:
+        confirmed, self._confirmed = self._confirmed, []
+        for entry in confirmed:
+            callback, entry.on_outcome = entry.on_outcome, None
+            try:
+                if callback is not None:
+                    callback(entry)
+            # As the loop does it: the others are called all the same.
+            except Exception as error:  # noqa: BLE001
+                text = "the callback of a publish has raised"
+                entry.get_loop().call_exception_handler({"message": text, "exception": error})
 
     def fail(self, entry: OutboxEntry, error: BaseException) -> None:
         """Fail the publish with this error. Ignored if the entry is not written at the moment."""

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from ..._logs import OwnLog
 from ..._texts import describe, error_name, quoted
 from ...errors import MessageTooLarge, PublishNotSent, PublishUnknown
+from ...transports import on_outcome
 from ..messaging._turn import Turn, is_confirmed
 from ..routing._routed_deliveries import RoutedDelivery
 
@@ -135,6 +136,8 @@ class Settlements:
 
     def _closed(self) -> None:
         self._open -= 1
+        if not self._waiters:
+            return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -164,7 +167,7 @@ class _Settlement:
         self._left = len(posts)
         self._error: BaseException | None = None
         for post in posts:
-            post.add_done_callback(self._one_done)
+            on_outcome(post, self._one_done)
 
     def _one_done(self, post: asyncio.Future[None]) -> None:
         error = asyncio.CancelledError() if post.cancelled() else post.exception()

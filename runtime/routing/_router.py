@@ -173,6 +173,7 @@ class Router(Actor):
         self._epoch = deliveries[0].epoch
         topic = None
         route: Route | None = None
+        now: float | None = None
         ready: list[Delivery] = []
         for delivery in deliveries:
             envelope = delivery.envelope
@@ -180,13 +181,22 @@ class Router(Actor):
                 topic = envelope.topic
                 routes = self._trie.match(topic)
                 route = routes[0] if routes else None
-            if route is None or envelope.response_topic is not None:
+            if route is None:
                 mailbox.force_all(ready)
                 ready = []
                 self._route(delivery)
-            else:
-                delivery.route = route
-                ready.append(delivery)
+                continue
+            if envelope.response_topic is not None:
+                # As in _hand_out().
+                if route.target.refuses(envelope, route.handler):
+                    delivery.settle()
+                    continue
+                if envelope.expiry is not None:
+                    if now is None:
+                        now = asyncio.get_running_loop().time()
+                    delivery.deadline = now + envelope.expiry
+            delivery.route = route
+            ready.append(delivery)
         mailbox.force_all(ready)
 
     def hold(self) -> None:

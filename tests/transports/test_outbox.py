@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from spa_dat._environment import Environment
 from spa_dat.errors import OutboxFull, PublishNotSent, PublishRefused, PublishUnknown
 from spa_dat.transports._envelope import Envelope
-from spa_dat.transports._outbox import Outbox, OutboxEntry
+from spa_dat.transports._outbox import Outbox, OutboxEntry, on_outcome
 from spa_dat.transports._reconnect import Backoff
 from support.waiting import eventually
 
@@ -265,6 +265,97 @@ async def test_closing_tells_what_is_known_of_each_publish() -> None:
     late = outbox.submit(envelope(3))
     with pytest.raises(PublishNotSent, match="closed"):
         await late
+
+
+async def test_who_waits_for_outcomes_hears_of_each_once_and_in_order() -> None:
+    wire = Wire()
+    outbox = Outbox(wire)
+    outbox.connected()
+    told: list[tuple[int, bool]] = []
+
+    def tell(entry: asyncio.Future[None]) -> None:
+        assert isinstance(entry, OutboxEntry)
+        failed = entry.cancelled() or entry.exception() is not None
+        told.append((number(entry), failed))
+
+    entries = [outbox.submit(envelope(count)) for count in range(6)]
+    for entry in entries[:5]:
+        on_outcome(entry, tell)
+    outbox.confirm(entries[0])
+    outbox.fail(entries[1], PublishRefused("no"))
+    entries[2].cancel()
+    outbox.confirm(entries[3])
+    assert not told
+    await eventually(lambda: len(told) == 4)
+    assert sorted(told) == [(0, False), (1, True), (2, True), (3, False)]
+
+    # What has an outcome already is told all the same.
+    on_outcome(entries[0], tell)
+    outbox.close()
+    await eventually(lambda: len(told) == 6)
+    assert told[4:] == [(0, False), (4, True)] or told[4:] == [(4, True), (0, False)]
+    assert entries[1].exception() is not None
+    assert entries[5].exception() is not None
+
+
+async def test_publishes_that_are_confirmed_together_take_one_call_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outbox = Outbox(Wire())
+    outbox.connected()
+    told: list[int] = []
+    entries = [outbox.submit(envelope(count)) for count in range(10)]
+    for entry in entries:
+        on_outcome(entry, lambda entry: told.append(number(entry)))  # type: ignore[arg-type]
+    loop = asyncio.get_running_loop()
+    calls: list[object] = []
+    soon = loop.call_soon
+
+    def counted(callback: object, *args: object, **options: object) -> asyncio.Handle:
+        calls.append(callback)
+        return soon(callback, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "call_soon", counted)
+    for entry in entries:
+        outbox.confirm(entry)
+    monkeypatch.undo()
+    await eventually(lambda: told == [*range(10)])
+    assert len(calls) == 1
+
+
+async def test_an_error_of_one_who_waits_for_an_outcome_keeps_nobody_from_hearing() -> None:
+    outbox = Outbox(Wire())
+    outbox.connected()
+    told: list[int] = []
+    reported: list[str] = []
+
+    def fail(entry: asyncio.Future[None]) -> None:
+        raise ValueError("a bug")
+
+    first, second = outbox.submit(envelope(0)), outbox.submit(envelope(1))
+    on_outcome(first, fail)
+    on_outcome(second, lambda entry: told.append(1))
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: reported.append(str(context["exception"])))
+    outbox.confirm(first)
+    outbox.confirm(second)
+    await eventually(lambda: bool(told))
+    loop.set_exception_handler(None)
+    assert reported == ["a bug"]
+
+
+async def test_a_publish_keeps_nothing_of_who_has_heard_of_its_outcome() -> None:
+    outbox = Outbox(Wire())
+    outbox.connected()
+    entries = [outbox.submit(envelope(count)) for count in range(3)]
+    for entry in entries:
+        on_outcome(entry, lambda entry: None)
+    outbox.confirm(entries[0])
+    outbox.fail(entries[1], PublishRefused("no"))
+    entries[2].cancel()
+    await asyncio.sleep(0)
+    assert [entry.on_outcome for entry in entries] == [None, None, None]
+    assert entries[1].exception() is not None
 
 
 async def test_a_writer_may_answer_before_it_returns() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, MessageTooLarge, SpaDatError
@@ -147,8 +148,8 @@ class KafkaBus(Bus):
     async def drain(self) -> None:
         await self._publisher.outbox.drain()
 
-    async def room(self) -> None:
-        await self._publisher.outbox.room()
+    def room(self) -> Coroutine[Any, Any, None]:
+        return self._publisher.outbox.room()
 
     async def close(self) -> None:
         self._closed = True

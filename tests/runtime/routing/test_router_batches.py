@@ -108,6 +108,15 @@ def test_requests_among_many_are_checked_and_keep_their_place() -> None:
     assert request[0].deadline is not None
 
 
+def test_requests_wake_their_actor_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, source = Actor(), Source()
+    router = router_of(actor)
+    woken: list[int] = []
+    monkeypatch.setattr(Mailbox, "wake", lambda self: woken.append(len(self.items)))
+    router.deliver_all(source.make("1", "2", "3", response_topic="answers"))
+    assert woken == [3]
+
+
 def test_topics_that_nobody_wants_are_settled_among_many() -> None:
     actor, source = Actor(), Source()
     router = router_of(actor)
