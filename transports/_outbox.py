@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -386,6 +386,23 @@ class Outbox:
             return
         if not entry.done():
             self._succeed(entry)
+        if self._waiting or self._drained or self._crowded:
+            self._advance()
+
+    def confirm_all(self, entries: Iterable[OutboxEntry]) -> None:
+        """Note that the broker has these publishes: `confirm` for each, but faster."""
+        for entry in entries:
+            if entry not in self._written:
+                self.confirm(entry)
+                continue
+            # _answered(), without the cost of a call
+            del self._written[entry]
+            self._answers += 1
+            size = entry.size
+            self._size -= size
+            self._written_size -= size
+            if not entry.done():
+                self._succeed(entry)
         if self._waiting or self._drained or self._crowded:
             self._advance()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol, TypeVar, Unpack, get_args, get_origin, overload
 
 import msgspec
@@ -250,7 +251,7 @@ class Socket:
             DecodeError: the reply does not fit ``reply``.
             Others: as for `publish`.
         """
-        decode = self._decoder(_reply_wanted("request", topic, reply))
+        reading = _reading_of(_reply_wanted("request", topic, reply))
         (envelope,) = await self._request(topic, payload, key, headers, timeout, 1)
         error = remote_error(envelope)
         if error is not None:
@@ -258,7 +259,7 @@ class Socket:
                 raise error
             finally:
                 del error  # its traceback has this frame
-        return decode(envelope)
+        return self._read(envelope, reading)
 
     @overload
     async def request_many(
@@ -334,11 +335,11 @@ class Socket:
             )
         if not is_number(limit) or not isinstance(limit, int) or limit < 1:
             raise ConfigurationError(f"request_many(limit={limit!r}): give 1 or more")
-        decode = self._decoder(_reply_wanted("request_many", topic, reply))
+        reading = _reading_of(_reply_wanted("request_many", topic, reply))
         envelopes = await self._request(topic, payload, key, headers, timeout, count, limit)
-        return [remote_error(envelope) or decode(envelope) for envelope in envelopes]
+        return [remote_error(envelope) or self._read(envelope, reading) for envelope in envelopes]
 
-    async def _request(
+    def _request(
         self,
         topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object,
@@ -347,7 +348,7 @@ class Socket:
         timeout: float,
         wanted: int | None,
         limit: int = MOST_REPLIES,
-    ) -> list[Envelope]:
+    ) -> Coroutine[Any, Any, list[Envelope]]:
         self._check_use()
         check_seconds("request", "timeout", timeout)
 
@@ -370,26 +371,41 @@ class Socket:
                 key=key,
                 expiry=timeout,
             )
-        return await self._connection.requests.request(
-            make, timeout=timeout, wanted=wanted, limit=limit
-        )
+        return self._connection.requests.request(make, timeout=timeout, wanted=wanted, limit=limit)
 
-    def _decoder(self, reply: Any) -> Callable[[Envelope], Any]:
-        whole = get_origin(reply) is Message
-        decoder = Decoder.of(get_args(reply)[0] if whole else reply)
+    def _read(self, envelope: Envelope, reading: _Reading) -> Any:
+        whole, decoder = reading
+        try:
+            if envelope.flaw is not None:
+                raise DecodeError(envelope.flaw)
+            value = decoder.decode(envelope.payload, envelope.content_type)
+        except DecodeError as error:
+            raise _reply_refusal(envelope, error) from error
+        if not whole:
+            return value
+        if self._connection.reply_addresses.problem(envelope) is not None:
+            envelope = msgspec.structs.replace(envelope, response_topic=None)
+        return Message.of(envelope, value)
 
-        def decode(envelope: Envelope) -> Any:
-            try:
-                if envelope.flaw is not None:
-                    raise DecodeError(envelope.flaw)
-                value = decoder.decode(envelope.payload, envelope.content_type)
-            except DecodeError as error:
-                raise _reply_refusal(envelope, error) from error
-            if whole and self._connection.reply_addresses.problem(envelope) is not None:
-                envelope = msgspec.structs.replace(envelope, response_topic=None)
-            return Message.of(envelope, value) if whole else value
 
-        return decode
+# Whether a whole message is wanted, and what decodes its payload.
+_Reading = tuple[bool, Decoder[Any]]
+
+
+def _reading_of(reply: Any) -> _Reading:
+    try:
+        return _remembered_reading(reply)
+    except TypeError:
+        # Annotated may contain something unhashable.
+        return _make_reading(reply)
+
+
+def _make_reading(reply: Any) -> _Reading:
+    whole = get_origin(reply) is Message
+    return whole, Decoder.of(get_args(reply)[0] if whole else reply)
+
+
+_remembered_reading = functools.lru_cache(256)(_make_reading)
 
 
 def _refuse() -> None:

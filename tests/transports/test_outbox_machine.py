@@ -182,6 +182,26 @@ class OutboxMachine(VirtualMachine):
 
     @rule(data=st.data())
     @step
+    async def several_are_confirmed(self, data: st.DataObject) -> None:
+        """Also such as were given up, or written on an earlier connection."""
+        known = self.written + self.abandoned + list(self.entries)
+        if not known:
+            return
+        numbers = data.draw(st.lists(st.sampled_from(known), max_size=4, unique=True))
+        for number in numbers:
+            if number in self.abandoned:
+                # It makes room at once, and something else may be written before the others.
+                numbers = [number]
+                break
+        for number in numbers:
+            if number in self.written + self.abandoned:
+                (self.written if number in self.written else self.abandoned).remove(number)
+                self.outcomes.setdefault(number, CONFIRMED)
+        self.outbox.confirm_all([self.entries[number] for number in numbers])
+        await self.settle()
+
+    @rule(data=st.data())
+    @step
     async def one_is_refused_wherever_it_is(self, data: st.DataObject) -> None:
         """Also one that waits; the oldest is the one that connections may end over."""
         pending = self.written + self.waiting

@@ -202,15 +202,15 @@ class PartitionQueue:
             self.task = None
 
     async def _send_all(self) -> None:
-        confirm = self._owner.outbox.confirm
+        confirm_all = self._owner.outbox.confirm_all
         confirmed: list[OutboxEntry] = []
         while True:
             sent, future = await self._send_next()
             self._sent = sent
             # While the next batch is in flight.
-            for entry in confirmed:
-                confirm(entry)
-            confirmed = []
+            if confirmed:
+                confirm_all(confirmed)
+                confirmed = []
             if future is None:
                 if self._owner.open and (self._entries or self._parts):
                     continue
