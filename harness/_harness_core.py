@@ -265,7 +265,7 @@ def _what(envelope: Envelope) -> object:
 def plain(envelope: Envelope) -> Any:
     """Decode a payload as its content type says: str, bytes, or what JSON gives."""
     form = format_of(envelope.content_type)
-    if form is PayloadFormat.JSON:
+    if form in (PayloadFormat.JSON, PayloadFormat.MESSAGEPACK):
         return _PLAIN.decode(envelope.payload, envelope.content_type)
     if form is PayloadFormat.TEXT:
         return _TEXT.decode(envelope.payload, envelope.content_type)

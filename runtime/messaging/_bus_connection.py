@@ -27,7 +27,7 @@ from ...transports import (
     on_failure,
 )
 from ..diagnostics._unclean_stop import LostPosts
-from ..payloads._codec import encode
+from ..payloads._codec import encode, encode_as
 from ._carried_headers import with_carried
 from ._message import NO_HEADERS
 from ._outgoing_message import OutgoingMessage, check_message, check_response_topic
@@ -209,7 +209,11 @@ class BusConnection:
             EncodeError: the payload cannot be encoded.
         """
         topic = message.topic
-        payload, natural_type = encode(message.payload)
+        content_type = message.content_type
+        if content_type:
+            payload = encode_as(message.payload, content_type)
+        else:
+            payload, content_type = encode(message.payload)
         turn = current_turn.get()
         given = message.headers
         headers: dict[str, str] = {}
@@ -245,7 +249,7 @@ class BusConnection:
         envelope = Envelope(
             topic=topic,
             payload=payload,
-            content_type=message.content_type or natural_type,
+            content_type=content_type,
             id=repeated or environment.new_id(),
             source=source,
             type=message.type or DEFAULT_TYPE,

@@ -20,16 +20,18 @@ from ...transports import Envelope, Tombstone
 from ._constraints import foreign_constraint
 from ._generics import type_variable_in
 from ._pydantic import is_pydantic, to_builtins
-from ._type_readers import bare_type, is_union, type_name, type_readers
+from ._type_readers import bare_type, is_union, messagepack_reader, type_name, type_readers
 
 __all__ = [
     "BINARY",
     "JSON",
+    "MESSAGEPACK",
     "TEXT",
     "Decoder",
     "PayloadFormat",
     "check_readable",
     "encode",
+    "encode_as",
     "find_unencodable",
     "format_of",
 ]
@@ -39,6 +41,8 @@ BINARY = "application/octet-stream"
 # the same, which on MQTT a property of its own says.
 TEXT = "text/plain"
 JSON = "application/json"
+MESSAGEPACK = "application/msgpack"
+_ALSO_MESSAGEPACK = (MESSAGEPACK, "application/x-msgpack", "application/vnd.msgpack")
 
 
 class PayloadFormat(enum.Enum):
@@ -48,6 +52,7 @@ class PayloadFormat(enum.Enum):
     JSON = "JSON"
     TEXT = "text"
     BINARY = "binary"
+    MESSAGEPACK = "MessagePack"
     OTHER = "something else"
 
 
@@ -66,6 +71,8 @@ def _read_format(content_type: str | None) -> PayloadFormat:
         return PayloadFormat.JSON
     if essence.startswith("text/"):
         return PayloadFormat.TEXT
+    if essence in _ALSO_MESSAGEPACK or essence.endswith("+msgpack"):
+        return PayloadFormat.MESSAGEPACK
     return PayloadFormat.BINARY if essence == BINARY else PayloadFormat.OTHER
 
 
@@ -78,12 +85,15 @@ _DEEPEST = 100
 _RAW = (bytes, bytearray, memoryview)
 # Members of an Enum are slow to look up.
 _UNSTATED, _JSON, _TEXT = PayloadFormat.UNSTATED, PayloadFormat.JSON, PayloadFormat.TEXT
-_EMPTY_IS_NONE = (_UNSTATED, _JSON)
+_MESSAGEPACK = PayloadFormat.MESSAGEPACK
+_EMPTY_IS_NONE = (_UNSTATED, _JSON, _MESSAGEPACK)
 _OFFENDING_VALUE = re.compile(r"^(Invalid (?:enum )?value) .*?((?: - at `[^`]*`)?)$", re.DOTALL)
 _LONGEST_REASON = 300
 
 # Sorted, so that equal values become equal bytes under every hash seed and at every attempt.
 _to_json = msgspec.json.Encoder(order="deterministic", enc_hook=to_builtins).encode
+_to_messagepack = msgspec.msgpack.Encoder(order="deterministic", enc_hook=to_builtins).encode
+_to_unsorted_messagepack = msgspec.msgpack.Encoder(enc_hook=to_builtins).encode
 _refuse_nan = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 
 
@@ -109,6 +119,47 @@ def encode(value: object) -> tuple[bytes, str | None]:
     if value is Tombstone:
         raise EncodeError("Tombstone is a class: give an instance of it, Tombstone()")
     return _encode_json(value), JSON
+
+
+def encode_as(value: object, content_type: str) -> bytes:
+    """Return a value's payload for a content type that the sender has named.
+
+    If that is MessagePack, everything is encoded so, except bytes, which are sent as they are in
+    any case, and a `Tombstone`. All other content types are taken for what `encode` makes of it.
+
+    Raises:
+        EncodeError: as `encode` does.
+    """
+    if (
+        not isinstance(content_type, str)
+        or format_of(content_type) is not _MESSAGEPACK
+        or isinstance(value, (*_RAW, Tombstone))
+        or value is Tombstone
+    ):
+        return encode(value)[0]
+    return _encode_messagepack(value)
+
+
+def _encode_messagepack(original: object) -> bytes:
+    value: Any = original
+    try:
+        if is_pydantic(type(value)):
+            value = to_builtins(value)
+        try:
+            return _to_messagepack(value)
+        except TypeError:
+            # The sorting encoder accepts only str as keys.
+            return _to_unsorted_messagepack(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 (hooks of the user's types may raise anything)
+        found = find_unencodable(value)
+        what = reason_of(error) if found is None else f"{found[1]} at `{found[0]}`"
+        raise EncodeError(
+            f"a payload of type {type_name(type(original))} cannot be encoded as MessagePack:"
+            f" {what}; give str, numbers, dict, list, a dataclass, a msgspec.Struct or a pydantic"
+            " model"
+        ) from (error if found is None else None)
 
 
 def _encode_json(original: object) -> bytes:
@@ -170,6 +221,7 @@ class Decoder(Generic[T]):
     __slots__ = (
         "_optional",
         "_read_json",
+        "_read_messagepack",
         "_read_other",
         "_read_text",
         "_read_unstated",
@@ -186,6 +238,7 @@ class Decoder(Generic[T]):
         text: Callable[[bytes], T],
         unstated: Callable[[bytes], T],
         other: Callable[[bytes], T] | None = None,
+        messagepack: Callable[[bytes], T] | None = None,
         is_identity: bool = False,
     ) -> None:
         self.annotation = annotation
@@ -195,6 +248,8 @@ class Decoder(Generic[T]):
         self._read_text = text
         self._read_unstated = unstated
         self._read_other = other
+        # Made when it is needed for the first time, if not given.
+        self._read_messagepack = messagepack
 
     @staticmethod
     def of(annotation: Any) -> Decoder[Any]:
@@ -212,10 +267,11 @@ class Decoder(Generic[T]):
     def decode(self, payload: bytes, content_type: str | None = None) -> T:
         """Return the payload as a value of the type.
 
-        The content type tells JSON from text. Without one, bytes and str take the payload as it
-        is, and everything else is decoded as JSON. A payload with any other content type only fits
-        bytes, and Any, which then gets bytes. Values in JSON are never coerced (``"1"`` is not an
-        int); text, which has no types, is parsed as the type asked for.
+        The content type tells JSON, MessagePack and text apart. Without one, bytes and str take the
+        payload as it is, and everything else is decoded as JSON. A payload with any other content
+        type only fits bytes, and Any, which then gets bytes. Values in JSON and MessagePack are
+        never coerced (``"1"`` is not an int); text, which has no types, is parsed as the type asked
+        for.
 
         Raises:
             DecodeError: the payload does not fit the type; says what is wrong and where, without
@@ -234,6 +290,10 @@ class Decoder(Generic[T]):
                 return self._read_unstated(payload)
             if form is _TEXT:
                 return self._read_text(payload)
+            if form is _MESSAGEPACK:
+                if self._read_messagepack is None:
+                    self._read_messagepack = messagepack_reader(self.annotation)
+                return self._read_messagepack(payload)
             if self._read_other is not None:
                 return self._read_other(payload)
         except KeyboardInterrupt:
@@ -340,6 +400,7 @@ def _raw_decoder(annotation: Any, bare: Any, optional: bool) -> Decoder[Any]:
         text=convert,
         unstated=convert,
         other=convert,
+        messagepack=convert,
         is_identity=annotation is bytes,
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["guarded", "may_collide"]
+__all__ = ["guarded", "guarded_by_size", "may_collide", "may_collide_in_binary"]
 
 # Documents of up to so many bytes have no room for harm.
 _SMALL = 32_768
@@ -64,6 +64,45 @@ def _may_collide(info: msgspec.inspect.Type, seen: list[int]) -> bool:
             if isinstance(part, msgspec.inspect.Type) and _may_collide(part, seen):
                 return True
     return False
+
+
+def may_collide_in_binary(info: msgspec.inspect.Type) -> bool:
+    """Whether `may_collide` holds in a format where any value may be a key: also for any type."""
+    return may_collide(info) or _mentions_any(info, [])
+
+
+def _mentions_any(info: msgspec.inspect.Type, seen: list[int]) -> bool:
+    if id(info) in seen:
+        return False
+    seen.append(id(info))
+    if isinstance(info, msgspec.inspect.AnyType | msgspec.inspect.CustomType):
+        return True
+    for name in info.__struct_fields__:
+        value = getattr(info, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, msgspec.inspect.Field):
+                part = part.type
+            if isinstance(part, msgspec.inspect.Type) and _mentions_any(part, seen):
+                return True
+    return False
+
+
+def guarded_by_size(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a reader of binary documents that accepts none that has room for harm.
+
+    It raises ValueError for larger ones: which of their bytes are keys is known only afterwards.
+    """
+
+    def read_guarded(document: bytes) -> Any:
+        if len(document) > _SMALL:
+            raise ValueError(
+                f"it has {len(document)} bytes, and {_SMALL} are allowed for a type that does not"
+                " say what all keys are: use a dataclass, a msgspec.Struct or dict[str, ...] with"
+                " types all the way down, or send JSON"
+            )
+        return read(document)
+
+    return read_guarded
 
 
 def guarded(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

@@ -11,10 +11,22 @@ from typing import Annotated, Any, NewType, Union, get_args, get_origin
 import msgspec
 
 from ._constraints import foreign_constraint, has_own_constraints
-from ._hash_collisions import guarded, may_collide
+from ._hash_collisions import (
+    guarded,
+    guarded_by_size,
+    may_collide,
+    may_collide_in_binary,
+)
 from ._pydantic import is_pydantic, json_reader, mentions_pydantic, validate_builtins
 
-__all__ = ["bare_type", "constrained_reader", "is_union", "type_name", "type_readers"]
+__all__ = [
+    "bare_type",
+    "constrained_reader",
+    "is_union",
+    "messagepack_reader",
+    "type_name",
+    "type_readers",
+]
 
 _SWITCHES = {"on": True, "off": False}
 
@@ -79,6 +91,32 @@ def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str
     if may_collide(msgspec.inspect.type_info(annotation)):
         decode = guarded(decode)
     return decode, functools.partial(_parse, convert, bare)
+
+
+def messagepack_reader(annotation: Any) -> Callable[[bytes], Any]:
+    """Return a function that decodes MessagePack to the type; it may raise anything.
+
+    Args:
+        annotation: a type that `type_readers` supports.
+    """
+    if (
+        foreign_constraint(annotation) is not None
+        or mentions_pydantic(annotation)
+        or not _is_served(msgspec.inspect.type_info(annotation), [])
+    ):
+        # Only pydantic can check them, which reads JSON.
+        read_json = type_readers(annotation)[0]
+
+        def read(document: bytes) -> Any:
+            return read_json(msgspec.json.encode(msgspec.msgpack.decode(document)))
+
+        return guarded_by_size(read)
+    decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(
+        annotation, dec_hook=_from_builtins
+    ).decode
+    if may_collide_in_binary(msgspec.inspect.type_info(annotation)):
+        return guarded_by_size(decode)
+    return decode
 
 
 def constrained_reader(annotation: Any) -> Callable[[bytes], Any]:
