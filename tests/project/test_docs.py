@@ -9,6 +9,8 @@ import enum
 import inspect
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,7 +170,11 @@ async def test_the_access_rules_are_enough(own_mosquitto: Callable[..., Mosquitt
     rules = re.search(r"^```acl\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert rules is not None
     broker = own_mosquitto(users={"plant": "secret"}, acl=rules[1])
-    url = f"mqtt://plant:secret@{broker.host}:{broker.port}"
+    await may_do_its_work(f"mqtt://plant:secret@{broker.host}:{broker.port}")
+
+
+async def may_do_its_work(url: str) -> None:
+    """Use all rights that the application plant needs, and some that it does not have."""
     app = DistributedApplication(url, name="plant")
     tester = DistributedApplication(url, name="plant", instance="tester")
 
@@ -188,6 +194,68 @@ async def test_the_access_rules_are_enough(own_mosquitto: Callable[..., Mosquitt
     async with app, tester:
         await tester.wait()
         await eventually(lambda: app.stats["dead_letters.stored"] == 1)
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("rule", ["", "topic deny plant/secret", "topic write plant/#"])
+async def test_an_access_file_of_mosquitto_grants_subscriptions_that_it_denies(
+    own_mosquitto: Callable[..., Mosquitto], rule: str
+) -> None:
+    rules = f"user plant\n{rule}\ntopic readwrite _spa/#\nuser other\ntopic readwrite #\n"
+    broker = own_mosquitto(users={"plant": "secret", "other": "secret"}, acl=rules)
+    address = f"{broker.host}:{broker.port}"
+    app = DistributedApplication(f"mqtt://plant:secret@{address}", name="plant")
+    other = DistributedApplication(f"mqtt://other:secret@{address}", name="other")
+
+    @app.application("plant/secret")
+    async def deaf(payload: int) -> None: ...
+
+    @other.application("plant/secret")
+    async def hears(payload: int) -> None: ...
+
+    async with app, other:
+        await other.socket().publish("plant/secret", 1)
+        await eventually(lambda: other.stats["messages.handled"] == 1)
+        # As the page says; if this fails, Mosquitto has learned it.
+        assert app.healthy
+        assert app.stats["messages.handled"] == 0
+
+
+@pytest.mark.mosquitto
+async def test_dynamic_security_of_mosquitto_refuses_what_it_denies(
+    own_mosquitto: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "mqtt.md").read_text(encoding="utf-8")
+    config = re.search(r"^```\nallow_anonymous false\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    commands = page.partition("<!-- dynamic security -->\n```sh\n")[2].partition("```")[0]
+    assert config is not None
+    plugin = config[1].split()[1]
+    if not (Path(plugin).exists() and shutil.which("mosquitto_ctrl")):
+        pytest.skip("this Mosquitto comes without its plugin for dynamic security")
+    file = str(tmp_path / "dynamic-security.json")
+    broker: Mosquitto | None = None
+    for command in commands.splitlines():
+        if command.startswith("alias"):
+            given = config[1].replace("/var/lib/mosquitto/dynamic-security.json", file)
+            # Mosquitto takes the last line that says so.
+            broker = own_mosquitto(extra=["allow_anonymous false", *given.splitlines()])
+            continue
+        words = shlex.split(command, comments=True)
+        if broker is not None:
+            where = ["-h", broker.host, "-p", str(broker.port)]
+            words[:1] = ["mosquitto_ctrl", *where, "-u", "admin", "-P", "SECRET", "dynsec"]
+        words = [file if word.startswith("/var/lib") else word for word in words]
+        await asyncio.to_thread(subprocess.run, words, check=True, timeout=30, capture_output=True)
+    assert broker is not None
+    url = f"mqtt://plant:PASSWORD@{broker.host}:{broker.port}"
+    await may_do_its_work(url)
+    app = DistributedApplication(url, name="plant")
+
+    @app.application("elsewhere")
+    async def denied(payload: int) -> None: ...
+
+    with pytest.raises(NotAuthorised, match=r"'elsewhere': not authorised \(0x87\)"):
+        await app.__aenter__()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identifier)
