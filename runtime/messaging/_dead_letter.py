@@ -125,9 +125,9 @@ def time_text(time: float) -> str:
 def simpler(letter: Envelope, refusal: BaseException, complete: Envelope) -> Envelope | None:
     """Return a form of the dead letter that the bus may accept; None if there is none left.
 
-    If it was too large, the larger of payload and headers is reduced first; the last form takes
-    a few hundred bytes. Otherwise what the sender has chosen is escaped first, then left out, and
-    the payload is dropped last.
+    If it was too large, the headers are reduced first, unless the payload is larger and not small;
+    the last form takes a few hundred bytes. Otherwise what the sender has chosen is escaped first,
+    then left out, and the payload is dropped last.
 
     Args:
         letter: the form that was refused.
@@ -137,7 +137,7 @@ def simpler(letter: Envelope, refusal: BaseException, complete: Envelope) -> Env
     if not isinstance(refusal, MessageTooLarge):
         return plain(letter) or _without_fields(letter) or abridged(letter)
     smaller: Envelope | None = None
-    if _is_mostly_headers(letter) or not letter.payload:
+    if _is_mostly_headers(letter) or len(letter.payload) <= _SMALL:
         smaller = plain(letter) or _without_fields(letter) or _curt(letter)
     if smaller is None and len(letter.payload) <= _SMALL:
         smaller = _essential(letter)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
+
 from ..._logs import get_logger
 from ...errors import ConfigurationError, ConnectFailed, MessageTooLarge, SpaDatError
 from .._connect_failures import ConnectProblem
@@ -143,6 +145,9 @@ class KafkaBus(Bus):
 
     async def park(self, envelope: Envelope, *, timeout: float) -> None:
         letter = parked(self._application, envelope, self._surroundings.environment.new_id)
+        if not envelope.payload:
+            # A record may be empty, and is kept all the same.
+            letter = msgspec.structs.replace(letter, payload=b"", headers=envelope.headers)
         await self._publisher.outbox.publish(letter, timeout, self._encode(letter, parking=True))
 
     async def drain(self) -> None:

@@ -176,16 +176,17 @@ def test_what_is_too_large_is_abridged_step_by_step() -> None:
     assert abridged(bare) is None
 
 
-def test_for_the_sake_of_a_small_payload_everything_else_is_reduced_first() -> None:
+@pytest.mark.parametrize("size", [300, 4000], ids=["less than the headers", "more"])
+def test_for_the_sake_of_a_small_payload_everything_else_is_reduced_first(size: int) -> None:
     complete = letter_for(
-        Envelope(topic="plant/7", payload=b"x" * 300, id="i", key="k", headers={"h": "y" * 900}),
+        Envelope(topic="plant/7", payload=b"x" * size, id="i", key="k", headers={"h": "y" * 900}),
         ValueError("too hot " * 100),
     )
     letter, forms = simpler(complete, MessageTooLarge(), complete), []
     while letter is not None:
         forms.append(letter)
         letter = simpler(letter, MessageTooLarge(), complete)
-    assert [len(form.payload) for form in forms] == [300, 300, 300, 300, 0, 0, 0, 0, 0]
+    assert [len(form.payload) for form in forms] == [*4 * [size], *5 * [0]]
     texts = [len(form.headers.get("spa_dead_text", "")) for form in forms]
     assert texts == [800, 800, 100, 0, 800, 800, 800, 100, 0]
     # What is dropped with a payload comes back without it.

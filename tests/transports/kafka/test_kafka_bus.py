@@ -256,6 +256,17 @@ async def test_a_dead_letter_has_its_id_as_key_and_its_address_as_subject(kafka:
 
 
 @pytest.mark.kafka
+async def test_a_dead_letter_has_the_payload_even_if_it_is_empty(kafka: Kafka) -> None:
+    async with bus_client(kafka.server) as client:
+        await client.bus.park(Envelope(topic="a", id="1", headers={"h": "1"}), timeout=20)
+        (record,) = await read(kafka.server, f"{client.config.prefix}_spa.dead-letter.app", 1)
+    assert record.value == b""
+    headers = dict(record.headers)
+    assert headers["h"] == b"1"
+    assert "spa_dead_size" not in headers
+
+
+@pytest.mark.kafka
 async def test_what_was_given_up_before_it_was_sent_is_not_sent(kafka: Kafka) -> None:
     async with bus_client(kafka.server) as client:
         await client.publish("a", b"first")
