@@ -11,7 +11,7 @@ from spa_dat.transports import SocketProvider
 from spa_dat.transports.mqtt import MqttConfig, MqttProvider
 from support.other_brokers import Aedes, HiveMq
 
-__all__ = ["AedesHarness", "HiveMqHarness", "MqttHarness"]
+__all__ = ["AedesHarness", "HiveMqHarness", "MqttHarness", "WebsocketHarness"]
 
 
 class MqttHarness(TransportHarness):
@@ -21,7 +21,7 @@ class MqttHarness(TransportHarness):
 
     async def start_broker(self) -> None:
         broker = self.ready_broker()
-        self._proxy = Proxy(broker.host, broker.port)
+        self._proxy = Proxy(broker.host, self.port_of(broker))
         await self._proxy.start()
 
     async def stop_broker(self) -> None:
@@ -34,6 +34,10 @@ class MqttHarness(TransportHarness):
         self._broker: Mosquitto | HiveMq | Aedes = Mosquitto(durable=True)
         self._broker.start()
         return self._broker
+
+    def port_of(self, broker: Mosquitto | HiveMq | Aedes) -> int:
+        """Return the port to connect to."""
+        return broker.port
 
     def done_with_broker(self) -> None:
         """End the broker, if it is for one test only."""
@@ -54,6 +58,23 @@ class MqttHarness(TransportHarness):
 
     async def come_back(self) -> None:
         await self._proxy.allow()
+
+
+class WebsocketHarness(MqttHarness):
+    """A Mosquitto that is reached over websockets, behind a proxy."""
+
+    def ready_broker(self) -> Mosquitto:
+        require(Mosquitto)
+        broker = self._broker = Mosquitto(durable=True, websockets=True)
+        broker.start()
+        return broker
+
+    def port_of(self, broker: Mosquitto | HiveMq | Aedes) -> int:
+        assert isinstance(broker, Mosquitto)
+        return broker.websocket_port
+
+    def provider(self, **options: Any) -> SocketProvider:
+        return super().provider(websocket_path="/mqtt", **options)
 
 
 class HiveMqHarness(MqttHarness):

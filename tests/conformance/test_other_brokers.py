@@ -1,4 +1,6 @@
-"""The conformance suite on MQTT brokers besides Mosquitto; run by ``scripts/test-brokers``.
+"""The conformance suite on MQTT brokers besides Mosquitto, and on Mosquitto over websockets.
+
+It is run by ``scripts/test-brokers``.
 
 A broker takes part when its name is in the environment variable SPA_DAT_BROKERS.
 """
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from conformance.mqtt_harness import AedesHarness, HiveMqHarness
+from conformance.mqtt_harness import AedesHarness, HiveMqHarness, WebsocketHarness
 from spa_dat.testing.conformance import ConformanceSuite, TransportHarness
 from support.other_brokers import HiveMq
 
@@ -37,3 +39,11 @@ class TestAedes(ConformanceSuite):
     @pytest.fixture
     def harness(self) -> TransportHarness:
         return AedesHarness()
+
+
+class TestWebsockets(ConformanceSuite):
+    __test__ = "websockets" in _CHOSEN
+
+    @pytest.fixture
+    def harness(self) -> TransportHarness:
+        return WebsocketHarness()
