@@ -22,7 +22,15 @@ from pathlib import Path
 
 import pytest
 
-from spa_dat import DistributedApplication, KafkaConfig, MqttConfig, RetryPolicy, Socket
+from spa_dat import (
+    Context,
+    DistributedApplication,
+    KafkaConfig,
+    Message,
+    MqttConfig,
+    RetryPolicy,
+    Socket,
+)
 from spa_dat.actors import _cell
 from spa_dat.actors._cell import CellState
 from spa_dat.errors import NotAuthorised
@@ -390,3 +398,25 @@ def test_tables_of_options_have_all_of_them_with_their_defaults(
         if not is_shown_by(shown[name], default)
     }
     assert wrong == {}
+
+
+def test_the_table_of_counters_has_all_that_the_runtime_counts() -> None:
+    counted: set[str] = set()
+    for package in ("actors", "runtime", "transports"):
+        for file in (ROOT / package).rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            counted.update(re.findall(r"stats\[\s*\"([a-z_.]+)\"\s*\] \+=", text))
+    page = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    table = page.partition("\n| counter | what is counted |\n")[2].partition("\n\n")[0]
+    shown = [
+        name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])
+    ]
+    assert sorted(shown) == sorted(counted)
+
+
+@pytest.mark.parametrize("cls", [Message, Context])
+def test_the_guide_names_what_a_handler_gets(cls: type) -> None:
+    page = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    text = page.partition(f"\nA `{cls.__name__}` has ")[2].partition("\n\n")[0]
+    attributes = [name for name in dir(cls) if not name.startswith("_") and name != "of"]
+    assert [name for name in attributes if not re.search(rf"`{name}\b", text)] == []
