@@ -13,10 +13,12 @@ from .messaging._sync_socket import SyncSocket
 from .messaging._topic import Topic
 from .options._resources import SupportedContextManagers
 from .options._retry_policy import Reject, Retry, RetryPolicy
+from .payloads._custom_codecs import Codec
 from .registration._specs import Spec
 from .registration._typed_handlers import on
 
 __all__ = [
+    "Codec",
     "Context",
     "DistributedApplication",
     "Message",

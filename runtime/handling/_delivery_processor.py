@@ -260,7 +260,7 @@ class DeliveryProcessor:
                 await guard.recover()
             # Replies wait for room, so that there is always some for other publishes.
             await self._connection.bus.room()
-            self._replies.send(turn, self._source, result)
+            self._replies.send(turn, self._source, result, handler.reply_codec)
         except GeneratorExit:
             raise
         except BaseException as raised:  # noqa: BLE001 (the user's code)
@@ -372,7 +372,7 @@ class DeliveryProcessor:
                     await end_attempt()
                     # Replies wait for room, so that there is always some for other publishes.
                     await self._connection.bus.room()
-                    self._replies.send(turn, lane.source, result)
+                    self._replies.send(turn, lane.source, result, handler.reply_codec)
                 elif (
                     result is not None
                     and not handler.returns_reply

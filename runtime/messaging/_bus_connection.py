@@ -27,10 +27,10 @@ from ...transports import (
     on_failure,
 )
 from ..diagnostics._unclean_stop import LostPosts
-from ..payloads._codec import encode, encode_as
+from ..payloads._codec import encode
 from ._carried_headers import with_carried
 from ._message import NO_HEADERS
-from ._outgoing_message import OutgoingMessage, check_message, check_response_topic
+from ._outgoing_message import OutgoingMessage, check_message, check_response_topic, encoded
 from ._replies import Replies, ReplyAddresses
 from ._request_deadlocks import CHAIN_HEADER
 from ._requests import Requests
@@ -209,11 +209,10 @@ class BusConnection:
             EncodeError: the payload cannot be encoded.
         """
         topic = message.topic
-        content_type = message.content_type
-        if content_type:
-            payload = encode_as(message.payload, content_type)
-        else:
+        if message.content_type is None and message.codec is None:
             payload, content_type = encode(message.payload)
+        else:
+            payload, content_type = encoded(message)
         turn = current_turn.get()
         given = message.headers
         headers: dict[str, str] = {}

@@ -10,8 +10,10 @@ import msgspec
 
 from ..._texts import quoted
 from ...errors import ConfigurationError
-from ...transports import check_topic
+from ...transports import Tombstone, check_topic
 from ..options._option_checks import is_number
+from ..payloads._codec import encode, encode_as, encode_with
+from ..payloads._custom_codecs import Codec, check_codec
 from ._message import NO_HEADERS
 from ._topic import P, Topic
 from ._turn import current_turn
@@ -22,6 +24,7 @@ __all__ = [
     "PublishOptions",
     "check_message",
     "check_response_topic",
+    "encoded",
     "message_meant",
     "outgoing_message",
     "topic_meant",
@@ -45,6 +48,8 @@ class PublishOptions(TypedDict, total=False):
         key: messages with the same key stay in order, also on a bus with partitions.
         headers: names and values for the receivers.
         content_type: MIME type; None for the one that goes with the payload's type.
+        codec: encodes the payload, and gives it its content type, unless ``content_type`` does;
+            None for the runtime's own formats.
         type: the CloudEvents type, what kind of event it is, as in ``com.example.order.placed``;
             None for ``spa-dat.message``.
         retain: whether the broker keeps it as the topic's last value, for later subscribers.
@@ -55,6 +60,7 @@ class PublishOptions(TypedDict, total=False):
     key: str | None
     headers: Mapping[str, str] | None
     content_type: str | None
+    codec: Codec | None
     type: str | None
     retain: bool
     qos: int | None
@@ -79,6 +85,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     payload: object = None
     response_topic: str | None = None
     content_type: str | None = None
+    codec: Codec | None = None
     type: str | None = None
     headers: Mapping[str, str] = NO_HEADERS
     key: str | None = None
@@ -202,6 +209,22 @@ class MessageBuilder:
         if response_topic is None:
             return message
         return msgspec.structs.replace(message, response_topic=response_topic)
+
+
+def encoded(message: OutgoingMessage) -> tuple[bytes, str | None]:
+    """Return the payload of a message that names a content type or a codec, and its content type.
+
+    Raises:
+        ConfigurationError: the codec is none.
+        EncodeError: the payload cannot be encoded.
+    """
+    codec, content_type = message.codec, message.content_type
+    if codec is None or isinstance(message.payload, Tombstone):
+        if not content_type:
+            return encode(message.payload)
+        return encode_as(message.payload, content_type), content_type
+    check_codec("codec", codec)
+    return encode_with(codec, message.payload), content_type or codec.content_type
 
 
 def check_response_topic(address: str) -> None:

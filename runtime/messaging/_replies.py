@@ -30,7 +30,8 @@ from ...transports import (
 )
 from ..diagnostics._unclean_stop import LostPosts
 from ..options._retry_policy import Reject
-from ..payloads._codec import TEXT, encode
+from ..payloads._codec import TEXT, encode, encode_with
+from ..payloads._custom_codecs import Codec
 from ._carried_headers import with_carried
 from ._outgoing_message import OutgoingMessage
 from ._requests import ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT
@@ -64,17 +65,26 @@ class Replies:
         self._lost_posts = lost_posts
         self._log = LimitedLog(log)
 
-    def send(self, turn: Turn, source: str, value: object) -> None:
+    def send(self, turn: Turn, source: str, value: object, codec: Codec | None = None) -> None:
         """Answer the turn's request with a value, unless it has been answered already.
 
         The request is not settled before the reply is confirmed.
+
+        Args:
+            turn: the attempt at the request.
+            source: ``application/instance/actor``.
+            value: the reply; None is an empty one.
+            codec: encodes it; None for the runtime's own formats.
 
         Raises:
             EncodeError: the value cannot be encoded; the request is not answered.
         """
         if turn.answered:
             return
-        payload, content_type = encode(value)
+        if codec is None or value is None:
+            payload, content_type = encode(value)
+        else:
+            payload, content_type = encode_with(codec, value), codec.content_type
         self._post(turn, source, payload, content_type, {REPLY_HEADER: "1"})
         turn.reply = turn.posts[-1]
 

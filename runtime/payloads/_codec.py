@@ -18,6 +18,7 @@ from ..._texts import LONGEST_REMEMBERED, describe, error_name, escaped, reason_
 from ...errors import ConfigurationError, DecodeError, EncodeError
 from ...transports import Envelope, Tombstone
 from ._constraints import foreign_constraint
+from ._custom_codecs import Codec, codec_in
 from ._generics import type_variable_in
 from ._pydantic import is_pydantic, to_builtins
 from ._type_readers import bare_type, is_union, messagepack_reader, type_name, type_readers
@@ -32,6 +33,7 @@ __all__ = [
     "check_readable",
     "encode",
     "encode_as",
+    "encode_with",
     "find_unencodable",
     "format_of",
 ]
@@ -63,8 +65,12 @@ def format_of(content_type: str | None) -> PayloadFormat:
     return _remembered_format(content_type)
 
 
+def _essence_of(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
 def _read_format(content_type: str | None) -> PayloadFormat:
-    essence = "" if content_type is None else content_type.partition(";")[0].strip().lower()
+    essence = "" if content_type is None else _essence_of(content_type)
     if not essence:
         return PayloadFormat.UNSTATED
     if essence in (JSON, "text/json") or essence.endswith("+json"):
@@ -138,6 +144,28 @@ def encode_as(value: object, content_type: str) -> bytes:
     ):
         return encode(value)[0]
     return _encode_messagepack(value)
+
+
+def encode_with(codec: Codec, value: object) -> bytes:
+    """Return a value's payload in a format of the application's own.
+
+    Raises:
+        EncodeError: the codec has raised something, or has returned something else than bytes.
+    """
+    name = type(codec).__name__
+    try:
+        payload: object = codec.encode(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise EncodeError(
+            f"{name} cannot encode a payload of type {type_name(type(value))}: {reason_of(error)}"
+        ) from error
+    if not isinstance(payload, _RAW):
+        raise EncodeError(
+            f"{name}.encode() returned {type_name(type(payload))}: it has to return bytes"
+        )
+    return bytes(payload)
 
 
 def _encode_messagepack(original: object) -> bytes:
@@ -308,16 +336,56 @@ class Decoder(Generic[T]):
         stated = "no content type"
         if content_type is not None:
             stated = f"content type {content_type[:80]!r}"
-        name = type_name(self.annotation)
+        name = self._type_shown()
         size = len(payload)
         return DecodeError(f"the payload ({size} bytes, {stated}) does not fit {name}: {why}")
 
+    def _type_shown(self) -> str:
+        return type_name(self.annotation)
+
     def __repr__(self) -> str:
-        return f"<Decoder {type_name(self.annotation)}>"
+        return f"<Decoder {self._type_shown()}>"
+
+
+class _CodecDecoder(Decoder[Any]):
+    """Decodes payloads of one content type with the codec that an annotation names."""
+
+    __slots__ = ("_codec", "_essence", "_kind")
+
+    def __init__(self, annotation: Any, kind: Any, codec: Codec, *, optional: bool) -> None:
+        def read(payload: bytes) -> Any:
+            return codec.decode(payload, kind)
+
+        super().__init__(annotation, optional=optional, json=read, text=read, unstated=read)
+        self._codec = codec
+        self._kind = kind
+        self._essence = _essence_of(codec.content_type)
+
+    def _type_shown(self) -> str:
+        # Without the codec, which would show its address.
+        return type_name(self._kind)
+
+    def decode(self, payload: bytes, content_type: str | None = None) -> Any:
+        """See `Decoder.decode`; only payloads of the codec, and those without content type, fit."""
+        if content_type is None:
+            if not payload and self._optional:
+                return None
+        elif _essence_of(content_type) != self._essence:
+            why = f"only {self._codec.content_type!r} is accepted here"
+            raise self._refusal(payload, content_type, why)
+        try:
+            return self._codec.decode(payload, self._kind)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise self._refusal(payload, content_type, _reason(error)) from error
 
 
 def _make(annotation: Any) -> Decoder[Any]:
     bare, optional = bare_type(annotation)
+    codec = codec_in(annotation)
+    if codec is not None:
+        return _CodecDecoder(annotation, bare, codec, optional=optional)
     variable = type_variable_in(annotation)
     if variable is not None:
         raise ConfigurationError(

@@ -17,6 +17,7 @@ from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._actor_options import ActorOptions, merge_options
 from ..options._option_checks import parse_filters
+from ..payloads._custom_codecs import codec_in
 from ..payloads._generics import arguments_in
 from ..payloads._type_readers import bare_type
 from ._class_options import class_options
@@ -247,12 +248,14 @@ def _handler(
             " several messages; remove batch=, or what makes it reply (return annotation,"
             " message_builder, replies=True)"
         )
+    signature = read_signature(function, has_self=has_self, variables=variables)
     return Handler(
         filters=filters,
         injection=injection,
         bind=bind,
         responder=injection.is_responder(options.replies),
         returns_reply=options.replies or injection.returns_value,
+        reply_codec=codec_in(signature.returns),
         attribute=attribute,
-        signature=read_signature(function, has_self=has_self, variables=variables),
+        signature=signature,
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .actors import Actor, ActorRef, Overflow, RestartPolicy
     from .errors import RemoteError, SpaDatError
     from .runtime import (
+        Codec,
         Context,
         DistributedApplication,
         Message,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Actor",
     "ActorRef",
+    "Codec",
     "Context",
     "DistributedApplication",
     "KafkaConfig",
@@ -84,6 +86,7 @@ _PARTS = {
         "SpaDatError",
     ),
     "runtime": (
+        "Codec",
         "Context",
         "DistributedApplication",
         "Message",

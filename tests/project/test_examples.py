@@ -34,6 +34,7 @@ EXPECTED = {
         "house/kitchen/temperature: 30 bytes of application/json",
         "house/notes: 23 bytes of text/plain",
     ],
+    "own_formats": ["boiler: 95.0 °C\nboiler: 203.0 °F"],
     "plant": [
         "operator   present: north, south, west",
         "control    the limit is 80 °C",
