@@ -110,6 +110,8 @@ def run_until_stopped(
         raise SystemExit(_INTERRUPTED) from error
     finally:
         signals.restore()
+        if _holding():
+            threading.Thread(target=_name_holding, name="spa_dat end", daemon=True).start()
     if given_up:
         raise SystemExit(f"spa_dat: not stopped cleanly: {'; '.join(given_up)}")
     return signals.received
@@ -379,6 +381,32 @@ def _end_process() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(1)
+
+
+def _holding() -> list[threading.Thread]:
+    """Return the threads that keep a process alive after its main thread has ended."""
+    main = threading.main_thread()
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread is not main and not thread.daemon and thread.is_alive()
+    ]
+
+
+def _name_holding() -> None:
+    """Name what keeps the process alive for long after its main thread has ended."""
+    while not _main_thread_has_ended():
+        if not _holding():
+            return
+        threading.Event().wait(_LOOK_AGAIN)
+    threading.Event().wait(_REST_FOR_THREADS)
+    for thread in _holding():
+        log.warning(
+            "the program has ended, but its thread %r keeps the process alive: %s; end it before,"
+            " make it a daemon thread, or send another signal",
+            thread.name,
+            place(frames_of_thread(thread.ident)) or "in code of its own",
+        )
 
 
 def _main_thread_has_ended() -> bool:

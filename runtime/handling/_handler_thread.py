@@ -13,8 +13,10 @@ from typing import Any
 from ...actors import ThreadWorker, run_apart
 from ...errors import ActorStopped, ConfigurationError
 from ..diagnostics._stacks import frames_of_thread, place
+from ..diagnostics._unclean_stop import GivenUp
 from ..options._resources import (
     LEAST_FOR_RESOURCES,
+    LeftAlone,
     RequiredResources,
     Resource,
     opens_in_thread,
@@ -66,6 +68,7 @@ class HandlerThread:
         self._opened: ThreadResources | None = None
         self._leaving_failed: Callable[[BaseException], None] = _ignore
         self._stopped = False
+        self._left_open: list[LeftAlone] = []
 
     def start(self) -> None:
         """Start the thread, if a handler needs one and it is not running."""
@@ -91,12 +94,22 @@ class HandlerThread:
         self._opened = None
         leaving = worker.begin(opened.leave)
         in_time = await worker.stop(timeout=max(timeout, LEAST_FOR_RESOURCES))
+        if not in_time:
+            self._left_open = opened.open
         with contextlib.suppress(ActorStopped, asyncio.CancelledError):
             if leaving.done() and (error := leaving.result()) is not None:
                 self._leaving_failed(error)
         # The return value tells whether the thread was given up.
         leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
         return in_time
+
+    def tell_left_open(self, given_up: GivenUp) -> None:
+        """Report the resources that `stop` has left open, and where one of them hangs."""
+        if self._left_open and self._worker is not None:
+            *others, hanging = self._left_open
+            where = place(frames_of_thread(self._worker.ident)) or "in code of its own"
+            given_up.thread(str(hanging), where)
+            given_up.unclosed(others)
 
     # Resources that are the thread's own.
 

@@ -31,6 +31,7 @@ class ThreadResources:
         self._resources = resources
         self._stack = ExitStack()
         self._failures: list[BaseException] = []
+        self._entered: list[LeftAlone] = []
         # One for both: context managers may set a context variable and reset it.
         self._context = copy_context()
         self.values: dict[str, Any] | None = None
@@ -44,6 +45,11 @@ class ThreadResources:
         """
         if self.values is None:
             self._context.run(self._enter)
+
+    @property
+    def open(self) -> list[LeftAlone]:
+        """Those that are open, in order. They are left from the last one to the first."""
+        return [each for each in self._entered if not each.is_left]
 
     def leave(self) -> BaseException | None:
         """Close all, in reverse order; return the first error, if any. Each is logged."""
@@ -63,6 +69,7 @@ class ThreadResources:
                         _synchronous(resource), self._owner, name, self._failures.append
                     )
                     values[name] = stack.enter_context(left)
+                    self._entered.append(left)
                 except BaseException as error:  # noqa: BLE001 (raised below)
                     failure = failed_to_open(self._owner, name, error)
                     failure.__cause__ = error

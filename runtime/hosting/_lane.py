@@ -203,6 +203,7 @@ class Lane:
         finally:
             if not await self._thread.stop(timeout=max(0.0, deadline - self._loop.time())):
                 self._cut_off()
+                self._thread.tell_left_open(self._run.given_up)
             self.log.flush()
 
     def _cut_off(self) -> None:

@@ -140,6 +140,9 @@ class LeftAlone:
         owner: who needs it, in words.
         name: of the resource.
         failed: called with what leaving it raised.
+
+    Attributes:
+        is_left: whether leaving it has come to an end.
     """
 
     def __init__(
@@ -150,6 +153,7 @@ class LeftAlone:
         self._name = name
         self._failed = failed
         self._stack = ExitStack()
+        self.is_left = False
 
     def __enter__(self) -> Any:
         return self._stack.enter_context(self._manager)
@@ -161,6 +165,8 @@ class LeftAlone:
             if not self._contains(exception[1], error):
                 raise
             return None
+        finally:
+            self.is_left = True
 
     def __str__(self) -> str:
         return f"resource {self._name!r} of {self._owner}"

@@ -470,6 +470,40 @@ async def test_a_cleanup_that_only_needs_another_cancellation_is_not_abandoned()
     assert app.stats["actors.abandoned"] == 0
 
 
+def test_a_thread_that_keeps_an_ended_program_alive_is_named(start: Start) -> None:
+    program = start(
+        f"""
+        {_MAKE}
+        app = make()
+
+        import threading
+
+        def poll():
+            time.sleep(1000)
+
+        class Told(logging.Handler):
+            def emit(self, record):
+                if "its thread 'poller' keeps the process alive: poll at " in record.getMessage():
+                    say("told")
+
+        logging.getLogger("spa_dat").addHandler(Told())
+
+        @app.application("a")
+        async def handler(payload: str) -> None:
+            threading.Thread(target=poll, name="poller").start()
+            say("ready")
+
+        app.run()
+        """
+    )
+    program.read_until("ready")
+    program.signal(signal.SIGTERM)
+    program.read_until("told")
+    program.signal(signal.SIGTERM)
+    code, _, _ = program.end()
+    assert code == -signal.SIGTERM
+
+
 def given_up(app: DistributedApplication) -> list[str]:
     last = runs_of(app).last
     assert last is not None

@@ -15,6 +15,7 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, RestartPolicy, RetryPolicy, SyncSocket, on
 from spa_dat.errors import ActorStopped, ConfigurationError, RestartLimitReached
+from spa_dat.runtime.handling import _handler_thread
 from spa_dat.testing import Harness
 from support.waiting import eventually
 
@@ -384,6 +385,40 @@ async def test_one_that_fails_to_close_is_reported_and_the_others_are_left(
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
         "resource 'bad' of actor 'handle' failed to close"
     ]
+
+
+async def test_one_that_hangs_while_it_is_closed_is_named_and_so_is_what_stays_open(
+    threads: Threads, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_handler_thread, "LEAST_FOR_RESOURCES", 0.2)
+    app = DistributedApplication("memory://", name="plant", stop_timeout=0.1)
+    over = threading.Event()
+
+    @contextlib.contextmanager
+    def hanging() -> Iterator[None]:
+        yield
+        over.wait()
+
+    @app.application(
+        "a",
+        ressources={
+            "one": threads.resource("one"),
+            "two": hanging,
+            "three": threads.resource("three"),
+        },
+    )
+    def handle(payload: str) -> None: ...
+
+    try:
+        async with app:
+            pass
+        told = "\n".join(r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
+        assert "plant: resource 'two' of actor 'handle': a thread cannot be ended" in told
+        assert "hanging at " in told
+        assert "plant: not closed, and left as they are: resource 'one' of actor 'handle'" in told
+        assert "three" not in told
+    finally:
+        over.set()
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), SystemExit(3)])
