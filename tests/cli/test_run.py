@@ -256,17 +256,29 @@ async def other(payload: int) -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("code", "arguments", "expected"),
+    ("variable", "code", "arguments", "expected"),
     [
-        ("", (), "0"),
-        ("", ("--instance", "east"), "east"),
-        (', instance="own"', (), "own"),
-        (', instance="own"', ("--instance", "east"), "east"),
+        (None, "", (), "0"),
+        (None, "", ("--instance", "east"), "east"),
+        (None, ', instance="own"', (), "own"),
+        (None, ', instance="own"', ("--instance", "east"), "east"),
+        ("west", "", (), "west"),
+        ("west", "", ("--instance", "east"), "east"),
+        ("west", ', instance="own"', (), "own"),
     ],
 )
-def test_the_instance_is_that_of_the_command(
-    code: str, arguments: tuple[str, ...], expected: str, name: str, tmp_path: Path, said: Said
+def test_the_instance_is_that_of_the_command_then_the_programs_then_the_environments(
+    variable: str | None,
+    code: str,
+    arguments: tuple[str, ...],
+    expected: str,
+    name: str,
+    tmp_path: Path,
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if variable is not None:
+        monkeypatch.setenv("SPA_DAT_INSTANCE", variable)
     (tmp_path / f"{name}.py").write_text(APP.replace('name="plant"', f'name="plant"{code}'))
     assert said("run", name, *arguments)[1] == [f"module {name} instance {expected}"]
 

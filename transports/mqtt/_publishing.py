@@ -189,7 +189,9 @@ class Outgoing:
                 ),
             )
         else:
-            self._stats["publishes.unheard"] += 1
+            # What is retained waits for whoever comes: dead letters, for example.
+            if not entry.envelope.retain:
+                self._stats["publishes.unheard"] += 1
             self._outbox.confirm(entry)
         if entry is self._again:
             self._write_again()

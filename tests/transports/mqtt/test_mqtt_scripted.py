@@ -476,6 +476,9 @@ async def test_nobody_listening_ends_a_request_and_no_other_publish() -> None:
         await app.bus.publish(Envelope(topic="t"), timeout=5)
         assert app.stats["publishes.unheard"] == 1
         await app.bus.park(Envelope(topic="t", id="1", response_topic="r"), timeout=5)
+        await app.bus.publish(Envelope(topic="t", retain=True), timeout=5)
+        # The broker keeps both.
+        assert app.stats["publishes.unheard"] == 1
         with pytest.raises(NoResponder, match="'t'"):
             await app.bus.publish(Envelope(topic="t", response_topic="r"), timeout=5)
 
