@@ -118,7 +118,7 @@ def _seconds(context: click.Context, option: click.Parameter, value: str) -> flo
 def _commands(context: click.Context) -> None:
     """Run applications, record what happens in them, and replay it."""
     if context.invoked_subcommand is None:
-        raise click.UsageError("Missing command: run, record, replay or config", context)
+        raise click.UsageError("Missing command: run, record, replay, config or acl", context)
 
 
 @_commands.command(
@@ -263,3 +263,41 @@ def _config(**given: Any) -> int:
     from ._config import show_config
 
     return show_config(**given)
+
+
+@_commands.command(
+    "acl", epilog=_EPILOG, short_help="Show the access rules that an application needs."
+)
+@click.argument("target")
+@click.option(
+    "--url",
+    metavar="URL",
+    envvar="SPA_DAT_URL",
+    help="The bus in place of the application's default one.",
+)
+@click.option(
+    "--user", metavar="NAME", help="Who the broker takes it for; by default the login's user."
+)
+@click.option(
+    "--publish",
+    "published",
+    multiple=True,
+    metavar="FILTER",
+    help="What its handlers publish on the default bus; may be repeated.",
+)
+@click.option(
+    "--subscribe",
+    "subscribed",
+    multiple=True,
+    metavar="FILTER",
+    help="What its handlers subscribe to with socket.subscribe(); may be repeated.",
+)
+def _acl(**given: Any) -> int:
+    """Show the access rules that an application needs, and no others.
+
+    For Mosquitto these are lines of an acl_file, for Kafka commands that add ACLs. They come from
+    what is registered, so give with --publish what handlers publish. TARGET is as for spa-dat run.
+    """
+    from ._acl import show_rules
+
+    return show_rules(**given)

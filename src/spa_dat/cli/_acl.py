@@ -1,0 +1,123 @@
+"""``spa-dat acl``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ..errors import ConfigurationError
+from ..runtime import DistributedApplication
+from ..runtime.application._application import runs_of
+from ..runtime.application._runs import Runs
+from ..transports import (
+    KafkaConfig,
+    MqttConfig,
+    SocketProvider,
+    SocketProviderFactory,
+    TopicFilter,
+)
+from ..transports._access import Access
+from ..transports.kafka._access_rules import kafka_rules
+from ..transports.mqtt._access_rules import mosquitto_rules
+from ._application import load_application
+
+__all__ = ["show_rules"]
+
+_ANY_TOPIC = (
+    "# Replies are allowed in the inboxes of applications only (_spa/reply/). If requesters\n"
+    "# name other topics, give the application or the actor reply_topics=."
+)
+
+
+def show_rules(
+    target: str,
+    *,
+    url: str | None,
+    user: str | None,
+    published: Sequence[str],
+    subscribed: Sequence[str],
+) -> int:
+    """Print the access rules that an application needs; returns the exit code.
+
+    Args:
+        target: names the application.
+        url: the bus in place of the application's default one.
+        user: who the broker takes it for; None for the user of the login.
+        published: filters of what its handlers publish on the default bus.
+        subscribed: filters to which its handlers subscribe on the default bus.
+
+    Raises:
+        ConfigurationError: there is no such application, it has no name, or a filter is wrong.
+    """
+    application = load_application(target)
+    runs = runs_of(application)
+    if application.identity.ephemeral:
+        raise ConfigurationError(
+            "the application has no name, and so another one in each run: give it a name,"
+            " DistributedApplication(..., name='plant')"
+        )
+    if url is not None:
+        runs.replace_provider(SocketProviderFactory.from_url(url))
+    buses = [*dict.fromkeys(runs.providers)]
+    for number, provider in enumerate(buses):
+        default = provider is (runs.settings.provider or buses[0])
+        access, lines = _access(application, runs, provider)
+        access = Access(
+            access.application,
+            user or _login(provider) or access.application,
+            (*access.received, *(_plain(subscribed) if default else ())),
+            _plain(published) if default else (),
+            access.answers,
+            access.reply_topics,
+        )
+        if default and not published:
+            lines.append("# What its handlers publish cannot be seen from here: give --publish.")
+        rules = [*_rules(provider, access), *lines]
+        sys.stdout.write("\n" * bool(number) + "".join(f"{line}\n" for line in rules))
+    return 0
+
+
+def _plain(filters: Sequence[str]) -> tuple[str, ...]:
+    return tuple(TopicFilter.parse(text).pattern for text in filters)
+
+
+def _login(provider: SocketProvider) -> str | None:
+    config = getattr(provider, "config", None)
+    return getattr(config, "username", None)
+
+
+def _access(
+    application: DistributedApplication, runs: Runs, provider: SocketProvider
+) -> tuple[Access, list[str]]:
+    """Return what is registered for the bus, and what has to be said about it."""
+    received: dict[str, None] = {}
+    reply_topics: dict[str, None] = {}
+    answers = anywhere = False
+    for spec in runs.specs:
+        if (spec.options.socket_provider or runs.settings.provider) is not provider:
+            continue
+        received |= dict.fromkeys(filter_.pattern for filter_ in spec.filters)
+        if any(handler.responder for handler in spec.handlers):
+            answers = True
+            allowed = spec.options.reply_filters
+            allowed = runs.settings.reply_topics if allowed is None else allowed
+            anywhere = anywhere or allowed is None
+            reply_topics |= dict.fromkeys(filter_.pattern for filter_ in allowed or ())
+    name = application.identity.application
+    access = Access(name, "", tuple(received), (), answers, tuple(reply_topics))
+    return access, [_ANY_TOPIC] if anywhere else []
+
+
+def _rules(provider: SocketProvider, access: Access) -> list[str]:
+    config = getattr(provider, "config", None)
+    if isinstance(config, MqttConfig):
+        head = f"# {access.application} on {config.address}: lines of an acl_file of Mosquitto."
+        return [head, *mosquitto_rules(config, access)]
+    if isinstance(config, KafkaConfig):
+        head = (
+            f"# {access.application} on {config.address}: commands for an administrator of Kafka."
+        )
+        command = f"kafka-acls.sh --bootstrap-server {config.servers.split(',')[0]} "
+        rules = kafka_rules(config, access)
+        return [head, *(command + rule.command(access.user) for rule in rules)]
+    return [f"# {access.application} on {getattr(config, 'address', 'another bus')}: no rules."]

@@ -1,0 +1,189 @@
+"""``spa-dat acl``: the rules it prints, and applications that live with them on real brokers."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spa_dat import DistributedApplication, SocketProviderFactory
+from spa_dat._pytest import require
+from spa_dat.cli._main import main
+from spa_dat.errors import NotAuthorised
+from spa_dat.runtime.application._application import runs_of
+from spa_dat.testing import Kafka, Mosquitto
+from support.kafka_bus import create, new_prefix
+from support.waiting import eventually
+
+SOURCE = """
+import sys
+from spa_dat import DistributedApplication, RetryPolicy, Socket
+
+app = DistributedApplication("mqtt://broker", name="plant")
+done = []
+refused = []
+
+@app.application("plant/{machine}/temperature", retry=RetryPolicy(attempts=1))
+async def watch(celsius: float, machine: str, socket: Socket) -> None:
+    if celsius < -273:
+        raise ValueError("below absolute zero")
+    await socket.publish(f"alarm/{machine}", celsius)
+
+@app.application("plant-double", deliver="share")
+async def double(number: int) -> int:
+    return 2 * number
+
+@app.application("alarm/boiler")
+async def ask(celsius: float, socket: Socket) -> None:
+    done.append(await socket.request("plant-double", int(celsius), reply=int))
+    try:
+        await socket.publish("elsewhere", 1)
+    except Exception as error:
+        refused.append(error)
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / f"app_{tmp_path.name.replace('-', '_')}.py"
+    path.write_text(SOURCE)
+    return path
+
+
+@pytest.fixture
+def shown(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[str]]:
+    monkeypatch.delenv("SPA_DAT_URL", raising=False)
+
+    def run(*options: str, code: int = 0) -> list[str]:
+        assert main(["acl", f"{file}:app", *options]) == code
+        out, errors = capsys.readouterr()
+        return (out if code == 0 else errors).splitlines()
+
+    return run
+
+
+def test_rules_for_mosquitto(shown: Callable[..., list[str]]) -> None:
+    assert shown("--publish", "alarm/{machine}", "--publish", "alarm/x", "--user", "ann") == [
+        "# plant on mqtt://broker:1883: lines of an acl_file of Mosquitto.",
+        "user ann",
+        "topic read alarm/boiler",
+        "topic read plant-double",
+        "topic read plant/+/temperature",
+        "topic write alarm/+",
+        "topic read _spa/reply/plant/#",
+        "topic write _spa/reply/#",
+        "topic write _spa/dead-letter/plant/#",
+        "# Replies are allowed in the inboxes of applications only (_spa/reply/). If requesters",
+        "# name other topics, give the application or the actor reply_topics=.",
+    ]
+
+
+def test_rules_for_kafka(shown: Callable[..., list[str]]) -> None:
+    url = "kafkas://it's:secret@k1,k2?prefix=p."
+    lines = shown("--url", url, "--publish", "a/#", "--subscribe", "#")
+    command = "kafka-acls.sh --bootstrap-server k1:9092 --add --allow-principal"
+    assert lines[0].startswith("# plant on kafkas://k1:9092,k2:9092?prefix=p.: commands")
+    assert "secret" not in "".join(lines)
+    rules = [line.removeprefix(command) for line in lines[1:] if line[0] != "#"]
+    assert {shlex.split(rule)[0] for rule in rules} == {"User:it's"}
+    assert [
+        " ".join(shlex.split(rule)[2:]).replace("--resource-pattern-type ", "") for rule in rules
+    ] == [
+        "Read --topic p. prefixed",
+        "Read --topic p.alarm.boiler",
+        "Read --topic p.plant-double",
+        "Read --topic p.plant. prefixed",
+        "Write --topic p.a prefixed",
+        "Read --group p.plant. prefixed",
+        "Read --topic p._spa.reply.plant",
+        "Write --topic p._spa.reply.plant",
+        "Create --topic p._spa.reply.plant",
+        "Read --topic p._spa.dead-letter.plant",
+        "Write --topic p._spa.dead-letter.plant",
+        "Create --topic p._spa.dead-letter.plant",
+        "Write --topic p._spa.reply. prefixed",
+    ]
+
+
+def test_what_cannot_be_seen_is_said(shown: Callable[..., list[str]]) -> None:
+    assert shown()[-1].startswith("# What its handlers publish cannot be seen")
+    (line,) = [line for line in shown("--url", "memory://") if "no rules" in line]
+    assert line == "# plant on memory://: no rules."
+
+
+def test_a_filter_that_is_none_is_named(shown: Callable[..., list[str]]) -> None:
+    (line,) = shown("--publish", "a/#/b", code=2)
+    assert "'a/#/b'" in line
+
+
+def test_an_application_without_a_name_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "nameless_for_acl.py"
+    file.write_text(
+        "from spa_dat import DistributedApplication\napp = DistributedApplication('memory://')\n"
+    )
+    assert main(["acl", f"{file}:app"]) == 2
+    assert "give it a name" in capsys.readouterr().err
+
+
+async def lives(file: Path, url: str, publish: Callable[[str, str], Any]) -> None:
+    """Run the application on a bus with rules, and see that it can do all that it has to."""
+    module = runpy.run_path(str(file))
+    app: DistributedApplication = module["app"]
+    assert runs_of(app).replace_provider(SocketProviderFactory.from_url(url))
+    async with app:
+        await publish("plant/boiler/temperature", "21.0")
+        await eventually(lambda: module["refused"], 60.0)
+        assert module["done"] == [42]
+        assert isinstance(module["refused"][0], NotAuthorised)
+        await publish("plant/oven/temperature", "-300.0")
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1, 60.0)
+        assert app.healthy, app.problems
+
+
+@pytest.mark.mosquitto
+async def test_an_application_can_live_with_the_rules_for_mosquitto(
+    file: Path, shown: Callable[..., list[str]]
+) -> None:
+    require(Mosquitto)
+    lines = shown("--publish", "alarm/+", "--publish", "plant-double", "--user", "ann")
+    admin = "user admin\ntopic readwrite #\n"
+    users = {"ann": "secret", "admin": "secret"}
+    with Mosquitto(users=users, acl=admin + "\n".join(lines) + "\n") as broker:
+        place = f"{broker.host}:{broker.port}"
+        outside = DistributedApplication(f"mqtt://admin:secret@{place}")
+        async with outside:
+            await lives(file, f"mqtt://ann:secret@{place}", outside.socket().publish)
+
+
+@pytest.mark.kafka
+async def test_an_application_can_live_with_the_rules_for_kafka(
+    file: Path, shown: Callable[..., list[str]]
+) -> None:
+    require(Kafka)
+    prefix = new_prefix()
+    with Kafka(sasl_users={"ann": "secret"}) as broker:
+        for topic in ("plant.boiler.temperature", "plant.oven.temperature", "plant-double"):
+            await create(broker.server, prefix + topic)
+        for topic in ("alarm.boiler", "alarm.oven", "elsewhere"):
+            await create(broker.server, prefix + topic)
+        url = (
+            f"kafka://ann:secret@{broker.host}:{broker.sasl_port}"
+            f"?allow_plain_password=true&prefix={prefix}"
+        )
+        for line in shown("--url", url, "--publish", "alarm/+", "--publish", "plant-double"):
+            found = re.search(r"--operation (\w+) --(\w+) (\S+)( --res.* prefixed)?$", line)
+            if found is not None:
+                name = found[3] + ("*" if found[4] else "")
+                broker.grant("ann", found[1].upper(), found[2].upper(), name)
+        outside = DistributedApplication(f"{broker.url}?prefix={prefix}")
+        async with outside:
+            await lives(file, url, outside.socket().publish)

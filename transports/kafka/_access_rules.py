@@ -1,0 +1,99 @@
+"""Access rules for Kafka: the ACLs that one application needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from shlex import quote
+from typing import NamedTuple
+
+from .._access import Access
+from .._topics import TopicFilter
+from ._config import KafkaConfig
+from ._topic_names import Names
+
+__all__ = ["KafkaRule", "kafka_rules"]
+
+
+class KafkaRule(NamedTuple):
+    """One ACL.
+
+    Attributes:
+        operation: ``READ``, ``WRITE``, ``DESCRIBE`` or ``CREATE``. The first two imply the third.
+        kind: ``TOPIC`` or ``GROUP``.
+        name: of the resource.
+        prefixed: whether it is for all whose names begin with that.
+    """
+
+    operation: str
+    kind: str
+    name: str
+    prefixed: bool = False
+
+    def command(self, user: str) -> str:
+        """Return the arguments of ``kafka-acls.sh`` that add it."""
+        pattern = " --resource-pattern-type prefixed" if self.prefixed else ""
+        return (
+            f"--add --allow-principal {quote(f'User:{user}')}"
+            f" --operation {self.operation.capitalize()}"
+            f" --{self.kind.lower()} {quote(self.name)}{pattern}"
+        )
+
+
+def kafka_rules(config: KafkaConfig, access: Access) -> list[KafkaRule]:
+    """Return the ACLs that allow an application what it needs.
+
+    Kafka has prefixes where filters have wildcards, so a filter with one is allowed with all that
+    begins in the same way.
+
+    Raises:
+        ConfigurationError: no topic of a cluster can match a filter.
+    """
+    return [*dict.fromkeys(_rules(config, access))]
+
+
+def _rules(config: KafkaConfig, access: Access) -> Iterator[KafkaRule]:
+    names = Names(config)
+    group = names.group(f"{access.application}.")
+    for pattern in sorted(access.received):
+        yield from _topics(names, config, pattern, ("READ",))
+    writing = ("WRITE", "CREATE") if config.create_topics == "all" else ("WRITE",)
+    if config.create_topics == "all":
+        for pattern in sorted(access.received):
+            yield from _topics(names, config, pattern, ("CREATE",))
+    for pattern in sorted(access.published):
+        yield from _topics(names, config, pattern, writing)
+    if access.received:
+        yield KafkaRule("READ", "GROUP", group, prefixed=True)
+    own = ("READ", "WRITE") if config.create_topics == "never" else ("READ", "WRITE", "CREATE")
+    for name in (names.replies(access.application), names.dead_letters(access.application)):
+        for operation in own:
+            yield KafkaRule(operation, "TOPIC", name)
+    if access.answers:
+        yield KafkaRule("WRITE", "TOPIC", names.replies(""), prefixed=True)
+        for pattern in sorted(access.reply_topics):
+            yield from _topics(names, config, pattern, ("WRITE",))
+
+
+def _topics(
+    names: Names, config: KafkaConfig, pattern: str, operations: tuple[str, ...]
+) -> Iterator[KafkaRule]:
+    selection = names.selection((TopicFilter.parse(pattern).pattern,))
+    for operation in operations:
+        for name in selection.names:
+            yield KafkaRule(operation, "TOPIC", name)
+        if selection.pattern is not None:
+            beginning = _beginning(config, pattern)
+            yield KafkaRule(operation, "TOPIC", beginning or "*", prefixed=bool(beginning))
+
+
+def _beginning(config: KafkaConfig, pattern: str) -> str:
+    """Return how the names of all topics begin that a filter with wildcards matches."""
+    levels: list[str] = []
+    for level in TopicFilter.parse(pattern).pattern.split("/"):
+        if level == "#" and levels:
+            # The level above matches as well, without a separator behind it.
+            return config.prefix + ".".join(levels)
+        if level in ("+", "#"):
+            break
+        levels.append(level)
+    return config.prefix + "".join(f"{level}." for level in levels)
