@@ -458,13 +458,14 @@ async def test_a_program_moves_to_a_cluster_with_tls_and_a_login_by_its_url_alon
     }[way]
     # What the page on Kafka says that an application needs.
     await create(guarded.server, f"{name}.double")
-    for operation in ("READ", "WRITE", "DESCRIBE"):
-        guarded.grant("ann", operation, "TOPIC", f"{name}.double")
-        guarded.grant("ann", operation, "TOPIC", f"_spa.dead-letter.{name}")
-        guarded.grant("ann", operation, "TOPIC", f"_spa.reply.{name}")
-        guarded.grant("ann", operation, "GROUP", f"{name}.*")
-    for topic in (f"_spa.dead-letter.{name}", f"_spa.reply.{name}"):
-        await create(guarded.server, topic)
+    for operation, topics in (
+        ("READ", (f"{name}.double", f"_spa.reply.{name}")),
+        ("WRITE", (f"{name}.double", f"_spa.reply.{name}", f"_spa.dead-letter.{name}")),
+        ("CREATE", (f"_spa.reply.{name}", f"_spa.dead-letter.{name}")),
+    ):
+        for topic in topics:
+            guarded.grant("ann", operation, "TOPIC", topic)
+    guarded.grant("ann", "READ", "GROUP", f"{name}.*")
     app = DistributedApplication(url, name=name)
 
     @app.application(f"{name}/double", replies=True)
@@ -473,6 +474,8 @@ async def test_a_program_moves_to_a_cluster_with_tls_and_a_login_by_its_url_alon
 
     async with app:
         reply = await app.socket().request(f"{name}/double", 21, reply=int, timeout=60)
+        await app.socket().publish(f"{name}/double", "not a number")
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1)
     assert reply == 42
 
 
