@@ -100,7 +100,8 @@ def test_rules_for_kafka(shown: Callable[..., list[str]]) -> None:
         "Read --topic p.alarm.boiler",
         "Read --topic p.plant-double",
         "Read --topic p.plant. prefixed",
-        "Write --topic p.a prefixed",
+        "Write --topic p.a",
+        "Write --topic p.a. prefixed",
         "Read --group p.plant. prefixed",
         "Read --topic p._spa.reply.plant",
         "Write --topic p._spa.reply.plant",
@@ -121,6 +122,12 @@ def test_what_cannot_be_seen_is_said(shown: Callable[..., list[str]]) -> None:
 def test_a_filter_that_is_none_is_named(shown: Callable[..., list[str]]) -> None:
     (line,) = shown("--publish", "a/#/b", code=2)
     assert "'a/#/b'" in line
+
+
+def test_a_user_that_would_begin_another_rule_is_refused(shown: Callable[..., list[str]]) -> None:
+    (line,) = shown("--user", "ann\ntopic readwrite #", code=2)
+    assert "--user 'ann" in line
+    assert "leave it out" in line
 
 
 def test_an_application_without_a_name_is_refused(

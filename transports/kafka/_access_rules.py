@@ -82,18 +82,23 @@ def _topics(
         for name in selection.names:
             yield KafkaRule(operation, "TOPIC", name)
         if selection.pattern is not None:
-            beginning = _beginning(config, pattern)
+            beginning, above = _beginning(config, pattern)
+            if above is not None:
+                yield KafkaRule(operation, "TOPIC", above)
             yield KafkaRule(operation, "TOPIC", beginning or "*", prefixed=bool(beginning))
 
 
-def _beginning(config: KafkaConfig, pattern: str) -> str:
-    """Return how the names of all topics begin that a filter with wildcards matches."""
+def _beginning(config: KafkaConfig, pattern: str) -> tuple[str, str | None]:
+    """Return how the names of topics begin that a filter with wildcards matches.
+
+    Besides them ``a/#`` matches the topic of ``a`` itself, which is the second; None for others.
+    """
     levels: list[str] = []
+    above: str | None = None
     for level in TopicFilter.parse(pattern).pattern.split("/"):
         if level == "#" and levels:
-            # The level above matches as well, without a separator behind it.
-            return config.prefix + ".".join(levels)
+            above = config.prefix + ".".join(levels)
         if level in ("+", "#"):
             break
         levels.append(level)
-    return config.prefix + "".join(f"{level}." for level in levels)
+    return config.prefix + "".join(f"{level}." for level in levels), above

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from .._texts import quoted, unfit_character
 from ..errors import ConfigurationError
 from ..runtime import DistributedApplication
 from ..runtime.application._application import runs_of
@@ -47,8 +48,12 @@ def show_rules(
         subscribed: filters to which its handlers subscribe on the default bus.
 
     Raises:
-        ConfigurationError: there is no such application, it has no name, or a filter is wrong.
+        ConfigurationError: there is no such application, it has no name, or a filter or the user's
+            name is wrong.
     """
+    if user is not None and (unfit := unfit_character(user)) is not None:
+        # A line break would begin another rule.
+        raise ConfigurationError(f"--user {quoted(user)} contains {unfit}: leave it out")
     application = load_application(target)
     runs = runs_of(application)
     if application.identity.ephemeral:
