@@ -63,6 +63,7 @@ EXPECTED = {
         "wine: 3 readings, 13.0 °C on average",
         "database closed",
     ],
+    "schema_registry": ["19.5 °C, sensor unknown\n21.5 °C, sensor T1"],
     # Machines have topics of their own, so their order to each other is not that of sending.
     "state": ["record 1: ", "record 4: ", "a 40.0\n", "b 55.0\n", "a 60.0\n", "b 58.0\n"],
     "thread_handler": [

@@ -34,8 +34,21 @@ NAMES = (
     "spa_reply",
     "spa_error",
     "spa_chain",
+    "correlationid",
+    "causationid",
+    "traceparent",
+    "tracestate",
 )
-WIRE_NAMES = ("reply_to", "ttl_ms", "correlation_id", "spa_reply_subject", "ce_id", "ce_subject")
+WIRE_NAMES = (
+    "reply_to",
+    "ttl_ms",
+    "correlation_id",
+    "spa_reply_subject",
+    "ce_id",
+    "ce_subject",
+    "ce_correlationid",
+    "ce_causationid",
+)
 
 
 def said(seed: int, category: str, what: object) -> str:

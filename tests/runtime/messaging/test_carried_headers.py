@@ -311,6 +311,33 @@ def test_calls_scheduled_in_a_thread_carry_it_too() -> None:
     assert carried(out) == EXPECTED
 
 
+def test_actors_that_a_handler_asks_carry_nothing() -> None:
+    app = DistributedApplication("memory://", name="app")
+
+    class Asked(Actor):
+        async def on_start(self, socket: Socket) -> None:
+            self.socket = socket
+
+        @on("unused")
+        async def unused(self) -> None: ...
+
+        async def on_receive(self, message: object) -> int:
+            await self.socket.publish("out", 1)
+            return 1
+
+    asked = app.add(Asked)
+
+    @app.application("in")
+    async def handle(message: Message[int]) -> None:
+        assert await asked.ref.ask("go") == 1
+
+    with Harness(app) as harness:
+        harness.publish("in", 1, id="in-1", headers=HEADERS)
+        harness.settle()
+        (out,) = harness.messages("out")
+    assert carried(out) == {}
+
+
 def test_tasks_that_outlive_their_message_carry_nothing() -> None:
     app = DistributedApplication("memory://", name="app")
     tasks: list[asyncio.Task[None]] = []
