@@ -26,6 +26,7 @@ from spa_dat import (
     Context,
     DistributedApplication,
     KafkaConfig,
+    MemoryConfig,
     Message,
     MqttConfig,
     RetryPolicy,
@@ -383,8 +384,9 @@ def is_shown_by(text: str, default: object) -> bool:
         ("guide.md", 0, RetryPolicy),
         ("guide.md", 1, DistributedApplication),
         ("guide.md", 2, ActorOptions),
+        ("guide.md", 3, MemoryConfig),
     ],
-    ids=["MQTT", "Kafka", "retries", "an application", "an actor"],
+    ids=["MQTT", "Kafka", "retries", "an application", "an actor", "memory"],
 )
 def test_tables_of_options_have_all_of_them_with_their_defaults(
     page: str, number: int, takes: Callable[..., object]
