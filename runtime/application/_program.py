@@ -34,6 +34,8 @@ _INTERRUPTED = 130
 
 _REST = 1.0
 _REST_FOR_THREADS = 5.0
+_LAST_REST = 15.0
+_WATCHES_END = "spa_dat end of program"
 _EXITS = 5
 _LOOK_AGAIN = 0.1
 _OF_THE_LOOP = "asyncio_"
@@ -61,6 +63,8 @@ def run_until_stopped(
     applications: Sequence[DistributedApplication],
     loop_factory: LoopFactory | None = None,
     started: Callable[[], object] = lambda: None,
+    *,
+    owns_process: bool = False,
 ) -> bool:
     """Run applications as `run` does; returns whether a signal stopped them.
 
@@ -68,6 +72,7 @@ def run_until_stopped(
         applications: as for `run`.
         loop_factory: as for `run`.
         started: called when all have started.
+        owns_process: end the process even if threads of the user's code go on after its end.
 
     Raises:
         SystemExit: as `run`.
@@ -110,8 +115,7 @@ def run_until_stopped(
         raise SystemExit(_INTERRUPTED) from error
     finally:
         signals.restore()
-        if _holding():
-            threading.Thread(target=_name_holding, name="spa_dat end", daemon=True).start()
+        _watch_end(owns_process)
     if given_up:
         raise SystemExit(f"spa_dat: not stopped cleanly: {'; '.join(given_up)}")
     return signals.received
@@ -377,6 +381,10 @@ def _end_process() -> None:
     while not _main_thread_has_ended():
         threading.Event().wait(_LOOK_AGAIN)
     threading.Event().wait(_REST_FOR_THREADS)
+    _exit_now()
+
+
+def _exit_now() -> None:
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -393,7 +401,16 @@ def _holding() -> list[threading.Thread]:
     ]
 
 
-def _name_holding() -> None:
+def _watch_end(owns_process: bool) -> None:
+    """Have it noticed if threads keep the process alive after its end; one thread looks."""
+    names = {thread.name for thread in threading.enumerate()}
+    if _holding() and _WATCHES_END not in names:
+        threading.Thread(
+            target=_name_holding, args=(owns_process,), name=_WATCHES_END, daemon=True
+        ).start()
+
+
+def _name_holding(owns_process: bool) -> None:
     """Name what keeps the process alive for long after its main thread has ended."""
     while not _main_thread_has_ended():
         if not _holding():
@@ -407,6 +424,10 @@ def _name_holding() -> None:
             thread.name,
             place(frames_of_thread(thread.ident)) or "in code of its own",
         )
+    if owns_process:
+        threading.Event().wait(_LAST_REST)
+        log.error("the process is ended while threads of it are still running")
+        _exit_now()
 
 
 def _main_thread_has_ended() -> bool:

@@ -377,3 +377,28 @@ async def look() -> None:
         os.kill(int(first.stdout), signal.SIGTERM)
         assert await command.end() == 0
         assert command.found("spa-dat: SIGTERM: stopping")
+
+
+LINGERS = """
+import threading
+from spa_dat import DistributedApplication
+
+app = DistributedApplication("memory://", name="plant")
+over = threading.Event()
+
+@app.producer()
+async def once() -> None:
+    threading.Thread(target=over.wait, name="poller").start()
+    raise ValueError("it has failed")
+"""
+
+
+@pytest.mark.slow
+async def test_a_thread_of_the_program_does_not_keep_a_failed_application_alive(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "main.py").write_text(LINGERS)
+    with Command(tmp_path, "run", "main.py") as command:
+        await command.says("the program has ended, but its thread 'poller' keeps the process alive")
+        await command.says("ERROR spa_dat: the process is ended while threads of it are")
+        assert await command.end() == 1

@@ -163,7 +163,7 @@ def _tell_of_several(
 def _run(application: DistributedApplication, parent: Parent | None) -> int:
     try:
         if parent is None:
-            run_until_stopped((application,))
+            run_until_stopped((application,), owns_process=True)
         else:
             _run_for(parent, application)
     except SystemExit as end:
@@ -192,7 +192,7 @@ def _run_for(parent: Parent, application: DistributedApplication) -> None:
 
     parent.tell(f"loaded {runs_of(application).settings.stop_timeout}")
     try:
-        by_signal = run_until_stopped((application,), made, started)
+        by_signal = run_until_stopped((application,), made, started, owns_process=True)
     except SystemExit as end:
         if is_running and isinstance(end.__cause__, ConfigurationError):
             # For example another program with the same client id: it would only come again.
