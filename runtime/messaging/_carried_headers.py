@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from ..._texts import unfit_character
 from ...transports import CORRELATION_ID, REPLY_HEADER, RESERVED, Envelope
@@ -68,7 +69,7 @@ def carried_by_all(envelopes: Iterable[Envelope]) -> dict[str, str]:
     return together or {}
 
 
-def with_carried(headers: dict[str, str], carried: Mapping[str, str]) -> Mapping[str, str]:
+def with_carried(headers: dict[str, str], carried: MappingProxyType[str, str]) -> Mapping[str, str]:
     """Return the headers of a message with those that it carries; those that it has count.
 
     The result may be either of them, and must not be changed.
@@ -77,8 +78,9 @@ def with_carried(headers: dict[str, str], carried: Mapping[str, str]) -> Mapping
         return carried
     if _TRACE in headers:
         # The state of a trace belongs to the trace.
-        carried = {name: text for name, text in carried.items() if name != _STATE}
-    return {**carried, **headers}
+        return {name: text for name, text in carried.items() if name != _STATE} | headers
+    # With ** it takes three times as long.
+    return carried | headers
 
 
 def correlation_id_of(envelope: Envelope) -> str | None:

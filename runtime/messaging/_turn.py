@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from hashlib import sha1
 from types import MappingProxyType
@@ -59,7 +59,7 @@ class Turn(msgspec.Struct, eq=False):
     _envelope: Envelope | None = None
     _ordinals: dict[str, int] | None = None
     _crowded: int = 1000
-    _carried: Mapping[str, str] | None = None
+    _carried: MappingProxyType[str, str] | None = None
 
     def add(self, posted: asyncio.Future[None]) -> None:
         """Add a publish that has to be confirmed before the message is settled."""
@@ -88,13 +88,12 @@ class Turn(msgspec.Struct, eq=False):
             return False
         return text in envelope.topic or text in (envelope.response_topic or "")
 
-    def carried(self) -> Mapping[str, str]:
+    def carried(self) -> MappingProxyType[str, str]:
         """Return the headers of the message that everything published meanwhile has, too.
 
         Of a batch, those that all of its messages have in common.
         """
-        carried = self._carried
-        if carried is None:
+        if self._carried is None:
             envelope = self._envelope or self.request
             if isinstance(self.message_id, Envelope):
                 envelope = self.message_id
@@ -103,8 +102,8 @@ class Turn(msgspec.Struct, eq=False):
             else:
                 carried = carried_by(envelope)
             # Many messages may have them as they are.
-            carried = self._carried = MappingProxyType(carried)
-        return carried
+            self._carried = MappingProxyType(carried)
+        return self._carried
 
     def publish_id(self, topic: str) -> str | None:
         """Return the id for the next publish on ``topic``: the same at every attempt.
@@ -161,11 +160,13 @@ def _common(actor: str) -> str:
 current_turn: ContextVar[Turn | None] = ContextVar("spa_dat_turn", default=None)
 """The turn that the running code belongs to."""
 
-inherited: ContextVar[Mapping[str, str] | None] = ContextVar("spa_dat_inherited", default=None)
+inherited: ContextVar[MappingProxyType[str, str] | None] = ContextVar(
+    "spa_dat_inherited", default=None
+)
 """In a scheduled call: the carried headers of the message whose handler has scheduled it."""
 
 
-def carried_now() -> Mapping[str, str] | None:
+def carried_now() -> MappingProxyType[str, str] | None:
     """Return the headers that what the running code publishes has to carry; None for none."""
     turn = current_turn.get()
     if turn is None:
