@@ -27,6 +27,8 @@ class Figure(float):
 
 
 FIGURES: list[tuple[str, str, list[str]]] = [
+    ("design.md", "the loop a turn after {0} messages", ["actors/_cell BURST"]),
+    ("design.md", "the loop a turn after {0} messages", ["transports/kafka/_reply_inbox _BURST"]),
     (
         "errors.md",
         "cut off after {0} characters of a text, {1} of a class name, {2} of a code",

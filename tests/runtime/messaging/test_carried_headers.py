@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -147,7 +148,7 @@ def test_the_correlation_id_of_a_message(fields: dict[str, Any], expected: str |
 
 def test_headers_that_are_given_stay() -> None:
     given = {"traceparent": OTHER, "correlationid": "own"}
-    headers = with_carried(given, {**HEADERS, "causationid": "1"})
+    headers = with_carried(given, MappingProxyType({**HEADERS, "causationid": "1"}))
     # The state of a trace belongs to that trace.
     assert headers == {"traceparent": OTHER, "correlationid": "own", "causationid": "1"}
 
