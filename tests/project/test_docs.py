@@ -22,6 +22,9 @@ from pathlib import Path
 
 import pytest
 
+from conformance.kafka_harness import KafkaHarness
+from conformance.memory_harness import MemoryHarness
+from conformance.mqtt_harness import MqttHarness
 from spa_dat import (
     Context,
     DistributedApplication,
@@ -31,14 +34,16 @@ from spa_dat import (
     MqttConfig,
     RetryPolicy,
     Socket,
+    errors,
 )
 from spa_dat.actors import _cell
 from spa_dat.actors._cell import CellState
-from spa_dat.errors import NotAuthorised
+from spa_dat.errors import NotAuthorised, RemoteError
 from spa_dat.runtime.hosting import _process_worker
 from spa_dat.runtime.hosting._process_worker import ProcessState
 from spa_dat.runtime.options._actor_options import ActorOptions
 from spa_dat.testing import HarnessFactory, Mosquitto
+from spa_dat.testing.conformance import TransportHarness
 from spa_dat.transports import DeliveryState
 from spa_dat.transports.mqtt import _consumer
 from spa_dat.transports.mqtt._consumer import ConsumerState
@@ -422,3 +427,48 @@ def test_the_guide_names_what_a_handler_gets(cls: type) -> None:
     text = page.partition(f"\nA `{cls.__name__}` has ")[2].partition("\n\n")[0]
     attributes = [name for name in dir(cls) if not name.startswith("_") and name != "of"]
     assert [name for name in attributes if not re.search(rf"`{name}\b", text)] == []
+
+
+def test_the_page_on_errors_has_all_of_them_below_the_ones_they_derive_from() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    table = page.partition("\n| error | meaning | what to do |\n")[2].partition("\n\n")[0]
+    shown: dict[str, str] = {}
+    parent = ""
+    for row in table.splitlines()[1:]:
+        bold, name = re.findall(r"^\| (\*\*)?`(\w+)`", row)[0]
+        parent = name if bold else parent
+        shown[name] = "SpaDatError" if bold else parent
+    classes = {name: getattr(errors, name) for name in errors.__all__ if name != "SpaDatError"}
+    assert shown == {name: kind.__mro__[1].__name__ for name, kind in classes.items()}
+
+
+def test_the_codes_of_remote_errors_are_those_that_the_class_names() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    table = page.partition("\n| code | meaning |\n")[2].partition("\n\n")[0]
+    shown = re.findall(r"^\| `([a-z-]+)`", table, re.MULTILINE)
+    named = re.findall(r"``([a-z-]+)``", inspect.getdoc(RemoteError) or "")
+    assert sorted(shown) == sorted(named)
+
+
+@pytest.mark.parametrize(
+    ("column", "harness"), [(1, MemoryHarness), (2, MqttHarness), (3, KafkaHarness)]
+)
+def test_the_ways_in_which_transports_differ_are_those_of_their_harnesses(
+    column: int, harness: type[TransportHarness]
+) -> None:
+    page = (ROOT / "docs" / "transports.md").read_text(encoding="utf-8")
+    table = page.partition("\n| attribute | memory |")[2].partition("\n\n")[0]
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+    shown = {re.findall(r"`(\w+)`", row[0])[0]: row[column].strip("`") for row in rows}
+    # What every test has.
+    attributes = inspect.get_annotations(TransportHarness).keys() - {"deadline"}
+    assert shown.keys() == attributes
+
+    def told(value: object) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name}={option}" for name, option in value.items()) or "none"
+        return f"{value:g}"
+
+    assert shown == {name: told(getattr(harness, name)) for name in attributes}
