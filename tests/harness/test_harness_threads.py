@@ -455,11 +455,11 @@ def test_a_process_that_outlasts_the_grace_is_named() -> None:
             harness.settle()
 
     context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(1, mp_context=context) as processes,
-        pytest.raises(NotSettled, match="work in a process"),
-    ):
-        run()
+    with ProcessPoolExecutor(1, mp_context=context) as processes:
+        # Starting the process blocks the loop, at times for longer than the grace.
+        processes.submit(int).result()
+        with pytest.raises(NotSettled, match="work in a process"):
+            run()
 
 
 class _CallsOff(Executor):

@@ -150,7 +150,9 @@ def test_the_words_of_a_broker_stay_on_one_line_and_are_shortened() -> None:
 
 
 def test_a_refused_login_names_the_file_of_its_password() -> None:
-    problem = connect_problem(LoginRefused(BrokerReason(0x86)), "mqtt://h", "bob", "/run/secret")
+    problem = connect_problem(
+        LoginRefused(BrokerReason(0x86)), "mqtt://h", "bob", "the file '/run/secret'"
+    )
     assert isinstance(problem.error, NotAuthorised)
     assert "'/run/secret'" in str(problem.error)
 
