@@ -27,7 +27,6 @@ from ._outbox import (
     size_of,
 )
 from ._reconnect import Backoff
-from ._structured_events import opened
 from ._topics import (
     RESERVED,
     TopicFilter,
@@ -39,6 +38,7 @@ from ._topics import (
     minimal,
     reply_prefix,
 )
+from ._wire_formats import opened
 from .kafka import KafkaConfig, KafkaProvider, KafkaTopic
 from .memory import MemoryConfig, MemoryProvider
 from .mqtt import LastWill, MqttConfig, MqttProvider

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import ClassVar, Protocol, Self
 
@@ -20,6 +21,7 @@ from ._credentials import (
 from ._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
 from ._reconnect import Backoff
 from ._url_options import NOT_AN_OPTION, Limits, check_flag, check_limits, check_text
+from ._wire_formats import WIRE_CHOICES, check_wire
 
 __all__ = ["BrokerConfig", "Renewal", "check_login"]
 
@@ -88,12 +90,14 @@ class BrokerConfig:
             becomes a dead letter without payload; if it is a request, it is refused.
         backoff_min: seconds before the first attempt to reconnect, before jitter.
         backoff_max: the longest pause between two attempts to reconnect, in seconds.
+        wire: the format of messages: ``cloudevents``, or ``spa-dat`` for that of spa-dat 0.4.0.
         renewal: for configurations from a document, which `SocketProviderFactory` makes: where the
             login is read again.
 
     Attributes:
         tls_scheme: the scheme of URLs with ``tls``.
         limits: the lowest and highest values of options that are numbers.
+        choices: the values of options that have only a few.
 
     Raises:
         ConfigurationError: an option has an invalid value, or options contradict each other.
@@ -101,6 +105,7 @@ class BrokerConfig:
 
     tls_scheme: ClassVar[str]
     limits: ClassVar[Limits] = _LIMITS
+    choices: ClassVar[Mapping[str, tuple[str | None, ...]]] = WIRE_CHOICES
 
     username: str | None = None
     password: Secret | str | None = None
@@ -122,6 +127,7 @@ class BrokerConfig:
     max_received: int | None = None
     backoff_min: float = 0.1
     backoff_max: float = 10.0
+    wire: str = "cloudevents"
     renewal: Renewal | None = field(default=None, repr=False, compare=False, metadata=NOT_AN_OPTION)
 
     def __post_init__(
@@ -139,6 +145,7 @@ class BrokerConfig:
         )
         check_limits(self)
         check_text(self, "username")
+        check_wire(self)
         self._check_tls()
         if self.backoff_max < self.backoff_min:
             raise ConfigurationError(

@@ -35,7 +35,7 @@ _MOST_RECEIVED = 268_435_455
 _LETTERS = f"{RESERVED}/dead-letter/"
 _SHARED = (
     "max_payload", "max_received", "outbox", "outbox_bytes", "start_timeout", "window",
-    "window_bytes", "qos",
+    "window_bytes", "qos", "wire",
 )  # fmt: skip
 
 

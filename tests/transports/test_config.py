@@ -356,6 +356,7 @@ def test_any_text_is_a_url_or_a_configuration_error(text: str) -> None:
 def test_every_option_of_a_configuration_can_be_given_in_a_url() -> None:
     values = {"qos": "0", "backoff_min": "5", "tls_cert": "c.pem", "tls_key": "k.pem"}
     values["websocket_path"] = "/ws"
+    values["wire"] = "spa-dat"
     values["will"] = "{%22topic%22:%22a%22}"
     in_front = {"host", "port", "username", "password"}
     for entry in dataclasses.fields(MqttConfig):

@@ -15,6 +15,7 @@ from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._topics import reply_prefix
+from .._wire_formats import wire_format
 from ._aiokafka_private import check_compression
 from ._bus_context import BusContext
 from ._config import KafkaConfig
@@ -67,10 +68,12 @@ class KafkaBus(Bus):
         self._client_id = f"{identity.application}.{identity.instance}"
         self._codec = Codec(names, surroundings.stats, environment.now)
         self._topics = Topics(config, names, self._client_id)
+        wire = wire_format(config.wire, names.name_of, names.reply_topic)
+        self._pack = wire.packed if wire.packs else None
         facts = SharedTopicFacts(config.topic_refresh, config.connect_timeout)
         contest = Contest(environment, least=_LEAST_PATIENCE, most=_MOST_PATIENCE)
         self._context = BusContext(
-            config, names, self._codec, surroundings, self._topics, facts, contest
+            config, names, self._codec, wire, surroundings, self._topics, facts, contest
         )
         self._own = [names.replies(self._application), names.dead_letters(self._application)]
         token = environment.token()
@@ -114,7 +117,7 @@ class KafkaBus(Bus):
         loop = asyncio.get_running_loop()
         config = self._config
         # An application may have a name that no topic can have.
-        self._names.destination(self.reply_address("0"))
+        self._names.destination(self._inbox_prefix + "0")
         give_up = loop.time() + config.start_timeout
         backoff = config.backoff(self._surroundings.environment)
         while True:
@@ -132,15 +135,25 @@ class KafkaBus(Bus):
             await asyncio.sleep(delay)
 
     def reply_address(self, correlation: str) -> str:
+        if self._pack is not None:
+            raise ConfigurationError(
+                "requests are impossible on Kafka with wire='spa-dat': a reply of spa-dat 0.4.0"
+                " does not say which request it answers; ask by MQTT, or use a provider without"
+                " wire='spa-dat' for programs that are moved already"
+            )
         return self._inbox_prefix + correlation
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> KafkaConsumer:
         return KafkaConsumer(self._context, subscription, receiver)
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        if self._pack is not None:
+            envelope = self._pack(envelope)
         return self._publisher.outbox.submit(envelope, self._encode(envelope))
 
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
+        if self._pack is not None:
+            envelope = self._pack(envelope)
         await self._publisher.outbox.publish(envelope, timeout, self._encode(envelope))
 
     async def park(self, envelope: Envelope, *, timeout: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._contract import Surroundings
+from .._wire_formats import WireFormat
 from ._config import KafkaConfig
 from ._records import Codec
 from ._takeovers import Contest
@@ -23,6 +24,7 @@ class BusContext:
         config: the configuration.
         names: translates topics.
         codec: reads and writes records.
+        wire: the format that messages have.
         surroundings: identity, counters, randomness.
         topics: makes sure that topics exist.
         facts: looks up topics that consumers have.
@@ -32,6 +34,7 @@ class BusContext:
     config: KafkaConfig
     names: Names
     codec: Codec
+    wire: WireFormat
     surroundings: Surroundings
     topics: Topics
     facts: SharedTopicFacts

@@ -139,7 +139,7 @@ class KafkaConfig(BrokerConfig):
 
     tls_scheme: ClassVar[str] = "kafkas"
     limits: ClassVar[Limits] = {**BrokerConfig.limits, **_LIMITS}
-    choices: ClassVar[Mapping[str, tuple[str | None, ...]]] = _CHOICES
+    choices: ClassVar[Mapping[str, tuple[str | None, ...]]] = {**BrokerConfig.choices, **_CHOICES}
 
     servers: str = "localhost:9092"
     _: KW_ONLY

@@ -15,7 +15,7 @@ from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
-from .._structured_events import opened
+from .._wire_formats import wire_format
 from ._aiokafka_private import (
     client_of,
     fetching_ends,
@@ -73,6 +73,7 @@ class KafkaReplyInbox:
         self._client_id = client_id
         self._name = name
         self._prefix = f"{token}/".encode()
+        self._wire = wire_format(config.wire)
         self._codec = codec
         self._topics = topics
         self._stats = surroundings.stats
@@ -270,7 +271,7 @@ class KafkaReplyInbox:
                 if len(reply.payload) > self._config.largest_received:
                     reply = without_payload(reply)
                 else:
-                    reply = opened(reply)
+                    reply = self._wire.opened(reply)
                 self._on_reply(own.decode("utf-8", "replace"), reply)
         # Anybody may have sent a reply; it must not stop those behind it.
         except Exception:  # noqa: BLE001

@@ -118,6 +118,14 @@ class Names:
                 self._destinations[topic] = known
         return known
 
+    def name_of(self, topic: str) -> str:
+        """Return the name of the topic to which an address leads.
+
+        Raises:
+            ConfigurationError: as `destination`.
+        """
+        return self.destination(topic).name
+
     def _reply(self, topic: str) -> Destination:
         # No two have the same correlation, but many go to the same application.
         application, _, correlation = topic[len(_REPLY) :].partition("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from ...errors import ConfigurationError
 from .._contract import DEFAULT_WINDOW_BYTES
 from .._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
 from .._url_options import Limits, check_limits
+from .._wire_formats import WIRE_CHOICES, check_wire
 
 __all__ = ["MemoryConfig"]
 
@@ -49,15 +51,18 @@ class MemoryConfig:
         queue: messages that may wait for one subscription, beyond its window; then a publish to it
             waits, and a post raises OutboxFull.
         queue_bytes: bytes of them, likewise.
+        wire: the format of messages: ``cloudevents``, or ``spa-dat`` for that of spa-dat 0.4.0.
 
     Attributes:
         limits: the lowest and highest values of options that are numbers.
+        choices: the values of options that have only a few.
 
     Raises:
         ConfigurationError: an option has an invalid value.
     """
 
     limits: ClassVar[Limits] = _LIMITS
+    choices: ClassVar[Mapping[str, tuple[str | None, ...]]] = WIRE_CHOICES
 
     name: str = ""
     window: int = 200
@@ -70,6 +75,7 @@ class MemoryConfig:
     qos: int = 1
     queue: int = 100_000
     queue_bytes: int = 67_108_864
+    wire: str = "cloudevents"
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -78,6 +84,7 @@ class MemoryConfig:
                 " give at most 64 letters, digits and any of '_', '.', '-'"
             )
         check_limits(self)
+        check_wire(self)
 
     @property
     def largest_received(self) -> int:

@@ -10,6 +10,7 @@ from .._contract import Consumer, Receiver, Subscription, Surroundings
 from .._delivery import Delivery, DeliveryState, Tracker
 from .._envelope import Envelope
 from .._topics import TopicFilter
+from .._wire_formats import CLOUDEVENTS, WireFormat
 from ..mqtt import as_taken
 from ._broker import Broker
 from ._connection import MemoryConnection
@@ -42,6 +43,7 @@ class MemoryConsumer(Consumer):
         "_waiters",
         "_window",
         "_window_bytes",
+        "_wire",
     )
 
     def __init__(
@@ -53,6 +55,7 @@ class MemoryConsumer(Consumer):
         *,
         start_timeout: float,
         max_received: int,
+        wire: WireFormat = CLOUDEVENTS,
     ) -> None:
         identity = surroundings.identity
         self._broker = broker
@@ -60,6 +63,7 @@ class MemoryConsumer(Consumer):
         self._receiver = receiver
         self._start_timeout = start_timeout
         self._max_received = max_received
+        self._wire = wire
         self._window = subscription.window
         self._window_bytes = subscription.window_bytes
         self._durable = subscription.durable and not identity.ephemeral
@@ -193,7 +197,7 @@ class MemoryConsumer(Consumer):
         self._receiver.hold()
 
     def _received(self, envelope: Envelope, token: int) -> None:
-        envelope = as_taken(envelope, self._max_received)
+        envelope = as_taken(envelope, self._max_received, self._wire)
         if token < 0:
             if self._intake:
                 self._receiver.deliver(Delivery(envelope))

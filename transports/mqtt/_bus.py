@@ -19,6 +19,7 @@ from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
 from .._topics import reply_prefix
+from .._wire_formats import wire_format
 from ._config import MqttConfig
 from ._connection import Connection, Farewell
 from ._connection_events import Loss, ServerLimits
@@ -76,6 +77,8 @@ class MqttBus(Bus):
         self._answer: asyncio.Future[int] | None = None
         # Which warnings about the broker have been logged.
         self._warned: dict[str, None] = {}
+        wire = wire_format(config.wire)
+        self._pack = wire.packed if wire.packs else None
         self._outbox = Outbox(
             self._write,
             capacity=config.outbox,
@@ -113,9 +116,13 @@ class MqttBus(Bus):
         )
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        if self._pack is not None:
+            envelope = self._pack(envelope)
         return self._outbox.submit(envelope, self._encode(envelope))
 
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
+        if self._pack is not None:
+            envelope = self._pack(envelope)
         await self._outbox.publish(envelope, timeout, self._encode(envelope))
 
     async def park(self, envelope: Envelope, *, timeout: float) -> None:

@@ -88,6 +88,12 @@ class MqttConfig(BrokerConfig):
         object.__setattr__(self, "host", _checked_host(self.host))
         object.__setattr__(self, "will", will_meant(self.will))
         self._check_qos()
+        if self.will is not None and self.wire != "cloudevents":
+            raise ConfigurationError(
+                f"option will of MqttConfig cannot be sent with wire={quoted(self.wire)}, whose"
+                " programs read nothing but their own format: leave it out, or give it to another"
+                " provider"
+            )
         super().__post_init__(password_env, password_file, password_function)
         self._check_way()
 

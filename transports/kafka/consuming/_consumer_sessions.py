@@ -85,7 +85,12 @@ class ConsumerSessions(abc.ABC):
         self._at_most_once = subscription.qos == 0
         self._filters = dict.fromkeys(subscription.filters)
         self._dispatcher = Dispatcher(
-            self.identifier, context.codec, receiver, self._config.largest_received, self._stats
+            self.identifier,
+            context.codec,
+            receiver,
+            self._config.largest_received,
+            context.wire,
+            self._stats,
         )
         self._select()
         self._state = SessionState.STARTING

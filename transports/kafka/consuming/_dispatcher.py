@@ -12,8 +12,8 @@ from ...._logs import get_logger
 from ..._contract import Receiver
 from ..._delivery import Delivery
 from ..._envelope import without_payload
-from ..._structured_events import is_structured, opened
 from ..._topics import TopicTrie
+from ..._wire_formats import WireFormat
 from .._records import Codec, StoredRecord, size_of_headers
 from ._assignment import Assignment
 from ._committable_offsets import SizeTracker
@@ -32,16 +32,25 @@ class Dispatcher:
         codec: decodes records.
         receiver: gets the deliveries.
         largest: the largest payload that is handed out, in bytes.
+        wire: the format that messages have.
         stats: counts ``messages.recognised``, ``messages.expired`` and ``messages.malformed``.
     """
 
     def __init__(
-        self, identifier: str, codec: Codec, receiver: Receiver, largest: int, stats: Counter[str]
+        self,
+        identifier: str,
+        codec: Codec,
+        receiver: Receiver,
+        largest: int,
+        wire: WireFormat,
+        stats: Counter[str],
     ) -> None:
         self._identifier = identifier
         self._codec = codec
         self._receiver = receiver
         self._largest = largest
+        self._is_packed = wire.is_packed
+        self._opened = wire.opened
         self._stats = stats
         self._log = LimitedLog(_log)
         self._exact = True
@@ -116,8 +125,8 @@ class Dispatcher:
             size = len(envelope.payload)
             if size > largest:
                 envelope, size = without_payload(envelope), 0
-            elif is_structured(envelope.content_type):
-                envelope = opened(envelope)
+            elif self._is_packed(envelope):
+                envelope = self._opened(envelope)
                 size += len(envelope.payload)
             if envelope.key is not None:
                 size += len(envelope.key)
@@ -158,8 +167,8 @@ class Dispatcher:
                 size = len(envelope.payload)
                 if size > largest:
                     envelope, size = without_payload(envelope), 0
-                elif is_structured(envelope.content_type):
-                    envelope = opened(envelope)
+                elif self._is_packed(envelope):
+                    envelope = self._opened(envelope)
                     size += len(envelope.payload)
                 size += size_of_headers(envelope)
                 assignment.size += size

@@ -22,6 +22,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 
 from ...._logs import get_logger
+from ..._wire_formats import wire_format
 from .._config import MqttConfig
 from .._connection_events import ClientHandler, Ending, Loss, ServerLimits
 from .._last_will import LastWill
@@ -130,7 +131,12 @@ class MqttClient:
         )
         generate = self._client._client._mid_generate
         self._flow = MessageFlow(
-            handler, stats, config.largest_received, generate, self._on_other_packet
+            handler,
+            stats,
+            config.largest_received,
+            generate,
+            self._on_other_packet,
+            wire_format(config.wire),
         )
         self._subscribe = SubscribeRequests(
             self._client._client,

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ...._texts import LONGEST_REMEMBERED
 from ....errors import EncodeError
 from ..._envelope import CORRELATION_ID, DEFAULT_TYPE, Envelope, LeftOut, without_payload
-from ..._structured_events import opened
+from ..._wire_formats import CLOUDEVENTS, WireFormat
 from .._message_checks import RESERVED_NAMES
 
 __all__ = [
@@ -525,12 +525,13 @@ class LargePublish:
         self._digest.update(piece)
 
 
-def as_taken(envelope: Envelope, largest: int) -> Envelope:
+def as_taken(envelope: Envelope, largest: int, wire: WireFormat = CLOUDEVENTS) -> Envelope:
     """Return the message as the client would hand it out, for simulations of MQTT.
 
     Args:
         envelope: the message.
         largest: the largest payload that is accepted, in bytes.
+        wire: the format that messages have.
     """
     size = len(envelope.payload)
     if _may_have_large_head(envelope):
@@ -549,7 +550,7 @@ def as_taken(envelope: Envelope, largest: int) -> Envelope:
                 redelivered=envelope.redelivered,
                 left_out=LeftOut(size, digest),
             )
-    return opened(envelope) if size <= largest else without_payload(envelope)
+    return wire.opened(envelope) if size <= largest else without_payload(envelope)
 
 
 def _length_of(packet: PublishPacket) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ..._envelope import without_payload
-from ..._structured_events import is_structured, opened
+from ..._wire_formats import CLOUDEVENTS, WireFormat
 from .._connection_events import ClientHandler
 from ._packets import (
     LARGEST_HEAD,
@@ -43,6 +43,7 @@ class MessageFlow:
             the size and digest.
         next_packet_id: allocates from the same ids as the client library's own requests.
         on_other: gets every other packet, as `FrameStream` hands it over.
+        wire: the format that messages have.
     """
 
     def __init__(
@@ -52,10 +53,13 @@ class MessageFlow:
         largest: int,
         next_packet_id: Callable[[], int],
         on_other: Callable[[int, bytes, int, int], None],
+        wire: WireFormat = CLOUDEVENTS,
     ) -> None:
         self._handler = handler
         self._largest = largest
         self._decode = PublishDecoder(stats).decode
+        self._is_packed = wire.is_packed
+        self._opened = wire.opened
         self._next_packet_id = next_packet_id
         self._on_other = on_other
         self._stream: FrameStream | None = None
@@ -120,8 +124,8 @@ class MessageFlow:
             if size > self._largest and len(envelope.payload) > self._largest:
                 size -= len(envelope.payload)
                 envelope = without_payload(envelope)
-            elif is_structured(envelope.content_type):
-                envelope = opened(envelope)
+            elif self._is_packed(envelope):
+                envelope = self._opened(envelope)
                 size += len(envelope.payload)
             if envelope.headers:
                 size += _OVERHEAD_OF_A_HEADER * len(envelope.headers)

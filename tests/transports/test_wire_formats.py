@@ -1,0 +1,254 @@
+"""The format of spa-dat 0.4.0: as it was captured, and what a stranger's message cannot do."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spa_dat import DistributedApplication, KafkaConfig, MemoryConfig, Message, MqttConfig, Socket
+from spa_dat.errors import ConfigurationError, DecodeError, EncodeError
+from spa_dat.testing import Harness
+from spa_dat.transports import Envelope, SocketProviderFactory, opened, without_payload
+from spa_dat.transports._wire_formats import CLOUDEVENTS, wire_format
+
+OLD = wire_format("spa-dat")
+TYPE = "application/vnd.spa-dat+json"
+_CONTENT = json.loads((Path(__file__).parent / "vectors" / "spa_dat_0_4_0.json").read_text("utf-8"))
+_READS = [pytest.param(vector, id=vector["name"]) for vector in _CONTENT["reads"]]
+_WRITES = [pytest.param(vector["value"], id=vector["name"]) for vector in _CONTENT["writes"]]
+
+
+def received(payload: str | bytes, **fields: Any) -> Envelope:
+    data = payload if isinstance(payload, bytes) else payload.encode()
+    return Envelope(topic="plant", payload=data, **fields)
+
+
+def written(**members: Any) -> str:
+    """Return a message as 0.4.0 writes it, with these members in place of others."""
+    usual = {
+        "Payload": "x",
+        "Topic": "plant",
+        "ContentType": None,
+        "ClientId": "c",
+        "ClientName": None,
+        "QualityOfService": 2,
+        "ResponseTopic": None,
+        "Timestamp": 1_700_000_000,
+    }
+    return json.dumps(usual | members, separators=(",", ":"), ensure_ascii=False)
+
+
+@pytest.mark.parametrize("vector", _READS)
+def test_what_0_4_0_reads_is_read_in_the_same_way(vector: dict[str, Any]) -> None:
+    got = OLD.opened(received(bytes.fromhex(vector["input_hex"])))
+    wanted = vector["message"]
+    if wanted is None:
+        assert got.flaw is not None
+        assert got.flaw.startswith("the payload is no message of spa-dat 0.4.0")
+        assert got.payload == bytes.fromhex(vector["input_hex"])
+        return
+    assert got.flaw is None
+    assert got.original is not None
+    fields = (got.content_type, got.source, got.response_topic, got.time)
+    assert fields == tuple(
+        wanted[name] for name in ("content_type", "source", "response_topic", "time")
+    )
+    assert got.payload == bytes.fromhex(wanted["payload_hex"])
+
+
+@pytest.mark.parametrize("value", _WRITES)
+def test_what_0_4_0_writes_is_written_byte_for_byte(value: str) -> None:
+    members = json.loads(value)
+    got = OLD.opened(received(value))
+    assert got.payload == members["Payload"].encode()
+    packed = OLD.packed(
+        Envelope(
+            topic=members["Topic"],
+            payload=got.payload,
+            content_type=got.content_type,
+            source=members["ClientId"],
+            response_topic=got.response_topic,
+            time=got.time,
+            qos=1,
+        )
+    )
+    # What is said of the sender and of QoS is ours.
+    ours = {"ClientName": members["ClientId"], "QualityOfService": 1}
+    expected = json.dumps(members | ours, separators=(",", ":"), ensure_ascii=False)
+    assert packed.payload.decode() == expected.replace("\\u007f", "\x7f")
+
+
+@pytest.mark.parametrize("value", _WRITES)
+def test_it_is_recognised_without_the_option(value: str) -> None:
+    got = opened(received(value))
+    assert got.flaw is not None
+    assert "wire='spa-dat'" in got.flaw
+    assert got.payload.decode() == value
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        received(written(), content_type="application/json"),
+        received(written(), id="1"),
+        received('{"Payload":"x","Topic":"t"}'),
+        received('{"Payload":"x","Amount":5}'),
+        received('{"Payload":"x'),
+        received('{"Payload":"' + "[" * 100_000),
+        received(written(Timestamp=1.5)),
+        without_payload(received(written())),
+    ],
+    ids=["typed", "named", "short", "other", "cut", "long", "fraction", "left-out"],
+)
+def test_what_only_looks_alike_stays_as_it_is(envelope: Envelope) -> None:
+    assert opened(envelope) is envelope
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (written(Timestamp=1.5), "not a whole number"),
+        (written(Timestamp="1_"), "invalid literal"),
+        (written(Timestamp="1" * 30), "not a whole number"),
+        (written(Timestamp=10**17), "not a time"),
+        (written(Timestamp=None), "timestamp"),
+        (written(QualityOfService=None), "quality"),
+        (written(QualityOfService=3), "quality"),
+        (written(Payload={"a": 1}), "payload"),
+        (written(Payload=None), "payload"),
+        ('{"Topic":"t"}', "payload"),
+        ('{"Payload":"x"}', "topic"),
+        ('{"Payload":"x","Topic":"t","More":' + "[" * 1_000_000, "nested too deeply"),
+        ('{"Payload":"\\ud800","Topic":"t"}', "surrogate"),
+        (b"\xff\xfe", "malformed"),
+        (b"", "truncated"),
+    ],
+)
+def test_what_cannot_be_read_has_a_flaw_that_says_why(value: str | bytes, why: str) -> None:
+    got = OLD.opened(received(value))
+    assert got.flaw is not None
+    assert why in got.flaw.lower()
+    assert len(got.flaw) < 400
+
+
+def test_a_message_in_a_message_is_its_payload() -> None:
+    inner = written()
+    got = OLD.opened(received(written(Payload=inner)))
+    assert (got.payload.decode(), got.flaw) == (inner, None)
+
+
+def test_it_travels_between_two_programs_of_this_package_with_all_its_fields() -> None:
+    sent = Envelope(
+        topic="plant",
+        payload="Grüße".encode(),
+        content_type="text/plain",
+        id="1",
+        source="shop/0/till",
+        type="greeting",
+        time=1_700_000_000.25,
+        key="k",
+        headers={"spa_reply": "1"},
+        response_topic="answers",
+        correlation=b"c",
+        expiry=5.0,
+    )
+    packed = OLD.packed(sent)
+    assert json.loads(packed.payload)["Payload"] == "Grüße"
+    got = OLD.opened(packed)
+    names = set(Envelope.__struct_fields__) - {"original"}
+    assert {name: getattr(got, name) for name in names} == {
+        name: getattr(sent, name) for name in names
+    }
+    # Who has not been told of the format must not take it for the payload either.
+    assert CLOUDEVENTS.opened(packed).flaw is not None
+
+
+def test_what_comes_in_our_own_format_is_read_as_well() -> None:
+    plain = received("21.5", content_type="application/json", id="1")
+    assert OLD.opened(plain) is plain
+    document = '{"specversion":"1.0","id":"1","source":"s","type":"t","data":1}'
+    got = OLD.opened(received(document, content_type="application/cloudevents+json"))
+    assert (got.payload, got.flaw) == (b"1", None)
+
+
+def test_what_is_of_the_runtime_stays_in_our_own_format() -> None:
+    for topic in ("_spa/dead-letter/shop/1", "_spa/reply/shop/1/2"):
+        letter = Envelope(topic=topic, payload=b"\xff")
+        assert OLD.packed(letter) is letter
+    tombstone = Envelope(topic="plant", key="k", tombstone=True)
+    assert OLD.packed(tombstone) is tombstone
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(EncodeError, match=r"'plant' is not UTF-8 .* base64"):
+        OLD.packed(Envelope(topic="plant", payload=b"\xff\x00"))
+
+
+@pytest.mark.parametrize("scheme", ["memory://", "mqtt://localhost", "kafka://localhost"])
+def test_the_option(scheme: str) -> None:
+    config = SocketProviderFactory.config_from_url(f"{scheme}?wire=spa-dat")
+    assert config.wire == "spa-dat"
+    assert type(config)().wire == "cloudevents"
+    with pytest.raises(ConfigurationError, match=r"option wire='spa' of \w+: give one of 'cloud"):
+        SocketProviderFactory.config_from_url(f"{scheme}?wire=spa")
+    for kind in (MemoryConfig, MqttConfig, KafkaConfig):
+        with pytest.raises(ConfigurationError, match="option wire=None"):
+            kind(wire=None)  # type: ignore[arg-type]
+
+
+def test_a_last_will_cannot_be_sent() -> None:
+    with pytest.raises(ConfigurationError, match="option will of MqttConfig cannot be sent"):
+        MqttConfig(wire="spa-dat", will={"topic": "gone", "payload": "x"})  # type: ignore[arg-type]
+
+
+def test_in_a_harness_all_goes_over_the_wire_as_well() -> None:
+    app = DistributedApplication("mqtt://localhost?wire=spa-dat", name="shop")
+    got: list[Message[dict[str, str]]] = []
+
+    @app.application("in")
+    async def work(message: Message[str], socket: Socket) -> str:
+        await socket.publish("out", {"seen": message.payload})
+        return f"answer to {message.payload}"
+
+    @app.application("out")
+    async def take(message: Message[dict[str, str]]) -> None:
+        got.append(message)
+
+    with Harness(app) as harness:
+        harness.publish("in", written(Payload="a").encode(), content_type=TYPE)
+        harness.settle()
+        assert [message.payload for message in got] == [{"seen": "a"}]
+        assert harness.request("in", "b", reply=str) == "answer to b"
+
+
+def test_in_a_harness_it_is_recognised(caplog: pytest.LogCaptureFixture) -> None:
+    app = DistributedApplication("memory://", name="shop")
+
+    @app.application("recognised/in")
+    async def work(payload: bytes) -> None:
+        raise AssertionError("it is no payload")
+
+    with Harness(app, allow_failures=DecodeError) as harness, caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            harness.publish("recognised/in", written().encode(), content_type=TYPE)
+        harness.settle()
+        letters = harness.dead_letters()
+        assert len(letters) == 3
+        assert "wire='spa-dat'" in letters[0].text
+    said = [record for record in caplog.records if "0.4.0 publishes on" in record.getMessage()]
+    assert len(said) == 1
+
+
+def test_requests_on_kafka_are_refused() -> None:
+    app = DistributedApplication("kafka://localhost?wire=spa-dat", name="shop")
+
+    @app.application("in")
+    async def work(payload: str) -> str:
+        return payload
+
+    with Harness(app) as harness, pytest.raises(ConfigurationError, match="impossible on Kafka"):
+        harness.request("in", "x")

@@ -1,0 +1,232 @@
+"""Programs of spa-dat 0.4.0 and ours on the same broker: all four directions, on MQTT and Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from spa_dat import DistributedApplication, Message, Socket
+from spa_dat.errors import NoResponder, RequestTimeout
+from spa_dat.testing import Kafka, Mosquitto
+from support.spa_dat_0_4_0 import OldProgram
+from support.waiting import eventually
+
+pytestmark = pytest.mark.slow
+
+CONSUMES = """
+@app.application(topic)
+async def take(message, **kwargs):
+    said(message)
+"""
+ANSWERS = """
+@app.application(topic)
+async def answer(message, socket, message_builder, **kwargs):
+    await socket.publish(
+        message_builder(topic=message.response_topic, payload=b"answer to " + message.payload)
+    )
+"""
+PUBLISHES = """
+@app.producer()
+async def publish(socket, message_builder, **kwargs):
+    for number in range(3):
+        await socket.publish(message_builder(topic=topic, payload=f"Grüße {number}".encode()))
+"""
+# 0.4.0 may miss the first replies on Kafka: it asks before its consumer has a position.
+ASKS = """
+@app.producer()
+async def ask(socket, message_builder, **kwargs):
+    while True:
+        try:
+            request = socket.request(message_builder(topic=topic, payload=b"ask"))
+            said(await asyncio.wait_for(request, 3))
+            return
+        except asyncio.TimeoutError:
+            pass
+"""
+
+
+class Place:
+    """A broker for both kinds of programs."""
+
+    def __init__(self, bus: str, host: str, port: int) -> None:
+        self.bus = bus
+        self.host = host
+        self.port = port
+        self.topic = f"old-{uuid.uuid4().hex[:8]}"
+
+    def old(self, text: str) -> OldProgram:
+        return OldProgram(self.bus, (self.host, self.port), self.topic, text)
+
+    def app(self, **options: str) -> DistributedApplication:
+        options = {"wire": "spa-dat"} | options
+        if self.bus == "kafka":
+            options["create_topics"] = "all"
+        given = "&".join(f"{name}={value}" for name, value in options.items())
+        url = f"{self.bus}://{self.host}:{self.port}?{given}"
+        return DistributedApplication(url, name=f"new-{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("mqtt", marks=pytest.mark.mosquitto),
+        pytest.param("kafka", marks=pytest.mark.kafka),
+    ]
+)
+def place(request: pytest.FixtureRequest) -> Place:
+    if request.param == "mqtt":
+        mosquitto: Mosquitto = request.getfixturevalue("mosquitto")
+        return Place("mqtt", mosquitto.host, mosquitto.port or 1883)
+    kafka: Kafka = request.getfixturevalue("kafka")
+    return Place("kafka", kafka.host, kafka.port or 9092)
+
+
+async def until(attempt: Callable[[], Awaitable[bool]]) -> None:
+    """Repeat an attempt, because nothing tells when a program of 0.4.0 has subscribed."""
+    async with asyncio.timeout(60):
+        while not await attempt():
+            pass
+
+
+async def test_what_0_4_0_publishes_is_handled(place: Place) -> None:
+    app = place.app()
+    got: list[Message[str]] = []
+
+    @app.application(place.topic)
+    async def take(message: Message[str]) -> None:
+        got.append(message)
+
+    async with app:
+        with place.old(PUBLISHES):
+            await eventually(lambda: len(got) == 3, 60)
+    assert [message.payload for message in got] == ["Grüße 0", "Grüße 1", "Grüße 2"]
+    assert {(message.topic, message.response_topic) for message in got} == {(place.topic, None)}
+    assert all(message.source for message in got)
+
+
+async def test_what_we_publish_is_consumed_by_0_4_0(place: Place) -> None:
+    app = place.app()
+    with place.old(CONSUMES) as old:
+        async with app:
+
+            async def publish() -> bool:
+                await app.socket().publish(place.topic, {"grüße": '"\n'})
+                await asyncio.wait((asyncio.ensure_future(heard()),), timeout=1)
+                return bool(old.said())
+
+            async def heard() -> None:
+                await eventually(lambda: bool(old.said()), 60)
+
+            await until(publish)
+            heard_first = old.said()[0]
+            # It has not become deaf.
+            before = len(old.said())
+            await app.socket().publish(place.topic, "again")
+            await eventually(lambda: len(old.said()) > before, 60)
+    assert heard_first["payload"] == '{"grüße":"\\"\\n"}'
+    assert heard_first["topic"] == place.topic
+    assert heard_first["content_type"] == "application/json"
+    assert heard_first["client_name"].startswith("new-")
+
+
+async def test_what_0_4_0_asks_is_answered(place: Place) -> None:
+    app = place.app()
+
+    @app.application(place.topic)
+    async def answer(payload: str) -> str:
+        return f"answer to {payload}"
+
+    async with app:
+        with place.old(ASKS) as old:
+            heard = await old.says()
+    assert heard["payload"] == "answer to ask"
+    assert heard["response_topic"] is None
+
+
+@pytest.mark.mosquitto
+async def test_what_we_ask_is_answered_by_0_4_0(mosquitto: Mosquitto) -> None:
+    place = Place("mqtt", mosquitto.host, mosquitto.port or 1883)
+    app = place.app()
+    with place.old(ANSWERS):
+        async with app:
+            socket = app.socket()
+
+            async def ask() -> bool:
+                try:
+                    replies = await asyncio.gather(
+                        *(
+                            socket.request(place.topic, f"q{number}", reply=str, timeout=2)
+                            for number in range(5)
+                        )
+                    )
+                except (NoResponder, RequestTimeout):
+                    return False
+                assert replies == [f"answer to q{number}" for number in range(5)]
+                return True
+
+            await until(ask)
+
+
+async def test_what_0_4_0_publishes_is_recognised_without_the_option(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = place.app(wire="cloudevents")
+
+    @app.application(place.topic)
+    async def take(payload: bytes) -> None:
+        raise AssertionError("it is no payload")
+
+    with caplog.at_level(logging.WARNING):
+        async with app:
+            with place.old(PUBLISHES):
+                await eventually(lambda: app.stats["dead_letters.stored"] == 3, 60)
+    said = [record for record in caplog.records if "0.4.0 publishes on" in record.getMessage()]
+    assert len(said) == 1
+    assert repr(place.topic) in said[0].getMessage()
+
+
+@pytest.mark.kafka
+async def test_the_end_of_0_4_0_deletes_topics_and_ours_go_on(kafka: Kafka) -> None:
+    place = Place("kafka", kafka.host, kafka.port or 9092)
+    app = place.app()
+    got: list[Any] = []
+
+    @app.application(place.topic)
+    async def take(message: Message[str], socket: Socket) -> None:
+        got.append(message.payload)
+
+    ends = """
+@app.application(topic)
+async def take(message, **kwargs):
+    said(message)
+    raise SystemExit
+"""
+    async with app:
+        socket = app.socket()
+        await socket.publish(place.topic, "before")
+        await eventually(lambda: got == ["before"], 60)
+        with place.old(ends) as old:
+
+            async def publish() -> bool:
+                await socket.publish(place.topic, "last")
+                await asyncio.wait((asyncio.ensure_future(gone()),), timeout=1)
+                return not old.alive
+
+            async def gone() -> None:
+                await eventually(lambda: not old.alive, 60)
+
+            await until(publish)
+
+        async def again() -> bool:
+            await socket.publish(place.topic, "after")
+            await asyncio.wait((asyncio.ensure_future(came()),), timeout=1)
+            return "after" in got
+
+        async def came() -> None:
+            await eventually(lambda: "after" in got, 60)
+
+        await until(again)
