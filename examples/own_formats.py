@@ -73,10 +73,11 @@ avro = AvroCodec(
 protobuf = ProtobufCodec()
 
 app = DistributedApplication(URL, name="own-formats-example")
+readings = Topic[Annotated[Reading, avro]]("plant/readings")
 conversion = Topic[float, Annotated[DoubleValue, protobuf]]("plant/fahrenheit")
 
 
-@app.application("plant/readings")
+@app.application(readings)
 async def reading(reading: Annotated[Reading, avro], socket: Socket) -> None:
     print(f"{reading.sensor}: {reading.celsius} °C")
     converted = await socket.request(conversion, reading.celsius)
@@ -91,7 +92,7 @@ async def fahrenheit(celsius: float) -> Annotated[DoubleValue, protobuf]:
 
 @app.producer()
 async def measure(socket: Socket) -> None:
-    await socket.publish("plant/readings", Reading("boiler", 95.0), codec=avro)
+    await socket.publish(readings, Reading("boiler", 95.0))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ class HarnessBase:
             ConfigurationError: the topic or an option is wrong, or the bus is not in use.
             EncodeError: the payload cannot be encoded.
         """
+        if isinstance(topic, Topic) and topic.codec is not None:
+            options.setdefault("codec", topic.codec)
         message = outgoing_message("publish", address_meant(topic), payload, options)
         self._core.publish(message, bus, id)
 

@@ -48,8 +48,9 @@ class PublishOptions(TypedDict, total=False):
         key: messages with the same key stay in order, also on a bus with partitions.
         headers: names and values for the receivers.
         content_type: MIME type; None for the one that goes with the payload's type.
-        codec: encodes the payload, and gives it its content type, unless ``content_type`` does;
-            None for the runtime's own formats.
+        codec: encodes the payload, unless that is None, and gives it its content type, unless
+            ``content_type`` does; None for the one in the type of a `Topic`, or else for the
+            runtime's own formats.
         type: the CloudEvents type, what kind of event it is, as in ``com.example.order.placed``;
             None for ``spa-dat.message``.
         retain: whether the broker keeps it as the topic's last value, for later subscribers.
@@ -136,6 +137,8 @@ def message_meant(
             an option other than ``expiry``.
     """
     if not isinstance(topic, OutgoingMessage):
+        if isinstance(topic, Topic) and topic.codec is not None:
+            options.setdefault("codec", topic.codec)
         return outgoing_message(call, topic_meant(topic), payload, options)
     if not options.keys() <= _OPTIONS:
         raise _unknown_option(call, options)
@@ -205,7 +208,7 @@ class MessageBuilder:
             )
         # A copy: the caller may change them before the message is sent.
         options["headers"] = dict(options.get("headers") or NO_HEADERS)
-        message = outgoing_message("message_builder", topic_meant(topic), payload, options)
+        message = message_meant("message_builder", topic, payload, options)
         if response_topic is None:
             return message
         return msgspec.structs.replace(message, response_topic=response_topic)
@@ -219,7 +222,7 @@ def encoded(message: OutgoingMessage) -> tuple[bytes, str | None]:
         EncodeError: the payload cannot be encoded.
     """
     codec, content_type = message.codec, message.content_type
-    if codec is None or isinstance(message.payload, Tombstone):
+    if codec is None or message.payload is None or isinstance(message.payload, Tombstone):
         if not content_type:
             return encode(message.payload)
         return encode_as(message.payload, content_type), content_type

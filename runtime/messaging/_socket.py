@@ -370,6 +370,7 @@ class Socket:
                 headers=NO_HEADERS if headers is None else headers,
                 key=key,
                 expiry=timeout,
+                codec=topic.codec if isinstance(topic, Topic) else None,
             )
         return self._connection.requests.request(make, timeout=timeout, wanted=wanted, limit=limit)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from ...transports import TopicFilter
+from ..payloads._custom_codecs import Codec, codec_in
 from ..payloads._type_readers import type_name
 
 if TYPE_CHECKING:
@@ -138,6 +140,11 @@ class Topic(Generic[P, R]):
         """The type of the replies; None if there are none, Any if no types were given."""
         reply = self._types[1]
         return None if reply is type(None) else reply
+
+    @functools.cached_property
+    def codec(self) -> Codec | None:
+        """The codec that the type of the payloads names; None if it names none."""
+        return codec_in(self.payload)
 
     @property
     def _types(self) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from spa_dat import Codec, DistributedApplication, Message, MessageBuilder, Socket
+from spa_dat import Codec, DistributedApplication, Message, MessageBuilder, Socket, Topic
 from spa_dat.errors import ConfigurationError, DecodeError, EncodeError, RemoteError
 from spa_dat.runtime.payloads._codec import Decoder, encode_with
 from spa_dat.runtime.payloads._custom_codecs import codec_in
@@ -33,8 +33,6 @@ class CsvCodec(Codec):
     content_type = "text/csv"
 
     def encode(self, value: Any) -> bytes:
-        if value is None:
-            raise ValueError("a row is needed")
         file = io.StringIO()
         csv.writer(file).writerow(msgspec.structs.astuple(value))
         return file.getvalue().encode()
@@ -238,6 +236,41 @@ def test_messages_requests_replies_and_batches(bus: str) -> None:
     assert [Row("a", 1)] in got
     assert (b"a,1\r\n", "text/csv; header=absent") in got
     assert len(got) == 4
+
+
+@BUSES
+def test_topics_name_codecs_in_their_types(bus: str) -> None:
+    app = DistributedApplication(bus, name="app")
+    rows = Topic[CsvRow | None]("rows/{name}")
+    doubled = Topic[CsvRow, CsvRow]("double")
+    got: list[Any] = []
+
+    @app.application(rows)
+    async def take(row: CsvRow | None, message: Message[CsvRow | None], socket: Socket) -> None:
+        got.append((row, message.content_type))
+        if row is not None:
+            got.append(await socket.request(doubled, row))
+            got.extend(await socket.request_many(doubled, row, count=1))
+
+    @app.application(doubled)
+    async def double(row: CsvRow) -> CsvRow:
+        return Row(row.name, 2 * row.number)
+
+    @app.application("go")
+    async def go(socket: Socket, message_builder: MessageBuilder) -> None:
+        await socket.publish(rows.at(name="a"), Row("a", 1))
+        socket.post(message_builder(rows.at(name="b"), Row("b", 2)))
+        await socket.publish(rows.at(name="c"), None)
+
+    with Harness(app) as harness:
+        harness.publish("go")
+        harness.publish(rows.at(name="d"), Row("d", 4))
+        harness.settle()
+    for row in (Row("a", 1), Row("b", 2), Row("d", 4)):
+        assert (row, "text/csv") in got
+        assert got.count(Row(row.name, 2 * row.number)) == 2
+    assert (None, None) in got
+    assert len(got) == 10
 
 
 def test_what_does_not_fit_becomes_a_dead_letter() -> None:
