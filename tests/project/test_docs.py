@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import dataclasses
 import enum
 import inspect
 import os
@@ -22,28 +21,16 @@ from pathlib import Path
 
 import pytest
 
-from conformance.kafka_harness import KafkaHarness
-from conformance.memory_harness import MemoryHarness
-from conformance.mqtt_harness import MqttHarness
 from spa_dat import (
-    Context,
     DistributedApplication,
-    KafkaConfig,
-    MemoryConfig,
-    Message,
-    MqttConfig,
-    RetryPolicy,
     Socket,
-    errors,
 )
 from spa_dat.actors import _cell
 from spa_dat.actors._cell import CellState
-from spa_dat.errors import NotAuthorised, RemoteError
+from spa_dat.errors import NotAuthorised
 from spa_dat.runtime.hosting import _process_worker
 from spa_dat.runtime.hosting._process_worker import ProcessState
-from spa_dat.runtime.options._actor_options import ActorOptions
 from spa_dat.testing import HarnessFactory, Mosquitto
-from spa_dat.testing.conformance import TransportHarness
 from spa_dat.transports import DeliveryState
 from spa_dat.transports.mqtt import _consumer
 from spa_dat.transports.mqtt._consumer import ConsumerState
@@ -328,147 +315,3 @@ def test_diagrams_of_states_show_all_of_them(states: type[enum.Enum]) -> None:
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     section = page.partition("\n## States\n")[2].partition("\n## ")[0]
     assert [state.name for state in states if not re.search(rf"\b{state.name}\b", section)] == []
-
-
-TABLE_OF_OPTIONS = re.compile(
-    r"^\| (?:option|`RetryPolicy`) \| meaning \| default \|\n.*\n", re.MULTILINE
-)
-# What only the package itself gives, what only producers have, and what is not given by name.
-UNLISTED = {"renewal", "every", "default_socket_provider"}
-
-
-def defaults_of(function: Callable[..., object]) -> dict[str, object]:
-    """Return the options that a function or class takes by name, with their defaults."""
-    found: dict[str, object] = {}
-    factories = {
-        option.name: option.default_factory
-        for option in (dataclasses.fields(function) if dataclasses.is_dataclass(function) else ())
-        if option.default_factory is not dataclasses.MISSING
-    }
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.default is not parameter.empty and name not in UNLISTED:
-            found[name] = factories[name]() if name in factories else parameter.default
-    return found
-
-
-def options_shown(page: str, number: int) -> dict[str, str]:
-    """Return the options in a table of a page, counted from 0, with the defaults that it shows."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    table = TABLE_OF_OPTIONS.split(text)[number + 1].partition("\n\n")[0]
-    shown: dict[str, str] = {}
-    for row in table.splitlines():
-        cells = [cell.strip() for cell in row.strip("|").split(" | ")]
-        names = re.findall(r"\w+", cells[0])
-        values = cells[-1].split(", ")
-        several = len(values) == len(names)
-        for index, name in enumerate(names):
-            shown[name] = values[index] if several else cells[-1]
-    return shown
-
-
-def is_shown_by(text: str, default: object) -> bool:
-    """Return whether the text shows a default. What stands for None is said in words."""
-    match default:
-        case None | "":
-            return True
-        case bool():
-            return text.startswith("yes" if default else "no")
-        case int() | float():
-            return text.split()[0] in (str(default), f"{default:g}")
-        case str():
-            return text == f"`{default}`"
-        case _:
-            return bool(text)
-
-
-@pytest.mark.parametrize(
-    ("page", "number", "takes"),
-    [
-        ("mqtt.md", 0, MqttConfig),
-        ("kafka.md", 0, KafkaConfig),
-        ("guide.md", 0, RetryPolicy),
-        ("guide.md", 1, DistributedApplication),
-        ("guide.md", 2, ActorOptions),
-        ("guide.md", 3, MemoryConfig),
-    ],
-    ids=["MQTT", "Kafka", "retries", "an application", "an actor", "memory"],
-)
-def test_tables_of_options_have_all_of_them_with_their_defaults(
-    page: str, number: int, takes: Callable[..., object]
-) -> None:
-    shown = options_shown(page, number)
-    defaults = defaults_of(takes)
-    assert [name for name in defaults if name not in shown] == []
-    wrong = {
-        name: (shown[name], default)
-        for name, default in defaults.items()
-        if not is_shown_by(shown[name], default)
-    }
-    assert wrong == {}
-
-
-def test_the_table_of_counters_has_all_that_the_runtime_counts() -> None:
-    counted: set[str] = set()
-    for package in ("actors", "runtime", "transports"):
-        for file in (ROOT / package).rglob("*.py"):
-            text = file.read_text(encoding="utf-8")
-            counted.update(re.findall(r"stats\[\s*\"([a-z_.]+)\"\s*\] \+=", text))
-    page = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-    table = page.partition("\n| counter | what is counted |\n")[2].partition("\n\n")[0]
-    shown = [
-        name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])
-    ]
-    assert sorted(shown) == sorted(counted)
-
-
-@pytest.mark.parametrize("cls", [Message, Context])
-def test_the_guide_names_what_a_handler_gets(cls: type) -> None:
-    page = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-    text = page.partition(f"\nA `{cls.__name__}` has ")[2].partition("\n\n")[0]
-    attributes = [name for name in dir(cls) if not name.startswith("_") and name != "of"]
-    assert [name for name in attributes if not re.search(rf"`{name}\b", text)] == []
-
-
-def test_the_page_on_errors_has_all_of_them_below_the_ones_they_derive_from() -> None:
-    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    table = page.partition("\n| error | meaning | what to do |\n")[2].partition("\n\n")[0]
-    shown: dict[str, str] = {}
-    parent = ""
-    for row in table.splitlines()[1:]:
-        bold, name = re.findall(r"^\| (\*\*)?`(\w+)`", row)[0]
-        parent = name if bold else parent
-        shown[name] = "SpaDatError" if bold else parent
-    classes = {name: getattr(errors, name) for name in errors.__all__ if name != "SpaDatError"}
-    assert shown == {name: kind.__mro__[1].__name__ for name, kind in classes.items()}
-
-
-def test_the_codes_of_remote_errors_are_those_that_the_class_names() -> None:
-    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    table = page.partition("\n| code | meaning |\n")[2].partition("\n\n")[0]
-    shown = re.findall(r"^\| `([a-z-]+)`", table, re.MULTILINE)
-    named = re.findall(r"``([a-z-]+)``", inspect.getdoc(RemoteError) or "")
-    assert sorted(shown) == sorted(named)
-
-
-@pytest.mark.parametrize(
-    ("column", "harness"), [(1, MemoryHarness), (2, MqttHarness), (3, KafkaHarness)]
-)
-def test_the_ways_in_which_transports_differ_are_those_of_their_harnesses(
-    column: int, harness: type[TransportHarness]
-) -> None:
-    page = (ROOT / "docs" / "transports.md").read_text(encoding="utf-8")
-    table = page.partition("\n| attribute | memory |")[2].partition("\n\n")[0]
-    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
-    shown = {re.findall(r"`(\w+)`", row[0])[0]: row[column].strip("`") for row in rows}
-    # What every test has.
-    attributes = inspect.get_annotations(TransportHarness).keys() - {"deadline"}
-    assert shown.keys() == attributes
-
-    def told(value: object) -> str:
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        if isinstance(value, Mapping):
-            return ", ".join(f"{name}={option}" for name, option in value.items()) or "none"
-        return f"{value:g}"
-
-    assert shown == {name: told(getattr(harness, name)) for name in attributes}
