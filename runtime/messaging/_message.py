@@ -23,6 +23,9 @@ Reply = Callable[[object, Mapping[str, str] | None], Coroutine[Any, Any, None]]
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 """The headers of a message without any."""
 
+# What most messages do not have, other than on Kafka; see `Message.of`.
+_REST_BY_DEFAULT = (False, False, None, None, None, ())
+
 
 class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
     """A received message, its payload decoded to the type that the handler asked for.
@@ -101,7 +104,8 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             attempt: the number of this attempt at it, from 1.
             reply: sends the reply; None if the message cannot be answered.
         """
-        return Message(
+        # With more than 15 keywords Python makes a dict of them, which takes longer than the rest.
+        message = Message(
             payload=payload,
             topic=envelope.topic,
             id=envelope.identity,
@@ -110,21 +114,30 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             # in a dead letter.
             headers=dict(envelope.headers) if envelope.headers else NO_HEADERS,
             time=envelope.time,
-            retained=envelope.retain,
             redelivered=envelope.redelivered,
             attempt=attempt,
             response_topic=envelope.response_topic,
-            partition=envelope.partition,
-            offset=envelope.offset,
             raw=envelope.payload,
             content_type=envelope.content_type,
             source=envelope.source,
             type=envelope.type,
             correlation_id=correlation_id_of(envelope),
-            tombstone=envelope.tombstone,
             _reply=reply,
-            _raw_key=envelope.raw_key,
-            _raw_headers=envelope.raw_headers,
+        )
+        retained, tombstone = envelope.retain, envelope.tombstone
+        partition, offset = envelope.partition, envelope.offset
+        raw_key, raw_headers = envelope.raw_key, envelope.raw_headers
+        rest = (retained, tombstone, partition, offset, raw_key, raw_headers)
+        if rest == _REST_BY_DEFAULT:
+            return message
+        return msgspec.structs.replace(
+            message,
+            retained=retained,
+            tombstone=tombstone,
+            partition=partition,
+            offset=offset,
+            _raw_key=raw_key,
+            _raw_headers=raw_headers,
         )
 
     def reply(

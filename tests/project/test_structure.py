@@ -270,6 +270,16 @@ def test_the_state_of_a_delivery_is_changed_by_its_own_methods(path: Path) -> No
     assert changes == [], "call start, settle, requeue or withdraw: what waits for it hears of it"
 
 
+@pytest.mark.parametrize("path", modules(), ids=identifier)
+def test_calls_have_few_enough_arguments(path: Path) -> None:
+    """With more, Python passes them in a tuple and a dict, for a microsecond in each call."""
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    large = [node for node in calls if len(node.args) + 2 * len(node.keywords) > 30]
+    # What is called once for a whole run may have as many as it likes.
+    of_messages = [node for node in large if ast.unparse(node.func) in ("Envelope", "Message")]
+    assert [f"line {node.lineno}: {ast.unparse(node.func)}" for node in of_messages] == []
+
+
 def test_the_root_shows_exactly_its_public_names() -> None:
     public = set(spa_dat.__all__)
     for name in public:

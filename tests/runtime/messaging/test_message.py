@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,27 @@ def test_a_message_shows_its_envelope() -> None:
     assert message.redelivered
     assert (message.attempt, message.partition, message.offset) == (2, 3, 7)
     assert repr(message) == "<Message 'plant/a' id='1' 1 bytes>"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("retain", True),
+        ("tombstone", True),
+        ("partition", 0),
+        ("offset", 0),
+        ("raw_key", b"k"),
+        ("raw_headers", (("h", b"v"),)),
+    ],
+)
+def test_a_message_shows_what_few_have(field: str, value: Any) -> None:
+    envelope = Envelope(topic="a", **{field: value})
+    message = Message.of(envelope, b"")
+    shown = {"retain": "retained"}.get(field, field)
+    assert getattr(message, shown) == value
+    others = {"retained", "tombstone", "partition", "offset", "raw_key", "raw_headers"} - {shown}
+    plain = Message.of(Envelope(topic="a"), b"")
+    assert all(getattr(message, other) == getattr(plain, other) for other in others)
 
 
 def test_messages_can_not_be_changed() -> None:
