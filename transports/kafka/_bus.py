@@ -128,9 +128,10 @@ class KafkaBus(Bus):
                 problem = connect_problem(error, config.address, config.login.username)
                 cause = None if problem.error is error else error
             self._surroundings.stats["kafka.connect_failed"] += 1
-            delay = backoff.next_delay()
-            if problem.final or loop.time() + delay > give_up:
+            left = give_up - loop.time()
+            if problem.final or left <= 0.0:
                 raise self._no_start(problem) from cause
+            delay = min(backoff.next_delay(), left)
             _log.info("%s; next attempt in %.1f s", problem.error, delay)
             await asyncio.sleep(delay)
 

@@ -230,9 +230,12 @@ class Connection:
             self._stats["mqtt.connect_failed"] += 1
             started = self._started.done()
             delay = self._backoff.next_delay(longest=problem.later and started)
-            if not started and (problem.final or loop.time() + delay > give_up):
-                self._started.set_exception(self._no_start(problem))
-                return
+            if not started:
+                left = give_up - loop.time()
+                if problem.final or left <= 0.0:
+                    self._started.set_exception(self._no_start(problem))
+                    return
+                delay = min(delay, left)
             level = logging.WARNING if started or problem.final else logging.INFO
             _log.log(level, "%s; next attempt in %.1f s", problem.error, delay)
             await asyncio.sleep(delay)

@@ -76,6 +76,19 @@ async def test_a_start_waits_for_the_broker(kafka: Kafka) -> None:
             await client.publish("a")
 
 
+async def test_a_start_is_tried_until_its_time_is_up_however_long_the_pauses_are(
+    kafka: Kafka,
+) -> None:
+    proxy = kafka.proxy()
+    pauses: dict[str, Any] = {"backoff_min": 20.0, "backoff_max": 30.0}
+    address = f"{proxy.host}:{proxy.port}"
+    async with bus_client(address, start=False, start_timeout=3.0, **pauses) as client:
+        starting = asyncio.ensure_future(client.start())
+        await eventually(lambda: client.stats["kafka.connect_failed"] == 1)
+        async with proxy:
+            await asyncio.wait_for(starting, 60)
+
+
 async def test_cuts_under_load_neither_lose_nor_repeat(kafka: Kafka) -> None:
     posts: list[asyncio.Future[None]] = []
     async with (

@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 import pytest
@@ -407,6 +408,20 @@ async def test_a_broker_that_comes_late_is_waited_for(own_mosquitto: StartBroker
         await asyncio.wait_for(starting, 60)
 
 
+async def test_a_start_is_tried_until_its_time_is_up_however_long_the_pauses_are(
+    own_mosquitto: StartBroker,
+) -> None:
+    broker = own_mosquitto()
+    async with Proxy(broker.host, broker.port) as proxy:
+        await proxy.refuse()
+        pauses: dict[str, Any] = {"backoff_min": 20, "backoff_max": 30}
+        async with client(proxy, start=False, start_timeout=3, **pauses) as app:
+            starting = asyncio.create_task(app.start())
+            await eventually(lambda: app.stats["mqtt.connect_failed"] == 1)
+            await proxy.allow()
+            await asyncio.wait_for(starting, 60)
+
+
 async def test_a_message_over_the_brokers_limit_is_refused_here(own_mosquitto: StartBroker) -> None:
     broker = own_mosquitto(extra=["max_packet_size 2000"])
     async with client(broker) as app:
@@ -523,6 +538,8 @@ async def test_retained_messages_come_with_a_new_subscription_and_not_at_each_re
         await app.bus.publish(Envelope(topic="a", payload=b"kept", retain=True), timeout=5)
         _, recorder = await app.consume("a")
         await recorder.get(1)
+        # Unless the broker has its acknowledgement, it comes again, as any message does.
+        await eventually(lambda: "Received PUBACK from app.0.actor" in broker.log)
         for turn in range(3):
             proxy.cut()
             await eventually(lambda turn=turn: recorder.events.count("redelivered") > turn)  # type: ignore[misc]
