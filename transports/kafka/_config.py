@@ -111,7 +111,8 @@ class KafkaConfig(BrokerConfig):
             ``session_timeout``.
         rebalance_timeout: seconds that a member may take to hand over its partitions; for 80 % of
             them it waits for running handlers.
-        max_poll_interval: seconds after which a member that has stopped fetching is dropped.
+        max_poll_interval: seconds after which a member leaves its group if its window is full and
+            nothing is settled.
         topic_refresh: seconds until a new topic that matches a wildcard is noticed.
         commit_interval: seconds between two commits of settled records.
         commit_records: number of settled records at which a commit does not wait for the interval.

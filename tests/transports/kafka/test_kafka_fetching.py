@@ -239,6 +239,20 @@ async def test_it_ends_when_nothing_is_settled_for_too_long(
     assert "consumer 'x': nothing was settled for 40 s" in caplog.text
 
 
+async def test_while_there_is_room_a_handler_may_take_any_time() -> None:
+    async def nothing(**options: int) -> dict[TopicPartition, Any]:
+        return {}
+
+    case = Case(10, max_poll_interval=40)
+    await asyncio.sleep(1)
+    case.library.getmany = nothing  # type: ignore[method-assign]
+    case.deliveries[0].settle()
+    await asyncio.sleep(400)
+    assert not case.task.done()
+    assert len(case.deliveries) == 10
+    await case.end()
+
+
 async def test_it_stops_at_once_though_the_window_is_full() -> None:
     loop = asyncio.get_running_loop()
     case = Case(10)
