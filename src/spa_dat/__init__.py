@@ -7,6 +7,7 @@ module ``spa_dat.errors``.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -125,9 +126,22 @@ if not TYPE_CHECKING:
         elif name in _PARTS:
             value = import_module(f".{name}", __name__)
         else:
+            import_module("._names_of_0_4_0", __name__).check_name(name)
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = value
         return value
+
+
+class _ModulesOf040:
+    """Is asked for modules that nothing else finds: those of 0.4.0 have an error of their own."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name.startswith(f"{__name__}."):
+            import_module("._names_of_0_4_0", __name__).check_module(name)
+
+
+sys.meta_path.append(_ModulesOf040)
 
 
 def __dir__() -> list[str]:

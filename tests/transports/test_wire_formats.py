@@ -243,6 +243,25 @@ def test_in_a_harness_it_is_recognised(caplog: pytest.LogCaptureFixture) -> None
     assert len(said) == 1
 
 
+def test_programs_with_and_without_the_option_ask_each_other_on_kafka() -> None:
+    moving = DistributedApplication("kafka://localhost?wire=spa-dat", name="moving")
+    moved = DistributedApplication("kafka://localhost", name="moved")
+    got: list[str] = []
+
+    @moving.application("question")
+    async def answer(payload: str) -> str:
+        return f"answer to {payload}"
+
+    @moved.application("start")
+    async def ask(payload: str, socket: Socket) -> None:
+        got.append(await socket.request("question", payload, reply=str))
+
+    with Harness(moving, moved) as harness:
+        harness.publish("start", "a")
+        harness.settle()
+    assert got == ["answer to a"]
+
+
 def test_requests_on_kafka_are_refused() -> None:
     app = DistributedApplication("kafka://localhost?wire=spa-dat", name="shop")
 
