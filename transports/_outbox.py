@@ -252,6 +252,16 @@ class Outbox:
         return len(self._written)
 
     @property
+    def unanswered(self) -> int:
+        """The number of publishes that are written and not answered, those given up included."""
+        return len(self._written) + len(self._abandoned)
+
+    @property
+    def answers(self) -> int:
+        """How many answers there have been so far."""
+        return self._answers
+
+    @property
     def written(self) -> list[OutboxEntry]:
         """The publishes that are written and have no outcome, oldest first."""
         return list(self._written)

@@ -43,7 +43,8 @@ _MOST_PROVEN = 1_000
 _REPLIES_AGAIN = 1.0
 _REPLIES_REFUSED_FOR = 30.0
 _ONLY_REPLIES_REFUSED_FOR = 5.0
-# Seconds after which it is trouble that a publish of the application is not accepted for now.
+# Seconds after which it is trouble that a publish of the application is not accepted for now, or
+# not answered at all.
 _LONG = 30.0
 # Reasons of a DISCONNECT that may be about a message without saying so. All others that are not
 # final for a message state another cause.
@@ -102,6 +103,11 @@ class Outgoing:
         self._aside: dict[OutboxEntry, float] = {}
         self._others_accepted = False
         self._back: asyncio.TimerHandle | None = None
+        # How many publishes wait for an answer, and how many answers there were, at the last look.
+        self._look_again: asyncio.TimerHandle | None = None
+        self._seen_unanswered = 0
+        self._seen_answers = 0
+        self._unanswered_since: float | None = None
         self._log = LimitedLog(_log)
         self._suspect: OutboxEntry | None = None
         # The latest publish that was refused on the current connection.
@@ -124,9 +130,13 @@ class Outgoing:
     def trouble(self) -> str | None:
         """What keeps publishes of the application from being accepted; None if nothing does."""
         since, entry = self._put_off_since, self._again or next(iter(self._put_off), None)
-        if since is None or entry is None or self._loop.time() - since < _LONG:
+        if since is not None and entry is not None and self._loop.time() - since >= _LONG:
+            return f"{_what(entry)} waits, and all others behind it: {entry.put_off}"
+        if self._unanswered_since is None or self._seen_answers != self._outbox.answers:
             return None
-        return f"{_what(entry)} waits, and all others behind it: {entry.put_off}"
+        seconds = self._loop.time() - self._unanswered_since
+        count = self._seen_unanswered
+        return f"the broker has not answered any of {count} publishes for {seconds:.0f} s"
 
     def check(self, envelope: Envelope) -> None:
         """Raise PublishRefused for a reply over which the broker may end the connection.
@@ -145,6 +155,10 @@ class Outgoing:
         self._latest_refused = None
         self._outbox.disconnected()
         self._go_on()
+        self._unanswered_since = None
+        if self._look_again is not None:
+            self._look_again.cancel()
+        self._note_unanswered()
 
     def end(self, loss: Loss) -> None:
         """Stop writing, as the connection is lost."""
@@ -156,6 +170,35 @@ class Outgoing:
         refused = self._latest_refused
         if loss.ending is Ending.REFUSED and refused and self._is_unproven(refused.envelope):
             self._refuse_replies()
+
+    def _note_unanswered(self) -> None:
+        self._seen_unanswered = self._outbox.unanswered
+        self._seen_answers = self._outbox.answers
+        self._look_again = self._loop.call_later(_LONG, self._look)
+
+    def _look(self) -> None:
+        """Note whether the broker has answered nothing since the last look, and had something to.
+
+        It may be alive all the same, and answer pings. What is large may take long to be sent.
+        """
+        silent = (
+            self._seen_unanswered > 0
+            and self._seen_answers == self._outbox.answers
+            and self._put_off_since is None
+            and not any(map(_is_large, self._outbox.written))
+        )
+        if not silent:
+            self._unanswered_since = None
+        elif self._unanswered_since is None:
+            self._unanswered_since = self._loop.time() - _LONG
+            _log.warning(
+                "the broker at %s has not answered any of %d publishes for %g s, although it is"
+                " connected",
+                self._address,
+                self._seen_unanswered,
+                _LONG,
+            )
+        self._note_unanswered()
 
     def unreachable(self) -> None:
         """Note that an attempt to connect has failed."""
@@ -350,10 +393,11 @@ class Outgoing:
         self._outbox.take_back()
 
     def _cancel_timers(self) -> None:
-        for timer in (self._timer, self._pause, self._back):
+        for timer in (self._timer, self._pause, self._back, self._look_again):
             if timer is not None:
                 timer.cancel()
         self._timer = self._pause = self._again = self._back = self._put_off_since = None
+        self._look_again = self._unanswered_since = None
         self._put_off.clear()
 
 

@@ -617,3 +617,39 @@ async def test_what_the_application_publishes_and_is_not_accepted_for_long_is_tr
         full.full = False
         await asyncio.wait_for(post, 20)
         await eventually(lambda: app.bus.trouble is None)
+
+
+async def test_a_broker_that_is_alive_and_answers_no_publish_is_trouble(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._publishing._LONG", 0.2)
+    answers = asyncio.Event()
+    taken: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.ready()
+        unanswered: list[ClientPacket] = []
+        while True:
+            packet = await peer.expect("PUBLISH")
+            taken.append(payload_of(packet))
+            unanswered.append(packet)
+            if len(unanswered) == 2:
+                await answers.wait()
+            if answers.is_set():
+                for each in unanswered:
+                    peer.puback(each)
+                unanswered = []
+
+    async with ScriptedBroker(script) as broker, client(broker, **QUICK) as app:
+        # One that nobody waits for any more has no answer either.
+        with pytest.raises(PublishUnknown):
+            await app.bus.publish(message(b"1"), timeout=0.1)
+        post = app.bus.post(message(b"2"))
+        await eventually(lambda: "has not answered any of 2 publishes" in (app.bus.trouble or ""))
+        assert app.bus.connected
+        assert app.stats["mqtt.lost"] == 0
+        assert caplog.text.count("has not answered any of") == 1
+        answers.set()
+        await asyncio.wait_for(post, 20)
+        assert app.bus.trouble is None
+        assert taken == [b"1", b"2"]
