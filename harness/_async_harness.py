@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 from ..runtime.application._application import DistributedApplication
 from ..runtime.messaging._requests import RequestOptions
 from ..runtime.messaging._socket import NOT_GIVEN
-from ..runtime.messaging._topic import P, R, Topic
+from ..runtime.messaging._typed_topic import P, R, Topic
 from ._harness_base import HarnessBase
 from ._harness_core import HarnessCore
 

@@ -13,7 +13,7 @@ from ..errors import ConfigurationError, RemoteError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.messaging._requests import RequestOptions
 from ..runtime.messaging._socket import NOT_GIVEN
-from ..runtime.messaging._topic import P, R, Topic, address_meant
+from ..runtime.messaging._typed_topic import P, R, Topic, address_meant
 from ..runtime.options._option_checks import is_number
 from ._async_harness import AsyncHarness
 from ._errors import NotSettled

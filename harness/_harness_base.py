@@ -10,7 +10,7 @@ from ..errors import ConfigurationError
 from ..runtime.application._application import DistributedApplication
 from ..runtime.messaging._message import Message
 from ..runtime.messaging._outgoing_message import PublishOptions, outgoing_message
-from ..runtime.messaging._topic import P, Topic, address_meant, filter_meant
+from ..runtime.messaging._typed_topic import P, Topic, address_meant, filter_meant
 from ..runtime.payloads._codec import Decoder
 from ._dead_letter import DeadLetter
 from ._harness_core import HarnessCore, failure_classes, plain

@@ -10,7 +10,7 @@ from .messaging._message import Message
 from .messaging._outgoing_message import MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
-from .messaging._topic import Topic
+from .messaging._typed_topic import Topic
 from .options._resources import SupportedContextManagers
 from .options._retry_policy import Reject, Retry, RetryPolicy
 from .payloads._custom_codecs import Codec

@@ -16,7 +16,7 @@ from ...transports import Identity, SocketProvider, as_provider
 from ..hosting._application_settings import LoopFactory, Settings
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
-from ..messaging._topic import R, Topic
+from ..messaging._typed_topic import R, Topic
 from ..options._actor_options import HandlerOptions
 from ..options._option_checks import check_name, parse_reply_topics
 from ..options._resources import Resource

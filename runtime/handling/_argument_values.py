@@ -11,7 +11,7 @@ from ...transports import Envelope
 from ..injection._handler_context import Context
 from ..messaging._message import Message
 from ..messaging._outgoing_message import MessageBuilder
-from ..messaging._replies import reply
+from ..messaging._sent_replies import reply
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._turn import Turn

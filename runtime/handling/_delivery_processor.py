@@ -27,8 +27,8 @@ from ...actors import (
 from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Delivery, Envelope
 from ..messaging._bus_connection import BusConnection
-from ..messaging._replies import error_answer
 from ..messaging._request_deadlocks import CHAIN_HEADER, chain_of
+from ..messaging._sent_replies import error_answer
 from ..messaging._turn import Turn, current_turn
 from ..payloads._codec import check_readable
 from ..registration._specs import Handler

@@ -31,9 +31,9 @@ from ..payloads._codec import encode
 from ._carried_headers import with_carried
 from ._message import NO_HEADERS
 from ._outgoing_message import OutgoingMessage, check_message, check_response_topic, encoded
-from ._replies import Replies, ReplyAddresses
 from ._request_deadlocks import CHAIN_HEADER
 from ._requests import Requests
+from ._sent_replies import Replies, ReplyAddresses
 from ._turn import current_turn, inherited
 
 __all__ = ["BusConnection"]

@@ -15,8 +15,8 @@ from ..options._option_checks import is_number
 from ..payloads._codec import encode, encode_as, encode_with
 from ..payloads._custom_codecs import Codec, check_codec
 from ._message import NO_HEADERS
-from ._topic import P, Topic
 from ._turn import current_turn
+from ._typed_topic import P, Topic
 
 __all__ = [
     "MessageBuilder",

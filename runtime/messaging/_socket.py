@@ -18,7 +18,7 @@ from ._bus_connection import BusConnection
 from ._message import NO_HEADERS, Message
 from ._outgoing_message import OutgoingMessage, PublishOptions, message_meant, topic_meant
 from ._requests import MOST_REPLIES, ManyOptions, RequestOptions, remote_error
-from ._topic import P, R, Topic, filter_meant
+from ._typed_topic import P, R, Topic, filter_meant
 
 __all__ = ["DEFAULT_TIMEOUT", "NOT_GIVEN", "RuntimeSubscriptions", "Socket"]
 

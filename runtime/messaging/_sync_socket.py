@@ -14,7 +14,7 @@ from ...errors import ActorStopped, ConfigurationError, RemoteError
 from ._outgoing_message import OutgoingMessage, PublishOptions
 from ._requests import MOST_REPLIES, ManyOptions, RequestOptions
 from ._socket import DEFAULT_TIMEOUT, NOT_GIVEN, Socket
-from ._topic import P, R, Topic
+from ._typed_topic import P, R, Topic
 
 __all__ = ["SyncSocket"]
 

@@ -9,7 +9,7 @@ from ...actors import on as mark
 from ...errors import ConfigurationError
 from ..injection._injection import Injection
 from ..messaging._message import Message
-from ..messaging._topic import P, R, Topic, filter_meant
+from ..messaging._typed_topic import P, R, Topic, filter_meant
 from ..payloads._type_readers import bare_type, is_union, type_name
 
 __all__ = [

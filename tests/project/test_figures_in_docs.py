@@ -183,7 +183,7 @@ FIGURES: list[tuple[str, str, list[str]]] = [
     (
         "running.md",
         "within its `stop_timeout` and {0} seconds is killed",
-        ["src/spa_dat/cli/_supervisor _REST"],
+        ["src/spa_dat/cli/_child_processes _REST"],
     ),
 ]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from .._texts import describe_exit, reason_of
 from ..errors import ConfigurationError
-from ._child import Child
-from ._supervisor import Processes, exit_code
+from ._child_link import Child
+from ._child_processes import Processes, exit_code
 
 if TYPE_CHECKING:
     from types import ModuleType

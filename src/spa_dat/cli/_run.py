@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from ..errors import ConfigurationError
-from ._child import Parent
+from ._child_link import Parent
 
 __all__ = ["run"]
 
@@ -52,7 +52,7 @@ def run(
 
             return Workers(arguments, workers, worker_timeout).run()
         if os.getpid() == 1:
-            from ._supervisor import Init
+            from ._child_processes import Init
 
             return Init(arguments).run()
     from ._run_in_process import serve

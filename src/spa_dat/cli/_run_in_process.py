@@ -22,7 +22,7 @@ from ..transports import MemoryConfig, MqttConfig, SocketProviderFactory
 from ._application import load_application
 
 if TYPE_CHECKING:
-    from ._child import Parent
+    from ._child_link import Parent
 
 __all__ = ["serve"]
 

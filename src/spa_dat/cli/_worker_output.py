@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import IO
 
-from ._child import Child
+from ._child_link import Child
 
 __all__ = ["Lines", "Outputs"]
 

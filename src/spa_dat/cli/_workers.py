@@ -11,8 +11,8 @@ from random import Random
 
 from .._texts import describe_exit
 from ..actors._restart import RestartCounter, RestartPolicy
-from ._child import Child
-from ._supervisor import Processes, exit_code
+from ._child_link import Child
+from ._child_processes import Processes, exit_code
 
 __all__ = ["Workers"]
 

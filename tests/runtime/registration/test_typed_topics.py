@@ -469,8 +469,8 @@ def test_type_checkers_compare_all_of_them(tmp_path: Path) -> None:
         "list[Reading]",
         "list[_message.Message[Reading]]",
         "list[int]",
-        "_topic.Topic[Reading, None]",
-        "_topic.Topic[Order, Receipt]",
+        "_typed_topic.Topic[Reading, None]",
+        "_typed_topic.Topic[Order, Receipt]",
     ]
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Protocol
 
-from ._child import Child
+from ._child_link import Child
 from ._one_line import one_line
 from ._worker_output import Outputs
 
