@@ -63,7 +63,7 @@ _MOST_LETTERS = 2**62
 _LAST_STOP = 5.0
 _OFTEN = 0.5
 # Counted by the parent.
-_NOT_COUNTED = frozenset({"dead_letters.stored"})
+_NOT_COUNTED = frozenset({"dead_letters.stored", "loop.blocked"})
 _INTERRUPTED = 130
 # Frames carry no larger numbers.
 _LARGEST_EXIT = 2**63 - 1

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from spa_dat import Actor, RetryPolicy, Socket, on
+from spa_dat import Actor, Context, RetryPolicy, Socket, on
 from spa_dat.errors import ConfigurationError, RemoteError
 from spa_dat.recording import Recorder
 from spa_dat.runtime.application._application import runs_of
@@ -210,6 +210,24 @@ async def test_a_process_that_does_not_answer_is_named(caplog: pytest.LogCapture
         await eventually(lambda: "has not answered" in app.problems.get("work", ""))
         os.kill(pid, signal.SIGCONT)
         await eventually(lambda: app.healthy)
+
+
+async def test_a_process_whose_loop_is_blocked_is_named_and_counted_once(tmp_path: Path) -> None:
+    app = make(blocked_after=0.2)
+    seen = tmp_path / "seen"
+
+    @app.application("in", name="work", placement="process")
+    async def work(payload: str, context: Context) -> None:
+        # Until both sides have noticed.
+        while not (seen.exists() and context.stats["loop.blocked"]):
+            time.sleep(0.01)
+
+    async with app:
+        await app.socket().publish("in", "a")
+        await eventually(lambda: "has not answered" in app.problems.get("work", ""))
+        seen.touch()
+        await eventually(lambda: app.stats["messages.handled"] == 1)
+    assert app.stats["loop.blocked"] == 1
 
 
 async def test_a_frozen_process_does_not_keep_the_program(tmp_path: Path) -> None:
