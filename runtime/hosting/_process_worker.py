@@ -528,7 +528,8 @@ class ProcessWorker:
         blamed = {slot for slot, _ in begun} if len(begun) == 1 else set()
         if late:
             deadline = self._lane.options.deadline
-            self._lane.stats["messages.cut_off"] += len(late)
+            # What the process has noticed itself it has counted.
+            self._lane.stats["messages.cut_off"] += sum(states[slot] != MISSED for slot in late)
             error = deadline_missed(
                 f"the handler took longer than its deadline of {deadline or 0:g} s; its process is"
                 " ended"
