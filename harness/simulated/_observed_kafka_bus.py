@@ -88,7 +88,8 @@ class ObservedKafkaBus(KafkaBus):
     def abandon(self) -> None:
         """Drop it as if its process had ended; the remains of the client library must not warn."""
         self.gone = True
-        clients: list[Any] = [self._inbox._consumer]
+        inboxes = [self._inbox, *self._lone._open]
+        clients: list[Any] = [inbox._consumer for inbox in inboxes]
         clients += [consumer._sessions._consumer for consumer in self._receiving()]
         producer = self._publisher._producer
         if producer is not None:

@@ -13,6 +13,7 @@ import pytest
 from spa_dat import DistributedApplication, Message, Socket
 from spa_dat.errors import NoResponder, RequestTimeout
 from spa_dat.testing import Kafka, Mosquitto
+from support.kafka_bus import admin
 from support.spa_dat_0_4_0 import OldProgram
 from support.waiting import eventually
 
@@ -147,9 +148,7 @@ async def test_what_0_4_0_asks_is_answered(place: Place) -> None:
     assert heard["response_topic"] is None
 
 
-@pytest.mark.mosquitto
-async def test_what_we_ask_is_answered_by_0_4_0(mosquitto: Mosquitto) -> None:
-    place = Place("mqtt", mosquitto.host, mosquitto.port or 1883)
+async def test_what_we_ask_is_answered_by_0_4_0(place: Place) -> None:
     app = place.app()
     with place.old(ANSWERS):
         async with app:
@@ -169,6 +168,40 @@ async def test_what_we_ask_is_answered_by_0_4_0(mosquitto: Mosquitto) -> None:
                 return True
 
             await until(ask)
+
+
+@pytest.mark.kafka
+async def test_a_late_reply_of_0_4_0_is_not_taken_for_another(kafka: Kafka) -> None:
+    place = Place("kafka", kafka.host, kafka.port or 9092)
+    app = place.app()
+    pause = "    await asyncio.sleep(3 * (message.payload == b'late'))\n    await"
+    late = ANSWERS.replace("    await", pause)
+    # Requests from before it has subscribed.
+    lost = 0
+    with place.old(late):
+        async with app:
+            socket = app.socket()
+
+            async def ask() -> bool:
+                try:
+                    return await socket.request(place.topic, "first", reply=str, timeout=2) != ""
+                except RequestTimeout:
+                    nonlocal lost
+                    lost += 1
+                    return False
+
+            await until(ask)
+            with pytest.raises(RequestTimeout):
+                await socket.request(place.topic, "late", timeout=1)
+            replies = await asyncio.gather(
+                *(socket.request(place.topic, f"q{n}", reply=str, timeout=30) for n in range(3))
+            )
+            assert replies == [f"answer to q{number}" for number in range(3)]
+    async with admin(kafka.server) as client:
+        names = await client.list_topics()
+    assert f"_spa.reply.{app.name}" in names
+    left = [name for name in names if name.startswith(f"_spa.reply.{app.name}-")]
+    assert len(left) <= lost, left
 
 
 async def test_what_0_4_0_publishes_is_recognised_without_the_option(

@@ -47,6 +47,7 @@ from aiokafka.producer.sender import Sender
 from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.protocol.admin import (
     CreateTopicsRequest,
+    DeleteTopicsRequest,
     DescribeGroupsRequest,
     SaslHandShakeRequest,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "commit_offsets",
     "committed_offsets",
     "create_topics",
+    "delete_topics",
     "describe_group",
     "divert_unreadable",
     "end_tasks",
@@ -646,6 +648,19 @@ async def create_topics(
     answer = await client.send(node, CreateTopicsRequest(requests, int(timeout * 1000), False))
     errors: Sequence[Any] = answer.topic_errors
     return errors
+
+
+async def delete_topics(client: Any, names: Sequence[str], timeout: float) -> None:
+    """Delete topics; those that cannot be deleted stay.
+
+    Args:
+        client: the library's, or one from `new_client`.
+        names: of the topics.
+        timeout: seconds that the cluster may take.
+    """
+    controller = client.cluster.controller
+    node = client.get_random_node() if controller is None else controller.nodeId
+    await client.send(node, DeleteTopicsRequest([*names], int(timeout * 1000)))
 
 
 class _Id:

@@ -21,6 +21,7 @@ from ._bus_context import BusContext
 from ._config import KafkaConfig
 from ._consumer import KafkaConsumer
 from ._errors import connect_problem
+from ._lone_requests import LoneRequests
 from ._records import Codec, Record
 from ._reply_inbox import KafkaReplyInbox
 from ._takeovers import Contest
@@ -87,6 +88,16 @@ class KafkaBus(Bus):
             self._topics,
             surroundings,
         )
+        self._lone = LoneRequests(
+            config,
+            self._client_id,
+            self._application,
+            token,
+            names,
+            self._codec,
+            self._topics,
+            surroundings,
+        )
         self._publisher = Publisher(
             config, self._client_id, self._topics, self._own, surroundings, self._on_connected
         )
@@ -136,12 +147,6 @@ class KafkaBus(Bus):
             await asyncio.sleep(delay)
 
     def reply_address(self, correlation: str) -> str:
-        if self._pack is not None:
-            raise ConfigurationError(
-                "requests are impossible on Kafka with wire='spa-dat': a reply of spa-dat 0.4.0"
-                " does not say which request it answers; ask by MQTT, or use a provider without"
-                " wire='spa-dat' for programs that are moved already"
-            )
         return self._inbox_prefix + correlation
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> KafkaConsumer:
@@ -149,7 +154,7 @@ class KafkaBus(Bus):
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         if self._pack is not None:
-            envelope = self._pack(envelope)
+            return self._post_packed(envelope, self._pack)
         return self._publisher.outbox.submit(envelope, self._encode(envelope))
 
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
@@ -176,12 +181,29 @@ class KafkaBus(Bus):
             # It would go on, and connect after the end.
             self._starting.cancel()
             await asyncio.wait((self._starting,))
-        await asyncio.gather(self._publisher.close(), self._inbox.close())
+        await asyncio.gather(self._publisher.close(), self._inbox.close(), self._lone.close())
 
     # Internals.
 
+    def _post_packed(
+        self, envelope: Envelope, pack: Callable[[Envelope], Envelope]
+    ) -> asyncio.Future[None]:
+        """Do as `post`, in the format of 0.4.0."""
+
+        def submit(envelope: Envelope) -> asyncio.Future[None]:
+            packed = pack(envelope)
+            return self._publisher.outbox.submit(packed, self._encode(packed))
+
+        address = envelope.response_topic
+        if address is None or not address.startswith(self._inbox_prefix):
+            return submit(envelope)
+        # What cannot be sent is refused at once.
+        self._encode(pack(envelope))
+        return self._lone.post(envelope, address[len(self._inbox_prefix) :], submit)
+
     async def _attempt(self, on_reply: Callable[[str, Envelope], None]) -> None:
         await self._topics.ensure(self._own, _OWN_TOPICS_TIMEOUT)
+        self._lone.start(on_reply)
         await self._inbox.start(on_reply)
         try:
             await self._publisher.start()

@@ -100,7 +100,7 @@ class KafkaConfig(BrokerConfig):
         topics: addresses that are bound to topics with other names; see `KafkaTopic`, for which a
             dict with ``name`` and perhaps ``key`` may stand.
         create_topics: ``own`` creates the runtime's own topics (``_spa.``) if they are missing,
-            ``all`` also those that the program uses, ``never`` none. Nothing is ever deleted.
+            ``all`` also those that the program uses, ``never`` none.
         partitions: the number of partitions of created topics of the program.
         replication: copies of each partition of a created topic; None for 3, or as many as there
             are brokers.

@@ -14,6 +14,7 @@ from ...._logs import get_logger
 from ....errors import ConfigurationError, NotAuthorised, SpaDatError, UnknownTopic
 from .._aiokafka_private import (
     create_topics,
+    delete_topics,
     find_topics,
     keep_connections,
     new_client,
@@ -54,7 +55,7 @@ _NO_BROKER = re.compile(r"\bfenced\b|\bavailable brokers: 0\b")
 
 
 class Topics:
-    """Makes sure that topics exist. Nothing is ever deleted or changed.
+    """Makes sure that topics exist. Nothing is ever changed, and deleted only if a caller asks.
 
     Args:
         config: where the cluster is, and what may be created and how.
@@ -103,6 +104,20 @@ class Topics:
                 f"a broker cannot be reached at the address advertised by the cluster: {named}; if"
                 " that is not reachable from here, check advertised.listeners of the brokers"
             ) from error
+        finally:
+            await client.close()
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Delete topics of the runtime; those that the cluster does not let us delete stay.
+
+        Raises:
+            OSError, aiokafka.errors.KafkaError: no connection.
+        """
+        client = new_client(common_options(self._config, self._client_id))
+        keep_connections(client, partial(renewed_options, self._config))
+        try:
+            await client.bootstrap()
+            await delete_topics(client, names, self._config.request_timeout)
         finally:
             await client.close()
 
