@@ -211,6 +211,8 @@ async def test_a_process_that_ends_beside_its_messages_is_replaced(
     told = add_worker(app)
     async with app:
         pid = await pid_told(app, told)
+        # It tells before its handler has ended.
+        await eventually(lambda: app.stats["messages.handled"] == 1)
         os.kill(pid, signal.SIGKILL)
         assert await pid_told(app, told) != pid
         assert app.stats["messages.failed"] == 0
