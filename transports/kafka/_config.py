@@ -14,6 +14,7 @@ from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword
 from .._topics import TopicFilter, is_reserved
 from .._url_options import Limits, check_flag
+from ._offset_reset import check_offset_reset
 
 __all__ = ["KafkaConfig", "KafkaTopic"]
 
@@ -37,7 +38,6 @@ _LIMITS = {
 _BEARER = "OAUTHBEARER"
 _CHOICES: Mapping[str, tuple[str | None, ...]] = {
     "create_topics": ("never", "own", "all"),
-    "offset_reset": ("earliest", "latest"),
     "sasl_mechanism": ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", _BEARER),
     "compression": (None, "gzip", "snappy", "lz4", "zstd"),
 }
@@ -104,7 +104,9 @@ class KafkaConfig(BrokerConfig):
         partitions: the number of partitions of created topics of the program.
         replication: copies of each partition of a created topic; None for 3, or as many as there
             are brokers.
-        offset_reset: where a group that has read nothing yet starts: ``earliest`` or ``latest``.
+        offset_reset: where a group that has read nothing yet starts: ``earliest``, ``latest``, or
+            with the first record that is not older than a time, as ``2026-11-27T09:00:00Z``, or
+            than a while before the start, as ``90s``, ``30m``, ``1h`` or ``7d``.
         session_timeout: seconds without a sign of life after which the group gives a member's
             partitions to others.
         heartbeat_interval: seconds between signs of life, at most a third of
@@ -178,6 +180,7 @@ class KafkaConfig(BrokerConfig):
         object.__setattr__(self, "topics", _checked_topics(self.topics))
         for option, choices in self.choices.items():
             self._check_choice(option, choices)
+        check_offset_reset(self.offset_reset)
         if not isinstance(self.prefix, str) or not _PREFIX.fullmatch(self.prefix):
             raise ConfigurationError(
                 f"option prefix={quoted(self.prefix)} of KafkaConfig:"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -320,7 +321,64 @@ async def test_members_of_a_latest_group_that_start_together_skip_the_same(kafka
             assert sorted(one.numbers + two.numbers) == sorted([*range(100, 110)] * 8)
 
 
-@pytest.mark.parametrize("reset", ["earliest", "latest"])
+async def publish_at(server: str, topic: str, partition: int, times: dict[int, float]) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=server) as producer:
+        for number, at in times.items():
+            await producer.send_and_wait(
+                topic, b"%d" % number, partition=partition, timestamp_ms=int(at * 1000)
+            )
+
+
+@pytest.mark.parametrize("kind", ["time", "time in a zone", "while"])
+async def test_a_new_group_starts_with_what_is_not_older_than_a_time(
+    kafka: Kafka, kind: str
+) -> None:
+    prefix = new_prefix()
+    now = datetime.now(UTC)
+    hour_ago = now - timedelta(hours=1)
+    reset = {
+        "time": hour_ago.isoformat(),
+        "time in a zone": hour_ago.astimezone(timezone(timedelta(hours=5.5))).isoformat(),
+        "while": "60m",
+    }[kind]
+    base = now.timestamp()
+    await create(kafka.server, f"{prefix}a", 3)
+    # An older one after a newer one is read; a partition with old ones only is not.
+    first = {1: base - 9_000, 2: base - 3_900, 3: base - 3_000, 4: base - 9_000, 5: base}
+    await publish_at(kafka.server, f"{prefix}a", 0, first)
+    await publish_at(kafka.server, f"{prefix}a", 1, {11: base - 9_000, 12: base - 3_900})
+    async with bus_client(kafka.server, prefix=prefix) as client:
+        async with taker(kafka.server, "a", prefix=prefix, offset_reset=reset) as inbox:
+            await publish_at(kafka.server, f"{prefix}a", 1, {13: base - 9_000})
+            await inbox.get(4)
+            assert sorted(inbox.numbers) == [3, 4, 5, 13]
+        # Now the group has its place, which no option moves.
+        await publish_at(kafka.server, f"{prefix}a", 2, {21: base - 9_000})
+        async with taker(kafka.server, "a", prefix=prefix, offset_reset=reset) as later:
+            await publish(client, range(30, 31))
+            await later.get(2)
+            assert sorted(later.numbers) == [21, 30]
+
+
+async def test_a_new_group_starts_with_the_very_millisecond(kafka: Kafka) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}a")
+    base = 1_700_000_000.0
+    times = {1: base - 0.001, 2: base, 3: base + 0.001}
+    await publish_at(kafka.server, f"{prefix}a", 0, times)
+    for microseconds, expected in ((0, [2, 3]), (1, [3])):
+        reset = (
+            datetime.fromtimestamp(base, UTC) + timedelta(microseconds=microseconds)
+        ).isoformat()
+        named = {"name": f"from{microseconds}"}
+        async with taker(
+            kafka.server, "a", prefix=prefix, subscription=named, offset_reset=reset
+        ) as inbox:
+            await inbox.get(len(expected))
+            assert inbox.numbers == expected
+
+
+@pytest.mark.parametrize("reset", ["earliest", "latest", "1h"])
 async def test_where_its_place_is_gone_a_group_goes_on_with_what_is_left(
     kafka: Kafka, reset: str
 ) -> None:

@@ -101,7 +101,7 @@ async def test_a_right_that_is_gone_refuses_and_others_go_on(guarded: Kafka, pre
         assert client.stats["kafka.producers_lost"] == 0
 
 
-@pytest.mark.parametrize("reset", ["earliest", "latest"])
+@pytest.mark.parametrize("reset", ["earliest", "latest", "1s"])
 async def test_a_wildcard_leaves_out_what_may_not_be_read(
     guarded: Kafka,
     prefix: str,

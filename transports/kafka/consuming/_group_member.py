@@ -169,7 +169,8 @@ class GroupMember(ConsumerSessions):
             while True:
                 await self._rebalances.placed()
                 try:
-                    await take_places(consumer, self.assignment, self._config.offset_reset)
+                    reset, now = self._config.offset_reset, self._surroundings.environment.now()
+                    await take_places(consumer, self.assignment, reset, now)
                     return
                 except (kafka.IllegalStateError, kafka.CommitFailedError):
                     # The partitions were reassigned meanwhile.

@@ -1,0 +1,69 @@
+"""The option ``offset_reset``: where a group that has committed nothing starts."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from ..._texts import quoted
+from ...errors import ConfigurationError
+
+__all__ = ["check_offset_reset", "start_time"]
+
+_EARLIEST_OR_LATEST = ("earliest", "latest")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_BACK = re.compile(r"([0-9]{1,9})([smhd])")
+_LONGEST = 40
+_1970 = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def check_offset_reset(value: object) -> None:
+    """Check the option's value.
+
+    Raises:
+        ConfigurationError: it is no such value.
+    """
+    wrong = f"option offset_reset={quoted(value)} of KafkaConfig: "
+    remedy = (
+        "give 'earliest', 'latest', a time with its zone such as '2026-11-27T09:00:00Z', or how far"
+        " to go back, such as '90s', '30m', '1h' or '7d'"
+    )
+    if not isinstance(value, str):
+        raise ConfigurationError(wrong + remedy)
+    if value in _EARLIEST_OR_LATEST or _BACK.fullmatch(value):
+        return
+    try:
+        moment = _moment(value)
+    except (ValueError, OverflowError):
+        raise ConfigurationError(wrong + remedy) from None
+    if moment.tzinfo is None:
+        raise ConfigurationError(
+            f"{wrong}a time needs its zone: end it with 'Z' for UTC, or with '+01:00' or the like"
+        )
+    if moment < _1970:
+        raise ConfigurationError(f"{wrong}no record is older than 1970: give 'earliest'")
+
+
+def start_time(offset_reset: str, now: float) -> int | None:
+    """Return the time from which on records are read, in milliseconds since 1970 (UTC).
+
+    Args:
+        offset_reset: the option's value, which has been checked.
+        now: seconds since 1970 (UTC).
+
+    Returns:
+        the time; None if it is ``earliest`` or ``latest``.
+    """
+    if offset_reset in _EARLIEST_OR_LATEST:
+        return None
+    if back := _BACK.fullmatch(offset_reset):
+        return max(int((now - int(back[1]) * _SECONDS[back[2]]) * 1000), 0)
+    # Rounded up: a record of the millisecond before is too old.
+    return -((_1970 - _moment(offset_reset)) // _MILLISECOND)
+
+
+def _moment(text: str) -> datetime:
+    if len(text) > _LONGEST or "T" not in text:
+        raise ValueError(text)
+    return datetime.fromisoformat(text)
