@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spa_dat import DistributedApplication, KafkaConfig, MemoryConfig, Message, MqttConfig, Socket
-from spa_dat.errors import ConfigurationError, DecodeError, EncodeError
+from spa_dat.errors import ConfigurationError, DecodeError, EncodeError, RequestTimeout
 from spa_dat.testing import Harness
 from spa_dat.transports import Envelope, SocketProviderFactory, opened, without_payload
 from spa_dat.transports._wire_formats import CLOUDEVENTS, wire_format
@@ -272,3 +272,24 @@ def test_requests_on_kafka_wait_alone_on_topics_that_are_deleted() -> None:
     with Harness(app) as harness:
         for number in range(3):
             assert harness.request("in", f"{number}", reply=str) == f"answer to {number}"
+
+
+def test_requests_on_kafka_that_nobody_answers_leave_room_for_others() -> None:
+    app = DistributedApplication("kafka://localhost?wire=spa-dat", name="shop")
+    got: list[str] = []
+
+    @app.application("in")
+    async def work(payload: str) -> str:
+        return f"answer to {payload}"
+
+    @app.application("silent")
+    async def forward(payload: str, socket: Socket) -> None:
+        for _ in range(20):
+            with pytest.raises(RequestTimeout):
+                await socket.request("nobody", payload, timeout=1)
+        got.append(await socket.request("in", payload, reply=str, timeout=200))
+
+    with Harness(app) as harness:
+        harness.publish("silent", "a")
+        harness.settle()
+    assert got == ["answer to a"]
