@@ -276,7 +276,8 @@ class Publishing(Scenarios):
             # An empty retained message would be none.
             assert got.headers["spa_dead_size"] == "0"
         else:
-            assert got.payload == b""
+            # `parked` may have stored it, for buses that do.
+            assert got.payload == b"" or got.headers["spa_dead_size"] == "0"
 
     @scenario
     async def test_dead_letters_are_kept_side_by_side(self, harness: TransportHarness) -> None:

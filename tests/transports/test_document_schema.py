@@ -63,13 +63,15 @@ def values(kind: type[Any], option: str) -> list[object]:
     lowest, highest = kind.limits.get(option, (0, 0))
     found += [lowest, highest, highest + 1]
     choices = getattr(kind, "choices", {}).get(option, ())
+    if option == "offset_reset":
+        choices = ("earliest", "latest", "1h", "2026-11-27T10:00:00Z")
     return [*found, *choices, {"a": {"name": "b"}}, {"a": {"name": "b", "x": 1}}, {"a": {}}]
 
 
 def wrong_for_another_reason(option: str, value: object, kind: type[Any]) -> bool:
     """Whether the schema does not say it: a text of a certain form, or two options together."""
     forms = {"host", "servers", "name", "prefix", "password_env", "password_file"}
-    forms.add("websocket_path")
+    forms |= {"offset_reset", "websocket_path"}
     together = {"tls_key", "tls_key_password", "username", "password", "tls", "sasl_mechanism"}
     together.add("unix_socket")
     times = {"backoff_min", "backoff_max", "heartbeat_interval", "session_timeout"}
