@@ -74,6 +74,9 @@ class Subscription:
         share: whether instances share the messages, so that each goes to one of them.
         durable: whether the bus keeps messages while nobody is connected. Never for ephemeral
             identities.
+        retained: whether retained messages come for filters that are ``new`` to the subscription,
+            ``always`` when it is connected, or ``never``. Never if instances share the messages; no
+            concern of a bus that keeps none.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Subscription:
     window_bytes: int = DEFAULT_WINDOW_BYTES
     share: bool = False
     durable: bool = True
+    retained: Literal["new", "always", "never"] = "new"
 
 
 class Receiver(Protocol):

@@ -136,6 +136,30 @@ class Subscribing(Scenarios):
         assert late.payloads == [*kept, "end"]
 
     @scenario
+    async def test_retained_messages_come_as_often_as_a_subscription_asks(
+        self, harness: TransportHarness
+    ) -> None:
+        bus = await harness.bus()
+        for envelope in numbered("a/b", 1, retain=True):
+            await bus.publish(envelope, timeout=10)
+        once = ["0"] if harness.has_retained or harness.keeps_all else []
+        again = ["0"] if harness.has_retained else []
+        never = [] if harness.has_retained else once
+        expected = {"new": once, "always": once + again, "never": never}
+        inboxes = {}
+        for kind in expected:
+            inboxes[kind] = await harness.inbox(bus, "a/+", name=kind, retained=kind)
+        for kind in ("new", "always"):
+            await inboxes[kind].get(len(once))
+        await harness.cut()
+        for inbox in inboxes.values():
+            await harness.back(inbox)
+        await bus.publish(message("a/c", "end"), timeout=20)
+        for kind, payloads in expected.items():
+            await inboxes[kind].has("end")
+            assert inboxes[kind].payloads == [*payloads, "end"], kind
+
+    @scenario
     async def test_an_empty_payload_clears_the_retained_message(
         self, harness: TransportHarness
     ) -> None:

@@ -18,6 +18,7 @@ from ._option_checks import (
     check_count,
     check_name,
     check_placement,
+    check_retained,
     check_seconds,
     parse_reply_topics,
 )
@@ -49,6 +50,9 @@ class ActorOptions:
         qos: 1 at least once, 0 at most once; None for the bus's default.
         deliver: ``share`` gives each message to one instance, ``all`` to every instance; None
             for the bus's default.
+        retained: whether it gets the retained messages of topics that are ``new`` to its
+            subscription, ``always`` when it is connected, or ``never``. No effect on Kafka, which
+            keeps none.
         subscription: a name by which several actors share one subscription; a message is then
             acknowledged when all of them are done with it.
         replies: answer requests with what the handler returns, even if that is None.
@@ -84,6 +88,7 @@ class ActorOptions:
     overflow: Overflow = Overflow.REFUSE
     qos: int | None = None
     deliver: Literal["share", "all"] | None = None
+    retained: Literal["new", "always", "never"] = "new"
     subscription: str | None = None
     replies: bool = False
     retry_requests: bool = False
@@ -135,6 +140,7 @@ class ActorOptions:
             raise ConfigurationError(f"{owner}: qos={self.qos!r}: give 0 or 1{why}")
         if self.deliver not in (None, "share", "all"):
             raise ConfigurationError(f"{owner}: deliver={self.deliver!r}: give 'share' or 'all'")
+        check_retained(owner, self.retained, self.deliver)
         if not isinstance(self.retry, RetryPolicy):
             raise ConfigurationError(f"{owner}: retry={self.retry!r}: give a RetryPolicy")
         if not isinstance(self.overflow, Overflow):
@@ -165,6 +171,7 @@ class HandlerOptions(TypedDict, total=False):
     overflow: Overflow
     qos: int
     deliver: Literal["share", "all"] | None
+    retained: Literal["new", "always", "never"]
     subscription: str | None
     replies: bool
     retry_requests: bool

@@ -21,6 +21,7 @@ __all__ = [
     "check_count",
     "check_name",
     "check_placement",
+    "check_retained",
     "check_seconds",
     "is_number",
     "parse_filters",
@@ -101,6 +102,19 @@ def check_placement(owner: str, placement: object, processes: object) -> None:
     if processes != 1 and placement is None:
         raise ConfigurationError(
             f"{owner}: processes={processes!r} has no effect without placement='process'"
+        )
+
+
+def check_retained(owner: str, retained: object, deliver: object) -> None:
+    """Raise ConfigurationError for an unknown ``retained``, or one that ``deliver`` prevents."""
+    if retained not in ("new", "always", "never"):
+        raise ConfigurationError(
+            f"{owner}: retained={quoted(retained)}: give 'new', 'always' or 'never'"
+        )
+    if retained == "always" and deliver == "share":
+        raise ConfigurationError(
+            f"{owner}: retained='always' has no effect with deliver='share': brokers send no"
+            " retained messages to instances that share them; give deliver='all'"
         )
 
 

@@ -37,6 +37,7 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "overflow": lambda value: isinstance(value, Overflow),
     "qos": _is_count,
     "deliver": lambda value: value in ("share", "all"),
+    "retained": _is_text,
     "subscription": _is_text,
     "replies": _is_switch,
     "reply_topics": lambda value: isinstance(value, str | list | tuple),

@@ -88,7 +88,7 @@ class Subscriptions:
                     f"the subscription of actors {first.name!r} and {actor.name!r} would both be"
                     f" named {name!r}; rename one"
                 )
-            for option in ("qos", "deliver"):
+            for option in ("qos", "deliver", "retained"):
                 if getattr(options, option) != getattr(first.options, option):
                     raise ConfigurationError(
                         f"actors {first.name!r} and {actor.name!r} share subscription {name!r} but"
@@ -133,6 +133,7 @@ class Subscriptions:
             window_bytes=max(member.window_bytes for member in shared.members),
             share=deliver == "share",
             durable=not self._identity.ephemeral,
+            retained=first.options.retained,
         )
         shared.router.shared = subscription.share
         spawn_router(system, shared.router)

@@ -420,6 +420,39 @@ def test_retained_messages_reach_who_comes_later() -> None:
         assert harness.published("plant/alarms") == ["boiler: 95.0"]
 
 
+@pytest.mark.parametrize("address", ["mqtt://broker", "memory://retained"])
+def test_an_actor_gets_retained_messages_as_its_option_says(address: str) -> None:
+    app = DistributedApplication(address, name="app")
+
+    @app.application("in", name="new")
+    @app.application("in", name="always", retained="always")
+    @app.application("in", name="never", retained="never")
+    async def note(payload: int, context: Context, socket: Socket) -> None:
+        await socket.publish("out", context.actor)
+
+    with Harness(app) as harness:
+        harness.publish("in", 1, retain=True)
+        harness.settle()
+        assert sorted(harness.published("out")) == ["always", "never", "new"]
+        harness.restart()
+        harness.settle()
+        assert harness.published("out")[3:] == ["always"]
+
+
+def test_actors_that_share_a_subscription_agree_on_retained_messages() -> None:
+    app = DistributedApplication("mqtt://broker", name="app")
+
+    @app.application("in", name="one", subscription="both")
+    @app.application("in", name="two", subscription="both", retained="never")
+    async def note(payload: int) -> None: ...
+
+    with (
+        pytest.raises(ConfigurationError, match="share subscription 'both' but differ in retained"),
+        Harness(app),
+    ):
+        pass
+
+
 def test_an_application_is_as_before_when_the_harness_is_done() -> None:
     app = plant()
     environment, identity, stats = app.environment, app.identity, app.stats

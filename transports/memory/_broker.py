@@ -6,6 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Literal
 
 import msgspec
 
@@ -129,10 +130,15 @@ class Broker:
         """Return the wire for the packets of a new connection; None for the direct way."""
         return None
 
-    def subscribe(self, link: ClientLink, patterns: Iterable[str]) -> None:
+    def subscribe(
+        self,
+        link: ClientLink,
+        patterns: Iterable[str],
+        retained: Literal["new", "always", "never"] = "new",
+    ) -> None:
         """Put plain filters into force; retained messages are sent for those that are new.
 
-        A shared group gets no retained messages.
+        Or for all of them, or none, if ``retained`` says so. A shared group gets none.
         """
         queue = link.queue
         wanted = dict.fromkeys(patterns)
@@ -141,8 +147,9 @@ class Broker:
         for pattern in new:
             queue.filters[pattern] = None
             self._trie.add(pattern, queue)
-        if new and self._retained and not queue.shared:
-            self._send_retained(queue, new)
+        told = {"new": new, "always": [*wanted], "never": []}[retained]
+        if told and self._retained and not queue.shared:
+            self._send_retained(queue, told)
 
     def _send_retained(self, queue: Queue, patterns: list[str]) -> None:
         (first, *others) = patterns

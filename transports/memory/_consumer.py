@@ -94,7 +94,7 @@ class MemoryConsumer(Consumer):
         if self._connection.link is None:
             await self._connected()
         else:
-            self._broker.subscribe(self._connection.link, (pattern,))
+            self._broker.subscribe(self._connection.link, (pattern,), self._subscription.retained)
 
     async def remove_filter(self, pattern: str) -> None:
         self._filters.pop(pattern, None)
@@ -171,7 +171,7 @@ class MemoryConsumer(Consumer):
         for pattern in self._unwanted:
             self._broker.unsubscribe(link, pattern)
         self._unwanted.clear()
-        self._broker.subscribe(link, self._filters)
+        self._broker.subscribe(link, self._filters, self._subscription.retained)
         before, self._queue = self._queue, link.queue
         if before is not None:
             self._resume(kept=before is link.queue)

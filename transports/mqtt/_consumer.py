@@ -137,6 +137,7 @@ class MqttConsumer(Consumer):
             group=f"{identity.application}.{subscription.name}" if subscription.share else None,
             timeout=max(config.connect_timeout, _SHORTEST_ANSWER),
             batch=config.subscribe_batch,
+            retained=subscription.retained,
         )
         self._connection = Connection(self, config, self._identifier, surroundings, farewell)
         self._client: MqttClient | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..._logs import get_logger
 from ...errors import ConnectionLost
@@ -45,6 +45,7 @@ class SubscriptionSet:
         group: name of the group that shares the messages; None if they are not shared.
         timeout: seconds for each answer of the broker.
         batch: the most filters in one packet.
+        retained: for which filters retained messages are sent; see `Subscription`.
 
     Attributes:
         guard: recognises copies due to partly overlapping filters.
@@ -58,7 +59,10 @@ class SubscriptionSet:
         group: str | None,
         timeout: float,
         batch: int,
+        retained: Literal["new", "always", "never"] = "new",
     ) -> None:
+        # Mosquitto 2.0 sends them to groups too, which the standard forbids.
+        self._retained = retained if group is None else "never"
         self.guard = CopyGuard()
         self._qos = qos
         self._prefix = "" if group is None else f"$share/{group}/"
@@ -269,8 +273,7 @@ class SubscriptionSet:
             qos=self._qos,
             identifier=identifier,
             timeout=self._timeout,
-            # Mosquitto 2.0 sends them to groups too, which the standard forbids.
-            retained=not self._prefix,
+            retained=self._retained,
         )
         refused = {}
         # A broker has not granted what it leaves out of its answer.

@@ -15,7 +15,7 @@ import logging
 import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import aiomqtt
 import paho.mqtt.client as paho
@@ -284,7 +284,7 @@ class MqttClient:
         qos: int,
         timeout: float,
         identifier: int = 0,
-        retained: bool = True,
+        retained: Literal["new", "always", "never"] = "new",
     ) -> list[int]:
         """Subscribe, and return a reason code for each filter; 0x80 and above are refusals.
 
@@ -293,7 +293,8 @@ class MqttClient:
             qos: the highest quality of service, 0 or 1.
             timeout: seconds to wait for the answer while nothing else arrives.
             identifier: comes with every message of this subscription; 0 for none.
-            retained: whether the broker sends retained messages if the subscription is new.
+            retained: for which of the filters the broker sends retained messages: those that are
+                new to the session, all, or none.
 
         Raises:
             ConnectionLost: the connection ended first, or there was no answer.

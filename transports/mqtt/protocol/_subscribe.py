@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import paho.mqtt.client as paho
 from paho.mqtt import MQTTException
@@ -24,6 +24,7 @@ _LEAST_RECEIVED = 1_024
 _MOST_QOS = 2
 # Also for an answer that grants nothing known.
 _REFUSED = 0x80
+_RETAIN_HANDLING = {"new": 1, "always": 0, "never": 2}
 _WHOLE_NUMBERS = {
     **dict.fromkeys((0x01, 0x17, 0x19, 0x24, 0x25, 0x28, 0x29, 0x2A), 1),
     **dict.fromkeys((0x13, 0x21, 0x22, 0x23), 2),
@@ -66,11 +67,16 @@ class SubscribeRequests:
         return self._waiting > 0
 
     async def subscribe(
-        self, patterns: Sequence[str], *, qos: int, timeout: float, identifier: int, retained: bool
+        self,
+        patterns: Sequence[str],
+        *,
+        qos: int,
+        timeout: float,
+        identifier: int,
+        retained: Literal["new", "always", "never"],
     ) -> list[int]:
         """See `MqttClient.subscribe`."""
-        # 1: only where the subscription is new. 2: never.
-        options = SubscribeOptions(qos=qos, retainHandling=1 if retained else 2)
+        options = SubscribeOptions(qos=qos, retainHandling=_RETAIN_HANDLING[retained])
         properties = make_properties(PacketTypes.SUBSCRIBE, SubscriptionIdentifier=identifier)
         codes = await self._answered(
             lambda: self._client.subscribe(
