@@ -85,6 +85,7 @@ __all__ = [
     "check_compression",
     "check_libraries",
     "client_of",
+    "close_unused",
     "commit_offsets",
     "committed_offsets",
     "create_topics",
@@ -548,6 +549,18 @@ def separate_fetches(client: Any) -> None:
             raise
 
     client.send = send_separately
+
+
+def close_unused(client: Any, seconds: float) -> None:
+    """Close the connections for neither fetches nor the group that were not used for so long.
+
+    The library would do so, too, but with a timer for each connection.
+    """
+    now = asyncio.get_running_loop().time()
+    for (_, group), connection in tuple(client._conns.items()):
+        unused = connection.connected() and not connection._requests
+        if group == ConnectionGroup.DEFAULT and unused and now - connection._last_action > seconds:
+            connection.close(reason=CloseReason.IDLE_DROP)
 
 
 def overhear(

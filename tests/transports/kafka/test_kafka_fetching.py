@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import aiokafka.errors as kafka
 import pytest
+from aiokafka.client import ConnectionGroup
+from aiokafka.conn import CloseReason
 from aiokafka.structs import TopicPartition
 
 from spa_dat.transports import Delivery, Envelope
@@ -53,7 +55,9 @@ class Library:
         self.parked = False
         self.error: Exception | None = None
         self.fetched = 0
-        self._client = SimpleNamespace(_sync_task=asyncio.get_running_loop().create_future())
+        self._client = SimpleNamespace(
+            _sync_task=asyncio.get_running_loop().create_future(), _conns={}
+        )
         self._fetcher = Fetcher()
 
     def assignment(self) -> set[TopicPartition]:
@@ -426,4 +430,42 @@ async def test_brokers_do_not_keep_a_fetch_so_long_that_it_times_out() -> None:
     case.library.is_paused = True
     await asyncio.sleep(10)
     assert case.library._fetcher._fetch_max_wait_ms == 500
+    await case.end()
+
+
+class Connection:
+    """A connection of the library that is never used again."""
+
+    def __init__(self, *, owes: bool = False) -> None:
+        self._last_action = asyncio.get_running_loop().time()
+        self._requests = [1] if owes else []
+        self.closed: list[Any] = []
+
+    def connected(self) -> bool:
+        return not self.closed
+
+    def close(self, reason: Any = None) -> None:
+        self.closed.append(reason)
+
+
+async def test_only_the_connection_that_an_idle_consumer_does_not_use_is_closed() -> None:
+    case = Case(10)
+    case.library.is_paused = True
+    unused, asked, fetches, of_group = (
+        Connection(),
+        Connection(owes=True),
+        Connection(),
+        Connection(),
+    )
+    case.library._client._conns = {
+        (1, ConnectionGroup.DEFAULT): unused,
+        (2, ConnectionGroup.DEFAULT): asked,
+        (1, "fetches"): fetches,
+        (1, ConnectionGroup.COORDINATION): of_group,
+    }
+    await asyncio.sleep(14)
+    assert not unused.closed
+    await asyncio.sleep(3)
+    assert unused.closed == [CloseReason.IDLE_DROP]
+    assert [*asked.closed, *fetches.closed, *of_group.closed] == []
     await case.end()

@@ -35,9 +35,6 @@ _log = get_logger(__name__)
 _DELETED = "it no longer exists; create it"
 _FORBIDDEN = "not authorised; allow Describe and Read in the cluster's access rules"
 _LONGEST_END = 8.0
-# Milliseconds. Longer than a broker keeps a fetch, and much less than an idle consumer leaves its
-# other connection unused: see `separate_fetches`.
-_IDLE_CONNECTION = 15_000
 # Longer than anything waits inside the library: see `Fetching`.
 _NO_PREFETCH = 30.0
 
@@ -399,7 +396,6 @@ class ConsumerSessions(abc.ABC):
 
     def _options(self) -> dict[str, Any]:
         options = common_options(self._config, self.identifier)
-        options["connections_max_idle_ms"] = _IDLE_CONNECTION
         options["enable_auto_commit"] = False
         options["isolation_level"] = "read_committed"
         options |= fetch_options(self._subscription.window_bytes)

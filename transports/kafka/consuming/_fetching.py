@@ -13,6 +13,8 @@ from aiokafka.structs import TopicPartition
 from ...._logs import get_logger
 from .._aiokafka_private import (
     background_tasks,
+    client_of,
+    close_unused,
     look_seldom,
     records_arrive,
     set_longest_fetch,
@@ -40,6 +42,8 @@ _SHORT_LOOK = 0.2
 # most of what an idle consumer costs are its fetches.
 _FETCH, _RESTING_FETCH = 0.5, 5.0
 _RESTS_AFTER = 2.0
+# Seconds after which the connection that an idle consumer does not use is closed.
+_UNUSED = 15.0
 _SMALL_WINDOW = 64
 _PATIENCE = 0.02
 _LONGEST_IDLE = 5.0
@@ -157,6 +161,7 @@ class Fetching:
                 Brokers.AWAY if not reachable else Brokers.SILENT if silent else Brokers.ANSWERING
             )
             if reachable:
+                close_unused(client_of(self._consumer), _UNUSED)
                 self._guard.look_for_leaders()
                 self._guard.look_for_transactions()
                 await self._look()
