@@ -20,8 +20,8 @@ from ._credentials import (
 )
 from ._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
 from ._reconnect import Backoff
-from ._url_options import NOT_AN_OPTION, Limits, check_flag, check_limits, check_text
-from ._wire_formats import WIRE_CHOICES, check_wire
+from ._url_options import NOT_AN_OPTION, Limits, check_choices, check_flag, check_limits, check_text
+from ._wire_formats import WIRE_CHOICES
 
 __all__ = ["BrokerConfig", "Renewal", "check_login"]
 
@@ -145,7 +145,7 @@ class BrokerConfig:
         )
         check_limits(self)
         check_text(self, "username")
-        check_wire(self)
+        check_choices(self)
         self._check_tls()
         if self.backoff_max < self.backoff_min:
             raise ConfigurationError(

@@ -22,6 +22,7 @@ __all__ = [
     "NOT_AN_OPTION",
     "BusUrl",
     "Limits",
+    "check_choices",
     "check_flag",
     "check_limits",
     "check_numbers",
@@ -358,6 +359,21 @@ def check_limits(config: Any) -> None:
         default = getattr(type(config), option)
         if default is not None or getattr(config, option) is not None:
             check_numbers(config, {option: pair}, whole=not isinstance(default, float))
+
+
+def check_choices(config: Any) -> None:
+    """Check all options that have ``choices``.
+
+    Raises:
+        ConfigurationError: naming the option, its value and the choices.
+    """
+    for option, choices in config.choices.items():
+        value: object = getattr(config, option)
+        if value not in choices:
+            raise ConfigurationError(
+                f"option {option}={quoted(value)} of {type(config).__name__}: give one of"
+                f" {', '.join(map(repr, choices))}"
+            )
 
 
 def check_flag(config: object, option: str) -> None:

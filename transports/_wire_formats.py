@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import msgspec
 
 from .._logs import get_logger
 from .._texts import quoted
-from ..errors import ConfigurationError, EncodeError
+from ..errors import EncodeError
 from ._envelope import Envelope
 from ._structured_events import is_structured, opened as opened_event
 from ._topics import is_reserved
 
 __all__ = [
     "CLOUDEVENTS",
-    "WIRES",
     "WIRE_CHOICES",
     "SpaDatFormat",
     "WireFormat",
-    "check_wire",
     "opened",
     "wire_format",
 ]
 
 _log = get_logger(__name__)
 
-WIRES = ("cloudevents", "spa-dat")
-"""The values of the option ``wire``."""
+WIRE_CHOICES: Mapping[str, tuple[str | None, ...]] = {"wire": ("cloudevents", "spa-dat")}
+"""The values of the option ``wire``, for the ``choices`` of configurations."""
 _SPA_DAT = "spa-dat"
 _PACKED = "application/vnd.spa-dat+json"
 # As long as that of a CloudEvent.
@@ -70,14 +68,6 @@ class _WholeMessage(msgspec.Struct, rename="pascal", gc=False):
 _read = msgspec.json.Decoder(_Message).decode
 _read_whole = msgspec.json.Decoder(_WholeMessage).decode
 _write = msgspec.json.Encoder().encode
-
-
-class _HasWire(Protocol):
-    """A configuration with the option ``wire``."""
-
-    @property
-    def wire(self) -> str:
-        """See `WIRES`."""
 
 
 class WireFormat:
@@ -268,7 +258,7 @@ def wire_format(
     """Return the format that the option ``wire`` names.
 
     Args:
-        wire: one of `WIRES`.
+        wire: one of `WIRE_CHOICES`.
         name_of: from an address to the name that others know; None if they are the same.
         address_of: the other way round.
     """
@@ -277,16 +267,3 @@ def wire_format(
     if name_of is None or address_of is None:
         return _SPA_DAT_ON_MQTT
     return SpaDatFormat(name_of, address_of)
-
-
-def check_wire(config: _HasWire) -> None:
-    """Raise ConfigurationError unless the option ``wire`` of a configuration is one of `WIRES`."""
-    if config.wire not in WIRES:
-        raise ConfigurationError(
-            f"option wire={quoted(config.wire)} of {type(config).__name__}: give one of"
-            f" {', '.join(map(repr, WIRES))}"
-        )
-
-
-WIRE_CHOICES: Mapping[str, tuple[str | None, ...]] = {"wire": WIRES}
-"""The same for configurations that check several options like that."""

@@ -178,8 +178,6 @@ class KafkaConfig(BrokerConfig):
         object.__setattr__(self, "servers", _checked_servers(self.servers))
         super().__post_init__(password_env, password_file, password_function)
         object.__setattr__(self, "topics", _checked_topics(self.topics))
-        for option, choices in self.choices.items():
-            self._check_choice(option, choices)
         check_offset_reset(self.offset_reset)
         if not isinstance(self.prefix, str) or not _PREFIX.fullmatch(self.prefix):
             raise ConfigurationError(
@@ -208,14 +206,6 @@ class KafkaConfig(BrokerConfig):
     def uses_token(self) -> bool:
         """Whether the password is a token that says by itself who logs in."""
         return self.sasl_mechanism == _BEARER
-
-    def _check_choice(self, option: str, choices: tuple[str | None, ...]) -> None:
-        value = getattr(self, option)
-        if value not in choices:
-            raise ConfigurationError(
-                f"option {option}={quoted(value)} of KafkaConfig: give one of"
-                f" {', '.join(map(repr, choices))}"
-            )
 
     def _check_security(self) -> None:
         check_flag(self, "allow_plain_password")

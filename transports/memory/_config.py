@@ -11,8 +11,8 @@ from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._contract import DEFAULT_WINDOW_BYTES
 from .._outbox import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES
-from .._url_options import Limits, check_limits
-from .._wire_formats import WIRE_CHOICES, check_wire
+from .._url_options import Limits, check_choices, check_limits
+from .._wire_formats import WIRE_CHOICES
 
 __all__ = ["MemoryConfig"]
 
@@ -84,7 +84,7 @@ class MemoryConfig:
                 " give at most 64 letters, digits and any of '_', '.', '-'"
             )
         check_limits(self)
-        check_wire(self)
+        check_choices(self)
 
     @property
     def largest_received(self) -> int:
