@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal, DecimalException
 from typing import Any
 
@@ -41,50 +41,39 @@ _SAFE = (
 
 def may_collide(info: msgspec.inspect.Type) -> bool:
     """Whether decoding to the type may fill a dict or set with keys of predictable hash values."""
-    return _may_collide(info, [])
-
-
-def _may_collide(info: msgspec.inspect.Type, seen: list[int]) -> bool:
-    if id(info) in seen:
-        return False
-    seen.append(id(info))
-    if isinstance(info, msgspec.inspect.DictType) and not isinstance(
-        info.key_type, (*_SAFE, msgspec.inspect.AnyType)
-    ):
-        return True
-    if isinstance(info, msgspec.inspect.SetType | msgspec.inspect.FrozenSetType) and not isinstance(
-        info.item_type, _SAFE
-    ):
-        return True
-    for name in info.__struct_fields__:
-        value = getattr(info, name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, msgspec.inspect.Field):
-                part = part.type
-            if isinstance(part, msgspec.inspect.Type) and _may_collide(part, seen):
-                return True
-    return False
+    return any(map(_has_predictable_keys, _parts(info, [])))
 
 
 def may_collide_in_binary(info: msgspec.inspect.Type) -> bool:
     """Whether `may_collide` holds in a format where any value may be a key: also for any type."""
-    return may_collide(info) or _mentions_any(info, [])
+    return any(
+        _has_predictable_keys(part)
+        or isinstance(part, msgspec.inspect.AnyType | msgspec.inspect.CustomType)
+        for part in _parts(info, [])
+    )
 
 
-def _mentions_any(info: msgspec.inspect.Type, seen: list[int]) -> bool:
+def _has_predictable_keys(info: msgspec.inspect.Type) -> bool:
+    if isinstance(info, msgspec.inspect.DictType):
+        return not isinstance(info.key_type, (*_SAFE, msgspec.inspect.AnyType))
+    if isinstance(info, msgspec.inspect.SetType | msgspec.inspect.FrozenSetType):
+        return not isinstance(info.item_type, _SAFE)
+    return False
+
+
+def _parts(info: msgspec.inspect.Type, seen: list[int]) -> Iterator[msgspec.inspect.Type]:
+    """Yield the type and all that it consists of, each once."""
     if id(info) in seen:
-        return False
+        return
     seen.append(id(info))
-    if isinstance(info, msgspec.inspect.AnyType | msgspec.inspect.CustomType):
-        return True
+    yield info
     for name in info.__struct_fields__:
         value = getattr(info, name)
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, msgspec.inspect.Field):
                 part = part.type
-            if isinstance(part, msgspec.inspect.Type) and _mentions_any(part, seen):
-                return True
-    return False
+            if isinstance(part, msgspec.inspect.Type):
+                yield from _parts(part, seen)
 
 
 def guarded_by_size(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
