@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .._texts import quoted, unfit_character
 from ..errors import ConfigurationError
@@ -66,17 +67,17 @@ def show_rules(
     buses = [*dict.fromkeys(runs.providers)]
     for number, provider in enumerate(buses):
         default = provider is (runs.settings.provider or buses[0])
-        access, lines = _access(application, runs, provider)
-        access = Access(
-            access.application,
-            user or _login(provider) or access.application,
-            (*access.received, *(_plain(subscribed) if default else ())),
-            _plain(published) if default else (),
-            access.answers,
-            access.reply_topics,
-        )
-        if default and not published:
-            lines.append("# What its handlers publish cannot be seen from here: give --publish.")
+        access, lines = _access(application, runs, provider, user)
+        if default:
+            access = replace(
+                access,
+                received=(*access.received, *_plain(subscribed)),
+                published=_plain(published),
+            )
+            if not published:
+                lines.append(
+                    "# What its handlers publish cannot be seen from here: give --publish."
+                )
         rules = [*_rules(provider, access), *lines]
         sys.stdout.write("\n" * bool(number) + "".join(f"{line}\n" for line in rules))
     return 0
@@ -92,7 +93,7 @@ def _login(provider: SocketProvider) -> str | None:
 
 
 def _access(
-    application: DistributedApplication, runs: Runs, provider: SocketProvider
+    application: DistributedApplication, runs: Runs, provider: SocketProvider, user: str | None
 ) -> tuple[Access, list[str]]:
     """Return what is registered for the bus, and what has to be said about it."""
     received: dict[str, None] = {}
@@ -109,7 +110,13 @@ def _access(
             anywhere = anywhere or allowed is None
             reply_topics |= dict.fromkeys(filter_.pattern for filter_ in allowed or ())
     name = application.identity.application
-    access = Access(name, "", tuple(received), (), answers, tuple(reply_topics))
+    access = Access(
+        application=name,
+        user=user or _login(provider) or name,
+        received=tuple(received),
+        answers=answers,
+        reply_topics=tuple(reply_topics),
+    )
     return access, [_ANY_TOPIC] if anywhere else []
 
 
