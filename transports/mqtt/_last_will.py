@@ -10,8 +10,9 @@ from typing import Any
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from .._envelope import Envelope
-from .._topics import RESERVED, check_topic, is_reserved
+from .._topics import RESERVED, is_reserved
 from .._url_options import nearest
+from ._message_checks import check_message
 
 __all__ = ["LastWill", "will_meant"]
 
@@ -58,7 +59,7 @@ class LastWill:
         if self.birth is not None:
             self._check_text("birth")
         try:
-            check_topic(self.topic)
+            check_message(self.message)
         except ConfigurationError as error:
             raise ConfigurationError(f"{_OWNER}: {error}") from None
         if is_reserved(self.topic):

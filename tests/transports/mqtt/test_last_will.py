@@ -175,6 +175,8 @@ def test_it_can_be_given_as_a_table_or_in_a_url() -> None:
         ({"topic": "a", "delay": 1.5}, ["delay=1.5", "whole number of seconds"]),
         ({"topic": "a", "delay": -1}, ["delay=-1", "whole number of seconds"]),
         ({"topic": "a", "content_type": None}, ["content_type=None", "give a str"]),
+        ({"topic": "a", "content_type": "a\0"}, ["content_type", "'a\\x00'", "leave it out"]),
+        ({"topic": "a/" * 200 + "a"}, ["topic", "201 levels"]),
         ({"topik": "a"}, ["'topik' is not known", "did you mean 'topic'"]),
         ({"payload": "a"}, ["needs a topic"]),
     ],
