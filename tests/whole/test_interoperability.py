@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from spa_dat import DistributedApplication, Message
 from spa_dat.testing import Kafka, Mosquitto
 from support.kafka_bus import create
-from support.peers import FastStreamProgram, faststream
+from support.peers import BUSES, PeerProgram, address_of_bus, faststream
 from support.waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ class Place:
         self.bus, self.host, self.port = bus, host, port
         self.topic = f"peer-{uuid.uuid4().hex[:8]}"
 
-    def peer(self, text: str) -> contextlib.AbstractAsyncContextManager[FastStreamProgram]:
+    def peer(self, text: str) -> contextlib.AbstractAsyncContextManager[PeerProgram]:
         imports = f"from faststream.{self.bus}.annotations import {self.bus.title()}Message"
         imports = imports.replace("Mqtt", "MQTT") + " as Message\n"
         return faststream(self.bus, (self.host, self.port), self.topic, imports + text)
@@ -74,19 +74,12 @@ class Place:
         return DistributedApplication(url, name=f"ours-{uuid.uuid4().hex[:8]}")
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("mqtt", marks=pytest.mark.mosquitto),
-        pytest.param("kafka", marks=pytest.mark.kafka),
-    ]
-)
+@pytest.fixture(params=BUSES)
 def place(request: pytest.FixtureRequest) -> Place:
-    if request.param == "mqtt":
-        mosquitto: Mosquitto = request.getfixturevalue("mosquitto")
-        return Place("mqtt", mosquitto.host, mosquitto.port or 1883)
-    kafka: Kafka = request.getfixturevalue("kafka")
-    found = Place("kafka", kafka.host, kafka.port or 9092)
-    asyncio.run(create(kafka.server, found.topic))
+    found = Place(*address_of_bus(request))
+    if found.bus == "kafka":
+        kafka: Kafka = request.getfixturevalue("kafka")
+        asyncio.run(create(kafka.server, found.topic))
     return found
 
 
@@ -109,7 +102,7 @@ async def test_what_we_publish_is_consumed_by_faststream(place: Place) -> None:
         await app.socket().publish(place.topic, Reading(21.5))
         await app.socket().publish(place.topic, "Grüße")
         await app.socket().publish(place.topic, b"\0\xff")
-        first, second = await peer.says(1), await peer.says(2)
+        first, second = await peer.says(2), await peer.says(3)
         assert (first["body"], first["kind"]) == ({"celsius": 21.5}, "dict")
         assert (second["body"], second["kind"]) == ("Grüße", "str")
 
@@ -140,7 +133,7 @@ async def test_we_answer_requests_of_faststream(mosquitto: Mosquitto) -> None:
         return Reading(reading.celsius + 1)
 
     async with app, place.peer(ASKS) as peer:
-        said = await peer.says()
+        said = await peer.says(2)
         assert said["body"] == {"celsius": 22.5}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spa_dat import DistributedApplication
-from spa_dat.testing import Kafka, Mosquitto
+from support.peers import BUSES, address_of_bus
 from support.waiting import eventually
 
 pytestmark = [pytest.mark.repository, pytest.mark.slow]
@@ -87,18 +87,9 @@ class Ported:
         return self._process.wait(30)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("mqtt", marks=pytest.mark.mosquitto),
-        pytest.param("kafka", marks=pytest.mark.kafka),
-    ]
-)
+@pytest.fixture(params=BUSES)
 def broker(request: pytest.FixtureRequest) -> tuple[str, str, int]:
-    if request.param == "mqtt":
-        mosquitto: Mosquitto = request.getfixturevalue("mosquitto")
-        return "mqtt", mosquitto.host, mosquitto.port or 1883
-    kafka: Kafka = request.getfixturevalue("kafka")
-    return "kafka", kafka.host, kafka.port or 9092
+    return address_of_bus(request)
 
 
 def url_of(broker: tuple[str, str, int]) -> str:

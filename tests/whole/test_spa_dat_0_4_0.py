@@ -12,8 +12,9 @@ import pytest
 
 from spa_dat import DistributedApplication, Message, Socket
 from spa_dat.errors import NoResponder, RequestTimeout
-from spa_dat.testing import Kafka, Mosquitto
+from spa_dat.testing import Kafka
 from support.kafka_bus import admin
+from support.peers import BUSES, address_of_bus
 from support.spa_dat_0_4_0 import OldProgram
 from support.waiting import eventually
 
@@ -72,18 +73,9 @@ class Place:
         return DistributedApplication(url, name=f"new-{uuid.uuid4().hex[:8]}")
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("mqtt", marks=pytest.mark.mosquitto),
-        pytest.param("kafka", marks=pytest.mark.kafka),
-    ]
-)
+@pytest.fixture(params=BUSES)
 def place(request: pytest.FixtureRequest) -> Place:
-    if request.param == "mqtt":
-        mosquitto: Mosquitto = request.getfixturevalue("mosquitto")
-        return Place("mqtt", mosquitto.host, mosquitto.port or 1883)
-    kafka: Kafka = request.getfixturevalue("kafka")
-    return Place("kafka", kafka.host, kafka.port or 9092)
+    return Place(*address_of_bus(request))
 
 
 async def until(attempt: Callable[[], Awaitable[bool]]) -> None:
@@ -117,17 +109,17 @@ async def test_what_we_publish_is_consumed_by_0_4_0(place: Place) -> None:
             async def publish() -> bool:
                 await app.socket().publish(place.topic, {"grüße": '"\n'})
                 await asyncio.wait((asyncio.ensure_future(heard()),), timeout=1)
-                return bool(old.said())
+                return bool(old.lines)
 
             async def heard() -> None:
-                await eventually(lambda: bool(old.said()), 60)
+                await eventually(lambda: bool(old.lines), 60)
 
             await until(publish)
-            heard_first = old.said()[0]
+            heard_first = old.lines[0]
             # It has not become deaf.
-            before = len(old.said())
+            before = len(old.lines)
             await app.socket().publish(place.topic, "again")
-            await eventually(lambda: len(old.said()) > before, 60)
+            await eventually(lambda: len(old.lines) > before, 60)
     assert heard_first["payload"] == '{"grüße":"\\"\\n"}'
     assert heard_first["topic"] == place.topic
     assert heard_first["content_type"] == "application/json"
