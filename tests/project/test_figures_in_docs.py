@@ -177,7 +177,7 @@ FIGURES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "processes.md",
-        "Payloads from {0:KiB} KiB on go by shared memory",
+        "Payloads of {0:KiB} KiB and more go through shared memory",
         ["runtime/processes LARGE"],
     ),
     (
