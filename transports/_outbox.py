@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import Any, Protocol
 
+from .._limited_log import LimitedLog
+from .._logs import get_logger
+from .._texts import quoted
 from ..errors import OutboxFull, PublishNotSent, PublishUnknown
 from ._connect_failures import not_outage
 from ._envelope import Envelope
@@ -22,6 +25,8 @@ __all__ = [
     "on_outcome",
     "size_of",
 ]
+
+_log = get_logger(__name__)
 
 # Texts of up to this many characters together are not counted.
 _FREE = 1_024
@@ -55,12 +60,16 @@ class OutboxEntry(asyncio.Future[None]):
         size: its size in bytes, as the outbox counts them.
         on_failure: called with it soon after it has failed; see the function of that name.
         on_outcome: called with it soon after it has an outcome; see the function of that name.
+        deadline: loop time at which the message expires; None for never.
+        awaited: whether somebody waits for its outcome, who is told if it expires.
     """
 
     __slots__ = (
         "_answers",
         "_losses",
         "_outbox",
+        "awaited",
+        "deadline",
         "envelope",
         "note",
         "on_failure",
@@ -85,6 +94,10 @@ class OutboxEntry(asyncio.Future[None]):
         self.writes = 0
         self.put_off = ""
         self.size = size
+        self.awaited = False
+        self.deadline: float | None = None
+        if envelope.expiry is not None:
+            self.deadline = self.get_loop().time() + envelope.expiry
         self.on_failure: Callable[[asyncio.Future[None]], object] | None = None
         self.on_outcome: Callable[[asyncio.Future[None]], object] | None = None
         self._outbox = outbox
@@ -111,6 +124,18 @@ class OutboxEntry(asyncio.Future[None]):
         callback, self.on_outcome = self.on_outcome, None
         if callback is not None:
             self.get_loop().call_soon(callback, self)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the message is not worth sending any more."""
+        return self.deadline is not None and self.get_loop().time() >= self.deadline
+
+    @property
+    def left(self) -> float | None:
+        """Seconds for which the message is worth delivering from now on; None for no limit."""
+        if self.deadline is None:
+            return None
+        return max(0.0, self.deadline - self.get_loop().time())
 
     def met_outage(self, waited: float) -> bool:
         """Return whether the connection was down at some time since it was submitted.
@@ -186,6 +211,10 @@ class Outbox:
     reports `pause` and `resume` instead. Every operation takes constant time, except
     `disconnected`, `take_back` and `close`, which touch each publish that they move once.
 
+    A message that expires while it waits is not written. Its sender has given the right to drop it:
+    a post counts as done then, and only who awaits a publish is told. A transport that sends the
+    expiry along takes what is left of it from `OutboxEntry.left`.
+
     Args:
         write: writes an entry to the connection; must not raise. It may call `confirm`, `fail` or
             `disconnected` before it returns.
@@ -198,6 +227,7 @@ class Outbox:
             when it really writes them. It must skip those that are done by then, and `confirm`
             them.
         repeat_qos0: whether to write publishes with QoS 0 again, too.
+        stats: counts ``publishes.expired``.
     """
 
     def __init__(
@@ -210,6 +240,7 @@ class Outbox:
         window_bytes: int = DEFAULT_OUTBOX_BYTES,
         queues: bool = False,
         repeat_qos0: bool = False,
+        stats: Counter[str] | None = None,
     ) -> None:
         self._write = write
         self._capacity = capacity
@@ -218,6 +249,8 @@ class Outbox:
         self._window_bytes = window_bytes
         self._counted = 0 if queues else 1
         self._repeat_qos0 = repeat_qos0
+        self._stats: Counter[str] = Counter() if stats is None else stats
+        self._log = LimitedLog(_log)
         self._waiting: OrderedDict[OutboxEntry, None] = OrderedDict()
         self._written: dict[OutboxEntry, None] = {}
         # Given up after they were written: they keep their place in the window until the broker
@@ -301,7 +334,7 @@ class Outbox:
         # len(self), without the cost of a call
         pending = len(self._waiting) + len(self._written) + len(self._aside)
         if pending >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
-            raise self._full(envelope)
+            self._make_room(envelope, size)
         losses = self._losses if self._connected else -1
         entry = OutboxEntry(envelope, self, note, size, losses, self._answers)
         self._size += size
@@ -333,6 +366,7 @@ class Outbox:
             Whatever the transport passed to `fail`.
         """
         entry = self.submit(envelope, note)
+        entry.awaited = True
         timer = asyncio.get_running_loop().call_later(timeout, self._expire, entry, timeout)
         try:
             await entry
@@ -510,6 +544,9 @@ class Outbox:
         try:
             while self._connected and self._waiting:
                 entry = next(iter(self._waiting))
+                if entry.deadline is not None and entry.expired:
+                    self.drop(entry)
+                    continue
                 size = entry.size
                 if not self._has_place(size):
                     break
@@ -527,6 +564,38 @@ class Outbox:
         return written < self._window and (
             not written or self._written_size + size <= self._window_bytes
         )
+
+    def drop(self, entry: OutboxEntry) -> None:
+        """End a publish that has expired, wherever it waits; it has no other outcome yet."""
+        if not entry.done():
+            self._stats["publishes.expired"] += 1
+            topic = entry.envelope.topic
+            if entry.awaited:
+                error = entry.unconfirmed("it has expired while it waited for the broker")
+                error.outage = self.is_outage(entry, entry.envelope.expiry or 0.0)
+                entry.set_exception(error)
+            else:
+                if entry.envelope.response_topic is None:
+                    self._log.warning(
+                        "the message to %s has expired while it waited for the broker, and is"
+                        " not sent",
+                        quoted(topic),
+                    )
+                self._succeed(entry)
+        if entry in self._written:
+            # The broker has said that it does not accept it for now.
+            del self._written[entry]
+            self._free(entry)
+            self._wake_drained()
+        else:
+            self.give_up(entry)
+
+    def _make_room(self, envelope: Envelope, size: int) -> None:
+        """Drop what has expired at the head of the queue; raise OutboxFull if it is too little."""
+        while self._waiting and (oldest := next(iter(self._waiting))).expired:
+            self.drop(oldest)
+        if len(self) >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
+            raise self._full(envelope)
 
     def _full(self, envelope: Envelope) -> OutboxFull:
         what, option = f"{self._capacity} publishes are waiting", "outbox"

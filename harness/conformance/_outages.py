@@ -85,6 +85,29 @@ class Outages(Scenarios):
         assert [d.envelope.id for d in inbox.deliveries] == [f"id-{n}" for n in range(50)]
 
     @scenario
+    async def test_what_expires_while_the_broker_is_away_does_not_arrive(
+        self, harness: TransportHarness
+    ) -> None:
+        bus = await harness.bus()
+        inbox = await harness.inbox(bus, "plant/x")
+        loop = asyncio.get_running_loop()
+        await harness.go_away()
+        await eventually(lambda: not bus.connected)
+        futures = [
+            bus.post(Envelope(topic="plant/x", payload=payload, expiry=expiry))
+            for payload, expiry in ((b"short", 1.0), (b"long", 1000.0), (b"endless", None))
+        ]
+        expired = loop.time() + 2.5
+        await eventually(lambda: loop.time() >= expired)
+        await harness.come_back()
+        # Who posts what may be dropped has no need to know.
+        await asyncio.wait_for(asyncio.gather(*futures), 20)
+        _, delivery = sorted(await inbox.get(2), key=lambda one: one.envelope.expiry or 0.0)
+        assert inbox.payloads == ["long", "endless"]
+        assert delivery.envelope.expiry is not None
+        assert delivery.envelope.expiry < 999.0, "what is left, and not what it was at first"
+
+    @scenario
     async def test_publishes_and_cuts_at_the_same_time_lose_nothing(
         self, harness: TransportHarness
     ) -> None:

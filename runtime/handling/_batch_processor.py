@@ -52,8 +52,12 @@ class BatchProcessor(DeliveryProcessor):
         batch: list[RoutedDelivery] = []
         values: list[Any] = []
         unreadable: list[tuple[RoutedDelivery, DecodeError]] = []
+        late: list[RoutedDelivery] = []
         for delivery in deliveries:
             if not delivery.start():
+                continue
+            if self.is_late(delivery):
+                late.append(delivery)
                 continue
             try:
                 # Context variables that a payload's code sets must not leak out of the batch.
@@ -61,6 +65,8 @@ class BatchProcessor(DeliveryProcessor):
                 batch.append(delivery)
             except DecodeError as error:
                 unreadable.append((delivery, error))
+        for delivery in late:
+            await self._leave_out(delivery)
         if batch:
             try:
                 await self._process(instance, batch, values)
@@ -95,10 +101,10 @@ class BatchProcessor(DeliveryProcessor):
         while left:
             if left[0].route.router.holding or self._pauses.stopped:
                 left = self._give_back(left)
-            for delivery in left[:1]:
-                failed, error = await self._run(instance, [delivery], None, once=True)
-                if failed and error is not None:
-                    await self._dead_letters.park(delivery, error)
+            for delivery in await self._in_time(left[:1], error):
+                failed, failure = await self._run(instance, [delivery], None, once=True)
+                if failed and failure is not None:
+                    await self._dead_letters.park(delivery, failure)
             left = left[1:]
 
     async def _run(
@@ -130,6 +136,21 @@ class BatchProcessor(DeliveryProcessor):
                 return batch, error
             if router.holding or not await self._pauses.wait(wait, router):
                 return self._give_back(batch), error
+            batch = await self._in_time(batch, error)
+            if not batch:
+                return [], None
+
+    async def _in_time(
+        self, batch: list[RoutedDelivery], error: BaseException | None
+    ) -> list[RoutedDelivery]:
+        """Return the messages of a batch that have not expired, and finish with the others."""
+        in_time: list[RoutedDelivery] = []
+        for delivery in batch:
+            if self.is_late(delivery):
+                await self._leave_out(delivery, error)
+            else:
+                in_time.append(delivery)
+        return in_time
 
     async def _attempt(
         self, instance: Any, batch: list[RoutedDelivery], values: list[Any] | None

@@ -131,6 +131,7 @@ class DeliveryProcessor:
             or len(envelope.payload) > self._max_received
             or envelope.left_out is not None
             or envelope.flaw is not None
+            or (delivery.deadline is not None and self._now() >= delivery.deadline)
         ):
             await self._handle_otherwise(instance, delivery, path)
             return
@@ -311,9 +312,11 @@ class DeliveryProcessor:
             request = failed.request
         elif not delivery.start():
             return
-        elif envelope.response_topic is not None and self._lane.handlers[index].responder:
-            request = self._request_of(envelope)
-            if self._expired(delivery):
+        else:
+            if envelope.response_topic is not None and self._lane.handlers[index].responder:
+                request = self._request_of(envelope)
+            if self.is_late(delivery):
+                await self._leave_out(delivery)
                 return
         try:
             check_readable(envelope, self._lane.max_received)
@@ -476,7 +479,10 @@ class DeliveryProcessor:
         if wait is not None:
             router = delivery.route.router
             if not router.holding and await self._pauses.wait(wait, router):
-                return request is None or not self._expired(delivery)
+                if not self.is_late(delivery):
+                    return True
+                await self._leave_out(delivery, error)
+                return False
             if router.give_back(delivery):
                 return False
         if request is not None:
@@ -493,17 +499,53 @@ class DeliveryProcessor:
         now = self._now()
         random = self._environment.random
         wait = self._retry.wait(delivery.attempts, now - held_since, random, error)
-        if wait is None or turn.request is None or delivery.deadline is None:
-            return wait
-        return wait if now + wait < delivery.deadline else None
+        return None if wait is None or self.is_late(delivery, now + wait) else wait
 
-    def _expired(self, delivery: RoutedDelivery) -> bool:
-        """Settle a request whose sender has given up; return whether it was one."""
-        if delivery.deadline is None or self._now() < delivery.deadline:
+    def is_late(self, delivery: RoutedDelivery, when: float | None = None) -> bool:
+        """Return whether the message has expired, so that no attempt at it may begin.
+
+        Args:
+            delivery: with its route.
+            when: loop time of the attempt; None for now.
+        """
+        deadline = delivery.deadline
+        if deadline is None or (self._now() if when is None else when) < deadline:
             return False
-        self._stats["requests.expired"] += 1
+        return not self._lane.options.handle_expired or self._is_request(delivery)
+
+    def _is_request(self, delivery: RoutedDelivery) -> bool:
+        handler = self._lane.handlers[delivery.route.handler]
+        return delivery.envelope.response_topic is not None and handler.responder
+
+    async def _leave_out(
+        self, delivery: RoutedDelivery, error: BaseException | None = None
+    ) -> None:
+        """Finish with a message that has expired.
+
+        One that no handler has failed on is dropped, as its sender has allowed; a failure is
+        stored like any other.
+
+        Args:
+            delivery: started, and late.
+            error: the last failure; None if it is not known any more.
+        """
+        if delivery.attempts and not self._is_request(delivery):
+            await self._dead_letters.park(delivery, error or _over(delivery))
+        else:
+            self.drop(delivery)
+
+    def drop(self, delivery: RoutedDelivery) -> None:
+        """Settle a message that has expired before any handler has failed on it."""
+        if self._is_request(delivery):
+            # The requester knows best, and has its RequestTimeout.
+            self._stats["requests.expired"] += 1
+        else:
+            self._stats["messages.expired"] += 1
+            self._lane.log.warning(
+                "message on %s has expired while it waited here, and is not handled",
+                quoted(delivery.envelope.topic),
+            )
         delivery.settle()
-        return True
 
     def _is_outage(self, error: BaseException) -> bool:
         return is_outage(error, connected=self._connection.bus.connected)
@@ -597,6 +639,12 @@ class DeliveryProcessor:
             escaped(problem),
         )
         return None
+
+
+def _over(delivery: RoutedDelivery) -> TimeoutError:
+    return TimeoutError(
+        f"it has expired before it could be tried again, after {delivery.attempts} failed attempts"
+    )
 
 
 def _to_nobody(function: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from ..._logs import known_levels
 from ..._texts import describe, escaped
 from ...actors import RestartCounter
 from ...errors import ActorStopped, ProcessCrashed, RestartLimitReached, SpaDatError
+from ...transports import Envelope
 from ..handling._failures_and_retries import deadline_missed
 from ..processes._child_process import HUNG, ChildProcess
 from ..processes._delivery_progress import DONE, MISSED, SENT, SLOTS, STARTED
@@ -290,8 +291,8 @@ class ProcessWorker:
         number = self._routes.get(route)
         if number is None:
             number = self._define(route)
-        if envelope.response_topic is not None:
-            usable = self._request(delivery)
+        if envelope.response_topic is not None or delivery.deadline is not None:
+            usable = self._usable(delivery)
             if usable is None:
                 return
             envelope = usable
@@ -312,18 +313,20 @@ class ProcessWorker:
         self._send(DefineRoute(number, route.handler, route.filter.text, shared))
         return number
 
-    def _request(self, delivery: RoutedDelivery) -> Any:
-        """The message as the process gets it, which does not know where replies may go."""
+    def _usable(self, delivery: RoutedDelivery) -> Envelope | None:
+        """Return the message as the process gets it; None if it has expired.
+
+        The process knows neither when it arrived nor where replies may go.
+        """
         envelope = delivery.envelope
+        processor = self._lane.processor
         changes: dict[str, Any] = {}
         if delivery.deadline is not None:
-            left = delivery.deadline - self._loop.time()
-            if left <= 0 and self._lane.handlers[delivery.route.handler].responder:
-                self._lane.stats["requests.expired"] += 1
-                delivery.settle()
+            if not delivery.attempts and processor.is_late(delivery):
+                processor.drop(delivery)
                 return None
-            changes["expiry"] = max(0.0, left)
-        if not self._lane.processor.may_answer(delivery):
+            changes["expiry"] = max(0.0, delivery.deadline - self._loop.time())
+        if envelope.response_topic is not None and not processor.may_answer(delivery):
             changes["response_topic"] = None
         return msgspec.structs.replace(envelope, **changes) if changes else envelope
 

@@ -58,6 +58,8 @@ class ActorOptions:
         replies: answer requests with what the handler returns, even if that is None.
         retry_requests: retry a request whose handler failed like other messages, up to its
             expiry, before the error is sent.
+        handle_expired: handle messages, other than requests, also when their expiry runs out while
+            they wait in the application.
         deadline: seconds after which an attempt is cut off and counts as failed; None for never.
         concurrency: how many lanes it has. Each is an actor of its own, with its own instance,
             state and mailbox, and handles one message at a time; messages with the same key always
@@ -92,6 +94,7 @@ class ActorOptions:
     subscription: str | None = None
     replies: bool = False
     retry_requests: bool = False
+    handle_expired: bool = False
     deadline: float | None = None
     concurrency: int = 1
     key: str | None = None
@@ -175,6 +178,7 @@ class HandlerOptions(TypedDict, total=False):
     subscription: str | None
     replies: bool
     retry_requests: bool
+    handle_expired: bool
     deadline: float | None
     concurrency: int
     key: str | None

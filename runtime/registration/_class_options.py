@@ -42,6 +42,7 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "replies": _is_switch,
     "reply_topics": lambda value: isinstance(value, str | list | tuple),
     "retry_requests": _is_switch,
+    "handle_expired": _is_switch,
     "deadline": is_number,
     "concurrency": _is_count,
     "key": _is_text,

@@ -84,6 +84,7 @@ class SharedDelivery:
             delivery.envelope, delivery.epoch, delivery.token, size=size, whole=self
         )
         part.attempts = delivery.attempts
+        part.deadline = delivery.deadline
         self.parts.append(part)
         return part
 

@@ -132,6 +132,8 @@ class Router(Actor):
         If one actor gets all messages, it goes straight into its mailbox.
         """
         mailbox = self._direct
+        if delivery.envelope.expiry is not None:
+            _let_expire(delivery)
         if delivery.token < 0:
             self.inbox.force(delivery)
             return
@@ -181,20 +183,21 @@ class Router(Actor):
                 topic = envelope.topic
                 routes = self._trie.match(topic)
                 route = routes[0] if routes else None
+            if envelope.expiry is not None:
+                if now is None:
+                    now = asyncio.get_running_loop().time()
+                delivery.deadline = now + envelope.expiry
             if route is None:
                 mailbox.force_all(ready)
                 ready = []
                 self._route(delivery)
                 continue
-            if envelope.response_topic is not None:
-                # As in _hand_out().
-                if route.target.refuses(envelope, route.handler):
-                    delivery.settle()
-                    continue
-                if envelope.expiry is not None:
-                    if now is None:
-                        now = asyncio.get_running_loop().time()
-                    delivery.deadline = now + envelope.expiry
+            # As in _hand_out().
+            if envelope.response_topic is not None and route.target.refuses(
+                envelope, route.handler
+            ):
+                delivery.settle()
+                continue
             delivery.route = route
             ready.append(delivery)
         mailbox.force_all(ready)
@@ -267,6 +270,8 @@ class Router(Actor):
 
     def put_in(self, delivery: Delivery, route: Route) -> None:
         """Hand out, in order, a delivery that did not come from the bus."""
+        if delivery.envelope.expiry is not None:
+            _let_expire(delivery)
         if self._outage is None:
             self._hand_out(delivery, route)
             return
@@ -347,12 +352,9 @@ class Router(Actor):
         if route.lanes:
             route = route.lane(envelope)
         delivery.route = route
-        if envelope.response_topic is not None:
-            if route.target.refuses(envelope, route.handler):
-                delivery.settle()
-                return
-            if envelope.expiry is not None:
-                delivery.deadline = asyncio.get_running_loop().time() + envelope.expiry
+        if envelope.response_topic is not None and route.target.refuses(envelope, route.handler):
+            delivery.settle()
+            return
         mailbox = route.target.mailbox
         try:
             if delivery.token >= 0 and route.target.options.overflow is Overflow.REFUSE:
@@ -493,6 +495,12 @@ class Outage:
 
     def _places(self, mailbox: Mailbox) -> list[Delivery]:
         return self._before.get(id(mailbox), [])
+
+
+def _let_expire(delivery: Delivery) -> None:
+    """Have the time of a message begin to run out, wherever it waits from now on."""
+    assert delivery.envelope.expiry is not None
+    delivery.deadline = asyncio.get_running_loop().time() + delivery.envelope.expiry
 
 
 def _whole_of(delivery: Delivery) -> SharedDelivery | None:

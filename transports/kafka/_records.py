@@ -160,6 +160,9 @@ class Codec:
                 f"a tombstone for {envelope.topic!r} without a key: give the key to delete"
             )
         time = envelope.time
+        if time is None and envelope.expiry is not None:
+            # The expiry counts from the record's time, which must not be that of the writing.
+            time = self._now()
         return Record(
             destination.name,
             raw_key,

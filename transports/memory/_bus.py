@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from ...errors import (
     ConfigurationError,
     MessageTooLarge,
@@ -53,6 +55,7 @@ class MemoryBus(Bus):
             capacity=config.outbox,
             capacity_bytes=config.outbox_bytes,
             window=_WINDOW,
+            stats=surroundings.stats,
         )
         # Of publishes that are not in the outbox yet.
         self._waiters: dict[asyncio.Future[None], None] = {}
@@ -208,8 +211,11 @@ class MemoryBus(Bus):
         wire.down(self._answered, entry, self._refusal(entry))
 
     def _refusal(self, entry: OutboxEntry) -> Exception | None:
+        envelope = entry.envelope
+        if entry.deadline is not None:
+            envelope = msgspec.structs.replace(envelope, expiry=entry.left)
         try:
-            self._broker.publish(entry.envelope)
+            self._broker.publish(envelope)
         except (TransportError, RequestError) as refusal:
             # The error's frames refer to the entry, which will refer to the error.
             return refusal.with_traceback(None)

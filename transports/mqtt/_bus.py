@@ -85,6 +85,7 @@ class MqttBus(Bus):
             capacity_bytes=config.outbox_bytes,
             window=config.inflight,
             window_bytes=_MOST_WRITTEN,
+            stats=self._stats,
         )
         backoff = config.backoff(surroundings.environment)
         self._outgoing = Outgoing(self._outbox, self._write, backoff, self._stats, config.address)
@@ -314,6 +315,9 @@ class MqttBus(Bus):
         packet: PublishPacket = entry.note
         problem = _beyond(client.limits, packet, entry.envelope)
         if problem is None:
+            left = None if entry.deadline is None else entry.left
+            if left is not None:
+                packet.expires_in(left)
             client.publish(packet, entry)
         else:
             self._outbox.fail(entry, problem)

@@ -357,13 +357,16 @@ class Outgoing:
         self._pause = self._again = None
         while self._put_off:
             entry = self._put_off.popleft()
-            if not entry.done():
+            if entry.done():
+                # It was given up meanwhile: this frees its place in the window.
+                self._outbox.confirm(entry)
+            elif entry.expired:
+                self._outbox.drop(entry)
+            else:
                 self._again = entry
                 entry.writes += 1
                 self._write(entry)
                 return
-            # It was given up meanwhile: this frees its place in the window.
-            self._outbox.confirm(entry)
         self._put_off_since = None
         self._go_on()
 

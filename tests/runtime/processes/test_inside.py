@@ -324,6 +324,25 @@ async def test_handlers_that_raise_are_retried_there_and_become_dead_letters() -
     ]  # fmt: skip
 
 
+async def test_what_expires_while_it_waits_for_the_process_is_not_handled() -> None:
+    app = make()
+    got = collect(app, "out")
+
+    @app.application("in", placement="process")
+    async def work(number: int, socket: Socket) -> None:
+        if number == 0:
+            await asyncio.sleep(1.5)
+        await socket.publish("out", number)
+
+    async with app:
+        socket = app.socket()
+        for number, expiry in enumerate([None, 1.0, 100.0, None]):
+            await socket.publish("in", number, expiry=expiry)
+        await eventually(lambda: len(got) == 3)
+        await eventually(lambda: app.stats["messages.expired"] == 1)
+    assert got == [0, 2, 3]
+
+
 async def test_what_cannot_be_decoded_becomes_a_dead_letter() -> None:
     app = make()
 

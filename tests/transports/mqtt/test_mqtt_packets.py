@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -40,7 +41,7 @@ envelopes = st.builds(
     headers=st.dictionaries(texts.filter(lambda name: name not in _RESERVED), texts, max_size=4),
     response_topic=filled,
     correlation=st.none() | st.binary(max_size=40),
-    expiry=st.none() | st.integers(0, 4_294_967_295).map(float),
+    expiry=st.none() | st.integers(1, 4_294_967_295).map(float),
     qos=st.integers(0, 1),
     retain=st.booleans(),
 )
@@ -77,6 +78,27 @@ def test_every_field_survives_the_wire(envelope: Envelope, packet_id: int) -> No
 def test_an_expiry_is_rounded_up_to_whole_seconds() -> None:
     packet = PublishPacket(Envelope(topic="a", expiry=0.2))
     assert decode(packet.encode(1))[0].expiry == 1.0
+
+
+def test_an_expiry_of_0_stands_for_a_rest_of_less_than_a_second() -> None:
+    packet = PublishPacket(Envelope(topic="a", expiry=0.0))
+    assert decode(packet.encode(1))[0].expiry == 1.0
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("headers", [{}, {"long": "x" * 200}])
+def test_a_message_that_has_waited_is_sent_with_what_is_left(
+    qos: int, headers: dict[str, str]
+) -> None:
+    sent = Envelope(topic="a", payload=b"x", expiry=60.0, headers=headers, id="one", qos=qos)
+    packet = PublishPacket(sent)
+    size = len(packet.encode(1))
+    packet.expires_in(20.5)
+    packet.expires_in(10.5)
+    got, _ = decode(packet.encode(1))
+    assert got == msgspec.structs.replace(sent, expiry=11.0, headers=got.headers)
+    assert dict(got.headers) == headers
+    assert len(packet.encode(1)) == size == packet.size
 
 
 def test_a_complete_event_says_which_specification_it_follows() -> None:

@@ -62,6 +62,7 @@ class Publisher:
             window_bytes=config.outbox_bytes,
             queues=True,
             repeat_qos0=True,
+            stats=surroundings.stats,
         )
         self._config = config
         self._client_id = client_id

@@ -43,6 +43,7 @@ QOS2 = 0x10000
 _head_and_id = struct.Struct(">HH").pack
 _LONGEST = 65_535
 _MOST_SECONDS = 4_294_967_295
+_LEAST_EXPIRY = 1
 # What hardly changes from one publish to the next is encoded once: that takes half of the time.
 _ID = b"\x26\x00\x02id"
 _TIME = b"\x26\x00\x04time"
@@ -137,6 +138,11 @@ class PublishPacket:
         self._tail = tail
         self.size = len(self._head) - len(topic) + remaining
 
+    def expires_in(self, seconds: float) -> None:
+        """Send this as the expiry of a message that has one: it has waited."""
+        _, start = read_variable(self._tail, 0)
+        self._tail = b"".join((self._tail[: start + 1], _seconds(seconds), self._tail[start + 5 :]))
+
     def encode(self, packet_id: int) -> bytes:
         """Return the bytes to write; without packet id for QoS 0."""
         if self.qos:
@@ -144,11 +150,15 @@ class PublishPacket:
         return b"".join((self._head, self._tail, self.payload))
 
 
+def _seconds(expiry: float) -> bytes:
+    return min(max(math.ceil(expiry), 0), _MOST_SECONDS).to_bytes(4, "big")
+
+
 def _encode_properties(envelope: Envelope) -> bytes:
     parts: list[bytes] = []
     if envelope.expiry is not None:
-        seconds = min(max(math.ceil(envelope.expiry), 0), _MOST_SECONDS)
-        parts.append(b"\x02" + seconds.to_bytes(4, "big"))
+        # First, where `PublishPacket.expires_in` finds it.
+        parts.append(b"\x02" + _seconds(envelope.expiry))
     if envelope.content_type is not None:
         if envelope.content_type == _TEXT and _is_utf8(envelope.payload):
             parts.append(_SAYS_UTF8)
@@ -356,7 +366,10 @@ class PublishDecoder:
                 value, position = read_text(data, position)
                 fields["content_type"] = value or None
             elif kind == 0x02:
-                fields["expiry"] = float(int.from_bytes(data[position : position + 4], "big"))
+                # Brokers count whole seconds, and send 0 for a rest of less than one.
+                fields["expiry"] = float(
+                    int.from_bytes(data[position : position + 4], "big") or _LEAST_EXPIRY
+                )
                 position += 4
             elif kind == 0x01:
                 position += 1
