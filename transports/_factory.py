@@ -16,6 +16,7 @@ from ._contract import SocketProvider
 from ._credentials import Secret
 from ._url_options import (
     BusUrl,
+    check_provider_name,
     environment_prefix,
     flag_from_text,
     nearest,
@@ -179,6 +180,11 @@ def effective_config(
     Takes and raises what `SocketProviderFactory.from_url` does.
     """
     scheme = scheme_of(url)
+    if name is not None:
+        check_provider_name(name)
+    if not isinstance(allow_http, bool):
+        # A text such as "false" would allow it.
+        raise ConfigurationError(f"argument allow_http={quoted(allow_http)}: give True or False")
     if scheme in _READERS:
         address = parse_url(url)
         kind, from_url = _of_bus(address, f"the URL {address}")

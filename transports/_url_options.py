@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -20,12 +21,14 @@ from ._credentials import Secret
 
 __all__ = [
     "NOT_AN_OPTION",
+    "PROVIDER_NAME",
     "BusUrl",
     "Limits",
     "check_choices",
     "check_flag",
     "check_limits",
     "check_numbers",
+    "check_provider_name",
     "check_text",
     "environment_prefix",
     "flag_from_text",
@@ -33,6 +36,7 @@ __all__ = [
     "option_hints",
     "option_types",
     "parse_url",
+    "repeated_name",
     "scheme_of",
     "value_from_text",
 ]
@@ -41,11 +45,15 @@ Limits: TypeAlias = Mapping[str, tuple[float, float]]
 """By option: the lowest and the highest value."""
 NOT_AN_OPTION: Mapping[str, bool] = types.MappingProxyType({"option": False})
 """The metadata of a field of a configuration that is no option."""
+PROVIDER_NAME = "[A-Za-z][A-Za-z0-9_-]{0,63}"
+"""The names that a provider may have, as a regular expression."""
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SEVERAL_HOSTS = ("kafka", "kafkas")
 _WITH_PATH = ("mqtt+unix", "ws", "wss")
+# A longer one may be a password, of a URL whose host was forgotten.
+_LONGEST_PORT = 5
 _FLAGS = {
     "true": True, "1": True, "yes": True, "on": True,
     "false": False, "0": False, "no": False, "off": False,
@@ -99,8 +107,10 @@ def scheme_of(url: str) -> str:
         ConfigurationError: it is not a string, or has none.
     """
     if not isinstance(url, str):
+        of_path = ", or the absolute().as_uri() of a path" if isinstance(url, PurePath) else ""
         raise ConfigurationError(
             f"{type(url).__name__} is not a URL; give a str, or a configuration to from_config"
+            f"{of_path}"
         )
     match = _URL.fullmatch(url)
     if match is None:
@@ -190,7 +200,12 @@ def _host_and_port(scheme: str, place: str) -> tuple[str, int | None]:
             )
     if port is None:
         return host, None
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65_535):
+    if len(port) > _LONGEST_PORT:
+        raise ConfigurationError(
+            f"the port of {scheme}://{host} is longer than {_LONGEST_PORT} characters: give a whole"
+            f" number from 1 to 65535; if it is a password, '@' and the host are missing behind it"
+        )
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
         raise ConfigurationError(
             f"port {quoted(port)} of {scheme}://{host}: give a whole number from 1 to 65535"
         )
@@ -267,6 +282,23 @@ def environment_prefix(name: str | None) -> str:
     return "SPA_DAT_" if name is None else f"SPA_DAT_{name.upper().replace('-', '_')}_"
 
 
+def check_provider_name(name: object, of: str = "") -> None:
+    """Check that a provider may have the name.
+
+    Args:
+        name: the name.
+        of: for errors: whose it is, such as " of file:///etc/plant.toml".
+
+    Raises:
+        ConfigurationError: it is not a str, or another than `PROVIDER_NAME` allows.
+    """
+    if not isinstance(name, str) or not re.fullmatch(PROVIDER_NAME, name):
+        raise ConfigurationError(
+            f"provider {quoted(name)}{of}: give a name of at most 64 letters, digits, '_' and '-'"
+            " that begins with a letter"
+        )
+
+
 def flag_from_text(text: str) -> bool | None:
     """Return what a text such as ``true``, ``1`` or ``no`` says; None if it is none of them."""
     return _FLAGS.get(text.lower())
@@ -298,7 +330,7 @@ def value_from_text(name: str, secret: Secret, kinds: tuple[type, ...], where: s
         if float in kinds:
             return float(text)
         if Mapping in kinds or any(map(dataclasses.is_dataclass, kinds)):
-            expected = "a table as JSON, for example {}"
+            expected = "a table as JSON, for example {}, with each name once"
             return _table(text)
     except (KeyError, ValueError, RecursionError):
         raise ConfigurationError(
@@ -308,10 +340,26 @@ def value_from_text(name: str, secret: Secret, kinds: tuple[type, ...], where: s
 
 
 def _table(text: str) -> dict[str, object]:
-    value = json.loads(text)
+    value = json.loads(text, object_pairs_hook=_unique)
     if not isinstance(value, dict):
         raise ValueError
     return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if repeated_name(pairs) is not None:
+        raise ValueError
+    return dict(pairs)
+
+
+def repeated_name(pairs: Iterable[tuple[str, object]]) -> str | None:
+    """Return the first name that stands among the pairs for the second time; None without one."""
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def check_numbers(

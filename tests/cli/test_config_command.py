@@ -108,6 +108,20 @@ def test_tables_are_shown_as_they_were_given(said: Said, url: str) -> None:
     assert json.dumps(topics) in out
 
 
+def test_a_last_will_is_shown_with_all_that_it_has(said: Said) -> None:
+    code, out, _ = said('mqtt://h?will={"topic":"plant/status","payload":"gone"}', "--json")
+    shown = options(out)["will"][0]
+    assert (code, shown["topic"], shown["payload"], shown["birth"]) == (
+        0,
+        "plant/status",
+        "gone",
+        None,
+    )
+    code, out, _ = said('mqtt://h?will={"topic":"plant/status"}')
+    assert code == 0
+    assert '"topic": "plant/status"' in out
+
+
 def test_the_url_may_be_in_the_environment(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPA_DAT_URL", "memory://there")
     assert said()[1].startswith("memory://there\n")

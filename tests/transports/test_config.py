@@ -267,6 +267,8 @@ def test_a_url_stands_for_a_configuration(url: str, config: Config) -> None:
         ("mqtt://h:abc", ["port 'abc'", "1 to 65535"]),
         ("mqtt://h:", ["port ''"]),
         ("mqtt://h:-1", ["port '-1'"]),
+        ("mqtt://ann:hunter2-canary", ["the port of mqtt://ann is longer", "'@' and the host"]),
+        ("kafka://ann:hunter2-canary", ["the port of kafka://ann is longer"]),
         ("mqtt://::1", ["brackets"]),
         ("mqtt://[::1", ["IPv6"]),
         ("mqtt://[host]", ["IPv6"]),

@@ -32,7 +32,7 @@ from spa_dat.transports._factory import (
     as_provider,
     effective_config,
 )
-from spa_dat.transports._url_options import option_types
+from spa_dat.transports._url_options import option_types, repeated_name
 from spa_dat.transports.documents._formats import parsed
 from spa_dat.transports.documents._reading import LARGEST, MOST_REDIRECTS, Content
 
@@ -190,6 +190,13 @@ def test_a_provider_that_is_not_there_is_named(
 ) -> None:
     refused = refusal(write(text), name=name)
     assert [part for part in said if part not in refused] == [], refused
+
+
+@pytest.mark.parametrize("name", [5, "", "a b", "1st", "é", "x" * 65])
+def test_a_name_that_no_provider_may_have_is_refused(write: Write, name: Any) -> None:
+    for url in ("mqtt://h", write('[providers.a]\nurl = "mqtt://h"')):
+        said = refusal(url, name=name)
+        assert f"provider {name!r}: give a name of at most 64 letters" in said
 
 
 def test_a_url_names_no_other_provider_than_the_call(write: Write) -> None:
@@ -516,6 +523,35 @@ def test_aliases_are_counted_before_they_are_written_out(write: Write, merge: bo
     assert "more than 50000 values" in refusal(write("\n".join(lines), "x.yaml"))
 
 
+class Name(str):
+    """A text that counts how often any is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Name.compared += 1
+        return str.__eq__(self, other)  # type: ignore[arg-type]
+
+    __hash__ = str.__hash__
+
+
+def test_a_name_that_stands_twice_is_found_without_comparing_all_with_all() -> None:
+    many = [(Name(f"n{number}"), 0) for number in range(2_000)]
+    assert repeated_name(many) is None
+    assert repeated_name([*many, (Name("n1999"), 1), (Name("n0"), 1)]) == "n1999"
+    assert Name.compared < 2 * len(many)
+
+
+@pytest.mark.parametrize("text", ['{"topic": "a", "topic": "b"}', '{"topic": NaN', "[]"])
+def test_a_table_in_a_variable_has_each_name_once(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("SPA_DAT_WILL", text)
+    said = refusal("mqtt://h")
+    assert f"option will={text!r} of the environment variable SPA_DAT_WILL: give a table" in said
+    assert "each name once" in said
+
+
 def test_yaml_without_its_library_names_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert "spa-dat[yaml]" in refusal(write("url: mqtt://h", "x.yaml"))
@@ -694,6 +730,8 @@ def test_http_is_read_only_when_it_is_allowed(http: Site, monkeypatch: pytest.Mo
     assert config_from_url(url, allow_http=True) == MqttConfig("h")
     monkeypatch.setenv("SPA_DAT_ALLOW_HTTP", "true")
     assert config_from_url(url) == MqttConfig("h")
+    for not_a_flag in ("false", 1, None):
+        assert "give True or False" in refusal(url, allow_http=not_a_flag)
     monkeypatch.setenv("SPA_DAT_ALLOW_HTTP", "perhaps")
     assert "SPA_DAT_ALLOW_HTTP='perhaps': give true or false" in refusal(url)
 
@@ -742,6 +780,13 @@ def test_redirects_have_an_end(https: Site) -> None:
     assert f"more than {MOST_REDIRECTS} times" in refusal(f"{https.url}/circle.toml")
     assert len(https.asked) == MOST_REDIRECTS + 1
     refusal(f"{https.url}/nowhere.toml")
+
+
+def test_what_comes_with_a_redirect_is_not_read(https: Site) -> None:
+    https.answers["/x.toml"] = (200, {}, MINIMAL)
+    headers = {"Location": "/x.toml", "Content-Length": "1000000000000"}
+    https.answers["/moved.toml"] = (302, headers, b"x")
+    assert config_from_url(f"{https.url}/moved.toml") == MqttConfig("h")
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..._texts import quoted
 from ...errors import ConfigurationError
-from .._url_options import environment_prefix, nearest
+from .._url_options import check_provider_name, environment_prefix, nearest
 from ._address import DocumentAddress, parse_address
 from ._formats import parsed
 from ._reading import Content, read
 
-__all__ = ["PROVIDER_NAME", "ConfigurationDocument", "ProviderTable"]
+__all__ = ["ConfigurationDocument", "ProviderTable"]
 
 _PROVIDERS = "providers"
-PROVIDER_NAME = "[A-Za-z][A-Za-z0-9_-]{0,63}"
-_NAME = re.compile(PROVIDER_NAME)
 # Editors look there for the schema of a JSON document.
 _OF_EDITORS = "$schema"
 
@@ -130,11 +127,7 @@ class ConfigurationDocument:
     def _check_names(self, names: list[str]) -> None:
         known: dict[str, str] = {}
         for name in names:
-            if not _NAME.fullmatch(name):
-                raise ConfigurationError(
-                    f"provider {quoted(name)} of {self.shown}: give a name of at most 64 letters,"
-                    " digits, '_' and '-' that begins with a letter"
-                )
+            check_provider_name(name, f" of {self.shown}")
             other = known.setdefault(environment_prefix(name), name)
             if other != name:
                 raise ConfigurationError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..._texts import escaped
 from ...errors import ConfigurationError
+from .._url_options import repeated_name
 from ._reading import Content
 
 __all__ = ["parsed"]
@@ -89,12 +90,10 @@ def _json(text: str) -> object:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in table if names.count(name) > 1)
+    twice = repeated_name(pairs)
+    if twice is not None:
         raise _Unreadable(f"{escaped(twice, _LONGEST_TEXT)!r} stands in one table twice")
-    return table
+    return dict(pairs)
 
 
 def _no_constant(name: str) -> object:

@@ -219,6 +219,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise _Refused(
                 f"it redirects from {self._scheme}:// to {scheme}://, which is never followed"
             )
+        # The library would read what comes with the redirect, however much that is.
+        fp.close()
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -256,6 +258,8 @@ def _described(error: object) -> str:
         return f"TLS failed: {escaped(str(error.reason), _LONGEST_REASON)}"
     if isinstance(error, TimeoutError):
         return "nothing comes from there"
+    if isinstance(error, UnicodeError):
+        return "its host is no name that can be looked up"
     if isinstance(error, OSError) and error.strerror:
         return escaped(error.strerror, _LONGEST_REASON)
     return f"{type(error).__name__}, which is not an answer of a web server"

@@ -19,11 +19,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from .._credentials import Secret
-from .._url_options import option_hints
+from .._url_options import PROVIDER_NAME, option_hints
 from ..kafka._config import KafkaConfig
 from ..memory._config import MemoryConfig
 from ..mqtt._config import MqttConfig
-from ._document import PROVIDER_NAME
 
 __all__ = ["SCHEMA_FILE", "document_schema", "schema_text"]
 

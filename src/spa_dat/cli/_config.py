@@ -80,7 +80,9 @@ def _plain(value: Any) -> object:
     if isinstance(value, Secret):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(name): dataclasses.asdict(topic) for name, topic in value.items()}
+        return {str(name): _plain(topic) for name, topic in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     return value
 
 
