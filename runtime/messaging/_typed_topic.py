@@ -90,7 +90,8 @@ class Topic(Generic[P, R]):
                 f"{self!r}.at({name}={quoted(value)}): give a str or an int, not"
                 f" {type(value).__name__}"
             )
-        text = str(value)
+        # An Enum of texts or numbers would give its name.
+        text = str.__str__(value) if isinstance(value, str) else int.__repr__(value)
         if not text or any(mark in text for mark in "/+#"):
             raise ConfigurationError(
                 f"{self!r}.at({name}={quoted(text)}): the value is one level of the address, so it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,6 +86,19 @@ def test_a_topic_without_types_takes_everything() -> None:
 
 def test_a_topic_can_be_pickled() -> None:
     assert pickle.loads(pickle.dumps(readings.at(machine="a"))) == readings.at(machine="a")
+
+
+class Machine(str, Enum):
+    BOILER = "boiler"
+
+
+class Line(int, Enum):
+    FIRST = 1
+
+
+def test_members_of_an_enum_fill_captures_with_their_values() -> None:
+    topic = Topic[Reading]("plant/{machine}/{line}")
+    assert topic.at(machine=Machine.BOILER, line=Line.FIRST).address == "plant/boiler/1"
 
 
 def test_numbers_fill_captures() -> None:
