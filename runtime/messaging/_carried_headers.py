@@ -122,9 +122,10 @@ def _is_traceparent(text: str) -> bool:
 
 
 def _is_tracestate(text: str) -> bool:
-    if not text or len(text) > _LONGEST_STATE:
+    # Members may be separated by tabs, which MQTT cannot carry: then it ends here.
+    if not text or len(text) > _LONGEST_STATE or "\t" in text:
         return False
-    members = [member.strip(" \t") for member in text.split(",")]
+    members = [member.strip(" ") for member in text.split(",")]
     return len(members) <= _MOST_MEMBERS and all(
         not member or _MEMBER.fullmatch(member) for member in members
     )

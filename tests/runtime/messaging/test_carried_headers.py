@@ -101,6 +101,7 @@ def test_an_invalid_traceparent_is_dropped_with_its_state(trace: str) -> None:
         "A=upper",
         "a=\x00",
         "a=ä",
+        "a=1,\tb=2",
         "a=1," * 200,
         ",".join(f"a{number}=1" for number in range(33)),
         "a=" + "x" * 1_000,

@@ -88,7 +88,7 @@ def test_a_topic_can_be_pickled() -> None:
     assert pickle.loads(pickle.dumps(readings.at(machine="a"))) == readings.at(machine="a")
 
 
-class Machine(str, Enum):
+class Machine(str, Enum):  # noqa: UP042 (StrEnum has another text)
     BOILER = "boiler"
 
 
