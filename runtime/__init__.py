@@ -11,9 +11,9 @@ from .messaging._outgoing_message import MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
 from .messaging._typed_topic import Topic
+from .options._custom_codecs import Codec
 from .options._resources import SupportedContextManagers
 from .options._retry_policy import Reject, Retry, RetryPolicy
-from .payloads._custom_codecs import Codec
 from .registration._specs import Spec
 from .registration._typed_handlers import on
 

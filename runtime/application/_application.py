@@ -18,6 +18,7 @@ from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._typed_topic import R, Topic
 from ..options._actor_options import HandlerOptions
+from ..options._custom_codecs import Codec
 from ..options._option_checks import check_name, parse_reply_topics
 from ..options._resources import Resource
 from ..registration._registry import ProviderLike, Registry
@@ -66,10 +67,12 @@ class DistributedApplication:
         reply_topics: filters for the topics that replies may go to, besides the reply inboxes of
             programs that use this package; None for any topic, at the requester's choice. A reply
             never goes to a topic that an actor of the application subscribes to.
+        codec: the `Codec` of every actor that does not name its own, and of `socket`; None for the
+            runtime's own formats.
         environment: where time stamps, randomness and identifiers come from.
 
     Raises:
-        ConfigurationError: a name or the bus is wrong.
+        ConfigurationError: a name, the bus or the codec is wrong.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class DistributedApplication:
         slow_after: float | None = 30.0,
         blocked_after: float | None = 5.0,
         reply_topics: str | Sequence[str] | None = None,
+        codec: Codec | None = None,
         environment: Environment | None = None,
     ) -> None:
         environment = environment or Environment()
@@ -97,7 +101,7 @@ class DistributedApplication:
             instance=check_name("instance", instance),
             ephemeral=name is None,
         )
-        self._registry = Registry(default_socket_provider)
+        self._registry = Registry(default_socket_provider, codec)
         settings = Settings(
             identity=identity,
             environment=environment,
@@ -111,6 +115,7 @@ class DistributedApplication:
             reply_topics=(
                 None if reply_topics is None else parse_reply_topics("application", reply_topics)
             ),
+            codec=codec,
         )
         self._runs = Runs(self._registry, settings)
 
@@ -149,6 +154,7 @@ class DistributedApplication:
         name: str | None = None,
         every: float | None = None,
         deadline: float | None = None,
+        codec: Codec | None = None,
         placement: Literal["process"] | None = None,
         replace: bool | None = None,
     ) -> Callable[[F], F]:
@@ -162,6 +168,7 @@ class DistributedApplication:
             every: seconds from one call to the next, the first at once; calls never overlap, and
                 one that raises does not stop later ones. None calls it once.
             deadline: seconds after which one call is cut off and counts as failed.
+            codec: encodes what it publishes, and reads replies; see `ActorOptions`.
             placement: ``process`` runs it in a child process; see `ActorOptions`.
             replace: as for `application`.
 
@@ -180,6 +187,7 @@ class DistributedApplication:
             "ressources": ressources,
             "every": every,
             "deadline": deadline,
+            "codec": codec,
             "placement": placement,
         }
 

@@ -274,7 +274,8 @@ class Run:
             )
         connection = self._buses.in_use(provider)
         identity = self.settings.identity
-        return Socket(connection, f"{identity.application}/{identity.instance}", NoSubscription())
+        source = f"{identity.application}/{identity.instance}"
+        return Socket(connection, source, NoSubscription(), self.settings.codec)
 
     def sync_socket(self, provider: SocketProvider | None) -> SyncSocket:
         """Return a blocking socket for other threads; works in any thread. See `socket`."""

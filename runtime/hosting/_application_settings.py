@@ -11,6 +11,7 @@ from ..._environment import Environment
 from ...actors import RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Identity, SocketProvider, TopicFilter
+from ..options._custom_codecs import Codec
 from ..options._option_checks import check_seconds
 from ._actor_observer import Observer
 
@@ -27,6 +28,7 @@ class Settings:
         slow: seconds after which a running handler is reported; None for never.
         blocked: seconds after which a blocked event loop is reported; None for never.
         reply_topics: filters for where replies may go; None for anywhere.
+        codec: of sockets that belong to no actor; actors have it among their options.
         stand_in: returns what to use in place of a provider; None to use the provider itself.
         observer: is told what the actors do; None for nobody.
         number: of this process among several of its one actor; None anywhere else.
@@ -42,6 +44,7 @@ class Settings:
     slow: float | None = 30.0
     blocked: float | None = 5.0
     reply_topics: tuple[TopicFilter, ...] | None = None
+    codec: Codec | None = None
     stand_in: Callable[[SocketProvider], SocketProvider] | None = None
     observer: Observer | None = None
     number: int | None = None

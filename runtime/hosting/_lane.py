@@ -94,7 +94,7 @@ class Lane:
         self.mailbox = self.work_source.mailbox
         self.local = self.work_source.local
         self.processor = self.work_source.processor
-        self.socket = Socket(connection, self.source, runner.runtime)
+        self.socket = self._make_socket()
         self.sync_socket = SyncSocket(self.socket, self._loop)
         self._ref: ActorRef[Any] | None = None
         deadline = options.deadline
@@ -114,6 +114,10 @@ class Lane:
         from ._batch_source import BatchSource
 
         return BatchSource(self)
+
+    def _make_socket(self) -> Socket:
+        codec = self.options.codec
+        return Socket(self.connection, self.source, self.runner.runtime, codec)
 
     def take_thread_resources(self, required: RequiredResources) -> RequiredResources:
         """Take over the resources that its thread can open; return how all are to be opened."""
@@ -282,7 +286,7 @@ class Lane:
         self._run.thread_lost(self)
         # The abandoned thread may keep running, and must not share anything with its successor.
         self.sync_socket.give_up()
-        self.socket = Socket(self.connection, self.source, self.runner.runtime)
+        self.socket = self._make_socket()
         self.sync_socket = SyncSocket(self.socket, self._loop)
         self.generation = object()
         if self._ref is not None:

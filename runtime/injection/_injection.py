@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Protocol
 
+from ..options._custom_codecs import Codec
 from ..payloads._codec import Decoder
 from ._argument_getters import PAYLOAD, Getter, Scope
 from ._batch_parameter_rules import BatchAnalysis
@@ -83,6 +84,7 @@ class Injection:
         special: Mapping[type, str] | None = None,
         batch: bool = False,
         variables: Mapping[Any, Any] | None = None,
+        codec: Codec | None = None,
     ) -> Injection:
         """Work out what each parameter gets.
 
@@ -103,6 +105,7 @@ class Injection:
                 scope that it stands for.
             batch: whether one call gets several messages, as lists.
             variables: what type variables in annotations stand for.
+            codec: the actor's, which also decodes payloads.
 
         Raises:
             ConfigurationError: there is nothing to give to a parameter; says what there is.
@@ -116,6 +119,7 @@ class Injection:
             kind=kind,
             special=special or {},
             batch=batch,
+            codec=codec,
         )
         analysis = BatchAnalysis if batch else Analysis
         return cls(signature, analysis(signature, available).run())

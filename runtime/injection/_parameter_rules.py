@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from ...errors import ConfigurationError
 from ..messaging._message import Message
+from ..options._custom_codecs import Codec
 from ..payloads._codec import Decoder
 from ..payloads._constraints import is_foreign_default
 from ..payloads._type_readers import bare_type, type_name
@@ -46,6 +47,7 @@ class Available:
         special: types that decide whatever the parameter's name, each with the attribute of the
             scope that it stands for.
         batch: whether a call gets several messages.
+        codec: the actor's; None for the runtime's own formats.
     """
 
     captures: tuple[tuple[str, ...], ...] = ()
@@ -55,6 +57,7 @@ class Available:
     kind: Literal["application", "producer"] = "application"
     special: Mapping[type, str] = field(default_factory=dict)
     batch: bool = False
+    codec: Codec | None = None
 
     @property
     def reserved(self) -> tuple[str, ...]:
@@ -362,7 +365,7 @@ class Analysis:
                 f"one payload cannot be read as {type_name(message)} and as {type_name(wanted)}"
             )
         try:
-            return Decoder.of(wanted)
+            return Decoder.of(wanted, self._available.codec)
         except ConfigurationError as error:
             whose = "" if self._payload_name is None else f"parameter {self._payload_name!r}: "
             raise self._error(f"{whose}{error}") from error

@@ -27,6 +27,7 @@ from ...transports import (
     on_failure,
 )
 from ..diagnostics._unclean_stop import LostPosts
+from ..options._custom_codecs import Codec
 from ..payloads._codec import encode
 from ._carried_headers import with_carried
 from ._message import NO_HEADERS
@@ -191,6 +192,7 @@ class BusConnection:
         self,
         source: str,
         message: OutgoingMessage,
+        codec: Codec | None = None,
         *,
         request: tuple[str, bytes, tuple[str, ...]] | None = None,
     ) -> Envelope:
@@ -201,6 +203,8 @@ class BusConnection:
         Args:
             source: ``application/instance/actor``.
             message: what to send.
+            codec: encodes the payload of a message that names none; None for the runtime's own
+                formats.
             request: for a request, its response topic, its correlation data and the actors that
                 wait for the reply.
 
@@ -209,10 +213,10 @@ class BusConnection:
             EncodeError: the payload cannot be encoded.
         """
         topic = message.topic
-        if message.content_type is None and message.codec is None:
+        if codec is None and message.content_type is None and message.codec is None:
             payload, content_type = encode(message.payload)
         else:
-            payload, content_type = encoded(message)
+            payload, content_type = encoded(message, codec)
         turn = current_turn.get()
         given = message.headers
         headers: dict[str, str] = {}

@@ -11,9 +11,9 @@ import msgspec
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from ...transports import Tombstone, check_topic
+from ..options._custom_codecs import Codec, check_codec
 from ..options._option_checks import is_number
-from ..payloads._codec import encode, encode_as, encode_with
-from ..payloads._custom_codecs import Codec, check_codec
+from ..payloads._codec import encode, encode_as, encode_with, has_format_of
 from ._message import NO_HEADERS
 from ._turn import current_turn
 from ._typed_topic import P, Topic
@@ -47,10 +47,11 @@ class PublishOptions(TypedDict, total=False):
     Attributes:
         key: messages with the same key stay in order, also on a bus with partitions.
         headers: names and values for the receivers.
-        content_type: MIME type; None for the one that goes with the payload's type.
+        content_type: MIME type; None for the one that goes with the payload's type. If it is not
+            that of the codec of the actor or application, that codec is not used.
         codec: encodes the payload, unless that is None, and gives it its content type, unless
-            ``content_type`` does; None for the one in the type of a `Topic`, or else for the
-            runtime's own formats.
+            ``content_type`` does; None for the one in the type of a `Topic`, or else for that of
+            the actor, or of the application, or for the runtime's own formats.
         type: the CloudEvents type, what kind of event it is, as in ``com.example.order.placed``;
             None for ``spa-dat.message``.
         retain: whether the broker keeps it as the topic's last value, for later subscribers.
@@ -214,14 +215,21 @@ class MessageBuilder:
         return msgspec.structs.replace(message, response_topic=response_topic)
 
 
-def encoded(message: OutgoingMessage) -> tuple[bytes, str | None]:
+def encoded(message: OutgoingMessage, default: Codec | None = None) -> tuple[bytes, str | None]:
     """Return the payload of a message that names a content type or a codec, and its content type.
+
+    Args:
+        message: what to send.
+        default: the codec of a message that names none. It does not encode what is sent with a
+            content type other than its own.
 
     Raises:
         ConfigurationError: the codec is none.
         EncodeError: the payload cannot be encoded.
     """
     codec, content_type = message.codec, message.content_type
+    if codec is None and default is not None:
+        codec = default if not content_type or has_format_of(default, content_type) else None
     if codec is None or message.payload is None or isinstance(message.payload, Tombstone):
         if not content_type:
             return encode(message.payload)

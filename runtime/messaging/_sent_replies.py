@@ -29,9 +29,9 @@ from ...transports import (
     is_reserved,
 )
 from ..diagnostics._unclean_stop import LostPosts
+from ..options._custom_codecs import Codec
 from ..options._retry_policy import Reject
 from ..payloads._codec import TEXT, encode, encode_with
-from ..payloads._custom_codecs import Codec
 from ._carried_headers import with_carried
 from ._outgoing_message import OutgoingMessage
 from ._requests import ERROR_HEADER, LONGEST_CODE, LONGEST_TEXT

@@ -12,6 +12,7 @@ from ..._texts import quoted
 from ...actors import chain_names
 from ...errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
 from ...transports import Envelope
+from ..options._custom_codecs import Codec
 from ..options._option_checks import check_seconds, is_number
 from ..payloads._codec import Decoder
 from ._bus_connection import BusConnection
@@ -48,15 +49,21 @@ class Socket:
         connection: the bus.
         source: ``application/instance/actor``.
         subscriptions: the actor's runtime subscriptions.
+        codec: that of the actor or application, for what names no other.
     """
 
     def __init__(
-        self, connection: BusConnection, source: str, subscriptions: RuntimeSubscriptions
+        self,
+        connection: BusConnection,
+        source: str,
+        subscriptions: RuntimeSubscriptions,
+        codec: Codec | None = None,
     ) -> None:
         self._connection = connection
         self._check_use = connection.check_use
         self._source = source
         self._subscriptions = subscriptions
+        self._codec = codec
 
     def revoke(self) -> None:
         """Make every further call raise ActorStopped: the handler that has it was given up."""
@@ -100,10 +107,10 @@ class Socket:
             topic: the topic to publish on, or a whole message from ``message_builder``.
                 Type checkers compare the payload with the type of a `Topic`.
             payload: bytes are sent as they are, a str as text, None as nothing, everything else as
-                JSON.
+                JSON; if the actor or application has a codec, all but None as that says.
             timeout: seconds to wait for the confirmation.
-            options: ``key``, ``headers``, ``content_type``, ``retain``, ``qos`` and ``expiry``; see
-                `PublishOptions`.
+            options: ``key``, ``headers``, ``content_type``, ``codec``, ``retain``, ``qos``,
+                ``expiry`` and others; see `PublishOptions`.
 
         Raises:
             ConfigurationError: the topic or an option is wrong, or the socket belongs to another
@@ -118,7 +125,7 @@ class Socket:
         """
         message = message_meant("publish", topic, payload, options)
         self._check_use()
-        envelope = self._connection.envelope(self._source, message)
+        envelope = self._connection.envelope(self._source, message, self._codec)
         check_seconds("publish", "timeout", timeout, zero=True)
         await self._connection.bus.publish(envelope, timeout=timeout)
 
@@ -150,7 +157,7 @@ class Socket:
         """
         message = message_meant("post", topic, payload, options)
         self._check_use()
-        envelope = self._connection.envelope(self._source, message)
+        envelope = self._connection.envelope(self._source, message, self._codec)
         self._connection.post(envelope)
 
     async def drain(self) -> None:
@@ -251,7 +258,7 @@ class Socket:
             DecodeError: the reply does not fit ``reply``.
             Others: as for `publish`.
         """
-        reading = _reading_of(_reply_wanted("request", topic, reply))
+        reading = _reading_of(_reply_wanted("request", topic, reply), self._codec)
         (envelope,) = await self._request(topic, payload, key, headers, timeout, 1)
         error = remote_error(envelope)
         if error is not None:
@@ -335,7 +342,7 @@ class Socket:
             )
         if not is_number(limit) or not isinstance(limit, int) or limit < 1:
             raise ConfigurationError(f"request_many(limit={limit!r}): give 1 or more")
-        reading = _reading_of(_reply_wanted("request_many", topic, reply))
+        reading = _reading_of(_reply_wanted("request_many", topic, reply), self._codec)
         envelopes = await self._request(topic, payload, key, headers, timeout, count, limit)
         return [remote_error(envelope) or self._read(envelope, reading) for envelope in envelopes]
 
@@ -356,6 +363,7 @@ class Socket:
             return self._connection.envelope(
                 self._source,
                 message,
+                self._codec,
                 request=(response_topic, correlation, chain_names()),
             )
 
@@ -393,17 +401,17 @@ class Socket:
 _Reading = tuple[bool, Decoder[Any]]
 
 
-def _reading_of(reply: Any) -> _Reading:
+def _reading_of(reply: Any, codec: Codec | None) -> _Reading:
     try:
-        return _remembered_reading(reply)
+        return _remembered_reading(reply, codec)
     except TypeError:
-        # Annotated may contain something unhashable.
-        return _make_reading(reply)
+        # Annotated may contain something unhashable, and so may the codec.
+        return _make_reading(reply, codec)
 
 
-def _make_reading(reply: Any) -> _Reading:
+def _make_reading(reply: Any, codec: Codec | None) -> _Reading:
     whole = get_origin(reply) is Message
-    return whole, Decoder.of(get_args(reply)[0] if whole else reply)
+    return whole, Decoder.of(get_args(reply)[0] if whole else reply, codec)
 
 
 _remembered_reading = functools.lru_cache(256)(_make_reading)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from ...transports import TopicFilter
-from ..payloads._custom_codecs import Codec, codec_in
-from ..payloads._type_readers import type_name
+from ..options._custom_codecs import Codec
+from ..payloads._type_readers import codec_in, type_name
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault

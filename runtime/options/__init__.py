@@ -1,4 +1,4 @@
-"""Options of actors and applications: defaults, checks, retry policies, state, resources.
+"""Options of actors and applications: defaults, checks, codecs, retry policies, state, resources.
 
 It may import `diagnostics`. Begin with `_actor_options`.
 """

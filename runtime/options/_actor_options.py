@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 from ...actors import Overflow
 from ...errors import ConfigurationError
 from ...transports import SocketProvider, TopicFilter
+from ._custom_codecs import Codec, check_codec
 from ._option_checks import (
     LARGEST_WINDOW,
     LARGEST_WINDOW_BYTES,
@@ -69,6 +70,9 @@ class ActorOptions:
             header. None for the message's own key. The topic is the key of messages without it.
         batch: the most messages that one call of the handler gets, as a list, and the seconds
             after which it is called with fewer; None for one message per call.
+        codec: encodes what it publishes, requests and replies, unless the publish, the `Topic` or
+            the annotation names another format, and decodes what comes with its content type. None
+            for the application's, or else for the runtime's own formats.
         reply_topics: filters for the topics that replies may go to, besides the reply inboxes of
             programs that use this package; None for the application's. A reply never goes to a
             topic that an actor of the application subscribes to.
@@ -99,6 +103,7 @@ class ActorOptions:
     concurrency: int = 1
     key: str | None = None
     batch: tuple[int, float] | None = None
+    codec: Codec | None = None
     reply_topics: str | Sequence[str] | None = None
     placement: Literal["process"] | None = None
     processes: int = 1
@@ -152,6 +157,8 @@ class ActorOptions:
             seconds = getattr(self, name)
             if seconds is not None:
                 check_seconds(owner, name, seconds)
+        if self.codec is not None:
+            check_codec(f"{owner}: codec", self.codec)
         if self.reply_topics is not None:
             parse_reply_topics(owner, self.reply_topics)
         if self.subscription is not None:
@@ -183,6 +190,7 @@ class HandlerOptions(TypedDict, total=False):
     concurrency: int
     key: str | None
     batch: tuple[int, float] | None
+    codec: Codec | None
     reply_topics: str | Sequence[str] | None
     placement: Literal["process"] | None
     processes: int

@@ -17,11 +17,18 @@ import msgspec
 from ..._texts import LONGEST_REMEMBERED, describe, error_name, escaped, reason_of
 from ...errors import ConfigurationError, DecodeError, EncodeError
 from ...transports import Envelope, Tombstone
+from ..options._custom_codecs import Codec
 from ._constraints import foreign_constraint
-from ._custom_codecs import Codec, codec_in
 from ._generics import type_variable_in
 from ._pydantic import is_pydantic, to_builtins
-from ._type_readers import bare_type, is_union, messagepack_reader, type_name, type_readers
+from ._type_readers import (
+    bare_type,
+    codec_in,
+    is_union,
+    messagepack_reader,
+    type_name,
+    type_readers,
+)
 
 __all__ = [
     "BINARY",
@@ -36,6 +43,7 @@ __all__ = [
     "encode_with",
     "find_unencodable",
     "format_of",
+    "has_format_of",
 ]
 
 BINARY = "application/octet-stream"
@@ -67,6 +75,14 @@ def format_of(content_type: str | None) -> PayloadFormat:
 
 def _essence_of(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
+
+
+def has_format_of(codec: Codec, content_type: object) -> bool:
+    """Whether a content type is that of a codec, whatever its parameters and case."""
+    if not isinstance(content_type, str):
+        return False
+    own = codec.content_type
+    return content_type == own or _essence_of(content_type) == _essence_of(own)
 
 
 def _read_format(content_type: str | None) -> PayloadFormat:
@@ -280,17 +296,22 @@ class Decoder(Generic[T]):
         self._read_messagepack = messagepack
 
     @staticmethod
-    def of(annotation: Any) -> Decoder[Any]:
+    def of(annotation: Any, codec: Codec | None = None) -> Decoder[Any]:
         """Return the decoder for a type annotation.
+
+        Args:
+            annotation: the type.
+            codec: decodes payloads of its content type, unless the annotation names a codec or
+                asks for raw bytes.
 
         Raises:
             ConfigurationError: payloads cannot be decoded to that type.
         """
         try:
-            return _remembered(annotation)
+            return _remembered(annotation, codec)
         except TypeError:
-            # Annotated may contain something unhashable.
-            return _make(annotation)
+            # Annotated may contain something unhashable, and so may the codec.
+            return _make(annotation, codec)
 
     def decode(self, payload: bytes, content_type: str | None = None) -> T:
         """Return the payload as a value of the type.
@@ -381,11 +402,33 @@ class _CodecDecoder(Decoder[Any]):
             raise self._refusal(payload, content_type, _reason(error)) from error
 
 
-def _make(annotation: Any) -> Decoder[Any]:
+class _DecoderBesideOthers(_CodecDecoder):
+    """Decodes payloads of one content type with the actor's codec, and all others as ever."""
+
+    __slots__ = ("_codec_content_type", "_decode_others")
+
+    def __init__(self, annotation: Any, codec: Codec, others: Decoder[Any]) -> None:
+        bare, optional = bare_type(annotation)
+        super().__init__(annotation, bare, codec, optional=optional)
+        self._codec_content_type = codec.content_type
+        self._decode_others = others.decode
+
+    def decode(self, payload: bytes, content_type: str | None = None) -> Any:
+        """See `Decoder.decode`; payloads of the codec fit as well."""
+        if content_type is None or (
+            content_type != self._codec_content_type and _essence_of(content_type) != self._essence
+        ):
+            return self._decode_others(payload, content_type)
+        return super().decode(payload, content_type)
+
+
+def _make(annotation: Any, default: Codec | None = None) -> Decoder[Any]:
     bare, optional = bare_type(annotation)
     codec = codec_in(annotation)
     if codec is not None:
         return _CodecDecoder(annotation, bare, codec, optional=optional)
+    if default is not None and not any(bare is raw for raw in _RAW):
+        return _make_beside_others(annotation, default)
     variable = type_variable_in(annotation)
     if variable is not None:
         raise ConfigurationError(
@@ -441,6 +484,34 @@ def _make(annotation: Any) -> Decoder[Any]:
     elif str in members:
         unstated = read_json_or_text
     return Decoder(annotation, optional=optional, json=read_json, text=read_text, unstated=unstated)
+
+
+def _make_beside_others(annotation: Any, codec: Codec) -> Decoder[Any]:
+    try:
+        return _DecoderBesideOthers(annotation, codec, _make(annotation))
+    except ConfigurationError:
+        bare, optional = bare_type(annotation)
+        if not _is_foreign(annotation, bare):
+            raise
+    # As if the annotation named the codec, which alone knows the type.
+    return _CodecDecoder(annotation, bare, codec, optional=optional)
+
+
+def _is_foreign(annotation: Any, bare: Any) -> bool:
+    """Whether nothing but a codec can know a type that has no decoder.
+
+    Otherwise something about it is wrong: a type variable, a constraint, raw bytes in a union.
+    """
+    members = [bare_type(part)[0] for part in get_args(bare)] if is_union(bare) else [bare]
+    if any(raw in members for raw in _RAW):
+        return False
+    if type_variable_in(annotation) is not None or foreign_constraint(annotation) is not None:
+        return False
+    try:
+        _make(bare)
+    except ConfigurationError:
+        return True
+    return False
 
 
 _remembered = functools.lru_cache(maxsize=512)(_make)

@@ -1,4 +1,4 @@
-"""Readers for annotated types: from JSON documents and texts to values."""
+"""Annotated types: the codec that they name, and what reads JSON documents and texts as them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, NewType, Union, get_args, get_origin
 
 import msgspec
 
+from ..options._custom_codecs import Codec, check_codec
 from ._constraints import foreign_constraint, has_own_constraints
 from ._hash_collisions import (
     guarded,
@@ -21,6 +22,7 @@ from ._pydantic import is_pydantic, json_reader, mentions_pydantic, validate_bui
 
 __all__ = [
     "bare_type",
+    "codec_in",
     "constrained_reader",
     "is_union",
     "messagepack_reader",
@@ -63,6 +65,34 @@ def bare_type(annotation: Any) -> tuple[Any, bool]:
             return type(None), True
         else:
             return annotation, optional or annotation is type(None)
+
+
+def codec_in(annotation: Any) -> Codec | None:
+    """Return the codec that an annotation names; None if it names none.
+
+    Raises:
+        ConfigurationError: it names a class, or a codec without content type.
+    """
+    while True:
+        if get_origin(annotation) is Annotated:
+            for value in annotation.__metadata__:
+                if isinstance(value, type) and issubclass(value, Codec):
+                    check_codec("Annotated[...]", value)
+                elif isinstance(value, Codec):
+                    check_codec("Annotated[...]", value)
+                    return value
+            annotation = get_args(annotation)[0]
+        elif isinstance(annotation, NewType):
+            annotation = annotation.__supertype__
+        elif hasattr(annotation, "__value__"):
+            annotation = annotation.__value__
+        elif is_union(annotation):
+            rest = [part for part in get_args(annotation) if part is not type(None)]
+            if len(rest) != 1:
+                return None
+            annotation = rest[0]
+        else:
+            return None
 
 
 def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str], Any]]:

@@ -409,6 +409,11 @@ def _is_application(found: object) -> bool:
 
 
 def _advice(way: Sequence[str], found: object) -> str:
+    if way[0] == "option 'codec'":
+        return (
+            "; have the codec make it when it first encodes or decodes, and leave it out in"
+            " __getstate__"
+        )
     if _is_application(found):
         return "; a handler publishes and requests with the socket that it is given"
     if any(step.startswith("resource ") for step in way):

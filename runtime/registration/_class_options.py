@@ -10,6 +10,7 @@ from typing import Any
 from ...actors import Actor, Overflow
 from ...errors import ConfigurationError
 from ...transports import as_provider
+from ..options._custom_codecs import Codec
 from ..options._option_checks import is_number
 from ..options._retry_policy import RetryPolicy
 
@@ -26,6 +27,10 @@ def _is_text(value: Any) -> bool:
 
 def _is_switch(value: Any) -> bool:
     return isinstance(value, bool)
+
+
+def _is_codec(value: Any) -> bool:
+    return isinstance(value, Codec) or (isinstance(value, type) and issubclass(value, Codec))
 
 
 _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
@@ -47,6 +52,7 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "concurrency": _is_count,
     "key": _is_text,
     "batch": lambda value: isinstance(value, tuple),
+    "codec": _is_codec,
     "placement": _is_text,
     "processes": _is_count,
 }
@@ -68,7 +74,10 @@ def class_options(cls: type[Actor]) -> dict[str, Any]:
     for option in ("name", *_OPTIONS):
         value = inspect.getattr_static(cls, option, None)
         # A method or property that happens to have the name is the user's own.
-        if value is None or callable(value) or hasattr(type(value), "__get__"):
+        if value is None or hasattr(type(value), "__get__"):
+            continue
+        # The class of a codec is a mistake that is to be named.
+        if callable(value) and not (option == "codec" and _is_codec(value)):
             continue
         given[option] = value
     if "socket_provider" in given:

@@ -13,6 +13,7 @@ from ...errors import ConfigurationError
 from ...transports import Config, SocketProvider, as_provider
 from ..injection._parameter_rules import Available
 from ..options._actor_options import ActorOptions, merge_options
+from ..options._custom_codecs import Codec, check_codec
 from ..options._option_checks import check_name
 from ..options._resources import Resource, check_resources
 from ..options._state_factory import refuse_shared_state
@@ -35,13 +36,17 @@ class Registry:
 
     Args:
         provider: the bus of every actor that does not name its own.
+        codec: the same for codecs.
 
     Attributes:
         specs: the actors, in the order of registration.
         resources: the resources that they share, by name.
     """
 
-    def __init__(self, provider: ProviderLike | None) -> None:
+    def __init__(self, provider: ProviderLike | None, codec: Codec | None = None) -> None:
+        if codec is not None:
+            check_codec("application: codec", codec)
+        self._codec = codec
         self.specs: list[Spec[Any]] = []
         # By name: nothing looks through thousands of actors for each of them.
         self._named: dict[str, list[Spec[Any]]] = {}
@@ -84,6 +89,8 @@ class Registry:
         provider = given["socket_provider"]
         given["socket_provider"] = self.provider if provider is None else as_provider(provider)
         given["ressources"] = dict(given["ressources"])
+        if given.get("codec") is None:
+            given["codec"] = self._codec
         unused = () if kind == "producer" else ("every",)
         merged = merge_options(kind, ActorOptions(), given, but=unused)
         spec = function_spec(function, name, kind, topics, merged, tuple(self.resources))
@@ -101,7 +108,7 @@ class Registry:
     ) -> Spec[A]:
         """Register an actor class with the arguments of its constructor."""
         check_arguments(cls, args, kwargs)
-        options = ActorOptions(socket_provider=self.provider)
+        options = ActorOptions(socket_provider=self.provider, codec=self._codec)
         spec = class_spec(cls, partial(cls, *args, **kwargs), options, tuple(self.resources))
         # Only another version of the class: one class may be added twice, and renamed afterwards.
         earlier = None
@@ -135,6 +142,8 @@ class Registry:
         changes = dict(options)
         if changes.get("socket_provider") is not None:
             changes["socket_provider"] = as_provider(changes["socket_provider"])
+        if "codec" in changes and changes["codec"] is None:
+            changes["codec"] = self._codec
         merged = merge_options(f"actor {spec.name!r}", spec.options, changes, but=("every",))
         new_name = spec.name if name is None else check_name("actor name", name)
         refuse_shared_state(new_name, merged.state, self._states(but=spec))

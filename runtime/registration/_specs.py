@@ -12,9 +12,9 @@ from ...transports import TopicFilter
 from ..injection._injection import Injection
 from ..injection._signatures import Signature
 from ..options._actor_options import ActorOptions
+from ..options._custom_codecs import Codec
 from ..options._option_checks import check_name
 from ..options._state_factory import make_state
-from ..payloads._custom_codecs import Codec
 from ._message_keys import MessageKey
 
 __all__ = ["Handler", "Kind", "Spec"]
@@ -34,7 +34,8 @@ class Handler:
         bind: returns the callable for an instance of the actor.
         responder: whether it answers requests.
         returns_reply: whether what it returns is the reply.
-        reply_codec: encodes what it returns; None for the runtime's own formats.
+        reply_codec: encodes what it returns, by its annotation or its actor; None for the runtime's
+            own formats.
         attribute: its name in the class; empty for a function.
         signature: what it asks for.
     """

@@ -17,9 +17,8 @@ from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._actor_options import ActorOptions, merge_options
 from ..options._option_checks import parse_filters
-from ..payloads._custom_codecs import codec_in
 from ..payloads._generics import arguments_in
-from ..payloads._type_readers import bare_type
+from ..payloads._type_readers import bare_type, codec_in
 from ._class_options import class_options
 from ._specs import Handler, Kind, Spec
 from ._typed_handlers import Topics, check_types, topic_texts, typed_topics
@@ -239,6 +238,7 @@ def _handler(
         special=_SPECIAL,
         batch=options.batch is not None and kind == "application",
         variables=variables,
+        codec=options.codec,
     )
     _check_socket(injection, function, has_self=has_self)
     check_types(typed_topics(topics), injection)
@@ -255,7 +255,7 @@ def _handler(
         bind=bind,
         responder=injection.is_responder(options.replies),
         returns_reply=options.replies or injection.returns_value,
-        reply_codec=codec_in(signature.returns),
+        reply_codec=codec_in(signature.returns) or options.codec,
         attribute=attribute,
         signature=signature,
     )

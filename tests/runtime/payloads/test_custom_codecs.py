@@ -1,23 +1,36 @@
-"""Codecs of an application's own: named by an annotation, by reply= and by a publish."""
+"""Codecs of an application's own: named by an application, an actor, an annotation, a publish."""
 
 from __future__ import annotations
 
 import csv
 import io
+import threading
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import annotated_types
 import msgspec
 import pytest
 
-from spa_dat import Codec, DistributedApplication, Message, MessageBuilder, Socket, Topic
+from spa_dat import (
+    Actor,
+    Codec,
+    DistributedApplication,
+    Message,
+    MessageBuilder,
+    Socket,
+    Topic,
+    on,
+)
 from spa_dat.errors import ConfigurationError, DecodeError, EncodeError, RemoteError
 from spa_dat.runtime.payloads._codec import Decoder, encode_with
-from spa_dat.runtime.payloads._custom_codecs import codec_in
+from spa_dat.runtime.payloads._type_readers import codec_in
 from spa_dat.testing import Harness
 from spa_dat.transports import Tombstone
 from support.processes import collect, make
 from support.waiting import eventually
+
+U = TypeVar("U")
 
 BUSES = pytest.mark.parametrize("bus", ["memory://", "mqtt://broker", "kafka://broker"])
 
@@ -334,6 +347,267 @@ async def test_codecs_go_to_child_processes() -> None:
         await eventually(lambda: len(got) == 2)
     assert ["a", 1] in got
     assert Row("a", 1) in got
+
+
+# Of an actor, and of an application.
+
+
+class BarCodec(Codec):
+    """One row with a bar in between."""
+
+    content_type = "text/x-bar"
+
+    def encode(self, value: Any) -> bytes:
+        return f"{value.name}|{value.number}".encode()
+
+    def decode(self, payload: bytes, kind: Any) -> Any:
+        name, number = payload.decode().split("|")
+        return Row(name, int(number))
+
+
+BAR = BarCodec()
+
+
+def test_beside_the_codec_all_other_formats_are_accepted_as_ever() -> None:
+    decoder = Decoder.of(Row, CSV)
+    for payload, content_type in (
+        (b"a,1", "text/csv"),
+        (b"a,1", "Text/CSV; header=absent"),
+        (b'{"name":"a","number":1}', "application/json"),
+        (b'{"name":"a","number":1}', None),
+        (msgspec.msgpack.encode(Row("a", 1)), "application/msgpack"),
+    ):
+        assert decoder.decode(payload, content_type) == Row("a", 1)
+    with pytest.raises(DecodeError, match="only bytes accept that content type"):
+        decoder.decode(b"a,1", "text-csv/x")
+    with pytest.raises(DecodeError, match=r"content type 'text/csv'\) does not fit Row"):
+        decoder.decode(b"a", "text/csv")
+    assert Decoder.of(Row | None, CSV).decode(b"", None) is None
+    assert Decoder.of(Any, BAR).decode(b"a|1", "text/x-bar") == Row("a", 1)
+
+
+def test_the_codec_in_an_annotation_goes_first_and_raw_bytes_are_never_decoded() -> None:
+    decoder = Decoder.of(CsvRow, BAR)
+    assert decoder.decode(b"a,1", "text/csv") == Row("a", 1)
+    with pytest.raises(DecodeError, match="only 'text/csv' is accepted here"):
+        decoder.decode(b"a|1", "text/x-bar")
+    assert Decoder.of(bytes, CSV).decode(b"a,1", "text/csv") == b"a,1"
+    assert Decoder.of(bytearray, CSV).decode(b"a,1", "text/csv") == bytearray(b"a,1")
+
+
+def test_a_type_that_only_the_codec_knows_takes_only_its_payloads() -> None:
+    class Opaque:
+        pass
+
+    class OpaqueCodec(BarCodec):
+        def decode(self, payload: bytes, kind: Any) -> Any:
+            return kind()
+
+    decoder = Decoder.of(Opaque, OpaqueCodec())
+    assert isinstance(decoder.decode(b"", "text/x-bar"), Opaque)
+    with pytest.raises(DecodeError, match="only 'text/x-bar' is accepted here"):
+        decoder.decode(b"{}", "application/json")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (U, "type variable"),
+        (bytes | int, "raw bytes or decoded"),
+        (Annotated[Row, annotated_types.Gt(1), msgspec.Meta(gt=1)], "Gt"),
+    ],
+)
+def test_a_codec_does_not_make_wrong_annotations_right(annotation: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        Decoder.of(annotation, CSV)
+
+
+@BUSES
+def test_the_closest_codec_encodes(bus: str) -> None:
+    app = DistributedApplication(bus, name="app", codec=CSV)
+    rows = Topic[Annotated[Row, BAR]]("typed")
+
+    async def publish(socket: Socket, prefix: str) -> None:
+        await socket.publish(f"{prefix}/default", Row("a", 1))
+        socket.post(MessageBuilder()(f"{prefix}/posted", Row("a", 1)))
+        await socket.publish(f"{prefix}/own", Row("a", 1), codec=BAR)
+        await socket.publish(f"{prefix}/json", Row("a", 1), content_type="application/json")
+        await socket.publish(f"{prefix}/same", Row("a", 1), content_type="text/csv; header=absent")
+        await socket.publish(f"{prefix}/none", None)
+
+    @app.application("of-application")
+    async def of_application(socket: Socket) -> None:
+        await publish(socket, "application")
+        await socket.publish(rows, Row("a", 1))
+
+    @app.application("of-actor", codec=BAR)
+    async def of_actor(socket: Socket) -> None:
+        await publish(socket, "actor")
+
+    @app.producer(codec=BAR)
+    async def produce(socket: Socket) -> None:
+        await socket.publish("producer", Row("a", 1))
+
+    class Lister(Actor):
+        codec = BAR
+
+        @on("of-class")
+        async def handle(self, socket: Socket) -> None:
+            await socket.publish("class", Row("a", 1))
+
+    lister = app.add(Lister)
+    with Harness(app) as harness:
+        for topic in ("of-application", "of-actor", "of-class"):
+            harness.publish(topic)
+        harness.settle()
+        sent = {it.topic: (it.payload, it.content_type) for it in harness.messages(type=bytes)}
+    csv_row, bar = (b"a,1\r\n", "text/csv"), (b"a|1", "text/x-bar")
+    json = (b'{"name":"a","number":1}', "application/json")
+    assert sent["application/default"] == sent["application/posted"] == csv_row
+    assert sent["actor/default"] == sent["actor/posted"] == bar
+    assert sent["typed"] == sent["producer"] == sent["class"] == bar
+    assert sent["application/own"] == sent["actor/own"] == bar
+    assert sent["application/json"] == sent["actor/json"] == json
+    assert sent["application/same"] == (b"a,1\r\n", "text/csv; header=absent")
+    assert sent["application/none"] == sent["actor/none"] == (b"", None)
+    # The actor's codec is not that of the content type, so the payload is a text of the runtime's.
+    assert sent["actor/same"] == (json[0], "text/csv; header=absent")
+    app.configure(lister, codec=None)
+    assert lister.options.codec is CSV
+
+
+@BUSES
+def test_requests_replies_and_batches_have_the_codec_of_actor_and_application(bus: str) -> None:
+    app = DistributedApplication(bus, name="app", codec=CSV)
+    got: list[Any] = []
+
+    @app.application("ask", codec=BAR)
+    async def ask(socket: Socket) -> None:
+        got.append(await socket.request("answer", Row("a", 1), reply=Message[Row]))
+        got.append(await socket.request("annotated", Row("a", 1), reply=CsvRow))
+        got.extend(await socket.request_many("by-hand", Row("a", 1), reply=Row, count=1))
+
+    @app.application("answer", codec=BAR)
+    async def answer(row: Row, message: Message[bytes]) -> Row:
+        assert message.content_type == "text/x-bar"
+        return Row(row.name, row.number + 1)
+
+    @app.application("annotated", codec=BAR)
+    async def annotated(row: Row) -> CsvRow:
+        return Row(row.name, row.number + 2)
+
+    @app.application("by-hand", codec=BAR, replies=True)
+    async def by_hand(message: Message[Row]) -> None:
+        await message.reply(Row("a", 4))
+
+    @app.application("batch", batch=(5, 1.0))
+    async def batch(rows: list[Row]) -> None:
+        got.append(rows)
+
+    @app.application("failing")
+    async def failing(row: Row) -> Row:
+        raise ValueError("no")
+
+    with Harness(app) as harness:
+        harness.publish("ask")
+        harness.publish("batch", Row("a", 1), codec=CSV)
+        harness.publish("batch", Row("b", 2))
+        harness.settle()
+        harness.expect_failure(ValueError)
+        # Errors are texts.
+        with pytest.raises(RemoteError, match="ValueError: no"):
+            harness.request("failing", Row("a", 1), reply=Row)
+    message = next(it for it in got if isinstance(it, Message))
+    assert (message.payload, message.content_type) == (Row("a", 2), "text/x-bar")
+    assert [Row("a", 1), Row("b", 2)] in got
+    assert Row("a", 3) in got
+    assert Row("a", 4) in got
+
+
+def test_what_the_codec_cannot_decode_is_stored_as_it_came() -> None:
+    app = DistributedApplication("memory://", name="app", codec=CSV)
+
+    @app.application("in")
+    async def handle(row: Row) -> None: ...
+
+    with Harness(app) as harness:
+        harness.expect_failure(DecodeError)
+        harness.publish("in", b"a", content_type="text/csv")
+        harness.settle()
+        (letter,) = harness.dead_letters()
+    assert (letter.payload, letter.error) == (b"a", "DecodeError")
+
+
+async def test_sockets_of_the_application_and_child_processes_have_it() -> None:
+    app = DistributedApplication("memory://", name="app", codec=CSV)
+    got: list[Any] = []
+
+    @app.application("in", placement="process")
+    async def work(row: Row, socket: Socket) -> Row:
+        await socket.publish("out", Row(row.name, row.number + 1))
+        return Row(row.name, row.number + 2)
+
+    @app.application("out")
+    async def out(message: Message[Row]) -> None:
+        got.append((message.payload, message.content_type))
+
+    async with app:
+        reply = await app.socket().request("in", Row("a", 1), reply=Message[Row])
+        await eventually(lambda: len(got) == 1)
+    assert (reply.payload, reply.content_type) == (Row("a", 3), "text/csv")
+    assert got == [(Row("a", 2), "text/csv")]
+
+
+@pytest.mark.parametrize("whose", ["actor", "application"])
+async def test_a_codec_that_no_other_process_can_have_is_refused_by_name(whose: str) -> None:
+    class Locked(CsvCodec):
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+    app = DistributedApplication(
+        "memory://", name="app", codec=Locked() if whose == "application" else None
+    )
+
+    @app.application("in", placement="process", codec=Locked() if whose == "actor" else None)
+    async def work(row: Row) -> None: ...
+
+    with pytest.raises(
+        ConfigurationError,
+        match=r"'work' .* option 'codec' -> attribute 'lock'.*have the codec make it when",
+    ):
+        async with app:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("codec", "words"),
+    [
+        (CsvCodec, "CsvCodec is a class: give an instance"),
+        (Nameless(), "the content_type of Nameless is ''"),
+        ("text/csv", "'text/csv' is no codec"),
+    ],
+)
+def test_wrong_codecs_of_actors_and_applications_are_refused(codec: Any, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"application: codec: {words}"):
+        DistributedApplication("memory://", name="app", codec=codec)
+    app = DistributedApplication("memory://", name="app")
+
+    async def handle(row: Row) -> None: ...
+
+    async def produce(socket: Socket) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=f"'handle': codec: {words}"):
+        app.application("in", codec=codec)(handle)
+    with pytest.raises(ConfigurationError, match=f"'produce': codec: {words}"):
+        app.producer(codec=codec)(produce)
+
+    class Lister(Actor):
+        @on("in")
+        async def handle(self, row: Row) -> None: ...
+
+    Lister.codec = codec  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match=f"'Lister': codec: {words}"):
+        app.add(Lister)
 
 
 # Real formats: examples/codecs.py has the same codecs.

@@ -323,6 +323,7 @@ def test_two_actors_of_one_name_are_refused(app: DistributedApplication) -> None
         ({"retained": None}, ["retained=None", "'new'"]),
         ({"retained": ["new"]}, ["retained=", "'never'"]),
         ({"retained": "always", "deliver": "share"}, ["retained='always'", "deliver='all'"]),
+        ({"codec": "avro"}, ["codec: 'avro' is no codec", "spa_dat.Codec"]),
         ({"retry": 3}, ["retry=3", "RetryPolicy"]),
         ({"overflow": "drop"}, ["overflow='drop'"]),
         ({"deadline": 0}, ["deadline=0"]),

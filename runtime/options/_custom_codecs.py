@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import abc
-from typing import Annotated, Any, NewType, get_args, get_origin
+from typing import Any
 
 from ..._texts import quoted
 from ...errors import ConfigurationError
-from ._type_readers import is_union
 
-__all__ = ["Codec", "check_codec", "codec_in"]
+__all__ = ["Codec", "check_codec"]
 
 
 class Codec(abc.ABC):
     """A payload format of the application's own, such as Avro or Protobuf.
 
-    It is named where it is used, and nowhere else is anything decoded by it: in the annotation of a
-    handler's payload or reply, ``Annotated[Order, AvroCodec(schema)]``, in ``reply=`` of a request,
-    and by ``codec=`` of a publish.
+    It is named where it is used, and nowhere else is anything decoded by it: by ``codec=`` of an
+    application, of an actor or of a publish; in the annotation of a handler's payload or reply,
+    ``Annotated[Order, AvroCodec(schema)]``, in the types of a `Topic`, and in ``reply=`` of a
+    request. For one message the closest counts: the publish, the topic or the annotation, the
+    actor, the application.
 
     Attributes:
-        content_type: MIME type of its payloads. Whoever names the codec accepts payloads with this
-            content type, whatever its parameters and case, and those without any.
+        content_type: MIME type of its payloads. Who names the codec in an annotation accepts
+            payloads with this content type, whatever its parameters and case, and those without
+            any; ``codec=`` of an application or an actor adds this content type to the others.
     """
 
     content_type: str
@@ -57,31 +59,3 @@ def check_codec(where: str, codec: object) -> None:
             f"{where}: the content_type of {type(codec).__name__} is {quoted(content_type)}: give a"
             " MIME type, as in content_type = 'application/avro'"
         )
-
-
-def codec_in(annotation: Any) -> Codec | None:
-    """Return the codec that an annotation names; None if it names none.
-
-    Raises:
-        ConfigurationError: it names a class, or a codec without content type.
-    """
-    while True:
-        if get_origin(annotation) is Annotated:
-            for value in annotation.__metadata__:
-                if isinstance(value, type) and issubclass(value, Codec):
-                    check_codec("Annotated[...]", value)
-                elif isinstance(value, Codec):
-                    check_codec("Annotated[...]", value)
-                    return value
-            annotation = get_args(annotation)[0]
-        elif isinstance(annotation, NewType):
-            annotation = annotation.__supertype__
-        elif hasattr(annotation, "__value__"):
-            annotation = annotation.__value__
-        elif is_union(annotation):
-            rest = [part for part in get_args(annotation) if part is not type(None)]
-            if len(rest) != 1:
-                return None
-            annotation = rest[0]
-        else:
-            return None
