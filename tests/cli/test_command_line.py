@@ -121,8 +121,11 @@ def test_the_help_names_commands_and_options(said: Said) -> None:
     code, out, err = said("--help")
     assert (code, err) == (0, [])
     commands = itertools.takewhile(bool, out[out.index("Commands:") + 1 :])
-    assert [line.split()[0] for line in commands] == ["acl", "config", "record", "replay", "run"]
-    for command in ("acl", "config", "record", "replay", "run"):
+    names = [line.split()[0] for line in commands]
+    assert names == [
+        *("acl", "config", "listen", "publish", "record", "replay", "request", "run"),
+    ]
+    for command in names:
         code, out, err = said(command, "--help")
         assert (code, err) == (0, [])
         assert out[0].startswith(f"Usage: spa-dat {command} ")
@@ -213,7 +216,7 @@ SECRET = "mqtt://user:hunter2@host.invalid"
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ([], "Missing command: run, record, replay, config or acl; see spa-dat --help"),
+        ([], "Missing command: one of run, publish, .*; see spa-dat --help"),
         (["rekord"], "No such command 'rekord'.*; see spa-dat --help"),
         (["record", "{m}:app"], "Missing option '-o' / '--output'; see spa-dat record --help"),
         (

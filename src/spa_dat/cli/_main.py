@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,15 @@ from typing import Any
 
 import click
 
-from ..errors import ConfigurationError, SpaDatError, TransportError
+from .._texts import quoted
+from ..errors import (
+    ConfigurationError,
+    ConnectFailed,
+    MessageTooLarge,
+    NotAuthorised,
+    SpaDatError,
+    UnknownTopic,
+)
 from ._one_line import one_line
 
 __all__ = ["main"]
@@ -18,6 +27,8 @@ __all__ = ["main"]
 _FAILED = 1
 _WRONG = 2
 _INTERRUPTED = 130
+# How a shell asks for what can come next; click writes the code for that.
+_COMPLETE = "_SPA_DAT_COMPLETE"
 _LONGEST = 8_000
 _USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 _SECRET_IN_URL = re.compile(
@@ -27,6 +38,27 @@ _SECRET_IN_URL = re.compile(
 _EPILOG = (
     "Exit code: 0 when all went well, 1 when the application failed, 2 when something about the"
     " command is wrong. What it is stands on standard error, in one line."
+)
+_EPILOG_OF_REQUEST = (
+    "Exit code: 0 after a reply, 1 when it is an error or none came in time, 2 when something about"
+    " the command is wrong or the broker cannot be used."
+)
+_EPILOG_OF_PUBLISH = (
+    "Exit code: 0 when the broker has confirmed it, 1 when it has not or refuses it, 2 when"
+    " something about the command is wrong or the broker cannot be used."
+)
+_EPILOG_OF_LISTEN = (
+    "Exit code: 0 after a signal or when there is an end, 1 when there were fewer than --count"
+    " messages in the time, 2 when something about the command is wrong or the broker cannot be"
+    " used."
+)
+# Where the command, or what it names, is to blame, and not what came of it.
+_BLAMED = (
+    ConfigurationError,
+    ConnectFailed,
+    MessageTooLarge,
+    NotAuthorised,
+    UnknownTopic,
 )
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _MOST_WORKERS = 1_000
@@ -38,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None for those of the process.
     """
+    wanted = os.environ.get(_COMPLETE)
+    if wanted:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(_commands, {}, "spa-dat", _COMPLETE, wanted)
     before = sys.argv
     given = list(before[1:] if arguments is None else arguments)
     try:
@@ -72,7 +109,7 @@ def _complain(text: str, error: BaseException | None) -> int:
     line = one_line(text[:_LONGEST].removeprefix("spa_dat: "))
     # What is cut off may be what shows that a part is secret, so more is looked at than is shown.
     print(f"spa-dat: {_without_secrets(line)[: _LONGEST // 2]}", file=sys.stderr)  # noqa: T201
-    return _WRONG if isinstance(error, ConfigurationError | TransportError) else _FAILED
+    return _WRONG if isinstance(error, _BLAMED) else _FAILED
 
 
 def _without_secrets(text: str) -> str:
@@ -97,8 +134,10 @@ def _count(most: int | None = None) -> Callable[[click.Context, click.Parameter,
     return read
 
 
-def _seconds(context: click.Context, option: click.Parameter, value: str) -> float:
+def _seconds(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
     """Read an option that is a time: 0 or more, and finite (``nan`` and ``inf`` are floats)."""
+    if value is None:
+        return None
     try:
         seconds = float(value)
     except ValueError:
@@ -106,6 +145,66 @@ def _seconds(context: click.Context, option: click.Parameter, value: str) -> flo
     if not 0 <= seconds < math.inf:
         raise click.BadParameter(f"{value!r}: give seconds, 0 or more", context, option)
     return seconds
+
+
+def _headers(
+    context: click.Context, option: click.Parameter, values: Sequence[str]
+) -> dict[str, str]:
+    """Read an option that is the name and the value of a header."""
+    headers: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{quoted(text, 40)}: give NAME=VALUE", context, option)
+        if name in headers:
+            raise click.BadParameter(
+                f"{quoted(name, 40)} is given twice: leave one out", context, option
+            )
+        headers[name] = value
+    return headers
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return what gives a command several options, in this order."""
+
+    def give(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
+
+
+_name_option = click.option(
+    "--name", metavar="NAME", help="Of the provider, where URL is a document that has several."
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+_message_options = _options(
+    _name_option,
+    click.option(
+        "--header",
+        "headers",
+        multiple=True,
+        callback=_headers,
+        metavar="NAME=VALUE",
+        help="May be repeated.",
+    ),
+    click.option("--key", metavar="TEXT", help="Messages with the same key stay in order."),
+    click.option(
+        "--content-type",
+        metavar="TYPE",
+        help="By default application/json for what is JSON, text/plain for other text, and"
+        " application/octet-stream for the rest.",
+    ),
+    click.option(
+        "--timeout",
+        callback=_seconds,
+        metavar="SECONDS",
+        default="30",
+        show_default=True,
+        help="How long to wait for the broker or the reply.",
+    ),
+)
 
 
 @click.group(
@@ -116,9 +215,10 @@ def _seconds(context: click.Context, option: click.Parameter, value: str) -> flo
 @click.version_option(package_name="spa-dat", message="spa-dat %(version)s")
 @click.pass_context
 def _commands(context: click.Context) -> None:
-    """Run applications, record what happens in them, and replay it."""
+    """Run applications, talk to a bus, record what happens, and replay it."""
     if context.invoked_subcommand is None:
-        raise click.UsageError("Missing command: run, record, replay, config or acl", context)
+        names = ", ".join(_commands.commands)
+        raise click.UsageError(f"Missing command: one of {names}", context)
 
 
 @_commands.command(
@@ -183,6 +283,76 @@ def _run(arguments: list[str], /, **given: Any) -> int:
     from ._run import run
 
     return run(arguments, **given)
+
+
+@_commands.command(
+    "publish", epilog=_EPILOG_OF_PUBLISH, short_help="Publish a message, or one for each line."
+)
+@click.argument("url")
+@click.argument("topic")
+@click.argument("payload", required=False)
+@_message_options
+@click.option("--lines", is_flag=True, help="Publish each line of the input that is not empty.")
+@click.option("--qos", type=click.Choice(("0", "1")), help="By default that of the bus.")
+@click.option("--retain", is_flag=True, help="The broker keeps it for later subscribers; on MQTT.")
+@click.option(
+    "--expiry",
+    callback=_seconds,
+    metavar="SECONDS",
+    help="After which it need not be delivered any more.",
+)
+def _publish(qos: str | None, **given: Any) -> int:
+    """Publish a message on an MQTT broker or a Kafka cluster, and wait until that confirms it.
+
+    URL is that of the broker, or of a configuration document. PAYLOAD is sent as it is; @FILE
+    stands for what is in a file, and - or nothing for standard input. A PAYLOAD that begins with
+    another - is written after --, as in: spa-dat publish URL TOPIC -- -5
+    """
+    from ._send import publish
+
+    return publish(qos=None if qos is None else int(qos), **given)
+
+
+@_commands.command(
+    "request", epilog=_EPILOG_OF_REQUEST, short_help="Send a request, and print the reply."
+)
+@click.argument("url")
+@click.argument("topic")
+@click.argument("payload", required=False)
+@_message_options
+@_json_option
+def _request(**given: Any) -> int:
+    """Send a request over an MQTT broker or a Kafka cluster, and print the payload of the reply.
+
+    The arguments are those of spa-dat publish. With --json the reply is a line of JSON with
+    everything about it, as spa-dat listen prints it.
+    """
+    from ._send import request
+
+    return request(**given)
+
+
+@_commands.command(
+    "listen", epilog=_EPILOG_OF_LISTEN, short_help="Show the messages that arrive on some topics."
+)
+@click.argument("url")
+@click.argument("pattern", metavar="FILTER")
+@_name_option
+@click.option("--count", callback=_count(), metavar="N", help="End after N messages.")
+@click.option(
+    "--for", "seconds", callback=_seconds, metavar="SECONDS", help="End after so many seconds."
+)
+@_json_option
+def _listen(**given: Any) -> int:
+    """Show messages on an MQTT broker or a Kafka cluster as they arrive, until Ctrl-C.
+
+    URL is that of the broker, or of a configuration document. FILTER is one as actors have it: +
+    stands for one level, and # at the end for all below, as in 'plant/#'. Nobody misses a message
+    because of it, and nothing of it stays on the broker.
+    """
+    from ._listen import listen
+
+    return listen(**given)
 
 
 @_commands.command("record", epilog=_EPILOG)

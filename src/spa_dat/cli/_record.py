@@ -12,8 +12,9 @@ from ..runtime.hosting._actor_observer import Receive
 from ..runtime.hosting._lane import Lane
 from ..runtime.recording._recorder import Recorder
 from ..runtime.recording._recording_format import Receipt
-from ..transports import Delivery, Envelope, MemoryConfig, SocketProviderFactory
+from ..transports import Delivery, Envelope
 from ._application import load_application
+from ._broker_client import broker_at
 
 __all__ = ["record"]
 
@@ -73,14 +74,8 @@ def _listener(url: str, topics: Sequence[str]) -> DistributedApplication:
         raise ConfigurationError(
             "listening on a bus needs topics: give for example --topic 'plant/#'"
         )
-    config = SocketProviderFactory.config_from_url(url)
-    if isinstance(config, MemoryConfig):
-        raise ConfigurationError(
-            "memory:// is inside of one process, and nothing arrives from others: give the address"
-            " of a broker, or an application"
-        )
     # Without a name: the bus keeps no session or group for it.
-    application = DistributedApplication(config)
+    application = DistributedApplication(broker_at(url))
 
     @application.application(tuple(topics), deliver="all")
     async def listen() -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 
-from ..errors import ConfigurationError, DecodeError
+from ..errors import DecodeError
 from ..harness._harness_core import plain
 from ..runtime import Message
 from ..testing import DeadLetter, Harness, NotSettled
 from ..transports import Envelope
 from ._application import load_application
 from ._one_line import one_line
+from ._standard_output import printing, write_text
 
 __all__ = ["replay"]
 
@@ -41,17 +40,8 @@ def replay(
     except NotSettled as error:
         _say("not settled", str(error), longest=None)
         return _FAILED
-    try:
+    with printing():
         _tell(harness, count)
-        sys.stdout.flush()
-    except OSError as error:
-        # What is still in the buffer would fail once more at the end of the program.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # Whoever reads may have seen enough.
-        if not isinstance(error, BrokenPipeError):
-            raise ConfigurationError(
-                f"standard output cannot be written: {error.strerror or error}"
-            ) from error
     return _FAILED if harness.failures or harness.dead_letters() else 0
 
 
@@ -85,5 +75,4 @@ def _described(letter: DeadLetter) -> str:
 def _say(what: str, text: str, *, longest: int | None = _LONGEST) -> None:
     line = one_line(text)
     short = line if longest is None or len(line) <= longest else f"{line[:longest]}..."
-    encoding = sys.stdout.encoding
-    sys.stdout.write(f"{what:<12} {short}\n".encode(encoding, "backslashreplace").decode(encoding))
+    write_text(f"{what:<12} {short}\n")
