@@ -17,7 +17,7 @@ import pytest
 from spa_dat._pytest import require
 from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.testing import BrokerProcess, Kafka, Mosquitto
-from support.deadline import DEADLINE, deadline
+from support.deadline import DEADLINE, deadline, keep_stderr
 from support.program import Program, Start
 from support.running import run_async_test
 
@@ -28,6 +28,11 @@ B = TypeVar("B", bound=BrokerProcess)
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
+
+
+def pytest_configure() -> None:
+    # Nothing is captured here.
+    keep_stderr()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

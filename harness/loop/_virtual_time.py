@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import math
 import selectors
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, TypeVarTuple, Unpack
 
 from ..._busy_threads import BusyThread, let_waits_be_known
 from ..._environment import Environment
+from ...runtime.diagnostics._stacks import frames_of, place
 from ._executor_threads import CallerKind, ExecutorThreads
 from ._foreign_threads import ForeignThreads
 
@@ -35,11 +37,17 @@ START = 1000.0
 
 _LOOK = 0.05
 _RESOLUTION = 1e-9
+# More than any test needs that ends, and less than a minute of real time.
+_MOST_JUMPS = _MOST_TURNS = 1_000_000
+# For what still runs after that, as the loop is closed.
+_MOST_AT_THE_END = 10_000
+_LATEST = 1_000
+_NAMED = 5
 _RUN_COROUTINE = f"{asyncio.run_coroutine_threadsafe.__qualname__}.<locals>.callback"
 
 
 class Deadlock(AssertionError):
-    """Everything is waiting, and nothing is scheduled that could end that."""
+    """Everything is waiting and nothing is scheduled that could end that, or it goes in circles."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -51,6 +59,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     `announce` or `spa_dat.busy_thread`. It also waits for futures that only a thread can complete,
     as far as that can be known: those of `asyncio.wrap_future`, and those made in the module that
     holds the entry point of a live thread.
+
+    What would go on for ever ends with `Deadlock`, which names what keeps it going: the clock may
+    jump 1,000,000 times (unless ``on_idle`` is set, which has to limit that itself), and the loop
+    may take 1,000,000 turns between two jumps.
 
     Args:
         grace: the most real seconds to wait for threads, or for sockets, at one point of virtual
@@ -87,6 +99,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.network: Network | None = None
         self.threads = ExecutorThreads(self, grace, one_at_a_time=one_at_a_time)
         self.foreign = ForeignThreads(self)
+        self._circles = _Circles(self)
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
@@ -102,6 +115,22 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Close the loop, without waiting for functions that still run in threads."""
         self.threads.close()
         super().close()
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Schedule a call, later than now for any delay above 0.
+
+        A rest that is lost in rounding would never pass on a clock that stands still: code that
+        waits for it would run again and again.
+        """
+        if delay > 0 and self._virtual_now + delay == self._virtual_now:
+            delay = math.ulp(self._virtual_now)
+        return super().call_later(delay, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
         """Create a future, and note which code made it."""
@@ -206,6 +235,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.threads.busy() + self.foreign.busy()
 
     def _jump(self, seconds: float) -> None:
+        self._circles.jumped()
         self._virtual_now += seconds
         # asyncio runs what is due within this resolution; after a year or so a nanosecond is less
         # than the smallest step of the clock.
@@ -222,6 +252,7 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> _Events:
         loop = self._loop
+        loop._circles.turned()
         if loop.on_iteration is not None and loop.on_iteration():
             return []
         if loop.threads.step():
@@ -306,6 +337,79 @@ class _JumpingSelector(selectors.BaseSelector):
         return self._real.get_map()
 
 
+class _Circles:
+    """Ends what would go on for ever: jumps from timer to timer, or turns without a jump.
+
+    Args:
+        loop: whose jumps and turns are counted.
+    """
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._jumps = self._turns = 0
+        self._most_jumps, self._most_turns = _MOST_JUMPS, _MOST_TURNS
+        self._latest: Counter[str] = Counter()
+
+    def turned(self) -> None:
+        """Count a turn.
+
+        Raises:
+            Deadlock: there were too many since the last jump.
+        """
+        self._turns += 1
+        if self._turns > self._most_turns + 1 - _LATEST:
+            handles = self._loop._ready or self._loop._scheduled[:1]  # type: ignore[attr-defined]
+            self._note(handles)
+            if self._turns > self._most_turns:
+                self._end(f"the loop has turned {self._turns:,} times and no time has passed")
+
+    def jumped(self) -> None:
+        """Count a jump.
+
+        Raises:
+            Deadlock: there were too many.
+        """
+        self._turns = 0
+        if self._loop.on_idle is not None:
+            return
+        self._jumps += 1
+        if self._jumps > self._most_jumps + 1 - _LATEST:
+            self._note(self._loop._scheduled[:1])  # type: ignore[attr-defined]
+            if self._jumps > self._most_jumps:
+                seconds = self._loop.time() - START
+                self._end(f"the clock has jumped {self._jumps:,} times, by {seconds:,.0f} s")
+
+    def _note(self, handles: Iterable[asyncio.Handle]) -> None:
+        self._latest.update({_called_by(handle) for handle in handles})
+
+    def _end(self, what: str) -> NoReturn:
+        latest, self._latest = self._latest, Counter()
+        self._jumps = self._turns = 0
+        self._most_jumps = self._most_turns = _MOST_AT_THE_END
+        names = ", ".join(f"{name} ({count:,}x)" for name, count in latest.most_common(_NAMED))
+        raise Deadlock(
+            f"virtual time goes in circles: {what}; of the last {_LATEST:,} times it was for:"
+            f" {names or 'nothing that has a name'}; waiting: {_waiting(self._loop)}"
+        )
+
+
+def _called_by(handle: asyncio.Handle) -> str:
+    """Describe what a loop is to call, or the task that it wakes."""
+    callback: Any = handle._callback  # type: ignore[attr-defined]
+    owner = getattr(callback, "__self__", None)
+    future = next(iter(handle._args or ()), None)
+    if not isinstance(owner, asyncio.Task) and isinstance(future, asyncio.Future):
+        # A sleep: its timer completes a future.
+        waiters = [getattr(each, "__self__", None) for each, _ in future._callbacks or ()]
+        owner = next((each for each in waiters if isinstance(each, asyncio.Task)), owner)
+    if isinstance(owner, asyncio.Task):
+        return f"task {_place_of(owner)}"
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    name = getattr(callback, "__qualname__", type(callback).__qualname__)
+    return f"{getattr(callback, '__module__', None) or '?'}.{name}"
+
+
 class VirtualEnvironment(Environment):
     """An environment whose wall time follows the clock of a loop.
 
@@ -332,9 +436,10 @@ class VirtualEnvironment(Environment):
 
 
 def _waiting(loop: asyncio.AbstractEventLoop) -> str:
-    lines = []
-    for task in asyncio.all_tasks(loop):
-        stack = task.get_stack(limit=1)
-        where = f"{stack[-1].f_code.co_filename}:{stack[-1].f_lineno}" if stack else "?"
-        lines.append(f"{task.get_name()} at {where}")
-    return "; ".join(sorted(lines)) or "no task"
+    return "; ".join(sorted(map(_place_of, asyncio.all_tasks(loop)))) or "no task"
+
+
+def _place_of(task: asyncio.Task[Any]) -> str:
+    frames = frames_of(task)
+    where = place(frames) or (frames and f"{frames[-1].f_code.co_filename}:{frames[-1].f_lineno}")
+    return f"{task.get_name()} in {where or '?'}"

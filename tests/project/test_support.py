@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from spa_dat.harness import Deadlock, VirtualEnvironment
+from spa_dat.harness.loop import _virtual_time
+from support import deadline as deadlines
 from support.deadline import deadline
 from support.running import run_async_test
 from support.waiting import eventually
@@ -71,6 +79,101 @@ async def test_virtual_wall_time_follows_the_loop() -> None:
 def test_virtual_time_names_a_deadlock() -> None:
     with pytest.raises(Deadlock, match="nothing is ready"):
         run_async_test(_waits_for_ever, {}, virtual=True)
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("power", [10, 11, 20, 30])
+async def test_a_rest_that_is_lost_in_rounding_passes_in_virtual_time(power: int) -> None:
+    """As where a connection of aiokafka looks whether it was unused for 15 seconds.
+
+    Beyond a power of two the clock has steps of twice the size, and half of one is no time at all.
+    """
+    loop = asyncio.get_running_loop()
+    looks = passed = 0
+
+    def look(since: float) -> None:
+        nonlocal looks, passed
+        looks += 1
+        unused = loop.time() - since
+        if unused >= 15.0:
+            passed += 1
+        else:
+            loop.call_later(15.0 - unused, look, since)
+
+    await asyncio.sleep(2.0**power - 14.0 - loop.time())
+    for _ in range(100):
+        look(loop.time())
+        await asyncio.sleep(0.13)
+    await asyncio.sleep(15.0)
+    assert passed == 100
+    assert looks < 1_000
+
+
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_virtual_time, "_MOST_JUMPS", 3_000)
+    monkeypatch.setattr(_virtual_time, "_MOST_TURNS", 3_000)
+
+
+async def _waits_beside_a_timer() -> None:
+    loop = asyncio.get_running_loop()
+
+    def tick() -> None:
+        loop.call_later(1.0, tick)
+
+    tick()
+    await asyncio.Event().wait()
+
+
+async def _waits_beside_a_task() -> None:
+    async def ticking() -> None:
+        while True:
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(ticking(), name="ticking")
+    await asyncio.Event().wait()
+    task.cancel()
+
+
+async def _turns_without_time() -> None:
+    while True:
+        await asyncio.sleep(0)
+
+
+async def _calls_without_time() -> None:
+    loop = asyncio.get_running_loop()
+
+    def again() -> None:
+        loop.call_at(loop.time(), again)
+
+    again()
+    await asyncio.Event().wait()
+
+
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize(
+    ("test", "text"),
+    [
+        (
+            _waits_beside_a_timer,
+            r"jumped 3,001 times, by 3,000 s.*_waits_beside_a_timer\.<locals>\.tick \(1,000x\)",
+        ),
+        (
+            _waits_beside_a_task,
+            r"jumped 3,001 times, by 180,000 s.*task ticking in .*ticking at .*test_support",
+        ),
+        (
+            _turns_without_time,
+            r"turned 3,001 times and no time has passed.*task test in _turns_without_time at",
+        ),
+        (_calls_without_time, r"turned 3,001 times and no time has passed.*<locals>\.again"),
+    ],
+)
+def test_virtual_time_that_goes_in_circles_ends_and_names_what_for(
+    test: AsyncTest, text: str
+) -> None:
+    with pytest.raises(Deadlock, match=text):
+        run_async_test(test, {}, virtual=True)
 
 
 async def test_eventually_names_what_it_waited_for() -> None:
@@ -135,6 +238,71 @@ def test_a_deadline_cancels_an_async_test() -> None:
 def test_a_deadline_interrupts_a_blocked_test() -> None:
     with pytest.raises(pytest.fail.Exception, match="deadline"), deadline(0.05):
         threading.Event().wait()
+
+
+async def _keeps_turning() -> None:
+    loop = asyncio.get_running_loop()
+
+    def again() -> None:
+        loop.call_soon(again)
+        threading.Event().wait(0.01)
+
+    again()
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("virtual", [False, True])
+def test_a_deadline_ends_what_ignores_cancellation_and_keeps_the_loop_turning(
+    virtual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "_SECOND_CHANCE", 0.05)
+    with pytest.raises(pytest.fail.Exception, match="deadline"), deadline(0.05):
+        run_async_test(_keeps_turning, {}, virtual=virtual)
+
+
+def test_who_catches_what_ends_its_waiting_at_a_deadline_fails_all_the_same() -> None:
+    with (
+        pytest.raises(pytest.fail.Exception, match="deadline"),
+        deadline(0.05),
+        pytest.raises(SystemExit),
+    ):
+        threading.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("endless", "told"),
+    [
+        (
+            "while True:\n    with contextlib.suppress(BaseException):\n        lock.acquire()",
+            "[CI]",
+        ),
+        (
+            "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM}); lock.acquire()",
+            "most recent",
+        ),
+    ],
+)
+def test_a_process_whose_test_cannot_be_ended_ends_and_says_where(endless: str, told: str) -> None:
+    program = f"""
+import contextlib, signal, threading
+from support import deadline as deadlines
+
+deadlines._SECOND_CHANCE, deadlines._LAST_REST = 0.02, 0.2
+lock = threading.Lock()
+lock.acquire()
+with deadlines.deadline(0.05):
+{textwrap.indent(endless, "    ")}
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(deadlines.__file__).parents[1])}
+    environment["PYTEST_CURRENT_TEST"] = "[CI]"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert told in ended.stderr
+    assert 'File "<string>", line' in ended.stderr
 
 
 def _busy_until(event: threading.Event) -> list[int]:
