@@ -246,6 +246,7 @@ _MOST_BYTES = 52_428_800
 _MOST_OF_A_PARTITION = 1_048_576
 _BACKOFF = 0.1
 _LONGEST_END = 0.5
+_CANCEL_AGAIN = 0.05
 # What the library raises over the answers to a login that are not those of a broker.
 _WRONG_ANSWERS = (AssertionError, LookupError, ValueError)
 _LENGTH_AT, _MAGIC_AT, _OVERHEAD = 8, 16, 12
@@ -961,18 +962,33 @@ async def end_tasks(consumer: Any, timeout: float) -> None:
         getattr(coordinator, "_heartbeat_task", None),
         getattr(coordinator, "_commit_refresh_task", None),
         getattr(coordinator, "_reset_committed_task", None),
-        getattr(fetcher, "_fetch_task", None),
-        *getattr(fetcher, "_pending_tasks", ()),
     )
-    tasks = [task for task in parts if task is not None]
+    tasks = [task for task in (*parts, *_fetching_tasks(fetcher)) if task is not None]
     for task in tasks:
         task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=timeout)
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + timeout
+    left = [task for task in tasks if not task.done()]
+    while left and (seconds := give_up - loop.time()) > 0:
+        await asyncio.wait(left, timeout=min(seconds, _CANCEL_AGAIN))
+        left = [task for task in tasks if not task.done()]
+        # While the library's fetching waits for the end of fetches for partitions that it has lost,
+        # it takes its own cancellation for theirs, and goes on.
+        for task in _fetching_tasks(fetcher):
+            if not task.done():
+                task.cancel()
+                if task not in tasks:
+                    tasks.append(task)
+                    left.append(task)
     for task in tasks:
         if task.done() and not task.cancelled():
             # How it ended no longer matters.
             task.exception()
+
+
+def _fetching_tasks(fetcher: Any) -> tuple[asyncio.Task[Any], ...]:
+    task = getattr(fetcher, "_fetch_task", None)
+    return () if task is None else (task, *getattr(fetcher, "_pending_tasks", ()))
 
 
 async def _attempt(step: Coroutine[Any, Any, None], timeout: float) -> None:

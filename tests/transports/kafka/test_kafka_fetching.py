@@ -12,10 +12,13 @@ import aiokafka.errors as kafka
 import pytest
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import CloseReason
+from aiokafka.consumer.fetcher import Fetcher as LibraryFetcher
+from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.structs import TopicPartition
 
 from spa_dat.transports import Delivery, Envelope
 from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.kafka._aiokafka_private import end_tasks
 from spa_dat.transports.kafka.consuming._assignment import Assignment
 from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
 from spa_dat.transports.kafka.consuming._fetching import Fetched, Fetching
@@ -469,3 +472,45 @@ async def test_only_the_connection_that_an_idle_consumer_does_not_use_is_closed(
     assert unused.closed == [CloseReason.IDLE_DROP]
     assert [*asked.closed, *fetches.closed, *of_group.closed] == []
     await case.end()
+
+
+class Broker:
+    """A client of the library whose requests are never answered, and end a little late."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._metadata_max_age_ms = 1000
+        self.cluster = SimpleNamespace(leader_for_partition=lambda place: 1)
+        self.asked = self.ending = 0
+
+    async def send(self, node: int, request: Any) -> None:
+        self.asked += 1
+        try:
+            await self._loop.create_future()
+        finally:
+            self.ending += 1
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("later", ["another assignment", "none"])
+async def test_fetching_ends_also_while_it_waits_for_fetches_of_lost_partitions(later: str) -> None:
+    broker, state = Broker(), SubscriptionState()
+    state.subscribe({"t"})
+    state.assign_from_subscribed({PLACE})
+    state.seek(PLACE, 0)
+    fetcher = LibraryFetcher(broker, state)
+    await asyncio.sleep(0.01)
+    assert broker.asked == 1
+    if later == "none":
+        state.unsubscribe()
+    else:
+        state.assign_from_subscribed({PLACE})
+        state.seek(PLACE, 0)
+    while not broker.ending:
+        await asyncio.sleep(0)
+
+    began = asyncio.get_running_loop().time()
+    await end_tasks(SimpleNamespace(_coordinator=None, _fetcher=fetcher), 5.0)
+    assert fetcher._fetch_task.done()
+    assert all(task.done() for task in fetcher._pending_tasks)
+    assert asyncio.get_running_loop().time() - began < 1.0
