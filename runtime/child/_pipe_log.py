@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 
 from ..._logs import OWN, set_levels
@@ -21,6 +22,8 @@ _MOST_FROM_THREADS = 1_000
 class PipeLog(logging.Handler):
     """Sends what is logged to the parent; what is too much is left out and counted.
 
+    In a process that the child forks off it writes to standard error: the pipe is the child's.
+
     Args:
         channel: the way to the parent.
         levels: of the parent's loggers that have one of their own, by name; "" is the root.
@@ -34,6 +37,8 @@ class PipeLog(logging.Handler):
         self._from_threads = 0
         self._left_out = 0
         self._formatter = logging.Formatter()
+        self._process = os.getpid()
+        self._of_forks = logging.StreamHandler()
         set_levels(levels)
         logging.root.addHandler(self)
 
@@ -41,6 +46,9 @@ class PipeLog(logging.Handler):
         """Send a record; called in any thread."""
         # What the runtime says of its start and end concerns the parent's only.
         if record.name == "spa_dat" and record.levelno <= logging.INFO:
+            return
+        if os.getpid() != self._process:
+            self._of_forks.handle(record)
             return
         try:
             frame = self._frame(record)

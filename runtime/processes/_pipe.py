@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakSet
 
 import msgspec
 from msgspec.structs import astuple, replace
@@ -39,7 +41,8 @@ def _encoded(value: Any) -> Any:
 class Channel:
     """Sends and receives frames over one end of a socket pair; used on its event loop only.
 
-    Frames that are sent in one turn of the loop go out together.
+    Frames that are sent in one turn of the loop go out together. In a process that is forked off it
+    sends nothing: what is gathered would be sent twice.
 
     Args:
         end: the socket, which it closes at the end.
@@ -79,6 +82,7 @@ class Channel:
         self._drained: asyncio.Future[None] | None = None
         self._closed = False
         self._loop.add_reader(end, self._read)
+        _channels.add(self)
 
     @property
     def pending(self) -> int:
@@ -184,6 +188,11 @@ class Channel:
         while not self._closed and self._read():
             pass
 
+    def forked(self) -> None:
+        """Send nothing in a forked process, and leave what both processes watch as it is."""
+        self._closed, self._blocked = True, False
+        self._out.clear()
+
     def close(self) -> None:
         """Send and receive nothing more."""
         if self._closed:
@@ -266,3 +275,15 @@ class Channel:
         if not self._closed:
             self._loop.remove_reader(self._socket)
             self._ended(error)
+
+
+_channels: WeakSet[Channel] = WeakSet()
+
+
+def _forked() -> None:
+    for channel in _channels:
+        channel.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,29 @@ async def test_a_handler_that_forks_does_no_harm() -> None:
         await eventually(lambda: app.stats["messages.handled"] == 6)
         assert app.healthy
     assert got == [0, 1, 2]
+
+
+async def test_what_a_child_has_not_sent_yet_is_not_sent_by_its_fork_too(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    app = make()
+
+    @app.application("in", placement="process")
+    async def work(payload: str) -> str:
+        # What the child sends waits for the end of the turn of its event loop.
+        logging.getLogger("handler").info("said once")
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+        return payload
+
+    async with app:
+        assert await app.socket().request("in", "a") == b"a"
+        await eventually(lambda: "said once" in caplog.text)
+        await eventually(lambda: app.stats["messages.handled"] == 1)
+    assert caplog.text.count("said once") == 1
+    assert "has forked off comes back from that code, and is ended" in capfd.readouterr().err
 
 
 async def test_a_fork_that_lives_on_does_not_hide_the_end_of_the_child() -> None:
@@ -259,6 +283,24 @@ async def test_a_start_that_never_ends_is_named_and_ended_with_the_program(
     app.stop()
     with pytest.raises(Exception, match="stopped while it was starting"):
         await starting
+
+
+async def test_sys_exit_in_the_exit_of_a_resource_gives_the_exit_code_as_anywhere() -> None:
+    app = make()
+
+    @contextlib.contextmanager
+    def exits() -> Iterator[None]:
+        yield
+        sys.exit(3)
+
+    @app.application("in", placement="process", ressources={"exits": exits})
+    async def work(payload: str) -> str:
+        return payload
+
+    with pytest.raises(SystemExit) as caught:
+        async with app:
+            await app.socket().request("in", "a")
+    assert caught.value.code == 3
 
 
 async def test_sys_exit_in_a_handler_ends_the_application_as_anywhere() -> None:
