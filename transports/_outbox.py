@@ -285,19 +285,18 @@ class Outbox:
         return len(self._written)
 
     @property
-    def unanswered(self) -> int:
-        """The number of publishes that are written and not answered, those given up included."""
-        return len(self._written) + len(self._abandoned)
-
-    @property
-    def answers(self) -> int:
-        """How many answers there have been so far."""
-        return self._answers
-
-    @property
     def written(self) -> list[OutboxEntry]:
         """The publishes that are written and have no outcome, oldest first."""
         return list(self._written)
+
+    @property
+    def given_up(self) -> list[OutboxEntry]:
+        """The publishes that were given up after they were written, and are not answered."""
+        return list(self._abandoned)
+
+    def awaits_answer(self, entry: OutboxEntry) -> bool:
+        """Return whether a publish is written and not answered, whether it was given up or not."""
+        return entry in self._written or entry in self._abandoned
 
     @property
     def pending(self) -> list[OutboxEntry]:

@@ -16,8 +16,7 @@ from .._reconnect import Backoff
 from .._suspect_publishes import Blame, Course, Suspicion
 from .._topics import is_foreign_reply
 from ._connection_events import Ending, Loss
-from .protocol._keepalive import LARGE
-from .protocol._packets import PublishPacket
+from ._unanswered_publishes import UnansweredPublishes, described, is_large
 from .protocol._reason_codes import (
     NO_SUBSCRIBERS,
     PACKET_TOO_LARGE,
@@ -43,8 +42,7 @@ _MOST_PROVEN = 1_000
 _REPLIES_AGAIN = 1.0
 _REPLIES_REFUSED_FOR = 30.0
 _ONLY_REPLIES_REFUSED_FOR = 5.0
-# Seconds after which it is trouble that a publish of the application is not accepted for now, or
-# not answered at all.
+# Seconds after which it is trouble that a publish of the application is not accepted for now.
 _LONG = 30.0
 # Reasons of a DISCONNECT that may be about a message without saying so. All others that are not
 # final for a message state another cause.
@@ -91,7 +89,7 @@ class Outgoing:
         self._stats = stats
         self._address = address
         self._loop = asyncio.get_running_loop()
-        self._suspicion: Suspicion[OutboxEntry] = Suspicion(_is_large)
+        self._suspicion: Suspicion[OutboxEntry] = Suspicion(is_large)
         self._timer: asyncio.TimerHandle | None = None
         # What the broker does not accept for now, until when, and the first of it being retried.
         self._put_off: deque[OutboxEntry] = deque()
@@ -103,11 +101,9 @@ class Outgoing:
         self._aside: dict[OutboxEntry, float] = {}
         self._others_accepted = False
         self._back: asyncio.TimerHandle | None = None
-        # How many publishes wait for an answer, and how many answers there were, at the last look.
-        self._look_again: asyncio.TimerHandle | None = None
-        self._seen_unanswered = 0
-        self._seen_answers = 0
-        self._unanswered_since: float | None = None
+        self._unanswered = UnansweredPublishes(
+            outbox, stats, address, lambda: self._put_off_since is not None
+        )
         self._log = LimitedLog(_log)
         self._suspect: OutboxEntry | None = None
         # The latest publish that was refused on the current connection.
@@ -131,12 +127,8 @@ class Outgoing:
         """What keeps publishes of the application from being accepted; None if nothing does."""
         since, entry = self._put_off_since, self._again or next(iter(self._put_off), None)
         if since is not None and entry is not None and self._loop.time() - since >= _LONG:
-            return f"{_what(entry)} waits, and all others behind it: {entry.put_off}"
-        if self._unanswered_since is None or self._seen_answers != self._outbox.answers:
-            return None
-        seconds = self._loop.time() - self._unanswered_since
-        count = self._seen_unanswered
-        return f"the broker has not answered any of {count} publishes for {seconds:.0f} s"
+            return f"{described(entry)} waits, and all others behind it: {entry.put_off}"
+        return self._unanswered.trouble
 
     def check(self, envelope: Envelope) -> None:
         """Raise PublishRefused for a reply over which the broker may end the connection.
@@ -155,10 +147,7 @@ class Outgoing:
         self._latest_refused = None
         self._outbox.disconnected()
         self._go_on()
-        self._unanswered_since = None
-        if self._look_again is not None:
-            self._look_again.cancel()
-        self._note_unanswered()
+        self._unanswered.begin()
 
     def end(self, loss: Loss) -> None:
         """Stop writing, as the connection is lost."""
@@ -171,35 +160,6 @@ class Outgoing:
         if loss.ending is Ending.REFUSED and refused and self._is_unproven(refused.envelope):
             self._refuse_replies()
 
-    def _note_unanswered(self) -> None:
-        self._seen_unanswered = self._outbox.unanswered
-        self._seen_answers = self._outbox.answers
-        self._look_again = self._loop.call_later(_LONG, self._look)
-
-    def _look(self) -> None:
-        """Note whether the broker has answered nothing since the last look, and had something to.
-
-        It may be alive all the same, and answer pings. What is large may take long to be sent.
-        """
-        silent = (
-            self._seen_unanswered > 0
-            and self._seen_answers == self._outbox.answers
-            and self._put_off_since is None
-            and not any(map(_is_large, self._outbox.written))
-        )
-        if not silent:
-            self._unanswered_since = None
-        elif self._unanswered_since is None:
-            self._unanswered_since = self._loop.time() - _LONG
-            _log.warning(
-                "the broker at %s has not answered any of %d publishes for %g s, although it is"
-                " connected",
-                self._address,
-                self._seen_unanswered,
-                _LONG,
-            )
-        self._note_unanswered()
-
     def unreachable(self) -> None:
         """Note that an attempt to connect has failed."""
         self._suspicion.unreachable()
@@ -211,7 +171,9 @@ class Outgoing:
         self._outbox.close()
 
     def answered(self, entry: OutboxEntry, code: int) -> None:
-        """Evaluate the broker's answer to a publish."""
+        """Evaluate the broker's answer to a publish; without QoS 1, that it was written."""
+        if entry.envelope.qos:
+            self._unanswered.answers += 1
         if code < _REFUSED and is_foreign_reply(entry.envelope):
             self._prove(entry.envelope.topic)
         if self._aside and code < _REFUSED:
@@ -271,7 +233,7 @@ class Outgoing:
                 " time: %s; it will be sent alone now",
                 self._address,
                 self._suspicion.ends(entry),
-                _what(entry),
+                described(entry),
                 self._end,
             )
 
@@ -284,7 +246,7 @@ class Outgoing:
             self._stats["publishes.refused"] += 1
             kind = MessageTooLarge if self._end_reason == PACKET_TOO_LARGE else PublishRefused
             error = kind(
-                f"the broker at {self._address} ends the connection over {_what(entry)}:"
+                f"the broker at {self._address} ends the connection over {described(entry)}:"
                 f" {entry.writes} times so far, the last time with nothing else in flight, {proof}."
                 f" The last end: {self._end}. It is not sent again; check the broker's log and"
                 " limits"
@@ -348,7 +310,7 @@ class Outgoing:
             self._put_off.append(entry)
         if self._again is None and self._pause is None:
             delay = self._backoff.next_delay()
-            _log.warning("%s: %s; retrying in %.1f s", _what(entry), entry.put_off, delay)
+            _log.warning("%s: %s; retrying in %.1f s", described(entry), entry.put_off, delay)
             self._outbox.pause()
             self._pause = self._loop.call_later(delay, self._write_again)
 
@@ -384,7 +346,7 @@ class Outgoing:
                 self._refuse_replies()
             return
         if not lasted:
-            self._log.warning("%s, a reply: %s; it is sent later", _what(entry), entry.put_off)
+            self._log.warning("%s, a reply: %s; it is sent later", described(entry), entry.put_off)
         self._outbox.set_aside(entry)
         if self._back is None:
             self._back = self._loop.call_later(_REPLIES_AGAIN, self._take_back)
@@ -396,19 +358,9 @@ class Outgoing:
         self._outbox.take_back()
 
     def _cancel_timers(self) -> None:
-        for timer in (self._timer, self._pause, self._back, self._look_again):
+        for timer in (self._timer, self._pause, self._back):
             if timer is not None:
                 timer.cancel()
         self._timer = self._pause = self._again = self._back = self._put_off_since = None
-        self._look_again = self._unanswered_since = None
+        self._unanswered.end()
         self._put_off.clear()
-
-
-def _is_large(entry: OutboxEntry) -> bool:
-    packet: PublishPacket = entry.note
-    return packet.size > LARGE
-
-
-def _what(entry: OutboxEntry) -> str:
-    envelope = entry.envelope
-    return f"the publish to {quoted(envelope.topic)} ({len(envelope.payload)} bytes)"

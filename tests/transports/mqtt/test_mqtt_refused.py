@@ -622,7 +622,7 @@ async def test_what_the_application_publishes_and_is_not_accepted_for_long_is_tr
 async def test_a_broker_that_is_alive_and_answers_no_publish_is_trouble(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("spa_dat.transports.mqtt._publishing._LONG", 0.2)
+    monkeypatch.setattr("spa_dat.transports.mqtt._unanswered_publishes._LONG", 0.2)
     answers = asyncio.Event()
     taken: list[bytes] = []
 
@@ -649,7 +649,49 @@ async def test_a_broker_that_is_alive_and_answers_no_publish_is_trouble(
         assert app.bus.connected
         assert app.stats["mqtt.lost"] == 0
         assert caplog.text.count("has not answered any of") == 1
+        await eventually(lambda: app.stats["publishes.unanswered"] == 2)
         answers.set()
         await asyncio.wait_for(post, 20)
         assert app.bus.trouble is None
         assert taken == [b"1", b"2"]
+
+
+class Forgetful:
+    """Answers each publish at once, except some.
+
+    Args:
+        forgotten: their payloads.
+    """
+
+    def __init__(self, *forgotten: bytes) -> None:
+        self.forgotten = forgotten
+        self.unanswered: list[ClientPacket] = []
+        self.peer: Peer
+
+    async def __call__(self, peer: Peer) -> None:
+        self.peer = peer
+        await peer.ready()
+        while True:
+            packet = await peer.expect("PUBLISH")
+            if payload_of(packet) in self.forgotten:
+                self.unanswered.append(packet)
+            else:
+                peer.puback(packet)
+
+
+async def test_a_broker_that_leaves_one_publish_unanswered_is_trouble(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("spa_dat.transports.mqtt._unanswered_publishes._LONG", 0.3)
+    forgetful = Forgetful(b"3")
+    async with ScriptedBroker(forgetful) as broker, client(broker, **QUICK) as app:
+        posts = [app.bus.post(message(b"%d" % each, "a/b")) for each in range(6)]
+        left = posts.pop(3)
+        await asyncio.wait_for(asyncio.gather(*posts), 20)
+        await eventually(lambda: "the publish to 'a/b' (1 bytes)" in (app.bus.trouble or ""))
+        assert app.bus.connected
+        assert caplog.text.count("the publish to 'a/b' (1 bytes)") == 1
+        await eventually(lambda: app.stats["publishes.unanswered"] == 1)
+        forgetful.peer.puback(forgetful.unanswered[0])
+        await asyncio.wait_for(left, 20)
+        assert app.bus.trouble is None
