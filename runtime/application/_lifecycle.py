@@ -200,6 +200,8 @@ class Run:
     def end(self, error: BaseException | None) -> None:
         """Give the reason to stop the application: a failure, or None if somebody asked for it."""
         if self.reason.given:
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                self.reason.give_exit(error)
             return
         if self.state is RunState.STARTING:
             # The start may still succeed, and gets as much time as handlers get at a stop.
@@ -213,6 +215,8 @@ class Run:
             self._begin_stop(0.0)
 
     def _resource_failed(self, error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            self.end(error)
         if self.observer is not None:
             self.observer.failed(self._system.name, "resource", error, None)
 
@@ -308,11 +312,15 @@ class Run:
         except BaseException as error:
             # What is being stopped fails in many ways; none of them is why the start ends.
             stopped = self.state >= RunState.STOPPING and isinstance(error, SpaDatError)
+            before = self.reason.failure
             with shielded_from_scopes():
                 await asyncio.shield(self.stop())
             over = KeyboardInterrupt | SystemExit
             failure = self.reason.failure
             stopped = stopped or isinstance(error, ActorStopped)
+            if isinstance(error, Exception) and not stopped:
+                # A resource that exits while it is closed again is not why it does not start.
+                failure = before
             if isinstance(failure, over) or (failure and stopped):
                 raise failure from error
             if stopped and not isinstance(error, ActorStopped):

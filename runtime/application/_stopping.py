@@ -24,12 +24,14 @@ _SHORTEST = 0.1
 class StopReason:
     """Why a run is to stop: somebody asked for it, or a failure. It is given once.
 
-    Made on the event loop; `failure` may be read in any thread.
+    An exit code that the program's own code asks for during a stop that somebody asked for has the
+    last word. Made on the event loop; `failure` may be read in any thread.
     """
 
     def __init__(self) -> None:
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._was_raised = False
+        self._exit: BaseException | None = None
+        self._raised: BaseException | None = None
 
     @property
     def given(self) -> bool:
@@ -39,12 +41,13 @@ class StopReason:
     @property
     def failure(self) -> BaseException | None:
         """The failure; None if there is none."""
-        return self._future.exception() if self._future.done() else None
+        return (self._future.exception() if self._future.done() else None) or self._exit
 
     @property
     def failure_to_raise(self) -> BaseException | None:
         """The failure, unless `wait` has raised it."""
-        return None if self._was_raised else self.failure
+        failure = self.failure
+        return None if failure is self._raised else failure
 
     def give(self, failure: BaseException | None) -> None:
         """Give the reason, which must not have been given before.
@@ -58,11 +61,16 @@ class StopReason:
             self._future.set_exception(failure)
             self._future.exception()  # `wait` raises it, but nobody has to call that
 
+    def give_exit(self, error: BaseException) -> None:
+        """Give the SystemExit, or KeyboardInterrupt, that was raised after the reason was given."""
+        self._exit = self._exit or error
+
     async def wait(self) -> None:
         """Wait until a reason is given; raises the failure, if it is one."""
         await asyncio.wait((self._future,))
-        self._was_raised = True
-        self._future.result()
+        self._raised = self.failure
+        if self._raised is not None:
+            raise self._raised
 
 
 def shielded_from_scopes() -> AbstractContextManager[Any]:

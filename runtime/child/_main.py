@@ -246,15 +246,18 @@ class ChildMain:
         try:
             await run.wait()
         except (SystemExit, KeyboardInterrupt) as error:
-            code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
-            if not (code is None or (isinstance(code, int) and abs(code) <= _LARGEST_EXIT)):
-                code = encodable(str(code))
-            self._send_rest(Ended(problem_of(error), 0 if code is None else code))
+            self._send_exit(error)
         except BaseException as error:  # noqa: BLE001 (the parent decides)
             self._send_rest(Ended(problem_of(error)))
         else:
             if not self._stopping:
                 self._send_rest(Ended(None))
+
+    def _send_exit(self, error: SystemExit | KeyboardInterrupt) -> None:
+        code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
+        if not (code is None or (isinstance(code, int) and abs(code) <= _LARGEST_EXIT)):
+            code = encodable(str(code))
+        self._send_rest(Ended(problem_of(error), 0 if code is None else code))
 
     def _send_rest(self, frame: Any) -> None:
         self._count()
@@ -269,6 +272,10 @@ class ChildMain:
         if self._run is not None:
             await self._run.stop_within(seconds)
             given_up = self._run.given_up.reasons
+            exit_ = self._run.reason.failure
+            if isinstance(exit_, SystemExit | KeyboardInterrupt):
+                # Perhaps for the second time: nothing waits for the first any more.
+                self._send_exit(exit_)
         self._send_rest(Stopped(given_up))
         self._end()
 

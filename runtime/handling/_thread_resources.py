@@ -52,12 +52,16 @@ class ThreadResources:
         return [each for each in self._entered if not each.is_left]
 
     def leave(self) -> BaseException | None:
-        """Close all, in reverse order; return the first error, if any. Each is logged."""
+        """Close all, in reverse order; return the first error, if any. Each is logged.
+
+        A SystemExit, which says how the program is to end, comes before all others.
+        """
         try:
             self._context.run(self._stack.close)
         except BaseException as error:  # noqa: BLE001 (it goes to the one who asked)
             return error
-        return self._failures[0] if self._failures else None
+        exits = (error for error in self._failures if isinstance(error, SystemExit))
+        return next(exits, self._failures[0] if self._failures else None)
 
     def _enter(self) -> None:
         values = {}

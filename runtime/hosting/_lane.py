@@ -302,7 +302,7 @@ class Lane:
 
     def failed(self, where: str, error: BaseException, envelope: Envelope | None = None) -> None:
         """Tell the observer about a failure; Ctrl-C and exits end the whole application."""
-        if where != "resource" and isinstance(error, KeyboardInterrupt | SystemExit):
+        if isinstance(error, KeyboardInterrupt | SystemExit):
             self._run.actor_ended(error)
         if self._run.observer is not None:
             self._run.observer.failed(self.address, where, error, envelope)

@@ -319,6 +319,76 @@ def test_a_handler_that_exits_ends_the_program(start: Start) -> None:
     assert error.count("Traceback") <= 1
 
 
+@pytest.mark.parametrize("kind", ["async", "on the loop", "in a thread"])
+@pytest.mark.parametrize("how", ["signal", "stop", "start fails"])
+def test_a_resource_that_exits_while_it_is_closed_gives_the_exit_code(
+    start: Start, kind: str, how: str
+) -> None:
+    program = start(
+        f"""
+        app = DistributedApplication(
+            "memory://", name="plant", restart=RestartPolicy(intensity=1, backoff_min=0.01)
+        )
+        kind, how = {kind!r}, {how!r}
+
+        class Exits:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *exception):
+                sys.exit(3)
+
+        class ExitsAsync:
+            async def __aenter__(self):
+                return self
+
+            async def __aexit__(self, *exception):
+                sys.exit(3)
+
+        resources = {{
+            "first": resource, "exits": ExitsAsync if kind == "async" else Exits, "last": resource,
+        }}
+        if kind == "in a thread":
+            @app.application("a", ressources={{"exits": Exits}})
+            def handle(payload: str) -> None:
+                pass
+
+            resources.pop("exits")
+
+        @app.application("b", ressources=resources)
+        async def handle_async(payload: str) -> None:
+            pass
+
+        @app.producer()
+        async def produce() -> None:
+            say("running")
+            if how == "stop":
+                app.stop()
+            await asyncio.sleep(1000)
+
+        if how == "start fails":
+            class Fails(Actor):
+                async def on_start(self) -> None:
+                    raise ConnectionError("no boiler")
+
+                @on("c")
+                async def measured(self, payload: str) -> None: ...
+
+            app.add(Fails)
+
+        app.run()
+        """
+    )
+    if how == "signal":
+        program.read_until("running")
+        program.signal(signal.SIGTERM)
+    code, said, error = program.end()
+    assert code == (1 if how == "start fails" else 3)
+    assert said.count("close") == 2
+    assert "'exits' of actor" in error
+    assert ("spa_dat: RestartLimitReached" in error) == (how == "start fails")
+
+
 @pytest.mark.parametrize(
     ("statement", "end", "line"),
     [

@@ -339,8 +339,10 @@ async def test_a_resource_that_fails_to_close_is_no_failure_of_the_others(
     )
     async def handler(payload: str) -> None: ...
 
-    async with app:
-        pass
+    with pytest.raises(SystemExit) as exited:
+        async with app:
+            pass
+    assert exited.value.code == 3
     assert left == ["two", "one", "outermost None"]
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
         "resource 'two' of actor 'handler' failed to close",
