@@ -9,7 +9,7 @@ from ..._texts import quoted
 from ...errors import ConfigurationError
 from ...transports import TopicFilter
 from ..options._custom_codecs import Codec
-from ..payloads._type_readers import codec_in, type_name
+from ..payloads._type_readers import check_codec_inside, codec_in, type_name
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
@@ -145,7 +145,10 @@ class Topic(Generic[P, R]):
     @functools.cached_property
     def codec(self) -> Codec | None:
         """The codec that the type of the payloads names; None if it names none."""
-        return codec_in(self.payload)
+        codec = codec_in(self.payload)
+        if codec is None:
+            check_codec_inside(self.payload)
+        return codec
 
     @property
     def _types(self) -> tuple[Any, Any]:

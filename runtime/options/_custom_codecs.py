@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import functools
+import inspect
 from typing import Any
 
 from ..._texts import quoted
@@ -59,3 +61,17 @@ def check_codec(where: str, codec: object) -> None:
             f"{where}: the content_type of {type(codec).__name__} is {quoted(content_type)}: give a"
             " MIME type, as in content_type = 'application/avro'"
         )
+    method = _async_method(type(codec))
+    if method is not None:
+        raise ConfigurationError(
+            f"{where}: {type(codec).__name__}.{method} is 'async': define it with 'def'; what it"
+            " needs from elsewhere, such as a schema, is fetched before"
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _async_method(kind: type[Codec]) -> str | None:
+    for method in ("encode", "decode"):
+        if inspect.iscoroutinefunction(getattr(kind, method)):
+            return method
+    return None

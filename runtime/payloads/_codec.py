@@ -23,6 +23,7 @@ from ._generics import type_variable_in
 from ._pydantic import is_pydantic, to_builtins
 from ._type_readers import (
     bare_type,
+    check_codec_inside,
     codec_in,
     is_union,
     messagepack_reader,
@@ -371,7 +372,7 @@ class Decoder(Generic[T]):
 class _CodecDecoder(Decoder[Any]):
     """Decodes payloads of one content type with the codec that an annotation names."""
 
-    __slots__ = ("_codec", "_essence", "_kind")
+    __slots__ = ("_codec", "_essence", "_kind", "_takes_none")
 
     def __init__(self, annotation: Any, kind: Any, codec: Codec, *, optional: bool) -> None:
         def read(payload: bytes) -> Any:
@@ -381,6 +382,7 @@ class _CodecDecoder(Decoder[Any]):
         self._codec = codec
         self._kind = kind
         self._essence = _essence_of(codec.content_type)
+        self._takes_none = optional or kind in (Any, object)
 
     def _type_shown(self) -> str:
         # Without the codec, which would show its address.
@@ -395,11 +397,15 @@ class _CodecDecoder(Decoder[Any]):
             why = f"only {self._codec.content_type!r} is accepted here"
             raise self._refusal(payload, content_type, why)
         try:
-            return self._codec.decode(payload, self._kind)
+            value = self._codec.decode(payload, self._kind)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             raise self._refusal(payload, content_type, _reason(error)) from error
+        if value is None and not self._takes_none:
+            why = f"{type(self._codec).__name__}.decode() returned None: is a 'return' missing?"
+            raise self._refusal(payload, content_type, why)
+        return value
 
 
 class _DecoderBesideOthers(_CodecDecoder):
@@ -427,6 +433,7 @@ def _make(annotation: Any, default: Codec | None = None) -> Decoder[Any]:
     codec = codec_in(annotation)
     if codec is not None:
         return _CodecDecoder(annotation, bare, codec, optional=optional)
+    check_codec_inside(annotation)
     if default is not None and not any(bare is raw for raw in _RAW):
         return _make_beside_others(annotation, default)
     variable = type_variable_in(annotation)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NewType, Union, get_args, get_origin
 
 import msgspec
 
+from ...errors import ConfigurationError
 from ..options._custom_codecs import Codec, check_codec
 from ._constraints import foreign_constraint, has_own_constraints
 from ._hash_collisions import (
@@ -22,6 +23,7 @@ from ._pydantic import is_pydantic, json_reader, mentions_pydantic, validate_bui
 
 __all__ = [
     "bare_type",
+    "check_codec_inside",
     "codec_in",
     "constrained_reader",
     "is_union",
@@ -93,6 +95,23 @@ def codec_in(annotation: Any) -> Codec | None:
             annotation = rest[0]
         else:
             return None
+
+
+def check_codec_inside(annotation: Any) -> None:
+    """Raise ConfigurationError if a part of a type that names no codec does: nothing would use it.
+
+    Args:
+        annotation: a type for which `codec_in` returns None.
+    """
+    for part in get_args(annotation):
+        codec = codec_in(part)
+        if codec is not None:
+            raise ConfigurationError(
+                f"{type_name(annotation)}: {type(codec).__name__} is named for a part of the"
+                " payload, and a codec decodes all of it: name it for the whole, as in"
+                " Annotated[list[Order], codec]"
+            )
+        check_codec_inside(part)
 
 
 def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str], Any]]:

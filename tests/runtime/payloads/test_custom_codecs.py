@@ -153,6 +153,42 @@ def test_what_names_a_codec() -> None:
 # Mistakes.
 
 
+@pytest.mark.parametrize(
+    "annotation",
+    [list[CsvRow], CsvRow | int, dict[str, CsvRow | None], Annotated[list[CsvRow], "x"] | None],
+    ids=["list", "union", "dict", "optional"],
+)
+def test_a_codec_for_a_part_of_the_payload_is_refused(annotation: Any) -> None:
+    words = "CsvCodec is named for a part of the payload"
+    with pytest.raises(ConfigurationError, match=words):
+        Decoder.of(annotation)
+    with pytest.raises(ConfigurationError, match=words):
+        Decoder.of(annotation, CSV)
+    topic = Topic[annotation]("rows")
+    with pytest.raises(ConfigurationError, match=words):
+        _ = topic.codec
+
+
+class Forgetful(CsvCodec):
+    def decode(self, payload: bytes, kind: Any) -> Any:
+        len(payload)
+
+
+def test_a_value_that_is_missing_is_an_error_of_the_payload() -> None:
+    words = r"does not fit Row: Forgetful.decode\(\) returned None: is a 'return' missing"
+    codec = Forgetful()
+    for decoder in (Decoder.of(Annotated[Row, codec]), Decoder.of(Row, codec)):
+        with pytest.raises(DecodeError, match=words):
+            decoder.decode(b"a,1", "text/csv")
+    for kind in (Row | None, Any, object):
+        assert Decoder.of(kind, codec).decode(b"a,1", "text/csv") is None
+
+
+class Awaiting(CsvCodec):
+    async def decode(self, payload: bytes, kind: Any) -> Any:
+        return super().decode(payload, kind)
+
+
 class Nameless(CsvCodec):
     content_type = ""
 
@@ -167,6 +203,7 @@ class Numbered(CsvCodec):
         (CsvCodec, "CsvCodec is a class: give an instance"),
         (Nameless(), "content_type of Nameless is ''"),
         (Numbered(), "content_type of Numbered is 5"),
+        (Awaiting(), "Awaiting.decode is 'async': define it with 'def'"),
     ],
 )
 def test_wrong_codecs_are_refused_at_registration(codec: Any, words: str) -> None:
@@ -184,6 +221,7 @@ def test_wrong_codecs_are_refused_at_registration(codec: Any, words: str) -> Non
     [
         (CsvCodec, "codec: CsvCodec is a class: give an instance"),
         (Nameless(), "codec: the content_type of Nameless is ''"),
+        (Awaiting(), "codec: Awaiting.decode is 'async'"),
         ("text/csv", "codec: 'text/csv' is no codec"),
         (Untrue(), "Untrue.encode\\(\\) returned str: it has to return bytes"),
         (Raising(OSError("no schema")), "Raising cannot encode a payload of type Row: .*no schema"),
