@@ -142,8 +142,8 @@ class Actor(_Base):
     def _bound(self) -> Cell[Any]:
         if self._spa_cell is None:
             raise ActorStopped(
-                f"this {type(self).__name__} does not belong to a running actor: it does from"
-                " on_start on, not yet in __init__"
+                f"this {type(self).__name__} does not belong to a running actor yet: it does"
+                " from on_start on, not in __init__"
             )
         return self._spa_cell
 

@@ -32,8 +32,8 @@ def leave_process(name: str, error: BaseException | None = None) -> NoReturn:
     else:
         traceback = None if error is None or error.__traceback__ is None else error
         _log.error(
-            "a process that code of %s has forked off comes back from that code, and is ended: call"
-            " os._exit() there, or use multiprocessing or subprocess",
+            "a process that code of %s has forked has returned from that code, and is ended: call"
+            " os._exit() in it, or use multiprocessing or subprocess",
             name,
             exc_info=traceback,
         )

@@ -152,7 +152,7 @@ class TaskGuard:
             self._told = True
             _log.warning(
                 "code run by actor %r cancelled the actor's task and did not undo that"
-                " (Task.uncancel): the actor goes on; further cases are only counted",
+                " (Task.uncancel): the actor continues; further cases are only counted",
                 self._owner.address,
             )
 

@@ -483,5 +483,5 @@ class Mailbox:
     def _full(self) -> MailboxFull:
         return MailboxFull(
             f"{self._described()} is full ({self.capacity} messages);"
-            " wait for a place with send, or choose a larger capacity or another overflow policy"
+            " wait for room with send, or choose a larger capacity or another overflow policy"
         )

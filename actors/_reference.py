@@ -158,7 +158,7 @@ class ActorRef(Generic[A_co]):
         if not reply.done():
             reply.set_exception(
                 RequestTimeout(
-                    f"actor {self._cell.address!r} gave no answer within {timeout} s;"
+                    f"actor {self._cell.address!r} did not answer within {timeout} s;"
                     f" {len(self._mailbox)} messages are waiting in its mailbox"
                 )
             )

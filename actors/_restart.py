@@ -63,7 +63,7 @@ class RestartPolicy:
     def problem(self, error: BaseException) -> str:
         """Describe, as a predicate of the actor, that its start finally failed with the error."""
         if isinstance(error, _EXITS):
-            return "asked for the end of the program while it was starting"
+            return "asked to end the program while it was starting"
         return f"failed to start again after {self.intensity} restarts within {self.period} s"
 
 

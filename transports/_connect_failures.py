@@ -23,7 +23,7 @@ _UNKNOWN_ISSUERS = (2, 18, 19, 20, 21)
 _OTHER_NAMES = (62, 64)
 # The names of OpenSSL differ in what is in front: TLSV1_ALERT_..., SSLV3_ALERT_...
 _TLS_REASONS = {
-    "CERTIFICATE_REQUIRED": "the broker requires a certificate of its clients: give tls_cert",
+    "CERTIFICATE_REQUIRED": "the broker requires a certificate from its clients: give tls_cert",
     "UNKNOWN_CA": "the broker does not know the authority that issued our certificate (tls_cert)",
     "ALERT_CERTIFICATE_EXPIRED": "our certificate (tls_cert) has expired: renew it",
     "CERTIFICATE_REVOKED": "our certificate (tls_cert) has been revoked: renew it",
@@ -35,8 +35,8 @@ _TLS_REASONS = {
         "the broker does not accept our certificate: check the option tls_cert"
     ),
     "HANDSHAKE_FAILURE": (
-        "the broker refused the handshake: it requires a certificate of its clients (tls_cert), or"
-        " there is no cipher that both ends know"
+        "the broker refused the handshake: it requires a certificate from its clients (tls_cert),"
+        " or the two ends have no cipher in common"
     ),
     "PROTOCOL_VERSION": "the broker does not speak TLS 1.2 or newer",
     "UNSUPPORTED_PROTOCOL": "the broker does not speak TLS 1.2 or newer",
@@ -84,7 +84,7 @@ def describe_failure(cause: BaseException) -> str:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return _untrusted(cause)
     if isinstance(cause, _CUT_OFF):
-        return "it closed the connection within the TLS handshake"
+        return "it closed the connection during the TLS handshake"
     if isinstance(cause, ssl.SSLError):
         reason = cause.reason or str(cause)
         for name, words in _TLS_REASONS.items():

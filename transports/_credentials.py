@@ -196,7 +196,7 @@ class PasswordFunction(Secret):
             )
         value = given.reveal() if isinstance(given, Secret) else given
         if not isinstance(value, str) or not value:
-            what = "an empty text" if value == "" else f"a {type(value).__name__}"
+            what = "an empty string" if value == "" else f"a {type(value).__name__}"
             raise ConfigurationError(
                 f"{self._name} returned {what}: it must return the password as a str"
             )

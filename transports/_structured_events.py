@@ -59,7 +59,7 @@ def opened(envelope: Envelope) -> Envelope:
     try:
         return _event(envelope)
     except _Flaw as flaw:
-        why = f"the payload is no CloudEvent that can be read, as its content type says: {flaw}"
+        why = f"the payload is not a readable CloudEvent, as its content type says: {flaw}"
         return msgspec.structs.replace(envelope, flaw=why)
 
 
@@ -127,7 +127,7 @@ def _text_of(name: str, raw: bytes) -> str:
         return _WORDS[raw]
     if _INTEGER.fullmatch(raw):
         return raw.decode("ascii")
-    raise _Flaw(f"the attribute {name!r} is neither a text, an integer nor a boolean")
+    raise _Flaw(f"the attribute {name!r} is neither a string, an integer nor a boolean")
 
 
 def _string(name: str, raw: bytes) -> str:
@@ -156,7 +156,7 @@ def _payload_of(
     if _is_json(stated):
         return raw, stated or _JSON
     if raw[:1] != b'"':
-        raise _Flaw(f"its 'data' has to be a text, as its datacontenttype is {quoted(stated, 80)}")
+        raise _Flaw(f"its 'data' must be a string, as its datacontenttype is {quoted(stated, 80)}")
     return _string("data", raw).encode(), stated
 
 

@@ -155,7 +155,7 @@ class SpaDatFormat(WireFormat):
             why = str(error)
         return msgspec.structs.replace(
             envelope,
-            flaw=f"the payload is no message of spa-dat 0.4.0, as wire='spa-dat' expects: {why}",
+            flaw=f"the payload is not a message of spa-dat 0.4.0, as wire='spa-dat' expects: {why}",
         )
 
     def _unpacked(self, envelope: Envelope) -> Envelope:

@@ -158,7 +158,7 @@ def _refuse_wrong_place() -> None:
     if threading.current_thread() is not threading.main_thread():
         raise ConfigurationError(
             "run() was called outside the main thread, where signals cannot be handled; write"
-            " `async with app: await app.wait()` in a loop of your own"
+            " `async with app: await app.wait()` in your own loop"
         )
 
 
@@ -419,14 +419,14 @@ def _name_holding(owns_process: bool) -> None:
     threading.Event().wait(_REST_FOR_THREADS)
     for thread in _holding():
         log.warning(
-            "the program has ended, but its thread %r keeps the process alive: %s; end it before,"
-            " make it a daemon thread, or send another signal",
+            "the program has ended, but its thread %r keeps the process alive: %s; end it"
+            " earlier, make it a daemon thread, or send another signal",
             thread.name,
             place(frames_of_thread(thread.ident)) or "in code of its own",
         )
     if owns_process:
         threading.Event().wait(_LAST_REST)
-        log.error("the process is ended while threads of it are still running")
+        log.error("the process is ended while some of its threads are still running")
         _exit_now()
 
 

@@ -69,7 +69,7 @@ class StartProgress:
     def __str__(self) -> str:
         """Describe what the start is waiting for."""
         left = [name() for future, name in self._pending.items() if not future.done()]
-        return f"is starting and waits for {', '.join(left)}" if left else "is starting"
+        return f"is starting and is waiting for {', '.join(left)}" if left else "is starting"
 
     def end(self) -> None:
         """Log nothing more."""
@@ -78,7 +78,7 @@ class StartProgress:
     def _tell(self) -> None:
         took = self._loop.time() - self._began
         state = str(self)
-        log.warning("%.0f s after its start application %r %s", took, self._application, state)
+        log.warning("%.0f s after its start, application %r %s", took, self._application, state)
         self._timer = self._loop.call_later(_NEXT, self._tell)
 
 

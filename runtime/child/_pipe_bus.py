@@ -240,7 +240,7 @@ class PipeBus(Bus):
             len(self._pending) >= self._capacity or self._bytes + size > self._capacity_bytes
         ):
             raise OutboxFull(
-                f"{len(self._pending)} publishes with {self._bytes} bytes wait for their"
+                f"{len(self._pending)} publishes with {self._bytes} bytes are waiting for"
                 " confirmation; wait with drain() between posts, or raise the option 'outbox'"
             )
         number = self._number_of_next()
@@ -307,7 +307,7 @@ class PipeBus(Bus):
         size = len(envelope.payload)
         if size > self.max_payload:
             raise MessageTooLarge(
-                f"the payload for {envelope.topic!r} has {size} bytes, the bus takes"
+                f"the payload for {envelope.topic!r} has {size} bytes, the bus accepts"
                 f" {self.max_payload}; send less, or raise the option 'max_payload'"
             )
         check_encodable(envelope)

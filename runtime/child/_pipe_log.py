@@ -89,7 +89,7 @@ class PipeLog(logging.Handler):
             self._left_out += 1
             return
         if self._left_out:
-            text = f"{self._left_out} records were left out: the log could not take so many"
+            text = f"{self._left_out} records were left out: the log could not keep up"
             self._left_out = 0
             self._channel.send(
                 Logged("spa_dat", logging.WARNING, text, None, None, True, frame.created)

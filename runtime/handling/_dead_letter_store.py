@@ -147,7 +147,7 @@ class DeadLetterLimit:
     def problem(self) -> str:
         """Describe what is wrong with an actor at its limit."""
         return (
-            f"it has stored {self._limit} dead letters, as many as it may in one run"
+            f"it has stored {self._limit} dead letters, the most that it may in one run"
             " (dead_letter_limit), and stops at the next message that fails: deal with them, then"
             " start the application again"
         )

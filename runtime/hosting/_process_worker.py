@@ -526,7 +526,7 @@ class ProcessWorker:
         late = {slot for slot, _ in begun if states[slot] == MISSED or slot in self._late}
         self._late.clear()
         error: BaseException = ProcessCrashed(
-            f"{escaped(why)} while it handled this message, which was the only one at work"
+            f"{escaped(why)} while it was handling this message and no other"
         )
         blamed = {slot for slot, _ in begun} if len(begun) == 1 else set()
         if late:
@@ -549,7 +549,7 @@ class ProcessWorker:
                     self._first.appendleft((delivery, None))
         if begun or unharmed or self._over is None:
             self._lane.log.warning(
-                "%s; %d messages were at work in it, %d waited there",
+                "%s; %d messages were being handled in it, %d were waiting there",
                 why,
                 len(begun),
                 len(unharmed),
@@ -572,7 +572,7 @@ class ProcessWorker:
             if delay is None:
                 limit = RestartLimitReached(
                     f"its process has ended {lane.restart.intensity + 1} times within"
-                    f" {lane.restart.period:g} s, the last time it {why}; there is no further one"
+                    f" {lane.restart.period:g} s, the last time it {why}; it is not started again"
                 )
                 self._fail(limit)
                 lane.unhealthy(describe(limit))

@@ -98,7 +98,7 @@ class Watchdog:
         for name, call_before in self._calls.items():
             if call_before.told and calls.get(name) is not call_before:
                 took = now - call_before.since
-                log.warning("actor %r: what was running for %.0f s has ended", name, took)
+                log.warning("actor %r: the call that was running for %.0f s has ended", name, took)
         self._calls = calls
 
     def _is_slow(self, name: str, call: _Call, where: str, now: float) -> None:

@@ -108,7 +108,7 @@ class Injection:
             codec: the actor's, which also decodes payloads.
 
         Raises:
-            ConfigurationError: there is nothing to give to a parameter; says what there is.
+            ConfigurationError: there is nothing to pass to a parameter; says what there is.
         """
         signature = read_signature(function, has_self=has_self, variables=variables)
         available = Available(

@@ -142,7 +142,7 @@ class Analysis:
         self._payload_name: str | None = None
 
     def run(self) -> Plan:
-        """Apply the rules; raises ConfigurationError if there is nothing to give to a parameter."""
+        """Apply the rules; raises ConfigurationError if there is nothing to pass to a parameter."""
         self._available.check(self._signature.name)
         remaining = [p for p in self._signature.parameters if not self._fill(p)]
         required = [p for p in remaining if p.required]
@@ -151,7 +151,7 @@ class Analysis:
             self._take_payload(required[0])
         elif required:
             names = ", ".join(repr(p.name) for p in required)
-            raise self._error(f"nothing to give to {names}")
+            raise self._error(f"nothing to pass to {names}")
         extra_captures = self._fill_rest() if self._signature.takes_anything else ()
         raw = self._message_type is bytes and self._payload_type not in (MISSING, bytes)
         for name in self._message_names:
@@ -306,7 +306,7 @@ class Analysis:
             if near:
                 meant = open_names[near[0]]
                 raise self._error(
-                    f"nothing to give to {parameter.name!r}; did you mean {meant!r}? (A parameter"
+                    f"nothing to pass to {parameter.name!r}; did you mean {meant!r}? (A parameter"
                     " for the payload needs a name that is less similar to it)"
                 )
 

@@ -265,7 +265,7 @@ class Requests:
         """Whether there is room for one more reply; if not, add one that says so."""
         size = _size(envelope)
         if pending.wanted is None and len(pending.replies) >= pending.limit:
-            problem = f"more than {pending.limit} replies came: raise limit= to get them"
+            problem = f"more than {pending.limit} replies arrived: raise limit= to get them"
         elif pending.size + size > _MOST_BYTES or self._size + size > _MOST_BYTES_TOGETHER:
             problem = (
                 f"after {len(pending.replies)} replies of {pending.size} bytes there was no room"

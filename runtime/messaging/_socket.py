@@ -418,7 +418,7 @@ _remembered_reading = functools.lru_cache(256)(_make_reading)
 
 
 def _refuse() -> None:
-    raise ActorStopped("the handler that this socket belongs to was given up; it no longer works")
+    raise ActorStopped("the handler that this socket belongs to was given up; use it no longer")
 
 
 def _reply_wanted(call: str, topic: object, reply: Any) -> Any:

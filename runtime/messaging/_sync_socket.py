@@ -268,5 +268,5 @@ class SyncSocket:
 
 def _has_ended() -> ActorStopped:
     return ActorStopped(
-        "the handler or application that this socket belongs to has ended; it no longer works"
+        "the handler or application that this socket belongs to has ended; use it no longer"
     )

@@ -121,7 +121,7 @@ def check_arguments(
     if not isinstance(cls, type) and isinstance(cls, Actor):
         name = type(cls).__name__
         raise ConfigurationError(
-            f"add() makes the actor itself: give the class and its arguments, add({name}, ...),"
+            f"add() creates the actor itself: give the class and its arguments, add({name}, ...),"
             " not an instance"
         )
     try:

@@ -108,7 +108,7 @@ def describe(error: BaseException) -> str:
     """Return the error's text, on one line that every bus can carry and every log can show."""
     text = _text_of(error)
     if isinstance(text, BaseException):
-        text = f"(its text cannot be had: {error_name(text)})"
+        text = f"(its text is not available: {error_name(text)})"
     return escaped(encodable(text))
 
 

@@ -268,7 +268,7 @@ async def test_ask_gives_up_after_its_timeout() -> None:
         gate = asyncio.Event()
         ref.tell(gate.wait)
         begin = asyncio.get_running_loop().time()
-        with pytest.raises(RequestTimeout, match=r"'slow' gave no answer within 3.0 s") as caught:
+        with pytest.raises(RequestTimeout, match=r"'slow' did not answer within 3.0 s") as caught:
             await ref.ask("x", timeout=3.0)
         assert isinstance(caught.value, TimeoutError)
         assert asyncio.get_running_loop().time() - begin == pytest.approx(3.0)

@@ -235,7 +235,7 @@ SECRET = "mqtt://user:hunter2@host.invalid"
         (["record", SECRET, "-o", "no/such/f", "--topic", "a"], "'no/such/f' cannot be written.*"),
         (
             ["record", "memory://", "-o", "f", "--topic", "a"],
-            "memory:// is inside of one process.*",
+            "memory:// is inside one process.*",
         ),
         (["record", "{m}:app", "-o", "f", "--topic", "a"], "--topic is for listening .*"),
         (
@@ -244,7 +244,7 @@ SECRET = "mqtt://user:hunter2@host.invalid"
         ),
         (["record", "{m}:", "-o", "f"], "'{m}:' names no application: write module:application.*"),
         (["record", "{m}:nope", "-o", "f"], "module '{m}' has no 'nope'; its applications: app"),
-        (["record", "{m}:number", "-o", "f"], "'{m}:number' is of type int, and no Distributed.*"),
+        (["record", "{m}:number", "-o", "f"], "'{m}:number' is of type int, not a Distributed.*"),
         (["record", "no.such.one:app", "-o", "f"], "there is no module 'no' in the current .*"),
         (["replay", "f", "--to", "{m}:app"], "recording 'f' cannot be read: No such file .*"),
         (["replay", "{m}.py", "--to", "{m}:app"], "recording '{m}.py', line 2: JSON is malf.*"),

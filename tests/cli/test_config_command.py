@@ -159,7 +159,7 @@ def test_variables_that_something_comes_before_are_named(
     _, _, err = said("mqtt://h?qos=1")
     of_another_kind, overruled = err.splitlines()
     assert of_another_kind.endswith("SPA_DAT_PARTITIONS is not used: MqttConfig has no such option")
-    assert overruled.startswith("spa-dat: SPA_DAT_QOS is not used: something that comes before")
+    assert overruled.startswith("spa-dat: SPA_DAT_QOS is not used: something that takes precedence")
 
 
 @pytest.mark.parametrize(

@@ -145,20 +145,23 @@ def test_a_function_may_make_the_application(name: str, tmp_path: Path, said: Sa
 @pytest.mark.parametrize(
     ("target", "problem"),
     [
-        ("{m}", "module '{m}' has no application; where a function makes it, .*: {m}:make_app"),
-        ("{m}:number", "'{m}:number' is of type int, and no DistributedApplication"),
+        ("{m}", "module '{m}' has no application; if a function creates it, .*: {m}:make_app"),
+        ("{m}:number", "'{m}:number' is of type int, not a DistributedApplication"),
         ("{m}:later", "'{m}:later' is an async function: write `def`.*"),
         ("{m}:needs", "'{m}:needs' needs arguments: .*"),
-        ("{m}:fails", r"'{m}:fails' has made no application: ValueError: no plan \(.*{m}.py:\d+\)"),
-        ("{m}:nothing", "'{m}:nothing' is of type NoneType, and no DistributedApplication"),
-        ("{m}:runs", '.*no application: .*write `if __name__ == "__main__":` above it.*'),
+        (
+            "{m}:fails",
+            r"'{m}:fails' did not create an application: ValueError: no plan \(.*{m}.py:\d+\)",
+        ),
+        ("{m}:nothing", "'{m}:nothing' is of type NoneType, not a DistributedApplication"),
+        ("{m}:runs", '.*create an application: .*write `if __name__ == "__main__":` above it.*'),
         ("{m}:", "'{m}:' names no application: .*"),
         (":app", "':app' names no application: .*"),
         (".x:app", "'.x:app' names no application: .*"),
         ("no/such.py:app", "there is no file 'no/such.py'"),
         ("./:app", "'./' is a folder: name a Python file in it"),
-        ("./notes.txt:app", "'./notes.txt' is no Python file: .*"),
-        ("./json.py:app", "'./json.py' cannot be imported, for module 'json' is .*another name"),
+        ("./notes.txt:app", "'./notes.txt' is not a Python file: .*"),
+        ("./json.py:app", "'./json.py' cannot be imported, because .*'json' is .*other name"),
         ("./a.b.py:app", "'./a.b.py' cannot be imported as 'a.b': give the file another name"),
         ("./__main__.py:app", "'./__main__.py' cannot be imported as '__main__': .*"),
         ("mqtt://user:hunter2@host:1883", ".*is the address of a bus: name an application.*"),
@@ -309,7 +312,7 @@ up.wait()
     sys.modules[name].app.stop()
     sys.modules[name].thread.join()
     assert code == 2
-    assert "runs already, by what its module does when it is imported" in err[0]
+    assert "is already running, because its module runs it when it is imported" in err[0]
 
 
 async def test_a_signal_ends_it_in_good_order_and_the_log_is_set_up(tmp_path: Path) -> None:
@@ -400,5 +403,5 @@ async def test_a_thread_of_the_program_does_not_keep_a_failed_application_alive(
     (tmp_path / "main.py").write_text(LINGERS)
     with Command(tmp_path, "run", "main.py") as command:
         await command.says("the program has ended, but its thread 'poller' keeps the process alive")
-        await command.says("ERROR spa_dat: the process is ended while threads of it are")
+        await command.says("ERROR spa_dat: the process is ended while some of its threads are")
         assert await command.end() == 1

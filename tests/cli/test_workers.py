@@ -277,7 +277,7 @@ async def test_a_second_copy_gives_way_and_is_not_started_again(
         gone = [one for one in (first, second) if one.found("given up")]
         assert await gone[0].end() == 1
         assert gone[0].found("ConfigurationError: another program uses the same identifier")
-        assert gone[0].errors[-1].endswith("; it is given up for it would only do so again")
+        assert gone[0].errors[-1].endswith("; it is given up because it would only do so again")
         await end_together(second if gone[0] is first else first)
 
 
@@ -300,10 +300,10 @@ async def test_a_worker_that_dies_at_once_again_and_again_is_given_up(tmp_path: 
     ("text", "problem"),
     [
         ("1 / 0", "module 'main' cannot be imported: ZeroDivisionError: division by zero"),
-        ("", "'never' is on memory://~1, which is inside of one process: several workers would"),
+        ("", "'never' is on memory://~1, which is inside one process: several workers would"),
         (
             UNSAID,
-            "actor 'x': with several workers it has to say how messages are spread",
+            "actor 'x': with several workers it has to say how messages are distributed",
         ),
     ],
 )
@@ -331,7 +331,7 @@ async def test_a_worker_that_ends_without_a_word_while_it_imports_has_failed(
     (tmp_path / "main.py").write_text(f"import os\n{text}\n")
     with Command(tmp_path, "run", "main:app", "--workers", "2") as command:
         assert await command.end() == code
-    assert command.errors[-1] == f"spa-dat: worker 0 {how} while it imported the application"
+    assert command.errors[-1] == f"spa-dat: worker 0 {how} while it was importing the application"
 
 
 async def test_a_worker_that_stands_still_is_replaced(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ async def block() -> None:
     (tmp_path / "main.py").write_text(ALONE + text)
     command = Command(tmp_path, "run", "main.py", "--workers", "1", "--worker-timeout", "2")
     with command:
-        await command.says("^spa-dat: worker 0 stands still: .*; killing process")
+        await command.says("^spa-dat: worker 0 hangs: .*; killing process")
         await command.says("^spa-dat: worker 0 was killed by SIGKILL; it is started again")
         await command.says(LIFE, times=2)
         await end_together(command)

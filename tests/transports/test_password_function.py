@@ -174,7 +174,7 @@ async def test_what_a_function_raises_is_told_and_asked_again() -> None:
     ("value", "words"),
     [
         (None, "a NoneType"),
-        ("", "an empty text"),
+        ("", "an empty string"),
         (b"bytes", "a bytes"),
         ("\ud800", "surrogate"),
         ("x" * 65_536, "65535 bytes"),

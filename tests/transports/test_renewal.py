@@ -67,7 +67,7 @@ async def test_a_login_is_read_again_and_nothing_else(
     assert isinstance(config, MqttConfig)
     assert config.keepalive == 5
     (record,) = caplog.records
-    assert "only the next start of the application takes: keepalive" in record.message
+    assert "take effect only when the application is restarted: keepalive" in record.message
     assert record.message.count(document.url) == 1
     assert CANARY not in caplog.text
 
@@ -94,7 +94,7 @@ async def test_the_last_login_is_kept_while_the_document_can_not_be_used(
             await config.current_login()
         assert login(config) == ("bob", CANARY)
         (record,) = caplog.records
-        assert "the last login stays" in record.message
+        assert "the last login is kept" in record.message
         assert said in record.message
         assert CANARY not in record.message
     document.write(username="carl", password=CANARY)
@@ -185,7 +185,7 @@ async def test_what_comes_late_is_there_for_the_next_attempt(
     renewal = DocumentRenewal("there", load, is_remote=False)
     renewal.first = MqttConfig("h")
     await renewal.renew(0.01)
-    assert "the last login stays: it took longer than 0.01 s" in caplog.text
+    assert "the last login is kept: it took longer than 0.01 s" in caplog.text
     assert renewal.latest is None
     # The others do not wait for it once more.
     await renewal.renew(30)
@@ -202,7 +202,7 @@ async def test_whatever_goes_wrong_in_reading_ends_no_attempt(
 
     renewal = DocumentRenewal("there", load, is_remote=False)
     await renewal.renew(30)
-    assert "the last login stays: odd" in caplog.text
+    assert "the last login is kept: odd" in caplog.text
 
 
 def test_a_secret_of_a_renewal_never_shows(tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ _HOSTILE: dict[str, tuple[bytes, str]] = {
         event()[:-1].encode() + b', "x": "\\ud800"}',
         "cannot be read|not a JSON object",
     ),
-    "long-number": (ended(b', "x": ' + b"9" * 100_000 + b"}"), "neither a text"),
+    "long-number": (ended(b', "x": ' + b"9" * 100_000 + b"}"), "neither a string"),
     "data-of-bytes": (
         event(datacontenttype="text/plain")[:-1].encode() + b', "data": "\xff"}',
         "of 'data'",
     ),
     "number-in-base64": (event(data_base64=5).encode(), "not in base64"),
     "letter-in-base64": (event(data_base64="ä").encode(), "not in base64"),
-    "number-as-type": (event(datacontenttype=5, data={}).encode(), "'data' has to be a text"),
+    "number-as-type": (event(datacontenttype=5, data={}).encode(), "'data' must be a string"),
 }
 
 

@@ -83,12 +83,12 @@ def test_what_is_skipped_by_one_configuration_is_not_by_another(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "requires a certificate of its clients"),
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "requires a certificate from its clients"),
         ("TLSV1_ALERT_UNKNOWN_CA", "does not know the authority"),
         ("SSLV3_ALERT_CERTIFICATE_EXPIRED", "our certificate (tls_cert) has expired"),
         ("SSLV3_ALERT_CERTIFICATE_REVOKED", "has been revoked"),
         ("SSLV3_ALERT_BAD_CERTIFICATE", "does not accept our certificate, or requires one"),
-        ("SSLV3_ALERT_HANDSHAKE_FAILURE", "requires a certificate of its clients (tls_cert), or"),
+        ("SSLV3_ALERT_HANDSHAKE_FAILURE", "requires a certificate from its clients (tls_cert), or"),
         ("TLSV1_ALERT_PROTOCOL_VERSION", "does not speak TLS 1.2 or newer"),
         ("WRONG_VERSION_NUMBER", "does not speak TLS"),
         ("SOMETHING_ELSE", "TLS failed: SOMETHING_ELSE"),
@@ -104,5 +104,5 @@ def test_what_tls_reports_is_told_in_words(reason: str, words: str) -> None:
 
 def test_a_connection_that_ends_within_the_handshake_may_come_about_later() -> None:
     error = ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
-    assert "within the TLS handshake" in describe_failure(error)
+    assert "during the TLS handshake" in describe_failure(error)
     assert not is_wrong_setup(error)

@@ -48,7 +48,7 @@ def test_what_0_4_0_reads_is_read_in_the_same_way(vector: dict[str, Any]) -> Non
     wanted = vector["message"]
     if wanted is None:
         assert got.flaw is not None
-        assert got.flaw.startswith("the payload is no message of spa-dat 0.4.0")
+        assert got.flaw.startswith("the payload is not a message of spa-dat 0.4.0")
         assert got.payload == bytes.fromhex(vector["input_hex"])
         return
     assert got.flaw is None

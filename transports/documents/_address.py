@@ -68,7 +68,7 @@ def parse_address(url: str) -> DocumentAddress:
         host = parts.hostname or ""
     except ValueError:
         raise ConfigurationError(
-            f"a {scheme}:// URL has a host or port that is none: write for example"
+            f"a {scheme}:// URL has an invalid host or port: write for example"
             f" {scheme}://host:8443/plant.toml"
         ) from None
     name = unquote(parts.fragment) or None

@@ -95,7 +95,7 @@ class ConfigurationDocument:
         others = [name for name in document if name not in (_PROVIDERS, _OF_EDITORS)]
         if others:
             raise ConfigurationError(
-                f"{quoted(others[0])} of {self.shown} stands beside [{_PROVIDERS}]: a document has"
+                f"{quoted(others[0])} of {self.shown} is outside [{_PROVIDERS}]: a document has"
                 " either one provider, or several that each have all of their options"
             )
         if not isinstance(providers, dict) or not providers:
@@ -139,7 +139,8 @@ class ConfigurationDocument:
     def _table(self, name: str | None, table: Mapping[str, object], origin: str) -> ProviderTable:
         url = table.get("url")
         if not isinstance(url, str) or not url:
-            said = "has no option 'url'" if url is None else "has an option 'url' that is no text"
+            flaw = "that is not a string"
+            said = "has no option 'url'" if url is None else f"has an option 'url' {flaw}"
             raise ConfigurationError(
                 f'{origin} {said}: give the address of a bus, as in url = "mqtt://host"'
             )

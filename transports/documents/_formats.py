@@ -59,7 +59,7 @@ def parsed(content: Content, shown: str) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise ConfigurationError(
-            f'{shown} is no table of options: write for example url = "mqtt://host" in TOML, or'
+            f'{shown} is not a table of options: write for example url = "mqtt://host" in TOML, or'
             ' {"url": "mqtt://host"} in JSON'
         )
     return dict(value)
@@ -92,12 +92,12 @@ def _json(text: str) -> object:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     twice = repeated_name(pairs)
     if twice is not None:
-        raise _Unreadable(f"{escaped(twice, _LONGEST_TEXT)!r} stands in one table twice")
+        raise _Unreadable(f"{escaped(twice, _LONGEST_TEXT)!r} is in one table twice")
     return dict(pairs)
 
 
 def _no_constant(name: str) -> object:
-    raise _Unreadable(f"{name} is no value")
+    raise _Unreadable(f"{name} is not a value")
 
 
 def _yaml(text: str) -> object:
@@ -135,7 +135,7 @@ def _count(node: Any, known: dict[int, int | None]) -> int:
     if id(node) in known:
         found = known[id(node)]
         if found is None:
-            raise _Unreadable("an alias stands inside of what it names")
+            raise _Unreadable("an alias is inside the value that it names")
         return found
     known[id(node)] = None
     total = 1
@@ -163,9 +163,7 @@ def _check_keys(node: Any, scalar: type[Any], seen: set[int]) -> None:
         if isinstance(key, scalar) and key.value != "<<":
             if key.value in names:
                 line = key.start_mark.line + 1
-                raise _Unreadable(
-                    f"a name stands in one table twice (the second time at line {line})"
-                )
+                raise _Unreadable(f"a name is in one table twice (the second time at line {line})")
             names.add(key.value)
         _check_keys(value, scalar, seen)
 

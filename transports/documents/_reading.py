@@ -107,7 +107,7 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
         raise TimeoutError from None
     if failure is not None:
         if isinstance(failure, TimeoutError):
-            raise _Refused("nothing comes from there") from None
+            raise _Refused("no answer in time") from None
         raise failure
     return result  # type: ignore[return-value]
 
@@ -257,9 +257,9 @@ def _described(error: object) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {escaped(str(error.reason), _LONGEST_REASON)}"
     if isinstance(error, TimeoutError):
-        return "nothing comes from there"
+        return "no answer in time"
     if isinstance(error, UnicodeError):
-        return "its host is no name that can be looked up"
+        return "its host is not a name that can be looked up"
     if isinstance(error, OSError) and error.strerror:
         return escaped(error.strerror, _LONGEST_REASON)
-    return f"{type(error).__name__}, which is not an answer of a web server"
+    return f"{type(error).__name__}, which is not the answer of a web server"

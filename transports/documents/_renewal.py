@@ -116,7 +116,7 @@ class DocumentRenewal:
     def _take(self, config: object) -> None:
         first = self.first
         if not isinstance(config, BrokerConfig) or type(config) is not type(first):
-            self._complain("it names another kind of bus now, which takes a new start")
+            self._complain("it now names another kind of bus, which requires a restart")
             return
         if self._said:
             self._said = ""
@@ -131,8 +131,8 @@ class DocumentRenewal:
         )
         if changed - self._told_of:
             _log.warning(
-                "the configuration document %s has other values now that only the next start of"
-                " the application takes: %s",
+                "the configuration document %s has changed options that take effect only when"
+                " the application is restarted: %s",
                 self.origin,
                 ", ".join(sorted(changed)),
             )
@@ -143,7 +143,7 @@ class DocumentRenewal:
             return
         self._said = problem
         _log.warning(
-            "the configuration document %s cannot be used now, so the last login stays: %s",
+            "the configuration document %s cannot be used now, so the last login is kept: %s",
             self.origin,
             problem,
         )

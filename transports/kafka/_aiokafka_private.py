@@ -486,7 +486,7 @@ class _Connections:
         except (OSError, ConfigurationError) as error:
             # The library asks again soon.
             if str(error) != self._refusal:
-                _log.warning("no connection to a broker is opened: %s", error)
+                _log.warning("no connection to a broker can be opened: %s", error)
             self._refusal = str(error)
             return False
         self._refusal = ""

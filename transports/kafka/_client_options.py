@@ -95,8 +95,8 @@ class _Token(AbstractTokenProvider):  # type: ignore[misc]
     def __init__(self, token: str | None) -> None:
         if token is None or not _TOKEN.fullmatch(token):
             raise ConfigurationError(
-                "the token for sasl_mechanism='OAUTHBEARER' is none: one consists of A-Z, a-z, 0-9"
-                " and -._~+/, with = only at its end"
+                "the token for sasl_mechanism='OAUTHBEARER' is invalid: a token consists of A-Z,"
+                " a-z, 0-9 and -._~+/, with = only at its end"
             )
         self._token = token
 

@@ -152,7 +152,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
         kafka.CorruptRecordException,
         "the record is not acceptable to the topic (does it have a key?)",
     ),
-    (kafka.PolicyViolationError, "against a policy of the cluster"),
+    (kafka.PolicyViolationError, "it violates a policy of the cluster"),
     (kafka.InvalidReplicationFactorError, "not enough brokers for the replication"),
     (kafka.NotEnoughReplicasError, "fewer replicas in sync than the topic needs"),
     (kafka.LeaderNotAvailableError, "it has no leader (check which of its brokers are down)"),
@@ -234,7 +234,7 @@ def connect_problem(cause: BaseException, address: str, user: str | None) -> Con
         text = (
             f"the cluster at {address} refused the token of the login, in its words"
             f" {quoted(cause.words, _LONGEST_WORDS)}; check where it comes from, and that it is"
-            " for this cluster and has not ended"
+            " for this cluster and has not expired"
         )
         return ConnectProblem(NotAuthorised(text), final=True)
     if isinstance(cause, _LOGIN_REFUSED):

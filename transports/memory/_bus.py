@@ -234,11 +234,11 @@ class MemoryBus(Bus):
 
 
 def _refused(queue: Queue, envelope: Envelope) -> OutboxFull:
-    whose = "which takes them slowly" if queue.members else "which is away"
+    whose = "which is slow to take them" if queue.members else "which is away"
     return not_outage(
         OutboxFull(
-            f"{len(queue)} messages of {queue.size} bytes wait for {queue.name!r}, {whose}, and the"
-            f" one to {envelope.topic!r} was not accepted: 'await socket.publish(...)' waits for"
-            " room, or raise the option 'queue' or 'queue_bytes'"
+            f"{len(queue)} messages of {queue.size} bytes are waiting for {queue.name!r}, {whose},"
+            f" and the one to {envelope.topic!r} was not accepted: 'await socket.publish(...)'"
+            " waits for room, or raise the option 'queue' or 'queue_bytes'"
         )
     )

@@ -154,7 +154,7 @@ class MqttBus(Bus):
         except ConnectionLost as error:
             problem = error
         if problem is not None:
-            _log.warning("the will at the stop: %s", problem)
+            _log.warning("the message of option will at the stop: %s", problem)
 
     # Callbacks of the connection.
 

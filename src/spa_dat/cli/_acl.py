@@ -59,7 +59,7 @@ def show_rules(
     runs = runs_of(application)
     if application.identity.ephemeral:
         raise ConfigurationError(
-            "the application has no name, and so another one in each run: give it a name,"
+            "the application has no name, and so a different one in each run: give it a name,"
             " DistributedApplication(..., name='plant')"
         )
     if url is not None:

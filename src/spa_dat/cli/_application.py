@@ -53,7 +53,7 @@ def load_application(target: str) -> DistributedApplication:
         found = _made_by(target, found)
     if not isinstance(found, DistributedApplication):
         raise ConfigurationError(
-            f"{target!r} is of type {type(found).__name__}, and no DistributedApplication"
+            f"{target!r} is of type {type(found).__name__}, not a DistributedApplication"
         )
     return found
 
@@ -87,7 +87,7 @@ def _import_file(name: str) -> str:
     if not file.is_file():
         raise ConfigurationError(f"there is no file {name!r}")
     if file.suffix != ".py":
-        raise ConfigurationError(f"{name!r} is no Python file: its name has to end in .py")
+        raise ConfigurationError(f"{name!r} is not a Python file: its name has to end in .py")
     folder = file.parent
     names = [] if file.stem == "__init__" else [file.stem]
     while (folder / "__init__.py").is_file():
@@ -104,7 +104,7 @@ def _import_file(name: str) -> str:
     there = getattr(sys.modules[module_name], "__file__", None)
     if there is None or not Path(there).exists() or not file.samefile(there):
         raise ConfigurationError(
-            f"{name!r} cannot be imported, for module {module_name!r} is"
+            f"{name!r} cannot be imported, because module {module_name!r} is"
             f" {there or 'part of Python'}: give the file another name"
         )
     return module_name
@@ -147,7 +147,7 @@ def _only_one(name: str, module: object) -> DistributedApplication:
         return next(iter(found.values()))
     if not found:
         raise ConfigurationError(
-            f"module {name!r} has no application; where a function makes it, name that one:"
+            f"module {name!r} has no application; if a function creates it, name the function:"
             f" {name}:make_app"
         )
     raise ConfigurationError(
@@ -160,8 +160,8 @@ def _made_by(target: str, factory: object) -> object:
     assert callable(factory)
     if inspect.iscoroutinefunction(factory):
         raise ConfigurationError(
-            f"{target!r} is an async function: write `def`. What has to be awaited is opened when"
-            " the application starts, as a resource or in an on_start"
+            f"{target!r} is an async function: write `def`, and do what has to be awaited when"
+            " the application starts, in a resource or in an on_start"
         )
     try:
         inspect.signature(factory).bind()
@@ -179,7 +179,7 @@ def _made_by(target: str, factory: object) -> object:
         raise
     except BaseException as error:
         raise ConfigurationError(
-            f"{target!r} has made no application: {reason_of(error)}{_place(error)}"
+            f"{target!r} did not create an application: {reason_of(error)}{_place(error)}"
         ) from error
     finally:
         IMPORTING.reset(token)

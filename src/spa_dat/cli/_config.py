@@ -135,7 +135,7 @@ def _unused(found: EffectiveConfig) -> Iterator[str]:
         rest = variable.removeprefix(_ALL)
         if variable in valid:
             if os.environ[variable]:
-                said = "something that comes before the environment gives the same"
+                said = "something that takes precedence over the environment gives the same option"
                 yield f"{variable} is not used: {said}"
         elif found.name is not None and rest in of_all:
             yield f"{variable} is not used: provider {found.name!r} has {prefix}{rest}"

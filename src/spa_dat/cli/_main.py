@@ -229,9 +229,9 @@ def _commands(context: click.Context) -> None:
     "--url",
     metavar="URL",
     envvar="SPA_DAT_URL",
-    help="The bus to use in place of the application's default one, with all options of that one."
-    " Actors that name a bus of their own keep it. By default the environment variable"
-    " SPA_DAT_URL, where a password shows less than in a command.",
+    help="The bus to use in place of the application's default one, including all its options."
+    " Actors that name their own bus keep it. By default the environment variable SPA_DAT_URL,"
+    " where a password is less visible than in a command.",
 )
 @click.option(
     "--instance",
@@ -242,14 +242,14 @@ def _commands(context: click.Context) -> None:
 @click.option(
     "--log-level",
     type=click.Choice(_LEVELS, case_sensitive=False),
-    help="What to log. By default what the application has set up, else info.",
+    help="What to log. By default what the application has set up, or else info.",
 )
 @click.option(
     "--workers",
     callback=_count(_MOST_WORKERS),
     metavar="N",
     help="Run the whole application in N processes, instances 0 to N-1 (with an instance name,"
-    " NAME-0 and so on), and start those again that die.",
+    " NAME-0 and so on), and restart those that die.",
 )
 @click.option(
     "--worker-timeout",
@@ -257,7 +257,7 @@ def _commands(context: click.Context) -> None:
     metavar="SECONDS",
     default="60",
     show_default=True,
-    help="Replace a worker whose event loop has stood still for so long; 0 for never.",
+    help="Replace a worker whose event loop has given no sign of life for this long; 0 for never.",
 )
 @click.option(
     "--reload",
@@ -357,26 +357,30 @@ def _listen(**given: Any) -> int:
 
 @_commands.command("record", epilog=_EPILOG)
 @click.argument("source", metavar="MODULE:APPLICATION|URL")
-@click.option("-o", "--output", required=True, metavar="FILE", help="Where to.")
+@click.option("-o", "--output", required=True, metavar="FILE", help="The file to write.")
 @click.option(
-    "--actor", "actors", multiple=True, metavar="NAME", help="Of the application; may be repeated."
+    "--actor", "actors", multiple=True, metavar="NAME", help="An actor to record; may be repeated."
 )
 @click.option(
-    "--topic", "topics", multiple=True, metavar="FILTER", help="Of the bus; may be repeated."
+    "--topic",
+    "topics",
+    multiple=True,
+    metavar="FILTER",
+    help="A filter for the topics to listen to; may be repeated.",
 )
 @click.option(
     "--limit",
     callback=_count(),
     metavar="N",
-    help="Record N messages at the most; an application then goes on, listening ends.",
+    help="Record at most N messages; an application then keeps running, listening ends.",
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there already.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 def _record(**given: Any) -> int:
     """Write messages to a file.
 
     Run an application until a signal, or until it has nothing left to do, and write the messages
     that reach its actors to a file. Or listen on a bus, and write what arrives on some topics: as
-    a client of its own that takes no message from anybody.
+    a separate client that takes no messages away from others.
 
     The application is given as for spa-dat run, for example package.module:app; the bus by its
     address, for example mqtt://host, where a password is best given as password_env or
@@ -392,17 +396,16 @@ def _record(**given: Any) -> int:
 @click.option(
     "--to", required=True, metavar="MODULE:APPLICATION", help="For example package.module:app."
 )
-@click.option("--actor", metavar="NAME", help="Only what this actor got, right at it.")
-@click.option("--keep-times", is_flag=True, help="With the time between messages that there was.")
-@click.option("--keep-own", is_flag=True, help="Also what the application itself has sent.")
-@click.option("--seed", type=int, default=0, metavar="N", help="Of everything random.")
+@click.option("--actor", metavar="NAME", help="Replay only what this actor got, directly to it.")
+@click.option("--keep-times", is_flag=True, help="Keep the recorded time between messages.")
+@click.option("--keep-own", is_flag=True, help="Also replay what the application itself has sent.")
+@click.option("--seed", type=int, default=0, metavar="N", help="The seed of all randomness.")
 def _replay(**given: Any) -> int:
     """Put recorded messages into an application, without a broker.
 
-    Start an application on simulated buses and virtual time, put the messages of a recording in,
-    which FILE is, and tell what it publishes, what fails and what becomes a dead letter. The exit
-    code is 1 when anything fails. What the application does besides sending messages, it really
-    does.
+    Start an application on simulated buses and virtual time, replay the messages of the recording
+    FILE, and show what it publishes, what fails and what becomes a dead letter. The exit code is 1
+    if anything fails. Whatever the application does besides sending messages, it really does.
     """
     from ._replay import replay
 
@@ -413,13 +416,13 @@ def _replay(**given: Any) -> int:
     "config", epilog=_EPILOG, short_help="Show the options of a bus, and where they come from."
 )
 @click.argument("url", envvar="SPA_DAT_URL", required=False)
-@click.option("--name", metavar="NAME", help="Of the provider, where a document has several.")
+@click.option("--name", metavar="NAME", help="The provider, if a document has several.")
 @click.option(
     "--allow-http",
     is_flag=True,
-    help="The document may come over http://, where anybody in between can change it.",
+    help="Allow a document over http://, where anybody in between can change it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.option(
     "--schema", is_flag=True, help="Print the JSON Schema of configuration documents instead."
 )
@@ -427,8 +430,9 @@ def _config(**given: Any) -> int:
     """Show the effective options of a bus, and where each of them comes from.
 
     URL is that of the bus, or of the configuration document; by default the environment variable
-    SPA_DAT_URL. Nothing is connected to. Passwords do not show. Variables that begin with
-    SPA_DAT_ and look as if they were for this bus, but are not used, are named on standard error.
+    SPA_DAT_URL. No connection is opened, and passwords are not shown. Variables that begin with
+    SPA_DAT_ and look as if they were meant for this bus, but are not used, are named on standard
+    error.
     """
     from ._config import show_config
 
@@ -443,10 +447,10 @@ def _config(**given: Any) -> int:
     "--url",
     metavar="URL",
     envvar="SPA_DAT_URL",
-    help="The bus in place of the application's default one.",
+    help="The bus to use in place of the application's default one.",
 )
 @click.option(
-    "--user", metavar="NAME", help="Who the broker takes it for; by default the login's user."
+    "--user", metavar="NAME", help="The user to write rules for; by default the user of the login."
 )
 @click.option(
     "--publish",
@@ -466,7 +470,7 @@ def _acl(**given: Any) -> int:
     """Show the access rules that an application needs, and no others.
 
     For Mosquitto these are lines of an acl_file, for Kafka commands that add ACLs. They come from
-    what is registered, so give with --publish what handlers publish. TARGET is as for spa-dat run.
+    what is registered, so use --publish to say what handlers publish. TARGET is as for spa-dat run.
     """
     from ._acl import show_rules
 

@@ -43,14 +43,14 @@ def record(
     if "://" in source:
         if actors:
             raise ConfigurationError(
-                "--actor is for applications; of a bus name the topics: --topic"
+                "--actor is for applications; for a bus give the topics with --topic"
             )
         application = _listener(source, topics)
         recorder = _Tap(application, output, limit=limit, existing=existing)
     else:
         if topics:
             raise ConfigurationError(
-                "--topic is for listening on a bus; of an application name the actors: --actor"
+                "--topic is for listening on a bus; for an application give the actors with --actor"
             )
         application = load_application(source)
         recorder = Recorder(

@@ -72,8 +72,8 @@ def serve(
     runs = runs_of(application)
     if runs.current is not None:
         raise ConfigurationError(
-            f"application {application.name!r} runs already, by what its module does when it is"
-            ' imported: write `if __name__ == "__main__":` above that'
+            f"application {application.name!r} is already running, because its module runs it when"
+            ' it is imported: write `if __name__ == "__main__":` above that'
         )
     if provider is not None and not runs.replace_provider(provider):
         raise ConfigurationError(
@@ -116,14 +116,15 @@ def _check_several(specs: Sequence[Spec[object]]) -> None:
             continue
         if isinstance(provider.config, MemoryConfig):
             raise ConfigurationError(
-                f"actor {spec.name!r} is on {provider.address}, which is inside of one process:"
+                f"actor {spec.name!r} is on {provider.address}, which is inside one process:"
                 " several workers would share nothing. Give a broker, for example with --url"
                 " mqtt://host, or leave --workers out"
             )
         if spec.filters and spec.options.must_say_deliver(provider):
             raise ConfigurationError(
-                f"actor {spec.name!r}: with several workers it has to say how messages are spread:"
-                " deliver='share' gives each to one worker, deliver='all' to every worker"
+                f"actor {spec.name!r}: with several workers it has to say how messages are"
+                " distributed: deliver='share' gives each to one worker, deliver='all' to every"
+                " worker"
             )
 
 
@@ -153,7 +154,7 @@ def _tell_of_several(
         )
     if shared:
         said.append(
-            f"{', '.join(shared)}: what was sent to a worker that is away waits for that worker"
+            f"{', '.join(shared)}: messages sent to a worker that is away wait for that worker"
             " (deliver='share')"
         )
     if said:

@@ -162,7 +162,7 @@ class Workers:
             if code <= 0:
                 # It has had no opportunity to say why.
                 self._processes.say(
-                    f"{worker.name} {describe_exit(code)} while it imported the application"
+                    f"{worker.name} {describe_exit(code)} while it was importing the application"
                 )
             self._give_up(exit_code(code) or _FAILED)
         elif worker.state is WorkerState.DONE and code == 0:
@@ -182,7 +182,7 @@ class Workers:
             self._give_up_over(worker, how, f"after {_STARTS.intensity} restarts in a row")
             return
         if worker.is_hopeless:
-            self._give_up_over(worker, how, "for it would only do so again")
+            self._give_up_over(worker, how, "because it would only do so again")
             return
         assert pause is not None
         self._processes.say(f"{worker.name} {how}; it is started again in {pause:.1f} s")
@@ -223,7 +223,7 @@ class Workers:
                 worker.alive = now
             elif self._timeout and now - worker.alive > self._timeout and not self._stopping:
                 self._processes.say(
-                    f"{worker.name} stands still: its event loop has given no sign of life for"
+                    f"{worker.name} hangs: its event loop has given no sign of life for"
                     f" {now - worker.alive:.0f} s; killing process {worker.child.pid}"
                 )
                 worker.child.send(signal.SIGKILL)

@@ -376,7 +376,7 @@ def test_a_name_of_a_class_is_escaped_too() -> None:
 
         __repr__ = __str__
 
-    assert describe(Unspeakable()) == "(its text cannot be had: RuntimeError)"
+    assert describe(Unspeakable()) == "(its text is not available: RuntimeError)"
     assert quoted(Unspeakable()) == "<Unspeakable>"
     assert showable(Unspeakable()) is not None
 

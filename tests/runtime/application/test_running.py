@@ -206,7 +206,7 @@ def test_an_error_of_no_usual_kind_ends_the_program_too(start: Start, base: str)
     )
     code, _, error = program.end()
     assert code == 1
-    assert "producer 'produce' failed: Broken: (its text cannot be had" in error
+    assert "producer 'produce' failed: Broken: (its text is not available" in error
 
 
 def test_an_actor_that_exits_while_it_starts_ends_the_program_at_once(start: Start) -> None:

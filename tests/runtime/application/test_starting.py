@@ -204,7 +204,7 @@ async def test_an_on_start_that_hangs_is_named_with_its_line(
             await app.__aenter__()
     first, second = lines(caplog)
     assert first.startswith(
-        "12 s after its start application 'plant' is starting and waits for actor 'Boiler'"
+        "12 s after its start, application 'plant' is starting and is waiting for actor 'Boiler'"
         " (Boiler.on_start at "
     )
     assert "test_starting.py:" in first
@@ -232,8 +232,8 @@ async def test_a_resource_that_hangs_is_named_with_its_line(
     starting = asyncio.ensure_future(app.__aenter__())
     await eventually(lambda: lines(caplog))
     (line,) = lines(caplog)
-    assert "waits for resource 'db' of application (database at " in line
-    assert "waits for resource 'db'" in app.problems["plant"]
+    assert "is waiting for resource 'db' of application (database at " in line
+    assert "is waiting for resource 'db'" in app.problems["plant"]
     await app.aclose()
     with pytest.raises(ActorStopped):
         await starting
@@ -350,7 +350,7 @@ async def test_who_stops_a_start_that_has_no_connection_yet_is_not_told_about_th
         async def handler(payload: str) -> None: ...
 
         starting = asyncio.ensure_future(app.__aenter__())
-        await eventually(lambda: "waits for a connection" in str(app.problems))
+        await eventually(lambda: "is waiting for a connection" in str(app.problems))
         await app.aclose()
         with pytest.raises(ActorStopped, match="'app' was stopped while it started"):
             await starting

@@ -44,7 +44,7 @@ async def test_an_application_says_whether_it_runs() -> None:
         assert app.problems == {}
         assert app.healthy
     assert starting == [
-        {"plant": "it is starting and waits for actor 'Boiler'"},
+        {"plant": "it is starting and is waiting for actor 'Boiler'"},
         {"plant": "it is stopping"},
     ]
     assert app.problems == {"plant": "it is not running"}

@@ -271,7 +271,7 @@ class Unspeakable(Exception):
     [
         (ValueError("a\0b"), "a\\0b"),
         (ValueError("half \ud800"), "half ?"),
-        (Unspeakable(), "(its text cannot be had: RuntimeError)"),
+        (Unspeakable(), "(its text is not available: RuntimeError)"),
         (ValueError(), ""),
     ],
 )

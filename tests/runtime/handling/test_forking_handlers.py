@@ -154,7 +154,7 @@ def test_a_process_that_comes_back_from_a_handler_is_ended(
     assert f"child {7 if how == 'exits' else 1}" in said
     assert said[-2:] == ["healthy", "the end of the program"]
     assert [line for line in said if line.startswith("the end")] == ["the end of the program"]
-    told = "has forked off comes back from that code, and is ended"
+    told = "has forked has returned from that code, and is ended"
     assert err.count(told) == (0 if how == "exits" else 1)
     if how != "exits":
         assert ("a thread of an executor" if kind == "executor" else "app/0/") in err

@@ -322,7 +322,7 @@ def test_a_parameter_that_nobody_can_fill() -> None:
     def handler(reading: Reading, other: Reading) -> None: ...
 
     text = refusal(handler)
-    assert text.startswith("handler(): nothing to give to 'reading', 'other'")
+    assert text.startswith("handler(): nothing to pass to 'reading', 'other'")
     for available in ("message_builder", "Message[...]", "Socket", "db", "machine", "payload"):
         assert available in text
 
@@ -360,7 +360,7 @@ def test_a_forgotten_resource_is_not_taken_for_the_payload() -> None:
 def test_a_second_payload() -> None:
     def handler(payload: bytes, reading: Reading) -> None: ...
 
-    assert "nothing to give to 'reading'" in refusal(handler)
+    assert "nothing to pass to 'reading'" in refusal(handler)
 
 
 def test_one_payload_has_one_type() -> None:
@@ -457,7 +457,7 @@ def test_a_producer_gets_no_messages() -> None:
     for function in (by_name, by_type):
         with pytest.raises(ConfigurationError, match="a producer gets no messages"):
             produce(function)
-    with pytest.raises(ConfigurationError, match="nothing to give to 'reading'") as raised:
+    with pytest.raises(ConfigurationError, match="nothing to pass to 'reading'") as raised:
         produce(remaining)
     assert "payload" not in str(raised.value)
 

@@ -569,7 +569,9 @@ async def test_publishes_wait_while_too_much_waits_for_a_subscriber_and_keep_the
         assert sum(each.done() for each in publishing) == 6
         # Other subscribers are not affected.
         await socket.publish("quick", 1)
-        with pytest.raises(OutboxFull, match=r"5 messages of 5 bytes wait for 'app\.0\.slow'"):
+        with pytest.raises(
+            OutboxFull, match=r"5 messages of 5 bytes are waiting for 'app\.0\.slow'"
+        ):
             socket.post("slow/0", 50)
         # Whoever gives up leaves no gap in the order of the others.
         publishing[20].cancel()
@@ -591,7 +593,7 @@ async def test_a_publish_that_finds_no_room_in_time_says_whose_queue_is_full() -
             await socket.publish("slow/1", 10**3000)
         with pytest.raises(OutboxFull) as caught:
             await socket.publish("slow/1", 10**3000, timeout=3.0)
-        text = "4 messages of 12004 bytes wait for 'app.0.slow', which takes them slowly"
+        text = "4 messages of 12004 bytes are waiting for 'app.0.slow', which is slow to take them"
         assert text in str(caught.value)
         assert not caught.value.outage
         assert app.stats["outages"] == 0

@@ -387,8 +387,8 @@ class ConsumerSessions(abc.ABC):
         brokers = None if self._latest is None else self._latest.brokers
         if brokers is Brokers.SILENT:
             return (
-                f"the brokers at {self._config.address} can be reached, and have not answered for"
-                " long: they stand still, or make this client wait because of a quota"
+                f"the brokers at {self._config.address} can be reached, but have not answered for a"
+                " long time: they hang, or make this client wait because of a quota"
             )
         if brokers is Brokers.AWAY:
             return f"there is no connection to {self._config.address}"

@@ -181,8 +181,8 @@ class Dispatcher:
         if any(name == "reply_to" for name, _ in record.headers):
             # Its sender only sees that nobody answers.
             self._log.warning(
-                "consumer %r: a request on topic %r had expired when it was read: it has waited for"
-                " too long, or the clock of its sender is behind the one here",
+                "consumer %r: a request on topic %r had expired when it was read: it waited for too"
+                " long, or its sender's clock is behind the clock here",
                 self._identifier,
                 record.topic,
             )

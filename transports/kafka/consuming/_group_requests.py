@@ -65,7 +65,7 @@ def join_refusal(
     if isinstance(error, kafka.InconsistentGroupProtocolError) or code == _INCONSISTENT:
         return GroupRefused(
             f"group {group!r} has members of another program, or of another client, that assign"
-            " partitions in another way than ours (roundrobin): stop them, or give the"
+            " partitions differently from this one (roundrobin): stop them, or give the"
             " application or the actor another name",
             may_pass=True,
         )

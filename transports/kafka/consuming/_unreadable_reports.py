@@ -103,7 +103,7 @@ class Troubles:
             return
         if problem.forbidden:
             _log.error(
-                "%s: topic %r cannot be read, and is left out until it can: %s",
+                "%s: topic %r cannot be read, and is left out until it can be: %s",
                 self._name,
                 partition.topic,
                 problem,
@@ -111,7 +111,7 @@ class Troubles:
         else:
             _log.error(
                 "%s: partition %d of topic %r cannot be read from offset %d on, and is held until"
-                " it can, while the others go on: %s",
+                " it can be, while the others go on: %s",
                 self._name,
                 partition.partition,
                 partition.topic,

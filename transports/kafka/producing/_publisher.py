@@ -190,7 +190,7 @@ class Publisher:
         else:
             delay = self._backoff.next_delay(lasted)
         _log.warning(
-            "the producer of %r broke off after %.1f s: %s; a new one will send the %d publishes"
+            "the producer of %r was lost after %.1f s: %s; a new one will send the %d publishes"
             " that were not confirmed, in %.1f s",
             self._client_id,
             lasted,

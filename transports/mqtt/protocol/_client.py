@@ -315,7 +315,7 @@ class MqttClient:
 
     def _on_first_packet(self, first: int, data: bytes, start: int, stop: int) -> None:
         if first & 0xF0 == _PUBLISH:
-            raise MalformedPacket("a message came before the connection was accepted")
+            raise MalformedPacket("a message arrived before the connection was accepted")
         if data[start - 2 : start + 2] == b"HTTP":
             raise OtherProtocol("it speaks HTTP there: use another port, or websockets (ws://)")
         self._on_other_packet(first, data, start, stop)

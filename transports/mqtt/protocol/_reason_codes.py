@@ -173,7 +173,7 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
         0x85: Answer(
             Decision.APPLICATION,
             ConnectFailed,
-            "the identifier consists of the application's name and its instance: give others",
+            "the identifier consists of the application's name and its instance: choose others",
         ),
         0x9D: Answer(Decision.APPLICATION, ConnectFailed, "give the address to which it has moved"),
     },
@@ -206,7 +206,7 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
         SESSION_TAKEN_OVER: Answer(
             Decision.APPLICATION,
             ConfigurationError,
-            "give every copy of the application an instance of its own (instance=..., or"
+            "give every copy of the application its own instance (instance=..., or"
             " SPA_DAT_INSTANCE)",
         ),
     },
