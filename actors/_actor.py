@@ -132,7 +132,7 @@ class Actor(_Base):
     def on_failure(self, error: Exception) -> Any:
         """Run after a message that was told, not asked, has raised ``error``.
 
-        The actor goes on with the next message.
+        The actor continues with the next message.
         """
 
     def __str__(self) -> str:

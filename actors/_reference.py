@@ -56,7 +56,7 @@ class ActorRef(Generic[A_co]):
         If the handler raises, the error is logged and passed to the actor's ``on_failure``.
 
         Raises:
-            MailboxFull: the mailbox has no free place and its policy is to refuse.
+            MailboxFull: the mailbox is full and its policy is to refuse.
             ActorStopped: the actor has stopped.
         """
         if get_ident() == self._thread:
@@ -73,10 +73,10 @@ class ActorRef(Generic[A_co]):
             self._mailbox.put(LocalMessage(message))
 
     async def send(self, message: Any) -> None:
-        """Send a message as `tell` does, but wait for a place in the mailbox as long as it takes.
+        """Send a message as `tell` does, but wait for room in the mailbox as long as it takes.
 
         Raises:
-            ActorStopped: the actor has stopped, or stops while we wait.
+            ActorStopped: the actor has stopped, or stops meanwhile.
             DeadlockDetected: the mailbox is full and the actor is waiting for the sender.
         """
         self._check_thread()
@@ -89,7 +89,7 @@ class ActorRef(Generic[A_co]):
 
         Args:
             message: what the actor's ``on_receive`` gets.
-            timeout: seconds for everything, including the wait for a place in the mailbox.
+            timeout: seconds for everything, including the wait for room in the mailbox.
 
         Returns:
             What ``on_receive`` returned.

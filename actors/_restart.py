@@ -19,14 +19,14 @@ class RestartPolicy:
     """How often and how quickly a failed start is retried.
 
     That is all the supervision there is, and all that is needed: an error in a handler fails its
-    message, and the actor goes on with its state. So only a start can fail: the first one, or that
-    of an instance that takes over, as after a handler's thread was given up.
+    message, and the actor continues with its state. So only a start can fail: the first one, or
+    that of an instance that takes over, as after a handler's thread was given up.
 
     When ``on_start`` raises, or the factory does after its first call, the instance is dropped
     without its ``on_stop``, and after a pause another one is created and started. Messages wait in
     the mailbox meanwhile. A successful start clears the count of failures. One failure too many
     stops the actor with `RestartLimitReached`: an application that is starting fails with that
-    error, and a running one goes on without the actor and is unhealthy. `SystemExit` and
+    error, and a running one continues without the actor and is unhealthy. `SystemExit` and
     `KeyboardInterrupt` stop it at once.
 
     Attributes:

@@ -31,14 +31,14 @@ class Faults:
     not among them; see `Harness.cut`.
 
     Attributes:
-        drop: the connection breaks down under a packet, which is lost with all that follow; both
-            ends notice up to a second later.
+        drop: the connection breaks during a packet, which is lost with all that follow; both ends
+            notice up to a second later.
         duplicate: a message is delivered once more, as a separate message. (On Kafka it is appended
             once more, as by a publisher that missed its confirmation.)
         delay: a packet takes up to a second longer; those behind it on the connection wait.
         reorder: a packet takes up to 0.01 s longer, so that packets of other connections overtake
             it; the order on each connection is kept, as with TCP.
-        cut: a connection is cut, and made again after the usual backoff.
+        cut: a connection is cut, and opened again after the usual backoff.
         rebalance: the partitions of a group are reassigned (Kafka only).
         crash_actor: an actor loses its state and starts again, with the message that it was working
             on.

@@ -46,7 +46,7 @@ class Harness(HarnessBase):
     Time is virtual: `asyncio.sleep`, timeouts, timers, backoff and expiry take no real time. It
     passes only in `settle`, `advance`, `request` and `restart`, and not while a thread is working:
     ``def`` handlers run in their threads, one at a time, while the event loop waits for them; work
-    in threads of the program's own is announced with `spa_dat.busy_thread` or `busy_thread`.
+    in the program's own threads is announced with `spa_dat.busy_thread` or `busy_thread`.
 
     Args:
         applications: applications that are not running; they share a bus if their addresses are
@@ -232,8 +232,8 @@ class Harness(HarnessBase):
 
         Deliveries, mailboxes, handlers, confirmations, commits, requests, retries: all of it is
         finished, and the clock jumps as far as that takes (on Kafka about a second, since groups
-        commit that often). It does not wait for what is only due later: ticks of ``every=``,
-        ``context.later``, whatever a producer that runs once sleeps for.
+        commit that often). It does not wait for what is only due later: ticks of ``every=``, calls
+        of ``context.later``, the sleep of a producer that runs once.
 
         Raises:
             HandlerFailed: something failed unexpectedly; its cause is the error.
@@ -355,12 +355,12 @@ class Harness(HarnessBase):
         the recording, since they send them again. For a recording of a bus these are all actors
         with a filter for any of its messages, and replies and dead letters are left out, too.
         Messages from producers are replayed; the producers of the applications run all the same.
-        Ids, headers and times of sending stay; replies go to nobody, unless they were sent to a
-        topic of yours.
+        Ids, headers and times of sending stay; replies go to nobody, unless they were sent to one
+        of your own topics.
 
         Args:
             file: written by a `Recorder`, or by ``spa-dat record``.
-            actor: replay all that this actor received, right into its mailbox: retained,
+            actor: replay all that this actor received, directly into its mailbox: retained,
                 redelivered, partition and offset stay, too, and nobody else receives it.
             keep_times: let as much virtual time pass between two messages as did in the recording.
             keep_own: do not leave out what these applications sent.

@@ -75,8 +75,8 @@ class Subscription:
         durable: whether the bus keeps messages while nobody is connected. Never for ephemeral
             identities.
         retained: whether retained messages come for filters that are ``new`` to the subscription,
-            ``always`` when it is connected, or ``never``. Never if instances share the messages; no
-            concern of a bus that keeps none.
+            ``always`` when it is connected, or ``never``. Never if instances share the messages; a
+            bus that keeps none ignores it.
     """
 
     name: str
@@ -167,7 +167,7 @@ class Consumer(abc.ABC):
         """Do as `close`, waiting no longer than about ``seconds`` for the broker.
 
         By default that is `close`, with its own bound. Override it where that is more than a second
-        or two, or a stop takes so much longer while the broker is silent.
+        or two, or a stop takes that much longer while the broker is silent.
         """
         await self.close()
 

@@ -87,15 +87,15 @@ class SocketProviderFactory:
         ``file:///path/plant.toml`` and ``https://host/plant.toml`` are documents in TOML, JSON or
         YAML, which have the URL of a bus and options under their own names. They are read at once,
         which may block for 10 seconds, and again before each attempt to connect: user, password and
-        TLS files are then those that stand there now.
+        TLS files are then taken from their new contents.
 
         An option that is not given here, nor in the URL of a bus, is looked for in the environment
         (``keepalive`` in ``SPA_DAT_KEEPALIVE``), and then in the document.
 
         Args:
             url: of the bus or document.
-            name: of the provider, where a document has several; ``#name`` at the end of its URL is
-                the same. A provider with a name has environment variables of its own
+            name: of the provider, if a document has several; ``#name`` at the end of its URL is the
+                same. A provider with a name has its own environment variables
                 (``SPA_DAT_NAME_KEEPALIVE``).
             allow_http: whether a document may come over ``http://``, where anybody in between can
                 read and change it. The environment variable ``SPA_DAT_ALLOW_HTTP`` allows it, too.

@@ -28,7 +28,7 @@ _WATCHDOG = 'read _; kill -9 "$1"; sleep 1; rm -rf "$2"'
 
 
 class BrokerProcess(abc.ABC):
-    """A broker on 127.0.0.1 for tests, with ports and a data folder of its own.
+    """A broker on 127.0.0.1 for tests, with its own ports and data folder.
 
     Use it as a context manager, ``with`` or ``async with``, or call `start` and `close`. It keeps
     its ports and data over `restart`, and ends with the process that started it, however that ends.

@@ -56,7 +56,7 @@ _formatted: dict[object, dict[str, bytes]] = {}
 
 
 class Kafka(BrokerProcess):
-    """A Kafka process on 127.0.0.1, one node, with ports and a data folder of its own.
+    """A Kafka process on 127.0.0.1, one node, with its own ports and data folder.
 
     It needs Java 17 or newer, from ``JAVA_HOME`` or the ``PATH``, and the broker's jars, which
     `fetch` gets with Maven. Environment variables: ``SPA_DAT_KAFKA_VERSION`` selects another
@@ -212,7 +212,7 @@ class Kafka(BrokerProcess):
 
     @staticmethod
     def token(user: str, seconds: float = 300.0) -> str:
-        """Return a token with which the user may log in for so long: unsigned, for tests only."""
+        """Return a token with which the user may log in for this long: unsigned, for tests only."""
         now = time.time()
         claims = {"sub": user, "iat": now, "exp": now + seconds}
         parts = (json.dumps(part).encode() for part in ({"alg": "none"}, claims))

@@ -24,14 +24,14 @@ _DURABLE = (
 
 
 class Mosquitto(BrokerProcess):
-    """A Mosquitto process on 127.0.0.1 with a port and a data folder of its own.
+    """A Mosquitto process on 127.0.0.1 with its own port and data folder.
 
     It runs the ``mosquitto`` on the ``PATH`` or in ``/usr/sbin``. Starting takes some tens of
     milliseconds.
 
     Args:
-        durable: drop or lose nothing that is queued, even if the broker is killed (except for what
-            came at the last moment).
+        durable: drop or lose nothing that is queued, even if the broker is killed (except for
+            messages that arrived at the last moment).
         users: passwords by user name; anonymous clients are then refused.
         acl: the text of an access control file.
         tls: add a listener with TLS at `tls_port`; its certificate authority is in `ca_file`. Needs

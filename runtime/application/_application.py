@@ -158,7 +158,7 @@ class DistributedApplication:
         placement: Literal["process"] | None = None,
         replace: bool | None = None,
     ) -> Callable[[F], F]:
-        """Register a function that starts messages itself. Decorator; returns the function.
+        """Register a function that publishes by itself. Decorator; returns the function.
 
         Args:
             socket_provider: the bus; by default the application's.
@@ -225,7 +225,7 @@ class DistributedApplication:
 
         Args:
             topics: one filter or several; ``+`` and ``{name}`` match one level, ``#`` all levels
-                below. Type checkers compare the function with the types of a `Topic`: its first
+                below. Type checkers check the function against the types of a `Topic`: its first
                 parameter is the payload, or the message, and it returns the reply.
             socket_provider: the bus; by default the application's.
             state: a factory, or one value that only this actor owns.

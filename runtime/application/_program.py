@@ -49,8 +49,8 @@ def run(*applications: DistributedApplication, loop_factory: LoopFactory | None 
 
     Args:
         applications: at least one, each with something registered.
-        loop_factory: makes the event loop, as `uvloop.new_event_loop` does; by default the event
-            loop policy that the program has set does, else it is a selector loop.
+        loop_factory: creates the event loop, as `uvloop.new_event_loop` does; by default it comes
+            from the event loop policy that the program has set, or else it is a selector loop.
 
     Raises:
         SystemExit: with the reason, when an application could not start, failed, has no actors, or

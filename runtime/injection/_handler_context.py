@@ -40,7 +40,7 @@ class ContextOwner(Protocol):
 
 
 class Context:
-    """What a handler can learn and do besides using the bus. Handlers get it injected.
+    """Everything that a handler can find out and do besides using the bus; it is injected.
 
     Attributes:
         attempt: the number of this attempt at the message, from 1.

@@ -43,7 +43,7 @@ class RuntimeSubscriptions(Protocol):
 class Socket:
     """Publish-subscribe and request-reply for one actor on one bus.
 
-    Handlers get it injected; there is no need to make one.
+    Handlers get it injected; there is no need to create one.
 
     Args:
         connection: the bus.
@@ -319,8 +319,8 @@ class Socket:
             topic: the topic to publish on, or a whole message from ``message_builder``.
             payload: as for `publish`.
             reply: the type to decode each reply to; by default that of a `Topic`, else bytes.
-            count: return as soon as this many have come; None waits for the whole timeout and
-                returns all that came.
+            count: return as soon as this many have arrived; None waits for the whole timeout and
+                returns all that arrived.
             limit: the most replies that are kept if ``count`` is None. One more ends the wait, as
                 do 16 MiB of replies: the last one returned is then a `RemoteError` with the code
                 ``too-many-replies``.
@@ -329,7 +329,7 @@ class Socket:
             headers: as for `publish`.
 
         Returns:
-            The replies in the order in which they came; a responder's error is one of them.
+            The replies in the order in which they arrived; a responder's error is one of them.
 
         Raises:
             RequestTimeout: fewer than ``count`` replies in time.

@@ -26,8 +26,8 @@ P = TypeVar("P")
 class Topic(Generic[P, R]):
     """An address, the type of the payloads that are sent there, and that of the replies.
 
-    Define it once, for all who publish, request, handle and test; type checkers then compare all of
-    them. It stands wherever a topic or a filter is wanted::
+    Define it once, for everyone who publishes, requests, handles and tests; type checkers then
+    check all of them. It can be used wherever a topic or a filter is expected::
 
         readings = Topic[Reading]("plant/{machine}/temperature")
         orders = Topic[Order, Receipt]("shop/orders")
@@ -36,7 +36,7 @@ class Topic(Generic[P, R]):
         receipt = await socket.request(orders, Order("tea"))
 
     Args:
-        text: the address, or a filter: `at` fills its captures.
+        text: the address, or a filter: `at` fills in its captures.
 
     Raises:
         ConfigurationError: the text is not a valid filter.

@@ -16,8 +16,8 @@ __all__ = ["Codec", "check_codec"]
 class Codec(abc.ABC):
     """A payload format of the application's own, such as Avro or Protobuf.
 
-    It is named where it is used, and nowhere else is anything decoded by it: by ``codec=`` of an
-    application, of an actor or of a publish; in the annotation of a handler's payload or reply,
+    It is named where it is used, and applies nowhere else: by ``codec=`` of an application, of an
+    actor or of a publish; in the annotation of a handler's payload or reply,
     ``Annotated[Order, AvroCodec(schema)]``, in the types of a `Topic`, and in ``reply=`` of a
     request. For one message the closest counts: the publish, the topic or the annotation, the
     actor, the application.

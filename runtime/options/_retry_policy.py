@@ -43,7 +43,7 @@ class Retry(Exception):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long a failing message is tried in place before it is parked.
+    """How often and how long a failing message is tried in place before it becomes a dead letter.
 
     While it is retried, the actor's other messages wait, so that order is kept.
 

@@ -25,8 +25,8 @@ class Recorder:
 
     ``with Recorder(app, "incident.jsonl"): app.run()``. A message is recorded when an actor starts
     on it, once for each receipt and not for each attempt; messages that no actor starts on are not
-    recorded. Recording does not delay messages: a thread of the recorder's own writes the file. If
-    it cannot keep up, or the disk is full, messages are left out of the file and counted, and the
+    recorded. Recording does not delay messages: the recorder's own thread writes the file. If it
+    cannot keep up, or the disk is full, messages are left out of the file and counted, and the
     application continues. Messages from the last moments before the process is killed may be
     missing.
 

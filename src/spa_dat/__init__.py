@@ -1,8 +1,9 @@
-"""An actor runtime for message applications over MQTT and Kafka.
+"""An actor runtime for message-driven applications over MQTT and Kafka.
 
-The package has three parts: ``actors`` knows nothing of brokers, ``transports`` nothing of actors,
-and ``runtime`` joins them. The names in this module are the public interface, together with the
-module ``spa_dat.errors``.
+The package has four parts: ``actors`` knows nothing of brokers, ``transports`` nothing of actors,
+``runtime`` joins them, and ``harness`` tests applications. The names in this module are the public
+interface, together with those in ``spa_dat.errors``, ``spa_dat.transports``, ``spa_dat.testing``
+and ``spa_dat.recording``.
 """
 
 from __future__ import annotations

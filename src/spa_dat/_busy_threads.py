@@ -99,7 +99,7 @@ def _on_event_loop() -> bool:
 
 
 def busy_thread(name: str | None = None) -> BusyThread:
-    """Announce that the caller hands over work to a thread of the program's own.
+    """Announce that the caller hands over work to one of the program's own threads.
 
     Call it on the event loop, in the step that hands over the work. Under a `Harness` virtual time
     stands still until `BusyThread.end`, or until its ``with`` block is left, in any thread. In

@@ -1,10 +1,10 @@
-"""Every error that the package raises on purpose.
+"""Every error that the package raises deliberately.
 
 SpaDatError
 ├── ConfigurationError     the program is wrong: registration, configuration, URL, topic
 ├── TransportError         the broker or the network
 │   ├── ConnectFailed      no connection could be made
-│   ├── ConnectionLost     a connection ended under an operation
+│   ├── ConnectionLost     a connection ended during an operation
 │   ├── NotAuthorised      the broker refused the login or the operation
 │   ├── PublishRefused     the broker answered a publish with a refusal
 │   ├── PublishNotSent     a publish was given up before a byte of it was written
@@ -61,7 +61,7 @@ __all__ = [
 
 
 class SpaDatError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises deliberately."""
 
 
 class ConfigurationError(SpaDatError):
@@ -93,11 +93,11 @@ class ConnectionLost(TransportError):
 
 
 class NotAuthorised(TransportError):
-    """The broker refused the login, the subscription or the publish. Trying again is no use."""
+    """The broker refused the login, the subscription or the publish. Retrying does not help."""
 
 
 class PublishRefused(TransportError):
-    """The broker answered the publish with a refusal. Trying again is no use."""
+    """The broker refused the publish. Retrying does not help."""
 
 
 class PublishNotSent(TransportError):
@@ -133,21 +133,21 @@ class EncodeError(MessageError):
 
 
 class RequestError(SpaDatError):
-    """A request got no good reply."""
+    """A request got no usable reply."""
 
 
 class RequestTimeout(RequestError, TimeoutError):
     """No reply came in time. The responder may still have done the work.
 
     Attributes:
-        outage: whether there was no connection at some time meanwhile.
+        outage: whether there was no connection at some point meanwhile.
     """
 
     outage: bool = False
 
 
 class NoResponder(RequestError):
-    """The bus says that nobody listens to the topic of the request."""
+    """The bus says that nobody is subscribed to the topic of the request."""
 
 
 class RemoteError(RequestError):
@@ -177,7 +177,7 @@ class ActorStopped(ActorError):
 
 
 class MailboxFull(ActorError):
-    """The mailbox has no free place; ``await ref.send(...)`` waits for one."""
+    """The mailbox is full; ``await ref.send(...)`` waits for room."""
 
 
 class DeadlockDetected(ActorError):
@@ -185,7 +185,7 @@ class DeadlockDetected(ActorError):
 
 
 class ProcessCrashed(ActorError):
-    """The process of an actor with ``placement="process"`` has ended under a message."""
+    """The process of an actor with ``placement="process"`` ended while it handled a message."""
 
 
 class RestartLimitReached(ActorError):

@@ -37,7 +37,7 @@ class LastWill:
             without anybody noticing.
         birth: the text that the application publishes to the topic, in the same way, each time it
             has connected; None for nothing.
-        on_stop: whether the will is also published when the application stops in good order.
+        on_stop: whether the will is also published when the application stops cleanly.
         content_type: MIME type of both texts.
 
     Raises:
