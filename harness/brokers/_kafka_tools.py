@@ -1,4 +1,4 @@
-"""What a real Kafka broker needs on this machine: Java, and the broker's jars."""
+"""The tools that a real Kafka broker needs on this machine: Java, and the broker's jars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runner of an actor does for a child process: whatever takes a connection."""
+"""The services of an actor's runner for a child process: whatever takes a connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers write, put into one log: each line is whole, and begins with the worker's name."""
+"""The output of the workers in one log: each line is whole, and begins with a worker's name."""
 
 from __future__ import annotations
 
