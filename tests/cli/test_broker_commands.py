@@ -332,9 +332,9 @@ SECRET = "mqtt://user:hunter2@127.0.0.1:1"
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["publish", "memory://", "a", "1"], "memory:// is inside of one process.*"),
-        (["request", "memory://", "a", "1"], "memory:// is inside of one process.*"),
-        (["listen", "memory://", "a"], "memory:// is inside of one process.*"),
+        (["publish", "memory://", "a", "1"], "memory:// is inside one process.*"),
+        (["request", "memory://", "a", "1"], "memory:// is inside one process.*"),
+        (["listen", "memory://", "a"], "memory:// is inside one process.*"),
         (["publish", SECRET], "Missing argument 'TOPIC'; see spa-dat publish --help"),
         (["publish", SECRET, "a", "-5"], "No such option.*-5.*; see spa-dat publish --help"),
         (["publish", SECRET, "a", "b", "c"], ".*extra argument .*"),

@@ -27,14 +27,14 @@ def broker_at(url: str, *, name: str | None = None) -> SocketProvider:
         name: of the provider in the document.
 
     Raises:
-        ConfigurationError: the bus is inside of one process, or what
+        ConfigurationError: the bus is inside one process, or what
             `SocketProviderFactory.from_url` raises.
     """
     provider = SocketProviderFactory.from_url(url, name=name)
     config = provider.config
     if isinstance(config, MemoryConfig):
         raise ConfigurationError(
-            "memory:// is inside of one process, and this command is another one: give the address"
+            "memory:// is inside one process, and this command is another one: give the address"
             " of a broker"
         )
     if isinstance(config, MqttConfig) and config.will is not None:

@@ -130,7 +130,7 @@ async def test_what_a_child_has_not_sent_yet_is_not_sent_by_its_fork_too(
         await eventually(lambda: "said once" in caplog.text)
         await eventually(lambda: app.stats["messages.handled"] == 1)
     assert caplog.text.count("said once") == 1
-    assert "has forked off comes back from that code, and is ended" in capfd.readouterr().err
+    assert "has forked has returned from that code, and is ended" in capfd.readouterr().err
 
 
 async def test_a_fork_that_lives_on_does_not_hide_the_end_of_the_child() -> None:
