@@ -10,6 +10,7 @@ from ..runtime.application._application import DistributedApplication
 from ..runtime.messaging._requests import RequestOptions
 from ..runtime.messaging._socket import NOT_GIVEN
 from ..runtime.messaging._typed_topic import P, R, Topic
+from ..transports._wire_formats import WireName
 from ._harness_base import HarnessBase
 from ._harness_core import HarnessCore
 
@@ -99,11 +100,21 @@ class AsyncHarness(HarnessBase):
         timeout: float = _TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        wire: WireName | None = None,
         bus: str | None = None,
     ) -> Any:
         """See `Harness.request`."""
-        return self._harness.request(
-            topic, payload, reply=reply, timeout=timeout, key=key, headers=headers, bus=bus
+        # The overloads have more unions than mypy tries.
+        request: Any = self._harness.request
+        return request(
+            topic,
+            payload,
+            reply=reply,
+            timeout=timeout,
+            key=key,
+            headers=headers,
+            wire=wire,
+            bus=bus,
         )
 
     async def replay(

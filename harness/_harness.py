@@ -15,6 +15,7 @@ from ..runtime.messaging._requests import RequestOptions
 from ..runtime.messaging._socket import NOT_GIVEN
 from ..runtime.messaging._typed_topic import P, R, Topic, address_meant
 from ..runtime.options._option_checks import is_number
+from ..transports._wire_formats import WireName
 from ._async_harness import AsyncHarness
 from ._errors import NotSettled
 from ._faults import Faults
@@ -312,6 +313,7 @@ class Harness(HarnessBase):
         timeout: float = _TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        wire: WireName | None = None,
         bus: str | None = None,
     ) -> Any:
         """Send a request from outside, and wait for the reply.
@@ -323,6 +325,7 @@ class Harness(HarnessBase):
             timeout: virtual seconds.
             key: as for `Socket.request`.
             headers: as for `Socket.request`.
+            wire: as for `Socket.request`.
             bus: as for `publish`.
 
         Raises:
@@ -332,7 +335,7 @@ class Harness(HarnessBase):
         """
         socket = self._core.socket(bus)
         call = socket.request(
-            topic, payload, reply=reply, timeout=timeout, key=key, headers=headers
+            topic, payload, reply=reply, timeout=timeout, key=key, headers=headers, wire=wire
         )
         try:
             return self._run(self._core.world.outcome(call, timeout))

@@ -18,6 +18,7 @@ class Access:
         published: filters of what its handlers publish.
         answers: whether it answers requests.
         reply_topics: filters of where its replies go, besides the inboxes of applications.
+        asks_0_4_0: whether it may make requests in the format of spa-dat 0.4.0.
     """
 
     application: str
@@ -26,3 +27,4 @@ class Access:
     published: tuple[str, ...] = ()
     answers: bool = False
     reply_topics: tuple[str, ...] = ()
+    asks_0_4_0: bool = False

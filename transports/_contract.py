@@ -77,6 +77,8 @@ class Subscription:
         retained: whether retained messages come for filters that are ``new`` to the subscription,
             ``always`` when it is connected, or ``never``. Never if instances share the messages; a
             bus that keeps none ignores it.
+        wire: the format in which its messages are expected, one of the provider's ``wires``; None
+            for that of the bus.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Subscription:
     share: bool = False
     durable: bool = True
     retained: Literal["new", "always", "never"] = "new"
+    wire: str | None = None
 
 
 class Receiver(Protocol):
@@ -272,6 +275,8 @@ class SocketProvider(abc.ABC):
         default_qos: the quality of service of publishes and subscriptions that specify none.
         default_window: the window of subscriptions that specify none.
         default_window_bytes: as ``default_window``, in bytes.
+        wires: the formats that single subscriptions and publishes may name, `Subscription.wire` and
+            `Envelope.wire`.
         config: the options; providers of one address with equal options are interchangeable.
     """
 
@@ -280,6 +285,7 @@ class SocketProvider(abc.ABC):
     default_qos: int = 1
     default_window: int = 200
     default_window_bytes: int = DEFAULT_WINDOW_BYTES
+    wires: Sequence[str] = ("cloudevents",)
 
     @property
     @abc.abstractmethod

@@ -100,6 +100,8 @@ class Envelope(MessageFields, frozen=True, kw_only=True, gc=False):
     original: Envelope | None = None
     """When received: the message as it came, if it was a CloudEvent in structured mode; all other
     fields are those of the event."""
+    wire: str | None = None
+    """When sent: the format that it is to have on the wire; None for that of the bus."""
     flaw: str | None = None
     """When received: why the message cannot be read, whatever it is to be decoded to."""
 

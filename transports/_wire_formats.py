@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
@@ -16,18 +16,29 @@ from ._topics import is_reserved
 
 __all__ = [
     "CLOUDEVENTS",
+    "WIRES",
     "WIRE_CHOICES",
     "SpaDatFormat",
     "WireFormat",
+    "WireFormats",
+    "WireName",
     "opened",
     "wire_format",
+    "with_wire",
 ]
 
 _log = get_logger(__name__)
 
-WIRE_CHOICES: Mapping[str, tuple[str | None, ...]] = {"wire": ("cloudevents", "spa-dat")}
-"""The values of the option ``wire``, for the ``choices`` of configurations."""
+WireName: TypeAlias = Literal["cloudevents", "spa-dat"]
+"""The values of the option ``wire``."""
+WIRES: tuple[WireName, ...] = ("cloudevents", "spa-dat")
+"""The same, for the ``wires`` of providers."""
+WIRE_CHOICES: Mapping[str, tuple[str | None, ...]] = {"wire": WIRES}
+"""The same, for the ``choices`` of configurations."""
 _SPA_DAT = "spa-dat"
+# At the end of the correlation of a request that names its format. No other ends so: tokens are
+# hexadecimal.
+_MARKS = {"cloudevents": "v", "spa-dat": "s"}
 _PACKED = "application/vnd.spa-dat+json"
 # As long as that of a CloudEvent.
 _LENGTH_OF_PACKED = len(_PACKED)
@@ -184,7 +195,7 @@ class SpaDatFormat(WireFormat):
             raise EncodeError(
                 f"the payload for {quoted(envelope.topic, 80)} is not UTF-8 ({error}), and"
                 " wire='spa-dat' carries nothing else: send a text, for example in base64, or"
-                " publish through a provider without wire='spa-dat'"
+                " publish it with wire='cloudevents'"
             ) from None
         response_topic = envelope.response_topic
         message = _Message(
@@ -230,15 +241,15 @@ def _recognised(envelope: Envelope) -> Envelope:
         _reported[topic] = None
         _log.warning(
             "a program that speaks the format of spa-dat 0.4.0 publishes on %s: these messages"
-            " reach no handler here; give the provider the option wire='spa-dat', or move that"
-            " program",
+            " reach no handler here; give the actor or the provider the option wire='spa-dat', or"
+            " move that program",
             quoted(topic, 200),
         )
     return msgspec.structs.replace(
         envelope,
         flaw=(
-            "the message is in the format of spa-dat 0.4.0: give the provider the option"
-            " wire='spa-dat' to read it, or move the program that sends it"
+            "the message is in the format of spa-dat 0.4.0: give the actor or the provider the"
+            " option wire='spa-dat' to read it, or move the program that sends it"
         ),
     )
 
@@ -267,3 +278,72 @@ def wire_format(
     if name_of is None or address_of is None:
         return _SPA_DAT_ON_MQTT
     return SpaDatFormat(name_of, address_of)
+
+
+class WireFormats:
+    """The formats of one bus: its own, and those that subscriptions and messages name.
+
+    Args:
+        wire: the option of the bus.
+        name_of: as of `wire_format`.
+        address_of: as of `wire_format`.
+
+    Attributes:
+        own: the format of all that names none.
+        of_replies: the format that each reply to a request of this application has.
+    """
+
+    def __init__(
+        self,
+        wire: str,
+        name_of: Callable[[str], str] | None = None,
+        address_of: Callable[[str], str] | None = None,
+    ) -> None:
+        self._by_name: dict[str, WireFormat] = {
+            name: wire_format(name, name_of, address_of) for name in WIRES
+        }
+        self._by_mark = {mark: self._by_name[name] for name, mark in _MARKS.items()}
+        self.own = self._by_name[wire]
+        self.of_replies: WireFormat = _ReplyFormat(self)
+
+    def of(self, wire: str | None) -> WireFormat:
+        """Return the format with a name; the bus's own for None."""
+        return self.own if wire is None else self._by_name[wire]
+
+    def of_reply(self, correlation: str) -> WireFormat:
+        """Return the format of a reply: that of its request; see `with_wire`."""
+        return self._by_mark.get(correlation[-1:], self.own)
+
+    def packed(self, envelope: Envelope) -> Envelope:
+        """Return a message as it is to be written, in the format that it names.
+
+        Raises:
+            EncodeError: the format cannot carry its payload.
+        """
+        wire = envelope.wire
+        if wire is None:
+            return self.own.packed(envelope)
+        # Whoever gets it on a bus in memory is to see no more of it than on the network.
+        return self._by_name[wire].packed(msgspec.structs.replace(envelope, wire=None))
+
+
+class _ReplyFormat(WireFormat):
+    """The format of the request, whose correlation is the end of the topic."""
+
+    def __init__(self, formats: WireFormats) -> None:
+        self._of_reply = formats.of_reply
+
+    def is_packed(self, envelope: Envelope) -> bool:
+        return self._of_reply(envelope.topic).is_packed(envelope)
+
+    def opened(self, envelope: Envelope) -> Envelope:
+        return self._of_reply(envelope.topic).opened(envelope)
+
+
+def with_wire(correlation: str, wire: str | None) -> str:
+    """Return a correlation that tells which format its request has been given.
+
+    So the reply is read in that format, and nothing has to be remembered of requests that nobody
+    answers.
+    """
+    return correlation if wire is None else correlation + _MARKS[wire]

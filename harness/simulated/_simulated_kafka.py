@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import MessageTooLarge, UnknownTopic
 from ...transports import Bus, Envelope, KafkaConfig, KafkaProvider, SocketProvider, Surroundings
+from ...transports._wire_formats import WireFormats
 from ...transports.kafka._aiokafka_private import check_libraries
 from ...transports.kafka._partitioner import hash_of
 from ...transports.kafka._records import Codec, Record
@@ -26,7 +27,7 @@ __all__ = ["SimulatedKafkaBus"]
 _PORT = 9092
 _SHARED = (
     "window", "window_bytes", "outbox", "outbox_bytes", "max_received", "qos", "start_timeout",
-    "connect_timeout", "backoff_min", "backoff_max",
+    "connect_timeout", "backoff_min", "backoff_max", "wire",
 )  # fmt: skip
 _PARTITIONS = 3
 _IDLE = 10.0
@@ -72,6 +73,8 @@ class SimulatedKafkaBus(HarnessBus):
         self._config = KafkaConfig()
         self._names = Names(self._config)
         self._codec: Codec | None = None
+        # What comes from outside is as it is, unless the test names a format.
+        self._wires = WireFormats("cloudevents")
         self._random = random.Random(0)
         self._repeating = False
         self._to_commit: Offsets = {}
@@ -84,6 +87,7 @@ class SimulatedKafkaBus(HarnessBus):
         if self._codec is None:
             self._config, self._names = config, names
             self._codec = Codec(names, surroundings.stats, self._now)
+            self._wires = WireFormats("cloudevents", names.name_of, names.reply_topic)
             self._random = random.Random(surroundings.environment.token())
         bus = ObservedKafkaBus(config, names, surroundings, self.cluster)
         self._buses.append(bus)
@@ -93,7 +97,7 @@ class SimulatedKafkaBus(HarnessBus):
         """See `HarnessBus.check`."""
         KafkaProvider(self._config).check_message(envelope)
         assert self._codec is not None
-        record = self._codec.encode(envelope)
+        record = self._codec.encode(self._wires.packed(envelope))
         other = self.cluster.alike(record.name)
         if record.name not in self.cluster.topics and other is not None:
             raise UnknownTopic(
@@ -110,7 +114,7 @@ class SimulatedKafkaBus(HarnessBus):
     def inject(self, envelope: Envelope) -> None:
         """See `HarnessBus.inject`."""
         assert self._codec is not None
-        record = self._codec.encode(envelope)
+        record = self._codec.encode(self._wires.packed(envelope))
         topics = self.cluster.topics
         if record.name not in topics:
             self.cluster.create_topic(record.name, self._config.partitions)

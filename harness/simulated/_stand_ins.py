@@ -144,6 +144,7 @@ class StandInProvider(SocketProvider):
         self.default_qos = original.default_qos
         self.default_window = original.default_window
         self.default_window_bytes = original.default_window_bytes
+        self.wires = original.wires
 
     @property
     def address(self) -> str:

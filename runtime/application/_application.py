@@ -13,6 +13,7 @@ from ..._environment import Environment
 from ...actors import Actor, RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Identity, SocketProvider, as_provider
+from ...transports._wire_formats import WireName
 from ..hosting._application_settings import LoopFactory, Settings
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
@@ -154,6 +155,7 @@ class DistributedApplication:
         name: str | None = None,
         every: float | None = None,
         deadline: float | None = None,
+        wire: WireName | None = None,
         codec: Codec | None = None,
         placement: Literal["process"] | None = None,
         replace: bool | None = None,
@@ -168,6 +170,7 @@ class DistributedApplication:
             every: seconds from one call to the next, the first at once; calls never overlap, and
                 one that raises does not stop later ones. None calls it once.
             deadline: seconds after which one call is cut off and counts as failed.
+            wire: the format of what it publishes and requests; see `ActorOptions`.
             codec: encodes what it publishes, and reads replies; see `ActorOptions`.
             placement: ``process`` runs it in a child process; see `ActorOptions`.
             replace: as for `application`.
@@ -187,6 +190,7 @@ class DistributedApplication:
             "ressources": ressources,
             "every": every,
             "deadline": deadline,
+            "wire": wire,
             "codec": codec,
             "placement": placement,
         }

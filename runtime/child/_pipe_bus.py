@@ -381,6 +381,7 @@ class PipeProvider(SocketProvider):
         self.default_qos = about["qos"]
         self.default_window = about["window"]
         self.default_window_bytes = about["window_bytes"]
+        self.wires = about["wires"]
         self.bus: PipeBus | None = None
 
     @property

@@ -81,7 +81,7 @@ class DeliveryProcessor:
     def __init__(self, lane: HandlingLane, connection: BusConnection) -> None:
         self._lane = lane
         self._connection = connection
-        self._replies = connection.replies
+        self._replies = connection.replies_in(lane.options.wire)
         self._stats = connection.surroundings.stats
         self._environment = connection.surroundings.environment
         self._now = connection.loop.time

@@ -76,6 +76,7 @@ class ChildServices:
             "qos": provider.default_qos,
             "window": provider.default_window,
             "window_bytes": provider.default_window_bytes,
+            "wires": [*provider.wires],
             "max_payload": bus.max_payload,
             "max_received": bus.max_received,
             "connected": bus.connected,

@@ -116,8 +116,9 @@ class Lane:
         return BatchSource(self)
 
     def _make_socket(self) -> Socket:
-        codec = self.options.codec
-        return Socket(self.connection, self.source, self.runner.runtime, codec)
+        options = self.options
+        runtime = self.runner.runtime
+        return Socket(self.connection, self.source, runtime, options.codec, options.wire)
 
     def take_thread_resources(self, required: RequiredResources) -> RequiredResources:
         """Take over the resources that its thread can open; return how all are to be opened."""
@@ -344,7 +345,8 @@ class Lane:
             return False
         self.stats["requests.deadlocked"] += 1
         text = f"{cycle}: {self.address!r} itself waits for the reply to this request"
-        self.connection.replies.refuse(envelope, self.source, "deadlock", text)
+        replies = self.connection.replies_in(self.options.wire)
+        replies.refuse(envelope, self.source, "deadlock", text)
         return True
 
     # For contexts and sockets.

@@ -8,6 +8,8 @@ from asyncio import _get_running_loop
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import msgspec
+
 from ..._logs import get_logger
 from ..._texts import LONGEST_REMEMBERED, reason_of
 from ...errors import ActorStopped, ConfigurationError, ConnectionLost
@@ -26,8 +28,10 @@ from ...transports import (
     is_reserved,
     on_failure,
 )
+from ...transports._wire_formats import WireName
 from ..diagnostics._unclean_stop import LostPosts
 from ..options._custom_codecs import Codec
+from ..options._option_checks import check_wire
 from ..payloads._codec import encode
 from ._carried_headers import with_carried
 from ._message import NO_HEADERS
@@ -63,7 +67,7 @@ class BusConnection:
         surroundings: identity, environment and counters of the application.
         filters: the declared filters of the application's actors on this bus.
         subscribed: their runtime subscriptions.
-        replies: sends the replies to requests of others.
+        replies: sends the replies to requests of others, in the format of the bus.
         reply_addresses: where replies may go.
         loop: the event loop that it belongs to.
         ended: whether the application has stopped, so that its sockets no longer work.
@@ -193,6 +197,7 @@ class BusConnection:
         source: str,
         message: OutgoingMessage,
         codec: Codec | None = None,
+        wire: WireName | None = None,
         *,
         request: tuple[str, bytes, tuple[str, ...]] | None = None,
     ) -> Envelope:
@@ -205,6 +210,7 @@ class BusConnection:
             message: what to send.
             codec: encodes the payload of a message that names none; None for the runtime's own
                 formats.
+            wire: the format of a message that names none; None for that of the bus.
             request: for a request, its response topic, its correlation data and the actors that
                 wait for the reply.
 
@@ -266,12 +272,23 @@ class BusConnection:
             retain=message.retain,
             tombstone=isinstance(message.payload, Tombstone),
         )
+        wire = wire if message.wire is None else message.wire
+        if wire is not None:
+            check_wire("publish", wire, self.provider)
+            # Hardly any message needs it, and one more keyword above would cost all of them time.
+            envelope = msgspec.structs.replace(envelope, wire=wire)
         if is_reply:
             assert turn is not None
             # Refuse now a reply that cannot be sent, so that an error can still be the answer.
             self.provider.check_message(envelope)
             turn.answered = turn.answered or len(payload) <= self.bus.max_payload
         return envelope
+
+    def replies_in(self, wire: WireName | None) -> Replies:
+        """Return what sends replies in a format; None for that of the bus."""
+        if wire is None:
+            return self.replies
+        return Replies(self.bus, self.surroundings, self.lost_posts, wire)
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
         """Queue a publish; the message being handled is settled only after its confirmation."""

@@ -11,6 +11,7 @@ import msgspec
 from ..._texts import quoted
 from ...errors import ConfigurationError
 from ...transports import Tombstone, check_topic
+from ...transports._wire_formats import WireName
 from ..options._custom_codecs import Codec, check_codec
 from ..options._option_checks import is_number
 from ..payloads._codec import encode, encode_as, encode_with, has_format_of
@@ -52,6 +53,8 @@ class PublishOptions(TypedDict, total=False):
         codec: encodes the payload, unless that is None, and gives it its content type, unless
             ``content_type`` does; None for the one in the type of a `Topic`, or else for that of
             the actor, or of the application, or for the runtime's own formats.
+        wire: the format on the wire: ``spa-dat`` for that of spa-dat 0.4.0, or ``cloudevents``;
+            None for that of the actor, or of the bus.
         type: the CloudEvents type, what kind of event it is, as in ``com.example.order.placed``;
             None for ``spa-dat.message``.
         retain: whether the broker keeps it as the topic's last value, for later subscribers.
@@ -63,6 +66,7 @@ class PublishOptions(TypedDict, total=False):
     headers: Mapping[str, str] | None
     content_type: str | None
     codec: Codec | None
+    wire: WireName | None
     type: str | None
     retain: bool
     qos: int | None
@@ -88,6 +92,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     response_topic: str | None = None
     content_type: str | None = None
     codec: Codec | None = None
+    wire: WireName | None = None
     type: str | None = None
     headers: Mapping[str, str] = NO_HEADERS
     key: str | None = None

@@ -10,6 +10,7 @@ from typing import TypedDict
 
 from ...errors import RemoteError, RequestTimeout
 from ...transports import Bus, Envelope, OutboxEntry, on_failure
+from ...transports._wire_formats import WireName, with_wire
 
 __all__ = [
     "ERROR_HEADER",
@@ -35,6 +36,7 @@ class RequestOptions(TypedDict, total=False):
     timeout: float
     key: str | None
     headers: Mapping[str, str] | None
+    wire: WireName | None
 
 
 class ManyOptions(RequestOptions, total=False):
@@ -288,6 +290,7 @@ class Requests:
         timeout: float,
         wanted: int | None,
         limit: int = MOST_REPLIES,
+        wire: str | None = None,
     ) -> list[Envelope]:
         """Send a request and collect its replies.
 
@@ -297,13 +300,14 @@ class Requests:
             wanted: how many replies to wait for; None waits for the whole timeout and returns
                 whatever has come, possibly nothing.
             limit: how many replies are kept if ``wanted`` is None.
+            wire: the format that the request names; None for that of the bus.
 
         Raises:
             RequestTimeout: fewer than ``wanted`` replies came in time.
             NoResponder: the bus says that nobody listens.
             TransportError: the request could not be sent.
         """
-        correlation = self._token()
+        correlation = with_wire(self._token(), wire)
         envelope = make(self._bus.reply_address(correlation), correlation.encode("ascii"))
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Envelope]] = loop.create_future()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ..._texts import describe, escaped, quoted, reason_of
@@ -28,6 +30,7 @@ from ...transports import (
     check_topic,
     is_reserved,
 )
+from ...transports._wire_formats import WireName
 from ..diagnostics._unclean_stop import LostPosts
 from ..options._custom_codecs import Codec
 from ..options._retry_policy import Reject
@@ -56,13 +59,21 @@ class Replies:
         bus: the connection.
         surroundings: environment and counters of the application.
         lost_posts: is told of replies that failed and that nobody is waiting for.
+        wire: the format of the replies; None for that of the bus.
     """
 
-    def __init__(self, bus: Bus, surroundings: Surroundings, lost_posts: LostPosts) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        surroundings: Surroundings,
+        lost_posts: LostPosts,
+        wire: WireName | None = None,
+    ) -> None:
         self._bus = bus
         self._stats = surroundings.stats
         self._environment = surroundings.environment
         self._lost_posts = lost_posts
+        self._wire = wire
         self._log = LimitedLog(log)
 
     def send(self, turn: Turn, source: str, value: object, codec: Codec | None = None) -> None:
@@ -141,6 +152,8 @@ class Replies:
             correlation=request.correlation,
             expiry=request.expiry,
         )
+        if self._wire is not None:
+            envelope = msgspec.structs.replace(envelope, wire=self._wire)
         turn.posts.append(self._bus.post(envelope))
         turn.answered = True
 

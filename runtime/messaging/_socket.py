@@ -12,8 +12,9 @@ from ..._texts import quoted
 from ...actors import chain_names
 from ...errors import ActorStopped, ConfigurationError, DecodeError, RemoteError
 from ...transports import Envelope
+from ...transports._wire_formats import WireName
 from ..options._custom_codecs import Codec
-from ..options._option_checks import check_seconds, is_number
+from ..options._option_checks import check_seconds, check_wire, is_number
 from ..payloads._codec import Decoder
 from ._bus_connection import BusConnection
 from ._message import NO_HEADERS, Message
@@ -50,6 +51,7 @@ class Socket:
         source: ``application/instance/actor``.
         subscriptions: the actor's runtime subscriptions.
         codec: that of the actor or application, for what names no other.
+        wire: the format of the actor; None for that of the bus.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Socket:
         source: str,
         subscriptions: RuntimeSubscriptions,
         codec: Codec | None = None,
+        wire: WireName | None = None,
     ) -> None:
         self._connection = connection
         self._check_use = connection.check_use
         self._source = source
         self._subscriptions = subscriptions
         self._codec = codec
+        self._wire = wire
 
     def revoke(self) -> None:
         """Make every further call raise ActorStopped: the handler that has it was given up."""
@@ -125,7 +129,7 @@ class Socket:
         """
         message = message_meant("publish", topic, payload, options)
         self._check_use()
-        envelope = self._connection.envelope(self._source, message, self._codec)
+        envelope = self._connection.envelope(self._source, message, self._codec, self._wire)
         check_seconds("publish", "timeout", timeout, zero=True)
         await self._connection.bus.publish(envelope, timeout=timeout)
 
@@ -157,7 +161,7 @@ class Socket:
         """
         message = message_meant("post", topic, payload, options)
         self._check_use()
-        envelope = self._connection.envelope(self._source, message, self._codec)
+        envelope = self._connection.envelope(self._source, message, self._codec, self._wire)
         self._connection.post(envelope)
 
     async def drain(self) -> None:
@@ -239,6 +243,7 @@ class Socket:
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        wire: WireName | None = None,
     ) -> Any:
         """Send a request and wait for its first reply.
 
@@ -250,6 +255,7 @@ class Socket:
             timeout: seconds; responders that get the request later ignore it.
             key: as for `publish`.
             headers: as for `publish`.
+            wire: as for `publish`; the reply is expected in that format, too.
 
         Raises:
             RequestTimeout: no reply in time.
@@ -259,7 +265,7 @@ class Socket:
             Others: as for `publish`.
         """
         reading = _reading_of(_reply_wanted("request", topic, reply), self._codec)
-        (envelope,) = await self._request(topic, payload, key, headers, timeout, 1)
+        (envelope,) = await self._request(topic, payload, key, headers, wire, timeout, 1)
         error = remote_error(envelope)
         if error is not None:
             try:
@@ -312,6 +318,7 @@ class Socket:
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        wire: WireName | None = None,
     ) -> list[Any]:
         """Send a request and collect the replies of several responders.
 
@@ -327,6 +334,7 @@ class Socket:
             timeout: seconds.
             key: as for `publish`.
             headers: as for `publish`.
+            wire: as for `publish`; the reply is expected in that format, too.
 
         Returns:
             The replies in the order in which they arrived; a responder's error is one of them.
@@ -343,7 +351,7 @@ class Socket:
         if not is_number(limit) or not isinstance(limit, int) or limit < 1:
             raise ConfigurationError(f"request_many(limit={limit!r}): give 1 or more")
         reading = _reading_of(_reply_wanted("request_many", topic, reply), self._codec)
-        envelopes = await self._request(topic, payload, key, headers, timeout, count, limit)
+        envelopes = await self._request(topic, payload, key, headers, wire, timeout, count, limit)
         return [remote_error(envelope) or self._read(envelope, reading) for envelope in envelopes]
 
     def _request(
@@ -352,6 +360,7 @@ class Socket:
         payload: object,
         key: str | None,
         headers: Mapping[str, str] | None,
+        wire: WireName | None,
         timeout: float,
         wanted: int | None,
         limit: int = MOST_REPLIES,
@@ -364,12 +373,19 @@ class Socket:
                 self._source,
                 message,
                 self._codec,
+                wire,
                 request=(response_topic, correlation, chain_names()),
             )
 
         if isinstance(topic, OutgoingMessage):
-            options: PublishOptions = {"key": key, "headers": headers, "expiry": timeout}
+            options: PublishOptions = {
+                "key": key,
+                "headers": headers,
+                "wire": wire,
+                "expiry": timeout,
+            }
             message = message_meant("request", topic, payload, options)
+            wire = message.wire
         else:
             # As message_meant(), without the cost of passing options on.
             message = OutgoingMessage(
@@ -380,7 +396,12 @@ class Socket:
                 expiry=timeout,
                 codec=topic.codec if isinstance(topic, Topic) else None,
             )
-        return self._connection.requests.request(make, timeout=timeout, wanted=wanted, limit=limit)
+        wire = self._wire if wire is None else wire
+        if wire is not None:
+            check_wire("request", wire, self._connection.provider)
+        return self._connection.requests.request(
+            make, timeout=timeout, wanted=wanted, limit=limit, wire=wire
+        )
 
     def _read(self, envelope: Envelope, reading: _Reading) -> Any:
         whole, decoder = reading

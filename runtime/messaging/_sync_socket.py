@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Unpack, overload
 
 from ..._busy_threads import waits_for_loop
 from ...errors import ActorStopped, ConfigurationError, RemoteError
+from ...transports._wire_formats import WireName
 from ._outgoing_message import OutgoingMessage, PublishOptions
 from ._requests import MOST_REPLIES, ManyOptions, RequestOptions
 from ._socket import DEFAULT_TIMEOUT, NOT_GIVEN, Socket
@@ -198,11 +199,12 @@ class SyncSocket:
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        wire: WireName | None = None,
     ) -> Any:
         """Send a request and wait for its first reply; see `Socket.request`."""
         return self._wait(
             self._socket.request(
-                topic, payload, reply=reply, timeout=timeout, key=key, headers=headers
+                topic, payload, reply=reply, timeout=timeout, key=key, headers=headers, wire=wire
             )
         )
 
@@ -250,6 +252,7 @@ class SyncSocket:
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        wire: WireName | None = None,
     ) -> list[Any]:
         """Send a request and collect several replies; see `Socket.request_many`."""
         return self._wait(
@@ -262,6 +265,7 @@ class SyncSocket:
                 timeout=timeout,
                 key=key,
                 headers=headers,
+                wire=wire,
             )
         )
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 from ...actors import Overflow
 from ...errors import ConfigurationError
 from ...transports import SocketProvider, TopicFilter
+from ...transports._wire_formats import WireName
 from ._custom_codecs import Codec, check_codec
 from ._option_checks import (
     LARGEST_WINDOW,
@@ -21,6 +22,7 @@ from ._option_checks import (
     check_placement,
     check_retained,
     check_seconds,
+    check_wire,
     parse_reply_topics,
 )
 from ._resources import Resource, check_resources
@@ -70,6 +72,9 @@ class ActorOptions:
             header. None for the message's own key. The topic is the key of messages without it.
         batch: the most messages that one call of the handler gets, as a list, and the seconds
             after which it is called with fewer; None for one message per call.
+        wire: the format of its messages: ``spa-dat`` for that of spa-dat 0.4.0, in which it then
+            publishes, requests and replies, and in which it expects messages; ``cloudevents``;
+            None for that of its bus.
         codec: encodes what it publishes, requests and replies, unless the publish, the `Topic` or
             the annotation names another format, and decodes what comes with its content type. None
             for the application's, or else for the runtime's own formats.
@@ -103,6 +108,7 @@ class ActorOptions:
     concurrency: int = 1
     key: str | None = None
     batch: tuple[int, float] | None = None
+    wire: WireName | None = None
     codec: Codec | None = None
     reply_topics: str | Sequence[str] | None = None
     placement: Literal["process"] | None = None
@@ -157,6 +163,8 @@ class ActorOptions:
             seconds = getattr(self, name)
             if seconds is not None:
                 check_seconds(owner, name, seconds)
+        if self.wire is not None:
+            check_wire(owner, self.wire, self.socket_provider)
         if self.codec is not None:
             check_codec(f"{owner}: codec", self.codec)
         if self.reply_topics is not None:
@@ -190,6 +198,7 @@ class HandlerOptions(TypedDict, total=False):
     concurrency: int
     key: str | None
     batch: tuple[int, float] | None
+    wire: WireName | None
     codec: Codec | None
     reply_topics: str | Sequence[str] | None
     placement: Literal["process"] | None

@@ -10,7 +10,8 @@ from typing import Any
 from ..._texts import quoted
 from ...actors import Overflow
 from ...errors import ConfigurationError
-from ...transports import TopicFilter
+from ...transports import SocketProvider, TopicFilter
+from ...transports._wire_formats import WIRES
 from ._state_factory import is_factory
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "check_placement",
     "check_retained",
     "check_seconds",
+    "check_wire",
     "is_number",
     "parse_filters",
     "parse_reply_topics",
@@ -115,6 +117,26 @@ def check_retained(owner: str, retained: object, deliver: object) -> None:
         raise ConfigurationError(
             f"{owner}: retained='always' has no effect with deliver='share': brokers send no"
             " retained messages to instances that share them; give deliver='all'"
+        )
+
+
+def check_wire(owner: str, wire: object, provider: SocketProvider | None) -> None:
+    """Raise ConfigurationError unless a format exists, and the bus has it.
+
+    Args:
+        owner: in words.
+        wire: the option; not None.
+        provider: the bus; None if it is not known.
+    """
+    if wire not in WIRES:
+        raise ConfigurationError(
+            f"{owner}: wire={quoted(wire)}: give one of {', '.join(map(repr, WIRES))}, or None for"
+            " the format of the bus"
+        )
+    if provider is not None and wire not in provider.wires:
+        raise ConfigurationError(
+            f"{owner}: wire={wire!r}: the bus at {provider.address} has only"
+            f" {', '.join(map(repr, provider.wires))}; use another bus, or leave it out"
         )
 
 

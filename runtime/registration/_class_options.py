@@ -53,6 +53,7 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "key": _is_text,
     "batch": lambda value: isinstance(value, tuple),
     "codec": _is_codec,
+    "wire": _is_text,
     "placement": _is_text,
     "processes": _is_count,
 }

@@ -88,7 +88,7 @@ class Subscriptions:
                     f"the subscription of actors {first.name!r} and {actor.name!r} would both be"
                     f" named {name!r}; rename one"
                 )
-            for option in ("qos", "deliver", "retained"):
+            for option in ("qos", "deliver", "retained", "wire"):
                 if getattr(options, option) != getattr(first.options, option):
                     raise ConfigurationError(
                         f"actors {first.name!r} and {actor.name!r} share subscription {name!r} but"
@@ -134,6 +134,7 @@ class Subscriptions:
             share=deliver == "share",
             durable=not self._identity.ephemeral,
             retained=first.options.retained,
+            wire=first.options.wire,
         )
         shared.router.shared = subscription.share
         spawn_router(system, shared.router)
@@ -258,6 +259,7 @@ class RuntimeSubscription:
             window=self._actor.window,
             window_bytes=self._actor.window_bytes,
             durable=False,
+            wire=self._actor.options.wire,
         )
         router.consumer = self._actor.connection.bus.consumer(subscription, router)
         self.router = router

@@ -113,6 +113,24 @@ def test_rules_for_kafka(shown: Callable[..., list[str]]) -> None:
     ]
 
 
+@pytest.mark.parametrize("whose", ["bus", "actor"])
+def test_rules_for_kafka_have_the_reply_topics_of_requests_to_0_4_0(
+    file: Path, shown: Callable[..., list[str]], whose: str
+) -> None:
+    if whose == "actor":
+        file.write_text(SOURCE.replace('"alarm/boiler"', '"alarm/boiler", wire="spa-dat"'))
+    more = "&wire=spa-dat" if whose == "bus" else ""
+    wanted = [
+        f"{operation} --topic p._spa.reply.plant- --resource-pattern-type prefixed"
+        for operation in ("Read", "Create", "Delete")
+    ]
+    lines = shown("--url", f"kafka://k1?prefix=p.{more}")
+    assert [line.partition("--operation ")[2] for line in lines if "reply.plant-" in line] == wanted
+    # Where it may create no topics it makes no such requests.
+    lines = shown("--url", f"kafka://k1?prefix=p.&create_topics=never{more}")
+    assert not [line for line in lines if "reply.plant-" in line]
+
+
 def test_what_cannot_be_seen_is_said(shown: Callable[..., list[str]]) -> None:
     assert shown()[-1].startswith("# What its handlers publish cannot be seen")
     (line,) = [line for line in shown("--url", "memory://") if "no rules" in line]
@@ -172,8 +190,9 @@ async def test_an_application_can_live_with_the_rules_for_mosquitto(
 
 
 @pytest.mark.kafka
+@pytest.mark.parametrize("wire", ["cloudevents", "spa-dat"])
 async def test_an_application_can_live_with_the_rules_for_kafka(
-    file: Path, shown: Callable[..., list[str]]
+    file: Path, shown: Callable[..., list[str]], wire: str
 ) -> None:
     require(Kafka)
     prefix = new_prefix()
@@ -184,7 +203,7 @@ async def test_an_application_can_live_with_the_rules_for_kafka(
             await create(broker.server, prefix + topic)
         url = (
             f"kafka://ann:secret@{broker.host}:{broker.sasl_port}"
-            f"?allow_plain_password=true&prefix={prefix}"
+            f"?allow_plain_password=true&prefix={prefix}&wire={wire}"
         )
         for line in shown("--url", url, "--publish", "alarm/+", "--publish", "plant-double"):
             found = re.search(r"--operation (\w+) --(\w+) (\S+)( --res.* prefixed)?$", line)

@@ -9,11 +9,32 @@ from typing import Any
 
 import pytest
 
-from spa_dat import DistributedApplication, KafkaConfig, MemoryConfig, Message, MqttConfig, Socket
-from spa_dat.errors import ConfigurationError, DecodeError, EncodeError, RequestTimeout
+from spa_dat import (
+    Actor,
+    DistributedApplication,
+    KafkaConfig,
+    MemoryConfig,
+    Message,
+    MessageBuilder,
+    MqttConfig,
+    Socket,
+    SyncSocket,
+    on,
+)
+from spa_dat.errors import (
+    ConfigurationError,
+    DecodeError,
+    EncodeError,
+    RemoteError,
+    RequestTimeout,
+)
 from spa_dat.testing import Harness
 from spa_dat.transports import Envelope, SocketProviderFactory, opened, without_payload
-from spa_dat.transports._wire_formats import CLOUDEVENTS, wire_format
+from spa_dat.transports._wire_formats import CLOUDEVENTS, WireFormats, wire_format, with_wire
+from support.processes import make
+from support.shelf import Shelf
+from support.shelf_transport import ShelfProvider
+from support.waiting import eventually
 
 OLD = wire_format("spa-dat")
 TYPE = "application/vnd.spa-dat+json"
@@ -293,3 +314,297 @@ def test_requests_on_kafka_that_nobody_answers_leave_room_for_others() -> None:
         harness.publish("silent", "a")
         harness.settle()
     assert got == ["answer to a"]
+
+
+# Of single actors and messages.
+
+BUSES = pytest.mark.parametrize("bus", ["memory://", "mqtt://broker", "kafka://broker"])
+
+
+def is_old(message: Message[bytes]) -> bool:
+    """Return whether a message was published in the format of 0.4.0."""
+    return message.content_type == TYPE and b'"QualityOfService"' in message.payload
+
+
+def test_messages_name_their_format_and_nobody_sees_that_they_did() -> None:
+    formats = WireFormats("cloudevents")
+    sent = Envelope(topic="plant", payload=b"x")
+    named = Envelope(topic="plant", payload=b"x", wire="spa-dat")
+    assert formats.packed(named) == OLD.packed(sent)
+    old = WireFormats("spa-dat")
+    assert old.packed(sent) == OLD.packed(sent)
+    assert old.packed(Envelope(topic="plant", payload=b"x", wire="cloudevents")) == sent
+    letter = Envelope(topic="_spa/dead-letter/shop/1", wire="spa-dat")
+    assert formats.packed(letter).wire is None
+
+
+@pytest.mark.parametrize("own", ["cloudevents", "spa-dat"])
+def test_replies_have_the_format_of_their_request(own: str) -> None:
+    formats = WireFormats(own)
+    token = "0123456789abcdef"
+    for wire, packs in ((None, own == "spa-dat"), ("spa-dat", True), ("cloudevents", False)):
+        correlation = with_wire(token, wire)
+        assert formats.of_reply(correlation).packs is packs
+        reply = received(written(Payload="r"))
+        at = Envelope(topic=f"_spa/reply/shop/1/{correlation}", payload=reply.payload)
+        got = formats.of_replies.opened(at)
+        assert (got.payload == b"r", got.flaw is None) == (packs, packs)
+
+
+@BUSES
+def test_an_actor_has_the_format_for_itself(bus: str, caplog: pytest.LogCaptureFixture) -> None:
+    app = DistributedApplication(bus, name="shop")
+    topic = f"alone/{bus.partition(':')[0]}"
+    got: list[tuple[str, str]] = []
+
+    @app.application(topic, wire="spa-dat")
+    async def old(payload: str, socket: Socket, message_builder: MessageBuilder) -> None:
+        got.append(("old", payload))
+        await socket.publish("old/out", payload)
+        socket.post(message_builder("old/posted", payload))
+        await socket.publish("old/new", payload, wire="cloudevents")
+
+    @app.application(topic)
+    async def new(payload: str, socket: Socket) -> None:
+        got.append(("new", payload))
+        await socket.publish("new/out", payload)
+        await socket.publish("new/old", payload, wire="spa-dat")
+        socket.post(MessageBuilder()("new/built", payload, wire="spa-dat"))
+
+    class Teller(Actor):
+        wire = "spa-dat"
+
+        @on("tell")
+        async def tell(self, payload: str, socket: Socket) -> None:
+            await socket.publish("class/out", payload)
+
+    @app.producer(wire="spa-dat")
+    async def produce(socket: Socket) -> None:
+        await socket.publish("producer/out", "p")
+
+    app.add(Teller)
+    with Harness(app, allow_failures=DecodeError) as harness, caplog.at_level(logging.WARNING):
+        harness.publish(topic, written(Payload="a").encode(), content_type=TYPE)
+        harness.publish(topic, "b", wire="spa-dat")
+        harness.publish(topic, "c")
+        harness.publish("tell", "d", wire="spa-dat")
+        harness.settle()
+        found = {message.topic: is_old(message) for message in harness.messages(type=bytes)}
+        letters = harness.dead_letters()
+    assert sorted(got) == [("new", "c"), ("old", "a"), ("old", "b"), ("old", "c")]
+    assert found == {
+        "old/out": True,
+        "old/posted": True,
+        "old/new": False,
+        "new/out": False,
+        "new/old": True,
+        "new/built": True,
+        "class/out": True,
+        "producer/out": True,
+    }
+    # The other actor says so, once.
+    assert {letter.actor for letter in letters} == {"shop/0/new"}
+    assert len(letters) == 2
+    said = [record for record in caplog.records if "0.4.0 publishes on" in record.getMessage()]
+    assert len(said) == 1
+
+
+@BUSES
+def test_requests_and_replies_have_the_format_of_actors_and_calls(bus: str) -> None:
+    app = DistributedApplication(bus, name="shop")
+    got: list[Any] = []
+
+    @app.application("old", wire="spa-dat")
+    async def answer(message: Message[str]) -> str:
+        got.append(message.content_type)
+        return f"answer to {message.payload}"
+
+    @app.application("hand", wire="spa-dat", replies=True)
+    async def by_hand(message: Message[str]) -> None:
+        await message.reply("by hand")
+
+    @app.application("failing", wire="spa-dat")
+    async def failing(payload: str) -> str:
+        raise RemoteError("sold-out", payload)
+
+    @app.application("ask")
+    async def ask(socket: Socket, message_builder: MessageBuilder) -> None:
+        got.append(await socket.request("old", "a", reply=str, wire="spa-dat"))
+        got.append(await socket.request("old", "b", reply=str))
+        built = message_builder("hand", "c", wire="spa-dat")
+        got.append(await socket.request(built, reply=str))
+        got.extend(await socket.request_many("old", "d", reply=str, count=1, wire="spa-dat"))
+        with pytest.raises(RemoteError, match="sold-out"):
+            await socket.request("failing", "e", wire="spa-dat")
+
+    @app.application("ask", wire="spa-dat", name="ask_in_thread")
+    def ask_in_thread(socket: SyncSocket) -> None:
+        got.append(socket.request("old", "f", reply=str))
+        got.append(socket.request("old", "g", reply=str, wire="cloudevents"))
+
+    with Harness(app) as harness:
+        harness.publish("ask")
+        harness.settle()
+        assert harness.request("old", "h", reply=str, wire="spa-dat") == "answer to h"
+    answers = [f"answer to {letter}" for letter in "abdfg"]
+    assert [one for one in answers if one not in got] == []
+    assert "by hand" in got
+
+
+@BUSES
+def test_an_error_is_answered_in_the_format_of_the_actor(bus: str) -> None:
+    """A program of 0.4.0 gives an address of its own, where it expects its own format."""
+    app = DistributedApplication(bus, name="shop")
+
+    @app.application("in", wire="spa-dat")
+    async def answer(payload: int) -> int:
+        return payload
+
+    with Harness(app, allow_failures=DecodeError) as harness:
+        # On Kafka the topic has to exist.
+        harness.publish("answers")
+        for payload in ("1", "x"):
+            asked = written(Payload=payload, ResponseTopic="answers").encode()
+            harness.publish("in", asked, content_type=TYPE)
+        harness.settle()
+        found = harness.messages("answers", type=bytes)
+    assert len(found) == 2
+    assert all(is_old(message) for message in found)
+    answers = sorted(json.loads(message.payload)["Payload"] for message in found)
+    assert answers[0] == "1"
+    assert "does not fit int" in answers[1]
+
+
+@BUSES
+def test_an_actor_is_taken_out_of_what_its_bus_does(bus: str) -> None:
+    app = DistributedApplication(f"{bus}?wire=spa-dat", name="shop")
+    got: list[str] = []
+
+    @app.application("in", wire="cloudevents")
+    async def moved(payload: str, socket: Socket) -> None:
+        got.append(payload)
+        await socket.publish("out", payload)
+        got.append(await socket.request("ask", payload, reply=str))
+
+    @app.application("ask", wire="cloudevents")
+    async def answer(payload: str) -> str:
+        return f"answer to {payload}"
+
+    with Harness(app, allow_failures=DecodeError) as harness:
+        harness.publish("in", "a")
+        harness.publish("in", "b", wire="spa-dat")
+        harness.settle()
+        (out,) = harness.messages("out", type=bytes)
+        (letter,) = harness.dead_letters()
+    assert got == ["a", "answer to a"]
+    assert not is_old(out)
+    assert "wire='spa-dat'" in letter.text
+
+
+@BUSES
+def test_runtime_subscriptions_and_batches_have_the_format_of_their_actor(bus: str) -> None:
+    app = DistributedApplication(bus, name="shop")
+    got: list[Any] = []
+
+    @app.application("in", wire="spa-dat")
+    async def take(message: Message[str], socket: Socket) -> None:
+        got.append((message.topic, message.payload))
+        if message.topic == "in":
+            await socket.subscribe("more")
+
+    @app.application("many", wire="spa-dat", batch=(10, 1.0))
+    async def take_many(texts: list[str]) -> None:
+        got.append(texts)
+
+    with Harness(app) as harness:
+        harness.publish("in", "a", wire="spa-dat")
+        harness.settle()
+        harness.publish("more", "b", wire="spa-dat")
+        harness.publish("many", "c", wire="spa-dat")
+        harness.publish("many", "d")
+        harness.settle()
+    assert ("in", "a") in got
+    assert ("more", "b") in got
+    assert sorted(text for texts in got if isinstance(texts, list) for text in texts) == ["c", "d"]
+
+
+async def test_an_actor_in_a_child_process_has_its_format() -> None:
+    app = make()
+    got: list[Any] = []
+
+    @app.application("in", placement="process", wire="spa-dat")
+    async def work(payload: str, socket: Socket) -> str:
+        await socket.publish("out", payload)
+        await socket.publish("new", payload, wire="cloudevents")
+        return await socket.request("ask", payload, reply=str)
+
+    @app.application("ask", wire="spa-dat")
+    async def answer(message: Message[str]) -> str:
+        got.append(message.content_type)
+        return f"answer to {message.payload}"
+
+    @app.application(["out", "new"], wire="spa-dat")
+    async def take(message: Message[str]) -> None:
+        got.append((message.topic, message.payload))
+
+    async with app:
+        socket = app.socket()
+        reply = await socket.request("in", "a", reply=str, wire="spa-dat")
+        await eventually(lambda: len(got) == 3)
+    assert reply == "answer to a"
+    assert ("out", "a") in got
+    assert ("new", "a") in got
+
+
+@pytest.mark.parametrize("wire", ["spa", "", 5, ["spa-dat"]])
+def test_unknown_formats_are_refused_by_name(wire: Any) -> None:
+    app = DistributedApplication("memory://", name="shop")
+    raised: list[str] = []
+
+    async def take(payload: str) -> None: ...
+
+    async def produce(socket: Socket) -> None: ...
+
+    words = r"wire=.*: give one of 'cloudevents', 'spa-dat'"
+    with pytest.raises(ConfigurationError, match=f"'take': {words}"):
+        app.application("in", wire=wire)(take)
+    with pytest.raises(ConfigurationError, match=f"'produce': {words}"):
+        app.producer(wire=wire)(produce)
+
+    @app.application("in")
+    async def publish(socket: Socket) -> None:
+        for call in (socket.publish, socket.request, socket.request_many):
+            try:
+                await call("out", "x", wire=wire)
+            except ConfigurationError as error:
+                raised.append(str(error))
+
+    with Harness(app) as harness:
+        harness.publish("in")
+        harness.settle()
+    assert [text.partition(":")[0] for text in raised] == ["publish", "request", "request"]
+    assert all("give one of 'cloudevents', 'spa-dat'" in text for text in raised)
+
+
+def test_a_bus_that_lacks_the_format_is_named() -> None:
+    app = DistributedApplication(ShelfProvider(Shelf()), name="shop")
+
+    async def take(payload: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"'take': wire='spa-dat': the bus at .* has only"):
+        app.application("in", wire="spa-dat")(take)
+    app.application("in", wire="cloudevents")(take)
+
+
+async def test_actors_that_share_a_subscription_agree_on_the_format() -> None:
+    app = DistributedApplication("memory://", name="shop")
+
+    @app.application("a", subscription="both", wire="spa-dat")
+    async def one(payload: str) -> None: ...
+
+    @app.application("b", subscription="both")
+    async def other(payload: str) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="share subscription 'both' but differ in wire"):
+        async with app:
+            pass

@@ -18,7 +18,8 @@ class KafkaRule(NamedTuple):
     """One ACL.
 
     Attributes:
-        operation: ``READ``, ``WRITE``, ``DESCRIBE`` or ``CREATE``. The first two imply the third.
+        operation: ``READ``, ``WRITE``, ``CREATE`` or ``DELETE``. All but ``CREATE`` imply
+            ``DESCRIBE``.
         kind: ``TOPIC`` or ``GROUP``.
         name: of the resource.
         prefixed: whether it is for all whose names begin with that.
@@ -68,6 +69,10 @@ def _rules(config: KafkaConfig, access: Access) -> Iterator[KafkaRule]:
     for name in (names.replies(access.application), names.dead_letters(access.application)):
         for operation in own:
             yield KafkaRule(operation, "TOPIC", name)
+    if access.asks_0_4_0 and config.create_topics != "never":
+        # Each of these requests waits alone on a topic that is created for it.
+        for operation in ("READ", "CREATE", "DELETE"):
+            yield KafkaRule(operation, "TOPIC", names.replies(f"{access.application}-"), True)
     if access.answers:
         yield KafkaRule("WRITE", "TOPIC", names.replies(""), prefixed=True)
         for pattern in sorted(access.reply_topics):

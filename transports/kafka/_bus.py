@@ -15,7 +15,7 @@ from .._contract import Bus, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._topics import reply_prefix
-from .._wire_formats import wire_format
+from .._wire_formats import WireFormats
 from ._aiokafka_private import check_compression
 from ._bus_context import BusContext
 from ._config import KafkaConfig
@@ -69,12 +69,12 @@ class KafkaBus(Bus):
         self._client_id = f"{identity.application}.{identity.instance}"
         self._codec = Codec(names, surroundings.stats, environment.now)
         self._topics = Topics(config, names, self._client_id)
-        wire = wire_format(config.wire, names.name_of, names.reply_topic)
-        self._pack = wire.packed if wire.packs else None
+        self._wires = WireFormats(config.wire, names.name_of, names.reply_topic)
+        self._packs = self._wires.own.packs
         facts = SharedTopicFacts(config.topic_refresh, config.connect_timeout)
         contest = Contest(environment, least=_LEAST_PATIENCE, most=_MOST_PATIENCE)
         self._context = BusContext(
-            config, names, self._codec, wire, surroundings, self._topics, facts, contest
+            config, names, self._codec, self._wires, surroundings, self._topics, facts, contest
         )
         self._own = [names.replies(self._application), names.dead_letters(self._application)]
         token = environment.token()
@@ -85,6 +85,7 @@ class KafkaBus(Bus):
             names.replies(self._application),
             token,
             self._codec,
+            self._wires,
             self._topics,
             surroundings,
         )
@@ -95,6 +96,7 @@ class KafkaBus(Bus):
             token,
             names,
             self._codec,
+            self._wires,
             self._topics,
             surroundings,
         )
@@ -153,13 +155,13 @@ class KafkaBus(Bus):
         return KafkaConsumer(self._context, subscription, receiver)
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
-        if self._pack is not None:
-            return self._post_packed(envelope, self._pack)
+        if self._packs or envelope.wire is not None:
+            return self._post_packed(envelope)
         return self._publisher.outbox.submit(envelope, self._encode(envelope))
 
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
-        if self._pack is not None:
-            envelope = self._pack(envelope)
+        if self._packs or envelope.wire is not None:
+            envelope = self._wires.packed(envelope)
         await self._publisher.outbox.publish(envelope, timeout, self._encode(envelope))
 
     async def park(self, envelope: Envelope, *, timeout: float) -> None:
@@ -185,17 +187,20 @@ class KafkaBus(Bus):
 
     # Internals.
 
-    def _post_packed(
-        self, envelope: Envelope, pack: Callable[[Envelope], Envelope]
-    ) -> asyncio.Future[None]:
-        """Do as `post`, in the format of 0.4.0."""
+    def _post_packed(self, envelope: Envelope) -> asyncio.Future[None]:
+        """Do as `post`, in the format that the message names or the bus has."""
+        pack = self._wires.packed
 
         def submit(envelope: Envelope) -> asyncio.Future[None]:
             packed = pack(envelope)
             return self._publisher.outbox.submit(packed, self._encode(packed))
 
         address = envelope.response_topic
-        if address is None or not address.startswith(self._inbox_prefix):
+        if (
+            address is None
+            or not address.startswith(self._inbox_prefix)
+            or not self._wires.of(envelope.wire).packs
+        ):
             return submit(envelope)
         # What cannot be sent is refused at once.
         self._encode(pack(envelope))

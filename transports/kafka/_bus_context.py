@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._contract import Surroundings
-from .._wire_formats import WireFormat
+from .._wire_formats import WireFormats
 from ._config import KafkaConfig
 from ._records import Codec
 from ._takeovers import Contest
@@ -24,7 +24,7 @@ class BusContext:
         config: the configuration.
         names: translates topics.
         codec: reads and writes records.
-        wire: the format that messages have.
+        wires: the formats that messages have.
         surroundings: identity, counters, randomness.
         topics: makes sure that topics exist.
         facts: looks up topics that consumers have.
@@ -34,7 +34,7 @@ class BusContext:
     config: KafkaConfig
     names: Names
     codec: Codec
-    wire: WireFormat
+    wires: WireFormats
     surroundings: Surroundings
     topics: Topics
     facts: SharedTopicFacts

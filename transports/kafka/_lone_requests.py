@@ -13,7 +13,7 @@ from ...errors import SpaDatError
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
 from .._topics import RESERVED
-from .._wire_formats import wire_format
+from .._wire_formats import WireFormats
 from ._config import KafkaConfig
 from ._errors import connect_problem, describe
 from ._records import Codec
@@ -43,13 +43,13 @@ class _LoneInbox(KafkaReplyInbox):
     """
 
     def __init__(self, level: str, name: str, *args: Any) -> None:
-        config, client_id, token, codec, topics, surroundings = args
-        super().__init__(config, client_id, name, token, codec, topics, surroundings)
+        config, client_id, token, codec, wires, topics, surroundings = args
+        super().__init__(config, client_id, name, token, codec, wires, topics, surroundings)
         self.level = level
         self.name = name
         self.correlation: str | None = None
         self.expiry: asyncio.TimerHandle | None = None
-        self._wire = wire_format(config.wire)
+        self._wire = wires.of("spa-dat")
 
     def _hand_over(self, record: Any) -> None:
         waiting = self.correlation
@@ -82,6 +82,7 @@ class LoneRequests:
         token: the same, of this run.
         names: translates addresses.
         codec: decodes records.
+        wires: the formats of the bus.
         topics: creates and deletes topics.
         surroundings: counters and randomness.
     """
@@ -94,6 +95,7 @@ class LoneRequests:
         token: str,
         names: Names,
         codec: Codec,
+        wires: WireFormats,
         topics: Topics,
         surroundings: Surroundings,
     ) -> None:
@@ -102,7 +104,7 @@ class LoneRequests:
         self._token = token
         self._names = names
         self._topics = topics
-        self._parts = (config, client_id, token, codec, topics, surroundings)
+        self._parts = (config, client_id, token, codec, wires, topics, surroundings)
         self._on_reply: Callable[[str, Envelope], None] | None = None
         self._room = asyncio.Semaphore(_MOST)
         self._count = 0

@@ -7,6 +7,7 @@ from typing import Literal
 from .._broker_config import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
+from .._wire_formats import WIRES
 from ._config import KafkaConfig
 from ._records import check_message
 from ._topic_names import Names
@@ -22,6 +23,7 @@ class KafkaProvider(SocketProvider):
     """
 
     config: KafkaConfig
+    wires = WIRES
     default_deliver: Literal["share", "all"] = "share"
 
     def __init__(self, config: KafkaConfig) -> None:

@@ -15,7 +15,7 @@ from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
-from .._wire_formats import wire_format
+from .._wire_formats import WireFormats
 from ._aiokafka_private import (
     client_of,
     fetching_ends,
@@ -55,6 +55,7 @@ class KafkaReplyInbox:
         name: the name of the reply topic.
         token: the unguessable prefix of the correlations of this bus.
         codec: decodes the records.
+        wires: the formats that replies may have.
         topics: recreates the topic if somebody has deleted it.
         surroundings: counters and randomness.
     """
@@ -66,6 +67,7 @@ class KafkaReplyInbox:
         name: str,
         token: str,
         codec: Codec,
+        wires: WireFormats,
         topics: Topics,
         surroundings: Surroundings,
     ) -> None:
@@ -73,7 +75,7 @@ class KafkaReplyInbox:
         self._client_id = client_id
         self._name = name
         self._prefix = f"{token}/".encode()
-        self._wire = wire_format(config.wire)
+        self._wires = wires
         self._codec = codec
         self._topics = topics
         self._stats = surroundings.stats
@@ -268,11 +270,12 @@ class KafkaReplyInbox:
             if reply is None or own is None:
                 self._stats["replies.foreign"] += 1
             elif self._on_reply is not None:
+                correlation = own.decode("utf-8", "replace")
                 if len(reply.payload) > self._config.largest_received:
                     reply = without_payload(reply)
                 else:
-                    reply = self._wire.opened(reply)
-                self._on_reply(own.decode("utf-8", "replace"), reply)
+                    reply = self._wires.of_reply(correlation).opened(reply)
+                self._on_reply(correlation, reply)
         # Anybody may have sent a reply; it must not stop those behind it.
         except Exception:  # noqa: BLE001
             self._log.exception("a reply on %r could not be handed over", self._name)

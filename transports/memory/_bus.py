@@ -20,7 +20,7 @@ from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
 from .._topics import reply_prefix
-from .._wire_formats import wire_format
+from .._wire_formats import WireFormats
 from ..mqtt import as_taken, check_message
 from ._broker import Broker
 from ._config import MemoryConfig
@@ -42,8 +42,8 @@ class MemoryBus(Bus):
         self.max_payload = config.max_payload
         self.max_received = self._largest_received = config.largest_received
         self.connected = False
-        self._wire = wire_format(config.wire)
-        self._pack = self._wire.packed if self._wire.packs else None
+        self._wires = WireFormats(config.wire)
+        self._packs = self._wires.own.packs
         self._broker = broker
         self._surroundings = surroundings
         self._start_timeout = config.start_timeout
@@ -93,12 +93,12 @@ class MemoryBus(Bus):
             self._surroundings,
             start_timeout=self._start_timeout,
             max_received=self._largest_received,
-            wire=self._wire,
+            wire=self._wires.of(subscription.wire),
         )
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
-        if self._pack is not None:
-            envelope = self._pack(envelope)
+        if self._packs or envelope.wire is not None:
+            envelope = self._wires.packed(envelope)
         self._check(envelope)
         if self._broker.full and envelope.qos:
             for full in self._broker.full_queues(envelope.topic):
@@ -106,8 +106,8 @@ class MemoryBus(Bus):
         return self._outbox.submit(envelope)
 
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
-        if self._pack is not None:
-            envelope = self._pack(envelope)
+        if self._packs or envelope.wire is not None:
+            envelope = self._wires.packed(envelope)
         self._check(envelope)
         if self._broker.full and envelope.qos:
             full = self._broker.full_queues(envelope.topic)
@@ -192,7 +192,7 @@ class MemoryBus(Bus):
         if link is not None:
             link.acknowledge(token)
         if self._on_reply is not None:
-            envelope = as_taken(envelope, self._largest_received, self._wire)
+            envelope = as_taken(envelope, self._largest_received, self._wires.of_replies)
             self._on_reply(envelope.topic[len(self._inbox) :], envelope)
 
     def _write(self, entry: OutboxEntry) -> None:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
+from .._wire_formats import WIRES
 from ..mqtt import check_filter, check_message, check_topic
 from ._broker import Broker
 from ._bus import MemoryBus
@@ -33,6 +34,7 @@ class MemoryProvider(SocketProvider):
     """
 
     config: MemoryConfig
+    wires = WIRES
 
     def __init__(self, config: MemoryConfig | None = None) -> None:
         self.config: MemoryConfig = config or MemoryConfig()

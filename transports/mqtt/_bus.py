@@ -19,7 +19,7 @@ from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
 from .._topics import reply_prefix
-from .._wire_formats import wire_format
+from .._wire_formats import WireFormats
 from ._config import MqttConfig
 from ._connection import Connection, Farewell
 from ._connection_events import Loss, ServerLimits
@@ -77,8 +77,8 @@ class MqttBus(Bus):
         self._answer: asyncio.Future[int] | None = None
         # Which warnings about the broker have been logged.
         self._warned: dict[str, None] = {}
-        wire = wire_format(config.wire)
-        self._pack = wire.packed if wire.packs else None
+        self._wires = WireFormats(config.wire)
+        self._packs = self._wires.own.packs
         self._outbox = Outbox(
             self._write,
             capacity=config.outbox,
@@ -112,18 +112,19 @@ class MqttBus(Bus):
         return self._reply_prefix + correlation
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
+        wire = self._wires.of(subscription.wire)
         return MqttConsumer(
-            self._config, self._surroundings, subscription, receiver, self._farewell
+            self._config, self._surroundings, subscription, receiver, self._farewell, wire
         )
 
     def post(self, envelope: Envelope) -> asyncio.Future[None]:
-        if self._pack is not None:
-            envelope = self._pack(envelope)
+        if self._packs or envelope.wire is not None:
+            envelope = self._wires.packed(envelope)
         return self._outbox.submit(envelope, self._encode(envelope))
 
     async def publish(self, envelope: Envelope, *, timeout: float) -> None:
-        if self._pack is not None:
-            envelope = self._pack(envelope)
+        if self._packs or envelope.wire is not None:
+            envelope = self._wires.packed(envelope)
         await self._outbox.publish(envelope, timeout, self._encode(envelope))
 
     async def park(self, envelope: Envelope, *, timeout: float) -> None:
@@ -173,6 +174,7 @@ class MqttBus(Bus):
             patience=self._patience,
             session_expiry=max(self._connection.trace_seconds, delay),
             will=will,
+            wire=self._wires.of_replies,
         )
         return self._client
 

@@ -16,6 +16,7 @@ from .._delivery import Delivery, Tracker
 from .._envelope import Envelope
 from .._suspect_publishes import Blame
 from .._topics import RESERVED
+from .._wire_formats import CLOUDEVENTS, WireFormat
 from ._config import MqttConfig
 from ._connection import Connection, Farewell
 from ._connection_events import MOST_ENDS, Loss
@@ -109,6 +110,7 @@ class MqttConsumer(Consumer):
             broker keeps the messages for ``session_expiry`` seconds while there is no connection.
         receiver: gets the deliveries.
         farewell: shared by all connections of the application to the broker.
+        wire: the format that the messages have.
     """
 
     def __init__(
@@ -118,9 +120,11 @@ class MqttConsumer(Consumer):
         subscription: Subscription,
         receiver: Receiver,
         farewell: Farewell,
+        wire: WireFormat = CLOUDEVENTS,
     ) -> None:
         identity = surroundings.identity
         self._config = config
+        self._wire = wire
         self._stats = surroundings.stats
         self._subscription = subscription
         self._receiver = receiver
@@ -231,6 +235,7 @@ class MqttConsumer(Consumer):
             clean_start=not self._durable,
             session_expiry=self._config.session_expiry if self._durable else 0,
             receive_maximum=min(self._subscription.window, _MOST_RECEIVED),
+            wire=self._wire,
         )
         return self._client
 

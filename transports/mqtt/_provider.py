@@ -7,6 +7,7 @@ import asyncio
 from .._broker_config import check_login
 from .._contract import Bus, SocketProvider, Surroundings
 from .._envelope import Envelope
+from .._wire_formats import WIRES
 from ._config import MqttConfig
 from ._message_checks import check_filter, check_message, check_topic
 
@@ -21,6 +22,7 @@ class MqttProvider(SocketProvider):
     """
 
     config: MqttConfig
+    wires = WIRES
 
     def __init__(self, config: MqttConfig) -> None:
         check_login(config)

@@ -99,9 +99,11 @@ def _access(
     received: dict[str, None] = {}
     reply_topics: dict[str, None] = {}
     answers = anywhere = False
+    asks_0_4_0 = getattr(getattr(provider, "config", None), "wire", None) == "spa-dat"
     for spec in runs.specs:
         if (spec.options.socket_provider or runs.settings.provider) is not provider:
             continue
+        asks_0_4_0 = asks_0_4_0 or spec.options.wire == "spa-dat"
         received |= dict.fromkeys(filter_.pattern for filter_ in spec.filters)
         if any(handler.responder for handler in spec.handlers):
             answers = True
@@ -116,6 +118,7 @@ def _access(
         received=tuple(received),
         answers=answers,
         reply_topics=tuple(reply_topics),
+        asks_0_4_0=asks_0_4_0,
     )
     return access, [_ANY_TOPIC] if anywhere else []
 

@@ -86,7 +86,7 @@ class ConsumerSessions(abc.ABC):
             context.codec,
             receiver,
             self._config.largest_received,
-            context.wire,
+            context.wires.of(subscription.wire),
             self._stats,
         )
         self._select()

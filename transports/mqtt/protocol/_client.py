@@ -22,7 +22,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 
 from ...._logs import get_logger
-from ..._wire_formats import wire_format
+from ..._wire_formats import CLOUDEVENTS, WireFormat
 from .._config import MqttConfig
 from .._connection_events import ClientHandler, Ending, Loss, ServerLimits
 from .._last_will import LastWill
@@ -76,6 +76,7 @@ class MqttClient:
         patience: by how much to multiply the time that a silent broker gets for a large message;
             see `KeepAlive`.
         will: what the broker publishes when the connection is lost.
+        wire: the format that received messages have.
 
     Attributes:
         limits: what the broker stated.
@@ -96,6 +97,7 @@ class MqttClient:
         receive_maximum: int = 0,
         patience: int = 1,
         will: LastWill | None = None,
+        wire: WireFormat = CLOUDEVENTS,
     ) -> None:
         self.limits = ServerLimits()
         self.session_expiry = session_expiry
@@ -136,7 +138,7 @@ class MqttClient:
             config.largest_received,
             generate,
             self._on_other_packet,
-            wire_format(config.wire),
+            wire,
         )
         self._subscribe = SubscribeRequests(
             self._client._client,
