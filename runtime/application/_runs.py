@@ -47,6 +47,11 @@ class Runs:
         return self._registry.specs
 
     @property
+    def resources(self) -> tuple[str, ...]:
+        """The names of the resources that all actors may use."""
+        return tuple(self._registry.resources)
+
+    @property
     def providers(self) -> list[SocketProvider]:
         """The default bus and all that the registered actors name; some may appear repeatedly."""
         given = [self.settings.provider]

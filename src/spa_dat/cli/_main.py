@@ -440,6 +440,29 @@ def _config(**given: Any) -> int:
 
 
 @_commands.command(
+    "show", epilog=_EPILOG, short_help="Show what is registered with an application."
+)
+@click.argument("target")
+@click.option(
+    "--url",
+    metavar="URL",
+    envvar="SPA_DAT_URL",
+    help="The bus in place of the application's default one.",
+)
+@click.option("--json", "form", flag_value="json", help="As JSON, for programs.")
+@click.option("--mermaid", "form", flag_value="mermaid", help="As a picture, for Mermaid.")
+def _show(form: str | None, **given: Any) -> int:
+    """Show what is registered with an application: its actors, what they handle and how.
+
+    Also the names by which brokers know it: sessions, groups and topics. Nothing is connected to.
+    TARGET is as for spa-dat run.
+    """
+    from ._show import show
+
+    return show(form=form or "text", **given)
+
+
+@_commands.command(
     "acl", epilog=_EPILOG, short_help="Show the access rules that an application needs."
 )
 @click.argument("target")

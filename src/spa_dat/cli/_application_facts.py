@@ -1,0 +1,342 @@
+"""What is registered with an application, and what it is called on its buses."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._texts import quoted
+from ..actors import Actor
+from ..runtime import DistributedApplication, RetryPolicy, Spec, Topic
+from ..runtime.application._application import runs_of
+from ..runtime.options._actor_options import ActorOptions
+from ..runtime.payloads._type_readers import type_name
+from ..runtime.registration._specs import Handler
+from ..transports import RESERVED, Identity, KafkaConfig, MqttConfig, SocketProvider
+from ..transports.kafka._topic_names import Names
+
+__all__ = [
+    "ActorFacts",
+    "ApplicationFacts",
+    "BusFacts",
+    "HandlerFacts",
+    "TopicFacts",
+    "facts_of",
+]
+
+_DEFAULTS = ActorOptions()
+# They have places of their own, or say nothing to others.
+_NOT_SHOWN = ("socket_provider", "every")
+_EPHEMERAL = "ephemeral"
+
+
+@dataclass(frozen=True)
+class HandlerFacts:
+    """One handler of an actor.
+
+    Attributes:
+        name: of the function or method.
+        topics: its filters, as written.
+        payload: the type that it takes; None if it takes none.
+        reply: the type of its replies; None if it does not answer.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+    payload: str | None
+    reply: str | None
+
+
+@dataclass(frozen=True)
+class TopicFacts:
+    """A topic with a type.
+
+    Attributes:
+        topic: as written.
+        payload: the type of what is sent there.
+        reply: the type of the replies; None if there are none.
+    """
+
+    topic: str
+    payload: str
+    reply: str | None
+
+
+@dataclass(frozen=True)
+class ActorFacts:
+    """One registered actor.
+
+    Attributes:
+        name: its name.
+        kind: ``actor`` or ``producer``.
+        source: the function or class, as ``module:name``.
+        bus: the address of its bus; None if it has none.
+        every: seconds from one call of a producer to the next; None for a single one.
+        handlers: its handlers.
+        options: those that do not have their defaults, as written.
+        names: what the broker knows it by: of its session or group and the like, by kind.
+        topics_named: those `Topic` objects that its code names, besides its own filters. It may
+            publish there, or request, or subscribe.
+    """
+
+    name: str
+    kind: str
+    source: str
+    bus: str | None
+    every: float | None
+    handlers: tuple[HandlerFacts, ...]
+    options: dict[str, str]
+    names: dict[str, list[str]]
+    topics_named: tuple[TopicFacts, ...]
+
+
+@dataclass(frozen=True)
+class BusFacts:
+    """One bus.
+
+    Attributes:
+        address: its URL without secrets.
+        is_default: whether it is the bus of actors that name none.
+        names: as for `ActorFacts`, of what all actors share.
+    """
+
+    address: str
+    is_default: bool
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ApplicationFacts:
+    """One application.
+
+    Attributes:
+        application: its name; None if it has none.
+        instance: which copy of it.
+        buses: those in use.
+        resources: the names of those that all actors may use.
+        actors: in the order of registration.
+    """
+
+    application: str | None
+    instance: str
+    buses: tuple[BusFacts, ...]
+    resources: tuple[str, ...]
+    actors: tuple[ActorFacts, ...]
+
+
+def facts_of(application: DistributedApplication) -> ApplicationFacts:
+    """Return what is registered with an application; connects to nothing."""
+    runs = runs_of(application)
+    identity = application.identity
+    default = runs.settings.provider
+    return ApplicationFacts(
+        application=None if identity.ephemeral else identity.application,
+        instance=identity.instance,
+        buses=tuple(
+            BusFacts(provider.address, provider is default, _names_of_bus(provider, identity))
+            for provider in {one.address: one for one in runs.providers}.values()
+        ),
+        resources=runs.resources,
+        actors=tuple(_actor(spec, identity) for spec in runs.specs),
+    )
+
+
+def _actor(spec: Spec[Any], identity: Identity) -> ActorFacts:
+    provider = spec.options.socket_provider
+    named = {filter_.text for filter_ in spec.filters}
+    topics = dict.fromkeys(topic for topic in _topics_in(spec.source) if str(topic) not in named)
+    return ActorFacts(
+        name=spec.name,
+        kind="producer" if spec.kind == "producer" else "actor",
+        source=_place(spec.source),
+        bus=None if provider is None else provider.address,
+        every=spec.options.every,
+        handlers=tuple(_handler(spec, handler) for handler in spec.handlers),
+        options=_options(spec.options),
+        names={} if provider is None else _names_of_actor(spec, provider, identity),
+        topics_named=tuple(
+            sorted(
+                (
+                    TopicFacts(
+                        str(topic),
+                        type_name(topic.payload),
+                        None if topic.reply is None else type_name(topic.reply),
+                    )
+                    for topic in topics
+                ),
+                key=lambda facts: facts.topic,
+            )
+        ),
+    )
+
+
+def _handler(spec: Spec[Any], handler: Handler) -> HandlerFacts:
+    decoder = handler.injection.payload_decoder
+    reply = None
+    if handler.responder:
+        returned = handler.injection.returns
+        reply = "of any type" if returned is None else type_name(returned)
+    return HandlerFacts(
+        name=handler.attribute or spec.name,
+        topics=tuple(filter_.text for filter_ in handler.filters),
+        payload=None if decoder is None else type_name(decoder.annotation),
+        reply=reply,
+    )
+
+
+def _place(source: object) -> str:
+    while isinstance(source, functools.partial):
+        source = source.func
+    name = getattr(source, "__qualname__", type(source).__qualname__)
+    return f"{getattr(source, '__module__', type(source).__module__)}:{name}"
+
+
+# Options.
+
+
+def _options(options: ActorOptions) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for entry in dataclasses.fields(options):
+        value, default = getattr(options, entry.name), getattr(_DEFAULTS, entry.name)
+        if entry.name in _NOT_SHOWN or value is default:
+            continue
+        if entry.name == "state":
+            found["state"] = _of_state(value)
+        elif entry.name == "codec":
+            found["codec"] = type_name(type(value))
+        elif entry.name == "ressources":
+            if value:
+                found["ressources"] = ", ".join(value)
+        elif value != default:
+            found[entry.name] = _as_written(value)
+    return found
+
+
+def _of_state(state: object) -> str:
+    # Not its value, which may be anything, and secret.
+    if callable(state):
+        return _place(state)
+    return f"a value of type {type_name(type(state))}"
+
+
+def _as_written(value: object) -> str:
+    if isinstance(value, enum.Enum):
+        return str(value)
+    if isinstance(value, RetryPolicy):
+        plain = RetryPolicy()
+        changed = (
+            f"{entry.name}={_as_written(getattr(value, entry.name))}"
+            for entry in dataclasses.fields(value)
+            if getattr(value, entry.name) != getattr(plain, entry.name)
+        )
+        return f"RetryPolicy({', '.join(changed)})"
+    return quoted(value)
+
+
+# Names on brokers.
+
+
+def _names_of_bus(provider: SocketProvider, identity: Identity) -> dict[str, list[str]]:
+    config, name = provider.config, identity.application
+    own = f"{name}.{identity.instance}"
+    if isinstance(config, MqttConfig):
+        return {
+            "client id": [own],
+            "replies": [f"{RESERVED}/reply/{name}/#"],
+            "dead letters": [f"{RESERVED}/dead-letter/{name}/#"],
+        }
+    if isinstance(config, KafkaConfig):
+        names = Names(config)
+        shared = _EPHEMERAL if identity.ephemeral else name
+        return {
+            "client id": [own],
+            "replies": [names.replies(shared)],
+            "dead letters": [names.dead_letters(shared)],
+        }
+    return {}
+
+
+def _names_of_actor(
+    spec: Spec[Any], provider: SocketProvider, identity: Identity
+) -> dict[str, list[str]]:
+    if not spec.filters:
+        return {}
+    name = spec.options.subscription or spec.name
+    own, shared = (
+        f"{identity.application}.{identity.instance}.{name}",
+        f"{identity.application}.{name}",
+    )
+    shares = (spec.options.deliver or provider.default_deliver) == "share"
+    patterns = [*dict.fromkeys(filter_.pattern for filter_ in spec.filters)]
+    config = provider.config
+    if isinstance(config, MqttConfig):
+        prefix = f"$share/{shared}/" if shares else ""
+        kind = "client id" if identity.ephemeral else "session"
+        return {kind: [own], "filters": [prefix + pattern for pattern in patterns]}
+    if isinstance(config, KafkaConfig):
+        names = Names(config)
+        topics: dict[str, None] = {}
+        for pattern in patterns:
+            selection = names.selection((pattern,))
+            topics |= dict.fromkeys(selection.names)
+            if selection.pattern is not None:
+                topics[config.prefix + pattern.replace("/", ".")] = None
+        if identity.ephemeral:
+            return {"client id": [own], "topics": [*topics]}
+        group = names.group(shared if shares else own)
+        return {"group": [group], "member": [names.group(own)], "topics": [*topics]}
+    return {}
+
+
+# What code names.
+
+
+def _topics_in(source: Any) -> Iterator[Topic[Any, Any]]:
+    """Yield the topics that the code of a function, or of a class, names."""
+    if isinstance(source, type):
+        classes = [one for one in source.__mro__ if issubclass(one, Actor) and one is not Actor]
+        for one in classes:
+            for value in vars(one).values():
+                yield from _topics_in_function(getattr(value, "__func__", value))
+    else:
+        yield from _topics_in_function(source)
+
+
+def _topics_in_function(function: Any) -> Iterator[Topic[Any, Any]]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not callable(function):
+        return
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, types.CodeType):
+        return
+    names = [*dict.fromkeys(name for part in _parts(code) for name in part.co_names)]
+    values = [function.__globals__.get(name) for name in names]
+    for cell in function.__closure__ or ():
+        try:
+            values.append(cell.cell_contents)
+        except ValueError:
+            continue  # it has no value yet
+    for value in values:
+        if isinstance(value, Topic):
+            yield value
+        elif isinstance(value, types.ModuleType | type):
+            # As in topics.readings
+            members = vars(value)
+            found = (members[name] for name in names if name in members)
+            yield from (member for member in found if isinstance(member, Topic))
+
+
+def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield the code of a function and of those inside of it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _parts(constant)

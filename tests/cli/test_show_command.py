@@ -1,0 +1,302 @@
+"""``spa-dat show``: what is registered, and what brokers know it by."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spa_dat import DistributedApplication
+from spa_dat.cli._main import main
+from spa_dat.testing import Kafka
+from support.kafka_bus import admin, create, new_prefix
+
+SOURCE = """
+from dataclasses import dataclass
+from spa_dat import (
+    Actor, Codec, DistributedApplication, Message, MessageBuilder, Overflow, RetryPolicy, Socket,
+    Topic, on,
+)
+
+@dataclass
+class Reading:
+    celsius: float
+
+readings = Topic[Reading]("plant/{machine}/temperature")
+class Topics:
+    alarms = Topic[str]("alarm/{machine}")
+double = Topic[int, int]("plant-double")
+unused = Topic[int]("unused")
+
+app = DistributedApplication("mqtt://ann:hunter2@broker", name="plant")
+app.resource("database", lambda: None)
+
+def make_state():
+    return {"password": "hunter2"}
+
+@app.application(readings, deliver="share", retry=RetryPolicy(attempts=2), state=make_state)
+async def watch(reading: Reading, machine: str, state: dict, socket: Socket) -> None:
+    def alarm():
+        return Topics.alarms.at(machine=machine)
+    await socket.publish(alarm(), "hot")
+    await socket.request(double, 1)
+    await socket.publish("plain", 1)
+
+@app.application([double, "old/#"], name="doubler")
+async def handler(message: Message[int]) -> int:
+    return 2 * message.payload
+
+class Backwards(Codec):
+    content_type = "text/x-backwards"
+    def encode(self, value): return str(value).encode()[::-1]
+    def decode(self, payload, kind): return int(payload[::-1])
+
+@app.application("odd", codec=Backwards())
+async def odd(payload: int) -> None: ...
+
+@app.producer(every=2.5)
+async def tick(socket: Socket) -> None:
+    await socket.publish("tick", None)
+
+class Store(Actor):
+    overflow = Overflow.DROP_OLDEST
+    subscription = "storage"
+
+    @on("a/+", "b")
+    async def keep(self, payload: bytes) -> None: ...
+
+    @on("c")
+    async def ask(self, payload: str, message_builder: MessageBuilder, socket: Socket) -> None:
+        await socket.publish(Topics.alarms.at(machine="x"), payload)
+
+app.add(Store)
+"""
+
+Shown = Callable[..., str]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / f"app_{uuid.uuid4().hex}.py"
+    path.write_text(SOURCE)
+    return path
+
+
+@pytest.fixture
+def shown(file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shown:
+    monkeypatch.delenv("SPA_DAT_URL", raising=False)
+    monkeypatch.delenv("SPA_DAT_INSTANCE", raising=False)
+
+    def run(*options: str) -> str:
+        assert main(["show", f"{file}:app", *options]) == 0
+        out, errors = capsys.readouterr()
+        assert errors == ""
+        assert "hunter2" not in out
+        return out
+
+    return run
+
+
+def test_the_text_says_what_is_registered(shown: Shown, file: Path) -> None:
+    module = file.stem
+    assert (
+        shown()
+        == f"""\
+application plant, instance 0
+  resources     database
+
+bus mqtt://broker:1883 (default)
+  client id     plant.0
+  replies       _spa/reply/plant/#
+  dead letters  _spa/dead-letter/plant/#
+
+actor watch on mqtt://broker:1883
+  source        {module}:watch
+  handles       plant/{{machine}}/temperature: Reading
+  option        state={module}:make_state
+  option        retry=RetryPolicy(attempts=2)
+  option        deliver='share'
+  session       plant.0.watch
+  filters       $share/plant.watch/plant/+/temperature
+  names         alarm/{{machine}}: str
+  names         plant-double: int -> int
+
+actor doubler on mqtt://broker:1883
+  source        {module}:handler
+  handles       plant-double: int -> int
+  handles       old/#: int -> int
+  session       plant.0.doubler
+  filters       plant-double
+  filters       old/#
+
+actor odd on mqtt://broker:1883
+  source        {module}:odd
+  handles       odd: int
+  option        codec=Backwards
+  session       plant.0.odd
+  filters       odd
+
+producer tick on mqtt://broker:1883
+  source        {module}:tick
+  is called     every 2.5 s
+
+actor Store on mqtt://broker:1883
+  source        {module}:Store
+  handles       a/+: bytes
+  handles       b: bytes
+  handles       c: str -> of any type
+  option        overflow=Overflow.DROP_OLDEST
+  option        subscription='storage'
+  session       plant.0.storage
+  filters       a/+
+  filters       b
+  filters       c
+  names         alarm/{{machine}}: str
+
+What handlers publish, request and subscribe to cannot be seen from here, apart from the Topic \
+objects that their code names.
+"""
+    )
+
+
+def test_programs_get_the_same_as_json(shown: Shown) -> None:
+    url = "kafka://k1,k2?prefix=p."
+    facts = json.loads(shown("--json", "--url", url))
+    assert (facts["application"], facts["instance"]) == ("plant", "0")
+    (bus,) = facts["buses"]
+    assert bus["address"] == "kafka://k1:9092,k2:9092?prefix=p."
+    assert bus["names"]["replies"] == ["p._spa.reply.plant"]
+    assert bus["names"]["dead letters"] == ["p._spa.dead-letter.plant"]
+    actors = {actor["name"]: actor for actor in facts["actors"]}
+    assert actors["watch"]["names"] == {
+        "group": ["p.plant.watch"],
+        "member": ["p.plant.0.watch"],
+        "topics": ["p.plant.+.temperature"],
+    }
+    assert actors["doubler"]["names"]["topics"] == ["p.plant-double", "p.old.#"]
+    assert actors["tick"]["names"] == {}
+    assert actors["tick"]["every"] == 2.5
+    assert actors["watch"]["handlers"] == [
+        {
+            "name": "watch",
+            "topics": ["plant/{machine}/temperature"],
+            "payload": "Reading",
+            "reply": None,
+        }
+    ]
+    assert actors["Store"]["topics_named"] == [
+        {"topic": "alarm/{machine}", "payload": "str", "reply": None}
+    ]
+
+
+def test_the_picture_says_who_gets_what(shown: Shown) -> None:
+    lines = [line.strip() for line in shown("--mermaid").splitlines()]
+    assert lines[0] == "flowchart LR"
+    assert lines[1].startswith("%% What handlers publish")
+    nodes = {
+        found[2]: found[1]
+        for line in lines
+        if (found := re.fullmatch(r'(\w+)(?:\[/|\(\[|\[)"(.*)"(?:/\]|\]\)|\])', line))
+    }
+    assert {*nodes} == {
+        *("watch", "doubler", "odd", "tick", "Store", "plant/{machine}/temperature", "old/#35;"),
+        *("plant-double", "alarm/{machine}", "a/+", "b", "c"),
+    }
+    readings, watch = nodes["plant/{machine}/temperature"], nodes["watch"]
+    assert f'{readings} -->|"Reading"| {watch}' in lines
+    assert f'{nodes["plant-double"]} -->|"int -#gt; int"| {nodes["doubler"]}' in lines
+    assert f'{watch} -.->|"str"| {nodes["alarm/{machine}"]}' in lines
+
+
+def test_nothing_is_kept_for_an_application_without_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / f"nameless_{uuid.uuid4().hex}.py"
+    file.write_text(SOURCE.replace(', name="plant"', ""))
+    assert main(["show", f"{file}:app"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("application without a name, so nothing is kept for it")
+    assert "session" not in text
+    assert main(["show", f"{file}:app", "--url", "kafka://k"]) == 0
+    text = capsys.readouterr().out
+    assert "_spa.reply.ephemeral" in text
+    assert "group" not in text
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("no.such.one:app", "there is no module 'no' in the current folder or .*"),
+        ("{file}:nope", "module '.*' has no 'nope'; its applications: app"),
+        ("{file}:broken", "'.*:broken' .*RuntimeError: worn out .*"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    target: str, problem: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(SOURCE + "\ndef broken():\n    raise RuntimeError('worn out')\n")
+    assert main(["show", target.replace("{file}", str(file))]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert re.fullmatch(f"spa-dat: {problem}", err.strip()), err
+
+
+def test_whoever_has_read_enough_sees_no_traceback(file: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "spa_dat", "show", f"{file}:app"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+RUNNING = """
+from spa_dat import DistributedApplication
+
+app = DistributedApplication("memory://", name="{name}")
+
+@app.application("{topic}", deliver="share")
+async def shared(payload: int) -> None: ...
+
+@app.application("{topic}", deliver="all")
+async def copied(payload: int) -> None: ...
+"""
+
+
+@pytest.mark.kafka
+async def test_the_names_are_those_that_a_cluster_has(
+    kafka: Kafka, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}x")
+    url = f"{kafka.url}?prefix={prefix}"
+    file = tmp_path / f"app_{uuid.uuid4().hex}.py"
+    file.write_text(RUNNING.format(name="plant", topic="x"))
+    assert main(["show", f"{file}:app", "--json", "--url", url]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    groups = {name for actor in facts["actors"] for name in actor["names"]["group"]}
+    topics = {name for actor in facts["actors"] for name in actor["names"]["topics"]}
+    for kind in ("replies", "dead letters"):
+        topics |= {*facts["buses"][0]["names"][kind]}
+    # The command has given it the bus.
+    app: DistributedApplication = vars(sys.modules[file.stem])["app"]
+    async with app, admin(kafka.server) as client:
+        there: list[Any] = await client.list_consumer_groups()
+        assert {name for name, *_ in there if name.startswith(prefix)} == groups
+        assert {name for name in await client.list_topics() if name.startswith(prefix)} == topics
