@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from .._environment import Environment
@@ -72,6 +72,13 @@ class Secret:
 
     def __repr__(self) -> str:
         return "***"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        # What holds it may be copied: dataclasses.asdict does so.
+        return self
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Secret cannot be pickled: pass the password in another way")

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -118,8 +118,18 @@ def scheme_of(url: str) -> str:
             "the address of a bus is a URL such as 'memory://' or 'mqtt://host:1883', and that of a"
             " configuration document one such as 'file:///etc/plant.toml'"
             + ("; this one has no scheme before '://'" if "://" not in url else "")
+            + _hint_at_file(url)
         )
     return match["scheme"].lower()
+
+
+def _hint_at_file(text: str) -> str:
+    """Return how to write the path of a file as a URL; nothing for other texts."""
+    try:
+        path = Path(text).absolute()
+        return f"; write {path.as_uri()} for the file" if path.is_file() else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def parse_url(url: str) -> BusUrl:

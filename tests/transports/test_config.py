@@ -55,6 +55,13 @@ def test_secrets_compare_by_what_they_hide() -> None:
     assert (bool(Secret("")), bool(Secret("x"))) == (False, True)
 
 
+def test_a_configuration_can_be_copied_with_its_secret() -> None:
+    config = MqttConfig("h", username="ann", password=CANARY)
+    for copied in (copy.copy(config), copy.deepcopy(config)):
+        assert copied == config
+    assert CANARY not in repr(dataclasses.asdict(config))
+
+
 def test_a_secret_can_not_be_pickled() -> None:
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(Secret(CANARY))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -590,6 +592,31 @@ def test_any_bytes_are_a_configuration_or_a_configuration_error(data: bytes, end
 
 
 # --- files
+
+
+def test_the_path_of_a_file_that_is_there_is_said_as_a_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a plant.toml").write_text('url = "mqtt://h"', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    url = (tmp_path / "a plant.toml").as_uri()
+    for text in ("a plant.toml", str(tmp_path / "a plant.toml")):
+        assert refusal(text).endswith(f"; write {url} for the file")
+    assert "as_uri() of a path" in refusal(tmp_path)  # type: ignore[arg-type]
+    for text in (CANARY, "x" * 10_000, "a\0b", f"ann:{CANARY}@h"):
+        assert "for the file" not in refusal(text)
+
+
+def test_a_configuration_from_a_document_can_be_copied_while_it_is_read_again(write: Write) -> None:
+    config = config_from_url(write('url = "mqtt://ann:x@h"'))
+    assert isinstance(config, MqttConfig)
+    assert config.renewal is not None
+
+    async def renew() -> None:
+        await config.current_login()
+        assert copy.deepcopy(config).renewal is config.renewal
+
+    asyncio.run(renew())
 
 
 def test_a_file_that_can_not_be_read_says_why(tmp_path: Path) -> None:

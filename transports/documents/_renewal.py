@@ -58,6 +58,10 @@ class DocumentRenewal:
         self._said = ""
         self._told_of: frozenset[str] = frozenset()
 
+    def __deepcopy__(self, memo: object) -> DocumentRenewal:
+        # A copy of the configuration has the same document.
+        return self
+
     async def renew(self, patience: float) -> None:
         """Read the document, within so many seconds; several callers at a time share one reading.
 
