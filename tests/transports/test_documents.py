@@ -809,6 +809,63 @@ def test_redirects_have_an_end(https: Site) -> None:
     refusal(f"{https.url}/nowhere.toml")
 
 
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A proxy that the environment names; what it was asked for. It lets nobody in but ann."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            asked.append(self.path)
+            if self.headers.get("Proxy-Authorization") is None:
+                self.send_error(407, CANARY)
+                return
+            host, _, port = self.path.partition(":")
+            with socket.create_connection((host, int(port))) as beyond:
+                self.send_response(200)
+                self.end_headers()
+                back = threading.Thread(target=pump, args=(beyond, self.connection))
+                back.start()
+                pump(self.connection, beyond)
+                back.join()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("https_proxy", f"http://localhost:{server.server_address[1]}")
+    try:
+        yield asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_proxy_of_the_environment_is_asked(
+    https: Site, proxy: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    https.answers["/x.toml"] = (200, {}, MINIMAL)
+    url = f"{https.url}/x.toml"
+    assert "the proxy that the environment names answers with status 407" in refusal(url)
+    assert https.asked == []
+    inside = os.environ["https_proxy"].replace("//", f"//ann:{CANARY}@")
+    monkeypatch.setenv("https_proxy", inside)
+    assert config_from_url(url) == MqttConfig("h")
+    assert proxy == [https.url.removeprefix("https://")] * 2
+
+
 def test_what_comes_with_a_redirect_is_not_read(https: Site) -> None:
     https.answers["/x.toml"] = (200, {}, MINIMAL)
     headers = {"Location": "/x.toml", "Content-Length": "1000000000000"}
@@ -836,6 +893,14 @@ def test_an_answer_that_is_no_document_says_why(
     refused = refusal(url.replace("//", f"//ann:{CANARY}@") + f"?token={CANARY}")
     assert said in refused
     assert url in refused
+
+
+def test_a_file_of_authorities_that_is_not_there_is_named(
+    https: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
+    said = refusal(f"{https.url}/x.toml")
+    assert "SSL_CERT_FILE='/nowhere/ca.pem' names no file" in said
 
 
 def test_a_server_that_nobody_vouches_for_is_refused(

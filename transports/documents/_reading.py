@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import queue
+import re
 import socket
 import ssl
 import threading
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ..._texts import escaped
+from ..._texts import escaped, quoted
 from ...errors import ConfigurationError
 from ._address import DocumentAddress
 
@@ -30,6 +32,8 @@ MOST_REDIRECTS = 5
 """The most redirects that are followed, all of them to URLs of the same scheme."""
 
 _LONGEST_REASON = 200
+_AUTHORITIES = "SSL_CERT_FILE"
+_PROXY_REFUSES = re.compile(r"Tunnel connection failed: (\d{3})\b")
 _ACCEPTED = "application/toml, application/json, application/yaml;q=0.9, */*;q=0.5"
 
 
@@ -250,9 +254,16 @@ def _described(error: object) -> str:
     """Return what went wrong, without the texts of others that may have a part of the URL."""
     if isinstance(error, ssl.SSLCertVerificationError):
         said = escaped(error.verify_message, _LONGEST_REASON)
+        named = os.environ.get(_AUTHORITIES)
+        if named and not Path(named).is_file():
+            # The library ignores it without a word.
+            return (
+                f"the certificate of the server cannot be trusted: {said}; the environment variable"
+                f" {_AUTHORITIES}={quoted(named, _LONGEST_REASON)} names no file"
+            )
         return (
             f"the certificate of the server cannot be trusted: {said}; the environment variable"
-            " SSL_CERT_FILE can name a file with other authorities"
+            f" {_AUTHORITIES} can name a file with other authorities"
         )
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {escaped(str(error.reason), _LONGEST_REASON)}"
@@ -262,4 +273,7 @@ def _described(error: object) -> str:
         return "its host is not a name that can be looked up"
     if isinstance(error, OSError) and error.strerror:
         return escaped(error.strerror, _LONGEST_REASON)
+    refused = _PROXY_REFUSES.match(str(error))
+    if refused is not None:
+        return f"the proxy that the environment names answers with status {refused[1]}"
     return f"{type(error).__name__}, which is not the answer of a web server"
