@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..._texts import escaped
+from ..._texts import escaped, quoted
 from ...errors import ConfigurationError
 from .._url_options import repeated_name
 from ._reading import Content
@@ -57,11 +57,18 @@ def parsed(content: Content, shown: str) -> dict[str, Any]:
         raise ConfigurationError(
             f"{shown} is not {kind} that can be used: it is nested too deeply"
         ) from None
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, dict):
         raise ConfigurationError(
             f'{shown} is not a table of options: write for example url = "mqtt://host" in TOML, or'
             ' {"url": "mqtt://host"} in JSON'
         )
+    for name in value:
+        if not isinstance(name, str):
+            # In YAML many words are not texts: on, no, null, 1.
+            raise ConfigurationError(
+                f"{shown} is not a table of options: its name {quoted(name, _LONGEST_TEXT)} is not"
+                " a text: write it in quotes"
+            )
     return dict(value)
 
 
