@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal, Protocol
 
 from .._environment import Environment
@@ -79,6 +80,8 @@ class Subscription:
             bus that keeps none ignores it.
         wire: the format in which its messages are expected, one of the provider's ``wires``; None
             for that of the bus.
+        rewind_to: the time to which the subscription goes back, once, if it is beyond it; None for
+            none. Only where the provider has ``keeps_history``.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Subscription:
     durable: bool = True
     retained: Literal["new", "always", "never"] = "new"
     wire: str | None = None
+    rewind_to: datetime | None = None
 
 
 class Receiver(Protocol):
@@ -277,10 +281,13 @@ class SocketProvider(abc.ABC):
         default_window_bytes: as ``default_window``, in bytes.
         wires: the formats that single subscriptions and publishes may name, `Subscription.wire` and
             `Envelope.wire`.
+        keeps_history: whether messages stay on the bus after they were handled, so that a
+            subscription can go back to a time (``rewind_to``).
         config: the options; providers of one address with equal options are interchangeable.
     """
 
     default_deliver: Literal["share", "all"] = "all"
+    keeps_history: bool = False
     config: object = None
     default_qos: int = 1
     default_window: int = 200

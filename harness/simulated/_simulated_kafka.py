@@ -48,6 +48,7 @@ class SimulatedKafkaBus(HarnessBus):
     """
 
     pace = 8
+    keeps_history = True
 
     def __init__(self, world: BusWorld) -> None:
         self._world = world

@@ -55,9 +55,11 @@ class HarnessBus(abc.ABC):
     Attributes:
         pace: roughly how many steps of the event loop it needs for what a memory broker does in
             one.
+        keeps_history: whether messages stay on it after they were handled.
     """
 
     pace: int = 1
+    keeps_history: bool = False
 
     @abc.abstractmethod
     def open(self, original: SocketProvider, surroundings: Surroundings) -> Bus:
@@ -141,6 +143,8 @@ class StandInProvider(SocketProvider):
         self.bus = bus
         self.config = original.config
         self.default_deliver = original.default_deliver
+        # The rules of both apply.
+        self.keeps_history = original.keeps_history and bus.keeps_history
         self.default_qos = original.default_qos
         self.default_window = original.default_window
         self.default_window_bytes = original.default_window_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from ...actors import Overflow
@@ -24,6 +25,7 @@ from ._option_checks import (
     check_seconds,
     check_wire,
     parse_reply_topics,
+    parse_rewind_to,
 )
 from ._resources import Resource, check_resources
 from ._retry_policy import RetryPolicy
@@ -56,6 +58,8 @@ class ActorOptions:
         retained: whether it gets the retained messages of topics that are ``new`` to its
             subscription, ``always`` when it is connected, or ``never``. No effect on Kafka, which
             keeps none.
+        rewind_to: a time with its zone; on Kafka the actor's group goes back to it, once, so that
+            what is not older is read again. Give another time to go back again.
         subscription: a name by which several actors share one subscription; a message is then
             acknowledged when all of them are done with it.
         replies: answer requests with what the handler returns, even if that is None.
@@ -100,6 +104,7 @@ class ActorOptions:
     qos: int | None = None
     deliver: Literal["share", "all"] | None = None
     retained: Literal["new", "always", "never"] = "new"
+    rewind_to: str | datetime | None = None
     subscription: str | None = None
     replies: bool = False
     retry_requests: bool = False
@@ -133,6 +138,11 @@ class ActorOptions:
         return self.deliver is None and provider.default_deliver == "all"
 
     @property
+    def moment_to_rewind_to(self) -> datetime | None:
+        """``rewind_to``, parsed."""
+        return None if self.rewind_to is None else parse_rewind_to("", self.rewind_to)
+
+    @property
     def reply_filters(self) -> tuple[TopicFilter, ...] | None:
         """``reply_topics``, parsed."""
         return None if self.reply_topics is None else parse_reply_topics("", self.reply_topics)
@@ -155,6 +165,8 @@ class ActorOptions:
         if self.deliver not in (None, "share", "all"):
             raise ConfigurationError(f"{owner}: deliver={self.deliver!r}: give 'share' or 'all'")
         check_retained(owner, self.retained, self.deliver)
+        if self.rewind_to is not None:
+            parse_rewind_to(owner, self.rewind_to)
         if not isinstance(self.retry, RetryPolicy):
             raise ConfigurationError(f"{owner}: retry={self.retry!r}: give a RetryPolicy")
         if not isinstance(self.overflow, Overflow):
@@ -190,6 +202,7 @@ class HandlerOptions(TypedDict, total=False):
     qos: int
     deliver: Literal["share", "all"] | None
     retained: Literal["new", "always", "never"]
+    rewind_to: str | datetime | None
     subscription: str | None
     replies: bool
     retry_requests: bool

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
+from ..._moments import YEAR_1970, ZONE_MISSING, parse_moment
 from ..._texts import quoted
 from ...actors import Overflow
 from ...errors import ConfigurationError
@@ -28,6 +30,7 @@ __all__ = [
     "is_number",
     "parse_filters",
     "parse_reply_topics",
+    "parse_rewind_to",
 ]
 
 LARGEST_WINDOW = 65535
@@ -138,6 +141,25 @@ def check_wire(owner: str, wire: object, provider: SocketProvider | None) -> Non
             f"{owner}: wire={wire!r}: the bus at {provider.address} has only"
             f" {', '.join(map(repr, provider.wires))}; use another bus, or leave it out"
         )
+
+
+def parse_rewind_to(owner: str, value: object) -> datetime:
+    """Return the moment that ``rewind_to`` means; raises ConfigurationError if it means none."""
+    wrong = f"{owner}: rewind_to={quoted(str(value) if isinstance(value, datetime) else value)}: "
+    try:
+        moment = parse_moment(value) if isinstance(value, str) else value
+    except (ValueError, OverflowError):
+        moment = None
+    if not isinstance(moment, datetime):
+        raise ConfigurationError(
+            f"{wrong}give a time with its zone, such as '2026-11-27T09:00:00Z', or a datetime; not"
+            " a while to go back, which would be another time at each start"
+        )
+    if moment.tzinfo is None:
+        raise ConfigurationError(f"{wrong}{ZONE_MISSING}")
+    if moment < YEAR_1970:
+        raise ConfigurationError(f"{wrong}no record is older than 1970")
+    return moment
 
 
 def check_batch(owner: str, batch: tuple[int, float] | None, window: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from ...actors import Actor, Overflow
@@ -43,6 +44,7 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "qos": _is_count,
     "deliver": lambda value: value in ("share", "all"),
     "retained": _is_text,
+    "rewind_to": lambda value: isinstance(value, str | datetime),
     "subscription": _is_text,
     "replies": _is_switch,
     "reply_topics": lambda value: isinstance(value, str | list | tuple),

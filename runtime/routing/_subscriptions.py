@@ -67,6 +67,7 @@ class Subscriptions:
             ConfigurationError: actors that share a subscription configure it differently, or the
                 instance does not say how messages are distributed among instances.
         """
+        _check_rewind_to(actor)
         if not any(handler.filters for handler in actor.handlers):
             return
         options = actor.options
@@ -88,7 +89,7 @@ class Subscriptions:
                     f"the subscription of actors {first.name!r} and {actor.name!r} would both be"
                     f" named {name!r}; rename one"
                 )
-            for option in ("qos", "deliver", "retained", "wire"):
+            for option in ("qos", "deliver", "retained", "wire", "rewind_to"):
                 if getattr(options, option) != getattr(first.options, option):
                     raise ConfigurationError(
                         f"actors {first.name!r} and {actor.name!r} share subscription {name!r} but"
@@ -135,6 +136,7 @@ class Subscriptions:
             durable=not self._identity.ephemeral,
             retained=first.options.retained,
             wire=first.options.wire,
+            rewind_to=first.options.moment_to_rewind_to,
         )
         shared.router.shared = subscription.share
         spawn_router(system, shared.router)
@@ -158,6 +160,24 @@ class Subscriptions:
             return []
         del self._entries[key]
         return [entry.router]
+
+
+def _check_rewind_to(actor: Subscriber) -> None:
+    moment = actor.options.moment_to_rewind_to
+    if moment is None:
+        return
+    wrong = f"actor {actor.name!r}: rewind_to={str(actor.options.rewind_to)!r}"
+    if not any(handler.filters for handler in actor.handlers):
+        raise ConfigurationError(f"{wrong} has no effect: the actor reads no topics; leave it out")
+    if not actor.connection.provider.keeps_history:
+        raise ConfigurationError(
+            f"{wrong}: {actor.connection.provider.address} keeps no messages that could be read"
+            " again; leave it out, or use Kafka"
+        )
+    if moment.timestamp() > actor.connection.surroundings.environment.now():
+        raise ConfigurationError(
+            f"{wrong} is in the future; give the time from which on messages are to be read again"
+        )
 
 
 class RuntimeSubscription:

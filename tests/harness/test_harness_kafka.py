@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiokafka.client
 import pytest
@@ -30,6 +31,8 @@ from spa_dat import (
     SocketProviderFactory,
 )
 from spa_dat.errors import ConfigurationError, UnknownTopic
+from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.registration._specs import Spec
 from spa_dat.testing import Faults, Harness, explore
 
 NUMBERS = range(5)
@@ -326,6 +329,95 @@ def test_a_group_that_started_at_the_end_misses_nothing_afterwards() -> None:
         assert harness.published("out") == [1]
 
 
+@pytest.mark.parametrize("reset", ["30s", "2023-11-14T22:31:00Z", "2023-11-14T23:31:00+01:00"])
+def test_a_new_group_starts_with_a_time(reset: str) -> None:
+    app, seen = collecting(address=f"kafka://broker:9092?partitions=3&offset_reset={quote(reset)}")
+    (spec,) = runs_of(app).specs
+    # It starts at half past ten.
+    with Harness(app) as harness:
+        for key in "abcdef":
+            harness.publish("in", 1, key=key)
+        harness.advance(120)
+        for key in "abcdef":
+            harness.publish("in", 2, key=key)
+        harness.settle()
+        harness.stop(app)
+        seen.clear()
+        app.configure(spec, name="later")
+        harness.restart(app)
+        harness.settle()
+        assert sorted(seen) == [(key, 2) for key in "abcdef"]
+        # Its place is kept, also where there was nothing for it.
+        harness.advance(120)
+        harness.restart(app)
+        harness.publish("in", 3, key="a")
+        harness.settle()
+        assert sorted(seen) == [("a", 2), ("a", 3), *((key, 2) for key in "bcdef")]
+
+
+def two_times(app: DistributedApplication, harness: Harness) -> Spec[Any]:
+    """Let it handle messages of half past ten, and of two minutes later; then it has stopped."""
+    (spec,) = runs_of(app).specs
+    for number in (1, 2):
+        for key in "abcdef":
+            harness.publish("in", number, key=key)
+        harness.settle()
+        harness.advance(120)
+    harness.stop(app)
+    return spec
+
+
+def test_a_group_goes_back_to_a_time_once() -> None:
+    app, seen = collecting()
+    with Harness(app) as harness:
+        spec = two_times(app, harness)
+        seen.clear()
+        app.configure(spec, rewind_to="2023-11-14T22:31:00Z")
+        harness.restart(app)
+        harness.settle()
+        assert sorted(seen) == [(key, 2) for key in "abcdef"]
+        assert harness.stats["kafka.partitions_rewound"] == 3
+        seen.clear()
+        harness.crash(app)
+        harness.restart(app)
+        harness.rebalance()
+        harness.publish("in", 3, key="a")
+        harness.settle()
+        assert seen == [("a", 3)]
+
+
+def test_a_time_in_the_future_is_none_to_go_back_to() -> None:
+    app, _ = collecting()
+    with Harness(app) as harness:
+        spec = two_times(app, harness)
+        app.configure(spec, rewind_to="2023-11-15T03:00:00+01:00")
+        with pytest.raises(ConfigurationError, match=r"rewind_to='2023.* is in the future"):
+            harness.restart(app)
+
+
+@pytest.mark.parametrize("profile", ["mqtt", "kafka"])
+def test_what_keeps_nothing_has_no_time_to_go_back_to(profile: Any) -> None:
+    app, _ = collecting(address="mqtt://broker")
+    (spec,) = runs_of(app).specs
+    app.configure(spec, rewind_to="2023-11-14T22:31:00Z")
+    with (
+        pytest.raises(ConfigurationError, match=r"mqtt://broker.* keeps no messages"),
+        Harness(app, profile=profile),
+    ):
+        pass
+
+
+def test_actors_that_share_a_subscription_go_back_together() -> None:
+    app = DistributedApplication("kafka://broker:9092", name="app")
+    for name, to in (("one", "2023-11-14T21:00:00Z"), ("two", None)):
+
+        @app.application("in", name=name, subscription="both", rewind_to=to)
+        async def handle(payload: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="differ in rewind_to"), Harness(app):
+        pass
+
+
 def test_two_clusters_are_bridged() -> None:
     app = DistributedApplication("kafka://north:9092", name="bridge")
     south = SocketProviderFactory.from_url("kafka://south:9092")
@@ -610,6 +702,33 @@ def test_partitions_are_handed_out_anew() -> None:
 @pytest.mark.parametrize("kind", ["async", "posting", "thread", "batch", "lanes"])
 def test_every_message_is_handled_at_least_once_under_all_faults(kind: str) -> None:
     explore(lambda seed: run(forwarding(kind), seed, Faults.all()), seeds=20)
+
+
+def test_what_is_read_again_is_complete_under_all_faults() -> None:
+    def scenario(seed: int) -> None:
+        app, seen = collecting()
+        other, also_seen = collecting(instance="1")
+        with Harness(app, other, seed=seed, faults=Faults.all()) as harness:
+            for number in (1, 2):
+                for key in "abcdef":
+                    harness.publish("in", number, key=key)
+                harness.settle()
+                harness.advance(120)
+            for application in (app, other):
+                harness.stop(application)
+                (spec,) = runs_of(application).specs
+                application.configure(spec, rewind_to="2023-11-14T22:31:00Z")
+            seen.clear()
+            also_seen.clear()
+            for application in (app, other):
+                harness.restart(application)
+            harness.publish("in", 3, key="a")
+            harness.settle()
+            again = {*seen, *also_seen}
+            assert again >= {("a", 3), *((key, 2) for key in "abcdef")}
+            assert not again & {(key, 1) for key in "abcdef"}
+
+    explore(scenario, seeds=4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import TopicPartition
@@ -19,7 +19,16 @@ from spa_dat.transports.kafka import KafkaProvider
 
 from .waiting import eventually
 
-__all__ = ["BusClient", "admin", "bus_client", "create", "new_prefix", "read", "settings"]
+__all__ = [
+    "BusClient",
+    "admin",
+    "bus_client",
+    "create",
+    "new_prefix",
+    "publish_at",
+    "read",
+    "settings",
+]
 
 _QUICK = {
     "backoff_min": 0.02,
@@ -102,6 +111,15 @@ async def create(server: str, name: str, partitions: int = 1, **configs: str) ->
             return name in await client.list_topics()
 
         await eventually(is_known)
+
+
+async def publish_at(server: str, topic: str, partition: int, times: Mapping[int, float]) -> None:
+    """Publish numbers with timestamps, in seconds since 1970, in this order."""
+    async with AIOKafkaProducer(bootstrap_servers=server) as producer:
+        for number, at in times.items():
+            await producer.send_and_wait(
+                topic, b"%d" % number, partition=partition, timestamp_ms=int(at * 1000)
+            )
 
 
 async def settings(server: str, name: str) -> tuple[int, dict[str, str]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
 
+from ..._moments import YEAR_1970, ZONE_MISSING, milliseconds, parse_moment
 from ..._texts import quoted
 from ...errors import ConfigurationError
 
@@ -13,9 +13,6 @@ __all__ = ["check_offset_reset", "start_time"]
 _EARLIEST_OR_LATEST = ("earliest", "latest")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _BACK = re.compile(r"([0-9]{1,9})([smhd])")
-_LONGEST = 40
-_1970 = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 
 
 def check_offset_reset(value: object) -> None:
@@ -34,14 +31,12 @@ def check_offset_reset(value: object) -> None:
     if value in _EARLIEST_OR_LATEST or _BACK.fullmatch(value):
         return
     try:
-        moment = _moment(value)
+        moment = parse_moment(value)
     except (ValueError, OverflowError):
         raise ConfigurationError(wrong + remedy) from None
     if moment.tzinfo is None:
-        raise ConfigurationError(
-            f"{wrong}a time needs its zone: end it with 'Z' for UTC, or with '+01:00' or the like"
-        )
-    if moment < _1970:
+        raise ConfigurationError(f"{wrong}{ZONE_MISSING}")
+    if moment < YEAR_1970:
         raise ConfigurationError(f"{wrong}no record is older than 1970: give 'earliest'")
 
 
@@ -59,11 +54,4 @@ def start_time(offset_reset: str, now: float) -> int | None:
         return None
     if back := _BACK.fullmatch(offset_reset):
         return max(int((now - int(back[1]) * _SECONDS[back[2]]) * 1000), 0)
-    # Rounded up: a record of the millisecond before is too old.
-    return -((_1970 - _moment(offset_reset)) // _MILLISECOND)
-
-
-def _moment(text: str) -> datetime:
-    if len(text) > _LONGEST or "T" not in text:
-        raise ValueError(text)
-    return datetime.fromisoformat(text)
+    return milliseconds(parse_moment(offset_reset))

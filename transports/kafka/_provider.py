@@ -25,6 +25,7 @@ class KafkaProvider(SocketProvider):
     config: KafkaConfig
     wires = WIRES
     default_deliver: Literal["share", "all"] = "share"
+    keeps_history = True
 
     def __init__(self, config: KafkaConfig) -> None:
         check_login(config)

@@ -15,8 +15,6 @@ __all__ = [
     "SharedTopicFacts",
     "TopicFacts",
     "TopicsRecreated",
-    "id_metadata",
-    "is_of_deleted_topic",
     "recreated",
     "topic_facts",
 ]
@@ -25,7 +23,6 @@ _READ, _DESCRIBE = 1 << 3, 1 << 8
 _ATTEMPTS, _TRY_AGAIN = 3, 0.1
 # Consumers look at the same moment, so a little is enough to share an answer.
 _MOST_AGE = 0.25
-_NOTE = "topic-id="
 
 
 class TopicsRecreated(Exception):
@@ -163,13 +160,3 @@ def recreated(known: Mapping[str, str], facts: Mapping[str, TopicFacts]) -> list
     return [
         name for name, identifier in known.items() if name in facts and facts[name].id != identifier
     ]
-
-
-def id_metadata(identifier: str | None) -> str:
-    """Return the metadata to commit with an offset, which identifies the topic of the offset."""
-    return f"{_NOTE}{identifier}" if identifier else ""
-
-
-def is_of_deleted_topic(note: str, identifier: str) -> bool:
-    """Return whether an offset was committed for a deleted topic of this name."""
-    return note.startswith(_NOTE) and note != id_metadata(identifier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, ClassVar
 
@@ -324,6 +325,13 @@ def test_two_actors_of_one_name_are_refused(app: DistributedApplication) -> None
         ({"retained": ["new"]}, ["retained=", "'never'"]),
         ({"retained": "always", "deliver": "share"}, ["retained='always'", "deliver='all'"]),
         ({"codec": "avro"}, ["codec: 'avro' is no codec", "spa_dat.Codec"]),
+        ({"rewind_to": "1h"}, ["rewind_to='1h'", "'2026-11-27T09:00:00Z'", "each start"]),
+        ({"rewind_to": "2026-11-27"}, ["rewind_to='2026-11-27'", "a datetime"]),
+        ({"rewind_to": 1_700_000_000}, ["rewind_to=1700000000", "give a time"]),
+        ({"rewind_to": "2026-11-27T10:00"}, ["rewind_to='2026-11-27T10:00'", "needs its zone"]),
+        ({"rewind_to": datetime.now(UTC).replace(tzinfo=None)}, ["rewind_to='20", "its zone"]),
+        ({"rewind_to": "1969-12-31T23:00Z"}, ["rewind_to=", "older than 1970"]),
+        ({"rewind_to": "9" * 100_000 + "T"}, ["rewind_to='999", "give a time"]),
         ({"retry": 3}, ["retry=3", "RetryPolicy"]),
         ({"overflow": "drop"}, ["overflow='drop'"]),
         ({"deadline": 0}, ["deadline=0"]),
@@ -340,6 +348,28 @@ def test_options_that_can_not_be_are_refused_by_name(
         async def handler(payload: str) -> None: ...
 
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+async def test_a_producer_has_nothing_to_read_again(app: DistributedApplication) -> None:
+    @app.producer()
+    async def send() -> None: ...
+
+    (spec,) = runs_of(app).specs
+    app.configure(spec, rewind_to="2023-11-14T23:00:00Z")
+    with pytest.raises(ConfigurationError, match=r"rewind_to='2023.*' has no effect.*no topics"):
+        await app.__aenter__()
+
+
+async def test_a_bus_that_keeps_nothing_has_nothing_to_read_again(
+    app: DistributedApplication,
+) -> None:
+    @app.application("a", rewind_to=datetime(2023, 11, 14, tzinfo=UTC))
+    async def handler(payload: int) -> None: ...
+
+    with pytest.raises(ConfigurationError) as caught:
+        await app.__aenter__()
+    assert "actor 'handler': rewind_to='2023-11-14 00:00:00+00:00': memory://" in str(caught.value)
+    assert "keeps no messages that could be read again" in str(caught.value)
 
 
 @pytest.mark.parametrize("every", [0, -1.0, float("nan"), float("inf"), "1", True])

@@ -16,7 +16,7 @@ from spa_dat.errors import ConnectFailed, ConnectionLost, UnknownTopic
 from spa_dat.testing import Kafka
 from spa_dat.transports import DeliveryState, Envelope
 from spa_dat.transports.kafka.consuming import _consumer_sessions, _group_member
-from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix
+from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix, publish_at
 from support.kafka_consuming import committed, taker
 from support.waiting import eventually
 
@@ -319,14 +319,6 @@ async def test_members_of_a_latest_group_that_start_together_skip_the_same(kafka
                 await publish(client, range(100, 110), key=key)
             await eventually(lambda: len(one.numbers + two.numbers) >= 80)
             assert sorted(one.numbers + two.numbers) == sorted([*range(100, 110)] * 8)
-
-
-async def publish_at(server: str, topic: str, partition: int, times: dict[int, float]) -> None:
-    async with AIOKafkaProducer(bootstrap_servers=server) as producer:
-        for number, at in times.items():
-            await producer.send_and_wait(
-                topic, b"%d" % number, partition=partition, timestamp_ms=int(at * 1000)
-            )
 
 
 @pytest.mark.parametrize("kind", ["time", "time in a zone", "while"])

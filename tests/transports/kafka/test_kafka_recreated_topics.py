@@ -14,11 +14,15 @@ from aiokafka.admin import NewTopic
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from spa_dat.testing import Kafka
+from spa_dat.transports.kafka._offset_notes import (
+    is_of_deleted_topic,
+    is_ours,
+    offset_note,
+    rewound_to,
+)
 from spa_dat.transports.kafka._topic_facts import (
     SharedTopicFacts,
     TopicFacts,
-    id_metadata,
-    is_of_deleted_topic,
     recreated,
     topic_facts,
 )
@@ -266,9 +270,23 @@ async def test_brokers_that_know_no_ids_are_not_asked_again_and_again() -> None:
 def test_a_note_says_of_which_topic_an_offset_is() -> None:
     assert not is_of_deleted_topic("", "x")
     assert not is_of_deleted_topic("whatever a tool writes", "x")
-    assert not is_of_deleted_topic(id_metadata("x"), "x")
-    assert is_of_deleted_topic(id_metadata("y"), "x")
-    assert id_metadata(None) == id_metadata("") == ""
+    assert not is_of_deleted_topic(offset_note("x"), "x")
+    assert not is_of_deleted_topic(offset_note("x", 5), "x")
+    assert is_of_deleted_topic(offset_note("y"), "x")
+    assert is_of_deleted_topic(offset_note("y", 5), "x")
+    assert offset_note(None) == offset_note("") == ""
+
+
+def test_the_last_time_to_which_a_partition_was_rewound_is_noted_with_its_offset() -> None:
+    for note in (offset_note("x", 1_700_000_000_000), offset_note(None, 1_700_000_000_000)):
+        assert rewound_to(note) == 1_700_000_000_000
+        assert is_ours(note)
+    for note in ("", "rewound-to=", "rewound-to=x", "rewound-to=-1", f"rewound-to={'9' * 4000}"):
+        assert rewound_to(note) is None
+    assert rewound_to(offset_note("x")) is None
+    assert is_ours(offset_note("x"))
+    assert not is_ours("")
+    assert not is_ours("whatever a tool writes")
     assert recreated({"a": "1", "b": "2", "c": ""}, {"a": TopicFacts("1", True, 1)}) == []
     assert recreated({"a": "1", "c": ""}, {"c": TopicFacts("1", True, 1)}) == ["c"]
 

@@ -36,6 +36,10 @@ class Assignment:
         ended: whether it is over.
         open: whether its positions are known, so that something may be handed out.
         ids: of the topics, as far as they are known.
+        rewound: the last time to which a partition was rewound, if it ever was, in milliseconds
+            since 1970 (UTC).
+        again: the partitions that were rewound when they were assigned.
+        kept: the partitions that were not, because a tool or another program has set the offset.
     """
 
     def __init__(self, epoch: int, on_release: Callable[[], None] = lambda: None) -> None:
@@ -50,6 +54,9 @@ class Assignment:
         self.ended = False
         self.open = True
         self.ids: dict[str, str] = {}
+        self.rewound: dict[TopicPartition, int] = {}
+        self.again: set[TopicPartition] = set()
+        self.kept: set[TopicPartition] = set()
         self.wake_at = -1
         self.wake_at_size = _UNLIMITED
         self._changed = asyncio.Event()

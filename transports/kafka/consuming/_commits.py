@@ -150,7 +150,8 @@ class Committer:
         """Commit these; return False if that has to be retried."""
         try:
             async with asyncio.timeout(self._config.request_timeout):
-                await commit(self._consumer, offsets, self._assignment.ids)
+                assignment = self._assignment
+                await commit(self._consumer, offsets, assignment.ids, assignment.rewound)
         except kafka.CommitFailedError as error:
             # Whoever has the partitions now gets the records again.
             self._stats["kafka.commits_lost"] += 1

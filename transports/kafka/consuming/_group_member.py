@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
 from ...._logs import get_logger
+from ...._moments import milliseconds
 from ..._contract import Receiver, Subscription
 from .._aiokafka_private import (
     client_of,
@@ -60,12 +61,15 @@ class GroupMember(ConsumerSessions):
         super().__init__(context, subscription, receiver)
         self._guard: PartitionGuard | None = None
         self._pauses: PartitionPauses | None = None
+        moment = subscription.rewind_to
+        self._rewind_to = None if moment is None else milliseconds(moment)
         self._rebalances = Rebalances(
             context,
             self.identifier,
             self._group,
             self._dispatcher,
             receiver,
+            rewind_to=self._rewind_to,
             remembers=not self._at_most_once,
             on_room=self._on_room,
             on_positions=self._positions_known,
@@ -170,7 +174,7 @@ class GroupMember(ConsumerSessions):
                 await self._rebalances.placed()
                 try:
                     reset, now = self._config.offset_reset, self._surroundings.environment.now()
-                    await take_places(consumer, self.assignment, reset, now)
+                    await take_places(consumer, self.assignment, reset, now, self._rewind_to)
                     return
                 except (kafka.IllegalStateError, kafka.CommitFailedError):
                     # The partitions were reassigned meanwhile.

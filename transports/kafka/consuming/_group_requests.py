@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiokafka.errors as kafka
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -11,10 +11,11 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from .._aiokafka_private import client_of, commit_offsets, committed_offsets, describe_group
 from .._config import KafkaConfig
 from .._errors import GroupRefused
-from .._topic_facts import id_metadata, is_of_deleted_topic
+from .._offset_notes import is_of_deleted_topic, is_ours, offset_note, rewound_to
 
 __all__ = [
     "NO_COORDINATOR",
+    "Committed",
     "commit",
     "committed",
     "join_refusal",
@@ -85,8 +86,28 @@ def join_refusal(
     return None
 
 
+class Committed(NamedTuple):
+    """What a group has committed.
+
+    Attributes:
+        offsets: by partition, without those of deleted topics.
+        stale: the partitions whose offset belongs to a deleted topic.
+        foreign: the partitions whose offset a tool or another program has committed.
+        rewound: the last time to which a partition was rewound, if it ever was, in milliseconds
+            since 1970 (UTC).
+    """
+
+    offsets: dict[TopicPartition, int]
+    stale: set[TopicPartition]
+    foreign: set[TopicPartition]
+    rewound: dict[TopicPartition, int]
+
+
 async def commit(
-    consumer: Any, offsets: Mapping[TopicPartition, int], ids: Mapping[str, str]
+    consumer: Any,
+    offsets: Mapping[TopicPartition, int],
+    ids: Mapping[str, str],
+    rewound: Mapping[TopicPartition, int],
 ) -> None:
     """Commit once, as long as the membership lasts.
 
@@ -94,13 +115,14 @@ async def commit(
         consumer: the library's.
         offsets: what to commit.
         ids: of the topics; committed as metadata, to tell later which topic of that name it was.
+        rewound: see `Committed`; committed as metadata, so that nothing is rewound twice.
 
     Raises:
         aiokafka.errors.CommitFailedError: another member may have the partitions by now.
         aiokafka.errors.KafkaError: the cluster refused it, or cannot be reached.
     """
     wanted = {
-        tp: OffsetAndMetadata(offset, id_metadata(ids.get(tp.topic)))
+        tp: OffsetAndMetadata(offset, offset_note(ids.get(tp.topic), rewound.get(tp)))
         for tp, offset in offsets.items()
     }
     try:
@@ -111,25 +133,29 @@ async def commit(
 
 async def committed(
     consumer: Any, places: Sequence[TopicPartition], ids: Mapping[str, str]
-) -> tuple[dict[TopicPartition, int], set[TopicPartition]]:
+) -> Committed:
     """Return what the group has committed, whichever members have the partitions.
 
     Args:
         consumer: the library's.
         places: the partitions.
         ids: of their topics, as far as they are known.
-
-    Returns:
-        the offsets, and the partitions whose offset belongs to a deleted topic.
     """
     offsets = await committed_offsets(consumer, places)
     known = {tp: meta for tp, meta in offsets.items() if meta.offset >= 0}
+    notes = {tp: meta.metadata or "" for tp, meta in known.items()}
     stale = {
         tp
-        for tp, meta in known.items()
-        if ids.get(tp.topic) and is_of_deleted_topic(meta.metadata or "", ids[tp.topic])
+        for tp, note in notes.items()
+        if ids.get(tp.topic) and is_of_deleted_topic(note, ids[tp.topic])
     }
-    return {tp: meta.offset for tp, meta in known.items() if tp not in stale}, stale
+    times = {tp: rewound_to(note) for tp, note in notes.items()}
+    return Committed(
+        {tp: meta.offset for tp, meta in known.items() if tp not in stale},
+        stale,
+        {tp for tp, note in notes.items() if not is_ours(note)},
+        {tp: time for tp, time in times.items() if time is not None},
+    )
 
 
 def partitions(consumer: Any) -> list[TopicPartition]:

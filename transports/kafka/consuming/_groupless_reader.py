@@ -9,6 +9,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
+from ...._moments import milliseconds
 from ..._contract import Receiver, Subscription
 from .._aiokafka_private import (
     client_of,
@@ -23,6 +24,7 @@ from ._assignment import Assignment
 from ._committable_offsets import CountingTracker
 from ._consumer_sessions import ConsumerSessions, SessionState
 from ._fetching import Fetched
+from ._start_positions import first_since
 from ._unreadable_guard import PartitionGuard
 
 __all__ = ["Reader"]
@@ -33,9 +35,9 @@ _STOP_TIMEOUT = 3.0
 class Reader(ConsumerSessions):
     """Reads every partition of its topics by itself.
 
-    It starts at the end of partitions that exist when a filter is put into force, and at the
-    beginning of those that appear later. Its position is kept in memory and outlives connections;
-    nothing is committed.
+    It starts at the end of partitions that exist when a filter is put into force, or with the time
+    to which the subscription is rewound, and at the beginning of those that appear later. Its
+    position is kept in memory and outlives connections; nothing is committed.
     """
 
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
@@ -112,6 +114,9 @@ class Reader(ConsumerSessions):
             fresh = [tp for tp in wanted if tp not in self._places]
             at_the_end = [tp for tp in fresh if _matches(new, tp.topic)]
             ends = await consumer.end_offsets(at_the_end) if at_the_end else {}
+            if self._subscription.rewind_to is not None:
+                since = milliseconds(self._subscription.rewind_to)
+                ends = await first_since(consumer, ends, since)
         for pattern in patterns:
             self._new.pop(pattern, None)
         kept = {tp: n for tp, n in self._places.items() if _matches(selection, tp.topic)}

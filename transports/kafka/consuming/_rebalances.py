@@ -30,6 +30,7 @@ _log = get_logger(__name__)
 COMMIT_TIMEOUT = 5.0
 """Seconds that the last commit of an assignment may take."""
 _SHARE_FOR_RUNNING = 0.8
+_MOST_NAMED = 10
 
 
 class MemberState(enum.Enum):
@@ -53,9 +54,6 @@ class MemberState(enum.Enum):
 _PUT_OUT = (MemberState.LOST, MemberState.REJOINING)
 
 
-_PUT_OUT = (MemberState.LOST, MemberState.REJOINING)
-
-
 class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
     """Takes over the partitions that a group assigns to a member, and gives them up again.
 
@@ -71,6 +69,8 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         group: its id.
         dispatcher: knows what was handed out.
         receiver: is told when to hold and to resume.
+        rewind_to: the time to which partitions are rewound once, in milliseconds since 1970 (UTC);
+            None for none.
         remembers: whether what was handed out has to be recognised when it comes again.
         on_room: called when a partition that was full no longer is.
         on_positions: called with the topics that were deleted and recreated, when the positions of
@@ -91,6 +91,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         dispatcher: Dispatcher,
         receiver: Receiver,
         *,
+        rewind_to: int | None,
         remembers: bool,
         on_room: Callable[[TopicPartition], None],
         on_positions: Callable[[Collection[str]], None],
@@ -105,6 +106,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         self._stats = context.surroundings.stats
         self._dispatcher = dispatcher
         self._receiver = receiver
+        self._rewind_to = rewind_to
         self._remembers = remembers
         self._on_room = on_room
         self._on_positions = on_positions
@@ -229,14 +231,29 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         self.misplaced = None
         try:
             async with asyncio.timeout(self._config.connect_timeout):
-                gone = await compare(self._consumer, assignment)
+                gone = await compare(self._consumer, assignment, self._rewind_to)
             self._on_positions(gone)
+            self._say_what_comes_again(assignment)
             assignment.open = True
         except Exception as error:  # noqa: BLE001 (raised where the session ends over it)
             self.misplaced = error
         self._placed.set()
         self._reassigned.set()
         self.resume()
+
+    def _say_what_comes_again(self, assignment: Assignment) -> None:
+        if assignment.again:
+            self._stats["kafka.partitions_rewound"] += len(assignment.again)
+            _log.warning(
+                "group %r: rewind_to: read again: %s", self._group, _named(assignment.again)
+            )
+        if assignment.kept:
+            _log.warning(
+                "group %r: rewind_to has no effect where a tool or another program has set the"
+                " offset: %s; set it to that time in the same way",
+                self._group,
+                _named(assignment.kept),
+            )
 
     async def _running_finished(self, assignment: Assignment) -> None:
         """Wait for the handlers that are at work on what came from these partitions."""
@@ -252,3 +269,9 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         assignment, self.assignment, self.committer = self.assignment, None, None
         if assignment is not None and self._remembers:
             self._dispatcher.remember(assignment)
+
+
+def _named(partitions: Collection[TopicPartition]) -> str:
+    names = [f"{place.topic}-{place.partition}" for place in sorted(partitions)]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"

@@ -13,20 +13,24 @@ from .._aiokafka_private import client_of
 from .._offset_reset import start_time
 from .._topic_facts import TopicFacts, recreated, topic_facts
 from ._assignment import Assignment
-from ._group_requests import commit, committed, partitions
+from ._group_requests import Committed, commit, committed, partitions
 
-__all__ = ["compare", "recreated_since", "take_places"]
+__all__ = ["compare", "first_since", "recreated_since", "take_places"]
 
 
-async def compare(consumer: Any, assignment: Assignment) -> set[str]:
+async def compare(consumer: Any, assignment: Assignment, rewind_to: int | None = None) -> set[str]:
     """Check whether what the group has committed belongs to the topics that exist now.
 
     If a topic was deleted and recreated, the new one is read from its start. Notes the ids of the
     topics and what is committed.
 
+    Partitions that were not rewound to a time yet are: by whoever has them, and not by the first
+    member of the group for all of them, which might be overtaken by what another one commits.
+
     Args:
         consumer: the library's.
         assignment: what has just been assigned to it.
+        rewind_to: the time, in milliseconds since 1970 (UTC); None for none.
 
     Returns:
         the topics that were deleted and recreated.
@@ -37,16 +41,44 @@ async def compare(consumer: Any, assignment: Assignment) -> set[str]:
     places = [*assignment.trackers]
     topics = sorted({place.topic for place in places})
     facts = await topic_facts(client_of(consumer), topics)
-    if facts is None:
-        return set()
-    ids = {name: facts[name].id if name in facts else "" for name in topics}
-    offsets, stale = await committed(consumer, places, ids)
+    ids = {}
+    if facts is not None:
+        ids = {name: facts[name].id if name in facts else "" for name in topics}
+    found = await committed(consumer, places, ids)
     for place, tracker in assignment.trackers.items():
-        tracker.committed = offsets.get(place, -1)
-    for place in sorted(stale):
+        tracker.committed = found.offsets.get(place, -1)
+    for place in sorted(found.stale):
         consumer.seek(place, 0)
     assignment.ids = ids
-    return {place.topic for place in stale}
+    assignment.rewound = found.rewound
+    if rewind_to is not None:
+        await _rewind(consumer, assignment, found, rewind_to)
+    return {place.topic for place in found.stale}
+
+
+async def _rewind(consumer: Any, assignment: Assignment, found: Committed, since: int) -> None:
+    """Go back to a time, unless that was done before, or somebody has set the offset by hand."""
+    # Without ids it is not known who has committed an offset.
+    assignment.kept = found.foreign if assignment.ids else set()
+    ahead = {
+        place: offset
+        for place, offset in found.offsets.items()
+        if found.rewound.get(place) != since and place not in assignment.kept
+    }
+    first = await first_since(consumer, ahead, since)
+    for place, offset in sorted(ahead.items()):
+        # What the group has not handled yet is never skipped.
+        if first[place] < offset:
+            consumer.seek(place, first[place])
+            assignment.trackers[place].committed = first[place]
+            assignment.again.add(place)
+    assignment.rewound = dict.fromkeys(assignment.trackers, since)
+    places = {place: first[place] for place in sorted(assignment.again)}
+    # If it fails, the next commit tells it to whoever has the partition then. Until there is one,
+    # nothing was handled, and going back once more is no harm.
+    with contextlib.suppress(kafka.KafkaError):
+        if places:
+            await commit(consumer, places, assignment.ids, assignment.rewound)
 
 
 def recreated_since(assignment: Assignment, facts: Mapping[str, TopicFacts]) -> list[str]:
@@ -65,7 +97,11 @@ def recreated_since(assignment: Assignment, facts: Mapping[str, TopicFacts]) -> 
 
 
 async def take_places(
-    consumer: Any, assignment: Assignment | None, offset_reset: str, now: float
+    consumer: Any,
+    assignment: Assignment | None,
+    offset_reset: str,
+    now: float,
+    rewind_to: int | None = None,
 ) -> None:
     """Fix a position in each partition, so that what is published from now on is received.
 
@@ -74,6 +110,8 @@ async def take_places(
         assignment: what is assigned to it.
         offset_reset: where a group that has committed nothing starts; see `KafkaConfig`.
         now: seconds since 1970 (UTC).
+        rewind_to: the time that it starts with at the latest, in milliseconds since 1970 (UTC);
+            None for none.
 
     Raises:
         aiokafka.errors.IllegalStateError, aiokafka.errors.CommitFailedError: the partitions were
@@ -84,14 +122,18 @@ async def take_places(
         # Not left to the library: it would also go to the end of partitions that appear later, and
         # where retention has removed its position.
         ids = {} if assignment is None else assignment.ids
-        offsets, stale = await committed(consumer, partitions(consumer), ids)
+        offsets, stale, _, _ = await committed(consumer, partitions(consumer), ids)
         if not offsets and not stale:
-            offsets = await _first_places(consumer, start_time(offset_reset, now))
+            times = (start_time(offset_reset, now), rewind_to)
+            since = min((time for time in times if time is not None), default=None)
+            offsets = await _first_places(consumer, since)
+            rewound = {} if rewind_to is None else dict.fromkeys(offsets, rewind_to)
             # What only a wildcard matches, and we may not read, may be meant for others.
             with contextlib.suppress(kafka.TopicAuthorizationFailedError):
-                await commit(consumer, offsets, ids)
+                await commit(consumer, offsets, ids, rewound)
+        again = set() if assignment is None else assignment.again
         for partition in sorted(consumer.assignment()):
-            if partition in offsets:
+            if partition in offsets and partition not in again:
                 consumer.seek(partition, offsets[partition])
     for partition in sorted(consumer.assignment()):
         await consumer.position(partition)
@@ -101,10 +143,26 @@ async def _first_places(consumer: Any, since: int | None) -> dict[TopicPartition
     """Return the offsets at which a new group starts: the ends, or the first from a time on."""
     # Asked for first: what is published meanwhile is read, whichever answer counts.
     ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions(consumer))
-    if since is None:
-        return ends
-    found = await consumer.offsets_for_times(dict.fromkeys(ends, since))
+    return ends if since is None else await first_since(consumer, ends, since)
+
+
+async def first_since(
+    consumer: Any, otherwise: Mapping[TopicPartition, int], since: int
+) -> dict[TopicPartition, int]:
+    """Return the offsets of the first records that are not older than a time.
+
+    Args:
+        consumer: the library's.
+        otherwise: the partitions, with the offset if all records of a partition are older.
+        since: the time, in milliseconds since 1970 (UTC).
+
+    Raises:
+        aiokafka.errors.KafkaError: no answer.
+    """
+    if not otherwise:
+        return {}
+    found = await consumer.offsets_for_times(dict.fromkeys(otherwise, since))
     return {
-        place: end if (first := found.get(place)) is None else first.offset
-        for place, end in ends.items()
+        place: offset if (first := found.get(place)) is None else first.offset
+        for place, offset in otherwise.items()
     }
