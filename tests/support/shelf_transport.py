@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from spa_dat.errors import ConfigurationError, ConnectFailed, ConnectionLost, MessageTooLarge
 from spa_dat.transports import (
     Backoff,
@@ -287,7 +289,8 @@ class ShelfBus(_Client, Bus):
 
     def write(self, entry: OutboxEntry) -> None:
         """Publish, which the broker confirms at once."""
-        self.shelf.publish(entry.envelope)
+        # An expiry counts from when it was posted, and not from now.
+        self.shelf.publish(msgspec.structs.replace(entry.envelope, expiry=entry.left))
         self.outbox.confirm(entry)
 
     def arrived(self, envelope: Envelope, number: int) -> None:
