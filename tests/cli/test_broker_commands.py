@@ -12,14 +12,16 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from spa_dat import DistributedApplication, Message, RemoteError
@@ -96,6 +98,17 @@ async def ran(folder: Path, *arguments: str, given: bytes = b"") -> tuple[int, s
 async def published(*arguments: str) -> None:
     """Run ``spa-dat publish`` in this process, which takes less time."""
     assert await asyncio.to_thread(main, ["publish", *arguments]) == 0
+
+
+@contextlib.asynccontextmanager
+async def producer(server: str) -> AsyncIterator[AIOKafkaProducer]:
+    """Start a plain producer, and stop it at the end."""
+    client = AIOKafkaProducer(bootstrap_servers=server)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.stop()
 
 
 def objects(listener: Command) -> list[dict[str, Any]]:
@@ -251,6 +264,26 @@ async def test_listening_leaves_nothing_on_a_cluster(kafka: Kafka, tmp_path: Pat
         assert [name for name in groups if prefix in name or "listen" in name] == []
 
 
+@pytest.mark.kafka
+async def test_listening_begins_where_it_is_told(kafka: Kafka, tmp_path: Path) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}plant", 2)
+    url = f"{kafka.url}?prefix={prefix}"
+    hour = 3_600
+    async with producer(kafka.server) as client:
+        for place, age in enumerate((7 * hour, 2 * hour, 0)):
+            sent = int((time.time() - age) * 1000)
+            await client.send_and_wait(
+                f"{prefix}plant", b"%d" % age, partition=place % 2, timestamp_ms=sent
+            )
+    listen = ("listen", url, "plant", "--json", "--for", "60")
+    for since, ages in (("3h", [2 * hour, 0]), ("earliest", [7 * hour, 2 * hour, 0])):
+        code, out, _ = await ran(tmp_path, *listen, "--count", str(len(ages)), "--since", since)
+        assert code == 0
+        heard = [json.loads(line)["payload"] for line in out.splitlines()]
+        assert sorted(heard, reverse=True) == ages
+
+
 @pytest.mark.mosquitto
 async def test_what_a_document_says_of_an_application_is_not_said_of_the_command(
     mosquitto: Mosquitto, tmp_path: Path
@@ -366,6 +399,11 @@ SECRET = "mqtt://user:hunter2@127.0.0.1:1"
         (["listen", SECRET, "a", "--count", "0"], ".*'0': give a whole number, 1 or more.*"),
         (["listen", SECRET, "a", "--for", "nan"], ".*'nan': give seconds.*"),
         (["request", SECRET, "a", "1", "--qos", "1"], "No such option.*"),
+        (["listen", SECRET, "a", "--since", "1h"], "--since '1h' is for Kafka: all that mqtt.*"),
+        *(
+            (["listen", "kafka://h", "a", "--since", wrong], f"--since '{wrong}': give a time.*")
+            for wrong in ("latest", "1w", "2026-11-27T09:00:00", "9999-12-31T23:59:59.9999Z")
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

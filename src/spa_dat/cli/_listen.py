@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from .._environment import Environment
+from .._moments import YEAR_1970
 from .._texts import quoted
+from ..errors import ConfigurationError
 from ..transports import (
     Delivery,
     Envelope,
@@ -22,6 +26,7 @@ from ..transports import (
     Surroundings,
     TopicFilter,
 )
+from ..transports.kafka._offset_reset import check_offset_reset, start_time
 from ._broker_client import broker_at, run_client
 from ._message_output import envelope_as_json, envelope_as_text
 from ._standard_output import BackgroundOutput
@@ -41,6 +46,7 @@ def listen(
     name: str | None,
     count: int | None,
     seconds: float | None,
+    since: str | None,
     as_json: bool,
 ) -> int:
     """Show the messages that arrive on some topics; returns the exit code.
@@ -54,6 +60,7 @@ def listen(
         name: of the provider in the document.
         count: end after so many messages; None for no end.
         seconds: end after so long; None for no end.
+        since: where to begin; None for now. On Kafka only.
         as_json: show them for programs.
 
     Raises:
@@ -67,12 +74,42 @@ def listen(
         provider = SocketProviderFactory.from_config(config)
     plain = TopicFilter.parse(pattern).pattern
     provider.check_filter(plain)
-    listener = _Listener(provider, plain, envelope_as_json if as_json else envelope_as_text)
+    subscription = Subscription(
+        "listen",
+        (plain,),
+        window=provider.default_window,
+        window_bytes=provider.default_window_bytes,
+        durable=False,
+        rewind_to=None if since is None else _moment(since, provider),
+    )
+    show = envelope_as_json if as_json else envelope_as_text
+    listener = _Listener(provider, subscription, show)
     run_client(listener.run(count, seconds))
     if listener.is_over and count is not None:
         sys.stderr.write(f"spa-dat: messages in {seconds:g} s: {listener.shown}, wanted: {count}\n")
         return _FAILED
     return 0
+
+
+def _moment(since: str, provider: SocketProvider) -> datetime:
+    """Return the time at which to begin, which is given like the option ``offset_reset``."""
+    if not provider.keeps_history:
+        raise ConfigurationError(
+            f"--since {quoted(since, 40)} is for Kafka: all that {provider.address} keeps is the"
+            " retained message of each topic, which is shown without it"
+        )
+    try:
+        check_offset_reset(since)
+        milliseconds = start_time(since, time.time())
+        if milliseconds is None and since != "earliest":
+            raise ConfigurationError(since)
+        return YEAR_1970 + timedelta(milliseconds=milliseconds or 0)
+    except (ConfigurationError, OverflowError):
+        raise ConfigurationError(
+            f"--since {quoted(since, 40)}: give a time with its zone such as"
+            " '2026-11-27T09:00:00Z', how far to go back, such as '90s', '30m', '1h' or '7d', or"
+            " 'earliest' for all that the topic has"
+        ) from None
 
 
 class _Listener:
@@ -83,7 +120,7 @@ class _Listener:
 
     Args:
         provider: the broker.
-        pattern: the filter.
+        subscription: what to get.
         show: makes text of a message.
 
     Attributes:
@@ -92,10 +129,13 @@ class _Listener:
     """
 
     def __init__(
-        self, provider: SocketProvider, pattern: str, show: Callable[[Envelope], str]
+        self,
+        provider: SocketProvider,
+        subscription: Subscription,
+        show: Callable[[Envelope], str],
     ) -> None:
         self._provider = provider
-        self._pattern = pattern
+        self._subscription = subscription
         self._show = show
         self._waiting: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
@@ -138,17 +178,10 @@ class _Listener:
         environment = Environment()
         identity = Identity(f"listen-{environment.token(8)}", ephemeral=True)
         bus = self._provider.open(Surroundings(identity, environment, fatal=fail))
-        subscription = Subscription(
-            "listen",
-            (self._pattern,),
-            window=self._provider.default_window,
-            window_bytes=self._provider.default_window_bytes,
-            durable=False,
-        )
-        consumer = bus.consumer(subscription, self)
+        consumer = bus.consumer(self._subscription, self)
         try:
             await consumer.start()
-            where = f"{self._provider.address}, {quoted(self._pattern)}"
+            where = f"{self._provider.address}, {quoted(self._subscription.filters[0])}"
             sys.stderr.write(f"spa-dat: listening: {where}\n")
             sys.stderr.flush()
             try:

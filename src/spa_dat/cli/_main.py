@@ -342,6 +342,11 @@ def _request(**given: Any) -> int:
 @click.option(
     "--for", "seconds", callback=_seconds, metavar="SECONDS", help="End after so many seconds."
 )
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="Begin there: a time with its zone, how far to go back (30m, 1h), or earliest; on Kafka.",
+)
 @_json_option
 def _listen(**given: Any) -> int:
     """Show messages on an MQTT broker or a Kafka cluster as they arrive, until Ctrl-C.
