@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, get_args
@@ -18,7 +19,15 @@ from ..runtime.messaging._socket import Socket
 from ..runtime.options._option_checks import check_seconds, is_number
 from ..runtime.payloads._codec import Decoder, PayloadFormat, format_of
 from ..runtime.routing._subscriptions import NoSubscription
-from ..transports import Envelope, Identity, Surroundings, TopicFilter
+from ..transports import (
+    Envelope,
+    Identity,
+    MqttConfig,
+    MqttProvider,
+    SocketProvider,
+    Surroundings,
+    TopicFilter,
+)
 from ._faults import Faults
 from .simulated._stand_ins import HarnessBus, Profile
 from .world._application_under_test import ApplicationUnderTest
@@ -62,7 +71,7 @@ class HarnessCore:
             for provider in runs_of(application).providers:
                 if provider.address not in self._buses:
                     self._buses[provider.address] = BusConnection(
-                        self.world.stand_in(provider),
+                        self.world.stand_in(_without_will(provider)),
                         Surroundings(Identity(NAME, ephemeral=True), self._environment),
                     )
         for connection in self._buses.values():
@@ -306,3 +315,11 @@ def failure_classes(what: str, given: object) -> tuple[type[BaseException], ...]
                 f"{what}: {kind!r} is not an exception class; give one such as LookupError"
             )
     return kinds
+
+
+def _without_will(provider: SocketProvider) -> SocketProvider:
+    """Return the provider for the test's own connection, of which nothing is said on the bus."""
+    config = provider.config
+    if not isinstance(config, MqttConfig) or config.will is None:
+        return provider
+    return MqttProvider(dataclasses.replace(config, will=None))

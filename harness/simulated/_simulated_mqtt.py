@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ...transports import (
     RESERVED,
     Bus,
     Envelope,
+    LastWill,
     MemoryConfig,
+    MqttConfig,
     Receiver,
     SocketProvider,
     Subscription,
@@ -33,6 +36,8 @@ __all__ = ["SimulatedMqttBus"]
 
 _FOR_EVER = 4_294_967_295
 _MOST_RECEIVED = 268_435_455
+# Virtual seconds that a client which stops waits for the broker to take its will.
+_LAST_WORD = 1.0
 _LETTERS = f"{RESERVED}/dead-letter/"
 # What comes from outside is as it is, unless the test names a format.
 _WIRES = WireFormats("cloudevents")
@@ -69,7 +74,8 @@ class SimulatedMqttBus(HarnessBus):
         if expiry != _FOR_EVER:
             identity = surroundings.identity
             self.broker.expiries[f"{identity.application}.{identity.instance}"] = expiry
-        bus = _ObservedMemoryBus(self.broker, surroundings, MemoryConfig(**options))
+        will = original.config.will if isinstance(original.config, MqttConfig) else None
+        bus = _ObservedMemoryBus(self.broker, surroundings, MemoryConfig(**options), will)
         self._buses.append(bus)
         return bus
 
@@ -124,16 +130,24 @@ class SimulatedMqttBus(HarnessBus):
         self._buses = [bus for bus in self._buses if not bus.gone]
         for link in list(self.broker.links.values()):
             if isinstance(link.wire, SimulatedConnection) and link.wire.owner is owner:
-                self.broker.close(link)
+                self.broker.lose(link)
 
 
 class _ObservedMemoryBus(MemoryBus):
     """A memory bus that knows its owner and its consumers."""
 
-    def __init__(self, broker: Broker, surroundings: Surroundings, config: MemoryConfig) -> None:
+    def __init__(
+        self,
+        broker: _SimulatedBroker,
+        surroundings: Surroundings,
+        config: MemoryConfig,
+        will: LastWill | None,
+    ) -> None:
         super().__init__(broker, surroundings, config)
         identity = surroundings.identity
         self._name = f"{identity.application}.{identity.instance}"
+        self._will = will
+        broker.leave_will(self._name, will)
         self.owner = OWNER.get()
         self.gone = False
         self._consumers: dict[str, MemoryConsumer] = {}
@@ -150,7 +164,21 @@ class _ObservedMemoryBus(MemoryBus):
 
     async def close(self) -> None:
         self.gone = True
+        await self._say_that_it_stops()
         await super().close()
+
+    async def _say_that_it_stops(self) -> None:
+        link, will = self._connection.link, self._will
+        if link is None or link.wire is None or will is None or not will.on_stop:
+            return
+        said: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        link.wire.up(self._say, will.message, said)
+        await asyncio.wait((said,), timeout=_LAST_WORD)
+
+    def _say(self, message: Envelope, said: asyncio.Future[None]) -> None:
+        self._broker.publish(message)
+        if not said.done():
+            said.set_result(None)
 
     def under_way(self) -> str | None:
         """Describe what is unfinished; None if nothing is."""
@@ -177,6 +205,10 @@ class _SimulatedBroker(Broker):
         self._world = world
         self.expiries: dict[str, float] = {}
         self._expiring: dict[Queue, asyncio.TimerHandle] = {}
+        # By client id: the will of each connection that it makes, and what waits for its delay.
+        self._left: dict[str, LastWill] = {}
+        self._delayed: dict[str, asyncio.TimerHandle] = {}
+        self._wills: dict[ClientLink, LastWill] = {}
         self.faults = _RandomBrokerFaults(self, world)
 
     def kept(self, now: float) -> Mapping[str, Envelope]:
@@ -186,6 +218,48 @@ class _SimulatedBroker(Broker):
             for topic, (envelope, deadline) in self._retained.items()
             if deadline is None or deadline > now
         }
+
+    def leave_will(self, client_id: str, will: LastWill | None) -> None:
+        """Have a will for all connections of a client from now on; None for none."""
+        self._left.pop(client_id, None)
+        if will is not None:
+            self._left[client_id] = will
+
+    def connect(self, client_id: str, **options: Any) -> ClientLink:
+        link = super().connect(client_id, **options)
+        delayed = self._delayed.pop(client_id, None)
+        if delayed is not None:
+            # As Mosquitto does it, which asks no more of who comes back than its client id.
+            delayed.cancel()
+        will = self._left.get(client_id)
+        if will is not None:
+            self._wills[link] = will
+            if will.birth is not None and link.wire is not None:
+                # Before everything else on this connection.
+                link.wire.up(self.publish, will.birth_message)
+        return link
+
+    def _execute(self, client_id: str, will: LastWill) -> None:
+        self._delayed.pop(client_id, None)
+        self._world.trace.add(client_id, "will", will.topic)
+        self.publish(will.message)
+
+    def _lost_will(self, link: ClientLink, will: LastWill | None, *, session: bool) -> None:
+        """Publish the will of a connection that has ended without a word, after its delay.
+
+        Args:
+            link: the connection.
+            will: its will.
+            session: whether the session is still there; its end is also that of the delay.
+        """
+        if will is None:
+            return
+        if not will.delay or not session:
+            self._execute(link.client_id, will)
+            return
+        self._delayed[link.client_id] = self._world.loop.call_later(
+            will.delay, self._execute, link.client_id, will, context=self._world.outside
+        )
 
     def make_wire(self, link: ClientLink) -> SimulatedConnection:
         wire = SimulatedConnection(self, link, self._world)
@@ -209,11 +283,20 @@ class _SimulatedBroker(Broker):
         if link.open:
             what = "session-lost" if lose_session else "lost"
             self._world.trace.add(link.client_id, what)
+        will = self._wills.pop(link, None)
         super().drop(link, taken_over=taken_over, lose_session=lose_session)
+        self._lost_will(link, will, session=not lose_session)
+
+    def lose(self, link: ClientLink) -> None:
+        """End a connection whose client exists no more, without a goodbye."""
+        will = self._wills.pop(link, None)
+        self.close(link)
+        self._lost_will(link, will, session=True)
 
     def close(self, link: ClientLink, *, lose_session: bool = False) -> None:
         if link.open:
             self._world.trace.add(link.client_id, "disconnect")
+        self._wills.pop(link, None)
         super().close(link, lose_session=lose_session)
         queue, whose = link.queue, ".".join(link.client_id.split(".")[:2])
         if whose in self.expiries and not queue.members and self._queues.get(queue.name) is queue:
