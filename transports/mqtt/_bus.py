@@ -29,7 +29,7 @@ from ._publishing import Outgoing
 from ._reply_inbox import MqttReplyInbox
 from .protocol._client import MqttClient
 from .protocol._packets import PublishPacket
-from .protocol._reason_codes import publish_refusal
+from .protocol._reason_codes import TOPIC_ALIAS_INVALID, publish_refusal
 
 __all__ = ["MqttBus"]
 
@@ -73,6 +73,8 @@ class MqttBus(Bus):
         # By how much to multiply the time that the next connection has to confirm a large message.
         self._patience = 1
         self._was_connected = False
+        # 0 once a broker has ended a connection over one.
+        self._topic_aliases = config.topic_aliases
         # The broker's answer to the latest message of the option will.
         self._answer: asyncio.Future[int] | None = None
         # Which warnings about the broker have been logged.
@@ -175,6 +177,7 @@ class MqttBus(Bus):
             session_expiry=max(self._connection.trace_seconds, delay),
             will=will,
             wire=self._wires.of_replies,
+            topic_aliases=self._topic_aliases,
         )
         return self._client
 
@@ -243,6 +246,13 @@ class MqttBus(Bus):
             # It is sent again from the beginning: without more time it may never be confirmed.
             self._patience = min(2**oldest.writes, _MOST_PATIENCE)
         self.connected = False
+        if loss.reason == TOPIC_ALIAS_INVALID and self._topic_aliases:
+            self._topic_aliases = 0
+            _log.warning(
+                "the broker at %s does not accept the topic aliases that it has offered; none are"
+                " used any more: give the option topic_aliases=0",
+                self._config.address,
+            )
         self._outgoing.end(loss)
 
     def on_confirmed(self, note: Any, code: int) -> None:

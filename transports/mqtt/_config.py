@@ -24,6 +24,7 @@ _LIMITS = {
     "window": (1, 65_535),
     "subscribe_batch": (1, 1_000),
     "inflight": (1, 65_535),
+    "topic_aliases": (0, 65_535),
     "max_received": (1, 268_435_455),
     "qos": (0, 1),
 }
@@ -49,6 +50,8 @@ class MqttConfig(BrokerConfig):
         window: the most deliveries of one subscription that may be unsettled at once.
         subscribe_batch: the most filters in one SUBSCRIBE or UNSUBSCRIBE packet.
         inflight: the most publishes that may be written but not confirmed at once.
+        topic_aliases: the most topics that are sent as numbers after the first time, if the broker
+            accepts that; 0 for none.
         max_payload: the largest payload that may be published, in bytes, and that is accepted,
             unless ``max_received`` says otherwise.
         qos: quality of service of publishes and subscriptions that specify none, 0 or 1.
@@ -75,6 +78,7 @@ class MqttConfig(BrokerConfig):
     window: int = 200
     subscribe_batch: int = 8
     inflight: int = 100
+    topic_aliases: int = 0
     max_payload: int = 1_048_576
     qos: int = 1
     will: LastWill | None = None

@@ -31,6 +31,8 @@ class ServerLimits:
     shared_subscriptions: bool = True
     keepalive: int = 0
     """The keep-alive that the broker demands, in seconds; 0 if it accepts ours."""
+    topic_aliases: int = 0
+    """The most topic aliases that it accepts."""
     session_expiry: int | None = None
     """Seconds for which it keeps the session; None if as long as requested."""
 
@@ -63,6 +65,7 @@ class ServerLimits:
             wildcards=said(0x28, 1) == 1,
             shared_subscriptions=said(0x2A, 1) == 1,
             keepalive=said(0x13, 0),
+            topic_aliases=said(0x22, 0),
             session_expiry=None if expiry is None else int(expiry),
         )
 

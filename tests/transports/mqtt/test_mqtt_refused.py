@@ -473,7 +473,7 @@ def raw(app: Client, topic: str, payload: bytes = b"x") -> asyncio.Future[None]:
     assert isinstance(bus, MqttBus)
     stand_in = "x" * len(topic.encode())
     packet = PublishPacket(message(payload, stand_in))
-    packet._head = packet._head.replace(stand_in.encode(), topic.encode())
+    packet.topic = packet.topic.replace(stand_in.encode(), topic.encode())
     return bus._outbox.submit(message(payload, topic), packet)
 
 

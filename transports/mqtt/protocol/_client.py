@@ -77,6 +77,7 @@ class MqttClient:
             see `KeepAlive`.
         will: what the broker publishes when the connection is lost.
         wire: the format that received messages have.
+        topic_aliases: the most topic aliases to use, if the broker accepts them.
 
     Attributes:
         limits: what the broker stated.
@@ -98,6 +99,7 @@ class MqttClient:
         patience: int = 1,
         will: LastWill | None = None,
         wire: WireFormat = CLOUDEVENTS,
+        topic_aliases: int = 0,
     ) -> None:
         self.limits = ServerLimits()
         self.session_expiry = session_expiry
@@ -111,6 +113,7 @@ class MqttClient:
         self._keepalive: KeepAlive | None = None
         self._patience = patience
         self._will = will
+        self._topic_aliases = topic_aliases
         self._unconfirmed = 0
         self._end_cause: Exception | None = None
         self._closing = ""
@@ -358,6 +361,9 @@ class MqttClient:
             self._client._connected.set_exception(LoginRefused(BrokerReason.of(code, properties)))
             return
         self.limits = ServerLimits.of(properties)
+        self._flow.use_aliases(
+            min(self._topic_aliases, self.limits.topic_aliases), self.limits.maximum_packet_size
+        )
         # The library gets it without properties: it fails on malformed ones.
         self._give_to_library(_CONNACK, data[start : start + 2] + b"\0", 0, 3)
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 import struct
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ...._texts import LONGEST_REMEMBERED
 from ....errors import EncodeError
 from ..._envelope import CORRELATION_ID, DEFAULT_TYPE, Envelope, LeftOut, without_payload
+from ..._topics import RESERVED
 from ..._wire_formats import CLOUDEVENTS, WireFormat
 from .._message_checks import RESERVED_NAMES
 
@@ -27,6 +28,7 @@ __all__ = [
     "PacketSink",
     "PublishDecoder",
     "PublishPacket",
+    "TopicAliases",
     "add_password",
     "as_taken",
     "encode_acknowledgements",
@@ -44,6 +46,12 @@ _head_and_id = struct.Struct(">HH").pack
 _LONGEST = 65_535
 _MOST_SECONDS = 4_294_967_295
 _LEAST_EXPIRY = 1
+_NO_TOPIC = b"\0\0"
+# A topic of so many bytes, with its length, is not worth an alias; one of the runtime is used once.
+_SHORTEST_ALIASED = 12
+_OF_THE_RUNTIME = f"{RESERVED}/".encode()
+LARGEST_ALIAS = 7
+"""The most bytes by which a topic alias makes a packet larger that says what it stands for."""
 # What hardly changes from one publish to the next is encoded once: that takes half of the time.
 _ID = b"\x26\x00\x02id"
 _TIME = b"\x26\x00\x04time"
@@ -72,12 +80,22 @@ def variable_integer(value: int) -> bytes:
     """Encode a variable byte integer of MQTT, at most 268,435,455."""
     if value < 128:
         return bytes((value,))
+    if value < 16_384:
+        return bytes((value & 127 | 128, value >> 7))
     encoded = bytearray()
     while value > 127:
         encoded.append(value & 127 | 128)
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def _length_of_variable(value: int) -> int:
+    if value < 128:
+        return 1
+    if value < 16_384:
+        return 2
+    return 3 if value <= _LONGEST_OF_THREE_BYTES else 4
 
 
 _FLAGS_OF_CONNECT = 7
@@ -114,7 +132,8 @@ class PublishPacket:
     Attributes:
         qos: quality of service, 0 or 1.
         retain: whether the broker should retain it.
-        size: the size of the whole packet in bytes.
+        topic: encoded, after its length.
+        size: the size of the whole packet in bytes, without a topic alias.
 
     Args:
         envelope: the message; its topic has been checked.
@@ -123,31 +142,77 @@ class PublishPacket:
         EncodeError: a text cannot be encoded, or a header has a name reserved by the wire format.
     """
 
-    __slots__ = ("_head", "_tail", "payload", "qos", "retain", "size")
+    __slots__ = ("_first", "_properties", "payload", "qos", "retain", "size", "topic")
 
     def __init__(self, envelope: Envelope) -> None:
         self.qos = envelope.qos
         self.retain = envelope.retain
         self.payload = envelope.payload
-        properties = _encode_properties(envelope)
-        topic = _text(envelope.topic, "topic")
-        tail = variable_integer(len(properties)) + properties
-        remaining = len(topic) + (2 if self.qos else 0) + len(tail) + len(self.payload)
-        first = 0x30 | self.qos << 1 | self.retain
-        self._head = bytes((first,)) + variable_integer(remaining) + topic
-        self._tail = tail
-        self.size = len(self._head) - len(topic) + remaining
+        self._properties = properties = _encode_properties(envelope)
+        self.topic = topic = _text(envelope.topic, "topic")
+        self._first = bytes((0x30 | self.qos << 1 | self.retain,))
+        remaining = len(topic) + len(properties) + len(self.payload) + (2 if self.qos else 0)
+        remaining += _length_of_variable(len(properties))
+        self.size = 1 + _length_of_variable(remaining) + remaining
 
     def expires_in(self, seconds: float) -> None:
         """Send this as the expiry of a message that has one: it has waited."""
-        _, start = read_variable(self._tail, 0)
-        self._tail = b"".join((self._tail[: start + 1], _seconds(seconds), self._tail[start + 5 :]))
+        self._properties = b"".join((b"\x02", _seconds(seconds), self._properties[5:]))
 
-    def encode(self, packet_id: int) -> bytes:
-        """Return the bytes to write; without packet id for QoS 0."""
-        if self.qos:
-            return b"".join((self._head, packet_id.to_bytes(2, "big"), self._tail, self.payload))
-        return b"".join((self._head, self._tail, self.payload))
+    def encode(self, packet_id: int, alias: bytes = b"", *, known: bool = False) -> bytes:
+        """Return the bytes to write; without packet id for QoS 0.
+
+        Args:
+            packet_id: the packet id.
+            alias: the property of a topic alias; see `TopicAliases`.
+            known: whether the alias stands for the topic on this connection already, so that the
+                topic is left out; otherwise this packet says what it stands for.
+        """
+        topic = _NO_TOPIC if known else self.topic
+        properties = self._properties
+        length = len(alias) + len(properties)
+        size = variable_integer(length)
+        length += len(topic) + len(size) + len(self.payload)
+        if not self.qos:
+            return b"".join(
+                (self._first, variable_integer(length), topic, size, alias, properties,
+                 self.payload)
+            )  # fmt: skip
+        return b"".join(
+            (self._first, variable_integer(length + 2), topic, packet_id.to_bytes(2, "big"), size,
+             alias, properties, self.payload)
+        )  # fmt: skip
+
+
+class TopicAliases:
+    """The topic aliases of one connection: which topics the broker knows by a number.
+
+    If there are more topics than aliases, the one that was not used for longest gives up its alias.
+
+    Args:
+        most: how many there may be.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        # By topic, the one used last at the end.
+        self._aliases: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def encode(self, packet: PublishPacket, packet_id: int) -> bytes:
+        """Return the bytes to write, which have to be written next on the connection."""
+        topic = packet.topic
+        alias = self._aliases.get(topic)
+        if alias is not None:
+            self._aliases.move_to_end(topic)
+            return packet.encode(packet_id, alias, known=True)
+        if len(topic) < _SHORTEST_ALIASED or topic.startswith(_OF_THE_RUNTIME, 2):
+            return packet.encode(packet_id)
+        if len(self._aliases) < self._most:
+            alias = b"\x23" + (len(self._aliases) + 1).to_bytes(2, "big")
+        else:
+            _, alias = self._aliases.popitem(last=False)
+        self._aliases[topic] = alias
+        return packet.encode(packet_id, alias, known=False)
 
 
 def _seconds(expiry: float) -> bytes:
@@ -374,7 +439,7 @@ class PublishDecoder:
             elif kind == 0x01:
                 position += 1
             elif kind == 0x23:
-                position += 2
+                raise MalformedPacket("a PUBLISH packet has a topic alias, and none was offered")
             else:
                 raise MalformedPacket(f"a PUBLISH packet has the unknown property {kind:#04x}")
         if position != end:

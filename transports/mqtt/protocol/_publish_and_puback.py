@@ -13,11 +13,13 @@ from ..._envelope import without_payload
 from ..._wire_formats import CLOUDEVENTS, WireFormat
 from .._connection_events import ClientHandler
 from ._packets import (
+    LARGEST_ALIAS,
     LARGEST_HEAD,
     LargePublish,
     MalformedPacket,
     PublishDecoder,
     PublishPacket,
+    TopicAliases,
     encode_acknowledgements,
     encode_completion,
 )
@@ -63,6 +65,8 @@ class MessageFlow:
         self._next_packet_id = next_packet_id
         self._on_other = on_other
         self._stream: FrameStream | None = None
+        self._aliases: TopicAliases | None = None
+        self._largest_aliased = 0
         # By packet id: note, bytes, and the total written up to its end.
         self._in_flight: dict[int, tuple[Any, int, int]] = {}
         # When the broker refused a publish, if that was its last answer to one.
@@ -71,6 +75,16 @@ class MessageFlow:
     def begin(self, stream: FrameStream) -> None:
         """Write to this stream from now on."""
         self._stream = stream
+
+    def use_aliases(self, most: int, largest: int) -> None:
+        """Use topic aliases on this connection from now on.
+
+        Args:
+            most: how many; 0 for none.
+            largest: the largest packet that the broker accepts, in bytes.
+        """
+        self._aliases = TopicAliases(most) if most else None
+        self._largest_aliased = largest - LARGEST_ALIAS
 
     def end(self) -> None:
         """Forget what was not confirmed, as the connection is lost."""
@@ -101,14 +115,18 @@ class MessageFlow:
         stream = self._stream
         if stream is None:
             return
+        packet_id = 0
         if packet.qos:
             packet_id = self._next_packet_id()
             while packet_id in self._in_flight:
                 packet_id = self._next_packet_id()
+        if self._aliases is None or packet.size > self._largest_aliased:
             stream.write(packet.encode(packet_id))
+        else:
+            stream.write(self._aliases.encode(packet, packet_id))
+        if packet.qos:
             self._in_flight[packet_id] = note, packet.size, stream.written
         else:
-            stream.write(packet.encode(0))
             stream.after_flush(lambda: self._handler.on_confirmed(note, 0))
 
     def on_packet(self, first: int, data: bytes, start: int, stop: int) -> None:

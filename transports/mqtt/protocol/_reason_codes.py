@@ -38,6 +38,7 @@ __all__ = [
     "NO_SUBSCRIBERS",
     "PACKET_TOO_LARGE",
     "SESSION_TAKEN_OVER",
+    "TOPIC_ALIAS_INVALID",
     "TRANSLATIONS",
     "Answer",
     "BrokerReason",
@@ -58,6 +59,7 @@ __all__ = [
 
 NO_SUBSCRIBERS = 0x10
 SESSION_TAKEN_OVER = 0x8E
+TOPIC_ALIAS_INVALID = 0x94
 PACKET_TOO_LARGE = 0x95
 
 _LONGEST_WORDS = 300
@@ -83,7 +85,7 @@ _NAMES = {
     0x90: "topic name invalid",
     0x91: "packet identifier in use",
     0x93: "receive maximum exceeded",
-    0x94: "topic alias invalid",
+    TOPIC_ALIAS_INVALID: "topic alias invalid",
     0x95: "packet too large",
     0x96: "message rate too high",
     0x97: "quota exceeded",
@@ -197,7 +199,7 @@ ANSWERS: dict[Packet, dict[int, Answer]] = {
     },
     Packet.DISCONNECT: {
         **dict.fromkeys((0x00, 0x80, 0x81, 0x82, 0x83, 0x87, 0x8B), _COMES_BACK),
-        **dict.fromkeys((0x8C, 0x8D, 0x93, 0x94, 0x98, 0xA0), _COMES_BACK),
+        **dict.fromkeys((0x8C, 0x8D, 0x93, TOPIC_ALIAS_INVALID, 0x98, 0xA0), _COMES_BACK),
         **dict.fromkeys((0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F), _COMES_BACK_LATER),
         **dict.fromkeys((0x90, 0x95, 0x99, 0x9A, 0x9B), _NO_MESSAGE),
         **dict.fromkeys((0x8F, 0xA1), _NO_FILTER),
