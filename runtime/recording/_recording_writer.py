@@ -89,6 +89,14 @@ class RecordingWriter:
         return self._crowded_out + self._failed
 
     @property
+    def is_behind(self) -> bool:
+        """Whether so much waits to be written that more might be left out."""
+        return self.problem is None and (
+            self._entries.qsize() >= _MOST_WAITING // 2
+            or self._bytes_in - self._bytes_out >= _MOST_BYTES_WAITING // 2
+        )
+
+    @property
     def _is_full(self) -> bool:
         return self._limit is not None and self.recorded >= self._limit
 

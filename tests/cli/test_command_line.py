@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points, version
@@ -21,7 +23,8 @@ import pytest
 
 from spa_dat import DistributedApplication, Message, MqttConfig
 from spa_dat.cli._main import _complain, main
-from spa_dat.testing import Mosquitto
+from spa_dat.testing import Kafka, Mosquitto
+from support.kafka_bus import bus_client, new_prefix
 from support.waiting import eventually
 
 _TIMEOUT = 30.0
@@ -238,6 +241,47 @@ SECRET = "mqtt://user:hunter2@host.invalid"
             "memory:// is inside one process.*",
         ),
         (["record", "{m}:app", "-o", "f", "--topic", "a"], "--topic is for listening .*"),
+        (
+            ["record", "{m}:app", "-o", "f", "--since", "1h"],
+            "--since and --until are for topics of a cluster: .*",
+        ),
+        (
+            ["record", "kafka://h", "-o", "f", "--topic", "a", "--until", "1h"],
+            "--until needs --since: .*",
+        ),
+        (["record", "kafka://h", "-o", "f", "--since", "1h"], "reading again needs topics: .*"),
+        (
+            ["record", SECRET, "-o", "f", "--topic", "a", "--since", "1h"],
+            "mqtt://host.invalid.* keeps no messages that could be read again: .*",
+        ),
+        (
+            ["record", "kafka://h", "-o", "f", "--topic", "a", "--since", "yesterday"],
+            "Invalid value for '--since': 'yesterday': give a time such as .*",
+        ),
+        (
+            ["record", "kafka://h", "-o", "f", "--topic", "a", "--since", "2026-11-27"],
+            "Invalid value for '--since': '2026-11-27': give a time such as .*",
+        ),
+        (
+            ["record", "kafka://h", "-o", "f", "--topic", "a", "--since", "2999-01-01T00:00Z"],
+            "Invalid value for '--since': '2999-01-01T00:00Z' is in the future; .*",
+        ),
+        (
+            ["record", "kafka://h", "-o", "f", "--topic", "a", "--since", "1969-01-01T00:00Z"],
+            ".*: no message is older than 1970; .*",
+        ),
+        (
+            [
+                *("record", "kafka://h", "-o", "f", "--topic", "a"),
+                *("--since", "2023-11-15T00:00+01:00", "--until", "2023-11-14T23:00Z"),
+            ],
+            "--until 2023-11-14T23:00:00Z is not after --since 2023-11-14T23:00:00Z: .*",
+        ),
+        (["replay", "kafka://h", "--to", "{m}:app"], "replaying topics of a cluster needs .*"),
+        (
+            ["replay", "f", "--to", "{m}:app", "--since", "1h"],
+            "--topic, --since and --until are for topics of a cluster: .*",
+        ),
         (
             ["record", "{m}:app", "-o", "f", "--actor", "x"],
             ".*no actor 'x' .*; there are: tank, .*",
@@ -504,3 +548,60 @@ async def test_what_was_heard_on_a_bus_is_replayed(
     for options in ((), ("--actor", "tank")):
         code, out, _ = said("replay", "out.jsonl", "--to", f"{module}:app", *options)
         assert (code, out[-1]) == (1, "replayed     messages: 1, failures: 2, dead letters: 1")
+
+
+@pytest.mark.kafka
+def test_what_a_cluster_holds_is_recorded_and_replayed(
+    kafka: Kafka, module: str, tmp_path: Path, said: Said
+) -> None:
+    prefix = new_prefix()
+    hour = 3600
+
+    async def publish() -> None:
+        async with bus_client(kafka.server, prefix=prefix) as client:
+            for count, ago in ((4, 2 * hour), (0, hour / 2), (5, 60)):
+                await client.publish(
+                    "tank/a/users",
+                    b"%d" % count,
+                    content_type="application/json",
+                    time=time.time() - ago,
+                )
+
+    asyncio.run(publish())
+    cluster = (f"{kafka.url}?prefix={prefix}", "--topic", "tank/+/users")
+    code, _, err = said("record", *cluster, "--since", "1h", "-o", "out.jsonl")
+    assert (code, err) == (0, ["spa-dat: messages in out.jsonl: 2"])
+    lines = records(tmp_path / "out.jsonl")
+    assert [(line["topic"], line["payload"]) for line in lines] == [
+        ("tank/a/users", "0"),
+        ("tank/a/users", "5"),
+    ]
+    assert {line["bus"] for line in lines} == {cluster[0]}
+    assert [line["at"] for line in lines] == [line["time"] for line in lines]
+    code, _, err = said("record", *cluster, "--since", "1h", "-o", "one.jsonl", "--limit", "1")
+    assert (code, err) == (0, ["spa-dat: messages in one.jsonl: 1"])
+    code, out, _ = said("replay", *cluster, "--since", "1h", "--to", f"{module}:app")
+    assert (code, out[-1]) == (1, "replayed     messages: 2, failures: 2, dead letters: 1")
+    until = ("--since", "1d", "--until", "1h")
+    code, out, _ = said("replay", *cluster, *until, "--to", f"{module}:app", "--actor", "tank")
+    assert (code, out[-1]) == (0, "replayed     messages: 1, failures: 0, dead letters: 0")
+    # Nothing of it is on the cluster.
+    code, _, err = said("record", cluster[0], "--topic", "share/a", "--since", "1d", "-o", "f")
+    assert (code, err) == (2, [f"spa-dat: there is no topic '{prefix}share.a' at {cluster[0]}"])
+    code, _, (error,) = said("record", *cluster, "--since", "10s", "-o", "f")
+    assert code == 2
+    assert error.startswith(
+        f"spa-dat: there are no messages on 'tank/+/users' at {cluster[0]} since"
+    )
+    assert not (tmp_path / "f").exists()
+    printed = subprocess.run(
+        [
+            *(sys.executable, "-m", "spa_dat", "record", *cluster, "--since", "1h"),
+            *("-o", "/dev/stdout", "--force"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT,
+        check=True,
+    )
+    assert [json.loads(line)["payload"] for line in printed.stdout.splitlines()] == ["0", "5"]

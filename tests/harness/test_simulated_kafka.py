@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 from aiokafka.producer import message_accumulator as accumulator
 from aiokafka.record.util import calc_crc32c
 
+from spa_dat.errors import UnknownTopic
 from spa_dat.harness import VirtualEnvironment, VirtualLoop
 from spa_dat.harness.kafka_cluster import (
     AppendedRecord,
@@ -28,6 +29,7 @@ from spa_dat.harness.loop._network import Network
 from spa_dat.testing.conformance import Inbox
 from spa_dat.transports import Envelope, Identity, KafkaConfig, Subscription, Surroundings
 from spa_dat.transports.kafka import KafkaProvider
+from spa_dat.transports.kafka.consuming._history import read_history
 from support.simulated import SERVER, SimulatedCluster, world
 from support.waiting import eventually
 
@@ -119,6 +121,26 @@ async def test_offsets_are_found_by_time_and_lost_ones_are_out_of_range() -> Non
                 await consumer.getone()
             consumer.seek(place, 2)
             assert [record.value for record in await take(consumer, 3)] == [b"2", b"3", b"4"]
+
+
+async def test_the_history_of_its_topics_is_read_from_a_time() -> None:
+    with world() as here:
+        here.cluster.create_topic("t", 2)
+        for number in range(6):
+            here.cluster.append("t", number % 2, value=b"%d" % number, timestamp=1000 * number)
+        here.cluster.append("t", 0, value=b"older", timestamp=500)
+        config = KafkaConfig(SERVER)
+        found = [it async for it in read_history(config, ["t"], since=2001)]
+        assert [(at, envelope.payload) for at, envelope in found] == [
+            (3.0, b"3"),
+            (4.0, b"4"),
+            (0.5, b"older"),
+            (5.0, b"5"),
+        ]
+        found = [it async for it in read_history(config, ["+"], since=1000, until=4000)]
+        assert [envelope.payload for _, envelope in found] == [b"1", b"2", b"3"]
+        with pytest.raises(UnknownTopic, match="there is no topic 'u'"):
+            await anext(read_history(config, ["u"], since=0))
 
 
 async def test_a_batch_that_comes_again_is_stored_once() -> None:

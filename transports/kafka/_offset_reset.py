@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
-from ..._moments import YEAR_1970, ZONE_MISSING, milliseconds, parse_moment
+from ..._moments import YEAR_1970, ZONE_MISSING, milliseconds, parse_moment, seconds_back
 from ..._texts import quoted
 from ...errors import ConfigurationError
 
 __all__ = ["check_offset_reset", "start_time"]
 
 _EARLIEST_OR_LATEST = ("earliest", "latest")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_BACK = re.compile(r"([0-9]{1,9})([smhd])")
 
 
 def check_offset_reset(value: object) -> None:
@@ -28,7 +24,7 @@ def check_offset_reset(value: object) -> None:
     )
     if not isinstance(value, str):
         raise ConfigurationError(wrong + remedy)
-    if value in _EARLIEST_OR_LATEST or _BACK.fullmatch(value):
+    if value in _EARLIEST_OR_LATEST or seconds_back(value) is not None:
         return
     try:
         moment = parse_moment(value)
@@ -52,6 +48,7 @@ def start_time(offset_reset: str, now: float) -> int | None:
     """
     if offset_reset in _EARLIEST_OR_LATEST:
         return None
-    if back := _BACK.fullmatch(offset_reset):
-        return max(int((now - int(back[1]) * _SECONDS[back[2]]) * 1000), 0)
+    back = seconds_back(offset_reset)
+    if back is not None:
+        return max(int((now - back) * 1000), 0)
     return milliseconds(parse_moment(offset_reset))

@@ -54,6 +54,12 @@ class Selection(NamedTuple):
     pattern: re.Pattern[str] | None
     exact: bool
 
+    def selects(self, name: str) -> bool:
+        """Return whether a topic of the cluster is one of them."""
+        if name in self.names:
+            return True
+        return self.pattern is not None and self.pattern.match(name) is not None
+
 
 class _Bound(NamedTuple):
     filter: TopicFilter

@@ -7,10 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
+from .._moments import YEAR_1970, parse_moment, seconds_back
 from .._texts import quoted
 from ..errors import (
     ConfigurationError,
@@ -62,6 +64,7 @@ _BLAMED = (
 )
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _MOST_WORKERS = 1_000
+_LONGEST_VALUE = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,6 +207,45 @@ _message_options = _options(
         show_default=True,
         help="How long to wait for the broker or the reply.",
     ),
+)
+
+
+def _moment(context: click.Context, option: click.Parameter, value: str | None) -> datetime | None:
+    """Read an option that is a time; without a zone it is local time."""
+    if value is None:
+        return None
+    now = datetime.now(UTC)
+    try:
+        back = seconds_back(value)
+        if back is not None:
+            return max(now - timedelta(seconds=back), YEAR_1970)
+        moment = parse_moment(value).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(
+            f"{value[:_LONGEST_VALUE]!r}: give a time such as '2026-11-27T09:00', or with a zone"
+            " '2026-11-27T09:00:00Z', or how far to go back, such as '90s', '30m', '1h' or '7d'",
+            context,
+            option,
+        ) from None
+    if moment < YEAR_1970:
+        raise click.BadParameter(f"{value!r}: no message is older than 1970", context, option)
+    if moment > now and option.name == "since":
+        raise click.BadParameter(f"{value!r} is in the future", context, option)
+    return moment
+
+
+_since = click.option(
+    "--since",
+    callback=_moment,
+    metavar="TIME",
+    help="Read the messages that topics of a Kafka cluster hold, from this time on, such as"
+    " 2026-11-27T09:00 (local time unless a zone follows), or from 90s, 30m, 1h or 7d ago.",
+)
+_until = click.option(
+    "--until",
+    callback=_moment,
+    metavar="TIME",
+    help="Stop at this time; without it, at the end that the topics have at the start.",
 )
 
 
@@ -380,12 +422,15 @@ def _listen(**given: Any) -> int:
     help="Record at most N messages; an application then keeps running, listening ends.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@_since
+@_until
 def _record(**given: Any) -> int:
     """Write messages to a file.
 
     Run an application until a signal, or until it has nothing left to do, and write the messages
     that reach its actors to a file. Or listen on a bus, and write what arrives on some topics: as
-    a separate client that takes no messages away from others.
+    a separate client that takes no messages away from others. With --since, read the messages that
+    topics of a Kafka cluster hold instead, and wait for nothing.
 
     The application is given as for spa-dat run, for example package.module:app; the bus by its
     address, for example mqtt://host, where a password is best given as password_env or
@@ -397,11 +442,20 @@ def _record(**given: Any) -> int:
 
 
 @_commands.command("replay", epilog=_EPILOG)
-@click.argument("file")
+@click.argument("source", metavar="FILE|URL")
 @click.option(
     "--to", required=True, metavar="MODULE:APPLICATION", help="For example package.module:app."
 )
 @click.option("--actor", metavar="NAME", help="Replay only what this actor got, directly to it.")
+@click.option(
+    "--topic",
+    "topics",
+    multiple=True,
+    metavar="FILTER",
+    help="A filter for the topics of the cluster; may be repeated.",
+)
+@_since
+@_until
 @click.option("--keep-times", is_flag=True, help="Keep the recorded time between messages.")
 @click.option("--keep-own", is_flag=True, help="Also replay what the application itself has sent.")
 @click.option("--seed", type=int, default=0, metavar="N", help="The seed of all randomness.")
@@ -411,6 +465,9 @@ def _replay(**given: Any) -> int:
     Start an application on simulated buses and virtual time, replay the messages of the recording
     FILE, and show what it publishes, what fails and what becomes a dead letter. The exit code is 1
     if anything fails. Whatever the application does besides sending messages, it really does.
+
+    Or replay the messages that topics of a Kafka cluster hold: give its address in place of FILE,
+    with --topic and --since. They are read first, and nothing is sent to the cluster.
     """
     from ._replay import replay
 

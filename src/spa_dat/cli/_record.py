@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any, Literal, Protocol
 
 from ..errors import ConfigurationError
 from ..runtime import DistributedApplication, run
@@ -12,9 +13,11 @@ from ..runtime.hosting._actor_observer import Receive
 from ..runtime.hosting._lane import Lane
 from ..runtime.recording._recorder import Recorder
 from ..runtime.recording._recording_format import Receipt
+from ..runtime.recording._recording_writer import RecordingWriter
 from ..transports import Delivery, Envelope
 from ._application import load_application
 from ._broker_client import broker_at
+from ._history import write_history
 
 __all__ = ["record"]
 
@@ -27,6 +30,8 @@ def record(
     topics: Sequence[str],
     limit: int | None,
     force: bool,
+    since: datetime | None,
+    until: datetime | None,
 ) -> int:
     """Run an application, or listen on a bus, and write messages down; returns the exit code.
 
@@ -37,8 +42,12 @@ def record(
         topics: of the bus.
         limit: the most messages that are recorded.
         force: replace a file that is there.
+        since: read what topics of a cluster hold from this time on, instead of listening.
+        until: read them up to this time.
     """
     existing: Literal["replace", "refuse"] = "replace" if force else "refuse"
+    if since is not None or until is not None:
+        return _record_history(source, output, topics, limit, existing, since, until, actors)
     recorder: Recorder
     if "://" in source:
         if actors:
@@ -66,6 +75,31 @@ def record(
     _tell(recorder, output)
     if recorder.problem is not None:
         raise ConfigurationError(f"{output!r} is not complete: {recorder.problem}")
+    return 0
+
+
+def _record_history(
+    source: str,
+    output: str,
+    topics: Sequence[str],
+    limit: int | None,
+    existing: Literal["replace", "refuse"],
+    since: datetime | None,
+    until: datetime | None,
+    actors: Sequence[str],
+) -> int:
+    if since is None:
+        raise ConfigurationError("--until needs --since: give the time from which on, too")
+    if "://" not in source or actors:
+        raise ConfigurationError(
+            "--since and --until are for topics of a cluster: give the address of the cluster, and"
+            " the topics with --topic"
+        )
+    writer = RecordingWriter(output, limit=limit, max_bytes=None, redact=None, existing=existing)
+    write_history(source, topics, writer, since=since, until=until, limit=limit)
+    _tell(writer, output)
+    if writer.problem is not None:
+        raise ConfigurationError(f"{output!r} is not complete: {writer.problem}")
     return 0
 
 
@@ -127,6 +161,13 @@ class _Tap(Recorder):
         return Receipt.of(envelope, at=at, bus=lane.connection.provider.address)
 
 
-def _tell(recorder: Recorder, output: str) -> None:
+class _Recorded(Protocol):
+    @property
+    def recorded(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+
+
+def _tell(recorder: _Recorded, output: str) -> None:
     missing = f", {recorder.skipped} are missing" if recorder.skipped else ""
     sys.stderr.write(f"spa-dat: messages in {output}: {recorder.recorded}{missing}\n")

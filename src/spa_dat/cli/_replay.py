@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
 
-from ..errors import DecodeError
+from ..errors import ConfigurationError, DecodeError
 from ..harness._harness_core import plain
-from ..runtime import Message
+from ..runtime import DistributedApplication, Message
+from ..runtime.recording._recording_writer import RecordingWriter
 from ..testing import DeadLetter, Harness, NotSettled
 from ..transports import Envelope
 from ._application import load_application
+from ._history import write_history
 from ._one_line import one_line
 from ._standard_output import printing, write_text
 
@@ -20,19 +27,63 @@ _LONGEST = 200
 
 
 def replay(
-    file: str, to: str, *, actor: str | None, keep_times: bool, keep_own: bool, seed: int
+    source: str,
+    to: str,
+    *,
+    actor: str | None,
+    topics: Sequence[str],
+    since: datetime | None,
+    until: datetime | None,
+    keep_times: bool,
+    keep_own: bool,
+    seed: int,
 ) -> int:
     """Put a recording into an application, and tell what comes of it; returns the exit code.
 
     Args:
-        file: the recording.
+        source: the file with the recording, or the address of a cluster.
         to: names the application.
         actor: only what this one got; None for all.
+        topics: of the cluster.
+        since: the time from which on its topics are read.
+        until: the time up to which they are; None for all that they hold.
         keep_times: with the time between messages that there was.
         keep_own: also what the application itself has sent.
         seed: of everything random.
     """
     application = load_application(to)
+    if "://" in source:
+        if since is None:
+            raise ConfigurationError(
+                "replaying topics of a cluster needs the time from which on: give --since"
+            )
+        with tempfile.TemporaryDirectory(prefix="spa-dat-") as folder:
+            file = str(Path(folder) / "history.jsonl")
+            writer = RecordingWriter(
+                file, limit=None, max_bytes=None, redact=None, existing="refuse"
+            )
+            write_history(source, topics, writer, since=since, until=until)
+            if writer.problem is not None:
+                raise ConfigurationError(f"{file!r} cannot be written: {writer.problem}")
+            if writer.skipped:
+                sys.stderr.write(f"spa-dat: messages that are missing: {writer.skipped}\n")
+            return _replay(application, file, actor, keep_times, keep_own, seed)
+    if topics or since is not None or until is not None:
+        raise ConfigurationError(
+            "--topic, --since and --until are for topics of a cluster: give its address in place of"
+            f" the file {source!r}"
+        )
+    return _replay(application, source, actor, keep_times, keep_own, seed)
+
+
+def _replay(
+    application: DistributedApplication,
+    file: str,
+    actor: str | None,
+    keep_times: bool,
+    keep_own: bool,
+    seed: int,
+) -> int:
     harness = Harness(application, seed=seed, allow_failures=BaseException)
     try:
         with harness:

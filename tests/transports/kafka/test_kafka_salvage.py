@@ -18,7 +18,8 @@ from spa_dat.testing.conformance import Inbox
 from spa_dat.transports import Identity, Subscription, Surroundings
 from spa_dat.transports.kafka import KafkaConfig, KafkaProvider
 from spa_dat.transports.kafka._aiokafka_private import LenientRecords
-from support.kafka_bus import bus_client
+from spa_dat.transports.kafka.consuming._history import read_history
+from support.kafka_bus import bus_client, create, new_prefix
 from support.waiting import eventually
 
 _PLAIN, _SPOILT = b"zzzz", b"\xff\xfe\xff\xfe"
@@ -120,6 +121,20 @@ async def test_a_record_that_can_not_be_read_stops_and_loses_nothing(
     finally:
         await consumer.close()
         await bus.close()
+
+
+@pytest.mark.kafka
+async def test_the_history_of_a_topic_has_such_a_record_too(kafka: Kafka) -> None:
+    topic = f"{new_prefix()}history"
+    await create(kafka.server, topic, 2)
+    await publish(kafka, topic, 30)
+    history = read_history(KafkaConfig(kafka.server), [topic], since=0)
+    found = [envelope async for _, envelope in history]
+    for partition in (0, 1):
+        payloads = [it.payload for it in found if it.partition == partition]
+        assert payloads == [b"%d" % number for number in range(30)]
+    (bad,) = (it for it in found if r"\xff\xfe\xff\xfe" in it.headers)
+    assert (bad.partition, bad.payload) == (0, b"13")
 
 
 @pytest.mark.kafka

@@ -19,7 +19,6 @@ from .._aiokafka_private import (
 )
 from .._bus_context import BusContext
 from .._topic_facts import TopicFacts, recreated, topic_facts
-from .._topic_names import Selection
 from ._assignment import Assignment
 from ._committable_offsets import CountingTracker
 from ._consumer_sessions import ConsumerSessions, SessionState
@@ -107,19 +106,19 @@ class Reader(ConsumerSessions):
             wanted = [
                 TopicPartition(topic, number)
                 for topic in sorted(cluster.topics())
-                if _matches(selection, topic)
+                if selection.selects(topic)
                 for number in sorted(cluster.partitions_for_topic(topic) or ())
             ]
             facts = await topic_facts(client_of(consumer), {tp.topic for tp in wanted}) or {}
             fresh = [tp for tp in wanted if tp not in self._places]
-            at_the_end = [tp for tp in fresh if _matches(new, tp.topic)]
+            at_the_end = [tp for tp in fresh if new.selects(tp.topic)]
             ends = await consumer.end_offsets(at_the_end) if at_the_end else {}
             if self._subscription.rewind_to is not None:
                 since = milliseconds(self._subscription.rewind_to)
                 ends = await first_since(consumer, ends, since)
         for pattern in patterns:
             self._new.pop(pattern, None)
-        kept = {tp: n for tp, n in self._places.items() if _matches(selection, tp.topic)}
+        kept = {tp: n for tp, n in self._places.items() if selection.selects(tp.topic)}
         self._places = kept | dict.fromkeys(fresh, 0) | ends
         gone = self._start_over(facts)
         if gone or set(wanted) != consumer.assignment():
@@ -159,8 +158,3 @@ class Reader(ConsumerSessions):
                 self._dispatcher.hand_out_untracked(self._assignment, records)
             else:
                 self._dispatcher.hand_out(self._assignment, partition, records)
-
-
-def _matches(selection: Selection, topic: str) -> bool:
-    names, pattern, _ = selection
-    return topic in names or (pattern is not None and pattern.match(topic) is not None)
