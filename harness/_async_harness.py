@@ -99,7 +99,7 @@ class AsyncHarness(HarnessBase):
         reply: Any = NOT_GIVEN,
         timeout: float = _TIMEOUT,
         key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
         bus: str | None = None,
     ) -> Any:

@@ -312,7 +312,7 @@ class Harness(HarnessBase):
         reply: Any = NOT_GIVEN,
         timeout: float = _TIMEOUT,
         key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
         bus: str | None = None,
     ) -> Any:

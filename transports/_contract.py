@@ -283,11 +283,13 @@ class SocketProvider(abc.ABC):
             `Envelope.wire`.
         keeps_history: whether messages stay on the bus after they were handled, so that a
             subscription can go back to a time (``rewind_to``).
+        null_headers: whether a header may have no value at all.
         config: the options; providers of one address with equal options are interchangeable.
     """
 
     default_deliver: Literal["share", "all"] = "all"
     keeps_history: bool = False
+    null_headers: bool = False
     config: object = None
     default_qos: int = 1
     default_window: int = 200

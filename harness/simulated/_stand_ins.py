@@ -145,6 +145,7 @@ class StandInProvider(SocketProvider):
         self.default_deliver = original.default_deliver
         # The rules of both apply.
         self.keeps_history = original.keeps_history and bus.keeps_history
+        self.null_headers = original.null_headers
         self.default_qos = original.default_qos
         self.default_window = original.default_window
         self.default_window_bytes = original.default_window_bytes

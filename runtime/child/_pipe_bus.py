@@ -378,6 +378,7 @@ class PipeProvider(SocketProvider):
         self._channel = channel
         self._about = about
         self.default_deliver = about["deliver"]
+        self.null_headers = about["null_headers"]
         self.default_qos = about["qos"]
         self.default_window = about["window"]
         self.default_window_bytes = about["window_bytes"]

@@ -143,7 +143,7 @@ class MessageScope(ProducerScope):
         return Message.of(envelope, self.payload, attempt=self._attempt, reply=answer)
 
     def _reply(
-        self, payload: object, headers: Mapping[str, str] | None
+        self, payload: object, headers: Mapping[str, str | None] | None
     ) -> Coroutine[Any, Any, None]:
         # The socket as it is then: a handler may keep a request.
         return reply(self._owner.socket, self._turn, payload, headers)

@@ -73,6 +73,7 @@ class ChildServices:
         return {
             "address": provider.address,
             "deliver": provider.default_deliver,
+            "null_headers": provider.null_headers,
             "qos": provider.default_qos,
             "window": provider.default_window,
             "window_bytes": provider.default_window_bytes,

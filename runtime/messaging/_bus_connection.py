@@ -6,7 +6,7 @@ import asyncio
 import os
 from asyncio import _get_running_loop
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -225,12 +225,13 @@ class BusConnection:
             payload, content_type = encoded(message, codec)
         turn = current_turn.get()
         given = message.headers
-        headers: dict[str, str] = {}
+        headers: dict[str, Any] = {}
         if given is not NO_HEADERS and given is not None:
             if not isinstance(given, Mapping):
                 raise ConfigurationError(f"headers={given!r}: give a dict of str to str")
             headers.update(given)
-        check_message(message, headers)
+        check_message(message, headers, null_headers=self.provider.null_headers)
+        nulls = _without_value(headers) if headers else ()
         response_topic, correlation = message.response_topic, None
         if request is not None:
             response_topic, correlation, chain = request
@@ -277,6 +278,8 @@ class BusConnection:
             check_wire("publish", wire, self.provider)
             # Hardly any message needs it, and one more keyword above would cost all of them time.
             envelope = msgspec.structs.replace(envelope, wire=wire)
+        if nulls:
+            envelope = msgspec.structs.replace(envelope, raw_headers=nulls)
         if is_reply:
             assert turn is not None
             # Refuse now a reply that cannot be sent, so that an error can still be the answer.
@@ -305,3 +308,10 @@ class BusConnection:
         return bool(self.filters.match(topic)) or any(
             subscription.handles(topic) for subscription in self.subscribed
         )
+
+
+def _without_value(headers: dict[str, Any]) -> tuple[tuple[str, None], ...]:
+    """Return the headers whose value is None, which becomes an empty text among the others."""
+    names = [name for name, value in headers.items() if value is None]
+    headers.update(dict.fromkeys(names, ""))
+    return tuple((name, None) for name in names)

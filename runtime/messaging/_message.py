@@ -17,7 +17,7 @@ __all__ = ["NO_HEADERS", "Message", "Reply"]
 
 T = TypeVar("T")
 
-Reply = Callable[[object, Mapping[str, str] | None], Coroutine[Any, Any, None]]
+Reply = Callable[[object, Mapping[str, str | None] | None], Coroutine[Any, Any, None]]
 """Sends a payload, with headers, as the reply to the message at hand."""
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -141,7 +141,7 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
         )
 
     def reply(
-        self, payload: object, *, headers: Mapping[str, str] | None = None
+        self, payload: object, *, headers: Mapping[str, str | None] | None = None
     ) -> Coroutine[Any, Any, None]:
         """Answer the request; await it, which waits until the broker has confirmed the reply.
 

@@ -47,7 +47,7 @@ class PublishOptions(TypedDict, total=False):
 
     Attributes:
         key: messages with the same key stay in order, also on a bus with partitions.
-        headers: names and values for the receivers.
+        headers: names and values for the receivers; on Kafka a value may be None.
         content_type: MIME type; None for the one that goes with the payload's type. If it is not
             that of the codec of the actor or application, that codec is not used.
         codec: encodes the payload, unless that is None, and gives it its content type, unless
@@ -63,7 +63,7 @@ class PublishOptions(TypedDict, total=False):
     """
 
     key: str | None
-    headers: Mapping[str, str] | None
+    headers: Mapping[str, str | None] | None
     content_type: str | None
     codec: Codec | None
     wire: WireName | None
@@ -94,7 +94,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     codec: Codec | None = None
     wire: WireName | None = None
     type: str | None = None
-    headers: Mapping[str, str] = NO_HEADERS
+    headers: Mapping[str, str | None] = NO_HEADERS
     key: str | None = None
     retain: bool = False
     qos: int | None = None
@@ -251,8 +251,16 @@ def check_response_topic(address: str) -> None:
         raise ConfigurationError(f"response_topic: {error}") from None
 
 
-def check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
-    """Raise ConfigurationError if an option or a header of a message cannot be sent."""
+def check_message(
+    message: OutgoingMessage, headers: Mapping[str, str | None], *, null_headers: bool
+) -> None:
+    """Raise ConfigurationError if an option or a header of a message cannot be sent.
+
+    Args:
+        message: the message.
+        headers: its headers.
+        null_headers: whether a header may have no value.
+    """
     if message.qos not in (None, 0, 1):
         raise ConfigurationError(f"qos={message.qos!r}: give 0 (at most once) or 1 (at least once)")
     if not isinstance(message.retain, bool):
@@ -272,7 +280,12 @@ def check_message(message: OutgoingMessage, headers: Mapping[str, str]) -> None:
         if text is not None and not isinstance(text, str):
             raise ConfigurationError(f"{option}={quoted(text)}: give a str or None")
     for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
+        if value is None and isinstance(name, str) and not null_headers:
+            raise ConfigurationError(
+                f"header {quoted(name)}: None: this bus has no headers without a value, as Kafka"
+                " has; give a str, or leave it out"
+            )
+        if not isinstance(name, str) or not isinstance(value, str | None):
             raise ConfigurationError(
                 f"header {quoted(name)}: {quoted(value)}: names and values must be str"
             )

@@ -35,7 +35,7 @@ class RequestOptions(TypedDict, total=False):
 
     timeout: float
     key: str | None
-    headers: Mapping[str, str] | None
+    headers: Mapping[str, str | None] | None
     wire: WireName | None
 
 

@@ -159,7 +159,7 @@ class Replies:
 
 
 async def reply(
-    socket: Socket, turn: Turn, payload: object, headers: Mapping[str, str] | None
+    socket: Socket, turn: Turn, payload: object, headers: Mapping[str, str | None] | None
 ) -> None:
     """Answer the turn's request for ``message.reply``, and wait for the confirmation.
 

@@ -242,7 +242,7 @@ class Socket:
         reply: Any = NOT_GIVEN,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
     ) -> Any:
         """Send a request and wait for its first reply.
@@ -317,7 +317,7 @@ class Socket:
         limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
     ) -> list[Any]:
         """Send a request and collect the replies of several responders.
@@ -359,7 +359,7 @@ class Socket:
         topic: str | Topic[Any, Any] | OutgoingMessage,
         payload: object,
         key: str | None,
-        headers: Mapping[str, str] | None,
+        headers: Mapping[str, str | None] | None,
         wire: WireName | None,
         timeout: float,
         wanted: int | None,

@@ -198,7 +198,7 @@ class SyncSocket:
         reply: Any = NOT_GIVEN,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
     ) -> Any:
         """Send a request and wait for its first reply; see `Socket.request`."""
@@ -251,7 +251,7 @@ class SyncSocket:
         limit: int = MOST_REPLIES,
         timeout: float = DEFAULT_TIMEOUT,
         key: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
         wire: WireName | None = None,
     ) -> list[Any]:
         """Send a request and collect several replies; see `Socket.request_many`."""

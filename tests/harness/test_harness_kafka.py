@@ -329,6 +329,59 @@ def test_a_group_that_started_at_the_end_misses_nothing_afterwards() -> None:
         assert harness.published("out") == [1]
 
 
+def nulls(placement: Any = None) -> DistributedApplication:
+    app = DistributedApplication("kafka://broker:9092", name="app")
+
+    @app.application("in", placement=placement)
+    async def send(payload: int, socket: Socket) -> None:
+        await socket.publish("out", payload, headers={"none": None, "empty": "", "some": "x"})
+
+    return app
+
+
+@pytest.mark.parametrize("placement", [None, "process"])
+def test_headers_without_a_value_are_sent_received_and_kept_in_dead_letters(placement: Any) -> None:
+    app = nulls(placement)
+    got: list[Message[int]] = []
+
+    @app.application("out", retry=RetryPolicy(attempts=1))
+    async def fail(message: Message[int]) -> None:
+        got.append(message)
+        raise ValueError("no")
+
+    with Harness(app) as harness:
+        harness.expect_failure(ValueError)
+        harness.publish("in", 1)
+        harness.settle()
+        (message,) = got
+        sent = {"none": None, "empty": b"", "some": b"x"}
+        assert {name: v for name, v in message.raw_headers if name in sent} == sent
+        own = {name: message.headers[name] for name in sent}
+        assert own == {"none": "", "empty": "", "some": "x"}
+        (bus,) = harness._core.world.buses.values()
+        (letter,) = bus.letters()
+        assert {name: v for name, v in letter.raw_headers if name in sent} == sent
+        # From outside, as another program would.
+        harness.publish("out", 2, headers={"none": None})
+        harness.settle()
+        assert ("none", None) in got[1].raw_headers
+
+
+def test_headers_need_a_value_elsewhere() -> None:
+    app = DistributedApplication("mqtt://broker", name="app")
+
+    @app.application("in")
+    async def send(payload: int, socket: Socket) -> None:
+        with pytest.raises(ConfigurationError, match="header 'none': None: this bus has no"):
+            await socket.publish("out", payload, headers={"none": None})
+
+    with Harness(app) as harness:
+        harness.publish("in", 1)
+        harness.settle()
+        with pytest.raises(ConfigurationError, match="header 'none': None: this bus has no"):
+            harness.publish("in", 1, headers={"none": None})
+
+
 @pytest.mark.parametrize("reset", ["30s", "2023-11-14T22:31:00Z", "2023-11-14T23:31:00+01:00"])
 def test_a_new_group_starts_with_a_time(reset: str) -> None:
     app, seen = collecting(address=f"kafka://broker:9092?partitions=3&offset_reset={quote(reset)}")

@@ -76,9 +76,9 @@ def test_messages_can_not_be_changed() -> None:
 
 
 async def test_a_reply_goes_where_the_runtime_says() -> None:
-    sent: list[tuple[object, Mapping[str, str] | None]] = []
+    sent: list[tuple[object, Mapping[str, str | None] | None]] = []
 
-    async def send(payload: object, headers: Mapping[str, str] | None) -> None:
+    async def send(payload: object, headers: Mapping[str, str | None] | None) -> None:
         sent.append((payload, headers))
 
     message = Message.of(Envelope(topic="a"), b"", reply=send)

@@ -335,3 +335,24 @@ async def test_a_dead_letter_is_the_original_and_handlers_get_its_bytes(kafka: K
     notes = {name: value for name, value in letter.headers if name.startswith("spa_dead_")}
     assert notes["spa_dead_time"] == b"2023-11-14T22:13:20.123+00:00"
     assert notes["spa_dead_text"] == b"no"
+
+
+async def test_headers_without_a_value_are_sent(kafka: Kafka) -> None:
+    prefix = new_prefix()
+    await create(kafka.server, f"{prefix}out")
+    app = DistributedApplication(f"{kafka.url}?prefix={prefix}", name="app")
+    got: list[Message[bytes]] = []
+
+    @app.application("out")
+    async def handle(message: Message[bytes]) -> None:
+        got.append(message)
+
+    async with app:
+        await app.socket().publish("out", b"v", headers={"none": None, "some": "x"})
+        await eventually(lambda: got)
+    (record,) = await read(kafka.server, f"{prefix}out", 1)
+    sent = {"none": None, "some": b"x"}
+    assert {name: value for name, value in record.headers if name in sent} == sent
+    assert len([name for name, _ in record.headers if name == "none"]) == 1
+    assert {name: value for name, value in got[0].raw_headers if name in sent} == sent
+    assert (got[0].headers["none"], got[0].headers["some"]) == ("", "x")
