@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import ClassVar, Protocol, Self
@@ -61,7 +62,7 @@ class Renewal(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BrokerConfig:
+class BrokerConfig(abc.ABC):
     """How to log in to any broker, and how much may be in flight with it.
 
     Args:
@@ -152,6 +153,11 @@ class BrokerConfig:
                 f"option backoff_max={self.backoff_max} of {type(self).__name__}:"
                 f" give at least backoff_min, which is {self.backoff_min}"
             )
+
+    @property
+    @abc.abstractmethod
+    def hosts(self) -> frozenset[str]:
+        """Names or addresses of the brokers, or the path of a Unix socket."""
 
     @property
     def secret(self) -> Secret | None:

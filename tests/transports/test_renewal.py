@@ -33,11 +33,11 @@ class Document:
     def __init__(self, folder: Path, url: str) -> None:
         self.path = folder / "plant.json"
         self.url = self.path.as_uri()
-        self._bus = url
+        self.bus = url
 
     def write(self, **options: Any) -> None:
         new = self.path.with_suffix(".new")
-        new.write_text(json.dumps({"url": self._bus, **options}))
+        new.write_text(json.dumps({"url": self.bus, **options}))
         new.replace(self.path)
 
     def config(self) -> BrokerConfig:
@@ -102,6 +102,58 @@ async def test_the_last_login_is_kept_while_the_document_can_not_be_used(
     await config.current_login()
     assert login(config) == ("carl", CANARY)
     assert ["can be read again" in record.message for record in caplog.records] == [True]
+
+
+def login_for(url: str, user: str) -> dict[str, Any]:
+    opened = {"allow_plain_password": True} if url.startswith("kafka://") else {}
+    return {"username": user, "password": user, **opened}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("mqtt://h", "mqtt://other", "another host"),
+        ("mqtt://h", "mqtt+unix:///run/h", "another host"),
+        ("mqtt://h", "mqtts://h", "asks for TLS"),
+        ("ws://h", "wss://h", "asks for TLS"),
+        ("kafka://a,b", "kafka://c:9092", "another host"),
+        ("kafka://a,b", "kafkas://a,b", "asks for TLS"),
+        ("mqtts://h?tls_insecure_skip_verification=true", "mqtts://h", "a check of the broker's"),
+    ],
+)
+async def test_a_login_that_is_for_another_connection_is_not_sent_over_this_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, said: str
+) -> None:
+    document = Document(tmp_path, before)
+    document.write(**login_for(before, "ann"))
+    config = document.config()
+    document.bus = after
+    document.write(**login_for(after, "bob"))
+    for _ in range(2):
+        await config.current_login()
+    assert login(config) == ("ann", "ann")
+    (record,) = caplog.records
+    assert said in record.message
+    assert "the last login is kept" in record.message
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("mqtts://h", "mqtt://h:1884"),
+        ("mqtts://H", "wss://h/mqtt"),
+        ("kafka://a,b", "kafka://b:9093,c"),
+        ("kafka://[::1]:1", "kafka://[::1]:2"),
+    ],
+)
+async def test_a_login_for_the_same_host_is_taken(tmp_path: Path, before: str, after: str) -> None:
+    document = Document(tmp_path, before)
+    document.write(**login_for(before, "ann"))
+    config = document.config()
+    document.bus = after
+    document.write(**login_for(after, "bob"))
+    await config.current_login()
+    assert login(config) == ("bob", "bob")
 
 
 async def test_environment_and_call_come_first_at_each_reading(

@@ -119,8 +119,16 @@ class DocumentRenewal:
 
     def _take(self, config: object) -> None:
         first = self.first
-        if not isinstance(config, BrokerConfig) or type(config) is not type(first):
+        if (
+            not isinstance(config, BrokerConfig)
+            or not isinstance(first, BrokerConfig)
+            or type(config) is not type(first)
+        ):
             self._complain("it now names another kind of bus, which requires a restart")
+            return
+        change = _meant_for_others(config, first)
+        if change is not None:
+            self._complain(f"{change}, which requires a restart")
             return
         if self._said:
             self._said = ""
@@ -151,3 +159,17 @@ class DocumentRenewal:
             self.origin,
             problem,
         )
+
+
+def _meant_for_others(now: BrokerConfig, first: BrokerConfig) -> str | None:
+    """Return what has changed, if the login is not one to send over connections as they are.
+
+    It would go to a broker that it is not for, or unprotected where it is to be protected.
+    """
+    if now.hosts.isdisjoint(first.hosts):
+        return "it now names another host"
+    if now.tls and not first.tls:
+        return "it now asks for TLS"
+    if first.tls_insecure_skip_verification and not now.tls_insecure_skip_verification:
+        return "it now asks for a check of the broker's certificate"
+    return None

@@ -192,6 +192,11 @@ class KafkaConfig(BrokerConfig):
             )
 
     @property
+    def hosts(self) -> frozenset[str]:
+        """The hosts of the bootstrap brokers."""
+        return frozenset(server.rpartition(":")[0].lower() for server in self.servers.split(","))
+
+    @property
     def address(self) -> str:
         """The URL of the bus without user, secrets and options other than the prefix."""
         scheme = "kafkas" if self.tls else "kafka"

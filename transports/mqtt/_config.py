@@ -123,6 +123,11 @@ class MqttConfig(BrokerConfig):
         return f"{scheme}{'s' if self.tls else ''}://{host}:{self.effective_port}{path}"
 
     @property
+    def hosts(self) -> frozenset[str]:
+        """The broker's host, or the path of its Unix socket."""
+        return frozenset([self.unix_socket or self.host.lower()])
+
+    @property
     def largest_received(self) -> int:
         """The largest payload that is accepted, in bytes."""
         return self.max_received or self.max_payload
