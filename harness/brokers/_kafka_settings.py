@@ -36,6 +36,9 @@ SETTINGS = {
     "log.cleaner.dedupe.buffer.size": "4194304",
     "log.index.size.max.bytes": "1048576",
     "log.segment.delete.delay.ms": "1000",
+    # A hundred years. Records with a time of long ago would be gone as soon as the broker looks, 30
+    # seconds after its start and then every five minutes.
+    "log.retention.hours": "876000",
 }
 """A single small node that answers quickly."""
 SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")

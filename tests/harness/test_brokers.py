@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from spa_dat._pytest import require
 from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.harness.brokers._kafka_tools import class_archive
 from spa_dat.testing import BrokerFailed, BrokerProcess, BrokerUnavailable, Kafka, Mosquitto, Proxy
+from support.kafka_bus import create, new_prefix, settings
 from support.waiting import eventually
 
 
@@ -425,6 +427,15 @@ async def test_kafka_speaks_tls(own_kafka: Callable[..., Kafka]) -> None:
     }
     await _produce(b"1", **secure)
     assert await _consume(1, **secure) == [b"1"]
+
+
+@pytest.mark.kafka
+async def test_kafka_keeps_records_with_a_time_of_long_ago(kafka: Kafka) -> None:
+    name = f"{new_prefix()}old"
+    await create(kafka.server, name)
+    _, configs = await settings(kafka.server, name)
+    # Since 1970.
+    assert int(configs["retention.ms"]) > time.time() * 1000
 
 
 @pytest.mark.kafka
