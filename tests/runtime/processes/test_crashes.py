@@ -233,7 +233,7 @@ async def test_processes_that_end_at_once_are_given_up(caplog: pytest.LogCapture
 
     app.add(Unstable)
     async with app:
-        await eventually(lambda: "no further one" in app.problems.get("Unstable", ""))
+        await eventually(lambda: "not started again" in app.problems.get("Unstable", ""))
         assert "exit code 5" in app.problems["Unstable"]
 
 
