@@ -51,6 +51,11 @@ _LONGEST_IDLE = 5.0
 _GRACE = 1.0
 
 
+def _until_the_next_look(now: float) -> float:
+    """Return how long to sleep until all consumers look, half a `_LOOK` or more."""
+    return 1.5 * _LOOK - (now + 0.5 * _LOOK) % _LOOK
+
+
 class Fetching:
     """Fetches for a consumer of the library, and is never cancelled while that is in use.
 
@@ -153,7 +158,7 @@ class Fetching:
         loop = asyncio.get_running_loop()
         while True:
             # All consumers look at the same moment, so that they can share what they are told.
-            await asyncio.sleep(1.5 * _LOOK - (loop.time() + 0.5 * _LOOK) % _LOOK)
+            await asyncio.sleep(_until_the_next_look(loop.time()))
             reachable = await where.reachable()
             # Asked each time, as it has to be.
             silent = where.silent()
@@ -212,9 +217,13 @@ class Fetching:
         unsettled = assignment is not None and bool(assignment.unsettled)
         idle = not unsettled and not self._guard.busy and now - self._last >= _RESTS_AFTER
         self._rest(rests=idle and self._may_rest)
-        seconds = max(_SHORT_LOOK, min(_LOOK, self._config.commit_interval))
-        if self._guard.busy:
+        if idle:
+            # One turn of the loop for all idle consumers: most of what each costs is the waking.
+            seconds = _until_the_next_look(now)
+        elif self._guard.busy:
             seconds = _SHORT_LOOK
+        else:
+            seconds = max(_SHORT_LOOK, min(_LOOK, self._config.commit_interval))
         if until is not None:
             seconds = min(seconds, max(until - now, 0.0))
         await records_arrive(self._consumer, seconds)
