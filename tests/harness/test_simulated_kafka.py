@@ -143,6 +143,31 @@ async def test_the_history_of_its_topics_is_read_from_a_time() -> None:
             await anext(read_history(config, ["u"], since=0))
 
 
+async def test_little_of_each_partition_is_in_memory_while_its_history_is_read() -> None:
+    with world() as here:
+        here.cluster.create_topic("t", 20)
+        for number in range(2_000):
+            value = b"%d" % number + b"x" * 10_000
+            here.cluster.append("t", number % 20, value=value, timestamp=number)
+        sent = 0
+        for log in here.cluster.topics["t"].partitions:
+            read = log.read
+
+            def counted(offset: int, most: int, *, at_least_one: bool, read: Any = read) -> bytes:
+                nonlocal sent
+                found: bytes = read(offset, most, at_least_one=at_least_one)
+                sent += len(found)
+                return found
+
+            log.read = counted  # type: ignore[method-assign]
+        history = read_history(KafkaConfig(SERVER), ["t"], since=0)
+        await anext(history)
+        # Of 20 MB.
+        assert sent < 3_000_000
+        numbers = [int(it.payload.rstrip(b"x")) async for _, it in history]
+        assert numbers == list(range(1, 2_000))
+
+
 async def test_a_batch_that_comes_again_is_stored_once() -> None:
     with world() as here:
         here.cluster.create_topic("t")

@@ -96,7 +96,12 @@ def _record_history(
             " the topics with --topic"
         )
     writer = RecordingWriter(output, limit=limit, max_bytes=None, redact=None, existing=existing)
-    write_history(source, topics, writer, since=since, until=until, limit=limit)
+    try:
+        write_history(source, topics, writer, since=since, until=until, limit=limit)
+    except BaseException:
+        if writer.recorded:
+            _tell(writer, output)
+        raise
     _tell(writer, output)
     if writer.problem is not None:
         raise ConfigurationError(f"{output!r} is not complete: {writer.problem}")

@@ -35,6 +35,9 @@ __all__ = ["read_history"]
 _CLIENT = "spa-dat-history"
 _WAIT = 200
 _STOP_TIMEOUT = 3.0
+# Something of each partition is in memory, and a topic may have a thousand of them. A larger record
+# still comes, alone.
+_FETCHED_OF_A_PARTITION = 65_536
 
 
 async def read_history(
@@ -89,7 +92,8 @@ async def read_history(
 def _consumer(config: KafkaConfig) -> Any:
     consumer = AIOKafkaConsumer(
         **common_options(config, _CLIENT),
-        **fetch_options(config.window_bytes),
+        **fetch_options(config.window_bytes)
+        | {"max_partition_fetch_bytes": _FETCHED_OF_A_PARTITION},
         group_id=None,
         enable_auto_commit=False,
         isolation_level="read_committed",
