@@ -98,10 +98,10 @@ def in_a_process(hash_seed: int, seeds: list[int]) -> str:
 
 @pytest.mark.deadline(300)
 def test_the_trace_does_not_depend_on_hash_values() -> None:
-    seeds = [14, 16, 18, 20]
-    hash_seeds = [0, 1, 3, random.SystemRandom().randrange(1, 2**32)]
+    seeds = [14, 18]
+    hash_seeds = [0, 1, random.SystemRandom().randrange(1, 2**32)]
     with ThreadPoolExecutor() as threads:
-        first, *others = threads.map(in_a_process, hash_seeds, [seeds] * 4)
+        first, *others = threads.map(in_a_process, hash_seeds, [seeds] * 3)
     assert first.count("\n") > 100 * len(seeds)
     for hash_seed, other in zip(hash_seeds[1:], others, strict=True):
         assert other == first, f"PYTHONHASHSEED={hash_seed}"
