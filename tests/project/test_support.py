@@ -7,7 +7,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -258,6 +257,8 @@ def test_a_deadline_ends_what_ignores_cancellation_and_keeps_the_loop_turning(
     virtual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deadlines, "_SECOND_CHANCE", 0.05)
+    # On a busy machine there may be many of them.
+    monkeypatch.setattr(deadlines, "_MOST_INTERRUPTIONS", 10_000)
     with pytest.raises(pytest.fail.Exception, match="deadline"), deadline(0.05):
         run_async_test(_keeps_turning, {}, virtual=virtual)
 
@@ -274,26 +275,22 @@ def test_who_catches_what_ends_its_waiting_at_a_deadline_fails_all_the_same() ->
 @pytest.mark.parametrize(
     ("endless", "told"),
     [
-        (
-            "while True:\n    with contextlib.suppress(BaseException):\n        lock.acquire()",
-            "[CI]",
-        ),
-        (
-            "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM}); lock.acquire()",
-            "most recent",
-        ),
+        ("deadlines._MOST_INTERRUPTIONS = 0", "[CI]: does not end"),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})", "most recent call first"),
     ],
 )
 def test_a_process_whose_test_cannot_be_ended_ends_and_says_where(endless: str, told: str) -> None:
+    # The last resort must not come first: it is for what no signal reaches.
     program = f"""
-import contextlib, signal, threading
+import signal, threading
 from support import deadline as deadlines
 
-deadlines._SECOND_CHANCE, deadlines._LAST_REST = 0.02, 0.2
+deadlines._SECOND_CHANCE, deadlines._LAST_REST = 0.02, {60 if "INTERRUPTIONS" in endless else 0.2}
 lock = threading.Lock()
 lock.acquire()
+{endless}
 with deadlines.deadline(0.05):
-{textwrap.indent(endless, "    ")}
+    lock.acquire()
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(deadlines.__file__).parents[1])}
     environment["PYTEST_CURRENT_TEST"] = "[CI]"
