@@ -73,7 +73,8 @@ class BrokerConfig(abc.ABC):
             that it may be changed while the application runs.
         password_function: a function, ``async`` or not, that returns the password, usually a token,
             whenever a connection is opened. A JSON Web Token is used again until 80 % of its time
-            is over. What the function raises counts as an outage. Only in code, not in a URL.
+            is over, or it is refused. What the function raises counts as an outage. Only in code,
+            not in a URL.
         tls: encrypt the connection (TLS 1.2 or newer) and check the broker's certificate.
         tls_ca: PEM file with the certificates to trust; the system's if not given.
         tls_cert: PEM file with our own certificate.
@@ -207,6 +208,12 @@ class BrokerConfig(abc.ABC):
         if isinstance(secret, PasswordFunction):
             return await secret.ask(self.connect_timeout)
         return None if secret is None else secret.reveal()
+
+    def forget_password(self) -> None:
+        """Have a function asked for the password again, as a broker has refused the login."""
+        secret = self.secret
+        if isinstance(secret, PasswordFunction):
+            secret.forget()
 
     def backoff(self, environment: Environment, *, stable: float | None = None) -> Backoff:
         """Return the pauses between attempts to connect; see `Backoff`."""

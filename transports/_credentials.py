@@ -130,8 +130,8 @@ class PasswordUnavailable(OSError):
 class PasswordFunction(Secret):
     """A password, usually a token, that a function returns whenever somebody logs in.
 
-    A JSON Web Token that says when it ends is kept until 80 % of its time is over, so that many
-    connections ask for one once. Anything else is asked for each time.
+    A JSON Web Token that says when it ends is kept until 80 % of its time is over or it is refused,
+    so that many connections ask for one once. Anything else is asked for each time.
 
     Args:
         owner: the configuration that has the function, for errors.
@@ -190,6 +190,10 @@ class PasswordFunction(Secret):
         ends = _end_of_token(self._value)
         self._kept_until = 0.0 if ends is None else now + (ends - now) * _USED
         return self._value
+
+    def forget(self) -> None:
+        """Ask again next time, however much time the token has left: it was refused."""
+        self._kept_until = 0.0
 
     def _failed(self, error: Exception) -> PasswordUnavailable:
         said = f": {quoted(str(error), _LONGEST_REASON)}" if str(error) else ""

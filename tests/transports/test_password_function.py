@@ -18,7 +18,8 @@ from spa_dat._environment import Environment
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports._credentials import PasswordFunction, PasswordUnavailable, Secret
 from spa_dat.transports._factory import SocketProviderFactory
-from spa_dat.transports.kafka import KafkaConfig
+from spa_dat.transports.kafka import KafkaConfig, _reachability
+from spa_dat.transports.kafka._errors import TokenRefused
 from spa_dat.transports.mqtt import MqttConfig, MqttProvider
 from support.waiting import eventually
 
@@ -120,6 +121,41 @@ async def test_a_token_is_kept_for_most_of_its_time() -> None:
     clock.time += 2
     assert await secret.ask(60) != first
     assert len(calls) == 2
+
+
+async def test_a_token_that_was_refused_is_not_kept() -> None:
+    calls: list[str] = []
+
+    def function() -> str:
+        calls.append(token({"exp": 9e9, "number": len(calls)}))
+        return calls[-1]
+
+    config = MqttConfig(username="ann", password_function=function)
+    first = await config.current_password()
+    assert await config.current_password() == first
+    config.forget_password()
+    assert await config.current_password() == calls[1] != first
+    MqttConfig(username="ann", password="plain").forget_password()
+
+
+async def test_kafka_forgets_a_token_that_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def function() -> str:
+        calls.append(token({"exp": 9e9, "number": len(calls)}))
+        return calls[-1]
+
+    async def refused(*args: Any) -> None:
+        raise TokenRefused(b"no")
+
+    monkeypatch.setattr(_reachability, "try_connection", refused)
+    config = KafkaConfig(
+        sasl_mechanism="OAUTHBEARER", allow_plain_password=True, password_function=function
+    )
+    for count in (1, 2):
+        with pytest.raises(TokenRefused):
+            await _reachability.reach(config, "plant")
+        assert len(calls) == count
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ async def reach(config: KafkaConfig, client_id: str, patience: float | None = No
             async with asyncio.timeout(share):
                 await try_connection(host, port, options)
         except (OSError, RuntimeError) as error:
+            if isinstance(error, kafka.SaslAuthenticationFailed):
+                config.login.forget_password()
             if cause is None or not isinstance(error, OSError) or is_wrong_setup(error):
                 cause = error
                 place = host, port

@@ -8,7 +8,13 @@ import ssl
 from typing import Protocol
 
 from ..._logs import get_logger
-from ...errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
+from ...errors import (
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionLost,
+    NotAuthorised,
+    SpaDatError,
+)
 from .._connect_failures import ConnectProblem, OtherEnd
 from .._contract import Surroundings
 from .._envelope import Envelope
@@ -268,6 +274,8 @@ class Connection:
     def _problem(self, error: Exception) -> ConnectProblem:
         address, login = self._config.address, self._config.login
         problem = connect_problem(error, address, login.username, login.password_source)
+        if isinstance(problem.error, NotAuthorised):
+            login.forget_password()
         problem.error.__cause__ = None if problem.error is error else error
         return problem
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,10 @@ from spa_dat import DistributedApplication
 from spa_dat._pytest import require
 from spa_dat.errors import ConnectFailed, NotAuthorised
 from spa_dat.harness.brokers._certificates import make_certificates
-from spa_dat.testing import Mosquitto
+from spa_dat.testing import Mosquitto, Proxy
 from spa_dat.transports import Envelope
 from support.mqtt import client
+from support.waiting import eventually
 
 pytestmark = pytest.mark.mosquitto
 
@@ -60,6 +63,32 @@ def expired() -> Iterator[Mosquitto]:
     issued.private_key_and_cert_chain_pem.write_to_path(str(broker.folder / "server.pem"))
     with broker:
         yield broker
+
+
+def token(claims: dict[str, float]) -> str:
+    """A JSON Web Token, unsigned."""
+    text = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    return f"e30.{text}."
+
+
+async def test_a_token_that_is_refused_is_not_used_again() -> None:
+    require(Mosquitto)
+    good, refused = token({"exp": 1.0}), [token({"exp": 4e9})]
+    given: list[str] = []
+
+    def function() -> str:
+        # The first one is for the start, which a refusal would end.
+        given.append(refused.pop() if given and refused else good)
+        return given[-1]
+
+    with Mosquitto(users={"ann": good}) as broker:
+        async with (
+            Proxy(broker.host, broker.port) as proxy,
+            client(proxy, username="ann", password_function=function) as app,
+        ):
+            proxy.cut()
+            await eventually(lambda: not refused)
+            await app.bus.publish(Envelope(topic="open"), timeout=30)
 
 
 def at(broker: Mosquitto, port: str, host: str | None = None) -> Any:
