@@ -14,7 +14,7 @@ from spa_dat.errors import MessageTooLarge, PublishNotSent, PublishRefused, Unkn
 from spa_dat.transports import Envelope
 from spa_dat.transports._outbox import Outbox, OutboxEntry
 from spa_dat.transports.kafka._records import Record
-from spa_dat.transports.kafka.producing._partition_queue import PartitionQueue
+from spa_dat.transports.kafka.producing._partition_queue import PartitionQueue, blames_records
 from support.waiting import eventually
 
 Verdict = Callable[[list[int]], Exception | None]
@@ -379,3 +379,8 @@ async def test_a_paused_queue_keeps_its_line() -> None:
     library.queue.start()
     await asyncio.gather(*entries)
     assert library.sent == [[0, 1]]
+
+
+def test_records_are_not_to_blame_for_a_login_that_was_refused() -> None:
+    assert not blames_records(kafka.IllegalSaslStateError())
+    assert blames_records(kafka.InvalidTimestampError())

@@ -58,6 +58,8 @@ _PRODUCER_LOST = (
     kafka.InvalidProducerIdMapping,
     kafka.UnknownProducerId,
     kafka.InvalidTxnState,
+    # The token of its connection was refused, which the library takes for accepted.
+    kafka.IllegalSaslStateError,
 )
 
 
