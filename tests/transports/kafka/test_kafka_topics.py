@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import Self
+from typing import Any, Self
 
 import aiokafka.errors as kafka
 import pytest
@@ -15,6 +15,7 @@ from spa_dat._pytest import require
 from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.testing import Kafka
 from spa_dat.transports import REPLY_HEADER, Envelope, KafkaConfig
+from spa_dat.transports.kafka._aiokafka_private import create_topics
 from spa_dat.transports.kafka._errors import connect_problem
 from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.kafka.producing import _topic_creation as _creation
@@ -104,6 +105,66 @@ async def test_without_leave_to_create_the_own_topics_must_be_there(kafka: Kafka
         assert "retention.ms=-1" in str(caught.value)
         assert "create_topics='own'" in str(caught.value)
         assert (await settings(kafka.server, f"{prefix}_spa.reply.app"))[0] == 0
+
+
+async def test_topics_that_are_wanted_at_the_same_time_are_created_together(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, prefix = topics(kafka, create_topics="all")
+    asked: list[int] = []
+
+    async def counted(
+        client: object, requests: Sequence[tuple[Any, ...]], timeout: float
+    ) -> object:
+        asked.append(len(requests))
+        return await create_topics(client, requests, timeout)
+
+    monkeypatch.setattr(_creation, "create_topics", counted)
+    monkeypatch.setattr(_creation, "_MOST_IN_A_REQUEST", 20)
+    await asyncio.gather(*(made.ensure([f"{prefix}t{number}"], 30) for number in range(50)))
+    assert sum(asked) == 50
+    assert len(asked) <= 10
+    assert max(asked) == 20
+    assert (await settings(kafka.server, f"{prefix}t49"))[0] > 0
+
+
+async def test_a_topic_that_cannot_be_created_concerns_nobody_who_asks_at_the_same_time(
+    kafka: Kafka,
+) -> None:
+    made, prefix = topics(kafka, create_topics="all")
+    names = [f"{prefix}before", "not a name", f"{prefix}after"]
+    before, bad, after = await asyncio.gather(
+        *(made.ensure([name], 30) for name in names), return_exceptions=True
+    )
+    assert (before, after) == (None, None)
+    assert isinstance(bad, UnknownTopic)
+    assert "'not a name'" in str(bad)
+
+
+async def test_a_look_at_topics_ends_with_the_last_who_waits_for_it(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, prefix = topics(kafka, create_topics="all")
+    looking, ended = asyncio.Event(), asyncio.Event()
+
+    async def hanging(*_: object) -> None:
+        looking.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_creation, "find_topics", hanging)
+        first = asyncio.ensure_future(made.ensure([f"{prefix}a"], 30))
+        await asyncio.wait_for(looking.wait(), 60)
+        # It waits for the next look, which does not begin.
+        second = asyncio.ensure_future(made.ensure([f"{prefix}b"], 30))
+        first.cancel()
+        await asyncio.wait_for(ended.wait(), 60)
+    second.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
+    await made.ensure([f"{prefix}b"], 30)
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +404,7 @@ async def test_a_topic_that_is_there_and_not_ready_is_an_outage_and_not_missing(
     monkeypatch: pytest.MonkeyPatch, exists: bool, what: str
 ) -> None:
     cluster = SlowCluster(3, exists=exists)
+    monkeypatch.setattr(_creation, "_LOOKS_TOGETHER", 1)
     monkeypatch.setattr(_creation, "new_client", lambda options: cluster(**options))
     monkeypatch.setattr(_creation, "keep_connections", lambda *args: None)
     monkeypatch.setattr(_creation, "reach", _reached)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,8 @@ __all__ = ["Topics"]
 _log = get_logger(__name__)
 
 _LOOK_AGAIN = 0.1
+_LOOKS_TOGETHER = 20
+_MOST_IN_A_REQUEST = 200
 _REPLICAS = 3
 # Replies are useless after their request has timed out. Only whole segments are removed, so
 # these must be short too.
@@ -54,6 +57,26 @@ _TEMPORARY = (
 _NO_BROKER = re.compile(r"\bfenced\b|\bavailable brokers: 0\b")
 
 
+class _Joint:
+    """One look at the topics of all who ask until it begins.
+
+    Attributes:
+        names: of the topics.
+        waiting: how many wait for it; it ends with the last of them.
+        ready: the topics that exist and have leaders, when it is over.
+        failure: why it failed.
+        task: makes it.
+    """
+
+    task: asyncio.Task[None]
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+        self.waiting = 0
+        self.ready: set[str] = set()
+        self.failure: Exception | None = None
+
+
 class Topics:
     """Makes sure that topics exist. Nothing is ever changed, and deleted only if a caller asks.
 
@@ -67,6 +90,8 @@ class Topics:
         self._config = config
         self._names = names
         self._client_id = client_id
+        self._next: _Joint | None = None
+        self._one_at_a_time = asyncio.Lock()
 
     def may_create(self, name: str) -> bool:
         """Return whether ``create_topics`` allows creating the topic."""
@@ -88,15 +113,32 @@ class Topics:
             OSError, aiokafka.errors.KafkaError: no connection, no broker is up, or topics that
                 exist have no leader; to be passed to `connect_problem`.
         """
-        wanted = list(dict.fromkeys(names))
+        wanted = dict.fromkeys(names)
         if not wanted:
             return
         await reach(self._config, self._client_id)
+        ready = await self._ensure_together(wanted)
+        left = [name for name in wanted if name not in ready]
+        if left:
+            async with self._client() as client:
+                await self._ensure(client, left, timeout)
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Delete topics of the runtime; those that the cluster does not let us delete stay.
+
+        Raises:
+            OSError, aiokafka.errors.KafkaError: no connection.
+        """
+        async with self._client() as client:
+            await delete_topics(client, names, self._config.request_timeout)
+
+    @contextlib.asynccontextmanager
+    async def _client(self) -> AsyncIterator[Any]:
         client = new_client(common_options(self._config, self._client_id))
         keep_connections(client, partial(renewed_options, self._config))
         try:
             await client.bootstrap()
-            await self._ensure(client, wanted, timeout)
+            yield client
         except kafka.NodeNotReadyError as error:
             # The one that was asked first has answered.
             named = ", ".join(f"{node.host}:{node.port}" for node in client.cluster.brokers())
@@ -107,19 +149,60 @@ class Topics:
         finally:
             await client.close()
 
-    async def delete(self, names: Sequence[str]) -> None:
-        """Delete topics of the runtime; those that the cluster does not let us delete stay.
+    async def _ensure_together(self, names: dict[str, None]) -> set[str]:
+        """Look topics up, and create them, for all who ask at about the same time.
+
+        A request for each of a thousand actors that start together would take a cluster longer than
+        any of them waits.
+
+        Returns:
+            The topics that exist and have leaders. What is wrong with the others each finds out for
+            itself: it concerns nobody else.
 
         Raises:
-            OSError, aiokafka.errors.KafkaError: no connection.
+            Exception: why it failed, if nobody else had asked.
         """
-        client = new_client(common_options(self._config, self._client_id))
-        keep_connections(client, partial(renewed_options, self._config))
+        joint = self._next
+        if joint is None:
+            joint = self._next = _Joint()
+            joint.task = asyncio.ensure_future(self._run(joint))
+        joint.names.update(names)
+        joint.waiting += 1
         try:
-            await client.bootstrap()
-            await delete_topics(client, names, self._config.request_timeout)
+            await asyncio.wait({joint.task})
         finally:
-            await client.close()
+            joint.waiting -= 1
+            if not joint.waiting:
+                joint.task.cancel()
+                if self._next is joint:
+                    self._next = None
+        if joint.failure is not None and joint.names == names:
+            raise joint.failure
+        return joint.ready
+
+    async def _run(self, joint: _Joint) -> None:
+        async with self._one_at_a_time:
+            # Whoever asks from now on waits for the next one.
+            self._next = None
+            try:
+                async with self._client() as client:
+                    joint.ready = await self._look_and_create(client, list(joint.names))
+            except Exception as error:  # noqa: BLE001 (each that waits meets it again)
+                joint.failure = error
+
+    async def _look_and_create(self, client: Any, names: list[str]) -> set[str]:
+        created: set[str] = set()
+        for _ in range(_LOOKS_TOGETHER):
+            missing, pending = await self._look(client, names)
+            fresh = [name for name in missing if name not in created and self.may_create(name)]
+            for start in range(0, len(fresh), _MOST_IN_A_REQUEST):
+                await self._create(client, fresh[start : start + _MOST_IN_A_REQUEST], created)
+            # What is not ready for other reasons keeps nobody else waiting.
+            if not created.intersection((*missing, *pending)):
+                break
+            if not fresh:
+                await asyncio.sleep(_LOOK_AGAIN)
+        return set(names).difference(missing, pending)
 
     async def _ensure(self, client: Any, wanted: list[str], timeout: float) -> None:
         loop = asyncio.get_running_loop()
