@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,7 +257,7 @@ async def test_listening_leaves_nothing_on_a_cluster(kafka: Kafka, tmp_path: Pat
             assert (await ran(tmp_path, "listen", url, pattern, "--for", "0.1"))[0] == 0
         own = ("listen", f"{url}&start_timeout=0.5", "_spa/dead-letter/plant/#", "--for", "1")
         code, _, err = await ran(tmp_path, *own)
-        assert (code, "does not exist" in err) == (2, True), err
+        assert (code, err.startswith("spa-dat: there is no topic ")) == (2, True), err
         topics = [name for name in await client.list_topics() if name.startswith(prefix)]
         assert topics == [f"{prefix}plant"]
         groups = [group[0] for group in await client.list_consumer_groups()]
@@ -399,10 +399,14 @@ SECRET = "mqtt://user:hunter2@127.0.0.1:1"
         (["listen", SECRET, "a", "--count", "0"], ".*'0': give a whole number, 1 or more.*"),
         (["listen", SECRET, "a", "--for", "nan"], ".*'nan': give seconds.*"),
         (["request", SECRET, "a", "1", "--qos", "1"], "No such option.*"),
-        (["listen", SECRET, "a", "--since", "1h"], "--since '1h' is for Kafka: all that mqtt.*"),
+        (["listen", SECRET, "a", "--since", "1h"], "--since is for Kafka: all that mqtt.*"),
         *(
-            (["listen", "kafka://h", "a", "--since", wrong], f"--since '{wrong}': give a time.*")
-            for wrong in ("latest", "1w", "2026-11-27T09:00:00", "9999-12-31T23:59:59.9999Z")
+            (["listen", "kafka://h", "a", "--since", wrong], f".*'--since': '{wrong}'{problem}.*")
+            for wrong, problem in (
+                ("latest", ": give a time .*, or 'earliest' for all there is"),
+                ("1w", ": give a time"),
+                ("9999-12-31T23:59:59.9999Z", " is in the future"),
+            )
         ),
     ],
 )
@@ -414,6 +418,40 @@ def test_what_is_wrong_is_said_in_one_line(
     assert (out, err.count("\n")) == ("", 1), err
     assert re.fullmatch(f"spa-dat: {problem}", err.strip()), err
     assert "hunter2" not in err
+
+
+@pytest.mark.parametrize("command", ["listen", "request", "config"])
+def test_a_closed_output_is_said_before_anything_is_sent(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    topic = () if command == "config" else ("a",)
+    assert main([command, SECRET, *topic]) == 2
+    _, err = capsys.readouterr()
+    assert err == "spa-dat: standard output is closed: send it to /dev/null to discard it\n"
+
+
+@pytest.fixture(params=["closed", "full"])
+def without_errors(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Iterator[pytest.CaptureFixture[str]]:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stderr", full if request.param == "full" else None)
+        yield capfd
+
+
+@pytest.mark.mosquitto
+def test_a_command_does_its_work_when_nobody_can_be_told(
+    mosquitto: Mosquitto, without_errors: pytest.CaptureFixture[str]
+) -> None:
+    topic = uuid.uuid4().hex
+    assert main(["publish", mosquitto.url, topic, "1", "--retain"]) == 0
+    assert main(["listen", mosquitto.url, topic, "--json", "--count", "1"]) == 0
+    assert main(["listen", mosquitto.url, "a/#/b"]) == 2
+    out, _ = without_errors.readouterr()
+    assert [json.loads(line)["payload"] for line in out.splitlines()] == [1]
 
 
 def test_no_payload_at_a_terminal_is_said(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from ..transports._access import Access
 from ..transports.kafka._access_rules import kafka_rules
 from ..transports.mqtt._access_rules import mosquitto_rules
 from ._application import load_application
+from ._standard_output import printing, write_text
 
 __all__ = ["show_rules"]
 
@@ -65,7 +65,8 @@ def show_rules(
     if url is not None:
         runs.replace_provider(SocketProviderFactory.from_url(url))
     buses = [*dict.fromkeys(runs.providers)]
-    for number, provider in enumerate(buses):
+    shown: list[str] = []
+    for provider in buses:
         default = provider is (runs.settings.provider or buses[0])
         access, lines = _access(application, runs, provider, user)
         if default:
@@ -79,7 +80,9 @@ def show_rules(
                     "# What its handlers publish cannot be seen from here: give --publish."
                 )
         rules = [*_rules(provider, access), *lines]
-        sys.stdout.write("\n" * bool(number) + "".join(f"{line}\n" for line in rules))
+        shown.append("".join(f"{line}\n" for line in rules))
+    with printing():
+        write_text("\n".join(shown))
     return 0
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..errors import ConfigurationError
 from ..transports import KafkaConfig, MemoryConfig, MqttConfig, Secret
 from ..transports._factory import EffectiveConfig, effective_config
 from ..transports._url_options import environment_prefix, option_types
+from ._standard_output import printing, write_notice, write_text
 
 __all__ = ["show_config"]
 
@@ -43,7 +43,8 @@ def show_config(
     if schema:
         from ..transports.documents._schema import SCHEMA_FILE
 
-        sys.stdout.write(SCHEMA_FILE.read_text(encoding="utf-8"))
+        with printing():
+            write_text(SCHEMA_FILE.read_text(encoding="utf-8"))
         return 0
     if not url:
         raise ConfigurationError(
@@ -53,9 +54,10 @@ def show_config(
     # No broker would take some logins.
     found.provider()
     rows = dict(_rows(found))
-    sys.stdout.write(_as_json(found, rows) if as_json else _as_table(found, rows))
+    with printing():
+        write_text(_as_json(found, rows) if as_json else _as_table(found, rows))
     for line in _unused(found):
-        sys.stderr.write(f"spa-dat: {line}\n")
+        write_notice(line)
     return 0
 
 

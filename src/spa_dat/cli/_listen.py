@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from .._environment import Environment
-from .._moments import YEAR_1970
 from .._texts import quoted
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, UnknownTopic
 from ..transports import (
     Delivery,
     Envelope,
@@ -26,10 +23,9 @@ from ..transports import (
     Surroundings,
     TopicFilter,
 )
-from ..transports.kafka._offset_reset import check_offset_reset, start_time
 from ._broker_client import broker_at, run_client
 from ._message_output import envelope_as_json, envelope_as_text
-from ._standard_output import BackgroundOutput
+from ._standard_output import BackgroundOutput, check_open, write_notice
 
 __all__ = ["listen"]
 
@@ -46,7 +42,7 @@ def listen(
     name: str | None,
     count: int | None,
     seconds: float | None,
-    since: str | None,
+    since: datetime | None,
     as_json: bool,
 ) -> int:
     """Show the messages that arrive on some topics; returns the exit code.
@@ -67,11 +63,17 @@ def listen(
         ConfigurationError: an argument is wrong.
         TransportError: the broker cannot be used.
     """
+    check_open()
     provider = broker_at(url, name=name)
     if isinstance(provider.config, KafkaConfig):
         # Not even the topic of dead letters, of an application that has none.
         config = replace(provider.config, create_topics="never")
         provider = SocketProviderFactory.from_config(config)
+    if since is not None and not provider.keeps_history:
+        raise ConfigurationError(
+            f"--since is for Kafka: all that {provider.address} keeps is the retained message of"
+            " each topic, which is shown without it"
+        )
     plain = TopicFilter.parse(pattern).pattern
     provider.check_filter(plain)
     subscription = Subscription(
@@ -80,36 +82,19 @@ def listen(
         window=provider.default_window,
         window_bytes=provider.default_window_bytes,
         durable=False,
-        rewind_to=None if since is None else _moment(since, provider),
+        rewind_to=since,
     )
     show = envelope_as_json if as_json else envelope_as_text
     listener = _Listener(provider, subscription, show)
-    run_client(listener.run(count, seconds))
+    try:
+        run_client(listener.run(count, seconds))
+    except UnknownTopic as error:
+        # What creates topics elsewhere is no advice for a command that never does.
+        raise UnknownTopic(f"there is no topic {plain!r} at {provider.address}") from error
     if listener.is_over and count is not None:
-        sys.stderr.write(f"spa-dat: messages in {seconds:g} s: {listener.shown}, wanted: {count}\n")
+        write_notice(f"messages in {seconds:g} s: {listener.shown}, wanted: {count}")
         return _FAILED
     return 0
-
-
-def _moment(since: str, provider: SocketProvider) -> datetime:
-    """Return the time at which to begin, which is given like the option ``offset_reset``."""
-    if not provider.keeps_history:
-        raise ConfigurationError(
-            f"--since {quoted(since, 40)} is for Kafka: all that {provider.address} keeps is the"
-            " retained message of each topic, which is shown without it"
-        )
-    try:
-        check_offset_reset(since)
-        milliseconds = start_time(since, time.time())
-        if milliseconds is None and since != "earliest":
-            raise ConfigurationError(since)
-        return YEAR_1970 + timedelta(milliseconds=milliseconds or 0)
-    except (ConfigurationError, OverflowError):
-        raise ConfigurationError(
-            f"--since {quoted(since, 40)}: give a time with its zone such as"
-            " '2026-11-27T09:00:00Z', how far to go back, such as '90s', '30m', '1h' or '7d', or"
-            " 'earliest' for all that the topic has"
-        ) from None
 
 
 class _Listener:
@@ -182,8 +167,7 @@ class _Listener:
         try:
             await consumer.start()
             where = f"{self._provider.address}, {quoted(self._subscription.filters[0])}"
-            sys.stderr.write(f"spa-dat: listening: {where}\n")
-            sys.stderr.flush()
+            write_notice(f"listening: {where}")
             try:
                 async with asyncio.timeout(seconds):
                     await self._show_all(count)

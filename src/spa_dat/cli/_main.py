@@ -65,6 +65,7 @@ _BLAMED = (
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _MOST_WORKERS = 1_000
 _LONGEST_VALUE = 60
+_EARLIEST = "earliest"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,9 +110,11 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _complain(text: str, error: BaseException | None) -> int:
+    from ._standard_output import write_notice
+
     line = one_line(text[:_LONGEST].removeprefix("spa_dat: "))
     # What is cut off may be what shows that a part is secret, so more is looked at than is shown.
-    print(f"spa-dat: {_without_secrets(line)[: _LONGEST // 2]}", file=sys.stderr)  # noqa: T201
+    write_notice(_without_secrets(line)[: _LONGEST // 2])
     return _WRONG if isinstance(error, _BLAMED) else _FAILED
 
 
@@ -215,6 +218,9 @@ def _moment(context: click.Context, option: click.Parameter, value: str | None) 
     if value is None:
         return None
     now = datetime.now(UTC)
+    beginning = option.name == "since"
+    if beginning and value == _EARLIEST:
+        return YEAR_1970
     try:
         back = seconds_back(value)
         if back is not None:
@@ -223,13 +229,14 @@ def _moment(context: click.Context, option: click.Parameter, value: str | None) 
     except (ValueError, OverflowError, OSError):
         raise click.BadParameter(
             f"{value[:_LONGEST_VALUE]!r}: give a time such as '2026-11-27T09:00', or with a zone"
-            " '2026-11-27T09:00:00Z', or how far to go back, such as '90s', '30m', '1h' or '7d'",
+            " '2026-11-27T09:00:00Z', or how far to go back, such as '90s', '30m', '1h' or '7d'"
+            + (f", or {_EARLIEST!r} for all there is" if beginning else ""),
             context,
             option,
         ) from None
     if moment < YEAR_1970:
         raise click.BadParameter(f"{value!r}: no message is older than 1970", context, option)
-    if moment > now and option.name == "since":
+    if beginning and moment > now:
         raise click.BadParameter(f"{value!r} is in the future", context, option)
     return moment
 
@@ -238,8 +245,9 @@ _since = click.option(
     "--since",
     callback=_moment,
     metavar="TIME",
-    help="Read the messages that topics of a Kafka cluster hold, from this time on, such as"
-    " 2026-11-27T09:00 (local time unless a zone follows), or from 90s, 30m, 1h or 7d ago.",
+    help="Begin with what topics of a Kafka cluster hold from this time on, such as"
+    " 2026-11-27T09:00 (local time unless a zone follows), or from 90s, 30m, 1h or 7d ago, or"
+    f" {_EARLIEST}.",
 )
 _until = click.option(
     "--until",
@@ -384,11 +392,7 @@ def _request(**given: Any) -> int:
 @click.option(
     "--for", "seconds", callback=_seconds, metavar="SECONDS", help="End after so many seconds."
 )
-@click.option(
-    "--since",
-    metavar="TIME",
-    help="Begin there: a time with its zone, how far to go back (30m, 1h), or earliest; on Kafka.",
-)
+@_since
 @_json_option
 def _listen(**given: Any) -> int:
     """Show messages on an MQTT broker or a Kafka cluster as they arrive, until Ctrl-C.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -18,6 +17,7 @@ from ..transports import Delivery, Envelope
 from ._application import load_application
 from ._broker_client import broker_at
 from ._history import write_history
+from ._standard_output import write_notice
 
 __all__ = ["record"]
 
@@ -175,4 +175,4 @@ class _Recorded(Protocol):
 
 def _tell(recorder: _Recorded, output: str) -> None:
     missing = f", {recorder.skipped} are missing" if recorder.skipped else ""
-    sys.stderr.write(f"spa-dat: messages in {output}: {recorder.recorded}{missing}\n")
+    write_notice(f"messages in {output}: {recorder.recorded}{missing}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from ..transports import Envelope
 from ._application import load_application
 from ._history import write_history
 from ._one_line import one_line
-from ._standard_output import printing, write_text
+from ._standard_output import printing, write_notice, write_text
 
 __all__ = ["replay"]
 
@@ -66,7 +65,7 @@ def replay(
             if writer.problem is not None:
                 raise ConfigurationError(f"{file!r} cannot be written: {writer.problem}")
             if writer.skipped:
-                sys.stderr.write(f"spa-dat: messages that are missing: {writer.skipped}\n")
+                write_notice(f"messages that are missing: {writer.skipped}")
             return _replay(application, file, actor, keep_times, keep_own, seed)
     if topics or since is not None or until is not None:
         raise ConfigurationError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Mapping
 
@@ -14,7 +13,7 @@ from ..transports._broker_config import BrokerConfig
 from ._broker_client import broker_at, run_client
 from ._message_output import message_as_json, payload_as_text
 from ._payload_input import ReadLines, content_type_of, opened_lines, read_payload
-from ._standard_output import printing, write_text
+from ._standard_output import check_open, printing, write_notice, write_text
 
 __all__ = ["publish", "request"]
 
@@ -73,7 +72,7 @@ def publish(
         with opened_lines(payload, _largest(provider)) as read:
             sending = _publish_lines(provider, topic, read, content_type, options, timeout)
             count = run_client(sending)
-        sys.stderr.write(f"spa-dat: messages published: {count}\n")
+        write_notice(f"messages published: {count}")
         return 0
     data = read_payload(payload, _largest(provider))
     run_client(_publish(provider, topic, data, content_type, options, timeout))
@@ -109,6 +108,8 @@ def request(
         ConfigurationError, TransportError: as for `publish`.
         RequestError: there is no reply in time, or it is an error.
     """
+    # Asked before anything is sent.
+    check_open()
     provider = broker_at(url, name=name)
     data = read_payload(payload, _largest(provider))
     options: PublishOptions = {"headers": headers, "key": key}

@@ -1,4 +1,7 @@
-"""Standard output: whoever reads it may stop reading, or not read at all for a while."""
+"""Standard output: whoever reads it may stop reading, or not read at all for a while.
+
+Also standard error, which nobody may be there to read either.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 from ..errors import ConfigurationError
 
-__all__ = ["BackgroundOutput", "printing", "write_text"]
+__all__ = ["BackgroundOutput", "check_open", "printing", "write_notice", "write_text"]
 
 _Text = tuple[bytes, "asyncio.Future[None]"]
 
@@ -26,20 +30,46 @@ def printing() -> Iterator[None]:
     Raises:
         ConfigurationError: it cannot be written.
     """
+    check_open()
     try:
         yield
         sys.stdout.flush()
     except OSError as error:
-        # What is still in the buffer would fail once more at the end of the program.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon(sys.stdout)
         # Whoever reads may have seen enough.
         if not isinstance(error, BrokenPipeError):
             raise _unwritable(error) from error
 
 
+def check_open() -> None:
+    """Check that there is a standard output: a program may be started without one.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if sys.stdout is None:
+        raise ConfigurationError("standard output is closed: send it to /dev/null to discard it")
+
+
 def write_text(text: str) -> None:
     """Write a text, with escapes for what the encoding of standard output does not have."""
     sys.stdout.write(_encoded(text).decode(sys.stdout.encoding))
+
+
+def write_notice(text: str) -> None:
+    """Write a line to standard error; if that is closed or full, go on without it."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(f"spa-dat: {text}\n")
+        sys.stderr.flush()
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def _abandon(stream: TextIO) -> None:
+    """Drop what is still in the buffer: it would fail once more at the end of the program."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _encoded(text: str) -> bytes:
