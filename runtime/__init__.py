@@ -7,6 +7,7 @@ from .application._program import run
 from .injection._handler_context import Context
 from .messaging._forgotten_awaits import report_forgotten_awaits
 from .messaging._message import Message
+from .messaging._middleware import HandlerCall, Middleware, Outgoing
 from .messaging._outgoing_message import MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
@@ -21,8 +22,11 @@ __all__ = [
     "Codec",
     "Context",
     "DistributedApplication",
+    "HandlerCall",
     "Message",
     "MessageBuilder",
+    "Middleware",
+    "Outgoing",
     "PublishOptions",
     "Reject",
     "Retry",

@@ -15,6 +15,7 @@ from ...errors import ConfigurationError
 from ...transports import Identity, SocketProvider, as_provider
 from ...transports._wire_formats import WireName
 from ..hosting._application_settings import LoopFactory, Settings
+from ..messaging._middleware import Middleware, check_middleware
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..messaging._typed_topic import R, Topic
@@ -302,6 +303,25 @@ class DistributedApplication:
         """
         self._runs.refuse("register a resource")
         self._registry.add_resource(name, factory)
+
+    def use(self, middleware: Middleware) -> None:
+        """Call every handler through the middleware, and show it everything that is published.
+
+        The first that is registered is outermost, and sees first what is published. Actors with
+        ``placement="process"`` have a copy of it in each of their processes.
+
+        Raises:
+            ConfigurationError: it is no `Middleware`, or it is registered already, or the
+                application is running.
+        """
+        self._runs.refuse("register middleware")
+        known, checked = self._runs.settings.middleware, check_middleware(middleware)
+        if any(one is checked for one in known):
+            raise ConfigurationError(
+                f"use({type(checked).__name__}()): it is registered already; give another instance"
+                " to have it twice"
+            )
+        known.append(checked)
 
     # Running.
 

@@ -10,6 +10,7 @@ from ...errors import ConfigurationError
 from ...transports import SocketProvider, Surroundings
 from ..hosting._application_settings import Settings
 from ..messaging._bus_connection import BusConnection
+from ..messaging._middleware import PublishingConnection
 from ..registration._specs import Spec
 
 __all__ = ["Buses"]
@@ -80,8 +81,11 @@ class Buses:
                 partial(self._lost, provider.address),
             )
             used = provider if stand_in is None else stand_in(provider)
-            connection = self._buses[provider.address] = BusConnection(
-                used, surroundings, self._settings.reply_topics
+            reply_topics, middleware = self._settings.reply_topics, self._settings.on_publishes
+            connection = self._buses[provider.address] = (
+                PublishingConnection(used, surroundings, reply_topics, middleware)
+                if middleware
+                else BusConnection(used, surroundings, reply_topics)
             )
         elif connection.provider.config != provider.config:
             raise ConfigurationError(

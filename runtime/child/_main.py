@@ -239,6 +239,7 @@ class ChildMain:
             blocked=frame.blocked,
             observer=_Failures(self.channel) if frame.bus["observed"] else None,
             number=frame.number,
+            middleware=list(shipment.middleware),
         )
         return ChildRun(self, settings, spec, shipment.resources)
 

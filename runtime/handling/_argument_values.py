@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from ...transports import Envelope
 from ..injection._handler_context import Context
 from ..messaging._message import Message
+from ..messaging._middleware import HandlerCall
 from ..messaging._outgoing_message import MessageBuilder
 from ..messaging._sent_replies import reply
 from ..messaging._socket import Socket
@@ -87,6 +88,34 @@ class ProducerScope:
         """Raise NotImplementedError: producers have no messages."""
         raise NotImplementedError
 
+    def handler_call(self) -> HandlerCall:
+        """Return the call as middleware sees it."""
+        return self._call_of(())
+
+    def _call_of(
+        self, deliveries: Sequence[RoutedDelivery], *, is_batch: bool = False
+    ) -> HandlerCall:
+        def make() -> tuple[Message[bytes], ...]:
+            return tuple(
+                Message.of(
+                    with_usable_address(self._owner, delivery.envelope),
+                    delivery.envelope.payload,
+                    attempt=delivery.attempts + 1,
+                )
+                for delivery in deliveries
+            )
+
+        name = self._handler.injection.name.removesuffix("()")
+        topic_filter = deliveries[0].route.filter.text if deliveries else None
+        return HandlerCall(
+            actor=self._owner.actor_name,
+            handler=name,
+            attempt=self._attempt,
+            topic_filter=topic_filter,
+            is_batch=is_batch,
+            make=make,
+        )
+
 
 class MessageScope(ProducerScope):
     """What the arguments of one attempt at a message are taken from.
@@ -133,6 +162,10 @@ class MessageScope(ProducerScope):
     def envelope(self) -> Envelope:
         """The message as it came from the bus."""
         return self._delivery.envelope
+
+    def handler_call(self) -> HandlerCall:
+        """Return the call as middleware sees it."""
+        return self._call_of((self._delivery,))
 
     def message(self) -> Message[Any]:
         """Return the whole message; raises DecodeError."""

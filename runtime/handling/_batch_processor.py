@@ -15,6 +15,7 @@ from ...errors import DecodeError
 from ...transports import DeliveryState
 from ..diagnostics._stacks import of_users_code
 from ..messaging._message import Message
+from ..messaging._middleware import HandlerCall
 from ..messaging._turn import Turn, current_turn, lasting_identity
 from ..options._retry_policy import Reject, Retry
 from ..payloads._codec import check_readable
@@ -167,7 +168,7 @@ class BatchProcessor(DeliveryProcessor):
             # Unlike in other scopes, message() returns several messages.
             scope: Any = _BatchScope(lane, handler, batch, values, deadline)
             arguments = copy_context().run(handler.injection.bind, scope)
-            result = await run_apart(lane.invoke, instance, index, arguments)
+            result = await run_apart(lane.invoke, instance, index, arguments, scope)
             refuse_unrun(result, handler.injection.name)
             turn.refuse_failure()
         except GeneratorExit:
@@ -270,6 +271,10 @@ class _BatchScope(ProducerScope):
         if self._values is None:
             self._values = [_decode(self._handler, delivery) for delivery in self._batch]
         return self._values
+
+    def handler_call(self) -> HandlerCall:
+        """Return the call as middleware sees it."""
+        return self._call_of(self._batch, is_batch=True)
 
     def message(self) -> list[Message[Any]]:  # type: ignore[override]
         """Return the whole messages."""

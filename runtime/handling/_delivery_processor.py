@@ -367,7 +367,7 @@ class DeliveryProcessor:
                 await self._undecodable(delivery, request, error)
                 return
             try:
-                result = await self._call(instance, index, arguments, delivery.envelope)
+                result = await self._call(instance, index, arguments, scope)
                 if result is not None:
                     refuse_unrun(result, handler.injection.name)
                 turn.refuse_failure()
@@ -406,14 +406,14 @@ class DeliveryProcessor:
                 return
 
     async def _call(
-        self, instance: Any, index: int, arguments: Mapping[str, Any], envelope: Envelope
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: MessageScope
     ) -> Any:
         invoke = self._lane.invoke
-        chain = chain_of(envelope)
+        chain = chain_of(scope.envelope)
         if not chain:
-            return await run_apart(invoke, instance, index, arguments)
+            return await run_apart(invoke, instance, index, arguments, scope)
         with enter_chain(chain):
-            return await run_apart(invoke, instance, index, arguments)
+            return await run_apart(invoke, instance, index, arguments, scope)
 
     def _unsent_reply(self, handler: Handler) -> None:
         if not self._told_unsent:

@@ -13,6 +13,7 @@ from ...actors import leave_process
 from ..diagnostics._stacks import frames_of, place, users_part
 from ..diagnostics._unclean_stop import let_go
 from ..registration._specs import Handler
+from ._argument_values import ProducerScope
 from ._failures_and_retries import deadline_missed
 from ._handler_thread import HandlerThread
 
@@ -61,13 +62,16 @@ class HandlerCaller:
         running = self._running
         return None if running is None or running.done() else running
 
-    def call(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
+    def call(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Awaitable[Any]:
         """Call a handler.
 
         Args:
             instance: of the actor's class.
             index: of the handler.
             arguments: by name.
+            scope: what they were taken from.
 
         Raises:
             TimeoutError: the handler took longer than its deadline.

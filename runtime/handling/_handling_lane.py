@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..._limited_log import LimitedLog
 from ...transports import Envelope
@@ -13,6 +13,9 @@ from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._actor_options import ActorOptions
 from ..registration._specs import Handler
+
+if TYPE_CHECKING:
+    from ._argument_values import ProducerScope
 
 __all__ = ["HandlingLane"]
 
@@ -35,8 +38,17 @@ class HandlingLane(ContextOwner, Protocol):
 
     # Calls.
 
-    def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
-        """Call the handler, cut off at the actor's deadline."""
+    def invoke(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Awaitable[Any]:
+        """Call the handler, cut off at the actor's deadline.
+
+        Args:
+            instance: of the actor's class.
+            index: of the handler.
+            arguments: by name.
+            scope: what they were taken from.
+        """
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """Return the handlers that can be called and awaited without `invoke`; None for others."""

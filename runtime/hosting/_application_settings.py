@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..._environment import Environment
 from ...actors import RestartPolicy
 from ...errors import ConfigurationError
 from ...transports import Identity, SocketProvider, TopicFilter
+from ..messaging._middleware import Middleware, handles, publishes
 from ..options._custom_codecs import Codec
 from ..options._option_checks import check_seconds
 from ._actor_observer import Observer
@@ -32,6 +33,7 @@ class Settings:
         stand_in: returns what to use in place of a provider; None to use the provider itself.
         observer: is told what the actors do; None for nobody.
         number: of this process among several of its one actor; None anywhere else.
+        middleware: the application's, in order; the same list in all copies of the settings.
     """
 
     identity: Identity
@@ -48,6 +50,17 @@ class Settings:
     stand_in: Callable[[SocketProvider], SocketProvider] | None = None
     observer: Observer | None = None
     number: int | None = None
+    middleware: list[Middleware] = field(default_factory=list)
+
+    @property
+    def around_handlers(self) -> tuple[Middleware, ...]:
+        """The middleware that handlers are called through."""
+        return tuple(one for one in self.middleware if handles(one))
+
+    @property
+    def on_publishes(self) -> tuple[Middleware, ...]:
+        """The middleware that sees what is published."""
+        return tuple(one for one in self.middleware if publishes(one))
 
     def __post_init__(self) -> None:
         check_seconds("application", "stop_timeout", self.stop_timeout, zero=True)

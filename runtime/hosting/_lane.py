@@ -97,10 +97,7 @@ class Lane:
         self.socket = self._make_socket()
         self.sync_socket = SyncSocket(self.socket, self._loop)
         self._ref: ActorRef[Any] | None = None
-        deadline = options.deadline
-        self._caller = HandlerCaller(
-            self.address, self.handlers, deadline, self.stats, self._thread_lost
-        )
+        self._caller = self._make_caller()
         self._thread = self._caller.thread
         self.running_code = RunningCode(self._caller, self._task)
         self.timers = Timers(self.local)
@@ -114,6 +111,19 @@ class Lane:
         from ._batch_source import BatchSource
 
         return BatchSource(self)
+
+    def _make_caller(self) -> HandlerCaller:
+        settings = self._run.settings
+        of_actor = (self.handlers, self.options.deadline, self.stats, self._thread_lost)
+        if not settings.middleware:
+            return HandlerCaller(self.address, *of_actor)
+        # Not at the top: most applications have no middleware.
+        from ..handling._middleware_calls import MiddlewareCaller
+
+        caller = MiddlewareCaller(self.address, *of_actor)
+        caller.middleware = settings.around_handlers
+        caller.sees_replies = bool(settings.on_publishes)
+        return caller
 
     def _make_socket(self) -> Socket:
         options = self.options
@@ -275,9 +285,11 @@ class Lane:
             self.log.error("a call scheduled with context.later failed", exc_info=error)
             self.failed("timer", error)
 
-    def invoke(self, instance: Any, index: int, arguments: Mapping[str, Any]) -> Awaitable[Any]:
-        """Call a handler, cut off at the actor's deadline."""
-        return self._caller.call(instance, index, arguments)
+    def invoke(
+        self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> Awaitable[Any]:
+        """See `HandlingLane.invoke`."""
+        return self._caller.call(instance, index, arguments, scope)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """Return the handlers that can be called and awaited without `invoke`; None for others."""

@@ -42,7 +42,7 @@ def process_lanes(runner: ActorRunner, resources: Mapping[str, Resource]) -> tup
     Raises:
         ConfigurationError: something of the actor cannot be pickled.
     """
-    shipped = pack(runner.spec, resources)
+    shipped = pack(runner.spec, resources, runner.run.settings.middleware)
     if getattr(asyncio.get_running_loop(), "has_own_clock", False):
         return ()
     count = runner.options.processes

@@ -138,9 +138,11 @@ class CallSource:
             self._first + self._ticks * every, self.mailbox.force, _TICK
         )
 
-    async def _attempt(self, instance: Any, arguments: Mapping[str, Any]) -> BaseException | None:
+    async def _attempt(
+        self, instance: Any, arguments: Mapping[str, Any], scope: ProducerScope
+    ) -> BaseException | None:
         try:
-            result = await run_apart(self._lane.invoke, instance, 0, arguments)
+            result = await run_apart(self._lane.invoke, instance, 0, arguments, scope)
             refuse_unrun(result, self._lane.handlers[0].injection.name)
         except (asyncio.CancelledError, GeneratorExit):
             raise
@@ -154,9 +156,10 @@ class CallSource:
         limit = self._lane.options.deadline
         deadline = None if limit is None else self._loop.time() + limit
         handler = self._lane.handlers[0]
-        arguments = handler.injection.bind(ProducerScope(self._lane, handler, deadline))
+        scope = ProducerScope(self._lane, handler, deadline)
+        arguments = handler.injection.bind(scope)
         # In a task of its own, so that stopping can cancel the call without ending the actor.
-        call = self._call = asyncio.ensure_future(self._attempt(instance, arguments))
+        call = self._call = asyncio.ensure_future(self._attempt(instance, arguments, scope))
         try:
             await asyncio.wait((call,))
         finally:

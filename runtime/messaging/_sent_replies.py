@@ -76,7 +76,14 @@ class Replies:
         self._wire = wire
         self._log = LimitedLog(log)
 
-    def send(self, turn: Turn, source: str, value: object, codec: Codec | None = None) -> None:
+    def send(
+        self,
+        turn: Turn,
+        source: str,
+        value: object,
+        codec: Codec | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         """Answer the turn's request with a value, unless it has been answered already.
 
         The request is not settled before the reply is confirmed.
@@ -86,6 +93,7 @@ class Replies:
             source: ``application/instance/actor``.
             value: the reply; None is an empty one.
             codec: encodes it; None for the runtime's own formats.
+            headers: names and values for the requester; becomes those of the reply.
 
         Raises:
             EncodeError: the value cannot be encoded; the request is not answered.
@@ -96,7 +104,11 @@ class Replies:
             payload, content_type = encode(value)
         else:
             payload, content_type = encode_with(codec, value), codec.content_type
-        self._post(turn, source, payload, content_type, {REPLY_HEADER: "1"})
+        if headers is None:
+            headers = {REPLY_HEADER: "1"}
+        else:
+            headers[REPLY_HEADER] = "1"
+        self._post(turn, source, payload, content_type, headers)
         turn.reply = turn.posts[-1]
 
     def send_error(self, turn: Turn, source: str, code: str, text: str) -> None:

@@ -7,7 +7,7 @@ import functools
 import os
 import uuid
 from collections.abc import Sequence
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from hashlib import sha1
 from types import MappingProxyType
 
@@ -43,6 +43,7 @@ class Turn(msgspec.Struct, eq=False):
             not depend on the instance. If every instance gets the message, they do.
         failure: what the handler raised, or did wrong unnoticed, until it has been dealt with.
         batch: the messages, if it is an attempt at several.
+        context: the variables of a handler whose reply is to be shown to middleware.
     """
 
     message_id: str | Envelope | None
@@ -56,6 +57,7 @@ class Turn(msgspec.Struct, eq=False):
     shared: bool = False
     failure: BaseException | None = None
     batch: Sequence[Delivery] = ()
+    context: Context | None = None
     _envelope: Envelope | None = None
     _ordinals: dict[str, int] | None = None
     _crowded: int = 1000

@@ -21,6 +21,7 @@ import msgspec
 from ..._texts import describe, error_name
 from ...errors import ConfigurationError
 from ..injection._signatures import MISSING, Unresolved
+from ..messaging._middleware import Middleware
 from ..options._actor_options import ActorOptions
 from ..options._resources import Resource
 from ..registration._specs import Handler, Spec
@@ -44,6 +45,7 @@ class Shipment:
         topics: filters of a function.
         options: fields of `ActorOptions`, but for those that only the parent uses.
         resources: those of the application that it uses, by name.
+        middleware: the application's.
         annotations: types of the parameters, by attribute of a class and "" for a function.
     """
 
@@ -54,6 +56,7 @@ class Shipment:
     topics: tuple[str, ...]
     options: Mapping[str, Any]
     resources: Mapping[str, Resource]
+    middleware: tuple[Middleware, ...]
     annotations: Mapping[str, Mapping[str, Any]]
 
 
@@ -68,12 +71,15 @@ _OF_THE_PARENT = (
 )
 
 
-def pack(spec: Spec[Any], resources: Mapping[str, Resource]) -> bytes:
+def pack(
+    spec: Spec[Any], resources: Mapping[str, Resource], middleware: Sequence[Middleware] = ()
+) -> bytes:
     """Return an actor as bytes for `unpack` in a child process.
 
     Args:
         spec: its registration.
         resources: those of the application.
+        middleware: the application's.
 
     Raises:
         ConfigurationError: something cannot be pickled; the way to it is named.
@@ -96,6 +102,7 @@ def pack(spec: Spec[Any], resources: Mapping[str, Resource]) -> bytes:
         () if of_class else tuple(filter_.text for filter_ in spec.filters),
         options,
         {name: it for name, it in resources.items() if any(_uses(one, name) for one in handlers)},
+        tuple(middleware),
         {one.attribute: _annotations(one) for one in handlers},
     )
     by_value = _ByValue(_modules_of(shipment))
@@ -193,6 +200,7 @@ def _same_file(spec: importlib.machinery.ModuleSpec, known: types.ModuleType) ->
 def _modules_of(shipment: Shipment) -> set[str]:
     sources = [shipment.source, *shipment.resources.values()]
     sources += [value for value in shipment.options.values() if callable(value)]
+    sources += [type(one) for one in shipment.middleware]
     modules = {getattr(_innermost(source), "__module__", None) for source in sources}
     for types_ in shipment.annotations.values():
         for annotation in types_.values():
@@ -409,11 +417,13 @@ def _is_application(found: object) -> bool:
 
 
 def _advice(way: Sequence[str], found: object) -> str:
-    if way[0] == "option 'codec'":
-        return (
-            "; have the codec make it when it first encodes or decodes, and leave it out in"
-            " __getstate__"
+    if way[0] == "option 'codec'" or way[0].startswith("middleware "):
+        user, when = (
+            ("the codec", "encodes or decodes")
+            if way[0].startswith("option ")
+            else ("the middleware", "uses it")
         )
+        return f"; have {user} make it when it first {when}, and leave it out in __getstate__"
     if _is_application(found):
         return "; a handler publishes and requests with the socket that it is given"
     if any(step.startswith("resource ") for step in way):
@@ -491,6 +501,7 @@ def _parts_of_shipment(shipment: Shipment) -> list[tuple[str, Any]]:
     parts += [
         (f"resource {name!r} of the application", it) for name, it in shipment.resources.items()
     ]
+    parts += [(f"middleware {type(one).__name__!r}", one) for one in shipment.middleware]
     parts.append(("the types of its parameters", shipment.annotations))
     return parts
 

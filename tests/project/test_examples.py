@@ -34,6 +34,11 @@ EXPECTED = {
         "house/kitchen/temperature: 30 bytes of application/json",
         "house/notes: 23 bytes of text/plain",
     ],
+    "middleware": [
+        "north: nut for 0.75\n",
+        "south: bolt for 1.20\n",
+        "calls: customers 1, invoice 2, order 3, price 2; some time: True",
+    ],
     "own_formats": ["boiler: 95.0 °C\nboiler: 203.0 °F"],
     "plant": [
         "operator   present: north, south, west",

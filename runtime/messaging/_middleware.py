@@ -1,0 +1,318 @@
+"""Middleware: the user's code around every call of a handler, and on everything published."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import copy_context
+from typing import Any, Literal
+
+import msgspec
+
+from ..._texts import quoted
+from ...actors import refuse_unrun
+from ...errors import ConfigurationError
+from ...transports import SocketProvider, Surroundings, TopicFilter
+from ...transports._wire_formats import WireName
+from ..options._custom_codecs import Codec
+from ._bus_connection import BusConnection
+from ._message import Message
+from ._outgoing_message import OutgoingMessage, check_message
+from ._sent_replies import Replies
+from ._turn import Turn, current_turn
+
+__all__ = [
+    "HandlerCall",
+    "Middleware",
+    "Outgoing",
+    "PublishingConnection",
+    "check_middleware",
+    "handles",
+    "publishes",
+]
+
+
+class HandlerCall:
+    """One call of a handler, as `Middleware.handle` sees it.
+
+    Attributes:
+        actor: the actor's name.
+        handler: the function's or method's name.
+        attempt: the number of this attempt at the message or batch, from 1.
+        topic_filter: what the actor subscribes to and the message matches, or the first message of
+            a batch; None in a producer.
+        is_batch: whether the handler takes batches.
+    """
+
+    __slots__ = ("_make", "_messages", "actor", "attempt", "handler", "is_batch", "topic_filter")
+
+    def __init__(
+        self,
+        *,
+        actor: str,
+        handler: str,
+        attempt: int,
+        topic_filter: str | None,
+        is_batch: bool,
+        make: Callable[[], tuple[Message[bytes], ...]],
+    ) -> None:
+        self.actor = actor
+        self.handler = handler
+        self.attempt = attempt
+        self.topic_filter = topic_filter
+        self.is_batch = is_batch
+        self._make = make
+        self._messages: tuple[Message[bytes], ...] | None = None
+
+    @property
+    def messages(self) -> tuple[Message[bytes], ...]:
+        """The messages that the handler gets: one, those of a batch, or none in a producer.
+
+        Their payloads are the bytes that came: the handler has values of its own.
+        """
+        if self._messages is None:
+            self._messages = self._make()
+        return self._messages
+
+    @property
+    def message(self) -> Message[bytes] | None:
+        """The message; None for a batch and in a producer."""
+        messages = self.messages
+        return messages[0] if messages and not self.is_batch else None
+
+    def __repr__(self) -> str:
+        return f"<HandlerCall {self.handler!r} of {self.actor!r} attempt {self.attempt}>"
+
+
+class Outgoing:
+    """A message on its way out, as `Middleware.publish` sees it.
+
+    Attributes:
+        payload: what was given to `Socket.publish`, not yet encoded; may be replaced.
+        headers: those that were given; may be changed.
+    """
+
+    __slots__ = ("_key", "_kind", "_source", "_topic", "headers", "payload")
+
+    def __init__(
+        self,
+        kind: Literal["publish", "request", "reply"],
+        source: str,
+        topic: str,
+        key: str | None,
+        payload: object,
+        headers: dict[str, str | None],
+    ) -> None:
+        self._kind: Literal["publish", "request", "reply"] = kind
+        self._source = source
+        self._topic = topic
+        self._key = key
+        self.payload = payload
+        self.headers = headers
+
+    @property
+    def kind(self) -> Literal["publish", "request", "reply"]:
+        """What it is; a post is a ``publish``."""
+        return self._kind
+
+    @property
+    def source(self) -> str:
+        """Who sends it: ``application/instance/actor``."""
+        return self._source
+
+    @property
+    def topic(self) -> str:
+        """Where it goes."""
+        return self._topic
+
+    @property
+    def key(self) -> str | None:
+        """The key that was given."""
+        return self._key
+
+    def __repr__(self) -> str:
+        return f"<Outgoing {self._kind} on {self._topic!r}>"
+
+
+class Middleware:
+    """Code around every call of a handler, and on everything published; see `app.use`.
+
+    Override one of the two methods, or both.
+    """
+
+    async def handle(self, call: HandlerCall, next: Callable[[], Awaitable[Any]]) -> Any:
+        """Call the handler, by ``return await next()``, with whatever has to be before and after.
+
+        What is raised here counts as raised by the handler, and what is returned as returned by
+        it. Without ``next()`` the handler is not called, and the message counts as handled.
+
+        Args:
+            call: which handler is called, and with which messages.
+            next: goes on to the next middleware, and at last to the handler. Await it, once, in
+                the task that this is called in.
+        """
+        return await next()
+
+    def publish(self, outgoing: Outgoing) -> None:
+        """Look at a message before it is encoded; change its headers or its payload.
+
+        What is raised here is raised by `Socket.publish`, `Socket.post` or `Socket.request`, and
+        nothing is sent. What is published in here does not come here.
+
+        Args:
+            outgoing: the message.
+        """
+
+
+def check_middleware(middleware: object) -> Middleware:
+    """Return the middleware; raise ConfigurationError if it is none."""
+    if isinstance(middleware, type) and issubclass(middleware, Middleware):
+        name = middleware.__name__
+        raise ConfigurationError(f"use({name}): give an instance, {name}(), not the class")
+    if not isinstance(middleware, Middleware):
+        raise ConfigurationError(
+            f"use({middleware!r:.200}): give an instance of a class derived from Middleware"
+        )
+    name = type(middleware).__name__
+    if not inspect.iscoroutinefunction(middleware.handle):
+        raise ConfigurationError(f"use({name}()): its method handle must be 'async def'")
+    if inspect.iscoroutinefunction(middleware.publish):
+        raise ConfigurationError(
+            f"use({name}()): its method publish must be 'def', because post() waits for nothing"
+        )
+    if not handles(middleware) and not publishes(middleware):
+        raise ConfigurationError(f"use({name}()): it has neither handle nor publish of its own")
+    return middleware
+
+
+def handles(middleware: Middleware) -> bool:
+    """Whether it has a method ``handle`` of its own."""
+    return getattr(middleware.handle, "__func__", None) is not Middleware.handle
+
+
+def publishes(middleware: Middleware) -> bool:
+    """Whether it has a method ``publish`` of its own."""
+    return getattr(middleware.publish, "__func__", None) is not Middleware.publish
+
+
+class _Publishing:
+    """The middleware that sees what an application publishes, in order."""
+
+    def __init__(self, middleware: Sequence[Middleware]) -> None:
+        self._middleware = tuple(middleware)
+        self._is_inside = False
+
+    def changed(
+        self,
+        kind: Literal["publish", "request", "reply"],
+        source: str,
+        message: OutgoingMessage,
+    ) -> OutgoingMessage:
+        """Return what is to be sent instead of a message."""
+        if self._is_inside:
+            # Middleware that publishes, such as what was published, would never come to an end.
+            return message
+        outgoing = Outgoing(
+            kind, source, message.topic, message.key, message.payload, dict(message.headers or {})
+        )
+        self._is_inside = True
+        try:
+            for middleware in self._middleware:
+                name = type(middleware).__name__
+                refused: Any = middleware.publish(outgoing)  # type: ignore[func-returns-value]
+                refuse_unrun(refused, f"{name}.publish")
+                if not isinstance(outgoing.headers, dict):
+                    raise ConfigurationError(
+                        f"{name}.publish has set headers to {outgoing.headers!r:.200}: give a dict"
+                    )
+        finally:
+            self._is_inside = False
+        return msgspec.structs.replace(message, payload=outgoing.payload, headers=outgoing.headers)
+
+
+class PublishingConnection(BusConnection):
+    """A connection of an application with middleware that sees what is published.
+
+    Others are without, so that a publish does not have to ask whether there is any.
+
+    Args:
+        provider: as of `BusConnection`.
+        surroundings: likewise.
+        reply_topics: likewise.
+        middleware: sees each message before it is encoded.
+    """
+
+    def __init__(
+        self,
+        provider: SocketProvider,
+        surroundings: Surroundings,
+        reply_topics: Sequence[TopicFilter] | None,
+        middleware: Sequence[Middleware],
+    ) -> None:
+        super().__init__(provider, surroundings, reply_topics)
+        self._publishing = _Publishing(middleware)
+        self.replies = self.replies_in(None)
+
+    def envelope(
+        self,
+        source: str,
+        message: OutgoingMessage,
+        codec: Codec | None = None,
+        wire: WireName | None = None,
+        *,
+        request: tuple[str, bytes, tuple[str, ...]] | None = None,
+    ) -> Any:
+        """As of `BusConnection`, for what the middleware makes of the message."""
+        turn = current_turn.get()
+        if (
+            turn is not None
+            and turn.request is not None
+            and turn.request.response_topic == message.topic
+        ):
+            message = self._publishing.changed("reply", source, message)
+        else:
+            # What nobody may publish is nothing for the middleware.
+            self.check(message.topic)
+            if message.headers is None or isinstance(message.headers, Mapping):
+                kind: Literal["request", "publish"] = "publish" if request is None else "request"
+                message = self._publishing.changed(kind, source, message)
+        return super().envelope(source, message, codec, wire, request=request)
+
+    def replies_in(self, wire: WireName | None) -> Replies:
+        """As of `BusConnection`."""
+        return _PublishingReplies(self, self._publishing, wire)
+
+
+class _PublishingReplies(Replies):
+    """Sends replies that the middleware has seen. It sees no errors: those must arrive."""
+
+    def __init__(
+        self, connection: BusConnection, publishing: _Publishing, wire: WireName | None
+    ) -> None:
+        super().__init__(connection.bus, connection.surroundings, connection.lost_posts, wire)
+        self._publishing = publishing
+
+    def send(
+        self,
+        turn: Turn,
+        source: str,
+        value: object,
+        codec: Codec | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """As of `Replies`, for what the middleware makes of the value."""
+        # Not kept: it leads back to the turn.
+        context, turn.context = turn.context or copy_context(), None
+        if turn.answered:
+            return
+        assert turn.request is not None
+        assert turn.request.response_topic is not None
+        message = OutgoingMessage(topic=turn.request.response_topic, payload=value)
+        message = context.run(self._publishing.changed, "reply", source, message)
+        given = headers or {}
+        for name, text in message.headers.items():
+            if text is None:
+                raise ConfigurationError(f"header {quoted(name)} of a reply: None: give a str")
+            given[name] = text
+        check_message(message, given, null_headers=False)
+        super().send(turn, source, message.payload, codec, given)
