@@ -157,7 +157,9 @@ class PasswordFunction(Secret):
         self._function = function
         self._environment = environment or Environment()
         self._kept_until = 0.0
-        self._calls: WeakKeyDictionary[asyncio.AbstractEventLoop, _Call] = WeakKeyDictionary()
+        self._calls: WeakKeyDictionary[asyncio.AbstractEventLoop, _PasswordCall] = (
+            WeakKeyDictionary()
+        )
 
     async def ask(self, timeout: float) -> str:
         """Return the password to log in with now, within ``timeout`` seconds.
@@ -171,7 +173,7 @@ class PasswordFunction(Secret):
         loop = asyncio.get_running_loop()
         call = self._calls.get(loop)
         if call is None:
-            call = self._calls[loop] = _Call(self._function)
+            call = self._calls[loop] = _PasswordCall(self._function)
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
@@ -233,7 +235,7 @@ class PasswordFunction(Secret):
         return hash((PasswordFunction, self._function))
 
 
-class _Call:
+class _PasswordCall:
     """A call of a function that several wait for.
 
     One that is ``async`` is cancelled when nobody waits any more. A thread cannot be ended: who

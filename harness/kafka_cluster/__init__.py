@@ -6,7 +6,7 @@ It may import `loop`, over whose network its clients connect. Begin with `_clust
 from __future__ import annotations
 
 from ._client_time import virtual_time
-from ._cluster import MAX_BATCH, Cluster, Topic
+from ._cluster import MAX_BATCH, Cluster, ClusterTopic
 from ._errors import ErrorCode, RequestRefused
 from ._group_member import Member
 from ._groups import Group, GroupState
@@ -16,13 +16,13 @@ __all__ = [
     "MAX_BATCH",
     "AppendedRecord",
     "Cluster",
+    "ClusterTopic",
     "ErrorCode",
     "Group",
     "GroupState",
     "Log",
     "Member",
     "RequestRefused",
-    "Topic",
     "encode_record",
     "virtual_time",
 ]

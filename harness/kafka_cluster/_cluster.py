@@ -13,7 +13,7 @@ from ._errors import ErrorCode, RequestRefused
 from ._groups import Group
 from ._partition_log import AppendedRecord, Headers, Log, encode_record
 
-__all__ = ["MAX_BATCH", "REFUSAL_DELAY", "Cluster", "Topic"]
+__all__ = ["MAX_BATCH", "REFUSAL_DELAY", "Cluster", "ClusterTopic"]
 
 MAX_BATCH = 1_048_588
 """Bytes of the largest batch that a topic accepts by default."""
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _EPOCH = 1_700_000_000.0
 
 
-class Topic:
+class ClusterTopic:
     """One topic.
 
     Args:
@@ -99,7 +99,7 @@ class Cluster:
         self.patience: Callable[[], float] | None = None
         self._on_event = on_event
         self._now = now
-        self._topics: dict[str, Topic] = {}
+        self._topics: dict[str, ClusterTopic] = {}
         self._groups: dict[str, Group] = {}
         self._numbers = 0
         self._producers = 0
@@ -108,7 +108,7 @@ class Cluster:
     # For tests.
 
     @property
-    def topics(self) -> Mapping[str, Topic]:
+    def topics(self) -> Mapping[str, ClusterTopic]:
         """The topics by name, oldest first."""
         return MappingProxyType(self._topics)
 
@@ -146,7 +146,7 @@ class Cluster:
         count = self.partitions_default if partitions == -1 else partitions
         if count < 1:
             raise RequestRefused(ErrorCode.INVALID_PARTITIONS)
-        self._topics[name] = Topic(name, count, max_batch)
+        self._topics[name] = ClusterTopic(name, count, max_batch)
         self.note("", "create-topic", name, str(count))
 
     def alike(self, name: str) -> str | None:

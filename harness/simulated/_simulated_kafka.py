@@ -12,7 +12,7 @@ from ...transports import Bus, Envelope, KafkaConfig, KafkaProvider, SocketProvi
 from ...transports._wire_formats import WireFormats
 from ...transports.kafka._aiokafka_private import check_libraries
 from ...transports.kafka._partitioner import hash_of
-from ...transports.kafka._records import Codec, Record
+from ...transports.kafka._records import Record, RecordCodec
 from ...transports.kafka._topic_names import Names
 from ..kafka_cluster import MAX_BATCH, AppendedRecord, Cluster, encode_record, virtual_time
 from ..loop._network import Network
@@ -73,7 +73,7 @@ class SimulatedKafkaBus(HarnessBus):
         # Those of the first bus are used for messages from outside.
         self._config = KafkaConfig()
         self._names = Names(self._config)
-        self._codec: Codec | None = None
+        self._codec: RecordCodec | None = None
         # What comes from outside is as it is, unless the test names a format.
         self._wires = WireFormats("cloudevents")
         self._random = random.Random(0)
@@ -87,7 +87,7 @@ class SimulatedKafkaBus(HarnessBus):
         names = Names(config)
         if self._codec is None:
             self._config, self._names = config, names
-            self._codec = Codec(names, surroundings.stats, self._now)
+            self._codec = RecordCodec(names, surroundings.stats, self._now)
             self._wires = WireFormats("cloudevents", names.name_of, names.reply_topic)
             self._random = random.Random(surroundings.environment.token())
         bus = ObservedKafkaBus(config, names, surroundings, self.cluster)

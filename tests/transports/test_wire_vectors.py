@@ -23,7 +23,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from spa_dat.transports import Envelope, KafkaConfig, KafkaTopic
-from spa_dat.transports.kafka._records import Codec
+from spa_dat.transports.kafka._records import RecordCodec
 from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.mqtt.protocol._packets import (
     PublishDecoder,
@@ -204,10 +204,10 @@ def _stored(record: Vector) -> _Stored:
     )
 
 
-def _codec() -> Codec:
+def _codec() -> RecordCodec:
     now = json.loads((_FOLDER / "kafka.json").read_text("utf-8"))["now"]
     topics = {"fleet/{truck}/position": KafkaTopic("fleet.position", key="truck")}
-    return Codec(Names(KafkaConfig(topics=topics)), Counter(), lambda: now)
+    return RecordCodec(Names(KafkaConfig(topics=topics)), Counter(), lambda: now)
 
 
 @pytest.mark.parametrize("vector", _vectors("kafka"))

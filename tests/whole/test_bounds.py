@@ -36,7 +36,7 @@ from spa_dat.transports import (
     Tracker,
     without_payload,
 )
-from spa_dat.transports.kafka._records import Codec, size_of_headers
+from spa_dat.transports.kafka._records import RecordCodec, size_of_headers
 from spa_dat.transports.kafka._topic_names import Names
 from spa_dat.transports.kafka.consuming._assignment import Assignment
 from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
@@ -657,7 +657,7 @@ def test_what_is_remembered_of_long_texts_takes_little() -> None:
     assert kept_by(copy) < 500_000
     assert kept_by(lambda number: check_mqtt_topic(f"a/{text(number)}")) < 500_000
     assert kept_by(lambda number: names.destination(f"t/{text(number)}")) < 500_000
-    codec = Codec(names, Counter(), lambda: 0.0)
+    codec = RecordCodec(names, Counter(), lambda: 0.0)
 
     def ask(number: int) -> None:
         headers = (("reply_to", text(number).encode()),)

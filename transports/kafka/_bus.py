@@ -22,7 +22,7 @@ from ._config import KafkaConfig
 from ._consumer import KafkaConsumer
 from ._errors import connect_problem
 from ._lone_requests import LoneRequests
-from ._records import Codec, Record
+from ._records import Record, RecordCodec
 from ._reply_inbox import KafkaReplyInbox
 from ._takeovers import Contest
 from ._topic_facts import SharedTopicFacts
@@ -67,7 +67,7 @@ class KafkaBus(Bus):
         self._surroundings = surroundings
         self._application = _SHARED_BY_EPHEMERAL if identity.ephemeral else identity.application
         self._client_id = f"{identity.application}.{identity.instance}"
-        self._codec = Codec(names, surroundings.stats, environment.now)
+        self._codec = RecordCodec(names, surroundings.stats, environment.now)
         self._topics = Topics(config, names, self._client_id)
         self._wires = WireFormats(config.wire, names.name_of, names.reply_topic)
         self._packs = self._wires.own.packs

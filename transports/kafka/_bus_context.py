@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .._contract import Surroundings
 from .._wire_formats import WireFormats
 from ._config import KafkaConfig
-from ._records import Codec
+from ._records import RecordCodec
 from ._takeovers import Contest
 from ._topic_facts import SharedTopicFacts
 from ._topic_names import Names
@@ -33,7 +33,7 @@ class BusContext:
 
     config: KafkaConfig
     names: Names
-    codec: Codec
+    codec: RecordCodec
     wires: WireFormats
     surroundings: Surroundings
     topics: Topics

@@ -16,7 +16,7 @@ from .._topics import RESERVED
 from .._wire_formats import WireFormats
 from ._config import KafkaConfig
 from ._errors import connect_problem, describe
-from ._records import Codec
+from ._records import RecordCodec
 from ._reply_inbox import KafkaReplyInbox
 from ._topic_names import Names
 from .producing._topic_creation import Topics
@@ -94,7 +94,7 @@ class LoneRequests:
         application: str,
         token: str,
         names: Names,
-        codec: Codec,
+        codec: RecordCodec,
         wires: WireFormats,
         topics: Topics,
         surroundings: Surroundings,

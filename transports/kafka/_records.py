@@ -17,7 +17,14 @@ from .._envelope import CORRELATION_ID, REPLY_HEADER, Envelope, check_encodable
 from .._topics import RESERVED
 from ._topic_names import Names
 
-__all__ = ["RESERVED_NAMES", "Codec", "Record", "StoredRecord", "check_message", "size_of_headers"]
+__all__ = [
+    "RESERVED_NAMES",
+    "Record",
+    "RecordCodec",
+    "StoredRecord",
+    "check_message",
+    "size_of_headers",
+]
 
 _REPLY = f"{RESERVED}/reply/"
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -94,7 +101,7 @@ class StoredRecord(Protocol):
     def headers(self) -> tuple[tuple[str, bytes | None], ...]: ...
 
 
-class Codec:
+class RecordCodec:
     """Encodes and decodes the records of one bus.
 
     The names of headers follow CloudEvents 1.0 (Kafka protocol binding, binary mode); the time is

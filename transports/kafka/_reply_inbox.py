@@ -26,7 +26,7 @@ from ._client_options import common_options, fetch_options, renewed_options
 from ._config import KafkaConfig
 from ._errors import connect_problem, describe
 from ._reachability import MOVED, Reachability
-from ._records import Codec
+from ._records import RecordCodec
 from ._topic_facts import topic_facts
 from .consuming._unreadable_guard import PartitionGuard
 from .consuming._unreadable_reports import Troubles
@@ -66,7 +66,7 @@ class KafkaReplyInbox:
         client_id: str,
         name: str,
         token: str,
-        codec: Codec,
+        codec: RecordCodec,
         wires: WireFormats,
         topics: Topics,
         surroundings: Surroundings,

@@ -26,7 +26,7 @@ __all__ = [
     "ApplicationFacts",
     "BusFacts",
     "HandlerFacts",
-    "TopicFacts",
+    "NamedTopic",
     "facts_of",
 ]
 
@@ -54,7 +54,7 @@ class HandlerFacts:
 
 
 @dataclass(frozen=True)
-class TopicFacts:
+class NamedTopic:
     """A topic with a type.
 
     Attributes:
@@ -93,7 +93,7 @@ class ActorFacts:
     handlers: tuple[HandlerFacts, ...]
     options: dict[str, str]
     names: dict[str, list[str]]
-    topics_named: tuple[TopicFacts, ...]
+    topics_named: tuple[NamedTopic, ...]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _actor(spec: Spec[Any], identity: Identity) -> ActorFacts:
         topics_named=tuple(
             sorted(
                 (
-                    TopicFacts(
+                    NamedTopic(
                         str(topic),
                         type_name(topic.payload),
                         None if topic.reply is None else type_name(topic.reply),

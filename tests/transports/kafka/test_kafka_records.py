@@ -12,7 +12,7 @@ from hypothesis import example, given, strategies as st
 
 from spa_dat.errors import ConfigurationError
 from spa_dat.transports import Envelope, KafkaConfig, KafkaTopic
-from spa_dat.transports.kafka._records import Codec, Record, size_of_headers
+from spa_dat.transports.kafka._records import Record, RecordCodec, size_of_headers
 from spa_dat.transports.kafka._topic_names import Names
 
 NOW = 1_700_000_000.0
@@ -61,10 +61,10 @@ class Stored:
         return codec(self.stats, now).decode(self)  # type: ignore[arg-type]
 
 
-def codec(stats: Counter[str] | None = None, now: float = NOW, prefix: str = "") -> Codec:
+def codec(stats: Counter[str] | None = None, now: float = NOW, prefix: str = "") -> RecordCodec:
     topics = {"fleet/{truck}/position": KafkaTopic("fleet.position", key="truck")}
     names = Names(KafkaConfig(prefix=prefix, topics=topics))
-    return Codec(names, Counter() if stats is None else stats, lambda: now)
+    return RecordCodec(names, Counter() if stats is None else stats, lambda: now)
 
 
 def stored(record: Record) -> Stored:

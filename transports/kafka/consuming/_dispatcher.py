@@ -14,7 +14,7 @@ from ..._delivery import Delivery
 from ..._envelope import without_payload
 from ..._topics import TopicTrie
 from ..._wire_formats import WireFormat
-from .._records import Codec, StoredRecord, size_of_headers
+from .._records import RecordCodec, StoredRecord, size_of_headers
 from ._assignment import Assignment
 from ._committable_offsets import SizeTracker
 from ._redelivery import EarlierDeliveries
@@ -39,7 +39,7 @@ class Dispatcher:
     def __init__(
         self,
         identifier: str,
-        codec: Codec,
+        codec: RecordCodec,
         receiver: Receiver,
         largest: int,
         wire: WireFormat,

@@ -22,7 +22,7 @@ from .._client_options import common_options, fetch_options, renewed_options
 from .._config import KafkaConfig
 from .._errors import connect_problem, translate
 from .._reachability import reach
-from .._records import Codec, StoredRecord
+from .._records import RecordCodec, StoredRecord
 from .._topic_names import Names, Selection
 from ._assignment import Assignment
 from ._dispatcher import Dispatcher
@@ -230,7 +230,7 @@ class _Reading:
         self._dispatcher = Dispatcher(
             _CLIENT,
             # What has expired since is a part of the history, too.
-            Codec(names, stats, lambda: self._now),
+            RecordCodec(names, stats, lambda: self._now),
             self,
             config.largest_received,
             wire_format(config.wire, names.name_of, names.reply_topic),
