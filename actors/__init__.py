@@ -1,7 +1,14 @@
 """Actors on one event loop: mailboxes, references, supervision. Knows nothing of brokers."""
 
 from ._actor import Actor
-from ._deadlocks import chain_names, current_actor, enter_chain, enter_chain_apart, refuse_cycle
+from ._deadlocks import (
+    actor_behind,
+    chain_names,
+    current_actor,
+    enter_chain,
+    enter_chain_apart,
+    refuse_cycle,
+)
 from ._forked_processes import leave_process
 from ._handlers import handlers_of, on
 from ._isolation import (
@@ -34,6 +41,7 @@ __all__ = [
     "RestartCounter",
     "RestartPolicy",
     "ThreadWorker",
+    "actor_behind",
     "chain_names",
     "current_actor",
     "end_attempt",

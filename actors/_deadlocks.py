@@ -17,6 +17,7 @@ from ..errors import DeadlockDetected
 __all__ = [
     "CURRENT",
     "Frame",
+    "actor_behind",
     "chain_names",
     "current_actor",
     "current_frame",
@@ -132,6 +133,19 @@ def current_actor() -> str | None:
     """Return the name of the actor whose handler is running; None outside of actors."""
     frame = current_frame()
     return None if frame is None else frame.name
+
+
+def actor_behind() -> tuple[str, bool] | None:
+    """Return the name of the actor whose code is running, and whether it is at work on a message.
+
+    It is not if the running code is a task or a callback that it has left behind. None outside of
+    actors.
+    """
+    frame = CURRENT.get()
+    # A mere name may have come over the wire.
+    if frame is None or isinstance(frame.owner, str):
+        return None
+    return frame.name, frame.active
 
 
 def chain_names() -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from ..hosting._lane import Lane
 from ..hosting._resource_manager import ResourceManager
 from ..hosting._watchdog import Watchdog
 from ..messaging._bus_connection import BusConnection
+from ..messaging._logged_fields import make_records_with_fields
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._resources import RequiredResources, Resource
@@ -300,6 +301,7 @@ class Run:
             ActorStopped: the application was stopped in the meantime.
             SystemExit: an actor raised it while it started.
         """
+        make_records_with_fields()
         identity = self.settings.identity
         if identity.ephemeral:
             log.info(

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import os
 import threading
+from typing import Any
 
-from ..._logs import OWN, set_levels
+from ..._json_formatter import extra_of
+from ..._logs import LEFT_OUT, OWN, set_levels
 from ..._texts import encodable
 from ..processes._pipe import Channel
 from ..processes._pipe_messages import Logged
@@ -75,7 +77,7 @@ class PipeLog(logging.Handler):
             record.levelno,
             encodable(record.getMessage()[:_LONGEST]),
             traceback and encodable(traceback[-_LONGEST:]),
-            getattr(record, "spa_dat_actor", None),
+            {encodable(name): _encodable(value) for name, value in extra_of(record).items()},
             hasattr(record, OWN),
             record.created,
         )
@@ -90,11 +92,20 @@ class PipeLog(logging.Handler):
             return
         if self._left_out:
             text = f"{self._left_out} records were left out: the log could not keep up"
+            fields = {LEFT_OUT: self._left_out}
             self._left_out = 0
             self._channel.send(
-                Logged("spa_dat", logging.WARNING, text, None, None, True, frame.created)
+                Logged("spa_dat", logging.WARNING, text, None, fields, True, frame.created)
             )
         self._channel.send(frame)
         if frame.level >= logging.WARNING:
             # What comes next may be the end.
             self._channel.flush()
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {encodable(name): _encodable(one) for name, one in value.items()}
+    return [_encodable(one) for one in value] if isinstance(value, list) else value

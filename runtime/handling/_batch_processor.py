@@ -14,6 +14,7 @@ from ...actors import end_attempt, refuse_unrun, run_apart
 from ...errors import DecodeError
 from ...transports import DeliveryState
 from ..diagnostics._stacks import of_users_code
+from ..messaging._logged_fields import batch_fields
 from ..messaging._message import Message
 from ..messaging._middleware import HandlerCall
 from ..messaging._turn import Turn, current_turn, lasting_identity
@@ -83,7 +84,11 @@ class BatchProcessor(DeliveryProcessor):
         left = [delivery for delivery in batch if delivery.state is DeliveryState.RUNNING]
         topic = quoted(batch[0].envelope.topic)
         self._lane.log.error(
-            "%d messages, the first on %s, could not be handled", len(batch), topic, exc_info=error
+            "%d messages, the first on %s, could not be handled",
+            len(batch),
+            topic,
+            exc_info=error,
+            about=batch_fields(batch),
         )
         self._lane.failed("handler", error, batch[0].envelope)
         for delivery in left:
@@ -200,6 +205,7 @@ class BatchProcessor(DeliveryProcessor):
                 len(batch),
                 quoted(batch[0].envelope.topic),
                 describe(error),
+                about=batch_fields(batch, _attempts(batch) + 1),
             )
             return self._retry.first or SHORTEST_PAUSE
         for delivery in batch:
@@ -232,6 +238,7 @@ class BatchProcessor(DeliveryProcessor):
             describe(error),
             exc_info=None if expected else of_users_code(error),
             kind=error_name(error),
+            about=batch_fields(batch),
         )
 
     def _give_back(self, batch: list[RoutedDelivery]) -> list[RoutedDelivery]:

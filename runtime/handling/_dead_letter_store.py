@@ -11,6 +11,7 @@ from ...errors import ConfigurationError, MessageError, MessageTooLarge, Publish
 from ...transports import Envelope
 from ..messaging._bus_connection import BusConnection
 from ..messaging._dead_letter import dead_letter, simpler
+from ..messaging._logged_fields import message_fields
 from ..routing._routed_deliveries import RoutedDelivery
 from ._failures_and_retries import LONGEST_PAUSE, SHORTEST_PAUSE, Pauses
 
@@ -74,7 +75,7 @@ class DeadLetterStore:
                     if full is not None and not letter.payload:
                         letter = await self._restore(full) or letter
                     if cause is not None and not letter.payload:
-                        self._tell_of_payload(complete, cause)
+                        self._tell_of_payload(delivery, complete, cause)
                     self._lane.parked()
                     delivery.settle()
                     return
@@ -91,7 +92,9 @@ class DeadLetterStore:
         if has_place:
             self._lane.return_letter()
 
-    def _tell_of_payload(self, complete: Envelope, cause: BaseException) -> None:
+    def _tell_of_payload(
+        self, delivery: RoutedDelivery, complete: Envelope, cause: BaseException
+    ) -> None:
         self._connection.surroundings.stats["dead_letters.without_payload"] += 1
         self._lane.log.warning(
             "the dead letter of a message on %s is stored without its payload of %d bytes, which"
@@ -99,6 +102,7 @@ class DeadLetterStore:
             quoted(complete.topic),
             len(complete.payload),
             describe(cause),
+            about=message_fields(delivery),
         )
 
     async def _restore(self, full: Envelope) -> Envelope | None:

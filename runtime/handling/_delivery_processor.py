@@ -27,6 +27,7 @@ from ...actors import (
 from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Delivery, Envelope
 from ..messaging._bus_connection import BusConnection
+from ..messaging._logged_fields import message_fields
 from ..messaging._request_deadlocks import CHAIN_HEADER, chain_of
 from ..messaging._sent_replies import error_answer
 from ..messaging._turn import Turn, current_turn
@@ -137,7 +138,7 @@ class DeliveryProcessor:
             return
         if not delivery.start():
             return
-        turn = Turn(envelope, self._source, shared=route.router.shared)
+        turn = Turn(delivery, self._source, shared=route.router.shared)
         # Like run_apart(), without the cost of a call. The turn is set in the copy only: what is
         # set in the actor's own context is one more thing that an idle actor keeps.
         context = copy_context()
@@ -216,7 +217,7 @@ class DeliveryProcessor:
             return
         lane = self._lane
         envelope = delivery.envelope
-        turn = Turn(envelope, self._source, envelope, shared=delivery.route.router.shared)
+        turn = Turn(delivery, self._source, envelope, shared=delivery.route.router.shared)
         context = copy_context()
         context.run(current_turn.set, turn)
         # The code never sees the actor's own frame, which can go on.
@@ -314,7 +315,7 @@ class DeliveryProcessor:
             return
         else:
             if envelope.response_topic is not None and self._lane.handlers[index].responder:
-                request = self._request_of(envelope)
+                request = self._request_of(delivery)
             if self.is_late(delivery):
                 await self._leave_out(delivery)
                 return
@@ -333,6 +334,7 @@ class DeliveryProcessor:
                 "message on %s could not be handled",
                 quoted(envelope.topic),
                 exc_info=error,
+                about=message_fields(delivery),
             )
             self._lane.failed("handler", error, envelope)
             if request is not None:
@@ -357,7 +359,7 @@ class DeliveryProcessor:
             if not await self._attempt_failed(delivery, failed, failed.take(), held_since):
                 return
         while True:
-            turn = Turn(delivery.envelope, lane.source, request, shared=shared)
+            turn = Turn(delivery, lane.source, request, shared=shared)
             current_turn.set(turn)
             deadline = None if limit is None else self._now() + limit
             scope = MessageScope(lane, handler, delivery, turn, deadline)
@@ -443,8 +445,8 @@ class DeliveryProcessor:
         handler = self._lane.handlers[delivery.route.handler]
         request = None
         if envelope.response_topic is not None and handler.responder:
-            request = self._request_of(envelope)
-        turn = Turn(envelope, self._lane.source, request, shared=delivery.route.router.shared)
+            request = self._request_of(delivery)
+        turn = Turn(delivery, self._lane.source, request, shared=delivery.route.router.shared)
         turn.active = False
         return await self._failed(delivery, turn, error, held_since)
 
@@ -466,7 +468,12 @@ class DeliveryProcessor:
         request = turn.request
         if self._is_outage(error):
             text = describe(error)
-            self._lane.log.warning("%s: %s; trying again", quoted(delivery.envelope.topic), text)
+            self._lane.log.warning(
+                "%s: %s; trying again",
+                quoted(delivery.envelope.topic),
+                text,
+                about=message_fields(delivery, delivery.attempts + 1),
+            )
             self._lane.troubled(f"{error_name(error)}: {text}")
             wait: float | None = self._retry.first or SHORTEST_PAUSE
         else:
@@ -544,6 +551,7 @@ class DeliveryProcessor:
             self._lane.log.warning(
                 "message on %s has expired while it waited here, and is not handled",
                 quoted(delivery.envelope.topic),
+                about=message_fields(delivery),
             )
         delivery.settle()
 
@@ -558,7 +566,8 @@ class DeliveryProcessor:
         self._lane.failed("payload", error, delivery.envelope)
         level = logging.ERROR if request is None else logging.WARNING
         topic = quoted(delivery.envelope.topic)
-        self._lane.log.log(level, "message on %s: %s", topic, describe(error))
+        about = message_fields(delivery)
+        self._lane.log.log(level, "message on %s: %s", topic, describe(error), about=about)
         if request is not None:
             turn = Turn(None, self._lane.source, request)
             await self._answer_error(delivery, turn, RemoteError("bad-request", str(error)))
@@ -615,6 +624,7 @@ class DeliveryProcessor:
             "message on %s was handled, but one of its posts was refused: %s",
             quoted(delivery.envelope.topic),
             describe(error),
+            about=message_fields(delivery),
         )
         await self._dead_letters.park(delivery, error)
 
@@ -624,10 +634,11 @@ class DeliveryProcessor:
         """Whether a reply may go where the message asks for; says so in the log when not."""
         envelope = delivery.envelope
         if self._lane.handlers[delivery.route.handler].responder:
-            return self._request_of(envelope) is not None
+            return self._request_of(delivery) is not None
         return self._lane.reply_address_problem(envelope) is None
 
-    def _request_of(self, envelope: Envelope) -> Envelope | None:
+    def _request_of(self, delivery: RoutedDelivery) -> Envelope | None:
+        envelope = delivery.envelope
         problem = self._lane.reply_address_problem(envelope)
         if problem is None:
             return envelope
@@ -637,6 +648,7 @@ class DeliveryProcessor:
             quoted(envelope.topic),
             quoted(envelope.response_topic),
             escaped(problem),
+            about=message_fields(delivery),
         )
         return None
 

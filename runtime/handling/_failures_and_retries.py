@@ -12,6 +12,7 @@ from ...actors import is_ending
 from ...errors import OutboxFull, PublishNotSent, PublishUnknown, RequestTimeout, TransportError
 from ...transports import Delivery
 from ..diagnostics._stacks import of_users_code
+from ..messaging._logged_fields import message_fields
 from ..options._retry_policy import Reject, Retry
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def log_failure(
         f"; {text}" if (text := advice(error)) else "",
         exc_info=None if expected or wait is not None else of_users_code(error),
         kind=error_name(error),
+        about=message_fields(delivery),
     )
 
 

@@ -10,6 +10,7 @@ from ..._logs import OwnLog
 from ..._texts import describe, error_name, quoted
 from ...errors import MessageTooLarge, PublishNotSent, PublishUnknown
 from ...transports import on_outcome
+from ..messaging._logged_fields import message_fields
 from ..messaging._turn import Turn, is_confirmed
 from ..routing._routed_deliveries import RoutedDelivery
 
@@ -109,6 +110,7 @@ class Settlements:
                 quoted(delivery.envelope.topic),
                 error_name(error),
                 describe(error),
+                about=message_fields(delivery),
             )
             too_large = _too_large_reply(answer)
             if too_large is not None:

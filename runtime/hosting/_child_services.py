@@ -216,9 +216,7 @@ def _plain(envelope: PipedEnvelope) -> Envelope:
 
 
 def _log(frame: Logged) -> None:
-    attributes: dict[str, object] = {}
-    if frame.actor is not None:
-        attributes["spa_dat_actor"] = frame.actor
+    attributes = dict(frame.attributes)
     if frame.own:
         attributes[OWN] = True
     log_elsewhere_made(

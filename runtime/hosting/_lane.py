@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..._limited_log import LimitedLog
-from ..._logs import ACTOR_LOG, OWN, get_logger
+from ..._logs import ACTOR_LOG, OWN, ActorLog, get_logger, origin_of
 from ..._texts import reason_of
 from ...actors import Actor, ActorRef, RestartPolicy
 from ...errors import ConfigurationError
@@ -78,10 +78,10 @@ class Lane:
         self.environment = surroundings.environment
         self.stats = surroundings.stats
         self.max_received = connection.max_received
-        log, extra = get_logger(ACTOR_LOG), {"spa_dat_actor": self.source}
-        self.users_log = logging.LoggerAdapter(log.logger, extra)
+        log = get_logger(ACTOR_LOG)
+        self.users_log: logging.LoggerAdapter[logging.Logger] = ActorLog(log.logger, self.source)
         # Which of several actors on one topic has failed must show in any logging format.
-        self.log = LimitedLog(log, {**extra, OWN: True}, f"actor {spec.name!r}: ")
+        self.log = LimitedLog(log, {**origin_of(self.source), OWN: True}, f"actor {spec.name!r}: ")
         self.generation: object = None
         self.state: Any = None
         self.latest_instance: Actor | None = None

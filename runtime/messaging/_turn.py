@@ -31,7 +31,7 @@ class Turn(msgspec.Struct, eq=False):
     returned, what they publish no longer belongs to the message.
 
     Attributes:
-        message_id: the id of the message, or None; an envelope instead means its id.
+        message_id: the id of the message, or None; a delivery instead means the id of its message.
         actor: ``application/instance/actor``.
         request: the message, if it is a request that may be answered.
         settles: whether there is a message to be settled; if not, posts are on their own.
@@ -46,7 +46,7 @@ class Turn(msgspec.Struct, eq=False):
         context: the variables of a handler whose reply is to be shown to middleware.
     """
 
-    message_id: str | Envelope | None
+    message_id: str | Delivery | None
     actor: str
     request: Envelope | None = None
     settles: bool = True
@@ -58,7 +58,7 @@ class Turn(msgspec.Struct, eq=False):
     failure: BaseException | None = None
     batch: Sequence[Delivery] = ()
     context: Context | None = None
-    _envelope: Envelope | None = None
+    _delivery: Delivery | None = None
     _ordinals: dict[str, int] | None = None
     _crowded: int = 1000
     _carried: MappingProxyType[str, str] | None = None
@@ -83,11 +83,16 @@ class Turn(msgspec.Struct, eq=False):
         if self.failure is not None:
             raise self.take()
 
+    @property
+    def delivery(self) -> Delivery | None:
+        """The message, if it is an attempt at one."""
+        return self.message_id if isinstance(self.message_id, Delivery) else self._delivery
+
     def addresses(self, text: str) -> bool:
         """Whether a text is part of the message's topic or of its response topic."""
-        envelope = self.message_id if isinstance(self.message_id, Envelope) else self._envelope
-        if envelope is None:
+        if (delivery := self.delivery) is None:
             return False
+        envelope = delivery.envelope
         return text in envelope.topic or text in (envelope.response_topic or "")
 
     def carried(self) -> MappingProxyType[str, str]:
@@ -96,9 +101,8 @@ class Turn(msgspec.Struct, eq=False):
         Of a batch, those that all of its messages have in common.
         """
         if self._carried is None:
-            envelope = self._envelope or self.request
-            if isinstance(self.message_id, Envelope):
-                envelope = self.message_id
+            delivery = self.delivery
+            envelope = self.request if delivery is None else delivery.envelope
             if envelope is None:
                 carried = carried_by_all(delivery.envelope for delivery in self.batch)
             else:
@@ -114,9 +118,10 @@ class Turn(msgspec.Struct, eq=False):
         of earlier publishes on that topic. None if the message has no id to derive it from.
         """
         identity = self.message_id
-        if isinstance(identity, Envelope):
-            self._envelope = identity
-            identity = self.message_id = identity.id or lasting_identity(identity)
+        if isinstance(identity, Delivery):
+            self._delivery = identity
+            envelope = identity.envelope
+            identity = self.message_id = envelope.id or lasting_identity(envelope)
         if identity is None or not self.active:
             return None
         ordinals = self._ordinals

@@ -318,7 +318,8 @@ class Logged(_FromChild, tag=9, frozen=True):
 
     Attributes:
         traceback: the text of it.
-        actor: ``application/instance/actor``, for records that name one.
+        attributes: what else it has, by name: of what message it is, and what was given as
+            ``extra``.
         own: it is the runtime's.
         created: when, in seconds since 1970.
     """
@@ -327,7 +328,7 @@ class Logged(_FromChild, tag=9, frozen=True):
     level: int
     text: str
     traceback: str | None
-    actor: str | None
+    attributes: dict[str, Any]
     own: bool
     created: float
 

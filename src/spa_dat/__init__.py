@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._busy_threads import busy_thread
+    from ._json_formatter import JsonFormatter
     from .actors import Actor, ActorRef, Overflow, RestartPolicy
     from .errors import RemoteError, SpaDatError
     from .runtime import (
@@ -53,6 +54,7 @@ __all__ = [
     "Context",
     "DistributedApplication",
     "HandlerCall",
+    "JsonFormatter",
     "KafkaConfig",
     "KafkaTopic",
     "LastWill",
@@ -83,6 +85,7 @@ __all__ = [
 
 _PARTS = {
     "_busy_threads": ("busy_thread",),
+    "_json_formatter": ("JsonFormatter",),
     "actors": (
         "Actor",
         "ActorRef",

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Hashable, Mapping, MutableMapping
 from typing import Any
 
-from ._logs import OwnLog
+from ._logs import LEFT_OUT, OwnLog
 
 __all__ = ["LimitedLog"]
 
@@ -61,7 +61,7 @@ class LimitedLog(OwnLog):
             level: as for `logging.Logger.log`.
             msg: as for `logging.Logger.log`.
             args: as for `logging.Logger.log`.
-            kwargs: as for `logging.Logger.log`; ``kind`` tells lines of one template apart.
+            kwargs: as for `OwnLog.log`; ``kind`` tells lines of one template apart.
         """
         kind = kwargs.pop("kind", None)
         if not self.isEnabledFor(level):
@@ -111,4 +111,5 @@ class LimitedLog(OwnLog):
             key[0],
             f"{kind.left_out} more lines within {_SECONDS:g} s are left out; the last one: {msg}",
             *args,
+            extra={LEFT_OUT: kind.left_out},
         )

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from types import TracebackType
 from typing import Any
 
 from ._texts import escaped, showable
 
 __all__ = [
+    "ACTOR",
     "ACTOR_LOG",
+    "FIELD_PREFIX",
+    "LEFT_OUT",
     "OWN",
+    "ActorLog",
     "OwnLog",
+    "actor_fields",
     "get_logger",
     "known_levels",
     "log_elsewhere_made",
     "log_error",
+    "origin_of",
     "set_levels",
 ]
 
@@ -27,6 +34,17 @@ ACTOR_LOG = "spa_dat.actor"
 """The name of the logger that actors and the runtime share."""
 OWN = "spa_dat_own"
 """The attribute that marks the runtime's own records in it."""
+
+FIELD_PREFIX = "spa_dat_"
+"""What the names of the attributes begin with that say what a record is about."""
+ACTOR = f"{FIELD_PREFIX}actor"
+"""The attribute with the name of the actor; those of the message are in `logged_fields`."""
+LEFT_OUT = f"{FIELD_PREFIX}left_out"
+"""The attribute that says how many lines were left out before this one."""
+# With these a record reaches the loggers of the package, which replace them by the fields: a record
+# factory may have set some already, and `extra=` must not name what there is.
+_ORIGIN = "spa_dat_origin"
+_ABOUT = "spa_dat_about"
 
 _LONGEST = 10_000
 
@@ -48,6 +66,10 @@ class OwnLog(logging.LoggerAdapter[logging.Logger]):
     def __init__(self, logger: logging.Logger, extra: Mapping[str, object] | None = None) -> None:
         super().__init__(logger, extra)
 
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
+        """See `logging.LoggerAdapter.process`; ``extra`` of a call is added to the log's."""
+        return msg, _with_extra(self.extra, kwargs)
+
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802
         """See `logging.LoggerAdapter.isEnabledFor`."""
         try:
@@ -56,7 +78,17 @@ class OwnLog(logging.LoggerAdapter[logging.Logger]):
             return True
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Write a line; the arguments are those of `logging.Logger.log`."""
+        """Write a line.
+
+        Args:
+            level: as for `logging.Logger.log`.
+            msg: as for `logging.Logger.log`.
+            args: as for `logging.Logger.log`.
+            kwargs: as for `logging.Logger.log`; ``about`` has the fields of the message that the
+                line is about.
+        """
+        if about := kwargs.pop("about", None):
+            kwargs["extra"] = {_ABOUT: about, **(kwargs.get("extra") or {})}
         # The record has to name the caller's line, not this one.
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
         try:
@@ -65,6 +97,52 @@ class OwnLog(logging.LoggerAdapter[logging.Logger]):
             text, _ = self.process(msg, {})
             # Outside of the guard: a mistake in the call must not be hidden.
             _failed(self.logger.name, str(text) % args if args else str(text), error)
+
+
+class ActorLog(logging.LoggerAdapter[logging.Logger]):
+    """The log of an actor's own code.
+
+    Args:
+        logger: where the lines go.
+        address: ``application/instance/actor``.
+    """
+
+    def __init__(self, logger: logging.Logger, address: str) -> None:
+        super().__init__(logger, origin_of(address))
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
+        """See `logging.LoggerAdapter.process`; ``extra`` of a call is added to the log's."""
+        return msg, _with_extra(self.extra, kwargs)
+
+
+def origin_of(address: str) -> dict[str, object]:
+    """Return what to give as ``extra`` for records of this actor, whose code need not be running.
+
+    Args:
+        address: ``application/instance/actor``.
+    """
+    return {_ORIGIN: address}
+
+
+def _with_extra(
+    extra: Mapping[str, object] | None, kwargs: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    kwargs["extra"] = {**(kwargs.get("extra") or {}), **(extra or {})}
+    return kwargs
+
+
+@functools.lru_cache(1_024)
+def actor_fields(address: str) -> Mapping[str, str]:
+    """Return the attributes of a record that name its actor.
+
+    Args:
+        address: ``application/instance/actor``; what may follow, the number of a lane, is left out.
+    """
+    parts = address.split("/", 3)
+    names = ("application", "instance", "actor")
+    if len(parts) < len(names):
+        return {ACTOR: address}
+    return {f"{FIELD_PREFIX}{name}": part for name, part in zip(names, parts, strict=False)}
 
 
 def get_logger(name: str) -> OwnLog:
@@ -117,6 +195,7 @@ def log_elsewhere_made(
         if not logger.isEnabledFor(level):
             return
         record = logger.makeRecord(name, level, "", 0, "%s", (text,), None)
+        _forget_fields(record)
         record.created = created
         record.msecs = (created - int(created)) * 1000
         record.exc_text = traceback
@@ -167,7 +246,27 @@ def _is_the_users(record: logging.LogRecord) -> bool:
     return record.name == ACTOR_LOG and not hasattr(record, OWN)
 
 
+def _set_fields(record: logging.LogRecord) -> None:
+    values = record.__dict__
+    origin, about = values.pop(_ORIGIN, None), values.pop(_ABOUT, None)
+    if origin is not None:
+        fields = actor_fields(origin)
+        if about is not None or not fields.items() <= values.items():
+            # The running code may be that of another actor, at work on another message.
+            _forget_fields(record)
+        values.update(fields)
+    if about is not None:
+        values.update(about)
+
+
+def _forget_fields(record: logging.LogRecord) -> None:
+    for name in [name for name in record.__dict__ if name.startswith(FIELD_PREFIX)]:
+        if name not in (OWN, LEFT_OUT):
+            del record.__dict__[name]
+
+
 def _harmless(record: logging.LogRecord) -> bool:
+    _set_fields(record)
     if _is_the_users(record):
         return True
     try:

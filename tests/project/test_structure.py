@@ -43,6 +43,7 @@ MAY_IMPORT = {
         "actors",
         "transports",
         "_environment",
+        "_json_formatter",
         "_limited_log",
         "_logs",
         "_moments",

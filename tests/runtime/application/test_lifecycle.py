@@ -665,7 +665,7 @@ async def test_the_context_knows_where_it_is(
     assert seen == [("plant", "handler", "0", 1)]
     assert app.stats["mine"] == 1
     assert any(
-        getattr(r, "spa_dat_actor", None) == "plant/0/handler" and r.getMessage() == "hello"
+        getattr(r, "spa_dat_actor", None) == "handler" and r.getMessage() == "hello"
         for r in caplog.records
     )
 

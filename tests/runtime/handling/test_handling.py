@@ -13,7 +13,7 @@ from spa_dat import Actor, Context, Message, Overflow, RetryPolicy, Socket, on
 from spa_dat.errors import ActorStopped, ConfigurationError, RemoteError
 from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.messaging._turn import Turn, current_turn
-from spa_dat.transports import Envelope
+from spa_dat.transports import Delivery, Envelope
 from support.memory import Site
 from support.waiting import eventually
 
@@ -797,7 +797,7 @@ async def test_ids_differ_between_actors_and_instances() -> None:
 def test_ids_for_messages_without_an_id_are_made_of_their_place_and_time() -> None:
     def made(time: float, actor: str = "app/0/a", *, shared: bool = False) -> str | None:
         envelope = Envelope(topic="t", partition=0, offset=5, time=time)
-        return Turn(envelope, actor, shared=shared).publish_id("out")
+        return Turn(Delivery(envelope), actor, shared=shared).publish_id("out")
 
     assert made(1.0) == made(1.0)
     # The topic was made anew.

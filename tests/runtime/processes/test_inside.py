@@ -510,7 +510,7 @@ async def test_what_is_logged_there_reaches_the_loggers_of_the_program(
 
     @app.application("in", placement="process")
     async def work(payload: str, context: Context) -> str:
-        context.log.warning("seen %s", payload)
+        context.log.warning("seen %s", payload, extra={"order": 5, "where": {"at": [1, "x"]}})
         logging.getLogger("shop.orders").error("an order")
         logging.getLogger("shop.quiet").info("not shown")
         print("to standard output")
@@ -522,8 +522,14 @@ async def test_what_is_logged_there_reaches_the_loggers_of_the_program(
             await eventually(lambda: len(caplog.records) >= 2)
     found = {record.name: record for record in caplog.records}
     assert found["spa_dat.actor"].getMessage() == "seen x\ny"
-    assert found["spa_dat.actor"].spa_dat_actor == "plant/0/work"  # type: ignore[attr-defined]
+    seen = found["spa_dat.actor"].__dict__
+    assert (seen["order"], seen["where"]) == (5, {"at": [1, "x"]})
     assert found["shop.orders"].getMessage() == "an order"
+    for values in (seen, found["shop.orders"].__dict__):
+        where = [values[f"spa_dat_{name}"] for name in ("application", "instance", "actor")]
+        assert where == ["plant", "0", "work"]
+        assert (values["spa_dat_topic"], values["spa_dat_attempt"]) == ("in", 1)
+        assert values["spa_dat_message_id"]
     assert "shop.quiet" not in found
 
 
