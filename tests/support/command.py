@@ -45,7 +45,7 @@ class Command:
         self.lines: list[str] = []
         self.errors: list[str] = []
         what = ("-m", "spa_dat") if program is None else (str(program),)
-        unset = ("SPA_DAT_INSTANCE", "SPA_DAT_URL")
+        unset = ("SPA_DAT_INSTANCE", "SPA_DAT_LOG_FORMAT", "SPA_DAT_URL")
         inherited = {name: value for name, value in os.environ.items() if name not in unset}
         self._process = subprocess.Popen(
             [*before, sys.executable, "-W", "error", *what, *arguments],

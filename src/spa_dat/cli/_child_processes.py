@@ -56,16 +56,17 @@ class Processes:
 
     Args:
         owner: decides what becomes of them.
+        as_json: whether all lines of the log are JSON.
     """
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, *, as_json: bool = False) -> None:
         self._owner = owner
         self._children: dict[int, Child] = {}
         self._stop_timeouts: dict[int, float] = {}
         self._stopped: set[int] = set()
         _open_standard_streams()
         self._selector = selectors.PollSelector()
-        self.outputs = Outputs(self._selector)
+        self.outputs = Outputs(self._selector, as_json=as_json)
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self._signals: list[signal.Signals] = []
@@ -117,7 +118,7 @@ class Processes:
 
     def say(self, text: str) -> None:
         """Write a line of its own to standard error."""
-        self.outputs.say(f"spa-dat: {one_line(text)}\n")
+        self.outputs.say(one_line(text))
 
     def stop_child(self, child: Child) -> None:
         """Stop a child in good order; killed if it takes longer than it may."""
@@ -269,10 +270,11 @@ class Init:
 
     Args:
         arguments: of the command.
+        as_json: whether its own lines are JSON.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._processes = Processes(self)
+    def __init__(self, arguments: Sequence[str], *, as_json: bool = False) -> None:
+        self._processes = Processes(self, as_json=as_json)
         self._arguments = arguments
 
     def run(self) -> int:

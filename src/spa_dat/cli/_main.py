@@ -63,6 +63,7 @@ _BLAMED = (
     UnknownTopic,
 )
 _LEVELS = ("debug", "info", "warning", "error", "critical")
+_LOG_FORMATS = ("text", "json")
 _MOST_WORKERS = 1_000
 _LONGEST_VALUE = 60
 _EARLIEST = "earliest"
@@ -293,6 +294,13 @@ def _commands(context: click.Context) -> None:
     "--log-level",
     type=click.Choice(_LEVELS, case_sensitive=False),
     help="What to log. By default what the application has set up, or else info.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(_LOG_FORMATS, case_sensitive=False),
+    envvar="SPA_DAT_LOG_FORMAT",
+    help="Lines of text, or a JSON object in each line. By default the environment variable"
+    " SPA_DAT_LOG_FORMAT, or else what the application has set up, or else text.",
 )
 @click.option(
     "--workers",

@@ -46,12 +46,15 @@ class Reloader:
     Args:
         arguments: of the command.
         folders: where to look for changes; none for the current folder.
+        as_json: whether its own lines are JSON.
 
     Raises:
         ConfigurationError: watchfiles is not installed, or there is no such folder.
     """
 
-    def __init__(self, arguments: Sequence[str], folders: Sequence[str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], folders: Sequence[str], *, as_json: bool = False
+    ) -> None:
         self._watchfiles = _watchfiles()
         for folder in folders:
             if not Path(folder).is_dir():
@@ -60,7 +63,7 @@ class Reloader:
         self._here = os.getcwd()
         self._folders = [os.path.abspath(folder) for folder in folders] or [self._here]
         self._arguments = arguments
-        self._processes = Processes(self)
+        self._processes = Processes(self, as_json=as_json)
         self._state = ReloadState.RUNNING
         self._child: Child | None = None
         self._end = threading.Event()

@@ -18,6 +18,7 @@ def run(
     url: str | None,
     instance: str | None,
     log_level: str | None,
+    log_format: str | None,
     workers: int | None,
     worker_timeout: float,
     reload: bool,
@@ -31,6 +32,7 @@ def run(
         url: the bus in place of the application's default one; None for that one.
         instance: of the application; None for its own.
         log_level: None for what the application has set up.
+        log_format: "text" or "json"; None for what the application has set up.
         workers: processes that run the application; None for this one.
         worker_timeout: seconds after which a worker that stands still is replaced; 0 for never.
         reload: start it again whenever a Python file changes.
@@ -41,20 +43,28 @@ def run(
     if reload and workers is not None:
         raise ConfigurationError("--reload and --workers exclude each other: leave one out")
     parent = Parent.of_this_process()
+    as_json = log_format == "json"
     if parent is None:
         # Each imports only what it needs: whoever looks after others is small.
         if reload:
             from ._reload import Reloader
 
-            return Reloader(arguments, folders).run()
+            return Reloader(arguments, folders, as_json=as_json).run()
         if workers is not None:
             from ._workers import Workers
 
-            return Workers(arguments, workers, worker_timeout).run()
+            return Workers(arguments, workers, worker_timeout, as_json=as_json).run()
         if os.getpid() == 1:
             from ._child_processes import Init
 
-            return Init(arguments).run()
+            return Init(arguments, as_json=as_json).run()
     from ._run_in_process import serve
 
-    return serve(target, url=url, instance=instance, log_level=log_level, parent=parent)
+    return serve(
+        target,
+        url=url,
+        instance=instance,
+        log_level=log_level,
+        log_format=log_format,
+        parent=parent,
+    )

@@ -7,11 +7,14 @@ import io
 import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .._logs import get_logger
+from .._json_formatter import JsonFormatter
+from .._logs import ACTOR, OWN, get_logger
 from ..errors import ConfigurationError
 from ..runtime import DistributedApplication
 from ..runtime.application._application import runs_of
@@ -39,6 +42,7 @@ def serve(
     url: str | None,
     instance: str | None,
     log_level: str | None,
+    log_format: str | None,
     parent: Parent | None,
 ) -> int:
     """Run an application until a signal, or until it has nothing left to do; returns the exit code.
@@ -48,6 +52,7 @@ def serve(
         url: the bus in place of the application's default one; None for that one.
         instance: None for the application's own.
         log_level: None for what the application has set up.
+        log_format: "text" or "json"; None for what the application has set up.
         parent: the process that looks after this one; None for nobody.
 
     Raises:
@@ -87,7 +92,7 @@ def serve(
     if wanted is not None and wanted != own:
         identity = replace(application.identity, instance=check_name("instance", wanted))
         runs.settings = replace(runs.settings, identity=identity)
-    _set_up_log(log_level)
+    _set_up_log(log_level, as_json=log_format == "json")
     if parent is not None and parent.count is not None and parent.count > 1:
         _check_several(runs.specs)
         if number == 0 and not parent.again:
@@ -101,12 +106,58 @@ def _numbered(instance: str | None, number: int | None) -> str | None:
     return str(number) if instance in (None, "", "0") else f"{instance}-{number}"
 
 
-def _set_up_log(level: str | None) -> None:
+class _TextFormatter(logging.Formatter):
+    """Names the actor in every line; the runtime's own do that themselves."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        text = super().formatMessage(record)
+        actor = getattr(record, ACTOR, None)
+        if actor is None or hasattr(record, OWN):
+            return text
+        # The record is not changed: others may want it, too.
+        head = text.removesuffix(record.message)
+        return f"{head}actor {actor!r}: {record.message}"
+
+
+def _set_up_log(level: str | None, *, as_json: bool) -> None:
     root = logging.getLogger()
     if not root.handlers:
-        logging.basicConfig(level=(level or "info").upper(), format=_FORMAT)
+        logging.basicConfig(level=(level or "info").upper())
+        root.handlers[0].setFormatter(JsonFormatter() if as_json else _TextFormatter(_FORMAT))
     elif level is not None:
         root.setLevel(level.upper())
+    if as_json:
+        _log_as_json(root)
+
+
+def _log_as_json(root: logging.Logger) -> None:
+    """Let what goes to the standard streams be JSON, as far as it is not printed."""
+    for handler in root.handlers:
+        # Not those of files, and not those that others have made for a purpose of their own.
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(JsonFormatter())
+    logging.captureWarnings(True)
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _log_uncaught
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _log_uncaught_in_thread
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if isinstance(error, Exception):
+        log.critical("the program has ended with an error", exc_info=(kind, error, traceback))
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _log_uncaught_in_thread(given: threading.ExceptHookArgs) -> None:
+    if given.exc_value is None or not isinstance(given.exc_value, Exception):
+        threading.__excepthook__(given)
+        return
+    name = "?" if given.thread is None else given.thread.name
+    log.error("thread %r has ended with an error", name, exc_info=given.exc_value)
 
 
 def _check_several(specs: Sequence[Spec[object]]) -> None:

@@ -1,7 +1,8 @@
-"""The output of the workers in one log: each line is whole, and begins with a worker's name."""
+"""The output of the workers in one log: each line is whole, and has a worker's name."""
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import stat
@@ -11,10 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import IO
 
+from .._json_formatter import json_line
 from ._child_link import Child
 
 __all__ = ["Lines", "Outputs"]
 
+_STDERR = 2
 _LONGEST_LINE = 65_536
 _CHUNK = 65_536
 # More waits in the pipes, so that a worker waits for whoever reads the log, as any program does.
@@ -32,10 +35,16 @@ class Lines:
     A line of more than 64 KiB becomes several.
 
     Args:
-        name: what each begins with.
+        name: what each begins with; as JSON the value of ``worker``.
+        stream: the number of the one it is written to.
+        as_json: whether each is to be JSON. What is not, such as what the program prints, becomes
+            the message of one whose logger is ``stdout`` or ``stderr``.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stream: int = 1, *, as_json: bool = False) -> None:
+        self._name = name
+        self._stream = stream
+        self._as_json = as_json
         self._prefix = f"{name} | ".encode()
         self._begun = b""
 
@@ -45,12 +54,40 @@ class Lines:
         if len(self._begun) >= _LONGEST_LINE:
             lines.append(self._begun)
             self._begun = b""
-        return b"".join(self._prefix + line + b"\n" for line in lines)
+        return b"".join(map(self._named, lines))
 
     def end(self) -> bytes:
         """Return the line that was begun, as a whole one."""
         begun, self._begun = self._begun, b""
-        return self._prefix + begun + b"\n" if begun else b""
+        return self._named(begun) if begun else b""
+
+    def _named(self, line: bytes) -> bytes:
+        if not self._as_json:
+            return self._prefix + line + b"\n"
+        text = line.decode(errors="backslashreplace")
+        return f"{_with_worker(text, self._name) or self._stray(text)}\n".encode()
+
+    def _stray(self, text: str) -> str:
+        level, logger = ("WARNING", "stderr") if self._stream == _STDERR else ("INFO", "stdout")
+        return json_line(level, logger, text.rstrip("\r"), worker=self._name)
+
+
+def _with_worker(text: str, name: str) -> str | None:
+    """Return a line of JSON with the worker's name in it; None if it is no JSON object."""
+    if not text.startswith("{"):
+        return None
+    try:
+        values = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return None
+    if not values or "worker" in values:
+        return json.dumps({**values, "worker": name})
+    # As it is, which takes less time than to make it again.
+    return f'{{"worker": {json.dumps(name)}, {text[1:]}'
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(name)
 
 
 class _Output:
@@ -126,16 +163,16 @@ class _Source:
 
     Args:
         stream: the pipe.
-        name: the worker's.
+        lines: gathers what comes.
         output: where its lines go.
         selector: tells when there is something.
     """
 
     def __init__(
-        self, stream: IO[bytes], name: str, output: _Output, selector: selectors.BaseSelector
+        self, stream: IO[bytes], lines: Lines, output: _Output, selector: selectors.BaseSelector
     ) -> None:
         self._stream = stream
-        self._lines = Lines(name)
+        self._lines = lines
         self.output = output
         self._selector = selector
         self._is_read = False
@@ -189,10 +226,12 @@ class Outputs:
 
     Args:
         selector: of the loop.
+        as_json: whether all lines are JSON.
     """
 
-    def __init__(self, selector: selectors.BaseSelector) -> None:
+    def __init__(self, selector: selectors.BaseSelector, *, as_json: bool = False) -> None:
         self._selector = selector
+        self._as_json = as_json
         self._sources: dict[int, list[_Source]] = {}
         self._older: list[_Source] = []
         out = _Output(1, selector, self._resume)
@@ -209,7 +248,8 @@ class Outputs:
         sources = self._sources[child.pid] = []
         for number, stream in ((1, child.stdout), (2, child.stderr)):
             assert stream is not None
-            sources.append(_Source(stream, name, self._of[number], self._selector))
+            lines = Lines(name, number, as_json=self._as_json)
+            sources.append(_Source(stream, lines, self._of[number], self._selector))
             sources[-1].resume()
 
     def drain(self, child: Child) -> None:
@@ -221,8 +261,9 @@ class Outputs:
                 self._older.append(source)
 
     def say(self, text: str) -> None:
-        """Write a text to standard error."""
-        self._of[2].put(text.encode(errors="backslashreplace"))
+        """Write a line of the command's own to standard error."""
+        line = json_line("WARNING", "spa_dat", text) if self._as_json else f"spa-dat: {text}"
+        self._of[_STDERR].put(f"{line}\n".encode(errors="backslashreplace"))
 
     def flush(self) -> None:
         """Write what waits, as far as somebody reads it within a second."""

@@ -92,12 +92,15 @@ class Workers:
         arguments: of the command.
         count: how many there are.
         timeout: seconds after which a worker that stands still is replaced; 0 for never.
+        as_json: whether all lines of the log are JSON.
     """
 
-    def __init__(self, arguments: Sequence[str], count: int, timeout: float) -> None:
+    def __init__(
+        self, arguments: Sequence[str], count: int, timeout: float, *, as_json: bool = False
+    ) -> None:
         self._arguments = arguments
         self._timeout = timeout
-        self._processes = Processes(self)
+        self._processes = Processes(self, as_json=as_json)
         random = Random()
         self._workers = [Worker(number, random) for number in range(count)]
         self._is_loaded = False
