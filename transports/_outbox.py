@@ -34,6 +34,8 @@ DEFAULT_OUTBOX = 10_000
 DEFAULT_OUTBOX_BYTES = 67_108_864
 # Seconds without any confirmation after which a broker counts as away, connected or not.
 _SILENCE = 5.0
+# Seconds: a full outbox is not looked through at each publish that it refuses.
+_LOOK_AGAIN = 1.0
 
 
 class Keeper(Protocol):
@@ -209,7 +211,8 @@ class Outbox:
     pending when the connection ends is written again on the next one, first and in the order in
     which it was submitted. If a library below resends by itself what it was given, the transport
     reports `pause` and `resume` instead. Every operation takes constant time, except
-    `disconnected`, `take_back` and `close`, which touch each publish that they move once.
+    `disconnected`, `take_back` and `close`, which touch each publish that they move once, and once
+    in a second the search of a full queue for what has expired.
 
     A message that expires while it waits is not written. Its sender has given the right to drop it:
     a post counts as done then, and only who awaits a publish is told. A transport that sends the
@@ -265,6 +268,8 @@ class Outbox:
         self._answers = 0
         self._closed = False
         self._pumping = False
+        # The loop time from which on it is worth looking for what has expired.
+        self._look_again = 0.0
         # Confirmed, and somebody waits to hear of it.
         self._confirmed: list[OutboxEntry] = []
         self._drained: list[asyncio.Future[None]] = []
@@ -514,6 +519,8 @@ class Outbox:
 
         No guarantee: a later `submit` may still find the outbox full if others have filled it.
         """
+        if self._is_crowded:
+            self._drop_expired()
         while self._is_crowded and not self._closed:
             await self._outcome(self._crowded)
 
@@ -590,11 +597,19 @@ class Outbox:
             self.give_up(entry)
 
     def _make_room(self, envelope: Envelope, size: int) -> None:
-        """Drop what has expired at the head of the queue; raise OutboxFull if it is too little."""
-        while self._waiting and (oldest := next(iter(self._waiting))).expired:
-            self.drop(oldest)
+        """Drop what has expired; raise OutboxFull if it is too little."""
+        self._drop_expired()
         if len(self) >= self._capacity or (self._size and self._size + size > self._capacity_bytes):
             raise self._full(envelope)
+
+    def _drop_expired(self) -> None:
+        """Drop what has expired in the queue, if it was not looked through just now."""
+        now = asyncio.get_running_loop().time()
+        if now < self._look_again:
+            return
+        self._look_again = now + _LOOK_AGAIN
+        for entry in [entry for entry in self._waiting if entry.expired]:
+            self.drop(entry)
 
     def _full(self, envelope: Envelope) -> OutboxFull:
         what, option = f"{self._capacity} publishes are waiting", "outbox"

@@ -355,23 +355,26 @@ async def test_who_awaits_a_publish_is_told_that_it_expired() -> None:
 
 
 async def test_what_expires_leaves_its_place_in_a_full_outbox_to_others() -> None:
-    site = Site(outbox=2)
+    site = Site(outbox=3)
     app = site.app()
     out = site.watch("out")
     async with app:
         socket = app.socket()
         site.faults.refuse_connections()
         site.cut("app.0")
+        # What never expires is in front of it.
+        socket.post("out", 0)
         socket.post("out", 1, expiry=5.0)
         socket.post("out", 2, expiry=5.0)
         with pytest.raises(OutboxFull):
             socket.post("out", 3)
         await asyncio.sleep(10)
+        await socket.drain()
         socket.post("out", 4)
         socket.post("out", 5)
         with pytest.raises(OutboxFull):
             socket.post("out", 6)
         site.faults.allow()
-        await out.get(2)
-    assert out.payloads == ["4", "5"]
+        await out.get(3)
+    assert out.payloads == ["0", "4", "5"]
     assert app.stats["publishes.expired"] == 2
