@@ -193,6 +193,11 @@ class Mailbox:
     def __bool__(self) -> bool:
         return True
 
+    def waiting(self) -> list[Any]:
+        """Return the waiting items as they were put, first to last. Works from any thread."""
+        # The list is copied at once: the event loop may change it meanwhile.
+        return [entry.item if type(entry) is Slot else entry for entry in list(self.items)]
+
     def empty(self) -> bool:
         """Return whether it holds no items."""
         return not self.items

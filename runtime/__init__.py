@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .application._application import DistributedApplication
 from .application._program import run
+from .diagnostics._health import ActorHealth, ConnectionHealth, Health, StalledCall
 from .injection._handler_context import Context
 from .messaging._forgotten_awaits import report_forgotten_awaits
 from .messaging._message import Message
@@ -19,10 +20,13 @@ from .registration._specs import Spec
 from .registration._typed_handlers import on
 
 __all__ = [
+    "ActorHealth",
     "Codec",
+    "ConnectionHealth",
     "Context",
     "DistributedApplication",
     "HandlerCall",
+    "Health",
     "Message",
     "MessageBuilder",
     "Middleware",
@@ -33,6 +37,7 @@ __all__ = [
     "RetryPolicy",
     "Socket",
     "Spec",
+    "StalledCall",
     "SupportedContextManagers",
     "SyncSocket",
     "Topic",

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from .._environment import Environment
-from ._delivery import Delivery
+from ._delivery import Delivery, Tracker
 from ._envelope import Envelope
 
 __all__ = [
@@ -134,6 +134,15 @@ class Consumer(abc.ABC):
         """
         return None
 
+    @property
+    def trackers(self) -> Sequence[Tracker]:
+        """The trackers of what it has handed out, one for each source; empty by default.
+
+        `DistributedApplication.health` shows what is unsettled, and for how long. It may be read in
+        any thread.
+        """
+        return ()
+
     @abc.abstractmethod
     async def start(self) -> None:
         """Connect and put all filters into force; deliveries may begin before this returns.
@@ -187,11 +196,13 @@ class Bus(abc.ABC):
         max_received: the largest payload that is handed out, in bytes; for a larger one the
             envelope has `left_out`. None for ``max_payload``, enforced by the runtime.
         connected: whether there is a connection now (the talk connection if there are several).
+        connected_at: loop time at which that connection was made; None if it is not known.
     """
 
     max_payload: int
     max_received: int | None = None
     connected: bool
+    connected_at: float | None = None
 
     @property
     def trouble(self) -> str | None:

@@ -189,6 +189,11 @@ class Tracker:
         """The delivery that has to be settled before anything can be released."""
         return self._slots[0] if self._slots else None
 
+    @property
+    def newest(self) -> Delivery | None:
+        """The delivery that arrived last of those that are not released."""
+        return self._slots[-1] if self._slots else None
+
     def fill(self) -> None:
         """Note that there is no room, and tell the receiver which delivery everything waits for.
 

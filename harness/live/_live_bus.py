@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ...errors import TransportError
@@ -15,6 +15,7 @@ from ...transports import (
     SocketProvider,
     Subscription,
     Surroundings,
+    Tracker,
 )
 from .._errors import NotSimulated
 from ..simulated._stand_ins import HarnessBus, StandInProvider
@@ -180,6 +181,10 @@ class _WatchedBus(Bus):
         return self._bus.connected
 
     @property
+    def connected_at(self) -> float | None:  # type: ignore[override]
+        return self._bus.connected_at
+
+    @property
     def trouble(self) -> str | None:
         return self._bus.trouble
 
@@ -260,6 +265,10 @@ class _WatchedConsumer(Consumer):
     @property
     def trouble(self) -> str | None:
         return self._consumer.trouble
+
+    @property
+    def trackers(self) -> Sequence[Tracker]:
+        return self._consumer.trackers
 
     async def start(self) -> None:
         await self._consumer.start()

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Never, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Never, ParamSpec, Self, TypeVar, Unpack, overload
 
 from ..._environment import Environment
 from ...actors import Actor, RestartPolicy
@@ -29,6 +29,9 @@ from ..registration._typed_handlers import FunctionDecorator, Topics
 from ._lifecycle import Run
 from ._runs import Runs
 from ._stopping import shielded_from_scopes
+
+if TYPE_CHECKING:
+    from ..diagnostics._health import Health
 
 __all__ = ["DistributedApplication", "ProviderLike", "runs_of"]
 
@@ -342,6 +345,16 @@ class DistributedApplication:
         if run is None:
             return {self.name: f"it is not running{self._runs.why}"}
         return run.problems
+
+    def health(self) -> Health:
+        """Return the state of the application at this moment, as an object that does not change.
+
+        It says what is wrong, and for each actor and connection how it is doing; see `Health`. Any
+        thread may call it at any time. It costs in proportion to the number of actors and of
+        messages that are here; messages cost nothing while nobody asks.
+        """
+        run = self._runs.current
+        return self._runs.health_at_rest if run is None else run.health
 
     async def __aenter__(self) -> Self:
         """Start: connect, open resources, subscribe, start the actors, then the producers.

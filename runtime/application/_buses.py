@@ -35,7 +35,8 @@ class Buses:
 
     def __iter__(self) -> Iterator[BusConnection]:
         """Iterate over the connections, in the order in which they were first used."""
-        return iter(self._buses.values())
+        # Other threads ask for the health while the event loop changes it.
+        return iter(tuple(self._buses.copy().values()))
 
     def of(self, spec: Spec[Any]) -> BusConnection:
         """Return the connection of an actor, made if the actor is the first on its bus.

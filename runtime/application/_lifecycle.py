@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._logs import get_logger
 from ..._texts import describe, reason_of
@@ -44,6 +44,9 @@ from ._start_progress import (
     subscription_of,
 )
 from ._stopping import StopReason, close, shielded_from_scopes, stop_actors
+
+if TYPE_CHECKING:
+    from ..diagnostics._health import ActorHealth, Health, HealthState
 
 __all__ = ["Run", "RunState"]
 
@@ -102,6 +105,10 @@ class Run:
         self._waits = StartProgress(self._name, self._refuse_if_stopping)
         self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
+        # Not at the top: what is not started has nothing to report.
+        from ._health_report import HealthReport
+
+        self._report = HealthReport(self._subscriptions, self._letters, self._watchdog)
         self._resource_manager = ResourceManager(
             self._given_up, self._resource_failed, self._lost_for_good
         )
@@ -247,6 +254,41 @@ class Run:
         return found.texts()
 
     @property
+    def health(self) -> Health:
+        """All that can be told about it now. Works from any thread."""
+        identity, problems = self.settings.identity, self.problems
+        self._report.look()
+        from ..diagnostics._health import Health
+
+        return Health(
+            application=identity.application,
+            instance=identity.instance,
+            state=self._health_state(problems),
+            problems=problems,
+            actors=tuple(map(self._actor_health, tuple(self._actors))),
+            connections=tuple(map(self._report.connection, self._buses)),
+            loop_lag=self._watchdog.lag,
+        )
+
+    def _health_state(self, problems: Mapping[str, str]) -> HealthState:
+        if self.reason.failure is not None:
+            return "failed"
+        if self.state >= RunState.STOPPING:
+            return "stopping"
+        if self.state is RunState.STARTING:
+            return "starting"
+        return "degraded" if problems else "ready"
+
+    def _actor_health(self, actor: ActorRunner) -> ActorHealth:
+        stopped = actor.ended or actor in self._leaving
+        receiving = None
+        if actor.runtime.router is not None or actor.spec.filters:
+            started = self.state is RunState.RUNNING and not stopped
+            troubles = (*self._subscriptions.troubles(actor), actor.runtime.trouble)
+            receiving = started and not any(troubles)
+        return self._report.actor(actor, receiving=receiving, stopped=stopped)
+
+    @property
     def actors(self) -> tuple[ActorRunner, ...]:
         """The registered actors, in the order of registration."""
         return tuple(self._actors)
@@ -332,6 +374,7 @@ class Run:
             self._waits.end()
         self._enter(RunState.RUNNING)
         self._watchdog.start()
+        self._report.start(self._actors)
         log.info(
             "application %r instance %r has started: %d actors, %s",
             identity.application,
@@ -429,6 +472,7 @@ class Run:
         for actor in self._actors:
             actor.abandon()
         self._watchdog.stop()
+        self._report.stop()
         self._buses.release()
         self._enter(RunState.STOPPED)
 
@@ -446,6 +490,7 @@ class Run:
             self._given_up.posts(connection.lost_posts for connection in self._buses)
         finally:
             self._watchdog.stop()
+            self._report.stop()
             self._buses.release()
             self.end(None)
             self._enter(RunState.STOPPED)

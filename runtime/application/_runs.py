@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._texts import reason_of
 from ...errors import ConfigurationError
@@ -16,6 +16,9 @@ from ..messaging._turn import current_turn
 from ..registration._registry import Registry
 from ..registration._specs import Spec
 from ._lifecycle import Run, RunState
+
+if TYPE_CHECKING:
+    from ..diagnostics._health import Health
 
 __all__ = ["Runs"]
 
@@ -74,6 +77,19 @@ class Runs:
         """Why there is no current run, as the end of a sentence; empty without a reason."""
         failure = None if self.last is None else self.last.reason.failure
         return "" if failure is None else f", because of {reason_of(failure)}"
+
+    @property
+    def health_at_rest(self) -> Health:
+        """The health of the application while there is no run."""
+        from ..diagnostics._health import Health
+
+        identity = self.settings.identity
+        return Health(
+            application=identity.application,
+            instance=identity.instance,
+            state="failed" if self.why else "ended",
+            problems={identity.application: f"it is not running{self.why}"},
+        )
 
     def refuse(self, what: str) -> None:
         """Raise ConfigurationError if the application is running.

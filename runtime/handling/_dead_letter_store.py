@@ -171,3 +171,7 @@ class DeadLetterLimit:
         """Note that one was stored in its place; return whether it was the last one allowed."""
         self._stored[actor] += 1
         return self._stored[actor] == self._limit
+
+    def stored_by(self, actor: str) -> int:
+        """Return how many the actor has stored."""
+        return self._stored[actor]

@@ -79,6 +79,18 @@ class Watchdog:
         ]
         return found if self._blocked is None else [*found, self._blocked]
 
+    def stalled(self, lane: str) -> list[tuple[str, float]]:
+        """Return where a lane is stuck now, and for how many seconds; nothing if it is not."""
+        call = self._calls.get(lane)
+        if call is None or not call.told:
+            return []
+        return [(call.place, self._loop.time() - call.since)]
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds that the loop needed, or needs, to respond; None if it is not watched."""
+        return None if self._heartbeat is None else self._heartbeat.lag(time.monotonic())
+
     # Handlers.
 
     def _look(self, slow: float) -> None:
@@ -175,6 +187,12 @@ class _Heartbeat:
         self._goes_on = goes_on
         self._asked: float | None = None
         self._told = False
+        self._lag: float | None = None
+
+    def lag(self, now: float) -> float | None:
+        """Return how long the last answer took, or the one that is waited for if that is longer."""
+        asked, last = self._asked, self._lag
+        return last if asked is None else max(last or 0.0, now - asked)
 
     def look(self, now: float, overslept: float) -> bool:
         """Check the loop, in the watching thread; return whether to continue."""
@@ -193,6 +211,7 @@ class _Heartbeat:
 
     def _beat(self) -> None:
         asked, self._asked = self._asked, None
+        self._lag = None if asked is None else time.monotonic() - asked
         if self._told and asked is not None:
             self._told = False
             self._goes_on(time.monotonic() - asked)

@@ -12,7 +12,7 @@ from ..._logs import get_logger
 from ..._texts import quoted
 from ...actors import Actor, ActorSystem, Mailbox, Overflow
 from ...errors import ActorStopped, MailboxFull
-from ...transports import Consumer, Delivery, TopicTrie, is_reserved
+from ...transports import Consumer, Delivery, TopicTrie, Tracker, is_reserved
 from ._routed_deliveries import DeliveryPart, Route, RoutedDelivery, SharedDelivery, Target
 
 __all__ = ["Outage", "Router"]
@@ -123,6 +123,11 @@ class Router(Actor):
     def trouble(self) -> str | None:
         """What prevents messages from being received, in words; None if nothing does."""
         return None if self.consumer is None else self.consumer.trouble
+
+    @property
+    def trackers(self) -> Sequence[Tracker]:
+        """The trackers of what its consumer has handed out."""
+        return () if self.consumer is None else self.consumer.trackers
 
     # For the consumer.
 

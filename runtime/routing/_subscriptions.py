@@ -113,6 +113,11 @@ class Subscriptions:
         trouble = None if entry is None else entry.router.trouble
         return [] if trouble is None else [trouble]
 
+    def routers_of(self, actor: Subscriber) -> list[Router]:
+        """Return the router of the actor's declared subscription, if it has one."""
+        entry = self._entry_of(actor)
+        return [] if entry is None else [entry.router]
+
     def _entry_of(self, actor: Subscriber) -> _Entry | None:
         key = self._keys.get(actor)
         return None if key is None else self._entries.get(key)

@@ -228,6 +228,8 @@ class KafkaBus(Bus):
         return error
 
     def _on_connected(self, connected: bool) -> None:
+        if connected and not self.connected:
+            self.connected_at = asyncio.get_running_loop().time()
         self.connected = connected
 
     def _encode(self, envelope: Envelope, *, parking: bool = False) -> Record:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .._contract import Consumer, Receiver, Subscription
+from .._delivery import Tracker
 from ._bus_context import BusContext
 from .consuming._consumer_sessions import ConsumerSessions
 from .consuming._group_member import GroupMember
@@ -34,6 +37,10 @@ class KafkaConsumer(Consumer):
     @property
     def trouble(self) -> str | None:
         return self._sessions.trouble
+
+    @property
+    def trackers(self) -> Sequence[Tracker]:
+        return self._sessions.trackers
 
     async def start(self) -> None:
         await self._sessions.start()

@@ -177,6 +177,7 @@ class MemoryBus(Bus):
         )
         self._broker.subscribe(link, (f"{self._inbox}+",))
         self.connected = True
+        self.connected_at = asyncio.get_running_loop().time()
         # The outbox writes at once, and the connection must be set when answers arrive.
         self._connection.link = link
         self._outbox.connected()

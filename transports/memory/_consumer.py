@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from ..._logs import get_logger
 from ...errors import ConnectionLost
@@ -128,6 +129,10 @@ class MemoryConsumer(Consumer):
         if self._connection.link is not None:
             return None
         return f"there is no connection to {self._broker.address}"
+
+    @property
+    def trackers(self) -> Sequence[Tracker]:
+        return (self._tracker,)
 
     def stop_intake(self) -> None:
         self._intake = False

@@ -229,6 +229,7 @@ class MqttBus(Bus):
         limits = client.limits
         self.max_payload = min(self._config.max_payload, limits.maximum_packet_size)
         self.connected = self._was_connected = True
+        self.connected_at = asyncio.get_running_loop().time()
         self._outgoing.begin(min(limits.receive_maximum, self._config.inflight))
 
     def on_unreachable(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 
 from ..._logs import get_logger
 from ..._texts import quoted
@@ -168,6 +168,10 @@ class MqttConsumer(Consumer):
         for pattern, code in self._refused.items():
             return str(subscribe_refusal(code, pattern))
         return None
+
+    @property
+    def trackers(self) -> Sequence[Tracker]:
+        return (self._tracker,)
 
     async def add_filter(self, pattern: str) -> None:
         self._subscriptions.add(pattern)

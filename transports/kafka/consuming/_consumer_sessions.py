@@ -15,6 +15,7 @@ from ...._logs import get_logger
 from ....errors import ConfigurationError, ConnectFailed, ConnectionLost, SpaDatError
 from ..._connect_failures import ConnectProblem
 from ..._contract import Receiver, Subscription
+from ..._delivery import Tracker
 from .._aiokafka_private import client_of, limit_prefetching
 from .._bus_context import BusContext
 from .._client_options import common_options, fetch_options, renewed_options
@@ -201,6 +202,12 @@ class ConsumerSessions(abc.ABC):
         if state is SessionState.CLOSED:
             self._interrupt.set()
             self._closed.set()
+
+    @property
+    def trackers(self) -> Sequence[Tracker]:
+        """The trackers of the partitions of the current assignment."""
+        assignment = self.assignment
+        return () if assignment is None else tuple(assignment.trackers.copy().values())
 
     @property
     @abc.abstractmethod

@@ -1,0 +1,125 @@
+"""The health of an application: what can be told about it at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+__all__ = ["ActorHealth", "ConnectionHealth", "Health", "HealthState", "StalledCall"]
+
+HealthState: TypeAlias = Literal["starting", "ready", "degraded", "failed", "stopping", "ended"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StalledCall:
+    """A call of the user's code that has been running for longer than ``slow_after``.
+
+    Attributes:
+        where: the function and the line that it is at.
+        seconds: for how long it has been running.
+    """
+
+    where: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorHealth:
+    """One registered actor, with all its lanes.
+
+    Attributes:
+        name: the actor's.
+        bus: the address of its bus, without secrets.
+        receiving: whether it is connected, and its filters are in force; None for an actor
+            that has none.
+        stopped: whether it has nothing more to do, because it has stopped or its producer is done.
+        mailbox: messages that wait in its mailbox.
+        mailbox_bytes: bytes of their payloads.
+        in_work: messages of its subscription that it has begun with and not settled: handled, about
+            to be tried again, or waiting for what they have posted. Messages at QoS 0, and those
+            that are read on Kafka without a group, are not counted. If actors share a
+            subscription, it counts for all of them.
+        attempts: calls of its code that go on now; None for code in child processes.
+        oldest_unsettled: seconds since the oldest message that is not settled arrived, up to 2
+            seconds less than it was; None if there is none. It leaves out what `in_work` does.
+        stalled: calls that have been running for too long.
+        dead_letters: how many it has stored in this run.
+    """
+
+    name: str
+    bus: str
+    receiving: bool | None
+    stopped: bool
+    mailbox: int
+    mailbox_bytes: int
+    in_work: int
+    attempts: int | None
+    oldest_unsettled: float | None
+    stalled: tuple[StalledCall, ...]
+    dead_letters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionHealth:
+    """The connection of an application to one bus, for what it publishes.
+
+    Attributes:
+        bus: the address, without secrets.
+        connected: whether there is a connection now.
+        connected_for: seconds since it was made; None if there is none, or it is not known.
+    """
+
+    bus: str
+    connected: bool
+    connected_for: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What `DistributedApplication.health` returns: the state of an application at one moment.
+
+    Attributes:
+        application: its name.
+        instance: which of its instances this is.
+        state: ``starting``; ``ready``, without a problem; ``degraded``, running with problems;
+            ``failed``, if it stops, or has ended, because of an error; ``stopping``; ``ended``,
+            also before the first start.
+        problems: what is wrong, in words, by actor, address of a bus, or application.
+        actors: the actors, in the order of registration; none once it has ended.
+        connections: the buses in use.
+        loop_lag: seconds that the event loop needed to respond when it was last asked, or for which
+            it has not responded; None if nobody asks (``blocked_after=None``, or virtual time).
+    """
+
+    application: str
+    instance: str
+    state: HealthState
+    problems: Mapping[str, str]
+    actors: tuple[ActorHealth, ...] = ()
+    connections: tuple[ConnectionHealth, ...] = ()
+    loop_lag: float | None = None
+
+    def __post_init__(self) -> None:
+        """Keep a copy of the problems that cannot be changed."""
+        object.__setattr__(self, "problems", MappingProxyType(dict(self.problems)))
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is running without a problem: its ``state`` is ``ready``."""
+        return self.state == "ready"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as dicts, lists, texts and numbers, for JSON."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if is_dataclass(value):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    return value
