@@ -231,6 +231,9 @@ class Outbox:
             them.
         repeat_qos0: whether to write publishes with QoS 0 again, too.
         stats: counts ``publishes.expired``.
+
+    Attributes:
+        no_connection: why there is none, as text, if that is known; errors of publishes say so.
     """
 
     def __init__(
@@ -245,6 +248,7 @@ class Outbox:
         repeat_qos0: bool = False,
         stats: Counter[str] | None = None,
     ) -> None:
+        self.no_connection: str | None = None
         self._write = write
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
@@ -689,7 +693,8 @@ class Outbox:
     def _expire(self, entry: OutboxEntry, timeout: float) -> None:
         if entry.done():
             return
-        error = entry.unconfirmed(f"no confirmation within {timeout:g} s")
+        why = "" if self.no_connection is None else f": {self.no_connection}"
+        error = entry.unconfirmed(f"no confirmation within {timeout:g} s{why}")
         error.outage = self.is_outage(entry, timeout)
         entry.set_exception(error)
         self.give_up(entry)

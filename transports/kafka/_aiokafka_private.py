@@ -27,7 +27,6 @@ from aiokafka.conn import (
     CloseReason,
     OAuthAuthenticator,
     collect_hosts,
-    create_conn,
 )
 from aiokafka.consumer.fetcher import Fetcher, FetchError, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import (
@@ -74,7 +73,7 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from ..._logs import get_logger
 from ..._texts import quoted
 from ...errors import ConfigurationError
-from ._errors import TokenRefused, WrongLoginAnswer
+from ._errors import LoginBrokenOff, TokenRefused, WrongLoginAnswer
 
 __all__ = [
     "LenientRecords",
@@ -130,11 +129,22 @@ _log = get_logger(__name__)
 # The check at the start.
 
 _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
-    (AIOKafkaConnection, ("authenticator_oauth", "close", "connect", "connected", "send")),
+    (
+        AIOKafkaConnection,
+        (
+            "_do_sasl_handshake",
+            "authenticator_oauth",
+            "close",
+            "connect",
+            "connected",
+            "send",
+        ),
+    ),
     (
         AIOKafkaClient,
         (
             "_get_conn",
+            "_get_conn_lock",
             "_md_synchronizer",
             "_on_connection_closed",
             "add_topic",
@@ -154,6 +164,7 @@ _PARTS: tuple[tuple[object, tuple[str, ...]], ...] = (
         (
             "add_listener",
             "available_partitions_for_topic",
+            "broker_metadata",
             "leader_for_partition",
             "partitions_for_topic",
             "topics",
@@ -195,6 +206,7 @@ _CONNECTION_OPTIONS = (
 )
 _CLIENT_STATE = (
     *(f"_{name}" for name in _CONNECTION_OPTIONS),
+    "_connections_max_idle_ms",
     "_conns",
     "_md_update_fut",
     "_sync_task",
@@ -205,7 +217,10 @@ _CLUSTER_STATE = ("controller", "unauthorized_topics")
 _CONSUMER_STATE = ("_client", "_closed", "_coordinator", "_fetcher", "_subscription")
 # What a consumer creates and sets when it starts.
 _STARTED: tuple[tuple[type, tuple[str, ...]], ...] = (
-    (AIOKafkaConnection, ("_closed_fut", "_last_action", "_protocol", "_requests")),
+    (
+        AIOKafkaConnection,
+        ("_closed_fut", "_last_action", "_protocol", "_request_timeout", "_requests"),
+    ),
     (BaseCoordinator, ("_metadata_snapshot",)),
     (FetchError, ("_error",)),
     (FetchResult, ("_partition_records",)),
@@ -335,19 +350,28 @@ def hosts_of(servers: str) -> list[tuple[str, int]]:
     return [(host, port) for host, port, _ in collect_hosts(servers.split(","))]
 
 
-async def try_connection(host: str, port: int, options: Mapping[str, Any]) -> None:
+async def try_connection(host: str, port: int, options: Mapping[str, Any], seconds: float) -> None:
     """Connect to one broker, wait for an answer, and close.
+
+    Args:
+        host: of the broker.
+        port: of the broker.
+        options: of the connection.
+        seconds: for all of it.
 
     Raises:
         OSError: it cannot be reached, or TLS failed.
         aiokafka.errors.KafkaError: it refused the login, answered it in a way that nobody does who
-            knows the password, or did not answer as a broker.
+            knows the password, broke it off, or did not answer as a broker.
     """
-    connection = _LoginSpellsOut(host, port, **options)
+    connection = _Connection(host, port, **options)
     try:
-        await connection.connect()
-        # A broker that requires a login answers this only after it.
-        await connection.send(MetadataRequest([]))
+        deadline = asyncio.get_running_loop().time() + seconds
+        await connection.open(seconds)
+        if not connection.logs_in:
+            # A broker that requires a login does not answer this without one.
+            async with asyncio.timeout_at(deadline):
+                await connection.send(MetadataRequest([]))
     except kafka.KafkaConnectionError as error:
         if isinstance(error.__cause__, ssl.SSLError):
             raise error.__cause__ from None
@@ -397,11 +421,49 @@ async def _end(connection: Any) -> None:
         await asyncio.wait((closed,), timeout=_LONGEST_END)
 
 
-class _LoginSpellsOut(AIOKafkaConnection):  # type: ignore[misc]
-    """A connection that says so when a token is refused.
+class _Connection(AIOKafkaConnection):  # type: ignore[misc]
+    """A connection that is open only once the broker has answered something after the login.
 
-    The library takes the broker's explanation for a success; the broker then closes.
+    The library takes a broker's explanation why it refuses a token for a success, and a login for
+    done that the broker closes the connection over, or never comes back from. It would open one
+    such connection after the other, and take each of them for a broker that is there.
+
+    Attributes:
+        logs_in: whether a login is under way, or done.
     """
+
+    logs_in = False
+
+    async def open(self, seconds: float) -> None:
+        """Connect and log in within so many seconds; nothing stays open if that fails.
+
+        Raises:
+            OSError: it cannot be reached; TimeoutError is one.
+            aiokafka.errors.KafkaError: it refused the login, or broke it off.
+        """
+        seconds = min(seconds, self._request_timeout)
+        try:
+            async with asyncio.timeout(seconds):
+                await self.connect()
+        except TimeoutError as error:
+            if not self.logs_in:
+                raise
+            # Rounded, so that it is the same text at each attempt.
+            within = f"{seconds:.0f}" if seconds >= 1 else f"{seconds:.1g}"
+            raise LoginBrokenOff(
+                f"no answer to the login within {within} s; look into the broker's log"
+            ) from error
+
+    async def _do_sasl_handshake(self) -> None:
+        self.logs_in = True
+        try:
+            await super()._do_sasl_handshake()
+            await self.send(MetadataRequest([]))
+        except kafka.KafkaConnectionError as error:
+            raise LoginBrokenOff(
+                "the broker closed the connection during the login; look into its log, and check"
+                " the password or token"
+            ) from error
 
     def authenticator_oauth(self) -> Any:
         return _TokenLogin(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
@@ -418,15 +480,18 @@ Renew: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
 """Returns the options of a connection, as of now, that may have changed."""
 
 
-def keep_connections(client: Any, renew: Renew) -> None:
+def keep_connections(client: Any, renew: Renew, seconds: float) -> None:
     """Make a client of the library, not started, close every connection that it opens.
+
+    A connection counts as open once the broker has accepted the login.
 
     Args:
         client: the library's.
         renew: called before each connection; raises OSError or ConfigurationError if there is none
             to be had.
+        seconds: how long a broker may take to accept a connection and its login.
     """
-    _Connections(client, renew)
+    _Connections(client, renew, seconds)
 
 
 class _Connections:
@@ -438,13 +503,15 @@ class _Connections:
     Args:
         client: the library's, not started.
         renew: see `keep_connections`.
+        seconds: see `keep_connections`.
     """
 
-    def __init__(self, client: Any, renew: Renew) -> None:
+    def __init__(self, client: Any, renew: Renew, seconds: float) -> None:
         self._client = client
         self._renew = renew
+        self._seconds = seconds
         self._refusal = ""
-        self._make, self._close_made = client._get_conn, client.close
+        self._close_made = client.close
         self._making: set[asyncio.Task[Any]] = set()
         self._closed = False
         client._get_conn, client.bootstrap, client.close = self._get, self._bootstrap, self._close
@@ -456,7 +523,7 @@ class _Connections:
             return connection
         if self._closed:
             return None
-        making = asyncio.ensure_future(self._renewed(node_id, **options))
+        making = asyncio.ensure_future(self._renewed(node_id, group))
         self._making.add(making)
         making.add_done_callback(self._making.discard)
         try:
@@ -465,18 +532,45 @@ class _Connections:
             making.cancel()
         return None if making.cancelled() else making.result()
 
-    async def _renewed(self, node_id: Any, **options: Any) -> Any:
+    async def _renewed(self, node_id: Any, group: Any) -> Any:
         if not await self._take_new_options():
             return None
         try:
-            return await self._make(node_id, **options)
-        except kafka.KafkaError:
-            raise
+            return await self._make(node_id, group)
+        except (OSError, kafka.KafkaError) as error:
+            _log.debug("no connection to broker %s: %s", node_id, error)
+            # Perhaps it is somewhere else now.
+            self._client.force_metadata_update()
+            return None
         except Exception as error:  # noqa: BLE001
             # Of a login that the broker answers wrongly the library raises anything, and what asks
             # for the connection would end over it.
             _log.warning("a broker's answer to the login is wrong: %s", quoted(str(error)))
             return None
+
+    async def _make(self, node_id: Any, group: Any) -> Any:
+        client, key = self._client, (node_id, group)
+        broker = client.cluster.broker_metadata(node_id)
+        if broker is None:
+            raise kafka.StaleMetadata(f"broker {node_id} is not in the metadata")
+        async with client._get_conn_lock:
+            # Whoever came first may have made it.
+            connection = client._conns.get(key)
+            if connection is None or not connection.connected():
+                connection = await self._opened(
+                    broker.host,
+                    broker.port,
+                    on_close=client._on_connection_closed,
+                    max_idle_ms=client._connections_max_idle_ms,
+                )
+                client._conns[key] = connection
+        return connection
+
+    async def _opened(self, host: str, port: int, **more: Any) -> Any:
+        options = {name: getattr(self._client, f"_{name}") for name in _CONNECTION_OPTIONS}
+        connection = _Connection(host, port, **options, **more)
+        await connection.open(self._seconds)
+        return connection
 
     async def _take_new_options(self) -> bool:
         """Have the client use what certificates and passwords there are now; whether it can."""
@@ -496,10 +590,9 @@ class _Connections:
         client = self._client
         if not await self._take_new_options():
             raise kafka.KafkaConnectionError(self._refusal)
-        options = {name: getattr(client, f"_{name}") for name in _CONNECTION_OPTIONS}
         for host, port, _ in client.hosts:
             with contextlib.suppress(OSError, kafka.KafkaError, *_WRONG_ANSWERS):
-                connection = await create_conn(host, port, **options)
+                connection = await self._opened(host, port)
                 try:
                     client.cluster.update_metadata(await connection.send(MetadataRequest([])))
                 except BaseException:

@@ -23,6 +23,7 @@ __all__ = [
     "TRANSLATIONS",
     "GroupRefused",
     "InvalidRecordError",
+    "LoginBrokenOff",
     "LoginMissing",
     "TokenRefused",
     "UnknownAnswerError",
@@ -31,6 +32,7 @@ __all__ = [
     "connect_problem",
     "describe",
     "error_for",
+    "is_login_failure",
     "publish_refusal",
     "translate",
 ]
@@ -50,6 +52,18 @@ class GroupRefused(ConfigurationError):
     def __init__(self, text: str, *, may_pass: bool) -> None:
         super().__init__(text)
         self.may_pass = may_pass
+
+
+class LoginBrokenOff(kafka.KafkaError):  # type: ignore[misc]
+    """A broker has neither accepted nor refused a login.
+
+    Args:
+        words: what it did instead.
+    """
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
 
 
 class LoginMissing(kafka.SaslAuthenticationFailed):  # type: ignore[misc]
@@ -194,6 +208,8 @@ def describe(cause: BaseException) -> str:
             if kind is kafka.GroupAuthorizationFailedError and cause.args:
                 return f"{words} {cause.args[0]!r}"
             return words
+    if isinstance(cause, LoginBrokenOff):
+        return cause.words
     if isinstance(cause, kafka.KafkaConnectionError):
         return " ".join(str(cause).split()).removeprefix("KafkaConnectionError: ")
     if isinstance(cause, ConnectionResetError):
@@ -202,6 +218,11 @@ def describe(cause: BaseException) -> str:
         # Has several lines where the library explains its own options.
         return " ".join(str(cause).split()) or type(cause).__name__
     return describe_failure(cause)
+
+
+def is_login_failure(cause: BaseException) -> bool:
+    """Return whether a broker was reached that does not let us in."""
+    return isinstance(cause, (LoginBrokenOff, *_LOGIN_REFUSED))
 
 
 def connect_problem(cause: BaseException, address: str, user: str | None) -> ConnectProblem:

@@ -24,7 +24,7 @@ from ._aiokafka_private import (
 )
 from ._client_options import connection_options, renewed_options
 from ._config import KafkaConfig
-from ._errors import LoginMissing
+from ._errors import LoginMissing, connect_problem, is_login_failure
 
 __all__ = ["MOVED", "Brokers", "Reachability", "reach"]
 
@@ -76,10 +76,10 @@ async def reach(config: KafkaConfig, client_id: str, patience: float | None = No
         # A broker that does not answer must leave time for the others.
         share = max(deadline - loop.time(), 0.0) / (len(servers) - index)
         try:
-            async with asyncio.timeout(share):
-                await try_connection(host, port, options)
+            await try_connection(host, port, options, share)
         except (OSError, RuntimeError) as error:
-            if isinstance(error, kafka.SaslAuthenticationFailed):
+            # A token may be one that the broker fails over, instead of refusing it.
+            if is_login_failure(error):
                 config.login.forget_password()
             if cause is None or not isinstance(error, OSError) or is_wrong_setup(error):
                 cause = error
@@ -124,12 +124,16 @@ class Reachability:
         config: the configuration.
         client_id: our name in the cluster's logs.
         client: the library's.
+
+    Attributes:
+        login_failure: why no broker lets us in, as text, if that is what the last check found.
     """
 
     def __init__(self, config: KafkaConfig, client_id: str, client: Any) -> None:
         self._config = config
         self._client_id = client_id
         self._client = client
+        self.login_failure: str | None = None
         self._good: int | None = None
         self._elsewhere = 0
         # When the library had last heard anything, and since when that has been known.
@@ -139,7 +143,7 @@ class Reachability:
         """Return whether one of the brokers that the client knows can be reached."""
         client = self._client
         if is_connected(client):
-            self._elsewhere = 0
+            self._reached()
             return True
         nodes = [broker.nodeId for broker in client.cluster.brokers()]
         nodes.sort(key=lambda node: node != self._good)
@@ -148,9 +152,13 @@ class Reachability:
                 async with asyncio.timeout(self._config.connect_timeout):
                     if await client.ready(node):
                         self._good = node
-                        self._elsewhere = 0
+                        self._reached()
                         return True
         return False
+
+    def _reached(self) -> None:
+        self._elsewhere = 0
+        self.login_failure = None
 
     def silent(self) -> bool:
         """Return whether brokers owe answers, and none has sent anything for ten seconds.
@@ -171,13 +179,19 @@ class Reachability:
     async def moved(self) -> bool:
         """Return whether it is time to start over from the configured addresses.
 
-        To be called repeatedly while `reachable` says no.
+        To be called repeatedly while `reachable` says no; finds out `login_failure`.
         """
         try:
             await reach(self._config, self._client_id)
         except Exception as error:  # noqa: BLE001 (whatever it is, there is no cluster)
             self._elsewhere = 0
             _log.debug("no connection to %s: %s", self._config.address, error)
+            self.login_failure = None
+            if is_login_failure(error):
+                config = self._config
+                problem = connect_problem(error, config.address, config.login.username)
+                self.login_failure = str(problem.error)
             return False
+        self.login_failure = None
         self._elsewhere += 1
         return self._elsewhere >= _MOVED

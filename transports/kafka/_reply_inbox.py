@@ -133,7 +133,9 @@ class KafkaReplyInbox:
             # With read_committed anybody's open transaction would hold back all replies.
             isolation_level="read_uncommitted",
         )
-        keep_connections(client_of(consumer), partial(renewed_options, self._config))
+        config = self._config
+        renew = partial(renewed_options, config)
+        keep_connections(client_of(consumer), renew, config.connect_timeout)
         # Replies are worthless later: better to lose some than all that come after them.
         guard = PartitionGuard(consumer, self._troubles, passes_over=True)
         try:
@@ -243,8 +245,8 @@ class KafkaReplyInbox:
             if guard is not None and guard.busy:
                 await guard.mend(consumer.resume)
                 guard.look_again(consumer.resume)
-            if not fetched and not await reachability.reachable() and await reachability.moved():
-                raise ConnectionError(MOVED)
+            if not fetched:
+                await self._look_for_brokers(reachability)
             if loop.time() >= look:
                 look = loop.time() + self._config.topic_refresh
                 if guard is not None:
@@ -261,6 +263,12 @@ class KafkaReplyInbox:
                 if task.done():
                     task.result()
                     raise kafka.KafkaError("a task of the library has ended")
+
+    async def _look_for_brokers(self, reachability: Reachability) -> None:
+        if not await reachability.reachable() and await reachability.moved():
+            raise ConnectionError(MOVED)
+        why = reachability.login_failure
+        self._away = None if why is None else f"replies cannot be read: {why}"
 
     def _hand_over(self, record: Any) -> None:
         try:

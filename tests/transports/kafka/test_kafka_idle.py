@@ -70,7 +70,7 @@ async def client_with_fetch(
 ) -> AsyncIterator[tuple[Any, asyncio.Task[Any]]]:
     """Yield a client, and a fetch at the end of partition 0 that its broker keeps."""
     client = AIOKafkaClient(bootstrap_servers=kafka.server, request_timeout_ms=3_600_000)
-    keep_connections(client, partial(renewed_options, KafkaConfig()))
+    keep_connections(client, partial(renewed_options, KafkaConfig()), 60.0)
     separate_fetches(client)
     try:
         await client.bootstrap()

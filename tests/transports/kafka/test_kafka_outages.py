@@ -266,7 +266,7 @@ async def test_a_client_that_ends_leaves_no_connection_that_was_being_made(step:
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     client = AIOKafkaClient(bootstrap_servers=f"127.0.0.1:{port}")
-    keep_connections(client, partial(renewed_options, KafkaConfig()))
+    keep_connections(client, partial(renewed_options, KafkaConfig()), 60.0)
     client.cluster._brokers[1] = BrokerMetadata(1, "127.0.0.1", port, None)
     first = step == "first connection"
     making = asyncio.ensure_future(client.bootstrap() if first else client.ready(1))

@@ -19,7 +19,7 @@ from aiokafka.conn import AIOKafkaConnection, CloseReason, ScramAuthenticator
 
 from spa_dat import DistributedApplication
 from spa_dat._pytest import require
-from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised
+from spa_dat.errors import ConfigurationError, ConnectFailed, NotAuthorised, PublishNotSent
 from spa_dat.harness.brokers._certificates import make_certificates
 from spa_dat.testing import Acl, Kafka
 from spa_dat.transports import Envelope
@@ -351,6 +351,64 @@ async def test_a_token_that_cannot_be_had_is_an_outage(
         failing = False
         await asyncio.wait_for(post, 60)
     assert len([1 for record in caplog.records if "tokens is away" in record.message]) < 10
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("e30.eyJleHAiOjRlOX0.", "the broker closed the connection during the login"),
+        (Kafka.token("ann", -60.0), "refused the token"),
+    ],
+    ids=["fails over it", "refuses it"],
+)
+async def test_a_bad_token_while_running_is_an_outage(
+    guarded: Kafka,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    bad: str,
+    words: str,
+) -> None:
+    good = True
+    connections: set[AIOKafkaConnection] = set()
+    connect = AIOKafkaConnection.connect
+
+    def remembering(connection: Any) -> Any:
+        connections.add(connection)
+        return connect(connection)
+
+    monkeypatch.setattr(AIOKafkaConnection, "connect", remembering)
+    guarded.grant("ann", "READ", "TOPIC", f"{prefix}open")
+    await create(guarded.server, f"{prefix}open")
+    async with taker(
+        f"{guarded.host}:{guarded.sasl_port}",
+        "open",
+        prefix=prefix,
+        create_topics="own",
+        sasl_mechanism="OAUTHBEARER",
+        allow_plain_password=True,
+        password_function=lambda: guarded.token("ann", 2.0) if good else bad,
+    ) as inbox:
+        client = inbox.client
+        await client.start()
+        await client.publish("open", b"0")
+        await inbox.get(1)
+        good = False
+        for connection in connections:
+            connection.close(reason=CloseReason.CONNECTION_BROKEN)
+        await eventually(lambda: words in (client.bus.trouble or ""))
+        await eventually(lambda: words in (inbox.consumer.trouble or ""))
+        with pytest.raises(PublishNotSent, match=words):
+            await client.bus.publish(Envelope(topic="open", payload=b"lost"), timeout=0.1)
+        post = client.bus.post(Envelope(topic="open", payload=b"1"))
+        said = [record for record in caplog.records if words in record.getMessage()]
+        assert len([1 for record in said if "publisher" in record.name]) == 1
+        good = True
+        await asyncio.wait_for(post, 60)
+        await inbox.get(2)
+        assert inbox.numbers == [0, 1]
+        await eventually(lambda: client.bus.trouble is inbox.consumer.trouble is None)
+    assert bad not in caplog.text
 
 
 async def test_a_login_without_rights_says_what_is_missing(guarded: Kafka, prefix: str) -> None:

@@ -391,13 +391,16 @@ class ConsumerSessions(abc.ABC):
         """What keeps messages from being received, as text; None if nothing does."""
         if self._away is not None:
             return self._away
-        brokers = None if self._latest is None else self._latest.brokers
+        latest = self._latest
+        brokers = None if latest is None else latest.brokers
         if brokers is Brokers.SILENT:
             return (
                 f"the brokers at {self._config.address} can be reached, but have not answered for a"
                 " long time: they hang, or make this client wait because of a quota"
             )
         if brokers is Brokers.AWAY:
+            if latest is not None and latest.login_failure is not None:
+                return latest.login_failure
             return f"there is no connection to {self._config.address}"
         return self._troubles.serious(self._selection.names)
 

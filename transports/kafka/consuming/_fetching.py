@@ -173,6 +173,11 @@ class Fetching:
             elif await where.moved():
                 raise ConnectionError(MOVED)
 
+    @property
+    def login_failure(self) -> str | None:
+        """Why no broker lets us in, as text; None if none refuses."""
+        return self._reachability.login_failure
+
     def _become(self, brokers: Brokers) -> None:
         """Change the state of the brokers; the only place where it changes."""
         self.brokers = brokers

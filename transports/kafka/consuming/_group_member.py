@@ -138,7 +138,7 @@ class GroupMember(ConsumerSessions):
             rebalance_timeout_ms=int(config.rebalance_timeout * 1000),
             max_poll_interval_ms=int(config.max_poll_interval * 1000),
         )
-        keep_connections(client_of(consumer), self._renewed_options)
+        keep_connections(client_of(consumer), self._renewed_options, self._config.connect_timeout)
         separate_fetches(client_of(consumer))
         if pattern is None:
             consumer.subscribe(topics=list(names), listener=self._rebalances)

@@ -67,7 +67,7 @@ class Reader(ConsumerSessions):
             group_id=None,
             auto_offset_reset="earliest",
         )
-        keep_connections(client_of(consumer), self._renewed_options)
+        keep_connections(client_of(consumer), self._renewed_options, self._config.connect_timeout)
         separate_fetches(client_of(consumer))
         guard = self._guard = PartitionGuard(consumer, self._troubles)
         try:

@@ -100,7 +100,7 @@ def _consumer(config: KafkaConfig) -> Any:
         # Only applies to what retention removes meanwhile.
         auto_offset_reset="earliest",
     )
-    keep_connections(client_of(consumer), partial(renewed_options, config))
+    keep_connections(client_of(consumer), partial(renewed_options, config), config.connect_timeout)
     return consumer
 
 

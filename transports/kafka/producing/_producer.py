@@ -107,7 +107,7 @@ class Producer:
             linger_ms=0,
         )
         client = self._library.client
-        keep_connections(client, partial(renewed_options, config))
+        keep_connections(client, partial(renewed_options, config), config.connect_timeout)
         self.reachability = Reachability(config, client_id, client)
         overhear(client, produced=self._hear)
         on_connection_closed(client, on_trouble)

@@ -11,7 +11,7 @@ from ...._logs import get_logger
 from ..._contract import Surroundings
 from ..._outbox import Outbox, OutboxEntry
 from .._config import KafkaConfig
-from .._errors import connect_problem, describe
+from .._errors import connect_problem, describe, is_login_failure
 from .._reachability import MOVED, reach
 from ._partition_queue import blames_records
 from ._producer import Producer
@@ -41,6 +41,7 @@ class Publisher:
 
     Attributes:
         outbox: takes the publishes; their notes are `Record` objects.
+        login_failure: why no broker lets us in, as text; None if none refuses.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Publisher:
             repeat_qos0=True,
             stats=surroundings.stats,
         )
+        self.login_failure: str | None = None
         self._config = config
         self._client_id = client_id
         self._topics = topics
@@ -172,6 +174,13 @@ class Publisher:
             self._set_connected(False)
             if await producer.reachability.moved():
                 producer.break_off(ConnectionError(MOVED))
+            self._note(producer.reachability.login_failure)
+
+    def _note(self, login_failure: str | None) -> None:
+        """Note why no broker lets us in; log it once, and not at every attempt."""
+        if login_failure is not None and login_failure != self.login_failure:
+            _log.warning("%r: %s", self._client_id, login_failure)
+        self.login_failure = self.outbox.no_connection = login_failure
 
     async def _renew(self, broken: Producer, lasted: float) -> None:
         assert broken.broken is not None
@@ -207,6 +216,8 @@ class Publisher:
             except Exception as error:  # noqa: BLE001
                 self._set_connected(False)
                 problem = connect_problem(error, self._config.address, self._config.login.username)
+                if is_login_failure(error):
+                    self.login_failure = self.outbox.no_connection = str(problem.error)
                 delay = self._backoff.next_delay()
                 _log.warning("%s; next attempt in %.1f s", problem.error, delay)
         self._trouble.clear()
@@ -218,6 +229,7 @@ class Publisher:
             return
         self._connected = connected
         if connected:
+            self._note(None)
             self._stats["kafka.connected"] += 1
             _log.info("%r is connected to %s", self._client_id, self._config.address)
             if self._producer is not None:

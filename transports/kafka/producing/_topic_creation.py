@@ -134,8 +134,9 @@ class Topics:
 
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncIterator[Any]:
-        client = new_client(common_options(self._config, self._client_id))
-        keep_connections(client, partial(renewed_options, self._config))
+        config = self._config
+        client = new_client(common_options(config, self._client_id))
+        keep_connections(client, partial(renewed_options, config), config.connect_timeout)
         try:
             await client.bootstrap()
             yield client
