@@ -32,6 +32,7 @@ from ._stopping import shielded_from_scopes
 
 if TYPE_CHECKING:
     from ..diagnostics._health import Health
+    from ..options._admin_address import AdminAddress
 
 __all__ = ["DistributedApplication", "ProviderLike", "runs_of"]
 
@@ -74,10 +75,14 @@ class DistributedApplication:
             never goes to a topic that an actor of the application subscribes to.
         codec: the `Codec` of every actor that does not name its own, and of `socket`; None for the
             runtime's own formats.
+        admin: where to answer probes over HTTP, as ``127.0.0.1:8085``; by default the environment
+            variable ``SPA_DAT_ADMIN``, or nowhere without it. It needs ``spa-dat[admin]``.
+        admin_token: what clients of it have to send to learn details, at least 16 characters; by
+            default ``SPA_DAT_ADMIN_TOKEN``. An address that others can reach needs one.
         environment: where time stamps, randomness and identifiers come from.
 
     Raises:
-        ConfigurationError: a name, the bus or the codec is wrong.
+        ConfigurationError: a name, the bus, the codec or the address for probes is wrong.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class DistributedApplication:
         blocked_after: float | None = 5.0,
         reply_topics: str | Sequence[str] | None = None,
         codec: Codec | None = None,
+        admin: str | None = None,
+        admin_token: str | None = None,
         environment: Environment | None = None,
     ) -> None:
         environment = environment or Environment()
@@ -121,6 +128,7 @@ class DistributedApplication:
                 None if reply_topics is None else parse_reply_topics("application", reply_topics)
             ),
             codec=codec,
+            admin=_admin_address(admin, admin_token),
         )
         self._runs = Runs(self._registry, settings)
 
@@ -477,6 +485,15 @@ class DistributedApplication:
 def runs_of(application: DistributedApplication) -> Runs:
     """Return the runs of an application, for code that runs it differently or observes it."""
     return application._runs
+
+
+def _admin_address(text: str | None, token: str | None) -> AdminAddress | None:
+    if text is None and not os.environ.get("SPA_DAT_ADMIN"):
+        return None
+    # Only who asks for it needs it.
+    from ..options._admin_address import AdminAddress
+
+    return AdminAddress.given(text, token)
 
 
 def _provider(given: ProviderLike | None) -> SocketProvider | None:

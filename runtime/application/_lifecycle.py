@@ -106,8 +106,10 @@ class Run:
         self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
         # Not at the top: what is not started has nothing to report.
+        from ._admin_endpoint import AdminEndpoint
         from ._health_report import HealthReport
 
+        self._admin = AdminEndpoint(settings.admin, self._name, lambda: self.health)
         self._report = HealthReport(self._subscriptions, self._letters, self._watchdog)
         self._resource_manager = ResourceManager(
             self._given_up, self._resource_failed, self._lost_for_good
@@ -384,6 +386,7 @@ class Run:
         )
 
     async def _start(self, waits: StartProgress) -> None:
+        await self._admin.open()
         self._make_connections()
         await waits.all(
             (partial(connection_of, connection), connect(connection)) for connection in self._buses
@@ -474,6 +477,7 @@ class Run:
         self._watchdog.stop()
         self._report.stop()
         self._buses.release()
+        self._admin.abandon()
         self._enter(RunState.STOPPED)
 
     async def _stop(self, seconds: float) -> None:
@@ -492,6 +496,7 @@ class Run:
             self._watchdog.stop()
             self._report.stop()
             self._buses.release()
+            await self._admin.close()
             self.end(None)
             self._enter(RunState.STOPPED)
 

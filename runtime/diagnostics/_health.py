@@ -106,9 +106,24 @@ class Health:
         object.__setattr__(self, "problems", MappingProxyType(dict(self.problems)))
 
     @property
+    def reasons_not_ready(self) -> dict[str, str]:
+        """Why it cannot be given work, in words as `problems`; empty if it is `ready`."""
+        if self.state not in ("ready", "degraded"):
+            return dict(self.problems)
+        away = {
+            each.bus: "there is no connection" for each in self.connections if not each.connected
+        }
+        deaf = {
+            actor.name: "it receives no messages"
+            for actor in self.actors
+            if actor.receiving is False and not actor.stopped
+        }
+        return {name: self.problems.get(name, text) for name, text in (away | deaf).items()}
+
+    @property
     def ready(self) -> bool:
-        """Whether it is running without a problem: its ``state`` is ``ready``."""
-        return self.state == "ready"
+        """Whether it runs, is connected, and its filters are in force, whatever else is wrong."""
+        return not self.reasons_not_ready
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as dicts, lists, texts and numbers, for JSON."""

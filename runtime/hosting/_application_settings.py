@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..._environment import Environment
 from ...actors import RestartPolicy
@@ -15,6 +16,9 @@ from ..messaging._middleware import Middleware, handles, publishes
 from ..options._custom_codecs import Codec
 from ..options._option_checks import check_seconds
 from ._actor_observer import Observer
+
+if TYPE_CHECKING:
+    from ..options._admin_address import AdminAddress
 
 __all__ = ["LoopFactory", "Settings"]
 
@@ -32,6 +36,7 @@ class Settings:
         codec: of sockets that belong to no actor; actors have it among their options.
         stand_in: returns what to use in place of a provider; None to use the provider itself.
         observer: is told what the actors do; None for nobody.
+        admin: where it answers probes; None for nowhere.
         number: of this process among several of its one actor; None anywhere else.
         middleware: the application's, in order; the same list in all copies of the settings.
     """
@@ -49,6 +54,7 @@ class Settings:
     codec: Codec | None = None
     stand_in: Callable[[SocketProvider], SocketProvider] | None = None
     observer: Observer | None = None
+    admin: AdminAddress | None = None
     number: int | None = None
     middleware: list[Middleware] = field(default_factory=list)
 

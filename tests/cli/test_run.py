@@ -102,6 +102,17 @@ def test_the_only_application_of_a_module_needs_no_name(
     assert said("run", f"{tmp_path}/{name}.py:same") == expected
 
 
+def test_it_answers_probes_where_the_command_says(
+    name: str, tmp_path: Path, said: Said, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / f"{name}.py").write_text(APP)
+    assert said("run", name, "--admin", "127.0.0.1:0", "--log-level", "info")[0] == 0
+    assert "application 'plant' answers probes at http://127.0.0.1:" in caplog.text
+    code, _, err = said("run", name, "--admin", "0.0.0.0:8085")
+    assert code == 2
+    assert err[0].startswith("spa-dat: --admin '0.0.0.0:8085': others can reach that address")
+
+
 def test_a_file_in_a_package_is_imported_as_part_of_it(
     name: str, tmp_path: Path, said: Said
 ) -> None:

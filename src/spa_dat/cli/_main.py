@@ -303,6 +303,12 @@ def _commands(context: click.Context) -> None:
     " SPA_DAT_LOG_FORMAT, or else what the application has set up, or else text.",
 )
 @click.option(
+    "--admin",
+    metavar="HOST:PORT",
+    help="Where to answer probes over HTTP, for example 127.0.0.1:8085; worker N at PORT+N. By"
+    " default what the application has set up.",
+)
+@click.option(
     "--workers",
     callback=_count(_MOST_WORKERS),
     metavar="N",

@@ -19,6 +19,7 @@ def run(
     instance: str | None,
     log_level: str | None,
     log_format: str | None,
+    admin: str | None,
     workers: int | None,
     worker_timeout: float,
     reload: bool,
@@ -33,6 +34,7 @@ def run(
         instance: of the application; None for its own.
         log_level: None for what the application has set up.
         log_format: "text" or "json"; None for what the application has set up.
+        admin: where it answers probes; None for its own.
         workers: processes that run the application; None for this one.
         worker_timeout: seconds after which a worker that stands still is replaced; 0 for never.
         reload: start it again whenever a Python file changes.
@@ -66,5 +68,6 @@ def run(
         instance=instance,
         log_level=log_level,
         log_format=log_format,
+        admin=admin,
         parent=parent,
     )

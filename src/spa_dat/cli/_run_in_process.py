@@ -19,6 +19,7 @@ from ..errors import ConfigurationError
 from ..runtime import DistributedApplication
 from ..runtime.application._application import runs_of
 from ..runtime.application._program import new_loop, run_until_stopped
+from ..runtime.options._admin_address import AdminAddress
 from ..runtime.options._option_checks import check_name
 from ..runtime.registration._specs import Spec
 from ..transports import MemoryConfig, MqttConfig, SocketProviderFactory
@@ -43,6 +44,7 @@ def serve(
     instance: str | None,
     log_level: str | None,
     log_format: str | None,
+    admin: str | None,
     parent: Parent | None,
 ) -> int:
     """Run an application until a signal, or until it has nothing left to do; returns the exit code.
@@ -53,12 +55,15 @@ def serve(
         instance: None for the application's own.
         log_level: None for what the application has set up.
         log_format: "text" or "json"; None for what the application has set up.
+        admin: where to answer probes; None for the application's own. A worker's port is higher by
+            its number.
         parent: the process that looks after this one; None for nobody.
 
     Raises:
         ConfigurationError: there is no such application, or it cannot be run like this.
         SystemExit: as `spa_dat.run` does.
     """
+    address = None if admin is None else AdminAddress.given(admin, None, "--admin ")
     provider = None if url is None else SocketProviderFactory.from_url(url)
     number = None if parent is None else parent.number
     if instance is not None:
@@ -92,6 +97,10 @@ def serve(
     if wanted is not None and wanted != own:
         identity = replace(application.identity, instance=check_name("instance", wanted))
         runs.settings = replace(runs.settings, identity=identity)
+    address = runs.settings.admin if admin is None else address
+    if address is not None and number is not None:
+        address = address.moved(number)
+    runs.settings = replace(runs.settings, admin=address)
     _set_up_log(log_level, as_json=log_format == "json")
     if parent is not None and parent.count is not None and parent.count > 1:
         _check_several(runs.specs)

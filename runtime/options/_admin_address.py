@@ -1,0 +1,114 @@
+"""The address of an admin endpoint: checked, and who may know details there."""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import ipaddress
+import os
+import socket
+
+from ..._texts import quoted
+from ...errors import ConfigurationError
+
+__all__ = ["AdminAddress"]
+
+_ADDRESS = "SPA_DAT_ADMIN"
+_TOKEN = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
+_LOCAL = "127.0.0.1"
+_LEAST_TOKEN = 16
+_MOST_WAITING = 64
+
+
+class AdminAddress:
+    """The address of an admin endpoint, and the token that it asks for.
+
+    Args:
+        text: ``HOST:PORT`` with an IP address, in brackets for version 6, or ``localhost``; port 0
+            for any that is free.
+        token: what those who want details have to know; None for nothing.
+        whose: what gave the text, for errors.
+
+    Raises:
+        ConfigurationError: it is no such address, or others can reach it and there is no token.
+    """
+
+    def __init__(self, text: str, token: str | None, whose: str = "admin=") -> None:
+        host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+        wrong = f"{whose}{quoted(text) if isinstance(text, str) else repr(text)}"
+        try:
+            plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+            self.ip = ipaddress.ip_address(_LOCAL if plain == "localhost" else plain)
+            if self.ip.version != (6 if plain != host else 4):
+                raise ValueError(plain)
+            self.port = int(port) if port.isascii() and port.isdigit() else -1
+        except ValueError:
+            self.port = -1
+        if not 0 <= self.port <= 65535:
+            raise ConfigurationError(
+                f"{wrong}: give HOST:PORT with an IP address and a port up to 65535, for example"
+                " 127.0.0.1:8085 or [::1]:8085"
+            )
+        if token is not None and (not token.isascii() or len(token) < _LEAST_TOKEN):
+            raise ConfigurationError(
+                f"the token for {wrong} has to be at least {_LEAST_TOKEN} ASCII characters long"
+            )
+        if token is None and not self.ip.is_loopback:
+            raise ConfigurationError(
+                f"{wrong}: others can reach that address, so it needs a token: set {_TOKEN},"
+                " or give 127.0.0.1"
+            )
+        self._token = token
+        self._whose = whose
+
+    @classmethod
+    def given(
+        cls, text: str | None, token: str | None, whose: str = "admin="
+    ) -> AdminAddress | None:
+        """Return the address from what was given, or else the environment; None without one.
+
+        An empty text is none.
+        """
+        if text is None:
+            text, whose = os.environ.get(_ADDRESS), f"{_ADDRESS}="
+        token = token if token is not None else os.environ.get(_TOKEN)
+        return cls(text, token or None, whose) if text else None
+
+    def moved(self, places: int) -> AdminAddress:
+        """Return the address with a port so many places higher; port 0 stays."""
+        port = self.port + places if self.port else 0
+        host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
+        return AdminAddress(f"{host}:{port}", self._token, self._whose)
+
+    def allows(self, authorization: str | None) -> bool:
+        """Whether somebody who sends this header may know details."""
+        if self._token is None:
+            return True
+        given = (authorization or "").encode("utf-8", "surrogateescape")
+        return hmac.compare_digest(given, f"Bearer {self._token}".encode())
+
+    def bound(self) -> socket.socket:
+        """Return a socket that listens there.
+
+        Raises:
+            ConfigurationError: it cannot.
+        """
+        v6 = self.ip.version == 6
+        listening = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            if os.name == "posix":
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((str(self.ip), self.port))
+            listening.listen(_MOST_WAITING)
+            listening.setblocking(False)
+        except OSError as error:
+            listening.close()
+            why = error.strerror or str(error)
+            if error.errno == errno.EADDRINUSE:
+                why = "the port is in use by another program or application; give another one"
+            raise ConfigurationError(f"{self}: {why}") from error
+        return listening
+
+    def __str__(self) -> str:
+        host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
+        return f"{self._whose}{host}:{self.port}"
