@@ -580,6 +580,17 @@ def test_a_payload_is_shown_as_what_it_is(
     assert f"    {form} (" in envelope_as_text(envelope)
 
 
+def test_a_header_without_a_value_is_null_for_programs() -> None:
+    raw = (("none", None), ("empty", b""), ("full", b"x"))
+    headers = {"none": "", "empty": "", "full": "x"}
+    envelope = Envelope(topic="a", payload=b"1", headers=headers, raw_headers=raw)
+    assert json.loads(envelope_as_json(envelope))["headers"] == {
+        "none": None,
+        "empty": "",
+        "full": "x",
+    }
+
+
 @pytest.mark.parametrize(("begun", "offered"), [("li", "listen"), ("listen --co", "--count")])
 def test_a_shell_can_complete_commands_and_options(begun: str, offered: str) -> None:
     words = f"spa-dat {begun}"

@@ -125,7 +125,7 @@ def _entries(message: Message[bytes]) -> dict[str, Any]:
         "time": None if message.time is None else _moment(message.time),
         "id": message.id,
         "key": message.key,
-        "headers": dict(message.headers),
+        "headers": _headers(message),
         "source": message.source,
         "type": message.type,
         "correlation_id": message.correlation_id,
@@ -139,6 +139,12 @@ def _entries(message: Message[bytes]) -> dict[str, Any]:
         "size": len(message.raw),
         **payload,
     }
+
+
+def _headers(message: Message[bytes]) -> dict[str, str | None]:
+    """Return the headers, with None for those of Kafka that have no value."""
+    empty = {name for name, value in message.raw_headers if value is None}
+    return {name: text or (None if name in empty else "") for name, text in message.headers.items()}
 
 
 def _line(entries: dict[str, Any]) -> str:
