@@ -179,7 +179,7 @@ def test_environment_variables_are_ones_that_are_read() -> None:
     read = {str(option.envvar) for option in options if getattr(option, "envvar", None)}
     serving = importlib.import_module("spa_dat.cli._run_in_process")
     read |= {serving._INSTANCE}
-    assert read == {"SPA_DAT_URL", "SPA_DAT_INSTANCE"}
+    assert read == {"SPA_DAT_URL", "SPA_DAT_INSTANCE", "SPA_DAT_LOG_FORMAT"}
     read |= set(re.findall(r'environ\.get\("(\w+)"', (FOLDER / "ledger.py").read_text()))
     for environment in environments():
         assert environment.keys() <= read

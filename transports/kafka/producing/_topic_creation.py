@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import aiokafka.errors as kafka
 
@@ -27,6 +26,8 @@ from .._reachability import reach
 from .._topic_names import Names
 
 __all__ = ["Topics"]
+
+T = TypeVar("T")
 
 _log = get_logger(__name__)
 
@@ -120,8 +121,7 @@ class Topics:
         ready = await self._ensure_together(wanted)
         left = [name for name in wanted if name not in ready]
         if left:
-            async with self._client() as client:
-                await self._ensure(client, left, timeout)
+            await self._with_client(lambda client: self._ensure(client, left, timeout))
 
     async def delete(self, names: Sequence[str]) -> None:
         """Delete topics of the runtime; those that the cluster does not let us delete stay.
@@ -129,17 +129,18 @@ class Topics:
         Raises:
             OSError, aiokafka.errors.KafkaError: no connection.
         """
-        async with self._client() as client:
-            await delete_topics(client, names, self._config.request_timeout)
+        timeout = self._config.request_timeout
+        await self._with_client(lambda client: delete_topics(client, names, timeout))
 
-    @contextlib.asynccontextmanager
-    async def _client(self) -> AsyncIterator[Any]:
+    async def _with_client(self, use: Callable[[Any], Awaitable[T]]) -> T:
+        # Not an asynchronous context manager: the coroutine of a killed application has to be
+        # closed from its innermost await outwards, and one cannot look into a generator.
         config = self._config
         client = new_client(common_options(config, self._client_id))
         keep_connections(client, partial(renewed_options, config), config.connect_timeout)
         try:
             await client.bootstrap()
-            yield client
+            return await use(client)
         except kafka.NodeNotReadyError as error:
             # The one that was asked first has answered.
             named = ", ".join(f"{node.host}:{node.port}" for node in client.cluster.brokers())
@@ -186,8 +187,10 @@ class Topics:
             # Whoever asks from now on waits for the next one.
             self._next = None
             try:
-                async with self._client() as client:
-                    joint.ready = await self._look_and_create(client, list(joint.names))
+                names = list(joint.names)
+                joint.ready = await self._with_client(
+                    lambda client: self._look_and_create(client, names)
+                )
             except Exception as error:  # noqa: BLE001 (each that waits meets it again)
                 joint.failure = error
 
