@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import inspect
+import itertools
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from support.program import Program, Start
 from support.running import run_async_test
 
 B = TypeVar("B", bound=BrokerProcess)
+_SHARED_KAFKA = {"kafka", "kafka_broker", "kafka_to_break"}
 
 # Timing says nothing on a busy machine. On CI the same examples every time: what random ones find
 # is found, and mended, where somebody looks.
@@ -36,19 +38,32 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several processes, let each begin with its share of the long tests.
+    """Of several processes, let half begin with the tests on Kafka, and the others with long ones.
 
-    So none of them is left over at the end, when the other processes have nothing to do any more.
+    So not every process starts a Kafka of its own, which costs as much as hundreds of tests, and no
+    long test is left over at the end, when the other processes have nothing to do any more.
     """
     processes: int = getattr(config, "workerinput", {}).get("workercount", 1)
     if processes == 1:
         return
-    long = [item for item in items if _is_long(item)]
-    others = [item for item in items if not _is_long(item)]
+    first: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    half = (processes + 1) // 2
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in filter(_is_on_kafka, items):
+        modules.setdefault(item.path, []).append(item)
+    # The largest first: so the shares become equal, and modules stay whole, with their own brokers.
+    for tests in sorted(modules.values(), key=len, reverse=True):
+        min(first[:half], key=len).extend(tests)
+    for share in first[:half]:
+        share.sort(key=_is_long, reverse=True)
+    long = [item for item in items if _is_long(item) and not _is_on_kafka(item)]
+    for number, tests in enumerate(first[half:]):
+        tests += long[number :: processes - half]
+    placed = set(itertools.chain.from_iterable(first))
+    others = [item for item in items if item not in placed]
     ordered: list[pytest.Item] = []
     for number in range(processes):
-        share = slice(len(long) * number // processes, len(long) * (number + 1) // processes)
-        ordered += long[share]
+        ordered += first[number]
         rest = max(0, len(items) * (number + 1) // processes - len(ordered))
         ordered += others[:rest]
         del others[:rest]
@@ -59,6 +74,12 @@ def pytest_collection_finish() -> None:
     """Let no collection of garbage look at the thousands of tests again."""
     gc.collect()
     gc.freeze()
+
+
+def _is_on_kafka(item: pytest.Item) -> bool:
+    if item.get_closest_marker("kafka") is None:
+        return False
+    return not _is_long(item) or not _SHARED_KAFKA.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def _is_long(item: pytest.Item) -> bool:
