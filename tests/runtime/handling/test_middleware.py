@@ -669,24 +669,31 @@ class Marking(Middleware):
         outgoing.headers["mark"] = self.mark
 
 
+class Counting(Marking):
+    def publish(self, outgoing: Outgoing) -> None:
+        outgoing.headers["mark"] = f"{self.mark} {self.calls}"
+
+
 async def test_processes_have_a_copy_of_their_own() -> None:
-    app, marking = make(), Marking("seen")
+    # What the copy knows it keeps itself: the process may have this module under another name, with
+    # another context variable.
+    app, marking = make(), Counting("seen")
     app.use(marking)
-    got: list[tuple[str, str]] = []
+    got: list[tuple[int, str]] = []
 
     @app.application("in", placement="process")
     async def work(payload: int, socket: Socket) -> None:
-        await socket.publish("out", WHO.get())
+        await socket.publish("out", payload)
 
     @app.application("out", name="collector")
-    async def take(message: Message[str]) -> None:
+    async def take(message: Message[int]) -> None:
         got.append((message.payload, message.headers["mark"]))
 
     async with app:
         await app.socket().publish("in", 1)
         await app.socket().publish("in", 2)
         await eventually(lambda: len(got) == 2)
-    assert got == [("seen 1", "seen"), ("seen 2", "seen")]
+    assert got == [(1, "seen 1"), (2, "seen 2")]
     assert marking.calls == 2  # those of the collector
 
 
