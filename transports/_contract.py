@@ -42,6 +42,19 @@ class Identity:
     instance: str = "0"
     ephemeral: bool = False
 
+    @property
+    def client_id(self) -> str:
+        """What a broker knows the instance by."""
+        return f"{self.application}.{self.instance}"
+
+    def client_id_of(self, subscription: str) -> str:
+        """Return what a broker knows a subscription of the instance by."""
+        return f"{self.application}.{self.instance}.{subscription}"
+
+    def group_of(self, subscription: str) -> str:
+        """Return what a broker knows a subscription by that the instances share."""
+        return f"{self.application}.{subscription}"
+
 
 @dataclass(frozen=True)
 class Surroundings:

@@ -10,7 +10,7 @@ import msgspec
 from ._envelope import Envelope
 from ._topics import RESERVED
 
-__all__ = ["dead_letter_topic", "parked"]
+__all__ = ["dead_letter_filter", "dead_letter_topic", "parked"]
 
 _LONGEST_ID = 256
 _NOTHING = b"(empty)"
@@ -20,6 +20,11 @@ def dead_letter_topic(application: str, identifier: str) -> str:
     """Return the topic of the dead letter with this id; any id makes one level of a valid topic."""
     level = quote(identifier, safe="", errors="replace")[:_LONGEST_ID]
     return f"{RESERVED}/dead-letter/{application}/{level}"
+
+
+def dead_letter_filter(application: str) -> str:
+    """Return the filter for all dead letters of an application."""
+    return f"{RESERVED}/dead-letter/{application}/#"
 
 
 def parked(application: str, envelope: Envelope, new_id: Callable[[], str]) -> Envelope:

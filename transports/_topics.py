@@ -20,6 +20,7 @@ __all__ = [
     "is_foreign_reply",
     "is_reserved",
     "minimal",
+    "reply_filter",
     "reply_prefix",
 ]
 
@@ -402,6 +403,11 @@ class TopicTrie(Generic[V]):
 def reply_prefix(application: str, token: str) -> str:
     """Return the prefix of the reply addresses of one bus; the correlation follows it."""
     return f"{RESERVED}/reply/{application}/{token}/"
+
+
+def reply_filter(application: str) -> str:
+    """Return the filter for all replies to an application, whichever bus and instance has asked."""
+    return f"{RESERVED}/reply/{application}/#"
 
 
 def is_foreign_reply(envelope: Envelope) -> bool:

@@ -26,7 +26,7 @@ from ._records import Record, RecordCodec
 from ._reply_inbox import KafkaReplyInbox
 from ._takeovers import Contest
 from ._topic_facts import SharedTopicFacts
-from ._topic_names import Names
+from ._topic_names import Names, owner_of_topics
 from .producing._producer import ROOM_FOR_HEADERS
 from .producing._publisher import Publisher
 from .producing._topic_creation import Topics
@@ -35,8 +35,6 @@ __all__ = ["KafkaBus"]
 
 _log = get_logger(__name__)
 
-# A topic for each of them, with a new name in every run, would never be removed.
-_SHARED_BY_EPHEMERAL = "ephemeral"
 _OWN_TOPICS_TIMEOUT = 5.0
 # How often a member may be displaced that was not there first. A long pause of it looks the same.
 _LEAST_PATIENCE = 6
@@ -65,8 +63,8 @@ class KafkaBus(Bus):
         self._config = config
         self._names = names
         self._surroundings = surroundings
-        self._application = _SHARED_BY_EPHEMERAL if identity.ephemeral else identity.application
-        self._client_id = f"{identity.application}.{identity.instance}"
+        self._application = owner_of_topics(identity)
+        self._client_id = identity.client_id
         self._codec = RecordCodec(names, surroundings.stats, environment.now)
         self._topics = Topics(config, names, self._client_id)
         self._wires = WireFormats(config.wire, names.name_of, names.reply_topic)

@@ -86,8 +86,7 @@ class Takeovers:
         if not self._rivalry.gives_way:
             return
         self._contest.given_up = True
-        identity = self._surroundings.identity
-        who = f"{identity.application}.{identity.instance}"
+        who = self._surroundings.identity.client_id
         self._surroundings.fatal(
             ConfigurationError(
                 f"consumer {self._identifier!r} keeps losing its place in group {self._group!r}:"

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from ..._texts import LONGEST_REMEMBERED
 from ...errors import ConfigurationError
+from .._contract import Identity
 from .._topics import RESERVED, TopicFilter, check_filter, check_topic, covers
 from ._config import KafkaConfig, KafkaTopic
 
-__all__ = ["Destination", "Names", "Selection"]
+__all__ = ["Destination", "Names", "Selection", "owner_of_topics"]
 
 _LONGEST = 249
 _MOST_REMEMBERED = 4_096
@@ -23,6 +24,13 @@ _OUTSIDE = f"{RESERVED}/outside/"
 # The first level of the brokers' own topics, such as __consumer_offsets.
 _HIDDEN = rf"(?!{RESERVED}(?:\.|\Z)|__)"
 _UNKNOWN = "unknown"
+# A topic for each of them, with a new name in every run, would never be removed.
+_SHARED_BY_EPHEMERAL = "ephemeral"
+
+
+def owner_of_topics(identity: Identity) -> str:
+    """Return the name in those of the runtime's own topics for an application."""
+    return _SHARED_BY_EPHEMERAL if identity.ephemeral else identity.application
 
 
 class Destination(NamedTuple):

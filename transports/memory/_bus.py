@@ -62,7 +62,7 @@ class MemoryBus(Bus):
         self._answers: list[tuple[OutboxEntry, Exception | None]] = []
         self._connection = MemoryConnection(
             broker,
-            f"{identity.application}.{identity.instance}",
+            identity.client_id,
             surroundings,
             connect=self._connect,
             lost=self._lost,

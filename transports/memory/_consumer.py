@@ -68,7 +68,7 @@ class MemoryConsumer(Consumer):
         self._window = subscription.window
         self._window_bytes = subscription.window_bytes
         self._durable = subscription.durable and not identity.ephemeral
-        self._group = f"{identity.application}.{subscription.name}" if subscription.share else None
+        self._group = identity.group_of(subscription.name) if subscription.share else None
         self._filters = dict.fromkeys(subscription.filters)
         self._unwanted: dict[str, None] = {}
         self._tracker = Tracker(self._release)
@@ -80,7 +80,7 @@ class MemoryConsumer(Consumer):
         self._closed = False
         self._connection = MemoryConnection(
             broker,
-            f"{identity.application}.{identity.instance}.{subscription.name}",
+            identity.client_id_of(subscription.name),
             surroundings,
             connect=self._connect,
             lost=self._lost,

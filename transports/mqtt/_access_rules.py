@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .._access import Access
-from .._topics import RESERVED, minimal
+from .._dead_letter_topics import dead_letter_filter
+from .._topics import RESERVED, minimal, reply_filter
 from ._config import MqttConfig
 
 __all__ = ["mosquitto_rules"]
@@ -27,9 +28,9 @@ def _topics(config: MqttConfig, access: Access) -> Iterator[str]:
         yield f"topic read {pattern}"
     for pattern in sorted(minimal(published)):
         yield f"topic write {pattern}"
-    yield f"topic read {RESERVED}/reply/{access.application}/#"
+    yield f"topic read {reply_filter(access.application)}"
     if access.answers:
         yield f"topic write {RESERVED}/reply/#"
         for pattern in sorted(minimal(access.reply_topics)):
             yield f"topic write {pattern}"
-    yield f"topic write {RESERVED}/dead-letter/{access.application}/#"
+    yield f"topic write {dead_letter_filter(access.application)}"

@@ -63,7 +63,7 @@ class MqttBus(Bus):
         self._config = config
         self._surroundings = surroundings
         self._stats = surroundings.stats
-        self._identifier = f"{identity.application}.{identity.instance}"
+        self._identifier = identity.client_id
         token = surroundings.environment.token()
         self._reply_prefix = reply_prefix(identity.application, token)
         pattern = self._reply_prefix + "+"

@@ -129,7 +129,7 @@ class MqttConsumer(Consumer):
         self._subscription = subscription
         self._receiver = receiver
         self._durable = subscription.durable and not identity.ephemeral
-        self._identifier = f"{identity.application}.{identity.instance}.{subscription.name}"
+        self._identifier = identity.client_id_of(subscription.name)
         self._low = subscription.window
         self._high = 2 * subscription.window
         self._most_bytes = subscription.window_bytes
@@ -138,7 +138,7 @@ class MqttConsumer(Consumer):
         self._subscriptions = SubscriptionSet(
             subscription.filters,
             qos=min(subscription.qos, 1),
-            group=f"{identity.application}.{subscription.name}" if subscription.share else None,
+            group=identity.group_of(subscription.name) if subscription.share else None,
             timeout=max(config.connect_timeout, _SHORTEST_ANSWER),
             batch=config.subscribe_batch,
             retained=subscription.retained,

@@ -18,8 +18,10 @@ from ..runtime.application._application import runs_of
 from ..runtime.options._actor_options import ActorOptions
 from ..runtime.payloads._type_readers import type_name
 from ..runtime.registration._specs import Handler
-from ..transports import RESERVED, Identity, KafkaConfig, MqttConfig, SocketProvider
-from ..transports.kafka._topic_names import Names
+from ..transports import Identity, KafkaConfig, MqttConfig, SocketProvider
+from ..transports._dead_letter_topics import dead_letter_filter
+from ..transports._topics import reply_filter
+from ..transports.kafka._topic_names import Names, owner_of_topics
 
 __all__ = [
     "ActorFacts",
@@ -33,7 +35,6 @@ __all__ = [
 _DEFAULTS = ActorOptions()
 # They have places of their own, or say nothing to others.
 _NOT_SHOWN = ("socket_provider", "every")
-_EPHEMERAL = "ephemeral"
 
 
 @dataclass(frozen=True)
@@ -243,17 +244,16 @@ def _as_written(value: object) -> str:
 
 
 def _names_of_bus(provider: SocketProvider, identity: Identity) -> dict[str, list[str]]:
-    config, name = provider.config, identity.application
-    own = f"{name}.{identity.instance}"
+    config, own = provider.config, identity.client_id
     if isinstance(config, MqttConfig):
         return {
             "client id": [own],
-            "replies": [f"{RESERVED}/reply/{name}/#"],
-            "dead letters": [f"{RESERVED}/dead-letter/{name}/#"],
+            "replies": [reply_filter(identity.application)],
+            "dead letters": [dead_letter_filter(identity.application)],
         }
     if isinstance(config, KafkaConfig):
         names = Names(config)
-        shared = _EPHEMERAL if identity.ephemeral else name
+        shared = owner_of_topics(identity)
         return {
             "client id": [own],
             "replies": [names.replies(shared)],
@@ -268,10 +268,7 @@ def _names_of_actor(
     if not spec.filters:
         return {}
     name = spec.options.subscription or spec.name
-    own, shared = (
-        f"{identity.application}.{identity.instance}.{name}",
-        f"{identity.application}.{name}",
-    )
+    own, shared = identity.client_id_of(name), identity.group_of(name)
     shares = (spec.options.deliver or provider.default_deliver) == "share"
     patterns = [*dict.fromkeys(filter_.pattern for filter_ in spec.filters)]
     config = provider.config

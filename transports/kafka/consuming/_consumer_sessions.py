@@ -71,7 +71,7 @@ class ConsumerSessions(abc.ABC):
     def __init__(self, context: BusContext, subscription: Subscription, receiver: Receiver) -> None:
         surroundings = context.surroundings
         identity = surroundings.identity
-        self.identifier = f"{identity.application}.{identity.instance}.{subscription.name}"
+        self.identifier = identity.client_id_of(subscription.name)
         self._config = context.config
         self._names = context.names
         self._surroundings = surroundings

@@ -84,9 +84,8 @@ class GroupMember(ConsumerSessions):
 
     @property
     def _group(self) -> str:
-        identity = self._surroundings.identity
-        name = f"{identity.application}.{self._subscription.name}"
-        return self._names.group(name if self._subscription.share else self.identifier)
+        group = self._surroundings.identity.group_of(self._subscription.name)
+        return self._names.group(group if self._subscription.share else self.identifier)
 
     # One consumer of the library after another.
 
