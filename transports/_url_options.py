@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
-from .._texts import quoted
+from .._texts import bracketed, quoted
 from ..errors import ConfigurationError
 from ._credentials import Secret
 
@@ -88,7 +88,7 @@ class BusUrl:
 
     def __str__(self) -> str:
         """Return the URL without user, password and options, for messages."""
-        host = f"[{self.host}]" if ":" in self.host and not self.several else self.host
+        host = self.host if self.several else bracketed(self.host)
         return f"{self.scheme}://{host}" + ("" if self.port is None else f":{self.port}")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..._logs import get_logger
+from ..._texts import bracketed
 from ...errors import ConfigurationError
 from ..diagnostics._health import Health
 from ..options._admin_address import AdminAddress
@@ -60,8 +61,12 @@ class AdminEndpoint:
         self._server = AdminServer(self._address, self._health)
         await self._server.open(listening)
         host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        log.info("application %r answers probes at http://%s:%d", self._application, shown, port)
+        log.info(
+            "application %r answers probes at http://%s:%d",
+            self._application,
+            bracketed(host),
+            port,
+        )
 
     async def close(self) -> None:
         """Answer no more; waits for nobody."""

@@ -8,7 +8,7 @@ import ipaddress
 import os
 import socket
 
-from ..._texts import quoted
+from ..._texts import bracketed, quoted
 from ...errors import ConfigurationError
 
 __all__ = ["AdminAddress"]
@@ -77,8 +77,7 @@ class AdminAddress:
     def moved(self, places: int) -> AdminAddress:
         """Return the address with a port so many places higher; port 0 stays."""
         port = self.port + places if self.port else 0
-        host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
-        return AdminAddress(f"{host}:{port}", self._token, self._whose)
+        return AdminAddress(f"{bracketed(str(self.ip))}:{port}", self._token, self._whose)
 
     def allows(self, authorization: str | None) -> bool:
         """Whether somebody who sends this header may know details."""
@@ -110,5 +109,4 @@ class AdminAddress:
         return listening
 
     def __str__(self) -> str:
-        host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
-        return f"{self._whose}{host}:{self.port}"
+        return f"{self._whose}{bracketed(str(self.ip))}:{self.port}"

@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = [
     "LONGEST_REMEMBERED",
+    "bracketed",
     "describe",
     "describe_exit",
     "encodable",
@@ -97,6 +98,11 @@ def quoted(text: object, longest: int = 120) -> str:
     except BaseException:  # noqa: BLE001 (the class may be anybody's)
         shown = f"<{type(text).__name__}>"
     return escaped(shown, longest)
+
+
+def bracketed(host: str) -> str:
+    """Return a host as it stands before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def encodable(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import url2pathname
 
-from ..._texts import escaped, quoted
+from ..._texts import bracketed, escaped, quoted
 from ...errors import ConfigurationError
 from .._credentials import Secret
 from .._url_options import scheme_of
@@ -78,7 +78,7 @@ def parse_address(url: str) -> DocumentAddress:
         raise ConfigurationError(
             f"a {scheme}:// URL has no host: write for example {scheme}://host/plant.toml"
         )
-    place = (f"[{host}]" if ":" in host else host) + ("" if port is None else f":{port}")
+    place = bracketed(host) + ("" if port is None else f":{port}")
     path = parts.path or "/"
     query = f"?{parts.query}" if parts.query else ""
     login = None

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 from urllib.parse import quote
 
-from ..._texts import quoted
+from ..._texts import bracketed, quoted
 from ...errors import ConfigurationError
 from .._broker_config import BrokerConfig
 from .._credentials import AskForPassword
@@ -115,7 +115,7 @@ class MqttConfig(BrokerConfig):
         """The URL of the bus without user, secrets and options."""
         if self.unix_socket is not None:
             return f"mqtt+unix://{quote(self.unix_socket)}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = bracketed(self.host)
         if self.websocket_path is None:
             scheme, path = "mqtt", ""
         else:

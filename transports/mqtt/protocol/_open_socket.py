@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from ...._texts import bracketed
 from ..._tls import tls_context
 from .._config import MqttConfig
 from ._stream import FrameStream
@@ -82,7 +83,7 @@ async def _start_websocket(sock: socket.socket, config: MqttConfig) -> WebSocket
 
     assert config.websocket_path is not None
     address, port = config.host.partition("%")[0], config.effective_port
-    host = f"[{address}]" if ":" in address else address
+    host = bracketed(address)
     websocket = WebSocket(sock)
     websocket.ask(host if port in (80, 443) else f"{host}:{port}", config.websocket_path)
     await _until_done(sock, websocket.flush, writing=True)
