@@ -185,6 +185,12 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 _name_option = click.option(
     "--name", metavar="NAME", help="Of the provider, where URL is a document that has several."
 )
+_url_option = click.option(
+    "--url",
+    metavar="URL",
+    envvar="SPA_DAT_URL",
+    help="The bus in place of the application's default one.",
+)
 _json_option = click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 _message_options = _options(
     _name_option,
@@ -496,13 +502,13 @@ def _replay(**given: Any) -> int:
     "config", epilog=_EPILOG, short_help="Show the options of a bus, and where they come from."
 )
 @click.argument("url", envvar="SPA_DAT_URL", required=False)
-@click.option("--name", metavar="NAME", help="The provider, if a document has several.")
+@_name_option
 @click.option(
     "--allow-http",
     is_flag=True,
     help="Allow a document over http://, where anybody in between can change it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@_json_option
 @click.option(
     "--schema", is_flag=True, help="Print the JSON Schema of configuration documents instead."
 )
@@ -523,12 +529,7 @@ def _config(**given: Any) -> int:
     "show", epilog=_EPILOG, short_help="Show what is registered with an application."
 )
 @click.argument("target")
-@click.option(
-    "--url",
-    metavar="URL",
-    envvar="SPA_DAT_URL",
-    help="The bus in place of the application's default one.",
-)
+@_url_option
 @click.option("--json", "form", flag_value="json", help="As JSON, for programs.")
 @click.option("--mermaid", "form", flag_value="mermaid", help="As a picture, for Mermaid.")
 def _show(form: str | None, **given: Any) -> int:
@@ -546,12 +547,7 @@ def _show(form: str | None, **given: Any) -> int:
     "acl", epilog=_EPILOG, short_help="Show the access rules that an application needs."
 )
 @click.argument("target")
-@click.option(
-    "--url",
-    metavar="URL",
-    envvar="SPA_DAT_URL",
-    help="The bus to use in place of the application's default one.",
-)
+@_url_option
 @click.option(
     "--user", metavar="NAME", help="The user to write rules for; by default the user of the login."
 )

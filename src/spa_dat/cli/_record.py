@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -65,16 +66,8 @@ def record(
         recorder = Recorder(
             application, output, actors=actors or None, limit=limit, existing=existing
         )
-    try:
-        with recorder:
-            run(application)
-    except BaseException:
-        if recorder.recorded:
-            _tell(recorder, output)
-        raise
-    _tell(recorder, output)
-    if recorder.problem is not None:
-        raise ConfigurationError(f"{output!r} is not complete: {recorder.problem}")
+    with _telling(recorder, output), recorder:
+        run(application)
     return 0
 
 
@@ -96,15 +89,8 @@ def _record_history(
             " the topics with --topic"
         )
     writer = RecordingWriter(output, limit=limit, max_bytes=None, redact=None, existing=existing)
-    try:
+    with _telling(writer, output):
         write_history(source, topics, writer, since=since, until=until, limit=limit)
-    except BaseException:
-        if writer.recorded:
-            _tell(writer, output)
-        raise
-    _tell(writer, output)
-    if writer.problem is not None:
-        raise ConfigurationError(f"{output!r} is not complete: {writer.problem}")
     return 0
 
 
@@ -171,8 +157,24 @@ class _Recorded(Protocol):
     def recorded(self) -> int: ...
     @property
     def skipped(self) -> int: ...
+    @property
+    def problem(self) -> object: ...
 
 
-def _tell(recorder: _Recorded, output: str) -> None:
-    missing = f", {recorder.skipped} are missing" if recorder.skipped else ""
-    write_notice(f"messages in {output}: {recorder.recorded}{missing}")
+@contextlib.contextmanager
+def _telling(recorded: _Recorded, output: str) -> Iterator[None]:
+    """Tell at the end of the block what is in the file; raise if it is not complete."""
+    try:
+        yield
+    except BaseException:
+        if recorded.recorded:
+            _tell(recorded, output)
+        raise
+    _tell(recorded, output)
+    if recorded.problem is not None:
+        raise ConfigurationError(f"{output!r} is not complete: {recorded.problem}")
+
+
+def _tell(recorded: _Recorded, output: str) -> None:
+    missing = f", {recorded.skipped} are missing" if recorded.skipped else ""
+    write_notice(f"messages in {output}: {recorded.recorded}{missing}")
