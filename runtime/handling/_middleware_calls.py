@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
@@ -88,41 +89,48 @@ class MiddlewareCaller(HandlerCaller):
         return result
 
 
+class _RestState(enum.Enum):
+    READY = enum.auto()
+    CALLED = enum.auto()
+    FINISHED = enum.auto()
+    OVER = enum.auto()
+
+
 class _Rest:
     """What a middleware calls as ``next``: the middleware after it, and the handler.
+
+    It goes from READY to CALLED to FINISHED, and from each of them to OVER.
 
     Args:
         name: the middleware's, for errors.
         make: makes the coroutine.
     """
 
-    __slots__ = ("_called", "_coroutine", "_finished", "_make", "_name", "_over", "_task")
+    __slots__ = ("_coroutine", "_make", "_name", "_state", "_task")
 
     def __init__(self, name: str, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         self._name = name
         self._make = make
         self._task = asyncio.current_task()
         self._coroutine: Coroutine[Any, Any, Any] | None = None
-        self._called = False
-        self._finished = False
-        self._over = False
+        self._state = _RestState.READY
 
     def __call__(self) -> Awaitable[Any]:
-        if self._over:
+        if self._state is _RestState.OVER:
             raise RuntimeError(f"next() was called after {self._name}.handle had ended")
-        if self._called:
+        if self._state is not _RestState.READY:
             raise RuntimeError(
                 f"{self._name}.handle called next() twice: a handler is called once in an attempt,"
                 " and tried again as its retry= says"
             )
-        self._called = True
+        self._state = _RestState.CALLED
         self._coroutine = self._run()
         return self._coroutine
 
     async def _run(self) -> Any:
         if asyncio.current_task() is not self._task:
             # It could outlive the attempt, and the actor would be handling two messages at once.
-            self._finished = True
+            self._finish()
             raise RuntimeError(
                 f"{self._name}.handle let next() run in another task: await it; what limits its"
                 " time is asyncio.timeout(), as asyncio.wait_for() starts a task"
@@ -130,13 +138,18 @@ class _Rest:
         try:
             return await self._make()
         finally:
-            self._finished = True
+            self._finish()
+
+    def _finish(self) -> None:
+        # While it is closed it is over already.
+        if self._state is _RestState.CALLED:
+            self._state = _RestState.FINISHED
 
     def end(self) -> bool:
         """Allow no further call; return whether there was one that did not come to its end."""
-        self._over = True
+        left_out = self._state is _RestState.CALLED
+        self._state = _RestState.OVER
         coroutine, self._coroutine = self._coroutine, None
-        if coroutine is None or self._finished:
-            return False
-        coroutine.close()
-        return True
+        if left_out and coroutine is not None:
+            coroutine.close()
+        return left_out
