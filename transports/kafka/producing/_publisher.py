@@ -41,7 +41,6 @@ class Publisher:
 
     Attributes:
         outbox: takes the publishes; their notes are `Record` objects.
-        login_failure: why no broker lets us in, as text; None if none refuses.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class Publisher:
             repeat_qos0=True,
             stats=surroundings.stats,
         )
-        self.login_failure: str | None = None
         self._config = config
         self._client_id = client_id
         self._topics = topics
@@ -80,6 +78,11 @@ class Publisher:
         self._producer: Producer | None = None
         self._connected = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def login_failure(self) -> str | None:
+        """Why no broker lets us in, as text; None if none refuses."""
+        return self.outbox.no_connection
 
     @property
     def trouble(self) -> str | None:
@@ -180,7 +183,7 @@ class Publisher:
         """Note why no broker lets us in; log it once, and not at every attempt."""
         if login_failure is not None and login_failure != self.login_failure:
             _log.warning("%r: %s", self._client_id, login_failure)
-        self.login_failure = self.outbox.no_connection = login_failure
+        self.outbox.no_connection = login_failure
 
     async def _renew(self, broken: Producer, lasted: float) -> None:
         assert broken.broken is not None
@@ -217,7 +220,7 @@ class Publisher:
                 self._set_connected(False)
                 problem = connect_problem(error, self._config.address, self._config.login.username)
                 if is_login_failure(error):
-                    self.login_failure = self.outbox.no_connection = str(problem.error)
+                    self.outbox.no_connection = str(problem.error)
                 delay = self._backoff.next_delay()
                 _log.warning("%s; next attempt in %.1f s", problem.error, delay)
         self._trouble.clear()

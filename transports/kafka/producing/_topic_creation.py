@@ -58,7 +58,7 @@ _TEMPORARY = (
 _NO_BROKER = re.compile(r"\bfenced\b|\bavailable brokers: 0\b")
 
 
-class _Joint:
+class _SharedLook:
     """One look at the topics of all who ask until it begins.
 
     Attributes:
@@ -91,7 +91,7 @@ class Topics:
         self._config = config
         self._names = names
         self._client_id = client_id
-        self._next: _Joint | None = None
+        self._next: _SharedLook | None = None
         self._one_at_a_time = asyncio.Lock()
 
     def may_create(self, name: str) -> bool:
@@ -164,35 +164,35 @@ class Topics:
         Raises:
             Exception: why it failed, if nobody else had asked.
         """
-        joint = self._next
-        if joint is None:
-            joint = self._next = _Joint()
-            joint.task = asyncio.ensure_future(self._run(joint))
-        joint.names.update(names)
-        joint.waiting += 1
+        look = self._next
+        if look is None:
+            look = self._next = _SharedLook()
+            look.task = asyncio.ensure_future(self._run(look))
+        look.names.update(names)
+        look.waiting += 1
         try:
-            await asyncio.wait({joint.task})
+            await asyncio.wait({look.task})
         finally:
-            joint.waiting -= 1
-            if not joint.waiting:
-                joint.task.cancel()
-                if self._next is joint:
+            look.waiting -= 1
+            if not look.waiting:
+                look.task.cancel()
+                if self._next is look:
                     self._next = None
-        if joint.failure is not None and joint.names == names:
-            raise joint.failure
-        return joint.ready
+        if look.failure is not None and look.names == names:
+            raise look.failure
+        return look.ready
 
-    async def _run(self, joint: _Joint) -> None:
+    async def _run(self, look: _SharedLook) -> None:
         async with self._one_at_a_time:
             # Whoever asks from now on waits for the next one.
             self._next = None
             try:
-                names = list(joint.names)
-                joint.ready = await self._with_client(
+                names = list(look.names)
+                look.ready = await self._with_client(
                     lambda client: self._look_and_create(client, names)
                 )
             except Exception as error:  # noqa: BLE001 (each that waits meets it again)
-                joint.failure = error
+                look.failure = error
 
     async def _look_and_create(self, client: Any, names: list[str]) -> set[str]:
         created: set[str] = set()
