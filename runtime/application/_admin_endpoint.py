@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..._busy_threads import has_own_clock
 from ..._logs import get_logger
 from ..._texts import bracketed
 from ...errors import ConfigurationError
@@ -45,9 +46,7 @@ class AdminEndpoint:
         Raises:
             ConfigurationError: the address cannot be used, or aiohttp is not installed.
         """
-        own_clock = getattr(asyncio.get_running_loop(), "has_own_clock", False)
-        if self._address is None or own_clock:
-            # In virtual time there are no sockets.
+        if self._address is None or has_own_clock(asyncio.get_running_loop()):
             return
         try:
             # Only who asks for it needs it.

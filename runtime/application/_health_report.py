@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from ..._busy_threads import has_own_clock
 from ...transports import Delivery, DeliveryState, Tracker
 from ..diagnostics._health import ActorHealth, ConnectionHealth, StalledCall
 from ..diagnostics._unsettled_ages import UnsettledAges
@@ -46,7 +47,7 @@ class HealthReport:
     def start(self, actors: Iterable[ActorRunner]) -> None:
         """Begin to look at the messages of these actors; called on the loop."""
         self._actors = tuple(actors)
-        if getattr(self._loop, "has_own_clock", False):
+        if has_own_clock(self._loop):
             return
         self._look()
 

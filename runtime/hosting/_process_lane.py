@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..._busy_threads import has_own_clock
 from ...actors import Mailbox, Overflow, RestartPolicy
 from ...transports import Delivery, Envelope
 from ..handling._delivery_processor import DeliveryProcessor
@@ -43,7 +44,7 @@ def process_lanes(runner: ActorRunner, resources: Mapping[str, Resource]) -> tup
         ConfigurationError: something of the actor cannot be pickled.
     """
     shipped = pack(runner.spec, resources, runner.run.settings.middleware)
-    if getattr(asyncio.get_running_loop(), "has_own_clock", False):
+    if has_own_clock(asyncio.get_running_loop()):
         return ()
     count = runner.options.processes
     if count > 1 and runner.options.key is not None:

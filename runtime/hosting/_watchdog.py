@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from ..._busy_threads import has_own_clock
 from ..._logs import get_logger
 from ..diagnostics._stacks import frames_of_thread, place
 from ._application_settings import Settings
@@ -40,7 +41,7 @@ class Watchdog:
 
     def __init__(self, settings: Settings, lanes: Callable[[], Iterable[Lane]]) -> None:
         self._loop = asyncio.get_running_loop()
-        real = not getattr(self._loop, "has_own_clock", False)
+        real = not has_own_clock(self._loop)
         self._application = settings.identity.application
         self._stats = settings.stats
         self._lanes = lanes

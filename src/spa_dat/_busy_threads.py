@@ -18,6 +18,7 @@ __all__ = [
     "BusyThread",
     "WaitsForLoop",
     "busy_thread",
+    "has_own_clock",
     "here",
     "let_waits_be_known",
     "place_of_caller",
@@ -141,6 +142,11 @@ class WaitsForLoop(Protocol):
         Raises:
             ActorStopped: the work of the thread was given up.
         """
+
+
+def has_own_clock(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether an event loop has virtual time, which waits for no socket or process."""
+    return bool(getattr(loop, "has_own_clock", False))
 
 
 def waits_for_loop() -> WaitsForLoop | None:
