@@ -63,6 +63,8 @@ class BusConnection:
         bus: the connection.
         max_received: the largest payload that handlers are given, in bytes.
         requests: the pending requests.
+        publish: sends an envelope; see `Bus.publish`.
+        request: sends a request; see `Requests.request`.
         lost_posts: is told of posts that failed and that nobody is waiting for.
         surroundings: identity, environment and counters of the application.
         filters: the declared filters of the application's actors on this bus.
@@ -88,6 +90,9 @@ class BusConnection:
         self.bus: Bus = provider.open(surroundings)
         self.max_received = self.bus.max_received or self.bus.max_payload
         self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
+        # Without the cost of one more call.
+        self.publish = self.bus.publish
+        self.request = self.requests.request
         self.loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self.ended = False

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, Literal
 
 import msgspec
 
+from ..._limited_log import LimitedLog
+from ..._logs import get_logger
 from ..._texts import quoted
 from ...actors import refuse_unrun
 from ...errors import ConfigurationError
-from ...transports import SocketProvider, Surroundings, TopicFilter
+from ...transports import Envelope, SocketProvider, Surroundings, TopicFilter
 from ...transports._wire_formats import WireName
 from ..options._custom_codecs import Codec
 from ._bus_connection import BusConnection
 from ._message import Message
 from ._outgoing_message import OutgoingMessage, check_message
+from ._requests import MOST_REPLIES, remote_error
 from ._sent_replies import Replies
 from ._turn import Turn, current_turn
 
@@ -30,6 +34,8 @@ __all__ = [
     "handles",
     "publishes",
 ]
+
+log = LimitedLog(get_logger("spa_dat"))
 
 
 class HandlerCall:
@@ -92,7 +98,7 @@ class Outgoing:
         headers: those that were given; may be changed.
     """
 
-    __slots__ = ("_key", "_kind", "_source", "_topic", "headers", "payload")
+    __slots__ = ("_key", "_kind", "_outcome", "_source", "_topic", "headers", "payload")
 
     def __init__(
         self,
@@ -107,6 +113,7 @@ class Outgoing:
         self._source = source
         self._topic = topic
         self._key = key
+        self._outcome: _Outcome | None = None
         self.payload = payload
         self.headers = headers
 
@@ -129,6 +136,30 @@ class Outgoing:
     def key(self) -> str | None:
         """The key that was given."""
         return self._key
+
+    def on_outcome(self, callback: Callable[[BaseException | None], object]) -> None:
+        """Have a function called, once, when it is known what has become of the message.
+
+        It gets None when the broker has confirmed it, or when the first reply to a request has
+        come, or all that `Socket.request_many` was to wait for; otherwise the error: what
+        publishing it has raised, `RemoteError` of a responder, or ``asyncio.CancelledError`` if
+        nobody waits for it any more. It is called on the event loop, so it must not block; what it
+        raises is logged.
+
+        Args:
+            callback: a ``def`` function.
+
+        Raises:
+            ConfigurationError: it is no such function.
+            RuntimeError: this was not called within `Middleware.publish`.
+        """
+        if not callable(callback) or inspect.iscoroutinefunction(callback):
+            raise ConfigurationError(f"on_outcome({callback!r:.200}): give a 'def' function")
+        if self._outcome is None:
+            raise RuntimeError(
+                "on_outcome() was called after Middleware.publish had returned: call it within it"
+            )
+        self._outcome.callbacks.append(callback)
 
     def __repr__(self) -> str:
         return f"<Outgoing {self._kind} on {self._topic!r}>"
@@ -195,6 +226,38 @@ def publishes(middleware: Middleware) -> bool:
     return getattr(middleware.publish, "__func__", None) is not Middleware.publish
 
 
+class _Outcome:
+    """Whom to tell what has become of a message."""
+
+    __slots__ = ("callbacks",)
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[BaseException | None], object]] = []
+
+    def tell(self, error: BaseException | None) -> None:
+        """Call all of them; they are not called again."""
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            try:
+                callback(error)
+            except Exception as problem:
+                name = getattr(callback, "__qualname__", type(callback).__name__)
+                log.error("%s, given to on_outcome, has failed", name, exc_info=problem)
+
+    def of_post(self, posted: asyncio.Future[None]) -> None:
+        """Tell what has become of a post."""
+        self.tell(asyncio.CancelledError() if posted.cancelled() else posted.exception())
+
+    async def of_publish(self, publish: Awaitable[None]) -> None:
+        """Await a publish, and tell what has become of it."""
+        try:
+            await publish
+        except BaseException as error:
+            self.tell(error)
+            raise
+        self.tell(None)
+
+
 class _Publishing:
     """The middleware that sees what an application publishes, in order."""
 
@@ -207,14 +270,15 @@ class _Publishing:
         kind: Literal["publish", "request", "reply"],
         source: str,
         message: OutgoingMessage,
-    ) -> OutgoingMessage:
-        """Return what is to be sent instead of a message."""
+    ) -> tuple[OutgoingMessage, _Outcome | None]:
+        """Return what is to be sent instead of a message, and whom to tell what becomes of it."""
         if self._is_inside:
             # Middleware that publishes, such as what was published, would never come to an end.
-            return message
+            return message, None
         outgoing = Outgoing(
             kind, source, message.topic, message.key, message.payload, dict(message.headers or {})
         )
+        outcome = outgoing._outcome = _Outcome()
         self._is_inside = True
         try:
             for middleware in self._middleware:
@@ -225,9 +289,16 @@ class _Publishing:
                     raise ConfigurationError(
                         f"{name}.publish has set headers to {outgoing.headers!r:.200}: give a dict"
                     )
+        except BaseException as error:
+            outcome.tell(error)
+            raise
         finally:
             self._is_inside = False
-        return msgspec.structs.replace(message, payload=outgoing.payload, headers=outgoing.headers)
+            outgoing._outcome = None
+        changed = msgspec.structs.replace(
+            message, payload=outgoing.payload, headers=outgoing.headers
+        )
+        return changed, outcome if outcome.callbacks else None
 
 
 class PublishingConnection(BusConnection):
@@ -251,6 +322,10 @@ class PublishingConnection(BusConnection):
     ) -> None:
         super().__init__(provider, surroundings, reply_topics)
         self._publishing = _Publishing(middleware)
+        # Of the message that is sent next.
+        self._next: tuple[Envelope, _Outcome] | None = None
+        self.publish = self._publish
+        self.request = self._request
         self.replies = self.replies_in(None)
 
     def envelope(
@@ -261,22 +336,82 @@ class PublishingConnection(BusConnection):
         wire: WireName | None = None,
         *,
         request: tuple[str, bytes, tuple[str, ...]] | None = None,
-    ) -> Any:
+    ) -> Envelope:
         """As of `BusConnection`, for what the middleware makes of the message."""
         turn = current_turn.get()
+        outcome: _Outcome | None = None
         if (
             turn is not None
             and turn.request is not None
             and turn.request.response_topic == message.topic
         ):
-            message = self._publishing.changed("reply", source, message)
+            message, outcome = self._publishing.changed("reply", source, message)
         else:
             # What nobody may publish is nothing for the middleware.
             self.check(message.topic)
             if message.headers is None or isinstance(message.headers, Mapping):
                 kind: Literal["request", "publish"] = "publish" if request is None else "request"
-                message = self._publishing.changed(kind, source, message)
-        return super().envelope(source, message, codec, wire, request=request)
+                message, outcome = self._publishing.changed(kind, source, message)
+        if outcome is None:
+            return super().envelope(source, message, codec, wire, request=request)
+        try:
+            envelope = super().envelope(source, message, codec, wire, request=request)
+        except BaseException as error:
+            outcome.tell(error)
+            raise
+        self._next = envelope, outcome
+        return envelope
+
+    def _take(self, envelope: Envelope) -> _Outcome | None:
+        made, self._next = self._next, None
+        return made[1] if made is not None and made[0] is envelope else None
+
+    def post(self, envelope: Envelope) -> asyncio.Future[None]:
+        """As of `BusConnection`."""
+        outcome = self._take(envelope)
+        if outcome is None:
+            return super().post(envelope)
+        try:
+            posted = super().post(envelope)
+        except BaseException as error:
+            outcome.tell(error)
+            raise
+        posted.add_done_callback(outcome.of_post)
+        return posted
+
+    def _publish(self, envelope: Envelope, *, timeout: float) -> Coroutine[Any, Any, None]:
+        outcome = self._take(envelope)
+        publish = self.bus.publish(envelope, timeout=timeout)
+        return publish if outcome is None else outcome.of_publish(publish)
+
+    async def _request(
+        self,
+        make: Callable[[str, bytes], Envelope],
+        *,
+        timeout: float,
+        wanted: int | None,
+        limit: int = MOST_REPLIES,
+        wire: str | None = None,
+    ) -> list[Envelope]:
+        outcome: _Outcome | None = None
+
+        def making(response_topic: str, correlation: bytes) -> Envelope:
+            nonlocal outcome
+            envelope = make(response_topic, correlation)
+            outcome = self._take(envelope)
+            return envelope
+
+        try:
+            replies = await self.requests.request(
+                making, timeout=timeout, wanted=wanted, limit=limit, wire=wire
+            )
+        except BaseException as error:
+            if outcome is not None:
+                outcome.tell(error)
+            raise
+        if outcome is not None:
+            outcome.tell(remote_error(replies[0]) if wanted == 1 else None)
+        return replies
 
     def replies_in(self, wire: WireName | None) -> Replies:
         """As of `BusConnection`."""
@@ -308,11 +443,19 @@ class _PublishingReplies(Replies):
         assert turn.request is not None
         assert turn.request.response_topic is not None
         message = OutgoingMessage(topic=turn.request.response_topic, payload=value)
-        message = context.run(self._publishing.changed, "reply", source, message)
+        message, outcome = context.run(self._publishing.changed, "reply", source, message)
         given = headers or {}
-        for name, text in message.headers.items():
-            if text is None:
-                raise ConfigurationError(f"header {quoted(name)} of a reply: None: give a str")
-            given[name] = text
-        check_message(message, given, null_headers=False)
-        super().send(turn, source, message.payload, codec, given)
+        try:
+            for name, text in message.headers.items():
+                if text is None:
+                    raise ConfigurationError(f"header {quoted(name)} of a reply: None: give a str")
+                given[name] = text
+            check_message(message, given, null_headers=False)
+            super().send(turn, source, message.payload, codec, given)
+        except BaseException as error:
+            if outcome is not None:
+                outcome.tell(error)
+            raise
+        if outcome is not None:
+            assert turn.reply is not None
+            turn.reply.add_done_callback(outcome.of_post)

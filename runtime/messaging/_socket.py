@@ -129,9 +129,9 @@ class Socket:
         """
         message = message_meant("publish", topic, payload, options)
         self._check_use()
-        envelope = self._connection.envelope(self._source, message, self._codec, self._wire)
         check_seconds("publish", "timeout", timeout, zero=True)
-        await self._connection.bus.publish(envelope, timeout=timeout)
+        envelope = self._connection.envelope(self._source, message, self._codec, self._wire)
+        await self._connection.publish(envelope, timeout=timeout)
 
     @overload
     def post(self, topic: Topic[P, Any], payload: P, **options: Unpack[PublishOptions]) -> None: ...
@@ -399,7 +399,7 @@ class Socket:
         wire = self._wire if wire is None else wire
         if wire is not None:
             check_wire("request", wire, self._connection.provider)
-        return self._connection.requests.request(
+        return self._connection.request(
             make, timeout=timeout, wanted=wanted, limit=limit, wire=wire
         )
 

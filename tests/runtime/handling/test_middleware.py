@@ -27,7 +27,7 @@ from spa_dat import (
     SyncSocket,
     on,
 )
-from spa_dat.errors import ConfigurationError, RemoteError
+from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, RemoteError
 from spa_dat.runtime.handling._delivery_processor import DeliveryProcessor
 from spa_dat.runtime.messaging._bus_connection import BusConnection
 from spa_dat.testing import Harness, Kafka, Mosquitto
@@ -648,6 +648,144 @@ def test_what_it_publishes_itself_it_does_not_see() -> None:
         harness.settle()
         assert harness.published("audit") == ["out", "out"]
     assert seen == ["out", "out"]
+
+
+# What becomes of what is published.
+
+
+class Outcomes(Middleware):
+    """Notes what becomes of each message."""
+
+    def __init__(self) -> None:
+        self.known: list[tuple[str, str, str]] = []
+
+    def publish(self, outgoing: Outgoing) -> None:
+        kind, topic = outgoing.kind, "" if outgoing.kind == "reply" else outgoing.topic
+
+        def note(error: BaseException | None) -> None:
+            self.known.append((kind, topic, "" if error is None else type(error).__name__))
+
+        outgoing.on_outcome(note)
+
+
+def test_the_outcome_is_the_confirmation() -> None:
+    app, outcomes = plain(), Outcomes()
+    app.use(outcomes)
+    notes: list[Any] = []
+
+    @app.application("in")
+    async def work(payload: int, socket: Socket) -> None:
+        await asyncio.sleep(5)
+        socket.post("posted", 1)
+        notes.append("posted")
+        await socket.publish("published", 1, timeout=300)
+        notes.append([*outcomes.known])
+
+    with Harness(app) as harness:
+        harness.publish("in", 1)
+        harness.advance(1)
+        harness.outage(60)
+        harness.advance(30)
+        assert (notes, outcomes.known) == (["posted"], [])
+        harness.settle()
+    posted, published = ("publish", "posted", ""), ("publish", "published", "")
+    assert sorted(outcomes.known) == [posted, published]
+    assert published in notes[1]
+
+
+def test_the_outcome_of_a_request_is_its_reply_or_the_error() -> None:
+    app, outcomes = plain(), Outcomes()
+    app.use(outcomes)
+
+    @app.application("in")
+    async def work(payload: int, socket: Socket) -> None:
+        assert await socket.request("good", 1, reply=int) == 1
+        for topic in ("bad", "silent"):
+            with pytest.raises((RemoteError, TimeoutError)):
+                await socket.request(topic, 1, timeout=5)
+        assert await socket.request_many("good", 1, timeout=5, reply=int) == [1]
+
+    @app.application("good")
+    async def good(payload: int) -> int:
+        return payload
+
+    @app.application("bad")
+    async def bad(payload: int) -> int:
+        raise RemoteError("no", "never")
+
+    @app.application("silent")
+    async def silent(payload: int) -> None: ...
+
+    with Harness(app) as harness:
+        harness.publish("in", 1)
+        harness.settle()
+    requests = [known for known in outcomes.known if known[0] == "request"]
+    assert requests == [
+        ("request", "good", ""),
+        ("request", "bad", "RemoteError"),
+        ("request", "silent", "RequestTimeout"),
+        ("request", "good", ""),
+    ]
+    assert [known for known in outcomes.known if known[0] == "reply"] == [("reply", "", "")] * 2
+
+
+def test_the_outcome_is_told_of_what_cannot_be_sent() -> None:
+    app, outcomes = plain(), Outcomes()
+    app.use(outcomes)
+    app.use(Refusing())
+
+    @app.application("in")
+    async def work(payload: int, socket: Socket) -> None:
+        for send in (socket.publish, socket.request):
+            for unfit in (object(), b"x" * 2**28, "secret"):
+                with pytest.raises((EncodeError, MessageTooLarge, PermissionError)):
+                    await send("out", unfit)
+
+    @app.application("answer")
+    async def answer(payload: int) -> object:
+        return object()
+
+    with Harness(app) as harness:
+        harness.expect_failure(EncodeError)
+        harness.publish("in", 1)
+        harness.settle()
+        with pytest.raises(RemoteError):
+            harness.request("answer", 1)
+    errors = ["EncodeError", "MessageTooLarge", "PermissionError"]
+    expected = [("publish", "out", error) for error in errors]
+    expected += [("request", "out", error) for error in errors]
+    assert outcomes.known == [*expected, ("reply", "", "EncodeError")]
+
+
+def test_what_asks_for_the_outcome_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    app, seen = plain(), list[Outgoing]()
+
+    async def later(error: BaseException | None) -> None: ...
+
+    class Broken(Middleware):
+        def publish(self, outgoing: Outgoing) -> None:
+            with pytest.raises(ConfigurationError, match="give a 'def' function"):
+                outgoing.on_outcome(later)
+            outgoing.on_outcome(self.fail)
+            outgoing.on_outcome(lambda error: seen.append(outgoing))
+
+        def fail(self, error: BaseException | None) -> None:
+            raise ValueError("broken")
+
+    app.use(Broken())
+
+    @app.application("in")
+    async def work(payload: int, socket: Socket) -> None:
+        socket.post("out", payload)
+
+    with Harness(app) as harness:
+        harness.publish("in", 1)
+        harness.settle()
+        assert harness.published("out") == [1]
+    assert [outgoing.topic for outgoing in seen] == ["out"]
+    assert "Broken.fail, given to on_outcome, has failed" in caplog.text
+    with pytest.raises(RuntimeError, match="call it within it"):
+        seen[0].on_outcome(print)
 
 
 # Elsewhere.
