@@ -54,7 +54,12 @@ RESERVED_NAMES = frozenset(
 )
 """Names of headers that represent fields of the envelope."""
 # Attributes of CloudEvents that are headers, which have a prefix on Kafka only.
-_ATTRIBUTES = {"causationid": "ce_causationid", CORRELATION_ID: "ce_correlationid"}
+_ATTRIBUTES = {
+    name: f"ce_{name}"
+    for name in ("causationid", CORRELATION_ID, "dataschema", "partitionkey", "subject")
+}
+# Where records tell their addresses in `ce_subject`, a header of that name is one like any other.
+_ATTRIBUTES_OF_BOUND = {name: ce for name, ce in _ATTRIBUTES.items() if name != "subject"}
 _WITHOUT_PREFIX = {attribute: name for name, attribute in _ATTRIBUTES.items()}
 _RARE = frozenset({"ce_subject", "ce_time", "spa_reply_subject"})
 _MOST_REMEMBERED = 4_096
@@ -152,7 +157,8 @@ class RecordCodec:
             headers.append(("ttl_ms", b"%d" % max(1, round(envelope.expiry * 1000))))
         size = _OVERHEAD + len(envelope.payload)
         if envelope.headers or envelope.raw_headers:
-            size += _add_headers(envelope, headers)
+            bound = destination.subject is not None
+            size += _add_headers(envelope, headers, _ATTRIBUTES_OF_BOUND if bound else _ATTRIBUTES)
         for _, value in headers:
             if value is not None:
                 size += len(value)
@@ -257,7 +263,9 @@ class RecordCodec:
         take("ce_specversion", None)
         subject = time = reply_subject = None
         if not _RARE.isdisjoint(raw):
-            subject, time = take("ce_subject", None), take("ce_time", None)
+            time = take("ce_time", None)
+            if topic is None:
+                subject = take("ce_subject", None)
             reply_subject = take("spa_reply_subject", None)
         value, timestamp = record.value, record.timestamp
         expiry = None
@@ -355,7 +363,9 @@ def _attributes(envelope: Envelope) -> list[tuple[str, bytes | None]]:
     return headers
 
 
-def _add_headers(envelope: Envelope, headers: list[tuple[str, bytes | None]]) -> int:
+def _add_headers(
+    envelope: Envelope, headers: list[tuple[str, bytes | None]], attributes: Mapping[str, str]
+) -> int:
     """Append what the sender has attached; return the bytes that names and lengths take at most."""
     raw = envelope.raw_headers
     names = {name for name, _ in raw} if raw else ()
@@ -366,13 +376,14 @@ def _add_headers(envelope: Envelope, headers: list[tuple[str, bytes | None]]) ->
         if not name.isascii():
             # The library does that later, which would be too late.
             name.encode()
-        name = _ATTRIBUTES.get(name, name)
+        name = attributes.get(name, name)
         if name not in names:
             headers.append((name, value.encode()))
             # A character takes at most four bytes in UTF-8.
             size += 4 * len(name) + _OVERHEAD_OF_A_HEADER
+    attribute_names = attributes.values()
     for pair in raw:
-        if pair[0] not in RESERVED_NAMES or pair[0] in _WITHOUT_PREFIX:
+        if pair[0] not in RESERVED_NAMES or pair[0] in attribute_names:
             headers.append(pair)
             size += 4 * len(pair[0]) + _OVERHEAD_OF_A_HEADER
     return size

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import example, given, strategies as st
@@ -269,6 +270,20 @@ def test_bytes_stay_what_they_were() -> None:
     assert codec().encode(other).headers == [("x", b"1"), ("via", b"\xff")]
     no_key = Envelope(topic="a", raw_key=b"k", tombstone=True)
     assert codec().encode(no_key).key == b"k"
+
+
+def test_the_subject_of_an_event_does_not_become_the_address_where_records_tell_theirs() -> None:
+    got = Stored(headers=[("ce_subject", b"boiler/7"), ("sig", b"\xff")]).decode()
+    assert got is not None
+    assert got.headers["subject"] == "boiler/7"
+    bound = msgspec.structs.replace(got, topic="fleet/7/position")
+    there = stored(codec().encode(bound)).decode()
+    assert there is not None
+    assert (there.topic, there.headers["subject"]) == ("fleet/7/position", "boiler/7")
+    back = stored(codec().encode(msgspec.structs.replace(there, topic="a"))).decode()
+    assert back is not None
+    assert (back.topic, back.headers["subject"]) == ("a", "boiler/7")
+    assert ("sig", b"\xff") in back.raw_headers
 
 
 def test_headers_that_are_repeated_count_for_the_size() -> None:
