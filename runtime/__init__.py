@@ -8,7 +8,7 @@ from .diagnostics._health import ActorHealth, ConnectionHealth, Health, StalledC
 from .injection._handler_context import Context
 from .messaging._forgotten_awaits import report_forgotten_awaits
 from .messaging._message import Message
-from .messaging._middleware import HandlerCall, Middleware, Outgoing
+from .messaging._middleware import CallOutcome, HandlerCall, Middleware, Outgoing
 from .messaging._outgoing_message import MessageBuilder, PublishOptions
 from .messaging._socket import Socket
 from .messaging._sync_socket import SyncSocket
@@ -21,6 +21,7 @@ from .registration._typed_handlers import on
 
 __all__ = [
     "ActorHealth",
+    "CallOutcome",
     "Codec",
     "ConnectionHealth",
     "Context",

@@ -428,7 +428,7 @@ class Run:
             self._actors.append(actor)
             self._subscriptions.add(actor)
             for filter_ in spec.filters:
-                connection.filters.add(filter_.pattern, None)
+                connection.filters.add(filter_.pattern, filter_.text)
         self._not_ended = list(self._actors)
         self._lane_names = frozenset(lane.name for lane in self._lanes())
         if self.settings.provider is not None:

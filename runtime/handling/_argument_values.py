@@ -10,7 +10,7 @@ import msgspec
 from ...transports import Envelope
 from ..injection._handler_context import Context
 from ..messaging._message import Message
-from ..messaging._middleware import HandlerCall
+from ..messaging._middleware import CallOutcome, HandlerCall, Outcome
 from ..messaging._outgoing_message import MessageBuilder
 from ..messaging._sent_replies import reply
 from ..messaging._socket import Socket
@@ -34,6 +34,9 @@ class ProducerScope:
         owner: the actor.
         handler: the handler to call.
         deadline: loop time at which the call is cut off.
+
+    Attributes:
+        outcome: whom to tell what has become of the call; None if it goes through no middleware.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ProducerScope:
         self._handler = handler
         self._deadline = deadline
         self._attempt = 1
+        self.outcome: Outcome[CallOutcome] | None = None
 
     @property
     def socket(self) -> Socket | SyncSocket:
@@ -107,13 +111,16 @@ class ProducerScope:
 
         name = self._handler.injection.name.removesuffix("()")
         topic_filter = deliveries[0].route.filter.text if deliveries else None
+        self.outcome = Outcome()
         return HandlerCall(
             actor=self._owner.actor_name,
+            bus=self._owner.connection.provider.address,
             handler=name,
             attempt=self._attempt,
             topic_filter=topic_filter,
             is_batch=is_batch,
             make=make,
+            outcome=self.outcome,
         )
 
 

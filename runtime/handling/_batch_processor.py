@@ -16,7 +16,7 @@ from ...transports import DeliveryState
 from ..diagnostics._stacks import of_users_code
 from ..messaging._logged_fields import batch_fields
 from ..messaging._message import Message
-from ..messaging._middleware import HandlerCall
+from ..messaging._middleware import CallOutcome, HandlerCall, Outcome
 from ..messaging._turn import Turn, current_turn, lasting_identity
 from ..options._retry_policy import Reject, Retry
 from ..payloads._codec import check_readable
@@ -130,7 +130,7 @@ class BatchProcessor(DeliveryProcessor):
             instance = await self._lane.current(instance)
             if instance is None:
                 return self._give_back(batch), None
-            error = await self._attempt(instance, batch, values)
+            error, outcome = await self._attempt(instance, batch, values)
             if error is None:
                 return [], None
             # The handler may have changed the values it got, so the next attempt reads new ones.
@@ -138,6 +138,8 @@ class BatchProcessor(DeliveryProcessor):
             if held_since is None:
                 held_since = self._now()
             wait = self._wait(batch, error, held_since, once=once)
+            if outcome is not None:
+                outcome.tell(_decided(batch, error, wait, once=once))
             if wait is None:
                 return batch, error
             if router.holding or not await self._pauses.wait(wait, router):
@@ -160,7 +162,7 @@ class BatchProcessor(DeliveryProcessor):
 
     async def _attempt(
         self, instance: Any, batch: list[RoutedDelivery], values: list[Any] | None
-    ) -> BaseException | None:
+    ) -> tuple[BaseException | None, Outcome[CallOutcome] | None]:
         lane = self._lane
         index = batch[0].route.handler
         handler = lane.handlers[index]
@@ -169,9 +171,9 @@ class BatchProcessor(DeliveryProcessor):
         turn = Turn(_identity(batch), lane.source, shared=shared, batch=batch)
         current_turn.set(turn)
         deadline = None if limit is None else self._now() + limit
+        # Unlike in other scopes, message() returns several messages.
+        scope: Any = _BatchScope(lane, handler, batch, values, deadline)
         try:
-            # Unlike in other scopes, message() returns several messages.
-            scope: Any = _BatchScope(lane, handler, batch, values, deadline)
             arguments = copy_context().run(handler.injection.bind, scope)
             result = await run_apart(lane.invoke, instance, index, arguments, scope)
             refuse_unrun(result, handler.injection.name)
@@ -182,18 +184,25 @@ class BatchProcessor(DeliveryProcessor):
             turn.active = False
             for post in turn.posts:
                 post.add_done_callback(self._connection.lost_posts.report)
-            error = as_failure(raised)
             try:
+                error = as_failure(raised)
                 await end_attempt()
-                return error
+            except BaseException:
+                if scope.outcome is not None:
+                    scope.outcome.tell(CallOutcome(raised, "none"))
+                raise
+            try:
+                return error, scope.outcome
             finally:
                 # Its traceback has this frame.
                 del error
         turn.active = False
         await end_attempt()
         self._stats["messages.handled"] += len(batch)
+        if scope.outcome is not None:
+            scope.outcome.tell(CallOutcome(None, "handled"))
         await self.settlements.settle_all_after(batch, turn)
-        return None
+        return None, None
 
     def _wait(
         self, batch: list[RoutedDelivery], error: BaseException, held_since: float, *, once: bool
@@ -293,6 +302,14 @@ class _BatchScope(ProducerScope):
             )
             for delivery, value in zip(self._batch, self.payload, strict=True)
         ]
+
+
+def _decided(
+    batch: Sequence[RoutedDelivery], error: BaseException, wait: float | None, *, once: bool
+) -> CallOutcome:
+    if wait is not None:
+        return CallOutcome(error, "retry", wait)
+    return CallOutcome(error, "dead-letter" if once or len(batch) == 1 else "apart")
 
 
 def _decode(handler: Handler, delivery: RoutedDelivery) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..._texts import describe, error_name, escaped, quoted
 from ...actors import (
@@ -28,6 +28,7 @@ from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Delivery, Envelope
 from ..messaging._bus_connection import BusConnection
 from ..messaging._logged_fields import message_fields
+from ..messaging._middleware import CallOutcome, Outcome
 from ..messaging._request_deadlocks import CHAIN_HEADER, chain_of
 from ..messaging._sent_replies import error_answer
 from ..messaging._turn import Turn, current_turn
@@ -389,7 +390,9 @@ class DeliveryProcessor:
             except BaseException as raised:  # noqa: BLE001 (the user's code)
                 if held_since is None:
                     held_since = self._now()
-                if not await self._attempt_failed(delivery, turn, raised, held_since):
+                if not await self._attempt_failed(
+                    delivery, turn, raised, held_since, scope.outcome
+                ):
                     return
                 instance = await lane.current(instance)
                 if instance is None:
@@ -400,6 +403,8 @@ class DeliveryProcessor:
                 turn.active = False
                 current_turn.set(None)
                 self._stats["messages.handled"] += 1
+                if scope.outcome is not None:
+                    scope.outcome.tell(CallOutcome(None, "handled"))
                 if turn.posts:
                     await end_attempt()
                     await self.settlements.settle_after(delivery, turn)
@@ -451,18 +456,33 @@ class DeliveryProcessor:
         return await self._failed(delivery, turn, error, held_since)
 
     async def _attempt_failed(
-        self, delivery: RoutedDelivery, turn: Turn, raised: BaseException, held_since: float
+        self,
+        delivery: RoutedDelivery,
+        turn: Turn,
+        raised: BaseException,
+        held_since: float,
+        outcome: Outcome[CallOutcome] | None = None,
     ) -> bool:
         """Handle what a handler raised; return whether there is to be another attempt."""
         turn.active = False
         for post in turn.posts:
             post.add_done_callback(self._connection.lost_posts.report)
-        error = as_failure(raised)
-        await end_attempt()
-        return await self._failed(delivery, turn, error, held_since)
+        try:
+            error = as_failure(raised)
+            await end_attempt()
+            return await self._failed(delivery, turn, error, held_since, outcome)
+        finally:
+            if outcome is not None:
+                # Without effect if something was decided.
+                outcome.tell(CallOutcome(raised, "none"))
 
     async def _failed(
-        self, delivery: RoutedDelivery, turn: Turn, error: BaseException, held_since: float
+        self,
+        delivery: RoutedDelivery,
+        turn: Turn,
+        error: BaseException,
+        held_since: float,
+        outcome: Outcome[CallOutcome] | None = None,
     ) -> bool:
         """Retry, give back, answer or park after a failure; return whether to try again."""
         request = turn.request
@@ -483,6 +503,9 @@ class DeliveryProcessor:
             self._lane.failed("answer" if is_answer else "handler", error, delivery.envelope)
             wait = self._wait_before_next(delivery, turn, error, held_since)
             log_failure(self._lane.log, delivery, error, wait, is_answer=is_answer)
+        if outcome is not None:
+            no_more: Literal["answer", "dead-letter"] = "answer" if request else "dead-letter"
+            outcome.tell(CallOutcome(error, no_more if wait is None else "retry", wait))
         if wait is not None:
             router = delivery.route.router
             if not router.holding and await self._pauses.wait(wait, router):

@@ -11,6 +11,7 @@ from ..._texts import describe, error_name, inspectable
 from ...actors import Mailbox, refuse_unrun, run_apart
 from ..handling._argument_values import ProducerScope
 from ..handling._delivery_processor import DeliveryProcessor
+from ..messaging._middleware import CallOutcome
 from ..messaging._turn import current_turn
 from ._message_source import mailbox_of
 
@@ -168,9 +169,13 @@ class CallSource:
             else:
                 call.cancel()
         if call.cancelled() and self._state is ProducerState.STOPPED:
+            if scope.outcome is not None:
+                scope.outcome.tell(CallOutcome(asyncio.CancelledError(), "none"))
             return None
         # No error may leave the actor's task, where some of them would end the event loop.
         error = RuntimeError("it was cancelled") if call.cancelled() else call.result()
+        if scope.outcome is not None:
+            scope.outcome.tell(CallOutcome(error, "none" if error else "handled"))
         if error is None:
             self._lane.stats["producers.called"] += 1
             return None

@@ -67,7 +67,7 @@ class BusConnection:
         request: sends a request; see `Requests.request`.
         lost_posts: is told of posts that failed and that nobody is waiting for.
         surroundings: identity, environment and counters of the application.
-        filters: the declared filters of the application's actors on this bus.
+        filters: the declared filters of the application's actors on this bus, by their patterns.
         subscribed: their runtime subscriptions.
         replies: sends the replies to requests of others, in the format of the bus.
         reply_addresses: where replies may go.
@@ -84,7 +84,7 @@ class BusConnection:
     ) -> None:
         self.provider = provider
         self.reply_addresses = ReplyAddresses(provider, self.takes, reply_topics)
-        self.filters: TopicTrie[None] = TopicTrie()
+        self.filters: TopicTrie[str] = TopicTrie()
         self.subscribed: list[HandlesTopic] = []
         self.surroundings = surroundings
         self.bus: Bus = provider.open(surroundings)

@@ -6,7 +6,8 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -15,7 +16,7 @@ from ..._logs import get_logger
 from ..._texts import quoted
 from ...actors import refuse_unrun
 from ...errors import ConfigurationError
-from ...transports import Envelope, SocketProvider, Surroundings, TopicFilter
+from ...transports import Envelope, SocketProvider, Surroundings, TopicFilter, TopicTrie
 from ...transports._wire_formats import WireName
 from ..options._custom_codecs import Codec
 from ._bus_connection import BusConnection
@@ -26,8 +27,10 @@ from ._sent_replies import Replies
 from ._turn import Turn, current_turn
 
 __all__ = [
+    "CallOutcome",
     "HandlerCall",
     "Middleware",
+    "Outcome",
     "Outgoing",
     "PublishingConnection",
     "check_middleware",
@@ -37,12 +40,66 @@ __all__ = [
 
 log = LimitedLog(get_logger("spa_dat"))
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CallOutcome:
+    """What has become of one call of a handler.
+
+    Attributes:
+        error: why it has failed: what was raised, also by the middleware, or by sending what the
+            handler has returned as the reply; None if it has not.
+        then: what becomes of its messages:
+
+            - ``handled``: they are settled, once everything that was posted is confirmed.
+            - ``retry``: another attempt follows, here or elsewhere.
+            - ``apart``: those of a batch are tried once more, each on its own.
+            - ``answer``: the error is the answer to the request.
+            - ``dead-letter``: they are stored as dead letters.
+            - ``none``: nothing. It was the call of a producer, or the actor is being ended; then
+              the bus has them handled again, if it keeps them.
+        wait: seconds until the next attempt; None if there is none.
+    """
+
+    error: BaseException | None
+    then: Literal["handled", "retry", "apart", "answer", "dead-letter", "none"]
+    wait: float | None = None
+
+
+class Outcome(Generic[T]):
+    """Whom to tell what has become of something, which is done once."""
+
+    __slots__ = ("callbacks", "told")
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[T], object]] = []
+        self.told = False
+
+    def add(self, callback: Callable[[T], object]) -> None:
+        """Add somebody to tell; raise ConfigurationError if it is no ``def`` function."""
+        if not callable(callback) or inspect.iscoroutinefunction(callback):
+            raise ConfigurationError(f"on_outcome({callback!r:.200}): give a 'def' function")
+        self.callbacks.append(callback)
+
+    def tell(self, result: T) -> None:
+        """Tell everybody, unless that was done already."""
+        self.told = True
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            try:
+                callback(result)
+            except Exception as problem:
+                name = getattr(callback, "__qualname__", type(callback).__name__)
+                log.error("%s, given to on_outcome, has failed", name, exc_info=problem)
+
 
 class HandlerCall:
     """One call of a handler, as `Middleware.handle` sees it.
 
     Attributes:
         actor: the actor's name.
+        bus: the address of its bus, without secrets.
         handler: the function's or method's name.
         attempt: the number of this attempt at the message or batch, from 1.
         topic_filter: what the actor subscribes to and the message matches, or the first message of
@@ -50,25 +107,39 @@ class HandlerCall:
         is_batch: whether the handler takes batches.
     """
 
-    __slots__ = ("_make", "_messages", "actor", "attempt", "handler", "is_batch", "topic_filter")
+    __slots__ = (
+        "_make",
+        "_messages",
+        "_outcome",
+        "actor",
+        "attempt",
+        "bus",
+        "handler",
+        "is_batch",
+        "topic_filter",
+    )
 
     def __init__(
         self,
         *,
         actor: str,
+        bus: str,
         handler: str,
         attempt: int,
         topic_filter: str | None,
         is_batch: bool,
         make: Callable[[], tuple[Message[bytes], ...]],
+        outcome: Outcome[CallOutcome],
     ) -> None:
         self.actor = actor
+        self.bus = bus
         self.handler = handler
         self.attempt = attempt
         self.topic_filter = topic_filter
         self.is_batch = is_batch
         self._make = make
         self._messages: tuple[Message[bytes], ...] | None = None
+        self._outcome = outcome
 
     @property
     def messages(self) -> tuple[Message[bytes], ...]:
@@ -86,6 +157,23 @@ class HandlerCall:
         messages = self.messages
         return messages[0] if messages and not self.is_batch else None
 
+    def on_outcome(self, callback: Callable[[CallOutcome], object]) -> None:
+        """Have a function called, once, when it is decided what becomes of the messages.
+
+        That is soon after `Middleware.handle` has ended. It is called on the event loop, so it must
+        not block; what it raises is logged.
+
+        Args:
+            callback: a ``def`` function.
+
+        Raises:
+            ConfigurationError: it is no such function.
+            RuntimeError: it is decided already.
+        """
+        if self._outcome.told:
+            raise RuntimeError("on_outcome() was called when the outcome was known: call it before")
+        self._outcome.add(callback)
+
     def __repr__(self) -> str:
         return f"<HandlerCall {self.handler!r} of {self.actor!r} attempt {self.attempt}>"
 
@@ -98,24 +186,24 @@ class Outgoing:
         headers: those that were given; may be changed.
     """
 
-    __slots__ = ("_key", "_kind", "_outcome", "_source", "_topic", "headers", "payload")
+    __slots__ = ("_bus", "_find", "_kind", "_message", "_outcome", "_source", "headers", "payload")
 
     def __init__(
         self,
         kind: Literal["publish", "request", "reply"],
         source: str,
-        topic: str,
-        key: str | None,
-        payload: object,
-        headers: dict[str, str | None],
+        message: OutgoingMessage,
+        bus: str,
+        find: Callable[[str], str | None],
     ) -> None:
         self._kind: Literal["publish", "request", "reply"] = kind
         self._source = source
-        self._topic = topic
-        self._key = key
-        self._outcome: _Outcome | None = None
-        self.payload = payload
-        self.headers = headers
+        self._message = message
+        self._bus = bus
+        self._find = find
+        self._outcome: _SentOutcome | None = None
+        self.payload = message.payload
+        self.headers: dict[str, str | None] = dict(message.headers or {})
 
     @property
     def kind(self) -> Literal["publish", "request", "reply"]:
@@ -128,14 +216,31 @@ class Outgoing:
         return self._source
 
     @property
+    def bus(self) -> str:
+        """The address of the bus that it goes to, without secrets."""
+        return self._bus
+
+    @property
     def topic(self) -> str:
         """Where it goes."""
-        return self._topic
+        return self._message.topic
+
+    @property
+    def topic_filter(self) -> str | None:
+        """What the topic is one of many of, for statistics; None if that is not known.
+
+        It is the text of the `Topic` that was published to, before `Topic.at`; or else the filter
+        of an actor of this application that gets the message, the one with the fewest wildcards. A
+        reply has none.
+        """
+        if self._kind == "reply":
+            return None
+        return self._message.topic_filter or self._find(self._message.topic)
 
     @property
     def key(self) -> str | None:
         """The key that was given."""
-        return self._key
+        return self._message.key
 
     def on_outcome(self, callback: Callable[[BaseException | None], object]) -> None:
         """Have a function called, once, when it is known what has become of the message.
@@ -153,16 +258,14 @@ class Outgoing:
             ConfigurationError: it is no such function.
             RuntimeError: this was not called within `Middleware.publish`.
         """
-        if not callable(callback) or inspect.iscoroutinefunction(callback):
-            raise ConfigurationError(f"on_outcome({callback!r:.200}): give a 'def' function")
         if self._outcome is None:
             raise RuntimeError(
                 "on_outcome() was called after Middleware.publish had returned: call it within it"
             )
-        self._outcome.callbacks.append(callback)
+        self._outcome.add(callback)
 
     def __repr__(self) -> str:
-        return f"<Outgoing {self._kind} on {self._topic!r}>"
+        return f"<Outgoing {self._kind} on {self._message.topic!r}>"
 
 
 class Middleware:
@@ -226,23 +329,10 @@ def publishes(middleware: Middleware) -> bool:
     return getattr(middleware.publish, "__func__", None) is not Middleware.publish
 
 
-class _Outcome:
-    """Whom to tell what has become of a message."""
+class _SentOutcome(Outcome[BaseException | None]):
+    """Whom to tell what has become of a message on its way out."""
 
-    __slots__ = ("callbacks",)
-
-    def __init__(self) -> None:
-        self.callbacks: list[Callable[[BaseException | None], object]] = []
-
-    def tell(self, error: BaseException | None) -> None:
-        """Call all of them; they are not called again."""
-        callbacks, self.callbacks = self.callbacks, []
-        for callback in callbacks:
-            try:
-                callback(error)
-            except Exception as problem:
-                name = getattr(callback, "__qualname__", type(callback).__name__)
-                log.error("%s, given to on_outcome, has failed", name, exc_info=problem)
+    __slots__ = ()
 
     def of_post(self, posted: asyncio.Future[None]) -> None:
         """Tell what has become of a post."""
@@ -259,10 +349,18 @@ class _Outcome:
 
 
 class _Publishing:
-    """The middleware that sees what an application publishes, in order."""
+    """The middleware that sees what an application publishes, in order.
 
-    def __init__(self, middleware: Sequence[Middleware]) -> None:
+    Args:
+        middleware: what sees it.
+        bus: the address of the bus.
+        filters: of the application's actors on the bus, by their patterns.
+    """
+
+    def __init__(self, middleware: Sequence[Middleware], bus: str, filters: TopicTrie[str]) -> None:
         self._middleware = tuple(middleware)
+        self._bus = bus
+        self._filters = filters
         self._is_inside = False
 
     def changed(
@@ -270,15 +368,13 @@ class _Publishing:
         kind: Literal["publish", "request", "reply"],
         source: str,
         message: OutgoingMessage,
-    ) -> tuple[OutgoingMessage, _Outcome | None]:
+    ) -> tuple[OutgoingMessage, _SentOutcome | None]:
         """Return what is to be sent instead of a message, and whom to tell what becomes of it."""
         if self._is_inside:
             # Middleware that publishes, such as what was published, would never come to an end.
             return message, None
-        outgoing = Outgoing(
-            kind, source, message.topic, message.key, message.payload, dict(message.headers or {})
-        )
-        outcome = outgoing._outcome = _Outcome()
+        outgoing = Outgoing(kind, source, message, self._bus, self._narrowest)
+        outcome = outgoing._outcome = _SentOutcome()
         self._is_inside = True
         try:
             for middleware in self._middleware:
@@ -299,6 +395,14 @@ class _Publishing:
             message, payload=outgoing.payload, headers=outgoing.headers
         )
         return changed, outcome if outcome.callbacks else None
+
+    def _narrowest(self, topic: str) -> str | None:
+        return min(self._filters.match(topic), key=_wildcards, default=None)
+
+
+def _wildcards(text: str) -> tuple[bool, int]:
+    levels = text.split("/")
+    return levels[-1] == "#", sum(level == "+" or level[:1] == "{" for level in levels)
 
 
 class PublishingConnection(BusConnection):
@@ -321,9 +425,9 @@ class PublishingConnection(BusConnection):
         middleware: Sequence[Middleware],
     ) -> None:
         super().__init__(provider, surroundings, reply_topics)
-        self._publishing = _Publishing(middleware)
+        self._publishing = _Publishing(middleware, provider.address, self.filters)
         # Of the message that is sent next.
-        self._next: tuple[Envelope, _Outcome] | None = None
+        self._next: tuple[Envelope, _SentOutcome] | None = None
         self.publish = self._publish
         self.request = self._request
         self.replies = self.replies_in(None)
@@ -339,7 +443,7 @@ class PublishingConnection(BusConnection):
     ) -> Envelope:
         """As of `BusConnection`, for what the middleware makes of the message."""
         turn = current_turn.get()
-        outcome: _Outcome | None = None
+        outcome: _SentOutcome | None = None
         if (
             turn is not None
             and turn.request is not None
@@ -362,7 +466,7 @@ class PublishingConnection(BusConnection):
         self._next = envelope, outcome
         return envelope
 
-    def _take(self, envelope: Envelope) -> _Outcome | None:
+    def _take(self, envelope: Envelope) -> _SentOutcome | None:
         made, self._next = self._next, None
         return made[1] if made is not None and made[0] is envelope else None
 
@@ -393,7 +497,7 @@ class PublishingConnection(BusConnection):
         limit: int = MOST_REPLIES,
         wire: str | None = None,
     ) -> list[Envelope]:
-        outcome: _Outcome | None = None
+        outcome: _SentOutcome | None = None
 
         def making(response_topic: str, correlation: bytes) -> Envelope:
             nonlocal outcome

@@ -83,6 +83,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         topic: the topic to publish on.
         payload: as for `Socket.publish`.
         response_topic: where the receivers shall send their replies.
+        topic_filter: the text of the `Topic` that the topic was made from; None without one.
 
     The others are the `PublishOptions`.
     """
@@ -99,10 +100,15 @@ class OutgoingMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     retain: bool = False
     qos: int | None = None
     expiry: float | None = None
+    topic_filter: str | None = None
 
 
 def outgoing_message(
-    call: str, topic: str, payload: object, options: PublishOptions
+    call: str,
+    topic: str,
+    payload: object,
+    options: PublishOptions,
+    topic_filter: str | None = None,
 ) -> OutgoingMessage:
     """Return the message that the arguments of a call describe.
 
@@ -111,17 +117,23 @@ def outgoing_message(
         topic: the topic to publish on.
         payload: the message's.
         options: the other arguments of the call; the dict may be changed.
+        topic_filter: the text of the `Topic` that the topic was made from.
 
     Raises:
         TypeError: an option does not exist.
     """
     if not options:
-        return OutgoingMessage(topic=topic, payload=payload)
+        return OutgoingMessage(topic=topic, payload=payload, topic_filter=topic_filter)
     if "headers" in options and options["headers"] is None:
         del options["headers"]
-    if "response_topic" not in options:
+    if "response_topic" not in options and "topic_filter" not in options:
         try:
-            return OutgoingMessage(topic=topic, payload=payload, **options)  # type: ignore[arg-type]
+            return OutgoingMessage(
+                topic=topic,
+                payload=payload,
+                topic_filter=topic_filter,
+                **options,  # type: ignore[arg-type]
+            )
         except TypeError:
             pass
     raise _unknown_option(call, options)
@@ -143,9 +155,11 @@ def message_meant(
             an option other than ``expiry``.
     """
     if not isinstance(topic, OutgoingMessage):
-        if isinstance(topic, Topic) and topic.codec is not None:
+        if not isinstance(topic, Topic):
+            return outgoing_message(call, topic_meant(topic), payload, options)
+        if topic.codec is not None:
             options.setdefault("codec", topic.codec)
-        return outgoing_message(call, topic_meant(topic), payload, options)
+        return outgoing_message(call, topic.address, payload, options, topic.unfilled)
     if not options.keys() <= _OPTIONS:
         raise _unknown_option(call, options)
     expiry = options.pop("expiry", None)

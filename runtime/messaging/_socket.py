@@ -395,6 +395,7 @@ class Socket:
                 key=key,
                 expiry=timeout,
                 codec=topic.codec if isinstance(topic, Topic) else None,
+                topic_filter=topic.unfilled if isinstance(topic, Topic) else None,
             )
         wire = self._wire if wire is None else wire
         if wire is not None:

@@ -46,7 +46,7 @@ class Topic(Generic[P, R]):
         if not isinstance(text, str):
             raise ConfigurationError(f"Topic({quoted(text)}): give the address as a str")
         filter_ = TopicFilter.parse(text)
-        self._text = text
+        self._text = self._unfilled = text
         self._captures = tuple(name for _, name in filter_.captures)
         self._is_concrete = not any(level in ("+", "#") for level in filter_.pattern.split("/"))
 
@@ -130,6 +130,11 @@ class Topic(Generic[P, R]):
                 f"{self!r} cannot be received from: its braces would mean a capture"
             )
         return self._text
+
+    @property
+    def unfilled(self) -> str:
+        """The text of the topic that this one was made from by `at`, or else its own."""
+        return self._unfilled
 
     @property
     def payload(self) -> Any:

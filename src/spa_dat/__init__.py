@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import RemoteError, SpaDatError
     from .runtime import (
         ActorHealth,
+        CallOutcome,
         Codec,
         ConnectionHealth,
         Context,
@@ -55,6 +56,7 @@ __all__ = [
     "Actor",
     "ActorHealth",
     "ActorRef",
+    "CallOutcome",
     "Codec",
     "ConnectionHealth",
     "Context",
@@ -106,6 +108,7 @@ _PARTS = {
     ),
     "runtime": (
         "ActorHealth",
+        "CallOutcome",
         "Codec",
         "ConnectionHealth",
         "Context",

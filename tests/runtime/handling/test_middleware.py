@@ -15,16 +15,19 @@ import pytest
 
 from spa_dat import (
     Actor,
+    CallOutcome,
     Context,
     DistributedApplication,
     HandlerCall,
     Message,
+    MessageBuilder,
     Middleware,
     Outgoing,
     Reject,
     RetryPolicy,
     Socket,
     SyncSocket,
+    Topic,
     on,
 )
 from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, RemoteError
@@ -650,6 +653,101 @@ def test_what_it_publishes_itself_it_does_not_see() -> None:
     assert seen == ["out", "out"]
 
 
+# What becomes of calls.
+
+
+class Fates(Middleware):
+    """Notes what becomes of each call."""
+
+    def __init__(self) -> None:
+        self.known: list[tuple[str, str, str, bool]] = []
+
+    async def handle(self, call: HandlerCall, next: Next) -> Any:
+        call.on_outcome(partial(self.note, f"{call.actor} {call.attempt}"))
+        return await next()
+
+    def note(self, who: str, outcome: CallOutcome) -> None:
+        name = "" if outcome.error is None else type(outcome.error).__name__
+        self.known.append((who, name, outcome.then, outcome.wait is not None))
+
+
+def test_the_outcome_of_a_call_is_what_becomes_of_its_messages() -> None:
+    app, fates = plain(), Fates()
+    app.use(fates)
+
+    @app.application("bad", retry=TWICE)
+    async def bad(payload: int) -> None:
+        raise ValueError(payload)
+
+    @app.application("rejected")
+    def rejected(payload: int) -> None:
+        raise Reject("never")
+
+    @app.application("batch", batch=(2, 0.5), retry=TWICE)
+    async def batch(payload: list[int]) -> None:
+        raise ValueError(payload)
+
+    @app.application("answers")
+    async def answers(payload: int) -> object:
+        if payload:
+            raise RemoteError("no", "never")
+        return object()
+
+    @app.application("late", deadline=5, retry=RetryPolicy(attempts=1))
+    async def late(payload: int) -> None:
+        await asyncio.sleep(60)
+
+    @app.producer()
+    async def source(socket: Socket) -> None:
+        await socket.publish("late", 1)
+
+    with Harness(app) as harness:
+        harness.expect_failure(Exception)
+        harness.settle()
+        for topic in ("bad", "rejected", "batch", "batch"):
+            harness.publish(topic, 1)
+        harness.settle()
+        for payload in (0, 1):
+            with pytest.raises(RemoteError):
+                harness.request("answers", payload)
+    expected = {
+        "source": [("source 1", "", "handled", False)],
+        "late": [("late 1", "TimeoutError", "dead-letter", False)],
+        "bad": [
+            ("bad 1", "ValueError", "retry", True),
+            ("bad 2", "ValueError", "dead-letter", False),
+        ],
+        "rejected": [("rejected 1", "Reject", "dead-letter", False)],
+        "batch": [
+            ("batch 1", "ValueError", "retry", True),
+            ("batch 2", "ValueError", "apart", False),
+            *[("batch 3", "ValueError", "dead-letter", False)] * 2,
+        ],
+        "answers": [
+            ("answers 1", "EncodeError", "answer", False),
+            ("answers 1", "RemoteError", "answer", False),
+        ],
+    }
+    for actor, fate in expected.items():
+        assert [known for known in fates.known if known[0].startswith(actor)] == fate
+
+
+async def test_the_outcome_of_a_call_is_told_when_the_actor_ends() -> None:
+    app, fates, begun = make(stop_timeout=0), Fates(), asyncio.Event()
+    app.use(fates)
+
+    @app.application("in")
+    async def work(payload: int) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with app:
+        app.socket().post("in", 1)
+        await begun.wait()
+        assert fates.known == []
+    assert fates.known == [("work 1", "CancelledError", "none", False)]
+
+
 # What becomes of what is published.
 
 
@@ -730,14 +828,15 @@ def test_the_outcome_of_a_request_is_its_reply_or_the_error() -> None:
 
 
 def test_the_outcome_is_told_of_what_cannot_be_sent() -> None:
-    app, outcomes = plain(), Outcomes()
+    app = DistributedApplication("memory://small?max_payload=1000", name="app")
+    outcomes = Outcomes()
     app.use(outcomes)
     app.use(Refusing())
 
     @app.application("in")
     async def work(payload: int, socket: Socket) -> None:
         for send in (socket.publish, socket.request):
-            for unfit in (object(), b"x" * 2**28, "secret"):
+            for unfit in (object(), b"x" * 2_000, "secret"):
                 with pytest.raises((EncodeError, MessageTooLarge, PermissionError)):
                     await send("out", unfit)
 
@@ -755,6 +854,49 @@ def test_the_outcome_is_told_of_what_cannot_be_sent() -> None:
     expected = [("publish", "out", error) for error in errors]
     expected += [("request", "out", error) for error in errors]
     assert outcomes.known == [*expected, ("reply", "", "EncodeError")]
+
+
+ASKS = Topic[int, int]("ask/{room}")
+READINGS = Topic[int]("rooms/{room}/reading")
+
+
+def test_it_sees_what_the_topic_is_one_of_many_of() -> None:
+    app, seen = plain(), list[Any]()
+
+    class Look(Middleware):
+        async def handle(self, call: HandlerCall, next: Next) -> Any:
+            seen.append(("call", call.bus, call.topic_filter))
+            return await next()
+
+        def publish(self, outgoing: Outgoing) -> None:
+            seen.append((outgoing.kind, outgoing.bus, outgoing.topic_filter))
+
+    app.use(Look())
+
+    @app.application("#")
+    async def everything(payload: Any) -> None: ...
+
+    @app.application("in/{name}")
+    async def work(payload: int, socket: Socket, message_builder: MessageBuilder) -> None:
+        if payload:
+            await socket.publish("in/it", payload - 1)
+            await socket.publish(READINGS.at(room="north"), 1)
+            socket.post(READINGS.at(room="north"), 1, key="k")
+            await socket.publish(message_builder(READINGS.at(room="south"), 1))
+            assert await socket.request(ASKS.at(room="north"), 1) == 1
+
+    @app.application("ask/{room}")
+    async def ask(payload: int) -> int:
+        return payload
+
+    with Harness(app) as harness:
+        harness.publish("in/it", 1)
+        harness.settle()
+    bus = "mqtt://broker.example:1883"
+    assert {one[1] for one in seen} == {bus}
+    assert [one[2] for one in seen if one[0] == "publish"] == ["in/{name}"] + [READINGS.filter] * 3
+    assert [one[2] for one in seen if one[0] in ("request", "reply")] == ["ask/{room}", None]
+    assert ("call", bus, "in/{name}") in seen
 
 
 def test_what_asks_for_the_outcome_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
