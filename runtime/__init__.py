@@ -6,6 +6,7 @@ from .application._application import DistributedApplication
 from .application._program import run
 from .diagnostics._health import ActorHealth, ConnectionHealth, Health, StalledCall
 from .injection._handler_context import Context
+from .messaging._carried_headers import carried_headers
 from .messaging._forgotten_awaits import report_forgotten_awaits
 from .messaging._message import Message
 from .messaging._middleware import CallOutcome, HandlerCall, Middleware, Outgoing
@@ -42,6 +43,7 @@ __all__ = [
     "SupportedContextManagers",
     "SyncSocket",
     "Topic",
+    "carried_headers",
     "on",
     "run",
 ]

@@ -364,8 +364,11 @@ class DistributedApplication:
         run = self._runs.current
         return self._runs.health_at_rest if run is None else run.health
 
-    async def __aenter__(self) -> Self:
+    async def start(self) -> None:
         """Start: connect, open resources, subscribe, start the actors, then the producers.
+
+        Prefer ``async with``, which also stops it. This is for notebooks, and for programs that are
+        told of their start and of their end at two places; the other one calls `aclose`.
 
         Raises:
             ConfigurationError: the program is wrong, or a resource failed to open.
@@ -375,6 +378,10 @@ class DistributedApplication:
         """
         await self._runs.start()
         self._runs.begin()
+
+    async def __aenter__(self) -> Self:
+        """Start: see `start`, which raises the same."""
+        await self.start()
         return self
 
     async def __aexit__(
@@ -429,7 +436,12 @@ class DistributedApplication:
         run = self._runs.current
         if run is None:
             text = f"application {self.name!r} is not running{self._runs.why}"
-            raise ConfigurationError(f"{text}; use its socket inside 'async with'")
+            if self._runs.last is None:
+                text += ": it has not been started yet"
+            raise ConfigurationError(
+                f"{text}; use its socket between 'await app.start()' and 'await app.aclose()', or"
+                " inside 'async with app:', which a web server has in its lifespan"
+            )
         return run
 
     async def wait(self) -> None:

@@ -461,6 +461,11 @@ class Run:
             await asyncio.wait((stopping,))
 
     @property
+    def is_running_here(self) -> bool:
+        """Whether it has not stopped, and belongs to the event loop that is running."""
+        return self.state < RunState.STOPPED and self._loop is asyncio.get_running_loop()
+
+    @property
     def is_lost(self) -> bool:
         """Whether its event loop was closed, so that nothing can stop it any more."""
         return self._loop.is_closed()

@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
+from ..._logs import get_logger
 from ..._texts import reason_of
 from ...errors import ConfigurationError
-from ...transports import SocketProvider
+from ...transports import Identity, SocketProvider
 from ..hosting._actor_observer import Observer, Observers
 from ..hosting._application_settings import Settings
 from ..messaging._turn import current_turn
-from ..registration._registry import Registry
+from ..registration._registry import Registry, is_interactive
 from ..registration._specs import Spec
 from ._lifecycle import Run, RunState
 
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from ..diagnostics._health import Health
 
 __all__ = ["Runs"]
+
+log = get_logger("spa_dat")
+
+_of_session: WeakValueDictionary[Identity, Run] = WeakValueDictionary()
+"""The latest run of each application of an interactive session, whose object may be gone."""
 
 
 class Runs:
@@ -99,7 +106,10 @@ class Runs:
         """
         if self.current is not None:
             name = self.settings.identity.application
-            raise ConfigurationError(f"cannot {what} while application {name!r} is running")
+            raise ConfigurationError(
+                f"cannot {what} while application {name!r} is running; stop it first, with 'await"
+                " app.aclose()' or by leaving its 'async with'"
+            )
 
     def replace_provider(self, provider: SocketProvider) -> int:
         """Use another default bus from now on; returns how many actors it is the bus of."""
@@ -126,6 +136,9 @@ class Runs:
         if self.current is not None:
             await self.current.stopped()
         self.refuse("start")
+        identity = self.settings.identity
+        if is_interactive():
+            await _stop_earlier(identity)
         # A handler of another application may start it, and its turn must not be inherited.
         # (Not set if there is none: each actor would have a table of variables of its own.)
         turn = None if current_turn.get() is None else current_turn.set(None)
@@ -133,6 +146,8 @@ class Runs:
             known = self._registry
             run = Run(self.settings, tuple(known.specs), dict(known.resources))
             self._current = self.last = run
+            if is_interactive():
+                _of_session[identity] = run
             await run.start()
         finally:
             if turn is not None:
@@ -152,3 +167,18 @@ class Runs:
     def forget(self) -> None:
         """Drop the current run, all of whose tasks were ended from outside."""
         self._current = None
+
+
+async def _stop_earlier(identity: Identity) -> None:
+    """Stop what the cell of a notebook started before it was run again, and nobody else can stop.
+
+    Whoever runs a cell again means to replace what it has made.
+    """
+    run = _of_session.get(identity)
+    if run is not None and run.is_running_here:
+        log.info(
+            "application %r instance %r is started anew: the earlier one is stopped",
+            identity.application,
+            identity.instance,
+        )
+        await run.stop()

@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 from ..._texts import unfit_character
 from ...transports import CORRELATION_ID, REPLY_HEADER, RESERVED, Envelope
 
-__all__ = ["carried_by", "carried_by_all", "correlation_id_of", "with_carried"]
+__all__ = [
+    "carried_by",
+    "carried_by_all",
+    "carried_headers",
+    "correlation_id_of",
+    "with_carried",
+]
 
 _TRACE, _STATE = "traceparent", "tracestate"
 _CAUSE = "causationid"
@@ -23,6 +30,38 @@ _MOST_MEMBERS = 32
 _LONGEST_STATE = 512
 # Strangers choose them, and they go on with each message.
 _LONGEST_ID = 1_024
+_FLOWS_OF_HTTP = (CORRELATION_ID, "x-correlation-id", "x-request-id")
+
+
+class _HttpHeaders(Protocol):
+    """The headers of a request, as every web framework has them."""
+
+    def get(self, name: str, /) -> str | None: ...
+
+
+def carried_headers(headers: _HttpHeaders) -> dict[str, str]:
+    """Return the headers for messages that are sent because of a request over HTTP.
+
+    These are its trace context (``traceparent`` and ``tracestate``), and as the correlation id what
+    it names as ``correlationid``, ``X-Correlation-ID`` or ``X-Request-ID``, in this order. What is
+    not valid, or what some bus cannot carry, is left out: anybody can send it.
+
+    Args:
+        headers: those of the request: any mapping that takes names in lower case.
+    """
+    carried: dict[str, str] = {}
+    trace = headers.get(_TRACE)
+    if trace is not None and _is_traceparent(trace):
+        carried[_TRACE] = trace
+        state = headers.get(_STATE)
+        if state is not None and _is_tracestate(state):
+            carried[_STATE] = state
+    for name in _FLOWS_OF_HTTP:
+        flow = headers.get(name)
+        if flow is not None and _is_fit(flow):
+            carried[CORRELATION_ID] = flow
+            break
+    return carried
 
 
 def carried_by(envelope: Envelope) -> dict[str, str]:

@@ -21,7 +21,7 @@ from ._specs import Kind, Spec
 from ._specs_from_code import check_arguments, class_spec, function_spec
 from ._typed_handlers import Topics
 
-__all__ = ["ProviderLike", "Registry"]
+__all__ = ["ProviderLike", "Registry", "is_interactive"]
 
 ProviderLike: TypeAlias = SocketProvider | Config | str
 """A provider, a configuration, or a URL."""
@@ -112,7 +112,7 @@ class Registry:
         spec = class_spec(cls, partial(cls, *args, **kwargs), options, tuple(self.resources))
         # Only another version of the class: one class may be added twice, and renamed afterwards.
         earlier = None
-        if hasattr(sys, "ps1"):
+        if is_interactive():
             earlier = next(
                 (it for it in self.specs if it.source is not cls and _redefines(spec, it)), None
             )
@@ -164,9 +164,14 @@ class Registry:
         self.resources[name] = resource
 
 
+def is_interactive() -> bool:
+    """Whether somebody types the program in: in a notebook, in IPython, or at Python's prompt."""
+    return hasattr(sys, "ps1")
+
+
 def _redefines(spec: Spec[Any], earlier: Spec[Any]) -> bool:
     """Whether a notebook cell was run again, or a definition was typed once more."""
-    if not hasattr(sys, "ps1"):
+    if not is_interactive():
         return False
     return spec.name == earlier.name and _place(spec.source) == _place(earlier.source)
 

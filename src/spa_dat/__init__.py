@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         SupportedContextManagers,
         SyncSocket,
         Topic,
+        carried_headers,
         on,
         run,
     )
@@ -89,6 +90,7 @@ __all__ = [
     "SyncSocket",
     "Topic",
     "busy_thread",
+    "carried_headers",
     "on",
     "run",
 ]
@@ -128,6 +130,7 @@ _PARTS = {
         "SupportedContextManagers",
         "SyncSocket",
         "Topic",
+        "carried_headers",
         "on",
         "run",
     ),

@@ -62,7 +62,10 @@ class Block:
         """Its code; what would run an application until it is stopped is left out."""
         tree = ast.parse("\n" * (self.line - 1) + self.code, filename=str(self.page))
         tree.body = [node for node in tree.body if not _runs_for_ever(node)]
-        return compile(tree, str(self.page), "exec")
+        # That of notebooks is only looked at.
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT if self.skipped else 0
+        code: types.CodeType = compile(tree, str(self.page), "exec", flags)
+        return code
 
 
 def _runs_for_ever(node: ast.stmt) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -253,3 +255,77 @@ async def test_an_application_can_be_started_by_a_handler_of_another_one() -> No
         await outer.wait()
     assert events == ["started", "stopped"]
     assert outer.stats["messages.failed"] == 0
+
+
+# At two places, and in notebooks.
+
+
+async def test_start_and_aclose_are_the_two_ends_of_the_block() -> None:
+    app = DistributedApplication("memory://", name="plant")
+    handled: list[int] = []
+
+    @app.application("a")
+    async def handler(payload: int) -> None:
+        handled.append(payload)
+
+    @app.producer()
+    async def produce(socket: Socket) -> None:
+        await socket.publish("a", 1)
+
+    await app.start()
+    await eventually(lambda: handled)
+    with pytest.raises(ConfigurationError, match=r"is running; stop it first, with .*aclose\(\)"):
+        await app.start()
+    with pytest.raises(ConfigurationError, match=r"cannot register an actor .*aclose\(\)"):
+        app.application("b")(handler)
+    await app.aclose()
+    await app.aclose()
+    assert app.health().state == "ended"
+
+
+async def test_a_socket_of_an_application_that_was_never_started_says_what_to_do() -> None:
+    app = DistributedApplication("memory://", name="plant")
+    text = r"'plant' is not running: it has not been started yet; .*start\(\).*'async with app:'"
+    for socket in (app.socket, app.sync_socket):
+        with pytest.raises(ConfigurationError, match=text):
+            socket()
+
+
+@pytest.mark.parametrize("interactive", [True, False])
+async def test_a_notebook_replaces_an_application_that_nothing_refers_to(
+    monkeypatch: pytest.MonkeyPatch, interactive: bool
+) -> None:
+    if interactive:
+        monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    else:
+        monkeypatch.delattr(sys, "ps1", raising=False)
+    handled: list[str] = []
+
+    def cell(version: str, instance: str = "0") -> DistributedApplication:
+        app = DistributedApplication("memory://shared", name="plant", instance=instance)
+
+        @app.application("a", deliver="all")
+        async def handler(payload: int) -> None:
+            handled.append(version)
+
+        return app
+
+    first = cell("first")
+    await first.start()
+    last = runs_of(first).last
+    assert last is not None
+    other = cell("other", "1")
+    await other.start()
+    del first
+    gc.collect()
+    second = cell("second")
+    if not interactive:
+        with pytest.raises(ConfigurationError, match="already running"):
+            await second.start()
+        await last.stop()
+    else:
+        await second.start()
+        await second.socket().publish("a", 1)
+        await eventually(lambda: sorted(handled) == ["other", "second"])
+        await second.aclose()
+    await other.aclose()

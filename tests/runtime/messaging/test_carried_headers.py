@@ -18,6 +18,7 @@ from spa_dat import (
     RetryPolicy,
     Socket,
     SyncSocket,
+    carried_headers,
     on,
 )
 from spa_dat.errors import RemoteError
@@ -409,3 +410,31 @@ def test_a_stranger_s_invalid_trace_can_be_read_and_goes_no_further(bus: str) ->
         (out,) = harness.messages("out")
     assert seen[0]["traceparent"] == "00-x-y-01"
     assert carried(out) == {"correlationid": "txn-7", "causationid": "in-1"}
+
+
+# What came over HTTP.
+
+
+def test_headers_of_http_are_carried_by_messages() -> None:
+    http = {"traceparent": TRACE, "tracestate": STATE, "x-request-id": "txn-7", "cookie": "secret"}
+    assert carried_headers(http) == HEADERS
+    assert carried_headers({}) == {}
+    flows = {"x-request-id": "3", "x-correlation-id": "2", "correlationid": "1"}
+    for number in "123":
+        assert carried_headers(flows) == {"correlationid": number}
+        flows.popitem()
+
+
+@pytest.mark.parametrize(
+    "http",
+    [
+        {"traceparent": "00-1-2-01", "tracestate": STATE},
+        {"traceparent": f"{TRACE}\tx"},
+        {"tracestate": STATE},
+        {"x-request-id": ""},
+        {"x-request-id": "a\x00b"},
+        {"x-request-id": "x" * 1025},
+    ],
+)
+def test_headers_of_http_that_are_not_valid_are_left_out(http: dict[str, str]) -> None:
+    assert carried_headers(http) == {}
