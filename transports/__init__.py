@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._contract import Bus, Consumer, Identity, Receiver, SocketProvider, Subscription, Surroundings
 from ._credentials import Secret
-from ._dead_letter_topics import parked
+from ._dead_letter_topics import dead_letter_filter, dead_letter_name, named_topic, parked
 from ._delivery import Delivery, DeliveryState, Tracker
 from ._envelope import (
     CORRELATION_ID,
@@ -84,8 +84,11 @@ __all__ = [
     "check_filter",
     "check_topic",
     "covers",
+    "dead_letter_filter",
+    "dead_letter_name",
     "is_reserved",
     "minimal",
+    "named_topic",
     "on_failure",
     "on_outcome",
     "opened",

@@ -1,16 +1,16 @@
-"""Dead-letter topics: where a bus keeps dead letters, and as which message."""
+"""Dead-letter topics: where a bus keeps dead letters, as which message, and their names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
 from ._envelope import Envelope
 from ._topics import RESERVED
 
-__all__ = ["dead_letter_filter", "dead_letter_topic", "parked"]
+__all__ = ["dead_letter_filter", "dead_letter_name", "dead_letter_topic", "named_topic", "parked"]
 
 _LONGEST_ID = 256
 _NOTHING = b"(empty)"
@@ -25,6 +25,20 @@ def dead_letter_topic(application: str, identifier: str) -> str:
 def dead_letter_filter(application: str) -> str:
     """Return the filter for all dead letters of an application."""
     return f"{RESERVED}/dead-letter/{application}/#"
+
+
+def dead_letter_name(application: str, topic: str) -> str:
+    """Return what users call the dead letter at a topic: its id, if this package has stored it.
+
+    Anybody may have published there, so whatever else is there has a name as well, in ASCII.
+    """
+    rest = topic.removeprefix(f"{RESERVED}/dead-letter/{application}/")
+    return quote(rest, safe="", errors="backslashreplace")
+
+
+def named_topic(application: str, name: str) -> str:
+    """Return the topic of the dead letter with this name."""
+    return f"{RESERVED}/dead-letter/{application}/{unquote(name)}"
 
 
 def parked(application: str, envelope: Envelope, new_id: Callable[[], str]) -> Envelope:

@@ -54,6 +54,10 @@ _EPILOG_OF_LISTEN = (
     " messages in the time, 2 when something about the command is wrong or the broker cannot be"
     " used."
 )
+_EPILOG_OF_LETTERS = (
+    "Exit code: 0 when all went well, 1 when there is no such dead letter, 2 when something about"
+    " the command is wrong or the broker cannot be used."
+)
 # Where the command, or what it names, is to blame, and not what came of it.
 _BLAMED = (
     ConfigurationError,
@@ -273,8 +277,12 @@ _until = click.option(
 @click.pass_context
 def _commands(context: click.Context) -> None:
     """Run applications, talk to a bus, record what happens, and replay it."""
+    _ask_for_command(context, _commands)
+
+
+def _ask_for_command(context: click.Context, group: click.Group) -> None:
     if context.invoked_subcommand is None:
-        names = ", ".join(_commands.commands)
+        names = ", ".join(group.commands)
         raise click.UsageError(f"Missing command: one of {names}", context)
 
 
@@ -424,6 +432,84 @@ def _listen(**given: Any) -> int:
     from ._listen import listen
 
     return listen(**given)
+
+
+@_commands.group(
+    "dlq",
+    invoke_without_command=True,
+    epilog=_EPILOG,
+    short_help="Look at the dead letters of an application.",
+)
+@click.pass_context
+def _dlq(context: click.Context) -> None:
+    """Look at dead letters: messages that an application could not handle, and has stored.
+
+    They are looked for on the broker, whether the application is running or not.
+    """
+    _ask_for_command(context, _dlq)
+
+
+_application_option = click.option(
+    "--application", required=True, metavar="NAME", help="Whose dead letters."
+)
+_wanted_options = _options(
+    click.option("--actor", metavar="NAME", help="Only those of this actor."),
+    click.option(
+        "--error",
+        metavar="TEXT",
+        help="Only those whose error has this in the name of its class or in its text, in upper or"
+        " lower case.",
+    ),
+    click.option(
+        "--since",
+        callback=_moment,
+        metavar="TIME",
+        help="Only those stored from this time on, such as 2026-11-27T09:00 (local time unless a"
+        " zone follows), or from 90s, 30m, 1h or 7d ago.",
+    ),
+    click.option(
+        "--until", callback=_moment, metavar="TIME", help="Only those stored before this time."
+    ),
+)
+
+
+@_dlq.command("list", epilog=_EPILOG_OF_LETTERS, short_help="List dead letters.")
+@click.argument("url")
+@_application_option
+@_name_option
+@_wanted_options
+@_json_option
+def _dlq_list(
+    actor: str | None,
+    error: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    **given: Any,
+) -> int:
+    """List the dead letters of an application on an MQTT broker or a Kafka cluster.
+
+    URL is that of the broker, or of a configuration document. What is no dead letter, but stands
+    where they are kept, is listed as unreadable. Nothing is changed.
+    """
+    from ._dlq import letter_filter, list_letters
+
+    return list_letters(wanted=letter_filter(actor, error, since, until), **given)
+
+
+@_dlq.command("show", epilog=_EPILOG_OF_LETTERS, short_help="Show a dead letter.")
+@click.argument("url")
+@click.argument("identifier", metavar="LETTER")
+@_application_option
+@_name_option
+@_json_option
+def _dlq_show(**given: Any) -> int:
+    """Show a dead letter: what went wrong, and the message with its headers and payload.
+
+    LETTER is its name in spa-dat dlq list.
+    """
+    from ._dlq import show_letter
+
+    return show_letter(**given)
 
 
 @_commands.command("record", epilog=_EPILOG)

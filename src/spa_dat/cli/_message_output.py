@@ -23,7 +23,15 @@ from ..runtime import Message
 from ..runtime.payloads._codec import JSON, MESSAGEPACK, Decoder, PayloadFormat, format_of
 from ..transports import Envelope
 
-__all__ = ["envelope_as_json", "envelope_as_text", "message_as_json", "payload_as_text"]
+__all__ = [
+    "envelope_as_json",
+    "envelope_as_text",
+    "json_line",
+    "message_as_json",
+    "moment_text",
+    "payload_as_text",
+    "received_as_entries",
+]
 
 _INDENT = "    "
 _LONGEST_TOPIC = 1_000
@@ -42,23 +50,28 @@ _NOT_IN_JSON = (TypeError, ValueError, OverflowError, RecursionError)
 def envelope_as_text(envelope: Envelope) -> str:
     """Return a message that has arrived, as lines to read; cut where nobody would read on."""
     sent = time.time() if envelope.time is None else envelope.time
-    moment = _moment(sent) or f"{sent:g} s after 1970"
+    moment = moment_text(sent) or f"{sent:g} s after 1970"
     head = f"{moment}  {escaped(envelope.topic, _LONGEST_TOPIC)}\n"
     return head + "".join(f"{_INDENT}{line}\n" for line in _details(envelope))
 
 
 def envelope_as_json(envelope: Envelope) -> str:
     """Return a message that has arrived as one line of JSON, complete."""
+    return json_line(received_as_entries(envelope))
+
+
+def received_as_entries(envelope: Envelope) -> dict[str, Any]:
+    """Return a message that has arrived for JSON, complete."""
     entries = _entries(Message.of(envelope, envelope.payload))
     entries["flaw"] = envelope.flaw
     if envelope.left_out is not None:
         entries |= {"format": "left out", "size": envelope.left_out.size}
-    return _line(entries)
+    return entries
 
 
 def message_as_json(message: Message[bytes]) -> str:
     """Return a message as one line of JSON, complete."""
-    return _line(_entries(message))
+    return json_line(_entries(message))
 
 
 def payload_as_text(message: Message[bytes]) -> str:
@@ -99,7 +112,7 @@ def _reads_well(text: str) -> bool:
     return text.translate({ord(letter): None for letter in "\t\n\r"}).isprintable()
 
 
-def _moment(seconds: float) -> str | None:
+def moment_text(seconds: float) -> str | None:
     """Return a time for people and programs; None if no calendar has it."""
     try:
         moment = datetime.fromtimestamp(seconds, UTC)
@@ -122,7 +135,7 @@ def _entries(message: Message[bytes]) -> dict[str, Any]:
         payload = {"payload_base64": base64.b64encode(message.raw).decode()}
     return {
         "topic": message.topic,
-        "time": None if message.time is None else _moment(message.time),
+        "time": None if message.time is None else moment_text(message.time),
         "id": message.id,
         "key": message.key,
         "headers": _headers(message),
@@ -147,7 +160,8 @@ def _headers(message: Message[bytes]) -> dict[str, str | None]:
     return {name: text or (None if name in empty else "") for name, text in message.headers.items()}
 
 
-def _line(entries: dict[str, Any]) -> str:
+def json_line(entries: dict[str, Any]) -> str:
+    """Return an object as a line of JSON."""
     # In ASCII: nothing in it ends the line or moves a cursor.
     return json.dumps(entries, allow_nan=False) + "\n"
 

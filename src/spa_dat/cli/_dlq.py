@@ -1,0 +1,187 @@
+"""``spa-dat dlq list`` and ``spa-dat dlq show``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from datetime import datetime
+from typing import Any
+
+from .._texts import escaped
+from ..runtime.messaging._letter_reader import stored_letters
+from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
+from ..runtime.options._option_checks import check_name
+from ..transports import SocketProvider
+from ._broker_client import broker_at, run_client
+from ._message_output import (
+    envelope_as_text,
+    json_line,
+    moment_text,
+    received_as_entries,
+)
+from ._standard_output import BackgroundOutput, check_open, printing, write_notice, write_text
+
+__all__ = ["letter_filter", "list_letters", "show_letter"]
+
+_FAILED = 1
+_LONGEST_NAME = 300
+_LONGEST_TOPIC = 300
+_LONGEST_ERROR = 500
+
+
+def letter_filter(
+    actor: str | None, error: str | None, since: datetime | None, until: datetime | None
+) -> LetterFilter:
+    """Return which dead letters the options of a command ask for.
+
+    Raises:
+        ConfigurationError: there cannot be such an actor.
+    """
+    return LetterFilter(
+        actor=None if actor is None else check_name("--actor", actor),
+        error=error,
+        since=None if since is None else since.timestamp(),
+        until=None if until is None else until.timestamp(),
+    )
+
+
+def list_letters(
+    url: str, *, application: str, name: str | None, wanted: LetterFilter, as_json: bool
+) -> int:
+    """Show the dead letters of an application, in a few words each; returns the exit code.
+
+    Args:
+        url: of the broker or document.
+        application: its name.
+        name: of the provider in the document.
+        wanted: which of them.
+        as_json: show them for programs.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+        TransportError: the broker cannot be used.
+    """
+    check_open()
+    provider = letters_at(url, name=name, application=application)
+    shown, unreadable = run_client(_list(provider, application, wanted, as_json))
+    told = f"dead letters: {shown}"
+    write_notice(told + (f", {unreadable} of them unreadable" if unreadable else ""))
+    return 0
+
+
+def show_letter(
+    url: str, identifier: str, *, application: str, name: str | None, as_json: bool
+) -> int:
+    """Show all there is to a dead letter; returns the exit code, 1 if there is no such letter.
+
+    Args:
+        url: as for `list_letters`, like the rest.
+        identifier: the letter's name.
+        application: its application.
+        name: of the provider in the document.
+        as_json: show it for programs.
+
+    Raises:
+        ConfigurationError, TransportError: as for `list_letters`.
+    """
+    check_open()
+    provider = letters_at(url, name=name, application=application)
+    letter = run_client(_find(provider, application, identifier))
+    if letter is None:
+        write_notice(f"application {application!r} has no dead letter {escaped(identifier, 80)!r}")
+        return _FAILED
+    with printing():
+        if as_json:
+            told = _entries(letter)
+            shown = letter.envelope if letter.message is None else letter.message
+            write_text(json_line(told | {"message": received_as_entries(shown)}))
+        else:
+            write_text(_as_text(letter) + envelope_as_text(letter.message or letter.envelope))
+    return 0
+
+
+def letters_at(url: str, *, name: str | None, application: str) -> SocketProvider:
+    """Return the provider for the dead letters of an application.
+
+    Raises:
+        ConfigurationError: an application cannot have this name, or as `broker_at`.
+    """
+    check_name("--application", application)
+    return broker_at(url, name=name)
+
+
+async def _list(
+    provider: SocketProvider, application: str, wanted: LetterFilter, as_json: bool
+) -> tuple[int, int]:
+    """Show letters; returns how many, and how many of these cannot be read."""
+    working = asyncio.current_task()
+    assert working is not None
+    shown = unreadable = 0
+    unread: list[bool] = []
+
+    def end() -> None:
+        unread.append(True)
+        working.cancel()
+
+    output = BackgroundOutput(unread=end)
+    try:
+        async with contextlib.aclosing(stored_letters(provider, application)) as letters:
+            async for letter in letters:
+                if wanted.wants(letter):
+                    told = json_line(_entries(letter)) if as_json else _as_text(letter)
+                    if not await output.write(told):
+                        break
+                    shown += 1
+                    unreadable += letter.flaw is not None
+    except asyncio.CancelledError:
+        if not unread:
+            raise
+    finally:
+        output.close()
+    return shown, unreadable
+
+
+async def _find(provider: SocketProvider, application: str, identifier: str) -> StoredLetter | None:
+    found: AsyncGenerator[StoredLetter, None]
+    async with contextlib.aclosing(stored_letters(provider, application, identifier)) as found:
+        async for letter in found:
+            return letter
+    return None
+
+
+def _entries(letter: StoredLetter) -> dict[str, Any]:
+    """Return what there is to know of a letter apart from its message, for JSON."""
+    told: dict[str, Any] = {
+        "letter": letter.name,
+        "stored": None if letter.stored is None else moment_text(letter.stored),
+        "size": letter.size,
+        "flaw": letter.flaw,
+        "obstacle": letter.obstacle,
+    }
+    read = None if letter.flaw else letter
+    for field in (
+        *("application", "instance", "actor", "topic"),
+        *("error", "text", "attempts", "replays"),
+    ):
+        told[field] = None if read is None else getattr(read, field)
+    return told
+
+
+def _as_text(letter: StoredLetter) -> str:
+    """Return a letter in lines to read."""
+    stored = "?" if letter.stored is None else moment_text(letter.stored) or "?"
+    head = f"{escaped(letter.name, _LONGEST_NAME)}  {stored}"
+    if letter.flaw is not None:
+        return f"{head}  unreadable\n    {escaped(letter.flaw, _LONGEST_ERROR)}\n"
+    counts = f"attempts: {letter.attempts}"
+    if letter.replays:
+        counts += f", replays: {letter.replays}"
+    lines = [
+        f"{head}  {escaped(letter.source, _LONGEST_NAME)}",
+        f"    {escaped(letter.topic, _LONGEST_TOPIC)}, {letter.size} bytes, {counts}",
+        f"    {escaped(f'{letter.error}: {letter.text}', _LONGEST_ERROR)}",
+    ]
+    if letter.obstacle is not None:
+        lines.append(f"    cannot be replayed: {escaped(letter.obstacle, _LONGEST_ERROR)}")
+    return "".join(f"{line}\n" for line in lines)

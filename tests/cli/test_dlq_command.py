@@ -1,0 +1,292 @@
+"""``spa-dat dlq``: dead letters on brokers, and what strangers put in their place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+
+from spa_dat import DistributedApplication, Reject
+from spa_dat.cli._dlq import _as_text, _entries
+from spa_dat.cli._main import main
+from spa_dat.cli._message_output import json_line
+from spa_dat.runtime.messaging._letter_reader import stored_letters
+from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
+from spa_dat.testing import Kafka, Mosquitto
+from spa_dat.transports import Envelope, LeftOut, named_topic
+from support.kafka_bus import new_prefix
+from support.memory import Site
+from support.mqtt import client
+from support.waiting import eventually
+
+ON_BOTH = [
+    pytest.param("mosquitto", marks=pytest.mark.mosquitto),
+    pytest.param("kafka", marks=pytest.mark.kafka),
+]
+
+
+@dataclass
+class Plant:
+    """An application whose actors fail until they are mended.
+
+    Attributes:
+        url: of its broker.
+        name: its own name, and the topic of its messages.
+        mended: whether its actor does what it should.
+        handled: payloads that were handled.
+        others: payloads that another actor got, which never fails.
+    """
+
+    url: str
+    name: str
+    mended: bool = False
+    handled: list[tuple[Any, ...]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    def application(self) -> DistributedApplication:
+        app = DistributedApplication(self.url, name=self.name)
+
+        @app.application(self.name, name="oven")
+        async def bake(payload: str, message: Any) -> None:
+            if not self.mended:
+                raise Reject("too Hot")
+            self.handled.append((payload, message.id, message.key, dict(message.headers)))
+
+        @app.application(self.name, name="clerk")
+        async def note(payload: str) -> None:
+            self.others.append(payload)
+
+        return app
+
+
+@pytest.fixture(params=ON_BOTH)
+def plant(request: pytest.FixtureRequest) -> Plant:
+    broker: Mosquitto | Kafka = request.getfixturevalue(request.param)
+    url = broker.url
+    if isinstance(broker, Kafka):
+        url += f"?prefix={new_prefix()}&topic_refresh=0.1&create_topics=all"
+    return Plant(url, uuid.uuid4().hex)
+
+
+Told = Callable[..., Any]
+
+
+@pytest.fixture
+def told(capfd: pytest.CaptureFixture[str]) -> Told:
+    """Runs ``spa-dat dlq``; returns exit code, objects or lines of the output, and the notices."""
+
+    async def run(command: str, plant: Plant, *arguments: str) -> tuple[int, list[Any], str]:
+        given = ["dlq", command, plant.url, *arguments, "--application", plant.name]
+        code = await asyncio.to_thread(main, given)
+        out, err = capfd.readouterr()
+        lines = out.splitlines()
+        return code, [json.loads(line) for line in lines] if "--json" in given else lines, err
+
+    return run
+
+
+async def test_letters_are_listed_filtered_and_shown(plant: Plant, told: Told) -> None:
+    app = plant.application()
+    async with app:
+        socket = app.socket()
+        await socket.publish(plant.name, "bread", key="k", headers={"site": "a=b"})
+        await socket.publish(plant.name, "cake")
+        await eventually(lambda: app.stats["dead_letters.stored"] == 2)
+    code, letters, notice = await told("list", plant, "--json")
+    assert code == 0
+    assert notice == "spa-dat: dead letters: 2\n"
+    bread, cake = letters if letters[0]["size"] == len("bread") else letters[::-1]
+    assert bread | {"letter": "", "stored": ""} == {
+        "letter": "",
+        "stored": "",
+        "size": 5,
+        "flaw": None,
+        "obstacle": None,
+        "application": plant.name,
+        "instance": "0",
+        "actor": "oven",
+        "topic": plant.name,
+        "error": "Reject",
+        "text": "too Hot",
+        "attempts": 1,
+        "replays": 0,
+    }
+    assert cake["size"] == 4
+    assert await told("list", plant, "--actor", "clerk") == (0, [], "spa-dat: dead letters: 0\n")
+    wanted = ("--actor", "oven", "--error", "TOO hot", "--since", "1h")
+    assert (await told("list", plant, *wanted))[2] == notice
+    code, (shown,), _ = await told("show", plant, bread["letter"], "--json")
+    message = shown.pop("message")
+    assert (code, shown) == (0, bread)
+    assert (message["payload"], message["key"]) == ("bread", "k")
+    assert message["headers"]["site"] == "a=b"
+    code, lines, _ = await told("show", plant, cake["letter"])
+    assert code == 0
+    assert lines[0].startswith(f"{cake['letter']}  {cake['stored']}  {plant.name}/0/oven")
+    assert "    Reject: too Hot" in lines
+    code, lines, notice = await told("show", plant, "%2B%00")
+    assert (code, lines) == (1, [])
+    assert "has no dead letter '%2B%00'" in notice
+
+
+@pytest.mark.mosquitto
+async def test_strangers_letters_are_listed_as_unreadable(mosquitto: Mosquitto, told: Told) -> None:
+    plant = Plant(mosquitto.url, uuid.uuid4().hex)
+    topic = f"_spa/dead-letter/{plant.name}"
+    async with client(mosquitto, ephemeral=True) as stranger:
+
+        async def publish(topic: str, payload: bytes) -> None:
+            envelope = Envelope(topic=topic, payload=payload, retain=True)
+            await stranger.bus.publish(envelope, timeout=30.0)
+
+        await publish(f"{topic}/a/\N{SNOWMAN}", b"\xff\x1b[2J")
+        await publish(f"{topic}/gone", b"x")
+        await publish(f"{topic}/gone", b"")
+        code, (letter,), notice = await told("list", plant, "--json")
+        assert (code, letter["letter"]) == (0, "a%2F%E2%98%83")
+        assert letter["flaw"] == "it is no dead letter: it has no header 'spa_dead_topic'"
+        assert "1 of them unreadable" in notice
+        code, (_, flaw, *rest), _ = await told("show", plant, letter["letter"])
+        assert (code, flaw.strip()) == (0, letter["flaw"])
+        assert not any("\x1b" in line for line in rest)
+        await publish(f"{topic}/a/\N{SNOWMAN}", b"")
+
+
+def letter(**notes: str) -> Envelope:
+    """Return a dead letter as it is on a bus, with these headers in place of its own."""
+    own = {"topic": "t", "actor": "plant/0/oven", "attempts": "3", "error": "E", "text": "why"}
+    headers = {f"spa_dead_{name}": text for name, text in (own | notes).items() if text}
+    return Envelope(
+        topic="_spa/dead-letter/plant/x",
+        payload=b"p",
+        id="x",
+        time=1.0,
+        type="t",
+        headers={"site": "a", **headers},
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "flaw"),
+    [
+        (letter(version="2"), "written by a newer version"),
+        (letter(topic=""), "no header 'spa_dead_topic'"),
+        (letter(actor="plant/0"), "names no actor"),
+        (letter(attempts="-1"), "no number"),
+        (letter(attempts="9" * 5_000), "no number"),
+        (letter(attempts="\N{ARABIC-INDIC DIGIT ONE}"), "no number"),
+        (letter(replays="x"), "no number"),
+        (letter(time="nine"), "no time"),
+        (letter(original="{"), "damaged"),
+        (letter(original="[" * 100_000), "damaged"),
+        (letter(original="[1]"), "damaged"),
+        (letter(original='{"topic": 1, "headers": {}, "complete": true}'), "damaged"),
+        (letter(original='{"topic": "t", "headers": {"a": 1}, "complete": true}'), "damaged"),
+        (
+            msgspec.structs.replace(letter(), payload=b"", left_out=LeftOut(10**8, "ab")),
+            "it has 100000000 bytes",
+        ),
+    ],
+)
+def test_what_is_no_letter_is_unreadable_and_says_why(found: Envelope, flaw: str) -> None:
+    read = StoredLetter.of("plant", found)
+    assert read.flaw is not None
+    assert flaw in read.flaw
+    assert read.obstacle == read.flaw
+    assert read.message is None
+    assert read.name == "x"
+    assert not LetterFilter(actor="oven").wants(read)
+    assert not LetterFilter(error="").wants(read)
+    assert LetterFilter(until=2.0).wants(read)
+    assert "unreadable" in _as_text(read)
+    assert json.loads(json_line(_entries(read)))["flaw"] == read.flaw
+
+
+def test_a_message_comes_back_from_its_letter_as_it_was() -> None:
+    found = letter(id="i", source="s", time="2026-11-27T08:00:00+00:00", replays="2", size="0")
+    found = msgspec.structs.replace(found, payload=b"(empty)", key="k", retain=True)
+    read = StoredLetter.of("plant", found)
+    assert (read.flaw, read.obstacle, read.replays, read.size) == (None, None, 2, 0)
+    assert read.message == Envelope(
+        topic="t", id="i", source="s", time=1795766400.0, type="t", key="k", headers={"site": "a"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "obstacle"),
+    [
+        (letter(size="70000"), "too large"),
+        (msgspec.structs.replace(letter(), type=None), "refused"),
+        (letter(original='{"topic": "t", "headers": {}, "complete": false}'), "too large"),
+    ],
+)
+def test_a_letter_that_has_lost_something_cannot_be_replayed(
+    found: Envelope, obstacle: str
+) -> None:
+    read = StoredLetter.of("plant", found)
+    assert read.flaw is None
+    assert obstacle in (read.obstacle or "")
+
+
+def fuzzed(seed: int) -> Iterator[Envelope]:
+    dice = random.Random(seed)
+    names = ("topic", "actor", "attempts", "error", "text", "size", "original", "time", "offset")
+    texts = (
+        "",
+        "0",
+        "-1",
+        "plant/0/oven",
+        "a/b",
+        "nan",
+        "1e999",
+        "{}",
+        '{"headers":[[1]]}',
+        "\x00",
+    )
+    for _ in range(300):
+        notes = {name: dice.choice(texts) for name in dice.sample(names, dice.randint(0, 9))}
+        found = letter(**notes)
+        yield msgspec.structs.replace(found, time=dice.choice((None, 1.0, 1e300, float("nan"))))
+
+
+def test_no_letter_ends_the_command() -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    for found in fuzzed(seed):
+        read = StoredLetter.of("plant", found)
+        assert _as_text(read).endswith("\n")
+        json.loads(json_line(_entries(read)))
+        LetterFilter(since=0.0, until=5.0, error="x", actor="oven").wants(read)
+
+
+def test_every_topic_has_a_name_and_every_name_a_topic() -> None:
+    for rest in ("x", "a/b", "%2F", "%", "+", "\x00\x1b", "\N{SNOWMAN}", "", "a b"):
+        read = StoredLetter.of("plant", Envelope(topic=f"_spa/dead-letter/plant/{rest}"))
+        assert read.name.isascii()
+        assert read.name.isprintable()
+        assert named_topic("plant", read.name) == f"_spa/dead-letter/plant/{rest}"
+
+
+async def test_few_of_many_letters_are_in_memory() -> None:
+    site = Site(queue=2_000)
+    for number in range(1_000):
+        site.publish(f"_spa/dead-letter/plant/{number}", b"x", retain=True)
+    names = [found.name async for found in stored_letters(site.provider, "plant")]
+    assert names == [str(number) for number in range(1_000)]
+
+
+def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dlq"]) == 2
+    assert "Missing command: one of list, show" in capsys.readouterr().err
+
+
+def test_an_impossible_name_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dlq", "list", "mqtt://localhost", "--application", "a/#"]) == 2
+    assert "--application 'a/#'" in capsys.readouterr().err
