@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import ssl
+from collections.abc import Sequence
 
 from ..errors import ConfigurationError
 from ._broker_config import BrokerConfig
@@ -36,7 +37,7 @@ def tls_context(config: BrokerConfig) -> ssl.SSLContext | None:
             tuple(_version(name) for name in (*files, *_system_files())),
         )
     except (OSError, ValueError) as error:
-        named = ", ".join(repr(name) for name in files if name)
+        named = ", ".join(repr(name) for name in _unreadable(files) or files if name)
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise ConfigurationError(
             f"the TLS files {named} cannot be used: {reason};"
@@ -62,6 +63,18 @@ def _context(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _unreadable(files: Sequence[str | None]) -> list[str]:
+    """Return those of the files that cannot be opened: OpenSSL does not say which."""
+    unreadable = []
+    for name in filter(None, files):
+        try:
+            with open(name, "rb"):
+                pass
+        except OSError:
+            unreadable.append(name)
+    return unreadable
 
 
 def _system_files() -> tuple[str | None, str | None]:

@@ -185,6 +185,12 @@ class BusConnection:
         if topic in self._checked:
             return
         check_topic(topic)
+        if topic.startswith(f"{RESERVED}/reply/"):
+            raise ConfigurationError(
+                f"topic {topic!r}: a reply is sent only by the handler that has the request, while"
+                " it handles it, and if it is registered as one that answers: annotate what it"
+                " returns, or give it replies=True"
+            )
         if is_reserved(topic):
             raise ConfigurationError(
                 f"topic {topic!r}: everything under {RESERVED}/ belongs to the runtime;"

@@ -157,9 +157,16 @@ class Message(msgspec.Struct, Generic[T], frozen=True, kw_only=True, eq=False):
             TransportError: as `Socket.publish` does.
         """
         if self._reply is None:
+            if self.response_topic is None:
+                raise ConfigurationError(
+                    f"the message on {self.topic!r} cannot be answered: it is not a request that"
+                    " may get a reply; check message.response_topic before calling reply()"
+                )
             raise ConfigurationError(
-                f"the message on {self.topic!r} cannot be answered: it is not a request that may"
-                " get a reply; check message.response_topic before calling reply()"
+                f"the message on {self.topic!r} cannot be answered with reply() here: that is for"
+                " handlers that answer requests; register this one with replies=True, or return the"
+                " reply and annotate what is returned (handlers of batches and middleware have no"
+                " reply())"
             )
         if _get_running_loop() is None:
             raise ConfigurationError(

@@ -126,6 +126,7 @@ def test_rules_for_kafka_have_the_reply_topics_of_requests_to_0_4_0(
     ]
     lines = shown("--url", f"kafka://k1?prefix=p.{more}")
     assert [line.partition("--operation ")[2] for line in lines if "reply.plant-" in line] == wanted
+    assert any("named plant-" in line for line in lines)
     # Where it may create no topics it makes no such requests.
     lines = shown("--url", f"kafka://k1?prefix=p.&create_topics=never{more}")
     assert not [line for line in lines if "reply.plant-" in line]

@@ -49,6 +49,15 @@ def test_files_are_read_again_only_when_they_change(
     assert authorities(config) != before
 
 
+def test_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    options = made(tmp_path)
+    Path(options["tls_cert"]).unlink()
+    with pytest.raises(ConfigurationError) as caught:
+        tls_context(MqttConfig(tls=True, **options))
+    assert "client.pem" in str(caught.value)
+    assert "ca.pem" not in str(caught.value)
+
+
 def test_a_link_to_other_files_counts_as_a_change(tmp_path: Path) -> None:
     """As with secrets that Kubernetes mounts."""
     for name in ("old", "new"):

@@ -111,9 +111,7 @@ class KafkaBus(Bus):
     @property
     def trouble(self) -> str | None:
         publisher = self._publisher
-        return (
-            publisher.login_failure or super().trouble or publisher.trouble or self._inbox.trouble
-        )
+        return publisher.obstacle or super().trouble or publisher.trouble or self._inbox.trouble
 
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         starting = self._starting = asyncio.ensure_future(self._start(on_reply))

@@ -33,6 +33,7 @@ __all__ = [
     "describe",
     "error_for",
     "is_login_failure",
+    "is_obstacle",
     "publish_refusal",
     "translate",
 ]
@@ -223,6 +224,12 @@ def describe(cause: BaseException) -> str:
 def is_login_failure(cause: BaseException) -> bool:
     """Return whether a broker was reached that does not let us in."""
     return isinstance(cause, (LoginBrokenOff, *_LOGIN_REFUSED))
+
+
+def is_obstacle(cause: BaseException) -> bool:
+    """Return whether no connection can be had until something is set up differently."""
+    is_setup = isinstance(cause, ConfigurationError) or is_wrong_setup(cause)
+    return is_setup or is_login_failure(cause)
 
 
 def connect_problem(cause: BaseException, address: str, user: str | None) -> ConnectProblem:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ..._logs import get_logger
-from ...errors import SpaDatError
+from ...errors import ConfigurationError, SpaDatError
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
 from .._topics import RESERVED
@@ -174,8 +174,13 @@ class LoneRequests:
         """Return an inbox on a new topic.
 
         Raises:
-            SpaDatError: the topic cannot be created or read.
+            SpaDatError: the topic may not or cannot be created, or not be read.
         """
+        if self._config.create_topics == "never":
+            raise ConfigurationError(
+                "a request in the format of spa-dat 0.4.0 needs a topic that is created for its"
+                " reply, and create_topics='never' allows none: give create_topics='own'"
+            )
         level = f"{self._application}-{self._token}-{self._count}"
         self._count += 1
         inbox = _LoneInbox(level, self._names.replies(level), *self._parts)

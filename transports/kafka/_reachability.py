@@ -24,7 +24,7 @@ from ._aiokafka_private import (
 )
 from ._client_options import connection_options, renewed_options
 from ._config import KafkaConfig
-from ._errors import LoginMissing, connect_problem, is_login_failure
+from ._errors import LoginMissing, connect_problem, is_login_failure, is_obstacle
 
 __all__ = ["MOVED", "Brokers", "Reachability", "reach"]
 
@@ -126,14 +126,15 @@ class Reachability:
         client: the library's.
 
     Attributes:
-        login_failure: why no broker lets us in, as text, if that is what the last check found.
+        obstacle: why no connection can be had, as text, if the last check found more than an
+            outage: a login, a certificate, a file.
     """
 
     def __init__(self, config: KafkaConfig, client_id: str, client: Any) -> None:
         self._config = config
         self._client_id = client_id
         self._client = client
-        self.login_failure: str | None = None
+        self.obstacle: str | None = None
         self._good: int | None = None
         self._elsewhere = 0
         # When the library had last heard anything, and since when that has been known.
@@ -158,7 +159,7 @@ class Reachability:
 
     def _reached(self) -> None:
         self._elsewhere = 0
-        self.login_failure = None
+        self.obstacle = None
 
     def silent(self) -> bool:
         """Return whether brokers owe answers, and none has sent anything for ten seconds.
@@ -179,19 +180,19 @@ class Reachability:
     async def moved(self) -> bool:
         """Return whether it is time to start over from the configured addresses.
 
-        To be called repeatedly while `reachable` says no; finds out `login_failure`.
+        To be called repeatedly while `reachable` says no; finds out the `obstacle`.
         """
         try:
             await reach(self._config, self._client_id)
         except Exception as error:  # noqa: BLE001 (whatever it is, there is no cluster)
             self._elsewhere = 0
             _log.debug("no connection to %s: %s", self._config.address, error)
-            self.login_failure = None
-            if is_login_failure(error):
+            self.obstacle = None
+            if is_obstacle(error):
                 config = self._config
                 problem = connect_problem(error, config.address, config.login.username)
-                self.login_failure = str(problem.error)
+                self.obstacle = str(problem.error)
             return False
-        self.login_failure = None
+        self.obstacle = None
         self._elsewhere += 1
         return self._elsewhere >= _MOVED

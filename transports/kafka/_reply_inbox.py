@@ -267,7 +267,7 @@ class KafkaReplyInbox:
     async def _look_for_brokers(self, reachability: Reachability) -> None:
         if not await reachability.reachable() and await reachability.moved():
             raise ConnectionError(MOVED)
-        why = reachability.login_failure
+        why = reachability.obstacle
         self._away = None if why is None else f"replies cannot be read: {why}"
 
     def _hand_over(self, record: Any) -> None:

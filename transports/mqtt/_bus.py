@@ -101,7 +101,7 @@ class MqttBus(Bus):
         # Without wildcards there is never an inbox, and that is no trouble for whoever needs none.
         if self.connected and not isinstance(self._inbox.problem, ConfigurationError | None):
             return str(self._inbox.problem)
-        return super().trouble or self._outgoing.trouble
+        return self._connection.obstacle or super().trouble or self._outgoing.trouble
 
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         self._on_reply = on_reply

@@ -127,6 +127,10 @@ class Connection:
         identifier: the client identifier, for log and error messages.
         surroundings: counters, randomness, and the callback for fatal errors.
         farewell: shared by all connections of an application to the broker.
+
+    Attributes:
+        obstacle: why no connection can be had, as text, if the last attempt to reconnect found more
+            than an outage: a login, a certificate, a file.
     """
 
     def __init__(
@@ -151,6 +155,7 @@ class Connection:
         self._started: asyncio.Future[None] | None = None
         self._takeovers = Takeovers()
         self._is_older = False
+        self.obstacle: str | None = None
 
     @property
     def trace_seconds(self) -> int:
@@ -242,6 +247,7 @@ class Connection:
                     self._started.set_exception(self._no_start(problem))
                     return
                 delay = min(delay, left)
+            self.obstacle = str(problem.error) if problem.final else None
             level = logging.WARNING if started or problem.final else logging.INFO
             _log.log(level, "%s; next attempt in %.1f s", problem.error, delay)
             await asyncio.sleep(delay)
@@ -335,6 +341,7 @@ class Connection:
         assert self._started is not None
         began = loop.time()
         self._client = client
+        self.obstacle = None
         self._stats["mqtt.connected"] += 1
         self._owner.on_ready(client)
         if not self._started.done():

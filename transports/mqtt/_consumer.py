@@ -164,7 +164,8 @@ class MqttConsumer(Consumer):
     @property
     def trouble(self) -> str | None:
         if not self._ready.done() or self._state is _CLOSED:
-            return f"there is no connection to {self._config.address}"
+            away = f"there is no connection to {self._config.address}"
+            return self._connection.obstacle or away
         for pattern, code in self._refused.items():
             return str(subscribe_refusal(code, pattern))
         return None

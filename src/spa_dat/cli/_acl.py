@@ -30,6 +30,11 @@ _ANY_TOPIC = (
     "# name other topics, give the application or the actor reply_topics=."
 )
 
+_LONE = (
+    "# Kafka has prefixes only: the rules for the reply topics of requests to spa-dat 0.4.0 hold\n"
+    "# for those of applications named {application}-..., too. Give others different names."
+)
+
 
 def show_rules(
     target: str,
@@ -137,5 +142,8 @@ def _rules(provider: SocketProvider, access: Access) -> list[str]:
         )
         command = f"kafka-acls.sh --bootstrap-server {config.servers.split(',')[0]} "
         rules = kafka_rules(config, access)
-        return [head, *(command + rule.command(access.user) for rule in rules)]
+        lines = [head, *(command + rule.command(access.user) for rule in rules)]
+        if any(rule.operation == "DELETE" for rule in rules):
+            lines.append(_LONE.format(application=access.application))
+        return lines
     return [f"# {access.application} on {getattr(config, 'address', 'another bus')}: no rules."]

@@ -102,6 +102,27 @@ async def test_a_timeout_larger_than_any_time_is_refused(timeout: int) -> None:
     assert await with_socket(app, ask) == [None]
 
 
+@pytest.mark.parametrize("way", ["reply", "publish"])
+async def test_a_handler_that_answers_although_it_is_no_responder_is_told_how_to_be_one(
+    way: str,
+) -> None:
+    app = Site().app()
+    errors: list[ConfigurationError] = []
+
+    @app.application("double")
+    async def double(message: Message[int], socket: Socket) -> None:
+        try:
+            if way == "reply":
+                await message.reply(2)
+            else:
+                await socket.publish(str(message.response_topic), 2)
+        except ConfigurationError as error:
+            errors.append(error)
+
+    await with_socket(app, lambda socket: socket.request("double", 1, timeout=1))
+    assert "replies=True" in str(errors[0])
+
+
 async def test_a_message_is_answered_with_reply() -> None:
     app = Site().app()
 

@@ -6,16 +6,20 @@ import asyncio
 import base64
 import contextlib
 import json
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from aiokafka.client import AIOKafkaClient
 from aiokafka.structs import BrokerMetadata
 
 from spa_dat.errors import ConnectFailed
+from spa_dat.harness.brokers._certificates import make_certificates
 from spa_dat.transports import KafkaConfig
 from spa_dat.transports.kafka._aiokafka_private import keep_connections
 from spa_dat.transports.kafka._client_options import common_options, renewed_options
@@ -113,6 +117,27 @@ def _options(tokens: _Tokens) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("lacking", ["authority", "file"])
+async def test_what_is_wrong_with_certificates_is_told_while_the_application_runs(
+    tmp_path: Path, lacking: str
+) -> None:
+    theirs, ours = make_certificates("127.0.0.1", tmp_path), tmp_path / "ours.pem"
+    trustme.CA().cert_pem.write_to_path(str(ours))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(theirs)
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", ssl=context)
+    place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    client = AIOKafkaClient(bootstrap_servers=place)
+    reachability = Reachability(KafkaConfig(place, tls=True, tls_ca=str(ours)), "plant", client)
+    if lacking == "file":
+        ours.unlink()
+    async with server:
+        assert not await reachability.moved()
+    words = "certificate is not accepted" if lacking == "authority" else "ours.pem"
+    assert words in str(reachability.obstacle)
+    await client.close()
+
+
 @pytest.mark.parametrize(("fails_at", "silent", "words"), _FAILURES)
 async def test_a_broker_that_breaks_off_the_login_is_not_there(
     monkeypatch: pytest.MonkeyPatch, fails_at: int, silent: bool, words: str
@@ -127,13 +152,13 @@ async def test_a_broker_that_breaks_off_the_login_is_not_there(
         try:
             assert not await reachability.reachable()
             assert not await reachability.moved()
-            assert words in str(reachability.login_failure)
+            assert words in str(reachability.obstacle)
             # The token may be to blame, however long it is good for.
             used = tokens.calls
             broker.fails_at = None
             assert await reachability.reachable()
             assert tokens.calls == used + 1
-            assert reachability.login_failure is None
+            assert reachability.obstacle is None
         finally:
             await client.close()
 

@@ -16,7 +16,7 @@ from spa_dat.errors import ConfigurationError
 from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
 from spa_dat.transports.kafka.consuming import _unreadable_guard as _guard
-from support.kafka_bus import BusClient, admin, bus_client, new_prefix, read, settings
+from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix, read, settings
 from support.waiting import eventually
 
 pytestmark = pytest.mark.kafka
@@ -56,6 +56,18 @@ def request(client: BusClient, correlation: str, payload: bytes = b"a") -> Envel
         response_topic=client.bus.reply_address(correlation),
         correlation=correlation.encode(),
     )
+
+
+async def test_a_request_to_0_4_0_where_no_topic_may_be_created_names_the_option(
+    kafka: Kafka,
+) -> None:
+    prefix = new_prefix()
+    for name in ("_spa.reply.app", "_spa.dead-letter.app"):
+        await create(kafka.server, prefix + name)
+    options: dict[str, Any] = {"create_topics": "never", "prefix": prefix, "wire": "spa-dat"}
+    async with bus_client(kafka.server, **options) as client:
+        with pytest.raises(ConfigurationError, match="create_topics='own'"):
+            await client.bus.post(request(client, "1"))
 
 
 async def test_a_plain_client_can_answer(kafka: Kafka) -> None:

@@ -278,11 +278,12 @@ async def test_credentials_that_change_while_away_are_tried_again_without_a_hot_
         with caplog.at_level(logging.WARNING):
             await eventually(lambda: app.stats["mqtt.connect_failed"] >= 3)
         assert "refused the login of user 'bob'" in caplog.text
+        assert "refused the login of user 'bob'" in str(app.bus.trouble)
         assert "hush" not in caplog.text
         assert app.stats["mqtt.connect_failed"] <= 10
         assert app.fatal == []
         broker.reload(users={"bob": "hush"})
-        await eventually(lambda: app.bus.connected)
+        await eventually(lambda: app.bus.trouble is None)
 
 
 async def test_a_password_that_is_changed_in_its_file_is_used_at_the_next_connection(

@@ -399,8 +399,8 @@ class ConsumerSessions(abc.ABC):
                 " long time: they hang, or make this client wait because of a quota"
             )
         if brokers is Brokers.AWAY:
-            if latest is not None and latest.login_failure is not None:
-                return latest.login_failure
+            if latest is not None and latest.obstacle is not None:
+                return latest.obstacle
             return f"there is no connection to {self._config.address}"
         return self._troubles.serious(self._selection.names)
 

@@ -174,9 +174,9 @@ class Fetching:
                 raise ConnectionError(MOVED)
 
     @property
-    def login_failure(self) -> str | None:
-        """Why no broker lets us in, as text; None if none refuses."""
-        return self._reachability.login_failure
+    def obstacle(self) -> str | None:
+        """Why no connection can be had, as text; None for a mere outage."""
+        return self._reachability.obstacle
 
     def _become(self, brokers: Brokers) -> None:
         """Change the state of the brokers; the only place where it changes."""

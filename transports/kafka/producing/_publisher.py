@@ -11,7 +11,7 @@ from ...._logs import get_logger
 from ..._contract import Surroundings
 from ..._outbox import Outbox, OutboxEntry
 from .._config import KafkaConfig
-from .._errors import connect_problem, describe, is_login_failure
+from .._errors import connect_problem, describe, is_obstacle
 from .._reachability import MOVED, reach
 from ._partition_queue import blames_records
 from ._producer import Producer
@@ -80,8 +80,8 @@ class Publisher:
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def login_failure(self) -> str | None:
-        """Why no broker lets us in, as text; None if none refuses."""
+    def obstacle(self) -> str | None:
+        """Why no connection can be had, as text; None for a mere outage."""
         return self.outbox.no_connection
 
     @property
@@ -177,13 +177,13 @@ class Publisher:
             self._set_connected(False)
             if await producer.reachability.moved():
                 producer.break_off(ConnectionError(MOVED))
-            self._note(producer.reachability.login_failure)
+            self._note(producer.reachability.obstacle)
 
-    def _note(self, login_failure: str | None) -> None:
-        """Note why no broker lets us in; log it once, and not at every attempt."""
-        if login_failure is not None and login_failure != self.login_failure:
-            _log.warning("%r: %s", self._client_id, login_failure)
-        self.outbox.no_connection = login_failure
+    def _note(self, obstacle: str | None) -> None:
+        """Note why no connection can be had; log it once, and not at every attempt."""
+        if obstacle is not None and obstacle != self.obstacle:
+            _log.warning("%r: %s", self._client_id, obstacle)
+        self.outbox.no_connection = obstacle
 
     async def _renew(self, broken: Producer, lasted: float) -> None:
         assert broken.broken is not None
@@ -219,7 +219,7 @@ class Publisher:
             except Exception as error:  # noqa: BLE001
                 self._set_connected(False)
                 problem = connect_problem(error, self._config.address, self._config.login.username)
-                if is_login_failure(error):
+                if is_obstacle(error):
                     self.outbox.no_connection = str(problem.error)
                 delay = self._backoff.next_delay()
                 _log.warning("%s; next attempt in %.1f s", problem.error, delay)
