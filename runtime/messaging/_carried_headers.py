@@ -15,6 +15,7 @@ __all__ = [
     "carried_by_all",
     "carried_headers",
     "correlation_id_of",
+    "trace_of",
     "with_carried",
 ]
 
@@ -49,13 +50,7 @@ def carried_headers(headers: _HttpHeaders) -> dict[str, str]:
     Args:
         headers: those of the request: any mapping that takes names in lower case.
     """
-    carried: dict[str, str] = {}
-    trace = headers.get(_TRACE)
-    if trace is not None and _is_traceparent(trace):
-        carried[_TRACE] = trace
-        state = headers.get(_STATE)
-        if state is not None and _is_tracestate(state):
-            carried[_STATE] = state
+    carried = _valid_trace(headers.get(_TRACE), headers.get(_STATE))
     for name in _FLOWS_OF_HTTP:
         flow = headers.get(name)
         if flow is not None and _is_fit(flow):
@@ -75,14 +70,7 @@ def carried_by(envelope: Envelope) -> dict[str, str]:
     if not headers and envelope.correlation is None:
         # Most messages, in as few steps as possible.
         return {_CAUSE: cause} if cause is not None and _is_fit(cause) else {}
-    carried: dict[str, str] = {}
-    if headers:
-        trace = _attribute(headers, _TRACE)
-        if trace is not None and _is_traceparent(trace):
-            carried[_TRACE] = trace
-            state = _attribute(headers, _STATE)
-            if state is not None and _is_tracestate(state):
-                carried[_STATE] = state
+    carried = trace_of(headers) if headers else {}
     correlation = correlation_id_of(envelope)
     if correlation is not None and _is_fit(correlation):
         carried[CORRELATION_ID] = correlation
@@ -142,6 +130,20 @@ def correlation_id_of(envelope: Envelope) -> str | None:
         return data.decode()
     except UnicodeDecodeError:
         return None
+
+
+def trace_of(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the trace context in the headers of a received message, as far as it is valid."""
+    trace = _attribute(headers, _TRACE)
+    return {} if trace is None else _valid_trace(trace, _attribute(headers, _STATE))
+
+
+def _valid_trace(trace: str | None, state: str | None) -> dict[str, str]:
+    if trace is None or not _is_traceparent(trace):
+        return {}
+    if state is None or not _is_tracestate(state):
+        return {_TRACE: trace}
+    return {_TRACE: trace, _STATE: state}
 
 
 def _attribute(headers: Mapping[str, str], name: str) -> str | None:

@@ -81,6 +81,19 @@ EXPECTED = {
     "workers": ["instance 0: 303 primes below 2000", "all 12 jobs are done"],
 }
 """What the standard output of each example contains."""
+TRACE = """\
+anna pays: bolt for 1.00
+publish orders/{customer}
+  process orders/{customer}
+    request prices
+      process prices
+        reply
+    publish invoices/{customer}
+      process invoices/{customer}  spa_dat.retry
+      process invoices/{customer}
+traces: 1
+"""
+"""What the example of spans prints on memory."""
 MARKS = {"plant": pytest.mark.slow}
 
 
@@ -145,9 +158,15 @@ def test_the_bridge_joins_two_brokers(
     assert [text for text in EXPECTED["bridge"] if text not in result.stdout] == []
 
 
+def test_the_spans_of_the_example_are_one_trace(tmp_path: Path) -> None:
+    result = run("tracing", [], tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert TRACE in result.stdout
+
+
 def test_every_example_is_tested() -> None:
     # Those that are embedded have tests of their own, in test_embedding_examples.py.
-    names = [*EXPECTED, "testing", "fastapi_app", "aiohttp_app", "notebook"]
+    names = [*EXPECTED, "testing", "tracing", "fastapi_app", "aiohttp_app", "notebook"]
     paths = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]
     assert sorted(path.stem for path in paths) == sorted(names)
 

@@ -78,6 +78,7 @@ LAYERS = (
     "application",
     "child",
     "recording",
+    "tracing",
 )
 """The rooms of the runtime; each may import those before it."""
 HARNESS_LAYERS = (

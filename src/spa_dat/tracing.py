@@ -1,0 +1,19 @@
+"""Spans of what an application does with messages, for OpenTelemetry.
+
+app.use(Tracing())
+
+It needs OpenTelemetry's API: ``pip install 'spa-dat[traces]'``.
+"""
+
+from __future__ import annotations
+
+try:
+    import opentelemetry.trace  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "spa_dat.tracing needs OpenTelemetry's API: pip install 'spa-dat[traces]'"
+    ) from error
+
+from .runtime.tracing._tracing import Tracing
+
+__all__ = ["Tracing"]
