@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from ._contract import Bus, Consumer, Identity, Receiver, SocketProvider, Subscription, Surroundings
 from ._credentials import Secret
-from ._dead_letter_topics import dead_letter_filter, dead_letter_name, named_topic, parked
+from ._dead_letter_topics import (
+    dead_letter_filter,
+    dead_letter_name,
+    dead_letter_topic,
+    named_topic,
+    parked,
+)
 from ._delivery import Delivery, DeliveryState, Tracker
 from ._envelope import (
     CORRELATION_ID,
@@ -12,6 +18,7 @@ from ._envelope import (
     REPLY_HEADER,
     Envelope,
     LeftOut,
+    Replayed,
     Tombstone,
     check_encodable,
     without_payload,
@@ -33,6 +40,7 @@ from ._topics import (
     TopicTrie,
     check_filter,
     check_topic,
+    command_topic,
     covers,
     is_reserved,
     minimal,
@@ -70,6 +78,7 @@ __all__ = [
     "Outbox",
     "OutboxEntry",
     "Receiver",
+    "Replayed",
     "Secret",
     "SocketProvider",
     "SocketProviderFactory",
@@ -83,9 +92,11 @@ __all__ = [
     "check_encodable",
     "check_filter",
     "check_topic",
+    "command_topic",
     "covers",
     "dead_letter_filter",
     "dead_letter_name",
+    "dead_letter_topic",
     "is_reserved",
     "minimal",
     "named_topic",

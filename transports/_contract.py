@@ -11,8 +11,10 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from .._environment import Environment
+from ._dead_letter_topics import removal
 from ._delivery import Delivery, Tracker
 from ._envelope import Envelope
+from ._wire_formats import opened
 
 __all__ = [
     "DEFAULT_WINDOW_BYTES",
@@ -279,6 +281,38 @@ class Bus(abc.ABC):
 
         Raises what `publish` raises.
         """
+
+    async def unpark(self, letter: Envelope, *, timeout: float) -> None:
+        """Take a stored dead letter back: nobody who looks for dead letters finds it any more.
+
+        By default with a retained message without payload.
+
+        Args:
+            letter: as it was received.
+            timeout: as for `publish`, which raises the same.
+        """
+        await self.publish(removal(letter), timeout=timeout)
+
+    def take_commands(  # noqa: B027 (a bus that nobody else can reach need not define it)
+        self, on_command: Callable[[Envelope], None]
+    ) -> None:
+        """Hand over what arrives on the topic of commands; to be called before the start.
+
+        Only a bus that other programs can reach has to do so; by default nothing arrives. What the
+        broker had kept is not handed over, because it would be each time.
+
+        Args:
+            on_command: called in the event loop; returns at once, and never raises.
+        """
+
+    def opened(self, envelope: Envelope, wire: str | None = None) -> Envelope:
+        """Return a message as it was meant that is in the format with this name.
+
+        Args:
+            envelope: as it was received.
+            wire: one of the provider's ``wires``; None for the format of the bus.
+        """
+        return opened(envelope)
 
     @abc.abstractmethod
     async def drain(self) -> None:

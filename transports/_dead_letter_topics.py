@@ -10,7 +10,14 @@ import msgspec
 from ._envelope import Envelope
 from ._topics import RESERVED
 
-__all__ = ["dead_letter_filter", "dead_letter_name", "dead_letter_topic", "named_topic", "parked"]
+__all__ = [
+    "dead_letter_filter",
+    "dead_letter_name",
+    "dead_letter_topic",
+    "named_topic",
+    "parked",
+    "removal",
+]
 
 _LONGEST_ID = 256
 _NOTHING = b"(empty)"
@@ -39,6 +46,11 @@ def dead_letter_name(application: str, topic: str) -> str:
 def named_topic(application: str, name: str) -> str:
     """Return the topic of the dead letter with this name."""
     return f"{RESERVED}/dead-letter/{application}/{unquote(name)}"
+
+
+def removal(letter: Envelope) -> Envelope:
+    """Return what takes a stored dead letter back: nothing, retained in its place."""
+    return Envelope(topic=letter.topic, retain=True)
 
 
 def parked(application: str, envelope: Envelope, new_id: Callable[[], str]) -> Envelope:

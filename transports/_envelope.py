@@ -18,6 +18,7 @@ __all__ = [
     "Envelope",
     "LeftOut",
     "MessageFields",
+    "Replayed",
     "Tombstone",
     "check_encodable",
     "named_texts",
@@ -45,6 +46,18 @@ class LeftOut(msgspec.Struct, frozen=True, gc=False):
 
     size: int
     sha256: str
+
+
+class Replayed(msgspec.Struct, frozen=True, gc=False):
+    """Which dead letter a message comes from.
+
+    Attributes:
+        id: the letter's; if the message fails again, it is stored in its place.
+        count: how often it has been replayed, this time included.
+    """
+
+    id: str
+    count: int
 
 
 class MessageFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -104,6 +117,8 @@ class Envelope(MessageFields, frozen=True, kw_only=True, gc=False):
     """When sent: the format that it is to have on the wire; None for that of the bus."""
     flaw: str | None = None
     """When received: why the message cannot be read, whatever it is to be decoded to."""
+    replayed: Replayed | None = None
+    """The dead letter that it comes from; None if it comes from a bus."""
 
     @property
     def identity(self) -> str | None:

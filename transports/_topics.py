@@ -10,12 +10,14 @@ from ..errors import ConfigurationError
 from ._envelope import REPLY_HEADER, Envelope
 
 __all__ = [
+    "COMMAND",
     "RESERVED",
     "FilterIndex",
     "TopicFilter",
     "TopicTrie",
     "check_filter",
     "check_topic",
+    "command_topic",
     "covers",
     "is_foreign_reply",
     "is_reserved",
@@ -26,6 +28,8 @@ __all__ = [
 
 RESERVED = "_spa"
 """First level of every topic reserved for the runtime."""
+COMMAND = "command/0"
+"""What stands for the token and the correlation in the topic of commands."""
 
 _LONGEST = 65_535
 _REMEMBERED = 4_096
@@ -408,6 +412,15 @@ def reply_prefix(application: str, token: str) -> str:
 def reply_filter(application: str) -> str:
     """Return the filter for all replies to an application, whichever bus and instance has asked."""
     return f"{RESERVED}/reply/{application}/#"
+
+
+def command_topic(application: str) -> str:
+    """Return the topic on which operators reach all running instances of an application.
+
+    It is among its inboxes for replies, which it may read, and which no others may; no token of one
+    is this word.
+    """
+    return f"{RESERVED}/reply/{application}/{COMMAND}"
 
 
 def is_foreign_reply(envelope: Envelope) -> bool:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import enum
 import threading
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..._logs import get_logger
 from ..._texts import describe, reason_of
 from ...actors import ActorSystem
 from ...errors import ActorStopped, ConfigurationError, SpaDatError
-from ...transports import SocketProvider
+from ...transports import Envelope, SocketProvider
 from ..diagnostics._problems import Problems
 from ..diagnostics._unclean_stop import GivenUp
 from ..handling._dead_letter_store import DeadLetterLimit
@@ -47,10 +47,14 @@ from ._stopping import StopReason, close, shielded_from_scopes, stop_actors
 
 if TYPE_CHECKING:
     from ..diagnostics._health import ActorHealth, Health, HealthState
+    from ._dead_letters import DeadLetters
+    from ._letter_commands import LetterCommands
 
 __all__ = ["Run", "RunState"]
 
 log = get_logger("spa_dat")
+
+T = TypeVar("T")
 
 
 class RunState(enum.IntEnum):
@@ -111,6 +115,8 @@ class Run:
 
         self._admin = AdminEndpoint(settings.admin, self._name, lambda: self.health)
         self._report = HealthReport(self._subscriptions, self._letters, self._watchdog)
+        self._dead_letters: DeadLetters | None = None
+        self._commands: LetterCommands | None = None
         self._resource_manager = ResourceManager(
             self._given_up, self._resource_failed, self._lost_for_good
         )
@@ -167,6 +173,12 @@ class Run:
         self.settings.stats["dead_letters.stored"] += 1
         if self._letters.stored(actor):
             self.unhealthy(actor, self._letters.problem)
+
+    def letter_gone(self, actor: str) -> None:
+        """Note that a dead letter of the actor was taken away, which makes room for another."""
+        self._letters.gone(actor)
+        if self._problems.get(actor) == self._letters.problem:
+            del self._problems[actor]
 
     def unhealthy(self, actor: str, reason: str) -> None:
         """Note, and log, why an actor cannot do its work."""
@@ -289,6 +301,27 @@ class Run:
             troubles = (*self._subscriptions.troubles(actor), actor.runtime.trouble)
             receiving = started and not any(troubles)
         return self._report.actor(actor, receiving=receiving, stopped=stopped)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What can be done with its dead letters."""
+        if self._dead_letters is None:
+            # Most runs never need it.
+            from ._dead_letters import DeadLetters
+
+            self._dead_letters = DeadLetters(self)
+        return self._dead_letters
+
+    def own_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Return a task that belongs to the run, whoever has asked for it."""
+        return self._loop.create_task(work, context=self._context.copy())
+
+    def working(self, name: str) -> ActorRunner | None:
+        """Return the actor with this name if it is running and gets messages."""
+        if self.state is not RunState.RUNNING:
+            return None
+        found = (actor for actor in self._actors if actor.name == name)
+        return next((one for one in found if one not in self._leaving and not one.ended), None)
 
     @property
     def actors(self) -> tuple[ActorRunner, ...]:
@@ -433,6 +466,16 @@ class Run:
         self._lane_names = frozenset(lane.name for lane in self._lanes())
         if self.settings.provider is not None:
             self._buses.use(self.settings.provider, "the application's own socket")
+        if not self.settings.identity.ephemeral:
+            for connection in self._buses:
+                connection.bus.take_commands(partial(self._take_command, connection))
+
+    def _take_command(self, connection: BusConnection, envelope: Envelope) -> None:
+        if self._commands is None:
+            from ._letter_commands import LetterCommands
+
+            self._commands = LetterCommands(self, self.dead_letters)
+        self._commands.take(connection, envelope)
 
     async def stop(self) -> None:
         """Stop everything, in order. Never raises; calling it again waits for the same stop.
@@ -494,6 +537,8 @@ class Run:
                 router for actor in self._actors for router in self._subscriptions.leave(actor)
             ]
             await stop_actors(self._actors, routers, self._system, deadline)
+            if self._dead_letters is not None:
+                await self._dead_letters.close()
             await wait_for_each(self._leaving.values())
             await close(self.connections, self._resource_manager, self.reason.failure, deadline)
             self._given_up.posts(connection.lost_posts for connection in self._buses)

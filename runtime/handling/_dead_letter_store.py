@@ -77,6 +77,7 @@ class DeadLetterStore:
                     if cause is not None and not letter.payload:
                         self._tell_of_payload(delivery, complete, cause)
                     self._lane.parked()
+                    self._connection.parked(letter)
                     delivery.settle()
                     return
             else:
@@ -172,6 +173,12 @@ class DeadLetterLimit:
         self._stored[actor] += 1
         return self._stored[actor] == self._limit
 
+    def gone(self, actor: str) -> None:
+        """Note that one of the actor's is not stored any more, of this run or of an earlier one."""
+        if self._stored[actor] > 0:
+            self._stored[actor] -= 1
+            self._taken[actor] -= 1
+
     def stored_by(self, actor: str) -> int:
-        """Return how many the actor has stored."""
+        """Return how many the actor has stored, without those that were handled since."""
         return self._stored[actor]

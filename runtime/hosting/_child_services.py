@@ -182,6 +182,7 @@ class ChildServices:
             if not stored:
                 lane.return_letter()
         lane.parked()
+        lane.connection.parked(frame.envelope)
 
     def _begin(self, number: int, work: Awaitable[None]) -> None:
         self._tasks[number] = self._loop.create_task(self._finish(number, work))

@@ -73,6 +73,8 @@ class BusConnection:
         reply_addresses: where replies may go.
         loop: the event loop that it belongs to.
         ended: whether the application has stopped, so that its sockets no longer work.
+        replaying: the dead letters that are being replayed, by name, with the error if the message
+            has failed again.
         failure: why the bus has failed for good, or what the application ended with.
     """
 
@@ -102,6 +104,14 @@ class BusConnection:
         self.lost_posts = LostPosts()
         self.replies = Replies(self.bus, surroundings, self.lost_posts)
         self._checked: dict[str, None] = {}
+        self.replaying: dict[str, str | None] = {}
+
+    def parked(self, letter: Envelope) -> None:
+        """Note that a dead letter was stored."""
+        if letter.id in self.replaying:
+            notes = letter.headers
+            error = f"{notes.get('spa_dead_error')}: {notes.get('spa_dead_text', '')}"
+            self.replaying[letter.id] = error
 
     async def start(self) -> None:
         """Connect and open the reply inbox; raises as `Bus.start` does."""

@@ -31,6 +31,7 @@ _ESSENTIAL = {
     "topic": 100,
     "actor": 60,
     "attempts": 20,
+    "replays": 20,
     "error": 60,
     "tombstone": 1,
     "size": 20,
@@ -90,12 +91,18 @@ def dead_letter(
         identifier = str(uuid.uuid5(_NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
     else:
         identifier = environment.new_id()
+    if envelope.replayed is not None:
+        # It stays one letter, whichever instance has failed on it this time.
+        identifier = envelope.replayed.id
+        headers["spa_dead_replays"] = str(envelope.replayed.count)
     if envelope.time is not None:
         headers["spa_dead_time"] = time_text(envelope.time)
     if envelope.source is not None:
         headers["spa_dead_source"] = envelope.source
     if envelope.response_topic is not None:
         headers["spa_dead_response_topic"] = envelope.response_topic
+    if envelope.correlation is not None:
+        headers["spa_dead_correlation"] = envelope.correlation.hex()
     return Envelope(
         topic=envelope.topic,
         payload=received.payload,

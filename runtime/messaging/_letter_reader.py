@@ -34,7 +34,11 @@ _PLAIN = re.compile(r"[A-Za-z0-9_/.~%-]+")
 
 
 async def stored_letters(
-    provider: SocketProvider, application: str, name: str | None = None
+    provider: SocketProvider,
+    application: str,
+    name: str | None = None,
+    *,
+    since: float | None = None,
 ) -> AsyncGenerator[StoredLetter, None]:
     """Yield the dead letters that a bus keeps for an application, one by one.
 
@@ -44,6 +48,8 @@ async def stored_letters(
         provider: the bus.
         application: its name.
         name: of the only letter that is wanted; None for all.
+        since: a time in seconds since 1970 (UTC); where a log of letters can be read from there on,
+            nothing older comes.
 
     Raises:
         TransportError: the bus cannot be used.
@@ -51,7 +57,7 @@ async def stored_letters(
     """
     config = provider.config
     if isinstance(config, KafkaConfig):
-        found = _in_topic(config, application, name)
+        found = _in_topic(config, application, name, since)
     else:
         found = _retained(provider, application, name)
     async with contextlib.aclosing(found):
@@ -63,7 +69,7 @@ async def stored_letters(
 
 
 async def _in_topic(
-    config: KafkaConfig, application: str, name: str | None
+    config: KafkaConfig, application: str, name: str | None, since: float | None
 ) -> AsyncGenerator[Envelope, None]:
     """Yield the records that stand for letters which are still there.
 
@@ -75,12 +81,15 @@ async def _in_topic(
 
     wanted = None if name is None else named_topic(application, name)
     filters = [dead_letter_filter(application)]
+    beginning = 0 if since is None else max(int(since * 1000), 0)
     # By a hash of the topic of each letter: where its latest version is. A stranger who finds two
     # with one hash hides a letter of somebody who let them write there.
     latest: dict[int, tuple[int | None, int | None]] = {}
     for first in (True, False):
         try:
-            async with contextlib.aclosing(read_history(config, filters, since=0)) as history:
+            async with contextlib.aclosing(
+                read_history(config, filters, since=beginning)
+            ) as history:
                 async for _, envelope in history:
                     topic = envelope.topic
                     if wanted is not None and topic != wanted:

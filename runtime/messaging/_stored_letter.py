@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from ..._texts import quoted
-from ...transports import Envelope, dead_letter_name
+from ...transports import Envelope, dead_letter_name, dead_letter_topic
 
 __all__ = ["LetterFilter", "StoredLetter"]
 
@@ -70,7 +70,7 @@ class StoredLetter:
         if envelope.left_out is not None:
             size = envelope.left_out.size
         try:
-            return _read(name, received, envelope)
+            return _read(application, name, received, envelope)
         except _Unreadable as flaw:
             return cls(name, received.time, size, received, flaw=str(flaw), obstacle=str(flaw))
 
@@ -78,6 +78,13 @@ class StoredLetter:
     def source(self) -> str:
         """The actor that failed, as ``application/instance/actor``; empty if it is unreadable."""
         return "" if self.flaw else f"{self.application}/{self.instance}/{self.actor}"
+
+    def without_message(self) -> StoredLetter:
+        """Return what takes little memory, however large the message is."""
+        envelope = msgspec.structs.replace(
+            self.envelope, payload=b"", headers={}, raw_headers=(), original=None
+        )
+        return replace(self, envelope=envelope, message=None)
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class _Unreadable(Exception):
     """It is no dead letter that this version can read."""
 
 
-def _read(name: str, received: Envelope, envelope: Envelope) -> StoredLetter:
+def _read(owner: str, name: str, received: Envelope, envelope: Envelope) -> StoredLetter:
     notes = received.headers
     if envelope.left_out is not None:
         raise _Unreadable(
@@ -146,11 +153,13 @@ def _read(name: str, received: Envelope, envelope: Envelope) -> StoredLetter:
         partition=_number(notes, "partition", None),
         offset=_number(notes, "offset", None),
         response_topic=None,
-        correlation=None,
+        correlation=_correlation(notes),
     )
     if message.raw_key is not None and message.raw_key == (received.id or "").encode():
         # On Kafka a dead letter without a key gets its id as one.
         message = msgspec.structs.replace(message, key=None, raw_key=None)
+    if received.topic != dead_letter_topic(owner, received.id or ""):
+        raise _Unreadable("it is no dead letter: its id is not the one in its address")
     message, obstacle = _with_original(message, notes)
     size = _number(notes, "size", None)
     if size == 0 and message.payload == _NOTHING:
@@ -221,6 +230,14 @@ def _number(notes: Mapping[str, str], name: str, default: int | None) -> int | N
     if not (text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER):
         raise _Unreadable(f"header '{_OURS}{name}' is {quoted(text, 80)}, which is no number")
     return int(text)
+
+
+def _correlation(notes: Mapping[str, str]) -> bytes | None:
+    text = notes.get("spa_dead_correlation")
+    try:
+        return None if text is None else bytes.fromhex(text)
+    except ValueError:
+        raise _Unreadable("header 'spa_dead_correlation' is damaged") from None
 
 
 def _time(notes: Mapping[str, str]) -> float | None:

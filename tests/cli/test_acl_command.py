@@ -79,7 +79,7 @@ def test_rules_for_mosquitto(shown: Callable[..., list[str]]) -> None:
         "topic write alarm/+",
         "topic read _spa/reply/plant/#",
         "topic write _spa/reply/#",
-        "topic write _spa/dead-letter/plant/#",
+        "topic readwrite _spa/dead-letter/plant/#",
         "# Replies are allowed in the inboxes of applications only (_spa/reply/). If requesters",
         "# name other topics, give the application or the actor reply_topics=.",
     ]

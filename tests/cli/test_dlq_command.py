@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from spa_dat import DistributedApplication, Reject
-from spa_dat.cli._dlq import _as_text, _entries
+from spa_dat import DistributedApplication, Message, Reject
+from spa_dat.cli._dlq import letter_as_entries, letter_as_text
 from spa_dat.cli._main import main
 from spa_dat.cli._message_output import json_line
 from spa_dat.runtime.messaging._letter_reader import stored_letters
@@ -41,6 +41,7 @@ class Plant:
         name: its own name, and the topic of its messages.
         mended: whether its actor does what it should.
         handled: payloads that were handled.
+        ids: of all messages that the actor was given, whether it has failed or not.
         others: payloads that another actor got, which never fails.
     """
 
@@ -48,13 +49,15 @@ class Plant:
     name: str
     mended: bool = False
     handled: list[tuple[Any, ...]] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
     def application(self) -> DistributedApplication:
         app = DistributedApplication(self.url, name=self.name)
 
         @app.application(self.name, name="oven")
-        async def bake(payload: str, message: Any) -> None:
+        async def bake(payload: str, message: Message[str]) -> None:
+            self.ids.append(message.id)
             if not self.mended:
                 raise Reject("too Hot")
             self.handled.append((payload, message.id, message.key, dict(message.headers)))
@@ -136,6 +139,60 @@ async def test_letters_are_listed_filtered_and_shown(plant: Plant, told: Told) -
     assert "has no dead letter '%2B%00'" in notice
 
 
+async def test_a_message_is_replayed_to_the_actor_that_failed_and_to_nobody_else(
+    plant: Plant, told: Told
+) -> None:
+    app = plant.application()
+    async with app:
+        options: Any = {"key": "k", "headers": {"site": "b", "correlationid": "flow"}}
+        await app.socket().publish(plant.name, "bread", **options)
+        await eventually(lambda: app.stats["dead_letters.stored"] == 1 and plant.others)
+        code, (before,), _ = await told("list", plant, "--json")
+        asked = ("replay", plant, "--actor", "oven", "--json")
+        assert (await told(*asked, "--dry-run"))[1] == [before]
+
+        code, (outcome,), notice = await told(*asked)
+        name = before["letter"]
+        assert outcome == {"letter": name, "outcome": "failed", "why": "Reject: too Hot"}
+        assert (code, notice) == (1, "spa-dat: dead letters: 0 done, 1 not\n")
+        code, (after,), _ = await told("list", plant, "--json")
+        assert after == before | {"replays": 1, "stored": after["stored"]}
+
+        plant.mended = True
+        code, lines, notice = await told("replay", plant, name)
+        assert (code, lines) == (0, [f"{name}  handled"])
+        assert notice == "spa-dat: dead letters: 1 done, 0 not\n"
+        assert (await told("list", plant, "--json"))[1] == []
+        ((payload, identifier, key, headers),) = plant.handled
+        assert (payload, key) == ("bread", "k")
+        assert plant.ids == [identifier] * 3
+        assert headers == {"site": "b", "correlationid": "flow"}
+        assert plant.others == ["bread"]
+        # It leaves nothing behind: the same message may fail again.
+        assert (await told("replay", plant, name))[0] == 1
+
+
+async def test_letters_wait_for_their_application_or_are_discarded(
+    plant: Plant, told: Told
+) -> None:
+    app = plant.application()
+    async with app:
+        for text in ("bread", "cake"):
+            await app.socket().publish(plant.name, text)
+        await eventually(lambda: app.stats["dead_letters.stored"] == 2)
+    code, _, notice = await told("replay", plant, "--all", "--timeout", "0")
+    assert code == 2
+    assert "no running instance" in notice
+    assert "as they were" in notice
+    code, letters, _ = await told("list", plant, "--json")
+    first, second = [letter["letter"] for letter in letters]
+    code, lines, _ = await told("discard", plant, first, "x")
+    assert (code, lines) == (1, [f"{first}  discarded"])
+    assert [one["letter"] for one in (await told("list", plant, "--json"))[1]] == [second]
+    assert (await told("discard", plant, "--since", "1h"))[0] == 0
+    assert (await told("list", plant, "--json"))[1] == []
+
+
 @pytest.mark.mosquitto
 async def test_strangers_letters_are_listed_as_unreadable(mosquitto: Mosquitto, told: Told) -> None:
     plant = Plant(mosquitto.url, uuid.uuid4().hex)
@@ -156,7 +213,9 @@ async def test_strangers_letters_are_listed_as_unreadable(mosquitto: Mosquitto, 
         code, (_, flaw, *rest), _ = await told("show", plant, letter["letter"])
         assert (code, flaw.strip()) == (0, letter["flaw"])
         assert not any("\x1b" in line for line in rest)
-        await publish(f"{topic}/a/\N{SNOWMAN}", b"")
+        assert (await told("replay", plant, "--all", "--dry-run"))[0] == 0
+        assert (await told("discard", plant, "--unreadable"))[0] == 0
+        assert (await told("list", plant, "--json"))[1] == []
 
 
 def letter(**notes: str) -> Envelope:
@@ -205,8 +264,8 @@ def test_what_is_no_letter_is_unreadable_and_says_why(found: Envelope, flaw: str
     assert not LetterFilter(actor="oven").wants(read)
     assert not LetterFilter(error="").wants(read)
     assert LetterFilter(until=2.0).wants(read)
-    assert "unreadable" in _as_text(read)
-    assert json.loads(json_line(_entries(read)))["flaw"] == read.flaw
+    assert "unreadable" in letter_as_text(read)
+    assert json.loads(json_line(letter_as_entries(read)))["flaw"] == read.flaw
 
 
 def test_a_message_comes_back_from_its_letter_as_it_was() -> None:
@@ -261,8 +320,8 @@ def test_no_letter_ends_the_command() -> None:
     print("seed", seed)
     for found in fuzzed(seed):
         read = StoredLetter.of("plant", found)
-        assert _as_text(read).endswith("\n")
-        json.loads(json_line(_entries(read)))
+        assert letter_as_text(read).endswith("\n")
+        json.loads(json_line(letter_as_entries(read)))
         LetterFilter(since=0.0, until=5.0, error="x", actor="oven").wants(read)
 
 
@@ -284,7 +343,7 @@ async def test_few_of_many_letters_are_in_memory() -> None:
 
 def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dlq"]) == 2
-    assert "Missing command: one of list, show" in capsys.readouterr().err
+    assert "Missing command: one of list, show, replay, discard" in capsys.readouterr().err
 
 
 def test_an_impossible_name_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,6 +170,20 @@ class KafkaBus(Bus):
             letter = msgspec.structs.replace(letter, payload=b"", headers=envelope.headers)
         await self._publisher.outbox.publish(letter, timeout, self._encode(letter, parking=True))
 
+    async def unpark(self, letter: Envelope, *, timeout: float) -> None:
+        # A topic forgets nothing on request: who reads the letters finds that this one is gone. It
+        # has the letter's key, and so comes after it in the same partition.
+        removed = Envelope(
+            topic=letter.topic, key=letter.key, raw_key=letter.raw_key, tombstone=True
+        )
+        await self._publisher.outbox.publish(removed, timeout, self._encode(removed))
+
+    def take_commands(self, on_command: Callable[[Envelope], None]) -> None:
+        self._inbox.on_command = on_command
+
+    def opened(self, envelope: Envelope, wire: str | None = None) -> Envelope:
+        return self._wires.of(wire).opened(envelope)
+
     async def drain(self) -> None:
         await self._publisher.outbox.drain()
 

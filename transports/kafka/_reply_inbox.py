@@ -15,6 +15,7 @@ from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from .._contract import Surroundings
 from .._envelope import Envelope, without_payload
+from .._topics import COMMAND
 from .._wire_formats import WireFormats
 from ._aiokafka_private import (
     client_of,
@@ -41,6 +42,7 @@ _BURST = 64
 _CLOSE_TIMEOUT = 2.0
 _LOOK_AGAIN = 0.1
 _LOST_AFTER = 2.0
+_COMMAND = COMMAND.encode()
 
 
 class KafkaReplyInbox:
@@ -58,6 +60,9 @@ class KafkaReplyInbox:
         wires: the formats that replies may have.
         topics: recreates the topic if somebody has deleted it.
         surroundings: counters and randomness.
+
+    Attributes:
+        on_command: gets what operators ask of the application; None if nobody is to ask.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class KafkaReplyInbox:
         self._client_id = client_id
         self._name = name
         self._prefix = f"{token}/".encode()
+        self.on_command: Callable[[Envelope], None] | None = None
         self._wires = wires
         self._codec = codec
         self._topics = topics
@@ -276,7 +282,7 @@ class KafkaReplyInbox:
             reply = self._codec.decode_reply(record, self._prefix)
             own = None if reply is None else reply.correlation
             if reply is None or own is None:
-                self._stats["replies.foreign"] += 1
+                self._hand_over_other(record)
             elif self._on_reply is not None:
                 correlation = own.decode("utf-8", "replace")
                 if len(reply.payload) > self._config.largest_received:
@@ -287,6 +293,14 @@ class KafkaReplyInbox:
         # Anybody may have sent a reply; it must not stop those behind it.
         except Exception:  # noqa: BLE001
             self._log.exception("a reply on %r could not be handed over", self._name)
+
+    def _hand_over_other(self, record: Any) -> None:
+        if self.on_command is not None and dict(record.headers).get("correlation_id") == _COMMAND:
+            command = self._codec.decode_reply(record, b"")
+            if command is not None:
+                self.on_command(command)
+        else:
+            self._stats["replies.foreign"] += 1
 
     async def _drop(self) -> None:
         consumer, self._consumer = self._consumer, None

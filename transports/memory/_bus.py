@@ -140,6 +140,9 @@ class MemoryBus(Bus):
         self._check(letter)
         await self._outbox.publish(letter, timeout)
 
+    def opened(self, envelope: Envelope, wire: str | None = None) -> Envelope:
+        return self._wires.of(wire).opened(envelope)
+
     async def drain(self) -> None:
         await self._outbox.drain()
 

@@ -33,4 +33,5 @@ def _topics(config: MqttConfig, access: Access) -> Iterator[str]:
         yield f"topic write {RESERVED}/reply/#"
         for pattern in sorted(minimal(access.reply_topics)):
             yield f"topic write {pattern}"
-    yield f"topic write {dead_letter_filter(access.application)}"
+    # It reads those that it is to replay.
+    yield f"topic readwrite {dead_letter_filter(access.application)}"

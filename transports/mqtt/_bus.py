@@ -18,7 +18,7 @@ from .._contract import Bus, Consumer, Receiver, Subscription, Surroundings
 from .._dead_letter_topics import parked
 from .._envelope import Envelope
 from .._outbox import Outbox, OutboxEntry
-from .._topics import reply_prefix
+from .._topics import command_topic, reply_prefix
 from .._wire_formats import WireFormats
 from ._config import MqttConfig
 from ._connection import Connection, Farewell
@@ -69,6 +69,7 @@ class MqttBus(Bus):
         pattern = self._reply_prefix + "+"
         self._inbox = MqttReplyInbox(config, self._identifier, pattern, self._stats)
         self._on_reply: Callable[[str, Envelope], None] | None = None
+        self._on_command: Callable[[Envelope], None] | None = None
         self._client: MqttClient | None = None
         # By how much to multiply the time that the next connection has to confirm a large message.
         self._patience = 1
@@ -133,6 +134,13 @@ class MqttBus(Bus):
         application = self._surroundings.identity.application
         letter = parked(application, envelope, self._surroundings.environment.new_id)
         await self.publish(letter, timeout=timeout)
+
+    def take_commands(self, on_command: Callable[[Envelope], None]) -> None:
+        self._on_command = on_command
+        self._inbox.command_topic = command_topic(self._surroundings.identity.application)
+
+    def opened(self, envelope: Envelope, wire: str | None = None) -> Envelope:
+        return self._wires.of(wire).opened(envelope)
 
     async def drain(self) -> None:
         await self._outbox.drain()
@@ -267,6 +275,10 @@ class MqttBus(Bus):
     ) -> None:
         if token >= 0 and self._client is not None:
             self._client.acknowledge([token])
+        if self._on_command is not None and envelope.topic == self._inbox.command_topic:
+            if not envelope.retain:
+                self._on_command(envelope)
+            return
         if self._on_reply is None or not envelope.topic.startswith(self._reply_prefix):
             self._stats["replies.foreign"] += 1
             return

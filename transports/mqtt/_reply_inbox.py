@@ -54,6 +54,8 @@ class MqttReplyInbox:
 
     Attributes:
         pattern: as given.
+        command_topic: where operators reach the application; None if nobody is to. It can use the
+            inbox even if the broker refuses this.
         problem: why requests are impossible, as of the latest connection on which that was found
             out; None if they are possible.
     """
@@ -62,6 +64,7 @@ class MqttReplyInbox:
         self, config: MqttConfig, identifier: str, pattern: str, stats: Counter[str]
     ) -> None:
         self.pattern = pattern
+        self.command_topic: str | None = None
         self.problem: SpaDatError | None = None
         self._config = config
         self._identifier = identifier
@@ -126,8 +129,9 @@ class MqttReplyInbox:
     async def _ask(self, client: MqttClient) -> SpaDatError | None:
         """Subscribe, and return why the broker refuses it, if it does."""
         pattern = self.pattern
+        wanted = [pattern] if self.command_topic is None else [pattern, self.command_topic]
         try:
-            codes = await client.subscribe([pattern], qos=1, timeout=self._config.connect_timeout)
+            codes = await client.subscribe(wanted, qos=1, timeout=self._config.connect_timeout)
         except ConnectionLost:
             if client.lost.done() and blame(client.lost.result()) is Blame.POSSIBLE:
                 self._ends += 1

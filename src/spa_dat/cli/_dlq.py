@@ -22,7 +22,14 @@ from ._message_output import (
 )
 from ._standard_output import BackgroundOutput, check_open, printing, write_notice, write_text
 
-__all__ = ["letter_filter", "list_letters", "show_letter"]
+__all__ = [
+    "letter_as_entries",
+    "letter_as_text",
+    "letter_filter",
+    "letters_at",
+    "list_letters",
+    "show_letter",
+]
 
 _FAILED = 1
 _LONGEST_NAME = 300
@@ -93,11 +100,11 @@ def show_letter(
         return _FAILED
     with printing():
         if as_json:
-            told = _entries(letter)
+            told = letter_as_entries(letter)
             shown = letter.envelope if letter.message is None else letter.message
             write_text(json_line(told | {"message": received_as_entries(shown)}))
         else:
-            write_text(_as_text(letter) + envelope_as_text(letter.message or letter.envelope))
+            write_text(letter_as_text(letter) + envelope_as_text(letter.message or letter.envelope))
     return 0
 
 
@@ -129,7 +136,9 @@ async def _list(
         async with contextlib.aclosing(stored_letters(provider, application)) as letters:
             async for letter in letters:
                 if wanted.wants(letter):
-                    told = json_line(_entries(letter)) if as_json else _as_text(letter)
+                    told = (
+                        json_line(letter_as_entries(letter)) if as_json else letter_as_text(letter)
+                    )
                     if not await output.write(told):
                         break
                     shown += 1
@@ -150,7 +159,7 @@ async def _find(provider: SocketProvider, application: str, identifier: str) -> 
     return None
 
 
-def _entries(letter: StoredLetter) -> dict[str, Any]:
+def letter_as_entries(letter: StoredLetter) -> dict[str, Any]:
     """Return what there is to know of a letter apart from its message, for JSON."""
     told: dict[str, Any] = {
         "letter": letter.name,
@@ -168,7 +177,7 @@ def _entries(letter: StoredLetter) -> dict[str, Any]:
     return told
 
 
-def _as_text(letter: StoredLetter) -> str:
+def letter_as_text(letter: StoredLetter) -> str:
     """Return a letter in lines to read."""
     stored = "?" if letter.stored is None else moment_text(letter.stored) or "?"
     head = f"{escaped(letter.name, _LONGEST_NAME)}  {stored}"

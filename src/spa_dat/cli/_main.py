@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,10 @@ from ..errors import (
     UnknownTopic,
 )
 from ._one_line import one_line
+
+if TYPE_CHECKING:
+    from ..runtime.messaging._stored_letter import LetterFilter
+    from ._dlq_change import Choice
 
 __all__ = ["main"]
 
@@ -57,6 +61,10 @@ _EPILOG_OF_LISTEN = (
 _EPILOG_OF_LETTERS = (
     "Exit code: 0 when all went well, 1 when there is no such dead letter, 2 when something about"
     " the command is wrong or the broker cannot be used."
+)
+_EPILOG_OF_CHANGES = (
+    "Exit code: 0 when all went well, 1 when there is no such dead letter or it is still there, 2"
+    " when something about the command is wrong, nobody answers, or the broker cannot be used."
 )
 # Where the command, or what it names, is to blame, and not what came of it.
 _BLAMED = (
@@ -438,7 +446,7 @@ def _listen(**given: Any) -> int:
     "dlq",
     invoke_without_command=True,
     epilog=_EPILOG,
-    short_help="Look at the dead letters of an application.",
+    short_help="Look at dead letters, replay or discard them.",
 )
 @click.pass_context
 def _dlq(context: click.Context) -> None:
@@ -473,27 +481,29 @@ _wanted_options = _options(
 )
 
 
+def _wanted(given: dict[str, Any]) -> LetterFilter:
+    """Take the options out that say which dead letters are wanted."""
+    from ._dlq import letter_filter
+
+    return letter_filter(*(given.pop(name) for name in ("actor", "error", "since", "until")))
+
+
 @_dlq.command("list", epilog=_EPILOG_OF_LETTERS, short_help="List dead letters.")
 @click.argument("url")
 @_application_option
 @_name_option
 @_wanted_options
 @_json_option
-def _dlq_list(
-    actor: str | None,
-    error: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    **given: Any,
-) -> int:
+def _dlq_list(**given: Any) -> int:
     """List the dead letters of an application on an MQTT broker or a Kafka cluster.
 
     URL is that of the broker, or of a configuration document. What is no dead letter, but stands
     where they are kept, is listed as unreadable. Nothing is changed.
     """
-    from ._dlq import letter_filter, list_letters
+    from ._dlq import list_letters
 
-    return list_letters(wanted=letter_filter(actor, error, since, until), **given)
+    wanted = _wanted(given)
+    return list_letters(wanted=wanted, **given)
 
 
 @_dlq.command("show", epilog=_EPILOG_OF_LETTERS, short_help="Show a dead letter.")
@@ -510,6 +520,81 @@ def _dlq_show(**given: Any) -> int:
     from ._dlq import show_letter
 
     return show_letter(**given)
+
+
+_change_options = _options(
+    click.option("--all", "everything", is_flag=True, help="All of them."),
+    click.option("--dry-run", is_flag=True, help="Only show which ones it would be."),
+)
+
+
+def _choice(given: dict[str, Any]) -> Choice:
+    """Take the options out that say which dead letters are to be changed."""
+    from ._dlq_change import Choice
+
+    return Choice(
+        given.pop("letters"),
+        _wanted(given),
+        everything=given.pop("everything"),
+        unreadable=given.pop("unreadable", False),
+    )
+
+
+@_dlq.command(
+    "replay", epilog=_EPILOG_OF_CHANGES, short_help="Handle the messages of dead letters once more."
+)
+@click.argument("url")
+@click.argument("letters", nargs=-1, metavar="[LETTER]...")
+@_application_option
+@_name_option
+@_wanted_options
+@_change_options
+@click.option(
+    "--instance",
+    metavar="NAME",
+    help="Have this instance of the application handle them, in place of those that failed.",
+)
+@click.option(
+    "--timeout",
+    callback=_seconds,
+    metavar="SECONDS",
+    default="30",
+    show_default=True,
+    help="How long to wait for the application to answer, and for each message to be handled.",
+)
+@_json_option
+def _dlq_replay(**given: Any) -> int:
+    """Have a running application handle messages once more that it has stored as dead letters.
+
+    Only the actor that failed gets them, as they were. A dead letter is removed after its message
+    was handled; if that fails again, it stays. LETTER is a name in spa-dat dlq list.
+    """
+    from ._dlq_change import replay_letters
+
+    choice = _choice(given)
+    return replay_letters(choice=choice, **given)
+
+
+@_dlq.command(
+    "discard", epilog=_EPILOG_OF_CHANGES, short_help="Remove dead letters without handling them."
+)
+@click.argument("url")
+@click.argument("letters", nargs=-1, metavar="[LETTER]...")
+@_application_option
+@_name_option
+@_wanted_options
+@_change_options
+@click.option("--unreadable", is_flag=True, help="Only what is listed as unreadable.")
+@_json_option
+def _dlq_discard(**given: Any) -> int:
+    """Remove dead letters for good, and what strangers have put in their place.
+
+    LETTER is a name in spa-dat dlq list.
+    """
+    from ._dlq_change import discard_letters
+
+    choice = _choice(given)
+    return discard_letters(choice=choice, **given)
 
 
 @_commands.command("record", epilog=_EPILOG)

@@ -1,0 +1,281 @@
+"""The dead letters of a running application: looked at, replayed and discarded through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from ..._logs import get_logger
+from ..._texts import describe, escaped, quoted
+from ...errors import ConfigurationError
+from ...transports import Delivery, Replayed
+from ..hosting._actor_runner import ActorRunner
+from ..messaging._bus_connection import BusConnection
+from ..messaging._letter_reader import stored_letters
+from ..messaging._stored_letter import LetterFilter, StoredLetter
+from ..routing._routed_deliveries import Route
+
+if TYPE_CHECKING:
+    from ._lifecycle import Run
+
+__all__ = ["DeadLetters", "LetterOutcome", "Outcome"]
+
+log = get_logger("spa_dat")
+
+T = TypeVar("T")
+
+_TIMEOUT = 30.0
+_ALL = LetterFilter()
+_LONGEST_WHY = 500
+
+Outcome: TypeAlias = Literal["handled", "failed", "refused", "missing", "discarded"]
+
+
+@dataclass(frozen=True, slots=True)
+class LetterOutcome:
+    """What became of a dead letter.
+
+    Attributes:
+        letter: its name.
+        outcome: ``handled`` by its actor, and gone; ``failed`` again, and stored in its old place;
+            ``refused``, and still there; ``missing``, if there is none of that name;
+            ``discarded``, and gone.
+        why: in words; empty if there is nothing to say.
+    """
+
+    letter: str
+    outcome: Outcome
+    why: str = ""
+
+
+class _ReplayedDelivery(Delivery):
+    """The receipt of a message from its dead letter, which is still on the bus."""
+
+    ended: asyncio.Future[bool] | None = None
+
+    def settle(self) -> None:
+        super().settle()
+        self._end(settled=True)
+
+    def withdraw(self) -> None:
+        super().withdraw()
+        self._end(settled=False)
+
+    def _end(self, *, settled: bool) -> None:
+        if self.ended is not None and not self.ended.done():
+            self.ended.set_result(settled)
+
+
+class DeadLetters:
+    """The dead letters of a running application, on all of its buses.
+
+    Everything is to be called in the application's event loop. What was begun goes on if the caller
+    no longer waits for it.
+
+    Args:
+        run: the run of the application.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+
+    async def stored(
+        self, wanted: LetterFilter = _ALL, *, bus: str | None = None
+    ) -> AsyncGenerator[tuple[str, StoredLetter], None]:
+        """Yield dead letters, each with the address of its bus; few are in memory at a time.
+
+        Args:
+            wanted: which of them.
+            bus: the address of the only bus to look at; None for all.
+
+        Raises:
+            ConfigurationError: the application does not use this bus.
+            TransportError: a bus cannot be used.
+        """
+        for connection in self._connections(bus):
+            found = stored_letters(connection.provider, self._owner)
+            async with contextlib.aclosing(found):
+                async for letter in found:
+                    if wanted.wants(letter):
+                        yield connection.provider.address, letter
+
+    async def show(
+        self, name: str, *, bus: str | None = None, since: float | None = None
+    ) -> tuple[str, StoredLetter] | None:
+        """Return the dead letter of this name and the address of its bus; None without one.
+
+        Args:
+            name: of the letter.
+            bus: as for `stored`.
+            since: when it was stored, if that is known: nothing older is read.
+
+        Raises:
+            ConfigurationError, TransportError: as for `stored`.
+        """
+        for connection in self._connections(bus):
+            found = stored_letters(connection.provider, self._owner, name, since=since)
+            async with contextlib.aclosing(found):
+                async for letter in found:
+                    return connection.provider.address, letter
+        return None
+
+    async def replay(
+        self,
+        name: str,
+        *,
+        bus: str | None = None,
+        since: float | None = None,
+        anyway: bool = False,
+    ) -> LetterOutcome:
+        """Let the actor that failed handle the message once more; remove the letter if it succeeds.
+
+        Nobody else gets the message. It takes its place behind those that wait for the actor, and
+        is tried as often as any other. If it fails again, the letter is stored in its old place.
+
+        Args:
+            name: of the letter.
+            bus: as for `show`, like ``since``.
+            since: as for `show`.
+            anyway: also if the actor of another instance failed, and each instance gets the
+                messages.
+
+        Raises:
+            ConfigurationError, TransportError: as for `stored`.
+        """
+        return await self._going_on(self._replay(name, bus, since, anyway=anyway))
+
+    async def discard(self, name: str, *, bus: str | None = None) -> LetterOutcome:
+        """Remove a dead letter, or what a stranger has put in its place.
+
+        Args:
+            name: of the letter.
+            bus: as for `stored`.
+
+        Raises:
+            ConfigurationError, TransportError: as for `stored`, or the bus refuses it.
+        """
+        return await self._going_on(self._discard(name, bus))
+
+    async def close(self) -> None:
+        """Give up what is under way; the letters stay."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def _owner(self) -> str:
+        return self._run.settings.identity.application
+
+    def _connections(self, bus: str | None) -> list[BusConnection]:
+        found = [
+            connection
+            for connection in self._run.connections
+            if bus in (None, connection.provider.address)
+        ]
+        if bus is not None and not found:
+            raise ConfigurationError(f"the application uses no bus {quoted(bus, 200)}")
+        return found
+
+    async def _going_on(self, work: Coroutine[Any, Any, T]) -> T:
+        task = self._run.own_task(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+        return await asyncio.shield(task)
+
+    async def _discard(self, name: str, bus: str | None) -> LetterOutcome:
+        found = await self.show(name, bus=bus)
+        if found is None:
+            return LetterOutcome(name, "missing")
+        address, letter = found
+        (connection,) = self._connections(address)
+        if name in connection.replaying:
+            return LetterOutcome(name, "refused", "it is being replayed")
+        await connection.bus.unpark(letter.envelope, timeout=_TIMEOUT)
+        if letter.actor:
+            self._run.letter_gone(letter.actor)
+        return LetterOutcome(name, "discarded")
+
+    async def _replay(
+        self, name: str, bus: str | None, since: float | None, *, anyway: bool
+    ) -> LetterOutcome:
+        found = await self.show(name, bus=bus, since=since)
+        if found is None:
+            return LetterOutcome(name, "missing")
+        address, letter = found
+        (connection,) = self._connections(address)
+        place = self._place(connection, letter, anyway=anyway)
+        if isinstance(place, str):
+            return LetterOutcome(name, "refused", place)
+        runner, route = place
+        connection.replaying[name] = None
+        try:
+            return await self._replay_to(connection, letter, runner, route)
+        finally:
+            del connection.replaying[name]
+
+    def _place(
+        self, connection: BusConnection, letter: StoredLetter, *, anyway: bool
+    ) -> tuple[ActorRunner, Route] | str:
+        """Return where a letter's message goes, or why it goes nowhere."""
+        identity = self._run.settings.identity
+        if letter.message is None or letter.obstacle is not None:
+            return letter.obstacle or "it cannot be read"
+        if letter.application != identity.application:
+            return f"it is of application {letter.application!r}"
+        if letter.name in connection.replaying:
+            return "it is being replayed already"
+        runner = self._run.working(letter.actor)
+        if runner is None or runner.connection is not connection:
+            return f"no actor {letter.actor!r} is running on this bus"
+        shared = runner.options.deliver or connection.provider.default_deliver
+        if letter.instance != identity.instance and shared != "share" and not anyway:
+            return (
+                f"actor {letter.actor!r} of instance {letter.instance!r} has failed, and each"
+                " instance gets the messages itself"
+            )
+        for route in self._run.routes_to(runner):
+            if route.filter.matches(letter.topic):
+                return runner, route
+        return f"actor {letter.actor!r} has no filter for topic {quoted(letter.topic, 200)}"
+
+    async def _replay_to(
+        self,
+        connection: BusConnection,
+        letter: StoredLetter,
+        runner: ActorRunner,
+        route: Route,
+    ) -> LetterOutcome:
+        assert letter.message is not None
+        message = connection.bus.opened(letter.message, runner.options.wire)
+        message = msgspec.structs.replace(
+            message, replayed=Replayed(letter.envelope.id or "", letter.replays + 1)
+        )
+        # Its epoch is before all others: the bus does not have it, and does not send it again.
+        delivery = _ReplayedDelivery(message, epoch=-1, token=0)
+        delivery.ended = asyncio.get_running_loop().create_future()
+        # If it fails again, it takes the same place.
+        self._run.letter_gone(letter.actor)
+        route.router.put_in(delivery, route)
+        if not await delivery.ended:
+            return LetterOutcome(letter.name, "refused", "the actor has stopped")
+        error = connection.replaying[letter.name]
+        if error is not None:
+            return LetterOutcome(letter.name, "failed", escaped(error, _LONGEST_WHY))
+        log.info(
+            "%s: the message of dead letter %s was handled by actor %r",
+            self._run.system.name,
+            letter.name,
+            letter.actor,
+        )
+        try:
+            await connection.bus.unpark(letter.envelope, timeout=_TIMEOUT)
+        except Exception as refused:  # noqa: BLE001 (whatever it is, the message was handled)
+            why = f"its dead letter is still there, and has to be discarded: {describe(refused)}"
+            return LetterOutcome(letter.name, "handled", escaped(why, _LONGEST_WHY))
+        return LetterOutcome(letter.name, "handled")

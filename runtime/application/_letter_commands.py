@@ -1,0 +1,149 @@
+"""What operators ask of a running application over a bus: to replay its dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from ..._limited_log import LimitedLog
+from ..._logs import get_logger
+from ..._texts import describe, escaped
+from ...errors import SpaDatError
+from ...transports import REPLY_HEADER, Envelope, is_reserved
+from ..messaging._bus_connection import BusConnection
+from ..payloads._codec import JSON
+
+if TYPE_CHECKING:
+    from ._dead_letters import DeadLetters
+    from ._lifecycle import Run
+
+__all__ = ["LetterAnswer", "LetterCommand", "LetterCommands"]
+
+_LONGEST = 4_096
+# Reading a letter may take a connection of its own, and whoever may answer requests may ask for it.
+_MOST_AT_ONCE = 4
+
+log = get_logger("spa_dat")
+
+
+class LetterCommand(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What is asked.
+
+    Attributes:
+        ask: ``who`` is there, or to ``replay`` a letter.
+        reply_to: where the answer goes.
+        instance: who is asked; None for everybody.
+        letter: its name.
+        since: when it was stored, in seconds since 1970 (UTC), if that is known.
+        anyway: also if another instance has failed and each gets the messages itself.
+    """
+
+    ask: Literal["who", "replay"]
+    reply_to: str
+    instance: str | None = None
+    letter: str = ""
+    since: float | None = None
+    anyway: bool = False
+
+
+class LetterAnswer(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What is answered.
+
+    Attributes:
+        instance: who answers.
+        outcome: as of `LetterOutcome`; None from who only says that it is there.
+        why: the same.
+    """
+
+    instance: str
+    outcome: Literal["handled", "failed", "refused", "missing", "discarded"] | None = None
+    why: str = ""
+
+
+_decode = msgspec.json.Decoder(LetterCommand).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class LetterCommands:
+    """Does what operators ask for; anybody who may write to the inbox for replies may ask.
+
+    So nothing is taken from the command but the name of a letter, which only those have stored who
+    may write where they are kept; and the answer goes only to an inbox for replies.
+
+    Args:
+        run: the run of the application.
+        letters: its dead letters.
+    """
+
+    def __init__(self, run: Run, letters: DeadLetters) -> None:
+        self._run = run
+        self._letters = letters
+        self._at_work = 0
+        self._log = LimitedLog(log)
+
+    def take(self, connection: BusConnection, envelope: Envelope) -> None:
+        """Do what a message asks for; never raises."""
+        try:
+            command = _decode(envelope.payload[: _LONGEST + 1])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            self._refuse("it is none that this version understands")
+            return
+        if not is_reserved(command.reply_to) or connection.reply_addresses.problem(
+            Envelope(topic=envelope.topic, response_topic=command.reply_to)
+        ):
+            self._refuse("its answer would go to no inbox for replies")
+            return
+        own = self._run.settings.identity.instance
+        if command.instance not in (None, own):
+            return
+        if command.ask == "who":
+            self._answer(connection, command, LetterAnswer(instance=own))
+        elif command.instance is None or self._at_work >= _MOST_AT_ONCE:
+            self._refuse("too many are under way, or it is for no instance")
+        else:
+            self._at_work += 1
+            self._run.own_task(self._replay(connection, command, own))
+
+    def _refuse(self, why: str) -> None:
+        self._run.settings.stats["commands.refused"] += 1
+        self._log.warning("%s: a command over a bus is ignored: %s", self._run.system.name, why)
+
+    async def _replay(self, connection: BusConnection, command: LetterCommand, own: str) -> None:
+        try:
+            done = await self._letters.replay(
+                command.letter,
+                bus=connection.provider.address,
+                since=command.since,
+                anyway=command.anyway,
+            )
+            answer = LetterAnswer(instance=own, outcome=done.outcome, why=done.why)
+        except SpaDatError as error:
+            answer = LetterAnswer(instance=own, outcome="refused", why=escaped(describe(error)))
+        except asyncio.CancelledError:
+            answer = LetterAnswer(instance=own, outcome="refused", why="the application stops")
+        finally:
+            self._at_work -= 1
+        self._answer(connection, command, answer)
+
+    def _answer(
+        self, connection: BusConnection, command: LetterCommand, answer: LetterAnswer
+    ) -> None:
+        environment = self._run.settings.environment
+        try:
+            posted = connection.bus.post(
+                Envelope(
+                    topic=command.reply_to,
+                    payload=_encode(answer),
+                    content_type=JSON,
+                    id=environment.new_id(),
+                    source=self._run.system.name,
+                    time=environment.now(),
+                    headers={REPLY_HEADER: "1"},
+                )
+            )
+        except SpaDatError as error:
+            self._refuse(f"it cannot be answered: {describe(error)}")
+        else:
+            posted.add_done_callback(connection.lost_posts.report)

@@ -1,0 +1,399 @@
+"""``spa-dat dlq replay`` and ``spa-dat dlq discard``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from .._environment import Environment
+from .._texts import describe, escaped
+from ..errors import ConfigurationError, SpaDatError
+from ..runtime.application._letter_commands import LetterAnswer, LetterCommand
+from ..runtime.messaging._letter_reader import stored_letters
+from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
+from ..runtime.payloads._codec import JSON
+from ..transports import Bus, Envelope, Identity, SocketProvider, Surroundings, command_topic
+from ._broker_client import run_client
+from ._dlq import letter_as_entries, letter_as_text, letters_at
+from ._message_output import json_line
+from ._standard_output import BackgroundOutput, check_open, write_notice
+
+__all__ = ["Choice", "discard_letters", "replay_letters"]
+
+_FAILED = 1
+_MOST = 10_000
+# How long instances have to say that they are there, and how often they are asked.
+_GATHER = 1.0
+_EXPIRY = 60.0
+_TIMEOUT = 30.0
+_LONGEST_NAME = 300
+_GOOD = ("handled", "discarded")
+_decode = msgspec.json.Decoder(LetterAnswer).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which dead letters are to be changed.
+
+    Attributes:
+        names: these; none for all that the filter wants.
+        wanted: the filter.
+        everything: whether all are meant if the filter says nothing.
+        unreadable: whether what cannot be read is meant, and nothing else.
+    """
+
+    names: tuple[str, ...]
+    wanted: LetterFilter
+    everything: bool = False
+    unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        says = self.everything or self.unreadable or self.wanted != LetterFilter()
+        if self.names and says:
+            raise ConfigurationError("give names of letters, or say which, and not both")
+        if not self.names and not says:
+            raise ConfigurationError(
+                "say which letters: by their names, by --actor, --error, --since or --until, or"
+                " --all"
+            )
+
+    def means(self, letter: StoredLetter) -> bool:
+        """Return whether this letter is meant."""
+        if self.names:
+            return letter.name in self.names
+        if self.unreadable and letter.flaw is None:
+            return False
+        return self.wanted.wants(letter)
+
+
+def replay_letters(
+    url: str,
+    *,
+    application: str,
+    name: str | None,
+    choice: Choice,
+    instance: str | None,
+    dry_run: bool,
+    timeout: float,
+    as_json: bool,
+) -> int:
+    """Let the actors that failed handle messages once more; returns the exit code.
+
+    It is 1 if not all were handled.
+
+    Args:
+        url: of the broker or document.
+        application: its name.
+        name: of the provider in the document.
+        choice: which letters.
+        instance: of the application, to do it in place of those that failed; None for these.
+        dry_run: only show which letters it would be.
+        timeout: seconds to wait for the application to answer, and for each message.
+        as_json: show what happens for programs.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+        TransportError: the broker cannot be used.
+    """
+    check_open()
+    provider = letters_at(url, name=name, application=application)
+
+    async def work(desk: _Desk, changes: _Changes) -> None:
+        await desk.find_instances(application, timeout)
+        for letter in changes.letters:
+            answer = await desk.replay(application, letter, instance, timeout)
+            await changes.tell(letter, answer.outcome or "refused", answer.why)
+
+    return run_client(_change(provider, application, choice, work, dry_run, as_json))
+
+
+def discard_letters(
+    url: str,
+    *,
+    application: str,
+    name: str | None,
+    choice: Choice,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Remove dead letters without handling them; returns the exit code, 1 if some are still there.
+
+    Args:
+        url: as for `replay_letters`, like the rest.
+        application: its name.
+        name: of the provider in the document.
+        choice: which letters.
+        dry_run: only show which letters it would be.
+        as_json: show what happens for programs.
+
+    Raises:
+        ConfigurationError, TransportError: as for `replay_letters`.
+    """
+    check_open()
+    provider = letters_at(url, name=name, application=application)
+
+    async def work(desk: _Desk, changes: _Changes) -> None:
+        for letter in changes.letters:
+            try:
+                await desk.bus.unpark(letter.envelope, timeout=_TIMEOUT)
+            except SpaDatError as error:
+                # That of one letter may have an address that nobody can publish to.
+                await changes.tell(letter, "refused", escaped(describe(error)))
+            else:
+                await changes.tell(letter, "discarded", "")
+
+    return run_client(_change(provider, application, choice, work, dry_run, as_json))
+
+
+class _Work(Protocol):
+    async def __call__(self, desk: _Desk, changes: _Changes, /) -> None: ...
+
+
+async def _change(
+    provider: SocketProvider,
+    application: str,
+    choice: Choice,
+    work: _Work,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    letters, more = await _chosen(provider, application, choice)
+    found = {letter.name for letter in letters}
+    missing = [name for name in choice.names if name not in found]
+    async with _Changes(letters, as_json=as_json) as changes:
+        if dry_run:
+            await changes.show()
+        elif letters:
+            async with _desk(provider) as desk:
+                await work(desk, changes)
+    for name in missing:
+        write_notice(f"application {application!r} has no dead letter {escaped(name, 80)!r}")
+    if more:
+        write_notice(f"these are the first {_MOST}, and there are more: run the command again")
+    write_notice(changes.summary if not dry_run else f"dead letters: {len(letters)}")
+    return _FAILED if missing or changes.bad else 0
+
+
+async def _chosen(
+    provider: SocketProvider, application: str, choice: Choice
+) -> tuple[list[StoredLetter], bool]:
+    """Return the letters that are meant, oldest first, and whether there are more of them.
+
+    They are without their messages.
+    """
+    chosen: list[StoredLetter] = []
+    # Not one for each of a million: most of them are not meant.
+    only = choice.names[0] if len(choice.names) == 1 else None
+    async with contextlib.aclosing(stored_letters(provider, application, only)) as letters:
+        async for letter in letters:
+            if not choice.means(letter):
+                continue
+            if len(chosen) == _MOST:
+                return _in_order(chosen), True
+            chosen.append(letter.without_message())
+    return _in_order(chosen), False
+
+
+def _in_order(letters: list[StoredLetter]) -> list[StoredLetter]:
+    return sorted(letters, key=lambda letter: letter.stored or 0.0)
+
+
+class _Changes:
+    """Tells what becomes of letters: on standard output, and on a terminal how far it is.
+
+    Args:
+        letters: those that are meant.
+        as_json: for programs.
+
+    Attributes:
+        letters: as given.
+        bad: how many were not changed as wanted.
+    """
+
+    def __init__(self, letters: Sequence[StoredLetter], *, as_json: bool) -> None:
+        self.letters = letters
+        self.bad = 0
+        self._good = 0
+        self._as_json = as_json
+        self._output: BackgroundOutput | None = None
+        self._shows = sys.stderr is not None and sys.stderr.isatty() and len(letters) > 1
+
+    async def __aenter__(self) -> Self:
+        # If nobody reads what is told, it is done all the same.
+        self._output = BackgroundOutput(unread=lambda: None)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress("")
+        if self._output is not None:
+            self._output.close()
+
+    @property
+    def summary(self) -> str:
+        """What became of all of them, in words."""
+        done = self._good + self.bad
+        left = len(self.letters) - done
+        return f"dead letters: {self._good} done, {self.bad} not" + (
+            f", {left} left" if left else ""
+        )
+
+    async def show(self) -> None:
+        """Show the letters, of which nothing becomes."""
+        for letter in self.letters:
+            told = letter_as_entries(letter)
+            await self._write(json_line(told) if self._as_json else letter_as_text(letter))
+
+    async def tell(self, letter: StoredLetter, outcome: str, why: str) -> None:
+        """Tell what became of a letter."""
+        if outcome in _GOOD:
+            self._good += 1
+        else:
+            self.bad += 1
+        self._progress("")
+        if self._as_json:
+            text = json_line({"letter": letter.name, "outcome": outcome, "why": why or None})
+        else:
+            text = f"{escaped(letter.name, _LONGEST_NAME)}  {outcome}"
+            text += f": {escaped(why)}\n" if why else "\n"
+        await self._write(text)
+        self._progress(f"{self._good + self.bad} of {len(self.letters)}")
+
+    async def _write(self, text: str) -> None:
+        assert self._output is not None
+        await self._output.write(text)
+
+    def _progress(self, text: str) -> None:
+        if self._shows:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+
+class _Desk:
+    """A connection to the broker, and over it to running instances of an application.
+
+    Args:
+        bus: the connection.
+        environment: ids.
+    """
+
+    def __init__(self, bus: Bus, environment: Environment) -> None:
+        self.bus = bus
+        self._environment = environment
+        self._answers: dict[str, asyncio.Queue[LetterAnswer]] = {}
+        self._instances: dict[str, None] = {}
+
+    def receive(self, correlation: str, envelope: Envelope) -> None:
+        """Take an answer; whatever else it is is ignored."""
+        waiting = self._answers.get(correlation)
+        if waiting is not None:
+            with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+                waiting.put_nowait(_decode(envelope.payload))
+
+    async def find_instances(self, application: str, timeout: float) -> None:
+        """Find out who is running; waits for the first, and a moment for others.
+
+        Raises:
+            ConfigurationError: nobody answers in time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while not self._instances:
+            async with self._asked(application, ask="who") as answers:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_GATHER):
+                        while True:
+                            self._instances[(await answers.get()).instance] = None
+            if not self._instances and loop.time() >= deadline:
+                raise ConfigurationError(
+                    f"no running instance of application {application!r} has answered for"
+                    f" {timeout:g} s, and only that can handle the messages: start it, or give"
+                    " --timeout for as long as that takes; the dead letters are as they were"
+                )
+
+    async def replay(
+        self, application: str, letter: StoredLetter, instance: str | None, timeout: float
+    ) -> LetterAnswer:
+        """Have a letter replayed, by the instance whose actor failed unless another is given."""
+        if letter.obstacle is not None:
+            return LetterAnswer(instance="", outcome="refused", why=letter.obstacle)
+        chosen = instance or letter.instance
+        if chosen not in self._instances:
+            if instance is not None:
+                why = f"instance {instance!r} is not running"
+                return LetterAnswer(instance="", outcome="refused", why=why)
+            # Whoever shares the messages may handle them; others refuse it.
+            chosen = next(iter(self._instances))
+        asked = self._asked(
+            application,
+            ask="replay",
+            instance=chosen,
+            letter=letter.name,
+            since=letter.stored,
+            anyway=instance is not None,
+        )
+        async with asked as answers:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await answers.get()
+            except TimeoutError:
+                why = f"no answer for {timeout:g} s; it may still be handled, and removed then"
+                return LetterAnswer(instance=chosen, outcome="refused", why=why)
+
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self, application: str, **question: Any
+    ) -> AsyncIterator[asyncio.Queue[LetterAnswer]]:
+        correlation = self._environment.token()
+        answers = self._answers[correlation] = asyncio.Queue()
+        command = LetterCommand(reply_to=self.bus.reply_address(correlation), **question)
+        envelope = Envelope(
+            topic=command_topic(application),
+            payload=_encode(command),
+            content_type=JSON,
+            id=self._environment.new_id(),
+            time=self._environment.now(),
+            expiry=_EXPIRY,
+        )
+        try:
+            await self.bus.publish(envelope, timeout=_TIMEOUT)
+            yield answers
+        finally:
+            del self._answers[correlation]
+
+
+@contextlib.asynccontextmanager
+async def _desk(provider: SocketProvider) -> AsyncIterator[_Desk]:
+    environment = Environment()
+    working = asyncio.current_task()
+    assert working is not None
+    failed: list[BaseException] = []
+
+    def fail(error: BaseException) -> None:
+        failed.append(error)
+        working.cancel()
+
+    identity = Identity(f"dlq-{environment.token(8)}", ephemeral=True)
+    bus = provider.open(Surroundings(identity, environment, fatal=fail))
+    desk = _Desk(bus, environment)
+    try:
+        await bus.start(desk.receive)
+        yield desk
+    except asyncio.CancelledError:
+        if failed:
+            raise failed[0] from None
+        raise
+    finally:
+        await bus.close()

@@ -1,0 +1,283 @@
+"""The dead letters of a running application: looked at, replayed and discarded through it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from spa_dat import DistributedApplication, Reject
+from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.application._dead_letters import DeadLetters
+from spa_dat.runtime.application._lifecycle import Run
+from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
+from spa_dat.transports import Envelope
+from support.memory import Site
+
+REPLY_TO = "_spa/reply/dlq-1/00/11"
+LATER = "_spa/dead-letter/app/"
+
+
+def run_of(app: DistributedApplication) -> Run:
+    run = runs_of(app).current
+    assert run is not None
+    return run
+
+
+async def names(letters: DeadLetters, wanted: LetterFilter | None = None) -> list[str]:
+    found = letters.stored(wanted or LetterFilter())
+    return [letter.name async for _, letter in found]
+
+
+class Oven:
+    """An application with an actor that fails until it is mended, and one that never does."""
+
+    def __init__(self, **options: Any) -> None:
+        self.site = Site()
+        self.mended = False
+        self.got: list[tuple[str, int]] = []
+        self.app = self.site.app(**options)
+
+        @self.app.application("plant/{place}", name="oven")
+        async def bake(payload: str, attempt: Any = None) -> None:
+            self.got.append((payload, 1))
+            if not self.mended:
+                raise Reject("too hot")
+
+        @self.app.application("plant/#", name="clerk")
+        async def note(payload: str) -> None:
+            self.got.append((payload, 2))
+
+    async def fail(self, count: int = 1, **fields: Any) -> None:
+        """Have so many messages fail."""
+        for number in range(count):
+            self.site.publish("plant/a", f"bread {number}", **fields)
+        await self.site.parked(count)
+        await self.site.settled("app.0.oven")
+
+
+@pytest.mark.virtual
+async def test_a_letter_is_replayed_to_its_actor_and_removed() -> None:
+    oven = Oven()
+    async with oven.app as app:
+        letters = run_of(app).dead_letters
+        # Without an id, so that only its letter tells what it is.
+        await oven.fail()
+        (name,) = await names(letters)
+        oven.got.clear()
+        first = await letters.replay(name)
+        assert (first.outcome, first.why) == ("failed", "Reject: too hot")
+        found = await letters.show(name)
+        assert found is not None
+        assert found[1].replays == 1
+        assert await names(letters) == [name]
+        oven.mended = True
+        assert (await letters.replay(name)).outcome == "handled"
+        assert await names(letters) == []
+        assert await letters.show(name) is None
+        assert (await letters.replay(name)).outcome == "missing"
+        assert oven.got == [("bread 0", 1)] * 2
+
+
+@pytest.mark.virtual
+async def test_one_letter_is_not_replayed_twice_at_a_time() -> None:
+    oven = Oven()
+    async with oven.app as app:
+        letters = run_of(app).dead_letters
+        await oven.fail()
+        (name,) = await names(letters)
+        oven.got.clear()
+        done = await asyncio.gather(letters.replay(name), letters.replay(name))
+        assert sorted(one.outcome for one in done) == ["failed", "refused"]
+        assert oven.got == [("bread 0", 1)]
+
+
+@pytest.mark.virtual
+async def test_what_is_handled_or_discarded_makes_room_for_other_letters() -> None:
+    oven = Oven(dead_letter_limit=2)
+    async with oven.app as app:
+        letters = run_of(app).dead_letters
+        await oven.fail(2)
+        assert "most that it may" in app.problems["oven"]
+        first, second = await names(letters)
+        assert (await letters.replay(first)).outcome == "failed"
+        assert "most that it may" in app.problems["oven"]
+        oven.mended = True
+        assert (await letters.replay(first)).outcome == "handled"
+        assert "oven" not in app.problems
+        assert (await letters.discard(second)).outcome == "discarded"
+        assert (await letters.discard(second)).outcome == "missing"
+        (actor, _) = app.health().actors
+        assert actor.dead_letters == 0
+
+
+@pytest.mark.virtual
+async def test_what_cannot_be_replayed_stays_and_says_why() -> None:
+    oven = Oven()
+    async with oven.app as app:
+        letters = run_of(app).dead_letters
+        await oven.fail()
+        (good,) = await names(letters)
+        found = await letters.show(good)
+        assert found is not None
+        envelope = found[1].envelope
+        changes: dict[str, dict[str, str]] = {
+            "stopped": {"spa_dead_actor": "app/0/stranger"},
+            "elsewhere": {"spa_dead_actor": "other/0/oven"},
+            "instance": {"spa_dead_actor": "app/7/oven"},
+            "topic": {"spa_dead_topic": "other/a"},
+            "large": {"spa_dead_size": "70000"},
+            "newer": {"spa_dead_version": "2"},
+        }
+        for name, headers in changes.items():
+            headers = {**envelope.headers, **headers}
+            oven.site.broker.publish(
+                msgspec.structs.replace(
+                    envelope, topic=LATER + name, id=name, headers=headers, retain=True
+                )
+            )
+        oven.got.clear()
+        oven.mended = True
+        told = {name: await letters.replay(name) for name in changes}
+        assert {one.outcome for one in told.values()} == {"refused"}
+        assert "no actor 'stranger'" in told["stopped"].why
+        assert "application 'other'" in told["elsewhere"].why
+        assert "instance '7'" in told["instance"].why
+        assert "no filter for topic 'other/a'" in told["topic"].why
+        assert "70000 bytes" in told["large"].why
+        assert "newer version" in told["newer"].why
+        assert oven.got == []
+        assert len(await names(letters)) == 7
+        assert (await letters.replay("instance", anyway=True)).outcome == "handled"
+
+
+@pytest.mark.virtual
+async def test_a_letter_stays_if_the_application_stops_first() -> None:
+    site = Site()
+    app = site.app(stop_timeout=1.0)
+    began = asyncio.Event()
+
+    @app.application("n", name="slow")
+    async def handle(payload: str) -> None:
+        if began.is_set():
+            began.clear()
+            await asyncio.sleep(1_000)
+        raise Reject
+
+    async with app:
+        site.publish("n", "1")
+        await site.parked()
+        run = run_of(app)
+        (name,) = await names(run.dead_letters)
+        began.set()
+        replaying = asyncio.ensure_future(run.dead_letters.replay(name))
+        while began.is_set():
+            await asyncio.sleep(0.1)
+    await asyncio.wait((replaying,))
+    assert site.broker.retained[LATER + name].payload == b"1"
+
+
+def order(**fields: Any) -> bytes:
+    return msgspec.json.encode({"ask": "replay", "reply_to": REPLY_TO, "instance": "0", **fields})
+
+
+@pytest.mark.virtual
+async def test_operators_ask_over_the_bus_and_are_answered() -> None:
+    oven = Oven()
+    watcher = oven.site.watch("_spa/reply/dlq-1/#")
+    async with oven.app as app:
+        run = run_of(app)
+        await oven.fail()
+        (name,) = await names(run.dead_letters)
+
+        def ask(payload: bytes) -> None:
+            run._take_command(run.connections[0], Envelope(topic="c", payload=payload))
+
+        ask(order(ask="who", instance=None))
+        ask(order(ask="who", instance="another"))
+        await watcher.get(1)
+        ask(order(letter=name))
+        await watcher.get(2)
+        oven.mended = True
+        ask(order(letter=name))
+        await watcher.get(3)
+        ask(order(letter=name))
+        await watcher.get(4)
+    assert watcher.payloads == [
+        '{"instance":"0"}',
+        '{"instance":"0","outcome":"failed","why":"Reject: too hot"}',
+        '{"instance":"0","outcome":"handled"}',
+        '{"instance":"0","outcome":"missing"}',
+    ]
+
+
+@pytest.mark.virtual
+async def test_commands_of_strangers_do_nothing() -> None:
+    oven = Oven()
+    watcher = oven.site.watch("_spa/reply/#", "_spa/dead-letter/#", "plant/#")
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    async with oven.app as app:
+        run = run_of(app)
+        payloads = [
+            b"",
+            b"[" * 100_000,
+            b"\xff" * 10_000_000,
+            b'{"ask": "stop", "reply_to": "_spa/reply/a/b/c"}',
+            order(reply_to="plant/a"),
+            order(reply_to="_spa/dead-letter/app/x"),
+            order(reply_to="_spa/reply/#"),
+            order(instance=None),
+            order(letter=1),
+            *(dice.randbytes(dice.randrange(200)) for _ in range(50)),
+        ]
+        for payload in payloads:
+            run._take_command(run.connections[0], Envelope(topic="c", payload=payload))
+        assert app.stats["commands.refused"] == len(payloads)
+        # Reading letters costs something, so few are read at a time.
+        for _ in range(20):
+            run._take_command(run.connections[0], Envelope(topic="c", payload=order(letter="x")))
+        assert app.stats["commands.refused"] == len(payloads) + 16
+        await watcher.get(4)
+    assert {envelope.topic for envelope in watcher.envelopes} == {REPLY_TO}
+
+
+@pytest.mark.virtual
+async def test_a_message_that_was_a_document_is_opened_again() -> None:
+    site = Site()
+    app = site.app()
+    got: list[str] = []
+
+    @app.application("n", name="actor")
+    async def handle(payload: str) -> None:
+        got.append(payload)
+        if len(got) == 1:
+            raise Reject
+
+    event = b'{"specversion":"1.0","id":"i","source":"s","type":"t","data":"x"}'
+    async with app:
+        letters = run_of(app).dead_letters
+        site.publish("n", event, content_type="application/cloudevents+json")
+        await site.parked()
+        (name,) = await names(letters)
+        assert (await letters.replay(name)).outcome == "handled"
+    assert got == ["x", "x"]
+
+
+def test_a_letter_says_which_correlation_the_message_had() -> None:
+    headers = {
+        "spa_dead_topic": "t",
+        "spa_dead_actor": "app/0/x",
+        "spa_dead_error": "E",
+        "spa_dead_correlation": "00ff",
+    }
+    found = Envelope(topic=LATER + "i", id="i", type="t", headers=headers)
+    read = StoredLetter.of("app", found)
+    assert read.message is not None
+    assert read.message.correlation == b"\x00\xff"
+    headers["spa_dead_correlation"] = "zz"
+    assert "damaged" in (StoredLetter.of("app", found).flaw or "")
