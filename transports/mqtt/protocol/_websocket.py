@@ -8,6 +8,7 @@ import ssl
 from http import HTTPStatus
 
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -36,6 +37,8 @@ _MAY_PASS = (
 )
 _WANTS = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _NORMAL = (1000, 1001, 1005)
+_CLOSING = (ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED)
+_LONGEST_ADDRESS = 200
 
 
 class WebSocket:
@@ -89,7 +92,7 @@ class WebSocket:
         events = self._events(data)
         for event in events:
             if isinstance(event, RejectConnection):
-                raise self._rejected(event.status_code)
+                raise self._rejected(event)
             if isinstance(event, AcceptConnection) and event.subprotocol != _SUBPROTOCOL:
                 raise OtherEnd(
                     f"what answers the websocket request for {self._path!r} does not speak MQTT:"
@@ -158,8 +161,11 @@ class WebSocket:
             return list(self._frames.events())
         except (RemoteProtocolError, LocalProtocolError, ValueError) as error:
             if self._frames.connection is None:
+                # The library's own words are fewer than those of what it reads HTTP with.
+                why = quoted(str(error.__context__ or error), _LONGEST_REASON)
                 raise OtherEnd(
-                    "what answers does not speak HTTP: the port is not one for websockets"
+                    f"what answers the websocket request for {self._path!r} does not speak"
+                    f" websockets: {why}; check the port and the path"
                 ) from error
             raise OSError(f"the frames of the websocket are broken: {error}") from error
 
@@ -174,8 +180,11 @@ class WebSocket:
                 self._out += self._encoded(Pong(payload=event.payload))
         elif isinstance(event, CloseConnection):
             self._is_closed = True
-            if event.code not in _NORMAL:
-                said = f" {quoted(event.reason, _LONGEST_REASON)}" if event.reason else ""
+            said = f" {quoted(event.reason, _LONGEST_REASON)}" if event.reason else ""
+            if self._frames.state not in _CLOSING:
+                # The library closes over what it cannot read, and says so like a broker's close.
+                self._closed = f"the frames of the websocket are broken:{said}"
+            elif event.code not in _NORMAL:
                 self._closed = f"the broker closed the websocket: {int(event.code)}{said}"
             self._out += self._encoded(event.response())
         return b""
@@ -187,8 +196,14 @@ class WebSocket:
             # It is being closed.
             return b""
 
-    def _rejected(self, status: int) -> OSError:
+    def _rejected(self, answer: RejectConnection) -> OSError:
+        status = answer.status_code
         text = f"the websocket request for {self._path!r} was answered with HTTP status {status}"
+        for name, value in answer.headers:
+            if name.lower() == b"location":
+                elsewhere = quoted(value.decode("utf-8", "replace"), _LONGEST_ADDRESS)
+                text += f", a redirect to {elsewhere}, which is not followed"
+                break
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _MAY_PASS:
             return OSError(text)
         return OtherEnd(f"{text}: check the path, and whether the port wants TLS")
