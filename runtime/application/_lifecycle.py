@@ -43,7 +43,7 @@ from ._start_progress import (
     start_of,
     subscription_of,
 )
-from ._stopping import StopReason, close, shielded_from_scopes, stop_actors
+from ._stopping import StopReason, close, shielded_from_scopes, stop_actors, tell_middleware
 
 if TYPE_CHECKING:
     from ..diagnostics._health import ActorHealth, Health, HealthState
@@ -541,6 +541,7 @@ class Run:
                 await self._dead_letters.close()
             await wait_for_each(self._leaving.values())
             await close(self.connections, self._resource_manager, self.reason.failure, deadline)
+            await tell_middleware(self.settings.middleware)
             self._given_up.posts(connection.lost_posts for connection in self._buses)
         finally:
             self._watchdog.stop()

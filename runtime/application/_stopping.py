@@ -13,12 +13,14 @@ from ..hosting._actor_runner import ActorRunner
 from ..hosting._gather import wait_for_each, wait_until
 from ..hosting._resource_manager import ResourceManager
 from ..messaging._bus_connection import BusConnection
+from ..messaging._middleware import Middleware
 from ..options._resources import LEAST_FOR_RESOURCES
 from ..routing._router import Router
 
-__all__ = ["StopReason", "close", "shielded_from_scopes", "stop_actors"]
+__all__ = ["StopReason", "close", "shielded_from_scopes", "stop_actors", "tell_middleware"]
 
 _SHORTEST = 0.1
+_FOR_MIDDLEWARE = 5.0
 
 
 class StopReason:
@@ -126,3 +128,9 @@ async def close(
     await wait_for_each(wait_until(deadline, connection.bus.drain()) for connection in connections)
     await manager.close(max(deadline - now, LEAST_FOR_RESOURCES))
     await wait_for_each(connection.close(failure) for connection in connections)
+
+
+async def tell_middleware(middleware: Sequence[Middleware]) -> None:
+    """Tell middleware that the run is over; errors are logged."""
+    deadline = asyncio.get_running_loop().time() + _FOR_MIDDLEWARE
+    await wait_for_each(wait_until(deadline, one.stopped()) for one in middleware)

@@ -39,6 +39,8 @@ class ProducerScope:
         outcome: whom to tell what has become of the call; None if it goes through no middleware.
     """
 
+    outcome: Outcome[CallOutcome] | None = None
+
     def __init__(
         self, owner: HandlingLane, handler: Handler, deadline: float | None = None
     ) -> None:
@@ -46,7 +48,6 @@ class ProducerScope:
         self._handler = handler
         self._deadline = deadline
         self._attempt = 1
-        self.outcome: Outcome[CallOutcome] | None = None
 
     @property
     def socket(self) -> Socket | SyncSocket:

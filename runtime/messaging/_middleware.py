@@ -271,7 +271,7 @@ class Outgoing:
 class Middleware:
     """Code around every call of a handler, and on everything published; see `app.use`.
 
-    Override one of the two methods, or both.
+    Override `handle` or `publish`, or both.
     """
 
     async def handle(self, call: HandlerCall, next: Callable[[], Awaitable[Any]]) -> Any:
@@ -297,6 +297,13 @@ class Middleware:
             outgoing: the message.
         """
 
+    async def stopped(self) -> None:
+        """Do what is to be done when the application has stopped, such as flushing a file.
+
+        Nothing is handled or published any more. It is cancelled after five seconds, and what it
+        raises is logged. With ``placement="process"`` the copy in each process is told, too.
+        """
+
 
 def check_middleware(middleware: object) -> Middleware:
     """Return the middleware; raise ConfigurationError if it is none."""
@@ -310,6 +317,8 @@ def check_middleware(middleware: object) -> Middleware:
     name = type(middleware).__name__
     if not inspect.iscoroutinefunction(middleware.handle):
         raise ConfigurationError(f"use({name}()): its method handle must be 'async def'")
+    if not inspect.iscoroutinefunction(middleware.stopped):
+        raise ConfigurationError(f"use({name}()): its method stopped must be 'async def'")
     if inspect.iscoroutinefunction(middleware.publish):
         raise ConfigurationError(
             f"use({name}()): its method publish must be 'def', because post() waits for nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -47,6 +48,8 @@ _SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 _MOST_LINKS = 128
 # Not those that are configured for the process: what messages carry is W3C Trace Context.
 _PROPAGATOR = TraceContextTextMapPropagator()
+_LONGEST_FLUSH = 4_000
+"""Milliseconds, fewer than the runtime waits for."""
 _OF_TRACES = ("traceparent", "tracestate")
 
 
@@ -87,6 +90,7 @@ class Tracing(Middleware):
         self._provider = tracer_provider
         self._filters = tuple(TopicFilter.parse(filter_meant(topic)) for topic in topics)
         self._tracer: Tracer | None = None
+        self._own: TracerProvider | None = None
         self._prepare()
         # A function that fails does so here, and not with each message.
         self._tracer = self._made()
@@ -106,7 +110,7 @@ class Tracing(Middleware):
 
     def __setstate__(self, state: tuple[Any, tuple[str, ...]]) -> None:
         self._provider, texts = state
-        self._tracer = None
+        self._tracer = self._own = None
         self._filters = tuple(TopicFilter.parse(text) for text in texts)
         self._prepare()
 
@@ -125,6 +129,7 @@ class Tracing(Middleware):
                     " TracerProvider of opentelemetry.sdk.trace"
                 )
             provider = made
+            self._own = made
         return get_tracer("spa_dat", None, provider, _SCHEMA)
 
     def _of_bus(self, address: str) -> Mapping[str, AttributeValue]:
@@ -197,6 +202,12 @@ class Tracing(Middleware):
                 outgoing.headers.pop(name, None)
             _PROPAGATOR.inject(outgoing.headers, set_span_in_context(span, Context()))
         outgoing.on_outcome(partial(_end_publish, span))
+
+    async def stopped(self) -> None:
+        """Have what a provider of its own has gathered exported: a process just ends."""
+        flush = getattr(self._own, "force_flush", None)
+        if flush is not None:
+            await asyncio.to_thread(flush, _LONGEST_FLUSH)
 
     def _template(self, outgoing: Outgoing) -> str | None:
         if outgoing.kind == "reply":

@@ -34,7 +34,7 @@ from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, Rem
 from spa_dat.runtime.handling._delivery_processor import DeliveryProcessor
 from spa_dat.runtime.messaging._bus_connection import BusConnection
 from spa_dat.testing import Harness, Kafka, Mosquitto
-from support.processes import collect, make
+from support.processes import add_worker, collect, make
 from support.type_checking import check_types
 from support.waiting import eventually
 
@@ -954,6 +954,53 @@ class Counting(Marking):
         outgoing.headers["mark"] = f"{self.mark} {self.calls}"
 
 
+class Ending(Marking):
+    """Tells when it is over, or takes its time for it."""
+
+    def __init__(self, told: list[str], path: Path) -> None:
+        super().__init__("ending")
+        self.told = told
+        self.path = path
+
+    async def stopped(self) -> None:
+        self.told.append("stopped")
+        with self.path.open("a") as file:
+            file.write(f"{self.calls} calls\n")
+        raise ValueError("broken")
+
+
+async def test_it_is_told_of_the_end_in_each_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, told, path = make(), list[str](), tmp_path / "calls"
+    app.use(Ending(told, path))
+    numbers = add_worker(app)
+    async with app:
+        app.socket().post("in", 1)
+        await eventually(lambda: len(numbers) == 1)
+        assert told == []
+    assert told == ["stopped"]
+    # Each has counted its own.
+    assert path.read_text() == "1 calls\n" * 2
+    assert "while stopping: broken" in caplog.text
+
+
+@pytest.mark.virtual
+async def test_the_stop_does_not_wait_for_it_for_ever() -> None:
+    app = make()
+
+    class Endless(Calls):
+        async def stopped(self) -> None:
+            await asyncio.Event().wait()
+
+    app.use(Endless())
+    loop = asyncio.get_running_loop()
+    await app.__aenter__()
+    before = loop.time()
+    await app.__aexit__(None, None, None)
+    assert loop.time() - before == pytest.approx(5, abs=1)
+
+
 async def test_processes_have_a_copy_of_their_own() -> None:
     # What the copy knows it keeps itself: the process may have this module under another name, with
     # another context variable.
@@ -1065,6 +1112,11 @@ class BlockingHandle(Middleware):
         """It is not async."""
 
 
+class BlockingStopped(Calls):
+    def stopped(self) -> None:  # type: ignore[override]
+        """It is not async."""
+
+
 class AsyncPublish(Middleware):
     async def publish(self, outgoing: Outgoing) -> None:  # type: ignore[override]
         """It is async."""
@@ -1078,6 +1130,7 @@ class AsyncPublish(Middleware):
         (None, r"use\(None\)"),
         (Middleware(), "has neither handle nor publish of its own"),
         (BlockingHandle(), "its method handle must be 'async def'"),
+        (BlockingStopped(), "its method stopped must be 'async def'"),
         (AsyncPublish(), "its method publish must be 'def'"),
     ],
 )
