@@ -19,6 +19,7 @@ from spa_dat._pytest import require
 from spa_dat.harness.brokers._broker_process import PortClaims
 from spa_dat.testing import BrokerProcess, Kafka, Mosquitto
 from support.deadline import DEADLINE, deadline, keep_stderr
+from support.machine import examples
 from support.program import Program, Start
 from support.running import run_async_test
 
@@ -27,8 +28,10 @@ _SHARED_KAFKA = {"kafka", "kafka_broker", "kafka_to_break"}
 
 # Timing says nothing on a busy machine. On CI the same examples every time: what random ones find
 # is found, and mended, where somebody looks.
-hypothesis.settings.register_profile("here", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("here", deadline=None, max_examples=examples(40))
+hypothesis.settings.register_profile(
+    "ci", hypothesis.settings.get_profile("here"), derandomize=True, print_blob=True
+)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
 
 

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from spa_dat.actors import Mailbox, Overflow
 from spa_dat.errors import ActorStopped, ConfigurationError, MailboxFull
+from support.machine import examples
 from support.waiting import eventually
 
 
@@ -399,7 +400,9 @@ class MailboxModel(RuleBasedStateMachine):
 
 def _machine(policy: Overflow) -> Any:
     machine: Any = type(f"Model{policy.name}", (MailboxModel,), {"overflow": policy})
-    machine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+    machine.TestCase.settings = settings(
+        max_examples=examples(20), stateful_step_count=40, deadline=None
+    )
     return machine.TestCase
 
 

@@ -242,6 +242,6 @@ class OldestMailboxMachine(MailboxMachine):
     overflow = Overflow.DROP_OLDEST
 
 
-TestMailbox = machine_case(MailboxMachine, examples=80)
-TestMailboxOfLatest = machine_case(LatestMailboxMachine, examples=50)
-TestMailboxThatDrops = machine_case(OldestMailboxMachine, examples=50)
+TestMailbox = machine_case(MailboxMachine, tries=30)
+TestMailboxOfLatest = machine_case(LatestMailboxMachine, tries=20)
+TestMailboxThatDrops = machine_case(OldestMailboxMachine, tries=20)

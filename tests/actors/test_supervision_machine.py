@@ -200,4 +200,4 @@ class SupervisionOfActorsMachine(VirtualMachine):
         assert messages == list(range(1, len(messages) + 1))
 
 
-TestSupervisionOfActors = machine_case(SupervisionOfActorsMachine, examples=50, steps=25)
+TestSupervisionOfActors = machine_case(SupervisionOfActorsMachine, tries=20, steps=25)

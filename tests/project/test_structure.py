@@ -8,7 +8,7 @@ import importlib
 import inspect
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -120,6 +120,11 @@ def identifier(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def breaches(rule: Callable[[Path], Iterable[str]], paths: Iterable[Path]) -> list[str]:
+    """Return what breaks a rule, with the file in front."""
+    return [f"{identifier(path)}: {breach}" for path in paths for breach in rule(path)]
+
+
 @functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -139,18 +144,19 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, "relative:" + ".".join((*base, name))
 
 
-@pytest.mark.parametrize("path", modules(), ids=identifier)
-def test_modules_import_only_what_they_may(path: Path) -> None:
+def imports_too_much(path: Path) -> Iterator[str]:
     own = path.relative_to(ROOT).parts[0]
-    wrong = []
     for line, name in imports(path):
         if name.startswith("relative:"):
             top = name.removeprefix("relative:spa_dat").removeprefix(".").split(".")[0]
             if top not in MAY_IMPORT[own]:
-                wrong.append(f"line {line}: {own} must not import {top or 'the root package'}")
+                yield f"line {line}: {own} must not import {top or 'the root package'}"
         elif name.split(".")[0] in {"spa_dat", *PACKAGES}:
-            wrong.append(f"line {line}: import {name} relatively")
-    assert wrong == []
+            yield f"line {line}: import {name} relatively"
+
+
+def test_modules_import_only_what_they_may() -> None:
+    assert breaches(imports_too_much, modules()) == []
 
 
 def in_rooms() -> list[Path]:
@@ -163,18 +169,20 @@ def in_rooms() -> list[Path]:
     ]
 
 
-@pytest.mark.parametrize("path", in_rooms(), ids=identifier)
-def test_rooms_import_only_those_below(path: Path) -> None:
+def imports_from_above(path: Path) -> list[str]:
     package, room, *_ = path.relative_to(ROOT).with_suffix("").parts
     layers = ROOMS[package]
     own = next(number for number, layer in enumerate(layers) if room in layer)
     above = set().union(*layers[own + 1 :])
-    wrong = [
+    return [
         f"line {line}: {room} must not import {name.split('.')[2]}"
         for line, name in imports(path)
         if name.startswith(f"relative:spa_dat.{package}.") and name.split(".")[2] in above
     ]
-    assert wrong == []
+
+
+def test_rooms_import_only_those_below() -> None:
+    assert breaches(imports_from_above, in_rooms()) == []
 
 
 def test_every_room_of_the_runtime_has_its_place() -> None:
@@ -204,13 +212,12 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "transports/kafka").rglob("*.py")), ids=identifier)
-def test_one_module_reaches_into_aiokafka(path: Path) -> None:
-    reaches = reaches_into_aiokafka(path)
-    if identifier(path) == KAFKA_FENCE:
-        assert len(reaches) > 50
-    else:
-        assert reaches == [], f"put it into {KAFKA_FENCE}, which is checked at the start"
+def test_one_module_reaches_into_aiokafka() -> None:
+    fence = ROOT / KAFKA_FENCE
+    assert len(reaches_into_aiokafka(fence)) > 50
+    others = [path for path in (ROOT / "transports/kafka").rglob("*.py") if path != fence]
+    reaches = breaches(reaches_into_aiokafka, others)
+    assert reaches == [], f"put it into {KAFKA_FENCE}, which is checked at the start"
 
 
 def test_everything_in_the_harness_has_its_place() -> None:
@@ -219,11 +226,8 @@ def test_everything_in_the_harness_has_its_place() -> None:
     assert rooms | others == set().union(*HARNESS_LAYERS)
 
 
-@pytest.mark.parametrize("path", modules(), ids=identifier)
-def test_nobody_reaches_into_an_application(path: Path) -> None:
-    if identifier(path) == "runtime/application/_application.py":
-        return
-    wrong = [
+def reaches_into_an_application(path: Path) -> list[str]:
+    return [
         f"line {node.lineno}: {ast.unparse(node)}: use runs_of"
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Attribute)
@@ -231,11 +235,15 @@ def test_nobody_reaches_into_an_application(path: Path) -> None:
         and not node.attr.startswith("__")
         and ast.unparse(node.value).split(".")[-1] in {"app", "application", "_application"}
     ]
-    assert wrong == []
 
 
-@pytest.mark.parametrize("path", modules(), ids=identifier)
-def test_modules_declare_what_is_public(path: Path) -> None:
+def test_nobody_reaches_into_an_application() -> None:
+    own = ROOT / "runtime/application/_application.py"
+    others = [path for path in modules() if path != own]
+    assert breaches(reaches_into_an_application, others) == []
+
+
+def declares_what_is_public(path: Path) -> bool:
     names = {
         target.id
         for node in tree(path).body
@@ -244,46 +252,59 @@ def test_modules_declare_what_is_public(path: Path) -> None:
         if isinstance(target, ast.Name)
     }
     only_a_docstring = all(isinstance(node, ast.Expr) for node in tree(path).body)
-    assert "__all__" in names or only_a_docstring
+    return "__all__" in names or only_a_docstring
 
 
-@pytest.mark.parametrize("path", modules(), ids=identifier)
-def test_every_logger_is_made_by_the_one_function(path: Path) -> None:
+def test_modules_declare_what_is_public() -> None:
+    assert [identifier(path) for path in modules() if not declares_what_is_public(path)] == []
+
+
+def makes_a_logger(path: Path) -> list[str]:
     # The first looks at what the program has set; the second silences the client library.
     if identifier(path) in {
         "harness/loop/_tasks_and_timers.py",
         "transports/kafka/_client_options.py",
     }:
-        return
-    calls = [
-        node.lineno
+        return []
+    return [
+        f"line {node.lineno}"
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("getLogger")
     ]
+
+
+def test_every_logger_is_made_by_the_one_function() -> None:
+    calls = breaches(makes_a_logger, modules())
     assert calls == [], "use get_logger: what it logs is one line, whoever wrote it"
 
 
-@pytest.mark.parametrize("path", modules(), ids=identifier)
-def test_the_state_of_a_delivery_is_changed_by_its_own_methods(path: Path) -> None:
+def changes_a_state(path: Path) -> list[str]:
     if identifier(path) in {"transports/_delivery.py", "harness/loop/_executor_threads.py"}:
-        return
-    changes = [
-        node.lineno
+        return []
+    return [
+        f"line {node.lineno}"
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
         if node.attr == "state" and ast.unparse(node.value) not in {"self", "self._owner"}
     ]
+
+
+def test_the_state_of_a_delivery_is_changed_by_its_own_methods() -> None:
+    changes = breaches(changes_a_state, modules())
     assert changes == [], "call start, settle, requeue or withdraw: what waits for it hears of it"
 
 
-@pytest.mark.parametrize("path", modules(), ids=identifier)
-def test_calls_have_few_enough_arguments(path: Path) -> None:
-    """With more, Python passes them in a tuple and a dict, for a microsecond in each call."""
+def calls_with_many_arguments(path: Path) -> list[str]:
     calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
     large = [node for node in calls if len(node.args) + 2 * len(node.keywords) > 30]
     # What is called once for a whole run may have as many as it likes.
     of_messages = [node for node in large if ast.unparse(node.func) in ("Envelope", "Message")]
-    assert [f"line {node.lineno}: {ast.unparse(node.func)}" for node in of_messages] == []
+    return [f"line {node.lineno}: {ast.unparse(node.func)}" for node in of_messages]
+
+
+def test_calls_have_few_enough_arguments() -> None:
+    """With more, Python passes them in a tuple and a dict, for a microsecond in each call."""
+    assert breaches(calls_with_many_arguments, modules()) == []
 
 
 def test_the_root_shows_exactly_its_public_names() -> None:

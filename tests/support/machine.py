@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from spa_dat.harness import VirtualLoop
 
-__all__ = ["VirtualMachine", "at_once", "machine_case", "step"]
+__all__ = ["VirtualMachine", "at_once", "examples", "machine_case", "step"]
 
 P = ParamSpec("P")
 M = TypeVar("M", bound="VirtualMachine")
@@ -87,13 +88,25 @@ def at_once(rule: Callable[Concatenate[M, P], T]) -> Callable[Concatenate[M, P],
     return without_an_iteration
 
 
+def examples(count: int) -> int:
+    """Return how many examples to try: more if somebody looks for what chance finds."""
+    return max(1, round(count * float(os.environ.get("SPA_DAT_TEST_EXAMPLES", "1"))))
+
+
 def machine_case(
-    machine: type[RuleBasedStateMachine], *, examples: int = 60, steps: int = 40
+    machine: type[RuleBasedStateMachine], *, tries: int = 25, steps: int = 40
 ) -> type[Any]:
-    """Return the test case of a machine, with a bound on how much it tries."""
+    """Return the test case of a machine, with a bound on how much it tries.
+
+    Args:
+        machine: what the rules are in.
+        tries: how many examples, unless more are asked for.
+        steps: of each example, at most.
+    """
     case: type[Any] = machine.TestCase
+    more = "SPA_DAT_TEST_EXAMPLES" in os.environ
     # The same examples each time: what chance finds is looked for on purpose, not in passing.
     case.settings = settings(
-        max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True
+        max_examples=examples(tries), stateful_step_count=steps, deadline=None, derandomize=not more
     )
     return case

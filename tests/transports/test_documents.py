@@ -517,6 +517,27 @@ def test_a_document_that_is_none_says_why(
     assert [part for part in said if part not in refused] == [], refused
 
 
+def test_how_deep_yaml_may_be_nested_does_not_depend_on_the_program(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed = 0
+    compose = yaml.SafeLoader.compose_node
+
+    def counting(*args: Any) -> Any:
+        nonlocal composed
+        composed += 1
+        return compose(*args)
+
+    monkeypatch.setattr(yaml.SafeLoader, "compose_node", counting)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)
+    try:
+        assert "deeply" in refusal(write("[" * 2_000, "x.yaml"))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert composed < 1_000
+
+
 @pytest.mark.parametrize("merge", [False, True])
 def test_aliases_are_counted_before_they_are_written_out(write: Write, merge: bool) -> None:
     lines = ["l0: &l0 {a: 1}" if merge else "l0: &l0 [1, 2, 3]"]

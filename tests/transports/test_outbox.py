@@ -13,6 +13,7 @@ from spa_dat.errors import OutboxFull, PublishNotSent, PublishRefused, PublishUn
 from spa_dat.transports._envelope import Envelope
 from spa_dat.transports._outbox import Outbox, OutboxEntry, on_outcome
 from spa_dat.transports._reconnect import Backoff
+from support.machine import examples
 from support.waiting import eventually
 
 
@@ -397,7 +398,7 @@ _STEPS = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(steps=st.lists(st.tuples(_STEPS, st.integers(0, 50)), max_size=60), window=st.integers(1, 4))
 async def test_any_sequence_keeps_order_window_and_outcomes(
     steps: list[tuple[str, int]], window: int

@@ -333,4 +333,4 @@ class QueuedOutboxMachine(OutboxMachine):
 
 
 TestOutbox = machine_case(OutboxMachine)
-TestQueuedOutbox = machine_case(QueuedOutboxMachine, examples=40)
+TestQueuedOutbox = machine_case(QueuedOutboxMachine, tries=20)

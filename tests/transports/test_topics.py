@@ -21,6 +21,7 @@ from spa_dat.transports._topics import (
     is_reserved,
     minimal,
 )
+from support.machine import machine_case
 
 _LEVELS = ("a", "b", "", "$x", "_spa")
 
@@ -222,7 +223,7 @@ class TrieMachine(RuleBasedStateMachine):
             assert not self.trie._root.children
 
 
-TestTrie = TrieMachine.TestCase
+TestTrie = machine_case(TrieMachine)
 
 
 def test_the_memory_of_results_is_bounded() -> None:

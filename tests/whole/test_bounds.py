@@ -51,6 +51,7 @@ from spa_dat.transports.mqtt.protocol._packets import (
 )
 from spa_dat.transports.mqtt.protocol._publish_and_puback import MessageFlow
 from spa_dat.transports.mqtt.protocol._stream import FrameStream
+from support.machine import examples
 from support.waiting import eventually
 
 LARGEST = 1_000
@@ -103,7 +104,7 @@ def publish(payload: bytes, packet_id: int, headers: dict[str, str] | None = Non
     return PublishPacket(envelope).encode(packet_id)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sizes=st.lists(
         st.sampled_from([0, LARGEST, LARGEST + 1, 130_000, 200_000, 900_000]),

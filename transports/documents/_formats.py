@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tomllib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,11 @@ _MOST_VALUES = 50_000
 # The library keeps each part of a dotted name with all before it: a name with 100,000 dots would
 # take tens of gigabytes.
 _MOST_DOTS = 1_000
+
+
+# PyYAML goes through all lists that are open for each further one, so a document of nothing but
+# brackets would take minutes in a program with a high limit of recursion.
+_DEEPEST = 200
 
 
 class _Unreadable(Exception):
@@ -115,10 +121,9 @@ def _yaml(text: str) -> object:
             "reading YAML needs PyYAML: install spa-dat[yaml], or use TOML or JSON"
         ) from None
 
-    # The safe loader makes texts, numbers, tables and lists, and nothing else.
     loader = None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _yaml_loader(yaml)(text)
         root = loader.get_single_node()
         if root is None:
             return None
@@ -135,6 +140,25 @@ def _yaml(text: str) -> object:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+@functools.cache
+def _yaml_loader(yaml: Any) -> type[Any]:
+    """Return the safe loader, which makes texts, numbers, tables and lists, with a bound."""
+    base: type[Any] = yaml.SafeLoader
+
+    class Loader(base):  # type: ignore[misc]
+        depth = 0
+
+        def compose_node(self, parent: object, index: object) -> object:
+            self.depth += 1
+            if self.depth > _DEEPEST:
+                raise RecursionError
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
+
+    return Loader
 
 
 def _count(node: Any, known: dict[int, int | None]) -> int:

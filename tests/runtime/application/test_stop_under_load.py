@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from spa_dat import Context, DistributedApplication, Reject, RetryPolicy, Socket
 from spa_dat.errors import ConnectionLost
 from spa_dat.testing import Harness
+from support.machine import examples
 from support.memory import Site
 from support.waiting import eventually
 
@@ -330,7 +331,10 @@ WITHOUT_RESTART = [action for action in ALWAYS_IN_ORDER if action != "restart"]
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=examples(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
 )
 @given(
     actions=st.lists(st.sampled_from(ALWAYS_IN_ORDER), min_size=5, max_size=60),
@@ -344,7 +348,10 @@ async def test_every_message_is_handled_or_parked_in_order(actions: list[str], s
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=examples(15),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
 )
 @given(
     actions=st.lists(
@@ -363,7 +370,10 @@ async def test_a_lost_session_loses_nothing_that_was_delivered(
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=examples(15),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
 )
 @given(
     actions=st.lists(st.sampled_from([*ALWAYS_IN_ORDER, "lose messages"]), min_size=5, max_size=60),

@@ -31,6 +31,7 @@ from spa_dat.errors import ConfigurationError, ConnectionLost, DecodeError
 from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.handling._batch_processor import BatchProcessor
 from spa_dat.testing import Harness
+from support.machine import examples
 from support.memory import Site
 from support.waiting import eventually
 
@@ -856,7 +857,10 @@ class World:
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=examples(30),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
 )
 @given(
     actions=st.lists(

@@ -28,6 +28,7 @@ from spa_dat.harness._eventually import Gate
 from spa_dat.runtime.options._actor_options import ActorOptions
 from spa_dat.runtime.registration._message_keys import lane_of
 from spa_dat.testing import Harness
+from support.machine import examples
 from support.memory import Site
 from support.waiting import eventually
 
@@ -730,7 +731,10 @@ class World:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=examples(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
 )
 @given(
     actions=st.lists(

@@ -198,6 +198,6 @@ class OldestMachine(CollectorMachine):
     overflow = Overflow.DROP_OLDEST
 
 
-TestCollector = machine_case(CollectorMachine, examples=150)
-TestCollectorOfLatest = machine_case(LatestMachine, examples=30)
-TestCollectorThatDrops = machine_case(OldestMachine, examples=30)
+TestCollector = machine_case(CollectorMachine, tries=50)
+TestCollectorOfLatest = machine_case(LatestMachine, tries=15)
+TestCollectorThatDrops = machine_case(OldestMachine, tries=15)

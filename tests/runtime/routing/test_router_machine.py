@@ -235,5 +235,5 @@ class OneActorRouterMachine(RouterMachine):
     several = False
 
 
-TestRouter = machine_case(RouterMachine, examples=120, steps=50)
-TestRouterOfOneActor = machine_case(OneActorRouterMachine, examples=60, steps=50)
+TestRouter = machine_case(RouterMachine, tries=40, steps=50)
+TestRouterOfOneActor = machine_case(OneActorRouterMachine, tries=25, steps=50)

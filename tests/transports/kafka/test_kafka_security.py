@@ -619,7 +619,7 @@ async def test_a_login_that_has_to_be_renewed_is_no_failure(
         await inbox.client.start()
         number = 0
         # The library does not renew it, so the cluster closes connections.
-        while closed < 12:
+        while closed < 6:
             await inbox.client.publish("open", b"%d" % number)
             await inbox.client.publish(inbox.client.bus.reply_address(str(number)))
             number += 1

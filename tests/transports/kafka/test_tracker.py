@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from spa_dat.transports import Delivery, DeliveryState, Envelope, Tracker
+from support.machine import machine_case
 
 QUEUED, RUNNING = DeliveryState.QUEUED, DeliveryState.RUNNING
 SETTLED, WITHDRAWN = DeliveryState.SETTLED, DeliveryState.WITHDRAWN
@@ -130,7 +131,7 @@ class TrackerMachine(RuleBasedStateMachine):
             assert (delivery.state is SETTLED) is (delivery in self.settled)
 
 
-TestTrackerMachine = TrackerMachine.TestCase
+TestTrackerMachine = machine_case(TrackerMachine)
 
 
 def tracked() -> tuple[Tracker, list[list[int]]]:

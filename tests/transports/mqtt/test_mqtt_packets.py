@@ -22,6 +22,7 @@ from spa_dat.transports.mqtt.protocol._packets import (
 )
 from spa_dat.transports.mqtt.protocol._stream import FrameStream
 from spa_dat.transports.mqtt.protocol._subscribe import read_properties
+from support.machine import examples
 from support.waiting import eventually
 
 _RESERVED = {"id", "source", "type", "time", "key", "specversion"}
@@ -165,7 +166,7 @@ def test_subscription_identifiers_are_read() -> None:
     assert identifiers == (5, 200)
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(200))
 @given(first=st.integers(0x30, 0x3F), data=st.binary(max_size=60))
 def test_no_bytes_make_the_decoder_fail_in_another_way(first: int, data: bytes) -> None:
     try:
@@ -214,7 +215,7 @@ def frame(body: bytes, first: int = 0x30) -> bytes:
     return bytes((first,)) + variable_integer(len(body)) + body
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 5, 127, 128, 300, 20_000]), min_size=1, max_size=8),
     cuts=st.lists(st.integers(1, 30_000), max_size=6),

@@ -266,5 +266,5 @@ class CopyMachine(RuleBasedStateMachine):
         self.guard.forget()
 
 
-TestRedelivery = machine_case(RedeliveryMachine, examples=200, steps=50)
-TestCopies = machine_case(CopyMachine, examples=20, steps=20)
+TestRedelivery = machine_case(RedeliveryMachine, tries=60, steps=50)
+TestCopies = machine_case(CopyMachine, tries=20, steps=20)
