@@ -222,6 +222,16 @@ class _WatchedBus(Bus):
             self._pending -= 1
         self._live.parked[envelope.id or f"letter {len(self._live.parked)}"] = envelope
 
+    async def unpark(self, letter: Envelope, *, timeout: float) -> None:
+        await self._bus.unpark(letter, timeout=timeout)
+        self._live.parked.pop(letter.id or "", None)
+
+    def take_commands(self, on_command: Callable[[Envelope], None]) -> None:
+        self._bus.take_commands(on_command)
+
+    def opened(self, envelope: Envelope, wire: str | None = None) -> Envelope:
+        return self._bus.opened(envelope, wire)
+
     def _begin(self, envelope: Envelope) -> PublishedMessage:
         self._pending += 1
         self._live.arrivals.expect(envelope)

@@ -16,6 +16,7 @@ from ..options._admin_address import AdminAddress
 
 if TYPE_CHECKING:
     from ._admin_server import AdminServer
+    from ._lifecycle import Run
 
 __all__ = ["AdminEndpoint"]
 
@@ -29,14 +30,20 @@ class AdminEndpoint:
         address: where; None for nowhere.
         application: its name, for the log.
         health: returns the health of the run.
+        run: gives access to its dead letters.
     """
 
     def __init__(
-        self, address: AdminAddress | None, application: str, health: Callable[[], Health]
+        self,
+        address: AdminAddress | None,
+        application: str,
+        health: Callable[[], Health],
+        run: Run,
     ) -> None:
         self._address = address
         self._application = application
         self._health = health
+        self._run = run
         self._socket: socket.socket | None = None
         self._server: AdminServer | None = None
 
@@ -51,13 +58,14 @@ class AdminEndpoint:
         try:
             # Only who asks for it needs it.
             from ._admin_server import AdminServer
+            from ._letter_pages import LetterPages
         except ImportError as error:
             raise ConfigurationError(
                 f"{self._address}: aiohttp is not installed, which it needs: pip install"
                 " 'spa-dat[admin]'"
             ) from error
         self._socket = listening = self._address.bound()
-        self._server = AdminServer(self._address, self._health)
+        self._server = AdminServer(self._address, self._health, LetterPages(self._run))
         await self._server.open(listening)
         host, port = listening.getsockname()[:2]
         log.info(

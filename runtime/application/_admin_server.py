@@ -14,12 +14,15 @@ from aiohttp import web
 
 from ..diagnostics._health import Health
 from ..options._admin_address import AdminAddress
+from ._letter_pages import LETTERS, LetterPages, PageRefused
 
 __all__ = ["AdminServer"]
 
 _MOST_CONNECTIONS = 64
 # For all of a connection, which has one request: who is slower than that is cut off.
 _SECONDS = 10.0
+# A message is replayed for as long as its handler takes.
+_SECONDS_FOR_LETTERS = 600.0
 _LONGEST_LINE = 2048
 _LONGEST_HEADER = 4096
 _MOST_HEADERS = 64
@@ -50,6 +53,12 @@ class _Connection(web.RequestHandler):
         loop = asyncio.get_running_loop()
         self._limit = loop.call_later(_SECONDS, self.cut_off)
 
+    def last(self, seconds: float) -> None:
+        """Let it be for so long."""
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = asyncio.get_running_loop().call_later(seconds, self.cut_off)
+
     def cut_off(self) -> None:
         """End it at once."""
         self._all.pop(self, None)
@@ -64,16 +73,20 @@ class _Connection(web.RequestHandler):
 
 
 class AdminServer:
-    """Answers ``/healthz``, ``/readyz`` and ``/health``.
+    """Answers ``/healthz``, ``/readyz``, ``/health`` and what is below ``/dead-letters``.
 
     Args:
         address: who may know details.
         health: returns the health of the application.
+        letters: answers about dead letters.
     """
 
-    def __init__(self, address: AdminAddress, health: Callable[[], Health]) -> None:
+    def __init__(
+        self, address: AdminAddress, health: Callable[[], Health], letters: LetterPages
+    ) -> None:
         self._address = address
         self._health = health
+        self._letters = letters
         self._connections: dict[_Connection, None] = {}
         self._server = web.Server(self._answer)
         self._listening: asyncio.Server | None = None
@@ -113,8 +126,10 @@ class AdminServer:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if not _is_direct(request.headers.getall("Host", []), request.headers.getall("Origin", [])):
             answer = _text(403, "a page of another site, or a name: use the IP address")
+        elif request.path == LETTERS or request.path.startswith(f"{LETTERS}/"):
+            answer = await self._dead_letters(request)
         elif request.path not in self._answers:
-            answer = _text(404, "there are /healthz, /readyz and /health")
+            answer = _text(404, f"there are /healthz, /readyz, /health and {LETTERS}")
         elif request.method not in ("GET", "HEAD"):
             answer = _text(405, "only GET and HEAD")
             answer.headers["Allow"] = "GET, HEAD"
@@ -135,11 +150,29 @@ class AdminServer:
         return _json(503 if reasons else 200, told)
 
     def _details(self, allowed: bool) -> web.Response:
-        if allowed:
-            return _json(200, self._health().as_dict())
-        answer = _text(401, "send the token: Authorization: Bearer TOKEN")
-        answer.headers["WWW-Authenticate"] = "Bearer"
-        return answer
+        return _json(200, self._health().as_dict()) if allowed else _unknown()
+
+    async def _dead_letters(self, request: web.BaseRequest) -> web.Response:
+        if not self._address.allows(request.headers.get("Authorization")):
+            return _unknown()
+        if request.method != "GET" and request.content_type != "application/json":
+            # A form on a page of another site cannot send that without asking first.
+            return _text(415, "send Content-Type: application/json")
+        if isinstance(request.protocol, _Connection):
+            request.protocol.last(_SECONDS_FOR_LETTERS)
+        url = request.rel_url
+        try:
+            told = await self._letters.answer(request.method, url.raw_path, url.raw_query_string)
+        except PageRefused as refused:
+            return _text(refused.status, str(refused))
+        return _json(200, told)
+
+
+def _unknown() -> web.Response:
+    """Return the answer to somebody who may not know details."""
+    answer = _text(401, "send the token: Authorization: Bearer TOKEN")
+    answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
 
 
 def _is_direct(hosts: list[str], origins: list[str]) -> bool:

@@ -100,6 +100,7 @@ class HealthReport:
                 for where, seconds in self._watchdog.stalled(lane.name)
             ),
             dead_letters=self._letters.stored_by(actor.name),
+            dead_letter_limit=self._letters.limit,
         )
 
     def connection(self, connection: BusConnection) -> ConnectionHealth:

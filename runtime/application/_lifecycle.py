@@ -10,6 +10,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ..._texts import describe, reason_of
 from ...actors import ActorSystem
@@ -105,6 +106,7 @@ class Run:
         self._leaving: dict[ActorRunner, asyncio.Task[None]] = {}
         self._confirming: asyncio.Task[None] | None = None
         self._problems: dict[str, str] = {}
+        self._log = LimitedLog(log)
         self._letters = DeadLetterLimit(settings.dead_letter_limit)
         self._waits = StartProgress(self._name, self._refuse_if_stopping)
         self._given_up = GivenUp(self._name, settings.stats)
@@ -113,7 +115,7 @@ class Run:
         from ._admin_endpoint import AdminEndpoint
         from ._health_report import HealthReport
 
-        self._admin = AdminEndpoint(settings.admin, self._name, lambda: self.health)
+        self._admin = AdminEndpoint(settings.admin, self._name, lambda: self.health, self)
         self._report = HealthReport(self._subscriptions, self._letters, self._watchdog)
         self._dead_letters: DeadLetters | None = None
         self._commands: LetterCommands | None = None
@@ -173,6 +175,8 @@ class Run:
         self.settings.stats["dead_letters.stored"] += 1
         if self._letters.stored(actor):
             self.unhealthy(actor, self._letters.problem)
+        elif (warning := self._letters.warning(actor)) is not None:
+            self._log.warning("%s: actor %r: %s", self._name, actor, warning)
 
     def letter_gone(self, actor: str) -> None:
         """Note that a dead letter of the actor was taken away, which makes room for another."""
@@ -316,9 +320,14 @@ class Run:
         """Return a task that belongs to the run, whoever has asked for it."""
         return self._loop.create_task(work, context=self._context.copy())
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has started, and is not stopping."""
+        return self.state is RunState.RUNNING
+
     def working(self, name: str) -> ActorRunner | None:
         """Return the actor with this name if it is running and gets messages."""
-        if self.state is not RunState.RUNNING:
+        if not self.is_running:
             return None
         found = (actor for actor in self._actors if actor.name == name)
         return next((one for one in found if one not in self._leaving and not one.ended), None)

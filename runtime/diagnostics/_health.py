@@ -45,7 +45,9 @@ class ActorHealth:
         oldest_unsettled: seconds since the oldest message that is not settled arrived, up to 2
             seconds less than it was; None if there is none. It leaves out what `in_work` does.
         stalled: calls that have been running for too long.
-        dead_letters: how many it has stored in this run.
+        dead_letters: how many it has stored in this run, without those that were replayed since, or
+            discarded through the application.
+        dead_letter_limit: how many of them it may have; at the next one it takes no more messages.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ActorHealth:
     oldest_unsettled: float | None
     stalled: tuple[StalledCall, ...]
     dead_letters: int
+    dead_letter_limit: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,10 +141,13 @@ class DeadLetterLimit:
 
     Args:
         limit: dead letters that one actor may store.
+
+    Attributes:
+        limit: as given.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._taken: Counter[str] = Counter()
         self._stored: Counter[str] = Counter()
 
@@ -152,14 +155,14 @@ class DeadLetterLimit:
     def problem(self) -> str:
         """Describe what is wrong with an actor at its limit."""
         return (
-            f"it has stored {self._limit} dead letters, the most that it may in one run"
-            " (dead_letter_limit), and stops at the next message that fails: deal with them, then"
-            " start the application again"
+            f"it has stored {self.limit} dead letters, the most that it may in one run"
+            " (dead_letter_limit), and stops at the next message that fails: replay them, or deal"
+            " with them in another way and start the application again"
         )
 
     def take(self, actor: str) -> bool:
         """Claim a place for one more; return False if there is none."""
-        if self._taken[actor] >= self._limit:
+        if self._taken[actor] >= self.limit:
             return False
         self._taken[actor] += 1
         return True
@@ -171,7 +174,18 @@ class DeadLetterLimit:
     def stored(self, actor: str) -> bool:
         """Note that one was stored in its place; return whether it was the last one allowed."""
         self._stored[actor] += 1
-        return self._stored[actor] == self._limit
+        return self._stored[actor] == self.limit
+
+    def warning(self, actor: str) -> str | None:
+        """Return what to warn of when few places are left to the actor; None at other times."""
+        count = self._stored[actor]
+        if count >= self.limit or count != -(-self.limit * 4 // 5):
+            return None
+        return (
+            f"it has stored {count} of the {self.limit} dead letters that it may"
+            " (dead_letter_limit), and stops when it has stored all of them and one more fails:"
+            " deal with them, for example with spa-dat dlq"
+        )
 
     def gone(self, actor: str) -> None:
         """Note that one of the actor's is not stored any more, of this run or of an earlier one."""

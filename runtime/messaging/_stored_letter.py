@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -20,6 +20,11 @@ _ORIGINAL = "spa_dead_original"
 _VERSION = "1"
 _LONGEST_NUMBER = 18
 _NOTHING = b"(empty)"
+_TOLD = (
+    *("application", "instance", "actor", "topic"),
+    *("error", "text", "attempts", "replays"),
+)
+"""The fields that only a letter has which can be read."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,18 @@ class StoredLetter:
     def source(self) -> str:
         """The actor that failed, as ``application/instance/actor``; empty if it is unreadable."""
         return "" if self.flaw else f"{self.application}/{self.instance}/{self.actor}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it without its message as texts and numbers, for JSON."""
+        read = None if self.flaw else self
+        return {
+            "letter": self.name,
+            "stored": None if self.stored is None else _moment(self.stored),
+            "size": self.size,
+            "flaw": self.flaw,
+            "obstacle": self.obstacle,
+            **{name: None if read is None else getattr(read, name) for name in _TOLD},
+        }
 
     def without_message(self) -> StoredLetter:
         """Return what takes little memory, however large the message is."""
@@ -238,6 +255,15 @@ def _correlation(notes: Mapping[str, str]) -> bytes | None:
         return None if text is None else bytes.fromhex(text)
     except ValueError:
         raise _Unreadable("header 'spa_dead_correlation' is damaged") from None
+
+
+def _moment(seconds: float) -> str | None:
+    """Return a time as ISO 8601; None if no calendar has it."""
+    try:
+        moment = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _time(notes: Mapping[str, str]) -> float | None:

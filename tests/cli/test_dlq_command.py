@@ -12,16 +12,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from spa_dat import DistributedApplication, Message, Reject
-from spa_dat.cli._dlq import letter_as_entries, letter_as_text
+from spa_dat.cli._dlq import letter_as_text
 from spa_dat.cli._main import main
 from spa_dat.cli._message_output import json_line
 from spa_dat.runtime.messaging._letter_reader import stored_letters
 from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from spa_dat.testing import Kafka, Mosquitto
 from spa_dat.transports import Envelope, LeftOut, named_topic
-from support.kafka_bus import new_prefix
+from support.kafka_bus import create, new_prefix
 from support.memory import Site
 from support.mqtt import client
 from support.waiting import eventually
@@ -218,6 +219,37 @@ async def test_strangers_letters_are_listed_as_unreadable(mosquitto: Mosquitto, 
         assert (await told("list", plant, "--json"))[1] == []
 
 
+@pytest.mark.kafka
+async def test_strangers_records_are_listed_as_unreadable(kafka: Kafka, told: Told) -> None:
+    prefix = new_prefix()
+    plant = Plant(f"{kafka.url}?prefix={prefix}", uuid.uuid4().hex)
+    code, _, notice = await told("list", plant)
+    assert (code, "it has never been there" in notice) == (2, True)
+    topic = f"{prefix}_spa.dead-letter.{plant.name}"
+    await create(kafka.server, topic)
+    subject = ("ce_subject", f"_spa/dead-letter/{plant.name}/x/\N{SNOWMAN}".encode())
+    hostile: list[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]] = [
+        (None, b"\xff\x1b[2J", []),
+        (b"\xff", b"x" * 500_000, [("ttl_ms", b"1"), ("ce_subject", b"\xff")]),
+        (None, b"", [subject]),
+        (b"k", None, [("ce_subject", b"_spa/dead-letter/other/gone")]),
+        (b"k", b"", [("spa_dead_topic", b"\xff\x00"), ("spa_dead_actor", b"a/b/c")]),
+    ]
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.server)
+    await producer.start()
+    try:
+        for key, value, headers in hostile:
+            await producer.send_and_wait(topic, value, key, headers=headers)
+    finally:
+        await producer.stop()
+    code, letters, _ = await told("list", plant, "--json")
+    assert code == 0
+    assert [one["letter"] for one in letters] == ["0", "1", "x%2F%E2%98%83", "4"]
+    assert all(one["flaw"] for one in letters)
+    assert (await told("discard", plant, "--unreadable"))[0] == 0
+    assert (await told("list", plant))[2] == "spa-dat: dead letters: 0\n"
+
+
 def letter(**notes: str) -> Envelope:
     """Return a dead letter as it is on a bus, with these headers in place of its own."""
     own = {"topic": "t", "actor": "plant/0/oven", "attempts": "3", "error": "E", "text": "why"}
@@ -265,7 +297,7 @@ def test_what_is_no_letter_is_unreadable_and_says_why(found: Envelope, flaw: str
     assert not LetterFilter(error="").wants(read)
     assert LetterFilter(until=2.0).wants(read)
     assert "unreadable" in letter_as_text(read)
-    assert json.loads(json_line(letter_as_entries(read)))["flaw"] == read.flaw
+    assert json.loads(json_line(read.as_dict()))["flaw"] == read.flaw
 
 
 def test_a_message_comes_back_from_its_letter_as_it_was() -> None:
@@ -321,7 +353,7 @@ def test_no_letter_ends_the_command() -> None:
     for found in fuzzed(seed):
         read = StoredLetter.of("plant", found)
         assert letter_as_text(read).endswith("\n")
-        json.loads(json_line(letter_as_entries(read)))
+        json.loads(json_line(read.as_dict()))
         LetterFilter(since=0.0, until=5.0, error="x", actor="oven").wants(read)
 
 

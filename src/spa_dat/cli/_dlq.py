@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import Any
 
 from .._texts import escaped
+from ..errors import ConfigurationError
 from ..runtime.messaging._letter_reader import stored_letters
 from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from ..runtime.options._option_checks import check_name
-from ..transports import SocketProvider
+from ..transports import MemoryConfig, SocketProvider, SocketProviderFactory
 from ._broker_client import broker_at, run_client
+from ._dlq_admin import AdminLetters
 from ._message_output import (
     envelope_as_text,
     json_line,
@@ -23,7 +24,6 @@ from ._message_output import (
 from ._standard_output import BackgroundOutput, check_open, printing, write_notice, write_text
 
 __all__ = [
-    "letter_as_entries",
     "letter_as_text",
     "letter_filter",
     "letters_at",
@@ -54,7 +54,13 @@ def letter_filter(
 
 
 def list_letters(
-    url: str, *, application: str, name: str | None, wanted: LetterFilter, as_json: bool
+    url: str,
+    *,
+    application: str,
+    name: str | None,
+    admin: str | None,
+    wanted: LetterFilter,
+    as_json: bool,
 ) -> int:
     """Show the dead letters of an application, in a few words each; returns the exit code.
 
@@ -62,6 +68,7 @@ def list_letters(
         url: of the broker or document.
         application: its name.
         name: of the provider in the document.
+        admin: the address of the running application to ask, instead of the broker.
         wanted: which of them.
         as_json: show them for programs.
 
@@ -70,15 +77,30 @@ def list_letters(
         TransportError: the broker cannot be used.
     """
     check_open()
-    provider = letters_at(url, name=name, application=application)
-    shown, unreadable = run_client(_list(provider, application, wanted, as_json))
+    if admin is not None:
+        letters, more = AdminLetters(admin, url, name, application).stored(wanted)
+        with printing():
+            for letter in letters:
+                write_text(json_line(letter.as_dict()) if as_json else letter_as_text(letter))
+        if more:
+            write_notice(f"these are the first {len(letters)}, and there are more")
+        shown, unreadable = len(letters), sum(letter.flaw is not None for letter in letters)
+    else:
+        provider = letters_at(url, name=name, application=application)
+        shown, unreadable = run_client(_list(provider, application, wanted, as_json))
     told = f"dead letters: {shown}"
     write_notice(told + (f", {unreadable} of them unreadable" if unreadable else ""))
     return 0
 
 
 def show_letter(
-    url: str, identifier: str, *, application: str, name: str | None, as_json: bool
+    url: str,
+    identifier: str,
+    *,
+    application: str,
+    name: str | None,
+    admin: str | None,
+    as_json: bool,
 ) -> int:
     """Show all there is to a dead letter; returns the exit code, 1 if there is no such letter.
 
@@ -87,20 +109,24 @@ def show_letter(
         identifier: the letter's name.
         application: its application.
         name: of the provider in the document.
+        admin: as for `list_letters`.
         as_json: show it for programs.
 
     Raises:
         ConfigurationError, TransportError: as for `list_letters`.
     """
     check_open()
-    provider = letters_at(url, name=name, application=application)
-    letter = run_client(_find(provider, application, identifier))
+    if admin is not None:
+        letter = AdminLetters(admin, url, name, application).show(application, identifier)
+    else:
+        provider = letters_at(url, name=name, application=application)
+        letter = run_client(_find(provider, application, identifier))
     if letter is None:
         write_notice(f"application {application!r} has no dead letter {escaped(identifier, 80)!r}")
         return _FAILED
     with printing():
         if as_json:
-            told = letter_as_entries(letter)
+            told = letter.as_dict()
             shown = letter.envelope if letter.message is None else letter.message
             write_text(json_line(told | {"message": received_as_entries(shown)}))
         else:
@@ -115,6 +141,10 @@ def letters_at(url: str, *, name: str | None, application: str) -> SocketProvide
         ConfigurationError: an application cannot have this name, or as `broker_at`.
     """
     check_name("--application", application)
+    if isinstance(SocketProviderFactory.from_url(url, name=name).config, MemoryConfig):
+        raise ConfigurationError(
+            "memory:// is inside the application: give its admin endpoint as well, with --admin"
+        )
     return broker_at(url, name=name)
 
 
@@ -136,9 +166,7 @@ async def _list(
         async with contextlib.aclosing(stored_letters(provider, application)) as letters:
             async for letter in letters:
                 if wanted.wants(letter):
-                    told = (
-                        json_line(letter_as_entries(letter)) if as_json else letter_as_text(letter)
-                    )
+                    told = json_line(letter.as_dict()) if as_json else letter_as_text(letter)
                     if not await output.write(told):
                         break
                     shown += 1
@@ -157,24 +185,6 @@ async def _find(provider: SocketProvider, application: str, identifier: str) -> 
         async for letter in found:
             return letter
     return None
-
-
-def letter_as_entries(letter: StoredLetter) -> dict[str, Any]:
-    """Return what there is to know of a letter apart from its message, for JSON."""
-    told: dict[str, Any] = {
-        "letter": letter.name,
-        "stored": None if letter.stored is None else moment_text(letter.stored),
-        "size": letter.size,
-        "flaw": letter.flaw,
-        "obstacle": letter.obstacle,
-    }
-    read = None if letter.flaw else letter
-    for field in (
-        *("application", "instance", "actor", "topic"),
-        *("error", "text", "attempts", "replays"),
-    ):
-        told[field] = None if read is None else getattr(read, field)
-    return told
 
 
 def letter_as_text(letter: StoredLetter) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -21,7 +22,8 @@ from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from ..runtime.payloads._codec import JSON
 from ..transports import Bus, Envelope, Identity, SocketProvider, Surroundings, command_topic
 from ._broker_client import run_client
-from ._dlq import letter_as_entries, letter_as_text, letters_at
+from ._dlq import letter_as_text, letters_at
+from ._dlq_admin import AdminLetters
 from ._message_output import json_line
 from ._standard_output import BackgroundOutput, check_open, write_notice
 
@@ -79,6 +81,7 @@ def replay_letters(
     *,
     application: str,
     name: str | None,
+    admin: str | None,
     choice: Choice,
     instance: str | None,
     dry_run: bool,
@@ -93,6 +96,7 @@ def replay_letters(
         url: of the broker or document.
         application: its name.
         name: of the provider in the document.
+        admin: the address of the running application to ask, instead of the broker.
         choice: which letters.
         instance: of the application, to do it in place of those that failed; None for these.
         dry_run: only show which letters it would be.
@@ -104,6 +108,14 @@ def replay_letters(
         TransportError: the broker cannot be used.
     """
     check_open()
+    if admin is not None:
+        letters = AdminLetters(admin, url, name, application)
+        if instance not in (None, letters.instance):
+            raise ConfigurationError(f"instance {letters.instance!r} answers, and not {instance!r}")
+        change = partial(
+            letters.change, what="replay", anyway=instance is not None, timeout=timeout
+        )
+        return run_client(_change_by(letters, application, choice, change, dry_run, as_json))
     provider = letters_at(url, name=name, application=application)
 
     async def work(desk: _Desk, changes: _Changes) -> None:
@@ -120,6 +132,7 @@ def discard_letters(
     *,
     application: str,
     name: str | None,
+    admin: str | None,
     choice: Choice,
     dry_run: bool,
     as_json: bool,
@@ -130,6 +143,7 @@ def discard_letters(
         url: as for `replay_letters`, like the rest.
         application: its name.
         name: of the provider in the document.
+        admin: the address of the running application to ask, instead of the broker.
         choice: which letters.
         dry_run: only show which letters it would be.
         as_json: show what happens for programs.
@@ -138,6 +152,10 @@ def discard_letters(
         ConfigurationError, TransportError: as for `replay_letters`.
     """
     check_open()
+    if admin is not None:
+        letters = AdminLetters(admin, url, name, application)
+        change = partial(letters.change, what="discard")
+        return run_client(_change_by(letters, application, choice, change, dry_run, as_json))
     provider = letters_at(url, name=name, application=application)
 
     async def work(desk: _Desk, changes: _Changes) -> None:
@@ -165,21 +183,34 @@ async def _change(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    letters, more = await _chosen(provider, application, choice)
-    found = {letter.name for letter in letters}
-    missing = [name for name in choice.names if name not in found]
-    async with _Changes(letters, as_json=as_json) as changes:
+    chosen, more = await _chosen(provider, application, choice)
+    async with _Changes(application, choice, chosen, more, as_json=as_json) as changes:
         if dry_run:
             await changes.show()
-        elif letters:
+        elif chosen:
             async with _desk(provider) as desk:
                 await work(desk, changes)
-    for name in missing:
-        write_notice(f"application {application!r} has no dead letter {escaped(name, 80)!r}")
-    if more:
-        write_notice(f"these are the first {_MOST}, and there are more: run the command again")
-    write_notice(changes.summary if not dry_run else f"dead letters: {len(letters)}")
-    return _FAILED if missing or changes.bad else 0
+    return changes.code
+
+
+async def _change_by(
+    letters: AdminLetters,
+    application: str,
+    choice: Choice,
+    change: Callable[[str], tuple[str, str]],
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Do as `_change`, through an admin endpoint."""
+    stored, more = await asyncio.to_thread(letters.stored, choice.wanted)
+    chosen = _in_order([letter for letter in stored if choice.means(letter)])
+    async with _Changes(application, choice, chosen, more, as_json=as_json) as changes:
+        if dry_run:
+            await changes.show()
+        else:
+            for letter in chosen:
+                await changes.tell(letter, *await asyncio.to_thread(change, letter.name))
+    return changes.code
 
 
 async def _chosen(
@@ -210,17 +241,34 @@ class _Changes:
     """Tells what becomes of letters: on standard output, and on a terminal how far it is.
 
     Args:
-        letters: those that are meant.
+        application: whose they are.
+        choice: says which are meant.
+        letters: those of them that are there.
+        more: whether there are more of them.
         as_json: for programs.
 
     Attributes:
         letters: as given.
-        bad: how many were not changed as wanted.
+        code: the exit code of the command.
     """
 
-    def __init__(self, letters: Sequence[StoredLetter], *, as_json: bool) -> None:
+    def __init__(
+        self,
+        application: str,
+        choice: Choice,
+        letters: Sequence[StoredLetter],
+        more: bool,
+        *,
+        as_json: bool,
+    ) -> None:
         self.letters = letters
-        self.bad = 0
+        self.code = 0
+        self._application = application
+        self._more = more
+        found = {letter.name for letter in letters}
+        self._missing = [name for name in choice.names if name not in found]
+        self._only_shown = False
+        self._bad = 0
         self._good = 0
         self._as_json = as_json
         self._output: BackgroundOutput | None = None
@@ -240,20 +288,26 @@ class _Changes:
         self._progress("")
         if self._output is not None:
             self._output.close()
+        if error is None:
+            self._end()
 
-    @property
-    def summary(self) -> str:
-        """What became of all of them, in words."""
-        done = self._good + self.bad
-        left = len(self.letters) - done
-        return f"dead letters: {self._good} done, {self.bad} not" + (
-            f", {left} left" if left else ""
-        )
+    def _end(self) -> None:
+        for name in self._missing:
+            told = escaped(name, 80)
+            write_notice(f"application {self._application!r} has no dead letter {told!r}")
+        if self._more:
+            write_notice(f"these are the first {_MOST}, and there are more: run the command again")
+        if self._only_shown:
+            write_notice(f"dead letters: {len(self.letters)}")
+        else:
+            write_notice(f"dead letters: {self._good} done, {self._bad} not")
+        self.code = _FAILED if self._missing or self._bad else 0
 
     async def show(self) -> None:
         """Show the letters, of which nothing becomes."""
+        self._only_shown = True
         for letter in self.letters:
-            told = letter_as_entries(letter)
+            told = letter.as_dict()
             await self._write(json_line(told) if self._as_json else letter_as_text(letter))
 
     async def tell(self, letter: StoredLetter, outcome: str, why: str) -> None:
@@ -261,7 +315,7 @@ class _Changes:
         if outcome in _GOOD:
             self._good += 1
         else:
-            self.bad += 1
+            self._bad += 1
         self._progress("")
         if self._as_json:
             text = json_line({"letter": letter.name, "outcome": outcome, "why": why or None})
@@ -269,7 +323,7 @@ class _Changes:
             text = f"{escaped(letter.name, _LONGEST_NAME)}  {outcome}"
             text += f": {escaped(why)}\n" if why else "\n"
         await self._write(text)
-        self._progress(f"{self._good + self.bad} of {len(self.letters)}")
+        self._progress(f"{self._good + self._bad} of {len(self.letters)}")
 
     async def _write(self, text: str) -> None:
         assert self._output is not None

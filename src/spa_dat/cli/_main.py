@@ -460,6 +460,12 @@ def _dlq(context: click.Context) -> None:
 _application_option = click.option(
     "--application", required=True, metavar="NAME", help="Whose dead letters."
 )
+_admin_option = click.option(
+    "--admin",
+    metavar="HOST:PORT",
+    help="Ask the admin endpoint of the running application instead of the broker; needed for"
+    " memory://. Its token is in the environment variable SPA_DAT_ADMIN_TOKEN.",
+)
 _wanted_options = _options(
     click.option("--actor", metavar="NAME", help="Only those of this actor."),
     click.option(
@@ -492,13 +498,14 @@ def _wanted(given: dict[str, Any]) -> LetterFilter:
 @click.argument("url")
 @_application_option
 @_name_option
+@_admin_option
 @_wanted_options
 @_json_option
 def _dlq_list(**given: Any) -> int:
     """List the dead letters of an application on an MQTT broker or a Kafka cluster.
 
-    URL is that of the broker, or of a configuration document. What is no dead letter, but stands
-    where they are kept, is listed as unreadable. Nothing is changed.
+    URL is that of the broker, or of a configuration document, or memory:// with --admin. What is
+    no dead letter, but stands where they are kept, is listed as unreadable. Nothing is changed.
     """
     from ._dlq import list_letters
 
@@ -511,6 +518,7 @@ def _dlq_list(**given: Any) -> int:
 @click.argument("identifier", metavar="LETTER")
 @_application_option
 @_name_option
+@_admin_option
 @_json_option
 def _dlq_show(**given: Any) -> int:
     """Show a dead letter: what went wrong, and the message with its headers and payload.
@@ -547,6 +555,7 @@ def _choice(given: dict[str, Any]) -> Choice:
 @click.argument("letters", nargs=-1, metavar="[LETTER]...")
 @_application_option
 @_name_option
+@_admin_option
 @_wanted_options
 @_change_options
 @click.option(
@@ -582,6 +591,7 @@ def _dlq_replay(**given: Any) -> int:
 @click.argument("letters", nargs=-1, metavar="[LETTER]...")
 @_application_option
 @_name_option
+@_admin_option
 @_wanted_options
 @_change_options
 @click.option("--unreadable", is_flag=True, help="Only what is listed as unreadable.")

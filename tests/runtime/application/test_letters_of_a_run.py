@@ -115,6 +115,23 @@ async def test_what_is_handled_or_discarded_makes_room_for_other_letters() -> No
 
 
 @pytest.mark.virtual
+async def test_an_actor_that_comes_near_its_limit_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    oven = Oven(dead_letter_limit=5)
+    async with oven.app as app:
+        await oven.fail(3)
+        assert "dead letters that it may" not in caplog.text
+        await oven.fail(1)
+        await oven.site.parked(4)
+        assert app.healthy
+        (actor, _) = app.health().actors
+        assert (actor.dead_letters, actor.dead_letter_limit) == (4, 5)
+    (line,) = [one for one in caplog.messages if "dead letters that it may" in one]
+    assert "actor 'oven': it has stored 4 of the 5" in line
+
+
+@pytest.mark.virtual
 async def test_what_cannot_be_replayed_stays_and_says_why() -> None:
     oven = Oven()
     async with oven.app as app:

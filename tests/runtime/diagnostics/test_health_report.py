@@ -108,6 +108,7 @@ async def test_messages_are_counted_where_they_are() -> None:
             oldest_unsettled=5.0,
             stalled=(),
             dead_letters=0,
+            dead_letter_limit=1_000,
         )
         idle_now = actor_of(app, "idle")
         assert (idle_now.mailbox, idle_now.in_work, idle_now.attempts) == (0, 0, 0)
