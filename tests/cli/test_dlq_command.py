@@ -21,7 +21,7 @@ from spa_dat.cli._message_output import json_line
 from spa_dat.runtime.messaging._letter_reader import stored_letters
 from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from spa_dat.testing import Kafka, Mosquitto
-from spa_dat.transports import Envelope, LeftOut, named_topic
+from spa_dat.transports import Envelope, LeftOut, SocketProviderFactory, named_topic
 from support.kafka_bus import create, new_prefix
 from support.memory import Site
 from support.mqtt import client
@@ -217,6 +217,21 @@ async def test_strangers_letters_are_listed_as_unreadable(mosquitto: Mosquitto, 
         assert (await told("replay", plant, "--all", "--dry-run"))[0] == 0
         assert (await told("discard", plant, "--unreadable"))[0] == 0
         assert (await told("list", plant, "--json"))[1] == []
+
+
+@pytest.mark.mosquitto
+async def test_more_letters_are_read_than_a_broker_queues(
+    own_mosquitto: Callable[..., Mosquitto],
+) -> None:
+    broker = own_mosquitto(extra=("max_queued_messages 100",))
+    provider = SocketProviderFactory.from_url(broker.url)
+    async with client(broker, ephemeral=True) as stranger:
+        for number in range(1_000):
+            topic = f"_spa/dead-letter/plant/{number}"
+            await stranger.bus.room()
+            stranger.bus.post(Envelope(topic=topic, payload=b"x", retain=True))
+        await stranger.bus.drain()
+    assert len([found.name async for found in stored_letters(provider, "plant")]) == 1_000
 
 
 @pytest.mark.kafka
