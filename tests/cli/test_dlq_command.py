@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 
 from spa_dat import DistributedApplication, Message, Reject
 from spa_dat.cli._dlq import letter_as_text
+from spa_dat.cli._dlq_change import Choice, _Changes
 from spa_dat.cli._main import main
 from spa_dat.cli._message_output import json_line
 from spa_dat.runtime.messaging._letter_reader import stored_letters
@@ -386,6 +389,44 @@ async def test_few_of_many_letters_are_in_memory() -> None:
         site.publish(f"_spa/dead-letter/plant/{number}", b"x", retain=True)
     names = [found.name async for found in stored_letters(site.provider, "plant")]
     assert names == [str(number) for number in range(1_000)]
+
+
+async def test_a_terminal_shows_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    letters = [StoredLetter.of("plant", letter()), StoredLetter.of("plant", letter())]
+    choice = Choice((), LetterFilter(), everything=True)
+    async with _Changes("plant", choice, letters, False, as_json=False) as changes:
+        await changes.tell(letters[0], "handled", "")
+        assert terminal.getvalue() == "\r\x1b[K\r\x1b[K1 of 2"
+        await changes.tell(letters[1], "failed", "E: \x1b[2J")
+    assert terminal.getvalue().endswith("2 of 2\r\x1b[Kspa-dat: dead letters: 1 done, 1 not\n")
+    assert capfd.readouterr().out == "x  handled\nx  failed: E: \\x1b[2J\n"
+    assert changes.code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((), "say which letters"),
+        (("x", "--all"), "and not both"),
+        (("--actor", "a/b"), "--actor 'a/b'"),
+        (("--since", "tomorrow"), "give a time"),
+    ],
+)
+def test_letters_to_change_have_to_be_named(
+    arguments: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("replay", "discard"):
+        given = ["dlq", command, "mqtt://localhost", "--application", "plant", *arguments]
+        assert main(given) == 2
+        assert error in capsys.readouterr().err
 
 
 def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
