@@ -334,6 +334,36 @@ class DistributedApplication:
             )
         known.append(checked)
 
+    def asyncapi(
+        self,
+        *,
+        title: str | None = None,
+        version: str | None = None,
+        description: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the AsyncAPI 3.0 document of what is registered, to be written as JSON or YAML.
+
+        It says what the application receives, replies and sends, where, and in which format. It is
+        the same for every instance, and has no secrets. Nothing is connected to.
+
+        Args:
+            title: by default the application's name.
+            version: by default that of the installed package that all actors are from, or 0.0.0 if
+                there is not exactly one.
+            description: by default the summary of that package.
+        """
+        # Hardly any program needs it.
+        from ..description._asyncapi import asyncapi_document
+
+        return asyncapi_document(
+            self.identity,
+            self._runs.settings.provider,
+            self._registry.specs,
+            title=title,
+            version=version,
+            description=description,
+        )
+
     # Running.
 
     @property

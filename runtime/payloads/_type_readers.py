@@ -26,6 +26,7 @@ __all__ = [
     "check_codec_inside",
     "codec_in",
     "constrained_reader",
+    "is_read_by_pydantic",
     "is_union",
     "messagepack_reader",
     "type_name",
@@ -142,18 +143,27 @@ def type_readers(annotation: Any) -> tuple[Callable[[bytes], Any], Callable[[str
     return decode, functools.partial(_parse, convert, bare)
 
 
+def is_read_by_pydantic(annotation: Any) -> bool:
+    """Whether only pydantic can check values of the type; msgspec reads all others.
+
+    Raises:
+        Exception: of any kind, if nothing can.
+    """
+    return (
+        foreign_constraint(annotation) is not None
+        or mentions_pydantic(annotation)
+        or not _is_served(msgspec.inspect.type_info(annotation), [])
+    )
+
+
 def messagepack_reader(annotation: Any) -> Callable[[bytes], Any]:
     """Return a function that decodes MessagePack to the type; it may raise anything.
 
     Args:
         annotation: a type that `type_readers` supports.
     """
-    if (
-        foreign_constraint(annotation) is not None
-        or mentions_pydantic(annotation)
-        or not _is_served(msgspec.inspect.type_info(annotation), [])
-    ):
-        # Only pydantic can check them, which reads JSON.
+    if is_read_by_pydantic(annotation):
+        # It reads JSON.
         read_json = type_readers(annotation)[0]
 
         def read(document: bytes) -> Any:

@@ -71,6 +71,7 @@ LAYERS = (
     "messaging",
     "injection",
     "registration",
+    "description",
     "routing",
     "handling",
     "processes",

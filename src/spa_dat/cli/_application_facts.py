@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import inspect
-import types
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._texts import quoted
-from ..actors import Actor
-from ..runtime import DistributedApplication, RetryPolicy, Spec, Topic
+from ..runtime import DistributedApplication, RetryPolicy, Spec
 from ..runtime.application._application import runs_of
+from ..runtime.description._named_topics import named_topics
 from ..runtime.options._actor_options import ActorOptions
 from ..runtime.payloads._type_readers import type_name
 from ..runtime.registration._specs import Handler
@@ -150,8 +147,6 @@ def facts_of(application: DistributedApplication) -> ApplicationFacts:
 
 def _actor(spec: Spec[Any], identity: Identity) -> ActorFacts:
     provider = spec.options.socket_provider
-    named = {filter_.text for filter_ in spec.filters}
-    topics = dict.fromkeys(topic for topic in _topics_in(spec.source) if str(topic) not in named)
     return ActorFacts(
         name=spec.name,
         kind="producer" if spec.kind == "producer" else "actor",
@@ -162,17 +157,12 @@ def _actor(spec: Spec[Any], identity: Identity) -> ActorFacts:
         options=_options(spec.options),
         names={} if provider is None else _names_of_actor(spec, provider, identity),
         topics_named=tuple(
-            sorted(
-                (
-                    NamedTopic(
-                        str(topic),
-                        type_name(topic.payload),
-                        None if topic.reply is None else type_name(topic.reply),
-                    )
-                    for topic in topics
-                ),
-                key=lambda facts: facts.topic,
+            NamedTopic(
+                str(topic),
+                type_name(topic.payload),
+                None if topic.reply is None else type_name(topic.reply),
             )
+            for topic in named_topics(spec)
         ),
     )
 
@@ -289,51 +279,3 @@ def _names_of_actor(
         group = names.group(shared if shares else own)
         return {"group": [group], "member": [names.group(own)], "topics": [*topics]}
     return {}
-
-
-# What code names.
-
-
-def _topics_in(source: Any) -> Iterator[Topic[Any, Any]]:
-    """Yield the topics that the code of a function, or of a class, names."""
-    if isinstance(source, type):
-        classes = [one for one in source.__mro__ if issubclass(one, Actor) and one is not Actor]
-        for one in classes:
-            for value in vars(one).values():
-                yield from _topics_in_function(getattr(value, "__func__", value))
-    else:
-        yield from _topics_in_function(source)
-
-
-def _topics_in_function(function: Any) -> Iterator[Topic[Any, Any]]:
-    while isinstance(function, functools.partial):
-        function = function.func
-    if not callable(function):
-        return
-    function = inspect.unwrap(function)
-    code = getattr(function, "__code__", None)
-    if not isinstance(code, types.CodeType):
-        return
-    names = [*dict.fromkeys(name for part in _parts(code) for name in part.co_names)]
-    values = [function.__globals__.get(name) for name in names]
-    for cell in function.__closure__ or ():
-        try:
-            values.append(cell.cell_contents)
-        except ValueError:
-            continue  # it has no value yet
-    for value in values:
-        if isinstance(value, Topic):
-            yield value
-        elif isinstance(value, types.ModuleType | type):
-            # As in topics.readings
-            members = vars(value)
-            found = (members[name] for name in names if name in members)
-            yield from (member for member in found if isinstance(member, Topic))
-
-
-def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield the code of a function and of those inside of it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _parts(constant)

@@ -725,6 +725,37 @@ def _show(form: str | None, **given: Any) -> int:
 
 
 @_commands.command(
+    "asyncapi", epilog=_EPILOG, short_help="Write the AsyncAPI document of an application."
+)
+@click.argument("target")
+@_url_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("yaml", "json"), case_sensitive=False),
+    default="yaml",
+    show_default=True,
+    help="YAML needs spa-dat[yaml].",
+)
+@click.option("--title", metavar="TEXT", help="By default the application's name.")
+@click.option(
+    "--version",
+    metavar="TEXT",
+    help="Of the application; by default that of the installed package with its actors, or 0.0.0.",
+)
+@click.option("--description", metavar="TEXT", help="By default the summary of that package.")
+def _asyncapi(**given: Any) -> int:
+    """Write the AsyncAPI 3.0 document of an application.
+
+    It says what the application receives, replies and sends, with the schemas of the payloads. It
+    comes from what is registered, and nothing is connected to. TARGET is as for spa-dat run.
+    """
+    from ._asyncapi import show_asyncapi
+
+    return show_asyncapi(**given)
+
+
+@_commands.command(
     "acl", epilog=_EPILOG, short_help="Show the access rules that an application needs."
 )
 @click.argument("target")
