@@ -584,6 +584,11 @@ class DeliveryProcessor:
     async def _undecodable(
         self, delivery: RoutedDelivery, request: Envelope | None, error: DecodeError
     ) -> None:
+        lane = self._lane
+        handler = lane.handlers[delivery.route.handler]
+        scope = MessageScope(lane, handler, delivery, Turn(None, lane.source), None)
+        then: Literal["answer", "dead-letter"] = "answer" if request else "dead-letter"
+        lane.undecodable(scope.handler_call, CallOutcome(error, then))
         delivery.attempts += 1
         self._stats["messages.undecodable"] += 1
         self._lane.failed("payload", error, delivery.envelope)

@@ -12,6 +12,7 @@ from typing import Any
 from ...actors import leave_process
 from ..diagnostics._stacks import frames_of, place, users_part
 from ..diagnostics._unclean_stop import let_go
+from ..messaging._middleware import CallOutcome, HandlerCall
 from ..registration._specs import Handler
 from ._argument_values import ProducerScope
 from ._failures_and_retries import deadline_missed
@@ -84,6 +85,9 @@ class HandlerCaller:
         if self._deadline is None:
             return call
         return self._cut_off(call, asyncio.get_running_loop().time() + self._deadline)
+
+    def undecodable(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
+        """Do nothing: there is no middleware to be told of a message that no handler gets."""
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """Return each handler, to be called and awaited without `call`; None where it cannot be."""

@@ -9,6 +9,7 @@ from ..._limited_log import LimitedLog
 from ...transports import Envelope
 from ..injection._handler_context import ContextOwner
 from ..messaging._bus_connection import BusConnection
+from ..messaging._middleware import CallOutcome, HandlerCall
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
 from ..options._actor_options import ActorOptions
@@ -48,6 +49,14 @@ class HandlingLane(ContextOwner, Protocol):
             index: of the handler.
             arguments: by name.
             scope: what they were taken from.
+        """
+
+    def undecodable(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
+        """Tell middleware, if there is any, of a message that no handler gets.
+
+        Args:
+            make: returns the call of the handler that would have got it.
+            outcome: why it was not called, and what becomes of the message.
         """
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:

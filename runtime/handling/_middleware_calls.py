@@ -8,12 +8,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any
 
-from ..messaging._middleware import HandlerCall, Middleware
+from ..._limited_log import LimitedLog
+from ..._logs import get_logger
+from ..messaging._middleware import CallOutcome, HandlerCall, Middleware
 from ..messaging._turn import current_turn
 from ._argument_values import ProducerScope
 from ._handler_calls import HandlerCaller
 
 __all__ = ["MiddlewareCaller"]
+
+log = LimitedLog(get_logger("spa_dat"))
 
 
 class MiddlewareCaller(HandlerCaller):
@@ -50,6 +54,17 @@ class MiddlewareCaller(HandlerCaller):
         if self._deadline is None:
             return through
         return self._cut_off(through, asyncio.get_running_loop().time() + self._deadline)
+
+    def undecodable(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
+        """Tell the middleware of a message that no handler gets."""
+        for middleware in self.middleware:
+            if type(middleware).undecodable is Middleware.undecodable:
+                continue
+            try:
+                middleware.undecodable(make(), outcome)
+            except Exception as error:
+                name = type(middleware).__name__
+                log.error("%s.undecodable has failed", name, exc_info=error)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """As of `HandlerCaller`; None for those that have to be called with `call`."""

@@ -17,6 +17,7 @@ from ...errors import ConfigurationError
 from ...transports import Delivery, Envelope
 from ..handling._argument_values import ProducerScope
 from ..handling._handler_calls import HandlerCaller, RunningCode
+from ..messaging._middleware import CallOutcome, HandlerCall
 from ..messaging._request_deadlocks import CHAIN_HEADER, circle_of
 from ..messaging._socket import Socket
 from ..messaging._sync_socket import SyncSocket
@@ -290,6 +291,10 @@ class Lane:
     ) -> Awaitable[Any]:
         """See `HandlingLane.invoke`."""
         return self._caller.call(instance, index, arguments, scope)
+
+    def undecodable(self, make: Callable[[], HandlerCall], outcome: CallOutcome) -> None:
+        """See `HandlingLane.undecodable`."""
+        self._caller.undecodable(make, outcome)
 
     def direct(self, instance: Any) -> list[Callable[..., Any] | None]:
         """Return the handlers that can be called and awaited without `invoke`; None for others."""

@@ -297,6 +297,17 @@ class Middleware:
             outgoing: the message.
         """
 
+    def undecodable(self, call: HandlerCall, outcome: CallOutcome) -> None:
+        """Learn of a message that no handler gets, because its payload cannot be decoded.
+
+        It is for middleware that has `handle`, which is not called for such a message. What is
+        raised here is logged.
+
+        Args:
+            call: that of the handler which would have been called.
+            outcome: why it was not, and what becomes of the message.
+        """
+
     async def stopped(self) -> None:
         """Do what is to be done when the application has stopped, such as flushing a file.
 
@@ -323,6 +334,8 @@ def check_middleware(middleware: object) -> Middleware:
         raise ConfigurationError(
             f"use({name}()): its method publish must be 'def', because post() waits for nothing"
         )
+    if inspect.iscoroutinefunction(middleware.undecodable):
+        raise ConfigurationError(f"use({name}()): its method undecodable must be 'def'")
     if not handles(middleware) and not publishes(middleware):
         raise ConfigurationError(f"use({name}()): it has neither handle nor publish of its own")
     return middleware

@@ -150,6 +150,11 @@ class Tracing(Middleware):
         attach(set_span_in_context(span))
         return await next()
 
+    def undecodable(self, call: HandlerCall, outcome: CallOutcome) -> None:
+        """Make a span of a message that no handler gets, so that its trace does not just end."""
+        if call.topic_filter is not None:
+            _end_attempt(self._attempt(call, call.topic_filter), call.attempt, outcome)
+
     def _attempt(self, call: HandlerCall, topic_filter: str) -> Span:
         attributes: dict[str, AttributeValue] = {
             **self._of_bus(call.bus),

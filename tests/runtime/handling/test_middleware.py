@@ -30,7 +30,13 @@ from spa_dat import (
     Topic,
     on,
 )
-from spa_dat.errors import ConfigurationError, EncodeError, MessageTooLarge, RemoteError
+from spa_dat.errors import (
+    ConfigurationError,
+    DecodeError,
+    EncodeError,
+    MessageTooLarge,
+    RemoteError,
+)
 from spa_dat.runtime.handling._delivery_processor import DeliveryProcessor
 from spa_dat.runtime.messaging._bus_connection import BusConnection
 from spa_dat.testing import Harness, Kafka, Mosquitto
@@ -732,6 +738,45 @@ def test_the_outcome_of_a_call_is_what_becomes_of_its_messages() -> None:
         assert [known for known in fates.known if known[0].startswith(actor)] == fate
 
 
+class Undecodable(Fates):
+    """Notes what no handler gets."""
+
+    def undecodable(self, call: HandlerCall, outcome: CallOutcome) -> None:
+        self.note(f"{call.handler} {call.attempt}", outcome)
+        assert [message.payload for message in call.messages] == [b"nonsense"]
+        raise ValueError("broken")
+
+
+def test_it_learns_of_what_no_handler_gets(caplog: pytest.LogCaptureFixture) -> None:
+    app, fates = plain(), Undecodable()
+    app.use(fates)
+
+    @app.application("in")
+    async def work(payload: int) -> None: ...
+
+    @app.application("batch", batch=(2, 0.5))
+    def batch(payload: list[int]) -> None: ...
+
+    @app.application("answers")
+    async def answers(payload: int, message: Message[int]) -> int:
+        return payload
+
+    with Harness(app) as harness:
+        harness.expect_failure(DecodeError)
+        for topic in ("in", "batch"):
+            harness.publish(topic, b"nonsense", content_type="application/json")
+        harness.settle()
+        assert len(harness.dead_letters()) == 2
+        with pytest.raises(RemoteError, match="bad-request"):
+            harness.request("answers", b"nonsense")
+    assert sorted(fates.known) == [
+        ("answers 1", "DecodeError", "answer", False),
+        ("batch 1", "DecodeError", "dead-letter", False),
+        ("work 1", "DecodeError", "dead-letter", False),
+    ]
+    assert "Undecodable.undecodable has failed" in caplog.text
+
+
 async def test_the_outcome_of_a_call_is_told_when_the_actor_ends() -> None:
     app, fates, begun = make(stop_timeout=0), Fates(), asyncio.Event()
     app.use(fates)
@@ -1117,6 +1162,11 @@ class BlockingStopped(Calls):
         """It is not async."""
 
 
+class AsyncUndecodable(Calls):
+    async def undecodable(self, *_: Any) -> None:  # type: ignore[override]
+        """It is async."""
+
+
 class AsyncPublish(Middleware):
     async def publish(self, outgoing: Outgoing) -> None:  # type: ignore[override]
         """It is async."""
@@ -1130,6 +1180,7 @@ class AsyncPublish(Middleware):
         (None, r"use\(None\)"),
         (Middleware(), "has neither handle nor publish of its own"),
         (BlockingHandle(), "its method handle must be 'async def'"),
+        (AsyncUndecodable(), "its method undecodable must be 'def'"),
         (BlockingStopped(), "its method stopped must be 'async def'"),
         (AsyncPublish(), "its method publish must be 'def'"),
     ],

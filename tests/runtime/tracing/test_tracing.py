@@ -36,7 +36,7 @@ from spa_dat import (
     SyncSocket,
     Topic,
 )
-from spa_dat.errors import ConfigurationError
+from spa_dat.errors import ConfigurationError, DecodeError
 from spa_dat.testing import Harness, Kafka, Mosquitto
 from spa_dat.tracing import Tracing
 from support.processes import collect, make
@@ -197,6 +197,23 @@ def test_retries_are_events_and_failures_have_a_status(spans: Spans) -> None:
     assert events(refused) == [("spa_dat.dead-letter", {"spa_dat.attempt": 1})]
     assert letter.attempts == 2
     assert letter.headers["traceparent"] == PARENT
+
+
+def test_what_cannot_be_decoded_is_in_the_trace(spans: Spans) -> None:
+    app = plain(spans)
+
+    @app.application("in/{name}")
+    async def work(payload: int) -> None: ...
+
+    with Harness(app) as harness:
+        harness.expect_failure(DecodeError)
+        harness.publish("in/it", "nonsense", headers={"traceparent": PARENT})
+        harness.settle()
+    span = spans.one("process in/{name}")
+    assert span.context.trace_id == int(TRACE, 16)
+    assert (span.attributes or {})["error.type"] == "DecodeError"
+    assert span.status.status_code is StatusCode.ERROR
+    assert events(span) == [("spa_dat.dead-letter", {"spa_dat.attempt": 1})]
 
 
 def test_a_request_lasts_until_its_reply(spans: Spans) -> None:
