@@ -760,6 +760,7 @@ def http() -> Iterator[Site]:
 
 
 MINIMAL = b'url = "mqtt://h"'
+_ACCEPTED = b"HTTP/1.1 200 OK\r\n"
 
 
 def test_a_document_is_read_from_a_server(https: Site) -> None:
@@ -942,7 +943,8 @@ def test_a_server_that_is_not_there_is_named(http: Site) -> None:
     assert "TLS failed" in refusal(http.url.replace("http", "https"))
 
 
-def test_a_server_that_is_slow_is_given_up(http: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["head", "body", "handshake"])
+def test_a_server_that_is_slow_is_given_up(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """Each byte comes in time, but the document does not; its thread ends, too."""
     monkeypatch.setattr(_factory, "_LONGEST_READING", 0.2)
     before = threading.active_count()
@@ -952,7 +954,9 @@ def test_a_server_that_is_slow_is_given_up(http: Site, monkeypatch: pytest.Monke
         def drip() -> None:
             connection, _ = server.accept()
             with connection:
-                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+                # A record of TLS that is never complete.
+                beginning = b"\x16\x03\x03\x40\x00" if part == "handshake" else _ACCEPTED
+                connection.sendall(beginning + (b"\r\n" if part == "body" else b""))
                 while not stop.wait(0.01):
                     try:
                         connection.sendall(b"x")
@@ -961,7 +965,8 @@ def test_a_server_that_is_slow_is_given_up(http: Site, monkeypatch: pytest.Monke
 
         dripping = threading.Thread(target=drip)
         dripping.start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/x.toml"
+        scheme = "https" if part == "handshake" else "http"
+        url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/x.toml"
         assert "took longer than 0.2 s" in refusal(url, allow_http=True)
         # It notices that the connection is shut.
         dripping.join(SECONDS)

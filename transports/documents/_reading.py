@@ -68,19 +68,16 @@ def read(address: DocumentAddress, seconds: float) -> Content:
     Raises:
         ConfigurationError: it cannot be read, is too large, or takes too long.
     """
-    connections: list[http.client.HTTPConnection] = []
+    sockets = _Sockets()
 
     def work() -> Content:
         if address.is_remote:
-            return _from_server(address, seconds, connections)
+            return _from_server(address, seconds, sockets)
         return _from_file(address)
 
     try:
         return _within(seconds, work)
     except TimeoutError:
-        # Nothing else ends a thread that a server keeps busy, a byte at a time.
-        for connection in connections:
-            _shut(connection)
         reason = f"it took longer than {seconds:g} s"
     except _Refused as error:
         reason = str(error)
@@ -91,6 +88,9 @@ def read(address: DocumentAddress, seconds: float) -> Content:
         reason = _described(error.reason)
     except Exception as error:  # noqa: BLE001 (whatever a server makes the library raise)
         reason = _described(error)
+    finally:
+        # Nothing else ends a thread that a server keeps busy, a byte at a time.
+        sockets.shut()
     raise ConfigurationError(f"{address} cannot be read: {reason}")
 
 
@@ -116,11 +116,62 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def _shut(connection: http.client.HTTPConnection) -> None:
-    if connection.sock is not None:
-        with contextlib.suppress(OSError):
-            # Not the method of the TLS socket, which would also forget its state.
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+class _Sockets:
+    """The connections of one reading, which another thread can shut, whatever they are doing."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connections: list[http.client.HTTPConnection] = []
+        self._copies: list[socket.socket] = []
+        self._is_over = False
+
+    def add(self, connection: http.client.HTTPConnection) -> None:
+        """Add a connection that is about to be opened; raises TimeoutError if it is too late."""
+        with self._lock:
+            if self._is_over:
+                raise TimeoutError
+            self._connections.append(connection)
+
+    def keep(self, sock: socket.socket) -> None:
+        """Keep a copy of a connected socket: the library hands it on, to TLS and to the answer."""
+        with self._lock:
+            if self._is_over:
+                raise TimeoutError
+            self._copies.append(sock.dup())
+
+    def shut(self) -> None:
+        """Shut all connections, and allow no further ones."""
+        with self._lock:
+            self._is_over = True
+            # One that still talks to a proxy has no copy yet.
+            early = [c.sock for c in self._connections if c.sock is not None]
+            for sock in (*self._copies, *early):
+                with contextlib.suppress(OSError):
+                    # Not the method of a TLS socket, which would also forget its state.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            for copy in self._copies:
+                copy.close()
+            self._copies.clear()
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection that another thread can shut.
+
+    Attributes:
+        sockets: of the reading that it belongs to.
+    """
+
+    sockets: _Sockets
+
+    def connect(self) -> None:
+        """Connect, to a proxy first if there is one."""
+        self.sockets.add(self)
+        super().connect()
+        self.sockets.keep(self.sock)
+
+
+class _TlsConnection(http.client.HTTPSConnection, _Connection):
+    """The same with TLS, whose handshake comes after `_Connection.connect`."""
 
 
 def _from_file(address: DocumentAddress) -> Content:
@@ -131,16 +182,14 @@ def _from_file(address: DocumentAddress) -> Content:
     return Content(data, address.path, once=once)
 
 
-def _from_server(
-    address: DocumentAddress, seconds: float, connections: list[http.client.HTTPConnection]
-) -> Content:
+def _from_server(address: DocumentAddress, seconds: float, sockets: _Sockets) -> Content:
     opener = urllib.request.OpenerDirector()
     for handler in (
         # What the environment says of proxies applies, as everywhere.
         urllib.request.ProxyHandler(),
-        _Https(connections),
+        _Https(sockets),
         # A proxy may be asked by the other scheme; redirects stay with that of the URL.
-        _Http(connections),
+        _Http(sockets),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(address.scheme),
@@ -172,17 +221,17 @@ def _up_to_largest(source: Any) -> bytes:
 class _Https(urllib.request.HTTPSHandler):
     """Makes connections that can be shut from another thread."""
 
-    def __init__(self, connections: list[http.client.HTTPConnection]) -> None:
+    def __init__(self, sockets: _Sockets) -> None:
         super().__init__()
-        self._made = connections
+        self._sockets = sockets
 
     def https_open(self, request: urllib.request.Request) -> Any:
         context = ssl.create_default_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
 
         def connection(host: str, **options: Any) -> http.client.HTTPConnection:
-            made = http.client.HTTPSConnection(host, context=context, **options)
-            self._made.append(made)
+            made = _TlsConnection(host, context=context, **options)
+            made.sockets = self._sockets
             return made
 
         return self.do_open(connection, request)
@@ -191,14 +240,14 @@ class _Https(urllib.request.HTTPSHandler):
 class _Http(urllib.request.HTTPHandler):
     """Makes connections that can be shut from another thread."""
 
-    def __init__(self, connections: list[http.client.HTTPConnection]) -> None:
+    def __init__(self, sockets: _Sockets) -> None:
         super().__init__()
-        self._made = connections
+        self._sockets = sockets
 
     def http_open(self, request: urllib.request.Request) -> Any:
         def connection(host: str, **options: Any) -> http.client.HTTPConnection:
-            made = http.client.HTTPConnection(host, **options)
-            self._made.append(made)
+            made = _Connection(host, **options)
+            made.sockets = self._sockets
             return made
 
         return self.do_open(connection, request)
