@@ -7,6 +7,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,63 @@ def test_without_a_library_for_yaml_there_is_json(
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert "install spa-dat[yaml], or give --format json" in shown(code=2)
     assert json.loads(shown("--format", "json"))["asyncapi"] == "3.0.0"
+
+
+class Page(HTMLParser):
+    """What is on a page: its marks with their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.marks: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.marks.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, attribute: str) -> list[str]:
+        found = (attributes.get(attribute) for _, attributes in self.marks)
+        return [value for value in found if value is not None]
+
+
+def test_the_page_for_browsers_is_complete_in_itself(shown: Run, tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    for url in ("mqtt://broker", "kafka://k1,k2"):
+        assert shown("--html", str(target), "--url", url) == ""
+        page = Page(target.read_text(encoding="utf-8"))
+        identifiers = page.all("id")
+        assert len({*identifiers}) == len(identifiers)
+        assert {"operations-watch", "channels-plant.machine.temperature"} <= {*identifiers}
+        # Nothing is fetched or run, and every link leads somewhere.
+        assert not page.all("src")
+        assert {link for link in page.all("href") if link[1:] not in identifiers} == set()
+        assert not {"script", "iframe", "link", "base", "object"} & {tag for tag, _ in page.marks}
+        assert "default-src 'none'" in page.all("content")[0]
+        assert "Watch it." in page.text
+
+
+def test_texts_are_no_marks_on_the_page(shown: Run, file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    file.write_text(SOURCE % "<script>alert(1)</script>&lt;\\u202e\\x07", encoding="utf-8")
+    title = "</title><img src=x onerror='alert(1)'>\""
+    shown("--html", str(target), "--title", title, "--description", "a\nb")
+    page = Page(target.read_text(encoding="utf-8"))
+    assert "<script>alert(1)</script>&lt;\\u202e\\x07" in page.text
+    assert title in page.text
+    assert "a\nb" in page.text
+    assert not {"script", "img"} & {tag for tag, _ in page.marks}
+
+
+def test_page_and_document_may_be_written_at_once(shown: Run, tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    assert json.loads(shown("--html", str(target), "--format", "json"))["asyncapi"] == "3.0.0"
+    assert target.exists()
+    line = shown("--html", str(tmp_path / "no" / "page.html"), code=2)
+    assert "page.html' cannot be written: No such file or directory" in line
 
 
 @pytest.mark.repository

@@ -733,9 +733,13 @@ def _show(form: str | None, **given: Any) -> int:
     "--format",
     "form",
     type=click.Choice(("yaml", "json"), case_sensitive=False),
-    default="yaml",
-    show_default=True,
-    help="YAML needs spa-dat[yaml].",
+    help="By default yaml, for which spa-dat[yaml] is needed.",
+)
+@click.option(
+    "--html",
+    "page",
+    metavar="FILE",
+    help="Write a page for browsers to this file instead; with --format, as well.",
 )
 @click.option("--title", metavar="TEXT", help="By default the application's name.")
 @click.option(
