@@ -22,6 +22,7 @@ __all__ = [
     "is_foreign_reply",
     "is_reserved",
     "minimal",
+    "overlap",
     "reply_filter",
     "reply_prefix",
 ]
@@ -200,6 +201,17 @@ def covers(wide: str, narrow: str) -> bool:
     if wide_levels[0] == "+" and _is_hidden(narrow_levels[0]):
         return False
     return all(w in ("+", n) for w, n in zip(wide_levels, narrow_levels, strict=False))
+
+
+def overlap(one: str, other: str) -> bool:
+    """Return whether a topic can match both plain filters; the first has no ``#``."""
+    levels, wanted = one.split("/"), other.split("/")
+    many = wanted[-1] == "#"
+    if many:
+        wanted = wanted[:-1]
+    if len(levels) != len(wanted) and not (many and len(levels) > len(wanted)):
+        return False
+    return all("+" in (a, b) or a == b for a, b in zip(levels, wanted, strict=False))
 
 
 def minimal(filters: Iterable[str]) -> tuple[str, ...]:

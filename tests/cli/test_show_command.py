@@ -22,8 +22,8 @@ from support.kafka_bus import admin, create, new_prefix
 SOURCE = """
 from dataclasses import dataclass
 from spa_dat import (
-    Actor, Codec, DistributedApplication, Message, MessageBuilder, Overflow, RetryPolicy, Socket,
-    Topic, on,
+    Actor, Codec, DistributedApplication, Message, MessageBuilder, Middleware, Overflow,
+    RestartPolicy, RetryPolicy, Socket, Topic, on,
 )
 
 @dataclass
@@ -36,8 +36,23 @@ class Topics:
 double = Topic[int, int]("plant-double")
 unused = Topic[int]("unused")
 
-app = DistributedApplication("mqtt://ann:hunter2@broker", name="plant")
+app = DistributedApplication(
+    "mqtt://ann:hunter2@broker", name="plant", stop_timeout=5, slow_after=None,
+    restart=RestartPolicy(intensity=7), reply_topics=["answers/#", "{who}/answers"],
+    admin="127.0.0.1:8085", admin_token="hunter2 hunter2 hunter2",
+)
 app.resource("database", lambda: None)
+
+class Audit(Middleware):
+    async def handle(self, call, call_next):
+        return await call_next()
+
+class Stamp(Middleware):
+    def publish(self, outgoing):
+        pass
+
+app.use(Audit())
+app.use(Stamp())
 
 def make_state():
     return {"password": "hunter2"}
@@ -111,6 +126,13 @@ def test_the_text_says_what_is_registered(shown: Shown, file: Path) -> None:
         shown()
         == f"""\
 application plant, instance 0
+  setting       stop_timeout=5
+  setting       restart=RestartPolicy(intensity=7)
+  setting       slow_after=None
+  setting       reply_topics=answers/#, {{who}}/answers
+  setting       admin='127.0.0.1:8085'
+  middleware    {module}:Audit around handlers
+  middleware    {module}:Stamp around what is published
   resources     database
 
 bus mqtt://broker:1883 (default)
@@ -150,9 +172,9 @@ producer tick on mqtt://broker:1883
 
 actor Store on mqtt://broker:1883
   source        {module}:Store
-  handles       a/+: bytes
-  handles       b: bytes
-  handles       c: str -> of any type
+  handles       a/+: bytes (keep)
+  handles       b: bytes (keep)
+  handles       c: str -> of any type (ask)
   option        overflow=Overflow.DROP_OLDEST
   option        subscription='storage'
   session       plant.0.storage
@@ -171,6 +193,11 @@ def test_programs_get_the_same_as_json(shown: Shown) -> None:
     url = "kafka://k1,k2?prefix=p."
     facts = json.loads(shown("--json", "--url", url))
     assert (facts["application"], facts["instance"]) == ("plant", "0")
+    assert facts["settings"]["stop_timeout"] == "5"
+    assert [(one["handles"], one["publishes"]) for one in facts["middleware"]] == [
+        (True, False),
+        (False, True),
+    ]
     (bus,) = facts["buses"]
     assert bus["address"] == "kafka://k1:9092,k2:9092?prefix=p."
     assert bus["names"]["replies"] == ["p._spa.reply.plant"]
@@ -214,6 +241,75 @@ def test_the_picture_says_who_gets_what(shown: Shown) -> None:
     assert f'{readings} -->|"Reading"| {watch}' in lines
     assert f'{nodes["plant-double"]} -->|"int -#gt; int"| {nodes["doubler"]}' in lines
     assert f'{watch} -.->|"str"| {nodes["alarm/{machine}"]}' in lines
+    assert f'{watch} -.->|"int -#gt; int"| {nodes["plant-double"]}' in lines
+
+
+CHAIN = """
+from typing import Annotated
+from spa_dat import Codec, DistributedApplication, Socket, Topic
+
+class Backwards(Codec):
+    content_type = "text/x-backwards"
+    def encode(self, value): return str(value).encode()[::-1]
+    def decode(self, payload, kind): return int(payload[::-1])
+
+readings = Topic[Annotated[int, Backwards()]]("plant/{machine}/temperature")
+boiler = Topic[int]("plant/boiler/#")
+app = DistributedApplication("mqtt://broker", name="plant")
+
+@app.producer()
+async def sensor(socket: Socket) -> None:
+    await socket.publish(readings.at(machine="boiler"), 1)
+    await socket.subscribe(boiler)
+
+@app.application("plant/{other}/temperature")
+async def same(payload: int) -> None: ...
+
+@app.application("plant/#")
+async def wider(payload: int) -> None: ...
+
+@app.application("plant/oven/+")
+async def partly(payload: int) -> None: ...
+
+@app.application("plant/{machine}/temperature", socket_provider="mqtt://elsewhere")
+async def elsewhere(payload: int) -> None: ...
+"""
+
+
+def test_the_picture_says_who_publishes_to_whom(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / f"chain_{uuid.uuid4().hex}.py"
+    file.write_text(CHAIN)
+    assert main(["show", f"{file}:app", "--mermaid"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:] == [
+        '    a0(["sensor"])',
+        '    a1["same"]',
+        '    a2["wider"]',
+        '    a3["partly"]',
+        '    a4["elsewhere"]',
+        # A topic on another bus is another topic.
+        '    subgraph b0["mqtt://broker:1883"]',
+        '        t0[/"plant/boiler/#35;"/]',
+        '        t1[/"plant/{machine}/temperature"/]',
+        '        t2[/"plant/#35;"/]',
+        '        t3[/"plant/oven/+"/]',
+        "    end",
+        '    subgraph b1["mqtt://elsewhere:1883"]',
+        '        t4[/"plant/{machine}/temperature"/]',
+        "    end",
+        # Nobody can publish to a wildcard: it gets from there.
+        '    t0 -.->|"int"| a0',
+        # Without the codec, whose address is never the same.
+        '    a0 -.->|"int"| t1',
+        '    t1 -->|"int"| a1',
+        '    t2 -->|"int"| a2',
+        '    t3 -->|"int"| a3',
+        '    t4 -->|"int"| a4',
+        "    t1 --> t2",
+        '    t1 -.->|"some"| t3',
+    ]
 
 
 def test_nothing_is_kept_for_an_application_without_a_name(

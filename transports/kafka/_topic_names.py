@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..._texts import LONGEST_REMEMBERED
 from ...errors import ConfigurationError
 from .._contract import Identity
-from .._topics import RESERVED, TopicFilter, check_filter, check_topic, covers
+from .._topics import RESERVED, TopicFilter, check_filter, check_topic, covers, overlap
 from ._config import KafkaConfig, KafkaTopic
 
 __all__ = ["Destination", "Names", "Selection", "owner_of_topics"]
@@ -187,7 +187,7 @@ class Names:
         """Raise ConfigurationError if no topic of a cluster can match the plain filter."""
         check_filter(pattern)
         if pattern.startswith(_DEAD_LETTER) or any(
-            _overlap(bound.filter.pattern, pattern) for bound in self._bound
+            overlap(bound.filter.pattern, pattern) for bound in self._bound
         ):
             return
         for level in pattern.split("/"):
@@ -215,7 +215,7 @@ class Names:
                     names[self.dead_letters(application)] = None
                 continue
             for bound in self._bound:
-                if _overlap(bound.filter.pattern, pattern):
+                if overlap(bound.filter.pattern, pattern):
                     names[bound.name] = None
                     exact = False
             if not any(covers(bound.filter.pattern, pattern) for bound in self._bound):
@@ -299,14 +299,3 @@ def _reconstructed(bound: _Bound, key: str | None) -> str:
         is_key = name == bound.topic.key and key and "/" not in key
         levels[index] = key if is_key and key is not None else _UNKNOWN
     return "/".join(levels)
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Return whether a topic can match both plain filters; the first has no ``#``."""
-    levels, wanted = one.split("/"), other.split("/")
-    many = wanted[-1] == "#"
-    if many:
-        wanted = wanted[:-1]
-    if len(levels) != len(wanted) and not (many and len(levels) > len(wanted)):
-        return False
-    return all("+" in (a, b) or a == b for a, b in zip(levels, wanted, strict=False))

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._texts import quoted
+from .._texts import bracketed, quoted
+from ..actors import RestartPolicy
 from ..runtime import DistributedApplication, RetryPolicy, Spec
 from ..runtime.application._application import runs_of
 from ..runtime.description._named_topics import named_topics
+from ..runtime.description._payload_schemas import shown_type
+from ..runtime.hosting._application_settings import Settings
+from ..runtime.messaging._middleware import handles, publishes
 from ..runtime.options._actor_options import ActorOptions
 from ..runtime.payloads._type_readers import type_name
 from ..runtime.registration._specs import Handler
@@ -25,11 +30,24 @@ __all__ = [
     "ApplicationFacts",
     "BusFacts",
     "HandlerFacts",
+    "MiddlewareFacts",
     "NamedTopic",
     "facts_of",
 ]
 
 _DEFAULTS = ActorOptions()
+_PLAIN = inspect.signature(DistributedApplication).parameters
+# From arguments to attributes of the settings.
+_SETTINGS = {
+    argument: (attribute, _PLAIN[argument].default)
+    for argument, attribute in (
+        ("stop_timeout", "stop_timeout"),
+        ("dead_letter_limit", "dead_letter_limit"),
+        ("restart", "restart"),
+        ("slow_after", "slow"),
+        ("blocked_after", "blocked"),
+    )
+}
 # They have places of their own, or say nothing to others.
 _NOT_SHOWN = ("socket_provider", "every")
 
@@ -110,12 +128,29 @@ class BusFacts:
 
 
 @dataclass(frozen=True)
+class MiddlewareFacts:
+    """One piece of middleware.
+
+    Attributes:
+        source: its class, as ``module:name``.
+        handles: whether handlers are called through it.
+        publishes: whether it sees what is published.
+    """
+
+    source: str
+    handles: bool
+    publishes: bool
+
+
+@dataclass(frozen=True)
 class ApplicationFacts:
     """One application.
 
     Attributes:
         application: its name; None if it has none.
         instance: which copy of it.
+        settings: its arguments that do not have their defaults, as written.
+        middleware: in the order of registration: the first one is outermost.
         buses: those in use.
         resources: the names of those that all actors may use.
         actors: in the order of registration.
@@ -123,6 +158,8 @@ class ApplicationFacts:
 
     application: str | None
     instance: str
+    settings: dict[str, str]
+    middleware: tuple[MiddlewareFacts, ...]
     buses: tuple[BusFacts, ...]
     resources: tuple[str, ...]
     actors: tuple[ActorFacts, ...]
@@ -136,6 +173,11 @@ def facts_of(application: DistributedApplication) -> ApplicationFacts:
     return ApplicationFacts(
         application=None if identity.ephemeral else identity.application,
         instance=identity.instance,
+        settings=_settings(runs.settings),
+        middleware=tuple(
+            MiddlewareFacts(_place(type(one)), handles(one), publishes(one))
+            for one in runs.settings.middleware
+        ),
         buses=tuple(
             BusFacts(provider.address, provider is default, _names_of_bus(provider, identity))
             for provider in {one.address: one for one in runs.providers}.values()
@@ -159,8 +201,8 @@ def _actor(spec: Spec[Any], identity: Identity) -> ActorFacts:
         topics_named=tuple(
             NamedTopic(
                 str(topic),
-                type_name(topic.payload),
-                None if topic.reply is None else type_name(topic.reply),
+                shown_type(topic.payload),
+                None if topic.reply is None else shown_type(topic.reply),
             )
             for topic in named_topics(spec)
         ),
@@ -172,11 +214,11 @@ def _handler(spec: Spec[Any], handler: Handler) -> HandlerFacts:
     reply = None
     if handler.responder:
         returned = handler.injection.returns
-        reply = "of any type" if returned is None else type_name(returned)
+        reply = "of any type" if returned is None else shown_type(returned)
     return HandlerFacts(
         name=handler.attribute or spec.name,
         topics=tuple(filter_.text for filter_ in handler.filters),
-        payload=None if decoder is None else type_name(decoder.annotation),
+        payload=None if decoder is None else shown_type(decoder.annotation),
         reply=reply,
     )
 
@@ -189,6 +231,22 @@ def _place(source: object) -> str:
 
 
 # Options.
+
+
+def _settings(settings: Settings) -> dict[str, str]:
+    found = {
+        argument: _as_written(getattr(settings, attribute))
+        for argument, (attribute, default) in _SETTINGS.items()
+        if getattr(settings, attribute) != default
+    }
+    if settings.reply_topics is not None:
+        found["reply_topics"] = ", ".join(filter_.text for filter_ in settings.reply_topics)
+    if settings.codec is not None:
+        found["codec"] = type_name(type(settings.codec))
+    if settings.admin is not None:
+        # Without its token.
+        found["admin"] = quoted(f"{bracketed(str(settings.admin.ip))}:{settings.admin.port}")
+    return found
 
 
 def _options(options: ActorOptions) -> dict[str, str]:
@@ -219,14 +277,14 @@ def _of_state(state: object) -> str:
 def _as_written(value: object) -> str:
     if isinstance(value, enum.Enum):
         return str(value)
-    if isinstance(value, RetryPolicy):
-        plain = RetryPolicy()
+    if isinstance(value, RetryPolicy | RestartPolicy):
+        plain = type(value)()
         changed = (
             f"{entry.name}={_as_written(getattr(value, entry.name))}"
             for entry in dataclasses.fields(value)
             if getattr(value, entry.name) != getattr(plain, entry.name)
         )
-        return f"RetryPolicy({', '.join(changed)})"
+        return f"{type(value).__name__}({', '.join(changed)})"
     return quoted(value)
 
 

@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 
 from .._texts import escaped
+from ..errors import ConfigurationError
 from ..runtime.application._application import runs_of
-from ..transports import SocketProviderFactory
+from ..transports import SocketProviderFactory, TopicFilter
+from ..transports._topics import covers, overlap
 from ._application import load_application
 from ._application_facts import ActorFacts, ApplicationFacts, HandlerFacts, facts_of
 from ._standard_output import printing, write_text
@@ -50,6 +52,18 @@ def show(target: str, *, url: str | None, form: str) -> int:
 def _text(facts: ApplicationFacts) -> Iterator[str]:
     name = facts.application or "without a name, so nothing is kept for it while it is away"
     yield f"application {name}, instance {facts.instance}"
+    for setting, value in facts.settings.items():
+        yield _row("setting", f"{setting}={value}")
+    for middleware in facts.middleware:
+        around = [
+            what
+            for what, does in (
+                ("handlers", middleware.handles),
+                ("what is published", middleware.publishes),
+            )
+            if does
+        ]
+        yield _row("middleware", f"{middleware.source} around {' and '.join(around)}")
     if facts.resources:
         yield _row("resources", ", ".join(facts.resources))
     for bus in facts.buses:
@@ -70,7 +84,8 @@ def _of_actor(actor: ActorFacts) -> Iterator[str]:
         yield _row("is called", "once" if actor.every is None else f"every {actor.every:g} s")
     for handler in actor.handlers:
         for topic in handler.topics:
-            yield _row("handles", f"{topic}: {_types(handler)}")
+            method = "" if handler.name == actor.name else f" ({handler.name})"
+            yield _row("handles", f"{topic}: {_types(handler)}{method}")
     for option, value in actor.options.items():
         yield _row("option", f"{option}={value}")
     yield from _rows(actor.names)
@@ -98,22 +113,88 @@ def _picture(facts: ApplicationFacts) -> Iterator[str]:
     """Return a flowchart in the language of Mermaid."""
     yield "flowchart LR"
     yield f"    %% {_UNKNOWN}"
-    topics: dict[str, str] = {}
     for number, actor in enumerate(facts.actors):
         shape = '(["{}"])' if actor.kind == "producer" else '["{}"]'
         yield f"    a{number}{shape.format(_label(actor.name))}"
-    for actor in facts.actors:
-        handled = [topic for handler in actor.handlers for topic in handler.topics]
-        for topic in (*handled, *(named.topic for named in actor.topics_named)):
-            if topic not in topics:
-                topics[topic] = f"t{len(topics)}"
-                yield f'    {topics[topic]}[/"{_label(topic)}"/]'
+    topics = _Topics(facts)
+    yield from topics.nodes()
     for number, actor in enumerate(facts.actors):
         for handler in actor.handlers:
             for topic in handler.topics:
-                yield f'    {topics[topic]} -->|"{_label(_types(handler))}"| a{number}'
+                node = topics.node(actor.bus, topic)
+                yield f'    {node} -->|"{_label(_types(handler))}"| a{number}'
         for named in actor.topics_named:
-            yield f'    a{number} -.->|"{_label(named.payload)}"| {topics[named.topic]}'
+            node = topics.node(actor.bus, named.topic)
+            types = named.payload if named.reply is None else f"{named.payload} -> {named.reply}"
+            ends = f"a{number}", node
+            start, end = reversed(ends) if _is_wide(named.topic) else ends
+            yield f'    {start} -.->|"{_label(types)}"| {end}'
+    yield from topics.ways()
+
+
+class _Topics:
+    """The topics of a picture: one for each filter that brokers tell apart, on each bus."""
+
+    def __init__(self, facts: ApplicationFacts) -> None:
+        self._names: dict[tuple[str | None, str], str] = {}
+        self._texts: dict[str | None, dict[str, str]] = {}
+        self._sent: dict[tuple[str | None, str], None] = {}
+        self._handled: dict[tuple[str | None, str], None] = {}
+        for actor in facts.actors:
+            for handler in actor.handlers:
+                for topic in handler.topics:
+                    self._handled[self._add(actor.bus, topic)] = None
+            for named in actor.topics_named:
+                place = self._add(actor.bus, named.topic)
+                if not _is_wide(named.topic):
+                    self._sent[place] = None
+
+    def _add(self, bus: str | None, topic: str) -> tuple[str | None, str]:
+        place = bus, _pattern(topic)
+        if place not in self._names:
+            self._names[place] = f"t{len(self._names)}"
+            self._texts.setdefault(bus, {})[self._names[place]] = topic
+        return place
+
+    def node(self, bus: str | None, topic: str) -> str:
+        """Return what a topic is called in the picture."""
+        return self._names[bus, _pattern(topic)]
+
+    def nodes(self) -> Iterator[str]:
+        """Yield the topics, with a frame around those of each bus if there are several."""
+        framed = len(self._texts) > 1
+        for number, (bus, texts) in enumerate(self._texts.items()):
+            if framed:
+                yield f'    subgraph b{number}["{_label(bus or "no bus")}"]'
+            for node, topic in texts.items():
+                yield f'    {"    " if framed else ""}{node}[/"{_label(topic)}"/]'
+            if framed:
+                yield "    end"
+
+    def ways(self) -> Iterator[str]:
+        """Yield how messages for one topic get to the handlers of another one, a wildcard."""
+        for sent in self._sent:
+            for handled in self._handled:
+                if sent[0] != handled[0] or sent == handled:
+                    continue
+                if covers(handled[1], sent[1]):
+                    yield f"    {self._names[sent]} --> {self._names[handled]}"
+                elif overlap(sent[1], handled[1]):
+                    yield f'    {self._names[sent]} -.->|"some"| {self._names[handled]}'
+
+
+def _pattern(topic: str) -> str:
+    """Return a topic as brokers know it."""
+    try:
+        return TopicFilter.parse(topic).pattern
+    except ConfigurationError:
+        # Braces that were filled in are no captures.
+        return topic
+
+
+def _is_wide(topic: str) -> bool:
+    """Whether a topic has wildcards: nobody can publish there, only subscribe."""
+    return any(level in ("+", "#") for level in topic.split("/"))
 
 
 def _label(text: str) -> str:
