@@ -72,6 +72,7 @@ _ON_KAFKA = {
 }
 _REQUEST_ON_KAFKA = {
     "reply_to": _text("The topic for the reply."),
+    "spa_reply_subject": _text("The whole address for the reply, if the topic does not tell it."),
     "correlation_id": _text("What tells the reply from others; the reply repeats it."),
 }
 _REPLY = {"spa_reply": _text("It is a reply.", const="1")}

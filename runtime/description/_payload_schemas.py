@@ -88,6 +88,7 @@ class PayloadSchemas:
         self.schemas: dict[str, Schema] = {}
         # By what they contain, with all that they refer to.
         self._names: dict[str, str] = {}
+        self._contents: dict[Any, list[Content]] = {}
 
     def reserve(self, name: str, schema: Schema) -> Schema:
         """Add a schema that is no payload's; returns the reference to it."""
@@ -102,6 +103,16 @@ class PayloadSchemas:
             mode: whether the application reads or writes them.
             codec: the actor's, for types that name none.
         """
+        try:
+            found = self._contents.get((annotation, mode, codec))
+        except TypeError:
+            # Annotated may contain something unhashable, and so may the codec.
+            return self._made(annotation, mode, codec)
+        if found is None:
+            found = self._contents[annotation, mode, codec] = self._made(annotation, mode, codec)
+        return found
+
+    def _made(self, annotation: Any, mode: Mode, codec: Codec | None) -> list[Content]:
         own = codec_in(annotation)
         bare, _ = bare_type(annotation)
         if own is not None:

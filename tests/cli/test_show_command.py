@@ -95,6 +95,27 @@ class Store(Actor):
 app.add(Store)
 """
 
+DOCUMENTED = """
+from dataclasses import dataclass
+from spa_dat import DistributedApplication, Middleware, Socket, Topic
+
+@dataclass
+class Reading: ...
+@dataclass
+class Alarm: ...
+class Audit(Middleware):
+    async def handle(self, call, call_next):
+        return await call_next()
+
+alarms = Topic[Alarm]("alarm/{machine}")
+app = DistributedApplication("mqtt://broker", name="plant", stop_timeout=5)
+app.use(Audit())
+
+@app.application("plant/{machine}/temperature", deliver="share")
+async def watch(reading: Reading, socket: Socket) -> None:
+    await socket.publish(alarms.at(machine="x"), Alarm())
+"""
+
 Shown = Callable[..., str]
 
 
@@ -187,6 +208,27 @@ What handlers publish, request and subscribe to cannot be seen from here, apart 
 objects that their code names.
 """
     )
+
+
+@pytest.mark.repository
+def test_the_page_shows_what_the_command_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SPA_DAT_URL", raising=False)
+    monkeypatch.delenv("SPA_DAT_INSTANCE", raising=False)
+    (tmp_path / "plant").mkdir()
+    file = tmp_path / "plant" / "main.py"
+    file.with_name("__init__.py").touch()
+    file.write_text(DOCUMENTED)
+    try:
+        assert main(["show", f"{file}:app"]) == 0
+    finally:
+        for name in ("plant", "plant.main"):
+            sys.modules.pop(name, None)
+    page = Path(__file__).parent.parent.parent / "docs" / "command-line.md"
+    example = re.search(r"```\n(application plant.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert example is not None
+    assert capsys.readouterr().out.startswith(example[1])
 
 
 def test_programs_get_the_same_as_json(shown: Shown) -> None:
@@ -307,6 +349,7 @@ def test_the_picture_says_who_publishes_to_whom(
         '    t2 -->|"int"| a2',
         '    t3 -->|"int"| a3',
         '    t4 -->|"int"| a4',
+        '    t1 -.->|"some"| t0',
         "    t1 --> t2",
         '    t1 -.->|"some"| t3',
     ]

@@ -145,9 +145,8 @@ class _Topics:
                 for topic in handler.topics:
                     self._handled[self._add(actor.bus, topic)] = None
             for named in actor.topics_named:
-                place = self._add(actor.bus, named.topic)
-                if not _is_wide(named.topic):
-                    self._sent[place] = None
+                places = self._handled if _is_wide(named.topic) else self._sent
+                places[self._add(actor.bus, named.topic)] = None
 
     def _add(self, bus: str | None, topic: str) -> tuple[str | None, str]:
         place = bus, _pattern(topic)
@@ -172,7 +171,7 @@ class _Topics:
                 yield "    end"
 
     def ways(self) -> Iterator[str]:
-        """Yield how messages for one topic get to the handlers of another one, a wildcard."""
+        """Yield how messages for one topic get to those who have another one, a wildcard."""
         for sent in self._sent:
             for handled in self._handled:
                 if sent[0] != handled[0] or sent == handled:
