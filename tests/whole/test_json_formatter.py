@@ -68,6 +68,9 @@ def test_texts_cannot_begin_another_line_or_control_a_terminal() -> None:
     assert found["message"] == found["topic"] == found[hostile] == hostile
 
 
+_LONG_NAME = "y" * 10_000
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -79,7 +82,7 @@ def test_texts_cannot_begin_another_line_or_control_a_terminal() -> None:
         b"\xff" * 1_000_000,
         "x" * 10_000_000,
         ["\ud800" * 1_000] * 1_000_000,
-        {str(number): {"y" * 10_000: number} for number in range(100_000)},
+        {str(number): {_LONG_NAME: number} for number in range(100_000)},
         json,
         Level.HIGH,
         BrokenError(),

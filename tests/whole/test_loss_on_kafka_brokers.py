@@ -92,7 +92,7 @@ async def test_a_broker_that_comes_back_on_its_data_has_lost_nothing(
     kafka_to_break: Kafka, trouble: Trouble
 ) -> None:
     broker = kafka_to_break
-    traffic = Traffic(address(broker, partitions=4), 20_000)
+    traffic = Traffic(address(broker, partitions=4), 8_000)
     await traffic.run(broker, trouble)
     assert traffic.disorder == []
 
@@ -103,7 +103,7 @@ async def test_a_broker_that_is_frozen_for_longer_than_a_session_loses_nothing(
     kafka_to_break: Kafka,
 ) -> None:
     broker = kafka_to_break
-    traffic = Traffic(address(broker, partitions=4, request_timeout=1, connect_timeout=1), 20_000)
+    traffic = Traffic(address(broker, partitions=4, request_timeout=1, connect_timeout=1), 8_000)
 
     def frozen(broker: Kafka) -> None:
         broker.pause()

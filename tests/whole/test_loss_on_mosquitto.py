@@ -17,6 +17,7 @@ import pytest
 from spa_dat import DistributedApplication, Socket
 from spa_dat.testing import Mosquitto
 from support import ledger_consumer_path
+from support.machine import examples
 from support.waiting import eventually
 
 pytestmark = pytest.mark.mosquitto
@@ -127,11 +128,12 @@ async def test_kill_9_of_the_consumer_at_random_moments_loses_nothing(
     print(f"seed {seed}")
     rng = random.Random(seed)
     broker = own_mosquitto(durable=True)
-    count = 2000
+    kills = examples(4)
+    count = 200 * kills
     with LedgerConsumer(broker, tmp_path / "ledger") as consumer:
         await consumer.start()
         async with publisher(broker, count):
-            for _ in range(10):
+            for _ in range(kills):
                 await consumer.handles(rng.randrange(1, 150))
                 await consumer.end(signal.SIGKILL)
                 await consumer.start()
