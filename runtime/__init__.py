@@ -5,6 +5,7 @@ from __future__ import annotations
 from .application._application import DistributedApplication
 from .application._program import run
 from .diagnostics._health import ActorHealth, ConnectionHealth, Health, StalledCall
+from .diagnostics._stop_report import StoppedActor, StopReport
 from .injection._handler_context import Context
 from .messaging._carried_headers import carried_headers
 from .messaging._forgotten_awaits import report_forgotten_awaits
@@ -40,6 +41,8 @@ __all__ = [
     "Socket",
     "Spec",
     "StalledCall",
+    "StopReport",
+    "StoppedActor",
     "SupportedContextManagers",
     "SyncSocket",
     "Topic",

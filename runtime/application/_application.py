@@ -32,6 +32,7 @@ from ._stopping import shielded_from_scopes
 
 if TYPE_CHECKING:
     from ..diagnostics._health import Health
+    from ..diagnostics._stop_report import StopReport
     from ..options._admin_address import AdminAddress
 
 __all__ = ["DistributedApplication", "ProviderLike", "runs_of"]
@@ -393,6 +394,16 @@ class DistributedApplication:
         """
         run = self._runs.current
         return self._runs.health_at_rest if run is None else run.health
+
+    @property
+    def stop_report(self) -> StopReport | None:
+        """What became of the messages of the latest run; None unless that has stopped.
+
+        It tells what was handled, stored as dead letters, handed back to the bus and given up; see
+        `StopReport`.
+        """
+        last = self._runs.last
+        return None if last is None else last.stop_report
 
     async def start(self) -> None:
         """Start: connect, open resources, subscribe, start the actors, then the producers.

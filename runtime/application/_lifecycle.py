@@ -44,10 +44,19 @@ from ._start_progress import (
     start_of,
     subscription_of,
 )
-from ._stopping import StopReason, close, shielded_from_scopes, stop_actors, tell_middleware
+from ._stopping import (
+    StopReason,
+    close,
+    log_stop,
+    report_of_stop,
+    shielded_from_scopes,
+    stop_actors,
+    tell_middleware,
+)
 
 if TYPE_CHECKING:
     from ..diagnostics._health import ActorHealth, Health, HealthState
+    from ..diagnostics._stop_report import StopReport
     from ._dead_letters import DeadLetters
     from ._letter_commands import LetterCommands
 
@@ -79,6 +88,7 @@ class Run:
     Attributes:
         state: the state of the run.
         reason: the reason to stop, once there is one.
+        stop_report: what became of its messages; None until it has stopped.
     """
 
     def __init__(
@@ -97,10 +107,12 @@ class Run:
         self._not_ended: list[ActorRunner] = []
         self._lane_names: frozenset[str] = frozenset()
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
+        self._routers: list[Router] = []
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.state = RunState.STARTING
         self.reason = StopReason()
+        self.stop_report: StopReport | None = None
         self._stop_task: asyncio.Task[None] | None = None
         self._context = copy_context()
         self._leaving: dict[ActorRunner, asyncio.Task[None]] = {}
@@ -442,7 +454,7 @@ class Run:
         shared, *own = opening.result()
         # Before the actors start, because they may publish to each other at once. What arrives in
         # the meantime waits in their mailboxes.
-        routers = self._subscriptions.open(self._system)
+        routers = self._routers = self._subscriptions.open(self._system)
         await waits.all((partial(subscription_of, router), router.start()) for router in routers)
         for actor, resources in zip(self._actors, own, strict=True):
             actor.spawn(self.settings.restart, shared | resources)
@@ -501,9 +513,12 @@ class Run:
 
     def _begin_stop(self, seconds: float) -> asyncio.Task[None]:
         if self._stop_task is None:
+            has_run = self.state is RunState.RUNNING
             self._enter(RunState.STOPPING)
             # In a context of its own: the caller may be one of the actors.
-            self._stop_task = self._loop.create_task(self._stop(seconds), context=self._context)
+            self._stop_task = self._loop.create_task(
+                self._stop(seconds, has_run=has_run), context=self._context
+            )
         return self._stop_task
 
     async def stopped(self) -> None:
@@ -537,11 +552,12 @@ class Run:
         self._admin.abandon()
         self._enter(RunState.STOPPED)
 
-    async def _stop(self, seconds: float) -> None:
+    async def _stop(self, seconds: float, *, has_run: bool) -> None:
+        began = self._loop.time()
         try:
             if self._confirming is not None:
                 self._confirming.cancel()
-            deadline = self._loop.time() + seconds
+            deadline = began + seconds
             routers = [
                 router for actor in self._actors for router in self._subscriptions.leave(actor)
             ]
@@ -557,8 +573,28 @@ class Run:
             self._report.stop()
             self._buses.release()
             await self._admin.close()
+            self._account(self._loop.time() - began)
+            assert self.stop_report is not None
+            # Of a start that has failed there is nothing to tell but that.
+            if has_run or self.stop_report.actors or self.stop_report.given_up:
+                self.tell_stopped(self.stop_report)
             self.end(None)
             self._enter(RunState.STOPPED)
+
+    def _account(self, seconds: float) -> None:
+        own = [actor.runtime.router for actor in self._actors if actor.runtime.router is not None]
+        self.stop_report = report_of_stop(
+            self.settings.identity,
+            seconds,
+            self._actors,
+            [*self._routers, *own],
+            self._letters.stored_by,
+            self._given_up,
+        )
+
+    def tell_stopped(self, report: StopReport) -> None:
+        """Log what became of the messages, now that it has stopped."""
+        log_stop(report)
 
     def _left_unhandled(self, ref: Any, count: int) -> None:
         if self.state >= RunState.STOPPING and ref.name in self._lane_names:

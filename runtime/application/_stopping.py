@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from ..._logs import FIELD_PREFIX, get_logger
 from ...actors import ActorSystem
+from ...transports import Identity
+from ..diagnostics._stop_report import StoppedActor, StopReport
+from ..diagnostics._unclean_stop import GivenUp
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._gather import wait_for_each, wait_until
 from ..hosting._resource_manager import ResourceManager
@@ -17,7 +23,17 @@ from ..messaging._middleware import Middleware
 from ..options._resources import LEAST_FOR_RESOURCES
 from ..routing._router import Router
 
-__all__ = ["StopReason", "close", "shielded_from_scopes", "stop_actors", "tell_middleware"]
+__all__ = [
+    "StopReason",
+    "close",
+    "log_stop",
+    "report_of_stop",
+    "shielded_from_scopes",
+    "stop_actors",
+    "tell_middleware",
+]
+
+log = get_logger("spa_dat")
 
 _SHORTEST = 0.1
 _FOR_MIDDLEWARE = 5.0
@@ -134,3 +150,72 @@ async def tell_middleware(middleware: Sequence[Middleware]) -> None:
     """Tell middleware that the run is over; errors are logged."""
     deadline = asyncio.get_running_loop().time() + _FOR_MIDDLEWARE
     await wait_for_each(wait_until(deadline, one.stopped()) for one in middleware)
+
+
+def report_of_stop(
+    identity: Identity,
+    seconds: float,
+    actors: Sequence[ActorRunner],
+    routers: Iterable[Router],
+    dead_letters: Callable[[str], int],
+    given_up: GivenUp,
+) -> StopReport:
+    """Return the account of a run that has just stopped.
+
+    Args:
+        identity: the application's.
+        seconds: how long the stop took.
+        actors: all of the run.
+        routers: all of the run.
+        dead_letters: returns how many an actor has stored.
+        given_up: what could not be finished.
+    """
+    handed_back: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    all_handed_back = all_dropped = 0
+    for router in routers:
+        kept, lost = router.left
+        all_handed_back += kept
+        all_dropped += lost
+        for name in router.serves:
+            handed_back[name] += kept
+            dropped[name] += lost
+    each = [
+        StoppedActor(
+            name=actor.name,
+            handled=sum(lane.handled for lane in actor.lanes),
+            dead_letters=dead_letters(actor.name),
+            handed_back=handed_back[actor.name],
+            dropped=dropped[actor.name],
+            given_up=sum(given_up.messages[lane.name] for lane in actor.lanes),
+        )
+        for actor in actors
+    ]
+    return StopReport(
+        application=identity.application,
+        instance=identity.instance,
+        seconds=seconds,
+        handled=sum(actor.handled for actor in each),
+        dead_letters=sum(actor.dead_letters for actor in each),
+        handed_back=all_handed_back,
+        dropped=all_dropped,
+        given_up=tuple(given_up.reasons),
+        actors=tuple(actor for actor in each if actor.has_numbers),
+    )
+
+
+def log_stop(report: StopReport) -> None:
+    """Log the report in one line."""
+    log.log(
+        logging.INFO if report.clean else logging.WARNING,
+        "application %r instance %r has stopped in %.1f s: %s",
+        report.application,
+        report.instance,
+        report.seconds,
+        report,
+        about={
+            f"{FIELD_PREFIX}application": report.application,
+            f"{FIELD_PREFIX}instance": report.instance,
+            f"{FIELD_PREFIX}stop_report": report.as_dict(),
+        },
+    )

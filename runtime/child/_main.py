@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._environment import Environment
 from ..._texts import encodable
@@ -57,6 +57,9 @@ from ..routing._router import Router
 from ._pipe_bus import Book, PipeProvider, piped
 from ._pipe_log import PipeLog
 
+if TYPE_CHECKING:
+    from ..diagnostics._stop_report import StopReport
+
 __all__ = ["main"]
 
 _MOST_LETTERS = 2**62
@@ -91,6 +94,9 @@ class ChildRun(Run):
         """Leave it to the parent, which stops the actor's other processes with it."""
         self._child.channel.send(StopActor())
         self._child.recall()
+
+    def tell_stopped(self, report: StopReport) -> None:
+        """Leave it to the parent, which tells of the whole application."""
 
     def thread_lost(self, lane: Lane) -> None:
         """End the process, which alone ends a handler that goes on after its deadline."""

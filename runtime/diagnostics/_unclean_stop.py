@@ -67,10 +67,12 @@ class GivenUp:
 
     Attributes:
         reasons: why the application did not stop cleanly, one for each thing given up.
+        messages: how many messages were given up, by the name of the lane.
     """
 
     def __init__(self, application: str, stats: Counter[str]) -> None:
         self.reasons: list[str] = []
+        self.messages: Counter[str] = Counter()
         self._application = application
         self._stats = stats
 
@@ -92,6 +94,7 @@ class GivenUp:
     def unhandled(self, actor: str, count: int) -> None:
         """Note that an actor stopped with ``count`` messages unhandled that are nowhere else."""
         self._stats["messages.given_up"] += count
+        self.messages[actor] += count
         self.add(f"actor {actor!r} stopped with {count} messages unhandled")
 
     def left_over(self, actor: str, items: Sequence[Any]) -> None:
@@ -100,6 +103,7 @@ class GivenUp:
         count = sum(not delivery.route.router.withdraw(delivery) for delivery in left)
         if count:
             self._stats["messages.given_up"] += count
+            self.messages[actor] += count
             self._tell(f"actor {actor!r} ended before it handled {count} messages that are lost")
 
     def task(self, whose: str, task: asyncio.Future[Any]) -> None:
@@ -117,6 +121,12 @@ class GivenUp:
     def thread(self, whose: str, where: str) -> None:
         """Abandon a function in a thread, which is at ``where``."""
         self._abandoned(f"{whose}: a thread cannot be ended from outside: {where}")
+
+    def running_on(self, whose: str, places: Iterable[str]) -> None:
+        """Note where calls go on that were given up before the stop, at their deadlines."""
+        for where, count in Counter(places).items():
+            calls = f"{count} calls" if count > 1 else "a call"
+            self._tell(f"{whose}: {calls} given up at the deadline may keep running: {where}")
 
     def _abandoned(self, what: str) -> None:
         self._stats["actors.abandoned"] += 1

@@ -199,6 +199,7 @@ class BatchProcessor(DeliveryProcessor):
         turn.active = False
         await end_attempt()
         self._stats["messages.handled"] += len(batch)
+        self.handled += len(batch)
         if scope.outcome is not None:
             scope.outcome.tell(CallOutcome(None, "handled"))
         await self.settlements.settle_all_after(batch, turn)

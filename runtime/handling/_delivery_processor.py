@@ -58,6 +58,9 @@ class DeliveryProcessor:
     Args:
         lane: the lane that the handlers are called in.
         connection: the actor's bus.
+
+    Attributes:
+        handled: how many messages its handlers were done with.
     """
 
     # With thousands of actors a message costs what it touches in memory, hence slots, and at hand
@@ -77,6 +80,7 @@ class DeliveryProcessor:
         "_source",
         "_stats",
         "_told_unsent",
+        "handled",
         "settlements",
     )
 
@@ -90,6 +94,7 @@ class DeliveryProcessor:
         self._retry = lane.options.retry
         self._pauses = Pauses()
         self._told_unsent = False
+        self.handled = 0
         self._dead_letters = DeadLetterStore(lane, connection, self._pauses, self._retry.first)
         self.settlements = Settlements(
             self._stats, self._posts_refused, lane.log, self._answer_too_large
@@ -120,8 +125,7 @@ class DeliveryProcessor:
         # requests. The slow path, `_handle_fully`, does the same for every message, and they must
         # agree: `test_handling_short_ways` runs them all.
         if instance is not self._direct_of:
-            self._fast_paths = self._fast_paths_of(instance)
-            self._direct_of = instance
+            self._direct_of, self._fast_paths = instance, self._fast_paths_of(instance)
         envelope = delivery.envelope
         route = delivery.route
         index = route.handler
@@ -178,6 +182,7 @@ class DeliveryProcessor:
         if turn.failure is None:
             turn.active = False
             self._stats["messages.handled"] += 1
+            self.handled += 1
             if turn.posts:
                 # As in _attempts(), without the cost of two coroutines.
                 guard = end_code()
@@ -216,8 +221,7 @@ class DeliveryProcessor:
         # The fast path for the first attempt at a request that may be answered; see `handle`.
         if not delivery.start():
             return
-        lane = self._lane
-        envelope = delivery.envelope
+        lane, envelope = self._lane, delivery.envelope
         turn = Turn(delivery, self._source, envelope, shared=delivery.route.router.shared)
         context = copy_context()
         context.run(current_turn.set, turn)
@@ -273,6 +277,7 @@ class DeliveryProcessor:
         if turn.failure is None:
             turn.active = False
             self._stats["messages.handled"] += 1
+            self.handled += 1
             if self.settlements.crowded:
                 await self.settlements.settle_after(delivery, turn)
             else:
@@ -403,6 +408,7 @@ class DeliveryProcessor:
                 turn.active = False
                 current_turn.set(None)
                 self._stats["messages.handled"] += 1
+                self.handled += 1
                 if scope.outcome is not None:
                     scope.outcome.tell(CallOutcome(None, "handled"))
                 if turn.posts:

@@ -53,6 +53,7 @@ class HandlerCaller:
         self._stats = stats
         self._given_up = given_up
         self._running: asyncio.Future[Any] | None = None
+        self._left_running: list[asyncio.Task[_Outcome]] = []
         self._bound: list[Callable[..., Any]] = []
         self._bound_to: Any = None
         self.thread = HandlerThread(name, handlers, deadline, stats, given_up, self._cut_off)
@@ -62,6 +63,15 @@ class HandlerCaller:
         """The call that runs in a task of its own; None if there is none."""
         running = self._running
         return None if running is None or running.done() else running
+
+    @property
+    def running_on(self) -> list[str]:
+        """Where calls are that were given up at their deadline and go on nevertheless."""
+        tasks = [place(frames_of(task)) or "in code of its own" for task in self._running_on()]
+        return [*tasks, *self.thread.hung_at]
+
+    def _running_on(self) -> list[asyncio.Task[_Outcome]]:
+        return [task for task in self._left_running if not task.done()]
 
     def call(
         self, instance: Any, index: int, arguments: Mapping[str, Any], scope: ProducerScope
@@ -132,6 +142,7 @@ class HandlerCaller:
                 where = place(frames_of(running)) or "its code"
                 self._stats["actors.abandoned"] += 1
                 let_go([running])
+                self._left_running = [*self._running_on(), running]
                 self._running = None
                 self._given_up()
                 text += f" and keeps running although it was cancelled: {where}"

@@ -194,6 +194,13 @@ class HandlerThread:
             return None
         return place(frames_of_thread(worker.ident)) or "a function"
 
+    @property
+    def hung_at(self) -> list[str]:
+        """Where the threads are that were given up at a deadline and have not ended."""
+        places = [place(frames_of_thread(worker.ident)) for worker in self._hung if worker.alive]
+        # Without a place its call has just ended.
+        return [where for where in places if where is not None]
+
     def abandon(self) -> None:
         """Abandon the thread, which cannot be stopped from outside."""
         if self._worker is not None:

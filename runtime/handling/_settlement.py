@@ -33,6 +33,9 @@ class Settlements:
         log: where refusals are logged.
         answer_instead: called with a request, its turn and the error, when the bus has refused the
             reply as too large; to answer with the error, and settle after that.
+
+    Attributes:
+        unconfirmed: how many messages were not settled, because the bus was closed first.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Settlements:
         self._log = log
         self._on_refused = on_refused
         self._answer_instead = answer_instead
+        self.unconfirmed = 0
         self._open = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._going_on: dict[asyncio.Future[None], None] = {}
@@ -101,7 +105,8 @@ class Settlements:
                 delivery.settle()
         elif isinstance(error, _WITHOUT_OUTCOME):
             # The bus was closed first. The message is not settled, so it comes again.
-            self._stats["posts.unconfirmed"] += 1
+            self._stats["posts.unconfirmed"] += len(deliveries)
+            self.unconfirmed += len(deliveries)
         elif answer is not None:
             (delivery,) = deliveries
             self._stats["replies.refused"] += 1

@@ -104,8 +104,7 @@ class ChildServices:
         elif isinstance(frame, Cancel):
             self._cancel(frame.number)
         elif isinstance(frame, Stats):
-            for name, number in frame.counted.items():
-                self._lane.stats[name] += number  # type: ignore[assignment]
+            self._lane.count(frame.counted)
         elif isinstance(frame, Logged):
             _log(frame)
 

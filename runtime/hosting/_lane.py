@@ -220,6 +220,7 @@ class Lane:
             if not await self._thread.stop(timeout=max(0.0, deadline - self._loop.time())):
                 self._cut_off()
                 self._thread.tell_left_open(self._run.given_up)
+            self._run.given_up.running_on(f"actor {self.name!r}", self._caller.running_on)
             self.log.flush()
 
     def _cut_off(self) -> None:
@@ -245,6 +246,11 @@ class Lane:
     def _task(self) -> asyncio.Future[Any] | None:
         task = self.work_source.task
         return task or (None if self._ref is None else self._run.system.task(self._ref))
+
+    @property
+    def handled(self) -> int:
+        """How many messages it has handled, with all that came of it confirmed."""
+        return self.processor.handled - self.processor.settlements.unconfirmed
 
     @property
     def up(self) -> bool:

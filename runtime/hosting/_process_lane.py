@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..._busy_threads import has_own_clock
@@ -293,6 +293,24 @@ class ProcessLane(Lane):
                 self.take_back([delivery])
             else:
                 delivery.route.router.start_over(delivery)
+
+    # What its processes tell.
+
+    def count(self, counted: Mapping[str, int | float]) -> None:
+        """Add what one of its processes has counted, by the names of counters."""
+        for name, number in counted.items():
+            self.stats[name] += number  # type: ignore[assignment]
+        self.processor.handled += int(counted.get("messages.handled", 0))
+        self.processor.settlements.unconfirmed += int(counted.get("posts.unconfirmed", 0))
+        self._run.given_up.messages[self.name] += int(counted.get("messages.given_up", 0))
+
+    def gave_up(self, reasons: Sequence[str]) -> None:
+        """Note what one of its processes, which has logged it, could not finish."""
+        known = self._run.given_up.reasons
+        for reason in reasons:
+            # What holds up the process holds up the lane as well.
+            if reason not in known:
+                self._run.given_up.add(reason)
 
     def receive(self, instance: Any, item: Any) -> Awaitable[None]:
         """Raise TypeError: nothing is handled in this process."""

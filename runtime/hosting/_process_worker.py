@@ -130,7 +130,6 @@ class ProcessWorker:
         self._problems: list[str] = []
         self._problem: str | None = None
         self.was_killed = False
-        self._given_up: list[str] = []
         options = lane.options
         lanes = options.concurrency
         size = 1 if options.batch is None else options.batch[0]
@@ -433,7 +432,7 @@ class ProcessWorker:
         elif isinstance(frame, StopActor):
             self._lane.request_stop()
         elif isinstance(frame, Stopped):
-            self._given_up = frame.given_up
+            self._lane.gave_up(frame.given_up)
         elif isinstance(frame, ProblemsChanged):
             self._problems = frame.texts
         elif isinstance(frame, Failed):

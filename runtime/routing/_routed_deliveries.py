@@ -20,6 +20,7 @@ __all__ = ["DeliveryPart", "Route", "RoutedDelivery", "SharedDelivery", "Target"
 class Target(Protocol):
     """What routers use of a lane of an actor."""
 
+    actor_name: str
     mailbox: Mailbox
     options: ActorOptions
 

@@ -12,7 +12,14 @@ from ..._logs import get_logger
 from ..._texts import quoted
 from ...actors import Actor, ActorSystem, Mailbox, Overflow
 from ...errors import ActorStopped, MailboxFull
-from ...transports import Consumer, Delivery, TopicTrie, Tracker, is_reserved
+from ...transports import (
+    Consumer,
+    Delivery,
+    DeliveryState,
+    TopicTrie,
+    Tracker,
+    is_reserved,
+)
 from ._routed_deliveries import DeliveryPart, Route, RoutedDelivery, SharedDelivery, Target
 
 __all__ = ["Outage", "Router"]
@@ -36,6 +43,12 @@ class Router(Actor):
         stats: the application's counters.
         elsewhere: for runtime subscriptions, tells whether the actor already gets a topic's
             messages through its declared subscription.
+
+    Attributes:
+        consumer: the connection of the subscription; None until it is made.
+        shared: whether each message goes to one of several instances.
+        durable: whether the bus keeps what is not settled.
+        serves: the names of all actors that it has ever served.
     """
 
     def __init__(
@@ -50,8 +63,9 @@ class Router(Actor):
         self.inbox = Mailbox()
         self._waiting = self.inbox.items
         self.consumer: Consumer | None = None
-        # Whether each message goes to one of several instances.
         self.shared = False
+        self.durable = True
+        self.serves: list[str] = []
         self._stats = stats
         self._trie: TopicTrie[Route] = TopicTrie()
         # The lanes of an actor are several targets.
@@ -64,6 +78,9 @@ class Router(Actor):
         # The bus has forgotten what it had sent up to this epoch.
         self._forgotten = -1
         self._stopped = False
+        # What was here when the intake stopped: of the tracker, and what is never acknowledged.
+        self._taken: list[Delivery] = []
+        self._unacknowledged = 0
         # Hashes, not the topics themselves: strangers may invent long ones.
         self._stale: dict[int, None] = {}
         self._log = LimitedLog(log)
@@ -73,6 +90,7 @@ class Router(Actor):
         self._trie.add(route.filter.pattern, route)
         if route.target not in self._actors:
             self._actors.append(route.target)
+            self.serves.append(route.target.actor_name)
             self._targets.extend(route.targets)
         self._note_targets()
 
@@ -286,16 +304,19 @@ class Router(Actor):
     def stop_intake(self) -> None:
         """Withdraw what has not been started, except what the bus would not send again."""
         self._stopped = True
+        self._taken += [each for tracker in self.trackers for each in tracker.unreleased()]
         if self.consumer is not None:
             self.consumer.stop_intake()
         outage, self._outage = self._outage, None
         if outage is not None:
+            self._unacknowledged += sum(delivery.token < 0 for _, delivery in outage.taken)
             outage.end(lambda delivery: not self.is_last_copy(delivery))
         left: list[tuple[Mailbox, Delivery]] = []
         for target in self._targets:
             left += [(target.mailbox, item) for item in target.mailbox.extract(self._is_mine)]
             target.interrupt(self)
         left += [(self.inbox, item) for item in self.inbox.extract(_is_delivery)]
+        self._unacknowledged += sum(delivery.token < 0 for _, delivery in left)
         for mailbox, delivery in left:
             if not self.is_last_copy(delivery):
                 delivery.withdraw()
@@ -303,6 +324,24 @@ class Router(Actor):
                 self._route(delivery)
             else:
                 mailbox.force(delivery)
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """How many messages were here when the intake stopped and are not settled.
+
+        Those that the bus has and delivers again, and those that no bus keeps.
+        """
+        taken = {id(delivery) for delivery in self._taken}
+        unsettled = sum(
+            delivery.state is not DeliveryState.SETTLED
+            # A later receipt of the same message stands for it.
+            and id(delivery.successor) not in taken
+            and not self.is_last_copy(delivery)
+            for delivery in self._taken
+        )
+        if self.durable:
+            return unsettled, self._unacknowledged
+        return 0, unsettled + self._unacknowledged
 
     async def close(self, system: ActorSystem, deadline: float | None = None) -> None:
         """Acknowledge what can be, disconnect, and end.

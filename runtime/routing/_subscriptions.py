@@ -144,6 +144,7 @@ class Subscriptions:
             rewind_to=first.options.moment_to_rewind_to,
         )
         shared.router.shared = subscription.share
+        shared.router.durable = subscription.durable
         spawn_router(system, shared.router)
         shared.router.consumer = first.connection.bus.consumer(subscription, shared.router)
         return shared.router
@@ -286,6 +287,7 @@ class RuntimeSubscription:
             durable=False,
             wire=self._actor.options.wire,
         )
+        router.durable = subscription.durable
         router.consumer = self._actor.connection.bus.consumer(subscription, router)
         self.router = router
         try:

@@ -20,6 +20,7 @@ class Worker:
     """An actor as its router sees it; the machine says when it does what."""
 
     def __init__(self, *topics: str) -> None:
+        self.actor_name = f"of {' and '.join(topics)}"
         self.mailbox = Mailbox(CAPACITY)
         self.options: Any = SimpleNamespace(overflow=Overflow.REFUSE)
         self.topics = topics
@@ -66,6 +67,10 @@ class Session:
         self.sent: set[int] = set()
         self.earlier: dict[int, Delivery] = {}
         self.stopped = False
+
+    @property
+    def trackers(self) -> tuple[Tracker, ...]:
+        return (self.tracker,)
 
     def send(self, count: int, *, together: bool) -> None:
         """Let the next messages arrive."""

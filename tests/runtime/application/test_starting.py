@@ -335,6 +335,7 @@ async def test_connections_and_the_start_are_told_in_one_line_each(
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.INFO] == [
         "application 'plant' is connected to memory://plant",
         "application 'plant' instance '0' has started: 1 actors, memory://plant",
+        "application 'plant' instance '0' has stopped in 0.0 s: no messages",
     ]
 
 

@@ -18,6 +18,7 @@ class Actor:
     """An actor, as routers see it: it never works anything off."""
 
     def __init__(self, **options: object) -> None:
+        self.actor_name = "actor"
         self.options = ActorOptions(**options)  # type: ignore[arg-type]
         self.mailbox = Mailbox(self.options.mailbox, self.options.overflow)
         self.refused: list[str] = []
