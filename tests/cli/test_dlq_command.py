@@ -99,7 +99,9 @@ def told(capfd: pytest.CaptureFixture[str]) -> Told:
     return run
 
 
-async def test_letters_are_listed_filtered_and_shown(plant: Plant, told: Told) -> None:
+@pytest.mark.mosquitto
+async def test_letters_are_listed_filtered_and_shown(mosquitto: Mosquitto, told: Told) -> None:
+    plant = Plant(mosquitto.url, uuid.uuid4().hex)
     app = plant.application()
     async with app:
         socket = app.socket()
@@ -154,6 +156,8 @@ async def test_a_message_is_replayed_to_the_actor_that_failed_and_to_nobody_else
         code, (before,), _ = await told("list", plant, "--json")
         asked = ("replay", plant, "--actor", "oven", "--json")
         assert (await told(*asked, "--dry-run"))[1] == [before]
+        shown = (await told("show", plant, before["letter"], "--json"))[1][0]["message"]
+        assert (shown["payload"], shown["key"], shown["headers"]) == ("bread", *options.values())
 
         code, (outcome,), notice = await told(*asked)
         name = before["letter"]
@@ -190,8 +194,9 @@ async def test_letters_wait_for_their_application_or_are_discarded(
     assert "as they were" in notice
     code, letters, _ = await told("list", plant, "--json")
     first, second = [letter["letter"] for letter in letters]
-    code, lines, _ = await told("discard", plant, first, "x")
+    code, lines, notice = await told("discard", plant, first, "x")
     assert (code, lines) == (1, [f"{first}  discarded"])
+    assert ("marked as gone" in notice) == plant.url.startswith("kafka")
     assert [one["letter"] for one in (await told("list", plant, "--json"))[1]] == [second]
     assert (await told("discard", plant, "--since", "1h"))[0] == 0
     assert (await told("list", plant, "--json"))[1] == []

@@ -87,7 +87,10 @@ def list_letters(
         shown, unreadable = len(letters), sum(letter.flaw is not None for letter in letters)
     else:
         provider = letters_at(url, name=name, application=application)
-        shown, unreadable = run_client(_list(provider, application, wanted, as_json))
+        counts = run_client(_list(provider, application, wanted, as_json))
+        if counts is None:
+            return 0
+        shown, unreadable = counts
     told = f"dead letters: {shown}"
     write_notice(told + (f", {unreadable} of them unreadable" if unreadable else ""))
     return 0
@@ -150,8 +153,11 @@ def letters_at(url: str, *, name: str | None, application: str) -> SocketProvide
 
 async def _list(
     provider: SocketProvider, application: str, wanted: LetterFilter, as_json: bool
-) -> tuple[int, int]:
-    """Show letters; returns how many, and how many of these cannot be read."""
+) -> tuple[int, int] | None:
+    """Show letters; returns how many, and how many of these cannot be read.
+
+    None if whoever reads what is shown has seen enough.
+    """
     working = asyncio.current_task()
     assert working is not None
     shown = unreadable = 0
@@ -168,12 +174,13 @@ async def _list(
                 if wanted.wants(letter):
                     told = json_line(letter.as_dict()) if as_json else letter_as_text(letter)
                     if not await output.write(told):
-                        break
+                        return None
                     shown += 1
                     unreadable += letter.flaw is not None
     except asyncio.CancelledError:
         if not unread:
             raise
+        return None
     finally:
         output.close()
     return shown, unreadable

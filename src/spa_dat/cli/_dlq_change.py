@@ -20,7 +20,15 @@ from ..runtime.application._letter_commands import LetterAnswer, LetterCommand
 from ..runtime.messaging._letter_reader import stored_letters
 from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from ..runtime.payloads._codec import JSON
-from ..transports import Bus, Envelope, Identity, SocketProvider, Surroundings, command_topic
+from ..transports import (
+    Bus,
+    Envelope,
+    Identity,
+    KafkaConfig,
+    SocketProvider,
+    Surroundings,
+    command_topic,
+)
 from ._broker_client import run_client
 from ._dlq import letter_as_text, letters_at
 from ._dlq_admin import AdminLetters
@@ -159,6 +167,8 @@ def discard_letters(
     provider = letters_at(url, name=name, application=application)
 
     async def work(desk: _Desk, changes: _Changes) -> None:
+        if isinstance(provider.config, KafkaConfig):
+            write_notice("records cannot be removed singly: they are marked as gone, and stay")
         for letter in changes.letters:
             try:
                 await desk.bus.unpark(letter.envelope, timeout=_TIMEOUT)

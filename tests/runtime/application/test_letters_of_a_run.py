@@ -172,6 +172,25 @@ async def test_what_cannot_be_replayed_stays_and_says_why() -> None:
 
 
 @pytest.mark.virtual
+async def test_any_instance_handles_what_instances_share() -> None:
+    site = Site()
+    app = site.app(instance="1")
+    got: list[str] = []
+
+    @app.application("n", name="actor", deliver="share")
+    async def handle(payload: str) -> None:
+        got.append(payload)
+
+    notes = {"topic": "n", "actor": "app/0/actor", "attempts": "1", "error": "E"}
+    headers = {f"spa_dead_{name}": text for name, text in notes.items()}
+    async with app:
+        fields: dict[str, Any] = {"id": "i", "type": "t", "headers": headers, "retain": True}
+        site.publish(LATER + "i", "x", **fields)
+        done = await run_of(app).dead_letters.replay("i")
+        assert (done.outcome, got, site.letters()) == ("handled", ["x"], [])
+
+
+@pytest.mark.virtual
 async def test_a_letter_stays_if_the_application_stops_first() -> None:
     site = Site()
     app = site.app(stop_timeout=1.0)
