@@ -41,6 +41,7 @@ from spa_dat.errors import (
     RestartLimitReached,
 )
 from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.messaging._stored_letter import LetterFilter
 from spa_dat.transports import MemoryConfig, MemoryProvider
 from support.processes import collect, make
 from support.waiting import eventually
@@ -317,10 +318,19 @@ async def test_handlers_that_raise_are_retried_there_and_become_dead_letters() -
             await app.socket().publish("in", text)
         await eventually(lambda: app.stats["dead_letters.stored"] == 2)
         await eventually(lambda: app.stats["messages.failed"] == 6)
+        run = runs_of(app).current
+        assert run is not None
+        letters = run.dead_letters
+        (name, *_) = [letter.name async for _, letter in letters.stored(LetterFilter(error="not"))]
+        again = await letters.replay(name)
+        assert (again.outcome, again.why) == ("failed", "Reject: not this one")
+        replays = {letter.error: letter.replays async for _, letter in letters.stored()}
+        assert replays == {"Reject": 1, "ValueError": 0}
     assert got == [
         ["once", 1], ["once", 2], ["once", 3],
         ["reject", 1],
         ["always", 1], ["always", 2], ["always", 3],
+        ["reject", 1],
     ]  # fmt: skip
 
 
