@@ -20,6 +20,8 @@ _ORIGINAL = "spa_dead_original"
 _VERSION = "1"
 _LONGEST_NUMBER = 18
 _NOTHING = b"(empty)"
+_OF_THE_LETTER = frozenset({"ce_id", "ce_source", "ce_subject"})
+"""Headers on Kafka that say of the letter what they would say of the message."""
 _TOLD = (
     *("application", "instance", "actor", "topic"),
     *("error", "text", "attempts", "replays"),
@@ -162,7 +164,11 @@ def _read(owner: str, name: str, received: Envelope, envelope: Envelope) -> Stor
         source=notes.get("spa_dead_source"),
         time=_time(notes),
         headers={name: text for name, text in notes.items() if not name.startswith(_OURS)},
-        raw_headers=tuple(pair for pair in received.raw_headers if not pair[0].startswith(_OURS)),
+        raw_headers=tuple(
+            pair
+            for pair in received.raw_headers
+            if not pair[0].startswith(_OURS) and pair[0] not in _OF_THE_LETTER
+        ),
         tombstone="spa_dead_tombstone" in notes,
         retain=False,
         redelivered=False,

@@ -333,6 +333,16 @@ def test_a_message_comes_back_from_its_letter_as_it_was() -> None:
     )
 
 
+def test_a_message_gets_none_of_the_headers_that_kafka_has_for_its_letter() -> None:
+    own = (("ce_id", b"x"), ("ce_source", b"plant/0/oven"), ("ce_subject", b"y"))
+    sent = (("site", b"a"), ("site", None), ("content-type", b"text/plain"))
+    raw_headers = (*own, *sent, ("spa_dead_topic", b"t"))
+    found = msgspec.structs.replace(letter(), raw_headers=raw_headers, raw_key=b"x", key="x")
+    message = StoredLetter.of("plant", found).message
+    assert message is not None
+    assert (message.raw_headers, message.key, message.raw_key) == (sent, None, None)
+
+
 @pytest.mark.parametrize(
     ("found", "obstacle"),
     [
