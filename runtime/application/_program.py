@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Literal
 
 from ..._logs import get_logger, log_error
+from ..._service_manager import ServiceManager
 from ..._texts import describe, reason_of
 from ...errors import ActorStopped, ConfigurationError, SpaDatError
 from ..diagnostics._stacks import frames_of, frames_of_thread, place
@@ -189,6 +190,7 @@ async def _serve(
 ) -> None:
     stop = asyncio.Event()
     signals.install(stop.set)
+    manager = ServiceManager(asyncio.get_running_loop().call_later, log.warning)
     try:
         async with AsyncExitStack() as stack:
             starting = asyncio.ensure_future(_start(stack, applications))
@@ -205,10 +207,12 @@ async def _serve(
                     # The program's own code has stopped it in the meantime.
                     stop.set()
                 if not stop.is_set():
+                    manager.ready()
                     started()
                     await _until_done(applications, interrupted)
             finally:
                 signals.stopping()
+                manager.stopping()
                 interrupted.cancel()
         for application in applications:
             last = runs_of(application).last

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import errno
 import hmac
-import ipaddress
 import os
 import socket
 
-from ..._texts import bracketed, quoted
+from ..._texts import bracketed, ip_and_port, quoted
 from ...errors import ConfigurationError
 
 __all__ = ["AdminAddress"]
 
 _ADDRESS = "SPA_DAT_ADMIN"
 _TOKEN = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
-_LOCAL = "127.0.0.1"
 _LEAST_TOKEN = 16
 _MOST_WAITING = 64
 
@@ -34,21 +32,14 @@ class AdminAddress:
     """
 
     def __init__(self, text: str, token: str | None, whose: str = "admin=") -> None:
-        host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
         wrong = f"{whose}{quoted(text) if isinstance(text, str) else repr(text)}"
         try:
-            plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-            self.ip = ipaddress.ip_address(_LOCAL if plain == "localhost" else plain)
-            if self.ip.version != (6 if plain != host else 4):
-                raise ValueError(plain)
-            self.port = int(port) if port.isascii() and port.isdigit() else -1
+            self.ip, self.port = ip_and_port(text if isinstance(text, str) else "")
         except ValueError:
-            self.port = -1
-        if not 0 <= self.port <= 65535:
             raise ConfigurationError(
                 f"{wrong}: give HOST:PORT with an IP address and a port up to 65535, for example"
                 " 127.0.0.1:8085 or [::1]:8085"
-            )
+            ) from None
         if token is not None and (not token.isascii() or len(token) < _LEAST_TOKEN):
             raise ConfigurationError(
                 f"the token for {wrong} has to be at least {_LEAST_TOKEN} ASCII characters long"

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import TracebackType
 from typing import Any
 
@@ -103,6 +104,24 @@ def quoted(text: object, longest: int = 120) -> str:
 def bracketed(host: str) -> str:
     """Return a host as it stands before a port: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
+
+
+def ip_and_port(text: str) -> tuple[IPv4Address | IPv6Address, int]:
+    """Return the two parts of ``HOST:PORT``; ``localhost`` stands for 127.0.0.1.
+
+    Raises:
+        ValueError: the host is no IP address, version 6 in brackets; or the port is no number up to
+            65535.
+    """
+    host, _, port = text.rpartition(":")
+    plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    ip = ip_address("127.0.0.1" if plain == "localhost" else plain)
+    if ip.version != (6 if plain != host else 4):
+        raise ValueError(text)
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
+    if not 0 <= number <= 65535:
+        raise ValueError(text)
+    return ip, number
 
 
 def encodable(text: str) -> str:

@@ -126,7 +126,16 @@ def test_the_help_names_commands_and_options(said: Said) -> None:
     commands = itertools.takewhile(bool, out[out.index("Commands:") + 1 :])
     names = [line.split()[0] for line in commands]
     assert names == [
-        *("acl", "asyncapi", "config", "dlq", "listen", "publish", "record", "replay", "request"),
+        "acl",
+        "asyncapi",
+        "config",
+        "dlq",
+        "health",
+        "listen",
+        "publish",
+        "record",
+        "replay",
+        "request",
         "run",
         "show",
     ]

@@ -7,9 +7,11 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,9 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
-from spa_dat import DistributedApplication, SocketProviderFactory
+from spa_dat import DistributedApplication, MqttConfig, SocketProviderFactory
+from spa_dat.cli import _child_processes, _main
 from spa_dat.cli._main import _commands
 from spa_dat.runtime.application._application import runs_of
+from spa_dat.runtime.options import _admin_address
 from spa_dat.testing import Mosquitto
 from support.command import Command
 from support.waiting import eventually
@@ -30,6 +34,8 @@ FOLDER = Path(__file__).parent.parent.parent / "examples" / "deployment"
 MANIFESTS = sorted((FOLDER / "kubernetes").glob("*.yaml"))
 # A process that does not stop is killed after stop_timeout and these.
 REST = 25
+UNIT = FOLDER / "systemd" / "ledger.service"
+PROBES = {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
 NEEDED = {
     "Service": ["spec.selector"],
     "PodDisruptionBudget": ["spec.selector.matchLabels"],
@@ -70,17 +76,44 @@ def looked_up(document: Any, path: str) -> Any:
     return document
 
 
-def image() -> dict[str, str]:
-    """The instructions of the Containerfile; those that are there once."""
+def instructions() -> list[tuple[str, str]]:
+    """Those of the Containerfile, with what they are given."""
     text = re.sub(r"\\\n", " ", (FOLDER / "Containerfile").read_text(encoding="utf-8"))
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return {name: rest for name, _, rest in (line.partition(" ") for line in lines)}
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in lines)]
+
+
+def image() -> dict[str, str]:
+    """The instructions of the Containerfile that are there once."""
+    return dict(instructions())
 
 
 def commands() -> list[list[str]]:
-    """Those of the image and of the manifests, each once."""
-    found = [json.loads(image()["CMD"]), *(container(path)["command"] for path in MANIFESTS)]
+    """Those that run the application, each once."""
+    found = [
+        json.loads(image()["CMD"]),
+        *(container(path)["command"] for path in MANIFESTS),
+        shlex.split(unit()["ExecStart"][0].removeprefix("/opt/ledger/venv/bin/")),
+    ]
     return [command for number, command in enumerate(found) if command not in found[:number]]
+
+
+def unit() -> dict[str, list[str]]:
+    """The settings of the service of systemd; some are there more than once."""
+    settings: dict[str, list[str]] = {}
+    for line in UNIT.read_text(encoding="utf-8").splitlines():
+        if line and line[0] not in "#[":
+            name, _, value = line.partition("=")
+            settings.setdefault(name, []).append(value)
+    return settings
+
+
+def workers_of(command: Sequence[str]) -> int:
+    return int(command[command.index("--workers") + 1])
+
+
+def seconds(text: str) -> float:
+    return float(text.removesuffix("s"))
 
 
 def environments() -> Iterator[dict[str, Any]]:
@@ -91,6 +124,11 @@ def environments() -> Iterator[dict[str, Any]]:
             yield service["environment"]
     for path in MANIFESTS:
         yield {one["name"]: one for one in container(path)["env"]}
+    # Those in the file are what its comment says.
+    given = re.search(r"ledger\.env +# (.*)", UNIT.read_text(encoding="utf-8"))
+    assert given is not None
+    pairs = [*unit()["Environment"], *given[1].split(", ")]
+    yield dict(pair.partition("=")[::2] for pair in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -180,12 +218,14 @@ def test_environment_variables_are_ones_that_are_read() -> None:
     serving = importlib.import_module("spa_dat.cli._run_in_process")
     read |= {serving._INSTANCE}
     assert read == {"SPA_DAT_URL", "SPA_DAT_INSTANCE", "SPA_DAT_LOG_FORMAT"}
+    read |= {_admin_address._ADDRESS, _admin_address._TOKEN}
     read |= set(re.findall(r'environ\.get\("(\w+)"', (FOLDER / "ledger.py").read_text()))
     for environment in environments():
         assert environment.keys() <= read
         # Without a name all would be instance 0.
         assert environment.keys() >= {"SPA_DAT_URL", "SPA_DAT_INSTANCE"}
-    assert image()["ENV"].partition("=")[0] in read
+    given = {rest.partition("=")[0] for name, rest in instructions() if name == "ENV"}
+    assert given == {"LEDGER_FILE", "SPA_DAT_ADMIN"} < read
 
 
 def test_instances_are_the_names_of_pods_and_the_address_is_secret() -> None:
@@ -212,7 +252,119 @@ def test_stopping_may_take_as_long_as_it_does(app: DistributedApplication) -> No
     compose = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
     for service in compose["services"].values():
         if service["image"] == "ledger":
-            assert float(service["stop_grace_period"].removesuffix("s")) > least
+            assert seconds(service["stop_grace_period"]) > least
+    assert float(*unit()["TimeoutStopSec"]) > least
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+async def test_probes_of_a_kubelet_are_answered(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They come to the address of the pod, and have no token."""
+    caplog.set_level("INFO")
+    told = {one["name"]: one for one in container(path)["env"]}
+    (port,) = container(path)["ports"]
+    host, _, number = told["SPA_DAT_ADMIN"]["value"].rpartition(":")
+    assert int(number) == port["containerPort"]
+    secret = told["SPA_DAT_ADMIN_TOKEN"]["valueFrom"]["secretKeyRef"]
+    text = path.read_text(encoding="utf-8")
+    assert (
+        f"create secret generic {secret['name']} \\\n#     --from-literal={secret['key']}=" in text
+    )
+    monkeypatch.setenv("SPA_DAT_ADMIN_TOKEN", "0123456789abcdef" * 2)
+    monkeypatch.setenv("SPA_DAT_ADMIN", f"{host}:0")
+    app = DistributedApplication("memory://", name="ledger")
+
+    @app.application("plant/readings")
+    async def readings(reading: bytes) -> None: ...
+
+    async with app:
+        (line,) = [r.getMessage() for r in caplog.records if "answers probes" in r.getMessage()]
+        listening = int(line.rpartition(":")[2])
+        for name, where in PROBES.items():
+            get = container(path)[name]["httpGet"]
+            assert get == {"path": where, "port": port["name"]}
+            reader, writer = await asyncio.open_connection("127.0.0.1", listening)
+            writer.write(f"GET {where} HTTP/1.1\r\nHost: 10.1.2.3:{number}\r\n\r\n".encode())
+            answer = await reader.read()
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_looks_whether_it_lives_waits_until_a_worker_is_replaced() -> None:
+    for path in MANIFESTS:
+        probe, command = container(path)["livenessProbe"], container(path)["command"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] > worker_timeout(command)
+        # Its own timeout is what all of its attempts take together at the most.
+        assert probe["timeoutSeconds"] < probe["periodSeconds"]
+    options, command = health_checks()["image"]
+    assert "--live" in command
+    assert options["interval"] * options["retries"] > worker_timeout(json.loads(image()["CMD"]))
+
+
+def worker_timeout(command: Sequence[str]) -> float:
+    with _commands.commands["run"].make_context("run", list(command[2:])) as context:
+        return float(context.params["worker_timeout"])
+
+
+def health_checks() -> dict[str, tuple[dict[str, float], list[str]]]:
+    """That of the image, and that of the services of compose: times in seconds, and the command."""
+    options, _, command = image()["HEALTHCHECK"].partition("CMD ")
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
+    given = compose["services"]["mqtt-east"]["healthcheck"]
+    assert given["test"][0] == "CMD"
+    times = re.findall(r"--([a-z-]+)=(\d+)", options)
+    return {
+        "image": ({name: float(value) for name, value in times}, json.loads(command)),
+        "compose": (
+            {name: seconds(value) for name, value in given.items() if name != "test"},
+            given["test"][1:],
+        ),
+    }
+
+
+@pytest.mark.parametrize("where", ["image", "compose"])
+def test_health_checks_ask_all_workers_and_need_no_curl(where: str) -> None:
+    options, (program, name, *arguments) = health_checks()[where]
+    assert (program, name) == ("spa-dat", "health")
+    workers = workers_of(json.loads(image()["CMD"]))
+    with _commands.commands["health"].make_context("health", arguments) as context:
+        assert context.params["workers"] == workers
+        # If none of them answers, it says so itself.
+        assert options["timeout"] > context.params["timeout"] * workers
+    assert ("ENV", "SPA_DAT_ADMIN=127.0.0.1:8085") in instructions()
+    assert "'spa-dat[admin]" in image()["RUN"]
+
+
+def test_the_service_of_systemd_is_as_its_program_needs_it() -> None:
+    settings = unit()
+    assert settings["Type"] == ["notify"]
+    # SIGTERM to all of them would be the second one for the workers, which ends them at once.
+    assert settings["KillMode"] == ["mixed"]
+    assert settings["Restart"] == ["always"]
+    assert settings["RestartPreventExitStatus"] == [str(_main._WRONG)]
+    assert float(*settings["TimeoutStartSec"]) > MqttConfig().start_timeout
+    assert float(*settings["WatchdogSec"]) > _child_processes._LONGEST_WAIT
+    (file,) = [value for value in settings["Environment"] if value.startswith("LEDGER_FILE=")]
+    assert file == f"LEDGER_FILE=/var/lib/{settings['StateDirectory'][0]}/ledger"
+
+
+def test_systemd_knows_every_setting_of_the_service(tmp_path: Path) -> None:
+    analyse = shutil.which("systemd-analyze")
+    if analyse is None:
+        pytest.skip("there is no systemd-analyze")
+    copy = tmp_path / "ledger.service"
+    text = UNIT.read_text(encoding="utf-8")
+    # It looks whether the program is there.
+    copy.write_text(text.replace("/opt/ledger/venv/bin/spa-dat", sys.executable), encoding="utf-8")
+    for command in (
+        ["verify", "--man=no", "--recursive-errors=no"],
+        ["security", "--offline=true", "--threshold=20", "--no-pager"],
+    ):
+        done = subprocess.run(
+            [analyse, *command, copy], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 def test_what_scales_looks_at_the_group_and_the_topic_of_the_application(
@@ -273,7 +425,7 @@ async def test_commands_of_containers_run_the_application(
         "SPA_DAT_INSTANCE": "deployed",
         "LEDGER_FILE": str(file),
     }
-    workers = int(command[command.index("--workers") + 1])
+    workers = workers_of(command)
     with Command(tmp_path, *command[1:], environment=environment) as running:
         await running.says("application 'ledger' instance 'deployed-.*' has started", workers)
         async with DistributedApplication(mosquitto.url) as meters:

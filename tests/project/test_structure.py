@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "_limited_log",
         "_logs",
         "_moments",
+        "_service_manager",
         "_texts",
         "_busy_threads",
         "errors",

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from .._service_manager import without_service_manager
 from ..errors import ConfigurationError
 
 __all__ = ["Child", "Parent"]
@@ -60,9 +61,11 @@ class Child:
         try:
             told = json.dumps([theirs.fileno(), number, count, again])
             where = subprocess.PIPE if piped else None
+            # Of several workers, who looks after them tells the service manager.
+            inherited = os.environ if number is None else without_service_manager(os.environ)
             self._process = subprocess.Popen(  # noqa: S603 (the command itself)
                 [sys.executable, *_flags(), "-m", "spa_dat", *arguments],
-                env={**os.environ, _VARIABLE: told},
+                env={**inherited, _VARIABLE: told},
                 stdin=subprocess.DEVNULL,
                 stdout=where,
                 stderr=where,

@@ -53,6 +53,10 @@ _EPILOG_OF_PUBLISH = (
     "Exit code: 0 when the broker has confirmed it, 1 when it has not or refuses it, 2 when"
     " something about the command is wrong or the broker cannot be used."
 )
+_EPILOG_OF_HEALTH = (
+    "Exit code: 0 when all are ready, or live; 1 when one is not, or does not answer; 2 when"
+    " something about the command is wrong."
+)
 _EPILOG_OF_LISTEN = (
     "Exit code: 0 after a signal or when there is an end, 1 when there were fewer than --count"
     " messages in the time, 2 when something about the command is wrong or the broker cannot be"
@@ -704,6 +708,38 @@ def _config(**given: Any) -> int:
     from ._config import show_config
 
     return show_config(**given)
+
+
+@_commands.command(
+    "health", epilog=_EPILOG_OF_HEALTH, short_help="Ask a running application whether it is ready."
+)
+@click.argument("address", required=False, metavar="[HOST:PORT]", envvar="SPA_DAT_ADMIN")
+@click.option("--live", is_flag=True, help="Ask only whether its event loop lives.")
+@click.option(
+    "--workers",
+    callback=_count(_MOST_WORKERS),
+    default="1",
+    metavar="N",
+    help="Ask N workers, from PORT on.",
+)
+@click.option(
+    "--timeout",
+    callback=_seconds,
+    metavar="SECONDS",
+    default="5",
+    show_default=True,
+    help="How long to wait for each answer.",
+)
+@_json_option
+def _health(**given: Any) -> int:
+    """Ask a running application whether it is ready for messages.
+
+    It has to answer probes, as with spa-dat run --admin; by default at the address in the
+    environment variable SPA_DAT_ADMIN. This is a health check for containers, which need no curl.
+    """
+    from ._health import ask_health
+
+    return ask_health(**given)
 
 
 @_commands.command(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from random import Random
 
+from .._service_manager import ServiceManager
 from .._texts import describe_exit
 from ..actors._restart import RestartCounter, RestartPolicy
 from ._child_link import Child
@@ -101,6 +102,8 @@ class Workers:
         self._arguments = arguments
         self._timeout = timeout
         self._processes = Processes(self, as_json=as_json)
+        self._manager = ServiceManager(self._processes.call_later, self._processes.say)
+        self._has_started = False
         random = Random()
         self._workers = [Worker(number, random) for number in range(count)]
         self._is_loaded = False
@@ -142,6 +145,7 @@ class Workers:
             self._loaded()
         elif report == "running":
             worker.enter(WorkerState.RUNNING)
+            self._started()
         elif report == "hopeless":
             worker.is_hopeless = True
         elif report == "done":
@@ -152,6 +156,12 @@ class Workers:
             self._is_loaded = True
             for worker in self._workers[1:]:
                 self._start(worker)
+
+    def _started(self) -> None:
+        away = (WorkerState.AWAY, WorkerState.STARTING)
+        if not self._has_started and all(one.state not in away for one in self._workers):
+            self._has_started = True
+            self._manager.ready()
 
     def ended(self, child: Child, code: int) -> None:
         """See `Owner.ended`."""
@@ -200,12 +210,14 @@ class Workers:
     def _give_up(self, code: int) -> None:
         self._code = code
         self._stopping = True
+        self._manager.stopping()
         self._processes.stop_all()
         self._end_with_the_last()
 
     def stop(self) -> None:
         """See `Owner.stop`."""
         self._stopping = True
+        self._manager.stopping()
         self._end_with_the_last()
 
     def _end_with_the_last(self) -> None:

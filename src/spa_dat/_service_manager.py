@@ -1,0 +1,85 @@
+"""What has started the program and wants to be told how it is, as systemd does: sd_notify(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+
+from ._texts import quoted
+
+__all__ = ["ServiceManager", "without_service_manager"]
+
+_ADDRESS = "NOTIFY_SOCKET"
+_INTERVAL, _WHOSE = "WATCHDOG_USEC", "WATCHDOG_PID"
+_MICROSECONDS = 1e6
+
+
+class ServiceManager:
+    """Tells the service manager what it has asked for; where there is none, nothing.
+
+    It asks by environment variables. Nothing here waits or raises: a program is not to fail over
+    whoever looks after it.
+
+    Args:
+        call_later: calls a function after so many seconds.
+        complain: is told, once, why it cannot be told anything.
+        environment: the variables; by default those of the process.
+    """
+
+    def __init__(
+        self,
+        call_later: Callable[[float, Callable[[], object]], object],
+        complain: Callable[[str], object],
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._call_later = call_later
+        self._complain = complain
+        self._address = environment.get(_ADDRESS, "")
+        self._interval = _interval(environment)
+
+    def ready(self) -> None:
+        """Tell that all has started, and from now on that it still runs, if that is wanted."""
+        self._tell("READY=1")
+        if self._address and self._interval:
+            self._alive()
+
+    def stopping(self) -> None:
+        """Tell that it stops. It still tells that it runs, until nothing is called later."""
+        self._tell("STOPPING=1")
+
+    def _alive(self) -> None:
+        self._tell("WATCHDOG=1")
+        if self._address:
+            self._call_later(self._interval, self._alive)
+
+    def _tell(self, text: str) -> None:
+        if not self._address:
+            return
+        # "@" stands for the null byte of names that are in no folder.
+        path = "\0" + self._address[1:] if self._address[0] == "@" else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.setblocking(False)
+                sender.sendto(text.encode(), path)
+        except BlockingIOError:
+            # It does not read at the moment; what tells that the program runs comes again.
+            pass
+        except (OSError, ValueError, AttributeError) as error:
+            what = f"{_ADDRESS}={quoted(self._address)}"
+            self._address = ""
+            self._complain(f"the service manager at {what} cannot be told anything: {error}")
+
+
+def without_service_manager(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a process that has nothing to tell, as this one does that itself."""
+    asked = (_ADDRESS, _INTERVAL, _WHOSE)
+    return {name: value for name, value in environment.items() if name not in asked}
+
+
+def _interval(environment: Mapping[str, str]) -> float:
+    """Return after how many seconds to tell that it runs: half of what is allowed; 0 for never."""
+    text, whose = environment.get(_INTERVAL, ""), environment.get(_WHOSE, "")
+    if not (text.isascii() and text.isdigit()) or whose not in ("", str(os.getpid())):
+        return 0.0
+    return int(text) / _MICROSECONDS / 2
