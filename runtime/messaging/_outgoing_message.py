@@ -123,20 +123,23 @@ def outgoing_message(
         TypeError: an option does not exist.
     """
     if not options:
-        return OutgoingMessage(topic=topic, payload=payload, topic_filter=topic_filter)
+        # Most messages: one more keyword would cost all of them time.
+        message = OutgoingMessage(topic=topic, payload=payload)
+        return message if topic_filter is None else _named(message, topic_filter)
     if "headers" in options and options["headers"] is None:
         del options["headers"]
     if "response_topic" not in options and "topic_filter" not in options:
         try:
-            return OutgoingMessage(
-                topic=topic,
-                payload=payload,
-                topic_filter=topic_filter,
-                **options,  # type: ignore[arg-type]
-            )
+            message = OutgoingMessage(topic=topic, payload=payload, **options)  # type: ignore[arg-type]
         except TypeError:
             pass
+        else:
+            return message if topic_filter is None else _named(message, topic_filter)
     raise _unknown_option(call, options)
+
+
+def _named(message: OutgoingMessage, topic_filter: str) -> OutgoingMessage:
+    return msgspec.structs.replace(message, topic_filter=topic_filter)
 
 
 def message_meant(

@@ -228,7 +228,8 @@ def _texts_of(headers: Mapping[str, str | None]) -> dict[str, str]:
 
 def _context_in(headers: Mapping[str, str]) -> Context:
     """Return the context that headers carry; an empty one if there is none, or it is not valid."""
-    return _PROPAGATOR.extract(trace_of(headers), Context())
+    found = trace_of(headers) if headers else None
+    return _PROPAGATOR.extract(found, Context()) if found else Context()
 
 
 def _parent(given: SpanContext) -> tuple[Context | None, list[Link]]:

@@ -27,12 +27,19 @@ class Figure(float):
 
 
 FIGURES: list[tuple[str, str, list[str]]] = [
+    ("tracing.md", "links to up to {0} spans", ["runtime/tracing _MOST_LINKS"]),
+    ("tracing.md", "Texts have at most {0} characters", ["runtime/tracing LONGEST_TEXT"]),
+    ("guide.md", "{0:word} seconds at most: for a file", ["runtime/application _FOR_MIDDLEWARE"]),
     ("design.md", "the loop a turn after {0} messages", ["actors/_cell BURST"]),
     ("design.md", "the loop a turn after {0} messages", ["transports/kafka/_reply_inbox _BURST"]),
     (
         "errors.md",
         "cut off after {0} characters of a text, {1} of a class name, {2} of a code",
-        ["runtime/messaging LONGEST_TEXT", "src/spa_dat _LONGEST_NAME", "runtime LONGEST_CODE"],
+        [
+            "runtime/messaging LONGEST_TEXT",
+            "src/spa_dat/_texts _LONGEST_NAME",
+            "runtime LONGEST_CODE",
+        ],
     ),
     (
         "errors.md",
