@@ -52,6 +52,11 @@ _FLOW: Mapping[str, dict[str, Any]] = {
     "correlationid": _text(_CORRELATION),
     "causationid": _text("The id of the message whose handling caused this one."),
 }
+_GIVEN: Mapping[str, dict[str, Any]] = {
+    "subject": _text("What the event is about, if the sender says so."),
+    "dataschema": _text("The schema of the payload, if the sender says so."),
+    "partitionkey": _text("What the sender says that events with the same key have in common."),
+}
 _TRACE: Mapping[str, dict[str, Any]] = {
     "traceparent": _text("W3C Trace Context."),
     "tracestate": _text("W3C Trace Context."),
@@ -61,12 +66,16 @@ _ON_MQTT = {
     "time": _text("When it was published.", format="date-time"),
     "key": _text("Messages with the same key stay in order."),
     **_FLOW,
+    **_GIVEN,
     **_TRACE,
 }
 _ON_KAFKA = {
     "content-type": _text("The format of the value."),
-    **{f"ce_{name}": schema for name, schema in {**_ATTRIBUTES, **_FLOW}.items()},
-    "ce_subject": _text("The whole address, if the topic alone does not tell it."),
+    **{f"ce_{name}": schema for name, schema in {**_ATTRIBUTES, **_FLOW, **_GIVEN}.items()},
+    "ce_subject": _text(
+        "The whole address, if the topic alone does not tell it; else what the event is about, if"
+        " the sender says so."
+    ),
     "ttl_ms": _text("Milliseconds after the timestamp until it expires.", pattern="^[0-9]+$"),
     **_TRACE,
 }
@@ -75,6 +84,7 @@ _REQUEST_ON_KAFKA = {
     "spa_reply_subject": _text("The whole address for the reply, if the topic does not tell it."),
     "correlation_id": _text("What tells the reply from others; the reply repeats it."),
 }
+_CHAIN = {"spa_chain": _text("The actors that wait for the reply, outermost first, with commas.")}
 _REPLY = {"spa_reply": _text("It is a reply.", const="1")}
 _ERROR = {"spa_error": _text("The code of the error; the payload is its text.")}
 
@@ -150,9 +160,11 @@ class DescribedBus:
     def more_headers(self, role: Role) -> Mapping[str, Any]:
         """Return the schemas of those that only messages of one kind have."""
         return {
-            **(_REPLY if role in ("reply", "error") else {}),
-            **(_ERROR if role == "error" else {}),
-        }
+            "event": {},
+            "request": _CHAIN,
+            "reply": _REPLY,
+            "error": {**_REPLY, **_ERROR},
+        }[role]
 
     def correlation(self, role: Role) -> dict[str, Any] | None:
         """Return where the correlation id of a message is; None if that is no header."""

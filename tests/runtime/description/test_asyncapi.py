@@ -33,6 +33,7 @@ from spa_dat import (
 from spa_dat.runtime.payloads._codec import encode
 from spa_dat.transports import MemoryConfig
 
+VECTORS = Path(__file__).parent.parent.parent / "transports" / "vectors"
 SCHEMA = Path(__file__).parent / "asyncapi-3.0.0.json"
 
 
@@ -425,7 +426,7 @@ def test_types_without_schema_are_said_to_be_such() -> None:
     messages = document["components"]["messages"]
     assert messages["Plain"]["payload"] == {}
     assert messages["Plain"]["description"].startswith("It has no schema: ")
-    packed = messages["Plain-Backwards"]
+    packed = messages["Plain-Backwards.request"]
     assert (packed["contentType"], packed["payload"]) == ("text/x-backwards", {})
     assert "The codec Backwards" in packed["description"]
     # What its codec does not know is read as by any other actor.
@@ -562,6 +563,33 @@ def test_several_buses_have_channels_of_their_own() -> None:
         "x": [{"$ref": "#/servers/mqtt"}],
         "x-2": [{"$ref": "#/servers/mqtt-2"}],
     }
+
+
+@pytest.mark.parametrize(
+    ("bus", "file", "part", "names"),
+    [
+        ("mqtt://b", "mqtt.json", "publish", "user_properties"),
+        ("kafka://k", "kafka.json", "record", "headers"),
+    ],
+)
+def test_the_headers_are_those_on_the_wire(bus: str, file: str, part: str, names: str) -> None:
+    schemas = application(bus).asyncapi()["components"]["schemas"]
+    described = {
+        header
+        for name, schema in schemas.items()
+        if name.endswith("-headers")
+        for header in schema["properties"]
+    }
+    vectors = json.loads((VECTORS / file).read_text(encoding="utf-8"))["vectors"]
+    sent = {
+        header
+        for vector in vectors
+        if "encode" in vector["directions"] and vector["name"] != "dead-letter"
+        for header, _ in vector[part].get(names, ())
+    }
+    # The sender's own; of a bound address the subject is no attribute.
+    assert sent - described <= {"origin", "Größe", "subject"}
+    assert {"traceparent", "spa_chain", "spa_reply", "spa_error"} <= sent & described
 
 
 def test_messages_of_0_4_0_are_described_as_they_are_on_the_wire() -> None:
