@@ -102,6 +102,8 @@ class Cell(Generic[A]):
         receive: handles whatever is not a local message.
         discard: end after the current message, whatever the mailbox holds. (A closed mailbox
             means: end once it is empty.)
+        leaves: whether `work` is to return after the current message: to end, to wait until
+            `resume`, or for a fresh instance.
         ended_with: why it was given up; None unless it was.
         owner: its actor system.
         guard: decides who may cancel its task.
@@ -109,7 +111,9 @@ class Cell(Generic[A]):
     """
 
     __slots__ = (
+        "_afresh",
         "_factory",
+        "_gate",
         "_leftover",
         "_pause",
         "_pykka_ref",
@@ -124,6 +128,7 @@ class Cell(Generic[A]):
         "failures",
         "guard",
         "instance",
+        "leaves",
         "mailbox",
         "name",
         "owner",
@@ -151,7 +156,9 @@ class Cell(Generic[A]):
         self._leftover = leftover
         self._stopped = stopped
         self.state = _STARTING
-        self.discard = False
+        self.discard = self.leaves = self._afresh = False
+        # What a paused actor waits for.
+        self._gate: asyncio.Future[None] | None = None
         self.ended_with: RestartLimitReached | None = None
         self._pause: asyncio.Future[None] | None = None
         self._started: asyncio.Future[None] | None = None
@@ -217,6 +224,9 @@ class Cell(Generic[A]):
         if not drain:
             self.discard = True
         self.mailbox.close()
+        # Whoever stops handles what is left, and needs no other instance for that.
+        self._afresh = False
+        self.resume()
         if self._pause is not None and not self._pause.done():
             self._pause.set_result(None)
 
@@ -253,6 +263,39 @@ class Cell(Generic[A]):
         self.guard.cancel(End.RESTART)
         return True
 
+    def pause(self) -> None:
+        """Take nothing more out of the mailbox after the current message, until `resume`."""
+        if self._gate is None and not self.mailbox.closed:
+            self._gate = self.task.get_loop().create_future()
+            self._note_orders()
+
+    def resume(self) -> None:
+        """Undo `pause`; a stop does so, too."""
+        gate, self._gate = self._gate, None
+        self._note_orders()
+        if gate is not None:
+            _wake(gate)
+
+    def begin_afresh(self) -> bool:
+        """Stop the instance after the current message, and start a new one; the mailbox stays.
+
+        False when it is starting, and gets a new instance anyway, or has ended.
+        """
+        if not self.up or self.mailbox.closed:
+            return False
+        self._afresh = True
+        self._note_orders()
+        if self._gate is None:
+            # It may be waiting for a message.
+            self.mailbox.wake()
+        else:
+            gate, self._gate = self._gate, self.task.get_loop().create_future()
+            _wake(gate)
+        return True
+
+    def _note_orders(self) -> None:
+        self.leaves = self.discard or self._afresh or self._gate is not None
+
     def renew(self) -> None:
         """Have a new instance take over, without the old one's on_stop; see `current`."""
         # An actor that is starting gets a new instance anyway.
@@ -265,6 +308,7 @@ class Cell(Generic[A]):
             self._become(_STARTING)
             self.instance = None
             self.discard = not await self._bring_up(_RENEWED) or self.discard
+            self._note_orders()
             CURRENT.set(Frame(self))
         return self.instance
 
@@ -281,7 +325,7 @@ class Cell(Generic[A]):
         try:
             while await self._bring_up(_RUNNING):
                 try:
-                    await work(self)
+                    afresh = await self._work()
                 except asyncio.CancelledError:
                     if self.guard.restarted():
                         self.instance = None
@@ -289,7 +333,10 @@ class Cell(Generic[A]):
                     await self._take_down()
                     raise
                 await self._take_down()
-                break
+                if not afresh:
+                    break
+                self.instance = None
+                self._become(_STARTING)
         except asyncio.CancelledError:
             if self.guard.end is not End.KILL:
                 self.report(ActorError(f"the task of actor {self.address!r} was cancelled"), "task")
@@ -300,6 +347,21 @@ class Cell(Generic[A]):
             raise
         finally:
             self._finish()
+
+    async def _work(self) -> bool:
+        """Work until the end, or until a new instance is to take over; return whether it is."""
+        while True:
+            await work(self)
+            if self.discard:
+                return False
+            if self._afresh:
+                self._afresh = False
+                self._note_orders()
+                return True
+            if self._gate is not None:
+                await self._gate
+            elif self.mailbox.closed and not self.mailbox.items:
+                return False
 
     def _become(self, state: CellState) -> None:
         assert state in _NEXT[self.state], f"{self.address}: {self.state} to {state}"
@@ -491,7 +553,7 @@ async def work(cell: Cell[Any]) -> None:  # noqa: C901, PLR0912, PLR0915
     steps: FirstSteps | None = None
     step: Callable[[Any], Any] | None = None
     frame_count = variables_count = 0
-    while not cell.discard:
+    while not cell.leaves:
         if not items:
             # The frame of the last message ends before anything else can run; see below.
             frame.active, ended = False, True

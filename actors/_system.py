@@ -168,6 +168,25 @@ class ActorSystem:
         """
         return ref._cell.restart()
 
+    def pause(self, ref: ActorRef[Any]) -> None:
+        """Have the actor take nothing more out of its mailbox after the current message."""
+        ref._cell.pause()
+
+    def resume(self, ref: ActorRef[Any]) -> None:
+        """Have a paused actor go on. Stopping it does so, too."""
+        ref._cell.resume()
+
+    def begin_afresh(self, ref: ActorRef[Any]) -> bool:
+        """Stop the actor's instance after the current message, and start a new one.
+
+        The old one's ``on_stop`` is called. The mailbox stays, and a failing start is retried as
+        the first one is.
+
+        Returns:
+            False if it is starting, stopping or has ended, in which case nothing happens.
+        """
+        return ref._cell.begin_afresh()
+
     def renew(self, ref: ActorRef[Any]) -> None:
         """Have a new instance take over, without the old one's ``on_stop``; the mailbox stays.
 

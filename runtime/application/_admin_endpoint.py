@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..._busy_threads import has_own_clock
 from ..._logs import get_logger
 from ..._texts import bracketed
 from ...errors import ConfigurationError
 from ..diagnostics._health import Health
 from ..options._admin_address import AdminAddress
+from ._actor_controls import ActorControls
 
 if TYPE_CHECKING:
     from ._admin_server import AdminServer
-    from ._lifecycle import Run
+    from ._letter_pages import LetterPages
 
-__all__ = ["AdminEndpoint"]
+__all__ = ["AdminEndpoint", "Answers"]
 
 log = get_logger("spa_dat")
+
+
+class Answers(NamedTuple):
+    """What the endpoint tells of a run, and does to it.
+
+    Attributes:
+        health: returns its health.
+        reasons_not_ready: returns why it cannot be given work; cheaper than all of its health.
+        picture: makes a live picture, as JSON.
+        controls: what can be done to its actors.
+        letters: answers about its dead letters.
+    """
+
+    health: Callable[[], Health]
+    reasons_not_ready: Callable[[], dict[str, str]]
+    picture: Callable[[], Awaitable[bytes]]
+    controls: ActorControls
+    letters: LetterPages
 
 
 class AdminEndpoint:
@@ -29,21 +46,15 @@ class AdminEndpoint:
     Args:
         address: where; None for nowhere.
         application: its name, for the log.
-        health: returns the health of the run.
-        run: gives access to its dead letters.
+        answers: what it tells.
     """
 
     def __init__(
-        self,
-        address: AdminAddress | None,
-        application: str,
-        health: Callable[[], Health],
-        run: Run,
+        self, address: AdminAddress | None, application: str, answers: Answers | None
     ) -> None:
         self._address = address
         self._application = application
-        self._health = health
-        self._run = run
+        self._answers = answers
         self._socket: socket.socket | None = None
         self._server: AdminServer | None = None
 
@@ -53,19 +64,18 @@ class AdminEndpoint:
         Raises:
             ConfigurationError: the address cannot be used, or aiohttp is not installed.
         """
-        if self._address is None or has_own_clock(asyncio.get_running_loop()):
+        if self._address is None or self._answers is None:
             return
         try:
             # Only who asks for it needs it.
             from ._admin_server import AdminServer
-            from ._letter_pages import LetterPages
         except ImportError as error:
             raise ConfigurationError(
                 f"{self._address}: aiohttp is not installed, which it needs: pip install"
                 " 'spa-dat[admin]'"
             ) from error
         self._socket = listening = self._address.bound()
-        self._server = AdminServer(self._address, self._health, LetterPages(self._run))
+        self._server = AdminServer(self._address, self._answers)
         await self._server.open(listening)
         host, port = listening.getsockname()[:2]
         log.info(

@@ -1,4 +1,4 @@
-"""The server of an admin endpoint, on aiohttp: probes, and what strangers may not do to it."""
+"""The server of an admin endpoint, on aiohttp: what it answers, and what strangers may not do."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+import msgspec
 from aiohttp import web
 
-from ..diagnostics._health import Health
+from ..._texts import describe
+from ...errors import ConfigurationError
 from ..options._admin_address import AdminAddress
-from ._letter_pages import LETTERS, LetterPages, PageRefused
+from ._actor_controls import Action, UnknownActor
+from ._admin_endpoint import Answers
+from ._letter_pages import LETTERS, PageRefused
+from ._live_feed import LiveFeed
 
 __all__ = ["AdminServer"]
 
@@ -23,9 +28,14 @@ _MOST_CONNECTIONS = 64
 _SECONDS = 10.0
 # A message is replayed for as long as its handler takes.
 _SECONDS_FOR_LETTERS = 600.0
+# The exception: those who are sent one live picture after the other, as long as they take it.
+_MOST_STREAMS = 8
+_SLOWEST = 5.0
 _LONGEST_LINE = 2048
 _LONGEST_HEADER = 4096
 _MOST_HEADERS = 64
+_LONGEST_BODY = 4096
+_CONTROL_TYPE = "application/json"
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -33,15 +43,20 @@ _HEADERS = {
 }
 
 
+_READ = ("GET", "HEAD")
+_OF_LETTERS = ("GET", "POST")
+
+
 class _Connection(web.RequestHandler):
     """One client, for a bounded time; of too many the one that has been there longest goes."""
 
-    __slots__ = ("_all", "_limit")
+    __slots__ = ("_all", "_limit", "_stream")
 
     def __init__(self, everybody: dict[_Connection, None], manager: Any, **options: Any) -> None:
         super().__init__(manager, **options)
         self._all = everybody
         self._limit: asyncio.TimerHandle | None = None
+        self._stream: asyncio.Task[Any] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -59,6 +74,13 @@ class _Connection(web.RequestHandler):
             self._limit.cancel()
             self._limit = asyncio.get_running_loop().call_later(seconds, self.cut_off)
 
+    def stay(self, stream: asyncio.Task[Any]) -> None:
+        """Let it last as long as it takes what it is sent by a task, which ends with it."""
+        self._all.pop(self, None)
+        self._stream = stream
+        if self._limit is not None:
+            self._limit.cancel()
+
     def cut_off(self) -> None:
         """End it at once."""
         self._all.pop(self, None)
@@ -69,33 +91,46 @@ class _Connection(web.RequestHandler):
         self._all.pop(self, None)
         if self._limit is not None:
             self._limit.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
         super().connection_lost(exc)
 
 
+class _Ordered(msgspec.Struct, forbid_unknown_fields=True):
+    """What a client wants to be done to an actor."""
+
+    action: Action
+    actor: str
+
+
+_Answer: TypeAlias = Callable[[web.BaseRequest, bool], Awaitable[web.StreamResponse]]
+
+
 class AdminServer:
-    """Answers ``/healthz``, ``/readyz``, ``/health`` and what is below ``/dead-letters``.
+    """Answers probes, and those who look at the application or want something done to an actor.
 
     Args:
         address: who may know details.
-        health: returns the health of the application.
-        letters: answers about dead letters.
+        answers: what there is to tell.
     """
 
-    def __init__(
-        self, address: AdminAddress, health: Callable[[], Health], letters: LetterPages
-    ) -> None:
+    def __init__(self, address: AdminAddress, answers: Answers) -> None:
         self._address = address
-        self._health = health
-        self._letters = letters
+        self._told = answers
+        self._feed = LiveFeed(answers.picture)
         self._connections: dict[_Connection, None] = {}
+        self._streams: set[asyncio.Task[Any]] = set()
         self._server = web.Server(self._answer)
         self._listening: asyncio.Server | None = None
         # What strangers send is not worth a line, however often they do.
         self._silent = logging.Logger("spa_dat.admin", logging.CRITICAL + 1)
-        self._answers = {
-            "/healthz": self._alive,
-            "/readyz": self._ready,
-            "/health": self._details,
+        self._answers: dict[str, tuple[tuple[str, ...], _Answer]] = {
+            "/healthz": (_READ, self._alive),
+            "/readyz": (_READ, self._ready),
+            "/health": (_READ, self._details),
+            "/live": (_READ, self._picture),
+            "/live/events": (("GET",), self._pictures),
+            "/live/control": (("POST",), self._control),
         }
 
     async def open(self, listening: socket.socket) -> None:
@@ -121,58 +156,119 @@ class AdminServer:
         """Answer no more."""
         if self._listening is not None:
             self._listening.close()
+        self._feed.close()
+        streams = [*self._streams]
+        for stream in streams:
+            stream.cancel()
         await self._server.shutdown(0.1)
+        if streams:
+            await asyncio.wait(streams, timeout=1.0)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if not _is_direct(request.headers.getall("Host", []), request.headers.getall("Origin", [])):
-            answer = _text(403, "a page of another site, or a name: use the IP address")
-        elif request.path == LETTERS or request.path.startswith(f"{LETTERS}/"):
-            answer = await self._dead_letters(request)
-        elif request.path not in self._answers:
-            answer = _text(404, f"there are /healthz, /readyz, /health and {LETTERS}")
-        elif request.method not in ("GET", "HEAD"):
-            answer = _text(405, "only GET and HEAD")
-            answer.headers["Allow"] = "GET, HEAD"
+        headers = request.headers
+        methods, answered = self._answered(request.path)
+        if not _is_direct(headers.getall("Host", []), headers.getall("Origin", [])):
+            answer: web.StreamResponse = _text(
+                403, "a page of another site, or a name: use the IP address"
+            )
+        elif answered is None:
+            answer = _text(404, f"there are {', '.join([*self._answers, LETTERS])}")
+        elif request.method not in methods:
+            answer = _text(405, f"only {' and '.join(methods)}")
+            answer.headers["Allow"] = ", ".join(methods)
         else:
-            allowed = self._address.allows(request.headers.get("Authorization"))
-            answer = self._answers[request.path](allowed)
-        answer.force_close()
+            allowed = self._address.allows(headers.get("Authorization"))
+            answer = await answered(request, allowed)
+        if not answer.prepared:
+            answer.force_close()
         return answer
 
-    def _alive(self, allowed: bool) -> web.Response:
+    def _answered(self, path: str) -> tuple[tuple[str, ...], _Answer | None]:
+        if path == LETTERS or path.startswith(f"{LETTERS}/"):
+            return _OF_LETTERS, self._dead_letters
+        return self._answers.get(path, ((), None))
+
+    async def _alive(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
         return _text(200, "alive")
 
-    def _ready(self, allowed: bool) -> web.Response:
-        reasons = self._health().reasons_not_ready
+    async def _ready(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
+        reasons = self._told.reasons_not_ready()
         told: dict[str, Any] = {"ready": not reasons}
         if allowed:
             told["reasons"] = reasons
         return _json(503 if reasons else 200, told)
 
-    def _details(self, allowed: bool) -> web.Response:
-        return _json(200, self._health().as_dict()) if allowed else _unknown()
+    async def _details(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
+        if not allowed:
+            return _token_missing()
+        return _json(200, self._told.health().as_dict())
 
-    async def _dead_letters(self, request: web.BaseRequest) -> web.Response:
-        if not self._address.allows(request.headers.get("Authorization")):
-            return _unknown()
-        if request.method != "GET" and request.content_type != "application/json":
+    async def _picture(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
+        if not allowed:
+            return _token_missing()
+        shown = await self._feed.latest()
+        return web.Response(body=shown.text, content_type="application/json", headers=_HEADERS)
+
+    async def _pictures(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
+        if not allowed:
+            return _token_missing()
+        if len(self._streams) >= _MOST_STREAMS:
+            return _text(503, f"{_MOST_STREAMS} clients are looking already; ask for /live")
+        task, connection = asyncio.current_task(), request.protocol
+        assert task is not None
+        assert isinstance(connection, _Connection)
+        self._streams.add(task)
+        connection.stay(task)
+        answer = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
+        answer.force_close()
+        try:
+            await answer.prepare(request)
+            number = 0
+            while True:
+                number, text = await self._feed.after(number)
+                async with asyncio.timeout(_SLOWEST):
+                    await answer.write(b"id: %d\ndata: %b\n\n" % (number, text))
+        except (TimeoutError, ConnectionError):
+            connection.cut_off()
+        finally:
+            self._streams.discard(task)
+        return answer
+
+    async def _dead_letters(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
+        if not allowed:
+            return _token_missing()
+        if request.method != "GET" and request.content_type != _CONTROL_TYPE:
             # A form on a page of another site cannot send that without asking first.
-            return _text(415, "send Content-Type: application/json")
+            return _text(415, f"send Content-Type: {_CONTROL_TYPE}")
         if isinstance(request.protocol, _Connection):
             request.protocol.last(_SECONDS_FOR_LETTERS)
-        url = request.rel_url
+        url, letters = request.rel_url, self._told.letters
         try:
-            told = await self._letters.answer(request.method, url.raw_path, url.raw_query_string)
+            told = await letters.answer(request.method, url.raw_path, url.raw_query_string)
         except PageRefused as refused:
             return _text(refused.status, str(refused))
         return _json(200, told)
 
-
-def _unknown() -> web.Response:
-    """Return the answer to somebody who may not know details."""
-    answer = _text(401, "send the token: Authorization: Bearer TOKEN")
-    answer.headers["WWW-Authenticate"] = "Bearer"
-    return answer
+    async def _control(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
+        if not allowed:
+            return _token_missing()
+        # A page of another site cannot send this type without being asked whether it may.
+        if request.content_type != _CONTROL_TYPE:
+            return _text(415, f"send it as Content-Type: {_CONTROL_TYPE}")
+        size = request.content_length
+        if size is None or size > _LONGEST_BODY:
+            return _text(413, f"send a Content-Length of at most {_LONGEST_BODY}")
+        try:
+            body = await request.content.readexactly(size)
+            ordered = msgspec.json.decode(body, type=_Ordered)
+            self._told.controls.do(ordered.action, ordered.actor)
+        except (asyncio.IncompleteReadError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _text(400, f'send {{"action": ..., "actor": ...}}: {describe(error)}')
+        except UnknownActor as error:
+            return _text(404, describe(error))
+        except ConfigurationError as error:
+            return _text(409, describe(error))
+        return _json(200, {"done": True})
 
 
 def _is_direct(hosts: list[str], origins: list[str]) -> bool:
@@ -191,6 +287,12 @@ def _is_direct(hosts: list[str], origins: list[str]) -> bool:
         return not origins or urlsplit(origins[0]).netloc == hosts[0]
     except ValueError:
         return False
+
+
+def _token_missing() -> web.Response:
+    answer = _text(401, "send the token: Authorization: Bearer TOKEN")
+    answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
 
 
 def _text(status: int, text: str) -> web.Response:

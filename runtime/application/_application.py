@@ -508,6 +508,41 @@ class DistributedApplication:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 run.request_stop()
 
+    def pause(self, actor: Spec[Any] | str) -> None:
+        """Have an actor take nothing more out of its mailbox until `resume`. For any thread.
+
+        The current message is finished. What arrives waits in the mailbox, and when its window is
+        full with the broker; a producer makes no further call. It is one of the `problems`
+        meanwhile. Stopping the application or the actor ends the pause.
+
+        Args:
+            actor: its name, or what `add` returned.
+
+        Raises:
+            ConfigurationError: there is no such actor, it has ended, or the application is not
+                running.
+        """
+        self._started_run().controls.do("pause", _name_of(actor))
+
+    def resume(self, actor: Spec[Any] | str) -> None:
+        """Have a paused actor go on. Works from any thread; the argument and errors of `pause`."""
+        self._started_run().controls.do("resume", _name_of(actor))
+
+    def restart(self, actor: Spec[Any] | str) -> None:
+        """Give an actor a new instance and a new state after its current message. For any thread.
+
+        ``on_stop`` of the old instance is called, then ``on_start`` of the new one; if that fails,
+        it is tried again as at the start. The mailbox and the subscription stay, and a paused actor
+        stays paused. It does not end a handler that is stuck.
+
+        Args:
+            actor: its name, or what `add` returned.
+
+        Raises:
+            ConfigurationError: as for `pause`; or it runs in child processes.
+        """
+        self._started_run().controls.do("restart", _name_of(actor))
+
     async def aclose(self) -> None:
         """Stop: producers first, then intake; running handlers get ``stop_timeout`` seconds.
 
@@ -547,6 +582,10 @@ def _admin_address(text: str | None, token: str | None) -> AdminAddress | None:
     from ..options._admin_address import AdminAddress
 
     return AdminAddress.given(text, token)
+
+
+def _name_of(actor: Spec[Any] | str) -> str:
+    return actor if isinstance(actor, str) else actor.name
 
 
 def _provider(given: ProviderLike | None) -> SocketProvider | None:

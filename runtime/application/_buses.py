@@ -25,10 +25,24 @@ class Buses:
     Args:
         settings: the application's.
         lost_for_good: called when a bus has failed beyond recovery.
+        counted: whether to count what is published, for an admin endpoint.
     """
 
-    def __init__(self, settings: Settings, lost_for_good: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        lost_for_good: Callable[[BaseException], None],
+        *,
+        counted: bool = False,
+    ) -> None:
         self._settings = settings
+        self._kinds: tuple[type[BusConnection], type[PublishingConnection]]
+        self._kinds = (BusConnection, PublishingConnection)
+        if counted:
+            # Not at the top: only who asks for it pays for it.
+            from ..messaging._counted_publishes import CountingConnection, CountingPublishing
+
+            self._kinds = (CountingConnection, CountingPublishing)
         self._lost_for_good = lost_for_good
         self._buses: dict[str, BusConnection] = {}
         self._claimed: list[tuple[str, str, str, object]] = []
@@ -84,9 +98,9 @@ class Buses:
             used = provider if stand_in is None else stand_in(provider)
             reply_topics, middleware = self._settings.reply_topics, self._settings.on_publishes
             connection = self._buses[provider.address] = (
-                PublishingConnection(used, surroundings, reply_topics, middleware)
+                self._kinds[1](used, surroundings, reply_topics, middleware)
                 if middleware
-                else BusConnection(used, surroundings, reply_topics)
+                else self._kinds[0](used, surroundings, reply_topics)
             )
         elif connection.provider.config != provider.config:
             raise ConfigurationError(

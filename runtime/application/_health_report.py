@@ -71,7 +71,9 @@ class HealthReport:
             routers.append(actor.runtime.router)
         return [tracker for router in routers for tracker in router.trackers]
 
-    def actor(self, actor: ActorRunner, *, receiving: bool | None, stopped: bool) -> ActorHealth:
+    def actor(
+        self, actor: ActorRunner, *, receiving: bool | None, paused: bool, stopped: bool
+    ) -> ActorHealth:
         """Return what can be told about one actor."""
         now = self._loop.time()
         trackers = self._trackers(actor)
@@ -82,6 +84,7 @@ class HealthReport:
             name=actor.name,
             bus=actor.connection.provider.address,
             receiving=receiving,
+            paused=paused,
             stopped=stopped,
             mailbox=len(waiting),
             mailbox_bytes=sum(

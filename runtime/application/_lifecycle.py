@@ -10,6 +10,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..._busy_threads import has_own_clock
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
 from ..._texts import describe, reason_of
@@ -19,7 +20,7 @@ from ...transports import Envelope, SocketProvider
 from ..diagnostics._problems import Problems
 from ..diagnostics._unclean_stop import GivenUp
 from ..handling._dead_letter_store import DeadLetterLimit
-from ..hosting._actor_observer import Observer
+from ..hosting._actor_observer import Observer, Observers
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._application_settings import Settings
 from ..hosting._gather import wait_for_each
@@ -35,6 +36,7 @@ from ..registration._specs import Spec
 from ..routing._routed_deliveries import Route
 from ..routing._router import Router
 from ..routing._subscriptions import NoSubscription, Subscriptions
+from ._actor_controls import ActorControls
 from ._buses import Buses
 from ._start_progress import (
     StartProgress,
@@ -55,16 +57,21 @@ from ._stopping import (
 )
 
 if TYPE_CHECKING:
-    from ..diagnostics._health import ActorHealth, Health, HealthState
+    from ..diagnostics._health import ActorHealth, ConnectionHealth, Health, HealthState
     from ..diagnostics._stop_report import StopReport
     from ._dead_letters import DeadLetters
     from ._letter_commands import LetterCommands
+    from ._live_picture import LivePicture
 
 __all__ = ["Run", "RunState"]
 
 log = get_logger("spa_dat")
 
 T = TypeVar("T")
+
+# Seconds. Finding out whether it is ready takes 8 µs for each actor.
+_READINESS_OF_ACTOR = 0.0002
+_OLDEST_READINESS = 1.0
 
 
 class RunState(enum.IntEnum):
@@ -101,7 +108,8 @@ class Run:
         self._name = settings.identity.application
         self._specs = specs
         self._resources = resources
-        self._buses = Buses(settings, self._lost_for_good)
+        watched = settings.admin is not None and not has_own_clock(asyncio.get_running_loop())
+        self._buses = Buses(settings, self._lost_for_good, counted=watched)
         self._actors: list[ActorRunner] = []
         # Those that may have something to do; none is looked at again once it has ended.
         self._not_ended: list[ActorRunner] = []
@@ -124,10 +132,31 @@ class Run:
         self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
         # Not at the top: what is not started has nothing to report.
-        from ._admin_endpoint import AdminEndpoint
+        from ._admin_endpoint import AdminEndpoint, Answers
         from ._health_report import HealthReport
 
-        self._admin = AdminEndpoint(settings.admin, self._name, lambda: self.health, self)
+        self.controls = ActorControls(self._name, lambda: self._actors, self._why_no_control)
+        self._live: LivePicture | None = None
+        # Until when it is not found out again why it is not ready, and why.
+        self._not_ready: tuple[float, dict[str, str]] | None = None
+        self._observer = settings.observer
+        answers = None
+        if watched:
+            # Not at the top: only who asks for it pays for it.
+            from ._letter_pages import LetterPages
+            from ._live_picture import LivePicture
+
+            self._live = live = LivePicture(self)
+            before = settings.observer
+            self._observer = live if before is None else Observers(before, live)
+            answers = Answers(
+                lambda: self.health,
+                self._reasons_not_ready,
+                live.document,
+                self.controls,
+                LetterPages(self),
+            )
+        self._admin = AdminEndpoint(settings.admin, self._name, answers)
         self._report = HealthReport(self._subscriptions, self._letters, self._watchdog)
         self._dead_letters: DeadLetters | None = None
         self._commands: LetterCommands | None = None
@@ -155,7 +184,7 @@ class Run:
     @property
     def observer(self) -> Observer | None:
         """What is told about everything the actors do."""
-        return self.settings.observer
+        return self._observer
 
     @property
     def given_up(self) -> GivenUp:
@@ -279,6 +308,8 @@ class Run:
             if actor not in self._leaving:
                 for trouble in (*self._subscriptions.troubles(actor), actor.trouble):
                     found.add(actor.name, trouble)
+        for name in tuple(self.controls.paused):
+            found.add(name, "it is paused")
         for name, text in self._watchdog.problems:
             found.add(name, text)
         return found.texts()
@@ -293,14 +324,54 @@ class Run:
         return Health(
             application=identity.application,
             instance=identity.instance,
-            state=self._health_state(problems),
+            state=self.health_state(problems),
             problems=problems,
-            actors=tuple(map(self._actor_health, tuple(self._actors))),
-            connections=tuple(map(self._report.connection, self._buses)),
-            loop_lag=self._watchdog.lag,
+            actors=tuple(map(self.actor_health, tuple(self._actors))),
+            connections=self.connection_health,
+            loop_lag=self.loop_lag,
         )
 
-    def _health_state(self, problems: Mapping[str, str]) -> HealthState:
+    @property
+    def connection_health(self) -> tuple[ConnectionHealth, ...]:
+        """What can be told about its connections."""
+        return tuple(map(self._report.connection, self._buses))
+
+    @property
+    def loop_lag(self) -> float | None:
+        """As of `Health`."""
+        return self._watchdog.lag
+
+    def _reasons_not_ready(self) -> dict[str, str]:
+        """As of `Health`, but found out only so often: anybody may ask."""
+        if self.state is not RunState.RUNNING:
+            return self._found_not_ready()
+        now = self._loop.time()
+        if self._not_ready is None or now >= self._not_ready[0]:
+            lasts = min(len(self._actors) * _READINESS_OF_ACTOR, _OLDEST_READINESS)
+            self._not_ready = now + lasts, self._found_not_ready()
+        return self._not_ready[1]
+
+    def _found_not_ready(self) -> dict[str, str]:
+        problems = self.problems
+        state = self.health_state(problems)
+        from ..diagnostics._health import reasons_not_ready
+
+        if state not in ("ready", "degraded"):
+            return reasons_not_ready(state, problems, (), ())
+        away = [each.provider.address for each in self._buses if not each.bus.connected]
+        deaf = [
+            actor.name
+            for actor in tuple(self._actors)
+            if not self._has_stopped(actor) and self._receiving(actor) is False
+        ]
+        return reasons_not_ready(state, problems, away, deaf)
+
+    def health_state(self, problems: Mapping[str, str]) -> HealthState:
+        """Return the state that its health tells.
+
+        Args:
+            problems: what is wrong with it.
+        """
         if self.reason.failure is not None:
             return "failed"
         if self.state >= RunState.STOPPING:
@@ -309,14 +380,29 @@ class Run:
             return "starting"
         return "degraded" if problems else "ready"
 
-    def _actor_health(self, actor: ActorRunner) -> ActorHealth:
-        stopped = actor.ended or actor in self._leaving
-        receiving = None
-        if actor.runtime.router is not None or actor.spec.filters:
-            started = self.state is RunState.RUNNING and not stopped
-            troubles = (*self._subscriptions.troubles(actor), actor.runtime.trouble)
-            receiving = started and not any(troubles)
-        return self._report.actor(actor, receiving=receiving, stopped=stopped)
+    def actor_health(self, actor: ActorRunner) -> ActorHealth:
+        """Return what can be told about one of its actors."""
+        return self._report.actor(
+            actor,
+            receiving=self._receiving(actor),
+            paused=actor.name in self.controls.paused,
+            stopped=self._has_stopped(actor),
+        )
+
+    def _has_stopped(self, actor: ActorRunner) -> bool:
+        return actor.ended or actor in self._leaving
+
+    def _receiving(self, actor: ActorRunner) -> bool | None:
+        if actor.runtime.router is None and not actor.spec.filters:
+            return None
+        if self.state is not RunState.RUNNING or self._has_stopped(actor):
+            return False
+        return not any((*self._subscriptions.troubles(actor), actor.runtime.trouble))
+
+    def _why_no_control(self) -> str | None:
+        if self.state is RunState.RUNNING:
+            return None
+        return "it is starting" if self.state is RunState.STARTING else "it is stopping"
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -483,6 +569,8 @@ class Run:
             self._subscriptions.add(actor)
             for filter_ in spec.filters:
                 connection.filters.add(filter_.pattern, filter_.text)
+        if self._live is not None:
+            self._live.start(self._actors)
         self._not_ended = list(self._actors)
         self._lane_names = frozenset(lane.name for lane in self._lanes())
         if self.settings.provider is not None:
@@ -548,6 +636,8 @@ class Run:
             actor.abandon()
         self._watchdog.stop()
         self._report.stop()
+        if self._live is not None:
+            self._live.stop()
         self._buses.release()
         self._admin.abandon()
         self._enter(RunState.STOPPED)
@@ -571,6 +661,8 @@ class Run:
         finally:
             self._watchdog.stop()
             self._report.stop()
+            if self._live is not None:
+                self._live.stop()
             self._buses.release()
             await self._admin.close()
             self._account(self._loop.time() - began)

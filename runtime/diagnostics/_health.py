@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["ActorHealth", "ConnectionHealth", "Health", "HealthState", "StalledCall"]
+__all__ = [
+    "ActorHealth",
+    "ConnectionHealth",
+    "Health",
+    "HealthState",
+    "StalledCall",
+    "reasons_not_ready",
+]
 
 HealthState: TypeAlias = Literal["starting", "ready", "degraded", "failed", "stopping", "ended"]
 
@@ -48,6 +55,7 @@ class ActorHealth:
         dead_letters: how many it has stored in this run, without those that were replayed since, or
             discarded through the application.
         dead_letter_limit: how many of them it may have; at the next one it takes no more messages.
+        paused: whether `DistributedApplication.pause` has paused it.
     """
 
     name: str
@@ -62,6 +70,7 @@ class ActorHealth:
     stalled: tuple[StalledCall, ...]
     dead_letters: int
     dead_letter_limit: int
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,17 +120,11 @@ class Health:
     @property
     def reasons_not_ready(self) -> dict[str, str]:
         """Why it cannot be given work, in words as `problems`; empty if it is `ready`."""
-        if self.state not in ("ready", "degraded"):
-            return dict(self.problems)
-        away = {
-            each.bus: "there is no connection" for each in self.connections if not each.connected
-        }
-        deaf = {
-            actor.name: "it receives no messages"
-            for actor in self.actors
-            if actor.receiving is False and not actor.stopped
-        }
-        return {name: self.problems.get(name, text) for name, text in (away | deaf).items()}
+        away = [each.bus for each in self.connections if not each.connected]
+        deaf = [
+            actor.name for actor in self.actors if actor.receiving is False and not actor.stopped
+        ]
+        return reasons_not_ready(self.state, self.problems, away, deaf)
 
     @property
     def ready(self) -> bool:
@@ -131,6 +134,24 @@ class Health:
     def as_dict(self) -> dict[str, Any]:
         """Return it as dicts, lists, texts and numbers, for JSON."""
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
+
+
+def reasons_not_ready(
+    state: HealthState, problems: Mapping[str, str], away: Iterable[str], deaf: Iterable[str]
+) -> dict[str, str]:
+    """Return why an application cannot be given work, in words; empty if it can.
+
+    Args:
+        state: the application's.
+        problems: what is wrong with it.
+        away: the addresses of buses without a connection.
+        deaf: the names of actors that should receive messages and do not.
+    """
+    if state not in ("ready", "degraded"):
+        return dict(problems)
+    found = dict.fromkeys(away, "there is no connection")
+    found |= dict.fromkeys(deaf, "it receives no messages")
+    return {name: problems.get(name, text) for name, text in found.items()}
 
 
 def _plain(value: Any) -> Any:

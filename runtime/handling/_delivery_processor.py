@@ -104,6 +104,11 @@ class DeliveryProcessor:
         self._fast_paths: list[_FastPath | None] = []
         self._direct_of: Any = None
 
+    @property
+    def retrying(self) -> int:
+        """How many messages wait for their next attempt now."""
+        return self._pauses.messages
+
     def interrupt(self, router: Router) -> None:
         """End waits between two attempts at a message of the router, which gets it back."""
         self._pauses.interrupt(router)

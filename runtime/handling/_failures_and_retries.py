@@ -136,6 +136,11 @@ class Pauses:
         self._stopped = False
 
     @property
+    def messages(self) -> int:
+        """How many messages wait for their next attempt now."""
+        return sum(router is not None for router in tuple(self._open.values()))
+
+    @property
     def stopped(self) -> bool:
         """Whether `stop` was called, so that no wait begins any more."""
         return self._stopped

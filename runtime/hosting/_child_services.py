@@ -94,6 +94,7 @@ class ChildServices:
             self._post(frame)
         elif isinstance(frame, Publish):
             envelope = _plain(frame.envelope)
+            self._lane.connection.published_elsewhere(envelope)
             self._begin(frame.number, self._bus.publish(envelope, timeout=frame.timeout))
         elif isinstance(frame, Park):
             self._begin(frame.number, self._park(frame))
@@ -132,12 +133,14 @@ class ChildServices:
     def _submit(self, frame: Post) -> None:
         """Post it; raises OutboxFull when there is no room for it yet."""
         try:
-            posted = self._bus.post(_plain(frame.envelope))
+            envelope = _plain(frame.envelope)
+            posted = self._bus.post(envelope)
         except OutboxFull:
             raise
         except SpaDatError as error:
             self._channel.send(Outcome(frame.number, problem_of(error)))
             return
+        self._lane.connection.published_elsewhere(envelope)
         self._posts[frame.number] = posted
         posted.add_done_callback(partial(self._posted, frame.number))
 

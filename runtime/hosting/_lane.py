@@ -238,6 +238,25 @@ class Lane:
         self.log.warning("it did not finish in time and is cut off")
         self._run.given_up.add(f"actor {self.name!r} did not finish in time and was cut off")
 
+    def pause(self) -> None:
+        """Take nothing more out of the mailbox after the current message, until `resume`."""
+        if self._ref is not None:
+            self._run.system.pause(self._ref)
+
+    def resume(self) -> None:
+        """Undo `pause`; a stop does so, too."""
+        if self._ref is not None:
+            self._run.system.resume(self._ref)
+
+    def begin_afresh(self) -> bool:
+        """Replace instance and state after the current message; return whether it will."""
+        return self._ref is not None and self._run.system.begin_afresh(self._ref)
+
+    @property
+    def finished_elsewhere(self) -> int | None:
+        """How many messages its child processes have finished with; None if it has none."""
+        return None
+
     @property
     def trouble(self) -> str | None:
         """What prevents its handlers from being called; None if nothing does."""

@@ -117,6 +117,7 @@ class ProcessLane(Lane):
         self._watching: asyncio.TimerHandle | None = None
         self._looked = 0.0
         self._stopping = False
+        self._paused = False
         self._ended = False
         self._all_quiet: asyncio.Future[None] | None = None
         self.workers = tuple(ProcessWorker(self, one, shipped) for one in numbers)
@@ -146,7 +147,27 @@ class ProcessLane(Lane):
         """Whether nothing new is begun."""
         return self._stopping
 
+    @property
+    def finished_elsewhere(self) -> int | None:
+        """As of `Lane`; None for a producer."""
+        if self.spec.kind == "producer":
+            return None
+        return sum(worker.finished for worker in self.workers)
+
     # Start and stop.
+
+    def pause(self) -> None:
+        """Hand out nothing more, and have returned what the processes have not begun with."""
+        if not self._stopping:
+            self._paused = True
+            for worker in self.workers:
+                worker.recall()
+
+    def resume(self) -> None:
+        """As of `Lane`."""
+        if self._paused:
+            self._paused = False
+            self.pump()
 
     def spawn(self, restart: RestartPolicy, resources: Mapping[str, Any]) -> None:
         """Start the processes; `started` waits until that has succeeded."""
@@ -176,6 +197,7 @@ class ProcessLane(Lane):
     async def finish(self, deadline: float) -> None:
         """Let the processes finish until ``deadline`` (loop time), then end them."""
         self._stopping = True
+        self.resume()
         deadline = max(deadline, self._loop.time() + _SHORTEST)
         in_time = await self._quiet(deadline)
         rest = max(deadline, self._loop.time() + LEAST_FOR_RESOURCES)
@@ -246,7 +268,7 @@ class ProcessLane(Lane):
         outlet = self.outlet
         items = outlet.items
         observer = self._run.observer if items else None
-        while items:
+        while items and not self._paused:
             worker = self._free_worker(items[0])
             if worker is None:
                 break

@@ -100,6 +100,7 @@ class ProcessWorker:
     Attributes:
         state: how far it has come.
         load: how many deliveries it has.
+        finished: how many its processes have finished with.
         was_killed: it did not stop in time.
     """
 
@@ -118,6 +119,7 @@ class ProcessWorker:
         # What a process has ended under, to be tried alone and before all else, with what
         # the last attempt failed with.
         self._first: deque[tuple[RoutedDelivery, BaseException | None]] = deque()
+        self.finished = 0
         self._deciding: asyncio.Task[None] | None = None
         self._failing_since: dict[int, float] = {}
         self._late: dict[int, None] = {}
@@ -362,6 +364,7 @@ class ProcessWorker:
         # A process that has done something may end as often as it likes.
         self._restarts = None
         if slots:
+            self.finished += len(slots)
             now = self._loop.time()
             took = max((now - self._since) / len(slots), _LEAST_TIME)
             before = self._a_message

@@ -324,6 +324,9 @@ class BusConnection:
             on_failure(posted, self.lost_posts.report)
         return posted
 
+    def published_elsewhere(self, envelope: Envelope) -> None:
+        """Note what a child process of an actor publishes; its code has the envelope made."""
+
     def takes(self, topic: str) -> bool:
         """Whether an actor of this application subscribes to the topic."""
         return bool(self.filters.match(topic)) or any(

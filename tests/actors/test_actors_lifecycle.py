@@ -458,3 +458,73 @@ async def test_a_stopped_actor_does_not_hold_its_state() -> None:
     await asyncio.sleep(0)
     gc.collect()
     assert weak() is None
+
+
+async def test_a_paused_actor_leaves_its_mailbox_alone_until_it_goes_on() -> None:
+    log: list[str] = []
+    system = ActorSystem()
+    ref = system.spawn(lambda: Life(log))
+    await system.started(ref)
+    for _ in range(2):
+        # Once at work, once idle.
+        system.pause(ref)
+        system.pause(ref)
+        answer = ref.ask("a")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert log[-1] != "a"
+        system.resume(ref)
+        assert await answer == "a"
+        log.append("-")
+    system.pause(ref)
+    system.resume(ref)
+    assert await ref.ask("b") == "b"
+    system.pause(ref)
+    ref.tell("c")
+    # A stop ends the pause, and handles what is left.
+    await system.stop(ref)
+    system.pause(ref)
+    assert log == ["start 0", "a", "-", "a", "-", "b", "c", "stop"]
+
+
+async def test_a_paused_actor_can_be_killed() -> None:
+    log: list[str] = []
+    system = ActorSystem()
+    ref = system.spawn(lambda: Life(log))
+    await system.started(ref)
+    system.pause(ref)
+    ref.tell("a")
+    await asyncio.sleep(0)
+    assert await system.kill(ref) is None
+    assert log == ["start 0", "stop"]
+
+
+async def test_an_actor_begins_afresh_between_two_messages() -> None:
+    log: list[str] = []
+    system = ActorSystem()
+    ref = system.spawn(lambda: Life(log))
+    assert not system.begin_afresh(ref), "it is starting"
+    await system.started(ref)
+    go_on = asyncio.Event()
+    ref.tell(go_on)
+    ref.tell("a")
+    await asyncio.sleep(0)
+    assert system.begin_afresh(ref)
+    await asyncio.sleep(0)
+    assert log == ["start 0"], "in the middle of a message"
+    go_on.set()
+    await eventually(lambda: "a" in log)
+    # Idle.
+    assert system.begin_afresh(ref)
+    await eventually(lambda: "start 2" in log)
+    # Paused, which it stays.
+    system.pause(ref)
+    ref.tell("b")
+    assert system.begin_afresh(ref)
+    await eventually(lambda: "start 3" in log)
+    assert "b" not in log
+    system.resume(ref)
+    await system.stop(ref)
+    assert not system.begin_afresh(ref)
+    starts = ["start 0", "stop", "start 1", "a", "stop", "start 2", "stop", "start 3"]
+    assert log == [*starts, "b", "stop"]

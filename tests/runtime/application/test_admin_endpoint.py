@@ -12,7 +12,7 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, on
 from spa_dat.errors import ConfigurationError
-from spa_dat.runtime.application import _admin_server
+from spa_dat.runtime.application import _admin_server, _lifecycle
 from spa_dat.runtime.options._admin_address import AdminAddress
 from support.waiting import eventually
 
@@ -231,3 +231,24 @@ def test_each_worker_has_a_port_of_its_own() -> None:
     assert str(AdminAddress("[::1]:0", None).moved(2)) == "admin=[::1]:0"
     with pytest.raises(ConfigurationError, match="65536"):
         AdminAddress("127.0.0.1:65535", None).moved(1)
+
+
+async def test_readiness_is_found_out_only_so_often_however_often_anybody_asks(
+    port: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lifecycle, "_READINESS_OF_ACTOR", 1000.0)
+    monkeypatch.setattr(_lifecycle, "_OLDEST_READINESS", 1000.0)
+    app = make()
+    looked = 0
+    found = _lifecycle.Run._found_not_ready
+
+    def look(run: _lifecycle.Run) -> dict[str, str]:
+        nonlocal looked
+        looked += 1
+        return found(run)
+
+    monkeypatch.setattr(_lifecycle.Run, "_found_not_ready", look)
+    async with app:
+        for _ in range(3):
+            assert (await ask(port(), "/readyz"))[0] == 200
+        assert looked == 1
