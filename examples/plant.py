@@ -4,6 +4,10 @@ Runs for some seconds and prints what happens, then a summary. ``scripts/demo`` 
 
     python examples/plant.py
     python examples/plant.py mqtt://127.0.0.1:1883
+
+The command runs it until Ctrl-C, here with a page that shows it at http://127.0.0.1:8085::
+
+    spa-dat run examples/plant.py --admin 127.0.0.1:8085
 """
 
 import asyncio
@@ -192,7 +196,15 @@ async def vibration(measured: Vibration, machine: str) -> None:
 
 @app.producer()
 async def operator(socket: Socket) -> None:
-    """Do what people do meanwhile; when that is over, the program ends."""
+    """Do what people do meanwhile; then the program ends, unless a command runs it."""
+    await work(socket)
+    while __name__ != "__main__":
+        await asyncio.sleep(10)
+        await work(socket)
+    app.stop()
+
+
+async def work(socket: Socket) -> None:
     await asyncio.sleep(1.5)
     names = await socket.request_many("plant/roll-call", reply=str, count=len(BOILERS), timeout=5)
     show("operator", f"present: {', '.join(sorted(map(str, names)))}")
@@ -216,7 +228,6 @@ async def operator(socket: Socket) -> None:
     print("\nThe archive:")
     for row in summary:
         show(row.machine, f"{row.readings} readings, {row.lowest} to {row.highest} °C")
-    app.stop()
 
 
 class RuntimeLog(logging.Handler):

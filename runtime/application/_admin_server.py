@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -41,6 +42,29 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'",
 }
+# The web view. Whatever gets into it: nothing but its own files runs, or is loaded.
+_VIEW = Path(__file__).parent / "view"
+_VIEW_HEADERS = {
+    **_HEADERS,
+    "Content-Security-Policy": "; ".join(
+        (
+            "default-src 'none'",
+            *(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect")),
+            *(f"{kind} 'none'" for kind in ("base-uri", "form-action", "frame-ancestors")),
+            "require-trusted-types-for 'script'",
+        )
+    ),
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_VIEW_FILES = {
+    "/": ("index.html", "text/html"),
+    "/view.css": ("view.css", "text/css"),
+    "/view.js": ("view.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+# What a page of another site may not have a browser ask for, not even without reading the answer.
+_FROM_ELSEWHERE = ("cross-site", "same-site")
 
 
 _READ = ("GET", "HEAD")
@@ -132,6 +156,8 @@ class AdminServer:
             "/live/events": (("GET",), self._pictures),
             "/live/control": (("POST",), self._control),
         }
+        for path in _VIEW_FILES:
+            self._answers[path] = _READ, self._view
 
     async def open(self, listening: socket.socket) -> None:
         """Begin to answer those who connect to the socket."""
@@ -171,6 +197,11 @@ class AdminServer:
             answer: web.StreamResponse = _text(
                 403, "a page of another site, or a name: use the IP address"
             )
+        elif (
+            request.path.startswith(("/live", LETTERS))
+            and headers.get("Sec-Fetch-Site") in _FROM_ELSEWHERE
+        ):
+            answer = _text(403, "a page of another site")
         elif answered is None:
             answer = _text(404, f"there are {', '.join([*self._answers, LETTERS])}")
         elif request.method not in methods:
@@ -187,6 +218,12 @@ class AdminServer:
         if path == LETTERS or path.startswith(f"{LETTERS}/"):
             return _OF_LETTERS, self._dead_letters
         return self._answers.get(path, ((), None))
+
+    async def _view(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
+        # They tell nothing about the application.
+        name, kind = _VIEW_FILES[request.path]
+        text = (_VIEW / name).read_text(encoding="utf-8")
+        return web.Response(text=text, content_type=kind, headers=_VIEW_HEADERS)
 
     async def _alive(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
         return _text(200, "alive")

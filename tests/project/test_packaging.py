@@ -38,6 +38,28 @@ def test_every_folder_is_packaged() -> None:
     assert listed == found
 
 
+def test_every_file_that_is_no_module_is_packaged() -> None:
+    cfg = configparser.ConfigParser()
+    cfg.read(ROOT / "setup.cfg")
+    patterns = {
+        (*name.split(".")[1:], *pattern.split("/"))
+        for name, data in cfg["options.package_data"].items()
+        for pattern in data.split()
+    }
+    listed = {path for parts in patterns for path in (ROOT / "src/spa_dat").glob("/".join(parts))}
+    found = {
+        folder / path.relative_to(ROOT / top)
+        for top, folder in [("src/spa_dat", ROOT / "src/spa_dat")]
+        + [
+            (name, ROOT / "src/spa_dat" / name)
+            for name in ("actors", "runtime", "transports", "harness")
+        ]
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert listed == found
+
+
 def test_what_is_installed_is_this_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert version("spa-dat") == project["version"]

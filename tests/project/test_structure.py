@@ -431,7 +431,8 @@ def _texts() -> Iterator[Path]:
         for path in sorted((ROOT / folder).rglob("*")):
             below = path.relative_to(ROOT / folder).parts
             generated = any(part.startswith((".", "__pycache__")) for part in below)
-            if path.is_file() and not generated and not _is_linked(path):
+            is_text = path.is_file() and path.suffix != ".png"
+            if is_text and not generated and not _is_linked(path):
                 yield path
     yield from sorted(path for path in ROOT.glob("*.*") if path.is_file() and path.name != ".git")
 
