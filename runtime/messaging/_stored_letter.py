@@ -181,6 +181,10 @@ def _read(owner: str, name: str, received: Envelope, envelope: Envelope) -> Stor
     if message.raw_key is not None and message.raw_key == (received.id or "").encode():
         # On Kafka a dead letter without a key gets its id as one.
         message = msgspec.structs.replace(message, key=None, raw_key=None)
+    unnamed = msgspec.structs.replace(message, id=None)
+    if unnamed.identity == message.id:
+        # The message had no id, and its place in the log stood for it.
+        message = unnamed
     if received.topic != dead_letter_topic(owner, received.id or ""):
         raise _Unreadable("it is no dead letter: its id is not the one in its address")
     message, obstacle = _with_original(message, notes)

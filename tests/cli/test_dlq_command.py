@@ -343,6 +343,15 @@ def test_a_message_gets_none_of_the_headers_that_kafka_has_for_its_letter() -> N
     assert (message.raw_headers, message.key, message.raw_key) == (sent, None, None)
 
 
+def test_a_message_without_an_id_comes_back_without_one() -> None:
+    message = StoredLetter.of("plant", letter(id="t/2/7", partition="2", offset="7")).message
+    assert message is not None
+    assert (message.id, message.partition, message.offset) == (None, 2, 7)
+    message = StoredLetter.of("plant", letter(id="own", partition="2", offset="7")).message
+    assert message is not None
+    assert message.id == "own"
+
+
 @pytest.mark.parametrize(
     ("found", "obstacle"),
     [
