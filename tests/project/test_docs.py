@@ -182,7 +182,7 @@ async def may_do_its_work(url: str) -> None:
     app = DistributedApplication(url, name="plant")
     tester = DistributedApplication(url, name="plant", instance="tester")
 
-    @app.application("plant/double", replies=True)
+    @app.application("plant/double", replies=True, deliver="share")
     async def double(number: int) -> int:
         return 2 * number
 
@@ -255,10 +255,12 @@ async def test_dynamic_security_of_mosquitto_refuses_what_it_denies(
     await may_do_its_work(url)
     app = DistributedApplication(url, name="plant")
 
-    @app.application("elsewhere")
+    @app.application("elsewhere", deliver="share")
     async def denied(payload: int) -> None: ...
 
-    with pytest.raises(NotAuthorised, match=r"'elsewhere': not authorised \(0x87\)"):
+    with pytest.raises(
+        NotAuthorised, match=r"'\$share/plant.denied/elsewhere': not authorised \(0x87\)"
+    ):
         await app.__aenter__()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 
 from ..._logs import get_logger
 from ..._texts import quoted
-from ...errors import ConnectFailed, ConnectionLost
+from ...errors import ConnectFailed, ConnectionLost, SpaDatError
 from .._connect_failures import not_outage
 from .._contract import Consumer, Receiver, Subscription, Surroundings
 from .._delivery import Delivery, Tracker
@@ -167,7 +167,7 @@ class MqttConsumer(Consumer):
             away = f"there is no connection to {self._config.address}"
             return self._connection.obstacle or away
         for pattern, code in self._refused.items():
-            return str(subscribe_refusal(code, pattern))
+            return str(self._refusal(code, pattern))
         return None
 
     @property
@@ -191,7 +191,7 @@ class MqttConsumer(Consumer):
                 )
             refused = bringing.result()
             if pattern in refused:
-                raise subscribe_refusal(refused[pattern], pattern)
+                raise self._refusal(refused[pattern], pattern)
         except BaseException:
             self._subscriptions.remove(pattern)
             raise
@@ -250,17 +250,21 @@ class MqttConsumer(Consumer):
             return
         pattern, code = next(iter(refused.items()))
         if first:
-            raise subscribe_refusal(code, pattern)
+            raise self._refusal(code, pattern)
         self._stats["mqtt.subscribe_refused"] += len(refused)
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         _log.error(
             "%r: %s%s; retrying every %g s",
             self._identifier,
-            subscribe_refusal(code, pattern),
+            self._refusal(code, pattern),
             more,
             _RETRY_REFUSED,
         )
         self._spawn(self._retry_refused(client))
+
+    def _refusal(self, code: int, pattern: str) -> SpaDatError:
+        # Some brokers look for the whole of it in their access rules.
+        return subscribe_refusal(code, self._subscriptions.as_sent(pattern))
 
     def on_connected(self, session_present: bool) -> None:
         assert self._client is not None

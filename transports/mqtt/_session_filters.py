@@ -96,6 +96,10 @@ class SubscriptionSet:
         if is_reserved(pattern):
             self._reserved.add(pattern, pattern)
 
+    def as_sent(self, pattern: str) -> str:
+        """Return the filter as the broker gets it: with the group, if it is shared."""
+        return self._prefix + pattern
+
     def remove(self, pattern: str) -> None:
         """No longer want this filter, from the next `apply` on."""
         if pattern in self._wanted:
