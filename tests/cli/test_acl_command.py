@@ -88,6 +88,7 @@ def test_rules_for_mosquitto(shown: Callable[..., list[str]]) -> None:
 def test_rules_for_kafka(shown: Callable[..., list[str]]) -> None:
     url = "kafkas://it's:secret@k1,k2?prefix=p."
     lines = shown("--url", url, "--publish", "a/#", "--subscribe", "#")
+    assert [line for line in lines if line.startswith("# The rule for '#' also lets")]
     command = "kafka-acls.sh --bootstrap-server k1:9092 --add --allow-principal"
     assert lines[0].startswith("# plant on kafkas://k1:9092,k2:9092?prefix=p.: commands")
     assert "secret" not in "".join(lines)
@@ -130,6 +131,17 @@ def test_rules_for_kafka_have_the_reply_topics_of_requests_to_0_4_0(
     # Where it may create no topics it makes no such requests.
     lines = shown("--url", f"kafka://k1?prefix=p.&create_topics=never{more}")
     assert not [line for line in lines if "reply.plant-" in line]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reaches"),
+    [("#", True), ("+/#", True), ("+/+/+/+", True), ("+/+/+/+/+", True), ("+/+", False)],
+)
+def test_a_filter_that_reaches_into_what_is_of_others_is_named(
+    shown: Callable[..., list[str]], pattern: str, reaches: bool
+) -> None:
+    lines = shown("--subscribe", pattern)
+    assert any(line.startswith(f"# The rule for '{pattern}' also") for line in lines) == reaches
 
 
 def test_what_cannot_be_seen_is_said(shown: Callable[..., list[str]]) -> None:

@@ -11,6 +11,7 @@ from ..runtime import DistributedApplication
 from ..runtime.application._application import runs_of
 from ..runtime.application._runs import Runs
 from ..transports import (
+    RESERVED,
     KafkaConfig,
     MqttConfig,
     SocketProvider,
@@ -18,6 +19,7 @@ from ..transports import (
     TopicFilter,
 )
 from ..transports._access import Access
+from ..transports._topics import covers
 from ..transports.kafka._access_rules import kafka_rules
 from ..transports.mqtt._access_rules import mosquitto_rules
 from ._application import load_application
@@ -30,6 +32,10 @@ _ANY_TOPIC = (
     "# name other topics, give the application or the actor reply_topics=."
 )
 
+_WIDE = (
+    "# The rule for {} also lets it read replies and dead letters of other applications (_spa/).\n"
+    "# Where they must not trust each other, begin the filter with a level of its own."
+)
 _LONE = (
     "# Kafka has prefixes only: the rules for the reply topics of requests to spa-dat 0.4.0 hold\n"
     "# for those of applications named {application}-..., too. Give others different names."
@@ -84,11 +90,32 @@ def show_rules(
                 lines.append(
                     "# What its handlers publish cannot be seen from here: give --publish."
                 )
-        rules = [*_rules(provider, access), *lines]
+        rules = [*_rules(provider, access), *lines, *_too_wide(provider, access)]
         shown.append("".join(f"{line}\n" for line in rules))
     with printing():
         write_text("\n".join(shown))
     return 0
+
+
+def _too_wide(provider: SocketProvider, access: Access) -> list[str]:
+    """Return what has to be said of filters that reach into what belongs to other applications."""
+    config = getattr(provider, "config", None)
+    if not isinstance(config, (MqttConfig, KafkaConfig)):
+        return []
+    # Kafka has no rule for some of what does not begin in the same way.
+    wide = [
+        pattern
+        for pattern in access.received
+        if pattern[0] in "+#" and (isinstance(config, KafkaConfig) or _matches_others(pattern))
+    ]
+    return [_WIDE.format(quoted(pattern)) for pattern in wide]
+
+
+def _matches_others(pattern: str) -> bool:
+    """Return whether a broker matches the filter, whose first level is a wildcard, with theirs."""
+    within = f"{RESERVED}/#" if pattern == "#" else RESERVED + pattern[1:]
+    theirs = (f"{RESERVED}/reply/a/b/c", f"{RESERVED}/dead-letter/a/b")
+    return any(covers(within, topic) for topic in theirs)
 
 
 def _plain(filters: Sequence[str]) -> tuple[str, ...]:

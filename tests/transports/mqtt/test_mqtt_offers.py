@@ -101,7 +101,11 @@ async def test_a_session_as_long_as_asked_for_is_no_news(caplog: pytest.LogCaptu
     ("properties", "share", "words"),
     [
         (NO_WILDCARDS, False, r"'a/\+'.*wildcard subscriptions not supported.*without \+ and #"),
-        (NO_SHARING, True, r"'a/\+'.*shared subscriptions not supported.*deliver='all'"),
+        (
+            NO_SHARING,
+            True,
+            r"'\$share/app\.actor/a/\+'.*shared subscriptions not supported.*deliver='all'",
+        ),
     ],
 )
 async def test_a_filter_that_the_broker_can_not_serve_fails_the_start_and_is_never_sent(
