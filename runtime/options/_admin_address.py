@@ -13,6 +13,7 @@ from ...errors import ConfigurationError
 __all__ = ["AdminAddress"]
 
 _ADDRESS = "SPA_DAT_ADMIN"
+_FROM_ENVIRONMENT = f"{_ADDRESS}="
 _TOKEN = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
 _LEAST_TOKEN = 16
 _MOST_WAITING = 64
@@ -61,9 +62,14 @@ class AdminAddress:
         An empty text is none.
         """
         if text is None:
-            text, whose = os.environ.get(_ADDRESS), f"{_ADDRESS}="
+            text, whose = os.environ.get(_ADDRESS), _FROM_ENVIRONMENT
         token = token if token is not None else os.environ.get(_TOKEN)
         return cls(text, token or None, whose) if text else None
+
+    @property
+    def is_everybodys(self) -> bool:
+        """Whether it is from the environment, which all applications of a process share."""
+        return self._whose == _FROM_ENVIRONMENT
 
     def moved(self, places: int) -> AdminAddress:
         """Return the address with a port so many places higher; port 0 stays."""

@@ -58,10 +58,16 @@ async def test_a_change_starts_it_again_and_a_broken_file_is_reported_until_it_i
         assert command.found("INFO spa_dat: SIGTERM: stopping")
         assert not command.found("notes")
         main_file.write_text("app = (\n")
-        await command.says("^spa-dat: module 'main' cannot be imported: SyntaxError: ")
-        await command.says("^spa-dat: the application has ended with exit code 2; it is started")
+        await command.says(
+            r"^spa-dat: changed: main.py; not started again: SyntaxError: .*\(main.py, line 1\)$"
+        )
+        # What runs goes on, also when a file changes that is right.
+        (tmp_path / "part.py").write_text("number = 0\n")
+        await command.says(r"^spa-dat: changed: part.py; not started again: SyntaxError: ")
+        os.kill(pid, 0)
         main_file.write_text(APP.format(version=3) + "import helper\n")
         await command.says("cannot be imported: ModuleNotFoundError: No module named 'helper'")
+        await command.says("^spa-dat: the application has ended with exit code 2; it is started")
         (tmp_path / "helper.py").touch()
         await command.says("^version 3 ")
         main_file.write_text(APP.format(version=4) + "    os._exit(5)\n")

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -198,7 +199,7 @@ def test_what_cannot_be_run_is_said_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ((), "Missing argument 'TARGET'; see spa-dat run --help"),
+        ((), "Missing argument 'TARGET...'; see spa-dat run --help"),
         (("--workers", "0"), "Invalid value for '--workers': '0': give a whole number from 1"),
         (("--workers", "many"), "Invalid value for '--workers': 'many': give a whole number"),
         (("--workers", "99999"), "Invalid value for '--workers': '99999': give a whole number"),
@@ -295,6 +296,112 @@ def test_the_instance_is_that_of_the_command_then_the_programs_then_the_environm
         monkeypatch.setenv("SPA_DAT_INSTANCE", variable)
     (tmp_path / f"{name}.py").write_text(APP.replace('name="plant"', f'name="plant"{code}'))
     assert said("run", name, *arguments)[1] == [f"module {name} instance {expected}"]
+
+
+# Several applications.
+
+OTHER = APP.replace('"plant"', '"other"').replace("once", "another")
+FOREVER = """
+from spa_dat import DistributedApplication
+
+app = DistributedApplication("memory://", name="forever")
+
+@app.application("never")
+async def never(payload: int) -> None: ...
+"""
+
+
+@pytest.fixture
+def two(name: str, tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / f"{name}.py").write_text(APP)
+    (tmp_path / f"{name}_other.py").write_text(OTHER)
+    return name, f"{name}_other"
+
+
+def test_several_run_until_none_has_anything_left_to_do(
+    two: tuple[str, str], said: Said, caplog: pytest.LogCaptureFixture
+) -> None:
+    code, out, err = said("run", *two, "--instance", "east", "--log-level", "info")
+    assert (code, err) == (0, [])
+    assert sorted(out) == [f"module {name} instance east" for name in two]
+    for name in ("plant", "other"):
+        assert f"application {name!r} instance 'east' has started" in caplog.text
+        assert f"application {name!r} instance 'east' has stopped" in caplog.text
+
+
+def test_one_that_fails_stops_all_with_its_exit_code(
+    name: str, tmp_path: Path, said: Said, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / f"{name}.py").write_text(FOREVER)
+    text = APP.replace("print(", "raise SystemExit(7)\n    print(")
+    (tmp_path / f"{name}_fails.py").write_text(text)
+    assert said("run", name, f"{name}_fails", "--log-level", "info")[0] == 7
+    assert "application 'forever' instance '0' has stopped" in caplog.text
+
+
+def test_one_that_cannot_be_found_or_start_stops_all(
+    two: tuple[str, str], said: Said, caplog: pytest.LogCaptureFixture
+) -> None:
+    code, out, err = said("run", two[0], "no_such_module")
+    assert (code, out) == (2, [])
+    assert err[0].startswith("spa-dat: there is no module 'no_such_module'")
+    assert "has started" not in caplog.text
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, err = said("run", *two, "--admin", f"127.0.0.1:{port}")
+    assert (code, out) == (1, [])
+    assert "the port is in use by another program or application" in err[0]
+
+
+def test_equal_names_are_refused(name: str, tmp_path: Path, said: Said) -> None:
+    (tmp_path / f"{name}.py").write_text(APP + "same = app\n")
+    (tmp_path / f"{name}_b.py").write_text(APP)
+    who = "application 'plant' instance '0'"
+    for targets in ((name, name), (f"{name}:app", f"{name}:same")):
+        code, out, err = said("run", *targets)
+        assert (code, out) == (2, [])
+        assert err == [f"spa-dat: {targets[1]!r}: {who} is named twice: leave one out"]
+    code, out, err = said("run", name, f"{name}_b")
+    assert (code, out) == (2, [])
+    assert err[0].startswith(f"spa-dat: {name!r} and '{name}_b' are both {who}: ")
+
+
+def test_the_url_is_the_bus_of_all(two: tuple[str, str], said: Said) -> None:
+    assert said("run", *two, "--url", "memory://elsewhere")[0] == 0
+    for name in two:
+        assert buses(sys.modules[name])[0] == "memory://elsewhere"
+
+
+@pytest.mark.parametrize("given_by", ["--admin", "SPA_DAT_ADMIN"])
+def test_each_has_a_port_for_probes_of_its_own(
+    given_by: str,
+    two: tuple[str, str],
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    port = two_free_ports()
+    address = f"127.0.0.1:{port}"
+    if given_by == "--admin":
+        arguments = ["--admin", address]
+    else:
+        monkeypatch.setenv("SPA_DAT_ADMIN", address)
+        arguments = []
+    assert said("run", *two, *arguments, "--log-level", "info")[0] == 0
+    assert f"application 'plant' answers probes at http://{address}" in caplog.text
+    assert f"application 'other' answers probes at http://127.0.0.1:{port + 1}" in caplog.text
+
+
+def two_free_ports() -> int:
+    """Return a port that is free, as is the next one."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port: int = first.getsockname()[1]
+            try:
+                socket.create_server(("127.0.0.1", port + 1)).close()
+            except OSError:
+                continue
+            return port
 
 
 def test_an_application_that_runs_already_is_refused(name: str, tmp_path: Path, said: Said) -> None:

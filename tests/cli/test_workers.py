@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +89,47 @@ async def end_together(command: Command) -> None:
     command.signal(signal.SIGTERM)
     assert await command.end() == 0
     assert not any(is_there(pid) for pids in lives(command).values() for pid in pids)
+
+
+async def probed(port: int, path: str) -> tuple[int, Any]:
+    """Ask one of the processes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return int(head.split()[1]), json.loads(body)
+
+
+async def test_every_application_of_every_worker_answers_probes(
+    tmp_path: Path, mosquitto: Mosquitto
+) -> None:
+    names = [f"workers{uuid.uuid4().hex[:8]}{letter}" for letter in "ab"]
+    for name in names:
+        options = {"url": mosquitto.url, "name": name, "topic": name}
+        text = LEDGER.format(ledger=str(tmp_path / name), **options)
+        (tmp_path / f"{name}.py").write_text(text)
+    targets = [f"{name}.py" for name in names]
+    port = free_ports(4)
+    admin = f"127.0.0.1:{port}"
+    with Command(tmp_path, "run", *targets, "--workers", "2", "--admin", admin) as command:
+        await eventually(lambda: len(command.found(LIFE)) == 4, 60.0)
+        for number in range(4):
+            health = (await probed(port + number, "/health"))[1]
+            assert health["application"] == names[number % 2]
+            assert health["instance"] == str(number // 2)
+            assert await probed(port + number, "/readyz") == (200, {"ready": True, "reasons": {}})
+        await end_together(command)
+
+
+def free_ports(count: int) -> int:
+    """Return the first of so many ports in a row that are free."""
+    while True:
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError, OverflowError):
+            first = held.enter_context(socket.create_server(("127.0.0.1", 0)))
+            port: int = first.getsockname()[1]
+            for further in range(port + 1, port + count):
+                held.enter_context(socket.create_server(("127.0.0.1", further)))
+            return port
 
 
 @pytest.mark.mosquitto

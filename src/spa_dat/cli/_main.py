@@ -299,9 +299,9 @@ def _ask_for_command(context: click.Context, group: click.Group) -> None:
 
 
 @_commands.command(
-    "run", epilog=_EPILOG, short_help="Run an application, in one process or in several."
+    "run", epilog=_EPILOG, short_help="Run applications, in one process or in several."
 )
-@click.argument("target")
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @click.option(
     "--url",
     metavar="URL",
@@ -331,8 +331,9 @@ def _ask_for_command(context: click.Context, group: click.Group) -> None:
 @click.option(
     "--admin",
     metavar="HOST:PORT",
-    help="Where to answer probes over HTTP, for example 127.0.0.1:8085; worker N at PORT+N. By"
-    " default what the application has set up.",
+    help="Where to answer probes over HTTP, for example 127.0.0.1:8085; worker N at PORT+N. With"
+    " several applications, each has a port of its own, from PORT on. By default what the"
+    " application has set up.",
 )
 @click.option(
     "--workers",
@@ -364,7 +365,9 @@ def _ask_for_command(context: click.Context, group: click.Group) -> None:
 )
 @click.pass_obj
 def _run(arguments: list[str], /, **given: Any) -> int:
-    """Run an application until a signal, or until it has nothing left to do.
+    """Run applications until a signal, or until they have nothing left to do.
+
+    Several share one process, and one event loop. If one fails, all are stopped.
 
     TARGET is module:name, for example package.main:app, or file.py:name. The name is that of the
     application, or of a function that returns it; where a module has exactly one application, it

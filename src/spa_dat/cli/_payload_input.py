@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from .._texts import quoted
 from ..errors import ConfigurationError, DecodeError
 from ..runtime.payloads._codec import BINARY, JSON, TEXT, Decoder
+from ._standard_output import settle
 
 __all__ = ["ReadLines", "content_type_of", "opened_lines", "read_payload"]
 
@@ -152,22 +153,11 @@ class _Lines:
                     lines = [bytes(unfinished)]
             # The loop may have been closed meanwhile.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(_settle, self._answer, lines, failure)
+                self._loop.call_soon_threadsafe(settle, self._answer, lines, failure)
 
 
 def _without_end(line: bytes | bytearray) -> bytes:
     return bytes(line).removesuffix(b"\r")
-
-
-def _settle(
-    answer: asyncio.Future[list[bytes] | None], lines: list[bytes] | None, failure: OSError | None
-) -> None:
-    if answer.cancelled():
-        return
-    if failure is None:
-        answer.set_result(lines)
-    else:
-        answer.set_exception(failure)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,8 @@ class ReloadState(enum.Enum):
 class Reloader:
     """Runs an application until a signal, and starts it again whenever a Python file changes.
 
-    Whatever becomes of the application, the next change starts it again.
+    Whatever becomes of the application, the next change starts it again, unless a changed file has
+    a syntax error: what runs goes on then.
 
     Args:
         arguments: of the command.
@@ -66,6 +68,8 @@ class Reloader:
         self._processes = Processes(self, as_json=as_json)
         self._state = ReloadState.RUNNING
         self._child: Child | None = None
+        # Files with syntax errors, for which what runs goes on.
+        self._flawed: set[str] = set()
         self._end = threading.Event()
 
     def run(self) -> int:
@@ -137,6 +141,9 @@ class Reloader:
             for path in paths[:_MOST_NAMED]
         )
         more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+        if self._state is ReloadState.RUNNING and (flaw := self._flaw(paths)) is not None:
+            self._processes.say(f"changed: {shown}{more}; not started again: {flaw}")
+            return
         self._processes.say(f"changed: {shown}{more}; starting again")
         if self._state is ReloadState.RUNNING and self._child is not None:
             self._enter(ReloadState.RESTARTING)
@@ -144,10 +151,17 @@ class Reloader:
         elif self._state is ReloadState.ENDED:
             self._start()
 
+    def _flaw(self, paths: Sequence[str]) -> str | None:
+        """Return why one of the files, or of those with an error before, is no Python code."""
+        flaws = {path: _syntax_error(path, self._here) for path in {*self._flawed, *paths}}
+        self._flawed = {path for path, flaw in flaws.items() if flaw is not None}
+        return next((flaws[path] for path in sorted(self._flawed)), None)
+
     def _start(self) -> None:
         if self._state is ReloadState.STOPPING:
             return
         self._enter(ReloadState.RUNNING)
+        self._flawed.clear()
         try:
             os.chdir(self._here)
         except OSError as error:
@@ -261,6 +275,24 @@ class _Links:
         except OSError:
             return target
         return target, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _syntax_error(path: str, here: str) -> str | None:
+    """Return what is wrong with a Python file; None if nothing is, or if it is gone."""
+    if not path.endswith(".py"):
+        return None
+    try:
+        source = Path(path).read_bytes()
+    except OSError:
+        return None
+    try:
+        with warnings.catch_warnings():
+            # Importing it will say so.
+            warnings.simplefilter("ignore")
+            compile(source, os.path.relpath(path, here), "exec", dont_inherit=True)
+    except Exception as error:  # noqa: BLE001 (also ValueError, RecursionError and MemoryError)
+        return reason_of(error)
+    return None
 
 
 def _links(folder: str, names: Sequence[str]) -> Iterator[str]:

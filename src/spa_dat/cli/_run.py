@@ -14,7 +14,7 @@ __all__ = ["run"]
 def run(
     arguments: Sequence[str],
     *,
-    target: str,
+    targets: Sequence[str],
     url: str | None,
     instance: str | None,
     log_level: str | None,
@@ -25,11 +25,11 @@ def run(
     reload: bool,
     folders: Sequence[str],
 ) -> int:
-    """Run an application in this process, or in child processes; returns the exit code.
+    """Run applications in this process, or in child processes; returns the exit code.
 
     Args:
         arguments: of the command, which child processes get as well.
-        target: names the application.
+        targets: name the applications, one or several.
         url: the bus in place of the application's default one; None for that one.
         instance: of the application; None for its own.
         log_level: None for what the application has set up.
@@ -63,7 +63,7 @@ def run(
     from ._run_in_process import serve
 
     return serve(
-        target,
+        targets,
         url=url,
         instance=instance,
         log_level=log_level,

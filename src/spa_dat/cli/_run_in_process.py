@@ -1,4 +1,4 @@
-"""Running the application in this process, which may be one of several."""
+"""Running applications in this process, which may be one of several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..runtime.application._program import new_loop, run_until_stopped
 from ..runtime.options._admin_address import AdminAddress
 from ..runtime.options._option_checks import check_name
 from ..runtime.registration._specs import Spec
-from ..transports import MemoryConfig, MqttConfig, SocketProviderFactory
+from ..transports import MemoryConfig, MqttConfig, SocketProvider, SocketProviderFactory
 from ._application import load_application
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _SIGN_OF_LIFE = 1.0
 
 
 def serve(
-    target: str,
+    targets: Sequence[str],
     *,
     url: str | None,
     instance: str | None,
@@ -47,17 +47,20 @@ def serve(
     admin: str | None,
     parent: Parent | None,
 ) -> int:
-    """Run an application until a signal, or until it has nothing left to do; returns the exit code.
+    """Run applications until a signal, or until none has anything left to do.
 
     Args:
-        target: names the application.
-        url: the bus in place of the application's default one; None for that one.
-        instance: None for the application's own.
-        log_level: None for what the application has set up.
-        log_format: "text" or "json"; None for what the application has set up.
-        admin: where to answer probes; None for the application's own. A worker's port is higher by
-            its number.
+        targets: name the applications, one or several.
+        url: the bus in place of the applications' default one; None for that one.
+        instance: None for the applications' own.
+        log_level: None for what the applications have set up.
+        log_format: "text" or "json"; None for what the applications have set up.
+        admin: where to answer probes; None for the applications' own. Each application and each
+            worker has a port of its own.
         parent: the process that looks after this one; None for nobody.
+
+    Returns:
+        The exit code.
 
     Raises:
         ConfigurationError: there is no such application, or it cannot be run like this.
@@ -71,42 +74,101 @@ def serve(
     given = instance if instance is not None else os.environ.get(_INSTANCE)
     wanted = _numbered(given, number)
     if wanted is not None:
-        # For whatever the module makes of it while it is imported.
+        # For whatever the modules make of it while they are imported.
         os.environ[_INSTANCE] = wanted
     if parent is not None:
         parent.watch()
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A pipe has a buffer otherwise, which is lost when the process is killed.
             sys.stdout.reconfigure(line_buffering=True)
+    applications = [_loaded(target) for target in targets]
+    if provider is not None:
+        _replace_providers(applications, provider)
+    for application in applications:
+        if instance is None and application.identity.instance != wanted:
+            # Its program has named it.
+            own = application.identity.instance
+            _name_instance(application, _numbered(own, number) or own)
+        elif wanted is not None:
+            _name_instance(application, wanted)
+    _refuse_equal(targets, applications)
+    _place_admin(applications, number or 0, address, is_given=admin is not None)
+    _set_up_log(log_level, as_json=log_format == "json")
+    if parent is not None and parent.count is not None and parent.count > 1:
+        for application in applications:
+            _check_several(runs_of(application).specs)
+        if number == 0 and not parent.again:
+            for application in applications:
+                _tell_of_several(application, runs_of(application).specs, parent.count)
+    return _run(applications, parent)
+
+
+def _loaded(target: str) -> DistributedApplication:
     application = load_application(target)
-    runs = runs_of(application)
-    if runs.current is not None:
+    if runs_of(application).current is not None:
         raise ConfigurationError(
             f"application {application.name!r} is already running, because its module runs it when"
             ' it is imported: write `if __name__ == "__main__":` above that'
         )
-    if provider is not None and not runs.replace_provider(provider):
-        raise ConfigurationError(
-            "--url is the bus of actors that name none, but all actors of application"
-            f" {application.name!r} name their own"
-        )
-    own = application.identity.instance
-    if instance is None and own != wanted:
-        # Its program has named it.
-        wanted = _numbered(own, number) or own
-    if wanted is not None and wanted != own:
-        identity = replace(application.identity, instance=check_name("instance", wanted))
+    return application
+
+
+def _replace_providers(
+    applications: Sequence[DistributedApplication], provider: SocketProvider
+) -> None:
+    replaced = [runs_of(application).replace_provider(provider) for application in applications]
+    if any(replaced):
+        return
+    names = ", ".join(repr(application.name) for application in applications)
+    whose = f"application {names}" if len(replaced) == 1 else f"applications {names}"
+    raise ConfigurationError(
+        f"--url is the bus of actors that name none, but all actors of {whose} name their own"
+    )
+
+
+def _name_instance(application: DistributedApplication, instance: str) -> None:
+    if instance != application.identity.instance:
+        runs = runs_of(application)
+        identity = replace(application.identity, instance=check_name("instance", instance))
         runs.settings = replace(runs.settings, identity=identity)
-    address = runs.settings.admin if admin is None else address
-    if address is not None and number is not None:
-        address = address.moved(number)
-    runs.settings = replace(runs.settings, admin=address)
-    _set_up_log(log_level, as_json=log_format == "json")
-    if parent is not None and parent.count is not None and parent.count > 1:
-        _check_several(runs.specs)
-        if number == 0 and not parent.again:
-            _tell_of_several(application, runs.specs, parent.count)
-    return _run(application, parent)
+
+
+def _refuse_equal(targets: Sequence[str], applications: Sequence[DistributedApplication]) -> None:
+    known: dict[tuple[str, str], tuple[str, DistributedApplication]] = {}
+    for target, application in zip(targets, applications, strict=True):
+        identity = application.identity
+        names = (identity.application, identity.instance)
+        if names not in known:
+            known[names] = (target, application)
+            continue
+        first, other = known[names]
+        who = f"application {names[0]!r} instance {names[1]!r}"
+        if first == target or other is application:
+            raise ConfigurationError(f"{target!r}: {who} is named twice: leave one out")
+        raise ConfigurationError(
+            f"{first!r} and {target!r} are both {who}: brokers would take them for one; give one of"
+            " them another name"
+        )
+
+
+def _place_admin(
+    applications: Sequence[DistributedApplication],
+    worker: int,
+    address: AdminAddress | None,
+    *,
+    is_given: bool,
+) -> None:
+    """Give each application a port of its own, with several in several workers, too."""
+    for place, application in enumerate(applications):
+        runs = runs_of(application)
+        own = runs.settings.admin
+        if is_given:
+            own = None if address is None else address.moved(worker * len(applications) + place)
+        elif own is not None and own.is_everybodys:
+            own = own.moved(worker * len(applications) + place)
+        elif own is not None:
+            own = own.moved(worker)
+        runs.settings = replace(runs.settings, admin=own)
 
 
 def _numbered(instance: str | None, number: int | None) -> str | None:
@@ -221,19 +283,19 @@ def _tell_of_several(
         log.warning("several workers on MQTT: %s", "; ".join(said))
 
 
-def _run(application: DistributedApplication, parent: Parent | None) -> int:
+def _run(applications: Sequence[DistributedApplication], parent: Parent | None) -> int:
     try:
         if parent is None:
-            run_until_stopped((application,), owns_process=True)
+            run_until_stopped(applications, owns_process=True)
         else:
-            _run_for(parent, application)
+            _run_for(parent, applications)
     except SystemExit as end:
-        # Whatever it was: the command has found its application, which has failed.
+        # Whatever it was: the command has found its applications, one of which has failed.
         raise SystemExit(end.code) from None
     return 0
 
 
-def _run_for(parent: Parent, application: DistributedApplication) -> None:
+def _run_for(parent: Parent, applications: Sequence[DistributedApplication]) -> None:
     is_running = False
 
     def started() -> None:
@@ -251,9 +313,11 @@ def _run_for(parent: Parent, application: DistributedApplication) -> None:
         loop.call_soon(alive)
         return loop
 
-    parent.tell(f"loaded {runs_of(application).settings.stop_timeout}")
+    # They are stopped one after the other.
+    seconds = sum(runs_of(application).settings.stop_timeout for application in applications)
+    parent.tell(f"loaded {seconds}")
     try:
-        by_signal = run_until_stopped((application,), made, started, owns_process=True)
+        by_signal = run_until_stopped(applications, made, started, owns_process=True)
     except SystemExit as end:
         if is_running and isinstance(end.__cause__, ConfigurationError):
             # For example another program with the same client id: it would only come again.

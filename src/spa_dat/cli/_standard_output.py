@@ -14,11 +14,13 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from ..errors import ConfigurationError
 
-__all__ = ["BackgroundOutput", "check_open", "printing", "write_notice", "write_text"]
+__all__ = ["BackgroundOutput", "check_open", "printing", "settle", "write_notice", "write_text"]
+
+T = TypeVar("T")
 
 _Text = tuple[bytes, "asyncio.Future[None]"]
 
@@ -135,7 +137,7 @@ class BackgroundOutput:
                 failure = error
             # The loop may have been closed meanwhile.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(_settle, written, failure)
+                self._loop.call_soon_threadsafe(settle, written, None, failure)
 
 
 def _write(number: int, data: bytes) -> None:
@@ -148,10 +150,17 @@ def _write(number: int, data: bytes) -> None:
             select.select((), (number,), ())
 
 
-def _settle(written: asyncio.Future[None], failure: OSError | None) -> None:
-    if written.cancelled():
+def settle(future: asyncio.Future[T], result: T, failure: OSError | None) -> None:
+    """Give a future what a thread has come to, unless nobody waits for it any more.
+
+    Args:
+        future: of the loop that this is called in.
+        result: what counts if there is no failure.
+        failure: why there is no result; None if there is one.
+    """
+    if future.cancelled():
         return
     if failure is None:
-        written.set_result(None)
+        future.set_result(result)
     else:
-        written.set_exception(failure)
+        future.set_exception(failure)
