@@ -138,7 +138,9 @@ class LivePicture:
     async def document(self) -> bytes:
         """Return all that can be told, as JSON; see docs/production.md. Takes many small steps."""
         run = self._run
-        identity, problems = run.settings.identity, run.problems
+        # JSON cannot have all that the name of a file can.
+        problems = {name: escaped(text) for name, text in run.problems.items()}
+        identity = run.settings.identity
         actors = []
         until = self._loop.time() + _SLICE
         for actor in run.actors:
@@ -198,7 +200,9 @@ class LivePicture:
             if in_process
             else sum(lane.work_source.processor.retrying for lane in actor.lanes),
             "oldest_unsettled": health.oldest_unsettled,
-            "stalled": health.stalled,
+            "stalled": [
+                {"where": escaped(call.where), "seconds": call.seconds} for call in health.stalled
+            ],
             "dead_letters": health.dead_letters,
             "lag": None,
         }

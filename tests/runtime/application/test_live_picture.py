@@ -169,6 +169,26 @@ async def test_the_picture_shows_what_actors_do(free_port: int) -> None:
 
 
 @pytest.mark.usefixtures("often")
+async def test_the_name_of_a_file_may_be_what_json_cannot_have(free_port: int) -> None:
+    app = DistributedApplication(
+        "memory://", name="plant", admin=f"127.0.0.1:{free_port}", slow_after=0.05
+    )
+    go_on = asyncio.Event()
+    code = "async def slow(payload: str) -> None:\n    await go_on.wait()\n"
+    module: dict[str, Any] = {"go_on": go_on}
+    exec(compile(code, "caf\udce9.py", "exec"), module)
+    app.application("a")(module["slow"])
+    async with running(app) as client:
+        await app.socket().publish("a", "1")
+        while not (stalled := actor(picture := await client.look(), "slow")["stalled"]):
+            pass
+        assert "caf\\udce9.py" in stalled[0]["where"]
+        assert "caf\\udce9.py" in picture["problems"]["slow"]
+        assert actor(picture, "slow")["state"] == "stalled"
+        go_on.set()
+
+
+@pytest.mark.usefixtures("often")
 async def test_actors_are_paused_resumed_and_restarted_by_request(free_port: int) -> None:
     app = with_processes(admin=f"127.0.0.1:{free_port}")
     told = add_worker(app)

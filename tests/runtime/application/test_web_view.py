@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket as sockets
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from playwright.async_api import Page, async_playwright, expect
 
 from spa_dat import Actor, DistributedApplication, RetryPolicy, Socket, on
 from spa_dat.runtime.application import _admin_server
+from spa_dat.testing import Kafka, Mosquitto
 from support.waiting import eventually
 
 TOKEN = "0123456789abcdef"
@@ -119,6 +121,50 @@ async def test_an_application_is_looked_at_and_mended(port: int) -> None:
             detail = page.get_by_role("region", name="Actor Boiler")
             await expect(detail).to_be_focused()
             await expect(detail).to_contain_text("plant/alarm: 1")
+
+
+class Mended:
+    """An application whose actor fails until it is mended."""
+
+    def __init__(self, bus: str, topic: str, port: int) -> None:
+        self.app = DistributedApplication(
+            bus, name=f"mended-{topic[:8]}", admin=f"127.0.0.1:{port}"
+        )
+        self.mended = False
+        self.got: list[str] = []
+        self.app.application(topic, name="boiler", retry=RetryPolicy(attempts=1))(self.handle)
+
+    async def handle(self, payload: str) -> None:
+        if not self.mended:
+            raise ValueError("no sensor")
+        self.got.append(payload)
+
+    def has_failed(self) -> bool:
+        return self.app.stats["dead_letters.stored"] == 1
+
+
+@pytest.mark.mosquitto
+@pytest.mark.kafka
+async def test_dead_letters_are_replayed_on_real_brokers(
+    port: int, mosquitto: Mosquitto, kafka: Kafka
+) -> None:
+    tag = uuid.uuid4().hex
+    for bus in (mosquitto.url, f"{kafka.url}?prefix={tag}.&create_topics=all"):
+        plant = Mended(bus, f"{tag}/temperature", port)
+        async with plant.app:
+            await plant.app.socket().publish(f"{tag}/temperature", "95")
+            await eventually(plant.has_failed)
+            async with browsing(port) as page:
+                failure = page.get_by_role("row", name="ValueError")
+                await expect(failure).to_contain_text("no sensor")
+                plant.mended = True
+                await page.get_by_role("button", name="List", exact=True).click()
+                await page.get_by_role("button", name="Replay the dead letter of boiler").click()
+                await expect(page.locator("#letters-note")).to_have_text("handled")
+                assert plant.got == ["95"]
+                # And it is gone.
+                await page.get_by_role("button", name="List", exact=True).click()
+                await expect(page.locator("#letters-note")).to_have_text("There are none.")
 
 
 async def answer(port: int, path: str, *headers: str) -> tuple[str, str]:
