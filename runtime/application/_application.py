@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..diagnostics._health import Health
     from ..diagnostics._stop_report import StopReport
     from ..options._admin_address import AdminAddress
+    from ._background import Background
 
 __all__ = ["DistributedApplication", "ProviderLike", "runs_of"]
 
@@ -132,6 +133,7 @@ class DistributedApplication:
             admin=_admin_address(admin, admin_token),
         )
         self._runs = Runs(self._registry, settings)
+        self._background: Background | None = None
 
     def __reduce__(self) -> Never:
         """Raise TypeError: it cannot be in two processes."""
@@ -441,6 +443,40 @@ class DistributedApplication:
         with shielded_from_scopes():
             await self.aclose()
         failure = None if run is None else run.reason.failure_to_raise
+        if error is None and failure is not None:
+            raise failure
+
+    def __enter__(self) -> Self:
+        """Start on an event loop in a thread of its own, and return when it has started.
+
+        This is for programs without an event loop, as web servers for WSGI are; they use
+        `sync_socket`. Everything that belongs to the loop runs in that thread.
+
+        Raises:
+            ConfigurationError: it is running already, or an event loop is running here.
+            Exception: what `start` raises.
+        """
+        from ._background import Background
+
+        self._runs.refuse("start")
+        background = Background(self)
+        background.start()
+        self._background = background
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop, and return when it has stopped; for how long that may take see `aclose`.
+
+        Raises:
+            Exception: what the application failed with, unless another exception leaves the block.
+        """
+        background, self._background = self._background, None
+        failure = None if background is None else background.stop()
         if error is None and failure is not None:
             raise failure
 
