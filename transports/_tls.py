@@ -36,13 +36,27 @@ def tls_context(config: BrokerConfig) -> ssl.SSLContext | None:
             config.tls_insecure_skip_verification,
             tuple(_version(name) for name in (*files, *_system_files())),
         )
-    except (OSError, ValueError) as error:
-        named = ", ".join(repr(name) for name in _unreadable(files) or files if name)
+    except _Unusable as unusable:
+        error = unusable.error
+        named = _unreadable(unusable.files) or unusable.files
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+        # OpenSSL hardly says more than that there is an error.
+        hint = f" ({unusable.hint})" if isinstance(error, ssl.SSLError) else ""
         raise ConfigurationError(
-            f"the TLS files {named} cannot be used: {reason};"
+            f"the TLS file{'s' if len(named) > 1 else ''} {', '.join(map(repr, named))} cannot be"
+            f" used: {reason}{hint};"
             " check the options tls_ca, tls_cert, tls_key and tls_key_password"
         ) from error
+
+
+class _Unusable(Exception):
+    """Says which of the files cannot be used, why, and what may be wrong with their contents."""
+
+    def __init__(self, error: OSError | ValueError, hint: str, *files: str | None) -> None:
+        super().__init__(error)
+        self.error = error
+        self.hint = hint
+        self.files = [name for name in files if name is not None]
 
 
 # Reading the certificates of the system takes longer than a handshake, and takes memory each time.
@@ -54,21 +68,28 @@ def _context(
     versions: tuple[object, ...],
 ) -> ssl.SSLContext:
     authority, certificate, key = files
-    context = ssl.create_default_context(cafile=authority)
+    try:
+        context = ssl.create_default_context(cafile=authority)
+    except (OSError, ValueError) as error:
+        raise _Unusable(error, "it is incomplete, or not PEM", authority) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if certificate is not None:
         # Without a password the function would prompt for one on the terminal.
-        context.load_cert_chain(certificate, key, password.reveal() if password else "")
+        try:
+            context.load_cert_chain(certificate, key, password.reveal() if password else "")
+        except (OSError, ValueError) as error:
+            hint = "not PEM, incomplete, a key of another certificate, or one with another password"
+            raise _Unusable(error, hint, certificate, key) from error
     if skip_verification:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _unreadable(files: Sequence[str | None]) -> list[str]:
+def _unreadable(files: Sequence[str]) -> list[str]:
     """Return those of the files that cannot be opened: OpenSSL does not say which."""
     unreadable = []
-    for name in filter(None, files):
+    for name in files:
         try:
             with open(name, "rb"):
                 pass

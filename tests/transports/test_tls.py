@@ -58,6 +58,17 @@ def test_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "ca.pem" not in str(caught.value)
 
 
+@pytest.mark.parametrize("option", ["tls_ca", "tls_cert"])
+def test_a_file_that_is_being_written_is_named(tmp_path: Path, option: str) -> None:
+    options = made(tmp_path)
+    file = Path(options[option])
+    file.write_bytes(file.read_bytes()[: 400 if option == "tls_cert" else 200])
+    with pytest.raises(ConfigurationError, match="incomplete") as caught:
+        tls_context(MqttConfig(tls=True, **options))
+    named = [path for path in options.values() if path in str(caught.value)]
+    assert named == [options[option]]
+
+
 def test_a_link_to_other_files_counts_as_a_change(tmp_path: Path) -> None:
     """As with secrets that Kubernetes mounts."""
     for name in ("old", "new"):
