@@ -39,6 +39,7 @@ class _LoneInbox(KafkaReplyInbox):
         name: of the topic.
         level: stands for it in addresses.
         correlation: of the request whose reply has not come; None if there is none.
+        due: when the time of that request is over.
         expiry: when that reply is no longer waited for.
     """
 
@@ -48,6 +49,7 @@ class _LoneInbox(KafkaReplyInbox):
         self.level = level
         self.name = name
         self.correlation: str | None = None
+        self.due = 0.0
         self.expiry: asyncio.TimerHandle | None = None
         self._wire = wires.of("spa-dat")
 
@@ -108,6 +110,7 @@ class LoneRequests:
         self._on_reply: Callable[[str, Envelope], None] | None = None
         self._room = asyncio.Semaphore(_MOST)
         self._count = 0
+        self._next_warning = 0.0
         self._idle: list[_LoneInbox] = []
         self._open: dict[_LoneInbox, None] = {}
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -151,6 +154,8 @@ class LoneRequests:
         correlation: str,
         publish: Callable[[Envelope], asyncio.Future[None]],
     ) -> None:
+        if self._room.locked():
+            self._warn_of_late_replies()
         await self._room.acquire()
         try:
             inbox = self._idle.pop() if self._idle else await self._opened()
@@ -159,8 +164,8 @@ class LoneRequests:
             raise
         inbox.correlation = correlation
         loop = asyncio.get_running_loop()
-        due = (envelope.expiry or _PATIENCE) + _LATEST
-        inbox.expiry = loop.call_later(due, self._give_up, inbox)
+        inbox.due = loop.time() + (envelope.expiry or _PATIENCE)
+        inbox.expiry = loop.call_at(inbox.due + _LATEST, self._give_up, inbox)
         address = f"{RESERVED}/reply/{inbox.level}/{self._token}/{correlation}"
         try:
             posted = publish(msgspec.structs.replace(envelope, response_topic=address))
@@ -169,6 +174,21 @@ class LoneRequests:
             self._free(inbox)
             raise
         await posted
+
+    def _warn_of_late_replies(self) -> None:
+        """Say, once a minute at most, that requests wait for replies that will hardly come."""
+        now = asyncio.get_running_loop().time()
+        late = sum(inbox.correlation is not None and inbox.due <= now for inbox in self._open)
+        if late and now >= self._next_warning:
+            self._next_warning = now + _LATEST
+            _log.warning(
+                "requests in the format of spa-dat 0.4.0 have to wait: %d of the %d that may be"
+                " under way have got no reply in their time, and keep their places for %g s after"
+                " it, because one may still come; check that the program is there that answers",
+                late,
+                _MOST,
+                _LATEST,
+            )
 
     async def _opened(self) -> _LoneInbox:
         """Return an inbox on a new topic.

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import NewPartitions
@@ -17,6 +18,7 @@ from spa_dat.testing import Kafka
 from spa_dat.transports import Envelope
 from spa_dat.transports.kafka.consuming import _unreadable_guard as _guard
 from support.kafka_bus import BusClient, admin, bus_client, create, new_prefix, read, settings
+from support.simulated import SERVER, world
 from support.waiting import eventually
 
 pytestmark = pytest.mark.kafka
@@ -68,6 +70,22 @@ async def test_a_request_to_0_4_0_where_no_topic_may_be_created_names_the_option
     async with bus_client(kafka.server, **options) as client:
         with pytest.raises(ConfigurationError, match="create_topics='own'"):
             await client.bus.post(request(client, "1"))
+
+
+@pytest.mark.virtual
+async def test_requests_that_wait_for_places_of_others_without_a_reply_are_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with world():
+        async with bus_client(SERVER, wire="spa-dat") as client:
+            asked = [request(client, f"{n}") for n in range(17)]
+            asked = [msgspec.structs.replace(envelope, expiry=2.0) for envelope in asked]
+            await asyncio.gather(*map(client.bus.post, asked[:16]))
+            await asyncio.sleep(3.0)
+            assert "have to wait" not in caplog.text
+            waiting = client.bus.post(asked[16])
+            await eventually(lambda: "16 of the 16 that may be under way" in caplog.text)
+            await waiting
 
 
 async def test_a_plain_client_can_answer(kafka: Kafka) -> None:
