@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,54 @@ async def test_a_restarted_actor_begins_with_a_new_state_and_the_same_mailbox() 
         assert app.healthy
     ours = [entry for entry in log if "other" not in entry]
     assert ours == ["start", "x 1", "stop", "start", "y 1", "stop"]
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("options", [{"batch": (2, 0.1)}, {"concurrency": 3}, {"is_plain": True}])
+async def test_a_pause_holds_for_batches_lanes_and_threads(options: dict[str, Any]) -> None:
+    app = DistributedApplication("memory://", name="plant")
+    got: list[str] = []
+    started = 0
+
+    def make_state() -> int:
+        nonlocal started
+        started += 1
+        return started
+
+    async def batches(payload: list[str]) -> None:
+        got.extend(payload)
+
+    async def lanes(payload: str) -> None:
+        got.append(payload)
+
+    def plain(payload: str) -> None:
+        got.append(payload)
+
+    handler = batches if "batch" in options else plain if options.pop("is_plain", 0) else lanes
+    app.application("a", name="pump", state=make_state, **options)(handler)
+    async with app:
+        app.pause("pump")
+        app.restart("pump")
+        for number in range(9):
+            await app.socket().publish("a", f"{number}", key=f"{number}")
+        await asyncio.sleep(10)
+        assert got == []
+        # Each lane has a state of its own, and a new one.
+        assert started == 2 * options.get("concurrency", 1)
+        app.resume("pump")
+        await eventually(lambda: len(got) == 9)
+
+
+@pytest.mark.virtual
+async def test_a_paused_actor_leaves_what_it_has_not_begun_to_the_bus() -> None:
+    app, log = make()
+    async with app:
+        app.pause("Pump")
+        await app.socket().publish("a", "x")
+        await asyncio.sleep(1)
+    assert "x 1" not in log
+    async with app:
+        await eventually(lambda: "x 1" in log)
 
 
 @pytest.mark.virtual
