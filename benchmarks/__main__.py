@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from . import _harness, _kafka, _local, _processes, _receive, _request, _scale
+from . import _harness, _kafka, _local, _metrics, _processes, _receive, _request, _scale
 from ._measure import Suite, measure
 from ._report import as_markdown, as_text
 
@@ -21,7 +21,7 @@ _KAFKA = {
     "kafka-publish": _kafka.publish,
     "kafka-request": _kafka.request,
 }
-_NAMES = ("local", "processes", "scale", "harness", "receive", "request", *_KAFKA)
+_NAMES = ("local", "processes", "scale", "harness", "receive", "request", *_KAFKA, "metrics")
 
 
 def _suites(names: Sequence[str], *, quick: bool, peers: str) -> list[Suite]:
@@ -39,6 +39,8 @@ def _suites(names: Sequence[str], *, quick: bool, peers: str) -> list[Suite]:
     if "request" in names:
         suites += _request.suites(quick=quick, peers=peers)
     suites += [make(quick=quick, peers=peers) for name, make in _KAFKA.items() if name in names]
+    if "metrics" in names:
+        suites += _metrics.suites(quick=quick)
     return suites
 
 

@@ -158,6 +158,15 @@ class Consumer(abc.ABC):
         """
         return ()
 
+    @property
+    def behind(self) -> int | None:
+        """How many messages the bus has for it beyond what is settled; None if it is not known.
+
+        It costs nothing to ask: the value is what the bus has said last. It may be read in any
+        thread.
+        """
+        return None
+
     @abc.abstractmethod
     async def start(self) -> None:
         """Connect and put all filters into force; deliveries may begin before this returns.
@@ -226,6 +235,11 @@ class Bus(abc.ABC):
         By default that is the lack of a connection.
         """
         return None if self.connected else "there is no connection"
+
+    @property
+    def pending(self) -> int | None:
+        """The number of publishes that have no outcome yet; None if it is not known."""
+        return None
 
     @abc.abstractmethod
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:

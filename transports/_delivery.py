@@ -59,6 +59,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
         attempts: how often a handler has already failed on it, including earlier receipts.
         deadline: loop time after which it is no longer worth starting; set by the receiver.
         route: where it goes, in the receiver's own terms; None until the receiver sets it.
+        arrived: loop time at which the receiver got it, if it measures that; otherwise 0.
         on_withdraw: called once when it is withdrawn while running, to cut a wait short.
         on_awaited: called when it becomes `awaited`; set by the receiver.
         successor: a later receipt of the same message, which waits for this one's result.
@@ -76,6 +77,7 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
     on_withdraw: Callable[[], None] | None = None
     on_awaited: Callable[[], None] | None = None
     successor: Delivery | None = None
+    arrived: float = 0.0
 
     @property
     def awaited(self) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
     "measure_latency",
     "measure_rate",
     "measure_requests",
+    "metrics_for",
     "on_kafka",
     "report",
 ]
@@ -84,6 +85,24 @@ def arguments() -> Order:
 def report(event: str, **figures: float) -> None:
     """Report an event and figures to the parent."""
     print(json.dumps({"event": event, **figures}), flush=True)
+
+
+def metrics_for(what: str) -> dict[str, Any]:
+    """Return the options of an application with metrics, if they are what is to be measured."""
+    # All of them, because Prometheus needs it.
+    endpoint = {"admin": "127.0.0.1:0"}
+    if what == "admin":
+        return endpoint
+    if what == "prometheus":
+        return endpoint | {"metrics": "prometheus"}
+    if what == "opentelemetry":
+        from opentelemetry.metrics import set_meter_provider
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+        set_meter_provider(MeterProvider([InMemoryMetricReader()]))
+        return endpoint | {"metrics": "opentelemetry"}
+    return {}
 
 
 class Meter:

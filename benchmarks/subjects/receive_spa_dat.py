@@ -1,4 +1,4 @@
-"""Receives with an application: payloads as bytes, or as what their JSON says."""
+"""Receives with an application: payloads as bytes, or as what their JSON says; or with metrics."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import os
 
 from spa_dat import DistributedApplication
 
-from ._child import JSON_TOPIC, RECEIVE_TOPIC, Meter, Reading, arguments, report
+from ._child import JSON_TOPIC, RECEIVE_TOPIC, Meter, Reading, arguments, metrics_for, report
 
 
 async def _main() -> None:
     order = arguments()
     meter = Meter(order)
     # A name of its own: on Kafka a group that has read nothing yet.
-    app = DistributedApplication(order.url, name=f"benchmark-{os.getpid()}")
+    name = f"benchmark-{os.getpid()}"
+    app = DistributedApplication(order.url, name=name, **metrics_for(order.what))
 
     if order.what == "json":
 

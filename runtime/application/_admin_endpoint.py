@@ -14,6 +14,7 @@ from ..options._admin_address import AdminAddress
 from ._actor_controls import ActorControls
 
 if TYPE_CHECKING:
+    from ..metrics._prometheus import Exposition
     from ._admin_server import AdminServer
     from ._letter_pages import LetterPages
 
@@ -31,6 +32,7 @@ class Answers(NamedTuple):
         picture: makes a live picture, as JSON.
         controls: what can be done to its actors.
         letters: answers about its dead letters.
+        exposition: has its metrics; None if it has none for Prometheus.
     """
 
     health: Callable[[], Health]
@@ -38,6 +40,7 @@ class Answers(NamedTuple):
     picture: Callable[[], Awaitable[bytes]]
     controls: ActorControls
     letters: LetterPages
+    exposition: Exposition | None
 
 
 class AdminEndpoint:

@@ -142,6 +142,7 @@ class AdminServer:
         self._address = address
         self._told = answers
         self._feed = LiveFeed(answers.picture)
+        self._exposing = asyncio.Lock()
         self._connections: dict[_Connection, None] = {}
         self._streams: set[asyncio.Task[Any]] = set()
         self._server = web.Server(self._answer)
@@ -152,6 +153,7 @@ class AdminServer:
             "/healthz": (_READ, self._alive),
             "/readyz": (_READ, self._ready),
             "/health": (_READ, self._details),
+            "/metrics": (_READ, self._metrics),
             "/live": (_READ, self._picture),
             "/live/events": (("GET",), self._pictures),
             "/live/control": (("POST",), self._control),
@@ -306,6 +308,19 @@ class AdminServer:
         except ConfigurationError as error:
             return _text(409, describe(error))
         return _json(200, {"done": True})
+
+    async def _metrics(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
+        exposition = self._told.exposition
+        if not allowed:
+            return _token_missing()
+        if exposition is None:
+            text = "there are no metrics: give metrics='prometheus', or SPA_DAT_METRICS=prometheus"
+            return _text(404, text)
+        # In a thread, because the text of thousands of actors takes a while; one at a time.
+        async with self._exposing:
+            accept = request.headers.get("Accept", "")
+            body, kind = await asyncio.to_thread(exposition.text, accept)
+        return web.Response(body=body, headers=_HEADERS | {"Content-Type": kind})
 
 
 def _is_direct(hosts: list[str], origins: list[str]) -> bool:

@@ -33,7 +33,9 @@ from ._stopping import shielded_from_scopes
 if TYPE_CHECKING:
     from ..diagnostics._health import Health
     from ..diagnostics._stop_report import StopReport
+    from ..metrics._measurements import Measurements
     from ..options._admin_address import AdminAddress
+    from ..options._exporters import Exporter
     from ._background import Background
 
 __all__ = ["DistributedApplication", "ProviderLike", "runs_of"]
@@ -81,10 +83,15 @@ class DistributedApplication:
             variable ``SPA_DAT_ADMIN``, or nowhere without it. It needs ``spa-dat[admin]``.
         admin_token: what clients of it have to send to learn details, at least 16 characters; by
             default ``SPA_DAT_ADMIN_TOKEN``. An address that others can reach needs one.
+        metrics: for whom to measure: ``prometheus``, which gets the metrics at ``/metrics`` of
+            ``admin`` and needs ``spa-dat[metrics]``, ``opentelemetry``, which needs
+            ``opentelemetry-api``, or both; by default the environment variable
+            ``SPA_DAT_METRICS``, or nobody without it, which costs nothing.
         environment: where time stamps, randomness and identifiers come from.
 
     Raises:
-        ConfigurationError: a name, the bus, the codec or the address for probes is wrong.
+        ConfigurationError: a name, the bus, the codec, the address for probes or ``metrics`` is
+            wrong.
     """
 
     def __init__(
@@ -102,6 +109,7 @@ class DistributedApplication:
         codec: Codec | None = None,
         admin: str | None = None,
         admin_token: str | None = None,
+        metrics: Exporter | Sequence[Exporter] | None = None,
         environment: Environment | None = None,
     ) -> None:
         environment = environment or Environment()
@@ -115,6 +123,7 @@ class DistributedApplication:
             instance=check_name("instance", instance),
             ephemeral=name is None,
         )
+        exporters = _exporters(metrics)
         self._registry = Registry(default_socket_provider, codec)
         settings = Settings(
             identity=identity,
@@ -131,6 +140,8 @@ class DistributedApplication:
             ),
             codec=codec,
             admin=_admin_address(admin, admin_token),
+            exporters=exporters,
+            measurements=_measurements_for(exporters),
         )
         self._runs = Runs(self._registry, settings)
         self._background: Background | None = None
@@ -622,6 +633,25 @@ def _admin_address(text: str | None, token: str | None) -> AdminAddress | None:
 
 def _name_of(actor: Spec[Any] | str) -> str:
     return actor if isinstance(actor, str) else actor.name
+
+
+def _exporters(given: str | Sequence[str] | None) -> tuple[Exporter, ...]:
+    if given is None and not os.environ.get("SPA_DAT_METRICS"):
+        return ()
+    # Only who asks for it needs it.
+    from ..options._exporters import exporters_given
+
+    return exporters_given(given)
+
+
+def _measurements_for(exporters: tuple[Exporter, ...]) -> Measurements | None:
+    if not exporters:
+        return None
+    # Only who asks for it needs it.
+    from ..metrics._measurements import Measurements
+
+    # To tell OpenTelemetry of one duration takes longer than to handle a message.
+    return Measurements(5, 2048) if "opentelemetry" in exporters else Measurements()
 
 
 def _provider(given: ProviderLike | None) -> SocketProvider | None:

@@ -97,10 +97,11 @@ class Buses:
             )
             used = provider if stand_in is None else stand_in(provider)
             reply_topics, middleware = self._settings.reply_topics, self._settings.on_publishes
+            measurements = self._settings.measurements
             connection = self._buses[provider.address] = (
-                self._kinds[1](used, surroundings, reply_topics, middleware)
+                self._kinds[1](used, surroundings, reply_topics, middleware, measurements)
                 if middleware
-                else self._kinds[0](used, surroundings, reply_topics)
+                else self._kinds[0](used, surroundings, reply_topics, measurements)
             )
         elif connection.provider.config != provider.config:
             raise ConfigurationError(

@@ -14,6 +14,7 @@ from ..hosting._actor_runner import ActorRunner
 from ..hosting._lane import Lane
 from ..hosting._watchdog import Watchdog
 from ..messaging._bus_connection import BusConnection
+from ..routing._router import Router
 from ..routing._subscriptions import Subscriptions
 
 __all__ = ["HealthReport"]
@@ -65,11 +66,14 @@ class HealthReport:
         trackers = (tracker for actor in self._actors for tracker in self._trackers(actor))
         self._ages.look(trackers, self._loop.time())
 
-    def _trackers(self, actor: ActorRunner) -> list[Tracker]:
+    def _routers(self, actor: ActorRunner) -> list[Router]:
         routers = self._subscriptions.routers_of(actor)
         if actor.runtime.router is not None:
             routers.append(actor.runtime.router)
-        return [tracker for router in routers for tracker in router.trackers]
+        return routers
+
+    def _trackers(self, actor: ActorRunner) -> list[Tracker]:
+        return [tracker for router in self._routers(actor) for tracker in router.trackers]
 
     def actor(
         self, actor: ActorRunner, *, receiving: bool | None, paused: bool, stopped: bool
@@ -78,6 +82,8 @@ class HealthReport:
         now = self._loop.time()
         trackers = self._trackers(actor)
         ages = [self._ages.age(tracker, now) for tracker in trackers]
+        behind = (router.behind for router in self._routers(actor))
+        known = [number for number in behind if number is not None]
         waiting = [item for lane in actor.lanes for item in lane.mailbox.waiting()]
         in_process = actor.options.placement == "process"
         return ActorHealth(
@@ -104,6 +110,7 @@ class HealthReport:
             ),
             dead_letters=self._letters.stored_by(actor.name),
             dead_letter_limit=self._letters.limit,
+            behind=sum(known) if known else None,
         )
 
     def connection(self, connection: BusConnection) -> ConnectionHealth:
@@ -114,6 +121,7 @@ class HealthReport:
             bus=connection.provider.address,
             connected=bus.connected,
             connected_for=None if at is None else self._loop.time() - at,
+            outbox=bus.pending,
         )
 
 

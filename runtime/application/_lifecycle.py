@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from ._dead_letters import DeadLetters
     from ._letter_commands import LetterCommands
     from ._live_picture import LivePicture
+    from ._metrics_export import MetricsExport
 
 __all__ = ["Run", "RunState"]
 
@@ -135,6 +136,8 @@ class Run:
         from ._admin_endpoint import AdminEndpoint, Answers
         from ._health_report import HealthReport
 
+        self._metrics = self._metrics_export()
+        exposition = None if self._metrics is None else self._metrics.exposition
         self.controls = ActorControls(self._name, lambda: self._actors, self._why_no_control)
         self._live: LivePicture | None = None
         # Until when it is not found out again why it is not ready, and why.
@@ -155,6 +158,7 @@ class Run:
                 live.document,
                 self.controls,
                 LetterPages(self),
+                exposition,
             )
         self._admin = AdminEndpoint(settings.admin, self._name, answers)
         self._report = HealthReport(self._subscriptions, self._letters, self._watchdog)
@@ -169,6 +173,14 @@ class Run:
             on_failure=self._actor_failed,
             on_unhandled=self._left_unhandled,
         )
+
+    def _metrics_export(self) -> MetricsExport | None:
+        if self.settings.measurements is None:
+            return None
+        # Not at the top: most applications have no metrics.
+        from ._metrics_export import MetricsExport
+
+        return MetricsExport(self.settings, lambda: self.health)
 
     def _enter(self, state: RunState) -> None:
         """Move on to a later state. Nothing else changes the state."""
@@ -527,6 +539,8 @@ class Run:
 
     async def _start(self, waits: StartProgress) -> None:
         await self._admin.open()
+        if self._metrics is not None:
+            self._metrics.start()
         self._make_connections()
         await waits.all(
             (partial(connection_of, connection), connect(connection)) for connection in self._buses
@@ -636,6 +650,8 @@ class Run:
             actor.abandon()
         self._watchdog.stop()
         self._report.stop()
+        if self._metrics is not None:
+            self._metrics.stop()
         if self._live is not None:
             self._live.stop()
         self._buses.release()
@@ -661,6 +677,8 @@ class Run:
         finally:
             self._watchdog.stop()
             self._report.stop()
+            if self._metrics is not None:
+                self._metrics.stop()
             if self._live is not None:
                 self._live.stop()
             self._buses.release()

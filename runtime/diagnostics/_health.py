@@ -55,6 +55,9 @@ class ActorHealth:
         dead_letters: how many it has stored in this run, without those that were replayed since, or
             discarded through the application.
         dead_letter_limit: how many of them it may have; at the next one it takes no more messages.
+        behind: messages that the bus has for it beyond those that it has settled, so its lag on
+            Kafka, as the cluster has said with what it sent last; None where that is not known. If
+            actors share a subscription, it counts for all of them.
         paused: whether `DistributedApplication.pause` has paused it.
     """
 
@@ -70,6 +73,7 @@ class ActorHealth:
     stalled: tuple[StalledCall, ...]
     dead_letters: int
     dead_letter_limit: int
+    behind: int | None
     paused: bool = False
 
 
@@ -81,11 +85,14 @@ class ConnectionHealth:
         bus: the address, without secrets.
         connected: whether there is a connection now.
         connected_for: seconds since it was made; None if there is none, or it is not known.
+        outbox: publishes that are waiting for the broker's confirmation, or to be sent; None if it
+            is not known.
     """
 
     bus: str
     connected: bool
     connected_for: float | None
+    outbox: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

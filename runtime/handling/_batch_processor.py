@@ -92,7 +92,7 @@ class BatchProcessor(DeliveryProcessor):
         )
         self._lane.failed("handler", error, batch[0].envelope)
         for delivery in left:
-            await self._dead_letters.park(delivery, error)
+            await self._park(delivery, error)
 
     def _read(self, delivery: RoutedDelivery) -> Any:
         check_readable(delivery.envelope, self._lane.max_received)
@@ -102,16 +102,22 @@ class BatchProcessor(DeliveryProcessor):
     async def _process(self, instance: Any, batch: list[RoutedDelivery], values: list[Any]) -> None:
         left, error = await self._run(instance, batch, values, once=False)
         if error is not None and left == batch[:1] == batch:
-            await self._dead_letters.park(batch[0], error)
+            await self._park(batch[0], error)
             return
+        if error is not None:
+            self._are_retried(left, error)
         while left:
             if left[0].route.router.holding or self._pauses.stopped:
                 left = self._give_back(left)
             for delivery in await self._in_time(left[:1], error):
                 failed, failure = await self._run(instance, [delivery], None, once=True)
                 if failed and failure is not None:
-                    await self._dead_letters.park(delivery, failure)
+                    await self._park(delivery, failure)
             left = left[1:]
+
+    def _are_retried(self, batch: list[RoutedDelivery], error: BaseException) -> None:
+        for delivery in batch:
+            self.ended(delivery, "retried", error)
 
     async def _run(
         self, instance: Any, batch: list[RoutedDelivery], values: list[Any] | None, *, once: bool
@@ -142,6 +148,7 @@ class BatchProcessor(DeliveryProcessor):
                 outcome.tell(_decided(batch, error, wait, once=once))
             if wait is None:
                 return batch, error
+            self._are_retried(batch, error)
             if router.holding or not await self._pauses.wait(wait, router):
                 return self._give_back(batch), error
             batch = await self._in_time(batch, error)
@@ -170,6 +177,7 @@ class BatchProcessor(DeliveryProcessor):
         shared = batch[0].route.router.shared
         turn = Turn(_identity(batch), lane.source, shared=shared, batch=batch)
         current_turn.set(turn)
+        self.attempt_begins(batch[0])
         deadline = None if limit is None else self._now() + limit
         # Unlike in other scopes, message() returns several messages.
         scope: Any = _BatchScope(lane, handler, batch, values, deadline)
@@ -186,6 +194,7 @@ class BatchProcessor(DeliveryProcessor):
                 post.add_done_callback(self._connection.lost_posts.report)
             try:
                 error = as_failure(raised)
+                self.attempt_ended(error)
                 await end_attempt()
             except BaseException:
                 if scope.outcome is not None:
@@ -197,6 +206,7 @@ class BatchProcessor(DeliveryProcessor):
                 # Its traceback has this frame.
                 del error
         turn.active = False
+        self.attempt_ended()
         await end_attempt()
         self._stats["messages.handled"] += len(batch)
         self.handled += len(batch)

@@ -25,13 +25,14 @@ from ...actors import (
     stay_in_process,
 )
 from ...errors import DecodeError, OutboxFull, RemoteError
-from ...transports import Delivery, Envelope
+from ...transports import Delivery, DeliveryState, Envelope
 from ..messaging._bus_connection import BusConnection
 from ..messaging._logged_fields import message_fields
 from ..messaging._middleware import CallOutcome, Outcome
 from ..messaging._request_deadlocks import CHAIN_HEADER, chain_of
 from ..messaging._sent_replies import error_answer
 from ..messaging._turn import Turn, current_turn
+from ..options._retry_policy import Reject
 from ..payloads._codec import check_readable
 from ..registration._specs import Handler
 from ..routing._routed_deliveries import RoutedDelivery
@@ -42,6 +43,7 @@ from ._failures_and_retries import SHORTEST_PAUSE, Pauses, as_failure, is_outage
 from ._settlement import Settlements
 
 if TYPE_CHECKING:
+    from ..metrics._measurements import FailureKind
     from ._handling_lane import HandlingLane
 
 __all__ = ["DeliveryProcessor"]
@@ -351,7 +353,7 @@ class DeliveryProcessor:
             if request is not None:
                 await self._answer_error(delivery, Turn(None, self._lane.source, request), error)
             else:
-                await self._dead_letters.park(delivery, error)
+                await self._park(delivery, error)
 
     async def _attempts(
         self,
@@ -369,6 +371,7 @@ class DeliveryProcessor:
             held_since = self._now()
             if not await self._attempt_failed(delivery, failed, failed.take(), held_since):
                 return
+            self.attempt_begins(delivery)
         while True:
             turn = Turn(delivery, lane.source, request, shared=shared)
             current_turn.set(turn)
@@ -408,7 +411,9 @@ class DeliveryProcessor:
                 if instance is None:
                     delivery.route.router.give_back(delivery)
                     return
+                self.attempt_begins(delivery)
             else:
+                self.attempt_ended()
                 # `handle` ends the same way, without the cost of two coroutines.
                 turn.active = False
                 current_turn.set(None)
@@ -442,7 +447,33 @@ class DeliveryProcessor:
                 handler.injection.name,
             )
 
+    # For metrics; here they do nothing. On the fast path nothing is called.
+
+    def taken(self, delivery: RoutedDelivery) -> None:
+        """Note that a message is about to be handled; in another process if it is not here."""
+
+    def attempt_begins(self, delivery: RoutedDelivery) -> None:
+        """Note that an attempt begins that is not the first one at this message."""
+
+    def attempt_ended(self, error: BaseException | None = None) -> None:
+        """Note that the latest attempt has ended.
+
+        Args:
+            error: what the handler has raised.
+        """
+
+    def ended(
+        self, delivery: RoutedDelivery, kind: FailureKind, error: BaseException | None = None
+    ) -> None:
+        """Note what became of a message that was not handled, or is to be tried again."""
+
     # Failures.
+
+    async def _park(self, delivery: RoutedDelivery, error: BaseException) -> None:
+        """Store a dead letter as `DeadLetterStore.park` does."""
+        await self._dead_letters.park(delivery, error)
+        if delivery.state is DeliveryState.SETTLED:
+            self.ended(delivery, "rejected" if isinstance(error, Reject) else "dead_letter", error)
 
     async def failed_apart(
         self, delivery: RoutedDelivery, error: BaseException, held_since: float
@@ -480,6 +511,7 @@ class DeliveryProcessor:
             post.add_done_callback(self._connection.lost_posts.report)
         try:
             error = as_failure(raised)
+            self.attempt_ended(error)
             await end_attempt()
             return await self._failed(delivery, turn, error, held_since, outcome)
         finally:
@@ -518,6 +550,7 @@ class DeliveryProcessor:
             no_more: Literal["answer", "dead-letter"] = "answer" if request else "dead-letter"
             outcome.tell(CallOutcome(error, no_more if wait is None else "retry", wait))
         if wait is not None:
+            self.ended(delivery, "retried", error)
             router = delivery.route.router
             if not router.holding and await self._pauses.wait(wait, router):
                 if not self.is_late(delivery):
@@ -529,7 +562,7 @@ class DeliveryProcessor:
         if request is not None:
             await self._answer_error(delivery, turn, error)
         else:
-            await self._dead_letters.park(delivery, error)
+            await self._park(delivery, error)
         return False
 
     def _wait_before_next(
@@ -571,7 +604,7 @@ class DeliveryProcessor:
             error: the last failure; None if it is not known any more.
         """
         if delivery.attempts and not self._is_request(delivery):
-            await self._dead_letters.park(delivery, error or _over(delivery))
+            await self._park(delivery, error or _over(delivery))
         else:
             self.drop(delivery)
 
@@ -587,6 +620,7 @@ class DeliveryProcessor:
                 quoted(delivery.envelope.topic),
                 about=message_fields(delivery),
             )
+        self.ended(delivery, "expired")
         delivery.settle()
 
     def _is_outage(self, error: BaseException) -> bool:
@@ -611,13 +645,15 @@ class DeliveryProcessor:
             turn = Turn(None, self._lane.source, request)
             await self._answer_error(delivery, turn, RemoteError("bad-request", str(error)))
         else:
-            await self._dead_letters.park(delivery, error)
+            await self._park(delivery, error)
 
     async def _answer_error(
         self, delivery: RoutedDelivery, failed: Turn, error: BaseException
     ) -> None:
         """Answer a request with an error, unless it has been answered, then settle it."""
         self._stats["requests.failed"] += 1
+        rejected = isinstance(error, Reject)
+        self.ended(delivery, "rejected" if rejected else "answered", error)
         request = failed.request
         assert request is not None
         if failed.answered:
@@ -633,6 +669,7 @@ class DeliveryProcessor:
     ) -> None:
         """Answer with an error after the bus has refused the reply as too large, and settle."""
         self._stats["requests.failed"] += 1
+        self.ended(delivery, "answered", error)
         request = refused.request
         assert request is not None
         turn = Turn(request.id, self._lane.source, request, shared=refused.shared)
@@ -665,7 +702,7 @@ class DeliveryProcessor:
             describe(error),
             about=message_fields(delivery),
         )
-        await self._dead_letters.park(delivery, error)
+        await self._park(delivery, error)
 
     # Requests.
 

@@ -18,7 +18,9 @@ from ..options._option_checks import check_seconds
 from ._actor_observer import Observer
 
 if TYPE_CHECKING:
+    from ..metrics._measurements import Measurements
     from ..options._admin_address import AdminAddress
+    from ..options._exporters import Exporter
 
 __all__ = ["LoopFactory", "Settings"]
 
@@ -39,6 +41,8 @@ class Settings:
         admin: where it answers probes; None for nowhere.
         number: of this process among several of its one actor; None anywhere else.
         middleware: the application's, in order; the same list in all copies of the settings.
+        exporters: what its metrics are for, ``prometheus`` or ``opentelemetry``.
+        measurements: what they are made of; None without an exporter.
     """
 
     identity: Identity
@@ -57,6 +61,8 @@ class Settings:
     admin: AdminAddress | None = None
     number: int | None = None
     middleware: list[Middleware] = field(default_factory=list)
+    exporters: tuple[Exporter, ...] = ()
+    measurements: Measurements | None = None
 
     @property
     def around_handlers(self) -> tuple[Middleware, ...]:

@@ -57,7 +57,7 @@ class BatchSource:
         self.mailbox.name = lane.address
         self.mailbox.on_drop = lane.dropped
         self.local = Mailbox(options.mailbox)
-        self.processor = BatchProcessor(lane, lane.connection)
+        self.processor = _processor_of(lane)
         self.current: Sequence[Delivery] = ()
 
     def _ready(self) -> None:
@@ -84,3 +84,12 @@ class BatchSource:
         finally:
             self.current = ()
             self.mailbox.done()
+
+
+def _processor_of(lane: Lane) -> BatchProcessor:
+    if lane.measurements is None:
+        return BatchProcessor(lane, lane.connection)
+    # Not at the top: most applications have no metrics.
+    from ..handling._measured_processor import MeasuredBatchProcessor
+
+    return MeasuredBatchProcessor(lane, lane.connection, lane.measurements)

@@ -54,6 +54,7 @@ class Lane:
         running_code: the user's code that is running in it.
         latest_instance: the latest instance of the actor's class.
         generation: a new object with each new instance, and when a thread is given up.
+        measurements: those of the application; None if it has no metrics.
 
     Args:
         runner: the runner of its actor.
@@ -88,6 +89,7 @@ class Lane:
         self.latest_instance: Actor | None = None
         self.resources: dict[str, Any] = {}
         self._run = runner.run
+        self.measurements = runner.run.settings.measurements
         self._loop = asyncio.get_running_loop()
         self._is_cut_off = False
         self._reply_topics = options.reply_filters
@@ -143,6 +145,7 @@ class Lane:
         """Count, and settle, an item that the mailbox had no room for."""
         self.stats["messages.dropped"] += 1
         if isinstance(item, Delivery):
+            self.processor.ended(item, "dropped")
             item.settle()
 
     # Start and stop.

@@ -12,7 +12,7 @@ from ..handling._delivery_processor import DeliveryProcessor
 if TYPE_CHECKING:
     from ._lane import Lane
 
-__all__ = ["MessageSource", "WorkSource", "mailbox_of", "replaced_by_key"]
+__all__ = ["MessageSource", "WorkSource", "mailbox_of", "processor_of", "replaced_by_key"]
 
 
 M = TypeVar("M", bound=Mailbox)
@@ -56,7 +56,7 @@ class MessageSource:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self.mailbox = self.local = mailbox_of(lane, Mailbox)
-        self.processor = DeliveryProcessor(lane, lane.connection)
+        self.processor = processor_of(lane)
 
     async def receive(self, instance: Any, item: Any) -> None:
         """Raise TypeError: this source puts nothing into the mailbox."""
@@ -64,6 +64,16 @@ class MessageSource:
 
     def flush(self) -> None:
         """Do nothing: it holds nothing back."""
+
+
+def processor_of(lane: Lane) -> DeliveryProcessor:
+    """Make what handles the messages of a lane one by one."""
+    if lane.measurements is None:
+        return DeliveryProcessor(lane, lane.connection)
+    # Not at the top: most applications have no metrics.
+    from ..handling._measured_processor import MeasuredProcessor
+
+    return MeasuredProcessor(lane, lane.connection, lane.measurements)
 
 
 def mailbox_of(lane: Lane, kind: type[M]) -> M:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from ..._busy_threads import has_own_clock
 from ...actors import Mailbox, Overflow, RestartPolicy
 from ...transports import Delivery, Envelope
-from ..handling._delivery_processor import DeliveryProcessor
 from ..options._resources import LEAST_FOR_RESOURCES, RequiredResources, Resource
 from ..processes._code_pickling import pack
 from ..registration._message_keys import lane_of
@@ -17,7 +16,7 @@ from ..routing._routed_deliveries import RoutedDelivery
 from ..routing._router import Router
 from ._gather import wait_for_each
 from ._lane import Lane
-from ._message_source import WorkSource, mailbox_of
+from ._message_source import WorkSource, mailbox_of, processor_of
 from ._process_worker import ProcessState, ProcessWorker
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class _Pipes:
 
     def __init__(self, lane: Lane) -> None:
         self.outlet = self.mailbox = self.local = mailbox_of(lane, Outlet)
-        self.processor = DeliveryProcessor(lane, lane.connection)
+        self.processor = processor_of(lane)
 
     async def receive(self, instance: Any, item: Any) -> None:
         """Raise TypeError: nothing is handled in this process."""
@@ -268,6 +267,7 @@ class ProcessLane(Lane):
         outlet = self.outlet
         items = outlet.items
         observer = self._run.observer if items else None
+        measured = self.measurements is not None
         while items and not self._paused:
             worker = self._free_worker(items[0])
             if worker is None:
@@ -277,6 +277,8 @@ class ProcessLane(Lane):
                 continue
             if observer is not None:
                 observer.collected(self, (delivery,))
+            if measured:
+                self.processor.taken(delivery)
             worker.send(delivery)
         if self._all_quiet is not None and not self._all_quiet.done() and self.is_quiet:
             self._all_quiet.set_result(None)

@@ -6,7 +6,7 @@ import asyncio
 import os
 from asyncio import _get_running_loop
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -40,6 +40,9 @@ from ._request_deadlocks import CHAIN_HEADER
 from ._requests import Requests
 from ._sent_replies import Replies, ReplyAddresses
 from ._turn import current_turn, inherited
+
+if TYPE_CHECKING:
+    from ..metrics._measurements import Measurements
 
 __all__ = ["BusConnection"]
 
@@ -76,6 +79,7 @@ class BusConnection:
         replaying: the dead letters that are being replayed, by name, with the error if the message
             has failed again.
         failure: why the bus has failed for good, or what the application ended with.
+        measurements: those of the application; None if it has no metrics.
     """
 
     def __init__(
@@ -83,13 +87,20 @@ class BusConnection:
         provider: SocketProvider,
         surroundings: Surroundings,
         reply_topics: Sequence[TopicFilter] | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
         self.provider = provider
+        self.measurements = measurements
         self.reply_addresses = ReplyAddresses(provider, self.takes, reply_topics)
         self.filters: TopicTrie[str] = TopicTrie()
         self.subscribed: list[HandlesTopic] = []
         self.surroundings = surroundings
         self.bus: Bus = provider.open(surroundings)
+        if measurements is not None:
+            # Not at the top: most applications have no metrics.
+            from ._counting_bus import CountingBus
+
+            self.bus = CountingBus(self.bus, measurements, provider.address)
         self.max_received = self.bus.max_received or self.bus.max_payload
         self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
         # Without the cost of one more call.

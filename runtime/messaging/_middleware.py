@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -25,6 +25,9 @@ from ._outgoing_message import OutgoingMessage, check_message
 from ._requests import MOST_REPLIES, remote_error
 from ._sent_replies import Replies
 from ._turn import Turn, current_turn
+
+if TYPE_CHECKING:
+    from ..metrics._measurements import Measurements
 
 __all__ = [
     "CallOutcome",
@@ -437,6 +440,7 @@ class PublishingConnection(BusConnection):
         surroundings: likewise.
         reply_topics: likewise.
         middleware: sees each message before it is encoded.
+        measurements: as of `BusConnection`.
     """
 
     def __init__(
@@ -445,8 +449,9 @@ class PublishingConnection(BusConnection):
         surroundings: Surroundings,
         reply_topics: Sequence[TopicFilter] | None,
         middleware: Sequence[Middleware],
+        measurements: Measurements | None = None,
     ) -> None:
-        super().__init__(provider, surroundings, reply_topics)
+        super().__init__(provider, surroundings, reply_topics, measurements)
         self._publishing = _Publishing(middleware, provider.address, self.filters)
         # Of the message that is sent next.
         self._next: tuple[Envelope, _SentOutcome] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ...actors import Mailbox
 from ...transports import Delivery, DeliveryState, Envelope, TopicFilter
@@ -29,6 +29,9 @@ class Target(Protocol):
 
     def refuses(self, envelope: Envelope, handler: int) -> bool:
         """Refuse a request that would deadlock; return whether it was one."""
+
+    def dropped(self, item: Any) -> None:
+        """Count, and settle, an item that its mailbox had no room for."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,6 +89,7 @@ class SharedDelivery:
         )
         part.attempts = delivery.attempts
         part.deadline = delivery.deadline
+        part.arrived = delivery.arrived
         self.parts.append(part)
         return part
 

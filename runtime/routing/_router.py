@@ -143,6 +143,11 @@ class Router(Actor):
         return None if self.consumer is None else self.consumer.trouble
 
     @property
+    def behind(self) -> int | None:
+        """How many messages the bus has for it beyond what is settled; None if it is unknown."""
+        return None if self.consumer is None else self.consumer.behind
+
+    @property
     def trackers(self) -> Sequence[Tracker]:
         """The trackers of what its consumer has handed out."""
         return () if self.consumer is None else self.consumer.trackers
@@ -406,8 +411,7 @@ class Router(Actor):
             else:
                 mailbox.offer(delivery)
         except MailboxFull:
-            self._stats["messages.dropped"] += 1
-            delivery.settle()
+            route.target.dropped(delivery)
         except ActorStopped:
             # The actor was given up, and has reported it; the bus keeps what nobody settles.
             pass

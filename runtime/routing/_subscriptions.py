@@ -81,7 +81,8 @@ class Subscriptions:
         key = (id(actor.connection), name)
         known = self._entries.get(key)
         if known is None:
-            known = self._entries[key] = _Entry(Router(name, self._stats), actor)
+            router = _kind_of_router(actor)(name, self._stats)
+            known = self._entries[key] = _Entry(router, actor)
         else:
             first = known.members[0]
             if options.subscription is None or first.options.subscription is None:
@@ -166,6 +167,15 @@ class Subscriptions:
             return []
         del self._entries[key]
         return [entry.router]
+
+
+def _kind_of_router(actor: Subscriber) -> type[Router]:
+    if actor.connection.measurements is None:
+        return Router
+    # Not at the top: most applications have no metrics.
+    from ._noting_router import NotingRouter
+
+    return NotingRouter
 
 
 def _check_rewind_to(actor: Subscriber) -> None:
@@ -276,7 +286,8 @@ class RuntimeSubscription:
 
     async def _open(self) -> Router:
         name = f"{self._actor.name}.now"
-        router = Router(name, self._stats, elsewhere=self._declared_filters())
+        elsewhere = self._declared_filters()
+        router = _kind_of_router(self._actor)(name, self._stats, elsewhere=elsewhere)
         spawn_router(self._system, router)
         subscription = Subscription(
             name=name,

@@ -68,6 +68,7 @@ MAY_IMPORT = {
 LAYERS = (
     "diagnostics",
     "options",
+    "metrics",
     "payloads",
     "messaging",
     "injection",

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -26,6 +27,8 @@ from spa_dat import (
 from spa_dat.cli._main import _commands
 from spa_dat.errors import RemoteError
 from spa_dat.runtime import PublishOptions
+from spa_dat.runtime.metrics._catalogue import ATTRIBUTES, CATALOGUE, OWN
+from spa_dat.runtime.metrics._measurements import FailureKind
 from spa_dat.runtime.options._actor_options import ActorOptions
 from spa_dat.testing.conformance import TransportHarness
 
@@ -126,6 +129,27 @@ def test_the_table_of_counters_has_all_that_the_runtime_counts() -> None:
     rows = rows_below("guide.md", "| counter | what is counted |")
     shown = [name for row in rows for name in re.findall(r"`([^`]+)`", row[0])]
     assert sorted(shown) == sorted(counted)
+
+
+def test_the_table_of_metrics_has_all_of_them_as_they_are() -> None:
+    heading = "| metric | kind | unit | at Prometheus | attributes | what it says |"
+    shown = [[cell.strip() for cell in row] for row in rows_below("metrics.md", heading)]
+    metrics = [
+        [
+            f"`{metric.name}`",
+            metric.kind,
+            f"`{metric.unit}`" if metric.unit else "",
+            f"`{metric.prometheus_name}{'_total' if metric.kind == 'counter' else ''}`",
+            ", ".join(f"`{name}`" for name in metric.attributes),
+            metric.text,
+        ]
+        for metric in CATALOGUE
+    ]
+    assert shown == metrics
+    attributes = [row[0].strip("`") for row in rows_below("metrics.md", "| attribute | value |")]
+    assert sorted([*OWN, *attributes]) == sorted(ATTRIBUTES)
+    outcomes = rows_below("metrics.md", "| outcome | what became of the message |")
+    assert [row[0].strip("`") for row in outcomes] == list(get_args(FailureKind))
 
 
 @pytest.mark.parametrize("cls", [Message, Context])

@@ -29,12 +29,17 @@ class Worker:
         self.interrupted = False
         self.finished: list[int] = []
         self.finished_qos0: list[int] = []
+        self.dropped_qos0 = 0
 
     def interrupt(self, router: Router) -> None:
         self.interrupted = self.running is not None
 
     def refuses(self, envelope: Envelope, handler: int) -> bool:
         return False
+
+    def dropped(self, item: RoutedDelivery) -> None:
+        self.dropped_qos0 += 1
+        item.settle()
 
     def start_next(self) -> RoutedDelivery | None:
         """Claim what is next; what must not be started is passed over."""

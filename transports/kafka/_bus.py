@@ -113,6 +113,10 @@ class KafkaBus(Bus):
         publisher = self._publisher
         return publisher.obstacle or super().trouble or publisher.trouble or self._inbox.trouble
 
+    @property
+    def pending(self) -> int:
+        return len(self._publisher.outbox)
+
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         starting = self._starting = asyncio.ensure_future(self._start(on_reply))
         try:

@@ -42,6 +42,10 @@ class KafkaConsumer(Consumer):
     def trackers(self) -> Sequence[Tracker]:
         return self._sessions.trackers
 
+    @property
+    def behind(self) -> int | None:
+        return self._sessions.behind
+
     async def start(self) -> None:
         await self._sessions.start()
 

@@ -142,6 +142,10 @@ class MqttBus(Bus):
     def opened(self, envelope: Envelope, wire: str | None = None) -> Envelope:
         return self._wires.of(wire).opened(envelope)
 
+    @property
+    def pending(self) -> int:
+        return len(self._outbox)
+
     async def drain(self) -> None:
         await self._outbox.drain()
 

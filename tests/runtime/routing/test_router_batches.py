@@ -33,6 +33,10 @@ class Actor:
         self.refused.append(envelope.topic)
         return True
 
+    def dropped(self, item: Delivery) -> None:
+        """It counts nothing."""
+        item.settle()
+
     @property
     def payloads(self) -> list[str]:
         return [item.envelope.payload.decode() for item in self.mailbox.items]

@@ -223,7 +223,7 @@ class RouterMachine(VirtualMachine):
             for worker in self.wanting(number):
                 assert number in worker.finished or not worker.present
         if not self.stopped:
-            done = len(self.workers[0].finished_qos0) + self.stats["messages.dropped"]
+            done = len(self.workers[0].finished_qos0) + self.workers[0].dropped_qos0
             assert done == len(self.sent_qos0)
             assert len(self.broker.tracker) == 0
             assert not self.broker.in_flight

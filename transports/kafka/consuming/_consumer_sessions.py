@@ -210,6 +210,11 @@ class ConsumerSessions(abc.ABC):
         return () if assignment is None else tuple(assignment.trackers.copy().values())
 
     @property
+    def behind(self) -> int | None:
+        """How many records there are after those that are settled; None if that is not known."""
+        return None
+
+    @property
     @abc.abstractmethod
     def assignment(self) -> Assignment | None:
         """The current assignment; None between two."""
