@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
-import os
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -13,18 +11,16 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from .._texts import bracketed, escaped
-from ..errors import ConfigurationError, ConnectFailed, NotAuthorised
+from .._texts import escaped
+from ..errors import ConfigurationError
 from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
-from ..runtime.options._admin_address import AdminAddress
 from ..transports import Envelope, MemoryConfig, SocketProviderFactory
+from ._admin_client import AdminClient
 
 __all__ = ["AdminLetters"]
 
-_TOKEN = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
 _TIMEOUT = 30.0
 _MOST = 10_000
-_LONGEST = 100_000_000
 _LONGEST_LINE = 1_900
 
 
@@ -110,11 +106,7 @@ class AdminLetters:
     """
 
     def __init__(self, admin: str, url: str, name: str | None, application: str) -> None:
-        token = os.environ.get(_TOKEN) or None
-        self._address = AdminAddress(admin, token, "--admin ")
-        self._headers = {"Content-Type": "application/json"}
-        if token is not None:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._client = AdminClient(admin, "--admin ")
         provider = SocketProviderFactory.from_url(url, name=name)
         self._bus: dict[str, str] = {}
         if not isinstance(provider.config, MemoryConfig) or "~" not in provider.address:
@@ -167,30 +159,12 @@ class AdminLetters:
         line = f"/dead-letters{path}" + (f"?{query}" if query else "")
         if len(line) > _LONGEST_LINE or not line.isprintable() or " " in line:
             raise ConfigurationError(f"{escaped(path, 80)!r}: it is too long, or no name")
-        host = str(self._address.ip)
-        connection = http.client.HTTPConnection(host, self._address.port, timeout=timeout)
-        where = f"{bracketed(host)}:{self._address.port}"
-        try:
-            connection.request(method, line, headers=self._headers)
-            answer = connection.getresponse()
-            data = answer.read(_LONGEST)
-        except TimeoutError as error:
-            raise ConnectFailed(f"{where} has not answered for {timeout:g} s") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise ConnectFailed(
-                f"no application answers at {where}: {error}; start it with --admin {where}"
-            ) from error
-        finally:
-            connection.close()
-        text = escaped(data[:1_000].decode("utf-8", "replace").strip(), 500)
-        if answer.status == 404 and path:
+        status, data = self._client.ask(method, line, timeout=timeout)
+        where, text = self._client.where, self._client.shown(data)
+        if status == 404 and path:
             raise _Missing(text)
-        if answer.status == 401:
-            raise NotAuthorised(
-                f"{where} asks for a token: set {_TOKEN} to that of the application"
-            )
-        if answer.status != 200:
-            raise ConfigurationError(f"{where} answers with {answer.status}: {text}")
+        if status != 200:
+            raise ConfigurationError(f"{where} answers with {status}: {text}")
         try:
             return msgspec.convert(json.loads(data), kind)
         except (msgspec.ValidationError, ValueError, RecursionError) as error:

@@ -614,6 +614,32 @@ def _dlq_discard(**given: Any) -> int:
     return discard_letters(choice=choice, **given)
 
 
+@_commands.command(
+    "top", epilog=_EPILOG, short_help="Watch running applications, and pause or restart actors."
+)
+@click.argument("admin", nargs=-1, metavar="[HOST:PORT]...")
+@click.option(
+    "--interval",
+    callback=_seconds,
+    metavar="SECONDS",
+    default="1",
+    show_default=True,
+    help="From one look to the next.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one picture of each, for programs, and end."
+)
+def _top(admin: tuple[str, ...], **given: Any) -> int:
+    """Watch what the actors of running applications do, in the terminal.
+
+    HOST:PORT is the admin endpoint of an application, by default the environment variable
+    SPA_DAT_ADMIN, or else 127.0.0.1:8085. If it asks for a token, that is in SPA_DAT_ADMIN_TOKEN.
+    """
+    from ._top import top
+
+    return top(admin or (os.environ.get("SPA_DAT_ADMIN") or "127.0.0.1:8085",), **given)
+
+
 @_commands.command("record", epilog=_EPILOG)
 @click.argument("source", metavar="MODULE:APPLICATION|URL")
 @click.option("-o", "--output", required=True, metavar="FILE", help="The file to write.")
