@@ -164,6 +164,13 @@ def test_pings_are_answered_once_for_many(ends: Ends) -> None:
     assert pong == Pong(payload=b"one")
 
 
+def test_many_empty_frames_give_the_loop_a_turn(ends: Ends) -> None:
+    ends.theirs.sendall(b"\x82\x00" * 30_000)
+    with pytest.raises(BlockingIOError):
+        ends.ours.recv(65_536)
+    assert len(ends.ours._sock.recv(65_536, socket.MSG_PEEK)) > 40_000
+
+
 def test_who_pings_and_does_not_read_fills_no_memory(ends: Ends) -> None:
     pings = ends.server.send(Ping(payload=b"x" * 125)) * 100
     for _ in range(1_000):

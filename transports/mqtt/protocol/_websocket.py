@@ -29,6 +29,9 @@ __all__ = ["WebSocket"]
 
 _SUBPROTOCOL = "mqtt"
 _CHUNK = 65_536
+# As much as TLS hands out at once. So many frames without content may be in it that reading more of
+# them would block the event loop for long.
+_MOST_READ = 16_384
 _LONGEST_REASON = 123
 _MAY_PASS = (
     HTTPStatus.REQUEST_TIMEOUT,
@@ -105,7 +108,7 @@ class WebSocket:
     def recv(self, size: int) -> bytes:
         """Return what has arrived; empty at the end of the connection."""
         while not self._is_closed:
-            data = self._sock.recv(size)
+            data = self._sock.recv(min(size, _MOST_READ))
             if not data:
                 return b""
             payload = b"".join(map(self._payload, self._events(data)))
