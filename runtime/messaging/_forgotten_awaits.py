@@ -15,6 +15,12 @@ from ._turn import current_turn
 
 __all__ = ["report_forgotten_awaits"]
 
+_ADVICE = {
+    "DistributedApplication.start": (
+        "; to run the program until it is stopped, as start() did in spa-dat 0.4.0, write app.run()"
+    )
+}
+
 log = get_logger("spa_dat")
 
 
@@ -37,7 +43,7 @@ def _not_awaited(coroutine: CoroutineType[Any, Any, Any]) -> None:
         return
     text = (
         f"{coroutine.__qualname__}(...) was called without `await`, so it has done nothing:"
-        f" {place([caller])}"
+        f" {place([caller])}{_ADVICE.get(coroutine.__qualname__, '')}"
     )
     turn = current_turn.get()
     if turn is None or not turn.active:

@@ -95,6 +95,16 @@ async def test_one_outside_of_a_message_is_logged(caplog: pytest.LogCaptureFixtu
     assert line.startswith(TOLD + "forget at ")
 
 
+def test_who_starts_an_application_as_with_0_4_0_is_told_how_to(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = DistributedApplication("memory://")
+    app.start()  # type: ignore[unused-coroutine]
+    (line,) = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert "was called without `await`" in line
+    assert line.endswith("write app.run()")
+
+
 async def test_python_still_warns_of_others() -> None:
     async def other() -> None: ...
 
