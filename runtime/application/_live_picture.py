@@ -204,7 +204,7 @@ class LivePicture:
                 {"where": escaped(call.where), "seconds": call.seconds} for call in health.stalled
             ],
             "dead_letters": health.dead_letters,
-            "lag": None,
+            "lag": health.behind,
         }
 
     def _state(self, actor: ActorRunner, health: ActorHealth) -> str:

@@ -581,6 +581,12 @@ function pathOf({ from, to, via }) {
   return `M${x1} ${y1 + HEIGHT / 2} C${x1} ${low} ${x2} ${low} ${x2} ${y2 + HEIGHT / 2 + 5}`;
 }
 
+function arrowHead(id) {
+  const size = { markerUnits: "userSpaceOnUse", markerWidth: 8, markerHeight: 8, viewBox: "0 0 6 6" };
+  const head = draw("path", { d: "M0 0 6 3 0 6z", class: id });
+  return draw("marker", { id, ...size, refX: 1, refY: 3, orient: "auto" }, head);
+}
+
 function redraw(nodes, edges) {
   const { width, height } = place(nodes, edges);
   const svg = find("graph");
@@ -590,11 +596,9 @@ function redraw(nodes, edges) {
   }
   // Wide ones get smaller, as long as they can be read.
   svg.style.minWidth = `${Math.round(width * SMALLEST)}px`;
-  const arrow = draw("path", { d: "M0 0 6 3 0 6z", fill: "context-stroke" });
-  const marker = { id: "arrow", markerUnits: "userSpaceOnUse", markerWidth: 8, markerHeight: 8, refX: 3, refY: 4, orient: "auto", viewBox: "0 0 6 6" };
-  svg.append(draw("defs", {}, draw("marker", { ...marker, refX: 1, refY: 3 }, arrow)));
+  svg.append(draw("defs", {}, arrowHead("still"), arrowHead("flowing")));
   const paths = edges.map((edge) => {
-    const path = draw("path", { class: "edge", d: pathOf(edge), "marker-end": "url(#arrow)" });
+    const path = draw("path", { class: "edge", d: pathOf(edge) });
     svg.append(path);
     return path;
   });
@@ -638,6 +642,7 @@ function showGraph() {
   edges.forEach((edge, index) => {
     const flows = edge.rate > 0;
     mark(drawn.paths[index], "class", flows ? "edge flowing" : "edge");
+    mark(drawn.paths[index], "marker-end", `url(#${flows ? "flowing" : "still"})`);
     mark(drawn.paths[index], "stroke-width", flows ? `${Math.min(6, 1.25 + Math.log10(1 + edge.rate)).toFixed(2)}` : "1");
     put(drawn.labels[index], flows ? rateText(edge.rate) : "");
   });

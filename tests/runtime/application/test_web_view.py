@@ -157,6 +157,8 @@ async def test_dead_letters_are_replayed_on_real_brokers(
             async with browsing(port) as page:
                 failure = page.get_by_role("row", name="ValueError")
                 await expect(failure).to_contain_text("no sensor")
+                lag = page.get_by_role("columnheader", name="Lag")
+                await expect(lag).to_be_visible(visible=bus.startswith("kafka"))
                 plant.mended = True
                 await page.get_by_role("button", name="List", exact=True).click()
                 await page.get_by_role("button", name="Replay the dead letter of boiler").click()
