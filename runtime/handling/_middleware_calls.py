@@ -62,7 +62,7 @@ class MiddlewareCaller(HandlerCaller):
                 continue
             try:
                 middleware.undecodable(make(), outcome)
-            except Exception as error:
+            except BaseException as error:
                 name = type(middleware).__name__
                 log.error("%s.undecodable has failed", name, exc_info=error)
 

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -91,10 +92,18 @@ class Outcome(Generic[T]):
         callbacks, self.callbacks = self.callbacks, []
         for callback in callbacks:
             try:
-                callback(result)
-            except Exception as problem:
-                name = getattr(callback, "__qualname__", type(callback).__name__)
+                refuse_unrun(callback(result), "it")
+            except BaseException as problem:
+                # Also a cancellation: who tells is about to settle the message, and the callback
+                # has only looked at something that was cancelled.
+                name = _name_of(callback)
                 log.error("%s, given to on_outcome, has failed", name, exc_info=problem)
+
+
+def _name_of(callback: Callable[..., object]) -> str:
+    while isinstance(callback, partial):
+        callback = callback.func
+    return getattr(callback, "__qualname__", type(callback).__name__)
 
 
 class HandlerCall:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from opentelemetry.context import Context, attach
 from opentelemetry.trace import (
+    INVALID_SPAN,
     Link,
     NonRecordingSpan,
     Span,
@@ -25,7 +29,10 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from ..._texts import describe, error_name, escaped
+from ..._busy_threads import busy_thread
+from ..._limited_log import LimitedLog
+from ..._logs import get_logger
+from ..._texts import describe, error_name, escaped, reason_of
 from ...errors import ConfigurationError
 from ...transports import TopicFilter, TopicTrie
 from ..messaging._carried_headers import trace_of
@@ -43,14 +50,20 @@ from ._attributes import (
 
 __all__ = ["Tracing"]
 
+log = LimitedLog(get_logger("spa_dat"))
+
 _SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 # As many as the SDK keeps by default; of more it would drop the first ones.
 _MOST_LINKS = 128
 # Not those that are configured for the process: what messages carry is W3C Trace Context.
 _PROPAGATOR = TraceContextTextMapPropagator()
-_LONGEST_FLUSH = 4_000
-"""Milliseconds, fewer than the runtime waits for."""
+_LONGEST_FLUSH = 4
+"""Seconds, fewer than the runtime waits for."""
 _OF_TRACES = ("traceparent", "tracestate")
+# Level 2 of Trace Context allows more. OpenTelemetry does not, and warns with each message.
+_KEY_OF_LEVEL_1 = re.compile(
+    r"[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13}"
+)
 
 
 class Tracing(Middleware):
@@ -115,9 +128,15 @@ class Tracing(Middleware):
         self._prepare()
 
     def _start(self, name: str, kind: SpanKind, **options: Any) -> Span:
-        if self._tracer is None:
-            self._tracer = self._made()
-        return self._tracer.start_span(name, kind=kind, **options)
+        try:
+            if self._tracer is None:
+                self._tracer = self._made()
+            return self._tracer.start_span(name, kind=kind, **options)
+        except Exception as error:
+            # Samplers, processors, and the function in another process are the user's code, too.
+            # Messages go on without a span.
+            log.error("Tracing: there is no span %s", name, exc_info=error)
+            return INVALID_SPAN
 
     def _made(self) -> Tracer:
         provider = self._provider
@@ -211,8 +230,34 @@ class Tracing(Middleware):
     async def stopped(self) -> None:
         """Have what a provider of its own has gathered exported: a process just ends."""
         flush = getattr(self._own, "force_flush", None)
-        if flush is not None:
-            await asyncio.to_thread(flush, _LONGEST_FLUSH)
+        if flush is None:
+            return
+        # In a thread that nobody has to wait for: an exporter waits for its collector as long as it
+        # likes, as the SDK's processor of batches does not look at the limit.
+        flushed = Future[None]()
+        work = busy_thread("the last spans")
+
+        def run() -> None:
+            with work:
+                try:
+                    flush(_LONGEST_FLUSH * 1_000)
+                except BaseException as error:  # noqa: BLE001  (the user's code)
+                    flushed.set_exception(error)
+                else:
+                    flushed.set_result(None)
+
+        threading.Thread(target=run, name="spa_dat spans", daemon=True).start()
+        done, _ = await asyncio.wait([asyncio.wrap_future(flushed)], timeout=_LONGEST_FLUSH)
+        if not done:
+            log.warning(
+                "Tracing: the exporter has not taken the last spans within %s s; it is not waited"
+                " for any longer",
+                _LONGEST_FLUSH,
+            )
+        for one in done:
+            error = one.exception()
+            if error is not None:
+                log.warning("Tracing: the last spans are not exported: %s", reason_of(error))
 
     def _template(self, outgoing: Outgoing) -> str | None:
         if outgoing.kind == "reply":
@@ -229,7 +274,16 @@ def _texts_of(headers: Mapping[str, str | None]) -> dict[str, str]:
 def _context_in(headers: Mapping[str, str]) -> Context:
     """Return the context that headers carry; an empty one if there is none, or it is not valid."""
     found = trace_of(headers) if headers else None
-    return _PROPAGATOR.extract(found, Context()) if found else Context()
+    if not found:
+        return Context()
+    if "tracestate" in found and not _is_of_level_1(found["tracestate"]):
+        del found["tracestate"]
+    return _PROPAGATOR.extract(found, Context())
+
+
+def _is_of_level_1(state: str) -> bool:
+    members = (member.strip(" ") for member in state.split(","))
+    return all(_KEY_OF_LEVEL_1.fullmatch(member.partition("=")[0]) for member in members if member)
 
 
 def _parent(given: SpanContext) -> tuple[Context | None, list[Link]]:

@@ -30,6 +30,8 @@ from spa_dat import (
     Topic,
     on,
 )
+from spa_dat._limited_log import LimitedLog
+from spa_dat._logs import get_logger
 from spa_dat.errors import (
     ConfigurationError,
     DecodeError,
@@ -38,6 +40,7 @@ from spa_dat.errors import (
     RemoteError,
 )
 from spa_dat.runtime.handling._delivery_processor import DeliveryProcessor
+from spa_dat.runtime.messaging import _middleware
 from spa_dat.runtime.messaging._bus_connection import BusConnection
 from spa_dat.testing import Harness, Kafka, Mosquitto
 from support.processes import add_worker, collect, make
@@ -944,7 +947,12 @@ def test_it_sees_what_the_topic_is_one_of_many_of() -> None:
     assert ("call", bus, "in/{name}") in seen
 
 
-def test_what_asks_for_the_outcome_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError, SystemExit, GeneratorExit])
+def test_what_asks_for_the_outcome_harms_nobody(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # One of its own, as of each kind only so many lines are written.
+    monkeypatch.setattr(_middleware, "log", LimitedLog(get_logger("spa_dat")))
     app, seen = plain(), list[Outgoing]()
 
     async def later(error: BaseException | None) -> None: ...
@@ -956,21 +964,44 @@ def test_what_asks_for_the_outcome_harms_nobody(caplog: pytest.LogCaptureFixture
             outgoing.on_outcome(self.fail)
             outgoing.on_outcome(lambda error: seen.append(outgoing))
 
-        def fail(self, error: BaseException | None) -> None:
-            raise ValueError("broken")
+        async def handle(self, call: HandlerCall, next: Next) -> Any:
+            call.on_outcome(self.fail)
+            call.on_outcome(partial(self.return_unrun, 1))
+            return await next()
+
+        def undecodable(self, call: HandlerCall, outcome: CallOutcome) -> None:
+            raise kind
+
+        def fail(self, outcome: object) -> None:
+            raise kind
+
+        def return_unrun(self, one: int, outcome: object) -> object:
+            return later(None)
 
     app.use(Broken())
 
     @app.application("in")
     async def work(payload: int, socket: Socket) -> None:
-        socket.post("out", payload)
+        if payload == 1:
+            socket.post("out", payload)
+        else:
+            await socket.publish("out", payload)
 
     with Harness(app) as harness:
+        harness.expect_failure(DecodeError)
         harness.publish("in", 1)
+        harness.publish("in", "no number")
+        harness.publish("in", 2)
+        # Each message is settled, once: a failure, or a message left behind, would be seen here.
         harness.settle()
-        assert harness.published("out") == [1]
-    assert [outgoing.topic for outgoing in seen] == ["out"]
+        assert harness.published("out") == [1, 2]
+        assert harness.stats["messages.failed"] == 0
+        assert len(harness.dead_letters()) == 1
+    assert [outgoing.topic for outgoing in seen] == ["out", "out"]
     assert "Broken.fail, given to on_outcome, has failed" in caplog.text
+    assert "Broken.return_unrun, given to on_outcome, has failed" in caplog.text
+    assert "it returned a coroutine" in caplog.text
+    assert "Broken.undecodable has failed" in caplog.text
     with pytest.raises(RuntimeError, match="call it within it"):
         seen[0].on_outcome(print)
 

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import re
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.context import Context as TraceContext
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import (
     BatchSpanProcessor,
     SimpleSpanProcessor,
@@ -338,6 +340,92 @@ def test_what_is_no_trace_context_begins_a_new_trace(
     for value in (span.attributes or {}).values():
         assert len(str(value)) <= 256
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("key", ["1a", "a@@b", "a@b@c", "a@1"])
+def test_what_only_newer_traces_may_have_is_left_out_silently(
+    spans: Spans, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # OpenTelemetry warns of each, and anybody can send a million of them.
+    app = plain(spans)
+
+    @app.application("in")
+    async def work(payload: int) -> None: ...
+
+    with Harness(app) as harness:
+        headers = {"traceparent": PARENT, "tracestate": f"v=1, {key}=2"}
+        harness.publish("in", 1, headers=headers)
+        headers["tracestate"] = "v=1, 9a@b=2"
+        harness.publish("in", 1, headers=headers)
+        harness.settle()
+    found = spans.named("process in")
+    assert [f"{span.context.trace_id:032x}" for span in found] == [TRACE, TRACE]
+    assert [dict(span.context.trace_state) for span in found] == [{}, {"v": "1", "9a@b": "2"}]
+    assert caplog.text == ""
+
+
+class Broken(SpanProcessor):
+    """Fails whenever something is asked of it, such as for an attribute that is not there."""
+
+    def on_start(self, span: Span, parent_context: TraceContext | None = None) -> None:
+        raise KeyError("tenant")
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        raise OSError("the collector is away")
+
+
+async def test_messages_go_on_without_spans(caplog: pytest.LogCaptureFixture) -> None:
+    def provider() -> TracerProvider:
+        made = TracerProvider(shutdown_on_exit=False)
+        made.add_span_processor(Broken())
+        return made
+
+    app = make()
+    app.use(Tracing(provider))
+
+    @app.application("in")
+    async def work(payload: int, socket: Socket) -> None:
+        await socket.publish("out", payload)
+
+    got = collect(app, "out")
+    async with app:
+        await app.socket().publish("in", 1, headers={"traceparent": PARENT})
+        await eventually(lambda: got == [1])
+    assert app.stats["messages.failed"] == 0
+    assert "Tracing: there is no span process in" in caplog.text
+    assert "the last spans are not exported: OSError: the collector is away" in caplog.text
+
+
+async def test_an_exporter_that_waits_for_its_collector_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("spa_dat.runtime.tracing._tracing._LONGEST_FLUSH", 0.05)
+    collector, asked = threading.Event(), threading.Event()
+
+    class Waiting(SpanProcessor):
+        # As that of batches, which does not look at the limit.
+        def force_flush(self, timeout_millis: int = 30_000) -> bool:
+            asked.set()
+            return collector.wait(120)
+
+    def provider() -> TracerProvider:
+        made = TracerProvider(shutdown_on_exit=False)
+        made.add_span_processor(Waiting())
+        return made
+
+    app = make()
+    app.use(Tracing(provider))
+    collect(app, "in")
+    try:
+        async with app:
+            pass
+        # Nothing of the loop's waits for it either.
+        await asyncio.get_running_loop().shutdown_default_executor()
+        assert asked.is_set()
+        assert not collector.is_set()
+        assert "the exporter has not taken the last spans within 0.05 s" in caplog.text
+    finally:
+        collector.set()
 
 
 def test_the_span_is_current_wherever_the_handler_runs(spans: Spans) -> None:
