@@ -114,6 +114,20 @@ def test_rules_for_kafka(shown: Callable[..., list[str]]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        ("mqtt://h", "topic write _spa/reply/#"),
+        ("kafka://h?prefix=p.", "--operation Write --topic p._spa.reply.ephemeral"),
+    ],
+)
+def test_who_answers_no_requests_may_answer_those_who_replay_its_dead_letters(
+    file: Path, shown: Callable[..., list[str]], url: str, rule: str
+) -> None:
+    file.write_text(SOURCE.replace("-> int:", "-> None:"))
+    assert any(line.endswith(rule) for line in shown("--url", url))
+
+
 @pytest.mark.parametrize("whose", ["bus", "actor"])
 def test_rules_for_kafka_have_the_reply_topics_of_requests_to_0_4_0(
     file: Path, shown: Callable[..., list[str]], whose: str

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .._access import Access
 from .._topics import TopicFilter
 from ._config import KafkaConfig
-from ._topic_names import Names
+from ._topic_names import SHARED_BY_EPHEMERAL, Names
 
 __all__ = ["KafkaRule", "kafka_rules"]
 
@@ -77,6 +77,9 @@ def _rules(config: KafkaConfig, access: Access) -> Iterator[KafkaRule]:
         yield KafkaRule("WRITE", "TOPIC", names.replies(""), prefixed=True)
         for pattern in sorted(access.reply_topics):
             yield from _topics(names, config, pattern, ("WRITE",))
+    else:
+        # Who asks it to replay dead letters has no name.
+        yield KafkaRule("WRITE", "TOPIC", names.replies(SHARED_BY_EPHEMERAL))
 
 
 def _topics(

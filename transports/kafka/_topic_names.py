@@ -13,7 +13,7 @@ from .._contract import Identity
 from .._topics import RESERVED, TopicFilter, check_filter, check_topic, covers, overlap
 from ._config import KafkaConfig, KafkaTopic
 
-__all__ = ["Destination", "Names", "Selection", "owner_of_topics"]
+__all__ = ["SHARED_BY_EPHEMERAL", "Destination", "Names", "Selection", "owner_of_topics"]
 
 _LONGEST = 249
 _MOST_REMEMBERED = 4_096
@@ -25,12 +25,12 @@ _OUTSIDE = f"{RESERVED}/outside/"
 _HIDDEN = rf"(?!{RESERVED}(?:\.|\Z)|__)"
 _UNKNOWN = "unknown"
 # A topic for each of them, with a new name in every run, would never be removed.
-_SHARED_BY_EPHEMERAL = "ephemeral"
+SHARED_BY_EPHEMERAL = "ephemeral"
 
 
 def owner_of_topics(identity: Identity) -> str:
     """Return the name in those of the runtime's own topics for an application."""
-    return _SHARED_BY_EPHEMERAL if identity.ephemeral else identity.application
+    return SHARED_BY_EPHEMERAL if identity.ephemeral else identity.application
 
 
 class Destination(NamedTuple):

@@ -29,8 +29,9 @@ def _topics(config: MqttConfig, access: Access) -> Iterator[str]:
     for pattern in sorted(minimal(published)):
         yield f"topic write {pattern}"
     yield f"topic read {reply_filter(access.application)}"
+    # Requesters, and whoever asks it to replay dead letters.
+    yield f"topic write {RESERVED}/reply/#"
     if access.answers:
-        yield f"topic write {RESERVED}/reply/#"
         for pattern in sorted(minimal(access.reply_topics)):
             yield f"topic write {pattern}"
     # It reads those that it is to replay.
