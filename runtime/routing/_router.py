@@ -78,8 +78,9 @@ class Router(Actor):
         # The bus has forgotten what it had sent up to this epoch.
         self._forgotten = -1
         self._stopped = False
-        # What was here when the intake stopped: of the tracker, and what is never acknowledged.
-        self._taken: list[Delivery] = []
+        # What was here when the intake stopped: what is to be acknowledged, by its id, and how much
+        # never is.
+        self._taken: dict[int, Delivery] = {}
         self._unacknowledged = 0
         # Hashes, not the topics themselves: strangers may invent long ones.
         self._stale: dict[int, None] = {}
@@ -268,6 +269,7 @@ class Router(Actor):
             return False
         delivery.requeue()
         if self._stopped:
+            self._note_taken((delivery,))
             delivery.withdraw()
         elif self._outage is not None:
             self._outage.give_back(mailbox, delivery)
@@ -309,11 +311,14 @@ class Router(Actor):
     def stop_intake(self) -> None:
         """Withdraw what has not been started, except what the bus would not send again."""
         self._stopped = True
-        self._taken += [each for tracker in self.trackers for each in tracker.unreleased()]
+        for tracker in self.trackers:
+            self._note_taken(tracker.unreleased())
         if self.consumer is not None:
             self.consumer.stop_intake()
         outage, self._outage = self._outage, None
         if outage is not None:
+            # Those of a lost connection are in no tracker any more.
+            self._note_taken(delivery for _, delivery in outage.taken)
             self._unacknowledged += sum(delivery.token < 0 for _, delivery in outage.taken)
             outage.end(lambda delivery: not self.is_last_copy(delivery))
         left: list[tuple[Mailbox, Delivery]] = []
@@ -330,19 +335,26 @@ class Router(Actor):
             else:
                 mailbox.force(delivery)
 
+    def _note_taken(self, deliveries: Iterable[Delivery]) -> None:
+        for delivery in deliveries:
+            whole = _whole_of(delivery)
+            one = delivery if whole is None else whole.delivery
+            if one.token >= 0:
+                self._taken[id(one)] = one
+
     @property
     def left(self) -> tuple[int, int]:
         """How many messages were here when the intake stopped and are not settled.
 
         Those that the bus has and delivers again, and those that no bus keeps.
         """
-        taken = {id(delivery) for delivery in self._taken}
+        taken = self._taken
         unsettled = sum(
             delivery.state is not DeliveryState.SETTLED
             # A later receipt of the same message stands for it.
             and id(delivery.successor) not in taken
             and not self.is_last_copy(delivery)
-            for delivery in self._taken
+            for delivery in taken.values()
         )
         if self.durable:
             return unsettled, self._unacknowledged

@@ -21,7 +21,7 @@ from spa_dat import (
     StopReport,
     on,
 )
-from spa_dat.testing import Harness, Kafka, Mosquitto
+from spa_dat.testing import Harness, Kafka, Mosquitto, Proxy
 from support.kafka_bus import new_prefix
 from support.waiting import eventually
 
@@ -120,6 +120,36 @@ async def ledger(url: str) -> None:
 
 async def test_the_ledger_on_mosquitto(mosquitto: Mosquitto) -> None:
     await ledger(mosquitto.url)
+
+
+async def test_what_is_held_while_the_broker_is_away_is_handed_back(mosquitto: Mosquitto) -> None:
+    topic = f"plant{os.urandom(3).hex()}"
+    gate, begun = asyncio.Event(), asyncio.Event()
+    seen: list[int] = []
+    async with Proxy(mosquitto.host, mosquitto.port) as proxy:
+        url = f"mqtt://127.0.0.1:{proxy.port}?backoff_max=0.1"
+        app = DistributedApplication(url, name=topic, stop_timeout=1.0)
+
+        @app.application(topic)
+        async def work(number: int) -> None:
+            seen.append(number)
+            begun.set()
+            await gate.wait()
+
+        async with app:
+            await asyncio.gather(*(app.socket().publish(topic, n) for n in range(TAKEN)))
+            await begun.wait()
+            await eventually(lambda: app.health().actors[0].mailbox == TAKEN - 1)
+            await proxy.refuse()
+            proxy.cut()
+            await eventually(lambda: app.health().actors[0].mailbox == 0)
+            gate.set()
+            await eventually(lambda: app.stats["messages.handled"] == 1)
+        first = report_of(app)
+        assert (first.handled, first.handed_back) == (1, TAKEN - 1)
+        await proxy.allow()
+        async with app:
+            await eventually(lambda: set(seen) == set(range(TAKEN)))
 
 
 async def test_the_ledger_on_kafka(kafka: Kafka) -> None:

@@ -44,6 +44,8 @@ class RouterMachine(VirtualMachine):
         self.sent: dict[int, str] = {}
         self.sent_qos0: list[int] = []
         self.stopped = False
+        self.taken: set[int] = set()
+        self.session_ended = False
 
     def wanting(self, number: int) -> list[Worker]:
         return [worker for worker in self.workers if self.sent[number] in worker.topics]
@@ -88,6 +90,7 @@ class RouterMachine(VirtualMachine):
         for worker in self.workers:
             if worker.interrupted:
                 self.give_back(worker)
+        self.session_ended |= self.stopped and not kept
         self.broker.come_back(kept=kept)
 
     # The router and the actors.
@@ -164,6 +167,7 @@ class RouterMachine(VirtualMachine):
     @step
     async def stop(self) -> None:
         self.stopped = True
+        self.taken = set(self.broker.in_flight)
         self.router.stop_intake()
 
     # What holds after each of them.
@@ -222,11 +226,24 @@ class RouterMachine(VirtualMachine):
                 continue
             for worker in self.wanting(number):
                 assert number in worker.finished or not worker.present
+        if self.stopped and not self.session_ended:
+            self.what_is_left_is_counted()
         if not self.stopped:
             done = len(self.workers[0].finished_qos0) + self.workers[0].dropped_qos0
             assert done == len(self.sent_qos0)
             assert len(self.broker.tracker) == 0
             assert not self.broker.in_flight
+
+    def what_is_left_is_counted(self) -> None:
+        """What was here at the stop, was not finished, and comes again."""
+        taken = self.taken.difference(self.broker.lost, self.broker.gone)
+        unfinished = [
+            [worker for worker in self.wanting(number) if number not in worker.finished]
+            for number in sorted(taken)
+        ]
+        # What an actor wanted that has left is settled as soon as it is looked at.
+        least = sum(any(worker.present for worker in workers) for workers in unfinished)
+        assert least <= self.router.left[0] <= sum(map(bool, unfinished))
 
 
 class OneActorRouterMachine(RouterMachine):
