@@ -38,6 +38,7 @@ from ..processes._pipe_messages import (
     Deliver,
     Ended,
     Failed,
+    Measured,
     NotStarted,
     ProblemsChanged,
     Ready,
@@ -59,6 +60,9 @@ from ._pipe_log import PipeLog
 
 if TYPE_CHECKING:
     from ..diagnostics._stop_report import StopReport
+
+if TYPE_CHECKING:
+    from ..metrics._measurements import Measurements
 
 __all__ = ["main"]
 
@@ -246,6 +250,7 @@ class ChildMain:
             observer=_Failures(self.channel) if frame.bus["observed"] else None,
             number=frame.number,
             middleware=list(shipment.middleware),
+            measurements=_measurements() if frame.bus["measured"] else None,
         )
         return ChildRun(self, settings, spec, shipment.resources)
 
@@ -320,9 +325,17 @@ class ChildMain:
                 self._texts = texts
                 self.channel.send(ProblemsChanged(texts))
 
+    def _send_measured(self, measurements: Measurements) -> None:
+        all_series = measurements.all_series()
+        taken = [(one.template, part) for one in all_series if (part := one.take()) is not None]
+        if taken:
+            self.channel.send(Measured(taken))
+
     def _count(self) -> None:
         if self._run is None:
             return
+        if self._run.settings.measurements is not None:
+            self._send_measured(self._run.settings.measurements)
         stats, before = self._run.settings.stats, self._counted
         if stats == before:
             return
@@ -355,6 +368,13 @@ def _spec_of(shipment: Shipment, provider: PipeProvider) -> Spec[Any]:
     spec.reconfigure(options)
     spec.name = shipment.name
     return spec
+
+
+def _measurements() -> Measurements:
+    # Not at the top: most applications have no metrics.
+    from ..metrics._measurements import Measurements
+
+    return Measurements()
 
 
 def _end_with_parent(pipe: int) -> None:

@@ -15,11 +15,13 @@ from ..._texts import describe
 from ...errors import OutboxFull, SpaDatError
 from ...transports import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES, Envelope
 from ..messaging._requests import LENGTH_OF_PREFIX
+from ..metrics._systems import system_of
 from ..processes._pipe import Channel
 from ..processes._pipe_messages import (
     Cancel,
     Confirmed,
     Logged,
+    Measured,
     Outcome,
     Park,
     PipedEnvelope,
@@ -86,6 +88,7 @@ class ChildServices:
             "outbox": getattr(provider.config, "outbox", DEFAULT_OUTBOX),
             "outbox_bytes": getattr(provider.config, "outbox_bytes", DEFAULT_OUTBOX_BYTES),
             "observed": self._lane.observed,
+            "measured": self._lane.measurements is not None,
         }
 
     def do(self, frame: Any) -> None:
@@ -106,8 +109,17 @@ class ChildServices:
             self._cancel(frame.number)
         elif isinstance(frame, Stats):
             self._lane.count(frame.counted)
+        elif isinstance(frame, Measured):
+            self._measured(frame)
         elif isinstance(frame, Logged):
             _log(frame)
+
+    def _measured(self, frame: Measured) -> None:
+        lane = self._lane
+        system = system_of(lane.connection.provider.address)
+        if lane.measurements is not None:
+            for template, taken in frame.series:
+                lane.measurements.series(lane.actor_name, template, system).add(taken)
 
     def close(self) -> None:
         """The child has ended: nobody waits for anything of this.

@@ -10,7 +10,16 @@ from typing import Literal, TypeAlias
 
 from ..._texts import error_name, escaped
 
-__all__ = ["BOUNDS", "OTHER", "Durations", "FailureKind", "Measurements", "Series", "error_type"]
+__all__ = [
+    "BOUNDS",
+    "OTHER",
+    "Durations",
+    "FailureKind",
+    "Measurements",
+    "Series",
+    "TakenMeasurements",
+    "error_type",
+]
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """The upper bounds of the buckets of durations, in seconds, as the conventions advise."""
@@ -28,6 +37,11 @@ FailureKind: TypeAlias = Literal[
 _MOST_TEMPLATES = 100
 _MOST_ERRORS = 20
 _WHILE = 0.1
+
+TakenMeasurements: TypeAlias = tuple[
+    list[tuple[str, list[int], float]], list[tuple[FailureKind, str, int]]
+]
+"""Handling times and failures of a series, as they are sent from one process to another."""
 
 Record: TypeAlias = Callable[[float, "Series", str], None]
 """Is told a duration in seconds, whose it is, and the class of the error it ended with, if any."""
@@ -138,6 +152,32 @@ class Series:
         self._weight, self.left = following, following - 1
         return weight
 
+    def take(self) -> TakenMeasurements | None:
+        """Return the handling times and the failures since the last time; None without any."""
+        handling = [
+            (error, durations.counts, durations.seconds)
+            for error, durations in self.handling.items()
+            if any(durations.counts)
+        ]
+        failures = [(kind, error, number) for (kind, error), number in self.failures.items()]
+        if not handling and not failures:
+            return None
+        self.handling = {"": Durations()}
+        self.failures = Counter()
+        return handling, failures
+
+    def add(self, taken: TakenMeasurements) -> None:
+        """Add what the measurements of another process have, which handles the messages."""
+        handling, failures = taken
+        for error, counts, seconds in handling:
+            durations = self._handling_of(self._known(error))
+            durations.counts = [
+                ours + theirs for ours, theirs in zip(durations.counts, counts, strict=True)
+            ]
+            durations.seconds += seconds
+        for kind, error, number in failures:
+            self._count(kind, self._known(error), number)
+
     def waited(self, seconds: float, times: int) -> None:
         """Note how long a message has waited, so many times."""
         self.waiting.add(seconds, times)
@@ -146,23 +186,27 @@ class Series:
 
     def took(self, seconds: float, times: int, error: BaseException | None = None) -> None:
         """Note how long a handler took, so many times, and what it raised."""
-        name = "" if error is None else self._error_type(error)
-        known = self.handling.get(name)
-        if known is None:
-            known = self.handling[name] = Durations()
-        known.add(seconds, times)
+        name = "" if error is None else self._known(error_type(error))
+        self._handling_of(name).add(seconds, times)
         if self._owner.on_handled is not None:
             self._owner.on_handled(seconds, self, name)
 
     def ended(self, kind: FailureKind, error: BaseException | None) -> None:
         """Count a message that was not handled."""
-        name = "" if error is None else self._error_type(error)
+        self._count(kind, "" if error is None else self._known(error_type(error)), 1)
+
+    def _handling_of(self, name: str) -> Durations:
+        known = self.handling.get(name)
+        if known is None:
+            known = self.handling[name] = Durations()
+        return known
+
+    def _count(self, kind: FailureKind, name: str, number: int) -> None:
         if len(self.failures) >= 6 * _MOST_ERRORS and (kind, name) not in self.failures:
             name = OTHER
-        self.failures[kind, name] += 1
+        self.failures[kind, name] += number
 
-    def _error_type(self, error: BaseException) -> str:
-        name = error_type(error)
+    def _known(self, name: str) -> str:
         return name if name in self.handling or len(self.handling) < _MOST_ERRORS else OTHER
 
 

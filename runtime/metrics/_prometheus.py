@@ -16,6 +16,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from ..._logs import get_logger
+from ..._texts import reason_of
 from ._catalogue import CATALOGUE, OWN, Metric, Reading, label_of
 from ._measurements import BOUNDS, Durations
 
@@ -58,9 +60,26 @@ class _Application(Collector):
 class _Program(Collector):
     """What the program has registered with the library, in its default registry."""
 
+    def __init__(self) -> None:
+        self._log = get_logger("spa_dat")
+        self._told = ""
+
     def collect(self) -> Iterator[Family]:
-        """Return it as it is now."""
-        yield from REGISTRY.collect()
+        """Return it as it is now; without it if that fails, which is no reason to tell nothing."""
+        families: list[Family] = []
+        try:
+            families.extend(REGISTRY.collect())
+        except Exception as error:  # noqa: BLE001 (they are anybody's)
+            # Somebody asks every few seconds.
+            reason, before = reason_of(error), self._told
+            self._told = reason
+            if reason != before:
+                self._log.error(
+                    "a metric that the program has registered with prometheus_client cannot be"
+                    " read: %s",
+                    reason,
+                )
+        yield from families
 
 
 def _family(metric: Metric, reading: Reading) -> Family:

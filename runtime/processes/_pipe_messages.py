@@ -14,6 +14,7 @@ from ... import errors
 from ..._texts import describe, encodable, error_name
 from ...errors import RemoteError, RequestTimeout, SpaDatError, TransportError
 from ...transports import Envelope
+from ..metrics._measurements import TakenMeasurements
 
 __all__ = [
     "Begin",
@@ -26,6 +27,7 @@ __all__ = [
     "Failed",
     "FromChild",
     "Logged",
+    "Measured",
     "NotStarted",
     "Outcome",
     "Park",
@@ -375,6 +377,12 @@ class ProblemsChanged(_FromChild, tag=15, frozen=True):
     texts: list[str]
 
 
+class Measured(_FromChild, tag=16, frozen=True):
+    """What was measured since the last time, by the filters of messages."""
+
+    series: list[tuple[str, TakenMeasurements]]
+
+
 FromChild: TypeAlias = (
     Ready
     | NotStarted
@@ -387,6 +395,7 @@ FromChild: TypeAlias = (
     | Subscribe
     | Logged
     | Stats
+    | Measured
     | Ended
     | StopActor
     | Failed

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from spa_dat import DistributedApplication, Message, Reject, RetryPolicy, Socket
 from spa_dat.errors import ConfigurationError, MessageTooLarge, RemoteError
@@ -203,6 +205,30 @@ async def test_handlers_in_threads_requests_and_shared_subscriptions_are_measure
         sent = read(app, "messaging_client_sent_messages_total", ACTOR)
         # The request is of no actor.
         assert sent == {"": 1, "doubles": 1}
+
+
+async def test_child_processes_tell_what_they_have_measured() -> None:
+    app = DistributedApplication("memory://", metrics="prometheus", admin="127.0.0.1:0")
+
+    @app.application("n/{x}", placement="process", retry=RetryPolicy(attempts=1))
+    async def actor(payload: int, socket: Socket) -> None:
+        socket.post("out", payload)
+        if payload:
+            raise ValueError
+
+    async with app:
+        for number in (0, 1):
+            await app.socket().publish("n/1", number)
+
+        def counted() -> dict[Any, float]:
+            return read(app, "messaging_process_duration_seconds_count", TEMPLATE, "error_type")
+
+        both = {("n/{x}", ""): 1, ("n/{x}", "ValueError"): 1}
+        await eventually(lambda: counted() == both)
+        failed = read(app, "spa_dat_messages_failed_total", ACTOR, "spa_dat_outcome")
+        assert failed == {("actor", "dead_letter"): 1}
+        assert read(app, "messaging_client_consumed_messages_total", ACTOR) == {"actor": 2}
+        assert read(app, "messaging_client_sent_messages_total", ACTOR)["actor"] == 2
 
 
 @pytest.mark.virtual
@@ -420,9 +446,21 @@ async def test_prometheus_asks_at_the_admin_endpoint(
     assert consumed == {("mqtt", "metrics/+/a"): 200}
 
 
+class _Broken(Collector):
+    """A metric of the program's that cannot be read."""
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing, so that it is not read when it is registered."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Raise."""
+        raise OSError("no sensor")
+
+
 @pytest.mark.virtual
 async def test_the_metrics_of_the_program_are_there_as_well(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = CollectorRegistry()
     monkeypatch.setattr(_prometheus, "REGISTRY", registry)
@@ -430,6 +468,11 @@ async def test_the_metrics_of_the_program_are_there_as_well(
     app = DistributedApplication("memory://", metrics="prometheus")
     async with app:
         assert read(app, "orders_total") == {(): 3}
+        registry.register(_Broken())
+        # What was read before is there, and so are the application's own.
+        assert read(app, "orders_total") == {(): 3}
+        assert read(app, "spa_dat_application_problems", "spa_dat_instance") == {"0": 0}
+        assert "cannot be read" in caplog.text
         # Its name is another one at each start, and would be a new label.
         assert read(app, "spa_dat_application_ready", "spa_dat_application") == {"ephemeral": 1}
 
