@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections import Counter
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -12,8 +13,8 @@ import msgspec
 
 from ..._logs import get_logger
 from ..._texts import describe, escaped, quoted
-from ...errors import ConfigurationError
-from ...transports import Delivery, Replayed
+from ...errors import ConfigurationError, SpaDatError
+from ...transports import Delivery, Replayed, named_topic
 from ..hosting._actor_runner import ActorRunner
 from ..messaging._bus_connection import BusConnection
 from ..messaging._letter_reader import stored_letters
@@ -23,7 +24,7 @@ from ..routing._routed_deliveries import Route
 if TYPE_CHECKING:
     from ._lifecycle import Run
 
-__all__ = ["DeadLetters", "LetterOutcome", "Outcome"]
+__all__ = ["DeadLetters", "LetterOutcome", "Outcome", "TooManyReaders"]
 
 log = get_logger("spa_dat")
 
@@ -32,6 +33,11 @@ T = TypeVar("T")
 _TIMEOUT = 30.0
 _ALL = LetterFilter()
 _LONGEST_WHY = 500
+# Reading letters may take a connection of its own.
+_MOST_READERS = 4
+# Of one actor: their messages are in memory until it is done with them, which may take any time.
+_MOST_REPLAYED = 4
+_BUSY = "it is being replayed or discarded already"
 
 Outcome: TypeAlias = Literal["handled", "failed", "refused", "missing", "discarded"]
 
@@ -51,6 +57,10 @@ class LetterOutcome:
     letter: str
     outcome: Outcome
     why: str = ""
+
+
+class TooManyReaders(SpaDatError):
+    """Dead letters are being looked for too often at a time."""
 
 
 class _ReplayedDelivery(Delivery):
@@ -84,6 +94,11 @@ class DeadLetters:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._readers = 0
+        # By their topics, which may have several names: from before a letter is read, because what
+        # was read of it may be out of date when somebody else is done with it.
+        self._claimed: dict[str, None] = {}
+        self._replayed: Counter[str] = Counter()
 
     async def stored(
         self, wanted: LetterFilter = _ALL, *, bus: str | None = None
@@ -97,13 +112,15 @@ class DeadLetters:
         Raises:
             ConfigurationError: the application does not use this bus.
             TransportError: a bus cannot be used.
+            TooManyReaders: ask again later.
         """
-        for connection in self._connections(bus):
-            found = stored_letters(connection.provider, self._owner)
-            async with contextlib.aclosing(found):
-                async for letter in found:
-                    if wanted.wants(letter):
-                        yield connection.provider.address, letter
+        with self._reading():
+            for connection in self._connections(bus):
+                found = stored_letters(connection.provider, self._owner)
+                async with contextlib.aclosing(found):
+                    async for letter in found:
+                        if wanted.wants(letter):
+                            yield connection.provider.address, letter
 
     async def show(
         self, name: str, *, bus: str | None = None, since: float | None = None
@@ -116,13 +133,14 @@ class DeadLetters:
             since: when it was stored, if that is known: nothing older is read.
 
         Raises:
-            ConfigurationError, TransportError: as for `stored`.
+            ConfigurationError, TransportError, TooManyReaders: as for `stored`.
         """
-        for connection in self._connections(bus):
-            found = stored_letters(connection.provider, self._owner, name, since=since)
-            async with contextlib.aclosing(found):
-                async for letter in found:
-                    return connection.provider.address, letter
+        with self._reading():
+            for connection in self._connections(bus):
+                found = stored_letters(connection.provider, self._owner, name, since=since)
+                async with contextlib.aclosing(found):
+                    async for letter in found:
+                        return connection.provider.address, letter
         return None
 
     async def replay(
@@ -146,9 +164,9 @@ class DeadLetters:
                 messages.
 
         Raises:
-            ConfigurationError, TransportError: as for `stored`.
+            ConfigurationError, TransportError, TooManyReaders: as for `stored`.
         """
-        return await self._going_on(self._replay(name, bus, since, anyway=anyway))
+        return await self._alone(name, self._replay(name, bus, since, anyway=anyway))
 
     async def discard(self, name: str, *, bus: str | None = None) -> LetterOutcome:
         """Remove a dead letter, or what a stranger has put in its place.
@@ -158,9 +176,10 @@ class DeadLetters:
             bus: as for `stored`.
 
         Raises:
-            ConfigurationError, TransportError: as for `stored`, or the bus refuses it.
+            ConfigurationError, TransportError, TooManyReaders: as for `stored`, or the bus refuses
+                it.
         """
-        return await self._going_on(self._discard(name, bus))
+        return await self._alone(name, self._discard(name, bus))
 
     async def close(self) -> None:
         """Give up what is under way; the letters stay."""
@@ -182,10 +201,31 @@ class DeadLetters:
             raise ConfigurationError(f"the application uses no bus {quoted(bus, 200)}")
         return found
 
-    async def _going_on(self, work: Coroutine[Any, Any, T]) -> T:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        if self._readers >= _MOST_READERS:
+            raise TooManyReaders(f"{self._readers} look for dead letters already: ask again later")
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+
+    async def _alone(self, name: str, work: Coroutine[Any, Any, LetterOutcome]) -> LetterOutcome:
+        """Do what goes on if the caller no longer waits, unless the letter is being dealt with."""
+        topic = named_topic(self._owner, name)
+        if topic in self._claimed:
+            work.close()
+            return LetterOutcome(name, "refused", _BUSY)
+        self._claimed[topic] = None
         task = self._run.own_task(work)
         self._tasks[task] = None
-        task.add_done_callback(self._tasks.pop)
+
+        def done(task: asyncio.Task[Any]) -> None:
+            del self._tasks[task]
+            del self._claimed[topic]
+
+        task.add_done_callback(done)
         return await asyncio.shield(task)
 
     async def _discard(self, name: str, bus: str | None) -> LetterOutcome:
@@ -194,8 +234,6 @@ class DeadLetters:
             return LetterOutcome(name, "missing")
         address, letter = found
         (connection,) = self._connections(address)
-        if name in connection.replaying:
-            return LetterOutcome(name, "refused", "it is being replayed")
         await connection.bus.unpark(letter.envelope, timeout=_TIMEOUT)
         if letter.actor:
             self._run.letter_gone(letter.actor)
@@ -213,11 +251,11 @@ class DeadLetters:
         if isinstance(place, str):
             return LetterOutcome(name, "refused", place)
         runner, route = place
-        connection.replaying[name] = None
+        self._replayed[runner.name] += 1
         try:
             return await self._replay_to(connection, letter, runner, route)
         finally:
-            del connection.replaying[name]
+            self._replayed[runner.name] -= 1
 
     def _place(
         self, connection: BusConnection, letter: StoredLetter, *, anyway: bool
@@ -228,11 +266,11 @@ class DeadLetters:
             return letter.obstacle or "it cannot be read"
         if letter.application != identity.application:
             return f"it is of application {letter.application!r}"
-        if letter.name in connection.replaying:
-            return "it is being replayed already"
         runner = self._run.working(letter.actor)
         if runner is None or runner.connection is not connection:
             return f"no actor {letter.actor!r} is running on this bus"
+        if (why := self._cannot_take(runner)) is not None:
+            return why
         shared = runner.options.deliver or connection.provider.default_deliver
         if letter.instance != identity.instance and shared != "share" and not anyway:
             return (
@@ -244,6 +282,18 @@ class DeadLetters:
                 return runner, route
         return f"actor {letter.actor!r} has no filter for topic {quoted(letter.topic, 200)}"
 
+    def _cannot_take(self, runner: ActorRunner) -> str | None:
+        """Return why nothing is replayed to an actor now; None if it can be."""
+        name = runner.name
+        if name in self._run.controls.paused:
+            return f"actor {name!r} is paused: resume it first"
+        if self._replayed[name] >= _MOST_REPLAYED:
+            return (
+                f"actor {name!r} is not done with {_MOST_REPLAYED} others that are replayed: try"
+                " again when it is"
+            )
+        return None
+
     async def _replay_to(
         self,
         connection: BusConnection,
@@ -253,18 +303,23 @@ class DeadLetters:
     ) -> LetterOutcome:
         assert letter.message is not None
         message = connection.bus.opened(letter.message, runner.options.wire)
+        identifier = letter.envelope.id or ""
         message = msgspec.structs.replace(
-            message, replayed=Replayed(letter.envelope.id or "", letter.replays + 1)
+            message, replayed=Replayed(identifier, letter.replays + 1)
         )
         # Its epoch is before all others: the bus does not have it, and does not send it again.
         delivery = _ReplayedDelivery(message, epoch=-1, token=0)
         delivery.ended = asyncio.get_running_loop().create_future()
         # If it fails again, it takes the same place.
         self._run.letter_gone(letter.actor)
-        route.router.put_in(delivery, route)
-        if not await delivery.ended:
+        connection.replaying[identifier] = None
+        try:
+            route.router.put_in(delivery, route)
+            settled = await delivery.ended
+        finally:
+            error = connection.replaying.pop(identifier)
+        if not settled:
             return LetterOutcome(letter.name, "refused", "the actor has stopped")
-        error = connection.replaying[letter.name]
         if error is not None:
             return LetterOutcome(letter.name, "failed", escaped(error, _LONGEST_WHY))
         log.info(

@@ -9,11 +9,12 @@ import msgspec
 
 from ..._limited_log import LimitedLog
 from ..._logs import get_logger
-from ..._texts import describe, escaped
+from ..._texts import describe, escaped, reason_of
 from ...errors import SpaDatError
 from ...transports import REPLY_HEADER, Envelope, is_reserved
 from ..messaging._bus_connection import BusConnection
 from ..payloads._codec import JSON
+from ._dead_letters import TooManyReaders
 
 if TYPE_CHECKING:
     from ._dead_letters import DeadLetters
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["LetterAnswer", "LetterCommand", "LetterCommands"]
 
 _LONGEST = 4_096
-# Reading a letter may take a connection of its own, and whoever may answer requests may ask for it.
-_MOST_AT_ONCE = 4
+# Whoever may answer requests may ask, and each takes a task until its actor is done.
+_MOST_AT_ONCE = 100
 
 log = get_logger("spa_dat")
 
@@ -100,8 +101,10 @@ class LetterCommands:
             return
         if command.ask == "who":
             self._answer(connection, command, LetterAnswer(instance=own))
-        elif command.instance is None or self._at_work >= _MOST_AT_ONCE:
-            self._refuse("too many are under way, or it is for no instance")
+        elif command.instance is None:
+            self._refuse("it is for no instance")
+        elif self._at_work >= _MOST_AT_ONCE:
+            self._cannot(connection, command, own, f"{self._at_work} are under way already")
         else:
             self._at_work += 1
             self._run.own_task(self._replay(connection, command, own))
@@ -109,6 +112,12 @@ class LetterCommands:
     def _refuse(self, why: str) -> None:
         self._run.settings.stats["commands.refused"] += 1
         self._log.warning("%s: a command over a bus is ignored: %s", self._run.system.name, why)
+
+    def _cannot(
+        self, connection: BusConnection, command: LetterCommand, own: str, why: str
+    ) -> None:
+        self._refuse(why)
+        self._answer(connection, command, LetterAnswer(instance=own, outcome="refused", why=why))
 
     async def _replay(self, connection: BusConnection, command: LetterCommand, own: str) -> None:
         try:
@@ -119,10 +128,17 @@ class LetterCommands:
                 anyway=command.anyway,
             )
             answer = LetterAnswer(instance=own, outcome=done.outcome, why=done.why)
+        except TooManyReaders as error:
+            self._cannot(connection, command, own, describe(error))
+            return
         except SpaDatError as error:
             answer = LetterAnswer(instance=own, outcome="refused", why=escaped(describe(error)))
         except asyncio.CancelledError:
             answer = LetterAnswer(instance=own, outcome="refused", why="the application stops")
+        except Exception as error:  # noqa: BLE001 (whatever it is, somebody waits for the answer)
+            why = reason_of(error)
+            self._log.error("%s: a dead letter is not replayed: %s", self._run.system.name, why)
+            answer = LetterAnswer(instance=own, outcome="refused", why=why)
         finally:
             self._at_work -= 1
         self._answer(connection, command, answer)

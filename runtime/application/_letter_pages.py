@@ -11,7 +11,8 @@ from urllib.parse import parse_qsl
 from ..._texts import quoted
 from ...errors import ConfigurationError, SpaDatError
 from ...transports import Envelope
-from ..messaging._stored_letter import LetterFilter
+from ..messaging._stored_letter import LetterFilter, StoredLetter
+from ._dead_letters import TooManyReaders
 
 if TYPE_CHECKING:
     from ._lifecycle import Run
@@ -22,7 +23,8 @@ LETTERS = "/dead-letters"
 """The path of the list, and the beginning of all others."""
 _MOST = 10_000
 _SHOWN = 1_000
-_MOST_AT_WORK = 4
+# Characters of a list. Whoever stores letters may make them large, but not the answer.
+_MOST_TEXT = 16_000_000
 _OPTIONS = ("actor", "error", "since", "until", "bus", "limit", "anyway")
 
 
@@ -49,7 +51,6 @@ class LetterPages:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._at_work = 0
 
     async def answer(self, method: str, path: str, query: str) -> dict[str, Any]:
         """Return what is answered, for JSON.
@@ -82,17 +83,14 @@ class LetterPages:
             raise PageRefused(404, f"there are {LETTERS} and {LETTERS}/NAME")
         if not self._run.is_running:
             raise PageRefused(503, "the application is not running")
-        if self._at_work >= _MOST_AT_WORK:
-            raise PageRefused(503, f"{_MOST_AT_WORK} are answered already: ask again later")
-        self._at_work += 1
         try:
             return await wanted()
+        except TooManyReaders as error:
+            raise PageRefused(503, str(error)) from error
         except ConfigurationError as error:
             raise PageRefused(400, str(error)) from error
         except SpaDatError as error:
             raise PageRefused(502, str(error)) from error
-        finally:
-            self._at_work -= 1
 
     async def _list(self, told: dict[str, str]) -> dict[str, Any]:
         wanted = LetterFilter(
@@ -104,12 +102,14 @@ class LetterPages:
         limit = int(_number(told, "limit") or _SHOWN)
         shown: list[dict[str, Any]] = []
         more = False
+        room = _MOST_TEXT
         found = self._run.dead_letters.stored(wanted, bus=told.get("bus"))
         async with contextlib.aclosing(found):
             async for bus, letter in found:
-                if len(shown) >= min(limit, _MOST):
+                if len(shown) >= min(limit, _MOST) or room < 0:
                     more = True
                     break
+                room -= _text_of(letter)
                 shown.append(letter.as_dict() | {"bus": bus})
         return self._about() | {"dead_letters": shown, "more": more}
 
@@ -147,6 +147,12 @@ def _told(query: str) -> dict[str, str]:
             known = ", ".join(_OPTIONS)
             raise PageRefused(400, f"there is no {quoted(name, 40)}; there are {known}")
     return told
+
+
+def _text_of(letter: StoredLetter) -> int:
+    """Return how many characters of it are listed, which strangers may have chosen."""
+    texts = (letter.name, letter.flaw, letter.topic, letter.source, letter.error, letter.text)
+    return sum(len(text) for text in texts if text is not None)
 
 
 def _number(told: dict[str, str], name: str) -> float | None:

@@ -320,8 +320,8 @@ class Run:
             if actor not in self._leaving:
                 for trouble in (*self._subscriptions.troubles(actor), actor.trouble):
                     found.add(actor.name, trouble)
-        for name in tuple(self.controls.paused):
-            found.add(name, "it is paused")
+            if self._is_paused(actor):
+                found.add(actor.name, "it is paused")
         for name, text in self._watchdog.problems:
             found.add(name, text)
         return found.texts()
@@ -397,9 +397,13 @@ class Run:
         return self._report.actor(
             actor,
             receiving=self._receiving(actor),
-            paused=actor.name in self.controls.paused,
+            paused=self._is_paused(actor),
             stopped=self._has_stopped(actor),
         )
+
+    def _is_paused(self, actor: ActorRunner) -> bool:
+        # Its last message may have ended it, and then nobody can resume it.
+        return actor.name in self.controls.paused and not self._has_stopped(actor)
 
     def _has_stopped(self, actor: ActorRunner) -> bool:
         return actor.ended or actor in self._leaving

@@ -76,7 +76,7 @@ class BusConnection:
         reply_addresses: where replies may go.
         loop: the event loop that it belongs to.
         ended: whether the application has stopped, so that its sockets no longer work.
-        replaying: the dead letters that are being replayed, by name, with the error if the message
+        replaying: the dead letters that are being replayed, by id, with the error if the message
             has failed again.
         failure: why the bus has failed for good, or what the application ended with.
         measurements: those of the application; None if it has no metrics.

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
 from ..._environment import Environment
-from ...errors import UnknownTopic
+from ...errors import ConnectionLost, UnknownTopic
 from ...transports import (
     Delivery,
     Envelope,
@@ -29,6 +29,8 @@ __all__ = ["stored_letters"]
 # No broker says when it has sent all retained messages.
 _QUIET = 1.0
 _QUIET_IN_MEMORY = 0.05
+# In milliseconds, as logs have times. Whoever asks for a letter may say any.
+_LATEST = 1e15
 # Topics that are filters as they are.
 _PLAIN = re.compile(r"[A-Za-z0-9_/.~%-]+")
 
@@ -53,6 +55,7 @@ async def stored_letters(
 
     Raises:
         TransportError: the bus cannot be used.
+        ConnectionLost: not all were read, because the connection did not last.
         UnknownTopic: on Kafka, there is no topic for them, so there never was such an application.
     """
     config = provider.config
@@ -81,7 +84,7 @@ async def _in_topic(
 
     wanted = None if name is None else named_topic(application, name)
     filters = [dead_letter_filter(application)]
-    beginning = 0 if since is None else max(int(since * 1000), 0)
+    beginning = 0 if since is None else int(max(0.0, min(since * 1000, _LATEST)))
     # By a hash of the topic of each letter: where its latest version is. A stranger who finds two
     # with one hash hides a letter of somebody who let them write there.
     latest: dict[int, tuple[int | None, int | None]] = {}
@@ -139,7 +142,7 @@ async def _retained(
         qos=0,
         retained="always",
     )
-    receiver = _Receiver()
+    receiver = _Receiver(provider.address)
     bus = provider.open(Surroundings(identity, environment, fatal=fail))
     consumer = bus.consumer(subscription, receiver)
     quiet = _QUIET_IN_MEMORY if isinstance(provider.config, MemoryConfig) else _QUIET
@@ -161,15 +164,31 @@ async def _retained(
 
 
 class _Receiver:
-    """Takes retained messages, and nothing that is published meanwhile."""
+    """Takes retained messages, and nothing that is published meanwhile.
 
-    def __init__(self) -> None:
+    Args:
+        address: that of the bus.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
         self._waiting: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
+        self._is_cut = False
 
     async def next(self, seconds: float) -> Delivery | None:
-        """Return the next one; None if none comes for so long."""
+        """Return the next one; None if none comes for so long.
+
+        Raises:
+            ConnectionLost: on the next connection they would come from the beginning, or none would
+                while there is no connection, which must not be taken for the end.
+        """
         while True:
+            if self._is_cut:
+                raise ConnectionLost(
+                    f"the connection to {self._address} was lost while dead letters were read, so"
+                    " some may be missing: try again"
+                )
             while self._waiting:
                 delivery = self._waiting.popleft()
                 if delivery.start():
@@ -197,7 +216,9 @@ class _Receiver:
             self.deliver(delivery)
 
     def hold(self) -> None:
-        """Do nothing: what has arrived can be read all the same."""
+        """See `Receiver.hold`."""
+        self._is_cut = True
+        self._arrived.set()
 
     def resume(self, *, redelivered: bool) -> None:
         """Do nothing: what comes again has been withdrawn."""

@@ -306,7 +306,8 @@ class _Changes:
             told = escaped(name, 80)
             write_notice(f"application {self._application!r} has no dead letter {told!r}")
         if self._more:
-            write_notice(f"these are the first {_MOST}, and there are more: run the command again")
+            count = len(self.letters)
+            write_notice(f"these are the first {count}, and there are more: run the command again")
         if self._only_shown:
             write_notice(f"dead letters: {len(self.letters)}")
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spa_dat import Actor, DistributedApplication, on
+from spa_dat import Actor, Context, DistributedApplication, on
 from spa_dat.errors import ConfigurationError
 from support.waiting import eventually
 
@@ -146,6 +146,31 @@ async def test_a_paused_producer_makes_no_call() -> None:
         assert calls == 2
         app.resume("tick")
         await eventually(lambda: calls == 4)
+
+
+@pytest.mark.virtual
+async def test_a_pause_ends_with_the_actor() -> None:
+    app = DistributedApplication("memory://", name="plant")
+    began, go = asyncio.Event(), asyncio.Event()
+
+    @app.application("a")
+    async def last(payload: str, context: Context) -> None:
+        began.set()
+        await go.wait()
+        context.stop()
+
+    @app.application("b")
+    async def other(payload: str) -> None: ...
+
+    async with app:
+        await app.socket().publish("a", "x")
+        await began.wait()
+        app.pause("last")
+        assert not app.healthy
+        go.set()
+        await eventually(lambda: app.health().actors[0].stopped)
+        assert app.healthy
+        assert not app.health().actors[0].paused
 
 
 async def test_another_thread_may_ask() -> None:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
+from collections import Counter
 from typing import Any
 
 import msgspec
 import pytest
 
 from spa_dat import DistributedApplication, Reject
+from spa_dat.errors import ConnectFailed, ConnectionLost
+from spa_dat.runtime.application import _letter_pages
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.application._dead_letters import DeadLetters
 from spa_dat.runtime.application._lifecycle import Run
+from spa_dat.runtime.messaging._letter_reader import stored_letters
 from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter
-from spa_dat.transports import Envelope
+from spa_dat.testing import Mosquitto, Proxy
+from spa_dat.transports import Envelope, SocketProviderFactory
 from support.memory import Site
+from support.waiting import eventually
 
 REPLY_TO = "_spa/reply/dlq-1/00/11"
 LATER = "_spa/dead-letter/app/"
@@ -275,11 +282,169 @@ async def test_commands_of_strangers_do_nothing() -> None:
             run._take_command(run.connections[0], Envelope(topic="c", payload=payload))
         assert app.stats["commands.refused"] == len(payloads)
         # Reading letters costs something, so few are read at a time.
-        for _ in range(20):
-            run._take_command(run.connections[0], Envelope(topic="c", payload=order(letter="x")))
-        assert app.stats["commands.refused"] == len(payloads) + 16
-        await watcher.get(4)
+        for number in range(200):
+            asked = order(letter=f"{number}")
+            run._take_command(run.connections[0], Envelope(topic="c", payload=asked))
+        await watcher.get(200)
+        assert app.stats["commands.refused"] == len(payloads) + 196
+    answers = Counter(msgspec.json.decode(payload)["outcome"] for payload in watcher.payloads)
+    assert answers == {"missing": 4, "refused": 196}
     assert {envelope.topic for envelope in watcher.envelopes} == {REPLY_TO}
+
+
+@pytest.mark.virtual
+async def test_letters_of_an_actor_that_is_not_done_hold_up_nobody_elses() -> None:
+    site = Site()
+    app = site.app()
+    go = asyncio.Event()
+    got: list[str] = []
+    fails = True
+
+    async def handle(payload: str) -> None:
+        if fails:
+            raise Reject
+        await go.wait()
+        got.append(payload)
+
+    async def other(payload: str) -> None:
+        if fails:
+            raise Reject
+
+    app.application("slow", name="slow")(handle)
+    app.application("quick", name="quick")(other)
+    async with app:
+        letters = run_of(app).dead_letters
+        for number in range(6):
+            site.publish("slow", f"{number}")
+        site.publish("quick", "x")
+        await site.parked(7)
+        found = [letter async for _, letter in letters.stored()]
+        slow = [letter.name for letter in found if letter.actor == "slow"]
+        (quick,) = (letter.name for letter in found if letter.actor == "quick")
+        fails = False
+        app.pause("slow")
+        refused = await letters.replay(slow[0])
+        assert (refused.outcome, refused.why) == (
+            "refused",
+            "actor 'slow' is paused: resume it first",
+        )
+        app.resume("slow")
+        under_way = [asyncio.ensure_future(letters.replay(name)) for name in slow[:4]]
+        await asyncio.sleep(1)
+        assert (await letters.replay(quick)).outcome == "handled"
+        refused = await letters.replay(slow[4])
+        assert refused.outcome == "refused"
+        assert "is not done with 4 others" in refused.why
+        go.set()
+        assert {(await one).outcome for one in under_way} == {"handled"}
+        assert (await letters.replay(slow[4])).outcome == "handled"
+        assert sorted(got) == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.virtual
+async def test_a_letter_is_dealt_with_once_at_a_time_by_whichever_of_its_names() -> None:
+    site = Site()
+    app = site.app()
+    began, go = asyncio.Event(), asyncio.Event()
+    got: list[str] = []
+
+    @app.application("n", name="slow")
+    async def handle(payload: str) -> None:
+        got.append(payload)
+        if len(got) == 1:
+            raise Reject
+        began.set()
+        await go.wait()
+
+    async with app:
+        site.publish("n", "x")
+        await site.parked()
+        letters = run_of(app).dead_letters
+        (name,) = await names(letters)
+        other = name.replace("-", "%2D")
+        replaying = asyncio.ensure_future(letters.replay(name))
+        await began.wait()
+        done = [await letters.discard(other), await letters.replay(other)]
+        assert [one.outcome for one in done] == ["refused", "refused"]
+        assert site.letters()
+        go.set()
+        assert (await replaying).outcome == "handled"
+        assert (len(got), site.letters()) == (2, [])
+
+
+@pytest.mark.virtual
+async def test_what_fails_again_is_not_lost_whatever_its_id() -> None:
+    oven = Oven()
+    async with oven.app as app:
+        letters = run_of(app).dead_letters
+        notes = {"topic": "plant/a", "actor": "app/0/oven", "attempts": "1", "error": "E"}
+        headers = {f"spa_dead_{name}": text for name, text in notes.items()}
+        fields: dict[str, Any] = {"type": "t", "headers": headers, "retain": True}
+        oven.site.publish(LATER + "a%20b", "x", id="a b", **fields)
+        (name,) = await names(letters)
+        assert (await letters.replay(name)).outcome == "failed"
+        assert await names(letters) == [name]
+
+
+@pytest.mark.virtual
+async def test_who_asks_is_answered_whatever_goes_wrong(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    oven = Oven()
+    watcher = oven.site.watch("_spa/reply/#")
+
+    async def replay(self: DeadLetters, name: str, **options: Any) -> None:
+        raise OverflowError(name)
+
+    monkeypatch.setattr(DeadLetters, "replay", replay)
+    async with oven.app as app:
+        run = run_of(app)
+        run._take_command(run.connections[0], Envelope(topic="c", payload=order(letter="x")))
+        await watcher.get(1)
+    assert watcher.payloads == ['{"instance":"0","outcome":"refused","why":"OverflowError: x"}']
+    assert "a dead letter is not replayed: OverflowError: x" in caplog.text
+
+
+@pytest.mark.virtual
+async def test_a_list_is_bounded_also_in_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_letter_pages, "_MOST_TEXT", 200)
+    oven = Oven()
+    async with oven.app as app:
+        await oven.fail(10)
+        told = await _letter_pages.LetterPages(run_of(app)).answer("GET", "/dead-letters", "")
+        assert told["more"]
+        assert 1 < len(told["dead_letters"]) < 5
+
+
+@pytest.mark.parametrize("since", [1e308, -1e308])
+async def test_a_log_is_asked_for_whatever_time_somebody_says(since: float) -> None:
+    provider = SocketProviderFactory.from_url("kafka://127.0.0.1:1?start_timeout=1")
+    with pytest.raises(ConnectFailed):
+        await anext(stored_letters(provider, "app", "x", since=since))
+
+
+@pytest.mark.mosquitto
+async def test_a_lost_connection_is_not_the_end_of_the_letters(mosquitto: Mosquitto) -> None:
+    name = uuid.uuid4().hex
+    async with Proxy("127.0.0.1", mosquitto.port) as proxy:
+        app = DistributedApplication(f"mqtt://127.0.0.1:{mosquitto.port}", name=name)
+
+        @app.application(name, name="oven")
+        async def bake(payload: str) -> None:
+            raise Reject
+
+        async with app:
+            for number in range(3):
+                await app.socket().publish(name, f"{number}")
+            await eventually(lambda: app.stats["dead_letters.stored"] == 3)
+        provider = SocketProviderFactory.from_url(f"mqtt://127.0.0.1:{proxy.port}")
+
+        async def read() -> None:
+            async for _ in stored_letters(provider, name):
+                proxy.cut()
+
+        with pytest.raises(ConnectionLost, match="some may be missing"):
+            await read()
 
 
 @pytest.mark.virtual
