@@ -225,8 +225,12 @@ async def test_child_processes_tell_what_they_have_measured() -> None:
 
         both = {("n/{x}", ""): 1, ("n/{x}", "ValueError"): 1}
         await eventually(lambda: counted() == both)
-        failed = read(app, "spa_dat_messages_failed_total", ACTOR, "spa_dat_outcome")
-        assert failed == {("actor", "dead_letter"): 1}
+
+        def failed() -> dict[Any, float]:
+            return read(app, "spa_dat_messages_failed_total", ACTOR, "spa_dat_outcome")
+
+        # It is stored after the handler has ended, and so told later.
+        await eventually(lambda: failed() == {("actor", "dead_letter"): 1})
         assert read(app, "messaging_client_consumed_messages_total", ACTOR) == {"actor": 2}
         assert read(app, "messaging_client_sent_messages_total", ACTOR)["actor"] == 2
 
