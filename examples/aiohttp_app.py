@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 
+import msgspec
 from aiohttp import web
 
 from spa_dat import DistributedApplication, Topic, carried_headers
@@ -31,8 +32,8 @@ from spa_dat.errors import (
 )
 
 PLANT = web.AppKey("plant", DistributedApplication)
-# Part of a topic, so neither a wildcard nor a slash may be in it.
-MACHINE = re.compile(r"[\w-]{1,64}")
+# Part of a topic, so neither a wildcard nor a slash may be in it; Kafka takes nothing but these.
+MACHINE = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass
@@ -101,8 +102,9 @@ def machine_of(request: web.Request) -> str:
 async def post_reading(request: web.Request) -> web.Response:
     topic = readings.at(machine=machine_of(request))
     try:
-        reading = Reading(float((await request.json())["celsius"]))
-    except (ValueError, TypeError, KeyError) as error:
+        # Unlike json it takes neither NaN nor what is too large for a float.
+        reading = msgspec.json.decode(await request.read(), type=Reading)
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise web.HTTPUnprocessableEntity from error
     # Does not wait for the broker: one reading more or less does not matter here.
     request.app[PLANT].socket().post(topic, reading, headers=carried_headers(request.headers))

@@ -25,6 +25,7 @@ from spa_dat.errors import (
     ActorStopped,
     ConnectionLost,
     DecodeError,
+    EncodeError,
     MessageTooLarge,
     NoResponder,
     OutboxFull,
@@ -96,11 +97,14 @@ async def answer_with_error(_: Request, error: SpaDatError) -> JSONResponse:
             return JSONResponse({"error": "unavailable"}, 503, {"Retry-After": "5"})
         case MessageTooLarge():
             return JSONResponse({"error": "too-large"}, 413)
+        case EncodeError():
+            # JSON may escape half of a surrogate pair, which UTF-8 does not have.
+            return JSONResponse({"error": "bad-text"}, 422)
     raise error  # the program is wrong: a 500, with a traceback in the server's log
 
 
-# Part of a topic, so neither a wildcard nor a slash may be in it.
-Customer = Annotated[str, Path(pattern=r"^[\w-]{1,64}$")]
+# Part of a topic, so neither a wildcard nor a slash may be in it; Kafka takes nothing but these.
+Customer = Annotated[str, Path(pattern="^[A-Za-z0-9_-]{1,64}$")]
 
 
 @web.post("/orders/{customer}", status_code=202)

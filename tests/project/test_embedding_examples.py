@@ -94,7 +94,9 @@ async def test_routes_of_fastapi_publish_and_ask(
 
 
 @pytest.mark.virtual
-@pytest.mark.parametrize("customer", ["%2B", "%23", "anna%2Fbert", "a" * 65, "{customer}"])
+@pytest.mark.parametrize(
+    "customer", ["%2B", "%23", "anna%2Fbert", "a" * 65, "{customer}", "%C3%BC"]
+)
 async def test_names_that_lead_to_other_topics_are_refused(
     fastapi_app: ModuleType, customer: str
 ) -> None:
@@ -132,6 +134,10 @@ async def test_errors_of_the_bus_are_statuses_of_http(fastapi_app: ModuleType) -
             done = await client.post("/price", json=ORDER)
             assert (done.status_code, done.json()) == (status, {"error": error})
             assert "strangers" not in done.text
+        # Not with json=, which refuses it.
+        body, kind = r'{"item": "\ud800", "amount": 1}', {"Content-Type": "application/json"}
+        done = await client.post("/price", content=body, headers=kind)
+        assert (done.status_code, done.json()) == (422, {"error": "bad-text"})
 
 
 @pytest.mark.virtual
@@ -199,8 +205,12 @@ async def test_handlers_of_aiohttp_post_and_ask(monkeypatch: pytest.MonkeyPatch)
         assert (done.status, await done.json()) == (200, {"celsius": 61.5})
         for path in ("/machines/%2B", "/machines/a%2Fb"):
             assert (await client.post(path, json={"celsius": 1})).status == 404
-        for data in ("", "{", "[]", '{"celsius": "warm"}'):
+        deep = f'{{"more": {"[" * 100_000}'
+        numbers = [f'{{"celsius": {text}}}' for text in ("NaN", "1e999", f"1{'0' * 400}", "null")]
+        for data in ("", "{", "[]", b"\xff", deep, '{"celsius": "warm"}', *numbers):
             assert (await client.post(url, data=data)).status == 422
+        odd = {"Content-Type": "application/json; charset=nonsense"}
+        assert (await client.post(url, data='{"celsius": 1}', headers=odd)).status == 202
     assert plant.health().state == "ended"
 
 
