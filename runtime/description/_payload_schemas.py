@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import json
@@ -34,6 +35,7 @@ Schema: TypeAlias = Any
 _SHARED = "#/components/schemas/"
 # Where the parts of a schema are until they have their names among all others.
 _LOCAL = "#/local/"
+_OF_NONE = "None is sent as an empty payload without content type."
 _RAW = (bytes, bytearray, memoryview)
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]+")
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
@@ -114,15 +116,16 @@ class PayloadSchemas:
 
     def _made(self, annotation: Any, mode: Mode, codec: Codec | None) -> list[Content]:
         own = codec_in(annotation)
-        bare, _ = bare_type(annotation)
+        bare, optional = bare_type(annotation)
         if own is not None:
             return [_encoded(annotation, own)]
         if bare in _RAW:
-            return [_raw(mode)]
+            return [_raw(mode, optional=optional)]
         if codec is not None:
             # It reads payloads of all formats, and writes only this one.
             rest = [] if mode == "sent" else self._plain(annotation, mode)
-            return [_encoded(annotation, codec), *(one for one in rest if one.note is None)]
+            known = (one for one in rest if one.note in (None, _OF_NONE))
+            return [_encoded(annotation, codec), *known]
         return self._plain(annotation, mode)
 
     def _plain(self, annotation: Any, mode: Mode) -> list[Content]:
@@ -132,12 +135,15 @@ class PayloadSchemas:
             return [_anything()]
         if bare is type(None):
             return [Content("Nothing", title, None, {"type": "null"}, "The payload is empty.")]
+        note = _OF_NONE if optional else None
         if _is_text(bare):
-            return [Content(name_of(title), title, TEXT, self._text_schema(annotation, mode))]
+            schema = _without_null(self._text_schema(annotation, mode))
+            return [Content(name_of(title), title, TEXT, schema, note)]
         if is_union(bare):
             texts = [part for part in get_args(bare) if _is_text(bare_type(part)[0])]
             rest = tuple(part for part in get_args(bare) if part not in texts)
             if texts and rest:
+                rest += (None,) if optional else ()
                 return [
                     *(content for part in texts for content in self._plain(part, mode)),
                     *self._plain(Union[rest], mode),  # noqa: UP007  (built from a tuple)
@@ -148,7 +154,6 @@ class PayloadSchemas:
             return [
                 Content(name_of(title), title, JSON, {}, f"It has no schema: {reason_of(error)}")
             ]
-        note = "None is sent as an empty payload without content type." if optional else None
         reference = schema.get("$ref", "") if isinstance(schema, dict) else ""
         name = reference.removeprefix(_SHARED) or name_of(title)
         return [Content(name, title, JSON, schema, note)]
@@ -171,7 +176,7 @@ class PayloadSchemas:
         (schema,), parts = msgspec.json.schema_components(
             [annotation], schema_hook=of_other, ref_template=_LOCAL + "{name}"
         )
-        return self._absorb(schema, parts)
+        return self._absorb(schema, _with_flags(annotation, parts))
 
     def _by_pydantic(self, annotation: Any, mode: Mode) -> Schema:
         import pydantic
@@ -236,15 +241,68 @@ def _is_text(bare: Any) -> bool:
     return isinstance(bare, type) and issubclass(bare, str)
 
 
+def _with_flags(annotation: Any, parts: Mapping[str, Schema]) -> Mapping[str, Schema]:
+    """Return parts with what flags are on the wire: msgspec describes them as one flag each."""
+    if not any("enum" in part for part in parts.values()):
+        return parts
+    flags = {
+        (flag.__name__, *sorted(one.value for one in flag)): flag for flag in _flags(annotation)
+    }
+    return {
+        name: _flag_schema(flags[key], part)
+        if "enum" in part and (key := (part.get("title"), *part["enum"])) in flags
+        else part
+        for name, part in parts.items()
+    }
+
+
+def _flags(annotation: Any) -> Iterator[type[enum.Flag]]:
+    # Its nodes refer to each other where types do; the first one keeps them all.
+    root = msgspec.inspect.type_info(annotation)
+    waiting: list[Any] = [root]
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, tuple):
+            waiting += node
+        elif isinstance(node, msgspec.Struct) and id(node) not in seen:
+            seen.add(id(node))
+            if isinstance(node, msgspec.inspect.EnumType) and issubclass(node.cls, enum.Flag):
+                yield node.cls
+            waiting += (getattr(node, name) for name in node.__struct_fields__)
+
+
+def _flag_schema(flag: type[enum.Flag], part: Mapping[str, Any]) -> Schema:
+    values = ", ".join(f"{one.value} is {one.name}" for one in flag)
+    kept = {name: value for name, value in part.items() if name != "enum"}
+    text = f"The sum of any of these: {values}."
+    before = kept.get("description")
+    return {
+        **kept,
+        "type": "integer",
+        "description": text if before is None else f"{before}\n\n{text}",
+    }
+
+
+def _without_null(schema: Schema) -> Schema:
+    """Return the schema of a text that may be None, which is sent without any text."""
+    parts = schema.get("anyOf", ()) if isinstance(schema, dict) else ()
+    rest = [part for part in parts if part != {"type": "null"}]
+    if not rest:
+        return schema
+    return rest[0] if len(rest) == 1 and len(schema) == 1 else {**schema, "anyOf": rest}
+
+
 def _anything() -> Content:
     return Content("Anything", "any payload", None, {}, "The payload may be anything.")
 
 
-def _raw(mode: Mode) -> Content:
+def _raw(mode: Mode, *, optional: bool) -> Content:
     if mode == "received":
         note = "Any bytes, whatever their content type: nothing decodes them."
         return Content("RawBytes", "bytes", None, {}, note)
-    return Content("Bytes", "bytes", BINARY, {"type": "string", "format": "binary"})
+    note_of_none = _OF_NONE if optional else None
+    return Content("Bytes", "bytes", BINARY, {"type": "string", "format": "binary"}, note_of_none)
 
 
 def _encoded(annotation: Any, codec: Codec) -> Content:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import importlib.metadata
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
@@ -46,6 +47,17 @@ class Reading:
 
     celsius: float
     site: str = "berlin"
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclass
+class Folder:
+    access: Access
+    inner: list[Folder] = field(default_factory=list)
 
 
 class Alarm(pydantic.BaseModel):
@@ -476,6 +488,9 @@ VALUES: list[tuple[Any, Any]] = [
     (dict[str, tuple[int, ...]], {"a": (1, 2)}),
     (Annotated[int, pydantic.Field(gt=3)], 4),
     (Kind, Kind.OVEN),
+    (Access, Access.READ),
+    (Access, Access.READ | Access.WRITE),
+    (list[Folder], [Folder(Access(0)), Folder(Access.WRITE, [Folder(Access.READ | Access.WRITE)])]),
     (Discriminating, {"discriminator": {"a": 1}, "prefixItems": "x"}),
 ]
 
@@ -490,6 +505,41 @@ def test_what_is_sent_fits_the_schema(annotation: Any, value: Any) -> None:
     # The schema says something: nothing else fits.
     assert not validator.is_valid({"other": [sent]})
     assert not validator.is_valid([[sent]])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "contents"),
+    [
+        (str | None, {"text/plain": {"type": "string"}}),
+        (Literal["a"] | None, {"text/plain": {"enum": ["a"]}}),
+        (
+            Annotated[str, msgspec.Meta(min_length=2)] | None,
+            {"text/plain": {"type": "string", "minLength": 2}},
+        ),
+        (
+            int | str | None,
+            {
+                "text/plain": {"type": "string"},
+                "application/json": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+            },
+        ),
+        (bytes | None, {"application/octet-stream": {"type": "string", "format": "binary"}}),
+    ],
+)
+def test_none_is_said_to_be_nothing(annotation: Any, contents: dict[str, Any]) -> None:
+    _, messages = document_of(annotation)
+    assert {message["contentType"]: message["payload"] for message in messages} == contents
+    assert "None is sent as an empty payload" in messages[-1]["description"]
+
+
+def test_a_codec_leaves_none_to_the_other_formats() -> None:
+    app = DistributedApplication("memory://", name="plant")
+
+    @app.application("in", codec=Backwards())
+    async def read(payload: Reading | None) -> None: ...
+
+    kinds = {message["contentType"] for message in checked(app)["components"]["messages"].values()}
+    assert kinds == {"text/x-backwards", "application/json"}
 
 
 def test_types_of_the_same_name_do_not_collide() -> None:
