@@ -18,6 +18,7 @@ from ...errors import (
     UnknownTopic,
 )
 from .._connect_failures import ConnectProblem, describe_failure, is_wrong_setup
+from .._credentials import PasswordUnavailable
 
 __all__ = [
     "TRANSLATIONS",
@@ -228,8 +229,9 @@ def is_login_failure(cause: BaseException) -> bool:
 
 def is_obstacle(cause: BaseException) -> bool:
     """Return whether no connection can be had until something is set up differently."""
-    is_setup = isinstance(cause, ConfigurationError) or is_wrong_setup(cause)
-    return is_setup or is_login_failure(cause)
+    if isinstance(cause, (ConfigurationError, PasswordUnavailable)):
+        return True
+    return is_wrong_setup(cause) or is_login_failure(cause)
 
 
 def connect_problem(cause: BaseException, address: str, user: str | None) -> ConnectProblem:

@@ -17,6 +17,7 @@ from ...errors import (
 )
 from .._connect_failures import ConnectProblem, OtherEnd
 from .._contract import Surroundings
+from .._credentials import PasswordUnavailable
 from .._envelope import Envelope
 from .._tls_probe import answers_tls
 from ._config import MqttConfig
@@ -247,7 +248,8 @@ class Connection:
                     self._started.set_exception(self._no_start(problem))
                     return
                 delay = min(delay, left)
-            self.obstacle = str(problem.error) if problem.final else None
+            unavailable = isinstance(problem.error.__cause__, PasswordUnavailable)
+            self.obstacle = str(problem.error) if problem.final or unavailable else None
             level = logging.WARNING if started or problem.final else logging.INFO
             _log.log(level, "%s; next attempt in %.1f s", problem.error, delay)
             await asyncio.sleep(delay)

@@ -117,6 +117,19 @@ def _options(tokens: _Tokens) -> dict[str, Any]:
     }
 
 
+async def test_a_function_that_gives_no_token_is_told_while_the_application_runs() -> None:
+    def function() -> str:
+        raise OSError("no server of tokens")
+
+    options: dict[str, Any] = {"sasl_mechanism": "OAUTHBEARER", "allow_plain_password": True}
+    config = KafkaConfig("127.0.0.1:9", password_function=function, **options)
+    client = AIOKafkaClient(bootstrap_servers=config.servers)
+    reachability = Reachability(config, "plant", client)
+    assert not await reachability.moved()
+    assert "no server of tokens" in str(reachability.obstacle)
+    await client.close()
+
+
 @pytest.mark.parametrize("lacking", ["authority", "file"])
 async def test_what_is_wrong_with_certificates_is_told_while_the_application_runs(
     tmp_path: Path, lacking: str

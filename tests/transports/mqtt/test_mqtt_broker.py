@@ -344,6 +344,25 @@ async def test_a_function_without_a_password_is_an_outage(
         assert app.stats["mqtt.connect_failed"] >= 1
 
 
+async def test_a_function_that_fails_at_a_reconnect_is_named_as_the_trouble(
+    own_mosquitto: StartBroker,
+) -> None:
+    broker = own_mosquitto(users={"bob": "right"})
+    answers = True
+
+    def function() -> str:
+        if not answers:
+            raise OSError("no server of tokens")
+        return "right"
+
+    async with client(broker, username="bob", password_function=function) as app:
+        answers = False
+        await asyncio.to_thread(broker.restart)
+        await eventually(lambda: "no server of tokens" in str(app.bus.trouble))
+        answers = True
+        await eventually(lambda: app.bus.trouble is None)
+
+
 async def test_certificates_that_are_changed_in_their_files_are_used_at_the_next_connection(
     own_mosquitto: StartBroker,
 ) -> None:
