@@ -164,6 +164,18 @@ def test_what_cannot_be_seen_is_said(shown: Callable[..., list[str]]) -> None:
     assert line == "# plant on memory://: no rules."
 
 
+def test_what_is_published_on_another_bus_is_said_to_be_left_out(
+    file: Path, shown: Callable[..., list[str]]
+) -> None:
+    other = 'socket_provider=SocketProviderFactory.from_url("mqtt://other")'
+    source = SOURCE.replace("import Distr", "import SocketProviderFactory, Distr")
+    file.write_text(source.replace('"alarm/boiler"', f'"alarm/boiler", {other}'))
+    lines = shown("--publish", "plant-double")
+    assert "# plant on mqtt://other:1883: lines of an acl_file of Mosquitto." in lines
+    assert lines[-2].startswith("# What its handlers publish on this bus cannot be seen")
+    assert sum(line.startswith("# What its handlers publish") for line in lines) == 1
+
+
 def test_a_filter_that_is_none_is_named(shown: Callable[..., list[str]]) -> None:
     (line,) = shown("--publish", "a/#/b", code=2)
     assert "'a/#/b'" in line

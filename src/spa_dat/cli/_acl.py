@@ -32,6 +32,10 @@ _ANY_TOPIC = (
     "# name other topics, give the application or the actor reply_topics=."
 )
 
+_OTHER_BUS = (
+    "# What its handlers publish on this bus cannot be seen from here, and --publish is for the\n"
+    "# default one: add the rules for it."
+)
 _WIDE = (
     "# The rule for {} also lets it read replies and dead letters of other applications (_spa/).\n"
     "# Where they must not trust each other, begin the filter with a level of its own."
@@ -90,6 +94,8 @@ def show_rules(
                 lines.append(
                     "# What its handlers publish cannot be seen from here: give --publish."
                 )
+        else:
+            lines.append(_OTHER_BUS)
         rules = [*_rules(provider, access), *lines, *_too_wide(provider, access)]
         shown.append("".join(f"{line}\n" for line in rules))
     with printing():
