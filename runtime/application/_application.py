@@ -321,7 +321,8 @@ class DistributedApplication:
     def resource(self, name: str, factory: Resource) -> None:
         """Open a resource when the application starts, for every actor that asks for it by name.
 
-        Register it before the actors that use it.
+        Register it before the actors that use it. In an interactive session a new version of a
+        function or class (with the same module and name) replaces the earlier one.
 
         Raises:
             ConfigurationError: the name is taken or not an identifier, or it cannot be opened.

@@ -156,11 +156,17 @@ class Registry:
         return ((spec.name, spec.options.state) for spec in self.specs if spec is not but)
 
     def add_resource(self, name: str, resource: Resource) -> None:
-        """Register a resource that actors share."""
+        """Register a resource that actors share, or in an interactive session a new version."""
         check_resources("application", {name: resource})
         Available(resources=(name,)).check("application")
-        if name in self.resources:
-            raise ConfigurationError(f"resource {name!r} is already registered")
+        earlier = self.resources.get(name)
+        if earlier is not None and not (
+            is_interactive() and _place_of_resource(earlier) == _place_of_resource(resource)
+        ):
+            raise ConfigurationError(
+                f"resource {name!r} is already registered, with {_place_of_resource(earlier)[1]};"
+                " give another name"
+            )
         self.resources[name] = resource
 
 
@@ -174,6 +180,11 @@ def _redefines(spec: Spec[Any], earlier: Spec[Any]) -> bool:
     if not is_interactive():
         return False
     return spec.name == earlier.name and _place(spec.source) == _place(earlier.source)
+
+
+def _place_of_resource(resource: Resource) -> tuple[object, object]:
+    # Of an object that of its class: a cell that is run again makes another one.
+    return _place(resource if hasattr(resource, "__qualname__") else type(resource))
 
 
 def _place(source: object) -> tuple[object, object]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -708,6 +709,40 @@ async def test_a_cell_of_a_notebook_can_be_run_again(
         await app.socket().publish("count", 1)
         await eventually(lambda: seen)
     assert seen == [2]
+
+
+async def test_a_cell_that_registers_resources_can_be_run_again(
+    app: DistributedApplication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    for cell in (1, 2):
+
+        @asynccontextmanager
+        async def database(cell: int = cell) -> AsyncIterator[str]:
+            yield f"database {cell}"
+
+        class Printer:
+            number: ClassVar[int] = cell
+
+            async def __aenter__(self) -> str:
+                return f"printer {self.number}"
+
+            async def __aexit__(self, *error: object) -> None: ...
+
+        app.resource("database", database)
+        app.resource("printer", Printer())
+
+        @app.application("used")
+        async def used(payload: int, database: str, printer: str) -> list[str]:
+            return [database, printer]
+
+    async with app:
+        found = await app.socket().request("used", 1, reply=list[str])
+    assert found == ["database 2", "printer 2"]
+    with pytest.raises(
+        ConfigurationError, match=r"'database' is already registered, with .*database;"
+    ):
+        app.resource("database", Printer())
 
 
 def test_another_function_of_that_name_is_no_new_version(
