@@ -186,3 +186,19 @@ async def test_what_is_replayed_may_take_longer_than_a_probe(
         bakery.free.set()
         status, body = await replaying
         assert (status, json.loads(body)["outcome"]) == (200, "failed")
+
+
+async def test_a_slow_actor_does_not_end_the_command(
+    told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    bakery = Bakery()
+    async with bakery.with_letters(caplog):
+        bakery.mended = True
+        bakery.free.clear()
+        code, outcomes, _ = await told("replay", bakery.port, "--all", "--json", "--timeout", "0.2")
+        assert code == 1
+        assert len(outcomes) == 2
+        assert {one["outcome"] for one in outcomes} == {"refused"}
+        assert all("may still be handled" in one["why"] for one in outcomes)
+        bakery.free.set()
+        await eventually(lambda: len(bakery.got) == 4)

@@ -203,6 +203,37 @@ async def test_letters_wait_for_their_application_or_are_discarded(
 
 
 @pytest.mark.mosquitto
+async def test_nobody_is_asked_letter_by_letter_who_has_gone(
+    mosquitto: Mosquitto, told: Told
+) -> None:
+    plant = Plant(mosquitto.url, uuid.uuid4().hex)
+    app = DistributedApplication(plant.url, name=plant.name, stop_timeout=0.1)
+    began = asyncio.Event()
+
+    @app.application(plant.name, name="oven")
+    async def bake(payload: str) -> None:
+        plant.ids.append(payload)
+        if len(plant.ids) <= 3:
+            raise Reject
+        began.set()
+        await asyncio.sleep(1_000)
+
+    async with app:
+        for number in range(3):
+            await app.socket().publish(plant.name, f"{number}")
+        await eventually(lambda: app.stats["dead_letters.stored"] == 3)
+        replaying = asyncio.ensure_future(
+            told("replay", plant, "--all", "--timeout", "0.5", "--json")
+        )
+        await began.wait()
+    code, outcomes, notice = await replaying
+    assert code == 2
+    assert len(outcomes) < 3
+    assert "has answered for 0.5 s any more; the other dead letters are as they were" in notice
+    assert len((await told("list", plant))[1]) == 9
+
+
+@pytest.mark.mosquitto
 async def test_strangers_letters_are_listed_as_unreadable(mosquitto: Mosquitto, told: Told) -> None:
     plant = Plant(mosquitto.url, uuid.uuid4().hex)
     topic = f"_spa/dead-letter/{plant.name}"

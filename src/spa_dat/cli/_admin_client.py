@@ -10,11 +10,15 @@ from .._texts import bracketed, escaped
 from ..errors import ConnectFailed, NotAuthorised
 from ..runtime.options._admin_address import AdminAddress
 
-__all__ = ["AdminClient"]
+__all__ = ["AdminClient", "Unanswered"]
 
 _TOKEN = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
 _LONGEST = 100_000_000
 _LONGEST_TEXT = 500
+
+
+class Unanswered(ConnectFailed):
+    """Somebody is there, and has not answered in time."""
 
 
 class AdminClient:
@@ -53,7 +57,8 @@ class AdminClient:
             timeout: seconds for each step of it.
 
         Raises:
-            ConnectFailed: nobody answers there, or not in time.
+            ConnectFailed: nobody answers there.
+            Unanswered: not in time.
             NotAuthorised: it asks for another token.
         """
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
@@ -62,7 +67,7 @@ class AdminClient:
             answer = connection.getresponse()
             data = answer.read(_LONGEST)
         except TimeoutError as error:
-            raise ConnectFailed(f"{self.where} has not answered for {timeout:g} s") from error
+            raise Unanswered(f"{self.where} has not answered for {timeout:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise ConnectFailed(
                 f"no application answers at {self.where}: {escaped(str(error), 200)}; start it with"

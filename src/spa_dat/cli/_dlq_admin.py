@@ -15,9 +15,12 @@ from .._texts import escaped
 from ..errors import ConfigurationError
 from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from ..transports import Envelope, MemoryConfig, SocketProviderFactory
-from ._admin_client import AdminClient
+from ._admin_client import AdminClient, Unanswered
 
-__all__ = ["AdminLetters"]
+__all__ = ["UNANSWERED", "AdminLetters"]
+
+UNANSWERED = "no answer for {:g} s; it may still be handled, and removed then"
+"""What is told of a letter whose actor takes longer; with the seconds."""
 
 _TIMEOUT = 30.0
 _MOST = 10_000
@@ -144,7 +147,12 @@ class AdminLetters:
     ) -> tuple[str, str]:
         """Replay or discard a letter; return the outcome, and why."""
         options = {"anyway": "1"} if anyway else {}
-        done = self._asked("POST", f"/{name}/{what}", options, _Done, timeout)
+        try:
+            done = self._asked("POST", f"/{name}/{what}", options, _Done, timeout)
+        except Unanswered:
+            # Its actor is slow, or nobody answers any more, which this finds out.
+            self._asked("GET", "", {"limit": "1"}, _Letters)
+            return "refused", UNANSWERED.format(timeout)
         return done.outcome, done.why
 
     def _asked(

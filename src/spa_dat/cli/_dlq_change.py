@@ -31,7 +31,7 @@ from ..transports import (
 )
 from ._broker_client import run_client
 from ._dlq import letter_as_text, letters_at
-from ._dlq_admin import AdminLetters
+from ._dlq_admin import UNANSWERED, AdminLetters
 from ._message_output import json_line
 from ._standard_output import BackgroundOutput, check_open, write_notice
 
@@ -127,10 +127,22 @@ def replay_letters(
     provider = letters_at(url, name=name, application=application)
 
     async def work(desk: _Desk, changes: _Changes) -> None:
-        await desk.find_instances(application, timeout)
+        nobody = (
+            f"no running instance of application {application!r} has answered for {timeout:g} s"
+        )
+        if not await desk.find_instances(application, timeout):
+            raise ConfigurationError(
+                f"{nobody}, and only that can handle the messages: start it, or give --timeout for"
+                " as long as that takes; the dead letters are as they were"
+            )
         for letter in changes.letters:
             answer = await desk.replay(application, letter, instance, timeout)
             await changes.tell(letter, answer.outcome or "refused", answer.why)
+            # Its actor is slow, or nobody is there any more to answer for the others either.
+            if answer.outcome is None and not await desk.find_instances(application, timeout):
+                raise ConfigurationError(
+                    f"{nobody} any more; the other dead letters are as they were"
+                )
 
     return run_client(_change(provider, application, choice, work, dry_run, as_json))
 
@@ -367,31 +379,31 @@ class _Desk:
             with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
                 waiting.put_nowait(_decode(envelope.payload))
 
-    async def find_instances(self, application: str, timeout: float) -> None:
+    async def find_instances(self, application: str, timeout: float) -> bool:
         """Find out who is running; waits for the first, and a moment for others.
 
-        Raises:
-            ConfigurationError: nobody answers in time.
+        Returns whether somebody has answered in time.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
+        self._instances.clear()
         while not self._instances:
             async with self._asked(application, ask="who") as answers:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_GATHER):
                         while True:
                             self._instances[(await answers.get()).instance] = None
-            if not self._instances and loop.time() >= deadline:
-                raise ConfigurationError(
-                    f"no running instance of application {application!r} has answered for"
-                    f" {timeout:g} s, and only that can handle the messages: start it, or give"
-                    " --timeout for as long as that takes; the dead letters are as they were"
-                )
+            if loop.time() >= deadline:
+                break
+        return bool(self._instances)
 
     async def replay(
         self, application: str, letter: StoredLetter, instance: str | None, timeout: float
     ) -> LetterAnswer:
-        """Have a letter replayed, by the instance whose actor failed unless another is given."""
+        """Have a letter replayed, by the instance whose actor failed unless another is given.
+
+        Without an answer there is no outcome.
+        """
         if letter.obstacle is not None:
             return LetterAnswer(instance="", outcome="refused", why=letter.obstacle)
         chosen = instance or letter.instance
@@ -414,8 +426,7 @@ class _Desk:
                 async with asyncio.timeout(timeout):
                     return await answers.get()
             except TimeoutError:
-                why = f"no answer for {timeout:g} s; it may still be handled, and removed then"
-                return LetterAnswer(instance=chosen, outcome="refused", why=why)
+                return LetterAnswer(instance=chosen, why=UNANSWERED.format(timeout))
 
     @contextlib.asynccontextmanager
     async def _asked(
