@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Background"]
 
+# Seconds that a new thread takes to begin, at most.
+_MOMENT = 5.0
+
 
 class Background:
     """Runs an application in a thread, from `start` to `stop`.
@@ -30,6 +33,9 @@ class Background:
         self._application = application
         self._started: Future[None] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.Task[None] | None = None
+        self._begun = threading.Event()
+        self._abandoned = False
         self._leave = asyncio.Event()
         self._failure: BaseException | None = None
         self._process = os.getpid()
@@ -51,13 +57,12 @@ class Background:
                 f"'with' starts application {self._application.name!r} in a thread, and would block"
                 " the event loop that is running here: write 'async with'"
             )
-        self._thread.start()
         try:
+            self._thread.start()
             self._started.result()
         except BaseException:
-            # It may be Ctrl-C, while it still starts.
-            self._application.stop()
-            self._end()
+            # It may be Ctrl-C, at any point of the start.
+            self._abandon()
             raise
 
     def stop(self) -> BaseException | None:
@@ -74,11 +79,26 @@ class Background:
                 self._loop.call_soon_threadsafe(self._leave.set)
         self._thread.join()
 
+    def _abandon(self) -> None:
+        self._abandoned = True
+        if self._loop is not None and self._main is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(self._main.cancel)
+        if self._thread in threading.enumerate():
+            # Thread.start() may have been left while the thread was about to begin, and until then
+            # it cannot be joined; or before there was one.
+            self._begun.wait(_MOMENT)
+        if self._begun.is_set():
+            self._thread.join()
+
     def _run(self) -> None:
+        self._begun.set()
         try:
             self._loop = loop = new_loop()
             loop.set_exception_handler(log_error)
-            main = loop.create_task(self._serve())
+            self._main = main = loop.create_task(self._serve())
+            if self._abandoned:
+                main.cancel()
             try:
                 loop.run_until_complete(main)
             finally:

@@ -133,3 +133,40 @@ def test_an_interrupt_during_the_start_ends_it() -> None:
     with pytest.raises(KeyboardInterrupt), app:
         pytest.fail("it has not started")
     assert "spa_dat background" not in threads()
+
+
+def test_an_interrupt_while_the_thread_begins_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = DistributedApplication("memory://", name="background", stop_timeout=0.1)
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "spa_dat background":
+            raise KeyboardInterrupt
+
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[None]:
+        await asyncio.sleep(1000)
+        yield
+
+    @app.application("slow", ressources={"slow": slow})
+    async def handler(payload: int, slow: None) -> None: ...
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), app:
+        pytest.fail("it has not started")
+    assert "spa_dat background" not in threads()
+
+
+def test_an_interrupt_before_there_is_a_thread_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = DistributedApplication("memory://", name="background")
+
+    def interrupted(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), app:
+        pytest.fail("it has not started")
+    monkeypatch.undo()
+    with app:
+        assert "spa_dat background" in threads()
