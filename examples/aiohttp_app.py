@@ -128,4 +128,7 @@ def make_web(url: str = "memory://") -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_web(*sys.argv[1:2]))
+    server = make_web(*sys.argv[1:2])
+    web.run_app(server)
+    # It returns after SIGTERM, whoever has sent it.
+    sys.exit(server[PLANT].health().state == "failed")

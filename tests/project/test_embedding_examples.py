@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import runpy
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ import httpx
 import nbformat
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Application
 from nbclient import NotebookClient
 
 from spa_dat import DistributedApplication, Message
@@ -223,6 +225,24 @@ async def test_a_server_of_aiohttp_ends_with_its_application(
         fail(web[module.PLANT], ConnectionError("gone for good"))
         await eventually(lambda: signals == [signal.SIGTERM])
         assert (await client.get("/machines/boiler")).status == 503
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_exit_code_of_a_server_of_aiohttp_tells_of_the_failure(
+    fails: bool, monkeypatch: pytest.MonkeyPatch, signals: list[int]
+) -> None:
+    async def serve(web: Application) -> None:
+        (plant,) = (value for value in web.values() if isinstance(value, DistributedApplication))
+        async with TestClient(TestServer(web)):
+            if fails:
+                fail(plant, ConnectionError("gone for good"))
+                await eventually(lambda: signals == [signal.SIGTERM])
+
+    monkeypatch.setattr("aiohttp.web.run_app", lambda web: asyncio.run(serve(web)))
+    monkeypatch.setattr(sys, "argv", ["aiohttp_app.py"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / "aiohttp_app.py"), run_name="__main__")
+    assert ended.value.code == int(fails)
 
 
 async def test_cells_of_a_notebook_can_be_run_again(
