@@ -184,6 +184,7 @@ class PayloadSchemas:
         schema = pydantic.TypeAdapter(annotation).json_schema(
             ref_template=_LOCAL + "{model}",
             mode="validation" if mode == "received" else "serialization",
+            schema_generator=_pydantic_generator(),
         )
         parts = schema.pop("$defs", {})
         kind = bare_type(annotation)[0]
@@ -241,6 +242,19 @@ def _is_text(bare: Any) -> bool:
     return isinstance(bare, type) and issubclass(bare, str)
 
 
+@functools.cache
+def _pydantic_generator() -> Any:
+    """Return what makes pydantic's schemas: that of pydantic describes flags as one flag each."""
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Generator(GenerateJsonSchema):
+        def enum_schema(self, schema: Any) -> dict[str, Any]:
+            made, kind = super().enum_schema(schema), schema["cls"]
+            return _flag_schema(kind, made) if issubclass(kind, enum.Flag) else made
+
+    return Generator
+
+
 def _with_flags(annotation: Any, parts: Mapping[str, Schema]) -> Mapping[str, Schema]:
     """Return parts with what flags are on the wire: msgspec describes them as one flag each."""
     if not any("enum" in part for part in parts.values()):
@@ -272,7 +286,7 @@ def _flags(annotation: Any) -> Iterator[type[enum.Flag]]:
             waiting += (getattr(node, name) for name in node.__struct_fields__)
 
 
-def _flag_schema(flag: type[enum.Flag], part: Mapping[str, Any]) -> Schema:
+def _flag_schema(flag: type[enum.Flag], part: Mapping[str, Any]) -> dict[str, Any]:
     values = ", ".join(f"{one.value} is {one.name}" for one in flag)
     kept = {name: value for name, value in part.items() if name != "enum"}
     text = f"The sum of any of these: {values}."

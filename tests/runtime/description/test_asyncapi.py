@@ -60,6 +60,10 @@ class Folder:
     inner: list[Folder] = field(default_factory=list)
 
 
+class Guarded(pydantic.BaseModel):
+    access: Access
+
+
 class Alarm(pydantic.BaseModel):
     text: str = pydantic.Field(max_length=10)
     pair: tuple[int, str] = (1, "x")
@@ -490,6 +494,7 @@ VALUES: list[tuple[Any, Any]] = [
     (Kind, Kind.OVEN),
     (Access, Access.READ),
     (Access, Access.READ | Access.WRITE),
+    (Guarded, Guarded(access=Access.READ | Access.WRITE)),
     (list[Folder], [Folder(Access(0)), Folder(Access.WRITE, [Folder(Access.READ | Access.WRITE)])]),
     (Discriminating, {"discriminator": {"a": 1}, "prefixItems": "x"}),
 ]
