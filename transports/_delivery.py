@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, ClassVar, Generic
 
 import msgspec
 
@@ -63,7 +63,11 @@ class Delivery(msgspec.Struct, Generic[R], eq=False):
         on_withdraw: called once when it is withdrawn while running, to cut a wait short.
         on_awaited: called when it becomes `awaited`; set by the receiver.
         successor: a later receipt of the same message, which waits for this one's result.
+        is_stored: whether the message is stored until this is settled, so that withdrawing it
+            never loses the message.
     """
+
+    is_stored: ClassVar[bool] = False
 
     envelope: Envelope
     epoch: int = 0

@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -66,6 +66,7 @@ class TooManyReaders(SpaDatError):
 class _ReplayedDelivery(Delivery):
     """The receipt of a message from its dead letter, which is still on the bus."""
 
+    is_stored: ClassVar[bool] = True
     ended: asyncio.Future[bool] | None = None
 
     def settle(self) -> None:
@@ -285,6 +286,8 @@ class DeadLetters:
     def _cannot_take(self, runner: ActorRunner) -> str | None:
         """Return why nothing is replayed to an actor now; None if it can be."""
         name = runner.name
+        if all(lane.mailbox.closed for lane in runner.lanes):
+            return f"actor {name!r} could not start again, and stays stopped"
         if name in self._run.controls.paused:
             return f"actor {name!r} is paused: resume it first"
         if self._replayed[name] >= _MOST_REPLAYED:
@@ -319,7 +322,8 @@ class DeadLetters:
         finally:
             error = connection.replaying.pop(identifier)
         if not settled:
-            return LetterOutcome(letter.name, "refused", "the actor has stopped")
+            why = "the actor has stopped, or its mailbox was full"
+            return LetterOutcome(letter.name, "refused", why)
         if error is not None:
             return LetterOutcome(letter.name, "failed", escaped(error, _LONGEST_WHY))
         log.info(

@@ -146,7 +146,10 @@ class Lane:
         self.stats["messages.dropped"] += 1
         if isinstance(item, Delivery):
             self.processor.ended(item, "dropped")
-            item.settle()
+            if item.is_stored:
+                item.withdraw()
+            else:
+                item.settle()
 
     # Start and stop.
 

@@ -285,7 +285,7 @@ class Router(Actor):
         Returns:
             False if the bus no longer has it.
         """
-        if self.is_last_copy(delivery) or delivery.token < 0:
+        if not delivery.is_stored and (self.is_last_copy(delivery) or delivery.token < 0):
             return False
         delivery.withdraw()
         return True

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from spa_dat import DistributedApplication, Reject
+from spa_dat import Actor, DistributedApplication, Overflow, Reject, RestartPolicy, on
 from spa_dat.errors import ConnectFailed, ConnectionLost
 from spa_dat.runtime.application import _letter_pages
 from spa_dat.runtime.application._application import runs_of
@@ -482,3 +482,75 @@ def test_a_letter_says_which_correlation_the_message_had() -> None:
     assert read.message.correlation == b"\x00\xff"
     headers["spa_dead_correlation"] = "zz"
     assert "damaged" in (StoredLetter.of("app", found).flaw or "")
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("overflow", [Overflow.DROP_NEWEST, Overflow.DROP_OLDEST])
+async def test_a_letter_whose_message_the_mailbox_drops_is_still_there(overflow: Overflow) -> None:
+    site = Site()
+    app = site.app()
+    go = asyncio.Event()
+    got: list[str] = []
+
+    @app.application("n", name="slow", qos=0, mailbox=1, overflow=overflow)
+    async def handle(payload: str) -> None:
+        got.append(payload)
+        if len(got) == 1:
+            raise Reject
+        await go.wait()
+
+    async with app:
+        site.publish("n", "0")
+        await site.parked()
+        letters = run_of(app).dead_letters
+        (name,) = await names(letters)
+        site.publish("n", "1")
+        await eventually(lambda: len(got) == 2)
+        if overflow is Overflow.DROP_NEWEST:
+            site.publish("n", "2")
+            await asyncio.sleep(1)
+        replaying = asyncio.ensure_future(letters.replay(name))
+        await asyncio.sleep(1)
+        site.publish("n", "3")
+        await asyncio.sleep(1)
+        go.set()
+        done = await replaying
+        assert (done.outcome, "mailbox was full" in done.why) == ("refused", True)
+        assert len(site.letters()) == 1
+    assert got.count("0") == 1
+
+
+@pytest.mark.virtual
+async def test_nothing_is_replayed_to_an_actor_that_stays_stopped() -> None:
+    site = Site()
+    app = site.app(restart=RestartPolicy(1))
+    broken = False
+
+    class Pump(Actor):
+        async def on_start(self) -> None:
+            if broken:
+                raise OSError
+
+        @on("n")
+        async def handle(self, payload: str) -> None:
+            raise Reject
+
+    app.add(Pump)
+
+    @app.application("other")
+    async def other(payload: str) -> None: ...
+
+    async with app:
+        site.publish("n", "x")
+        await site.parked()
+        run = run_of(app)
+        (name,) = await names(run.dead_letters)
+        broken = True
+        app.restart("Pump")
+        waiting = asyncio.ensure_future(run.dead_letters.replay(name))
+        await eventually(lambda: "stays stopped" in app.problems.get("Pump", ""))
+        assert (await waiting).outcome == "refused"
+        done = await run.dead_letters.replay(name)
+        assert done.why == "actor 'Pump' could not start again, and stays stopped"
+        assert len(site.letters()) == 1
+    assert app.stats["messages.given_up"] == 0
