@@ -17,6 +17,7 @@ from ..._texts import describe, reason_of
 from ...actors import ActorSystem
 from ...errors import ActorStopped, ConfigurationError, SpaDatError
 from ...transports import Envelope, SocketProvider
+from ..admin._actor_controls import ActorControls
 from ..diagnostics._problems import Problems
 from ..diagnostics._unclean_stop import GivenUp
 from ..handling._dead_letter_store import DeadLetterLimit
@@ -36,7 +37,6 @@ from ..registration._specs import Spec
 from ..routing._routed_deliveries import Route
 from ..routing._router import Router
 from ..routing._subscriptions import NoSubscription, Subscriptions
-from ._actor_controls import ActorControls
 from ._buses import Buses
 from ._start_progress import (
     StartProgress,
@@ -57,11 +57,11 @@ from ._stopping import (
 )
 
 if TYPE_CHECKING:
+    from ..admin._dead_letters import DeadLetters
+    from ..admin._letter_commands import LetterCommands
+    from ..admin._live_picture import LivePicture
     from ..diagnostics._health import ActorHealth, ConnectionHealth, Health, HealthState
     from ..diagnostics._stop_report import StopReport
-    from ._dead_letters import DeadLetters
-    from ._letter_commands import LetterCommands
-    from ._live_picture import LivePicture
     from ._metrics_export import MetricsExport
 
 __all__ = ["Run", "RunState"]
@@ -133,7 +133,7 @@ class Run:
         self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
         # Not at the top: what is not started has nothing to report.
-        from ._admin_endpoint import AdminEndpoint, Answers
+        from ..admin._endpoint import AdminEndpoint, Answers
         from ._health_report import HealthReport
 
         self._metrics = self._metrics_export()
@@ -146,8 +146,8 @@ class Run:
         answers = None
         if watched:
             # Not at the top: only who asks for it pays for it.
-            from ._letter_pages import LetterPages
-            from ._live_picture import LivePicture
+            from ..admin._letter_pages import LetterPages
+            from ..admin._live_picture import LivePicture
 
             self._live = live = LivePicture(self)
             before = settings.observer
@@ -425,7 +425,7 @@ class Run:
         """What can be done with its dead letters."""
         if self._dead_letters is None:
             # Most runs never need it.
-            from ._dead_letters import DeadLetters
+            from ..admin._dead_letters import DeadLetters
 
             self._dead_letters = DeadLetters(self)
         return self._dead_letters
@@ -599,7 +599,7 @@ class Run:
 
     def _take_command(self, connection: BusConnection, envelope: Envelope) -> None:
         if self._commands is None:
-            from ._letter_commands import LetterCommands
+            from ..admin._letter_commands import LetterCommands
 
             self._commands = LetterCommands(self, self.dead_letters)
         self._commands.take(connection, envelope)

@@ -171,7 +171,7 @@ async def test_what_is_replayed_may_take_longer_than_a_probe(
 ) -> None:
     bakery = Bakery()
     async with bakery.with_letters(caplog):
-        monkeypatch.setattr("spa_dat.runtime.application._admin_server._SECONDS", 1.0)
+        monkeypatch.setattr("spa_dat.runtime.admin._server._SECONDS", 1.0)
         _, body = await bakery.ask("GET", "/dead-letters?limit=1")
         told = json.loads(body)
         assert told["more"]

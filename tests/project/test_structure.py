@@ -78,6 +78,7 @@ LAYERS = (
     "handling",
     "processes",
     "hosting",
+    "admin",
     "application",
     "child",
     "recording",

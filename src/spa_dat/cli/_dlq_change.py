@@ -16,7 +16,7 @@ import msgspec
 from .._environment import Environment
 from .._texts import describe, escaped
 from ..errors import ConfigurationError, SpaDatError
-from ..runtime.application._letter_commands import LetterAnswer, LetterCommand
+from ..runtime.admin._letter_commands import LetterAnswer, LetterCommand
 from ..runtime.messaging._letter_reader import stored_letters
 from ..runtime.messaging._stored_letter import LetterFilter, StoredLetter
 from ..runtime.payloads._codec import JSON

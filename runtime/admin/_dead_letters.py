@@ -22,7 +22,7 @@ from ..messaging._stored_letter import LetterFilter, StoredLetter
 from ..routing._routed_deliveries import Route
 
 if TYPE_CHECKING:
-    from ._lifecycle import Run
+    from ._administered_run import AdministeredRun
 
 __all__ = ["DeadLetters", "LetterOutcome", "Outcome", "TooManyReaders"]
 
@@ -92,7 +92,7 @@ class DeadLetters:
         run: the run of the application.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: AdministeredRun) -> None:
         self._run = run
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._readers = 0

@@ -17,13 +17,13 @@ import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 from spa_dat import Actor, DistributedApplication, RetryPolicy, Socket, on
-from spa_dat.runtime.application import _admin_server
+from spa_dat.runtime.admin import _server
 from spa_dat.testing import Kafka, Mosquitto
 from support.waiting import eventually
 
 TOKEN = "0123456789abcdef"
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
-VIEW = Path(_admin_server.__file__).parent / "view"
+VIEW = Path(_server.__file__).parent / "view"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

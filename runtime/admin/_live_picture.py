@@ -22,7 +22,7 @@ from ..messaging._counted_publishes import CountingConnection
 from ..routing._routed_deliveries import RoutedDelivery
 
 if TYPE_CHECKING:
-    from ._lifecycle import Run
+    from ._administered_run import AdministeredRun
 
 __all__ = ["LivePicture"]
 
@@ -42,7 +42,7 @@ class LivePicture:
         run: the run.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: AdministeredRun) -> None:
         self._run = run
         self._loop = asyncio.get_running_loop()
         self._figures: dict[str, ActorFigures] = {}

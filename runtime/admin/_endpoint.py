@@ -15,8 +15,8 @@ from ._actor_controls import ActorControls
 
 if TYPE_CHECKING:
     from ..metrics._prometheus import Exposition
-    from ._admin_server import AdminServer
     from ._letter_pages import LetterPages
+    from ._server import AdminServer
 
 __all__ = ["AdminEndpoint", "Answers"]
 
@@ -71,7 +71,7 @@ class AdminEndpoint:
             return
         try:
             # Only who asks for it needs it.
-            from ._admin_server import AdminServer
+            from ._server import AdminServer
         except ImportError as error:
             raise ConfigurationError(
                 f"{self._address}: aiohttp is not installed, which it needs: pip install"

@@ -15,7 +15,7 @@ from ..messaging._stored_letter import LetterFilter, StoredLetter
 from ._dead_letters import TooManyReaders
 
 if TYPE_CHECKING:
-    from ._lifecycle import Run
+    from ._administered_run import AdministeredRun
 
 __all__ = ["LETTERS", "LetterPages", "PageRefused"]
 
@@ -49,7 +49,7 @@ class LetterPages:
         run: the run of the application.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: AdministeredRun) -> None:
         self._run = run
 
     async def answer(self, method: str, path: str, query: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, on
 from spa_dat.errors import ConfigurationError
-from spa_dat.runtime.application import _admin_server, _lifecycle
+from spa_dat.runtime.admin import _server
+from spa_dat.runtime.application import _lifecycle
 from spa_dat.runtime.options._admin_address import AdminAddress
 from support.waiting import eventually
 
@@ -141,7 +142,7 @@ async def test_pages_of_other_sites_are_refused(port: Any) -> None:
 async def test_clients_that_dawdle_or_send_too_much_hold_up_nobody(
     port: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_admin_server, "_MOST_CONNECTIONS", 4)
+    monkeypatch.setattr(_server, "_MOST_CONNECTIONS", 4)
     async with make():
         slow = [await asyncio.open_connection("127.0.0.1", port()) for _ in range(20)]
         for _, writer in slow:
@@ -166,7 +167,7 @@ async def _is_over(reader: asyncio.StreamReader) -> bool:
 
 
 async def test_who_is_too_slow_is_cut_off(port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_admin_server, "_SECONDS", 0.05)
+    monkeypatch.setattr(_server, "_SECONDS", 0.05)
     async with make():
         reader, writer = await asyncio.open_connection("127.0.0.1", port())
         writer.write(b"GET /healthz HTTP/1.1\r\n")
@@ -220,8 +221,8 @@ async def test_without_the_library_the_error_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    monkeypatch.delitem(sys.modules, _admin_server.__name__)
-    monkeypatch.delattr(sys.modules[_admin_server.__package__], "_admin_server")
+    monkeypatch.delitem(sys.modules, _server.__name__)
+    monkeypatch.delattr(sys.modules[_server.__package__], "_server")
     with pytest.raises(ConfigurationError, match=r"aiohttp is not installed.*'spa-dat\[admin\]'"):
         await make().__aenter__()
 

@@ -17,8 +17,8 @@ from ..payloads._codec import JSON
 from ._dead_letters import TooManyReaders
 
 if TYPE_CHECKING:
+    from ._administered_run import AdministeredRun
     from ._dead_letters import DeadLetters
-    from ._lifecycle import Run
 
 __all__ = ["LetterAnswer", "LetterCommand", "LetterCommands"]
 
@@ -78,7 +78,7 @@ class LetterCommands:
         letters: its dead letters.
     """
 
-    def __init__(self, run: Run, letters: DeadLetters) -> None:
+    def __init__(self, run: AdministeredRun, letters: DeadLetters) -> None:
         self._run = run
         self._letters = letters
         self._at_work = 0

@@ -13,8 +13,8 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, Reject, RetryPolicy, Socket, on
 from spa_dat.errors import RemoteError
-from spa_dat.runtime.application import _admin_server, _live_feed
-from spa_dat.runtime.application._live_picture import LivePicture
+from spa_dat.runtime.admin import _live_feed, _server
+from spa_dat.runtime.admin._live_picture import LivePicture
 from spa_dat.runtime.diagnostics import _figures
 from spa_dat.runtime.diagnostics._figures import PublishFigures, Times
 from spa_dat.transports import TopicFilter
@@ -246,9 +246,9 @@ async def test_all_who_look_share_the_pictures(
 ) -> None:
     monkeypatch.setattr(_live_feed, "_PAUSE", 0.05)
     monkeypatch.setattr(_live_feed, "_MOST", 1e9)
-    monkeypatch.setattr(_admin_server, "_MOST_STREAMS", 2)
-    monkeypatch.setattr(_admin_server, "_MOST_CONNECTIONS", 2)
-    monkeypatch.setattr(_admin_server, "_SECONDS", 0.2)
+    monkeypatch.setattr(_server, "_MOST_STREAMS", 2)
+    monkeypatch.setattr(_server, "_MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(_server, "_SECONDS", 0.2)
     app = DistributedApplication("memory://", name="plant", admin=f"127.0.0.1:{free_port}")
 
     @app.application("a")
@@ -290,7 +290,7 @@ async def test_who_takes_no_pictures_is_sent_no_more(
 ) -> None:
     monkeypatch.setattr(_live_feed, "_PAUSE", 0.0)
     monkeypatch.setattr(_live_feed, "_MOST", 1e9)
-    monkeypatch.setattr(_admin_server, "_SLOWEST", 0.05)
+    monkeypatch.setattr(_server, "_SLOWEST", 0.05)
     app = DistributedApplication("memory://", name="plant", admin=f"127.0.0.1:{free_port}")
 
     async def large(self: LivePicture) -> bytes:

@@ -13,9 +13,9 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, Overflow, Reject, RestartPolicy, on
 from spa_dat.errors import ConnectFailed, ConnectionLost
-from spa_dat.runtime.application import _letter_pages
+from spa_dat.runtime.admin import _letter_pages
+from spa_dat.runtime.admin._dead_letters import DeadLetters
 from spa_dat.runtime.application._application import runs_of
-from spa_dat.runtime.application._dead_letters import DeadLetters
 from spa_dat.runtime.application._lifecycle import Run
 from spa_dat.runtime.messaging._letter_reader import stored_letters
 from spa_dat.runtime.messaging._stored_letter import LetterFilter, StoredLetter

@@ -18,7 +18,7 @@ from ..._texts import describe
 from ...errors import ConfigurationError
 from ..options._admin_address import AdminAddress
 from ._actor_controls import Action, UnknownActor
-from ._admin_endpoint import Answers
+from ._endpoint import Answers
 from ._letter_pages import LETTERS, PageRefused
 from ._live_feed import LiveFeed
 
