@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -13,6 +14,12 @@ __all__ = ["ServiceManager", "without_service_manager"]
 _ADDRESS = "NOTIFY_SOCKET"
 _INTERVAL, _WHOSE = "WATCHDOG_USEC", "WATCHDOG_PID"
 _MICROSECONDS = 1e6
+_MOST_DIGITS = 20
+# Seconds. What is asked for more often than the shortest would be nothing but load.
+_SHORTEST, _LONGEST = 0.001, 86_400.0
+_AGAIN = 0.1
+# It does not read at the moment, or the program has no file or memory to spare at the moment.
+_PASSING = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class ServiceManager:
@@ -37,38 +44,46 @@ class ServiceManager:
         self._complain = complain
         self._address = environment.get(_ADDRESS, "")
         self._interval = _interval(environment)
+        self._is_stopping = False
 
     def ready(self) -> None:
         """Tell that all has started, and from now on that it still runs, if that is wanted."""
-        self._tell("READY=1")
+        self._tell_ready()
         if self._address and self._interval:
             self._alive()
 
     def stopping(self) -> None:
         """Tell that it stops. It still tells that it runs, until nothing is called later."""
+        self._is_stopping = True
         self._tell("STOPPING=1")
+
+    def _tell_ready(self) -> None:
+        # Who is never told ends the program when the time for a start is over.
+        if not self._is_stopping and not self._tell("READY=1"):
+            self._call_later(_AGAIN, self._tell_ready)
 
     def _alive(self) -> None:
         self._tell("WATCHDOG=1")
         if self._address:
             self._call_later(self._interval, self._alive)
 
-    def _tell(self, text: str) -> None:
+    def _tell(self, text: str) -> bool:
+        """Tell it something; return False if that cannot be done at the moment."""
         if not self._address:
-            return
+            return True
         # "@" stands for the null byte of names that are in no folder.
         path = "\0" + self._address[1:] if self._address[0] == "@" else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.setblocking(False)
                 sender.sendto(text.encode(), path)
-        except BlockingIOError:
-            # It does not read at the moment; what tells that the program runs comes again.
-            pass
         except (OSError, ValueError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno in _PASSING:
+                return False
             what = f"{_ADDRESS}={quoted(self._address)}"
             self._address = ""
             self._complain(f"the service manager at {what} cannot be told anything: {error}")
+        return True
 
 
 def without_service_manager(environment: Mapping[str, str]) -> dict[str, str]:
@@ -80,6 +95,8 @@ def without_service_manager(environment: Mapping[str, str]) -> dict[str, str]:
 def _interval(environment: Mapping[str, str]) -> float:
     """Return after how many seconds to tell that it runs: half of what is allowed; 0 for never."""
     text, whose = environment.get(_INTERVAL, ""), environment.get(_WHOSE, "")
-    if not (text.isascii() and text.isdigit()) or whose not in ("", str(os.getpid())):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS) or not int(text):
         return 0.0
-    return int(text) / _MICROSECONDS / 2
+    if whose not in ("", str(os.getpid())):
+        return 0.0
+    return min(max(int(text) / _MICROSECONDS / 2, _SHORTEST), _LONGEST)

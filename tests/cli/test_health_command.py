@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -106,6 +107,24 @@ async def test_each_worker_is_asked(said: Said) -> None:
         assert first == f"{address} is ready"
         host, port = address.split(":")
         assert second.startswith(f"{host}:{int(port) + 1} is not ready: ")
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: "])
+async def test_an_answer_that_never_ends_is_none(said: Said, head: bytes) -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        while not reader.at_eof():
+            writer.write(b" ")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 0.01)
+        writer.close()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        code, out, err = await said(where, "--timeout", "0.2")
+    assert (code, err) == (1, "")
+    assert out == f"{where} is not ready: no answer within 0.2 s\n"
 
 
 @pytest.mark.parametrize(

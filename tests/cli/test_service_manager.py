@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -86,7 +87,13 @@ def test_it_is_told_of_the_start_of_the_stop_and_that_the_program_runs(manager: 
 
 @pytest.mark.parametrize(
     "variables",
-    [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "soon"}, {**WATCHED, "WATCHDOG_PID": "1"}],
+    [
+        {},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "soon"},
+        {"WATCHDOG_USEC": "9" * 5_000},
+        {**WATCHED, "WATCHDOG_PID": "1"},
+    ],
 )
 def test_who_is_not_asked_does_not_tell_that_it_runs(
     manager: Manager, variables: dict[str, str]
@@ -123,6 +130,57 @@ def test_one_that_does_not_read_holds_nobody_up(manager: Manager) -> None:
     for _ in range(5_000):
         timers.functions.pop()()
     assert len(manager.told()) < 5_000
+
+
+def test_a_start_is_told_again_to_one_that_did_not_read(manager: Manager) -> None:
+    timers = Timers()
+    busy = ServiceManager(timers, pytest.fail, {"NOTIFY_SOCKET": manager.address})
+    while not timers.functions:
+        busy.ready()
+    # It is full, and stays full the next time.
+    timers.functions.pop()()
+    before = len(manager.told())
+    timers.functions.pop()()
+    assert manager.told()[before:] == ["READY=1"]
+    assert timers.functions == []
+
+
+def test_a_start_is_not_told_again_after_the_stop(manager: Manager) -> None:
+    timers = Timers()
+    busy = ServiceManager(timers, pytest.fail, {"NOTIFY_SOCKET": manager.address})
+    while not timers.functions:
+        busy.ready()
+    busy.stopping()
+    before = len(manager.told())
+    timers.functions.pop()()
+    assert manager.told()[before:] == []
+    assert timers.functions == []
+
+
+def test_without_files_for_a_moment_it_is_told_later(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    timers = Timers()
+    program = ServiceManager(
+        timers, pytest.fail, {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "3000000"}
+    )
+    with monkeypatch.context() as short:
+        short.setattr(socket, "socket", none_left)
+        program.ready()
+    for function in timers.functions[:]:
+        function()
+    assert sorted(manager.told()) == ["READY=1", "WATCHDOG=1"]
+
+
+@pytest.mark.parametrize("asked", ["1", "9" * 20])
+def test_how_often_it_is_told_has_bounds(manager: Manager, asked: str) -> None:
+    timers = Timers()
+    variables = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": asked}
+    ServiceManager(timers, pytest.fail, variables).ready()
+    assert 0.001 <= timers.seconds[0] <= 86_400
 
 
 def test_children_are_not_asked() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.render import measure
 from textual.widgets import DataTable, Static
 
 from spa_dat import DistributedApplication, Reject
@@ -143,6 +144,52 @@ async def test_several_applications_and_those_that_are_away() -> None:
         assert table.row_count == 4
 
 
+async def test_applications_of_the_same_name_each_have_their_rows() -> None:
+    async with running() as (_, one), running() as (_, two), looking(one, two, one) as pilot:
+        table = pilot.app.query_one("#actors", DataTable)
+        await until(pilot, lambda: table.row_count == 6)
+
+
+async def test_what_is_twice_in_a_picture_is_shown_once() -> None:
+    actor = {"name": "a", "kind": "actor", "bus": "b", "topics": [], "state": "running"}
+    told = {"version": 1, "application": "x", "instance": "0", "pid": 1, "state": "ready"}
+    server = await answering(json.dumps(told | {"clock": 1.0, "actors": [actor, actor]}).encode())
+    host, port = server.sockets[0].getsockname()
+    async with server, looking(f"{host}:{port}") as pilot:
+        await until(pilot, lambda: list(rows(pilot)) == ["a"])
+
+
+async def test_many_actors_whose_numbers_change_cost_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = 0
+
+    def counting(*arguments: Any) -> int:
+        nonlocal measured
+        measured += 1
+        return measure(*arguments)
+
+    monkeypatch.setattr("textual.widgets._data_table.measure", counting)
+    many, looks, columns = 100, 0, 12
+    actor = {"kind": "actor", "bus": "b", "topics": [], "state": "running"}
+    told = {"version": 1, "application": "x", "instance": "0", "pid": 1, "state": "ready"}
+
+    class Answering(AdminClient):
+        def ask(self, *_: object, **__: object) -> tuple[int, bytes]:
+            nonlocal looks
+            looks += 1
+            # Wide and narrow in turns.
+            failed = 1_000_000 if looks % 2 else 1
+            actors = [actor | {"name": f"a{number}", "failed": failed} for number in range(many)]
+            return 200, json.dumps(told | {"clock": float(looks), "actors": actors}).encode()
+
+    watched = LiveApplication(Answering("127.0.0.1:1", ""))
+    async with TopScreen([watched], 3_600.0).run_test(size=(140, 30)) as pilot:
+        await until(pilot, lambda: looks >= 6)
+        assert rows(pilot)["a7"][8] == ("1,000,000" if looks % 2 else "1")
+    assert measured <= 5 * many * columns
+
+
 async def test_rows_are_sorted_and_filtered() -> None:
     async with running() as (app, address), looking(address) as pilot:
         await until(pilot, lambda: list(rows(pilot)) == ["orders", "returns"])
@@ -184,6 +231,11 @@ def test_rates_begin_anew_with_a_new_process() -> None:
     assert seen.rate("a") is None
     seen._take(picture(2, 14.0, 8))
     assert (seen.rate("a"), seen.rate("b")) == (3.0, None)
+    # As in a container, on another host or after the host was started again.
+    seen._take(picture(2, 3.0, 0))
+    assert seen.rate("a") is None
+    seen._take(picture(2, 4.0, 7))
+    assert seen.rate("a") == 7.0
 
 
 async def test_json_prints_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +256,24 @@ async def answering(answer: bytes) -> asyncio.Server:
     return await asyncio.start_server(serve, "127.0.0.1", 0)
 
 
-@pytest.mark.parametrize("answer", [b"{}", b"\xff", b"[" * 100_000, b'{"version": 2}', b""])
+FAILED = (
+    b'{"version": 1, "application": "x", "instance": "0", "pid": 1, "state": "", "clock": 1,'
+    b' "actors": [{"name": "a", "kind": "", "bus": "", "topics": [], "state": "", %s}]}'
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"{}",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"version": 2}',
+        b"",
+        FAILED % b'"failures": [{"at": 1e300, "where": "", "error": "", "text": ""}]',
+        FAILED % (b'"handled": 1' + b"0" * 400),
+    ],
+)
 async def test_what_is_no_picture_is_said(
     answer: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
-from collections.abc import Mapping
+import socket
+import threading
+from collections.abc import Iterator, Mapping
 
 from .._texts import bracketed, escaped
 from ..errors import ConnectFailed, NotAuthorised
 from ..runtime.options._admin_address import AdminAddress
 
-__all__ = ["AdminClient", "Unanswered"]
+__all__ = ["AdminClient", "Unanswered", "connected"]
 
 _TOKEN = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
 _LONGEST = 100_000_000
@@ -54,18 +57,18 @@ class AdminClient:
             method: of HTTP.
             line: path and query.
             body: JSON, if there is anything to be sent.
-            timeout: seconds for each step of it.
+            timeout: seconds to wait for the whole of it.
 
         Raises:
             ConnectFailed: nobody answers there.
             Unanswered: not in time.
             NotAuthorised: it asks for another token.
         """
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
         try:
-            connection.request(method, line, body, headers=dict(self._headers))
-            answer = connection.getresponse()
-            data = answer.read(_LONGEST)
+            with connected(self._host, self._port, timeout) as connection:
+                connection.request(method, line, body, headers=dict(self._headers))
+                answer = connection.getresponse()
+                data = answer.read(_LONGEST)
         except TimeoutError as error:
             raise Unanswered(f"{self.where} has not answered for {timeout:g} s") from error
         except (OSError, http.client.HTTPException) as error:
@@ -73,8 +76,6 @@ class AdminClient:
                 f"no application answers at {self.where}: {escaped(str(error), 200)}; start it with"
                 f" --admin {self.where}"
             ) from error
-        finally:
-            connection.close()
         if answer.status == 401:
             raise NotAuthorised(
                 f"{self.where} asks for a token: set {_TOKEN} to that of the application"
@@ -85,3 +86,42 @@ class AdminClient:
     def shown(data: bytes) -> str:
         """Return what an answer says, in one line."""
         return escaped(data[: 2 * _LONGEST_TEXT].decode("utf-8", "replace").strip(), _LONGEST_TEXT)
+
+
+@contextlib.contextmanager
+def connected(host: str, port: int, timeout: float) -> Iterator[http.client.HTTPConnection]:
+    """Connect to a server for one request; what takes longer than the timeout is ended.
+
+    The timeout of a socket begins anew with each byte, so without this a server could drip its
+    answer for ever.
+
+    Raises:
+        TimeoutError: it took too long.
+        OSError: it cannot be reached, or ends the connection.
+    """
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    is_over = threading.Event()
+    try:
+        connection.connect()
+        sock: socket.socket = connection.sock
+
+        def end() -> None:
+            is_over.set()
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield connection
+        except (OSError, http.client.HTTPException):
+            if not is_over.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if is_over.is_set():
+            # What was read until then may look like all of it.
+            raise TimeoutError(f"no whole answer within {timeout:g} s")
+    finally:
+        connection.close()

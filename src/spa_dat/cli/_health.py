@@ -11,6 +11,7 @@ from typing import Any
 
 from .._texts import bracketed, ip_and_port, quoted
 from ..errors import ConfigurationError
+from ._admin_client import connected
 from ._one_line import one_line
 from ._standard_output import printing, write_text
 
@@ -86,18 +87,16 @@ def _asked(ip: IPv4Address | IPv6Address, port: int, live: bool, timeout: float)
     address = f"{bracketed(str(ip))}:{port}"
     token = os.environ.get(_TOKEN)
     headers = {"Authorization": f"Bearer {token}"} if token and token.isprintable() else {}
-    connection = http.client.HTTPConnection(str(ip), port, timeout=max(timeout, _LEAST_TIMEOUT))
     try:
-        connection.request("GET", "/healthz" if live else "/readyz", headers=headers)
-        response = connection.getresponse()
-        told = _told(response.read(_MOST_BYTES))
+        with connected(str(ip), port, max(timeout, _LEAST_TIMEOUT)) as connection:
+            connection.request("GET", "/healthz" if live else "/readyz", headers=headers)
+            response = connection.getresponse()
+            told = _told(response.read(_MOST_BYTES))
     except TimeoutError:
         return _Answer(address, False, {address: f"no answer within {timeout:g} s"})
     except (OSError, http.client.HTTPException, UnicodeError) as error:
         why = getattr(error, "strerror", None) or repr(error)
         return _Answer(address, False, {address: f"no answer: {why}"})
-    finally:
-        connection.close()
     if response.status not in (_READY, _UNREADY):
         text = f"status {response.status}: perhaps something else answers there"
         return _Answer(address, False, {address: text})

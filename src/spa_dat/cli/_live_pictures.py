@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -19,11 +19,15 @@ _TIMEOUT = 5.0
 # Rates are over this many pictures, so that they can be read.
 _PICTURES = 6
 
+# As large as what is calculated with them can be, and shown.
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+_Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]
+
 
 class LiveFailure(msgspec.Struct, kw_only=True, frozen=True):
     """One of the latest failures: when, where, and of what class."""
 
-    at: float
+    at: _Seconds
     where: str
     error: str
     text: str
@@ -31,13 +35,13 @@ class LiveFailure(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class _Latency(msgspec.Struct, kw_only=True, frozen=True):
-    p50: float
-    p99: float
+    p50: _Seconds
+    p99: _Seconds
 
 
 class _Stalled(msgspec.Struct, kw_only=True, frozen=True):
     where: str
-    seconds: float
+    seconds: _Seconds
 
 
 class LiveActor(msgspec.Struct, kw_only=True, frozen=True):
@@ -51,21 +55,21 @@ class LiveActor(msgspec.Struct, kw_only=True, frozen=True):
     bus: str
     topics: list[str]
     state: str
-    every: float | None = None
+    every: _Seconds | None = None
     problem: str | None = None
-    handled: int | None = None
-    failed: int = 0
+    handled: _Count | None = None
+    failed: _Count = 0
     failures: list[LiveFailure] = []
     latency: _Latency | None = None
-    mailbox: int = 0
-    mailbox_limit: int | None = None
-    window: int | None = None
-    in_work: int = 0
-    oldest_unsettled: float | None = None
+    mailbox: _Count = 0
+    mailbox_limit: _Count | None = None
+    window: _Count | None = None
+    in_work: _Count = 0
+    oldest_unsettled: _Seconds | None = None
     stalled: list[_Stalled] = []
-    dead_letters: int = 0
-    retrying: int | None = None
-    lag: int | None = None
+    dead_letters: _Count = 0
+    retrying: _Count | None = None
+    lag: _Count | None = None
 
 
 class LiveConnection(msgspec.Struct, kw_only=True, frozen=True):
@@ -78,7 +82,7 @@ class LiveConnection(msgspec.Struct, kw_only=True, frozen=True):
 class _Publishes(msgspec.Struct, kw_only=True, frozen=True):
     actor: str | None
     topic: str
-    count: int
+    count: _Count
 
 
 class LivePicture(msgspec.Struct, kw_only=True, frozen=True):
@@ -90,13 +94,13 @@ class LivePicture(msgspec.Struct, kw_only=True, frozen=True):
     version: Literal[1]
     application: str | None
     instance: str
-    pid: int
+    pid: _Count
     state: str
-    clock: float
+    clock: _Seconds
     actors: list[LiveActor]
     connections: list[LiveConnection] = []
     problems: dict[str, str] = {}
-    loop_lag: float | None = None
+    loop_lag: _Seconds | None = None
     publishes: list[_Publishes] = []
 
 
@@ -174,8 +178,9 @@ class LiveApplication:
 
     def _take(self, picture: LivePicture) -> None:
         earlier = self._earlier
-        if self.picture is not None and self.picture.pid != picture.pid:
-            # It was started again, and counts from 0.
+        before = self.picture
+        if before is not None and (before.pid != picture.pid or before.clock > picture.clock):
+            # It was started again, and counts from 0; in a container with the same pid.
             earlier.clear()
         if not earlier or picture.clock > earlier[-1][0]:
             handled = {actor.name: actor.handled or 0 for actor in picture.actors}

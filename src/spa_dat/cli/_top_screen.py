@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from textual.css.query import NoMatches
 from textual.events import Resize
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Static
+from textual.widgets.data_table import ColumnKey
 
 from .._texts import escaped
 from ._live_pictures import LiveActor, LiveApplication
@@ -44,7 +45,8 @@ class _Row(NamedTuple):
 
     @property
     def key(self) -> str:
-        return f"{self.application.name}\n{self.actor.name}"
+        # Several applications may have the same name, on several hosts for example.
+        return f"{id(self.application)}\n{self.actor.name}"
 
 
 class _Column(NamedTuple):
@@ -323,25 +325,35 @@ class TopScreen(App[None]):
         rows.sort(key=self._place)
         self._rows = {row.key: row for row in rows}
         table = self._table
-        keys = [str(key.value) for key in table.rows]
-        if keys == list(self._rows):
-            # In place, so that nothing moves under the cursor.
-            for row in rows:
-                before = table.get_row(row.key)
-                for column, old, new in zip(
-                    table.ordered_columns, before, _cells(row), strict=True
-                ):
-                    if new != old:
-                        table.update_cell(row.key, column.key, new, update_width=True)
-        else:
+        cells = {key: tuple(_cells(row)) for key, row in self._rows.items()}
+        if not self._update(table, cells):
             selected = self._selected_key()
             table.clear()
-            for row in rows:
-                table.add_row(*_cells(row), key=row.key)
-            if selected in self._rows:
+            for key, texts in cells.items():
+                table.add_row(*texts, key=key)
+            if selected in cells:
                 table.move_cursor(row=table.get_row_index(selected))
         if isinstance(self.screen, _Details):
             self.screen.show(self._rows.get(self.screen.row.key))
+
+    @staticmethod
+    def _update(table: DataTable[Text], cells: Mapping[str, Sequence[Text]]) -> bool:
+        """Change cells in place, so that nothing moves; return False if rows or widths change."""
+        if [str(key.value) for key in table.rows] != list(cells):
+            return False
+        columns = table.ordered_columns
+        changed: list[tuple[str, ColumnKey, Text]] = []
+        for key, texts in cells.items():
+            before = table.get_row(key)
+            for column, old, new in zip(columns, before, texts, strict=True):
+                if new.cell_len > column.content_width:
+                    return False
+                if new != old:
+                    changed.append((key, column.key, new))
+        for row_key, column_key, text in changed:
+            # Not update_width: it measures a whole column for each cell that becomes shorter.
+            table.update_cell(row_key, column_key, text)
+        return True
 
     def _state(self) -> Text:
         lines = [self._line(application) for application in self.applications]
