@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -131,17 +132,16 @@ def _failures(reading: Reading) -> Values:
 
 
 def _events(reading: Reading) -> Values:
-    others = 0.0
+    events: Counter[str] = Counter()
     # The program's own are among them, which may have names that were never meant for this.
-    for index, (name, number) in enumerate(dict(reading.stats).items()):
+    for name, number in dict(reading.stats).items():
         if not isinstance(number, int | float):
             continue
-        if index < _MOST_EVENTS:
-            yield (escaped(str(name), _LONGEST_EVENT),), number
-        else:
-            others += number
-    if others:
-        yield (OTHER,), others
+        label = escaped(str(name), _LONGEST_EVENT)
+        # Names that differ only in what is cut off are one, as no label may be there twice.
+        events[label if label in events or len(events) < _MOST_EVENTS else OTHER] += number
+    for label, number in events.items():
+        yield (label,), number
 
 
 def _of_actors(value: Callable[[ActorHealth], float | None]) -> Callable[[Reading], Values]:

@@ -242,13 +242,14 @@ class Measurements:
 
     def series(self, actor: str, template: str, system: str) -> Series:
         """Return what is measured of an actor's messages through a filter."""
+        template = escaped(template)
         key = (actor, template, system)
         known = self._series.get(key)
         if known is None:
             if template != OTHER and self._templates[actor] >= _MOST_TEMPLATES:
                 return self.series(actor, OTHER, system)
             self._templates[actor] += 1
-            known = self._series[key] = Series(actor, escaped(template), system, self)
+            known = self._series[key] = Series(actor, template, system, self)
         return known
 
     def all_series(self) -> list[Series]:

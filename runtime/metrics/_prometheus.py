@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -23,6 +23,10 @@ from ._measurements import BOUNDS, Durations
 
 __all__ = ["Exposition"]
 
+# The last line of OpenMetrics; the older format has none.
+_END = b"# EOF\n"
+_MOST_TOLD = 20
+
 
 class Exposition:
     """The metrics of one application as text, with those that the program itself has registered.
@@ -32,9 +36,9 @@ class Exposition:
     """
 
     def __init__(self, read: Callable[[], Reading]) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Application(read))
-        self._registry.register(_Program())
+        self._own = _Application(read)
+        self._log = get_logger("spa_dat")
+        self._told: set[str] = set()
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics, and the content type. Works from any thread.
@@ -43,7 +47,47 @@ class Exposition:
             accept: which formats the client accepts, as in the header of that name.
         """
         encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        own = encode(self._own)
+        texts = [own.removesuffix(_END)]
+        for family in self._programs():
+            try:
+                texts.append(encode(_One(family)).removesuffix(_END))
+            except Exception as error:  # noqa: BLE001 (its values are anybody's)
+                self._complain(error)
+        if own.endswith(_END):
+            texts.append(_END)
+        return b"".join(texts), content_type
+
+    def _programs(self) -> list[Family]:
+        """Return what the program has registered; what cannot be read is no reason for nothing."""
+        families: list[Family] = []
+        try:
+            families.extend(REGISTRY.collect())
+        except BaseException as error:  # noqa: BLE001 (they are anybody's)
+            self._complain(error)
+        return families
+
+    def _complain(self, error: BaseException) -> None:
+        # Somebody asks every few seconds.
+        reason = reason_of(error)
+        if reason not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(reason)
+            self._log.error(
+                "a metric that the program has registered with prometheus_client cannot be"
+                " read: %s",
+                reason,
+            )
+
+
+class _One(Collector):
+    """A metric alone, so that one that cannot be written does not take others with it."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Family]:
+        """Return it."""
+        return (self._family,)
 
 
 class _Application(Collector):
@@ -55,31 +99,6 @@ class _Application(Collector):
         reading = self._read()
         for metric in CATALOGUE:
             yield _family(metric, reading)
-
-
-class _Program(Collector):
-    """What the program has registered with the library, in its default registry."""
-
-    def __init__(self) -> None:
-        self._log = get_logger("spa_dat")
-        self._told = ""
-
-    def collect(self) -> Iterator[Family]:
-        """Return it as it is now; without it if that fails, which is no reason to tell nothing."""
-        families: list[Family] = []
-        try:
-            families.extend(REGISTRY.collect())
-        except Exception as error:  # noqa: BLE001 (they are anybody's)
-            # Somebody asks every few seconds.
-            reason, before = reason_of(error), self._told
-            self._told = reason
-            if reason != before:
-                self._log.error(
-                    "a metric that the program has registered with prometheus_client cannot be"
-                    " read: %s",
-                    reason,
-                )
-        yield from families
 
 
 def _family(metric: Metric, reading: Reading) -> Family:

@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -31,13 +31,13 @@ ACTOR = "spa_dat_actor"
 TEMPLATE = "messaging_destination_template"
 
 
-def exposed(app: DistributedApplication) -> str:
+def exposed(app: DistributedApplication, accept: str = "") -> str:
     """Return what Prometheus would get."""
     run = runs_of(app).current
     assert run is not None
     assert run._metrics is not None
     assert run._metrics.exposition is not None
-    return run._metrics.exposition.text("")[0].decode()
+    return run._metrics.exposition.text(accept)[0].decode()
 
 
 def samples(text: str, name: str, *labels: str) -> dict[tuple[str, ...] | str, float]:
@@ -479,6 +479,51 @@ async def test_the_metrics_of_the_program_are_there_as_well(
         assert "cannot be read" in caplog.text
         # Its name is another one at each start, and would be a new label.
         assert read(app, "spa_dat_application_ready", "spa_dat_application") == {"ephemeral": 1}
+
+
+class _Unwritable(Collector):
+    """Metrics of the program's that can be read, one of which nobody can write down."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Return one that is right, then one whose label is none, and end the thread."""
+        yield GaugeMetricFamily("right", "", 1)
+        wrong = GaugeMetricFamily("wrong", "", labels=["a"])
+        wrong.add_metric([None], 1)  # type: ignore[list-item]
+        yield wrong
+        yield GaugeMetricFamily("right_as_well", "", 2)
+        sys.exit(3)
+
+
+@pytest.mark.virtual
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+async def test_metrics_of_the_program_take_no_others_with_them(
+    accept: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = CollectorRegistry(auto_describe=False)
+    monkeypatch.setattr(_prometheus, "REGISTRY", registry)
+    registry.register(_Unwritable())
+    app = DistributedApplication("memory://", metrics="prometheus")
+    async with app:
+        for _ in range(2):
+            text = exposed(app, accept)
+            assert "\nright 1.0\n" in text
+            assert "\nright_as_well 2.0\n" in text
+            assert "spa_dat_application_ready{" in text
+            assert text.count("# EOF") == (1 if accept else 0)
+            assert text.endswith("# EOF\n") or not accept
+    assert caplog.text.count("cannot be read") == 2
+
+
+@pytest.mark.virtual
+async def test_counters_whose_names_are_cut_off_alike_are_one() -> None:
+    app = DistributedApplication("memory://", metrics="prometheus")
+    async with app:
+        for number in range(300):
+            app.stats["x" * 100 + str(number)] += 1
+        events = read(app, "spa_dat_events_total", "spa_dat_event")
+        assert events["x" * 97 + "..."] == 300
+        text = exposed(app)
+        assert text.count("spa_dat_events_total{") == len(events)
 
 
 async def test_without_metrics_nothing_is_imported_and_the_path_is_named(
