@@ -16,7 +16,7 @@ from textual.render import measure
 from textual.widgets import DataTable, Static
 
 from spa_dat import DistributedApplication, Reject
-from spa_dat.cli import _live_pictures
+from spa_dat.cli import _live_pictures, _top_screen
 from spa_dat.cli._admin_client import AdminClient
 from spa_dat.cli._live_pictures import LiveApplication
 from spa_dat.cli._main import main
@@ -188,6 +188,30 @@ async def test_many_actors_whose_numbers_change_cost_little(
         await until(pilot, lambda: looks >= 6)
         assert rows(pilot)["a7"][8] == ("1,000,000" if looks % 2 else "1")
     assert measured <= 5 * many * columns
+
+
+async def test_of_thousands_of_actors_and_topics_the_first_are_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_top_screen, "_MOST_ROWS", 3)
+    topics = [f"t{number}" for number in range(10_000)]
+    actor = {"kind": "actor", "bus": "b", "topics": topics, "state": "running"}
+    actors = [actor | {"name": f"a{number}"} for number in range(5)]
+    told = {"version": 1, "application": "x", "instance": "0", "pid": 1, "state": "ready"}
+    server = await answering(json.dumps(told | {"clock": 1.0, "actors": actors}).encode())
+    host, port = server.sockets[0].getsockname()
+    async with server, looking(f"{host}:{port}") as pilot:
+        await until(pilot, lambda: list(rows(pilot)) == ["a0", "a1", "a2"])
+        assert "2 more actors are not shown: filter them with /" in text(pilot, "#state")
+        await pilot.press("enter")
+        await pilot.pause()
+        shown = text(pilot, "#description")
+        assert "t19\n" in shown
+        assert "and 9,980 more" in shown
+        assert "t20\n" not in shown
+        await pilot.press("escape", "slash", *"a4")
+        await until(pilot, lambda: list(rows(pilot)) == ["a4"])
+        assert "not shown" not in text(pilot, "#state")
 
 
 async def test_rows_are_sorted_and_filtered() -> None:

@@ -26,6 +26,9 @@ __all__ = ["TopScreen"]
 _NARROWEST, _LOWEST = 60, 10
 _LONGEST_NAME = 40
 _LONGEST_TEXT = 300
+# More than anybody reads; each of them is made anew with every picture.
+_MOST_ROWS = 2_000
+_MOST_TOPICS = 20
 _NOTHING = "·"
 _STATES = {
     "running": "green",
@@ -203,8 +206,10 @@ def _facts(row: _Row) -> Iterator[tuple[str, str]]:
     if actor.problem is not None:
         yield "problem", actor.problem
     yield "bus", actor.bus
-    for number, topic in enumerate(actor.topics):
+    for number, topic in enumerate(actor.topics[:_MOST_TOPICS]):
         yield "" if number else "topics", topic
+    if len(actor.topics) > _MOST_TOPICS:
+        yield "", f"and {len(actor.topics) - _MOST_TOPICS:,} more"
     if actor.every is not None:
         yield "called every", _seconds(actor.every)
     rate = row.application.rate(actor.name)
@@ -272,6 +277,7 @@ class TopScreen(App[None]):
         self._column = 0
         self._wanted = ""
         self._rows: dict[str, _Row] = {}
+        self._left_out = 0
 
     def compose(self) -> ComposeResult:
         yield Static(id="small")
@@ -314,7 +320,6 @@ class TopScreen(App[None]):
     # What is shown.
 
     def _show(self) -> None:
-        self.screen_stack[0].query_one("#state", Static).update(self._state())
         rows = [
             _Row(application, actor)
             for application in self.applications
@@ -323,7 +328,9 @@ class TopScreen(App[None]):
             if self._is_wanted(application, actor)
         ]
         rows.sort(key=self._place)
-        self._rows = {row.key: row for row in rows}
+        self._left_out = max(0, len(rows) - _MOST_ROWS)
+        self._rows = {row.key: row for row in rows[:_MOST_ROWS]}
+        self.screen_stack[0].query_one("#state", Static).update(self._state())
         table = self._table
         cells = {key: tuple(_cells(row)) for key, row in self._rows.items()}
         if not self._update(table, cells):
@@ -357,6 +364,8 @@ class TopScreen(App[None]):
 
     def _state(self) -> Text:
         lines = [self._line(application) for application in self.applications]
+        if self._left_out:
+            lines.append(Text(f"{self._left_out:,} more actors are not shown: filter them with /"))
         return Text("\n").join(lines)
 
     def _line(self, application: LiveApplication) -> Text:
