@@ -48,19 +48,19 @@ class ServiceManager:
 
     def ready(self) -> None:
         """Tell that all has started, and from now on that it still runs, if that is wanted."""
-        self._tell_ready()
-        if self._address and self._interval:
+        # Who is never told ends the program when the time for a start is over.
+        if self._is_stopping:
+            return
+        if not self._tell("READY=1"):
+            self._call_later(_AGAIN, self.ready)
+        elif self._address and self._interval:
+            # Not earlier: it would only take the room that there is for the other.
             self._alive()
 
     def stopping(self) -> None:
         """Tell that it stops. It still tells that it runs, until nothing is called later."""
         self._is_stopping = True
         self._tell("STOPPING=1")
-
-    def _tell_ready(self) -> None:
-        # Who is never told ends the program when the time for a start is over.
-        if not self._is_stopping and not self._tell("READY=1"):
-            self._call_later(_AGAIN, self._tell_ready)
 
     def _alive(self) -> None:
         self._tell("WATCHDOG=1")
