@@ -10,7 +10,7 @@ from ...errors import ConfigurationError
 from ...transports import SocketProvider, Surroundings
 from ..hosting._application_settings import Settings
 from ..messaging._bus_connection import BusConnection
-from ..messaging._middleware import PublishingConnection
+from ..messaging._middleware_publishes import MiddlewareConnection
 from ..registration._specs import Spec
 
 __all__ = ["Buses"]
@@ -36,13 +36,16 @@ class Buses:
         counted: bool = False,
     ) -> None:
         self._settings = settings
-        self._kinds: tuple[type[BusConnection], type[PublishingConnection]]
-        self._kinds = (BusConnection, PublishingConnection)
+        self._kinds: tuple[type[BusConnection], type[MiddlewareConnection]]
+        self._kinds = (BusConnection, MiddlewareConnection)
         if counted:
             # Not at the top: only who asks for it pays for it.
-            from ..messaging._counted_publishes import CountingConnection, CountingPublishing
+            from ..messaging._counted_publishes import (
+                CountingConnection,
+                CountingMiddlewareConnection,
+            )
 
-            self._kinds = (CountingConnection, CountingPublishing)
+            self._kinds = (CountingConnection, CountingMiddlewareConnection)
         self._lost_for_good = lost_for_good
         self._buses: dict[str, BusConnection] = {}
         self._claimed: list[tuple[str, str, str, object]] = []

@@ -10,7 +10,7 @@ import msgspec
 from ...transports import Envelope
 from ..injection._handler_context import Context
 from ..messaging._message import Message
-from ..messaging._middleware import CallOutcome, HandlerCall, Outcome
+from ..messaging._middleware import CallOutcome, HandlerCall, OutcomeCallbacks
 from ..messaging._outgoing_message import MessageBuilder
 from ..messaging._sent_replies import reply
 from ..messaging._socket import Socket
@@ -39,7 +39,7 @@ class ProducerScope:
         outcome: whom to tell what has become of the call; None if it goes through no middleware.
     """
 
-    outcome: Outcome[CallOutcome] | None = None
+    outcome: OutcomeCallbacks[CallOutcome] | None = None
 
     def __init__(
         self, owner: HandlingLane, handler: Handler, deadline: float | None = None
@@ -112,7 +112,7 @@ class ProducerScope:
 
         name = self._handler.injection.name.removesuffix("()")
         topic_filter = deliveries[0].route.filter.text if deliveries else None
-        self.outcome = Outcome()
+        self.outcome = OutcomeCallbacks()
         return HandlerCall(
             actor=self._owner.actor_name,
             bus=self._owner.connection.provider.address,

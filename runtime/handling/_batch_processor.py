@@ -16,7 +16,7 @@ from ...transports import DeliveryState
 from ..diagnostics._stacks import of_users_code
 from ..messaging._logged_fields import batch_fields
 from ..messaging._message import Message
-from ..messaging._middleware import CallOutcome, HandlerCall, Outcome
+from ..messaging._middleware import CallOutcome, HandlerCall, OutcomeCallbacks
 from ..messaging._turn import Turn, current_turn, lasting_identity
 from ..options._retry_policy import Reject, Retry
 from ..payloads._codec import check_readable
@@ -169,7 +169,7 @@ class BatchProcessor(DeliveryProcessor):
 
     async def _attempt(
         self, instance: Any, batch: list[RoutedDelivery], values: list[Any] | None
-    ) -> tuple[BaseException | None, Outcome[CallOutcome] | None]:
+    ) -> tuple[BaseException | None, OutcomeCallbacks[CallOutcome] | None]:
         lane = self._lane
         index = batch[0].route.handler
         handler = lane.handlers[index]

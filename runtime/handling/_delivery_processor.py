@@ -28,7 +28,7 @@ from ...errors import DecodeError, OutboxFull, RemoteError
 from ...transports import Delivery, DeliveryState, Envelope
 from ..messaging._bus_connection import BusConnection
 from ..messaging._logged_fields import message_fields
-from ..messaging._middleware import CallOutcome, Outcome
+from ..messaging._middleware import CallOutcome, OutcomeCallbacks
 from ..messaging._request_deadlocks import CHAIN_HEADER, chain_of
 from ..messaging._sent_replies import error_answer
 from ..messaging._turn import Turn, current_turn
@@ -503,7 +503,7 @@ class DeliveryProcessor:
         turn: Turn,
         raised: BaseException,
         held_since: float,
-        outcome: Outcome[CallOutcome] | None = None,
+        outcome: OutcomeCallbacks[CallOutcome] | None = None,
     ) -> bool:
         """Handle what a handler raised; return whether there is to be another attempt."""
         turn.active = False
@@ -525,7 +525,7 @@ class DeliveryProcessor:
         turn: Turn,
         error: BaseException,
         held_since: float,
-        outcome: Outcome[CallOutcome] | None = None,
+        outcome: OutcomeCallbacks[CallOutcome] | None = None,
     ) -> bool:
         """Retry, give back, answer or park after a failure; return whether to try again."""
         request = turn.request

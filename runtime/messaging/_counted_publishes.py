@@ -9,10 +9,10 @@ from ...transports._wire_formats import WireName
 from ..diagnostics._figures import PublishFigures
 from ..options._custom_codecs import Codec
 from ._bus_connection import BusConnection
-from ._middleware import PublishingConnection
+from ._middleware_publishes import MiddlewareConnection
 from ._outgoing_message import OutgoingMessage
 
-__all__ = ["CountingConnection", "CountingPublishing"]
+__all__ = ["CountingConnection", "CountingMiddlewareConnection"]
 
 
 class CountingConnection(BusConnection):
@@ -47,5 +47,5 @@ class CountingConnection(BusConnection):
             self.figures.add(envelope.source or "", envelope.topic)
 
 
-class CountingPublishing(CountingConnection, PublishingConnection):
+class CountingMiddlewareConnection(CountingConnection, MiddlewareConnection):
     """The same for an application with middleware that sees what is published."""
