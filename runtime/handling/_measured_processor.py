@@ -9,8 +9,8 @@ from ..._busy_threads import has_own_clock
 from ...transports import Delivery
 from ..messaging._bus_connection import BusConnection
 from ..metrics._clock import clock_of
+from ..metrics._conventions import system_of
 from ..metrics._measurements import FailureKind, Measurements, Series
-from ..metrics._systems import system_of
 from ..routing._routed_deliveries import Route, RoutedDelivery
 from ._batch_processor import BatchProcessor
 from ._delivery_processor import DeliveryProcessor

@@ -15,7 +15,7 @@ from ..._texts import describe
 from ...errors import OutboxFull, SpaDatError
 from ...transports import DEFAULT_OUTBOX, DEFAULT_OUTBOX_BYTES, Envelope
 from ..messaging._requests import LENGTH_OF_PREFIX
-from ..metrics._systems import system_of
+from ..metrics._conventions import system_of
 from ..processes._pipe import Channel
 from ..processes._pipe_messages import (
     Cancel,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ...transports import Bus, Consumer, Envelope, Receiver, Subscription
+from ..metrics._conventions import system_of
 from ..metrics._measurements import Measurements, error_type
-from ..metrics._systems import system_of
 
 __all__ = ["CountingBus"]
 

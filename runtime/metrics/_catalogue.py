@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 
 from ..._texts import escaped
 from ..diagnostics._health import ActorHealth, Health
+from ._conventions import system_of
 from ._measurements import OTHER, Durations, Measurements
-from ._systems import system_of
 
 __all__ = [
     "ACTOR",

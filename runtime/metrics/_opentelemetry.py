@@ -20,12 +20,10 @@ from ._catalogue import (
     Metric,
     Reading,
 )
+from ._conventions import SCHEMA
 from ._measurements import BOUNDS, Durations, Series
 
-__all__ = ["SCHEMA", "Instruments", "instruments"]
-
-SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
-"""The version of the semantic conventions that names and units are from."""
+__all__ = ["Instruments", "instruments"]
 
 Read = Callable[[], Reading]
 

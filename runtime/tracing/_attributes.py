@@ -11,6 +11,7 @@ from ..._texts import encodable, escaped
 from ...transports import CORRELATION_ID
 from ..messaging._message import Message
 from ..messaging._middleware import Outgoing
+from ..metrics._conventions import system_of
 
 __all__ = [
     "LONGEST_TEXT",
@@ -22,13 +23,12 @@ __all__ = [
 
 LONGEST_TEXT = 256
 """The most characters of a text."""
-_TLS = {"mqtts": "mqtt", "ws": "mqtt", "wss": "mqtt", "kafkas": "kafka"}
 
 
 def attributes_of_bus(address: str) -> Mapping[str, AttributeValue]:
     """Return what the address of a bus tells: which system it is, and which server."""
     scheme, _, rest = address.partition("://")
-    attributes: dict[str, AttributeValue] = {"messaging.system": _TLS.get(scheme, scheme)}
+    attributes: dict[str, AttributeValue] = {"messaging.system": system_of(address)}
     if scheme == "memory" or "," in rest.partition("/")[0]:
         # Nobody, or several.
         return attributes

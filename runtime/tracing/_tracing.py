@@ -40,6 +40,7 @@ from ..messaging._message import Message
 from ..messaging._middleware import CallOutcome, HandlerCall, Middleware, Outgoing
 from ..messaging._turn import carried_now
 from ..messaging._typed_topic import Topic, filter_meant
+from ..metrics._conventions import SCHEMA
 from ._attributes import (
     LONGEST_TEXT,
     attributes_of_batch,
@@ -52,7 +53,6 @@ __all__ = ["Tracing"]
 
 log = LimitedLog(get_logger("spa_dat"))
 
-_SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 # As many as the SDK keeps by default; of more it would drop the first ones.
 _MOST_LINKS = 128
 # Not those that are configured for the process: what messages carry is W3C Trace Context.
@@ -149,7 +149,7 @@ class Tracing(Middleware):
                 )
             provider = made
             self._own = made
-        return get_tracer("spa_dat", None, provider, _SCHEMA)
+        return get_tracer("spa_dat", None, provider, SCHEMA)
 
     def _of_bus(self, address: str) -> Mapping[str, AttributeValue]:
         known = self._buses.get(address)
