@@ -10,11 +10,13 @@ import socket
 from ..._texts import bracketed, ip_and_port, quoted
 from ...errors import ConfigurationError
 
-__all__ = ["AdminAddress"]
+__all__ = ["TOKEN_VARIABLE", "AdminAddress"]
+
+TOKEN_VARIABLE = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
+"""The environment variable with the token, for applications and for those who ask them."""
 
 _ADDRESS = "SPA_DAT_ADMIN"
 _FROM_ENVIRONMENT = f"{_ADDRESS}="
-_TOKEN = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
 _LEAST_TOKEN = 16
 _MOST_WAITING = 64
 
@@ -41,13 +43,14 @@ class AdminAddress:
                 f"{wrong}: give HOST:PORT with an IP address and a port up to 65535, for example"
                 " 127.0.0.1:8085 or [::1]:8085"
             ) from None
-        if token is not None and (not token.isascii() or len(token) < _LEAST_TOKEN):
+        if token is not None and not _is_token(token):
             raise ConfigurationError(
-                f"the token for {wrong} has to be at least {_LEAST_TOKEN} ASCII characters long"
+                f"the token for {wrong} has to be at least {_LEAST_TOKEN} printable ASCII"
+                " characters long, without white space at its beginning or end"
             )
         if token is None and not self.ip.is_loopback:
             raise ConfigurationError(
-                f"{wrong}: others can reach that address, so it needs a token: set {_TOKEN},"
+                f"{wrong}: others can reach that address, so it needs a token: set {TOKEN_VARIABLE},"
                 " or give 127.0.0.1"
             )
         self._token = token
@@ -63,7 +66,7 @@ class AdminAddress:
         """
         if text is None:
             text, whose = os.environ.get(_ADDRESS), _FROM_ENVIRONMENT
-        token = token if token is not None else os.environ.get(_TOKEN)
+        token = token if token is not None else os.environ.get(TOKEN_VARIABLE)
         return cls(text, token or None, whose) if text else None
 
     @property
@@ -107,3 +110,9 @@ class AdminAddress:
 
     def __str__(self) -> str:
         return f"{self._whose}{bracketed(str(self.ip))}:{self.port}"
+
+
+def _is_token(text: str) -> bool:
+    # No other one arrives as it was sent: whoever reads a header takes off white space at its ends.
+    is_sent = text.isascii() and text.isprintable() and text == text.strip()
+    return is_sent and len(text) >= _LEAST_TOKEN

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 
 from .._texts import bracketed, escaped
 from ..errors import ConnectFailed, NotAuthorised
-from ..runtime.options._admin_address import AdminAddress
+from ..runtime.options._admin_address import TOKEN_VARIABLE, AdminAddress
 
 __all__ = ["AdminClient", "Unanswered", "connected"]
 
-_TOKEN = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
 _LONGEST = 100_000_000
 _LONGEST_TEXT = 500
 
@@ -39,7 +38,7 @@ class AdminClient:
     """
 
     def __init__(self, admin: str, whose: str) -> None:
-        token = os.environ.get(_TOKEN) or None
+        token = os.environ.get(TOKEN_VARIABLE) or None
         address = AdminAddress(admin, token, whose)
         self._host, self._port = str(address.ip), address.port
         self.where = f"{bracketed(self._host)}:{self._port}"
@@ -78,7 +77,7 @@ class AdminClient:
             ) from error
         if answer.status == 401:
             raise NotAuthorised(
-                f"{self.where} asks for a token: set {_TOKEN} to that of the application"
+                f"{self.where} asks for a token: set {TOKEN_VARIABLE} to that of the application"
             )
         return answer.status, data
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from .._texts import bracketed, ip_and_port, quoted
 from ..errors import ConfigurationError
+from ..runtime.options._admin_address import TOKEN_VARIABLE
 from ._admin_client import connected
 from ._one_line import one_line
 from ._standard_output import printing, write_text
 
 __all__ = ["ask_health"]
 
-_TOKEN = "SPA_DAT_ADMIN_TOKEN"  # noqa: S105 (its name)
 _MOST_BYTES = 1 << 20
 _LONGEST = 500
 _LEAST_TIMEOUT = 0.001
@@ -85,7 +85,7 @@ def _where(text: str | None, workers: int) -> tuple[IPv4Address | IPv6Address, i
 
 def _asked(ip: IPv4Address | IPv6Address, port: int, live: bool, timeout: float) -> _Answer:
     address = f"{bracketed(str(ip))}:{port}"
-    token = os.environ.get(_TOKEN)
+    token = os.environ.get(TOKEN_VARIABLE)
     headers = {"Authorization": f"Bearer {token}"} if token and token.isprintable() else {}
     try:
         with connected(str(ip), port, max(timeout, _LEAST_TIMEOUT)) as connection:

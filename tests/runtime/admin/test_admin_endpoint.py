@@ -206,6 +206,13 @@ def test_an_address_for_others_needs_a_token() -> None:
     make(admin="0.0.0.0:1", admin_token=TOKEN)
 
 
+@pytest.mark.parametrize("token", [f"{TOKEN}\n", f" {TOKEN}", f"{TOKEN}\0{TOKEN}", "é" * 16])
+def test_a_token_that_cannot_be_sent_as_it_is_is_refused(token: str) -> None:
+    with pytest.raises(ConfigurationError, match="printable ASCII") as raised:
+        make(admin="127.0.0.1:1", admin_token=token)
+    assert TOKEN not in str(raised.value)
+
+
 async def test_the_environment_may_name_it(port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPA_DAT_ADMIN", "127.0.0.1:0")
     monkeypatch.setenv("SPA_DAT_ADMIN_TOKEN", TOKEN)
