@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ...actors import ActorSystem
-from ..diagnostics._health import ActorHealth, ConnectionHealth, HealthState
+from ..diagnostics._health import ActorHealth, ConnectionHealth, Health, HealthState
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._application_settings import Settings
 from ..messaging._bus_connection import BusConnection
@@ -46,6 +46,10 @@ class AdministeredRun(Protocol):
         """The buses in use."""
 
     @property
+    def health(self) -> Health:
+        """All that can be told about it now."""
+
+    @property
     def problems(self) -> Mapping[str, str]:
         """What is wrong, in words, by actor, address of a bus, or application."""
 
@@ -64,6 +68,9 @@ class AdministeredRun(Protocol):
     @property
     def dead_letters(self) -> DeadLetters:
         """Its dead letters."""
+
+    def reasons_not_ready(self) -> dict[str, str]:
+        """Return why it cannot be given work; cheaper than all of its health."""
 
     def health_state(self, problems: Mapping[str, str]) -> HealthState:
         """Return the state that its health tells."""

@@ -14,7 +14,7 @@ from ...errors import SpaDatError
 from ...transports import REPLY_HEADER, Envelope, is_reserved
 from ..messaging._bus_connection import BusConnection
 from ..payloads._codec import JSON
-from ._dead_letters import TooManyReaders
+from ._dead_letters import Outcome, TooManyReaders
 
 if TYPE_CHECKING:
     from ._administered_run import AdministeredRun
@@ -59,7 +59,7 @@ class LetterAnswer(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     """
 
     instance: str
-    outcome: Literal["handled", "failed", "refused", "missing", "discarded"] | None = None
+    outcome: Outcome | None = None
     why: str = ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -72,11 +73,11 @@ class LetterPages:
         parts = rest.removeprefix("/").split("/") if rest else []
         wanted: Callable[[], Awaitable[dict[str, Any]]]
         if method == "GET" and not parts:
-            wanted = lambda: self._list(told)  # noqa: E731 (one of four)
+            wanted = partial(self._list, told)
         elif method == "GET" and len(parts) == 1:
-            wanted = lambda: self._show(parts[0], told)  # noqa: E731
+            wanted = partial(self._show, parts[0], told)
         elif method == "POST" and len(parts) == 2 and parts[1] in ("replay", "discard"):
-            wanted = lambda: self._change(parts[0], parts[1], told)  # noqa: E731
+            wanted = partial(self._change, parts[0], parts[1], told)
         elif len(parts) in (1, 2):
             raise PageRefused(405, "GET, or POST to .../replay or .../discard")
         else:

@@ -66,7 +66,6 @@ _VIEW_FILES = {
 # What a page of another site may not have a browser ask for, not even without reading the answer.
 _FROM_ELSEWHERE = ("cross-site", "same-site")
 
-
 _READ = ("GET", "HEAD")
 _OF_LETTERS = ("GET", "POST")
 
@@ -92,8 +91,8 @@ class _Connection(web.RequestHandler):
         loop = asyncio.get_running_loop()
         self._limit = loop.call_later(_SECONDS, self.cut_off)
 
-    def last(self, seconds: float) -> None:
-        """Let it be for so long."""
+    def last_for(self, seconds: float) -> None:
+        """Let it last for so many seconds from now."""
         if self._limit is not None:
             self._limit.cancel()
             self._limit = asyncio.get_running_loop().call_later(seconds, self.cut_off)
@@ -127,7 +126,7 @@ class _Ordered(msgspec.Struct, forbid_unknown_fields=True):
     actor: str
 
 
-_Answer: TypeAlias = Callable[[web.BaseRequest, bool], Awaitable[web.StreamResponse]]
+_Page: TypeAlias = Callable[[web.BaseRequest, bool], Awaitable[web.StreamResponse]]
 
 
 class AdminServer:
@@ -140,7 +139,7 @@ class AdminServer:
 
     def __init__(self, address: AdminAddress, answers: Answers) -> None:
         self._address = address
-        self._told = answers
+        self._answers = answers
         self._feed = LiveFeed(answers.picture)
         self._exposing = asyncio.Lock()
         self._connections: dict[_Connection, None] = {}
@@ -149,7 +148,7 @@ class AdminServer:
         self._listening: asyncio.Server | None = None
         # What strangers send is not worth a line, however often they do.
         self._silent = logging.Logger("spa_dat.admin", logging.CRITICAL + 1)
-        self._answers: dict[str, tuple[tuple[str, ...], _Answer]] = {
+        self._pages: dict[str, tuple[tuple[str, ...], _Page]] = {
             "/healthz": (_READ, self._alive),
             "/readyz": (_READ, self._ready),
             "/health": (_READ, self._details),
@@ -159,7 +158,7 @@ class AdminServer:
             "/live/control": (("POST",), self._control),
         }
         for path in _VIEW_FILES:
-            self._answers[path] = _READ, self._view
+            self._pages[path] = _READ, self._view
 
     async def open(self, listening: socket.socket) -> None:
         """Begin to answer those who connect to the socket."""
@@ -194,7 +193,7 @@ class AdminServer:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = request.headers
-        methods, answered = self._answered(request.path)
+        methods, page = self._page_at(request.path)
         if not _is_direct(headers.getall("Host", []), headers.getall("Origin", [])):
             answer: web.StreamResponse = _text(
                 403, "a page of another site, or a name: use the IP address"
@@ -204,22 +203,22 @@ class AdminServer:
             and headers.get("Sec-Fetch-Site") in _FROM_ELSEWHERE
         ):
             answer = _text(403, "a page of another site")
-        elif answered is None:
-            answer = _text(404, f"there are {', '.join([*self._answers, LETTERS])}")
+        elif page is None:
+            answer = _text(404, f"there are {', '.join([*self._pages, LETTERS])}")
         elif request.method not in methods:
             answer = _text(405, f"only {' and '.join(methods)}")
             answer.headers["Allow"] = ", ".join(methods)
         else:
             allowed = self._address.allows(headers.get("Authorization"))
-            answer = await answered(request, allowed)
+            answer = await page(request, allowed)
         if not answer.prepared:
             answer.force_close()
         return answer
 
-    def _answered(self, path: str) -> tuple[tuple[str, ...], _Answer | None]:
+    def _page_at(self, path: str) -> tuple[tuple[str, ...], _Page | None]:
         if path == LETTERS or path.startswith(f"{LETTERS}/"):
             return _OF_LETTERS, self._dead_letters
-        return self._answers.get(path, ((), None))
+        return self._pages.get(path, ((), None))
 
     async def _view(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
         # They tell nothing about the application.
@@ -231,7 +230,7 @@ class AdminServer:
         return _text(200, "alive")
 
     async def _ready(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
-        reasons = self._told.reasons_not_ready()
+        reasons = self._answers.reasons_not_ready()
         told: dict[str, Any] = {"ready": not reasons}
         if allowed:
             told["reasons"] = reasons
@@ -240,7 +239,7 @@ class AdminServer:
     async def _details(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
         if not allowed:
             return _token_missing()
-        return _json(200, self._told.health().as_dict())
+        return _json(200, self._answers.health().as_dict())
 
     async def _picture(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
         if not allowed:
@@ -280,8 +279,8 @@ class AdminServer:
             # A form on a page of another site cannot send that without asking first.
             return _text(415, f"send Content-Type: {_CONTROL_TYPE}")
         if isinstance(request.protocol, _Connection):
-            request.protocol.last(_SECONDS_FOR_LETTERS)
-        url, letters = request.rel_url, self._told.letters
+            request.protocol.last_for(_SECONDS_FOR_LETTERS)
+        url, letters = request.rel_url, self._answers.letters
         try:
             told = await letters.answer(request.method, url.raw_path, url.raw_query_string)
         except PageRefused as refused:
@@ -300,7 +299,7 @@ class AdminServer:
         try:
             body = await request.content.readexactly(size)
             ordered = msgspec.json.decode(body, type=_Ordered)
-            self._told.controls.do(ordered.action, ordered.actor)
+            self._answers.controls.do(ordered.action, ordered.actor)
         except (asyncio.IncompleteReadError, msgspec.DecodeError, UnicodeDecodeError) as error:
             return _text(400, f'send {{"action": ..., "actor": ...}}: {describe(error)}')
         except UnknownActor as error:
@@ -310,7 +309,7 @@ class AdminServer:
         return _json(200, {"done": True})
 
     async def _metrics(self, request: web.BaseRequest, allowed: bool) -> web.StreamResponse:
-        exposition = self._told.exposition
+        exposition = self._answers.exposition
         if not allowed:
             return _token_missing()
         if exposition is None:

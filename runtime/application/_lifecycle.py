@@ -21,7 +21,7 @@ from ..admin._actor_controls import ActorControls
 from ..diagnostics._problems import Problems
 from ..diagnostics._unclean_stop import GivenUp
 from ..handling._dead_letter_store import DeadLetterLimit
-from ..hosting._actor_observer import Observer, Observers
+from ..hosting._actor_observer import Observer
 from ..hosting._actor_runner import ActorRunner
 from ..hosting._application_settings import Settings
 from ..hosting._gather import wait_for_each
@@ -59,7 +59,6 @@ from ._stopping import (
 if TYPE_CHECKING:
     from ..admin._dead_letters import DeadLetters
     from ..admin._letter_commands import LetterCommands
-    from ..admin._live_picture import LivePicture
     from ..diagnostics._health import ActorHealth, ConnectionHealth, Health, HealthState
     from ..diagnostics._stop_report import StopReport
     from ._metrics_export import MetricsExport
@@ -69,10 +68,6 @@ __all__ = ["Run", "RunState"]
 log = get_logger("spa_dat")
 
 T = TypeVar("T")
-
-# Seconds. Finding out whether it is ready takes 8 µs for each actor.
-_READINESS_OF_ACTOR = 0.0002
-_OLDEST_READINESS = 1.0
 
 
 class RunState(enum.IntEnum):
@@ -109,15 +104,15 @@ class Run:
         self._name = settings.identity.application
         self._specs = specs
         self._resources = resources
-        watched = settings.admin is not None and not has_own_clock(asyncio.get_running_loop())
-        self._buses = Buses(settings, self._lost_for_good, counted=watched)
+        self._loop = asyncio.get_running_loop()
+        admin = None if has_own_clock(self._loop) else settings.admin
+        self._buses = Buses(settings, self._lost_for_good, counted=admin is not None)
         self._actors: list[ActorRunner] = []
         # Those that may have something to do; none is looked at again once it has ended.
         self._not_ended: list[ActorRunner] = []
         self._lane_names: frozenset[str] = frozenset()
         self._subscriptions = Subscriptions(settings.identity, settings.stats)
         self._routers: list[Router] = []
-        self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.state = RunState.STARTING
         self.reason = StopReason()
@@ -133,34 +128,14 @@ class Run:
         self._given_up = GivenUp(self._name, settings.stats)
         self._watchdog = Watchdog(settings, self._lanes)
         # Not at the top: what is not started has nothing to report.
-        from ..admin._endpoint import AdminEndpoint, Answers
+        from ..admin._endpoint import AdminEndpoint
         from ._health_report import HealthReport
 
         self._metrics = self._metrics_export()
         exposition = None if self._metrics is None else self._metrics.exposition
         self.controls = ActorControls(self._name, lambda: self._actors, self._why_no_control)
-        self._live: LivePicture | None = None
-        # Until when it is not found out again why it is not ready, and why.
-        self._not_ready: tuple[float, dict[str, str]] | None = None
-        self._observer = settings.observer
-        answers = None
-        if watched:
-            # Not at the top: only who asks for it pays for it.
-            from ..admin._letter_pages import LetterPages
-            from ..admin._live_picture import LivePicture
-
-            self._live = live = LivePicture(self)
-            before = settings.observer
-            self._observer = live if before is None else Observers(before, live)
-            answers = Answers(
-                lambda: self.health,
-                self._reasons_not_ready,
-                live.document,
-                self.controls,
-                LetterPages(self),
-                exposition,
-            )
-        self._admin = AdminEndpoint(settings.admin, self._name, answers)
+        self._admin = AdminEndpoint(self, admin, exposition)
+        self._observer = self._admin.observing(settings.observer)
         self._report = HealthReport(self._subscriptions, self._letters, self._watchdog)
         self._dead_letters: DeadLetters | None = None
         self._commands: LetterCommands | None = None
@@ -209,7 +184,7 @@ class Run:
         return self._resources
 
     def thread_lost(self, lane: Lane) -> None:
-        """A handler of the lane goes on after its deadline, and is left to itself."""
+        """Do nothing about a handler that goes on after its deadline: it is left to itself."""
 
     def take_letter(self, actor: str) -> bool:
         """Claim a place for one more dead letter of the actor; return False at its limit."""
@@ -353,17 +328,8 @@ class Run:
         """As of `Health`."""
         return self._watchdog.lag
 
-    def _reasons_not_ready(self) -> dict[str, str]:
-        """As of `Health`, but found out only so often: anybody may ask."""
-        if self.state is not RunState.RUNNING:
-            return self._found_not_ready()
-        now = self._loop.time()
-        if self._not_ready is None or now >= self._not_ready[0]:
-            lasts = min(len(self._actors) * _READINESS_OF_ACTOR, _OLDEST_READINESS)
-            self._not_ready = now + lasts, self._found_not_ready()
-        return self._not_ready[1]
-
-    def _found_not_ready(self) -> dict[str, str]:
+    def reasons_not_ready(self) -> dict[str, str]:
+        """As of `Health`, for less than all of it."""
         problems = self.problems
         state = self.health_state(problems)
         from ..diagnostics._health import reasons_not_ready
@@ -587,8 +553,7 @@ class Run:
             self._subscriptions.add(actor)
             for filter_ in spec.filters:
                 connection.filters.add(filter_.pattern, filter_.text)
-        if self._live is not None:
-            self._live.start(self._actors)
+        self._admin.watch(self._actors)
         self._not_ended = list(self._actors)
         self._lane_names = frozenset(lane.name for lane in self._lanes())
         if self.settings.provider is not None:
@@ -652,15 +617,17 @@ class Run:
             connection.ended = True
         for actor in self._actors:
             actor.abandon()
+        self._let_go()
+        self._admin.abandon()
+        self._enter(RunState.STOPPED)
+
+    def _let_go(self) -> None:
+        """Look at it no more, and let another run use its buses."""
         self._watchdog.stop()
         self._report.stop()
         if self._metrics is not None:
             self._metrics.stop()
-        if self._live is not None:
-            self._live.stop()
         self._buses.release()
-        self._admin.abandon()
-        self._enter(RunState.STOPPED)
 
     async def _stop(self, seconds: float, *, has_run: bool) -> None:
         began = self._loop.time()
@@ -679,13 +646,7 @@ class Run:
             await tell_middleware(self.settings.middleware)
             self._given_up.posts(connection.lost_posts for connection in self._buses)
         finally:
-            self._watchdog.stop()
-            self._report.stop()
-            if self._metrics is not None:
-                self._metrics.stop()
-            if self._live is not None:
-                self._live.stop()
-            self._buses.release()
+            self._let_go()
             await self._admin.close()
             self._account(self._loop.time() - began)
             assert self.stop_report is not None

@@ -12,8 +12,8 @@ import pytest
 
 from spa_dat import Actor, DistributedApplication, on
 from spa_dat.errors import ConfigurationError
-from spa_dat.runtime.admin import _server
-from spa_dat.runtime.application import _lifecycle
+from spa_dat.runtime.admin import _endpoint, _server
+from spa_dat.runtime.application._lifecycle import Run
 from spa_dat.runtime.options._admin_address import AdminAddress
 from support.waiting import eventually
 
@@ -244,18 +244,18 @@ def test_each_worker_has_a_port_of_its_own() -> None:
 async def test_readiness_is_found_out_only_so_often_however_often_anybody_asks(
     port: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lifecycle, "_READINESS_OF_ACTOR", 1000.0)
-    monkeypatch.setattr(_lifecycle, "_OLDEST_READINESS", 1000.0)
+    monkeypatch.setattr(_endpoint, "_READINESS_OF_ACTOR", 1000.0)
+    monkeypatch.setattr(_endpoint, "_OLDEST_READINESS", 1000.0)
     app = make()
     looked = 0
-    found = _lifecycle.Run._found_not_ready
+    found = Run.reasons_not_ready
 
-    def look(run: _lifecycle.Run) -> dict[str, str]:
+    def look(run: Run) -> dict[str, str]:
         nonlocal looked
         looked += 1
         return found(run)
 
-    monkeypatch.setattr(_lifecycle.Run, "_found_not_ready", look)
+    monkeypatch.setattr(Run, "reasons_not_ready", look)
     async with app:
         for _ in range(3):
             assert (await ask(port(), "/readyz"))[0] == 200
