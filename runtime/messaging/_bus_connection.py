@@ -98,9 +98,9 @@ class BusConnection:
         self.bus: Bus = provider.open(surroundings)
         if measurements is not None:
             # Not at the top: most applications have no metrics.
-            from ._counting_bus import CountingBus
+            from ._measured_bus import MeasuredBus
 
-            self.bus = CountingBus(self.bus, measurements, provider.address)
+            self.bus = MeasuredBus(self.bus, measurements, provider.address)
         self.max_received = self.bus.max_received or self.bus.max_payload
         self.requests = Requests(self.bus, surroundings.environment.token, surroundings.stats)
         # Without the cost of one more call.

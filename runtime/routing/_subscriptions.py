@@ -173,9 +173,9 @@ def _kind_of_router(actor: Subscriber) -> type[Router]:
     if actor.connection.measurements is None:
         return Router
     # Not at the top: most applications have no metrics.
-    from ._noting_router import NotingRouter
+    from ._measured_router import MeasuredRouter
 
-    return NotingRouter
+    return MeasuredRouter
 
 
 def _check_rewind_to(actor: Subscriber) -> None:

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from spa_dat import DistributedApplication, Message, Reject, RetryPolicy, Socket
 from spa_dat.errors import ConfigurationError, MessageTooLarge, RemoteError
 from spa_dat.runtime.application._application import runs_of
-from spa_dat.runtime.messaging._counting_bus import CountingBus
+from spa_dat.runtime.messaging._measured_bus import MeasuredBus
 from spa_dat.runtime.metrics import _opentelemetry, _prometheus
 from spa_dat.runtime.metrics._measurements import BOUNDS, OTHER, Measurements
 from spa_dat.testing import Mosquitto
@@ -257,7 +257,7 @@ def test_the_bus_that_counts_leaves_nothing_to_the_defaults_of_a_bus() -> None:
     # The other one may do something else.
     public = {name for name in vars(Bus) if not name.startswith("_")}
     attributes = {"max_payload", "max_received"}
-    assert public - attributes <= vars(CountingBus).keys()
+    assert public - attributes <= vars(MeasuredBus).keys()
 
 
 @pytest.mark.virtual

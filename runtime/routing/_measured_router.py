@@ -10,10 +10,10 @@ from ...transports import Delivery
 from ..metrics._clock import clock_of
 from ._router import Router
 
-__all__ = ["NotingRouter"]
+__all__ = ["MeasuredRouter"]
 
 
-class NotingRouter(Router):
+class MeasuredRouter(Router):
     """A router that notes when messages arrive; see `Router`."""
 
     def __init__(

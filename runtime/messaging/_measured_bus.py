@@ -10,10 +10,10 @@ from ...transports import Bus, Consumer, Envelope, Receiver, Subscription
 from ..metrics._conventions import system_of
 from ..metrics._measurements import Measurements, error_type
 
-__all__ = ["CountingBus"]
+__all__ = ["MeasuredBus"]
 
 
-class CountingBus(Bus):
+class MeasuredBus(Bus):
     """Counts the publishes, requests and replies that another bus is given, by actor.
 
     A post counts when the bus has taken it, and what is awaited when it has an outcome.
