@@ -150,7 +150,7 @@ class Run:
         )
 
     def _metrics_export(self) -> MetricsExport | None:
-        if self.settings.measurements is None:
+        if not self.settings.exporters:
             return None
         # Not at the top: most applications have no metrics.
         from ._metrics_export import MetricsExport

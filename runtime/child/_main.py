@@ -60,8 +60,6 @@ from ._pipe_log import PipeLog
 
 if TYPE_CHECKING:
     from ..diagnostics._stop_report import StopReport
-
-if TYPE_CHECKING:
     from ..metrics._measurements import Measurements
 
 __all__ = ["main"]

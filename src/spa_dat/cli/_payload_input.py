@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from .._texts import quoted
 from ..errors import ConfigurationError, DecodeError
 from ..runtime.payloads._codec import BINARY, JSON, TEXT, Decoder
-from ._standard_output import settle
+from ._standard_output import resolve
 
 __all__ = ["ReadLines", "content_type_of", "opened_lines", "read_payload"]
 
@@ -153,7 +153,7 @@ class _Lines:
                     lines = [bytes(unfinished)]
             # The loop may have been closed meanwhile.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(settle, self._answer, lines, failure)
+                self._loop.call_soon_threadsafe(resolve, self._answer, lines, failure)
 
 
 def _without_end(line: bytes | bytearray) -> bytes:

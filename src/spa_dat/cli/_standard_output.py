@@ -18,7 +18,7 @@ from typing import TextIO, TypeVar
 
 from ..errors import ConfigurationError
 
-__all__ = ["BackgroundOutput", "check_open", "printing", "settle", "write_notice", "write_text"]
+__all__ = ["BackgroundOutput", "check_open", "printing", "resolve", "write_notice", "write_text"]
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ class BackgroundOutput:
                 failure = error
             # The loop may have been closed meanwhile.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(settle, written, None, failure)
+                self._loop.call_soon_threadsafe(resolve, written, None, failure)
 
 
 def _write(number: int, data: bytes) -> None:
@@ -150,7 +150,7 @@ def _write(number: int, data: bytes) -> None:
             select.select((), (number,), ())
 
 
-def settle(future: asyncio.Future[T], result: T, failure: OSError | None) -> None:
+def resolve(future: asyncio.Future[T], result: T, failure: OSError | None) -> None:
     """Give a future what a thread has come to, unless nobody waits for it any more.
 
     Args:
