@@ -159,7 +159,7 @@ class Consumer(abc.ABC):
         return ()
 
     @property
-    def behind(self) -> int | None:
+    def lag(self) -> int | None:
         """How many messages the bus has for it beyond what is settled; None if it is not known.
 
         It costs nothing to ask: the value is what the bus has said last. It may be read in any

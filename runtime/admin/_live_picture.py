@@ -204,7 +204,7 @@ class LivePicture:
                 {"where": escaped(call.where), "seconds": call.seconds} for call in health.stalled
             ],
             "dead_letters": health.dead_letters,
-            "lag": health.behind,
+            "lag": health.lag,
         }
 
     def _state(self, actor: ActorRunner, health: ActorHealth) -> str:

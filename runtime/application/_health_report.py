@@ -82,8 +82,8 @@ class HealthReport:
         now = self._loop.time()
         trackers = self._trackers(actor)
         ages = [self._ages.age(tracker, now) for tracker in trackers]
-        behind = (router.behind for router in self._routers(actor))
-        known = [number for number in behind if number is not None]
+        lags = (router.lag for router in self._routers(actor))
+        known = [number for number in lags if number is not None]
         waiting = [item for lane in actor.lanes for item in lane.mailbox.waiting()]
         in_process = actor.options.placement == "process"
         return ActorHealth(
@@ -110,7 +110,7 @@ class HealthReport:
             ),
             dead_letters=self._letters.stored_by(actor.name),
             dead_letter_limit=self._letters.limit,
-            behind=sum(known) if known else None,
+            lag=sum(known) if known else None,
         )
 
     def connection(self, connection: BusConnection) -> ConnectionHealth:

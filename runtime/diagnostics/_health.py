@@ -55,9 +55,9 @@ class ActorHealth:
         dead_letters: how many it has stored in this run, without those that were replayed since, or
             discarded through the application.
         dead_letter_limit: how many of them it may have; at the next one it takes no more messages.
-        behind: messages that the bus has for it beyond those that it has settled, so its lag on
-            Kafka, as the cluster has said with what it sent last; None where that is not known. If
-            actors share a subscription, it counts for all of them.
+        lag: messages on Kafka after those that it has settled, as the cluster has said with what it
+            sent last; None where that is not known. If actors share a subscription, it counts for
+            all of them.
         paused: whether `DistributedApplication.pause` has paused it.
     """
 
@@ -73,7 +73,7 @@ class ActorHealth:
     stalled: tuple[StalledCall, ...]
     dead_letters: int
     dead_letter_limit: int
-    behind: int | None
+    lag: int | None
     paused: bool = False
 
 

@@ -304,7 +304,7 @@ CATALOGUE = (
         "{message}",
         "records on Kafka after those that the actor has settled, as far as the cluster has said",
         (ACTOR,),
-        _of_actors(lambda actor: actor.behind),
+        _of_actors(lambda actor: actor.lag),
     ),
     Metric(
         "spa_dat.bus.connected",

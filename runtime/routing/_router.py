@@ -144,9 +144,9 @@ class Router(Actor):
         return None if self.consumer is None else self.consumer.trouble
 
     @property
-    def behind(self) -> int | None:
+    def lag(self) -> int | None:
         """How many messages the bus has for it beyond what is settled; None if it is unknown."""
-        return None if self.consumer is None else self.consumer.behind
+        return None if self.consumer is None else self.consumer.lag
 
     @property
     def trackers(self) -> Sequence[Tracker]:

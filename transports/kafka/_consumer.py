@@ -43,8 +43,8 @@ class KafkaConsumer(Consumer):
         return self._sessions.trackers
 
     @property
-    def behind(self) -> int | None:
-        return self._sessions.behind
+    def lag(self) -> int | None:
+        return self._sessions.lag
 
     async def start(self) -> None:
         await self._sessions.start()

@@ -110,7 +110,7 @@ async def test_messages_are_counted_where_they_are() -> None:
             stalled=(),
             dead_letters=0,
             dead_letter_limit=1_000,
-            behind=None,
+            lag=None,
         )
         idle_now = actor_of(app, "idle")
         assert (idle_now.mailbox, idle_now.in_work, idle_now.attempts) == (0, 0, 0)
@@ -220,10 +220,10 @@ async def test_messages_and_connections_of_mosquitto_are_seen(mosquitto: Mosquit
 @pytest.mark.kafka
 async def test_messages_and_connections_of_kafka_are_seen(kafka: Kafka) -> None:
     prefix = new_prefix()
-    await _seen_on(f"{kafka.url}?create_topics=all&prefix={prefix}", "a", behind=[3, 0])
+    await _seen_on(f"{kafka.url}?create_topics=all&prefix={prefix}", "a", lags=[3, 0])
 
 
-async def _seen_on(url: str, topic: str, behind: Sequence[int | None] = (None, None)) -> None:
+async def _seen_on(url: str, topic: str, lags: Sequence[int | None] = (None, None)) -> None:
     app = DistributedApplication(url, name="health-report")
     go_on = asyncio.Event()
 
@@ -235,7 +235,7 @@ async def _seen_on(url: str, topic: str, behind: Sequence[int | None] = (None, N
         for _ in range(3):
             await app.socket().publish(topic, "1")
         await eventually(lambda: actor_of(app, "boiler").in_work == 1)
-        await eventually(lambda: actor_of(app, "boiler").behind == behind[0])
+        await eventually(lambda: actor_of(app, "boiler").lag == lags[0])
         now = actor_of(app, "boiler")
         assert now.receiving is True
         assert now.attempts == 1
@@ -245,7 +245,7 @@ async def _seen_on(url: str, topic: str, behind: Sequence[int | None] = (None, N
         assert connection.connected_for is not None
         go_on.set()
         await eventually(lambda: actor_of(app, "boiler").oldest_unsettled is None)
-        await eventually(lambda: actor_of(app, "boiler").behind == behind[1])
+        await eventually(lambda: actor_of(app, "boiler").lag == lags[1])
 
 
 # The age of the oldest unsettled message.

@@ -210,7 +210,7 @@ class ConsumerSessions(abc.ABC):
         return () if assignment is None else tuple(assignment.trackers.copy().values())
 
     @property
-    def behind(self) -> int | None:
+    def lag(self) -> int | None:
         """How many records there are after those that are settled; None if that is not known."""
         return None
 

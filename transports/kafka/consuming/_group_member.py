@@ -83,11 +83,11 @@ class GroupMember(ConsumerSessions):
         return self._rebalances.assignment
 
     @property
-    def behind(self) -> int | None:
+    def lag(self) -> int | None:
         assignment, consumer = self.assignment, self._consumer
         if assignment is None or consumer is None:
             return None
-        behind = 0
+        lag = 0
         try:
             for place, tracker in assignment.trackers.copy().items():
                 end = consumer.highwater(place)
@@ -95,11 +95,11 @@ class GroupMember(ConsumerSessions):
                     return None
                 settled = max(tracker.commit_at, tracker.committed, tracker.first)
                 # Of a partition that was never read anything in, it starts at the end.
-                behind += max(end - settled, 0) if settled >= 0 else 0
+                lag += max(end - settled, 0) if settled >= 0 else 0
         except (AssertionError, AttributeError, KeyError):
             # The partitions are being taken away meanwhile.
             return None
-        return behind
+        return lag
 
     @property
     def _group(self) -> str:
