@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from spa_dat import DistributedApplication, Reject
+from spa_dat.cli._admin_client import AdminClient
 from spa_dat.cli._main import main
 from support.waiting import eventually
 
@@ -124,6 +125,25 @@ async def test_who_is_wrong_there_is_told_so(
     code, _, notice = await told("list", bakery.port)
     assert (code, "no application answers at 127.0.0.1" in notice) == (2, True)
     assert main(["dlq", "list", "memory://", "--application", "plant"]) == 2
+
+
+async def test_an_endpoint_that_does_not_know_a_request_is_an_error(
+    told: Told, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = AdminClient.ask
+
+    def strange(
+        client: AdminClient, method: str, line: str, *, timeout: float
+    ) -> tuple[int, bytes]:
+        if method == "POST":
+            return 404, b"no such page\n"
+        return ask(client, method, line, timeout=timeout)
+
+    monkeypatch.setattr(AdminClient, "ask", strange)
+    bakery = Bakery()
+    async with bakery.with_letters(caplog):
+        code, _, notice = await told("discard", bakery.port, "--all")
+        assert (code, "answers with 404: no such page" in notice) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from textual.pilot import Pilot
 from textual.render import measure
 from textual.widgets import DataTable, Static
 
 from spa_dat import DistributedApplication, Reject
-from spa_dat.cli import _live_pictures, _top_screen
+from spa_dat.cli import _top_screen
 from spa_dat.cli._admin_client import AdminClient
-from spa_dat.cli._live_pictures import LiveApplication
+from spa_dat.cli._live_pictures import LiveApplication, LivePicture
 from spa_dat.cli._main import main
 from spa_dat.cli._top_screen import TopScreen
 
@@ -239,11 +240,11 @@ async def test_a_terminal_that_is_too_small_says_so() -> None:
 
 
 def test_rates_begin_anew_with_a_new_process() -> None:
-    def picture(pid: int, clock: float, handled: int) -> Any:
+    def picture(pid: int, clock: float, handled: int) -> LivePicture:
         actor = {"name": "a", "kind": "actor", "bus": "b", "topics": [], "state": "running"}
         told = {"version": 1, "application": "x", "instance": "0", "pid": pid, "state": "ready"}
         told |= {"clock": clock, "actors": [actor | {"handled": handled}]}
-        return _live_pictures._read(json.dumps(told).encode(), "there")
+        return msgspec.convert(told, LivePicture)
 
     seen = LiveApplication(AdminClient("127.0.0.1:1", ""))
     assert seen.rate("a") is None

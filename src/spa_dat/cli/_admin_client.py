@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 
 from .._texts import bracketed, escaped
-from ..errors import ConnectFailed, NotAuthorised
+from ..errors import ConfigurationError, ConnectFailed, NotAuthorised
 from ..runtime.options._admin_address import TOKEN_VARIABLE, AdminAddress
 
 __all__ = ["AdminClient", "Unanswered", "connected"]
@@ -81,10 +81,23 @@ class AdminClient:
             )
         return answer.status, data
 
-    @staticmethod
-    def shown(data: bytes) -> str:
-        """Return what an answer says, in one line."""
-        return escaped(data[: 2 * _LONGEST_TEXT].decode("utf-8", "replace").strip(), _LONGEST_TEXT)
+    def refusal(self, status: int, data: bytes) -> ConfigurationError:
+        """Return the error for an answer with another status than the request is meant to get."""
+        text = data[: 2 * _LONGEST_TEXT].decode("utf-8", "replace").strip()
+        return ConfigurationError(
+            f"{self.where} answers with {status}: {escaped(text, _LONGEST_TEXT)}"
+        )
+
+    def misunderstanding(self, error: Exception) -> ConfigurationError:
+        """Return the error for an answer that cannot be read.
+
+        Args:
+            error: what reading it has raised.
+        """
+        text = escaped(str(error), 200)
+        return ConfigurationError(
+            f"{self.where} answers what this version does not understand: {text}"
+        )
 
 
 @contextlib.contextmanager

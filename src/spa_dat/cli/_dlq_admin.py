@@ -168,17 +168,14 @@ class AdminLetters:
         if len(line) > _LONGEST_LINE or not line.isprintable() or " " in line:
             raise ConfigurationError(f"{escaped(path, 80)!r}: it is too long, or no name")
         status, data = self._client.ask(method, line, timeout=timeout)
-        where, text = self._client.where, self._client.shown(data)
-        if status == 404 and path:
-            raise _Missing(text)
+        if status == 404 and method == "GET" and path:
+            raise _Missing
         if status != 200:
-            raise ConfigurationError(f"{where} answers with {status}: {text}")
+            raise self._client.refusal(status, data)
         try:
             return msgspec.convert(json.loads(data), kind)
         except (msgspec.ValidationError, ValueError, RecursionError) as error:
-            raise ConfigurationError(
-                f"{where} answers what this version does not understand: {escaped(str(error), 200)}"
-            ) from error
+            raise self._client.misunderstanding(error) from error
 
 
 class _Missing(Exception):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from .._texts import describe, escaped
+from .._texts import describe
 from ..errors import ConfigurationError, ConnectFailed, NotAuthorised
 from ._admin_client import AdminClient
 
@@ -132,7 +132,7 @@ class LiveApplication:
     async def look(self) -> None:
         """Get a new picture, or say in `trouble` why there is none."""
         try:
-            self._take(_read(await self._asked("GET", "/live"), self._client.where))
+            self._take(self._read(await self._asked("GET", "/live")))
         except (ConfigurationError, ConnectFailed, NotAuthorised) as error:
             self.trouble = describe(error)
 
@@ -145,7 +145,7 @@ class LiveApplication:
             NotAuthorised: the token is another one.
         """
         data = await self._asked("GET", "/live")
-        _read(data, self._client.where)
+        self._read(data)
         return json.loads(data)
 
     async def order(self, action: Literal["pause", "resume", "restart"], actor: str) -> str | None:
@@ -171,10 +171,14 @@ class LiveApplication:
             self._client.ask, method, line, body, timeout=_TIMEOUT
         )
         if status != 200:
-            raise ConfigurationError(
-                f"{self._client.where} answers with {status}: {self._client.shown(data)}"
-            )
+            raise self._client.refusal(status, data)
         return data
+
+    def _read(self, data: bytes) -> LivePicture:
+        try:
+            return msgspec.json.decode(data, type=LivePicture)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self._client.misunderstanding(error) from error
 
     def _take(self, picture: LivePicture) -> None:
         earlier = self._earlier
@@ -186,12 +190,3 @@ class LiveApplication:
             handled = {actor.name: actor.handled or 0 for actor in picture.actors}
             earlier.append((picture.clock, handled))
         self.picture, self.trouble = picture, None
-
-
-def _read(data: bytes, where: str) -> LivePicture:
-    try:
-        return msgspec.json.decode(data, type=LivePicture)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigurationError(
-            f"{where} answers what this version does not understand: {escaped(str(error), 200)}"
-        ) from error
