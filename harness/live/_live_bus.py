@@ -188,6 +188,10 @@ class _WatchedBus(Bus):
     def trouble(self) -> str | None:
         return self._bus.trouble
 
+    @property
+    def pending(self) -> int | None:
+        return self._bus.pending
+
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         await self._bus.start(on_reply)
         self._started = True
@@ -248,6 +252,9 @@ class _WatchedBus(Bus):
     async def drain(self) -> None:
         await self._bus.drain()
 
+    async def room(self) -> None:
+        await self._bus.room()
+
     async def close(self) -> None:
         self.closed = True
         await self._bus.close()
@@ -279,6 +286,10 @@ class _WatchedConsumer(Consumer):
     @property
     def trackers(self) -> Sequence[Tracker]:
         return self._consumer.trackers
+
+    @property
+    def lag(self) -> int | None:
+        return self._consumer.lag
 
     async def start(self) -> None:
         await self._consumer.start()

@@ -14,6 +14,7 @@ import pytest
 from spa_dat import DistributedApplication, Socket, busy_thread
 from spa_dat.errors import ConfigurationError
 from spa_dat.harness._pytest_fixture import HarnessFactory
+from spa_dat.harness.live import _live_bus
 from spa_dat.harness.live._arrivals import Arrivals, WatchedReceiver
 from spa_dat.harness.live._real_brokers import KafkaBrokers, MosquittoBrokers
 from spa_dat.recording import Recorder
@@ -26,10 +27,21 @@ from spa_dat.testing import (
     NotSettled,
     NotSimulated,
 )
-from spa_dat.transports import Delivery, Envelope, Identity, Subscription
+from spa_dat.transports import Bus, Consumer, Delivery, Envelope, Identity, Subscription
 from support.elsewhere import ThreadElsewhere
 
 FIRST, SECOND = Identity("app", "0"), Identity("app", "1")
+
+
+@pytest.mark.parametrize(
+    ("watched", "contract"), [(_live_bus._WatchedBus, Bus), (_live_bus._WatchedConsumer, Consumer)]
+)
+def test_what_is_watched_leaves_nothing_to_the_defaults_of_the_contract(
+    watched: type, contract: type
+) -> None:
+    # The bus and the consumer themselves may do something else.
+    public = {name for name in vars(contract) if not name.startswith("_")}
+    assert public <= vars(watched).keys()
 
 
 def subscription(*filters: str, **options: Any) -> Subscription:
