@@ -329,7 +329,7 @@ class Run:
         return self._watchdog.lag
 
     def reasons_not_ready(self) -> dict[str, str]:
-        """As of `Health`, for less than all of it."""
+        """Return why it cannot be given work, as `Health` does; cheaper than all of that."""
         problems = self.problems
         state = self.health_state(problems)
         from ..diagnostics._health import reasons_not_ready
