@@ -478,7 +478,7 @@ class DeliveryProcessor:
     async def failed_apart(
         self, delivery: RoutedDelivery, error: BaseException, held_since: float
     ) -> bool:
-        """An attempt that was made in another process has failed with that process.
+        """Handle that an attempt in another process has failed with that process.
 
         Args:
             delivery: started.

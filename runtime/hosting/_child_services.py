@@ -122,7 +122,7 @@ class ChildServices:
                 lane.measurements.series(lane.actor_name, template, system).add(taken)
 
     def close(self) -> None:
-        """The child has ended: nobody waits for anything of this.
+        """Let everything go after the child has ended: nobody waits for any of it.
 
         What was posted goes out all the same, as it does when a handler has failed.
         """

@@ -232,7 +232,7 @@ class ProcessLane(Lane):
         return not self.outlet.items and all(worker.is_quiet for worker in self.workers)
 
     def abandon(self) -> None:
-        """The application was killed: end the processes."""
+        """End the processes after the application was killed."""
         self._ended = True
         for worker in self.workers:
             worker.abandon()

@@ -226,7 +226,7 @@ class ProcessWorker:
             self._become(ProcessState.STOPPED)
 
     def abandon(self) -> None:
-        """The application was killed: end the process."""
+        """End the process after the application was killed."""
         if self._process is not None:
             self._process.abandon()
 

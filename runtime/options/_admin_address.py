@@ -50,8 +50,8 @@ class AdminAddress:
             )
         if token is None and not self.ip.is_loopback:
             raise ConfigurationError(
-                f"{wrong}: others can reach that address, so it needs a token: set {TOKEN_VARIABLE},"
-                " or give 127.0.0.1"
+                f"{wrong}: others can reach that address, so it needs a token: set"
+                f" {TOKEN_VARIABLE}, or give 127.0.0.1"
             )
         self._token = token
         self._whose = whose

@@ -218,7 +218,7 @@ def test_environment_variables_are_ones_that_are_read() -> None:
     serving = importlib.import_module("spa_dat.cli._run_in_process")
     read |= {serving._INSTANCE}
     assert read == {"SPA_DAT_URL", "SPA_DAT_INSTANCE", "SPA_DAT_LOG_FORMAT"}
-    read |= {_admin_address._ADDRESS, _admin_address._TOKEN}
+    read |= {_admin_address._ADDRESS, _admin_address.TOKEN_VARIABLE}
     read |= set(re.findall(r'environ\.get\("(\w+)"', (FOLDER / "ledger.py").read_text()))
     for environment in environments():
         assert environment.keys() <= read
