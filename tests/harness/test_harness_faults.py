@@ -17,6 +17,7 @@ import support.forwarding
 from spa_dat import Actor, DistributedApplication, Socket, SyncSocket
 from spa_dat.errors import ConfigurationError
 from spa_dat.testing import Faults, Harness, NotSettled, explore
+from support.machine import examples
 
 NUMBERS = range(5)
 KINDS = [field.name for field in fields(Faults) if field.name not in ("most", "rebalance")]
@@ -38,7 +39,7 @@ def run(app: DistributedApplication, seed: int, faults: Faults) -> str:
 
 @pytest.mark.parametrize("kind", ["async", "posting", "thread", "batch", "lanes"])
 def test_every_message_is_handled_at_least_once_under_all_faults(kind: str) -> None:
-    explore(lambda seed: run(forwarding(kind), seed, Faults.all()), seeds=100)
+    explore(lambda seed: run(forwarding(kind), seed, Faults.all()), seeds=examples(40))
 
 
 @pytest.mark.parametrize("kind", KINDS)

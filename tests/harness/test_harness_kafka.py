@@ -34,6 +34,7 @@ from spa_dat.errors import ConfigurationError, UnknownTopic
 from spa_dat.runtime.application._application import runs_of
 from spa_dat.runtime.registration._specs import Spec
 from spa_dat.testing import Faults, Harness, explore
+from support.machine import examples
 
 NUMBERS = range(5)
 _ODD = r"\n\d+\.\d{3}(?!000)\d{3} "
@@ -754,7 +755,7 @@ def test_partitions_are_handed_out_anew() -> None:
 
 @pytest.mark.parametrize("kind", ["async", "posting", "thread", "batch", "lanes"])
 def test_every_message_is_handled_at_least_once_under_all_faults(kind: str) -> None:
-    explore(lambda seed: run(forwarding(kind), seed, Faults.all()), seeds=20)
+    explore(lambda seed: run(forwarding(kind), seed, Faults.all()), seeds=examples(8))
 
 
 def test_what_is_read_again_is_complete_under_all_faults() -> None:
@@ -792,7 +793,8 @@ def test_each_fault_strikes_and_no_message_is_lost(kind: str) -> None:
         nonlocal trace
         trace += run(forwarding(), seed, Faults(**{kind: 0.1}))  # type: ignore[arg-type]
 
-    explore(scenario, seeds=10)
+    seeds = examples(5)
+    explore(scenario, seeds=seeds)
     marks = {
         "drop": " drop\n",
         "duplicate": " duplicate ",
@@ -803,7 +805,7 @@ def test_each_fault_strikes_and_no_message_is_lost(kind: str) -> None:
         "crash_actor": " restart\n",
         "crash": " crash\n",
     }
-    quiet = "".join(run(forwarding(), seed, Faults()) for seed in range(10))
+    quiet = "".join(run(forwarding(), seed, Faults()) for seed in range(seeds))
     count = [len(re.findall(marks[kind], text)) for text in (trace, quiet)]
     assert count[0] > count[1]
 
@@ -825,7 +827,7 @@ def test_a_confirmation_that_gets_lost_makes_no_duplicate() -> None:
             assert harness.published("out") == list(NUMBERS)
             trace += harness.trace
 
-    explore(scenario, seeds=20)
+    explore(scenario, seeds=examples(8))
     assert trace.count(" drop\n") > 20
     assert trace.count(" recognise ") > 0
 

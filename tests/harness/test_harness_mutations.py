@@ -22,9 +22,10 @@ from spa_dat.transports import Delivery, Envelope, Tracker
 from spa_dat.transports.kafka.consuming._commits import Committer
 from spa_dat.transports.kafka.consuming._committable_offsets import PartitionTracker
 from spa_dat.transports.memory import Broker, ClientLink, MemoryConsumer
+from support.machine import examples
 
-PASSING = 200
-FEWER = 50
+PASSING = examples(60)
+FEWER = examples(15)
 """Where each takes longer."""
 MUTATED = 1000
 NUMBERS = list(range(5))
