@@ -102,7 +102,7 @@ class ActorControls:
                 raise ConfigurationError(
                     f"cannot restart actor {name!r}: it is starting, stopping, or was given up"
                 )
-            text = "begins afresh after its current message"
+            text = "restarts after its current message"
         log.warning("%s: actor %r %s", self._application, name, text)
 
 

@@ -205,7 +205,9 @@ class DeadLetters:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         if self._readers >= _MOST_READERS:
-            raise TooManyReaders(f"{self._readers} look for dead letters already: ask again later")
+            raise TooManyReaders(
+                f"{self._readers} clients are looking for dead letters already: try again later"
+            )
         self._readers += 1
         try:
             yield
@@ -266,7 +268,7 @@ class DeadLetters:
         if letter.message is None or letter.obstacle is not None:
             return letter.obstacle or "it cannot be read"
         if letter.application != identity.application:
-            return f"it is of application {letter.application!r}"
+            return f"it belongs to application {letter.application!r}"
         runner = self._run.working(letter.actor)
         if runner is None or runner.connection is not connection:
             return f"no actor {letter.actor!r} is running on this bus"
@@ -292,7 +294,7 @@ class DeadLetters:
             return f"actor {name!r} is paused: resume it first"
         if self._replayed[name] >= _MOST_REPLAYED:
             return (
-                f"actor {name!r} is not done with {_MOST_REPLAYED} others that are replayed: try"
+                f"actor {name!r} is still busy with {_MOST_REPLAYED} others being replayed: try"
                 " again when it is"
             )
         return None

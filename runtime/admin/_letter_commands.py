@@ -89,12 +89,12 @@ class LetterCommands:
         try:
             command = _decode(envelope.payload[: _LONGEST + 1])
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            self._refuse("it is none that this version understands")
+            self._refuse("this version does not understand it")
             return
         if not is_reserved(command.reply_to) or connection.reply_addresses.problem(
             Envelope(topic=envelope.topic, response_topic=command.reply_to)
         ):
-            self._refuse("its answer would go to no inbox for replies")
+            self._refuse("its reply address is not a reply inbox")
             return
         own = self._run.settings.identity.instance
         if command.instance not in (None, own):
@@ -102,7 +102,7 @@ class LetterCommands:
         if command.ask == "who":
             self._answer(connection, command, LetterAnswer(instance=own))
         elif command.instance is None:
-            self._refuse("it is for no instance")
+            self._refuse("it names no instance")
         elif self._at_work >= _MOST_AT_ONCE:
             self._cannot(connection, command, own, f"{self._at_work} are under way already")
         else:

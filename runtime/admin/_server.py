@@ -196,7 +196,7 @@ class AdminServer:
         methods, page = self._page_at(request.path)
         if not _is_direct(headers.getall("Host", []), headers.getall("Origin", [])):
             answer: web.StreamResponse = _text(
-                403, "a page of another site, or a name: use the IP address"
+                403, "from a page of another site, or through a name: use the IP address"
             )
         elif (
             request.path.startswith(("/live", LETTERS))
@@ -251,7 +251,7 @@ class AdminServer:
         if not allowed:
             return _token_missing()
         if len(self._streams) >= _MOST_STREAMS:
-            return _text(503, f"{_MOST_STREAMS} clients are looking already; ask for /live")
+            return _text(503, f"{_MOST_STREAMS} clients are connected already: ask for /live")
         task, connection = asyncio.current_task(), request.protocol
         assert task is not None
         assert isinstance(connection, _Connection)

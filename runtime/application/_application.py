@@ -83,10 +83,10 @@ class DistributedApplication:
             variable ``SPA_DAT_ADMIN``, or nowhere without it. It needs ``spa-dat[admin]``.
         admin_token: what clients of it have to send to learn details, at least 16 characters; by
             default ``SPA_DAT_ADMIN_TOKEN``. An address that others can reach needs one.
-        metrics: for whom to measure: ``prometheus``, which gets the metrics at ``/metrics`` of
-            ``admin`` and needs ``spa-dat[metrics]``, ``opentelemetry``, which needs
-            ``opentelemetry-api``, or both; by default the environment variable
-            ``SPA_DAT_METRICS``, or nobody without it, which costs nothing.
+        metrics: where metrics go: ``prometheus``, which gets them at ``/metrics`` of ``admin`` and
+            needs ``spa-dat[metrics]``, ``opentelemetry``, which needs ``opentelemetry-api``, or
+            both; by default the environment variable ``SPA_DAT_METRICS``. Without it nothing is
+            measured, which costs nothing.
         environment: where time stamps, randomness and identifiers come from.
 
     Raises:
@@ -359,12 +359,12 @@ class DistributedApplication:
         """Return the AsyncAPI 3.0 document of what is registered, to be written as JSON or YAML.
 
         It says what the application receives, replies and sends, where, and in which format. It is
-        the same for every instance, and has no secrets. Nothing is connected to.
+        the same for every instance, and has no secrets. No connection is opened.
 
         Args:
             title: by default the application's name.
-            version: by default that of the installed package that all actors are from, or 0.0.0 if
-                there is not exactly one.
+            version: by default that of the installed package that all actors come from, or 0.0.0
+                if there is not exactly one.
             description: by default the summary of that package.
         """
         # Hardly any program needs it.
@@ -411,9 +411,9 @@ class DistributedApplication:
 
     @property
     def stop_report(self) -> StopReport | None:
-        """What became of the messages of the latest run; None unless that has stopped.
+        """What became of the messages of the latest run; None until that has stopped.
 
-        It tells what was handled, stored as dead letters, handed back to the bus and given up; see
+        It says what was handled, stored as dead letters, handed back to the bus and given up; see
         `StopReport`.
         """
         last = self._runs.last
@@ -422,8 +422,8 @@ class DistributedApplication:
     async def start(self) -> None:
         """Start: connect, open resources, subscribe, start the actors, then the producers.
 
-        Prefer ``async with``, which also stops it. This is for notebooks, and for programs that are
-        told of their start and of their end at two places; the other one calls `aclose`.
+        Prefer ``async with``, which also stops it. This is for notebooks, and for programs whose
+        start and end are in two places; the other one calls `aclose`.
 
         Raises:
             ConfigurationError: the program is wrong, or a resource failed to open.
@@ -461,8 +461,8 @@ class DistributedApplication:
     def __enter__(self) -> Self:
         """Start on an event loop in a thread of its own, and return when it has started.
 
-        This is for programs without an event loop, as web servers for WSGI are; they use
-        `sync_socket`. Everything that belongs to the loop runs in that thread.
+        This is for programs without an event loop, such as WSGI servers; they use `sync_socket`.
+        Everything that belongs to the loop runs in that thread.
 
         Raises:
             ConfigurationError: it is running already, or an event loop is running here.
@@ -482,7 +482,7 @@ class DistributedApplication:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop, and return when it has stopped; for how long that may take see `aclose`.
+        """Stop, and return when it has stopped; see `aclose` for how long that may take.
 
         Raises:
             Exception: what the application failed with, unless another exception leaves the block.
@@ -557,11 +557,11 @@ class DistributedApplication:
                 run.request_stop()
 
     def pause(self, actor: Spec[Any] | str) -> None:
-        """Have an actor take nothing more out of its mailbox until `resume`. For any thread.
+        """Have an actor take no more messages from its mailbox until `resume`.
 
-        The current message is finished. What arrives waits in the mailbox, and when its window is
-        full with the broker; a producer makes no further call. It is one of the `problems`
-        meanwhile. Stopping the application or the actor ends the pause.
+        The current message is finished. Messages wait in the mailbox and, once its window is full,
+        with the broker; a producer makes no more calls. The pause is one of the `problems`.
+        Stopping the application or the actor ends it. Works from any thread.
 
         Args:
             actor: its name, or what `add` returned.
@@ -573,15 +573,15 @@ class DistributedApplication:
         self._started_run().controls.do("pause", _name_of(actor))
 
     def resume(self, actor: Spec[Any] | str) -> None:
-        """Have a paused actor go on. Works from any thread; the argument and errors of `pause`."""
+        """Have a paused actor go on; see `pause`. Works from any thread."""
         self._started_run().controls.do("resume", _name_of(actor))
 
     def restart(self, actor: Spec[Any] | str) -> None:
-        """Give an actor a new instance and a new state after its current message. For any thread.
+        """Give an actor a new instance and a new state after its current message.
 
         ``on_stop`` of the old instance is called, then ``on_start`` of the new one; if that fails,
         it is tried again as at the start. The mailbox and the subscription stay, and a paused actor
-        stays paused. It does not end a handler that is stuck.
+        stays paused. A handler that is stuck is not ended. Works from any thread.
 
         Args:
             actor: its name, or what `add` returned.

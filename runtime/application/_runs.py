@@ -177,7 +177,7 @@ async def _stop_earlier(identity: Identity) -> None:
     run = _of_session.get(identity)
     if run is not None and run.is_running_here:
         log.info(
-            "application %r instance %r is started anew: the earlier one is stopped",
+            "application %r instance %r is started again: the earlier one is stopped",
             identity.application,
             identity.instance,
         )

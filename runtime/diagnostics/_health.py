@@ -54,9 +54,9 @@ class ActorHealth:
         stalled: calls that have been running for too long.
         dead_letters: how many it has stored in this run, without those that were replayed since, or
             discarded through the application.
-        dead_letter_limit: how many of them it may have; at the next one it takes no more messages.
-        lag: messages on Kafka after those that it has settled, as the cluster has said with what it
-            sent last; None where that is not known. If actors share a subscription, it counts for
+        dead_letter_limit: how many of them it may have; at the next one it stops taking messages.
+        lag: messages on Kafka after those that it has settled, according to the cluster's latest
+            response; None where that is not known. If actors share a subscription, it counts for
             all of them.
         paused: whether `DistributedApplication.pause` has paused it.
     """

@@ -25,10 +25,10 @@ class StoppedActor:
         name: the actor's.
         handled: messages that it was done with, and whose posts and replies were confirmed.
         dead_letters: how many it has stored.
-        handed_back: messages that were here at the stop, begun or not, and that the bus still
-            has: it delivers them again. If actors share a subscription, they count for all of them.
-        dropped: messages that were here at the stop and that no bus keeps: at QoS 0, or
-            for an application without a name.
+        handed_back: messages that had arrived but were not finished, and that the bus still has: it
+            delivers them again. If actors share a subscription, they count for all of them.
+        dropped: messages that had arrived but were not finished, and that no bus keeps: at QoS 0,
+            or for an application without a name.
         given_up: messages that it did not get to and that are nowhere else, such as those that
             other actors have told it.
     """
@@ -58,9 +58,8 @@ class StopReport:
         dead_letters: likewise.
         handed_back: likewise; each message once, however many actors share it.
         dropped: likewise.
-        given_up: what could not be finished and was left as it is, in words: handlers and threads
-            that go on, resources that are open, posts that were not confirmed, messages that
-            are lost.
+        given_up: what was left unfinished, in words: handlers and threads that go on, resources
+            that are open, posts that were not confirmed, messages that are lost.
         actors: those for which one of the numbers is not zero, in the order of registration.
     """
 

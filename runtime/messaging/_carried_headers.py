@@ -41,11 +41,11 @@ class _HttpHeaders(Protocol):
 
 
 def carried_headers(headers: _HttpHeaders) -> dict[str, str]:
-    """Return the headers for messages that are sent because of a request over HTTP.
+    """Return the headers that messages should carry on from an HTTP request.
 
-    These are its trace context (``traceparent`` and ``tracestate``), and as the correlation id what
-    it names as ``correlationid``, ``X-Correlation-ID`` or ``X-Request-ID``, in this order. What is
-    not valid, or what some bus cannot carry, is left out: anybody can send it.
+    These are its trace context (``traceparent`` and ``tracestate``), and as the correlation id the
+    first valid one of ``correlationid``, ``X-Correlation-ID`` and ``X-Request-ID``. Invalid
+    values, and what some bus cannot carry, are left out: anybody can send them.
 
     Args:
         headers: those of the request: any mapping that takes names in lower case.

@@ -33,20 +33,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CallOutcome:
-    """What has become of one call of a handler.
+    """The outcome of one call of a handler.
 
     Attributes:
-        error: why it has failed: what was raised, also by the middleware, or by sending what the
-            handler has returned as the reply; None if it has not.
+        error: what was raised by the handler, by middleware, or by sending the reply that the
+            handler returned; None if the call succeeded.
         then: what becomes of its messages:
 
             - ``handled``: they are settled, once everything that was posted is confirmed.
             - ``retry``: another attempt follows, here or elsewhere.
-            - ``apart``: those of a batch are tried once more, each on its own.
+            - ``apart``: those of a batch are tried again, each on its own.
             - ``answer``: the error is the answer to the request.
             - ``dead-letter``: they are stored as dead letters.
-            - ``none``: nothing. It was the call of a producer, or the actor is being ended; then
-              the bus has them handled again, if it keeps them.
+            - ``none``: nothing. It was a call of a producer, or the actor is being ended; then
+              the bus delivers them again, if it keeps them.
         wait: seconds until the next attempt; None if there is none.
     """
 
@@ -163,7 +163,7 @@ class HandlerCall:
         return messages[0] if messages and not self.is_batch else None
 
     def on_outcome(self, callback: Callable[[CallOutcome], object]) -> None:
-        """Have a function called, once, when it is decided what becomes of the messages.
+        """Have a function called, once, when the outcome for the messages is decided.
 
         That is soon after `Middleware.handle` has ended. It is called on the event loop, so it must
         not block; what it raises is logged.
@@ -172,11 +172,11 @@ class HandlerCall:
             callback: a ``def`` function.
 
         Raises:
-            ConfigurationError: it is no such function.
-            RuntimeError: it is decided already.
+            ConfigurationError: it is not a ``def`` function.
+            RuntimeError: the outcome is decided already.
         """
         if not self._outcome.open:
-            raise RuntimeError("on_outcome() was called when the outcome was known: call it before")
+            raise RuntimeError("on_outcome() was called after the outcome was known: too late")
         self._outcome.add(callback)
 
     def __repr__(self) -> str:
@@ -233,11 +233,11 @@ class Outgoing:
 
     @property
     def topic_filter(self) -> str | None:
-        """What the topic is one of many of, for statistics; None if that is not known.
+        """The filter that the topic belongs to, for statistics; None if that is not known.
 
         It is the text of the `Topic` that was published to, before `Topic.at`; or else the filter
-        of an actor of this application that gets the message, the one with the fewest wildcards. A
-        reply has none.
+        of an actor of this application that gets the message; of several, the one with the fewest
+        wildcards. A reply has none.
         """
         if self._kind == "reply":
             return None
@@ -249,19 +249,19 @@ class Outgoing:
         return self._message.key
 
     def on_outcome(self, callback: Callable[[BaseException | None], object]) -> None:
-        """Have a function called, once, when it is known what has become of the message.
+        """Have a function called, once, when the outcome for the message is known.
 
-        It gets None when the broker has confirmed it, or when the first reply to a request has
-        come, or all that `Socket.request_many` was to wait for; otherwise the error: what
-        publishing it has raised, `RemoteError` of a responder, or ``asyncio.CancelledError`` if
-        nobody waits for it any more. It is called on the event loop, so it must not block; what it
-        raises is logged.
+        It gets None when the broker has confirmed the message, or when the first reply to a request
+        has arrived, or all those that `Socket.request_many` waits for; otherwise the error: what
+        publishing raised, a responder's `RemoteError`, or ``asyncio.CancelledError`` if nobody
+        waits any more. It is called on the event loop, so it must not block; what it raises is
+        logged.
 
         Args:
             callback: a ``def`` function.
 
         Raises:
-            ConfigurationError: it is no such function.
+            ConfigurationError: it is not a ``def`` function.
             RuntimeError: this was not called within `Middleware.publish`.
         """
         if not self._outcome.open:
@@ -306,19 +306,19 @@ class Middleware:
     def undecodable(self, call: HandlerCall, outcome: CallOutcome) -> None:
         """Learn of a message that no handler gets, because its payload cannot be decoded.
 
-        It is for middleware that has `handle`, which is not called for such a message. What is
-        raised here is logged.
+        This is for middleware with `handle`, which is not called for such a message. What is raised
+        here is logged.
 
         Args:
-            call: that of the handler which would have been called.
-            outcome: why it was not, and what becomes of the message.
+            call: the call that would have been made.
+            outcome: why it was not made, and what becomes of the message.
         """
 
     async def stopped(self) -> None:
-        """Do what is to be done when the application has stopped, such as flushing a file.
+        """Finish when the application has stopped, for example by flushing a file.
 
         Nothing is handled or published any more. It is cancelled after five seconds, and what it
-        raises is logged. With ``placement="process"`` the copy in each process is told, too.
+        raises is logged. With ``placement="process"`` it is also called in each process.
         """
 
 

@@ -77,11 +77,11 @@ class Tracing(Middleware):
         tracer_provider: makes the spans: a provider of OpenTelemetry's SDK, or a function that
             returns one, which is called once in each process, also in those of actors with
             ``placement="process"``; None for the global one.
-        topics: filters of topics that are published to, for the names of spans. Needed only for
-            topics that no actor of this application receives, and that are no `Topic`.
+        topics: filters for the topics published to, for the names of spans. Only needed for topics
+            that no actor of this application receives and that are not a `Topic`.
 
     Raises:
-        ConfigurationError: the provider is none, or a filter is not valid.
+        ConfigurationError: the provider is not a provider, or a filter is not valid.
     """
 
     def __init__(

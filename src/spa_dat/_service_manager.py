@@ -82,7 +82,7 @@ class ServiceManager:
                 return False
             what = f"{_ADDRESS}={quoted(self._address)}"
             self._address = ""
-            self._complain(f"the service manager at {what} cannot be told anything: {error}")
+            self._complain(f"the service manager at {what} cannot be notified: {error}")
         return True
 
 

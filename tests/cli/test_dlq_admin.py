@@ -121,7 +121,7 @@ async def test_who_is_wrong_there_is_told_so(
         assert (code, "too long" in notice) == (2, True)
         monkeypatch.setenv("SPA_DAT_ADMIN_TOKEN", "f" * 16)
         code, _, notice = await told("list", bakery.port)
-        assert (code, "asks for a token" in notice) == (2, True)
+        assert (code, "requires a token" in notice) == (2, True)
     code, _, notice = await told("list", bakery.port)
     assert (code, "no application answers at 127.0.0.1" in notice) == (2, True)
     assert main(["dlq", "list", "memory://", "--application", "plant"]) == 2

@@ -229,7 +229,7 @@ async def test_nobody_is_asked_letter_by_letter_who_has_gone(
     code, outcomes, notice = await replaying
     assert code == 2
     assert len(outcomes) < 3
-    assert "has answered for 0.5 s any more; the other dead letters are as they were" in notice
+    assert "has answered within 0.5 s; the other dead letters are as they were" in notice
     assert len((await told("list", plant))[1]) == 9
 
 
@@ -470,7 +470,7 @@ async def test_a_terminal_shows_how_far_it_is(
     ("arguments", "error"),
     [
         ((), "say which letters"),
-        (("x", "--all"), "and not both"),
+        (("x", "--all"), "not both"),
         (("--actor", "a/b"), "--actor 'a/b'"),
         (("--since", "tomorrow"), "give a time"),
     ],

@@ -71,7 +71,7 @@ async def test_an_application_says_that_it_is_ready(
         where = f"127.0.0.1:{port}"
         monkeypatch.setenv("SPA_DAT_ADMIN", f"{host}:{port}")
         assert await said() == (0, f"{where} is ready\n", "")
-        assert await said("--live") == (0, f"{where} lives\n", "")
+        assert await said("--live") == (0, f"{where} is alive\n", "")
         code, out, _ = await said("--json")
         assert (code, json.loads(out)) == (0, {"address": where, "healthy": True, "reasons": {}})
     code, out, err = await said()

@@ -183,8 +183,8 @@ class LoneRequests:
             self._next_warning = now + _LATEST
             _log.warning(
                 "requests in the format of spa-dat 0.4.0 have to wait: %d of the %d that may be"
-                " under way have got no reply in their time, and keep their places for %g s after"
-                " it, because one may still come; check that the program is there that answers",
+                " under way got no reply in time, and keep their places for another %g s, because"
+                " one may still come; check that the program that answers them is running",
                 late,
                 _MOST,
                 _LATEST,

@@ -812,7 +812,7 @@ async function order(action, actor) {
       headers: headers({ "Content-Type": "application/json" }),
       body: JSON.stringify({ action, actor }),
     });
-    const verbs = { pause: "is paused", resume: "goes on", restart: "begins afresh after its current message" };
+    const verbs = { pause: "is paused", resume: "goes on", restart: "restarts after its current message" };
     put(done, answer.ok ? `${actor} ${verbs[action]}.` : await answer.text());
     mark(done, "class", answer.ok ? "" : "bad");
   } catch {
@@ -850,7 +850,7 @@ async function look() {
         // Too many look at the same time: less often, then.
         const one = await fetch("live", { headers: headers(), cache: "no-store" });
         take(await one.text());
-        tell("every 5 seconds, because many are looking");
+        tell("every 5 seconds, because many clients are connected");
         await pause(5);
         continue;
       }

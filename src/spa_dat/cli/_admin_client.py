@@ -77,7 +77,7 @@ class AdminClient:
             ) from error
         if answer.status == 401:
             raise NotAuthorised(
-                f"{self.where} asks for a token: set {TOKEN_VARIABLE} to that of the application"
+                f"{self.where} requires a token: set {TOKEN_VARIABLE} to the application's"
             )
         return answer.status, data
 

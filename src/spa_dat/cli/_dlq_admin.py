@@ -118,7 +118,7 @@ class AdminLetters:
         found = self._asked("GET", "", {"limit": "1"}, _Letters)
         if found.application != application:
             raise ConfigurationError(
-                f"application {found.application!r} answers at {admin}, and not {application!r}"
+                f"application {found.application!r} answers at {admin}, not {application!r}"
             )
         self.instance = found.instance
 
@@ -166,7 +166,7 @@ class AdminLetters:
         query = urlencode({**self._bus, **options})
         line = f"/dead-letters{path}" + (f"?{query}" if query else "")
         if len(line) > _LONGEST_LINE or not line.isprintable() or " " in line:
-            raise ConfigurationError(f"{escaped(path, 80)!r}: it is too long, or no name")
+            raise ConfigurationError(f"{escaped(path, 80)!r}: it is too long, or not a name")
         status, data = self._client.ask(method, line, timeout=timeout)
         if status == 404 and method == "GET" and path:
             raise _Missing

@@ -68,7 +68,7 @@ class Choice:
     def __post_init__(self) -> None:
         says = self.everything or self.unreadable or self.wanted != LetterFilter()
         if self.names and says:
-            raise ConfigurationError("give names of letters, or say which, and not both")
+            raise ConfigurationError("give names of letters, or options that select them, not both")
         if not self.names and not says:
             raise ConfigurationError(
                 "say which letters: by their names, by --actor, --error, --since or --until, or"
@@ -119,7 +119,7 @@ def replay_letters(
     if admin is not None:
         letters = AdminLetters(admin, url, name, application)
         if instance not in (None, letters.instance):
-            raise ConfigurationError(f"instance {letters.instance!r} answers, and not {instance!r}")
+            raise ConfigurationError(f"instance {letters.instance!r} answers, not {instance!r}")
         change = partial(
             letters.change, what="replay", anyway=instance is not None, timeout=timeout
         )
@@ -128,21 +128,19 @@ def replay_letters(
 
     async def work(desk: _Desk, changes: _Changes) -> None:
         nobody = (
-            f"no running instance of application {application!r} has answered for {timeout:g} s"
+            f"no running instance of application {application!r} has answered within {timeout:g} s"
         )
         if not await desk.find_instances(application, timeout):
             raise ConfigurationError(
-                f"{nobody}, and only that can handle the messages: start it, or give --timeout for"
-                " as long as that takes; the dead letters are as they were"
+                f"{nobody}, and only that can handle the messages: start it, or give a longer"
+                " --timeout; the dead letters are as they were"
             )
         for letter in changes.letters:
             answer = await desk.replay(application, letter, instance, timeout)
             await changes.tell(letter, answer.outcome or "refused", answer.why)
             # Its actor is slow, or nobody is there any more to answer for the others either.
             if answer.outcome is None and not await desk.find_instances(application, timeout):
-                raise ConfigurationError(
-                    f"{nobody} any more; the other dead letters are as they were"
-                )
+                raise ConfigurationError(f"{nobody}; the other dead letters are as they were")
 
     return run_client(_change(provider, application, choice, work, dry_run, as_json))
 
@@ -180,7 +178,7 @@ def discard_letters(
 
     async def work(desk: _Desk, changes: _Changes) -> None:
         if isinstance(provider.config, KafkaConfig):
-            write_notice("records cannot be removed singly: they are marked as gone, and stay")
+            write_notice("Kafka cannot remove single records: they are marked as gone, and stay")
         for letter in changes.letters:
             try:
                 await desk.bus.unpark(letter.envelope, timeout=_TIMEOUT)

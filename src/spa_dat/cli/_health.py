@@ -30,7 +30,7 @@ class _Answer:
 
     Attributes:
         address: where it was asked.
-        healthy: whether it is ready, or lives, as asked.
+        healthy: whether it is ready, or alive, as asked.
         reasons: why not, by what has them; it gives them only to those who may know.
     """
 
@@ -114,10 +114,10 @@ def _told(body: bytes) -> dict[str, str]:
 
 def _as_line(answer: _Answer, live: bool) -> str:
     if answer.healthy:
-        return f"{answer.address} {'lives' if live else 'is ready'}"
+        return f"{answer.address} {'is alive' if live else 'is ready'}"
     reasons = "; ".join(
         reason if name == answer.address else f"{name}: {reason}"
         for name, reason in answer.reasons.items()
     )
-    line = f"{answer.address} {'does not live' if live else 'is not ready'}: {reasons}"
+    line = f"{answer.address} {'is not alive' if live else 'is not ready'}: {reasons}"
     return one_line(line.removesuffix(": "))[:_LONGEST]

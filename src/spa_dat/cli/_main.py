@@ -54,7 +54,7 @@ _EPILOG_OF_PUBLISH = (
     " something about the command is wrong or the broker cannot be used."
 )
 _EPILOG_OF_HEALTH = (
-    "Exit code: 0 when all are ready, or live; 1 when one is not, or does not answer; 2 when"
+    "Exit code: 0 when all are ready, or alive; 1 when one is not, or does not answer; 2 when"
     " something about the command is wrong."
 )
 _EPILOG_OF_LISTEN = (
@@ -459,13 +459,13 @@ def _listen(**given: Any) -> int:
 def _dlq(context: click.Context) -> None:
     """Look at dead letters: messages that an application could not handle, and has stored.
 
-    They are looked for on the broker, whether the application is running or not.
+    They are read from the broker, whether the application is running or not.
     """
     _ask_for_command(context, _dlq)
 
 
 _application_option = click.option(
-    "--application", required=True, metavar="NAME", help="Whose dead letters."
+    "--application", required=True, metavar="NAME", help="The application that stored them."
 )
 _admin_option = click.option(
     "--admin",
@@ -511,8 +511,8 @@ def _wanted(given: dict[str, Any]) -> LetterFilter:
 def _dlq_list(**given: Any) -> int:
     """List the dead letters of an application on an MQTT broker or a Kafka cluster.
 
-    URL is that of the broker, or of a configuration document, or memory:// with --admin. What is
-    no dead letter, but stands where they are kept, is listed as unreadable. Nothing is changed.
+    URL is that of the broker, or of a configuration document, or memory:// with --admin. Anything
+    else that is found where they are kept is listed as unreadable. Nothing is changed.
     """
     from ._dlq import list_letters
 
@@ -539,7 +539,7 @@ def _dlq_show(**given: Any) -> int:
 
 _change_options = _options(
     click.option("--all", "everything", is_flag=True, help="All of them."),
-    click.option("--dry-run", is_flag=True, help="Only show which ones it would be."),
+    click.option("--dry-run", is_flag=True, help="Only list the letters concerned."),
 )
 
 
@@ -556,7 +556,7 @@ def _choice(given: dict[str, Any]) -> Choice:
 
 
 @_dlq.command(
-    "replay", epilog=_EPILOG_OF_CHANGES, short_help="Handle the messages of dead letters once more."
+    "replay", epilog=_EPILOG_OF_CHANGES, short_help="Handle the messages of dead letters again."
 )
 @click.argument("url")
 @click.argument("letters", nargs=-1, metavar="[LETTER]...")
@@ -568,7 +568,7 @@ def _choice(given: dict[str, Any]) -> Choice:
 @click.option(
     "--instance",
     metavar="NAME",
-    help="Have this instance of the application handle them, in place of those that failed.",
+    help="Have this instance of the application handle them, instead of those that failed.",
 )
 @click.option(
     "--timeout",
@@ -580,10 +580,10 @@ def _choice(given: dict[str, Any]) -> Choice:
 )
 @_json_option
 def _dlq_replay(**given: Any) -> int:
-    """Have a running application handle messages once more that it has stored as dead letters.
+    """Have a running application handle the messages of its dead letters again.
 
-    Only the actor that failed gets them, as they were. A dead letter is removed after its message
-    was handled; if that fails again, it stays. LETTER is a name in spa-dat dlq list.
+    Only the actor that failed gets them, as they were. A dead letter is removed once its message
+    is handled; if that fails again, it stays. LETTER is a name in spa-dat dlq list.
     """
     from ._dlq_change import replay_letters
 
@@ -624,16 +624,16 @@ def _dlq_discard(**given: Any) -> int:
     metavar="SECONDS",
     default="1",
     show_default=True,
-    help="From one look to the next.",
+    help="The time between two updates.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one picture of each, for programs, and end."
+    "--json", "as_json", is_flag=True, help="Print one line of JSON for each application, and end."
 )
 def _top(admin: tuple[str, ...], **given: Any) -> int:
-    """Watch what the actors of running applications do, in the terminal.
+    """Watch in the terminal what the actors of running applications are doing.
 
     HOST:PORT is the admin endpoint of an application, by default the environment variable
-    SPA_DAT_ADMIN, or else 127.0.0.1:8085. If it asks for a token, that is in SPA_DAT_ADMIN_TOKEN.
+    SPA_DAT_ADMIN, or else 127.0.0.1:8085. If it requires a token, set SPA_DAT_ADMIN_TOKEN.
     """
     from ._top import top
 
@@ -743,7 +743,7 @@ def _config(**given: Any) -> int:
     "health", epilog=_EPILOG_OF_HEALTH, short_help="Ask a running application whether it is ready."
 )
 @click.argument("address", required=False, metavar="[HOST:PORT]", envvar="SPA_DAT_ADMIN")
-@click.option("--live", is_flag=True, help="Ask only whether its event loop lives.")
+@click.option("--live", is_flag=True, help="Ask only whether its event loop responds.")
 @click.option(
     "--workers",
     callback=_count(_MOST_WORKERS),
@@ -764,7 +764,7 @@ def _health(**given: Any) -> int:
     """Ask a running application whether it is ready for messages.
 
     It has to answer probes, as with spa-dat run --admin; by default at the address in the
-    environment variable SPA_DAT_ADMIN. This is a health check for containers, which need no curl.
+    environment variable SPA_DAT_ADMIN. This is a health check for containers, without curl.
     """
     from ._health import ask_health
 
@@ -798,13 +798,13 @@ def _show(form: str | None, **given: Any) -> int:
     "--format",
     "form",
     type=click.Choice(("yaml", "json"), case_sensitive=False),
-    help="By default yaml, for which spa-dat[yaml] is needed.",
+    help="By default yaml, which needs spa-dat[yaml].",
 )
 @click.option(
     "--html",
     "page",
     metavar="FILE",
-    help="Write a page for browsers to this file instead; with --format, as well.",
+    help="Write a page for browsers to this file; also the document, if --format is given.",
 )
 @click.option("--title", metavar="TEXT", help="By default the application's name.")
 @click.option(
@@ -817,7 +817,7 @@ def _asyncapi(**given: Any) -> int:
     """Write the AsyncAPI 3.0 document of an application.
 
     It says what the application receives, replies and sends, with the schemas of the payloads. It
-    comes from what is registered, and nothing is connected to. TARGET is as for spa-dat run.
+    is made from what is registered; no connection is opened. TARGET is as for spa-dat run.
     """
     from ._asyncapi import show_asyncapi
 

@@ -334,7 +334,7 @@ async def test_letters_of_an_actor_that_is_not_done_hold_up_nobody_elses() -> No
         assert (await letters.replay(quick)).outcome == "handled"
         refused = await letters.replay(slow[4])
         assert refused.outcome == "refused"
-        assert "is not done with 4 others" in refused.why
+        assert "is still busy with 4 others" in refused.why
         go.set()
         assert {(await one).outcome for one in under_way} == {"handled"}
         assert (await letters.replay(slow[4])).outcome == "handled"
