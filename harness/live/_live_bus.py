@@ -17,6 +17,7 @@ from ...transports import (
     Surroundings,
     Tracker,
 )
+from ...transports._delegating_bus import DelegatingBus
 from .._errors import NotSimulated
 from ..simulated._stand_ins import HarnessBus, StandInProvider
 from ._arrivals import Arrivals, TrackedSubscription, WatchedReceiver
@@ -155,49 +156,22 @@ class LiveProvider(StandInProvider):
         self._real.check_message(envelope)
 
 
-class _WatchedBus(Bus):
+class _WatchedBus(DelegatingBus):
     """The bus of one application, and what it has under way there."""
 
     def __init__(self, live: LiveBus, bus: Bus, surroundings: Surroundings) -> None:
+        super().__init__(bus)
         identity = surroundings.identity
         self._name = f"{identity.application}.{identity.instance}"
         self._live = live
-        self._bus = bus
         self._surroundings = surroundings
         self._pending = 0
         self._started = False
         self.closed = False
 
-    @property
-    def max_payload(self) -> int:  # type: ignore[override]
-        return self._bus.max_payload
-
-    @property
-    def max_received(self) -> int | None:  # type: ignore[override]
-        return self._bus.max_received
-
-    @property
-    def connected(self) -> bool:  # type: ignore[override]
-        return self._bus.connected
-
-    @property
-    def connected_at(self) -> float | None:  # type: ignore[override]
-        return self._bus.connected_at
-
-    @property
-    def trouble(self) -> str | None:
-        return self._bus.trouble
-
-    @property
-    def pending(self) -> int | None:
-        return self._bus.pending
-
     async def start(self, on_reply: Callable[[str, Envelope], None]) -> None:
         await self._bus.start(on_reply)
         self._started = True
-
-    def reply_address(self, correlation: str) -> str:
-        return self._bus.reply_address(correlation)
 
     def consumer(self, subscription: Subscription, receiver: Receiver) -> Consumer:
         tracked = self._live.arrivals.tracked(self._surroundings.identity, subscription)
@@ -230,12 +204,6 @@ class _WatchedBus(Bus):
         await self._bus.unpark(letter, timeout=timeout)
         self._live.parked.pop(letter.id or "", None)
 
-    def take_commands(self, on_command: Callable[[Envelope], None]) -> None:
-        self._bus.take_commands(on_command)
-
-    def opened(self, envelope: Envelope, wire: str | None = None) -> Envelope:
-        return self._bus.opened(envelope, wire)
-
     def _begin(self, envelope: Envelope) -> PublishedMessage:
         self._pending += 1
         self._live.arrivals.expect(envelope)
@@ -248,12 +216,6 @@ class _WatchedBus(Bus):
             self._live.observing.note(published.envelope)
         else:
             self._live.arrivals.not_published(published.envelope)
-
-    async def drain(self) -> None:
-        await self._bus.drain()
-
-    async def room(self) -> None:
-        await self._bus.room()
 
     async def close(self) -> None:
         self.closed = True
