@@ -206,14 +206,14 @@ async def operator(socket: Socket) -> None:
 
 async def work(socket: Socket) -> None:
     await asyncio.sleep(1.5)
-    names = await socket.request_many("plant/roll-call", reply=str, count=len(BOILERS), timeout=5)
+    names = await socket.request_many("plant/roll-call", reply=str, count=len(BOILERS), timeout=20)
     show("operator", f"present: {', '.join(sorted(map(str, names)))}")
 
     for celsius in (80, 130):
         show("operator", f"north may have {celsius} °C?")
         try:
             limit = await socket.request(
-                "plant/north/limit", Limit(celsius), reply=Limit, timeout=5
+                "plant/north/limit", Limit(celsius), reply=Limit, timeout=20
             )
             show("control", f"the limit is {limit.celsius:.0f} °C")
         except RemoteError as error:
@@ -224,7 +224,7 @@ async def work(socket: Socket) -> None:
     await socket.publish("plant/west/vibration", Vibration(0.3, 0.0))
     await asyncio.sleep(3)
 
-    summary = await socket.request("plant/archive/summary", reply=list[Summary], timeout=5)
+    summary = await socket.request("plant/archive/summary", reply=list[Summary], timeout=20)
     print("\nThe archive:")
     for row in summary:
         show(row.machine, f"{row.readings} readings, {row.lowest} to {row.highest} °C")

@@ -31,16 +31,24 @@ class Heartbeat:
         count: goes up with each iteration.
         blocked: a description of what has blocked it; None if nothing has.
         ident: the identifier of the thread that it runs in.
+        is_over: whether the loop does not run any more, so that nothing may be interrupted.
     """
 
     def __init__(self, grace: float, is_waiting: Callable[[], bool]) -> None:
         self.count = 0
         self.blocked: str | None = None
         self.ident = 0
+        self.is_over = False
         self._grace = grace
         self._is_waiting = is_waiting
         self._seen = -1
         self._since = 0.0
+
+    def begin(self) -> None:
+        """Note that the loop is about to run in this thread; the time since it last ran is over."""
+        self.ident = threading.get_ident()
+        self.is_over = False
+        self._seen = -1
 
     def look(self, now: float) -> float:
         """Interrupt the loop if one iteration takes too long.
@@ -50,7 +58,7 @@ class Heartbeat:
         """
         if self.count != self._seen or self._is_waiting():
             self._seen, self._since = self.count, now
-        elif now - self._since > self._grace:
+        elif now - self._since > self._grace and not self.is_over:
             self._since = now
             frame = sys._current_frames().get(self.ident)
             if frame is not None and not _is_debugged(frame):
@@ -67,11 +75,14 @@ class _LoopWatchdog:
 
     def __init__(self) -> None:
         self._heartbeats: dict[Heartbeat, None] = {}
-        self._change = threading.Condition()
+        # Entering a lock cannot be interrupted between its being taken and the block; entering a
+        # condition, which is written in Python, can, and then nobody would ever give it back.
+        self._lock = threading.Lock()
+        self._change = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
 
     def add(self, heartbeat: Heartbeat) -> None:
-        with self._change:
+        with self._lock:
             self._heartbeats[heartbeat] = None
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
@@ -79,17 +90,21 @@ class _LoopWatchdog:
                 )
                 self._thread.spa_dat_watches = True  # type: ignore[attr-defined]
                 self._thread.start()
-            elif len(self._heartbeats) == 1:
+            else:
                 self._change.notify()
 
     def remove(self, heartbeat: Heartbeat) -> None:
-        with self._change:
+        """Forget a heartbeat that is over; afterwards its thread is not interrupted any more."""
+        with self._lock:
             self._heartbeats.pop(heartbeat, None)
 
     def _run(self) -> None:
-        with self._change:
+        with self._lock:
             while True:
                 now = time.monotonic()
+                # Where it was interrupted before it could say that it is over.
+                for heartbeat in [one for one in self._heartbeats if one.is_over]:
+                    del self._heartbeats[heartbeat]
                 waits = [heartbeat.look(now) for heartbeat in self._heartbeats]
                 self._change.wait(min(waits, default=None))
 
@@ -100,20 +115,28 @@ _watchdog = _LoopWatchdog()
 @contextlib.contextmanager
 def watched(heartbeat: Heartbeat) -> Iterator[None]:
     """Interrupt whatever blocks the loop of this thread, while inside the ``with`` block."""
-    heartbeat.ident = threading.get_ident()
+    heartbeat.begin()
     by_signal = _SIGNAL is not None and threading.current_thread() is threading.main_thread()
-    before = signal.signal(_SIGNAL, _raise) if by_signal and _SIGNAL is not None else None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # What was sent at the last moment would strike whatever comes after the loop.
+        if not heartbeat.is_over:
+            raise LoopBlocked("the event loop was blocked")
+
+    before = signal.signal(_SIGNAL, interrupt) if by_signal and _SIGNAL is not None else None
     _watchdog.add(heartbeat)
     try:
         yield
     finally:
-        _watchdog.remove(heartbeat)
-        if by_signal and _SIGNAL is not None:
-            signal.signal(_SIGNAL, before)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise LoopBlocked("the event loop was blocked")
+        heartbeat.is_over = True
+        try:
+            _watchdog.remove(heartbeat)
+        finally:
+            if by_signal and _SIGNAL is not None:
+                signal.signal(_SIGNAL, before)
+            else:
+                # Nor may an exception for this thread that has not been raised yet.
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(heartbeat.ident), None)
 
 
 def _interrupt(ident: int) -> None:

@@ -139,10 +139,10 @@ def test_work_in_a_thread_is_waited_for(app: DistributedApplication) -> None:
 def test_work_in_a_thread_that_does_not_end(app: DistributedApplication) -> None:
     @app.application("in")
     def work(payload: int) -> None:
-        time.sleep(0.5)
+        time.sleep(3.0)
 
     with pytest.raises(NotSettled, match=r"in a thread(?s:.*)in work"):
-        run(app, grace=0.2)
+        run(app, grace=1.0)
 
 
 def test_real_connections_are_waited_for(app: DistributedApplication) -> None:
