@@ -188,7 +188,7 @@ def _headers(
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return what gives a command several options, in this order."""
+    """Return what gives a command several options or arguments, in this order."""
 
     def give(command: Any) -> Any:
         for option in reversed(options):
@@ -538,6 +538,12 @@ def _dlq_show(**given: Any) -> int:
 
 
 _change_options = _options(
+    click.argument("url"),
+    click.argument("letters", nargs=-1, metavar="[LETTER]..."),
+    _application_option,
+    _name_option,
+    _admin_option,
+    _wanted_options,
     click.option("--all", "everything", is_flag=True, help="All of them."),
     click.option("--dry-run", is_flag=True, help="Only list the letters concerned."),
 )
@@ -558,12 +564,6 @@ def _choice(given: dict[str, Any]) -> Choice:
 @_dlq.command(
     "replay", epilog=_EPILOG_OF_CHANGES, short_help="Handle the messages of dead letters again."
 )
-@click.argument("url")
-@click.argument("letters", nargs=-1, metavar="[LETTER]...")
-@_application_option
-@_name_option
-@_admin_option
-@_wanted_options
 @_change_options
 @click.option(
     "--instance",
@@ -594,12 +594,6 @@ def _dlq_replay(**given: Any) -> int:
 @_dlq.command(
     "discard", epilog=_EPILOG_OF_CHANGES, short_help="Remove dead letters without handling them."
 )
-@click.argument("url")
-@click.argument("letters", nargs=-1, metavar="[LETTER]...")
-@_application_option
-@_name_option
-@_admin_option
-@_wanted_options
 @_change_options
 @click.option("--unreadable", is_flag=True, help="Only what is listed as unreadable.")
 @_json_option
