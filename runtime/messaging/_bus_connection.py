@@ -271,9 +271,8 @@ class BusConnection:
                 headers[CHAIN_HEADER] = ",".join(chain)
         elif response_topic is not None:
             check_response_topic(response_topic)
-        is_reply = (
-            turn is not None and turn.request is not None and turn.request.response_topic == topic
-        )
+        # Most messages are no requests, and do without the cost of the call.
+        is_reply = turn is not None and turn.request is not None and turn.is_reply(topic)
         if is_reply:
             assert turn is not None
             assert turn.request is not None

@@ -145,11 +145,7 @@ class MiddlewareConnection(BusConnection):
         """As of `BusConnection`, for what the middleware makes of the message."""
         turn = current_turn.get()
         outcome: _SentCallbacks | None = None
-        if (
-            turn is not None
-            and turn.request is not None
-            and turn.request.response_topic == message.topic
-        ):
+        if turn is not None and turn.is_reply(message.topic):
             message, outcome = self._publishing.changed("reply", source, message)
         else:
             # What nobody may publish is nothing for the middleware.

@@ -88,6 +88,10 @@ class Turn(msgspec.Struct, eq=False):
         """The message, if it is an attempt at one."""
         return self.message_id if isinstance(self.message_id, Delivery) else self._delivery
 
+    def is_reply(self, topic: str) -> bool:
+        """Whether what is published to a topic now is the reply to the request."""
+        return self.request is not None and self.request.response_topic == topic
+
     def addresses(self, text: str) -> bool:
         """Whether a text is part of the message's topic or of its response topic."""
         if (delivery := self.delivery) is None:
