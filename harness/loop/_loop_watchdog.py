@@ -134,9 +134,9 @@ def watched(heartbeat: Heartbeat) -> Iterator[None]:
         finally:
             if by_signal and _SIGNAL is not None:
                 signal.signal(_SIGNAL, before)
-            else:
+            elif heartbeat.blocked is not None:
                 # Nor may an exception for this thread that has not been raised yet.
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(heartbeat.ident), None)
+                _raise_what_is_left()
 
 
 def _interrupt(ident: int) -> None:
@@ -144,9 +144,24 @@ def _interrupt(ident: int) -> None:
         # Also ends calls that wait in the operating system.
         signal.pthread_kill(ident, _SIGNAL)
     else:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(ident), ctypes.py_object(LoopBlocked)
-        )
+        _raise_later(ident)
+
+
+def _raise_later(ident: int) -> None:
+    """Have `LoopBlocked` raised in a thread, in place of one that it has not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(LoopBlocked))
+
+
+def _raise_what_is_left() -> None:
+    """Raise, and catch, what this thread has not raised yet.
+
+    Taking it back instead would leave the interpreter looking for it for good: every thread of the
+    process gets slower, and on Python 3.11 one that is traced never leaves the call that it is in.
+    """
+    with contextlib.suppress(LoopBlocked):
+        _raise_later(threading.get_ident())
+        while True:
+            pass
 
 
 def _is_debugged(frame: FrameType | None) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -62,3 +64,42 @@ def test_a_loop_that_is_interrupted_at_its_very_end_leaves_nothing_behind(
         assert looked.wait(60)
     with _loop_watchdog._watchdog._lock:
         assert over not in _loop_watchdog._watchdog._heartbeats
+
+
+TRACED_AFTERWARDS = """
+import sys, threading
+from spa_dat.harness.loop._loop_watchdog import Heartbeat, _interrupt, watched
+
+def loop():
+    beat = Heartbeat(60.0, lambda: False)
+    with watched(beat):
+        if sys.argv[1] == "interrupted":
+            beat.blocked = "for long"
+            _interrupt(beat.ident)
+
+thread = threading.Thread(target=loop)
+thread.start()
+thread.join()
+# What is still to be raised in a thread makes this endless on Python 3.11, whichever thread it is.
+sys.settrace(lambda frame, event, argument: None)
+(lambda: None)()
+"""
+
+
+@pytest.mark.parametrize("how", ["undisturbed", "interrupted"])
+def test_a_loop_in_a_thread_leaves_nothing_to_be_raised(how: str) -> None:
+    command = [sys.executable, "-c", TRACED_AFTERWARDS, how]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+
+
+def test_what_a_thread_has_not_raised_yet_is_raised_in_its_loop() -> None:
+    reached: list[str] = []
+
+    def in_thread() -> None:
+        _loop_watchdog._raise_what_is_left()
+        reached.append("afterwards")
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join(60)
+    assert reached == ["afterwards"]
