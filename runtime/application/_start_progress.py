@@ -28,6 +28,8 @@ log = get_logger("spa_dat")
 # Longer than a start tries to connect by default, because that ends with an error of its own.
 _FIRST = 12.0
 _NEXT = 30.0
+# Of a thousand actors that wait, most wait for the same.
+_MOST_NAMED = 5
 
 Named = tuple[Callable[[], str], Awaitable[Any]]
 
@@ -68,8 +70,11 @@ class StartProgress:
 
     def __str__(self) -> str:
         """Describe what the start is waiting for."""
-        left = [name() for future, name in self._pending.items() if not future.done()]
-        return f"is starting and is waiting for {', '.join(left)}" if left else "is starting"
+        left = [name for future, name in self._pending.items() if not future.done()]
+        named = [name() for name in left[:_MOST_NAMED]]
+        if len(left) > _MOST_NAMED:
+            named.append(f"{len(left) - _MOST_NAMED} more")
+        return f"is starting and is waiting for {', '.join(named)}" if named else "is starting"
 
     def end(self) -> None:
         """Log nothing more."""
@@ -107,8 +112,9 @@ def connection_of(connection: BusConnection) -> str:
 
 
 def subscription_of(router: Router) -> str:
-    """Describe what the start of a router waits for."""
-    return f"subscription {router.name!r}"
+    """Describe what the start of a router waits for, with the reason if that is known."""
+    why = router.trouble
+    return f"subscription {router.name!r}" + (f" ({why})" if why is not None else "")
 
 
 def start_of(lane: Lane) -> str:

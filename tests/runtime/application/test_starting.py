@@ -214,6 +214,44 @@ async def test_an_on_start_that_hangs_is_named_with_its_line(
 
 
 @pytest.mark.virtual
+async def test_of_many_that_it_waits_for_a_start_names_some(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = DistributedApplication("memory://", name="plant", stop_timeout=1)
+
+    class Boiler(Actor):
+        async def on_start(self) -> None:
+            await asyncio.Event().wait()
+
+        @on("a")
+        async def measured(self, payload: str) -> None: ...
+
+    for number in range(100):
+        app.add(type("Boiler", (Boiler,), {"name": f"boiler{number}"}))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(13):
+            await app.__aenter__()
+    (line,) = lines(caplog)
+    assert "'boiler4'" in line
+    assert "'boiler5'" not in line
+    assert line.endswith(", 95 more")
+
+
+async def test_a_start_says_what_a_subscription_waits_for(kafka: Kafka) -> None:
+    app = DistributedApplication(f"kafka://{kafka.server}", name=new_prefix())
+
+    @app.application("never/created")
+    async def handler(payload: str) -> None: ...
+
+    starting = asyncio.ensure_future(app.__aenter__())
+    expected = "is waiting for subscription 'handler' (topic 'never.created' does not exist"
+    await eventually(lambda: expected in str(app.problems))
+    await app.aclose()
+    await asyncio.wait([starting])
+    assert isinstance(starting.exception(), ActorStopped)
+
+
+@pytest.mark.virtual
 async def test_a_resource_that_hangs_is_named_with_its_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

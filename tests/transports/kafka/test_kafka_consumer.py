@@ -443,6 +443,16 @@ async def test_a_start_without_the_topic_says_so(kafka: Kafka) -> None:
             await asyncio.wait_for(inbox.consumer.start(), 60)
 
 
+async def test_a_start_that_waits_for_its_topic_says_so_meanwhile(kafka: Kafka) -> None:
+    async with taker(
+        kafka.server, "a/b", prefix=new_prefix(), start=False, create_topics="own"
+    ) as inbox:
+        starting = asyncio.ensure_future(inbox.consumer.start())
+        await eventually(lambda: "does not exist on the cluster" in str(inbox.consumer.trouble))
+        starting.cancel()
+        await asyncio.wait([starting])
+
+
 async def test_a_start_without_a_broker_says_so() -> None:
     async with taker("127.0.0.1:1", "a", prefix="", start=False, start_timeout=3) as inbox:
         # On a busy machine the last attempt may run out of time before it is refused.

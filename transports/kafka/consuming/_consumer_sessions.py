@@ -271,6 +271,7 @@ class ConsumerSessions(abc.ABC):
         connecting = isinstance(problem.error, ConnectFailed) and not (
             problem.final and problem.error is not error
         )
+        self._wait_because(str(problem.error))
         late = asyncio.get_running_loop().time() >= self._deadline
         if not late and (connecting or not problem.final):
             self._refusal = problem if isinstance(problem.error, GroupRefused) else None
@@ -296,7 +297,12 @@ class ConsumerSessions(abc.ABC):
             left = self._deadline - asyncio.get_running_loop().time()
             patience = min(patience, max(left, 0.001))
         await reach(config, self.identifier, patience)
-        await self._topics.ensure(self._selection.names, config.start_timeout)
+        await self._topics.ensure(self._selection.names, config.start_timeout, self._wait_because)
+
+    def _wait_because(self, why: str) -> None:
+        """Note why nothing is received before there is a session."""
+        if self._away is not None:
+            self._away = why
 
     async def _ensure(self, names: Sequence[str]) -> None:
         """Wait until the topics exist, however long the cluster is away."""

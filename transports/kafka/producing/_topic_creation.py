@@ -99,12 +99,18 @@ class Topics:
         policy = self._config.create_topics
         return policy == "all" or (policy == "own" and self._names.is_own(name))
 
-    async def ensure(self, names: Iterable[str], timeout: float) -> None:
+    async def ensure(
+        self,
+        names: Iterable[str],
+        timeout: float,
+        on_wait: Callable[[str], None] = lambda why: None,
+    ) -> None:
         """Wait until all the topics exist and have leaders; create what may be created.
 
         Args:
             names: of the topics on the cluster.
             timeout: seconds to wait for topics that somebody else has to create.
+            on_wait: called, maybe several times, with the reason why it has to wait.
 
         Raises:
             UnknownTopic: a topic is missing and can or may not be created; says what to do.
@@ -121,7 +127,7 @@ class Topics:
         ready = await self._ensure_together(wanted)
         left = [name for name in wanted if name not in ready]
         if left:
-            await self._with_client(lambda client: self._ensure(client, left, timeout))
+            await self._with_client(lambda client: self._ensure(client, left, timeout, on_wait))
 
     async def delete(self, names: Sequence[str]) -> None:
         """Delete topics of the runtime; those that the cluster does not let us delete stay.
@@ -208,7 +214,9 @@ class Topics:
                 await asyncio.sleep(_LOOK_AGAIN)
         return set(names).difference(missing, pending)
 
-    async def _ensure(self, client: Any, wanted: list[str], timeout: float) -> None:
+    async def _ensure(
+        self, client: Any, wanted: list[str], timeout: float, on_wait: Callable[[str], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         created: set[str] = set()
@@ -223,10 +231,10 @@ class Topics:
                 return
             foreign = [name for name in missing if name not in created]
             hopeless = bool(foreign) and all(map(self._names.is_own, foreign))
+            why = self._unknown(foreign) if foreign else _not_there_yet(missing, pending)
             if hopeless or loop.time() >= deadline:
-                if foreign:
-                    raise self._unknown(foreign)
-                raise _not_there_yet(missing, pending)
+                raise why
+            on_wait(str(why))
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _look(self, client: Any, wanted: list[str]) -> tuple[list[str], list[str]]:
