@@ -112,7 +112,7 @@ class ConsumerSessions(abc.ABC):
         self._latest: Fetching | None = None
         self._consumer: Any = None
         # Why there is no session that receives anything.
-        self._away: str | None = "it has not started"
+        self._away: str | None = f"no answer from {self._config.address} yet"
 
     # Called by the consumer.
 
